@@ -1,0 +1,45 @@
+# Each target works from a bare checkout: build.py makes what is missing, and returns at once when nothing is.
+.DEFAULT_GOAL := help
+BUILD := python3 build.py
+PYTHON := .venv/bin/python
+ADDRESS := 127.0.0.1:11435
+MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: help run build check test docs bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+run: ## build what is missing and serve the demo model
+	@$(BUILD) all >/dev/null
+	@echo 'Try it from another terminal:'
+	@echo '  curl -N http://$(ADDRESS)/v1/chat/completions -d '\''{"model": "smollm2-135m-instruct.q4-1", "stream": true,'
+	@echo '    "messages": [{"role": "user", "content": "Tell me a story about a fox."}]}'\'
+	@exec dist/shimmy serve --bind $(ADDRESS) --model-path $(MODEL)
+
+build: ## make dist/shimmy
+	@$(BUILD) freeze
+
+check: ## lint, types, and the tests on the source tree
+	@$(BUILD) engine
+	@$(BUILD) model >/dev/null
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest -m 'not frozen'
+
+test: check ## everything: check, then the end-to-end tests on the frozen file
+	@$(BUILD) freeze
+	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e
+
+docs: ## write docs/reference.md from the tables in the code
+	@$(BUILD) env
+	$(PYTHON) -m tools.reference
+
+bench: ## compare with llama-server and llama-cpp-python (takes long)
+	@$(BUILD) peer >/dev/null
+	@$(BUILD) model >/dev/null
+	$(PYTHON) -m tests.bench
+
+clean: ## remove what was built, but keep the compiled engine and the models
+	rm -rf .venv build dist .cache/freeze-stamp .mypy_cache .pytest_cache .ruff_cache
+	find shimmy tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

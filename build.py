@@ -1,0 +1,61 @@
+"""The front door of the build: `python3 build.py STEP`. Each step makes what it needs, and nothing that is there.
+
+Knows the steps and their order. Runs on any Python from 3.11 on, with nothing installed.
+"""
+
+import argparse
+import fcntl
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("Shimmy is built with Python 3.11 or newer; run `python3.11 build.py`, or make that your `python3`.")
+
+from tools.demo_models import DEMO_MODELS, fetch_model
+from tools.engine import install_engine, source_package
+from tools.environment import PEER_VENV, make_environment
+from tools.freeze import freeze
+from tools.steps import CACHE, BuildError, say
+
+
+def build(step: str, model: str) -> None:
+    """Make a step and the steps before it; paths that a script would want go to standard output."""
+    make_environment()
+    if step == "model":
+        print(fetch_model(model))
+    if step in {"engine", "freeze", "all", "peer"}:
+        install_engine()
+    if step in {"freeze", "all", "peer"}:
+        print(freeze())
+    if step == "all":
+        print(fetch_model())
+    if step == "peer":
+        make_environment(PEER_VENV, ("bench",))
+        install_engine(PEER_VENV)
+        print(PEER_VENV, source_package(), sep="\n")
+
+
+def main() -> int:
+    """Run the step that the command line names, one at a time in this checkout."""
+    parser = argparse.ArgumentParser(description="Builds Shimmy.")
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("env", help="the virtual environment `.venv`")
+    steps.add_parser("engine", help="llama.cpp, compiled once and cached")
+    model = steps.add_parser("model", help="a demo model in `models/`")
+    model.add_argument("model", nargs="?", choices=[*DEMO_MODELS], default="smollm2")
+    steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
+    steps.add_parser("all", help="all of the above")
+    steps.add_parser("peer", help="what the benchmark compares with: another environment and llama.cpp's sources")
+    arguments = parser.parse_args()
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            build(arguments.step, getattr(arguments, "model", ""))
+        except BuildError as error:
+            say(f"build.py: {error}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The engine: llama-cpp-python's wheel, built from its source package with our own flags, and cached.
+
+Knows how llama.cpp is configured. Knows nothing of what is done with the libraries afterwards.
+"""
+
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.environment import ENGINE_PACKAGE
+from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, pip, requirements, say, venv_python
+
+# The source package forces LLAMA_BUILD_COMMON on, as a cache entry. A normal variable of the same name wins over that
+# entry (CMP0126), and this file is read right after its project() call. libllama-common exports no C function.
+CMAKE_HOOK = "set(LLAMA_BUILD_COMMON OFF)\n"
+CMAKE_FLAGS = {
+    "LLAVA_BUILD": "OFF",
+    "LLAMA_BUILD_IS_DEV": "OFF",  # no build number from git: there is no repository in the source package
+    "GGML_BACKEND_DL": "ON",
+    "GGML_CPU_ALL_VARIANTS": "ON",
+    "GGML_NATIVE": "OFF",
+    # Its barrier sleeps when a thread is kept waiting; ggml's own spins, and where others use the processor as well it
+    # was up to ten times slower (2 cores, one of them busy).
+    "GGML_OPENMP": "ON",
+    # The binding installs only the libraries that it knows by name; ggml's own rules place the variants, and here they
+    # are told to place them beside the others.
+    "CMAKE_INSTALL_BINDIR": "llama_cpp/lib",
+    "CMAKE_INSTALL_LIBDIR": "llama_cpp/lib",
+    "CMAKE_INSTALL_INCLUDEDIR": "llama_cpp/include",
+}
+SOURCES = CACHE / "sources"
+NINJA_STEP = re.compile(rb"\s*\[(\d+)/(\d+)\]")
+REPORT_INTERVAL_S = 20.0
+
+
+def engine_key() -> str:
+    """Names the wheel: the version, the flags, the Python and the machine."""
+    flags = [f"{name}={value}" for name, value in CMAKE_FLAGS.items()]
+    tag = f"{sys.implementation.cache_tag}-{platform.machine()}"
+    return key_of(_requirement(), CMAKE_HOOK, tag, *flags)
+
+
+def install_engine(venv: Path = VENV) -> None:
+    """Put the engine into an environment, building the wheel if it is not cached yet."""
+    stamp = Stamp(venv / "engine-stamp", engine_key())
+    if stamp.holds():
+        return
+    wheel = _cached_wheel() or _build_wheel()
+    # Without its dependencies: numpy and diskcache serve the high-level package, which is never imported.
+    pip(venv_python(venv), "install", "--no-deps", "--force-reinstall", wheel)
+    stamp.write()
+
+
+def library_folder(venv: Path = VENV) -> Path:
+    """Where libllama.so, its companions and the CPU variants lie."""
+    return next(venv.glob("lib/python3*/site-packages/llama_cpp/lib"))
+
+
+def source_package() -> Path:
+    """The source package, fetched once: the wheel is built from it, and so is the benchmark's llama-server."""
+    pattern = f"{ENGINE_PACKAGE.replace('-', '_')}-{_version()}.tar.gz"
+    if not list(SOURCES.glob(pattern)):
+        say("engine: fetching the source package")
+        SOURCES.mkdir(parents=True, exist_ok=True)
+        pip(venv_python(), "download", "--no-deps", "--no-binary", ENGINE_PACKAGE, "--dest", SOURCES, _requirement())
+    return next(SOURCES.glob(pattern))
+
+
+def _requirement() -> str:
+    return next(name for name in requirements() if name.startswith(ENGINE_PACKAGE))
+
+
+def _version() -> str:
+    return _requirement().partition("==")[2]
+
+
+def _wheel_folder() -> Path:
+    return CACHE / "wheels" / engine_key()
+
+
+def _cached_wheel() -> Path | None:
+    return next(_wheel_folder().glob("*.whl"), None)
+
+
+def _build_wheel() -> Path:
+    hook = CACHE / "engine-hook.cmake"
+    log = CACHE / "engine-build.log"
+    source = source_package()
+    hook.write_text(CMAKE_HOOK)
+    defines = {"CMAKE_PROJECT_llama_cpp_INCLUDE": str(hook), **CMAKE_FLAGS}
+    command = [venv_python(), "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir", f"{source}"]
+    command += ["--disable-pip-version-check", f"--wheel-dir={_wheel_folder()}"]
+    for name, value in defines.items():
+        command += ["--config-settings", f"cmake.define.{name}={value}"]
+    say(f"engine: compiling llama.cpp with all CPU variants, about 10 minutes on 2 cores (log: `{log}`)")
+    exit_code = _run_with_progress(command, log)
+    wheel = _cached_wheel()
+    if exit_code != 0 or wheel is None:
+        last_lines = "\n".join(log.read_text(errors="replace")[-2000:].splitlines()[-15:])
+        raise BuildError(f"the engine did not build; the whole log is in `{log}`, its end:\n{last_lines}")
+    return wheel
+
+
+def _run_with_progress(command: Sequence[str], log: Path) -> int:
+    progress = _Progress()
+    with (
+        log.open("wb") as log_file,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as build,
+    ):
+        assert build.stdout is not None
+        for line in build.stdout:
+            log_file.write(line)
+            progress.read(line)
+    return build.returncode
+
+
+class _Progress:
+    """Turns ninja's `[12/330]` into one changing line on a terminal, and into a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.start_s = self.last_s = time.monotonic()
+        self.is_terminal = sys.stderr.isatty()
+
+    def read(self, line: bytes) -> None:
+        step = NINJA_STEP.match(line)
+        now_s = time.monotonic()
+        if step is None or (now_s - self.last_s < REPORT_INTERVAL_S and not self.is_terminal):
+            return
+        self.last_s = now_s
+        n_done, n_all = (int(number) for number in step.groups())
+        minutes, seconds = divmod(int(now_s - self.start_s), 60)
+        text = f"engine: {n_done} of {n_all} steps, {minutes}:{seconds:02} min"
+        if self.is_terminal:
+            print(f"\r{text}", end="\n" if n_done == n_all else "", file=sys.stderr, flush=True)
+        else:
+            say(text)
