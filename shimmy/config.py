@@ -1,0 +1,270 @@
+"""The frozen Config of a server, made from ONE table of options: flag, environment variable, TOML key, help text.
+
+A flag beats the environment, which beats the configuration file, which beats the default. Knows what the options mean
+as values, and nothing of what the rest of the program does with them.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shimmy.messages import SamplingParams
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 11435
+LAST_AUTO_PORT = 11535
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_LOG_FORMATS = ("text", "json")
+
+
+class ConfigError(ValueError):
+    """An option has a value it cannot have; the message names the option as the person wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Where to listen. A port of None means the first free one from DEFAULT_PORT to LAST_AUTO_PORT."""
+
+    host: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Bind":
+        """`auto`, `HOST:PORT`, `[v6]:PORT`, `:PORT`, `HOST` or `v6`."""
+        if text == "auto":
+            return cls(DEFAULT_HOST, None)
+        host, colon, port = text.rpartition(":")
+        is_bare_v6 = text.count(":") > 1 and not text.startswith("[")
+        if not colon or text.endswith("]") or is_bare_v6:
+            host, port = text, "auto"
+        host = host.removeprefix("[").removesuffix("]") or DEFAULT_HOST
+        if port == "auto":
+            return cls(host, None)
+        return cls(host, _integer(0, 65535)(port))
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table. `parse` turns the text of a flag or variable into a value, or raises ValueError."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+    metavar: str = ""
+    variables: tuple[str, ...] = ()  # also honoured, after SHIMMY_<NAME>
+    separators: str = ""  # not empty: the option may be given several times, or as a list in one variable
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "SHIMMY_" + self.name.upper()
+
+    @property
+    def is_switch(self) -> bool:
+        return isinstance(self.default, bool)
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}")
+        return value
+
+    return parse
+
+
+def _decimal(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text.lower()
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("must be true or false")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _contents(text: str) -> str:
+    """The text of the file that is named."""
+    try:
+        return _path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"cannot read `{text}`: {exc}") from exc
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    """The keys in the file that is named. A file without one is refused: its owner wants the server closed."""
+    keys = tuple(_contents(text).split())
+    if not keys:
+        raise ValueError(f"there is no key in `{text}`")
+    return keys
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("bind", Bind.parse, Bind(DEFAULT_HOST, None),
+           f"where to listen; `auto` is the first free port from {DEFAULT_PORT} to {LAST_AUTO_PORT} on {DEFAULT_HOST}",
+           "HOST:PORT|auto", ("SHIMMY_BIND_ADDRESS",)),
+    Option("model_path", _path, (), "a GGUF file, or a folder with some (repeatable)",
+           "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep),
+    Option("model_dirs", _path, (), "folders to look for models in", "A:B", ("SHIMMY_MODEL_PATHS",), ":;"),
+    Option("ctx_size", _integer(16, 2**24), None,
+           "tokens of KV memory for all sequences of a model (default: its training length, at most 8192)",
+           "N", ("SHIMMY_MAX_CTX",)),
+    Option("parallel", _integer(1, 256), 32, "how many jobs of a model may run at once; more wait in line", "N"),
+    Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
+    Option("threads", _integer(1, 512), None, "threads of a worker (default: the physical cores)", "N"),
+    Option("seed", _integer(0, 2**32 - 1), None, "seed of requests that bring none (default: random)", "N"),
+    Option("temp", _decimal(0, 100), SamplingParams().temperature, "temperature of requests that bring none", "T"),
+    Option("n_predict", _integer(1, 2**31 - 1), None,
+           "limit of tokens for requests that bring none (default: until the model ends or the context is full)", "N"),
+    Option("chat_template", str, None, "a Jinja chat template instead of the model's own", "TEXT"),
+    Option("chat_template_file", _contents, None, "the same, from a file", "FILE"),
+    Option("api_key", str, (), "accept only requests with this key (repeatable)", "KEY", (), ","),
+    Option("api_key_file", _keys, None, "accept the keys in this file, one a line", "FILE"),
+    Option("metrics", _switch, True, "serve Prometheus figures under /metrics"),
+    Option("max_body_mb", _integer(1, 1024), 16, "largest request body accepted, in MiB", "N"),
+    Option("cpu_variant", str, None, "force one of the engine's CPU variants, such as `haswell`", "NAME"),
+    Option("log_level", _one_of(_LOG_LEVELS), "info", f"what to log: {', '.join(_LOG_LEVELS)}", "LEVEL"),
+    Option("log_format", _one_of(_LOG_FORMATS), "text", "how to log: text or json", "FORMAT"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a person can set about a server."""
+
+    bind: Bind
+    model_paths: tuple[Path, ...]
+    model_dirs: tuple[Path, ...]
+    n_ctx: int | None
+    n_sequences: int
+    n_batch: int
+    n_threads: int | None
+    sampling: SamplingParams
+    n_predict: int | None
+    chat_template: str | None
+    api_keys: tuple[str, ...]
+    metrics: bool
+    max_body_bytes: int
+    cpu_variant: str | None
+    log_level: str
+    log_format: str
+
+
+def load(
+    flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, file: Mapping[str, Any] | None = None
+) -> Config:
+    """The Config of these `flags` (texts as typed, lists for repeatable ones, None when not given) and the rest.
+
+    Raises ConfigError for a value that cannot be, or a key of `file` that no option has.
+    """
+    unknown = set(file or {}) - {option.name for option in OPTIONS}
+    if unknown:
+        raise ConfigError(f"the configuration file has unknown keys: {', '.join(sorted(unknown))}")
+    found = {option.name: _find(option, flags, environment, file or {}) for option in OPTIONS}
+    values = {name: value for name, (value, _) in found.items()}
+    if found["bind"][1] > _ENVIRONMENT:
+        values["bind"] = _legacy_bind(values["bind"], environment)
+    # The text and the file mean the same thing: the one from the stronger source counts.
+    template = min(found["chat_template"], found["chat_template_file"], key=lambda value_and_rank: value_and_rank[1])
+    return Config(
+        bind=values["bind"],
+        model_paths=values["model_path"],
+        model_dirs=values["model_dirs"],
+        n_ctx=values["ctx_size"],
+        n_sequences=values["parallel"],
+        n_batch=values["batch_size"],
+        n_threads=values["threads"],
+        sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
+        n_predict=values["n_predict"],
+        chat_template=template[0],
+        api_keys=values["api_key"] + (values["api_key_file"] or ()),
+        metrics=values["metrics"],
+        max_body_bytes=values["max_body_mb"] * 2**20,
+        cpu_variant=values["cpu_variant"],
+        log_level=values["log_level"],
+        log_format=values["log_format"],
+    )
+
+
+_FLAG, _ENVIRONMENT, _FILE, _DEFAULT = range(4)  # the sources, the strongest first
+
+
+def _find(
+    option: Option, flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]
+) -> tuple[Any, int]:
+    """The value from the strongest source that has one, and which source that is."""
+    given = flags.get(option.name)
+    if given is not None:
+        return _parse(option, given, option.flag), _FLAG
+    for variable in (option.variable, *option.variables):
+        if environment.get(variable):
+            return _parse(option, environment[variable], variable), _ENVIRONMENT
+    if option.name in file:
+        return _parse(option, file[option.name], f"`{option.name}` in the configuration file"), _FILE
+    return option.default, _DEFAULT
+
+
+def _parse(option: Option, given: Any, source: str) -> Any:
+    """`given` is text, a list of texts (a repeated flag, a TOML list), or a number or boolean of a TOML file."""
+    try:
+        if not option.separators:
+            return option.parse(_text(given, option))
+        items = given if isinstance(given, list) else [given]
+        texts = _split([_text(item, option) for item in items], option.separators)
+        if not texts:
+            raise ValueError("is empty")
+        return tuple(option.parse(text) for text in texts)
+    except ValueError as exc:
+        raise ConfigError(f"{source}: {exc} (got {given!r})") from exc
+
+
+def _text(item: Any, option: Option) -> str:
+    """A single value as the text a person would have typed."""
+    if isinstance(item, bool) != option.is_switch and not isinstance(item, str):
+        raise ValueError("is no value for this option")
+    if not isinstance(item, str | int | float):
+        raise ValueError("must be a single value")
+    return str(item)
+
+
+def _split(texts: list[str], separators: str) -> list[str]:
+    for separator in separators:
+        texts = [part for text in texts for part in text.split(separator)]
+    return [text for text in texts if text]
+
+
+def _legacy_bind(bind: Bind, environment: Mapping[str, str]) -> Bind:
+    """SHIMMY_HOST and SHIMMY_PORT, where no address was given as a whole."""
+    try:
+        port = _integer(0, 65535)(environment["SHIMMY_PORT"]) if environment.get("SHIMMY_PORT") else bind.port
+    except ValueError as exc:
+        raise ConfigError(f"SHIMMY_PORT: {exc}") from exc
+    return Bind(environment.get("SHIMMY_HOST") or bind.host, port)

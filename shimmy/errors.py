@@ -1,0 +1,121 @@
+"""Every error a caller can see, and nothing about how a dialect writes it down.
+
+    ShimmyError
+    ├── BadRequest            400  the request cannot be honoured as written
+    │   ├── ContextExceeded   400  the prompt is longer than the context
+    │   └── TemplateFailed    400  the chat template refused or broke on the messages
+    ├── Unauthorized          401  a key is required
+    ├── NotFound              404  no such route or object
+    │   └── ModelNotFound     404  no such model, or a name that fits several
+    ├── MethodNotAllowed      405
+    ├── PayloadTooLarge       413
+    ├── Overloaded            503  the queue is full; try again later
+    ├── ModelUnavailable      503  the model could not be loaded
+    ├── WorkerDied            502  the worker ended while the job was running
+    ├── ShuttingDown          503
+    └── Internal              500  a bug of ours
+
+`from_code` rebuilds an error that a worker sent over the wire.
+"""
+
+from typing import ClassVar
+
+
+class ShimmyError(Exception):
+    """An error with an HTTP status, a stable `code` and OpenAI's `type`; `param` names the request field at fault."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class BadRequest(ShimmyError):
+    status = 400
+    code = "invalid_value"
+    type = "invalid_request_error"
+
+
+class ContextExceeded(BadRequest):
+    code = "context_length_exceeded"
+
+
+class TemplateFailed(BadRequest):
+    code = "chat_template_failed"
+
+
+class Unauthorized(ShimmyError):
+    status = 401
+    code = "invalid_api_key"
+    type = "invalid_request_error"
+
+
+class NotFound(ShimmyError):
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ShimmyError):
+    """`allowed` lists the methods the route takes, as an `Allow` header does."""
+
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, allowed: str = "") -> None:
+        super().__init__(message, param=param)
+        self.allowed = allowed
+
+
+class PayloadTooLarge(ShimmyError):
+    status = 413
+    code = "payload_too_large"
+    type = "invalid_request_error"
+
+
+class Overloaded(ShimmyError):
+    status = 503
+    code = "overloaded"
+
+
+class ModelUnavailable(ShimmyError):
+    status = 503
+    code = "model_unavailable"
+
+
+class WorkerDied(ShimmyError):
+    status = 502
+    code = "worker_died"
+
+
+class ShuttingDown(ShimmyError):
+    status = 503
+    code = "shutting_down"
+
+
+class Internal(ShimmyError):
+    """A bug of ours. The message names no paths and no internals; the log has the traceback."""
+
+
+def _tree(root: type[ShimmyError]) -> dict[str, type[ShimmyError]]:
+    classes = {root.code: root}
+    for child in root.__subclasses__():
+        classes |= _tree(child)
+    return classes
+
+
+_BY_CODE = _tree(ShimmyError)
+
+
+def from_code(code: str, message: str, param: str | None = None) -> ShimmyError:
+    """The error of the tree with this `code`; an unknown code is an `Internal` with the same message."""
+    return _BY_CODE.get(code, Internal)(message, param=param)

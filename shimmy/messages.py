@@ -1,0 +1,174 @@
+"""Frozen values that cross the borders between dialects, parent and worker. They know nothing of HTTP or llama.cpp."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one job picks its tokens. Defaults and names are llama.cpp's; ranges are checked by `engine.sampling`."""
+
+    seed: int | None = None  # 32 bits; None draws one at random for each job
+    temperature: float = 0.8  # ≤ 0 picks the most likely token
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 40  # ≤ 0 keeps the whole vocabulary
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    min_keep: int = 0
+    repeat_last_n: int = 64  # -1 means the whole context
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64  # -1 means the whole context
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    mirostat: int = 0  # 0 off, 1 or 2 the version
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); -inf forbids the token
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call an assistant message made earlier; `arguments` is JSON text as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, as a chat template sees it."""
+
+    role: str
+    content: str | None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages the worker renders with the model's chat template."""
+
+    messages: tuple[Message, ...]
+    add_generation_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Plain text; special tokens written in it are recognised, as llama-server does."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids, used as they are."""
+
+    tokens: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What every dialect turns a request body into, once."""
+
+    model: str
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    n_predict: int | None = None  # None: until the end of generation or of the context
+    stop: tuple[str, ...] = ()
+    cache_prompt: bool = True  # False computes the whole prompt anew
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One generation in a worker; `id` is unique within its connection."""
+
+    id: int
+    prompt: Prompt
+    sampling: SamplingParams
+    n_predict: int | None
+    stop: tuple[str, ...]
+    cache_prompt: bool
+
+
+class FinishReason(StrEnum):
+    """Why a job ended: the model or a stop string ended it, or a limit did."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one finished job; `n_cached` of the `n_prompt` tokens came from a resident sequence."""
+
+    n_prompt: int
+    n_cached: int
+    n_completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall time of one job in milliseconds: in the queue, for its prompt, and from its first token to its last."""
+
+    queue_ms: float
+    prompt_ms: float
+    predicted_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The worker has rendered, tokenized and checked the prompt: from here on the job can only run."""
+
+    n_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of `n_tokens` tokens; several pieces are joined when the reader is slow, so `text` may be long."""
+
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a job that ran to its end."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    stop_string: str | None = None  # which of the job's stop strings ended it
+
+
+Event = Accepted | Piece | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a worker knows of its model once it is loaded."""
+
+    n_ctx: int  # tokens in the KV pool, shared by all sequences
+    n_ctx_train: int
+    n_vocab: int
+    n_sequences: int
+    n_params: int
+    size_bytes: int
+    description: str
+    cpu_variant: str
+    has_chat_template: bool

@@ -1,0 +1,290 @@
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load
+from shimmy.messages import SamplingParams
+
+# Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
+VALUES: dict[str, tuple[str, Any, str, Any]] = {
+    "bind": ("0.0.0.0:80", "0.0.0.0:80", "bind", Bind("0.0.0.0", 80)),
+    "model_path": ("/a.gguf", ["/a.gguf"], "model_paths", (Path("/a.gguf"),)),
+    "model_dirs": ("/a:/b", ["/a", "/b"], "model_dirs", (Path("/a"), Path("/b"))),
+    "ctx_size": ("4096", 4096, "n_ctx", 4096),
+    "parallel": ("3", 3, "n_sequences", 3),
+    "batch_size": ("64", 64, "n_batch", 64),
+    "threads": ("2", 2, "n_threads", 2),
+    "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
+    "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),
+    "n_predict": ("9", 9, "n_predict", 9),
+    "chat_template": ("{{ 1 }}", "{{ 1 }}", "chat_template", "{{ 1 }}"),
+    "api_key": ("one,two", ["one", "two"], "api_keys", ("one", "two")),
+    "metrics": ("false", False, "metrics", False),
+    "max_body_mb": ("2", 2, "max_body_bytes", 2 * 2**20),
+    "cpu_variant": ("haswell", "haswell", "cpu_variant", "haswell"),
+    "log_level": ("ERROR", "error", "log_level", "error"),
+    "log_format": ("json", "json", "log_format", "json"),
+}
+# Another text for each, which must lose.
+OTHERS = {
+    "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
+    "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
+}  # fmt: skip
+FILES = ("chat_template_file", "api_key_file")
+
+by_name = {option.name: option for option in OPTIONS}
+every_option = pytest.mark.parametrize("name", VALUES)
+
+
+def value(name: str, flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]) -> Any:
+    return getattr(load(flags, environment, file), VALUES[name][2])
+
+
+def other(name: str) -> str:
+    return OTHERS.get(name, "99")
+
+
+def test_this_table_knows_every_option_and_reaches_every_field() -> None:
+    assert {*VALUES, *FILES} == set(by_name)
+    assert {row[2] for row in VALUES.values()} == {field.name for field in fields(Config)}
+
+
+# -- where a value comes from ----------------------------------------------------------------------------------------
+
+
+@every_option
+def test_the_default_is_not_the_value_tested_here(name: str) -> None:
+    assert value(name, {}, {}, {}) != VALUES[name][3]
+
+
+@every_option
+def test_a_file_beats_the_default(name: str) -> None:
+    _, toml, _, expected = VALUES[name]
+    assert value(name, {}, {}, {name: toml}) == expected
+
+
+@every_option
+def test_a_variable_beats_the_file(name: str) -> None:
+    text, _, _, expected = VALUES[name]
+    for variable in (by_name[name].variable, *by_name[name].variables):
+        assert value(name, {}, {variable: text}, {name: other(name)}) == expected
+
+
+@every_option
+def test_a_flag_beats_everything(name: str) -> None:
+    text, _, _, expected = VALUES[name]
+    flag = [text] if by_name[name].separators else text
+    assert value(name, {name: flag}, {by_name[name].variable: other(name)}, {name: other(name)}) == expected
+
+
+@every_option
+def test_flags_not_given_and_empty_variables_count_for_nothing(name: str) -> None:
+    _, toml, _, expected = VALUES[name]
+    assert value(name, {name: None}, {by_name[name].variable: ""}, {name: toml}) == expected
+
+
+def test_our_own_variable_comes_before_the_others() -> None:
+    assert load({}, {"SHIMMY_CTX_SIZE": "64", "SHIMMY_MAX_CTX": "32"}).n_ctx == 64
+
+
+def test_flags_that_are_no_options_are_others_business() -> None:
+    assert load({"command": "serve", "json": True}, {}) == load({}, {})
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_a_row_is_complete(option: Option) -> None:
+    assert option.flag == "--" + option.name.replace("_", "-")
+    assert option.variable == "SHIMMY_" + option.name.upper()
+    assert option.help
+    assert not option.help.endswith(".")
+    assert "%" not in option.help, "argparse would read it as a format"
+    assert option.is_switch or option.metavar
+    assert isinstance(option.default, tuple) == bool(option.separators)
+
+
+def test_no_two_rows_claim_one_name() -> None:
+    names = [name for option in OPTIONS for name in (option.variable, *option.variables)]
+    assert len(names) == len(set(names))
+    assert len(by_name) == len(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "expected"),
+    [
+        ("SHIMMY_BASE_GGUF", "/m.gguf", "model_paths", (Path("/m.gguf"),)),
+        ("SHIMMY_MODEL_PATHS", "/a:/b", "model_dirs", (Path("/a"), Path("/b"))),
+        ("SHIMMY_MODEL_PATHS", "/a;/b;", "model_dirs", (Path("/a"), Path("/b"))),
+        ("SHIMMY_BIND_ADDRESS", "[::1]:5", "bind", Bind("::1", 5)),
+        ("SHIMMY_PORT", "80", "bind", Bind(DEFAULT_HOST, 80)),
+        ("SHIMMY_HOST", "0.0.0.0", "bind", Bind("0.0.0.0", None)),
+        ("SHIMMY_MAX_CTX", "256", "n_ctx", 256),
+        ("SHIMMY_LOG_LEVEL", "debug", "log_level", "debug"),
+    ],
+)
+def test_the_variables_of_the_contract(variable: str, text: str, field: str, expected: object) -> None:
+    assert getattr(load({}, {variable: text}), field) == expected
+
+
+# -- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "bind"),
+    [
+        ("auto", Bind(DEFAULT_HOST, None)),
+        ("1.2.3.4:80", Bind("1.2.3.4", 80)),
+        ("localhost:0", Bind("localhost", 0)),
+        ("localhost", Bind("localhost", None)),
+        ("localhost:auto", Bind("localhost", None)),
+        (":80", Bind(DEFAULT_HOST, 80)),
+        ("[::1]:80", Bind("::1", 80)),
+        ("[::1]", Bind("::1", None)),
+        ("[::]:auto", Bind("::", None)),
+        ("::1", Bind("::1", None)),
+    ],
+)
+def test_every_way_to_write_an_address(text: str, bind: Bind) -> None:
+    assert Bind.parse(text) == bind
+
+
+@pytest.mark.parametrize("text", ["host:", "host:port", "host:65536", "host:-1", "[::1]:x"])
+def test_no_address(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--bind: "):
+        load({"bind": text}, {})
+
+
+def test_the_old_variables_complete_an_address_nobody_gave() -> None:
+    assert load({}, {"SHIMMY_HOST": "::1", "SHIMMY_PORT": "80"}).bind == Bind("::1", 80)
+    assert load({}, {"SHIMMY_PORT": "80"}, {"bind": "1.2.3.4:5"}).bind == Bind("1.2.3.4", 80)
+    assert load({"bind": "1.2.3.4:5"}, {"SHIMMY_HOST": "::1", "SHIMMY_PORT": "80"}).bind == Bind("1.2.3.4", 5)
+
+
+@pytest.mark.parametrize("variable", ["SHIMMY_BIND", "SHIMMY_BIND_ADDRESS"])
+def test_the_old_variables_do_not_change_an_address_given_as_a_whole(variable: str) -> None:
+    environment = {variable: "1.2.3.4:5", "SHIMMY_HOST": "::1", "SHIMMY_PORT": "80"}
+    assert load({}, environment).bind == Bind("1.2.3.4", 5)
+
+
+def test_a_port_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^SHIMMY_PORT: must be between 0 and 65535"):
+        load({}, {"SHIMMY_PORT": "65536"})
+
+
+# -- values that cannot be -------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ("parallel", "0"), ("parallel", "257"), ("parallel", "many"), ("parallel", "1.5"), ("ctx_size", "15"),
+    ("batch_size", "31"), ("threads", "0"), ("seed", "-1"), ("seed", str(2**32)), ("n_predict", "0"),
+    ("temp", "-0.1"), ("temp", "nan"), ("temp", "inf"), ("temp", "warm"), ("metrics", "perhaps"),
+    ("log_level", "loud"), ("log_format", "xml"), ("max_body_mb", "0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), REFUSED)
+def test_a_refusal_names_the_source_as_the_person_wrote_it(name: str, text: str) -> None:
+    option = by_name[name]
+    variables = (option.variable, *option.variables)
+    sources: list[tuple[str, dict[str, Any]]] = [
+        (option.flag, {"flags": {name: text}}),
+        (f"`{name}` in the configuration file", {"file": {name: text}}),
+        *((variable, {"environment": {variable: text}}) for variable in variables),
+    ]
+    for source, arguments in sources:
+        with pytest.raises(ConfigError) as caught:
+            load(**({"flags": {}, "environment": {}} | arguments))
+        assert str(caught.value).startswith(f"{source}: ")
+        assert text in str(caught.value)
+
+
+def test_numbers_of_a_toml_file_have_the_same_bounds() -> None:
+    with pytest.raises(ConfigError, match="`temp` in the configuration file: must be between 0 and 100"):
+        load({}, {}, {"temp": math.inf})
+    with pytest.raises(ConfigError, match="`parallel`"):
+        load({}, {}, {"parallel": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [("chat_template", ["a", "b"]), ("bind", {"host": "::1"}), ("cpu_variant", True), ("api_key", [["nested"]])],
+)
+def test_a_toml_value_of_another_kind_is_refused_and_not_taken_as_its_text(name: str, item: object) -> None:
+    with pytest.raises(ConfigError, match=f"`{name}` in the configuration file"):
+        load({}, {}, {name: item})
+
+
+def test_unknown_keys_of_the_file_are_all_named() -> None:
+    with pytest.raises(ConfigError, match=r"unknown keys: ctx-size, modell$"):
+        load({}, {}, {"modell": 1, "ctx-size": 2, "parallel": 3})
+
+
+# -- lists -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_repeatable_flag_and_a_list_in_one_variable_are_the_same() -> None:
+    expected = (Path("/a"), Path("/b"))
+    assert load({"model_path": ["/a", "/b"]}, {}).model_paths == expected
+    assert load({}, {"SHIMMY_MODEL_PATH": "/a:/b"}).model_paths == expected
+    assert load({}, {}, {"model_path": ["/a", "/b"]}).model_paths == expected
+    assert load({}, {}, {"model_path": "/a"}).model_paths == (Path("/a"),)
+
+
+def test_a_tilde_is_the_persons_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert load({}, {"SHIMMY_MODEL_DIRS": "~/models:/b"}).model_dirs == (Path("/home/ann/models"), Path("/b"))
+
+
+# -- files that options name -----------------------------------------------------------------------------------------
+
+
+def test_keys_of_a_file_join_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("two\n\n  three  \n")
+    assert load({"api_key": ["one"], "api_key_file": str(path)}, {}).api_keys == ("one", "two", "three")
+    assert load({}, {"SHIMMY_API_KEY_FILE": str(path)}).api_keys == ("two", "three")
+
+
+@pytest.mark.parametrize("content", ["", "\n  \n"])
+def test_a_key_file_without_a_key_does_not_open_the_server(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"^--api-key-file: "):
+        load({"api_key_file": str(path)}, {})
+
+
+@pytest.mark.parametrize("given", ["", ","])
+def test_an_empty_key_does_not_open_the_server(given: str) -> None:
+    """`--api-key "$KEY"` with KEY unset: the person wants the server closed."""
+    with pytest.raises(ConfigError, match=r"^--api-key: "):
+        load({"api_key": [given]}, {})
+
+
+def test_a_template_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ 'é' }}\n", encoding="utf-8")
+    assert load({"chat_template_file": str(path)}, {}).chat_template == "{{ 'é' }}\n"
+
+
+def test_a_template_on_the_command_line_beats_a_file_in_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text("from the file")
+    environment = {"SHIMMY_CHAT_TEMPLATE_FILE": str(path)}
+    assert load({"chat_template": "from the flag"}, environment).chat_template == "from the flag"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_named_with_its_option(name: str, content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^{by_name[name].flag}: cannot read `{path}`: "):
+        load({name: str(path)}, {})
+    with pytest.raises(ConfigError, match=f"^{by_name[name].variable}: cannot read `{path}`: "):
+        load({}, {by_name[name].variable: str(path)})
