@@ -1,0 +1,125 @@
+"""The models known now: an immutable catalog, how a name finds its model, and what changed between two catalogs.
+
+Knows names. Knows nothing of the disk, of workers or of requests.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shimmy.errors import ModelNotFound
+
+MAX_CLOSE_NAMES = 3
+MAX_NAME_CHARACTERS = 256  # a longer request is not compared with anything
+
+# The last part of a name that says how the weights are stored: '.q4-1', '-ud-q4-k-xl', '-bf16'.
+_QUANTIZATION = re.compile(r"[.-]((?:ud-)?(?:i?q\d(?:-[a-z0-9]+)*|tq\d-\d|b?f16|f32|fp16|fp32|mxfp4(?:-moe)?|nvfp4))$")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An entry of the catalog: one GGUF file, or all shards of one."""
+
+    name: str  # as `model_name` writes it; unique in a catalog
+    path: Path  # of the first shard
+    size_bytes: int  # all shards
+    mtime_ns: int  # the newest shard
+    architecture: str
+    quantization: str  # 'Q4_1', '' when the file does not say
+    n_params: int
+    n_ctx_train: int
+    has_chat_template: bool
+
+
+def model_name(stem: str) -> str:
+    """The name of the file `stem`: lower case, with '-' for '_', for a space and for what cannot be printed."""
+    name = stem.lower().replace("_", "-").replace(" ", "-")
+    return name if name.isprintable() else "".join(char if char.isprintable() else "-" for char in name)
+
+
+class Catalog:
+    """All models, sorted by name. Never changes."""
+
+    __slots__ = ("_by_name", "models")
+
+    def __init__(self, models: Iterable[Model] = ()) -> None:
+        self.models = tuple(sorted(models, key=lambda model: model.name))
+        self._by_name = {model.name: model for model in self.models}
+
+    def resolve(self, name: str) -> Model:
+        """The model `name` means: its name or its file's stem in any case, or Ollama's `base[:tag]`.
+
+        The tag is the quantisation; `latest` and no tag mean the only one there is. Raises ModelNotFound with the
+        candidates when several fit, and with close names when none does.
+        """
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
+        wanted = model_name(name).removesuffix(".gguf")
+        if model := self._by_name.get(wanted):
+            return model
+        base, _, tag = wanted.partition(":")
+        candidates = [model for model in self.models if _fits(model, base, tag)]
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            names = _enumerate([model.name for model in candidates], "and")
+            raise ModelNotFound(f"`{name}` could be any of {names}; use one of these names", param="model")
+        raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(wanted)}", param="model")
+
+    def _did_you_mean(self, wanted: str) -> str:
+        import difflib  # only mistakes pay for it
+
+        close = difflib.get_close_matches(wanted, self._by_name, MAX_CLOSE_NAMES)
+        return f"did you mean {_enumerate(close, 'or')}?" if close else self._how_to_list()
+
+    def _how_to_list(self) -> str:
+        if not self.models:
+            return "no models were found; put a GGUF file into a model folder"
+        count = "there is 1 model" if len(self.models) == 1 else f"there are {len(self.models)} models"
+        return f"{count}, `GET /v1/models` lists them"
+
+
+class Registry:
+    """The current catalog. One task publishes, everyone reads `catalog` once per request and keeps what they read."""
+
+    __slots__ = ("catalog",)
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+
+    def publish(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogDiff:
+    """What the pool has to act on; a changed model stands as it is in the new catalog."""
+
+    added: tuple[Model, ...]
+    changed: tuple[Model, ...]
+    removed: tuple[Model, ...]
+
+
+def diff(old: Catalog, new: Catalog) -> CatalogDiff:
+    """Models are the same when all their facts are: a file replaced under its name has another time, size or header."""
+    before = {model.name: model for model in old.models}
+    after = {model.name: model for model in new.models}
+    return CatalogDiff(
+        added=tuple(model for model in new.models if model.name not in before),
+        changed=tuple(model for model in new.models if before.get(model.name, model) != model),
+        removed=tuple(model for model in old.models if model.name not in after),
+    )
+
+
+def _fits(model: Model, base: str, tag: str) -> bool:
+    stem, _, _ = model.name.partition("@")  # the folder of a name that was taken
+    match = _QUANTIZATION.search(stem)
+    tags = {match[1] if match else "", model_name(model.quantization)}
+    return base == (stem[: match.start()] if match else stem) and (tag in ("", "latest") or tag in tags)
+
+
+def _enumerate(names: list[str], conjunction: str) -> str:
+    quoted = [f"`{name}`" for name in names]
+    *first, last = quoted
+    return f"{', '.join(first)} {conjunction} {last}" if first else last

@@ -1,0 +1,135 @@
+"""Names find their models and nothing but their models; catalogs differ by exactly what changed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shimmy.errors import ModelNotFound
+from shimmy.registry import Catalog, CatalogDiff, Model, Registry, diff, model_name
+
+
+def model(name: str, quantization: str = "") -> Model:
+    return Model(
+        name=name,
+        path=Path("/models") / f"{name}.gguf",
+        size_bytes=1,
+        mtime_ns=1,
+        architecture="llama",
+        quantization=quantization,
+        n_params=1,
+        n_ctx_train=512,
+        has_chat_template=True,
+    )
+
+
+SMOLLM2 = model("smollm2-135m-instruct.q4-1", "Q4_1")
+GEMMA_Q4 = model("gemma-3-270m-it-q4-k-m", "Q4_K_M")
+GEMMA_Q8 = model("gemma-3-270m-it-q8-0", "Q8_0")
+UNSLOTH = model("qwen3-8b-ud-q4-k-xl", "Q4_K_M")
+PLAIN = model("my-model", "BF16")
+CATALOG = Catalog([SMOLLM2, GEMMA_Q8, GEMMA_Q4, UNSLOTH, PLAIN])
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1", "smollm2-135m-instruct.q4-1"),
+        ("My Model_v2", "my-model-v2"),
+        ("bad\nname\udcff", "bad-name-"),
+        ("Größe", "größe"),
+    ],
+)
+def test_the_name_of_a_file(stem: str, name: str) -> None:
+    assert model_name(stem) == name
+
+
+def test_models_are_sorted_by_name() -> None:
+    assert [model.name for model in CATALOG.models] == sorted(model.name for model in CATALOG.models)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("smollm2-135m-instruct.q4-1", SMOLLM2),
+        ("SmolLM2-135M-Instruct.Q4_1", SMOLLM2),
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", SMOLLM2),
+        ("smollm2-135m-instruct:q4_1", SMOLLM2),
+        ("SmolLM2-135M-Instruct:Q4_1", SMOLLM2),
+        ("smollm2-135m-instruct", SMOLLM2),
+        ("smollm2-135m-instruct:", SMOLLM2),
+        ("smollm2-135m-instruct:latest", SMOLLM2),
+        ("gemma-3-270m-it:q8_0", GEMMA_Q8),
+        ("gemma-3-270m-it:Q4_K_M", GEMMA_Q4),
+        ("qwen3-8b", UNSLOTH),
+        ("qwen3-8b:ud-q4_k_xl", UNSLOTH),
+        ("qwen3-8b:q4_k_m", UNSLOTH),
+        ("my-model:bf16", PLAIN),
+        ("my-model:latest", PLAIN),
+    ],
+)
+def test_what_a_name_means(name: str, expected: Model) -> None:
+    assert CATALOG.resolve(name) is expected
+
+
+@pytest.mark.parametrize("name", ["gemma-3-270m-it", "gemma-3-270m-it:latest", "Gemma-3-270M-IT"])
+def test_an_ambiguous_name_lists_its_candidates(name: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        CATALOG.resolve(name)
+    assert "`gemma-3-270m-it-q4-k-m` and `gemma-3-270m-it-q8-0`" in caught.value.message
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("name", ["", ":", "gemma", "gemma-3-270m-it:q5_0", "my-model:q4_0", "q4-1"])
+def test_no_name_means_a_model_it_does_not_say(name: str) -> None:
+    with pytest.raises(ModelNotFound):
+        CATALOG.resolve(name)
+
+
+def test_an_unknown_name_gets_up_to_three_close_ones() -> None:
+    with pytest.raises(
+        ModelNotFound, match=r"no model `smolm2-135m-instruct`; did you mean `smollm2-135m-instruct.q4-1`\?"
+    ):
+        CATALOG.resolve("smolm2-135m-instruct")
+    many = Catalog([model(f"llama-{n}b") for n in range(1, 9)])
+    with pytest.raises(ModelNotFound) as caught:
+        many.resolve("llama-9b")
+    assert caught.value.message.count("`llama-") == 4  # the one asked for and three more
+
+
+def test_a_far_off_name_is_told_where_the_list_is() -> None:
+    with pytest.raises(ModelNotFound, match="there are 5 models, `GET /v1/models` lists them"):
+        CATALOG.resolve("zzz")
+    with pytest.raises(ModelNotFound, match="there is 1 model, "):
+        Catalog([PLAIN]).resolve("zzz")
+    with pytest.raises(ModelNotFound, match="no models were found"):
+        Catalog().resolve("zzz")
+
+
+def test_a_very_long_name_is_not_compared() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        CATALOG.resolve("my-model" * 100_000)
+    assert len(caught.value.message) < 200
+
+
+def test_a_name_given_to_another_folders_file() -> None:
+    catalog = Catalog([PLAIN, model("my-model@old", "BF16")])
+    assert catalog.resolve("my-model") is PLAIN
+    assert catalog.resolve("My_Model@Old").name == "my-model@old"
+    with pytest.raises(ModelNotFound, match="`my-model` and `my-model@old`"):
+        catalog.resolve("my-model:bf16")
+
+
+def test_the_registry_publishes_one_reference() -> None:
+    registry = Registry()
+    before = registry.catalog
+    registry.publish(CATALOG)
+    assert before.models == ()
+    assert registry.catalog is CATALOG
+
+
+def test_the_difference_of_two_catalogs() -> None:
+    replaced = replace(PLAIN, mtime_ns=2)
+    new = Catalog([SMOLLM2, GEMMA_Q4, UNSLOTH, replaced, model("fresh")])
+    assert diff(CATALOG, new) == CatalogDiff(added=(model("fresh"),), changed=(replaced,), removed=(GEMMA_Q8,))
+    assert diff(CATALOG, CATALOG) == CatalogDiff((), (), ())

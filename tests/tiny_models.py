@@ -1,0 +1,225 @@
+"""Writes GGUF files: byte for byte what a test asks for, and tiny llama models that the real engine loads.
+
+The models have random weights, so they say nothing of sense, but greedy text is steady, differs from prompt to prompt
+and from seed to seed, and does not end by itself. The same arguments give the same bytes.
+"""
+
+import struct
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from string import ascii_letters, digits, punctuation
+
+UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
+F32 = 0  # ggml_type
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+N_EMBD, N_LAYER, N_HEAD, N_FF = 64, 2, 4, 128
+UNKNOWN_TOKEN, BOS_TOKEN, EOS_TOKEN = range(3)
+
+_FORMATS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
+
+Item = int | float | bool | str | bytes
+
+
+@dataclass(frozen=True)
+class Items:
+    """An array in metadata."""
+
+    code: int
+    items: Sequence[Item]
+
+
+Value = Item | Items
+Metadata = list[tuple[str, int, Value]]  # key, gguf_type, value
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor; `shape` in ggml's order, the row length first. An `offset` that is None is computed."""
+
+    name: str
+    shape: tuple[int, ...]
+    data: bytes = b""
+    code: int = F32
+    offset: int | None = None
+
+
+def encode_string(text: str | bytes) -> bytes:
+    data = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def encode_value(code: int, value: Value) -> bytes:
+    if isinstance(value, Items):
+        head = struct.pack("<IQ", value.code, len(value.items))
+        return head + b"".join(encode_value(value.code, item) for item in value.items)
+    if isinstance(value, str | bytes):
+        return encode_string(value)
+    return struct.pack("<" + _FORMATS[code], value)
+
+
+def encode_header(
+    metadata: Metadata, tensors: Sequence[Tensor] = (), *, version: int = 3, alignment: int = 32
+) -> bytes:
+    """A GGUF file up to where the tensors' data begins."""
+    parts = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(metadata))]
+    parts += [encode_string(key) + struct.pack("<I", code) + encode_value(code, value) for key, code, value in metadata]
+    end = 0
+    for tensor in tensors:
+        offset = end if tensor.offset is None else tensor.offset
+        n_dimensions = len(tensor.shape)
+        layout = f"<I{n_dimensions}QIQ"
+        parts += [encode_string(tensor.name), struct.pack(layout, n_dimensions, *tensor.shape, tensor.code, offset)]
+        end += _padded(len(tensor.data), alignment)
+    header = b"".join(parts)
+    return header.ljust(_padded(len(header), alignment), b"\0") if tensors else header
+
+
+def encode_gguf(metadata: Metadata, tensors: Sequence[Tensor] = (), *, version: int = 3, alignment: int = 32) -> bytes:
+    """A whole GGUF file."""
+    data = (tensor.data.ljust(_padded(len(tensor.data), alignment), b"\0") for tensor in tensors)
+    return encode_header(metadata, tensors, version=version, alignment=alignment) + b"".join(data)
+
+
+def write_tiny_model(
+    folder: Path,
+    name: str = "tiny",
+    *,
+    n_ctx_train: int = 512,
+    chat_template: str | None = CHATML,
+    seed: int = 0,
+    n_shards: int = 1,
+) -> Path:
+    """Write `name`.gguf, or its shards, into `folder` and return the path of the (first) file: about 0.6 MB in all."""
+    metadata = _model_metadata(name, n_ctx_train, chat_template)
+    tensors = _model_tensors(seed)
+    if n_shards == 1:
+        path = folder / f"{name}.gguf"
+        path.write_bytes(encode_gguf(metadata, tensors))
+        return path
+    paths = [folder / f"{name}-{number:05d}-of-{n_shards:05d}.gguf" for number in range(1, n_shards + 1)]
+    for index, path in enumerate(paths):
+        split: Metadata = [
+            ("split.no", UINT16, index),
+            ("split.count", UINT16, n_shards),
+            ("split.tensors.count", INT32, len(tensors)),
+        ]
+        path.write_bytes(encode_gguf([*(metadata if index == 0 else []), *split], tensors[index::n_shards]))
+    return paths[0]
+
+
+def _padded(n_bytes: int, alignment: int) -> int:
+    return (n_bytes + alignment - 1) // alignment * alignment
+
+
+@cache
+def vocabulary() -> tuple[tuple[str, int], ...]:
+    """All tokens with llama.cpp's token type: 1 normal, 2 unknown, 3 control, 6 byte."""
+    syllables = [consonant + vowel for consonant in "bcdfghjklmnprstvwxyz" for vowel in "aeiou"]
+    words = ["▁the", "▁and", "▁hello", "▁world", "▁user", "▁assistant", "▁system"]
+    pieces = ["▁", "\n", *digits, *ascii_letters, *punctuation, *syllables, *("▁" + text for text in syllables)]
+    # SentencePiece joins two pieces only when their sum is a piece too: these are the steps towards the words.
+    steps = [word[:length] for length in range(2, 11) for word in words]
+    normal = dict.fromkeys([*pieces, *steps])
+    return (
+        ("<unk>", 2),
+        ("<s>", 3),
+        ("</s>", 3),
+        *((f"<0x{byte:02X}>", 6) for byte in range(256)),
+        *((piece, 1) for piece in normal),
+        ("<|im_start|>", 3),
+        ("<|im_end|>", 3),
+    )
+
+
+def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None) -> Metadata:
+    tokens = vocabulary()
+    metadata: Metadata = [
+        ("general.architecture", STRING, "llama"),
+        ("general.type", STRING, "model"),
+        ("general.name", STRING, name),
+        ("general.file_type", UINT32, 0),
+        ("llama.context_length", UINT32, n_ctx_train),
+        ("llama.embedding_length", UINT32, N_EMBD),
+        ("llama.block_count", UINT32, N_LAYER),
+        ("llama.feed_forward_length", UINT32, N_FF),
+        ("llama.attention.head_count", UINT32, N_HEAD),
+        ("llama.attention.head_count_kv", UINT32, N_HEAD),
+        ("llama.attention.layer_norm_rms_epsilon", FLOAT32, 1e-5),
+        ("llama.rope.dimension_count", UINT32, N_EMBD // N_HEAD),
+        ("llama.vocab_size", UINT32, len(tokens)),
+        ("tokenizer.ggml.model", STRING, "llama"),
+        ("tokenizer.ggml.tokens", ARRAY, Items(STRING, [text for text, _ in tokens])),
+        ("tokenizer.ggml.scores", ARRAY, Items(FLOAT32, [-float(index) for index in range(len(tokens))])),
+        ("tokenizer.ggml.token_type", ARRAY, Items(INT32, [kind for _, kind in tokens])),
+        ("tokenizer.ggml.unknown_token_id", UINT32, UNKNOWN_TOKEN),
+        ("tokenizer.ggml.bos_token_id", UINT32, BOS_TOKEN),
+        ("tokenizer.ggml.eos_token_id", UINT32, EOS_TOKEN),
+        ("tokenizer.ggml.add_bos_token", BOOL, True),
+        ("tokenizer.ggml.add_eos_token", BOOL, False),
+    ]
+    if chat_template is not None:
+        metadata.append(("tokenizer.chat_template", STRING, chat_template))
+    return metadata
+
+
+@cache
+def _model_tensors(seed: int) -> tuple[Tensor, ...]:
+    return tuple(_tensors(Random(seed)))
+
+
+def _tensors(random: Random) -> Iterator[Tensor]:
+    """Weights under which a batch's shape moves a logit by about 1e-6, where a trained model's moves by 1e-3.
+
+    Two things keep F16 rounding in the KV cache out of the text: keys and queries so large that every head looks at
+    one token only, and embeddings and values of one size, which F16 holds exactly. The second layer adds little, but
+    enough that a token's cache depends on the tokens before it.
+    """
+    tokens = vocabulary()
+    yield _signs(random, "token_embd.weight", (N_EMBD, len(tokens)), 1.0)
+    yield _norm("output_norm.weight")
+    # Tokens that are no plain text get logit 0, far below the best: the text is readable and does not end.
+    silent = [index for index, (_, kind) in enumerate(tokens) if kind != 1]
+    yield _spread(random, "output.weight", (N_EMBD, len(tokens)), 0.5, zero_rows=silent)
+    for layer in range(N_LAYER):
+        block = f"blk.{layer}"
+        yield _norm(f"{block}.attn_norm.weight")
+        yield _spread(random, f"{block}.attn_q.weight", (N_EMBD, N_EMBD), 20.0)
+        yield _spread(random, f"{block}.attn_k.weight", (N_EMBD, N_EMBD), 20.0)
+        yield _signs(random, f"{block}.attn_v.weight", (N_EMBD, N_EMBD), 0.25)
+        yield _spread(random, f"{block}.attn_output.weight", (N_EMBD, N_EMBD), 0.25 if layer == 0 else 0.08)
+        yield _norm(f"{block}.ffn_norm.weight")
+        yield _spread(random, f"{block}.ffn_gate.weight", (N_EMBD, N_FF), 0.1)
+        yield _spread(random, f"{block}.ffn_up.weight", (N_EMBD, N_FF), 0.1)
+        yield _spread(random, f"{block}.ffn_down.weight", (N_FF, N_EMBD), 0.1)
+
+
+def _norm(name: str) -> Tensor:
+    return Tensor(name, (N_EMBD,), struct.pack(f"<{N_EMBD}f", *[1.0] * N_EMBD))
+
+
+def _signs(random: Random, name: str, shape: tuple[int, int], size: float) -> Tensor:
+    """Weights of one size and of either sign."""
+    weights = [size if byte < 128 else -size for byte in random.randbytes(shape[0] * shape[1])]
+    return Tensor(name, shape, struct.pack(f"<{len(weights)}f", *weights))
+
+
+def _spread(
+    random: Random, name: str, shape: tuple[int, int], deviation: float, *, zero_rows: Iterable[int] = ()
+) -> Tensor:
+    """Weights spread evenly around zero with the given standard deviation."""
+    row_length, n_rows = shape
+    integers = struct.unpack(f"<{row_length * n_rows}h", random.randbytes(2 * row_length * n_rows))
+    scale = deviation * 3**0.5 / 2**15
+    weights = array("f", [scale * integer for integer in integers])
+    for row in zero_rows:
+        weights[row * row_length : (row + 1) * row_length] = array("f", bytes(4 * row_length))
+    return Tensor(name, shape, struct.pack(f"<{len(weights)}f", *weights))
