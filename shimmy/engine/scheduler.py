@@ -1,0 +1,325 @@
+"""Many jobs in one batch: admits them, plans each decode, samples, and says what happened.
+
+Sees token ids and a `Backend`, never llama_cpp, templates or sockets. Runs on one thread, which owns everything here.
+A job has tokens (its prompt and what was sampled) and a sequence that holds some of them; a step decodes more of them,
+and a job whose last token was decoded gets the next one. So a prompt, a generation, and a job that gave its cells up
+and starts over are all the same case.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+from shimmy.engine import prefix
+from shimmy.errors import Internal, ShimmyError
+from shimmy.messages import Event, Finished, FinishReason, Job, Piece, Timings, Usage
+from shimmy.reply import StopFilter, TextDecoder
+
+# Prompt rows beside decode rows: enough to keep the processor busy, few enough that the streams go on flowing.
+_SHARED_PREFILL_ROWS = 128
+# Cells a job must find free beyond its prompt before it joins others, so that it does not have to leave at once.
+_ADMISSION_SLACK = 64
+# Lengths of a job that may generate until the context is full.
+_NO_LIMIT = 2**31
+
+JobEvent = tuple[int, Event | ShimmyError]
+
+
+class Sampler(Protocol):
+    """One job's chain; `close` frees it."""
+
+    def sample(self, row: int) -> int: ...
+    def close(self) -> None: ...
+
+
+class Batch(Protocol):
+    """The rows of the next decode."""
+
+    def clear(self) -> None: ...
+    def add(self, tokens: Sequence[int], position: int, sequence: int, *, output: bool) -> int: ...
+
+
+class Backend(Protocol):
+    """What the scheduler needs of an engine: `llama.LlamaModel`, or a few lines of arithmetic in a test."""
+
+    n_ctx: int
+    n_batch: int
+    n_sequences: int
+
+    @property
+    def batch(self) -> Batch: ...
+    def decode(self) -> int: ...
+    def forget(self, sequence: int, start: int) -> bool: ...
+    def is_end(self, token: int) -> bool: ...
+    def piece(self, token: int) -> bytes: ...
+
+
+@dataclass(slots=True)
+class Task:
+    """A job in the scheduler: its prompt as tokens at first, and everything that happens to it."""
+
+    job: Job
+    tokens: list[int]
+    sampler: Sampler
+    received_s: float
+    n_prompt: int = field(init=False)
+    n_limit: int = field(init=False)
+    decoder: TextDecoder = field(init=False, default_factory=TextDecoder)
+    stops: StopFilter = field(init=False)
+    sequence: prefix.Sequence | None = field(init=False, default=None)
+    n_cached: int = field(init=False, default=0)
+    n_generated: int = field(init=False, default=0)
+    n_unsent: int = field(init=False, default=0)  # tokens whose text is still held back
+    started_s: float = field(init=False, default=0.0)
+    first_token_s: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.n_prompt = len(self.tokens)
+        self.n_limit = _NO_LIMIT if self.job.n_predict is None else self.job.n_predict
+        self.stops = StopFilter(self.job.stop)
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens whose cells are not in the KV pool yet; 1 while the job generates."""
+        return len(self.tokens) - (len(self.sequence.tokens) if self.sequence else 0)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Consecutive rows of one task in the batch; `output` is the row with logits, if its last token is among them."""
+
+    task: Task
+    tokens: list[int]
+    output: int | None
+
+
+class Scheduler:
+    """Owns the KV pool of `backend`. Feed it tasks, call `step` while it has work, take what it emits."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        emit: Callable[[list[JobEvent]], None],
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._backend = backend
+        self._emit = emit
+        self._clock = clock
+        self._sequences = [prefix.Sequence(number) for number in range(backend.n_sequences)]
+        self._waiting: deque[Task] = deque()
+        self._running: list[Task] = []  # in the order of their admission
+        self._events: list[JobEvent] = []
+        self._n_steps = 0
+
+    @property
+    def n_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, task: Task) -> None:
+        """Queue a task whose prompt fits into the context."""
+        self._waiting.append(task)
+
+    def cancel(self, job_id: int) -> None:
+        """Forget a job; an unknown or ended one is fine. Its tokens stay resident for the next prompt like it."""
+        for task in self._waiting:
+            if task.job.id == job_id:
+                self._waiting.remove(task)
+                task.sampler.close()
+                return
+        for task in self._running:
+            if task.job.id == job_id:
+                self._release(task)
+                return
+
+    def step(self) -> None:
+        """One decode of all jobs that can move, and the events it led to."""
+        self._n_steps += 1
+        self._admit()
+        rows = self._plan()
+        if rows:
+            status = self._backend.decode()
+            if status == 0:
+                self._advance(rows)
+            elif status == 1:
+                self._give_up_cells(1)
+            else:
+                self._fail(rows, status)
+        if self._events:
+            events, self._events = self._events, []
+            self._emit(events)
+
+    # -- room in the pool ----------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Give waiting tasks a sequence, first come first served, while the pool has room for their prompts."""
+        while self._waiting and len(self._running) < self._backend.n_sequences:
+            task = self._waiting[0]
+            choice = prefix.choose(self._sequences, task.tokens)
+            if choice is None:
+                return
+            sequence, n_keep = choice
+            n_spoken_for = sum(len(other.tokens) for other in self._running)
+            if self._running and n_spoken_for + len(task.tokens) + _ADMISSION_SLACK > self._backend.n_ctx:
+                return
+            self._waiting.popleft()
+            self._start(task, sequence, n_keep if task.job.cache_prompt else 0)
+
+    def _start(self, task: Task, sequence: prefix.Sequence, n_keep: int) -> None:
+        n_keep = self._trim(sequence, n_keep)
+        sequence.busy = True
+        task.sequence = sequence
+        if not task.started_s:
+            task.started_s = self._clock()
+            task.n_cached = n_keep
+        self._running.append(task)
+
+    def _trim(self, sequence: prefix.Sequence, n_keep: int) -> int:
+        """Drop what follows the first `n_keep` tokens; recurrent models can only drop all. Returns what was kept."""
+        if n_keep < len(sequence.tokens) and not self._backend.forget(sequence.id, n_keep):
+            n_keep = 0
+            self._backend.forget(sequence.id, 0)
+        del sequence.tokens[n_keep:]
+        return n_keep
+
+    def _make_room(self, n_cells: int) -> bool:
+        """Evict idle sequences until `n_cells` are free; False when there are none left to evict."""
+        while self._backend.n_ctx - sum(len(sequence.tokens) for sequence in self._sequences) < n_cells:
+            victim = prefix.evictable(self._sequences)
+            if victim is None:
+                return False
+            self._trim(victim, 0)
+        return True
+
+    def _give_up_cells(self, n_cells: int) -> None:
+        """Free a sequence although the pool seemed to have room: an idle one, else that of the youngest job."""
+        victim = prefix.evictable(self._sequences)
+        if victim is not None:
+            self._trim(victim, 0)
+        elif len(self._running) > 1:
+            self._preempt(self._running[-1])
+        else:
+            self._fail_task(self._running[0], f"no room for {n_cells} token(s) in an empty KV pool")
+
+    def _preempt(self, task: Task) -> None:
+        """Take a job's cells away; it starts over, with what it has generated so far, when there is room again."""
+        assert task.sequence is not None
+        self._running.remove(task)
+        self._trim(task.sequence, 0)
+        task.sequence.busy = False
+        task.sequence = None
+        self._waiting.appendleft(task)
+
+    # -- one decode ----------------------------------------------------------------------------------------------
+
+    def _plan(self) -> list[_Rows]:
+        """Fill the batch: a row for each generating job, then prompt chunks in turn."""
+        self._backend.batch.clear()
+        while not self._make_room(sum(task.n_pending == 1 for task in self._running)):
+            self._preempt(self._running[-1])
+        rows = [self._add(task, 1) for task in self._running if task.n_pending == 1]
+        prefilling = [task for task in self._running if task.n_pending > 1]
+        n_left = self._backend.n_batch - len(rows)
+        if rows:
+            n_left = min(n_left, _SHARED_PREFILL_ROWS)
+        first = self._n_steps % len(prefilling) if prefilling else 0
+        for task in prefilling[first:] + prefilling[:first]:
+            n_chunk = min(n_left, task.n_pending)
+            if n_chunk == 0 or not self._make_room(self._n_planned(rows) + n_chunk):
+                break
+            rows.append(self._add(task, n_chunk))
+            n_left -= n_chunk
+        return rows
+
+    @staticmethod
+    def _n_planned(rows: list[_Rows]) -> int:
+        return sum(len(planned.tokens) for planned in rows)
+
+    def _add(self, task: Task, n_tokens: int) -> _Rows:
+        assert task.sequence is not None
+        start = len(task.sequence.tokens)
+        tokens = task.tokens[start : start + n_tokens]
+        is_last = start + n_tokens == len(task.tokens)
+        row = self._backend.batch.add(tokens, start, task.sequence.id, output=is_last)
+        return _Rows(task, tokens, row if is_last else None)
+
+    def _advance(self, rows: list[_Rows]) -> None:
+        """Book the decoded rows, and sample where a job's last token was among them."""
+        for planned in rows:
+            assert planned.task.sequence is not None
+            planned.task.sequence.tokens += planned.tokens
+        for planned in rows:
+            if planned.output is not None:
+                self._sample(planned.task, planned.output)
+
+    def _sample(self, task: Task, row: int) -> None:
+        if not task.first_token_s:
+            task.first_token_s = self._clock()
+        if task.n_limit == 0:
+            self._finish(task, FinishReason.LENGTH)
+            return
+        token = task.sampler.sample(row)
+        task.n_generated += 1
+        task.n_unsent += 1
+        if self._backend.is_end(token):
+            self._finish(task, FinishReason.STOP)
+            return
+        task.tokens.append(token)
+        text = task.stops.feed(task.decoder.feed(self._backend.piece(token)))
+        if text:
+            self._say(task, text)
+        if task.stops.matched is not None:
+            self._finish(task, FinishReason.STOP)
+        elif task.n_generated >= task.n_limit or len(task.tokens) >= self._backend.n_ctx:
+            self._finish(task, FinishReason.LENGTH)
+
+    def _say(self, task: Task, text: str) -> None:
+        self._events.append((task.job.id, Piece(text, task.n_unsent)))
+        task.n_unsent = 0
+
+    # -- how a job ends ------------------------------------------------------------------------------------------
+
+    def _finish(self, task: Task, reason: FinishReason) -> None:
+        if task.stops.matched is None:
+            text = task.stops.feed(task.decoder.flush()) + task.stops.flush()
+            if text:
+                self._say(task, text)
+        now = self._clock()
+        self._events.append((task.job.id, Finished(reason, *self._account(task, now), task.stops.matched)))
+        self._release(task)
+
+    @staticmethod
+    def _account(task: Task, now: float) -> tuple[Usage, Timings]:
+        usage = Usage(task.n_prompt, task.n_cached, task.n_generated)
+        timings = Timings(
+            queue_ms=(task.started_s - task.received_s) * 1e3,
+            prompt_ms=(task.first_token_s - task.started_s) * 1e3,
+            predicted_ms=(now - task.first_token_s) * 1e3,
+        )
+        return usage, timings
+
+    def _release(self, task: Task) -> None:
+        """Let the job go and keep its tokens resident."""
+        assert task.sequence is not None
+        task.sequence.busy = False
+        task.sequence.last_used = self._n_steps
+        task.sequence = None
+        self._running.remove(task)
+        task.sampler.close()
+
+    def _fail(self, rows: list[_Rows], status: int) -> None:
+        """The engine could not decode these rows; what it left in the pool under their sequences is not trusted."""
+        for planned in rows:
+            self._fail_task(planned.task, f"the engine failed to decode (status {status})")
+
+    def _fail_task(self, task: Task, message: str) -> None:
+        assert task.sequence is not None
+        self._trim(task.sequence, 0)
+        self._backend.forget(task.sequence.id, 0)
+        self._events.append((task.job.id, Internal(message)))
+        self._release(task)

@@ -1,0 +1,102 @@
+"""A backend of a few lines for the scheduler's tests: it keeps the cells llama.cpp would keep, refuses what it would.
+
+Its "model" is arithmetic: the token after a sequence is a function of the whole sequence, so a row decoded with wrong
+or missing history gives a wrong text. Tokens are bytes; token 0 ends a generation.
+"""
+
+from collections.abc import Sequence
+
+END = 0
+
+
+def next_token(history: Sequence[int]) -> int:
+    """The one continuation of `history`: a letter that depends on every token before it."""
+    checksum = 7
+    for token in history:
+        checksum = (checksum * 31 + token) % 100_003
+    return ord("a") + checksum % 26
+
+
+def continuation(prompt: Sequence[int], n_tokens: int) -> str:
+    tokens = list(prompt)
+    for _ in range(n_tokens):
+        tokens.append(next_token(tokens))
+    return bytes(tokens[len(prompt) :]).decode()
+
+
+class FakeBatch:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int, int, bool]] = []  # token, position, sequence, output
+
+    def clear(self) -> None:
+        self.rows = []
+
+    def add(self, tokens: Sequence[int], position: int, sequence: int, *, output: bool) -> int:
+        last = len(tokens) - 1
+        self.rows += [
+            (token, position + index, sequence, output and index == last) for index, token in enumerate(tokens)
+        ]
+        return len(self.rows) - 1
+
+
+class FakeSampler:
+    """Picks the arithmetic's token, or the next of `script` where a test wants a certain text."""
+
+    def __init__(self, backend: "FakeBackend", script: bytes | None = None) -> None:
+        self._backend = backend
+        self._script = list(script) if script is not None else None
+        self.is_closed = False
+
+    def sample(self, row: int) -> int:
+        assert not self.is_closed
+        if self._script is not None:
+            return self._script.pop(0) if self._script else END
+        return next_token(self._backend.logits[row])
+
+    def close(self) -> None:
+        assert not self.is_closed
+        self.is_closed = True
+
+
+class FakeBackend:
+    """`cells[sequence]` are the tokens resident under a sequence id."""
+
+    def __init__(self, *, n_ctx: int = 64, n_batch: int = 32, n_sequences: int = 4) -> None:
+        self.n_ctx = n_ctx
+        self.n_batch = n_batch
+        self.n_sequences = n_sequences
+        self.batch = FakeBatch()
+        self.cells: list[list[int]] = [[] for _ in range(n_sequences)]
+        self.logits: dict[int, list[int]] = {}  # batch row -> the history its logits were computed from
+        self.batches: list[list[tuple[int, int, int, bool]]] = []
+        self.status = 0
+        self.can_drop_tails = True
+
+    def decode(self) -> int:
+        rows = self.batch.rows
+        assert 0 < len(rows) <= self.n_batch
+        assert sum(output for *_, output in rows) <= self.n_sequences
+        if self.status:
+            return self.status
+        if sum(map(len, self.cells)) + len(rows) > self.n_ctx:
+            return 1
+        self.batches.append(rows)
+        self.logits = {}
+        for index, (token, position, sequence, output) in enumerate(rows):
+            assert position == len(self.cells[sequence]), "a hole in the sequence"
+            self.cells[sequence].append(token)
+            if output:
+                self.logits[index] = list(self.cells[sequence])
+        return 0
+
+    def forget(self, sequence: int, start: int) -> bool:
+        if start and not self.can_drop_tails:
+            return False
+        del self.cells[sequence][start:]
+        return True
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token])

@@ -1,0 +1,36 @@
+from shimmy.engine.prefix import Sequence, choose, evictable, n_common
+
+
+def test_n_common_finds_the_first_difference_at_every_place() -> None:
+    left = list(range(20))
+    for place in range(20):
+        right = [*left[:place], -1, *left[place + 1 :]]
+        assert n_common(left, right) == place
+    assert n_common(left, left[:7]) == 7
+    assert n_common([], left) == 0
+
+
+def test_the_longest_shared_prefix_wins() -> None:
+    sequences = [Sequence(0, [1, 2, 9]), Sequence(1, [1, 2, 3, 4]), Sequence(2)]
+    assert choose(sequences, [1, 2, 3, 4, 5]) == (sequences[1], 4)
+
+
+def test_the_last_prompt_token_is_never_reused() -> None:
+    sequences = [Sequence(0, [1, 2, 3])]
+    assert choose(sequences, [1, 2, 3]) == (sequences[0], 2)
+
+
+def test_a_long_conversation_is_not_given_up_for_a_few_shared_tokens() -> None:
+    sequences = [Sequence(0, [1, 2, *range(100, 200)]), Sequence(1)]
+    assert choose(sequences, [1, 2, 3, 4]) == (sequences[1], 0)
+
+
+def test_without_an_empty_sequence_the_oldest_goes_and_what_fits_is_kept() -> None:
+    sequences = [Sequence(0, [1, 2, 7, 7, 7, 7], last_used=5), Sequence(1, [8] * 9, last_used=6)]
+    assert choose(sequences, [1, 2, 3]) == (sequences[0], 2)
+
+
+def test_busy_sequences_are_left_alone() -> None:
+    sequences = [Sequence(0, [1, 2, 3], busy=True)]
+    assert choose(sequences, [1, 2, 3]) is None
+    assert evictable(sequences) is None

@@ -1,0 +1,278 @@
+"""The scheduler against a fake engine: who is in which batch, what is reused, and that every job gets its own text."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from shimmy.engine.scheduler import JobEvent, Scheduler, Task
+from shimmy.errors import Internal, ShimmyError
+from shimmy.messages import Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt
+from tests.engine.fake_backend import END, FakeBackend, FakeSampler, continuation
+
+
+@dataclass
+class House:
+    """A scheduler with its fake engine, and what it has said so far."""
+
+    backend: FakeBackend = field(default_factory=FakeBackend)
+    events: list[JobEvent] = field(default_factory=list)
+    samplers: dict[int, FakeSampler] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.backend, self.events.extend, clock=iter(range(10**6)).__next__)
+
+    def submit(
+        self,
+        job_id: int,
+        prompt: str,
+        *,
+        n_predict: int | None = 8,
+        stop: tuple[str, ...] = (),
+        script: bytes | None = None,
+        cache_prompt: bool = True,
+    ) -> None:
+        job = Job(job_id, TextPrompt(prompt), SamplingParams(), n_predict, stop, cache_prompt)
+        self.samplers[job_id] = FakeSampler(self.backend, script)
+        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], received_s=0))
+
+    def run(self, *, max_steps: int = 2000) -> None:
+        for _ in range(max_steps):
+            if not (self.scheduler.n_running or self.scheduler.n_waiting):
+                return
+            self.scheduler.step()
+        pytest.fail("the scheduler never came to an end")
+
+    def text(self, job_id: int) -> str:
+        return "".join(event.text for number, event in self.events if number == job_id and isinstance(event, Piece))
+
+    def end(self, job_id: int) -> Finished | ShimmyError:
+        ends = [
+            event for number, event in self.events if number == job_id and isinstance(event, Finished | ShimmyError)
+        ]
+        assert len(ends) == 1
+        return ends[0]
+
+    def finished(self, job_id: int) -> Finished:
+        end = self.end(job_id)
+        assert isinstance(end, Finished)
+        return end
+
+
+def expected(prompt: str, n_tokens: int = 8) -> str:
+    return continuation(prompt.encode(), n_tokens)
+
+
+def test_a_job_gets_its_text_and_a_true_account() -> None:
+    house = House()
+    house.submit(1, "hello")
+    house.run()
+    assert house.text(1) == expected("hello")
+    finished = house.finished(1)
+    assert finished.reason is FinishReason.LENGTH
+    assert (finished.usage.n_prompt, finished.usage.n_cached, finished.usage.n_completion) == (5, 0, 8)
+    assert house.samplers[1].is_closed
+
+
+def test_many_jobs_share_a_batch_and_each_gets_its_own_text() -> None:
+    house = House(FakeBackend(n_ctx=256, n_sequences=4))
+    prompts = {number: f"prompt {number}" for number in range(10)}
+    for number, prompt in prompts.items():
+        house.submit(number, prompt)
+    house.run()
+    assert {number: house.text(number) for number in prompts} == {
+        number: expected(prompt) for number, prompt in prompts.items()
+    }
+    assert max(len({sequence for _, _, sequence, _ in rows}) for rows in house.backend.batches) == 4
+
+
+def test_a_long_prompt_is_cut_into_chunks_beside_decode_rows() -> None:
+    house = House(FakeBackend(n_ctx=512, n_batch=200))
+    house.submit(1, "a", n_predict=20)
+    house.scheduler.step()
+    house.submit(2, "b" * 300, n_predict=4)
+    house.run()
+    assert house.text(1) == expected("a", 20)
+    assert house.text(2) == expected("b" * 300, 4)
+    mixed = [rows for rows in house.backend.batches if len({sequence for _, _, sequence, _ in rows}) == 2]
+    assert [len(rows) for rows in mixed[:3]] == [129, 129, 45], "one decode row, first, and a chunk of at most 128"
+    assert all(rows[0][2] == 0 for rows in mixed)
+
+
+def test_prompts_take_turns() -> None:
+    house = House(FakeBackend(n_ctx=512, n_batch=32))
+    house.submit(1, "a" * 100, n_predict=1)
+    house.submit(2, "b" * 100, n_predict=1)
+    house.run()
+    turns = [rows[0][2] for rows in house.backend.batches[:4]]
+    assert [set(turns[:2]), set(turns[2:4])] == [{0, 1}, {0, 1}]
+
+
+def test_a_prompt_continues_the_sequence_it_extends() -> None:
+    house = House(FakeBackend(n_ctx=256))
+    house.submit(1, "a shared beginning", n_predict=4)
+    house.run()
+    longer = "a shared beginning" + house.text(1) + " and more"
+    house.submit(2, longer, n_predict=4)
+    house.run()
+    assert house.text(2) == expected(longer, 4)
+    # The last token of the first reply was never decoded, so it is not resident.
+    assert house.finished(2).usage.n_cached == len("a shared beginning") + 3
+
+
+def test_the_same_prompt_again_computes_one_token() -> None:
+    house = House()
+    for number in (1, 2):
+        house.submit(number, "the very same", n_predict=3)
+        house.run()
+    assert house.text(1) == house.text(2)
+    assert house.finished(2).usage.n_cached == len("the very same") - 1
+
+
+def test_cache_prompt_false_computes_everything() -> None:
+    house = House()
+    for number in (1, 2):
+        house.submit(number, "the very same", n_predict=3, cache_prompt=False)
+        house.run()
+    assert house.finished(2).usage.n_cached == 0
+    assert house.text(2) == expected("the very same", 3)
+
+
+def test_a_model_that_cannot_drop_a_tail_starts_over() -> None:
+    house = House()
+    house.backend.can_drop_tails = False
+    for number in (1, 2):
+        house.submit(number, "recurrent", n_predict=3)
+        house.run()
+    assert house.text(2) == expected("recurrent", 3)
+    assert house.finished(2).usage.n_cached == 0
+
+
+def test_the_least_recently_used_sequence_makes_room() -> None:
+    house = House(FakeBackend(n_ctx=64, n_sequences=4))
+    for number, prompt in enumerate(("first " * 3, "second " * 3)):
+        house.submit(number, prompt, n_predict=2)
+        house.run()
+    house.submit(2, "x" * 30, n_predict=2)
+    house.run()
+    assert house.text(2) == expected("x" * 30, 2)
+    assert not any(bytes(cells).startswith(b"first") for cells in house.backend.cells)
+    assert any(bytes(cells).startswith(b"second") for cells in house.backend.cells)
+
+
+def test_jobs_that_outgrow_the_pool_together_all_finish_with_their_own_text() -> None:
+    house = House(FakeBackend(n_ctx=100, n_sequences=4))
+    for number in range(4):
+        house.submit(number, f"job {number} ", n_predict=60)
+    house.run()
+    for number in range(4):
+        assert house.text(number) == expected(f"job {number} ", 60)
+        assert house.finished(number).usage.n_completion == 60
+
+
+def test_a_job_that_fills_the_context_ends_by_length() -> None:
+    house = House(FakeBackend(n_ctx=32))
+    house.submit(1, "twelve bytes", n_predict=None)
+    house.run()
+    assert house.finished(1).reason is FinishReason.LENGTH
+    assert house.finished(1).usage.n_prompt + house.finished(1).usage.n_completion == 32
+
+
+def test_end_of_generation_stops_and_is_not_text() -> None:
+    house = House()
+    house.submit(1, "p", n_predict=None, script=b"abc" + bytes([END]))
+    house.run()
+    assert house.text(1) == "abc"
+    assert house.finished(1).reason is FinishReason.STOP
+    assert house.finished(1).usage.n_completion == 4
+
+
+def test_a_stop_string_over_several_tokens_is_cut_off_and_named() -> None:
+    house = House()
+    house.submit(1, "p", n_predict=None, stop=("xyz", "STOP"), script=b"abSTOPcd")
+    house.run()
+    assert house.text(1) == "ab"
+    assert house.finished(1).reason is FinishReason.STOP
+    assert house.finished(1).stop_string == "STOP"
+    assert house.finished(1).usage.n_completion == 6
+
+
+def test_text_held_back_for_a_stop_string_comes_out_at_the_end() -> None:
+    house = House()
+    house.submit(1, "p", n_predict=None, stop=("STOP",), script=b"abSTO")
+    house.run()
+    assert house.text(1) == "abSTO"
+
+
+def test_characters_are_whole_and_a_broken_one_is_marked() -> None:
+    house = House()
+    house.submit(1, "p", n_predict=None, script="né€😀".encode() + b"\xe2\x82")
+    house.run()
+    pieces = [event.text for _, event in house.events if isinstance(event, Piece)]
+    assert pieces == ["n", "é", "€", "😀", "\ufffd"]
+
+
+def test_no_tokens_asked_for_computes_the_prompt_and_ends() -> None:
+    house = House()
+    house.submit(1, "only the prompt", n_predict=0)
+    house.run()
+    assert house.text(1) == ""
+    assert house.finished(1).usage.n_completion == 0
+
+
+@pytest.mark.parametrize("cancel_after", range(12))
+def test_a_cancel_at_any_moment_disturbs_nobody(cancel_after: int) -> None:
+    house = House(FakeBackend(n_ctx=300, n_batch=16))
+    house.submit(1, "one " * 10)
+    house.submit(2, "two " * 10)
+    house.submit(3, "three " * 10)
+    for _ in range(cancel_after):
+        house.scheduler.step()
+    house.scheduler.cancel(2)
+    house.scheduler.cancel(2)
+    n_events = sum(number == 2 for number, _ in house.events)
+    house.run()
+    assert sum(number == 2 for number, _ in house.events) == n_events, "nothing is said of a cancelled job"
+    assert house.text(1) == expected("one " * 10)
+    assert house.text(3) == expected("three " * 10)
+    assert house.samplers[2].is_closed
+
+
+def test_cancelling_a_waiting_job_frees_its_sampler() -> None:
+    house = House(FakeBackend(n_sequences=1))
+    house.submit(1, "a")
+    house.submit(2, "b")
+    house.scheduler.step()
+    house.scheduler.cancel(2)
+    house.run()
+    assert house.samplers[2].is_closed
+    assert house.text(1) == expected("a")
+
+
+def test_an_engine_error_fails_the_jobs_of_that_batch_and_the_next_job_runs() -> None:
+    house = House()
+    house.submit(1, "a")
+    house.submit(2, "b")
+    house.backend.status = -3
+    house.run()
+    assert isinstance(house.end(1), Internal)
+    assert isinstance(house.end(2), Internal)
+    house.backend.status = 0
+    house.submit(3, "a")
+    house.run()
+    assert house.text(3) == expected("a")
+
+
+def test_no_room_although_there_should_be_ends_the_last_job_and_not_the_loop() -> None:
+    house = House()
+    house.submit(1, "a")
+    house.backend.status = 1
+    house.run()
+    assert isinstance(house.end(1), Internal)
+
+
+def test_times_are_told_apart() -> None:
+    house = House()
+    house.submit(1, "abc")
+    house.run()
+    timings = house.finished(1).timings
+    assert min(timings.queue_ms + 1, timings.prompt_ms, timings.predicted_ms) > 0
