@@ -1,0 +1,162 @@
+"""What a chat template is given, what happens when it refuses, and that it ends."""
+
+import _thread
+import time
+
+import pytest
+
+from shimmy.engine.template import ChatTemplate, _within
+from shimmy.errors import TemplateFailed
+from shimmy.messages import ChatPrompt, Message, ToolCall
+
+SYSTEM = Message("system", "Be kind.")
+HELLO = Message("user", "Hello")
+CALL = ToolCall("call_1", "weather", '{"city": "Genève", "days": [1, 2]}')
+
+
+def render(source: str | None, *messages: Message, add_generation_prompt: bool = True) -> str:
+    template = ChatTemplate(source, bos="<s>", eos="</s>")
+    return template.render(ChatPrompt(messages or (HELLO,), add_generation_prompt))
+
+
+def test_a_model_without_a_template_gets_chatml() -> None:
+    assert render(None, SYSTEM, HELLO) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert render(None, HELLO, add_generation_prompt=False) == "<|im_start|>user\nHello<|im_end|>\n"
+
+
+def test_blocks_are_trimmed_as_hugging_face_does() -> None:
+    source = """
+    {% for message in messages %}
+    {{ message.role }}: {{ message.content }}
+    {% endfor %}
+    {%- if add_generation_prompt %}
+assistant:{% endif %}"""
+    assert render(source, SYSTEM, HELLO) == "\n    system: Be kind.\n    user: Hello\nassistant:"
+
+
+def test_a_real_style_of_template() -> None:
+    source = (
+        "{{ bos_token }}{%- for message in messages -%}"
+        "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+        "{{ raise_exception('roles must alternate') }}{%- endif -%}"
+        "{%- if message.role == 'assistant' -%}{%- generation -%}"
+        "{{ message.content | trim ~ eos_token }}{%- endgeneration -%}"
+        "{%- else -%}{{ '[INST] ' + message['content'] + ' [/INST]' }}{%- endif -%}{%- endfor -%}"
+    )
+    reply = Message("assistant", " Hi! ")
+    assert render(source, HELLO, reply, HELLO) == "<s>[INST] Hello [/INST]Hi!</s>[INST] Hello [/INST]"
+
+
+def test_only_keys_that_are_set_are_there_and_content_always_is() -> None:
+    source = "{% for message in messages %}{{ message.keys() | join(',') }};{% endfor %}"
+    assistant = Message("assistant", None, tool_calls=(CALL,), reasoning_content="hm")
+    tool = Message("tool", "sunny", name="weather", tool_call_id="call_1")
+    assert render(source, HELLO, assistant, tool) == (
+        "role,content;role,content,reasoning_content,tool_calls;role,content,name,tool_call_id;"
+    )
+    assert render("{{ messages[0].content is string }}", assistant) == "True"
+
+
+def test_tools_and_documents_are_none_and_unknown_names_undefined() -> None:
+    assert render("{{ tools is none }} {{ documents is none }} {{ enable_thinking is defined }}") == "True True False"
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("call.arguments is mapping", "True"),
+        ("call.arguments.city", "Genève"),
+        ("call.arguments | tojson", '{"city": "Genève", "days": [1, 2]}'),
+        ("call.arguments | items | map('first') | join(' ')", "city days"),
+        # As text it is what the model wrote, to the letter.
+        ("call.arguments", CALL.arguments),
+        ("'<' + call.arguments + '>'", f"<{CALL.arguments}>"),
+        ("'<' ~ call.arguments ~ '>'", f"<{CALL.arguments}>"),
+        ("call.arguments | string | trim", CALL.arguments),
+    ],
+)
+def test_tool_arguments_are_a_mapping_that_prints_as_its_json(expression: str, expected: str) -> None:
+    source = "{% set call = messages[0].tool_calls[0].function %}{{ " + expression + " }}"
+    assert render(source, Message("assistant", None, tool_calls=(CALL,))) == expected
+
+
+@pytest.mark.parametrize("arguments", ["not json", "[1, 2]", "", '"text"'])
+def test_arguments_that_are_no_object_stay_text(arguments: str) -> None:
+    message = Message("assistant", None, tool_calls=(ToolCall("1", "f", arguments),))
+    source = "{{ messages[0].tool_calls[0].function.arguments is string }}"
+    assert render(source, message) == "True"
+    assert render(source.replace(" is string", ""), message) == arguments
+
+
+def test_the_template_s_own_refusal_reaches_the_caller() -> None:
+    with pytest.raises(TemplateFailed, match=r"^the chat template refused the messages: only one turn!$") as caught:
+        render("{% if messages | length > 1 %}{{ raise_exception('only one turn!') }}{% endif %}", HELLO, HELLO)
+    assert caught.value.param == "messages"
+    assert caught.value.status == 400
+
+
+def test_a_system_message_that_is_refused_joins_the_next_message() -> None:
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for message in messages %}[{{ message.role }}|{{ message.content }}]{% endfor %}"
+    )
+    assert render(source, SYSTEM, HELLO, HELLO) == "[user|Be kind.\nHello][user|Hello]"
+    with pytest.raises(TemplateFailed, match="no system"):
+        render(source, SYSTEM)
+
+
+def test_when_merging_does_not_help_the_first_refusal_counts() -> None:
+    with pytest.raises(TemplateFailed, match="2 messages"):
+        render("{{ raise_exception(messages | length ~ ' messages') }}", SYSTEM, HELLO)
+
+
+def test_a_developer_is_a_system_unless_the_template_knows_developers() -> None:
+    developer = Message("developer", "x")
+    assert render("{{ messages[0].role }}", developer) == "system"
+    assert render("{# developer #}{{ messages[0].role }}", developer) == "developer"
+
+
+def test_a_template_that_does_not_compile_fails_at_construction() -> None:
+    with pytest.raises(TemplateFailed, match=r"does not compile.*line 2"):
+        ChatTemplate("\n{% for x in %}", bos="", eos="")
+
+
+def test_an_endless_template_ends_at_the_deadline_and_its_thread_with_it() -> None:
+    n_threads = _thread._count()
+    template = ChatTemplate(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", bos="", eos=""
+    )
+    with pytest.raises(TemplateFailed, match=r"did not end within 0\.05 s"):
+        template.render(ChatPrompt((HELLO,)), deadline_s=0.05)
+    while _thread._count() > n_threads:  # the test's own time limit ends a wait without end
+        time.sleep(0)
+
+
+def test_code_that_swallows_the_deadline_is_asked_again() -> None:
+    interruptions: list[BaseException] = []
+
+    def stubborn() -> None:
+        while len(interruptions) < 3:
+            try:
+                while True:
+                    pass
+            except SystemExit as exc:
+                interruptions.append(exc)
+
+    with pytest.raises(TemplateFailed, match="did not end"):
+        _within(0.01, stubborn)
+    assert len(interruptions) == 3
+
+
+def test_a_render_after_a_failed_one_is_untouched_by_it() -> None:
+    template = ChatTemplate(
+        "{% if messages | length > 1 %}{% for a in range(999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        "{% endif %}fine",
+        bos="",
+        eos="",
+    )
+    with pytest.raises(TemplateFailed):
+        template.render(ChatPrompt((HELLO, HELLO)), deadline_s=0.02)
+    assert template.render(ChatPrompt((HELLO,))) == "fine"
