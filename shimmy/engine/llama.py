@@ -1,0 +1,325 @@
+"""The only importer of llama_cpp: one loaded model with its context, as the scheduler's Backend.
+
+Knows ctypes and llama.cpp's rules (who frees what, what aborts); knows nothing of jobs, text or the wire. All methods
+but `tokenize`, `detokenize` and `chat_template` belong to the thread that decodes.
+"""
+
+import ctypes
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from shimmy.engine.sampling import Chain, Stage
+from shimmy.errors import ModelUnavailable
+from shimmy.messages import ModelFacts
+
+logger = logging.getLogger(__name__)
+
+_LOG_ERROR = 4  # ggml_log_level
+_LOG_CONTINUED = 5
+_PIECE_BYTES = 256
+# How often a thread looks for its fellows before it sleeps. On a processor that others use as well, the default
+# (300,000) can burn the whole time slice the fellow is waiting for: 3 to 10 times slower; alone it gains nothing.
+_SPIN_COUNT = "1000"
+
+
+def _import_binding() -> Any:
+    """Import only the low-level module: the package's `__init__` would bring numpy, jinja2 and diskcache (220 ms)."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModelUnavailable("the engine is not installed: run `make` to build it")
+    package = ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read by libgomp when it is loaded, which is on the next line
+_llama = _import_binding()
+# Where libllama and, in an installed engine or packed in the frozen file, the CPU variants are.
+LIBRARY_FOLDER = Path(_llama._base_path)
+
+
+def _function(name: str, restype: Any, *argtypes: Any) -> Any:
+    """A function of ggml or llama.cpp that the binding does not declare."""
+    function = getattr(_llama._lib, name)
+    function.restype = restype
+    function.argtypes = argtypes
+    return function
+
+
+_backend_load = _function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+
+
+class _EngineLog:
+    """Passes the engine's own log on, and keeps its last errors to explain a load that failed."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self._level = 0
+        # The engine calls this pointer for the life of the process; a collected callback would be a segfault.
+        self.callback = _llama.llama_log_callback(self._on_line)
+
+    def _on_line(self, level: int, text: bytes, _user_data: object) -> None:
+        self._level = self._level if level == _LOG_CONTINUED else level
+        line = text.decode("utf-8", "replace").rstrip()
+        if not line:
+            return
+        if self._level == _LOG_ERROR:
+            self.errors = [*self.errors[-3:], line]
+        logger.debug("%s", line)
+
+    def reason(self) -> str:
+        return "; ".join(self.errors) or "the engine gave no reason"
+
+
+_log = _EngineLog()
+_llama.llama_log_set(_log.callback, None)
+
+
+class CpuBackend:
+    """The CPU variant of ggml this process runs on; loaded once, before any model."""
+
+    def __init__(self, libraries: Iterable[tuple[str, str]]) -> None:
+        """Take the first of `libraries` (name, path) that ggml accepts here; ModelUnavailable when it accepts none."""
+        tried = []
+        for name, path in libraries:
+            self._registry = _backend_load(path.encode())
+            if self._registry:
+                self.name = name
+                _llama.llama_backend_init()
+                return
+            tried.append(name)
+        raise ModelUnavailable(f"no CPU variant runs on this processor (tried: {', '.join(tried) or 'none'})")
+
+
+class Batch:
+    """The rows of one decode, in arrays of our own: llama.cpp never frees them (never call llama_batch_free)."""
+
+    def __init__(self, n_rows_max: int) -> None:
+        int_array = ctypes.c_int32 * n_rows_max
+        self._tokens, self._positions, self._sequences = int_array(), int_array(), int_array()
+        self._n_sequences = int_array(*[1] * n_rows_max)
+        self._outputs = (ctypes.c_int8 * n_rows_max)()
+        self._sequence_pointers = (ctypes.POINTER(ctypes.c_int32) * n_rows_max)()
+        start, size = ctypes.addressof(self._sequences), ctypes.sizeof(ctypes.c_int32)
+        for row in range(n_rows_max):
+            address = ctypes.c_void_p(start + row * size)
+            self._sequence_pointers[row] = ctypes.cast(address, ctypes.POINTER(ctypes.c_int32))
+        self.n_rows = 0
+        self.struct = _llama.llama_batch(
+            0, self._tokens, None, self._positions, self._n_sequences, self._sequence_pointers, self._outputs
+        )
+
+    def clear(self) -> None:
+        self.n_rows = 0
+
+    def add(self, tokens: Sequence[int], position: int, sequence: int, *, output: bool) -> int:
+        """Append consecutive `tokens` of one sequence; `output` asks for logits of the last. Returns its row."""
+        first, n_tokens = self.n_rows, len(tokens)
+        last = first + n_tokens - 1
+        if n_tokens == 1:
+            self._tokens[first] = tokens[0]
+            self._positions[first] = position
+            self._sequences[first] = sequence
+        else:
+            end = last + 1
+            self._tokens[first:end] = list(tokens)
+            self._positions[first:end] = list(range(position, position + n_tokens))
+            self._sequences[first:end] = [sequence] * n_tokens
+            self._outputs[first:end] = [0] * n_tokens
+        self._outputs[last] = output
+        self.n_rows = last + 1
+        self.struct.n_tokens = self.n_rows
+        return last
+
+
+class Sampler:
+    """One job's sampler chain, freed by `close`; `sample` and `close` belong to the thread that decodes."""
+
+    def __init__(self, chain: Any, context: Any) -> None:
+        self._chain = chain
+        self._context = context
+
+    def sample(self, row: int) -> int:
+        """Pick a token from the logits of batch row `row`, and remember it as history."""
+        return int(_llama.llama_sampler_sample(self._chain, self._context, row))
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Show the chain tokens it did not pick itself: the end of the prompt."""
+        for token in tokens:
+            _llama.llama_sampler_accept(self._chain, token)
+
+    def close(self) -> None:
+        if self._chain:
+            _llama.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+class LlamaModel:
+    """A model in memory with one context over one unified KV pool."""
+
+    def __init__(self, path: Path, cpu: CpuBackend) -> None:
+        """Map the weights of `path`; raises ModelUnavailable with the engine's own reason."""
+        params = _llama.llama_model_default_params()
+        self._model = _llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise ModelUnavailable(f"the engine could not load `{path.name}`: {_log.reason()}")
+        if not _llama.llama_model_has_decoder(self._model):
+            raise ModelUnavailable(f"`{path.name}` has no decoder: it cannot generate text")
+        self._cpu = cpu
+        self._vocab = _llama.llama_model_get_vocab(self._model)
+        self.n_ctx_train: int = _llama.llama_model_n_ctx_train(self._model)
+        self.n_vocab: int = _llama.llama_vocab_n_tokens(self._vocab)
+        self.adds_bos: bool = _llama.llama_vocab_get_add_bos(self._vocab)
+        self._pieces: list[bytes | None] = [None] * self.n_vocab
+        self._suppressed = self._suppress_tokens()
+
+    def open_context(self, *, n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -> None:
+        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; ModelUnavailable without the memory."""
+        params = _llama.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_seq_max = n_sequences
+        # One row of logits for each sequence and never more: 0 would reserve n_ubatch rows, exceeding it aborts.
+        params.n_outputs_max = n_sequences
+        params.n_threads = params.n_threads_batch = n_threads
+        params.kv_unified = True  # prompt and decode rows share one graph
+        params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
+        params.no_perf = True
+        self._context = _llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise ModelUnavailable(f"no context of {n_ctx} tokens: {_log.reason()}")
+        self._memory = _llama.llama_get_memory(self._context)
+        self.n_ctx: int = _llama.llama_n_ctx(self._context)
+        self.n_batch = n_batch
+        self.n_sequences = n_sequences
+        self.batch = Batch(n_batch)
+
+    def warm_up(self) -> None:
+        """Decode one token, so that the first request does not pay for mapped pages and first-use allocations."""
+        self.batch.clear()
+        self.batch.add([self.bos_token() or 0], 0, 0, output=True)
+        if self.decode() != 0:
+            raise ModelUnavailable(f"the engine could not decode with this model: {_log.reason()}")
+        self.forget(0, 0)
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
+    def decode(self) -> int:
+        """Run the rows of `batch`: 0 done, 1 no room in the KV pool, anything else an error of the engine."""
+        return int(_llama.llama_decode(self._context, self.batch.struct))
+
+    def forget(self, sequence: int, start: int) -> bool:
+        """Drop the cells of `sequence` from position `start` on. False: this kind of memory cannot drop only a tail."""
+        return bool(_llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def new_sampler(self, chain: Chain, biases: Sequence[tuple[int, float]], breakers: Sequence[str]) -> Sampler:
+        """Build `chain` on any thread. `biases` (and the tokens the model itself suppresses) come before its stages."""
+        pointer = _llama.llama_sampler_chain_init(_llama.llama_sampler_chain_default_params())
+        biases = [*biases, *self._suppressed]
+        if biases:
+            array = (_llama.llama_logit_bias * len(biases))(*biases)
+            stage = _llama.llama_sampler_init_logit_bias(self.n_vocab, len(biases), array)
+            _llama.llama_sampler_chain_add(pointer, stage)
+        for stage in chain.stages:
+            _llama.llama_sampler_chain_add(pointer, self._new_stage(stage, breakers))
+        return Sampler(pointer, self._context)
+
+    def _new_stage(self, stage: Stage, breakers: Sequence[str]) -> Any:
+        create = getattr(_llama, f"llama_sampler_init_{stage.name}")
+        if stage.name == "dry":
+            texts = [text.encode("utf-8", "replace") for text in breakers]
+            array = (ctypes.c_char_p * len(texts))(*texts)
+            return create(self._vocab, *stage.arguments, array, len(texts))
+        if stage.name in {"penalties", "mirostat"}:
+            return create(self.n_vocab, *stage.arguments)
+        return create(*stage.arguments)
+
+    # -- vocabulary ----------------------------------------------------------------------------------------------
+
+    def is_end(self, token: int) -> bool:
+        return bool(_llama.llama_vocab_is_eog(self._vocab, token))
+
+    def end_tokens(self) -> list[int]:
+        """Every end-of-generation token; walks the whole vocabulary."""
+        return [token for token in range(self.n_vocab) if self.is_end(token)]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token as text shows them; control tokens are empty."""
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._token_bytes(token, special=False)
+        return piece
+
+    def _token_bytes(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+        n_bytes = _llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if n_bytes < 0:
+            buffer = ctypes.create_string_buffer(-n_bytes)
+            n_bytes = _llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n_bytes]
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8 form
+        n_max = len(data) + 8
+        buffer = (ctypes.c_int32 * n_max)()
+        n_tokens = _llama.llama_tokenize(self._vocab, data, len(data), buffer, n_max, add_special, parse_special)
+        if n_tokens < 0:
+            buffer = (ctypes.c_int32 * -n_tokens)()
+            n_tokens = _llama.llama_tokenize(
+                self._vocab, data, len(data), buffer, -n_tokens, add_special, parse_special
+            )
+        return list(buffer[:n_tokens])
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens` (all inside the vocabulary), special tokens written out."""
+        return b"".join(self._token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
+
+    def special_text(self, which: str) -> str:
+        """How a template writes the `bos` or `eos` token; empty when the model has none."""
+        token = getattr(_llama, f"llama_vocab_{which}")(self._vocab)
+        return "" if token < 0 else self._token_bytes(token, special=True).decode("utf-8", "replace")
+
+    def bos_token(self) -> int | None:
+        token = int(_llama.llama_vocab_bos(self._vocab))
+        return None if token < 0 else token
+
+    def chat_template(self) -> str | None:
+        """The template stored in the model file, unread and untrusted."""
+        source = _llama.llama_model_chat_template(self._model, None)
+        return None if source is None else bytes(source).decode("utf-8", "replace")
+
+    def _suppress_tokens(self) -> list[tuple[int, float]]:
+        n_tokens = ctypes.c_int32(0)
+        suppress = _function(
+            "llama_vocab_get_suppress_tokens",
+            ctypes.POINTER(ctypes.c_int32),
+            ctypes.c_void_p,
+            ctypes.POINTER(ctypes.c_int32),
+        )
+        tokens = suppress(self._vocab, ctypes.byref(n_tokens))
+        return [(tokens[i], float("-inf")) for i in range(n_tokens.value)]
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    def facts(self, *, has_chat_template: bool) -> ModelFacts:
+        buffer = ctypes.create_string_buffer(256)
+        _llama.llama_model_desc(self._model, buffer, len(buffer))
+        return ModelFacts(
+            n_ctx=self.n_ctx,
+            n_ctx_train=self.n_ctx_train,
+            n_vocab=self.n_vocab,
+            n_sequences=self.n_sequences,
+            n_params=_llama.llama_model_n_params(self._model),
+            size_bytes=_llama.llama_model_size(self._model),
+            description=buffer.value.decode("utf-8", "replace"),
+            cpu_variant=self._cpu.name,
+            has_chat_template=has_chat_template,
+        )

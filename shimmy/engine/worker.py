@@ -1,0 +1,273 @@
+"""The worker process: loads one model and serves its jobs over the socket it was given, until the parent goes away.
+
+Three threads. The reader takes frames off the socket; the preparer renders templates, tokenizes and builds samplers;
+the main thread owns the engine and decodes. Whatever ends the reader (the parent closed the socket, or died) ends the
+process at once, so a worker never outlives its server.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any
+
+from shimmy.engine import machine, sampling, variants, wire
+from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine.scheduler import JobEvent, Scheduler, Task
+from shimmy.engine.template import ChatTemplate
+from shimmy.errors import BadRequest, ContextExceeded, Internal, ModelUnavailable, ShimmyError, TemplateFailed
+from shimmy.formats import gguf
+from shimmy.messages import Accepted, ChatPrompt, Job, Prompt, TextPrompt
+
+logger = logging.getLogger(__name__)
+
+# A pool of this many tokens unless asked for otherwise: the KV memory of a long training length is rarely wanted.
+_DEFAULT_N_CTX = 8192
+_READ_BYTES = 1 << 16
+# The threads of Python take turns this often; the default of 5 ms would let a template delay a decode by that much.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class Connection:
+    """The worker's end of the socket; any thread may send."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._lock = threading.Lock()
+        self._reader = wire.FrameReader()
+
+    def send(self, message: wire.Frame) -> None:
+        data = wire.frame(message)
+        with self._lock, contextlib.suppress(OSError):  # the reader sees the end of the connection and ends us
+            self._socket.sendall(data)
+
+    def frames(self) -> Iterator[wire.Frame]:
+        """The parent's frames, until it closes its end."""
+        while data := self._socket.recv(_READ_BYTES):
+            yield from self._reader.feed(data)
+
+
+class Preparer:
+    """Turns prompts into tokens and jobs into tasks. Runs on its own thread, beside the decoding one."""
+
+    def __init__(self, model: LlamaModel, template_source: str | None) -> None:
+        self._model = model
+        self._template: ChatTemplate | TemplateFailed
+        source = model.chat_template() if template_source is None else template_source
+        self.has_chat_template = source is not None
+        try:
+            self._template = ChatTemplate(source, bos=model.special_text("bos"), eos=model.special_text("eos"))
+        except TemplateFailed as error:
+            # A model with a broken template still completes plain text; only chats are refused.
+            logger.warning("the chat template of the model does not compile: %s", error.message)
+            self._template = error
+        self._end_tokens: list[int] | None = None
+
+    def task(self, job: Job) -> Task:
+        """Check and prepare a job; raises BadRequest, ContextExceeded or TemplateFailed."""
+        received_s = perf_counter()
+        biases = list(job.sampling.logit_bias)
+        n_forbidden = 0
+        if job.sampling.ignore_eos:
+            biases += [(token, float("-inf")) for token in self._ends()]
+            n_forbidden = len(self._ends())
+        sampling.check(job.sampling, n_vocab=self._model.n_vocab, n_forbidden=n_forbidden)
+        tokens = self.tokens(job.prompt)
+        if len(tokens) >= self._model.n_ctx:
+            raise ContextExceeded(
+                f"the prompt has {len(tokens)} tokens, the context of this server has {self._model.n_ctx}: "
+                "shorten the prompt or raise `--ctx-size`"
+            )
+        seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
+        chain = sampling.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
+        sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers)
+        sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
+        return Task(job, tokens, sampler, received_s)
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """The prompt as tokens, at least one."""
+        match prompt:
+            case ChatPrompt():
+                # Templates write the beginning-of-sequence token themselves; the tokenizer must not add a second.
+                text = self.render(prompt)
+                if self._model.adds_bos:
+                    text = text.removeprefix(self._model.special_text("bos"))
+                tokens = self._model.tokenize(text, add_special=True, parse_special=True)
+            case TextPrompt(text):
+                tokens = self._model.tokenize(text, add_special=True, parse_special=True)
+            case _:
+                tokens = list(prompt.tokens)
+                self.check_tokens(tokens, "prompt")
+        if not tokens:
+            bos = self._model.bos_token()
+            if bos is None:
+                raise BadRequest("the prompt is empty and the model has no token to begin with", param="prompt")
+            tokens = [bos]
+        return tokens
+
+    def render(self, prompt: ChatPrompt) -> str:
+        if isinstance(self._template, TemplateFailed):
+            raise TemplateFailed(self._template.message)
+        return self._template.render(prompt)
+
+    def check_tokens(self, tokens: list[int], param: str) -> None:
+        for token in tokens:
+            if not 0 <= token < self._model.n_vocab:
+                message = f"`{param}` has token {token}, the vocabulary has 0 to {self._model.n_vocab - 1}"
+                raise BadRequest(message, param=param)
+
+    def call(self, name: str, arguments: dict[str, Any]) -> object:
+        """The answer to a `call` frame: the small questions about text and tokens."""
+        match name:
+            case "tokenize":
+                return self._model.tokenize(**arguments)
+            case "detokenize":
+                self.check_tokens(arguments["tokens"], "tokens")
+                return self._model.detokenize(arguments["tokens"])
+            case _:
+                prompt = wire.prompt_from_wire(arguments["prompt"])
+                assert isinstance(prompt, ChatPrompt)
+                return self.render(prompt)
+
+    def _ends(self) -> list[int]:
+        if self._end_tokens is None:
+            self._end_tokens = self._model.end_tokens()
+        return self._end_tokens
+
+
+class Worker:
+    """The threads around one loaded model."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
+        self._to_schedule: SimpleQueue[Task | int] = SimpleQueue()  # a task to run, or the id of a job to cancel
+        self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
+        self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
+        self._scheduler: Scheduler
+        self._preparer: Preparer
+
+    def run(self) -> int:
+        """Load the model the parent names and serve it; returns an exit code only when it cannot be loaded."""
+        frames = self._connection.frames()
+        options = wire.read_options(next(frames))
+        # From here on the end of the connection ends the process, in the middle of a load too.
+        threading.Thread(target=self._read, args=(frames,), daemon=True).start()
+        try:
+            model, self._preparer = load(options)
+        except ShimmyError as error:
+            self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
+            return 1
+        self._scheduler = Scheduler(model, self._emit)
+        facts = model.facts(has_chat_template=self._preparer.has_chat_template)
+        self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
+        threading.Thread(target=self._prepare, daemon=True).start()
+        while True:
+            self._take_orders(block=not (self._scheduler.n_running or self._scheduler.n_waiting))
+            self._scheduler.step()
+            if self._reported != self._load:
+                self._emit([])  # a cancelled job says nothing itself
+
+    @property
+    def _load(self) -> tuple[int, int]:
+        return self._scheduler.n_running, self._scheduler.n_waiting
+
+    def _take_orders(self, *, block: bool) -> None:
+        while block or not self._to_schedule.empty():
+            order = self._to_schedule.get()
+            block = False
+            if isinstance(order, int):
+                self._scheduler.cancel(order)
+            else:
+                self._scheduler.submit(order)
+
+    def _read(self, frames: Iterator[wire.Frame]) -> None:
+        try:
+            for message in frames:
+                if message["op"] == "cancel":
+                    self._cancelled.add(message["id"])
+                    self._to_prepare.put(message)
+                    self._to_schedule.put(message["id"])
+                else:
+                    self._to_prepare.put(message)
+        except (OSError, wire.ProtocolError) as exc:
+            logger.error("lost the server: %s", exc)
+        finally:
+            os._exit(0)  # the main thread may be deep in a decode; nothing here needs cleaning up
+
+    def _prepare(self) -> None:
+        while True:
+            message = self._to_prepare.get()
+            match message["op"]:
+                case "job":
+                    self._prepare_job(wire.read_job(message))
+                case "call":
+                    self._answer(message)
+                case "cancel":
+                    # Everything before this frame has been prepared, and the scheduler got the same order again.
+                    self._cancelled.discard(message["id"])
+                    self._to_schedule.put(message["id"])
+
+    def _prepare_job(self, job: Job) -> None:
+        if job.id in self._cancelled:
+            return
+        try:
+            task = self._preparer.task(job)
+        except ShimmyError as error:
+            self._emit([(job.id, error)])
+        except Exception:
+            logger.exception("could not prepare a job")
+            self._emit([(job.id, Internal("the worker could not prepare the job"))])
+        else:
+            self._emit([(job.id, Accepted(task.n_prompt))])
+            self._to_schedule.put(task)
+
+    def _answer(self, message: wire.Frame) -> None:
+        reply: wire.Frame = {"op": "result", "id": message["id"]}
+        try:
+            reply["value"] = self._preparer.call(message["name"], message["arguments"])
+        except ShimmyError as error:
+            reply["error"] = wire.error_to_wire(error)
+        except Exception:
+            logger.exception("could not answer a call")
+            reply["error"] = wire.error_to_wire(Internal("the worker could not answer"))
+        self._connection.send(reply)
+
+    def _emit(self, events: list[JobEvent]) -> None:
+        self._reported = self._load
+        wire_events = [wire.event_to_wire(job_id, event) for job_id, event in events]
+        self._connection.send({"op": "step", "events": wire_events, "load": self._reported})
+
+
+def load(options: wire.WorkerOptions) -> tuple[LlamaModel, Preparer]:
+    """The model, warmed up; raises ModelUnavailable."""
+    path = Path(options.model_path)
+    try:
+        gguf.validate(path)  # what the engine would abort on has to be found before it looks
+    except (gguf.InvalidGguf, OSError) as exc:
+        raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
+    cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
+    model = LlamaModel(path, cpu)
+    model.open_context(
+        n_ctx=options.n_ctx or min(model.n_ctx_train, _DEFAULT_N_CTX),
+        n_batch=max(options.n_batch, options.n_sequences),
+        n_sequences=options.n_sequences,
+        n_threads=options.n_threads or machine.n_physical_cores(),
+    )
+    model.warm_up()
+    return model, Preparer(model, options.chat_template)
+
+
+def main(socket_fd: int) -> int:
+    """Serve on the inherited socket `socket_fd`."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the server decides
+    return Worker(Connection(socket.socket(fileno=socket_fd))).run()

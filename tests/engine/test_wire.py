@@ -1,0 +1,97 @@
+import math
+
+import pytest
+
+from shimmy import errors
+from shimmy.engine import wire
+from shimmy.errors import BadRequest, ContextExceeded
+from shimmy.messages import (
+    Accepted,
+    ChatPrompt,
+    Event,
+    Finished,
+    FinishReason,
+    Job,
+    Message,
+    Piece,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    Timings,
+    TokenPrompt,
+    ToolCall,
+    Usage,
+)
+
+CALL = Message("assistant", None, tool_calls=(ToolCall("c1", "look", '{"a":1}'),))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        TextPrompt("naïve \ud800 text"),
+        TokenPrompt((1, 2, 3)),
+        ChatPrompt((Message("user", "hi", name="ann"), CALL, Message("tool", "ok", tool_call_id="c1")), False),
+    ],
+)
+def test_a_job_survives_the_wire(prompt: Prompt) -> None:
+    params = SamplingParams(seed=5, logit_bias=((3, -math.inf), (4, 1.5)), dry_sequence_breakers=("a",))
+    job = Job(7, prompt, params, None, ("x", "y"), True)
+    (message,) = wire.FrameReader().feed(wire.frame(wire.job_frame(job)))
+    assert wire.read_job(message) == job
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Accepted(12),
+        Piece("é\n", 2),
+        Finished(FinishReason.STOP, Usage(1, 2, 3), Timings(0.5, 1.5, 2.5), "END"),
+        Finished(FinishReason.LENGTH, Usage(1, 0, 3), Timings(0.5, 1.5, 2.5)),
+    ],
+)
+def test_an_event_survives_the_wire(event: Event) -> None:
+    (message,) = wire.FrameReader().feed(wire.frame({"op": "step", "events": [wire.event_to_wire(9, event)]}))
+    assert wire.read_event(message["events"][0]) == (9, event)
+
+
+def test_an_error_keeps_its_class_message_and_field() -> None:
+    job_id, error = wire.read_event(wire.event_to_wire(1, ContextExceeded("too long", param="messages")))
+    assert job_id == 1
+    assert type(error) is ContextExceeded
+    assert (error.message, error.param) == ("too long", "messages")
+    assert type(errors.from_code("nonsense", "m")) is errors.Internal
+
+
+def test_frames_cut_at_every_place_come_out_whole() -> None:
+    data = wire.frame({"op": "a"}) + wire.frame({"op": "b", "text": "x" * 50})
+    for cut in range(len(data) + 1):
+        reader = wire.FrameReader()
+        frames = [*reader.feed(data[:cut]), *reader.feed(data[cut:])]
+        assert [frame["op"] for frame in frames] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02{]", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x02{}"]
+)
+def test_nonsense_is_a_protocol_error(data: bytes) -> None:
+    with pytest.raises(wire.ProtocolError):
+        list(wire.FrameReader().feed(data))
+
+
+def test_deep_nesting_is_a_protocol_error_and_not_a_crash() -> None:
+    payload = b"[" * 100_000
+    with pytest.raises(wire.ProtocolError):
+        list(wire.FrameReader().feed(len(payload).to_bytes(4, "big") + payload))
+
+
+@pytest.mark.parametrize("fields", [[], [1], [1, "nonsense"], [1, "piece"], [1, "finished", "no reason", [], [], None]])
+def test_events_that_are_none_are_protocol_errors(fields: list[object]) -> None:
+    with pytest.raises(wire.ProtocolError):
+        wire.read_event(fields)
+
+
+def test_an_error_that_is_none_is_a_protocol_error() -> None:
+    with pytest.raises(wire.ProtocolError):
+        wire.read_error("text")
+    assert isinstance(wire.read_error({"code": "invalid_value", "message": "m"}), BadRequest)
