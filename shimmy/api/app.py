@@ -1,0 +1,73 @@
+"""The whole route table and the middleware list on one screen, as one Starlette application."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from shimmy.api import openai, ops
+from shimmy.api.exchange import Exchange, Receive, Scope, Send
+from shimmy.api.middleware import ApiKey, ErrorReplies, RequestCounter
+from shimmy.errors import MethodNotAllowed, NotFound
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from shimmy.generate import Services
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+# HEAD is answered wherever GET is. `{rest:path}` takes what is left of a path, slashes included.
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/", ops.about),
+    ("GET", "/health", ops.health),
+    ("GET", "/ready", ops.ready),
+    ("GET", "/version", ops.version),
+    ("GET", "/metrics", ops.metrics),
+    ("GET", "/v1/models", openai.models),
+    ("GET", "/v1/models/{rest:path}", openai.model),
+    ("POST", "/v1/chat/completions", openai.chat_completions),
+    ("POST", "/v1/completions", openai.completions),
+    ("POST", "/tokenize", ops.tokenize),
+    ("POST", "/detokenize", ops.detokenize),
+    ("POST", "/apply-template", ops.apply_template),
+)
+OPEN_PATHS = frozenset({"/health", "/ready"})  # probes carry no key and learn one word
+
+
+def create_app(services: "Services") -> Starlette:
+    """The application; its middleware stands from the outermost to the innermost."""
+    middleware = [
+        Middleware(RequestCounter, metrics=services.metrics),
+        Middleware(ErrorReplies),
+    ]
+    if services.config.api_keys:
+        middleware.append(Middleware(ApiKey, keys=services.config.api_keys, open_paths=OPEN_PATHS))
+    routes = [Route(path, Endpoint(handler, services), methods=[method]) for method, path, handler in ROUTES]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
+    app.router.redirect_slashes = False  # an unknown path is an error in our shape, not a redirect to another one
+    return app
+
+
+class Endpoint:
+    """A handler as the plain ASGI application of its route: raw sends are faster than response objects."""
+
+    def __init__(self, handler: Handler, services: "Services") -> None:
+        self._handler = handler
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._handler(Exchange(scope, receive, send, self._services))
+
+
+def _routing_error(request: "Request", exc: Exception) -> NoReturn:
+    """Starlette's own refusals, an unknown path and a wrong method, as errors of ours."""
+    assert isinstance(exc, HTTPException)
+    path = request.url.path[:200]
+    if exc.status_code != 405:
+        raise NotFound(f"there is no `{path}` here; the OpenAI API is under `/v1`")
+    allowed = ", ".join(sorted((exc.headers or {})["Allow"].split(", ")))
+    raise MethodNotAllowed(f"`{path}` takes {allowed}, not {request.method[:20]}", allowed=allowed)

@@ -1,0 +1,83 @@
+"""THE one path of a request, shared by every dialect: find the model, have its worker ready, run the job, count it.
+
+Knows no dialect and no wire. A dialect makes a GenerateRequest, awaits `accepted`, and reads events.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from shimmy.config import Config
+from shimmy.messages import Accepted, Finished, GenerateRequest, Piece
+from shimmy.metrics import Metrics
+from shimmy.pool import Pool
+from shimmy.registry import Model, Registry
+
+if TYPE_CHECKING:
+    from shimmy.engine.client import JobStream
+
+
+@dataclass(slots=True)
+class Services:
+    """What a request needs; made once by the server."""
+
+    config: Config
+    registry: Registry
+    pool: Pool
+    metrics: Metrics
+    ready: bool = False  # the catalog is published, and shutdown has not begun
+
+
+class Generation:
+    """One job on its way. Await `accepted`, then iterate; `aclose` in a `finally`, whatever happened."""
+
+    def __init__(self, services: Services, model: Model, request: GenerateRequest) -> None:
+        self.model = model
+        self._services = services
+        self._request = request
+        self._started_s = monotonic()
+        self._stream: JobStream | None = None
+        self._submission = asyncio.create_task(self._submit())
+
+    async def accepted(self) -> Accepted:
+        """The worker's yes; raises the ShimmyError that stands against it. May be awaited again."""
+        return await asyncio.shield(self._submission)
+
+    async def __aiter__(self) -> AsyncIterator[Piece | Finished]:
+        """What the job says until it is finished; raises WorkerDied when its worker ends."""
+        await self.accepted()
+        assert self._stream is not None
+        is_first = True
+        async for event in self._stream:
+            if is_first and isinstance(event, Piece):
+                is_first = False
+                self._services.metrics.first_token_s.observe(monotonic() - self._started_s, self.model.name)
+            if isinstance(event, Finished):
+                self._count(event)
+            yield event
+
+    async def aclose(self) -> None:
+        """Cancel what still runs of it; safe at any moment and more than once."""
+        self._submission.cancel()
+        if self._submission.done() and not self._submission.cancelled():
+            self._submission.exception()  # taken note of: a caller that left before does not make it an unhandled one
+        if self._stream is not None:
+            self._stream.close()
+
+    async def _submit(self) -> Accepted:
+        worker = await self._services.pool.ensure_ready(self.model)
+        self._stream = worker.submit(self._request)
+        return await self._stream.accepted()
+
+    def _count(self, finished: Finished) -> None:
+        metrics, name, usage = self._services.metrics, self.model.name, finished.usage
+        metrics.prompt_tokens.add(usage.n_prompt, name)
+        metrics.cached_tokens.add(usage.n_cached, name)
+        metrics.completion_tokens.add(usage.n_completion, name)
+
+
+def generate(services: Services, request: GenerateRequest) -> Generation:
+    """Start a job for `request`; raises ModelNotFound at once. Never takes another model than the one asked for."""
+    return Generation(services, services.registry.catalog.resolve(request.model), request)

@@ -1,0 +1,265 @@
+"""Routes, middleware and error replies of the whole application, and the routes for operators and tools."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from shimmy import __version__
+from shimmy.api.app import OPEN_PATHS, ROUTES, create_app
+from shimmy.api.exchange import ASGIMessage, Exchange
+from shimmy.errors import Overloaded
+from shimmy.registry import Model
+from tests.fakes import SCRIPT, Call, FakeWorker, Reply, fetch, model, on_loop, services
+
+# A path and a method for every entry of the route table.
+ENTRIES = [(path.replace("{rest:path}", "tiny.q4-1"), method) for method, path, _ in ROUTES]
+POSTS = [path for path, method in ENTRIES if method == "POST"]
+
+
+def assert_error(reply: Reply, status: int, code: str) -> dict[str, Any]:
+    """The error of a reply, which has OpenAI's shape and nothing else."""
+    assert reply.status == status
+    assert reply.headers[b"content-type"] == b"application/json"
+    assert reply.headers[b"content-length"] == str(len(reply.body)).encode()
+    assert list(reply.json()) == ["error"]
+    error: dict[str, Any] = reply.json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert error["code"] == code
+    return error
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/health/", "/v1/chat"])
+@on_loop
+async def test_an_unknown_route_is_a_404(path: str) -> None:
+    error = assert_error(await fetch(create_app(services()), "GET", path), 404, "not_found")
+    assert path in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("path", "method"), ENTRIES)
+@on_loop
+async def test_a_wrong_method_is_a_405_that_names_the_right_one(path: str, method: str) -> None:
+    for wrong in {"GET", "POST", "PUT", "DELETE", "OPTIONS"} - {method}:
+        reply = await fetch(create_app(services()), wrong, path)
+        assert_error(reply, 405, "method_not_allowed")
+        assert reply.headers[b"allow"] == {"GET": b"GET, HEAD"}.get(method, method.encode())
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"null", b'{"model": NaN}', b"\xff", b"{}", b"[" * 100_000])
+@on_loop
+async def test_a_body_that_is_wrong_is_a_400_on_every_route(path: str, body: bytes) -> None:
+    assert_error(await fetch(create_app(services()), "POST", path, body), 400, "invalid_value")
+
+
+@on_loop
+async def test_a_refused_field_is_named_by_param() -> None:
+    body = {"model": "tiny.q4-1", "messages": [{"role": "user", "content": 5}]}
+    error = assert_error(
+        await fetch(create_app(services()), "POST", "/v1/chat/completions", body), 400, "invalid_value"
+    )
+    assert error["param"] == "messages[0].content"
+    assert error["message"] == "messages[0].content: expected a string or an array of parts, got a number"
+
+
+@pytest.mark.parametrize("path", POSTS)
+@on_loop
+async def test_a_body_over_the_limit_is_a_413_before_it_is_read(path: str) -> None:
+    app = create_app(services(max_body_mb=1))
+    call = Call(app, "POST", path, headers=[(b"content-length", str(2**20 + 1).encode())])
+    await call.run()  # nothing was received
+    assert_error(call.reply(), 413, "payload_too_large")
+
+
+@on_loop
+async def test_a_body_that_grows_over_the_limit_is_a_413_while_it_is_read() -> None:
+    call = Call(create_app(services(max_body_mb=1)), "POST", "/tokenize")
+    for _ in range(3):
+        call.received.put_nowait({"type": "http.request", "body": bytes(2**19), "more_body": True})
+    await call.run()
+    assert_error(call.reply(), 413, "payload_too_large")
+
+
+@on_loop
+async def test_a_body_in_many_parts_is_put_together() -> None:
+    call = Call(create_app(services(FakeWorker())), "POST", "/detokenize")
+    for byte in b'{"tokens": [104, 105]}':
+        call.received.put_nowait({"type": "http.request", "body": bytes([byte]), "more_body": True})
+    call.received.put_nowait({"type": "http.request"})
+    await call.run()
+    assert call.reply().json() == {"content": "hi"}
+
+
+@on_loop
+async def test_a_client_that_leaves_in_its_body_gets_no_reply() -> None:
+    all_services = services()
+    call = Call(create_app(all_services), "POST", "/tokenize")
+    call.received.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+    call.leave()
+    await call.run()
+    assert call.sent.empty()
+    assert 'shimmy_requests_total{route="/tokenize",status="499"} 1' in all_services.metrics.render()
+
+
+@pytest.mark.parametrize(("path", "method"), ENTRIES)
+@on_loop
+async def test_a_key_is_needed_everywhere_but_for_probes(path: str, method: str) -> None:
+    app = create_app(services(FakeWorker(SCRIPT), api_key=["secret", "other"]))
+    authorizations = [b"", b"Bearer ", b"Bearer wrong", b"Basic secret", b"secret", b"Bearer secret2", b"Bearer \xff"]
+    for authorization in authorizations:
+        reply = await fetch(app, method, path, headers=[(b"authorization", authorization)])
+        if path in OPEN_PATHS:
+            assert reply.status == 200
+        else:
+            assert_error(reply, 401, "invalid_api_key")
+            assert reply.headers[b"www-authenticate"] == b"Bearer"
+    for authorization in (b"Bearer secret", b"bearer other"):
+        assert (await fetch(app, method, path, headers=[(b"authorization", authorization)])).status != 401
+
+
+@on_loop
+async def test_an_unknown_route_needs_the_key_too() -> None:
+    assert (await fetch(create_app(services(api_key=["secret"])), "GET", "/nothing")).status == 401
+
+
+@on_loop
+async def test_a_bug_is_a_500_without_internals_and_its_traceback_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("/secret/path")
+
+    all_services = services()
+    monkeypatch.setattr(all_services.metrics, "render", broken)
+    with caplog.at_level(logging.ERROR):
+        error = assert_error(await fetch(create_app(all_services), "GET", "/metrics"), 500, "internal_error")
+    assert error["type"] == "server_error"
+    assert "secret" not in error["message"]
+    assert "ZeroDivisionError: /secret/path" in caplog.text
+
+
+@on_loop
+async def test_a_busy_server_says_when_to_come_back() -> None:
+    reply = await fetch(
+        create_app(services(FakeWorker([Overloaded("the queue is full")]))),
+        "POST",
+        "/v1/completions",
+        {"model": "tiny.q4-1", "prompt": "a"},
+    )
+    assert_error(reply, 503, "overloaded")
+    assert reply.headers[b"retry-after"].isdigit()
+
+
+@on_loop
+async def test_an_error_after_the_reply_began_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def half(exchange: Exchange) -> None:
+        await exchange.start([])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("shimmy.api.app.ROUTES", (("GET", "/health", half),))
+    call = Call(create_app(services()), "GET", "/health")
+    with pytest.raises(ZeroDivisionError):
+        await call.run()
+    assert call.sent.qsize() == 1
+
+
+@on_loop
+async def test_requests_are_counted_by_route_and_status() -> None:
+    all_services = services()
+    app = create_app(all_services)
+    for path in ("/health", "/health", "/v1/models/x", "/wp-login.php", "/.env"):
+        await fetch(app, "GET", path)
+    lines = (await fetch(app, "GET", "/metrics")).body.decode().splitlines()
+    counted = [line.removeprefix("shimmy_requests_total") for line in lines if line.startswith("shimmy_requests")]
+    assert counted == [
+        '{route="/health",status="200"} 2',
+        '{route="/v1/models/{rest:path}",status="404"} 1',
+        '{route="other",status="404"} 2',
+    ]
+
+
+@on_loop
+async def test_metrics_can_be_switched_off() -> None:
+    reply = await fetch(create_app(services()), "GET", "/metrics")
+    assert reply.headers[b"content-type"] == b"text/plain; version=0.0.4; charset=utf-8"
+    assert_error(await fetch(create_app(services(metrics=False)), "GET", "/metrics"), 404, "not_found")
+
+
+@on_loop
+async def test_alive_and_ready_are_two_questions() -> None:
+    all_services = services()
+    app = create_app(all_services)
+    assert (await fetch(app, "GET", "/ready")).json() == {"status": "ready"}
+    assert (await fetch(app, "HEAD", "/ready")).status == 200
+    all_services.ready = False
+    assert (await fetch(app, "GET", "/ready")).status == 503
+    assert (await fetch(app, "GET", "/health")).json() == {"status": "ok"}
+
+
+@on_loop
+async def test_the_server_says_what_it_is() -> None:
+    app = create_app(services())
+    assert (await fetch(app, "GET", "/version")).json() == {"version": __version__}
+    about = (await fetch(app, "GET", "/")).json()
+    assert about == {"name": "shimmy", "version": __version__, "models": 1, "openai_base_path": "/v1"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reply"),
+    [
+        ("/tokenize", {"content": "A"}, {"tokens": [0, 1, 65]}),
+        ("/tokenize", {"content": "", "add_special": True, "parse_special": False}, {"tokens": [1, 0]}),
+        ("/tokenize", {"content": "A", "model": "TINY:q4_1", "with_pieces": False}, {"tokens": [0, 1, 65]}),
+        ("/detokenize", {"tokens": [195, 169]}, {"content": "é"}),
+        ("/detokenize", {"tokens": []}, {"content": ""}),
+        ("/apply-template", {"messages": [{"role": "user", "content": "hi"}]}, {"prompt": "<user>hi"}),
+    ],
+)
+@on_loop
+async def test_a_models_tokenizer_and_template_can_be_asked(path: str, body: object, reply: object) -> None:
+    answer = await fetch(create_app(services(FakeWorker())), "POST", path, body)
+    assert answer.status == 200
+    assert answer.json() == reply
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {"content": 5}, "content"),
+        ("/tokenize", {"content": "a", "add_special": 1}, "add_special"),
+        ("/tokenize", {"content": "a", "with_pieces": True}, "with_pieces"),
+        ("/tokenize", {"content": "a", "model": 5}, "model"),
+        ("/detokenize", {"tokens": "a"}, "tokens"),
+        ("/detokenize", {"tokens": [1, -1]}, "tokens[1]"),
+        ("/apply-template", {"messages": "a"}, "messages"),
+    ],
+)
+@on_loop
+async def test_what_they_cannot_read_is_named(path: str, body: object, param: str) -> None:
+    reply = await fetch(create_app(services(FakeWorker())), "POST", path, body)
+    assert assert_error(reply, 400, "invalid_value")["param"] == param
+
+
+@pytest.mark.parametrize("models", [(), (model("a.q4-1"), model("b.q4-1"))])
+@on_loop
+async def test_a_model_must_be_named_unless_there_is_just_one(models: Sequence[Model]) -> None:
+    app = create_app(services(FakeWorker(), models=models))
+    error = assert_error(await fetch(app, "POST", "/tokenize", {"content": "a"}), 400, "invalid_value")
+    assert error["param"] == "model"
+    reply = await fetch(app, "POST", "/tokenize", {"content": "a", "model": "none"})
+    assert_error(reply, 404, "model_not_found")
+
+
+@on_loop
+async def test_a_websocket_is_closed() -> None:
+    sent: list[ASGIMessage] = []
+
+    async def send(message: ASGIMessage) -> None:
+        sent.append(message)
+
+    received: asyncio.Queue[ASGIMessage] = asyncio.Queue()
+    await create_app(services())({"type": "websocket", "path": "/"}, received.get, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
