@@ -1,0 +1,284 @@
+"""The command line: `serve`, `list`, `probe`, `generate`, `version`.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start. Knows
+the sub-commands and how their results look; what they do is elsewhere, imported only by the command that needs it.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shimmy import __version__, log
+from shimmy.config import OPTIONS, Config, ConfigError, load
+from shimmy.errors import NotFound, ShimmyError
+from shimmy.frozen import Home
+from shimmy.messages import ChatPrompt, Finished, GenerateRequest, Message, TextPrompt
+
+if TYPE_CHECKING:
+    from shimmy.generate import Services
+    from shimmy.registry import Model
+
+EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
+
+# The options that make sense without a server.
+_MODEL_OPTIONS = ("model_path", "model_dirs", "log_level", "log_format")
+_ENGINE_OPTIONS = (
+    *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "chat_template", "chat_template_file", "cpu_variant"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One run of a command: what the person typed, and what it means."""
+
+    config: Config
+    options: argparse.Namespace
+    home: Home
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.command is None:
+        _parser().print_help(sys.stderr)
+        return EXIT_USAGE
+    home = Home()
+    try:
+        config = load(vars(options), file=_config_file(options))
+        level = "warning" if options.command != "serve" and options.log_level is None else config.log_level
+        log.set_up(level, config.log_format)
+        code: int = options.run(Call(config, options, home))
+        return code
+    except ConfigError as error:
+        return _complain(error, EXIT_USAGE)
+    except ShimmyError as error:
+        return _complain(error, EXIT_FAILED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from complaining at its end as well.
+        sys.stdout = None
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_FAILED
+    finally:
+        home.leave()
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"shimmy: {error}", file=sys.stderr)
+    return code
+
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+
+
+def _serve(call: Call) -> int:
+    from shimmy.server import BindError, serve
+
+    try:
+        serve(call.config, call.home)
+    except BindError as error:
+        return _complain(error, EXIT_START)
+    return 0
+
+
+def _list(call: Call) -> int:
+    from shimmy.discovery import scan
+
+    models = scan(call.config).models
+    if call.options.json:
+        print(json.dumps([_model_fields(model) for model in models], indent=2))
+        return 0
+    rows = [("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT")]
+    rows += [
+        (m.name, m.architecture, m.quantization, _count(m.n_params), f"{m.size_bytes / 1e6:.0f} MB", str(m.n_ctx_train))
+        for m in models
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _probe(call: Call) -> int:
+    """Load a model for real, so that the answer is the engine's."""
+
+    async def probe(services: "Services", model: "Model") -> dict[str, Any]:
+        facts = (await services.pool.ensure_ready(model)).facts
+        return _model_fields(model) | {name: getattr(facts, name) for name in type(facts).__slots__}
+
+    fields = _with_model(call.config, call.options.name, probe)
+    if call.options.json:
+        print(json.dumps(fields, indent=2))
+    else:
+        for name, value in fields.items():
+            print(f"{name}: {value}")
+    return 0
+
+
+def _generate(call: Call) -> int:
+    prompt_text = sys.stdin.read() if call.options.prompt == "-" else call.options.prompt
+
+    async def generate_text(services: "Services", model: "Model") -> int:
+        from shimmy.generate import generate
+
+        worker = await services.pool.ensure_ready(model)
+        is_chat = worker.facts.has_chat_template and not call.options.raw
+        prompt = ChatPrompt((Message("user", prompt_text),)) if is_chat else TextPrompt(prompt_text)
+        request = GenerateRequest(
+            model.name,
+            prompt,
+            call.config.sampling,
+            call.options.max_tokens or call.config.n_predict,
+            tuple(call.options.stop or ()),
+        )
+        generation = generate(services, request)
+        texts: list[str] = []
+        async for event in generation:
+            if isinstance(event, Finished):
+                _print_end(call, model, "".join(texts), event)
+            else:
+                texts.append(event.text)
+                if not call.options.json:
+                    print(event.text, end="", flush=True)
+        return 0
+
+    code: int = _with_model(call.config, call.options.name, generate_text)
+    return code
+
+
+def _print_end(call: Call, model: "Model", text: str, finished: Finished) -> None:
+    if not call.options.json:
+        print()
+        return
+    usage, timings = finished.usage, finished.timings
+    fields = {
+        "model": model.name,
+        "text": text,
+        "finish_reason": finished.reason.value,
+        "prompt_tokens": usage.n_prompt,
+        "completion_tokens": usage.n_completion,
+        "prompt_ms": round(timings.prompt_ms, 2),
+        "predicted_ms": round(timings.predicted_ms, 2),
+    }
+    print(json.dumps(fields))
+
+
+def _version(call: Call) -> int:
+    print(json.dumps({"version": __version__}) if call.options.json else f"shimmy {__version__}")
+    return 0
+
+
+# -- what they share -------------------------------------------------------------------------------------------------
+
+
+def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], Any]) -> Any:
+    """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
+    from shimmy.discovery import scan
+    from shimmy.generate import Services
+    from shimmy.metrics import Metrics
+    from shimmy.pool import Pool
+    from shimmy.registry import Registry
+
+    path = Path(name)
+    if path.is_file():
+        config = replace(config, model_paths=(path,), model_dirs=())
+    catalog = scan(config)
+    if path.is_file():
+        if not catalog.models:
+            raise NotFound(f"`{name}` is not a model that can be served")
+        name = catalog.models[0].name
+    model = catalog.resolve(name)
+
+    async def run() -> Any:
+        metrics = Metrics()
+        services = Services(config, Registry(), Pool(config, metrics), metrics, ready=True)
+        services.registry.publish(catalog)
+        try:
+            return await use(services, model)
+        finally:
+            await services.pool.close()
+
+    return asyncio.run(run())
+
+
+def _model_fields(model: "Model") -> dict[str, Any]:
+    fields = {name: getattr(model, name) for name in type(model).__slots__}
+    return fields | {"path": str(model.path)}
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _config_file(options: argparse.Namespace) -> dict[str, Any]:
+    path: str | None = getattr(options, "config", None)
+    if path is None:
+        return {}
+    import tomllib
+
+    try:
+        with Path(path).open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"--config: cannot read `{path}`: {exc}") from exc
+
+
+# -- the parser ------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shimmy", description="Serves language models over the OpenAI API.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    serve = _command(commands, "serve", _serve, "serve models over HTTP", [option.name for option in OPTIONS])
+    serve.add_argument("--config", metavar="FILE", help="a TOML file with options, by their long names with `_`")
+    _command(commands, "list", _list, "list the models that can be served", _MODEL_OPTIONS, json=True)
+    probe = _command(commands, "probe", _probe, "load a model and say what it is", _ENGINE_OPTIONS, json=True)
+    probe.add_argument("name", metavar="NAME", help="a model's name, or a file")
+    generate = _command(
+        commands, "generate", _generate, "answer one prompt without a server",
+        (*_ENGINE_OPTIONS, "temp", "seed"), json=True,
+    )  # fmt: skip
+    generate.add_argument("name", metavar="NAME", help="a model's name, or a file")
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt; `-` reads it from stdin")
+    generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
+    generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
+    generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
+    _command(commands, "version", _version, "print the version", (), json=True)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _command(
+    commands: Any, name: str, run: Callable[..., int], text: str, options: Sequence[str], *, json: bool = False
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser.set_defaults(run=run, log_level=None)
+    for option in OPTIONS:
+        if option.name not in options:
+            continue
+        if option.is_switch:
+            parser.add_argument(option.flag, dest=option.name, action="store_const", const="true", help=option.help)
+            no_flag = option.flag.replace("--", "--no-", 1)
+            parser.add_argument(
+                no_flag, dest=option.name, action="store_const", const="false", help=f"do not {option.help}"
+            )
+        else:
+            action = "append" if option.separators else "store"
+            parser.add_argument(option.flag, dest=option.name, action=action, metavar=option.metavar, help=option.help)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser

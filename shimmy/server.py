@@ -1,0 +1,141 @@
+"""Puts the server together: state, address, Hypercorn, signals, and the order of the shutdown.
+
+The only importer of hypercorn. Start: bind, scan, publish, serve. End (SIGTERM, SIGINT, or the death of the one-file
+program's outer process): refuse new requests, let running jobs finish for a while, end the workers, which ends every
+stream, and only then let Hypercorn close the connections. A second signal skips the waiting.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from typing import TYPE_CHECKING, cast
+
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config as HypercornConfig
+
+from shimmy import __version__
+from shimmy.api.app import create_app
+from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
+from shimmy.discovery import scan
+from shimmy.frozen import Home
+from shimmy.generate import Services
+from shimmy.metrics import Metrics
+from shimmy.pool import Pool
+from shimmy.registry import Registry
+
+if TYPE_CHECKING:
+    from hypercorn.typing import Framework
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_S = 5.0
+_KEEP_ALIVE_S = 75.0
+_BACKLOG = 1024
+
+
+class BindError(Exception):
+    """Nothing can listen on the address; the message says which one and why."""
+
+
+def listen(bind: Bind) -> socket.socket:
+    """A listening socket on `bind`; raises BindError."""
+    ports = range(DEFAULT_PORT, LAST_AUTO_PORT + 1) if bind.port is None else (bind.port,)
+    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
+    reason: OSError | None = None
+    for port in ports:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((bind.host, port))
+            listener.listen(_BACKLOG)
+            return listener
+        except OSError as exc:
+            reason = exc
+            listener.close()
+    tried = f"port {ports[0]}" if len(ports) == 1 else f"a port from {ports[0]} to {ports[-1]}"
+    raise BindError(f"cannot listen on {bind.host}, {tried}: {reason}") from reason
+
+
+class Server:
+    """One running server. Made and run on the event loop's thread."""
+
+    def __init__(self, config: Config, home: Home) -> None:
+        metrics = Metrics()
+        self._config = config
+        self._home = home
+        self._services = Services(config, Registry(), Pool(config, metrics), metrics)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve on `listener` until told to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        self._services.registry.publish(scan(self._config))
+        self._services.ready = True
+        housekeeping = asyncio.create_task(self._keep_house())
+        self._greet(listener)
+        try:
+            # Both speak ASGI; Hypercorn spells its types out where Starlette has plain mappings.
+            app = cast("Framework", create_app(self._services))
+            await hypercorn_serve(app, self._hypercorn_config(listener), shutdown_trigger=self._wind_down)
+        finally:
+            housekeeping.cancel()
+            await self._services.pool.close()
+
+    def _on_signal(self) -> None:
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def _keep_house(self) -> None:
+        await asyncio.to_thread(self._home.sweep)
+        await self._home.until_orphaned()
+        logger.error("the program that started this server was killed; shutting down")
+        self._hurry.set()
+        self._stop.set()
+
+    async def _wind_down(self) -> None:
+        """Wait for the order to stop, then bring every stream to its end: Hypercorn must not find one open."""
+        await self._stop.wait()
+        self._services.ready = False
+        n_jobs = self._services.pool.n_jobs
+        logger.info("shutting down%s", f", {n_jobs} job(s) have {_DRAIN_S:g} s to finish" if n_jobs else "")
+        deadline_s = asyncio.get_running_loop().time() + _DRAIN_S
+        while self._services.pool.n_jobs and asyncio.get_running_loop().time() < deadline_s:
+            if self._hurry.is_set():
+                break
+            await asyncio.sleep(0.05)
+        await self._services.pool.close()
+
+    def _hypercorn_config(self, listener: socket.socket) -> HypercornConfig:
+        config = HypercornConfig()
+        config.bind = [f"fd://{listener.fileno()}"]
+        config.errorlog = logging.getLogger("hypercorn")
+        config.loglevel = "WARNING"
+        config.include_server_header = False
+        config.keep_alive_timeout = _KEEP_ALIVE_S
+        config.keep_alive_max_requests = 2**31
+        config.graceful_timeout = 1.0
+        return config
+
+    def _greet(self, listener: socket.socket) -> None:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        n_models = len(self._services.registry.catalog.models)
+        logger.info("Shimmy %s serves %d model(s) on http://%s:%d/v1", __version__, n_models, shown, port)
+        if not n_models:
+            logger.warning("no models found: name a GGUF file or a folder with `--model-path`")
+
+
+def serve(config: Config, home: Home) -> None:
+    """Run a server until it is told to stop; raises BindError before anything has been started."""
+    listener = listen(config.bind)
+
+    async def main() -> None:
+        await Server(config, home).run(listener)
+
+    try:
+        asyncio.run(main())
+    finally:
+        listener.close()
