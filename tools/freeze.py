@@ -1,0 +1,115 @@
+"""`dist/shimmy`: makes it with PyInstaller, checks what is in it, runs it, and puts its papers beside it.
+
+Knows what the finished file must hold. How it is composed stands in shimmy.spec.
+"""
+
+import hashlib
+import platform
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from tools import variants
+from tools.engine import engine_key, library_folder
+from tools.licenses import license_texts
+from tools.steps import CACHE, DIST, ROOT, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
+
+LIMIT_BYTES = 25_000_000
+TARGET_BYTES = 20_000_000
+
+# Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
+PACKAGES = {
+    *("anyio", "h11", "h2", "hpack", "hypercorn", "hyperframe", "jinja2", "llama_cpp", "markupsafe", "priority"),
+    *("shimmy", "starlette", "typing_extensions", "wsproto"),
+}
+FILES = {
+    "base_library.zip",
+    *("libffi.so", "libgcc_s.so", "libgomp.so", "liblzma.so", "libpython.so", "libstdc++.so", "libz.so"),
+    *("llama_cpp/lib/libllama.so", "llama_cpp/lib/libggml.so", "llama_cpp/lib/libggml-base.so"),
+    f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
+    "markupsafe/_speedups.so",
+}
+
+
+def freeze() -> Path:
+    """The frozen file, made anew when anything it is made of has changed."""
+    stamp = Stamp(CACHE / "freeze-stamp", _inputs_key())
+    if stamp.holds() and (DIST / "shimmy").exists():
+        return DIST / "shimmy"
+    say("freeze: making `dist/shimmy`")
+    _pack_variants()
+    pyinstaller = [venv_python(), "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR"]
+    folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]
+    run([*pyinstaller, *folders, ROOT / "shimmy.spec"], PYTHONHASHSEED="1")
+    program = WORK / "dist" / "shimmy"
+    _check_contents(program)
+    _check_size(program)
+    run([program, "version"])
+    _publish(program)
+    stamp.write()
+    return DIST / "shimmy"
+
+
+def _inputs_key() -> str:
+    paths = [ROOT / name for name in ("shimmy.spec", "pyproject.toml", "build.py")]
+    for folder in ("shimmy", "tools"):
+        paths += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return key_of(engine_key(), platform.python_version(), sys.base_prefix, key_of_files(paths))
+
+
+def _pack_variants() -> None:
+    """Leave the archive where shimmy.spec looks for it; packing takes 10 s, so the result is cached."""
+    key = key_of(engine_key(), key_of_files([ROOT / "tools" / "variants.py"]))
+    cached = CACHE / "variants" / f"{key}.xz"
+    if not cached.exists():
+        say("freeze: packing the CPU variants")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = cached.with_suffix(".part")
+        unfinished.write_bytes(variants.pack(variants.read_libraries(library_folder())))
+        unfinished.rename(cached)
+    WORK.mkdir(exist_ok=True)
+    shutil.copyfile(cached, WORK / variants.ARCHIVE_NAME)
+
+
+def _check_contents(program: Path) -> None:
+    viewer = [venv_python(), "-m", "PyInstaller.utils.cliutils.archive_viewer", "--list", "--recursive", "--brief"]
+    files_part, _, modules_part = run([*viewer, program]).partition("Contents of 'PYZ")
+    files = {_plain_name(line.strip()) for line in files_part.splitlines() if "." in line and "'" not in line}
+    modules = {line.strip().partition(".")[0] for line in modules_part.splitlines()[1:]}
+    _compare("files", FILES, {name for name in files if not name.startswith("lib-dynload/")} - {"PYZ.pyz"})
+    _compare("packages", PACKAGES, modules - sys.stdlib_module_names)
+
+
+def _plain_name(name: str) -> str:
+    """A file's name without the versions that depend on the Python and on the system it was made with."""
+    name = re.sub(r"^python3\.\d+/", "", name)
+    name = re.sub(r"libpython3\.\d+", "libpython", name)
+    return re.sub(r"(\.cpython-[^/]*)?\.so(\.\d+)*$", ".so", name)
+
+
+def _compare(what: str, expected: set[str], found: set[str]) -> None:
+    if expected == found:
+        return
+    surplus = ", ".join(sorted(found - expected)) or "none"
+    missing = ", ".join(sorted(expected - found)) or "none"
+    raise BuildError(
+        f"the frozen file does not hold the expected {what}. Surplus: {surplus}. Missing: {missing}. "
+        "Exclude them in `shimmy.spec`, or expect them in `tools/freeze.py`"
+    )
+
+
+def _check_size(program: Path) -> None:
+    size_bytes = program.stat().st_size
+    say(f"freeze: {size_bytes / 1e6:.1f} MB (target {TARGET_BYTES / 1e6:.0f}, limit {LIMIT_BYTES / 1e6:.0f})")
+    if size_bytes > LIMIT_BYTES:
+        raise BuildError("the frozen file is larger than its limit")
+
+
+def _publish(program: Path) -> None:
+    """Put the checked file and its papers into dist/; whoever runs the old one keeps it."""
+    DIST.mkdir(exist_ok=True)
+    digest = hashlib.sha256(program.read_bytes()).hexdigest()
+    (DIST / "THIRD_PARTY_LICENSES.txt").write_text(license_texts(PACKAGES - {"shimmy"}))
+    (DIST / "shimmy.sha256").write_text(f"{digest}  shimmy\n")
+    program.replace(DIST / "shimmy")

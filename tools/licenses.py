@@ -1,0 +1,53 @@
+"""The licences of what is inside the frozen file, as one text to hand on with it.
+
+Knows where each part keeps its licence text; for the system's libraries it names the licence.
+"""
+
+import sysconfig
+import tarfile
+from pathlib import Path
+
+from tools.engine import source_package
+from tools.steps import VENV, BuildError
+
+LICENSE_FILES = ("LICEN[CS]E*", "COPYING*", "licenses/*")
+SYSTEM_LIBRARIES = """\
+libstdc++ and libgcc (the GCC runtime libraries): GPL-3.0 with the GCC Runtime Library Exception 3.1, which permits to
+hand on programs linked with them under terms of your choice.
+The boot loader of PyInstaller: GPL-2.0 with an exception that permits to hand on programs made with it.
+libffi: MIT. liblzma (XZ Utils): public domain (0BSD in later versions). zlib: zlib licence.
+"""
+
+
+def license_texts(packages: set[str]) -> str:
+    """One section for each of these installed packages, then those of llama.cpp, CPython and the system's libraries."""
+    folders = sorted(_folder(package) for package in packages)
+    sections = {folder.name.removesuffix(".dist-info"): _of_distribution(folder) for folder in folders}
+    sections["llama.cpp"] = _of_llama_cpp()
+    sections["CPython"] = (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt").read_text()
+    sections["System libraries"] = SYSTEM_LIBRARIES
+    return "\n".join(f"{'=' * 80}\n{name}\n{'=' * 80}\n\n{text.strip()}\n" for name, text in sections.items())
+
+
+def _folder(package: str) -> Path:
+    """The package's metadata; folders are matched without regard to case and to `-` or `_`."""
+    for folder in VENV.glob("lib/python3*/site-packages/*.dist-info"):
+        name = folder.name.partition("-")[0].lower()
+        if name in {package, f"{package}_python"}:
+            return folder
+    raise BuildError(f"`{package}` is in the frozen file, but no installed package has this name")
+
+
+def _of_distribution(folder: Path) -> str:
+    texts = [path.read_text() for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    if not texts:
+        raise BuildError(f"`{folder.name}` comes without the text of its licence")
+    return "\n\n".join(texts)
+
+
+def _of_llama_cpp() -> str:
+    with tarfile.open(source_package()) as archive:
+        member = next(name for name in archive.getnames() if name.endswith("vendor/llama.cpp/LICENSE"))
+        content = archive.extractfile(member)
+        assert content is not None
+        return content.read().decode()

@@ -1,0 +1,1 @@
+"""Stands in for `multiprocessing` in the frozen file: hypercorn needs the name of one class for its annotations."""

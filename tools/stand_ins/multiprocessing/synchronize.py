@@ -1,0 +1,5 @@
+"""See the package."""
+
+
+class Event:
+    """Named by hypercorn in annotations."""
