@@ -19,7 +19,7 @@ from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, pip, requirement
 CMAKE_HOOK = "set(LLAMA_BUILD_COMMON OFF)\n"
 CMAKE_FLAGS = {
     "LLAVA_BUILD": "OFF",
-    "LLAMA_BUILD_IS_DEV": "OFF",  # no build number from git: there is no repository in the source package
+    "LLAMA_BUILD_IS_DEV": "OFF",  # else the version carries a `-dev`
     "GGML_BACKEND_DL": "ON",
     "GGML_CPU_ALL_VARIANTS": "ON",
     "GGML_NATIVE": "OFF",
