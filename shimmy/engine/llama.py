@@ -39,6 +39,8 @@ def _import_binding() -> Any:
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
+# On an abort ggml would start a debugger where one is installed, and the dead worker would hang in it.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read by libgomp when it is loaded, which is on the next line
 _llama = _import_binding()
