@@ -5,7 +5,6 @@ whatever it makes is weighed: before it is made, wherever it can be much larger 
 no single step takes long, and an exception from outside can end an endless template between two steps.
 """
 
-
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping

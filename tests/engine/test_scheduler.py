@@ -149,14 +149,26 @@ def test_a_model_that_cannot_drop_a_tail_starts_over() -> None:
 
 def test_the_least_recently_used_sequence_makes_room() -> None:
     house = House(FakeBackend(n_ctx=64, n_sequences=4))
-    for number, prompt in enumerate(("first " * 3, "second " * 3)):
+    for number, prompt in enumerate(("first ", "second ")):
         house.submit(number, prompt, n_predict=2)
         house.run()
-    house.submit(2, "x" * 30, n_predict=2)
+    house.submit(2, "x" * 52, n_predict=2)
     house.run()
-    assert house.text(2) == expected("x" * 30, 2)
+    assert house.text(2) == expected("x" * 52, 2)
     assert not any(bytes(cells).startswith(b"first") for cells in house.backend.cells)
     assert any(bytes(cells).startswith(b"second") for cells in house.backend.cells)
+
+
+def test_idle_sequences_hold_no_more_than_their_share_but_the_latest_stays() -> None:
+    house = House(FakeBackend(n_ctx=128, n_sequences=8))
+    for number in range(6):
+        house.submit(number, f"{number}" * 20, n_predict=1)
+        house.run()
+    resident = [bytes(cells[:1]) for cells in house.backend.cells if cells]
+    assert sorted(resident) == [b"4", b"5"], "32 cells beside the latest, in whole sequences"
+    house.submit(7, "7" * 100, n_predict=1)
+    house.run()
+    assert any(bytes(cells).startswith(b"7" * 100) for cells in house.backend.cells)
 
 
 def test_jobs_that_outgrow_the_pool_together_all_finish_with_their_own_text() -> None:
