@@ -1,0 +1,96 @@
+"""A light client for `/v1/completions`: it must not take the processors from the servers it measures.
+
+While a reply streams it only looks for the first text; everything else is read from the collected bytes afterwards.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FIRST_TEXT = re.compile(rb'"text":\s*"[^"]')
+REQUEST_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One streamed completion; the first text came `first_text_s` after its request was sent."""
+
+    first_text_s: float
+    n_tokens: int
+
+
+class ReplyFailed(Exception):
+    """The server refused, broke off or never ended a completion."""
+
+
+def complete(port: int, model: str, prompts: Sequence[str], n_tokens: int) -> list[Reply]:
+    """All prompts at once, each over a connection of its own; greedy, and past the end of generation where possible."""
+
+    async def all_at_once() -> list[Reply]:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            return await asyncio.gather(*(_complete(port, model, prompt, n_tokens) for prompt in prompts))
+
+    return asyncio.run(all_at_once())
+
+
+async def _complete(port: int, model: str, prompt: str, n_tokens: int) -> Reply:
+    body = json.dumps(
+        {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": n_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    start_s = time.perf_counter()
+    writer.write(head.encode() + body)
+    received = bytearray()
+    first_text_s = 0.0
+    try:
+        while data := await reader.read(65536):
+            received += data
+            if not first_text_s and FIRST_TEXT.search(received):
+                first_text_s = time.perf_counter() - start_s
+    except ConnectionError as exc:
+        raise ReplyFailed(f"the connection broke: {exc}") from exc
+    finally:
+        writer.close()
+    return Reply(first_text_s, _count_tokens(bytes(received)))
+
+
+def _count_tokens(received: bytes) -> int:
+    """As the server counts them; where it does not say, a piece is a token."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise ReplyFailed(f"the answer was not 200: {received[:500].decode(errors='replace')}")
+    if b"transfer-encoding: chunked" in head.lower():
+        body = _without_chunks(body)
+    events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: {")]
+    choices = [choice for event in events for choice in event.get("choices", ())]
+    if not any(choice.get("finish_reason") for choice in choices):
+        raise ReplyFailed(f"the stream broke off after {len(choices)} pieces")
+    for event in reversed(events):
+        usage, timings = event.get("usage") or {}, event.get("timings") or {}
+        if n_tokens := usage.get("completion_tokens") or timings.get("predicted_n"):
+            return int(n_tokens)
+    return sum(bool(choice.get("text")) for choice in choices)
+
+
+def _without_chunks(body: bytes) -> bytes:
+    whole, position = bytearray(), 0
+    while (line_end := body.find(b"\r\n", position)) > 0:
+        size = int(body[position:line_end].partition(b";")[0], 16)
+        whole += body[line_end + 2 : line_end + 2 + size]
+        position = line_end + 2 + size + 2
+    return bytes(whole)
