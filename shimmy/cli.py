@@ -7,6 +7,7 @@ the sub-commands and how their results look; what they do is elsewhere, imported
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     home = Home()
     try:
         config = load(vars(options), file=_config_file(options))
-        level = "warning" if options.command != "serve" and options.log_level is None else config.log_level
+        is_quiet = options.command != "serve" and not (options.log_level or os.environ.get("SHIMMY_LOG_LEVEL"))
+        level = "warning" if is_quiet else config.log_level
         log.set_up(level, config.log_format)
         code: int = options.run(Call(config, options, home))
         return code
@@ -227,7 +229,7 @@ def _config_file(options: argparse.Namespace) -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
             return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(f"--config: cannot read `{path}`: {exc}") from exc
 
 

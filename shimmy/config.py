@@ -55,7 +55,8 @@ class Option:
     help: str
     metavar: str = ""
     variables: tuple[str, ...] = ()  # also honoured, after SHIMMY_<NAME>
-    separators: str = ""  # not empty: the option may be given several times, or as a list in one variable
+    separators: str = ""  # not empty: the option is a list, whose items stand between these in one variable
+    flag_separators: str = ""  # and these in one flag, which may be repeated
 
     @property
     def flag(self) -> str:
@@ -133,7 +134,7 @@ OPTIONS: tuple[Option, ...] = (
            "HOST:PORT|auto", ("SHIMMY_BIND_ADDRESS",)),
     Option("model_path", _path, (), "a GGUF file, or a folder with some (repeatable)",
            "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep),
-    Option("model_dirs", _path, (), "folders to look for models in", "A:B", ("SHIMMY_MODEL_PATHS",), ":;"),
+    Option("model_dirs", _path, (), "folders to look for models in", "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":"),
     Option("ctx_size", _integer(16, 2**24), None,
            "tokens of KV memory for all sequences of a model (default: its training length, at most 8192)",
            "N", ("SHIMMY_MAX_CTX",)),
@@ -223,22 +224,22 @@ def _find(
     """The value from the strongest source that has one, and which source that is."""
     given = flags.get(option.name)
     if given is not None:
-        return _parse(option, given, option.flag), _FLAG
+        return _parse(option, given, option.flag, option.flag_separators), _FLAG
     for variable in (option.variable, *option.variables):
         if environment.get(variable):
-            return _parse(option, environment[variable], variable), _ENVIRONMENT
+            return _parse(option, environment[variable], variable, option.separators), _ENVIRONMENT
     if option.name in file:
         return _parse(option, file[option.name], f"`{option.name}` in the configuration file"), _FILE
     return option.default, _DEFAULT
 
 
-def _parse(option: Option, given: Any, source: str) -> Any:
+def _parse(option: Option, given: Any, source: str, separators: str = "") -> Any:
     """`given` is text, a list of texts (a repeated flag, a TOML list), or a number or boolean of a TOML file."""
     try:
         if not option.separators:
             return option.parse(_text(given, option))
         items = given if isinstance(given, list) else [given]
-        texts = _split([_text(item, option) for item in items], option.separators)
+        texts = _split([_text(item, option) for item in items], separators)
         if not texts:
             raise ValueError("is empty")
         return tuple(option.parse(text) for text in texts)

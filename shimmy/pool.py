@@ -17,7 +17,7 @@ from time import monotonic
 from shimmy.config import Config
 from shimmy.engine.client import WorkerClient, start_worker
 from shimmy.engine.wire import WorkerOptions
-from shimmy.errors import ShimmyError, ShuttingDown
+from shimmy.errors import ModelUnavailable, ShimmyError, ShuttingDown
 from shimmy.metrics import Metrics
 from shimmy.registry import Model
 
@@ -33,6 +33,16 @@ class _Slot:
     model: Model
     loading: "asyncio.Task[WorkerClient]"
 
+    @property
+    def client(self) -> WorkerClient | None:
+        """The worker, once it is loaded."""
+        task = self.loading
+        return task.result() if task.done() and not task.cancelled() and not task.exception() else None
+
+    @property
+    def is_dead(self) -> bool:
+        return self.client is not None and not self.client.is_alive
+
 
 class Pool:
     """Hands out workers. `start` makes one; tests give another."""
@@ -42,6 +52,7 @@ class Pool:
         self._metrics = metrics
         self._start = start
         self._slots: dict[str, _Slot] = {}
+        self._ready: set[WorkerClient] = set()
         self._is_closed = False
 
     async def ensure_ready(self, model: Model) -> WorkerClient:
@@ -52,8 +63,9 @@ class Pool:
         if self._is_closed:
             raise ShuttingDown("the server is shutting down")
         slot = self._slots.get(model.name)
-        if slot is None:
+        if slot is None or slot.is_dead:
             slot = _Slot(model, asyncio.create_task(self._load(model)))
+            slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # taken note of
             self._slots[model.name] = slot
         try:
             # One waiter that leaves must not end the load for the others.
@@ -65,8 +77,7 @@ class Pool:
 
     def ready(self) -> tuple[WorkerClient, ...]:
         """The workers that have loaded their model, now."""
-        tasks = [slot.loading for slot in self._slots.values()]
-        return tuple(task.result() for task in tasks if task.done() and not task.cancelled() and not task.exception())
+        return tuple(self._ready)
 
     @property
     def n_jobs(self) -> int:
@@ -94,6 +105,8 @@ class Pool:
         logger.info("loading `%s`", model.name)
         try:
             client = await self._start(model.name, self._options(model), self._on_death)
+            if not client.is_alive:
+                raise ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready")
         except ShimmyError as error:
             logger.error("could not load `%s`: %s", model.name, error.message)
             self._drop(model.name)
@@ -101,6 +114,7 @@ class Pool:
         except BaseException:
             self._drop(model.name)
             raise
+        self._ready.add(client)
         load_s = monotonic() - started_s
         self._metrics.model_load_s.observe(load_s, model.name)
         self._metrics.models_loaded.add(1)
@@ -120,14 +134,18 @@ class Pool:
             n_threads=self._config.n_threads,
             cpu_variant=self._config.cpu_variant,
             chat_template=self._config.chat_template,
+            log_level=self._config.log_level,
+            log_format=self._config.log_format,
         )
 
     def _on_death(self, client: WorkerClient) -> None:
         """Called once for a worker that has ended, however it ended."""
-        slot = self._slots.get(client.name)
-        if slot is None or not slot.loading.done():
+        if client not in self._ready:
             return  # it never got ready; `_load` has the reason
-        self._drop(client.name)
+        self._ready.remove(client)
+        slot = self._slots.get(client.name)
+        if slot is not None and slot.client is client:
+            self._drop(client.name)
         self._metrics.models_loaded.add(-1)
         self._metrics.jobs_running.set(0, client.name)
         self._metrics.jobs_queued.set(0, client.name)

@@ -67,6 +67,7 @@ def model(name: str = "tiny.q4-1") -> Model:
 class FakeWorker:
     """Takes jobs as a worker does. Without a script a test drives `streams` itself; with one, every job gets it."""
 
+    is_alive = True
     facts = ModelFacts(2048, 2048, 256, 4, 135, 1000, "tiny", "haswell", has_chat_template=True)
 
     def __init__(self, script: Sequence[Event | ShimmyError] = ()) -> None:

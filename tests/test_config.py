@@ -77,7 +77,7 @@ def test_a_variable_beats_the_file(name: str) -> None:
 @every_option
 def test_a_flag_beats_everything(name: str) -> None:
     text, _, _, expected = VALUES[name]
-    flag = [text] if by_name[name].separators else text
+    flag = text.split(",") if by_name[name].separators else text
     assert value(name, {name: flag}, {by_name[name].variable: other(name)}, {name: other(name)}) == expected
 
 
@@ -258,11 +258,17 @@ def test_a_key_file_without_a_key_does_not_open_the_server(content: str, tmp_pat
         load({"api_key_file": str(path)}, {})
 
 
-@pytest.mark.parametrize("given", ["", ","])
-def test_an_empty_key_does_not_open_the_server(given: str) -> None:
+def test_an_empty_key_does_not_open_the_server() -> None:
     """`--api-key "$KEY"` with KEY unset: the person wants the server closed."""
     with pytest.raises(ConfigError, match=r"^--api-key: "):
-        load({"api_key": [given]}, {})
+        load({"api_key": [""]}, {})
+
+
+def test_a_flag_is_one_path_or_key_whatever_is_in_it() -> None:
+    config = load({"model_path": ["/a:b,c"], "api_key": ["one,two"], "model_dirs": ["/a:/b"]}, {})
+    assert config.model_paths == (Path("/a:b,c"),)
+    assert config.api_keys == ("one,two",)
+    assert config.model_dirs == (Path("/a"), Path("/b"))
 
 
 def test_a_template_from_a_file(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, write_tiny_
 
 
 def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
-    flags = {"model_path": [str(path) for path in paths], "model_dirs": [str(folder) for folder in folders]}
-    return scan(config.load(flags, {}))
+    given = {"model_path": paths, "model_dirs": folders}
+    return scan(config.load({name: [str(path) for path in some] for name, some in given.items() if some}, {}))
 
 
 def names(catalog: Catalog) -> list[str]:

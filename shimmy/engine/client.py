@@ -5,7 +5,6 @@ the event loop only. The worker is not trusted: what it sends is data, and a fra
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import socket
@@ -150,8 +149,12 @@ class WorkerClient(asyncio.Protocol):
         self._closing = True
         if self.is_alive:
             self._transport.close()  # the worker ends itself when its socket does
-        with contextlib.suppress(asyncio.TimeoutError):
+        try:
             await asyncio.wait_for(self.ended.wait(), _KILL_AFTER_S)
+        except TimeoutError:
+            self._process.kill()
+            self._transport.abort()  # what it has not read yet does not hold up the end
+            await self.ended.wait()
 
     def open(self, options: wire.WorkerOptions) -> None:
         self._send(wire.open_frame(options))
@@ -166,7 +169,7 @@ class WorkerClient(asyncio.Protocol):
         try:
             for message in self._reader.feed(data):
                 self._on_frame(message)
-        except (wire.ProtocolError, KeyError, TypeError, ValueError):
+        except (wire.ProtocolError, KeyError, TypeError, ValueError, OverflowError):
             logger.exception("worker `%s` (pid %d) sent nonsense and is ended", self.name, self.pid)
             self._process.kill()
             self._transport.abort()
@@ -196,7 +199,7 @@ class WorkerClient(asyncio.Protocol):
         stream.put(event)
 
     def _on_result(self, message: wire.Frame) -> None:
-        future = self._calls.pop(message["id"], None)
+        future = self._calls.get(message["id"])  # `_call` takes it out; until then `_bury` must find it
         if future is None or future.done():
             return
         if "error" in message:
@@ -276,7 +279,11 @@ async def start_worker(
     """Start a process, have it load the model, and return it ready; raises ModelUnavailable with the reason."""
     ours, theirs = socket.socketpair()
     with theirs:
-        process = _spawn(worker_command(theirs.fileno(), name), theirs.fileno())
+        try:
+            process = _spawn(worker_command(theirs.fileno(), name), theirs.fileno())
+        except OSError as exc:
+            ours.close()
+            raise ModelUnavailable(f"no worker could be started for `{name}`: {exc.strerror}") from exc
     _, client = await asyncio.get_running_loop().create_unix_connection(
         lambda: WorkerClient(name, process, on_death), sock=ours
     )

@@ -170,7 +170,7 @@ class LlamaModel:
     def __init__(self, path: Path, cpu: CpuBackend) -> None:
         """Map the weights of `path`; raises ModelUnavailable with the engine's own reason."""
         params = _llama.llama_model_default_params()
-        self._model = _llama.llama_model_load_from_file(str(path).encode(), params)
+        self._model = _llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ModelUnavailable(f"the engine could not load `{path.name}`: {_log.reason()}")
         if not _llama.llama_model_has_decoder(self._model):
@@ -180,6 +180,9 @@ class LlamaModel:
         self.n_ctx_train: int = _llama.llama_model_n_ctx_train(self._model)
         self.n_vocab: int = _llama.llama_vocab_n_tokens(self._vocab)
         self.adds_bos: bool = _llama.llama_vocab_get_add_bos(self._vocab)
+        self._is_recurrent: bool = _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(
+            self._model
+        )
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
 
@@ -221,6 +224,13 @@ class LlamaModel:
     def forget(self, sequence: int, start: int) -> bool:
         """Drop the cells of `sequence` from position `start` on. False: this kind of memory cannot drop only a tail."""
         return bool(_llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def share(self, source: int, target: int, n_tokens: int) -> bool:
+        """Let the empty sequence `target` use the first cells of `source`; nothing is copied. False: it cannot."""
+        if self._is_recurrent:
+            return False  # its state is that of the whole sequence; there is none of a prefix
+        _llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+        return True
 
     def new_sampler(self, chain: Chain, biases: Sequence[tuple[int, float]], breakers: Sequence[str]) -> Sampler:
         """Build `chain` on any thread. `biases` (and the tokens the model itself suppresses) come before its stages."""

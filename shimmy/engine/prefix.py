@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # A resident sequence is continued by another prompt only when the prompt keeps at least this share of it; otherwise
-# its conversation is worth more than the few tokens they share (a common system line, the template's first tokens).
+# its conversation is worth more than the tokens they share, and those are shared with an empty sequence instead.
 _MIN_KEPT_SHARE = 0.5
 
 
@@ -37,24 +37,36 @@ def n_common(left: list[int], right: list[int]) -> int:
     return low
 
 
-def choose(sequences: Iterable[Sequence], prompt: list[int]) -> tuple[Sequence, int] | None:
-    """The idle sequence for `prompt` and how many of its tokens to keep; None when every sequence is busy.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The sequence for a prompt and how many of its first tokens it need not compute.
 
-    The longest shared prefix wins where the prompt keeps most of that sequence; else an empty sequence; else the least
-    recently used one. The last token of the prompt is never reused: its logits are needed.
+    They are resident in the sequence itself, or in `source`, from which they are to be shared.
     """
-    idle = [sequence for sequence in sequences if not sequence.busy]
+
+    sequence: Sequence
+    n_kept: int
+    source: Sequence | None = None
+
+
+def choose(sequences: Iterable[Sequence], prompt: list[int]) -> Choice | None:
+    """Where `prompt` should run; None when every sequence is busy.
+
+    The sequence with the longest shared prefix is continued where it is idle and the prompt keeps most of it; where
+    not, its prefix is shared with an empty sequence, or with the least recently used one. The last token of the prompt
+    is never reused: its logits are needed.
+    """
+    shared = [(min(n_common(sequence.tokens, prompt), len(prompt) - 1), sequence) for sequence in sequences]
+    idle = [sequence for _, sequence in shared if not sequence.busy]
     if not idle:
         return None
-    best, n_best = None, 0
-    for sequence in idle:
-        n_shared = min(n_common(sequence.tokens, prompt), len(prompt) - 1)
-        if n_shared > n_best and n_shared >= _MIN_KEPT_SHARE * len(sequence.tokens):
-            best, n_best = sequence, n_shared
-    if best is not None:
-        return best, n_best
-    oldest = min(idle, key=lambda sequence: (bool(sequence.tokens), sequence.last_used))
-    return oldest, min(n_common(oldest.tokens, prompt), len(prompt) - 1)
+    n_best, best = max(shared, key=lambda pair: (pair[0], not pair[1].busy))
+    if n_best and not best.busy and n_best >= _MIN_KEPT_SHARE * len(best.tokens):
+        return Choice(best, n_best)
+    free = min(idle, key=lambda sequence: (bool(sequence.tokens), sequence.last_used))
+    if not n_best:
+        return Choice(free, 0)
+    return Choice(best, n_best) if free is best else Choice(free, n_best, best)
 
 
 def evictable(sequences: Iterable[Sequence]) -> Sequence | None:

@@ -55,6 +55,7 @@ class Backend(Protocol):
     def batch(self) -> Batch: ...
     def decode(self) -> int: ...
     def forget(self, sequence: int, start: int) -> bool: ...
+    def share(self, source: int, target: int, n_tokens: int) -> bool: ...
     def is_end(self, token: int) -> bool: ...
     def piece(self, token: int) -> bytes: ...
 
@@ -166,21 +167,38 @@ class Scheduler:
             choice = prefix.choose(self._sequences, task.tokens)
             if choice is None:
                 return
-            sequence, n_keep = choice
             n_spoken_for = sum(len(other.tokens) for other in self._running)
             if self._running and n_spoken_for + len(task.tokens) + _ADMISSION_SLACK > self._backend.n_ctx:
                 return
             self._waiting.popleft()
-            self._start(task, sequence, n_keep if task.job.cache_prompt else 0)
+            self._start(task, choice)
 
-    def _start(self, task: Task, sequence: prefix.Sequence, n_keep: int) -> None:
-        n_keep = self._trim(sequence, n_keep)
+    def _start(self, task: Task, choice: prefix.Choice) -> None:
+        sequence = choice.sequence
+        n_keep = 0
+        if not task.job.cache_prompt or choice.source is not None:
+            self._trim(sequence, 0)
+        if task.job.cache_prompt:
+            n_keep = self._share(choice) if choice.source else self._trim(sequence, choice.n_kept)
         sequence.busy = True
         task.sequence = sequence
         if not task.started_s:
             task.started_s = self._clock()
             task.n_cached = n_keep
         self._running.append(task)
+
+    def _share(self, choice: prefix.Choice) -> int:
+        """Give an empty sequence a prefix that another one has computed; 0 where the engine cannot.
+
+        Shared cells count for both, so the pool may look fuller than it is, and never emptier.
+        """
+        assert choice.source is not None
+        if not self._make_room(choice.n_kept, keep=choice.source):
+            return 0
+        if not self._backend.share(choice.source.id, choice.sequence.id, choice.n_kept):
+            return 0
+        choice.sequence.tokens += choice.source.tokens[: choice.n_kept]
+        return choice.n_kept
 
     def _trim(self, sequence: prefix.Sequence, n_keep: int) -> int:
         """Drop what follows the first `n_keep` tokens; recurrent models can only drop all. Returns what was kept."""
@@ -190,10 +208,10 @@ class Scheduler:
         del sequence.tokens[n_keep:]
         return n_keep
 
-    def _make_room(self, n_cells: int) -> bool:
-        """Evict idle sequences until `n_cells` are free; False when there are none left to evict."""
+    def _make_room(self, n_cells: int, keep: prefix.Sequence | None = None) -> bool:
+        """Evict idle sequences but `keep` until `n_cells` are free; False when there are none left to evict."""
         while self._backend.n_ctx - sum(len(sequence.tokens) for sequence in self._sequences) < n_cells:
-            victim = prefix.evictable(self._sequences)
+            victim = prefix.evictable(sequence for sequence in self._sequences if sequence is not keep)
             if victim is None:
                 return False
             self._trim(victim, 0)

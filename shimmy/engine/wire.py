@@ -1,7 +1,7 @@
 """What parent and worker say to each other over their socket: frames of JSON behind a length, never pickle.
 
 Knows how each message is written and read back; the two ends decide what to do with it. Parent to worker: `open`,
-`job`, `cancel`, `call`. Worker to parent: `progress` (a sign of life), `opened`, `refused`, `step`, `result`.
+`job`, `cancel`, `call`. Worker to parent: `opened`, `refused`, `step`, `result`.
 A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a malformed frame raises ProtocolError.
 """
 
@@ -52,6 +52,8 @@ class WorkerOptions:
     n_threads: int | None  # None: the physical cores this process may use
     cpu_variant: str | None  # None: the best this processor runs
     chat_template: str | None  # None: the model's own
+    log_level: str = "info"
+    log_format: str = "text"
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
@@ -159,7 +161,7 @@ def read_event(fields: list[Any]) -> tuple[int, Event | ShimmyError]:
     """The event of a `step` frame; ProtocolError when it is none."""
     try:
         return fields[0], _read_event(*fields[1:])
-    except (TypeError, ValueError, IndexError) as exc:
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as exc:
         raise ProtocolError("an event that is none") from exc
 
 

@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
+from shimmy import log
 from shimmy.engine import machine, sampling, variants, wire
 from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
 from shimmy.engine.scheduler import JobEvent, Scheduler, Task
@@ -158,7 +159,11 @@ class Worker:
     def run(self) -> int:
         """Load the model the parent names and serve it; returns an exit code only when it cannot be loaded."""
         frames = self._connection.frames()
-        options = wire.read_options(next(frames))
+        first = next(frames, None)
+        if first is None:
+            return 1  # the server ended before it said what to load
+        options = wire.read_options(first)
+        log.set_up(options.log_level, options.log_format)
         # From here on the end of the connection ends the process, in the middle of a load too.
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
         try:
@@ -208,7 +213,7 @@ class Worker:
             message = self._to_prepare.get()
             match message["op"]:
                 case "job":
-                    self._prepare_job(wire.read_job(message))
+                    self._prepare_job(message)
                 case "call":
                     self._answer(message)
                 case "cancel":
@@ -216,18 +221,19 @@ class Worker:
                     self._cancelled.discard(message["id"])
                     self._to_schedule.put(message["id"])
 
-    def _prepare_job(self, job: Job) -> None:
-        if job.id in self._cancelled:
+    def _prepare_job(self, message: wire.Frame) -> None:
+        job_id = message["id"]
+        if job_id in self._cancelled:
             return
         try:
-            task = self._preparer.task(job)
+            task = self._preparer.task(wire.read_job(message))
         except ShimmyError as error:
-            self._emit([(job.id, error)])
+            self._emit([(job_id, error)])
         except Exception:
             logger.exception("could not prepare a job")
-            self._emit([(job.id, Internal("the worker could not prepare the job"))])
+            self._emit([(job_id, Internal("the worker could not prepare the job"))])
         else:
-            self._emit([(job.id, Accepted(task.n_prompt))])
+            self._emit([(job_id, Accepted(task.n_prompt))])
             self._to_schedule.put(task)
 
     def _answer(self, message: wire.Frame) -> None:
@@ -252,8 +258,10 @@ def load(options: wire.WorkerOptions) -> tuple[LlamaModel, Preparer]:
     path = Path(options.model_path)
     try:
         gguf.validate(path)  # what the engine would abort on has to be found before it looks
-    except (gguf.InvalidGguf, OSError) as exc:
+    except gguf.InvalidGguf as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
+    except OSError as exc:
+        raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc.strerror}") from exc
     cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
     model = LlamaModel(path, cpu)
     model.open_context(

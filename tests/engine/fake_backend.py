@@ -95,6 +95,14 @@ class FakeBackend:
         del self.cells[sequence][start:]
         return True
 
+    def share(self, source: int, target: int, n_tokens: int) -> bool:
+        assert not self.cells[target]
+        if not self.can_drop_tails:
+            return False
+        self.cells[target] = self.cells[source][:n_tokens]
+        assert len(self.cells[target]) == n_tokens
+        return True
+
     def is_end(self, token: int) -> bool:
         return token == END
 

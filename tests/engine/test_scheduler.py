@@ -128,6 +128,26 @@ def test_the_same_prompt_again_computes_one_token() -> None:
     assert house.finished(2).usage.n_cached == len("the very same") - 1
 
 
+def test_the_same_prompt_again_is_cached_however_long_its_reply_was() -> None:
+    house = House(FakeBackend(n_ctx=256))
+    for number in (1, 2):
+        house.submit(number, "short", n_predict=40)
+        house.run()
+    assert house.finished(2).usage.n_cached == len("short") - 1
+    assert house.text(2) == expected("short", 40)
+
+
+def test_a_running_job_shares_its_prompt_with_another_client() -> None:
+    house = House(FakeBackend(n_ctx=256))
+    house.submit(1, "a system prompt for all: one", n_predict=20)
+    house.scheduler.step()
+    house.submit(2, "a system prompt for all: two", n_predict=20)
+    house.run()
+    assert house.finished(2).usage.n_cached == len("a system prompt for all: ")
+    for number, name in ((1, "one"), (2, "two")):
+        assert house.text(number) == expected(f"a system prompt for all: {name}", 20)
+
+
 def test_cache_prompt_false_computes_everything() -> None:
     house = House()
     for number in (1, 2):

@@ -1,0 +1,471 @@
+"""The parent's end of the wire, with a worker played by the test: what it believes, and what it does about nonsense."""
+
+import asyncio
+import contextlib
+import json
+import math
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any, cast
+
+import pytest
+
+from shimmy.engine import client as client_module
+from shimmy.engine import wire
+from shimmy.engine.client import JobStream, WorkerClient, start_worker, worker_command
+from shimmy.engine.wire import WorkerOptions
+from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError, ShuttingDown, WorkerDied
+from shimmy.messages import (
+    Accepted,
+    ChatPrompt,
+    Event,
+    Finished,
+    GenerateRequest,
+    Message,
+    Piece,
+    SamplingParams,
+    TextPrompt,
+)
+from tests.fakes import FINISHED, FakeWorker, on_loop
+
+OPTIONS = WorkerOptions("tiny.gguf", None, 4, 64, None, None, None)
+REQUEST = GenerateRequest("tiny", TextPrompt("hi"), SamplingParams(seed=3), n_predict=5, stop=("x",))
+
+
+class FakeProcess:
+    """A process that ends when the test says so. A wait that it would outlast gives up at once, and is counted."""
+
+    pid = 4711
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.n_kills = 0
+        self.n_waits_given_up = 0
+
+    def kill(self) -> None:
+        self.n_kills += 1
+        self.status = -9
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.status is None:
+            assert timeout is not None, "this would wait for ever"
+            self.n_waits_given_up += 1
+            raise subprocess.TimeoutExpired("worker", timeout)
+        return self.status
+
+
+class Peer:
+    """A client, and the worker's end of its socket in the hand of the test."""
+
+    def __init__(self, client: WorkerClient, process: FakeProcess, deaths: list[WorkerClient]) -> None:
+        self.client = client
+        self.process = process
+        self.deaths = deaths
+        self._frames: list[wire.Frame] = []
+        self._parser = wire.FrameReader()
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def hear(self) -> wire.Frame:
+        """The next frame of the client."""
+        while not self._frames:
+            data = await self.reader.read(1 << 16)
+            assert data, "the client has closed the connection"
+            self._frames += self._parser.feed(data)
+        return self._frames.pop(0)
+
+    def say(self, message: wire.Frame) -> None:
+        self.writer.write(wire.frame(message))
+
+    def step(self, *events: tuple[int, Event | ShimmyError], load: tuple[int, int] = (0, 0)) -> None:
+        self.say({"op": "step", "events": [wire.event_to_wire(*event) for event in events], "load": load})
+
+    async def until_heard(self) -> None:
+        """Return when the client has read everything said so far: it answers in the order of what it hears."""
+        call = asyncio.ensure_future(self.client.tokenize("", add_special=False, parse_special=False))
+        while (message := await self.hear())["op"] != "call":
+            pass
+        self.say({"op": "result", "id": message["id"], "value": []})
+        await call
+
+    def end(self, status: int) -> None:
+        """The process ends, and with it its end of the socket."""
+        if self.process.status is None:
+            self.process.status = status
+        self.writer.close()
+
+
+@contextlib.asynccontextmanager
+async def connected() -> AsyncIterator[Peer]:
+    ours, theirs = socket.socketpair()
+    process, deaths = FakeProcess(), list[WorkerClient]()
+    _, client = await asyncio.get_running_loop().create_unix_connection(
+        lambda: WorkerClient("tiny", cast("subprocess.Popen[bytes]", process), deaths.append), sock=ours
+    )
+    peer = Peer(client, process, deaths)
+    peer.reader, peer.writer = await asyncio.open_unix_connection(sock=theirs)
+    try:
+        yield peer
+    finally:
+        client.opened.cancel()  # unless the test was about it
+        peer.end(0)
+        await client.close()
+
+
+async def end_of(stream: JobStream) -> list[Piece | Finished | ShimmyError]:
+    """All that comes out of a stream, its error last."""
+    events: list[Piece | Finished | ShimmyError] = []
+    try:
+        async for event in stream:
+            events.append(event)  # noqa: PERF401 - what came before an error is wanted too
+    except ShimmyError as error:
+        events.append(error)
+    return events
+
+
+# -- one job's stream ------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_pieces_nobody_has_taken_are_joined_and_their_tokens_added() -> None:
+    stream = JobStream(1, lambda _: None)
+    events = aiter(stream)
+    stream.put(Accepted(2))
+    stream.put(Piece("a", 1))
+    assert await anext(events) == Piece("a", 1)
+    for text in ("b", "cc", "d"):
+        stream.put(Piece(text, len(text)))
+    assert await anext(events) == Piece("bccd", 4)
+    stream.put(Piece("e", 1))
+    stream.put(FINISHED)
+    assert [event async for event in events] == [Piece("e", 1), FINISHED]
+
+
+@on_loop
+async def test_an_error_comes_after_the_text_before_it() -> None:
+    stream = JobStream(1, lambda _: None)
+    error = WorkerDied("signal 9")
+    for event in (Accepted(2), Piece("so ", 1), Piece("far", 1), error):
+        stream.put(event)
+    assert await end_of(stream) == [Piece("so far", 2), error]
+
+
+@on_loop
+async def test_a_yes_may_be_awaited_again_and_again() -> None:
+    stream = JobStream(1, lambda _: None)
+    waiting = [asyncio.create_task(stream.accepted()) for _ in range(3)]
+    waiting[0].cancel()
+    stream.put(Accepted(7))
+    stream.put(Accepted(8))
+    assert await asyncio.gather(*waiting[1:]) == [Accepted(7), Accepted(7)]
+    assert await stream.accepted() == Accepted(7)
+
+
+@on_loop
+async def test_closing_cancels_a_job_that_runs_once_and_one_that_has_ended_never() -> None:
+    cancelled: list[int] = []
+    running, ended = JobStream(1, cancelled.append), JobStream(2, cancelled.append)
+    ended.put(FINISHED)
+    for stream in (running, running, ended, ended):
+        stream.close()
+    assert cancelled == [1]
+    assert await end_of(ended) == [FINISHED]
+    assert isinstance((await end_of(running))[-1], WorkerDied)
+
+
+# -- a client and its worker -----------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_what_a_worker_is_told_first_and_what_it_answers() -> None:
+    async with connected() as peer:
+        peer.client.open(OPTIONS)
+        assert wire.read_options(await peer.hear()) == OPTIONS
+        peer.say({"op": "opened", "facts": asdict(FakeWorker.facts)})
+        assert await peer.client.opened == FakeWorker.facts
+        assert peer.client.facts == FakeWorker.facts
+        assert peer.client.pid == FakeProcess.pid
+
+
+@on_loop
+async def test_a_refused_load_is_the_workers_error() -> None:
+    async with connected() as peer:
+        peer.say({"op": "refused", "error": wire.error_to_wire(ModelUnavailable("no decoder"))})
+        with pytest.raises(ModelUnavailable, match="no decoder"):
+            await peer.client.opened
+
+
+@on_loop
+async def test_a_job_goes_out_as_it_was_asked_for_and_its_events_come_back() -> None:
+    async with connected() as peer:
+        stream = peer.client.submit(REQUEST)
+        job = wire.read_job(await peer.hear())
+        assert (job.prompt, job.sampling, job.n_predict, job.stop, job.cache_prompt) == (
+            REQUEST.prompt, REQUEST.sampling, 5, ("x",), True
+        )  # fmt: skip
+        peer.step((job.id, Accepted(4)), load=(1, 0))
+        assert await stream.accepted() == Accepted(4)
+        assert (peer.client.n_running, peer.client.n_waiting, peer.client.n_jobs) == (1, 0, 1)
+        peer.step((job.id, Piece("a", 1)), (job.id, FINISHED))
+        assert await end_of(stream) == [Piece("a", 1), FINISHED]
+        assert (peer.client.n_running, peer.client.n_jobs) == (0, 0)
+
+
+@on_loop
+async def test_each_job_gets_its_own_events() -> None:
+    async with connected() as peer:
+        streams = [peer.client.submit(REQUEST) for _ in range(3)]
+        ids = [(await peer.hear())["id"] for _ in streams]
+        assert len(set(ids)) == 3
+        error = BadRequest("no", param="seed")
+        peer.step((ids[2], Piece("c", 1)), (ids[0], Piece("a", 1)), (ids[1], error))
+        peer.step((ids[0], FINISHED), (ids[2], FINISHED))
+        assert await end_of(streams[0]) == [Piece("a", 1), FINISHED]
+        assert await end_of(streams[2]) == [Piece("c", 1), FINISHED]
+        with pytest.raises(BadRequest) as caught:
+            await streams[1].accepted()
+        assert (caught.value.message, caught.value.param) == ("no", "seed")
+
+
+@on_loop
+async def test_a_cancelled_job_is_cancelled_in_the_worker_and_its_late_events_go_nowhere() -> None:
+    async with connected() as peer:
+        stream = peer.client.submit(REQUEST)
+        job_id = (await peer.hear())["id"]
+        stream.close()
+        assert await peer.hear() == {"op": "cancel", "id": job_id}
+        assert peer.client.n_jobs == 0
+        peer.step((job_id, Piece("late", 1)), (job_id, FINISHED))
+        await peer.until_heard()
+        assert peer.client.is_alive
+
+
+@on_loop
+async def test_calls_are_answered_in_any_order() -> None:
+    async with connected() as peer:
+        prompt = ChatPrompt((Message("user", "hi"),))
+        calls = (
+            asyncio.ensure_future(peer.client.tokenize("é", add_special=True, parse_special=False)),
+            asyncio.ensure_future(peer.client.detokenize((5, 6))),
+            asyncio.ensure_future(peer.client.apply_template(prompt)),
+        )
+        heard = [await peer.hear() for _ in calls]
+        assert [message["name"] for message in heard] == ["tokenize", "detokenize", "apply_template"]
+        assert heard[0]["arguments"] == {"text": "é", "add_special": True, "parse_special": False}
+        assert heard[1]["arguments"] == {"tokens": [5, 6]}
+        assert wire.prompt_from_wire(heard[2]["arguments"]["prompt"]) == prompt
+        for message, value in zip(reversed(heard), ("rendered", "text", [1, 2]), strict=True):
+            peer.say({"op": "result", "id": message["id"], "value": value})
+        assert [await call for call in calls] == [[1, 2], "text", "rendered"]
+
+
+@on_loop
+async def test_a_call_may_fail_and_an_answer_nobody_waits_for_is_dropped() -> None:
+    async with connected() as peer:
+        leaving = asyncio.ensure_future(peer.client.detokenize((1,)))
+        gone = await peer.hear()
+        leaving.cancel()
+        failing = asyncio.ensure_future(peer.client.detokenize((2,)))
+        message = await peer.hear()
+        peer.say({"op": "result", "id": gone["id"], "value": "late"})
+        peer.say({"op": "result", "id": 999, "value": "nobody asked"})
+        peer.say({"op": "result", "id": message["id"], "error": wire.error_to_wire(BadRequest("no", param="tokens"))})
+        with pytest.raises(BadRequest, match="no"):
+            await failing
+        assert peer.client.is_alive
+
+
+# -- how a worker ends -----------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_dead_worker_fails_every_stream_and_call_and_takes_no_more() -> None:
+    async with connected() as peer:
+        streams = [peer.client.submit(REQUEST) for _ in range(3)]
+        call = asyncio.ensure_future(peer.client.detokenize((1,)))
+        ids = [(await peer.hear())["id"] for _ in streams]
+        assert (await peer.hear())["op"] == "call"
+        peer.step((ids[0], Accepted(2)), (ids[0], Piece("so far", 2)), load=(1, 2))
+        await streams[0].accepted()
+        peer.end(-9)
+        for stream, before in zip(streams, ([Piece("so far", 2)], [], []), strict=True):
+            *events, error = await end_of(stream)
+            assert events == before
+            assert isinstance(error, WorkerDied)
+            assert "`tiny`" in error.message
+            assert "signal 9" in error.message
+        with pytest.raises(WorkerDied):
+            await streams[1].accepted()
+        with pytest.raises(WorkerDied):
+            await call
+        assert not peer.client.is_alive
+        assert (peer.client.n_running, peer.client.n_waiting, peer.client.n_jobs) == (0, 0, 0)
+        with pytest.raises(WorkerDied, match="the next request starts a new one"):
+            peer.client.submit(REQUEST)
+        with pytest.raises(WorkerDied):
+            await peer.client.detokenize((1,))
+        await peer.client.ended.wait()
+        assert peer.deaths == [peer.client]
+
+
+@on_loop
+async def test_cancelling_a_job_of_a_dead_worker_is_fine() -> None:
+    async with connected() as peer:
+        stream = peer.client.submit(REQUEST)
+        peer.end(0)
+        await peer.client.ended.wait()
+        stream.close()
+
+
+@on_loop
+async def test_a_worker_that_ends_while_it_loads_says_how() -> None:
+    async with connected() as peer:
+        peer.end(3)
+        with pytest.raises(ModelUnavailable, match="ended while it loaded `tiny` \\(exit code 3\\)"):
+            await peer.client.opened
+
+
+@on_loop
+async def test_a_worker_that_is_told_to_end_fails_its_jobs_as_unloaded() -> None:
+    async with connected() as peer:
+        stream = peer.client.submit(REQUEST)
+        await peer.hear()
+        closing = asyncio.ensure_future(peer.client.close())
+        assert await peer.reader.read() == b"", "the worker sees the end of its socket"
+        peer.end(0)
+        await closing
+        assert isinstance((await end_of(stream))[-1], ShuttingDown)
+        assert peer.deaths == [peer.client]
+        await peer.client.close()
+        assert peer.deaths == [peer.client]
+
+
+@on_loop
+async def test_a_worker_that_stays_after_the_end_of_its_socket_is_killed() -> None:
+    async with connected() as peer:
+        peer.writer.close()
+        await peer.client.ended.wait()
+        assert peer.process.n_kills == 1
+        assert peer.process.status == -9
+
+
+@pytest.mark.parametrize("n_unread_bytes", [0, 8 * 2**20], ids=["idle", "behind with its reading"])
+def test_close_returns_only_when_a_deaf_worker_has_really_ended(
+    n_unread_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_KILL_AFTER_S", 0)
+    ours, theirs = socket.socketpair()
+    with theirs:  # the process inherits this end and keeps it open, but never looks at it
+        process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(theirs.fileno(),))
+
+    async def run() -> None:
+        _, client = await asyncio.get_running_loop().create_unix_connection(
+            lambda: WorkerClient("deaf", process, lambda _: None), sock=ours
+        )
+        client.opened.cancel()
+        client.submit(GenerateRequest("deaf", TextPrompt("x" * n_unread_bytes)))
+        await client.close()
+        assert process.returncode == -9
+        assert client.ended.is_set()
+
+    try:
+        asyncio.run(run())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+NONSENSE: dict[str, bytes | dict[str, Any]] = {
+    "a length beyond all measure": b"\xff\xff\xff\xff",
+    "no JSON": b"\x00\x00\x00\x02{]",
+    "no object": b"\x00\x00\x00\x02[]",
+    "no op": {"id": 1},
+    "an unknown op": {"op": "dance"},
+    "a second yes": {"op": "opened", "facts": asdict(FakeWorker.facts)},
+    "a no after the yes": {"op": "refused", "error": {}},
+    "a step without events": {"op": "step", "load": [0, 0]},
+    "a step without a load": {"op": "step", "events": []},
+    "a load of three": {"op": "step", "events": [], "load": [1, 2, 3]},
+    "a load of words": {"op": "step", "events": [], "load": ["many", "few"]},
+    "a load without end": {"op": "step", "events": [], "load": [math.inf, 0]},
+    "an event that is none": {"op": "step", "events": [[1, "dance"]], "load": [0, 0]},
+    "events that are none": {"op": "step", "events": 5, "load": [0, 0]},
+    "an event that is an object": {"op": "step", "events": [{"kind": "piece"}], "load": [0, 0]},
+    "a job that cannot be one": {"op": "step", "events": [[[1], "piece", "a", 1]], "load": [0, 0]},
+    "a piece without end": {"op": "step", "events": [[1, "piece", "a", math.inf]], "load": [0, 0]},
+    "a reason that is none": {
+        "op": "step",
+        "events": [[1, "finished", "bored", [1, 1, 1], [1, 1, 1], None]],
+        "load": [0, 0],
+    },
+    "an answer without an id": {"op": "result", "value": 1},
+    "an answer without a value": {"op": "result", "id": 2},
+    "an error that is none": {"op": "result", "id": 2, "error": "no"},
+}
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_ends_the_worker_and_not_the_server(nonsense: bytes | dict[str, Any]) -> None:
+    async def run() -> None:
+        async with connected() as peer:
+            peer.say({"op": "opened", "facts": asdict(FakeWorker.facts)})
+            await peer.client.opened
+            stream = peer.client.submit(REQUEST)
+            call = asyncio.ensure_future(peer.client.detokenize((1,)))
+            assert (await peer.hear())["id"] == 1
+            assert (await peer.hear())["id"] == 2
+            if isinstance(nonsense, bytes):
+                peer.writer.write(nonsense)
+            else:
+                payload = json.dumps(nonsense).encode()
+                peer.writer.write(len(payload).to_bytes(4, "big") + payload)
+            await peer.client.ended.wait()
+            (error,) = await end_of(stream)
+            assert isinstance(error, WorkerDied)
+            assert call.done(), "nobody told the caller"
+            assert isinstance(call.exception(), WorkerDied)
+            assert (peer.process.n_kills, peer.process.n_waits_given_up) == (1, 0), "it is killed at once"
+            assert peer.deaths == [peer.client]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("facts", [None, 5, {}, {"n_ctx": 1}, asdict(FakeWorker.facts) | {"more": 1}])
+def test_facts_that_are_none_end_the_load(facts: object) -> None:
+    async def run() -> None:
+        async with connected() as peer:
+            peer.say({"op": "opened", "facts": facts})
+            with pytest.raises(ModelUnavailable):
+                await peer.client.opened
+            assert peer.process.n_kills == 1
+
+    asyncio.run(run())
+
+
+# -- starting one ----------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_this_program_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_command(7, "tiny") == [sys.executable, "-m", "shimmy", "worker", "7", "tiny"]
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert worker_command(7, "tiny") == [sys.executable, "worker", "7", "tiny"]
+
+
+@on_loop
+async def test_a_program_that_ends_at_once_is_a_load_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "worker_command", lambda _fd, _name: ["sh", "-c", "exit 5"])
+    deaths: list[WorkerClient] = []
+    with pytest.raises(ModelUnavailable, match="exit code 5"):
+        await start_worker("tiny", OPTIONS, deaths.append)
+    assert len(deaths) == 1
+
+
+@on_loop
+async def test_a_program_that_cannot_be_started_is_a_load_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory, no processes or no files left: the caller gets an error of the tree, and nothing stays open."""
+    monkeypatch.setattr(client_module, "worker_command", lambda _fd, _name: ["/nowhere/shimmy"])
+    with pytest.raises(ModelUnavailable, match="tiny"):
+        await start_worker("tiny", OPTIONS, lambda _: None)

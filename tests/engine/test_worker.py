@@ -1,0 +1,460 @@
+"""A real worker process with a tiny model, through the parent's own client."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy.engine import client as client_module
+from shimmy.engine.client import JobStream, WorkerClient, start_worker
+from shimmy.engine.wire import WorkerOptions
+from shimmy.errors import (
+    BadRequest,
+    ContextExceeded,
+    ModelUnavailable,
+    ShimmyError,
+    ShuttingDown,
+    TemplateFailed,
+    WorkerDied,
+)
+from shimmy.messages import (
+    Accepted,
+    ChatPrompt,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    Message,
+    Piece,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+    Usage,
+)
+from tests.fakes import on_loop
+from tests.tiny_models import BOS_TOKEN, EOS_TOKEN, vocabulary, write_tiny_model
+
+GREEDY = SamplingParams(temperature=0)
+HELLO = ChatPrompt((Message("user", "hello"),))
+CHATML = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+# No job comes to the end of this in the time of a test.
+VAST = 65536
+
+
+def options(path: Path, **changes: Any) -> WorkerOptions:
+    defaults: dict[str, Any] = {
+        "model_path": str(path), "n_ctx": 256, "n_sequences": 4, "n_batch": 64, "n_threads": 1, "cpu_variant": None,
+        "chat_template": None,
+    }  # fmt: skip
+    return WorkerOptions(**defaults | changes)
+
+
+@contextlib.asynccontextmanager
+async def worker(path: Path, **changes: Any) -> AsyncIterator[WorkerClient]:
+    """A worker that has loaded the model at `path`, and its end."""
+    client = await start_worker("tiny", options(path, **changes), lambda _: None)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def request(prompt: Prompt | str, sampling: SamplingParams = GREEDY, **changes: Any) -> GenerateRequest:
+    prompt = TextPrompt(prompt) if isinstance(prompt, str) else prompt
+    return GenerateRequest("tiny", prompt, sampling, **{"n_predict": 8, **changes})
+
+
+async def outcome(stream: JobStream) -> tuple[str, Finished]:
+    """A job's whole text, and its end."""
+    texts: list[str] = []
+    async for event in stream:
+        if isinstance(event, Finished):
+            return "".join(texts), event
+        texts.append(event.text)
+    raise AssertionError("the stream ended before its job")
+
+
+async def answer(client: WorkerClient, prompt: Prompt | str, **changes: Any) -> str:
+    return (await outcome(client.submit(request(prompt, **changes))))[0]
+
+
+async def n_tokens(client: WorkerClient, text: str) -> int:
+    return len(await client.tokenize(text, add_special=False, parse_special=False))
+
+
+async def refusal(client: WorkerClient, prompt: Prompt | str, **changes: Any) -> ShimmyError:
+    with pytest.raises(ShimmyError) as caught:
+        await client.submit(request(prompt, **changes)).accepted()
+    return caught.value
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_job_is_accepted_speaks_and_finishes_with_a_true_account(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        prompt = "hello world " * 5
+        stream = client.submit(request(prompt))
+        n_prompt = 1 + await n_tokens(client, prompt)
+        assert await stream.accepted() == Accepted(n_prompt)
+        text, finished = await outcome(stream)
+        assert text
+        assert finished.reason is FinishReason.LENGTH
+        assert finished.usage == Usage(n_prompt, n_cached=0, n_completion=8)
+        assert min(finished.timings.queue_ms, finished.timings.prompt_ms, finished.timings.predicted_ms) >= 0
+        assert client.n_jobs == 0
+
+        again, finished = await outcome(client.submit(request(prompt)))
+        assert again == text
+        assert finished.usage.n_cached == n_prompt - 1, "all but the token whose logits are needed"
+        _, finished = await outcome(client.submit(request(prompt, cache_prompt=False)))
+        assert finished.usage.n_cached == 0
+
+
+@on_loop
+async def test_a_prompt_may_be_a_chat_a_text_or_tokens(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        tokens = await client.tokenize(CHATML, add_special=True, parse_special=True)
+        texts = [await answer(client, prompt) for prompt in (HELLO, CHATML, TokenPrompt(tuple(tokens)))]
+        assert texts[0] == texts[1] == texts[2]
+        assert texts[0] != await answer(client, "hello")
+
+
+@on_loop
+async def test_an_empty_prompt_begins_with_the_beginning(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        begin = TokenPrompt((BOS_TOKEN,))
+        assert await answer(client, "") == await answer(client, TokenPrompt(())) == await answer(client, begin)
+
+
+@on_loop
+async def test_many_jobs_at_once_each_get_their_own_text(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        prompts = [f"{number} hello {number}" for number in range(12)]
+        alone = [await answer(client, prompt) for prompt in prompts]
+        together = await asyncio.gather(*(answer(client, prompt, cache_prompt=False) for prompt in prompts))
+        assert together == alone
+        assert len(set(alone)) > 6
+
+
+@on_loop
+async def test_a_seed_repeats_a_text_and_no_seed_does_not(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        loose = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+        async def sampled(seed: int | None) -> str:
+            return await answer(client, "hello", sampling=SamplingParams(seed=seed, **loose), n_predict=24)  # type: ignore[arg-type]
+
+        assert await sampled(7) == await sampled(7)
+        assert len({await sampled(seed) for seed in (7, 8, None, None)}) == 4
+
+
+@on_loop
+async def test_a_stop_string_and_the_models_end_stop_a_job(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        text = await answer(client, "hello", n_predict=20)
+        stop = text[5:9]
+        shorter, finished = await outcome(client.submit(request("hello", n_predict=20, stop=("nowhere", stop))))
+        assert shorter == text[: text.index(stop)]
+        assert (finished.reason, finished.stop_string) == (FinishReason.STOP, stop)
+        wish = SamplingParams(temperature=0, logit_bias=((EOS_TOKEN, 1000.0),))
+        text, finished = await outcome(client.submit(request("hello", wish)))
+        assert (text, finished.reason, finished.usage.n_completion) == ("", FinishReason.STOP, 1)
+        anyway = SamplingParams(temperature=0, logit_bias=((EOS_TOKEN, 1000.0),), ignore_eos=True)
+        text, finished = await outcome(client.submit(request("hello", anyway)))
+        assert (finished.reason, finished.usage.n_completion) == (FinishReason.LENGTH, 8)
+
+
+@on_loop
+async def test_a_full_context_ends_a_job_by_length(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        _, finished = await outcome(client.submit(request("hello", n_predict=None)))
+        assert finished.reason is FinishReason.LENGTH
+        assert finished.usage.n_prompt + finished.usage.n_completion == client.facts.n_ctx == 256
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        error = await refusal(client, TokenPrompt((5,) * 300))
+        assert isinstance(error, ContextExceeded)
+        assert "300 tokens" in error.message
+        assert "256" in error.message
+        assert isinstance(await refusal(client, TokenPrompt((5,) * 256)), ContextExceeded), "no room for an answer"
+        assert await answer(client, TokenPrompt((5,) * 255), n_predict=1)
+
+
+@on_loop
+async def test_what_the_vocabulary_does_not_have_is_refused_by_field(tiny_model: Path) -> None:
+    n_vocab = len(vocabulary())
+    refused: list[tuple[str, Prompt, SamplingParams]] = [
+        ("logit_bias", TextPrompt("x"), SamplingParams(logit_bias=((n_vocab, 1.0),))),
+        ("logit_bias", TextPrompt("x"), SamplingParams(logit_bias=((-1, 1.0),))),
+        ("prompt", TokenPrompt((n_vocab,)), GREEDY),
+        ("prompt", TokenPrompt((-1,)), GREEDY),
+        ("temperature", TextPrompt("x"), SamplingParams(temperature=1e9)),
+    ]
+    async with worker(tiny_model) as client:
+        for param, prompt, sampling in refused:
+            error = await refusal(client, prompt, sampling=sampling)
+            assert isinstance(error, BadRequest)
+            assert error.param == param
+        assert await answer(client, "it lives on")
+
+
+# -- small questions -------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_calls_about_text_and_tokens(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        tokens = await client.tokenize("hello", add_special=False, parse_special=False)
+        assert await client.tokenize("hello", add_special=True, parse_special=False) == [BOS_TOKEN, *tokens]
+        assert await client.tokenize("</s>", add_special=False, parse_special=True) == [EOS_TOKEN]
+        assert await client.detokenize([BOS_TOKEN, *tokens]) == "<s> hello"
+        assert await client.tokenize("\ud800\0", add_special=False, parse_special=False)
+        assert await client.apply_template(HELLO) == CHATML
+        with pytest.raises(BadRequest) as caught:
+            await client.detokenize([len(vocabulary())])
+        assert caught.value.param == "tokens"
+
+
+@on_loop
+async def test_a_model_without_a_template_gets_chatml_and_says_so(tmp_path: Path) -> None:
+    async with worker(write_tiny_model(tmp_path, chat_template=None)) as client:
+        assert not client.facts.has_chat_template
+        assert await client.apply_template(HELLO) == CHATML
+        assert await answer(client, HELLO)
+
+
+@on_loop
+async def test_a_broken_template_refuses_chats_and_completes_text(tmp_path: Path) -> None:
+    async with worker(write_tiny_model(tmp_path, chat_template="{% if %}")) as client:
+        assert client.facts.has_chat_template
+        assert isinstance(await refusal(client, HELLO), TemplateFailed)
+        with pytest.raises(TemplateFailed):
+            await client.apply_template(HELLO)
+        assert await answer(client, "hello")
+
+
+@on_loop
+async def test_a_template_given_by_the_person_replaces_the_models_own(tiny_model: Path) -> None:
+    source = "{{ bos_token }}{{ messages[0]['content'] | upper }}{{ raise_exception('no!') if messages | length > 1 }}"
+    async with worker(tiny_model, chat_template=source) as client:
+        assert await client.apply_template(HELLO) == "<s>HELLO"
+        stream = client.submit(request(HELLO))
+        assert await stream.accepted() == Accepted(1 + await n_tokens(client, "HELLO"))
+        error = await refusal(client, ChatPrompt((Message("user", "a"), Message("user", "b"))))
+        assert isinstance(error, TemplateFailed)
+        assert "no!" in error.message
+
+
+# -- cancelling and slow readers -------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_cancelled_job_makes_room_for_the_next(tiny_model: Path) -> None:
+    async with worker(tiny_model, n_ctx=VAST, n_sequences=1) as client:
+        endless = client.submit(request("hello", n_predict=None))
+        assert isinstance(await anext(aiter(endless)), Piece)
+        assert (client.n_running, client.n_waiting) == (1, 0)
+        waiting, next_one = (client.submit(request("hello", n_predict=3)) for _ in range(2))
+        waiting.close()
+        endless.close()
+        _, finished = await outcome(next_one)
+        assert finished.usage.n_completion == 3
+        assert client.n_jobs == 0
+
+
+@on_loop
+async def test_a_job_cancelled_before_it_was_looked_at_never_runs(tiny_model: Path) -> None:
+    async with worker(tiny_model, n_ctx=VAST, n_sequences=1) as client:
+        os.kill(client.pid, signal.SIGSTOP)
+        cancelled = [client.submit(request("hello", n_predict=None)) for _ in range(5)]
+        for stream in cancelled:
+            stream.close()
+        last = client.submit(request("hello", n_predict=3))
+        os.kill(client.pid, signal.SIGCONT)
+        assert (await outcome(last))[1].usage.n_completion == 3
+
+
+@on_loop
+async def test_pieces_for_a_slow_reader_are_joined(tiny_model: Path) -> None:
+    async with worker(tiny_model, n_sequences=1) as client:
+        slow = client.submit(request("hello", n_predict=60))
+        expected, _ = await outcome(client.submit(request("hello", n_predict=60)))  # runs after the other
+        events = [event async for event in slow]
+        assert [type(event) for event in events] == [Piece, Finished]
+        assert events[0] == Piece(expected, 60)
+
+
+@on_loop
+async def test_a_slow_reader_does_not_hold_up_the_others(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        slow = client.submit(request("hello", n_predict=100))
+        for _ in range(3):
+            await answer(client, "hello world")
+        assert (await outcome(slow))[1].usage.n_completion == 100
+
+
+# -- how a worker ends -----------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_killed_worker_fails_every_stream_and_call(tiny_model: Path) -> None:
+    deaths: list[WorkerClient] = []
+    client = await start_worker("tiny", options(tiny_model), deaths.append)
+    os.kill(client.pid, signal.SIGSTOP)
+    streams = [client.submit(request("hello")) for _ in range(8)]
+    call = asyncio.ensure_future(client.detokenize([5]))
+    os.kill(client.pid, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(WorkerDied, match="signal 9"):
+            await outcome(stream)
+    with pytest.raises(WorkerDied):
+        await call
+    await client.ended.wait()
+    assert deaths == [client]
+    with pytest.raises(WorkerDied):
+        client.submit(request("hello"))
+    await client.close()
+    await client.close()
+    assert deaths == [client]
+
+
+@on_loop
+async def test_closing_ends_the_process_and_its_jobs_and_may_be_repeated(tiny_model: Path) -> None:
+    deaths: list[WorkerClient] = []
+    client = await start_worker("tiny", options(tiny_model, n_ctx=VAST), deaths.append)
+    stream = client.submit(request("hello", n_predict=None))
+    await stream.accepted()
+    await asyncio.gather(client.close(), client.close())
+    with pytest.raises(ShuttingDown):
+        await outcome(stream)
+    with pytest.raises(ProcessLookupError):
+        os.kill(client.pid, 0)
+    await client.close()
+    assert deaths == [client]
+
+
+@on_loop
+async def test_leaving_during_a_load_ends_the_process(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: asyncio.Queue[WorkerClient] = asyncio.Queue()
+    send = WorkerClient.open
+
+    def send_and_tell(client: WorkerClient, options: WorkerOptions) -> None:
+        send(client, options)
+        clients.put_nowait(client)
+
+    monkeypatch.setattr(WorkerClient, "open", send_and_tell)
+    load = asyncio.create_task(start_worker("tiny", options(tiny_model), lambda _: None))
+    client = await clients.get()
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    assert client.ended.is_set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(client.pid, 0)
+
+
+@on_loop
+async def test_a_worker_ignores_the_terminals_interrupt(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        os.kill(client.pid, signal.SIGINT)
+        assert await answer(client, "hello")
+
+
+@on_loop
+async def test_nonsense_from_the_parent_ends_the_worker(tiny_model: Path) -> None:
+    """Whoever writes that into the socket is not our server."""
+    async with worker(tiny_model) as client:
+        client._transport.write(b"\xff\xff\xff\xff")
+        await client.ended.wait()
+
+
+# -- loads that fail -------------------------------------------------------------------------------------------------
+
+
+def write_junk(folder: Path) -> Path:
+    path = folder / "junk.gguf"
+    path.write_bytes(b"GGUF" + bytes(range(200)))
+    return path
+
+
+def name_nothing(folder: Path) -> Path:
+    return folder / "missing.gguf"
+
+
+def cut_short(folder: Path) -> Path:
+    path = write_tiny_model(folder, "cut")
+    path.write_bytes(path.read_bytes()[:-1000])
+    return path
+
+
+@pytest.mark.parametrize("make", [write_junk, name_nothing, cut_short])
+def test_a_file_that_is_no_model_is_refused_with_the_reason(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with pytest.raises(ModelUnavailable) as caught:
+        asyncio.run(_start(options(path)))
+    assert f"`{path.name}`" in caught.value.message
+    assert str(tmp_path) not in caught.value.message, "where models lie is nothing for a client"
+    assert len(caught.value.message) > len(f"`{path.name}` cannot be loaded: ")
+
+
+def test_an_unknown_variant_is_refused_with_those_there_are(tiny_model: Path) -> None:
+    with pytest.raises(ModelUnavailable, match=r"no CPU variant `pentium`; there are: .*haswell"):
+        asyncio.run(_start(options(tiny_model, cpu_variant="pentium")))
+
+
+def test_a_context_that_memory_has_no_room_for_is_refused_with_the_reason(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = client_module.worker_command
+
+    def with_one_gigabyte(socket_fd: int, name: str) -> list[str]:
+        return ["sh", "-c", 'ulimit -v 1000000 && exec "$@"', "sh", *command(socket_fd, name)]
+
+    monkeypatch.setattr(client_module, "worker_command", with_one_gigabyte)
+    with pytest.raises(ModelUnavailable, match=r"no context of 4194304 tokens: .*memory"):
+        asyncio.run(_start(options(tiny_model, n_ctx=2**22)))
+
+
+async def _start(wanted: WorkerOptions) -> None:
+    client = await start_worker("tiny", wanted, lambda _: None)
+    await client.close()
+
+
+def test_an_older_variant_answers_the_same(tiny_model: Path) -> None:
+    async def run(variant: str) -> tuple[str, str]:
+        async with worker(tiny_model, cpu_variant=variant) as client:
+            return client.facts.cpu_variant, await answer(client, "hello")
+
+    (name, text), (older, older_text) = asyncio.run(run("sse42")), asyncio.run(run("x64"))
+    assert (name, older) == ("sse42", "x64")
+    assert older_text == text
+
+
+def test_the_pool_is_the_smaller_of_training_length_and_a_default(tmp_path: Path) -> None:
+    async def n_ctx(path: Path) -> int:
+        async with worker(path, n_ctx=None) as client:
+            return client.facts.n_ctx
+
+    assert asyncio.run(n_ctx(write_tiny_model(tmp_path, "short", n_ctx_train=512))) == 512
+    assert asyncio.run(n_ctx(write_tiny_model(tmp_path, "long", n_ctx_train=20_000))) == 8192
+
+
+def test_a_batch_is_never_smaller_than_the_jobs_that_run(tiny_model: Path) -> None:
+    async def run() -> list[str]:
+        async with worker(tiny_model, n_sequences=40, n_batch=32, n_ctx=2048) as client:
+            return list(await asyncio.gather(*(answer(client, "hello", cache_prompt=False) for _ in range(40))))
+
+    assert len(set(asyncio.run(run()))) == 1

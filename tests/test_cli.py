@@ -1,0 +1,411 @@
+"""The command line: what it understands, what it prints, and how it ends. No server and no engine runs here."""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from shimmy import __version__, cli, pool, server
+from shimmy.config import OPTIONS, Bind, Config
+from shimmy.engine.client import WorkerClient
+from shimmy.engine.wire import WorkerOptions
+from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
+from shimmy.frozen import Home
+from shimmy.messages import Accepted, ChatPrompt, Event, Message, TextPrompt
+from tests.fakes import SCRIPT, FakeWorker
+from tests.tiny_models import write_tiny_model
+
+TEXT = 'Hello "é"\n'
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable of ours is set, and the root logger is afterwards what it was."""
+    for name in list(os.environ):
+        if name.startswith("SHIMMY_"):
+            monkeypatch.delenv(name)
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+class Worker(FakeWorker):
+    """A worker that a pool can end."""
+
+    name = "tiny"
+    n_jobs = 0
+    is_alive = True
+    is_closed = False
+    options: WorkerOptions
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Every command gets this worker and not a process."""
+    worker = Worker(SCRIPT)
+
+    async def start(name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None]) -> WorkerClient:
+        assert name == "tiny"
+        assert callable(on_death)
+        worker.options = options
+        return cast("WorkerClient", worker)
+
+    monkeypatch.setattr(pool, "Pool", partial(pool.Pool, start=start))
+    return worker
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The Configs that `serve` would have run a server with."""
+    configs: list[Config] = []
+
+    def serve(config: Config, home: Home) -> None:
+        assert isinstance(home, Home)
+        configs.append(config)
+
+    monkeypatch.setattr(server, "serve", serve)
+    return configs
+
+
+def usage_error(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+# -- what it understands ---------------------------------------------------------------------------------------------
+
+
+def test_no_command_is_wrong_usage_and_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(name in printed.err for name in ("serve", "list", "probe", "generate", "version"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dance"], ["serve", "--dance"], ["serve", "extra"], ["probe"], ["generate", "tiny"],
+        ["generate", "--prompt", "hi"], ["generate", "tiny", "--prompt", "hi", "--max-tokens", "0"],
+        ["generate", "tiny", "--prompt", "hi", "--max-tokens", "many"], ["list", "--parallel", "3"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage_error(*arguments)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "error: " in printed.err
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_is_a_flag_of_serve_with_its_help(option: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "--help"])
+    assert caught.value.code == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert f"{option.flag} {option.metavar}".rstrip() in help_text
+    assert option.help in help_text
+
+
+@pytest.mark.parametrize("name", ["serve", "list", "probe", "generate", "version"])
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: shimmy {name}" in capsys.readouterr().out
+    assert name in commands()
+
+
+def test_flags_reach_the_server(served: list[Config]) -> None:
+    code = cli.main(
+        [
+            "serve", "--bind", "0.0.0.0:80", "--model-path", "/a.gguf", "--model-path", "/b", "--model-dirs", "/c:/d",
+            "--parallel", "5", "--no-metrics", "--api-key", "one", "--api-key", "two", "--temp", "0.5", "--seed", "3",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    (config,) = served
+    assert config.bind == Bind("0.0.0.0", 80)
+    assert config.model_paths == (Path("/a.gguf"), Path("/b"))
+    assert config.model_dirs == (Path("/c"), Path("/d"))
+    assert (config.n_sequences, config.metrics, config.api_keys) == (5, False, ("one", "two"))
+    assert (config.sampling.temperature, config.sampling.seed) == (0.5, 3)
+
+
+def test_the_last_switch_wins(served: list[Config]) -> None:
+    cli.main(["serve", "--metrics", "--no-metrics"])
+    cli.main(["serve", "--no-metrics", "--metrics"])
+    assert [config.metrics for config in served] == [False, True]
+
+
+def test_a_flag_beats_the_environment_and_that_the_file(
+    served: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "shimmy.toml"
+    file.write_text('parallel = 1\nthreads = 1\nctx_size = 64\nmodel_path = ["/a", "/b"]\nmetrics = false\n')
+    monkeypatch.setenv("SHIMMY_PARALLEL", "2")
+    monkeypatch.setenv("SHIMMY_THREADS", "2")
+    cli.main(["serve", "--config", str(file), "--parallel", "3"])
+    (config,) = served
+    assert (config.n_sequences, config.n_threads, config.n_ctx) == (3, 2, 64)
+    assert config.model_paths == (Path("/a"), Path("/b"))
+    assert not config.metrics
+
+
+@pytest.mark.parametrize("content", [None, b"parallel = ", b"\xff", b"modell = 1", b"parallel = 0"])
+def test_a_bad_configuration_file_is_wrong_usage(
+    content: bytes | None, tmp_path: Path, served: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "shimmy.toml"
+    if content is not None:
+        file.write_bytes(content)
+    assert cli.main(["serve", "--config", str(file)]) == 2
+    assert capsys.readouterr().err.startswith("shimmy: ")
+    assert served == []
+
+
+def test_a_bad_value_is_wrong_usage_and_names_the_flag(
+    served: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "--parallel", "0"]) == 2
+    assert capsys.readouterr().err.startswith("shimmy: --parallel: must be between 1 and 256")
+    assert served == []
+
+
+def test_an_address_in_use_is_could_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(_config: Config, _home: Home) -> None:
+        raise server.BindError("cannot listen on 127.0.0.1, port 80")
+
+    monkeypatch.setattr(server, "serve", serve)
+    assert cli.main(["serve"]) == 3
+    assert capsys.readouterr().err == "shimmy: cannot listen on 127.0.0.1, port 80\n"
+
+
+# -- what it logs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "level"),
+    [
+        (["serve"], None, logging.INFO), (["version"], None, logging.WARNING), (["serve"], "error", logging.ERROR),
+        (["list", "--log-level", "debug"], None, logging.DEBUG), (["list"], "debug", logging.DEBUG),
+        (["list", "--log-level", "error"], "debug", logging.ERROR),
+    ],
+)  # fmt: skip
+def test_a_command_is_quieter_than_a_server_unless_told_otherwise(
+    arguments: list[str], variable: str | None, level: int, served: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("SHIMMY_LOG_LEVEL", variable)
+    assert cli.main(arguments) == 0
+    assert logging.getLogger().level == level
+    assert len(served) == (arguments == ["serve"])
+
+
+# -- what it prints --------------------------------------------------------------------------------------------------
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version"]) == 0
+    assert capsys.readouterr().out == f"shimmy {__version__}\n"
+    assert cli.main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": __version__}
+
+
+def test_list_is_a_table_for_people(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--model-path", str(path)]) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT"]
+    assert line.split() == ["tiny", "llama", "F32", "157.6K", "1", "MB", "512"]
+    assert [head.index(name) for name in ("ARCHITECTURE", "CONTEXT")] == [line.index("llama"), line.index("512")]
+
+
+def test_list_is_json_for_scripts(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--model-dirs", str(path.parent), "--json"]) == 0
+    (fields,) = json.loads(capsys.readouterr().out)
+    assert fields == {
+        "name": "tiny", "path": str(path), "size_bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
+        "architecture": "llama", "quantization": "F32", "n_params": 157632, "n_ctx_train": 512,
+        "has_chat_template": True,
+    }  # fmt: skip
+
+
+def test_a_list_of_nothing_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--model-path", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert cli.main(["list", "--model-path", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1000, "1.0K"), (134_500_000, "134.5M"), (7_240_000_000, "7.2B")]
+)
+def test_counts_as_people_read_them(number: int, text: str) -> None:
+    assert cli._count(number) == text
+
+
+def test_probe_says_what_the_engine_found(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", str(path), "--ctx-size", "99", "--cpu-variant", "sse42"]) == 0
+    assert (worker.options.n_ctx, worker.options.cpu_variant) == (99, "sse42")
+    assert worker.is_closed
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "name: tiny"
+    assert "cpu_variant: haswell" in lines
+    assert cli.main(["probe", "tiny", "--model-path", str(path), "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["name"], fields["path"], fields["cpu_variant"], fields["n_vocab"]) == (
+        "tiny", str(path), "haswell", 256
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["probe", "{}"], ["generate", "{}", "--prompt", "hi"]])
+def test_an_unknown_model_or_a_file_that_is_none_fails(
+    command: list[str], worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    junk = path.parent / "junk.gguf"
+    junk.write_bytes(b"junk")
+    for name in ("tinny", str(junk)):
+        assert cli.main([part.format(name) for part in command] + ["--model-path", str(path)]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert f"`{name}`" in printed.err
+    assert worker.requests == []
+
+
+# -- one answer without a server -------------------------------------------------------------------------------------
+
+
+def test_generate_prints_the_text_as_it_comes(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(
+        ["generate", str(path), "--prompt", "hi", "--max-tokens", "7", "--stop", "a", "--stop", "b", "--temp", "0"]
+    )
+    assert code == 0
+    assert capsys.readouterr().out == TEXT + "\n"
+    (request,) = worker.requests
+    assert request.prompt == ChatPrompt((Message("user", "hi"),))
+    assert (request.n_predict, request.stop, request.sampling.temperature) == (7, ("a", "b"), 0)
+    assert worker.is_closed
+
+
+def test_generate_prints_one_object_for_scripts(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", str(path), "--prompt", "hi", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "model": "tiny", "text": TEXT, "finish_reason": "stop", "prompt_tokens": 12, "completion_tokens": 3,
+        "prompt_ms": 8.0, "predicted_ms": 30.0,
+    }  # fmt: skip
+    assert worker.requests[0].n_predict is None
+
+
+def test_raw_text_and_models_without_a_template_are_completed(worker: Worker, path: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["generate", str(path), "--prompt", "hi", "--raw"]) == 0
+        worker.facts = replace(worker.facts, has_chat_template=False)
+        assert cli.main(["generate", str(path), "--prompt", "hi"]) == 0
+    assert [request.prompt for request in worker.requests] == [TextPrompt("hi")] * 2
+
+
+def test_a_dash_reads_the_prompt_from_standard_input(
+    worker: Worker, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a long\nprompt\n"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["generate", str(path), "--prompt", "-", "--raw"]) == 0
+    assert worker.requests[0].prompt == TextPrompt("a long\nprompt\n")
+
+
+def test_the_servers_limit_of_tokens_counts_where_the_command_has_none(
+    worker: Worker, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHIMMY_N_PREDICT", "9")
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.main(["generate", str(path), "--prompt", "hi"])
+        cli.main(["generate", str(path), "--prompt", "hi", "--max-tokens", "2"])
+    assert [request.n_predict for request in worker.requests] == [9, 2]
+
+
+@pytest.mark.parametrize(
+    ("script", "out"),
+    [((BadRequest("no such thing"),), ""), ((Accepted(1), SCRIPT[1], ModelUnavailable("no such thing")), "Hel")],
+)
+def test_an_error_ends_with_1_and_goes_to_stderr(
+    script: tuple[Event | ShimmyError, ...], out: str, worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker.script = script
+    assert cli.main(["generate", str(path), "--prompt", "hi"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == out
+    assert printed.err.strip().endswith("shimmy: no such thing")
+    assert worker.is_closed
+
+
+def test_an_interrupt_ends_with_1_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_config: Config, _home: Home) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "serve", interrupt)
+    assert cli.main(["serve"]) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(
+    worker: Worker, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ClosedPipe(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", ClosedPipe())
+    assert cli.main(["generate", str(path), "--prompt", "hi"]) == 1
+    assert capsys.readouterr().err == ""
+    assert worker.is_closed
+
+
+def test_whatever_happens_the_unpacked_folder_is_left_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bug(Exception):
+        pass
+
+    def serve(_config: Config, _home: Home) -> None:
+        raise Bug
+
+    left: list[Home] = []
+
+    def leave(home: Home) -> None:
+        left.append(home)
+
+    monkeypatch.setattr(Home, "leave", leave)
+    monkeypatch.setattr(server, "serve", serve)
+    with pytest.raises(Bug):
+        cli.main(["serve"])
+    assert len(left) == 1

@@ -1,0 +1,188 @@
+"""The path of a request, with the pool for real and a worker that says what a test tells it to."""
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+from shimmy.errors import BadRequest, ModelNotFound, ModelUnavailable, ShimmyError, WorkerDied
+from shimmy.generate import Services, generate
+from shimmy.messages import Accepted, Event, Finished, GenerateRequest, Piece, TextPrompt
+from tests.fakes import FINISHED, SCRIPT, FakeWorker, model, on_loop, services
+
+
+def request(name: str = "tiny.q4-1") -> GenerateRequest:
+    return GenerateRequest(name, TextPrompt("hi"))
+
+
+def metric(house: Services, line: str) -> float:
+    """The value of a line of `/metrics`; 0 while it is not there."""
+    samples = (text.rsplit(" ", 1) for text in house.metrics.render().splitlines())
+    return next((float(value) for name, value in samples if name == line), 0)
+
+
+async def events_of(house: Services) -> list[Piece | Finished]:
+    generation = generate(house, request())
+    try:
+        return [event async for event in generation]
+    finally:
+        await generation.aclose()
+
+
+@on_loop
+async def test_a_job_is_accepted_speaks_and_is_counted() -> None:
+    worker = FakeWorker(SCRIPT)
+    house = services(worker)
+    generation = generate(house, request("TINY.Q4_1"))
+    assert generation.model.name == "tiny.q4-1"
+    assert await generation.accepted() == Accepted(12)
+    assert await generation.accepted() == Accepted(12)
+    assert [event async for event in generation] == [Piece('Hello "é"\n', 3), FINISHED]
+    await generation.aclose()
+    assert worker.requests == [request("TINY.Q4_1")]
+    assert not worker.cancelled.is_set(), "it had ended by itself"
+    assert metric(house, 'shimmy_prompt_tokens_total{model="tiny.q4-1"}') == 12
+    assert metric(house, 'shimmy_cached_tokens_total{model="tiny.q4-1"}') == 8
+    assert metric(house, 'shimmy_completion_tokens_total{model="tiny.q4-1"}') == 3
+    assert metric(house, 'shimmy_first_token_seconds_count{model="tiny.q4-1"}') == 1
+
+
+def test_an_unknown_model_is_refused_at_once_and_no_other_one_answers() -> None:
+    with pytest.raises(ModelNotFound, match=r"tiny\.q4-1"):
+        generate(services(FakeWorker(SCRIPT)), request("tiny.q4-2"))
+
+
+@on_loop
+async def test_iterating_waits_for_the_yes_by_itself() -> None:
+    assert (await events_of(services(FakeWorker(SCRIPT))))[-1] == FINISHED
+
+
+@pytest.mark.parametrize("error", [BadRequest("no", param="seed"), WorkerDied("gone")])
+def test_what_the_worker_says_instead_of_yes_is_raised(error: ShimmyError) -> None:
+    async def run() -> None:
+        generation = generate(services(FakeWorker((error,))), request())
+        for _ in range(2):
+            with pytest.raises(type(error)) as caught:
+                await generation.accepted()
+            assert caught.value is error
+        await generation.aclose()
+
+    asyncio.run(run())
+
+
+@on_loop
+async def test_a_load_that_fails_is_raised() -> None:
+    async def load() -> None:
+        raise ModelUnavailable("broken file")
+
+    generation = generate(services(FakeWorker(), load=load), request())
+    with pytest.raises(ModelUnavailable, match="broken file"):
+        await generation.accepted()
+    await generation.aclose()
+
+
+@on_loop
+async def test_a_worker_that_dies_gives_what_it_said_and_then_the_error() -> None:
+    script: tuple[Event | ShimmyError, ...] = (Accepted(2), Piece("so far", 2), WorkerDied("signal 9"))
+    house = services(FakeWorker(script))
+    generation = generate(house, request())
+    events = aiter(generation)
+    assert await anext(events) == Piece("so far", 2)
+    with pytest.raises(WorkerDied, match="signal 9"):
+        await anext(events)
+    await generation.aclose()
+    assert metric(house, 'shimmy_completion_tokens_total{model="tiny.q4-1"}') == 0
+
+
+@on_loop
+async def test_a_job_without_a_token_has_no_first_token() -> None:
+    house = services(FakeWorker((Accepted(1), FINISHED)))
+    assert await events_of(house) == [FINISHED]
+    assert metric(house, 'shimmy_first_token_seconds_count{model="tiny.q4-1"}') == 0
+
+
+@on_loop
+async def test_the_first_token_is_counted_once() -> None:
+    worker = FakeWorker((Accepted(1), Piece("a", 1)))
+    house = services(worker)
+    generation = generate(house, request())
+    events = aiter(generation)
+    assert await anext(events) == Piece("a", 1)
+    stream = await worker.streams.get()
+    stream.put(Piece("b", 1))
+    assert await anext(events) == Piece("b", 1)
+    stream.put(FINISHED)
+    assert await anext(events) == FINISHED
+    assert metric(house, 'shimmy_first_token_seconds_count{model="tiny.q4-1"}') == 1
+
+
+@on_loop
+async def test_closing_cancels_a_running_job_once() -> None:
+    worker = FakeWorker((Accepted(1), Piece("a", 1)))
+    generation = generate(services(worker), request())
+    await generation.accepted()
+    await generation.aclose()
+    await generation.aclose()
+    assert worker.cancelled.is_set()
+
+
+@on_loop
+async def test_closing_while_the_model_loads_submits_nothing_and_lets_the_load_go_on() -> None:
+    loading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def load() -> None:
+        loading.set()
+        await go_on.wait()
+
+    worker = FakeWorker(SCRIPT)
+    house = services(worker, load=load)
+    generation = generate(house, request())
+    await loading.wait()
+    waiting = asyncio.create_task(generation.accepted())
+    await generation.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    go_on.set()
+    await house.pool.ensure_ready(model())
+    assert worker.requests == []
+
+
+@on_loop
+async def test_closing_while_the_worker_thinks_cancels_the_job() -> None:
+    worker = FakeWorker()
+    generation = generate(services(worker), request())
+    await worker.streams.get()
+    await generation.aclose()
+    assert worker.cancelled.is_set()
+
+
+@on_loop
+async def test_a_caller_that_stops_waiting_does_not_stop_the_job() -> None:
+    """As `asyncio.wait_for(generation.accepted(), …)` does between two pings."""
+    worker = FakeWorker()
+    generation = generate(services(worker), request())
+    stream = await worker.streams.get()
+    impatient = asyncio.create_task(generation.accepted())
+    impatient.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+    stream.put(Accepted(7))
+    assert await generation.accepted() == Accepted(7)
+    assert not worker.cancelled.is_set()
+    await generation.aclose()
+
+
+@on_loop
+async def test_a_refusal_nobody_waited_for_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    """The client may leave before anybody asked whether the job was accepted."""
+    worker = FakeWorker()
+    generation = generate(services(worker), request())
+    stream = await worker.streams.get()
+    stream.put(BadRequest("no"))
+    with caplog.at_level(logging.ERROR):
+        await asyncio.wait({generation._submission})
+        await generation.aclose()
+        del generation, stream
+        gc.collect()
+    assert caplog.records == []

@@ -1,0 +1,316 @@
+"""The pool with a start function of the test's own: who waits for which load, and what is left when one ends."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from shimmy import config
+from shimmy.engine.client import WorkerClient
+from shimmy.engine.wire import WorkerOptions
+from shimmy.errors import ModelUnavailable, ShuttingDown
+from shimmy.metrics import Metrics
+from shimmy.pool import Pool
+from tests.fakes import FakeWorker, model, on_loop
+
+TINY = model()
+
+
+class Client:
+    """What the pool needs of a WorkerClient; `die` is what the real one does at the end of its process."""
+
+    facts = FakeWorker.facts
+
+    def __init__(self, name: str, on_death: Callable[[WorkerClient], None]) -> None:
+        self.name = name
+        self.n_running, self.n_waiting, self.n_jobs = 0, 0, 0
+        self.is_alive = True
+        self._on_death = on_death
+
+    def die(self) -> None:
+        self.is_alive = False
+        self._on_death(cast("WorkerClient", self))
+
+    async def close(self) -> None:
+        if self.is_alive:
+            self.die()
+
+
+class Start:
+    """Stands in for `start_worker`: each load waits until the test settles it."""
+
+    def __init__(self) -> None:
+        self.loads: asyncio.Queue[Load] = asyncio.Queue()
+        self.n_loads = 0
+
+    async def __call__(
+        self, name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None]
+    ) -> WorkerClient:
+        self.n_loads += 1
+        load = Load(name, options, on_death)
+        self.loads.put_nowait(load)
+        return await load.outcome
+
+
+class Load:
+    """One load under way."""
+
+    def __init__(self, name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None]) -> None:
+        self.options = options
+        self.client = Client(name, on_death)
+        self.outcome: asyncio.Future[WorkerClient] = asyncio.get_running_loop().create_future()
+
+    def succeed(self) -> Client:
+        self.outcome.set_result(cast("WorkerClient", self.client))
+        return self.client
+
+    def fail(self, reason: str) -> None:
+        self.outcome.set_exception(ModelUnavailable(reason))
+
+
+class House:
+    """A pool, its metrics, and the hand on its loads."""
+
+    def __init__(self, **flags: str) -> None:
+        self.metrics = Metrics()
+        self.start = Start()
+        self.pool = Pool(config.load(flags, {}), self.metrics, self.start)
+
+    def ask(self, name: str = TINY.name) -> "asyncio.Task[WorkerClient]":
+        return asyncio.create_task(self.pool.ensure_ready(model(name)))
+
+    async def loading(self) -> Load:
+        return await self.start.loads.get()
+
+    async def loaded(self, name: str = TINY.name) -> Client:
+        """A client that has gone the whole way."""
+        task = self.ask(name)
+        client = (await self.loading()).succeed()
+        assert await task is cast("WorkerClient", client)
+        return client
+
+    def metric(self, line: str) -> float:
+        """The value of a line of `/metrics`; 0 while it is not there."""
+        samples = (text.rsplit(" ", 1) for text in self.metrics.render().splitlines())
+        return next((float(value) for name, value in samples if name == line), 0)
+
+
+@on_loop
+async def test_many_callers_cause_one_load_and_get_the_same_worker() -> None:
+    house = House()
+    callers = [house.ask() for _ in range(10)]
+    client = (await house.loading()).succeed()
+    assert {id(worker) for worker in await asyncio.gather(*callers)} == {id(client)}
+    assert id(await house.pool.ensure_ready(TINY)) == id(client)
+    assert house.start.n_loads == 1
+
+
+@on_loop
+async def test_every_model_has_its_own_worker() -> None:
+    house = House()
+    clients = [await house.loaded(name) for name in ("a", "b")]
+    assert [client.name for client in clients] == ["a", "b"]
+    assert {worker.name for worker in house.pool.ready()} == {"a", "b"}
+
+
+@on_loop
+async def test_a_worker_is_told_what_the_person_configured() -> None:
+    house = House(
+        ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}"
+    )
+    caller = house.ask()
+    load = await house.loading()
+    assert load.options == WorkerOptions("tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}")
+    load.succeed()
+    await caller
+
+
+@on_loop
+async def test_a_failed_load_wakes_every_waiter_with_the_reason_and_the_next_call_tries_again() -> None:
+    house = House()
+    callers = [house.ask() for _ in range(5)]
+    (await house.loading()).fail("it is no model")
+    for result in await asyncio.gather(*callers, return_exceptions=True):
+        assert isinstance(result, ModelUnavailable)
+        assert result.message == "it is no model"
+    assert house.pool.ready() == ()
+    await house.loaded()
+    assert house.start.n_loads == 2
+
+
+@on_loop
+async def test_a_load_that_breaks_in_another_way_leaves_nothing_behind() -> None:
+    house = House()
+    caller = house.ask()
+    (await house.loading()).outcome.set_exception(OSError("no more processes"))
+    with pytest.raises(OSError, match="no more processes"):
+        await caller
+    await house.loaded()
+
+
+@on_loop
+async def test_a_waiter_that_leaves_does_not_end_the_load_for_the_others() -> None:
+    house = House()
+    leaving, staying = house.ask(), house.ask()
+    load = await house.loading()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    client = load.succeed()
+    assert id(await staying) == id(client)
+
+
+@on_loop
+async def test_a_load_that_everybody_left_is_there_for_the_next_one() -> None:
+    house = House()
+    caller = house.ask()
+    load = await house.loading()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    client = load.succeed()
+    assert id(await house.pool.ensure_ready(TINY)) == id(client)
+    assert house.start.n_loads == 1
+
+
+@on_loop
+async def test_a_failed_load_that_everybody_left_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    caller = house.ask()
+    load = await house.loading()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    with caplog.at_level(logging.ERROR):
+        load.fail("it is no model")
+        await house.loaded()
+    assert [record.name for record in caplog.records] == ["shimmy.pool"]
+    assert "it is no model" in caplog.text
+
+
+@on_loop
+async def test_a_dead_worker_is_replaced_and_counted() -> None:
+    house = House()
+    first = await house.loaded()
+    first.die()
+    assert house.pool.ready() == ()
+    second = await house.loaded()
+    assert second is not first
+    assert house.metric('shimmy_worker_deaths_total{model="tiny.q4-1"}') == 1
+    assert house.metric("shimmy_models_loaded") == 1
+
+
+@on_loop
+async def test_a_worker_whose_connection_is_gone_is_handed_out_to_nobody() -> None:
+    """Between the end of the connection and the end of the process a worker is dead already."""
+    house = House()
+    first = await house.loaded()
+    first.is_alive = False
+    caller = house.ask()
+    # Either the caller gets an answer at once, or there is a second load to wait for.
+    load = asyncio.ensure_future(house.loading())
+    await asyncio.wait({caller, load}, return_when=asyncio.FIRST_COMPLETED)
+    assert load.done(), "the dead worker was handed out"
+    second = load.result().succeed()
+    assert id(await caller) == id(second)
+    first.die()
+    assert id(await house.pool.ensure_ready(TINY)) == id(second), "the old worker's burial took the new one along"
+
+
+@on_loop
+async def test_a_worker_that_dies_while_it_loads_is_the_loads_business() -> None:
+    house = House()
+    caller = house.ask()
+    load = await house.loading()
+    load.client.die()
+    load.fail("the worker ended while it loaded")
+    with pytest.raises(ModelUnavailable):
+        await caller
+    assert house.metric("shimmy_models_loaded") == 0
+    assert house.metric('shimmy_worker_deaths_total{model="tiny.q4-1"}') == 0
+
+
+@on_loop
+async def test_a_worker_that_dies_between_its_yes_and_the_loads_end_is_not_kept() -> None:
+    house = House()
+    caller = house.ask()
+    load = await house.loading()
+    load.succeed().die()
+    await asyncio.wait({caller})
+    caller.exception()  # whether this caller gets an error or the dead worker is not the point here
+    second = house.ask()
+    again = asyncio.ensure_future(house.loading())
+    await asyncio.wait({second, again}, return_when=asyncio.FIRST_COMPLETED)
+    assert again.done(), "the dead worker was kept"
+    again.result().succeed()
+    await second
+
+
+@on_loop
+async def test_close_ends_workers_that_run_and_refuses_new_callers() -> None:
+    house = House()
+    client = await house.loaded()
+    await house.pool.close()
+    assert not client.is_alive
+    assert house.pool.ready() == ()
+    assert house.metric("shimmy_models_loaded") == 0
+    assert house.metric('shimmy_worker_deaths_total{model="tiny.q4-1"}') == 0, "it was asked to end"
+    with pytest.raises(ShuttingDown):
+        await house.pool.ensure_ready(TINY)
+    await house.pool.close()
+
+
+@on_loop
+async def test_close_during_a_load_tells_its_waiters_so() -> None:
+    house = House()
+    callers = [house.ask() for _ in range(3)]
+    load = await house.loading()
+    await house.pool.close()
+    assert load.outcome.cancelled(), "the load itself has ended"
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(result) for result in results] == [ShuttingDown] * 3
+
+
+@on_loop
+async def test_a_waiter_that_leaves_during_close_is_still_just_cancelled() -> None:
+    house = House()
+    client = await house.loaded()
+    await house.pool.close()
+    assert not client.is_alive
+    caller = house.ask()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+@on_loop
+async def test_gauges_tell_what_runs_and_forget_what_died() -> None:
+    house = House()
+    client = await house.loaded()
+    client.n_running, client.n_waiting, client.n_jobs = 3, 2, 5
+    house.pool.update_gauges()
+    assert house.metric('shimmy_jobs_running{model="tiny.q4-1"}') == 3
+    assert house.metric('shimmy_jobs_queued{model="tiny.q4-1"}') == 2
+    assert house.pool.n_jobs == 5
+    client.die()
+    house.pool.update_gauges()
+    assert house.metric('shimmy_jobs_running{model="tiny.q4-1"}') == 0
+    assert house.metric('shimmy_jobs_queued{model="tiny.q4-1"}') == 0
+    assert house.pool.n_jobs == 0
+
+
+@on_loop
+async def test_a_load_counts_only_when_it_succeeds() -> None:
+    house = House()
+    caller = house.ask()
+    load = await house.loading()
+    assert house.pool.ready() == (), "a worker that loads is not ready"
+    load.fail("no")
+    with pytest.raises(ModelUnavailable):
+        await caller
+    assert house.metric('shimmy_model_load_seconds_count{model="tiny.q4-1"}') == 0
+    await house.loaded()
+    assert house.metric('shimmy_model_load_seconds_count{model="tiny.q4-1"}') == 1
+    assert house.metric("shimmy_models_loaded") == 1

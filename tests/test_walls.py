@@ -1,0 +1,216 @@
+"""The walls of the house, read from the imports: who may import whom, and what the parent process never gets to see."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import shimmy
+
+# The floors of the house, lowest first: a module or folder imports only from floors below its own.
+FLOORS = (
+    {"shimmy"},
+    {"errors"},
+    {"messages"},
+    {"log", "frozen", "config", "metrics", "registry", "reply", "formats"},
+    {"discovery", "watcher", "engine"},
+    {"pool"},
+    {"generate"},
+    {"api"},
+    {"server"},
+    {"cli"},
+    {"__main__"},
+)
+# The only importers of a foreign package: a folder ends with a dot.
+BORDERS = {
+    "llama_cpp": ("shimmy.engine.llama",),
+    "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
+    "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
+    "starlette": ("shimmy.api.", "shimmy.server"),
+    "hypercorn": ("shimmy.server",),
+    "watchdog": ("shimmy.watcher",),
+}
+DIALECTS = ("openai", "responses", "ollama", "anthropic")
+WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
+    f"shimmy.engine.{name}" for name in ("llama", "scheduler", "template", "jinja", "worker")
+}
+IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}
+
+FOLDER = Path(shimmy.__file__).parent
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, as far as it is a module, and whether the import runs when the importer is imported."""
+
+    target: str
+    at_module_level: bool
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(FOLDER.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {module_name(path): path for path in sorted(FOLDER.rglob("*.py"))}
+
+
+def imports(source: str) -> Iterator[Import]:
+    """Every import of a module but those under TYPE_CHECKING."""
+    yield from _imports(ast.parse(source), at_module_level=True)
+
+
+def _imports(node: ast.AST, *, at_module_level: bool) -> Iterator[Import]:
+    if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+        children: list[ast.AST] = [*node.orelse]
+    else:
+        children = [*ast.iter_child_nodes(node)]
+        for target in _targets(node):
+            yield Import(target, at_module_level)
+    inside_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    for child in children:
+        yield from _imports(child, at_module_level=at_module_level and not inside_function)
+
+
+def _targets(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Import(names):
+            yield from (alias.name for alias in names)
+        case ast.ImportFrom(module, names, level):
+            assert level == 0, "relative imports are not used here"
+            for alias in names:
+                submodule = f"{module}.{alias.name}"
+                yield submodule if submodule in PATHS else str(module)
+        case ast.Call(ast.Name(name) | ast.Attribute(attr=name), [ast.Constant(str(target)), *_]):
+            if name in IMPORTERS_BY_NAME:
+                yield target
+
+
+IMPORTS = {name: tuple(imports(path.read_text())) for name, path in PATHS.items()}
+
+
+def unit(module: str) -> str:
+    """What of the house a module belongs to: its folder or itself."""
+    return (*module.split("."), "shimmy")[1]
+
+
+def floor(module: str) -> int:
+    return next(index for index, units in enumerate(FLOORS) if unit(module) in units)
+
+
+def reachable(start: str) -> set[str]:
+    """All that is imported by `start`, by what it imports, and so on; packages run before what is inside them."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        target = waiting.pop()
+        parents = {target.rsplit(".", count)[0] for count in range(1, target.count(".") + 1)}
+        for name in {target} | parents:
+            if name not in found:
+                found.add(name)
+                waiting += [found_import.target for found_import in IMPORTS.get(name, ())]
+    return found
+
+
+def test_the_reader_of_imports_sees_them_all() -> None:
+    source = """
+import a.b
+from typing import TYPE_CHECKING
+from shimmy import errors
+if TYPE_CHECKING:
+    import unseen
+else:
+    import c
+def function():
+    import d
+    async def inner():
+        return importlib.import_module("e.f")
+class Class:
+    import g
+try:
+    from h import name
+except ImportError:
+    pass
+"""
+    seen = {found.target: found.at_module_level for found in imports(source)}
+    assert seen == {
+        "a.b": True, "typing": True, "shimmy.errors": True, "c": True, "d": False, "e.f": False, "g": True, "h": True,
+    }  # fmt: skip
+
+
+def test_every_module_has_its_floor() -> None:
+    known = {name for units in FLOORS for name in units}
+    assert {unit(module) for module in PATHS} <= known, "a new module: give it a floor here"
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_imports_point_down(module: str) -> None:
+    ours = [found.target for found in IMPORTS[module] if found.target in PATHS]
+    wrong = [target for target in ours if unit(target) != unit(module) and floor(target) >= floor(module)]
+    assert not wrong, f"{module} imports what is not below it; under TYPE_CHECKING it may"
+
+
+def test_no_import_comes_back_to_where_it_began() -> None:
+    graph = {
+        module: {found.target for found in found_imports if found.at_module_level and found.target in PATHS}
+        for module, found_imports in IMPORTS.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' ► '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("package", BORDERS)
+def test_a_foreign_package_has_one_border(package: str) -> None:
+    importers = {
+        module for module, found_imports in IMPORTS.items()
+        if any(found.target.split(".")[0] == package for found in found_imports)
+    }  # fmt: skip
+    inside = {
+        module for module in importers
+        if any(module == place or (place.endswith(".") and module.startswith(place)) for place in BORDERS[package])
+    }  # fmt: skip
+    assert importers == inside
+
+
+def test_dialects_do_not_know_each_other() -> None:
+    dialect_of = {
+        module: dialect for module in PATHS for dialect in DIALECTS
+        if module == f"shimmy.api.{dialect}" or module.startswith(f"shimmy.api.{dialect}_")
+    }  # fmt: skip
+    assert dialect_of["shimmy.api.openai_parse"] == "openai"
+    for module, dialect in dialect_of.items():
+        imported = {dialect_of.get(found.target, dialect) for found in IMPORTS[module]}
+        assert imported <= {dialect}, module
+
+
+@pytest.mark.parametrize("entry", ["shimmy.server", "shimmy.cli"])
+def test_no_path_of_imports_leads_the_parent_into_the_worker(entry: str) -> None:
+    seen = reachable(entry)
+    assert "shimmy.engine.client" in seen
+    assert not {name for name in seen if name in WORKER_ONLY or name.split(".")[0] in WORKER_ONLY}
+
+
+def test_the_worker_is_what_the_reader_of_imports_would_find() -> None:
+    assert reachable("shimmy.engine.worker") >= {"shimmy.engine.llama", "llama_cpp", "jinja2"}
+
+
+def test_what_the_parent_imports_for_real_brings_nothing_of_the_workers() -> None:
+    parents = sorted(name for name in reachable("shimmy.server") | reachable("shimmy.cli") if name in PATHS)
+    code = f"import sys, {', '.join(parents)}; print(*sys.modules, sep=chr(10))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "hypercorn" in loaded
+    assert not loaded & WORKER_ONLY
+
+
+def test_a_worker_is_dispatched_before_anything_of_the_server_is_imported() -> None:
+    at_once = {found.target for found in IMPORTS["shimmy.__main__"] if found.at_module_level}
+    assert at_once == {"sys"}
+    assert not {"starlette", "hypercorn"} & {name.split(".")[0] for name in reachable("shimmy.engine.worker")}
