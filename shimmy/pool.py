@@ -23,6 +23,8 @@ from shimmy.registry import Model
 
 logger = logging.getLogger(__name__)
 
+_LOOK_EVERY_S = 0.05
+
 StartWorker = Callable[[str, WorkerOptions, Callable[[WorkerClient], None]], Awaitable[WorkerClient]]
 
 
@@ -53,6 +55,7 @@ class Pool:
         self._start = start
         self._slots: dict[str, _Slot] = {}
         self._ready: set[WorkerClient] = set()
+        self._is_draining = False
         self._is_closed = False
 
     async def ensure_ready(self, model: Model) -> WorkerClient:
@@ -60,7 +63,7 @@ class Pool:
 
         Raises ModelUnavailable with the reason when it cannot be loaded, ShuttingDown when the server ends.
         """
-        if self._is_closed:
+        if self._is_draining:
             raise ShuttingDown("the server is shutting down")
         slot = self._slots.get(model.name)
         if slot is None or slot.is_dead:
@@ -90,9 +93,15 @@ class Pool:
             self._metrics.jobs_running.set(client.n_running, client.name)
             self._metrics.jobs_queued.set(client.n_waiting, client.name)
 
+    async def drain(self) -> None:
+        """Take no more jobs, and return when those that run have ended."""
+        self._is_draining = True
+        while self.n_jobs:  # noqa: ASYNC110 - workers come and go; asking all of them is simpler than being told
+            await asyncio.sleep(_LOOK_EVERY_S)
+
     async def close(self) -> None:
         """End every worker, also one that is still loading."""
-        self._is_closed = True
+        self._is_draining = self._is_closed = True
         slots = list(self._slots.values())
         for slot in slots:
             slot.loading.cancel()

@@ -11,8 +11,11 @@ import signal
 import socket
 from typing import TYPE_CHECKING, cast
 
+import hypercorn.asyncio.run
 from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Event, Updated
 
 from shimmy import __version__
 from shimmy.api.app import create_app
@@ -32,6 +35,23 @@ logger = logging.getLogger(__name__)
 _DRAIN_S = 5.0
 _KEEP_ALIVE_S = 75.0
 _BACKLOG = 1024
+# A signal to the whole process group reaches the frozen server twice: its outer process passes it on.
+_ONE_SIGNAL_S = 0.5
+
+
+class _Connection(TCPServer):
+    """Ends when its client has left. Hypercorn's own would stay, with its socket, for the whole keep-alive time."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (isinstance(event, Updated) and self.reader.at_eof()):  # it would start the idle task again
+            await super().protocol_send(event)
+
+
+hypercorn.asyncio.run.TCPServer = _Connection  # type: ignore[attr-defined]  # the only seam there is
 
 
 class BindError(Exception):
@@ -67,6 +87,7 @@ class Server:
         self._services = Services(config, Registry(), Pool(config, metrics), metrics)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._stopped_s = 0.0
 
     async def run(self, listener: socket.socket) -> None:
         """Serve on `listener` until told to stop."""
@@ -86,7 +107,12 @@ class Server:
             await self._services.pool.close()
 
     def _on_signal(self) -> None:
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        now_s = asyncio.get_running_loop().time()
+        if not self._stop.is_set():
+            self._stopped_s = now_s
+            self._stop.set()
+        elif now_s - self._stopped_s > _ONE_SIGNAL_S:
+            self._hurry.set()
 
     async def _keep_house(self) -> None:
         await asyncio.to_thread(self._home.sweep)
@@ -99,20 +125,19 @@ class Server:
         """Wait for the order to stop, then bring every stream to its end: Hypercorn must not find one open."""
         await self._stop.wait()
         self._services.ready = False
-        n_jobs = self._services.pool.n_jobs
-        logger.info("shutting down%s", f", {n_jobs} job(s) have {_DRAIN_S:g} s to finish" if n_jobs else "")
-        deadline_s = asyncio.get_running_loop().time() + _DRAIN_S
-        while self._services.pool.n_jobs and asyncio.get_running_loop().time() < deadline_s:
-            if self._hurry.is_set():
-                break
-            await asyncio.sleep(0.05)
-        await self._services.pool.close()
+        pool = self._services.pool
+        logger.info("shutting down%s", f", {pool.n_jobs} job(s) have {_DRAIN_S:g} s to finish" if pool.n_jobs else "")
+        waits = [asyncio.create_task(pool.drain()), asyncio.create_task(self._hurry.wait())]
+        await asyncio.wait(waits, timeout=_DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await pool.close()
 
     def _hypercorn_config(self, listener: socket.socket) -> HypercornConfig:
         config = HypercornConfig()
         config.bind = [f"fd://{listener.fileno()}"]
         config.errorlog = logging.getLogger("hypercorn")
-        config.loglevel = "WARNING"
+        config.errorlog.setLevel(logging.WARNING)  # that it listens, we say ourselves
         config.include_server_header = False
         config.keep_alive_timeout = _KEEP_ALIVE_S
         config.keep_alive_max_requests = 2**31
@@ -135,7 +160,5 @@ def serve(config: Config, home: Home) -> None:
     async def main() -> None:
         await Server(config, home).run(listener)
 
-    try:
-        asyncio.run(main())
-    finally:
-        listener.close()
+    asyncio.run(main())
+    listener.detach()  # Hypercorn has closed the file descriptor under it

@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 _LOG_ERROR = 4  # ggml_log_level
 _LOG_CONTINUED = 5
 _PIECE_BYTES = 256
-# How often a thread looks for its fellows before it sleeps. On a processor that others use as well, the default
-# (300,000) can burn the whole time slice the fellow is waiting for: 3 to 10 times slower; alone it gains nothing.
-_SPIN_COUNT = "1000"
+# How often a thread looks for its fellows before it sleeps. On a processor that others use as well, libgomp's default
+# (300,000) burns the time slices the fellows wait for; with fewer than a few thousand, sleeping costs 10 % when alone.
+_SPIN_COUNT = "5000"
 
 
 def _import_binding() -> Any:

@@ -203,6 +203,8 @@ class Worker:
                     self._to_schedule.put(message["id"])
                 else:
                     self._to_prepare.put(message)
+        except ConnectionResetError:
+            pass  # the server has ended, or wants us to, and left something unread
         except (OSError, wire.ProtocolError) as exc:
             logger.error("lost the server: %s", exc)
         finally:
@@ -277,5 +279,8 @@ def load(options: wire.WorkerOptions) -> tuple[LlamaModel, Preparer]:
 def main(socket_fd: int) -> int:
     """Serve on the inherited socket `socket_fd`."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the server decides
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # terminals and supervisors send them to all processes; the server decides
     return Worker(Connection(socket.socket(fileno=socket_fd))).run()

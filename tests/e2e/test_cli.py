@@ -1,0 +1,133 @@
+"""The commands that need no server: what they print where, and how they end."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import PROGRAM, PROMPTS, Server, environment, run
+from tests.e2e.processes import DEADLINE_S
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """Every command runs in `tmp_path`, which is also its folder for temporary files."""
+    yield
+    assert not list(tmp_path.glob("_MEI*"))
+
+
+def test_version(tmp_path: Path, server: Server) -> None:
+    plain, as_json = run(tmp_path, "version"), run(tmp_path, "version", "--json")
+    version = server.get("/version").json()["version"]
+    assert plain.stdout == f"shimmy {version}\n"
+    assert json.loads(as_json.stdout) == {"version": version}
+    assert plain.stderr == as_json.stderr == ""
+
+
+def test_list(tmp_path: Path, models: Path) -> None:
+    plain = run(tmp_path, "list", "--model-path", models)
+    assert [line.split()[0] for line in plain.stdout.splitlines()] == ["NAME", "alpha", "beta"]
+    listed = json.loads(run(tmp_path, "list", "--json", "--model-path", models).stdout)
+    assert [model["name"] for model in listed] == ["alpha", "beta"]
+    assert listed[0]["path"] == str(models / "alpha.gguf")
+    assert listed[0]["n_ctx_train"] == 4096
+    assert json.loads(run(tmp_path, "list", "--json", "--model-path", tmp_path).stdout) == []
+
+
+def test_probe(tmp_path: Path, models: Path) -> None:
+    plain = run(tmp_path, "probe", "beta", "--model-path", models)
+    assert plain.returncode == 0, plain.stderr
+    assert re.search(r"^n_ctx: 512$", plain.stdout, re.MULTILINE)
+    probed = json.loads(run(tmp_path, "probe", "beta", "--json", "--model-path", models).stdout)
+    assert probed["name"] == "beta"
+    assert probed["n_ctx"] == probed["n_ctx_train"] == 512
+    assert probed["has_chat_template"] is True
+
+
+def test_generate_says_what_a_server_says(tmp_path: Path, models: Path, server: Server) -> None:
+    options = ("--model-path", models, "--temp", "0", "--max-tokens", "64", "--threads", "1")
+    plain = run(tmp_path, "generate", "alpha", "--prompt", PROMPTS[0], *options)
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout == server.chat(PROMPTS[0]) + "\n"
+    assert plain.stderr == ""
+    from_stdin = run(tmp_path, "generate", "alpha", "--prompt", "-", "--json", *options, stdin=PROMPTS[0])
+    fields = json.loads(from_stdin.stdout)
+    assert fields["text"] == plain.stdout.removesuffix("\n")
+    assert fields["completion_tokens"] == 64
+    assert fields["finish_reason"] == "length"
+
+
+def test_generate_raw_completes_the_text_itself(tmp_path: Path, models: Path, server: Server) -> None:
+    options = ("--model-path", models, "--temp", "0", "--max-tokens", "64", "--threads", "1")
+    raw = run(tmp_path, "generate", "alpha", "--raw", "--prompt", PROMPTS[0], *options)
+    completion = {"model": "alpha", "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 64}
+    assert raw.stdout == server.post("/v1/completions", completion).json()["choices"][0]["text"] + "\n"
+    assert raw.stdout != server.chat(PROMPTS[0]) + "\n"
+
+
+def test_generate_takes_a_file_and_a_seed(tmp_path: Path, models: Path) -> None:
+    command = ("generate", models / "alpha.gguf", "--prompt", "hello", "--max-tokens", "32")
+    first, second, third = (run(tmp_path, *command, "--seed", seed).stdout for seed in ("7", "7", "8"))
+    assert first == second != third
+
+
+def test_an_unknown_model_fails_with_close_names(tmp_path: Path, models: Path) -> None:
+    for command in (("generate", "alfa", "--prompt", "x"), ("probe", "alfa")):
+        ended = run(tmp_path, *command, "--model-path", models)
+        assert ended.returncode == 1
+        assert ended.stdout == ""
+        assert re.fullmatch(r"shimmy: no model `alfa`; did you mean `alpha`\?\n", ended.stderr)
+
+
+def test_a_file_that_is_no_model_fails(tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("this is no model")
+    ended = run(tmp_path, "generate", tmp_path / "text.gguf", "--prompt", "x")
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "text.gguf" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve", "--no-such-flag"),
+        ("serve", "--ctx-size", "many"),
+        ("serve", "--bind", "127.0.0.1:99999"),
+        ("generate", "alpha"),
+        ("generate", "alpha", "--prompt", "x", "--max-tokens", "0"),
+        ("levitate",),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    ended = run(tmp_path, *arguments)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "shimmy" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_goes_to_stdout(tmp_path: Path) -> None:
+    for arguments in (("--help",), ("serve", "--help")):
+        helped = run(tmp_path, *arguments)
+        assert helped.returncode == 0
+        assert helped.stdout.startswith("usage: shimmy")
+        assert helped.stderr == ""
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path, models: Path) -> None:
+    command = [*PROGRAM, "generate", "alpha", "--prompt", "hello", "--model-path", models, "--threads", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(DEADLINE_S) in (1, -13, 141)
+        assert process.stderr.read() == b""

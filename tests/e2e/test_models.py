@@ -1,0 +1,126 @@
+"""Which models a server has: several at once, each by its own name, the broken ones left out; and where it listens."""
+
+import socket
+import struct
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import StartServer
+from tests.e2e.harness import CHAT, HOST, PROMPTS, Server, chat_body, run
+from tests.tiny_models import write_tiny_model
+
+
+def names(server: Server) -> list[str]:
+    return [model["id"] for model in server.get("/v1/models").json()["data"]]
+
+
+def test_two_models_answer_at_once_each_for_itself(server: Server) -> None:
+    alone = {model: server.chat(PROMPTS[0], model) for model in ("alpha", "beta")}
+    assert alone["alpha"] != alone["beta"]
+    with ExitStack() as connections:
+        streams = [connections.enter_context(server.stream(PROMPTS[0], model)) for model in ("alpha", "beta") * 4]
+        texts = [stream.finish().text for stream in streams]
+    assert texts == [alone["alpha"], alone["beta"]] * 4
+    assert len(server.workers()) == 2
+
+
+@pytest.mark.parametrize("name", ["gamma", "alph", "alpha-2", "", "a" * 10_000, "../alpha", "alpha.gguf.gguf"])
+def test_an_unknown_model_is_never_answered_by_another(server: Server, name: str) -> None:
+    for reply in (server.post(CHAT, chat_body("hello", name)), server.post(CHAT, chat_body("x", name, stream=True))):
+        assert reply.status == 404
+        assert reply.error["code"] == "model_not_found"
+
+
+def test_a_model_is_found_by_the_spellings_of_its_name(start: StartServer, tmp_path: Path) -> None:
+    server = start("--model-path", write_tiny_model(tmp_path, "My_Tiny Model.Q4_1"))
+    assert names(server) == ["my-tiny-model.q4-1"]
+    for name in ("My_Tiny Model.Q4_1", "my-tiny-model", "MY-TINY-MODEL:q4_1", "my-tiny-model:latest"):
+        assert server.post(CHAT, chat_body("hello", name, max_tokens=1)).json()["model"] == "my-tiny-model.q4-1"
+
+
+def test_broken_files_are_left_out_and_stop_nothing(start: StartServer, tmp_path: Path) -> None:
+    whole = write_tiny_model(tmp_path, "whole")
+    content = whole.read_bytes()
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    (tmp_path / "text.gguf").write_text("this is no model")
+    (tmp_path / "half-a-header.gguf").write_bytes(content[:5000])
+    (tmp_path / "boastful.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
+    (tmp_path / "nowhere.gguf").symlink_to("missing.gguf")
+    server = start("--model-path", tmp_path)
+    assert names(server) == ["whole"]
+    assert server.chat("hello", "whole")
+    for name in ("empty", "text", "half-a-header", "boastful", "nowhere"):
+        assert f"{name}.gguf" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_model_that_cannot_be_loaded_says_why_and_disturbs_no_other(start: StartServer, tmp_path: Path) -> None:
+    content = write_tiny_model(tmp_path, "whole").read_bytes()
+    length = struct.pack("<Q", 5)
+    (tmp_path / "odd.gguf").write_bytes(content.replace(length + b"llama", length + b"lambo", 1))  # its architecture
+    gone = write_tiny_model(tmp_path, "gone")
+    server = start("--model-path", tmp_path)
+    gone.unlink()
+    assert names(server) == ["gone", "odd", "whole"]
+    text = server.chat("hello", "whole")
+    for name, reason in (("odd", "lambo"), ("gone", "gone.gguf"), ("odd", "lambo")):
+        reply = server.post(CHAT, chat_body("hello", name))
+        assert reply.status == 503
+        assert reply.error["code"] == "model_unavailable"
+        assert reason in reply.error["message"]
+        assert server.chat("hello", "whole") == text
+    assert len(server.workers()) == 1
+    assert server.metric("shimmy_worker_deaths_total", "odd") == 0
+
+
+def test_a_model_in_shards_is_one_model(start: StartServer, tmp_path: Path, server: Server) -> None:
+    write_tiny_model(tmp_path, "beta", seed=1, n_shards=3)
+    in_shards = start("--model-path", tmp_path)
+    assert names(in_shards) == ["beta"]
+    assert in_shards.chat("hello", "beta") == server.chat("hello", "beta")
+
+
+def test_a_model_folder_is_only_read(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    model = write_tiny_model(folder, "alpha")
+    model.chmod(0o444)
+    folder.chmod(0o555)
+    before = [(path, path.stat()) for path in (folder, model)]
+    server = start("--model-dirs", folder, "--model-path", folder)
+    assert names(server) == ["alpha"]
+    assert server.chat("hello")
+    assert server.stop() == 0
+    after = [path.stat() for path, _ in before]
+    assert [(status.st_mtime_ns, status.st_size) for status in after] == [
+        (status.st_mtime_ns, status.st_size) for _, status in before
+    ]
+    assert [*folder.iterdir()] == [model]
+
+
+def test_without_an_address_the_next_free_port_is_taken(start: StartServer) -> None:
+    first = start(bind="")
+    second = start(bind="auto")
+    assert 11435 <= first.port < second.port <= 11535
+    assert names(first) == names(second)
+
+
+def test_a_port_in_use_is_told_and_ends_the_program(tmp_path: Path, models: Path) -> None:
+    with socket.create_server((HOST, 0)) as occupant:
+        port = occupant.getsockname()[1]
+        ended = run(tmp_path, "serve", "--bind", f"{HOST}:{port}", "--model-path", models)
+    assert ended.returncode == 3
+    assert str(port) in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_a_server_without_models_says_how_to_get_some(start: StartServer, tmp_path: Path) -> None:
+    server = start("--model-path", tmp_path)
+    assert names(server) == []
+    assert "--model-path" in server.log
+    reply = server.post(CHAT, chat_body("hello"))
+    assert reply.status == 404
+    assert "no models" in reply.error["message"]

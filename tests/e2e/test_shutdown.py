@@ -1,0 +1,135 @@
+"""How a server ends: streams come to an end of their own or get an error event, and nothing stays behind."""
+
+import os
+from contextlib import ExitStack, suppress
+from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
+from subprocess import TimeoutExpired
+
+import pytest
+
+from tests.e2e.conftest import StartServer
+from tests.e2e.harness import ENDLESS, PROMPTS, Server
+from tests.e2e.processes import wait_for
+from tests.tiny_models import write_tiny_model
+
+GRACE_S = 5.0  # what running jobs are given
+
+
+def check_gone(server: Server, exit_code: int) -> None:
+    assert exit_code == 0, server.log
+    assert "Traceback" not in server.log
+    assert server.output == ""
+    assert server.leftovers() == []
+    wait_for("every process to end", lambda: not server.processes(), deadline_s=5)
+
+
+def insist(server: Server, number: Signals) -> int:
+    """Send `number` once a second, as an impatient person does, for less time than running jobs are given."""
+    for _ in range(int(GRACE_S) - 2):
+        server.send(number)
+        with suppress(TimeoutExpired):
+            return server.wait(deadline_s=1)
+    pytest.fail("it did not end")
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_an_idle_server_ends(start: StartServer, number: Signals, *, is_loaded: bool) -> None:
+    server = start()
+    if is_loaded:
+        server.chat("hello")
+    check_gone(server, server.stop(number))
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_running_streams_may_finish(start: StartServer, number: Signals) -> None:
+    server = start()
+    text = server.chat(PROMPTS[4], max_tokens=1500)
+    with ExitStack() as connections:
+        streams = [connections.enter_context(server.stream(PROMPTS[4], max_tokens=1500)) for _ in range(2)]
+        for stream in streams:
+            stream.read(1)
+        server.send(number)
+        for stream in streams:
+            assert stream.finish().text == text
+            assert stream.is_done
+        check_gone(server, server.wait())
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_a_signal_to_the_whole_group_lets_streams_finish_too(start: StartServer, number: Signals) -> None:
+    """A terminal sends SIGINT to every process of the program, `timeout` and systemd send SIGTERM so."""
+    server = start()
+    text = server.chat(PROMPTS[4], max_tokens=1500)
+    with server.stream(PROMPTS[4], max_tokens=1500) as stream:
+        stream.read(1)
+        os.killpg(server.process.pid, number)
+        assert stream.finish().text == text
+        assert stream.is_done
+        check_gone(server, server.wait())
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_streams_that_cannot_finish_get_an_error_event(start_endless: Server, number: Signals) -> None:
+    server = start_endless
+    with server.stream(PROMPTS[0], **ENDLESS) as stream:
+        stream.read(1)
+        server.send(number)
+        wait_for("the server to be not ready", lambda: server.get("/ready").status == 503)
+        late = server.post("/v1/completions", {"model": "alpha", "prompt": "hello", "max_tokens": 1})
+        assert late.status == 503
+        assert late.error["code"] == "shutting_down"
+        assert server.get("/health").status == 200
+        stream.finish()
+        assert stream.error is not None
+        assert stream.error["code"] == "shutting_down"
+        check_gone(server, server.wait())
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_a_second_signal_ends_it_at_once(start_endless: Server, number: Signals) -> None:
+    server = start_endless
+    with server.stream(PROMPTS[0], **ENDLESS) as stream:
+        stream.read(1)
+        server.send(number)
+        wait_for("the first signal to be taken", lambda: "shutting down" in server.log)
+        check_gone(server, insist(server, number))
+        assert stream.finish().error is not None
+
+
+def test_a_server_ends_while_it_loads_a_model(start: StartServer) -> None:
+    server = start()
+    with server.stream("hello") as stream:
+        worker = wait_for("a worker", server.workers)[0]
+        os.kill(worker, SIGSTOP)  # it loads for as long as the test likes
+        server.send(SIGTERM)
+        wait_for("the signal to be taken", lambda: "shutting down" in server.log)
+        os.kill(worker, SIGCONT)
+        assert stream.response.status == 503
+        check_gone(server, server.wait())
+
+
+def test_a_worker_that_hangs_is_killed(start: StartServer) -> None:
+    server = start()
+    with server.stream(PROMPTS[0], max_tokens=4000) as stream:
+        stream.read(1)
+        os.kill(server.worker(), SIGSTOP)
+        server.send(SIGTERM)
+        stream.finish()
+        assert stream.is_done or stream.error is not None
+        check_gone(server, server.wait())
+
+
+def test_a_client_that_holds_its_connection_open_holds_up_no_shutdown(start: StartServer) -> None:
+    server = start()
+    with server.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        check_gone(server, server.stop())
+
+
+@pytest.fixture
+def start_endless(start: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server with one model whose jobs do not end by themselves."""
+    model = write_tiny_model(tmp_path_factory.mktemp("endless"), "alpha", n_ctx_train=65536)
+    return start("--model-path", model, "--ctx-size", "65536")
