@@ -25,7 +25,7 @@ _LOG_CONTINUED = 5
 _PIECE_BYTES = 256
 # How often a thread looks for its fellows before it sleeps. libgomp's default (300,000) burns the time slices that the
 # fellows wait for when others use the processor as well; 1,000 costs 10 % of the speed when nobody does.
-_SPIN_COUNT = "20000"
+_SPIN_COUNT = "100000"
 
 
 def _import_binding() -> Any:

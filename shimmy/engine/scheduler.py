@@ -116,6 +116,7 @@ class Scheduler:
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
         self._n_steps = 0
+        self._n_resident = 0  # tokens of all sequences
 
     @property
     def n_running(self) -> int:
@@ -198,6 +199,7 @@ class Scheduler:
         if not self._backend.share(choice.source.id, choice.sequence.id, choice.n_kept):
             return 0
         choice.sequence.tokens += choice.source.tokens[: choice.n_kept]
+        self._n_resident += choice.n_kept
         return choice.n_kept
 
     def _trim(self, sequence: prefix.Sequence, n_keep: int) -> int:
@@ -205,12 +207,13 @@ class Scheduler:
         if n_keep < len(sequence.tokens) and not self._backend.forget(sequence.id, n_keep):
             n_keep = 0
             self._backend.forget(sequence.id, 0)
+        self._n_resident -= len(sequence.tokens) - n_keep
         del sequence.tokens[n_keep:]
         return n_keep
 
     def _make_room(self, n_cells: int, keep: prefix.Sequence | None = None) -> bool:
         """Evict idle sequences but `keep` until `n_cells` are free; False when there are none left to evict."""
-        while self._backend.n_ctx - sum(len(sequence.tokens) for sequence in self._sequences) < n_cells:
+        while self._backend.n_ctx - self._n_resident < n_cells:
             victim = prefix.evictable(sequence for sequence in self._sequences if sequence is not keep)
             if victim is None:
                 return False
@@ -274,6 +277,7 @@ class Scheduler:
         for planned in rows:
             assert planned.task.sequence is not None
             planned.task.sequence.tokens += planned.tokens
+            self._n_resident += len(planned.tokens)
         for planned in rows:
             if planned.output is not None:
                 self._sample(planned.task, planned.output)
