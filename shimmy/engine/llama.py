@@ -35,6 +35,7 @@ def _import_binding() -> Any:
         raise ModelUnavailable("the engine is not installed: run `make` to build it")
     package = ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
+    package.__spec__ = spec
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
 
