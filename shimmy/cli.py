@@ -6,6 +6,7 @@ the sub-commands and how their results look; what they do is elsewhere, imported
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -79,6 +80,7 @@ def _complain(error: Exception, code: int) -> int:
 
 
 def _serve(call: Call) -> int:
+    gc.disable()  # what a start makes is there to stay; the server looks for garbage once it runs
     from shimmy.server import BindError, serve
 
     try:

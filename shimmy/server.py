@@ -6,6 +6,7 @@ stream, and only then let Hypercorn close the connections. A second signal skips
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -98,6 +99,8 @@ class Server:
         self._services.ready = True
         housekeeping = asyncio.create_task(self._keep_house())
         self._greet(listener)
+        gc.freeze()  # what is here now stays for good, and need not be looked at again
+        gc.enable()
         try:
             # Both speak ASGI; Hypercorn spells its types out where Starlette has plain mappings.
             app = cast("Framework", create_app(self._services))
