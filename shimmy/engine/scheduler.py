@@ -152,7 +152,7 @@ class Scheduler:
             if status == 0:
                 self._advance(rows)
             elif status == 1:
-                self._give_up_cells(1)
+                self._give_up_cells()
             else:
                 self._fail(rows, status)
         if self._events:
@@ -220,7 +220,7 @@ class Scheduler:
             self._trim(victim, 0)
         return True
 
-    def _give_up_cells(self, n_cells: int) -> None:
+    def _give_up_cells(self) -> None:
         """Free a sequence although the pool seemed to have room: an idle one, else that of the youngest job."""
         victim = prefix.evictable(self._sequences)
         if victim is not None:
@@ -228,7 +228,7 @@ class Scheduler:
         elif len(self._running) > 1:
             self._preempt(self._running[-1])
         else:
-            self._fail_task(self._running[0], f"no room for {n_cells} token(s) in an empty KV pool")
+            self._fail_task(self._running[0], "no room for one more token in an empty KV pool")
 
     def _preempt(self, task: Task) -> None:
         """Take a job's cells away; it starts over, with what it has generated so far, when there is room again."""

@@ -201,10 +201,8 @@ class Worker:
             for message in frames:
                 if message["op"] == "cancel":
                     self._cancelled.add(message["id"])
-                    self._to_prepare.put(message)
                     self._to_schedule.put(message["id"])
-                else:
-                    self._to_prepare.put(message)
+                self._to_prepare.put(message)
         except ConnectionResetError:
             pass  # the server has ended, or wants us to, and left something unread
         except (OSError, wire.ProtocolError) as exc:
