@@ -16,7 +16,7 @@ import hypercorn.asyncio.run
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Event, Updated
+from hypercorn.events import Event, RawData, Updated
 
 from shimmy import __version__
 from shimmy.api.app import create_app
@@ -41,13 +41,22 @@ _ONE_SIGNAL_S = 0.5
 
 
 class _Connection(TCPServer):
-    """Ends when its client has left. Hypercorn's own would stay, with its socket, for the whole keep-alive time."""
+    """Hypercorn's connection, but for two things.
+
+    It ends when its client has left; Hypercorn's own would stay, with its socket, for the whole keep-alive time. And
+    it waits for the client only when the socket is full, which is not so for nearly every token of a stream.
+    """
 
     async def _read_data(self) -> None:
         await super()._read_data()
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData) and not self.writer.is_closing():
+            self.writer.write(event.data)
+            if not self.writer.transport.get_write_buffer_size():
+                return
+            event = RawData(b"")  # nothing more to write, and all of it to wait for
         if not (isinstance(event, Updated) and self.reader.at_eof()):  # it would start the idle task again
             await super().protocol_send(event)
 

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from shimmy.api import openai, ops
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
-from shimmy.api.middleware import ApiKey, ErrorReplies, RequestCounter
+from shimmy.api.middleware import ApiKey, Replies
 from shimmy.errors import MethodNotAllowed, NotFound
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})  # probes carry no key and learn o
 
 def create_app(services: "Services") -> Starlette:
     """The application; its middleware stands from the outermost to the innermost."""
-    middleware = [
-        Middleware(RequestCounter, metrics=services.metrics),
-        Middleware(ErrorReplies),
-    ]
+    middleware = [Middleware(Replies, metrics=services.metrics)]
     if services.config.api_keys:
         middleware.append(Middleware(ApiKey, keys=services.config.api_keys, open_paths=OPEN_PATHS))
     routes = [Route(path, Endpoint(handler, services), methods=[method]) for method, path, handler in ROUTES]

@@ -101,6 +101,7 @@ def _refuse_constant(name: str) -> object:
 
 
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+_encoder = json.JSONEncoder(separators=(",", ":"))
 
 
 def decode_object(body: bytes) -> Json:
@@ -121,7 +122,7 @@ def decode_object(body: bytes) -> Json:
 
 
 def encode(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _encoder.encode(value).encode()
 
 
 async def send_reply(

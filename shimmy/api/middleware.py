@@ -1,5 +1,6 @@
-"""What happens to every request around its handler: counting, errors as replies, the API key. Pure ASGI."""
+"""What happens to every request around its handler: errors as replies, counting, the API key. Pure ASGI."""
 
+from collections.abc import Awaitable
 from hmac import compare_digest
 
 from shimmy.api.exchange import ASGIApp, ASGIMessage, ClientGone, Receive, Scope, Send, error_of, header, send_error
@@ -9,51 +10,38 @@ from shimmy.metrics import Metrics
 CLIENT_GONE_STATUS = "499"  # nginx's number for a client that left before its reply began
 
 
-class RequestCounter:
-    """Counts requests by the route that was found, which bounds how many series there are."""
+class Replies:
+    """Answers with the error that a handler raised, and counts what was answered.
+
+    It counts by the route that was found, which bounds how many series there are.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = CLIENT_GONE_STATUS
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = ""
 
-        async def watched_send(message: ASGIMessage) -> None:
+        def watched_send(message: ASGIMessage) -> Awaitable[None]:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched_send)
-        finally:
-            route = scope.get("route")
-            self._metrics.requests.add(1, route.path if route else "other", status)
-
-
-class ErrorReplies:
-    """Answers with the error that a handler raised."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_started = False
-
-        async def watched_send(message: ASGIMessage) -> None:
-            nonlocal is_started
-            is_started = True
-            await send(message)
+            status = status or str(message["status"])  # the first message starts the reply
+            return send(message)
 
         try:
             await self._app(scope, receive, watched_send)
         except ClientGone:
             pass
         except Exception as exc:
-            if is_started:
+            if status:
                 raise  # too late for a reply: the server logs it and cuts the connection
-            await send_error(send, error_of(exc))
+            await send_error(watched_send, error_of(exc))
+        finally:
+            route = scope.get("route")
+            self._metrics.requests.add(1, route.path if route else "other", status or CLIENT_GONE_STATUS)
 
 
 class ApiKey:

@@ -70,7 +70,7 @@ class EventStream:
         self._frames = frames
         self._is_open = False
         self._is_quiet = True
-        self._writing = asyncio.Lock()  # the two writing tasks take turns: an event is never cut in two
+        self._is_writing = False
 
     async def run(self) -> None:
         """Raises only what fails before the first byte; a later error is the stream's last event."""
@@ -116,13 +116,15 @@ class EventStream:
         return self._frames.last(finished)
 
     async def _write(self, data: bytes) -> None:
-        async with self._writing:
-            self._is_quiet = False
-            await self._exchange.write(data)
+        # Two tasks write, and neither cuts the other's event in two: a write is handed over whole, at once.
+        self._is_quiet = False
+        self._is_writing = True
+        await self._exchange.write(data)
+        self._is_writing = False
 
     async def _ping(self) -> None:
         """Ping if nothing was written since the last call."""
-        if self._is_open and self._is_quiet and not self._writing.locked():
+        if self._is_open and self._is_quiet and not self._is_writing:
             await self._write(PING)
         self._is_quiet = True
 

@@ -40,8 +40,8 @@ class JobStream:
         self._texts: list[str] = []
         self._n_tokens = 0
         self._end: Finished | ShimmyError | None = None
-        self._taken = False
-        self._wake = asyncio.Event()
+        self._is_over = False
+        self._waiter: asyncio.Future[None] | None = None  # who waits for the next event
 
     def put(self, event: Event | ShimmyError) -> None:
         """Called by the client for each event of this job."""
@@ -58,33 +58,42 @@ class JobStream:
                 if not self._accepted.done() and isinstance(event, ShimmyError):
                     self._accepted.set_exception(event)
                     self._accepted.exception()  # a caller that left does not make this an unhandled one
-        self._wake.set()
+        self._wake()
 
     async def accepted(self) -> Accepted:
         """The worker's yes; raises what it said instead."""
         return await asyncio.shield(self._accepted)
 
-    async def __aiter__(self) -> AsyncIterator[Piece | Finished]:
-        """Pieces, then Finished; raises the error that ended the job."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._texts:
-                piece = Piece("".join(self._texts), self._n_tokens)
-                self._texts, self._n_tokens = [], 0
-                yield piece
-            if self._end is not None and not self._texts:
-                if isinstance(self._end, ShimmyError):
-                    raise self._end
-                yield self._end
-                return
+    def __aiter__(self) -> AsyncIterator[Piece | Finished]:
+        """Pieces, then Finished; raises the error that ended the job. One reader."""
+        return self
+
+    async def __anext__(self) -> Piece | Finished:
+        # Not a generator, and no asyncio.Event: this runs once for each token of each stream.
+        while not self._texts and self._end is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._texts:
+            piece = Piece("".join(self._texts), self._n_tokens)
+            self._texts, self._n_tokens = [], 0
+            return piece
+        if isinstance(self._end, ShimmyError):
+            raise self._end
+        if self._is_over or self._end is None:
+            raise StopAsyncIteration
+        self._is_over = True
+        return self._end
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Cancel the job unless it has ended; safe to call twice."""
         if self._end is None:
             self._cancel(self._id)
             self._end = WorkerDied("the job was cancelled")
-            self._wake.set()
+            self._wake()
 
 
 class WorkerClient(asyncio.Protocol):
