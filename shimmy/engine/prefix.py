@@ -4,12 +4,16 @@ Knows token lists and times of use; nothing of jobs or the engine. One `Sequence
 and its `tokens` are exactly the tokens whose cells lie in the KV pool under that id.
 """
 
+from array import array
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # A resident sequence is continued by another prompt only when the prompt keeps at least this share of it; otherwise
 # its conversation is worth more than the tokens they share, and those are shared with an empty sequence instead.
 _MIN_KEPT_SHARE = 0.5
+# An allowance that no prompt makes use of shrinks by one sequence in this many prompts.
+_PROMPTS_PER_SEQUENCE = 8
 
 
 @dataclass(slots=True)
@@ -22,7 +26,7 @@ class Sequence:
     busy: bool = False
 
 
-def n_common(left: list[int], right: list[int]) -> int:
+def n_common(left: "list[int] | array[int]", right: "list[int] | array[int]") -> int:
     """How many leading tokens two lists share."""
     n_max = min(len(left), len(right))
     if left[:n_max] == right[:n_max]:
@@ -73,3 +77,34 @@ def evictable(sequences: Iterable[Sequence]) -> Sequence | None:
     """The least recently used idle sequence that holds cells."""
     idle = [sequence for sequence in sequences if sequence.tokens and not sequence.busy]
     return min(idle, key=lambda sequence: sequence.last_used, default=None)
+
+
+class Allowance:
+    """How many idle sequences are worth their cells: as many as prompts have lately come back to.
+
+    It remembers the tokens of the last `n_most` jobs that ended, whether their cells are still resident or not. A
+    prompt that continues the third latest of them says that three are worth keeping.
+    """
+
+    def __init__(self, n_least: int, n_most: int) -> None:
+        self._n_least = n_least
+        self._n_shares = n_least * _PROMPTS_PER_SEQUENCE
+        self._ended: deque[array[int]] = deque(maxlen=max(n_least, n_most))  # the latest first
+
+    @property
+    def n_sequences(self) -> int:
+        return self._n_shares // _PROMPTS_PER_SEQUENCE
+
+    def asked(self, prompt: list[int]) -> None:
+        """Learn from a prompt that is about to run."""
+        sought = array("i", prompt)
+        for place, tokens in enumerate(self._ended):
+            if n_common(tokens, sought) >= _MIN_KEPT_SHARE * len(tokens):
+                del self._ended[place]
+                self._n_shares = max(self._n_shares, (place + 1) * _PROMPTS_PER_SEQUENCE)
+                return
+        self._n_shares = max(self._n_shares - 1, self._n_least * _PROMPTS_PER_SEQUENCE)
+
+    def ended(self, tokens: list[int]) -> None:
+        """Remember a job's prompt and reply."""
+        self._ended.appendleft(array("i", tokens))

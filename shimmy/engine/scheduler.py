@@ -21,9 +21,11 @@ from shimmy.reply import StopFilter, TextDecoder
 _SHARED_PREFILL_ROWS = 128
 # Cells a job must find free beyond its prompt before it joins others, so that it does not have to leave at once.
 _ADMISSION_SLACK = 64
-# Idle sequences, beside the one used last, may hold this share of the pool: each resident cell costs every later row a
-# look at its mask (7,000 of them slowed a decode by a quarter, SmolLM2 on 2 cores).
+# Each resident cell costs every later row a look at its mask (2,000 of them slow a decode by 7 %, SmolLM2 on 2 cores),
+# so idle sequences, beside the one used last, may hold this share of the pool,
 _IDLE_SHARE = 0.25
+# and there may be this many of them before prompts have shown that they come back to more.
+_MIN_IDLE_SEQUENCES = 3
 # The limit of a job that may generate until the context is full.
 _NO_LIMIT = 2**31
 
@@ -115,6 +117,7 @@ class Scheduler:
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
+        self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, backend.n_sequences)
         self._n_steps = 0
         self._n_resident = 0  # tokens of all sequences
 
@@ -184,6 +187,7 @@ class Scheduler:
         sequence.busy = True
         task.sequence = sequence
         if not task.started_s:
+            self._allowance.asked(task.tokens)
             task.started_s = self._clock()
             task.n_cached = n_keep
         self._running.append(task)
@@ -335,13 +339,20 @@ class Scheduler:
         task.sequence = None
         self._running.remove(task)
         task.sampler.close()
-        idle = [sequence for sequence in self._sequences if not sequence.busy]
-        while sum(len(sequence.tokens) for sequence in idle) > _IDLE_SHARE * self._backend.n_ctx:
-            victim = prefix.evictable(idle)
-            assert victim is not None
-            self._trim(victim, 0)
+        self._allowance.ended(latest.tokens)
+        self._thin_out()
         latest.busy = False
         latest.last_used = self._n_steps
+
+    def _thin_out(self) -> None:
+        """Let the idle sequences go that are not worth their cells; the one that comes to them now is."""
+        idle = [sequence for sequence in self._sequences if sequence.tokens and not sequence.busy]
+        idle.sort(key=lambda sequence: sequence.last_used)
+        n_cells = sum(len(sequence.tokens) for sequence in idle)
+        while len(idle) >= self._allowance.n_sequences or n_cells > _IDLE_SHARE * self._backend.n_ctx:
+            victim = idle.pop(0)
+            n_cells -= len(victim.tokens)
+            self._trim(victim, 0)
 
     def _fail(self, rows: list[_Rows], status: int) -> None:
         """The engine could not decode these rows; what it left in the pool under their sequences is not trusted."""
