@@ -141,6 +141,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("parallel", _integer(1, 256), 32, "how many jobs of a model may run at once; more wait in line", "N"),
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
     Option("threads", _integer(1, 512), None, "threads of a worker (default: the physical cores)", "N"),
+    Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
     Option("seed", _integer(0, 2**32 - 1), None, "seed of requests that bring none (default: random)", "N"),
     Option("temp", _decimal(0, 100), SamplingParams().temperature, "temperature of requests that bring none", "T"),
     Option("n_predict", _integer(1, 2**31 - 1), None,
@@ -168,6 +169,7 @@ class Config:
     n_sequences: int
     n_batch: int
     n_threads: int | None
+    speculate: bool
     sampling: SamplingParams
     n_predict: int | None
     chat_template: str | None
@@ -203,6 +205,7 @@ def load(
         n_sequences=values["parallel"],
         n_batch=values["batch_size"],
         n_threads=values["threads"],
+        speculate=values["speculation"],
         sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
         n_predict=values["n_predict"],
         chat_template=template[0],

@@ -39,24 +39,28 @@ class Generation:
         self._request = request
         self._started_s = monotonic()
         self._stream: JobStream | None = None
+        self._has_begun = False
         self._submission = asyncio.create_task(self._submit())
 
     async def accepted(self) -> Accepted:
         """The worker's yes; raises the ShimmyError that stands against it. May be awaited again."""
         return await asyncio.shield(self._submission)
 
-    async def __aiter__(self) -> AsyncIterator[Piece | Finished]:
+    def __aiter__(self) -> AsyncIterator[Piece | Finished]:
         """What the job says until it is finished; raises WorkerDied when its worker ends."""
-        await self.accepted()
-        assert self._stream is not None
-        is_first = True
-        async for event in self._stream:
-            if is_first and isinstance(event, Piece):
-                is_first = False
-                self._services.metrics.first_token_s.observe(monotonic() - self._started_s, self.model.name)
-            if isinstance(event, Finished):
-                self._count(event)
-            yield event
+        return self
+
+    async def __anext__(self) -> Piece | Finished:
+        if self._stream is None:
+            await self.accepted()
+            assert self._stream is not None
+        event = await anext(self._stream)
+        if isinstance(event, Finished):
+            self._count(event)
+        elif not self._has_begun:
+            self._has_begun = True
+            self._services.metrics.first_token_s.observe(monotonic() - self._started_s, self.model.name)
+        return event
 
     async def aclose(self) -> None:
         """Cancel what still runs of it; safe at any moment and more than once."""
@@ -76,6 +80,8 @@ class Generation:
         metrics.prompt_tokens.add(usage.n_prompt, name)
         metrics.cached_tokens.add(usage.n_cached, name)
         metrics.completion_tokens.add(usage.n_completion, name)
+        metrics.drafted_tokens.add(finished.timings.n_drafted, name)
+        metrics.accepted_tokens.add(finished.timings.n_accepted, name)
 
 
 def generate(services: Services, request: GenerateRequest) -> Generation:

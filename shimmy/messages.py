@@ -124,11 +124,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall time of one job in milliseconds: in the queue, for its prompt, and from its first token to its last."""
+    """Wall time of one job in milliseconds: in the queue, for its prompt, and from its first token to its last.
+
+    Beside it, how many tokens were guessed, and how many of the guesses were right.
+    """
 
     queue_ms: float
     prompt_ms: float
     predicted_ms: float
+    n_drafted: int = 0
+    n_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

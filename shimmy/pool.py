@@ -143,6 +143,7 @@ class Pool:
             n_threads=self._config.n_threads,
             cpu_variant=self._config.cpu_variant,
             chat_template=self._config.chat_template,
+            speculate=self._config.speculate,
             log_level=self._config.log_level,
             log_format=self._config.log_format,
         )

@@ -18,6 +18,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "parallel": ("3", 3, "n_sequences", 3),
     "batch_size": ("64", 64, "n_batch", 64),
     "threads": ("2", 2, "n_threads", 2),
+    "speculation": ("off", False, "speculate", False),
     "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
     "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),
     "n_predict": ("9", 9, "n_predict", 9),
@@ -33,6 +34,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
 OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
+    "speculation": "true",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 

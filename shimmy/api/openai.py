@@ -159,10 +159,12 @@ def _usage(finished: Finished) -> dict[str, object]:
 def _timings(finished: Finished) -> dict[str, float]:
     """llama-server's names; `prompt_n` counts the tokens that were computed, `cache_n` those that were not."""
     usage, timings = finished.usage, finished.timings
+    drafts = {"draft_n": timings.n_drafted, "draft_n_accepted": timings.n_accepted} if timings.n_drafted else {}
     return {
         "cache_n": usage.n_cached,
         **_rate("prompt", usage.n_prompt - usage.n_cached, timings.prompt_ms),
         **_rate("predicted", usage.n_completion, timings.predicted_ms),
+        **drafts,
     }
 
 

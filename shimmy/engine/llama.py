@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _LOG_ERROR = 4  # ggml_log_level
 _LOG_CONTINUED = 5
 _PIECE_BYTES = 256
+_MAX_DRAFT_ROWS = 32
 # How often a thread looks for its fellows before it sleeps. libgomp's default (300,000) burns the time slices that the
 # fellows wait for when others use the processor as well; 1,000 costs 10 % of the speed when nobody does.
 _SPIN_COUNT = "100000"
@@ -123,21 +124,21 @@ class Batch:
     def clear(self) -> None:
         self.n_rows = 0
 
-    def add(self, tokens: Sequence[int], position: int, sequence: int, *, output: bool) -> int:
-        """Append consecutive `tokens` of one sequence; `output` asks for logits of the last. Returns its row."""
+    def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int:
+        """Append consecutive `tokens` of one sequence; the last `n_outputs` get logits. Returns the row of the last."""
         first, n_tokens = self.n_rows, len(tokens)
         last = first + n_tokens - 1
         if n_tokens == 1:
             self._tokens[first] = tokens[0]
             self._positions[first] = position
             self._sequences[first] = sequence
+            self._outputs[first] = n_outputs
         else:
             end = last + 1
             self._tokens[first:end] = list(tokens)
             self._positions[first:end] = list(range(position, position + n_tokens))
             self._sequences[first:end] = [sequence] * n_tokens
-            self._outputs[first:end] = [0] * n_tokens
-        self._outputs[last] = output
+            self._outputs[first:end] = [int(index >= n_tokens - n_outputs) for index in range(n_tokens)]
         self.n_rows = last + 1
         self.struct.n_tokens = self.n_rows
         return last
@@ -181,8 +182,8 @@ class LlamaModel:
         self.n_ctx_train: int = _llama.llama_model_n_ctx_train(self._model)
         self.n_vocab: int = _llama.llama_vocab_n_tokens(self._vocab)
         self.adds_bos: bool = _llama.llama_vocab_get_add_bos(self._vocab)
-        self._is_recurrent: bool = _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(
-            self._model
+        self.can_rewind: bool = not (
+            _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(self._model)
         )
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
@@ -193,8 +194,8 @@ class LlamaModel:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_sequences
-        # One row of logits for each sequence and never more: 0 would reserve n_ubatch rows, exceeding it aborts.
-        params.n_outputs_max = n_sequences
+        # Rows of logits for each sequence, or for one draft. 0 would reserve n_ubatch rows, exceeding it aborts.
+        self.n_outputs = params.n_outputs_max = max(n_sequences, _MAX_DRAFT_ROWS)
         params.n_threads = params.n_threads_batch = n_threads
         params.kv_unified = True  # prompt and decode rows share one graph
         params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
@@ -211,7 +212,7 @@ class LlamaModel:
     def warm_up(self) -> None:
         """Decode one token, so that the first request does not pay for mapped pages and first-use allocations."""
         self.batch.clear()
-        self.batch.add([self.bos_token() or 0], 0, 0, output=True)
+        self.batch.add([self.bos_token() or 0], 0, 0, n_outputs=1)
         if self.decode() != 0:
             raise ModelUnavailable(f"the engine could not decode with this model: {_log.reason()}")
         self.forget(0, 0)
@@ -228,7 +229,7 @@ class LlamaModel:
 
     def share(self, source: int, target: int, n_tokens: int) -> bool:
         """Let the empty sequence `target` use the first cells of `source`; nothing is copied. False: it cannot."""
-        if self._is_recurrent:
+        if not self.can_rewind:
             return False  # its state is that of the whole sequence; there is none of a prefix
         _llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         return True

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Protocol
 
 from shimmy.engine import prefix
+from shimmy.engine.speculation import Costs, Lookup
 from shimmy.errors import Internal, ShimmyError
 from shimmy.messages import Event, Finished, FinishReason, Job, Piece, Timings, Usage
 from shimmy.reply import StopFilter, TextDecoder
@@ -43,7 +44,7 @@ class Batch(Protocol):
     """The rows of the next decode."""
 
     def clear(self) -> None: ...
-    def add(self, tokens: Sequence[int], position: int, sequence: int, *, output: bool) -> int: ...
+    def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int: ...
 
 
 class Backend(Protocol):
@@ -52,6 +53,8 @@ class Backend(Protocol):
     n_ctx: int
     n_batch: int
     n_sequences: int
+    n_outputs: int
+    can_rewind: bool
 
     @property
     def batch(self) -> Batch: ...
@@ -78,6 +81,9 @@ class Task:
     n_cached: int = field(init=False, default=0)
     n_generated: int = field(init=False, default=0)
     n_unsent: int = field(init=False, default=0)  # tokens whose text is still held back
+    n_drafted: int = field(init=False, default=0)
+    n_accepted: int = field(init=False, default=0)
+    lookup: Lookup = field(init=False, default_factory=Lookup)
     started_s: float = field(init=False, default=0.0)
     first_token_s: float = field(init=False, default=0.0)
 
@@ -94,11 +100,15 @@ class Task:
 
 @dataclass(slots=True)
 class _Rows:
-    """Consecutive rows of one task in the batch; `output` is the row with logits, if its last token is among them."""
+    """Consecutive rows of one task in the batch.
+
+    `output` is the row with the logits of the task's last token, if that is among them; those of a draft follow.
+    """
 
     task: Task
     tokens: list[int]
     output: int | None
+    n_drafted: int = 0
 
 
 class Scheduler:
@@ -108,15 +118,19 @@ class Scheduler:
         self,
         backend: Backend,
         emit: Callable[[list[JobEvent]], None],
+        *,
+        speculate: bool = True,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._backend = backend
         self._emit = emit
         self._clock = clock
+        self._drafts = speculate and backend.can_rewind
         self._sequences = [prefix.Sequence(number) for number in range(backend.n_sequences)]
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
+        self._costs = Costs()
         self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, backend.n_sequences)
         self._n_steps = 0
         self._n_resident = 0  # tokens of all sequences
@@ -148,12 +162,15 @@ class Scheduler:
     def step(self) -> None:
         """One decode of all jobs that can move, and the events it led to."""
         self._n_steps += 1
+        start_s = self._clock()
         self._admit()
         rows = self._plan()
         if rows:
             status = self._backend.decode()
             if status == 0:
                 self._advance(rows)
+                if len(rows) == 1 and rows[0].output is not None:
+                    self._costs.observe(len(rows[0].tokens), self._clock() - start_s)
             elif status == 1:
                 self._give_up_cells()
             else:
@@ -250,6 +267,8 @@ class Scheduler:
         self._backend.batch.clear()
         while not self._make_room(sum(task.n_pending == 1 for task in self._running)):
             self._preempt(self._running[-1])
+        if len(self._running) == 1 and self._running[0].n_pending == 1:
+            return [self._add_with_draft(self._running[0])]
         rows = [self._add(task, 1) for task in self._running if task.n_pending == 1]
         prefilling = [task for task in self._running if task.n_pending > 1]
         n_left = self._backend.n_batch - len(rows)
@@ -273,8 +292,21 @@ class Scheduler:
         start = len(task.sequence.tokens)
         tokens = task.tokens[start : start + n_tokens]
         is_last = start + n_tokens == len(task.tokens)
-        row = self._backend.batch.add(tokens, start, task.sequence.id, output=is_last)
+        row = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=int(is_last))
         return _Rows(task, tokens, row if is_last else None)
+
+    def _add_with_draft(self, task: Task) -> _Rows:
+        """The last token of a job that has the engine for itself, and a guess at what follows it."""
+        assert task.sequence is not None
+        draft: list[int] = []
+        if self._drafts:
+            n_free = self._backend.n_ctx - self._n_resident  # nothing is evicted for a guess
+            n_max = min(self._backend.n_outputs, n_free, task.n_limit - task.n_generated) - 1
+            draft = task.lookup.draft(task.tokens, n_max, self._costs)
+        start = len(task.sequence.tokens)
+        tokens = [task.tokens[-1], *draft]
+        last = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=len(tokens))
+        return _Rows(task, tokens, last - len(draft), len(draft))
 
     def _advance(self, rows: list[_Rows]) -> None:
         """Book the decoded rows, and sample where a job's last token was among them."""
@@ -283,21 +315,41 @@ class Scheduler:
             planned.task.sequence.tokens += planned.tokens
             self._n_resident += len(planned.tokens)
         for planned in rows:
-            if planned.output is not None:
+            if planned.output is None:
+                continue
+            if planned.n_drafted:
+                self._verify(planned.task, planned.output, planned.tokens[1:])
+            else:
                 self._sample(planned.task, planned.output)
 
-    def _sample(self, task: Task, row: int) -> None:
+    def _verify(self, task: Task, row: int, draft: list[int]) -> None:
+        """Sample one row after the other while each gives the token that was guessed; drop the cells of the rest."""
+        assert task.sequence is not None
+        sequence, n_known, n_accepted = task.sequence, len(task.tokens), 0
+        for guess in draft:
+            if self._sample(task, row + n_accepted) != guess:
+                break
+            n_accepted += 1
+        else:
+            self._sample(task, row + n_accepted)
+        task.lookup.learn(len(draft), n_accepted)
+        task.n_drafted += len(draft)
+        task.n_accepted += n_accepted
+        self._trim(sequence, n_known + n_accepted)
+
+    def _sample(self, task: Task, row: int) -> int | None:
+        """The next token of a job, said as far as it can be; None when it ended the job."""
         if not task.first_token_s:
             task.first_token_s = self._clock()
         if task.n_limit == 0:
             self._finish(task, FinishReason.LENGTH)
-            return
+            return None
         token = task.sampler.sample(row)
         task.n_generated += 1
         task.n_unsent += 1
         if self._backend.is_end(token):
             self._finish(task, FinishReason.STOP)
-            return
+            return None
         task.tokens.append(token)
         text = task.stops.feed(task.decoder.feed(self._backend.piece(token)))
         if text:
@@ -306,10 +358,16 @@ class Scheduler:
             self._finish(task, FinishReason.STOP)
         elif task.n_generated >= task.n_limit or len(task.tokens) >= self._backend.n_ctx:
             self._finish(task, FinishReason.LENGTH)
+        return token if task.sequence is not None else None
 
     def _say(self, task: Task, text: str) -> None:
-        self._events.append((task.job.id, Piece(text, task.n_unsent)))
+        piece = Piece(text, task.n_unsent)
         task.n_unsent = 0
+        if self._events and self._events[-1][0] == task.job.id:  # an accepted draft says several pieces in one step
+            earlier = self._events.pop()[1]
+            assert isinstance(earlier, Piece)
+            piece = Piece(earlier.text + text, earlier.n_tokens + piece.n_tokens)
+        self._events.append((task.job.id, piece))
 
     # -- how a job ends ------------------------------------------------------------------------------------------
 
@@ -329,6 +387,8 @@ class Scheduler:
             queue_ms=(task.started_s - task.received_s) * 1e3,
             prompt_ms=(task.first_token_s - task.started_s) * 1e3,
             predicted_ms=(now - task.first_token_s) * 1e3,
+            n_drafted=task.n_drafted,
+            n_accepted=task.n_accepted,
         )
         return usage, timings
 

@@ -8,7 +8,7 @@ A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, cast
 
 from shimmy.errors import ShimmyError, from_code
@@ -36,6 +36,10 @@ MAX_FRAME_BYTES = 256 * 2**20
 
 Frame = dict[str, Any]
 
+# json.dumps and json.loads would set up as much anew for every token.
+_encoder = json.JSONEncoder(separators=(",", ":"))
+_decoder = json.JSONDecoder()
+
 
 class ProtocolError(Exception):
     """The other end does not speak this protocol: it is broken or hostile."""
@@ -52,12 +56,13 @@ class WorkerOptions:
     n_threads: int | None  # None: the physical cores this process may use
     cpu_variant: str | None  # None: the best this processor runs
     chat_template: str | None  # None: the model's own
+    speculate: bool = True
     log_level: str = "info"
     log_format: str = "text"
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
-    payload = json.dumps(message, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    payload = _encoder.encode(message).encode("ascii")
     return _LENGTH.pack(len(payload)) + payload
 
 
@@ -68,22 +73,26 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            (n_bytes,) = _LENGTH.unpack_from(self._buffer)
-            if n_bytes > MAX_FRAME_BYTES:
-                raise ProtocolError(f"a frame of {n_bytes} bytes")
-            end = _LENGTH.size + n_bytes
-            if len(self._buffer) < end:
-                return
-            payload = bytes(self._buffer[_LENGTH.size : end])
-            del self._buffer[:end]
-            yield _parse(payload)
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while (payload_start := start + _LENGTH.size) <= len(buffer):
+                (n_bytes,) = _LENGTH.unpack_from(buffer, start)
+                if n_bytes > MAX_FRAME_BYTES:
+                    raise ProtocolError(f"a frame of {n_bytes} bytes")
+                end = payload_start + n_bytes
+                if end > len(buffer):
+                    return
+                payload, start = buffer[payload_start:end], end
+                yield _parse(payload)
+        finally:
+            del buffer[:start]
 
 
-def _parse(payload: bytes) -> Frame:
+def _parse(payload: bytearray) -> Frame:
     try:
-        message = json.loads(payload)
+        message = _decoder.decode(payload.decode("ascii"))
     except (ValueError, RecursionError) as exc:
         raise ProtocolError("a frame that is not JSON") from exc
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
@@ -151,8 +160,7 @@ def event_to_wire(job_id: int, event: Event | ShimmyError) -> list[object]:
             return [job_id, "accepted", n_prompt]
         case Finished(reason, usage, timings, stop_string):
             usage_fields = (usage.n_prompt, usage.n_cached, usage.n_completion)
-            timings_fields = (timings.queue_ms, timings.prompt_ms, timings.predicted_ms)
-            return [job_id, "finished", reason.value, usage_fields, timings_fields, stop_string]
+            return [job_id, "finished", reason.value, usage_fields, astuple(timings), stop_string]
         case ShimmyError():
             return [job_id, "failed", event.code, event.message, event.param]
 

@@ -172,7 +172,7 @@ class Worker:
         except ShimmyError as error:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
-        self._scheduler = Scheduler(model, self._emit)
+        self._scheduler = Scheduler(model, self._emit, speculate=options.speculate)
         facts = model.facts(has_chat_template=self._preparer.has_chat_template)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()

@@ -31,11 +31,9 @@ class FakeBatch:
     def clear(self) -> None:
         self.rows = []
 
-    def add(self, tokens: Sequence[int], position: int, sequence: int, *, output: bool) -> int:
-        last = len(tokens) - 1
-        self.rows += [
-            (token, position + index, sequence, output and index == last) for index, token in enumerate(tokens)
-        ]
+    def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int:
+        first_output = len(tokens) - n_outputs
+        self.rows += [(token, position + index, sequence, index >= first_output) for index, token in enumerate(tokens)]
         return len(self.rows) - 1
 
 
@@ -65,17 +63,18 @@ class FakeBackend:
         self.n_ctx = n_ctx
         self.n_batch = n_batch
         self.n_sequences = n_sequences
+        self.n_outputs = max(n_sequences, 32)
+        self.can_rewind = True
         self.batch = FakeBatch()
         self.cells: list[list[int]] = [[] for _ in range(n_sequences)]
         self.logits: dict[int, list[int]] = {}  # batch row -> the history its logits were computed from
         self.batches: list[list[tuple[int, int, int, bool]]] = []
         self.status = 0
-        self.can_drop_tails = True
 
     def decode(self) -> int:
         rows = self.batch.rows
         assert 0 < len(rows) <= self.n_batch
-        assert sum(output for *_, output in rows) <= self.n_sequences
+        assert sum(output for *_, output in rows) <= self.n_outputs
         if self.status:
             return self.status
         if sum(map(len, self.cells)) + len(rows) > self.n_ctx:
@@ -90,14 +89,14 @@ class FakeBackend:
         return 0
 
     def forget(self, sequence: int, start: int) -> bool:
-        if start and not self.can_drop_tails:
+        if start and not self.can_rewind:
             return False
         del self.cells[sequence][start:]
         return True
 
     def share(self, source: int, target: int, n_tokens: int) -> bool:
         assert not self.cells[target]
-        if not self.can_drop_tails:
+        if not self.can_rewind:
             return False
         self.cells[target] = self.cells[source][:n_tokens]
         assert len(self.cells[target]) == n_tokens

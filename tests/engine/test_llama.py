@@ -60,7 +60,7 @@ def decode(model: LlamaModel, tokens: Sequence[int], position: int = 0, sequence
     for start in range(0, len(tokens), N_BATCH):
         chunk = tokens[start : start + N_BATCH]
         model.batch.clear()
-        row = model.batch.add(chunk, position + start, sequence, output=start + len(chunk) == len(tokens))
+        row = model.batch.add(chunk, position + start, sequence, n_outputs=int(start + len(chunk) == len(tokens)))
         assert model.decode() == 0
     return row
 
@@ -128,7 +128,7 @@ def test_greedy_text_is_the_same_alone_and_beside_others(model: LlamaModel) -> N
         for sequence, history in enumerate(histories):
             chunk = history[n_decoded[sequence] :][:3]
             is_last = n_decoded[sequence] + len(chunk) == len(history)
-            row = model.batch.add(chunk, n_decoded[sequence], sequence, output=is_last)
+            row = model.batch.add(chunk, n_decoded[sequence], sequence, n_outputs=int(is_last))
             n_decoded[sequence] += len(chunk)
             if is_last:
                 rows[sequence] = row
@@ -178,7 +178,7 @@ def test_a_full_pool_says_so_and_goes_on_when_there_is_room(model: LlamaModel) -
     for sequence in range(N_SEQUENCES):
         decode(model, [UNKNOWN_TOKEN] * N_BATCH, 0, sequence)
     model.batch.clear()
-    model.batch.add([BOS_TOKEN], N_BATCH, 0, output=True)
+    model.batch.add([BOS_TOKEN], N_BATCH, 0, n_outputs=1)
     assert model.decode() == 1
     model.forget(2, 0)
     assert model.decode() == 0

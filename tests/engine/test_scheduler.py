@@ -1,5 +1,6 @@
 """The scheduler against a fake engine: who is in which batch, what is reused, and that every job gets its own text."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,9 +18,10 @@ class House:
     backend: FakeBackend = field(default_factory=FakeBackend)
     events: list[JobEvent] = field(default_factory=list)
     samplers: dict[int, FakeSampler] = field(default_factory=dict)
+    clock: Callable[[], float] = field(default_factory=lambda: iter(range(10**6)).__next__)
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.backend, self.events.extend, clock=iter(range(10**6)).__next__)
+        self.scheduler = Scheduler(self.backend, self.events.extend, clock=self.clock)
 
     def submit(
         self,
@@ -159,7 +161,7 @@ def test_cache_prompt_false_computes_everything() -> None:
 
 def test_a_model_that_cannot_drop_a_tail_starts_over() -> None:
     house = House()
-    house.backend.can_drop_tails = False
+    house.backend.can_rewind = False
     for number in (1, 2):
         house.submit(number, "recurrent", n_predict=3)
         house.run()
@@ -177,6 +179,105 @@ def test_the_least_recently_used_sequence_makes_room() -> None:
     assert house.text(2) == expected("x" * 52, 2)
     assert not any(bytes(cells).startswith(b"first") for cells in house.backend.cells)
     assert any(bytes(cells).startswith(b"second") for cells in house.backend.cells)
+
+
+def test_sequences_that_nobody_comes_back_to_are_let_go() -> None:
+    house = House(FakeBackend(n_ctx=1024, n_sequences=8))
+    for number in range(6):
+        house.submit(number, f"{number}" * 20, n_predict=1)
+        house.run()
+    resident = [bytes(cells[:1]) for cells in house.backend.cells if cells]
+    assert sorted(resident) == [b"3", b"4", b"5"]
+
+
+def test_as_many_sequences_stay_as_prompts_come_back_to() -> None:
+    house = House(FakeBackend(n_ctx=1024, n_sequences=8))
+    for turn in range(3):
+        for client in range(5):
+            number = turn * 5 + client
+            house.submit(number, f"{client}" * 20 + "x" * turn, n_predict=1)
+            house.run()
+    last_turn = [house.finished(number).usage.n_cached for number in range(10, 15)]
+    assert last_turn == [21] * 5, "the first time they came back, two of the five were gone"
+
+
+def drafting_house(*, cost_of_a_row: float, n_ctx: int = 256) -> House:
+    """One whose decodes take a second and `cost_of_a_row` for each further row."""
+    backend = FakeBackend(n_ctx=n_ctx)
+
+    def clock() -> float:
+        return sum(1 + cost_of_a_row * (len(rows) - 1) for rows in backend.batches)
+
+    return House(backend, clock=clock)
+
+
+SONG = b"we all live in a yellow submarine, " * 4
+
+
+def test_repeated_text_is_guessed_and_comes_out_the_same_in_fewer_decodes() -> None:
+    house = drafting_house(cost_of_a_row=0.1)
+    house.submit(1, "sing: ", n_predict=120, script=SONG)
+    house.run()
+    assert house.text(1) == SONG[:120].decode()
+    assert house.finished(1).usage.n_completion == 120
+    assert len(house.backend.batches) < 80
+    timings = house.finished(1).timings
+    assert timings.n_drafted >= timings.n_accepted > 40
+
+
+def test_a_wrong_guess_changes_nothing() -> None:
+    house = drafting_house(cost_of_a_row=0.0)
+    script = b"abcdefgh" * 5 + b"abcdXYZ" + b"abcdefgh" * 2 + b"abcdeXYZ"
+    house.submit(1, "letters: ", n_predict=len(script), script=script)
+    house.run()
+    assert house.text(1) == script.decode()
+    timings = house.finished(1).timings
+    assert timings.n_drafted > timings.n_accepted > 0
+    prompt = "letters: " + script.decode()
+    house.submit(2, prompt, n_predict=20)
+    house.run()
+    assert house.text(2) == expected(prompt, 20), "the cells of the wrong guesses are gone"
+    assert house.finished(2).usage.n_cached == len(prompt) - 1
+
+
+def test_a_guess_ends_with_the_job() -> None:
+    for n_predict in range(60, 80):
+        house = drafting_house(cost_of_a_row=0.0)
+        house.submit(1, "sing: ", n_predict=n_predict, script=SONG)
+        house.run()
+        assert house.text(1) == SONG[:n_predict].decode()
+        assert house.finished(1).usage.n_completion == n_predict
+
+
+def test_the_end_of_generation_and_stop_strings_are_heeded_inside_a_guess() -> None:
+    for n_sung in range(70, 106):
+        house = drafting_house(cost_of_a_row=0.0)
+        house.submit(1, "sing: ", n_predict=None, script=SONG[:n_sung] + bytes([END]))
+        house.run()
+        assert house.text(1) == SONG[:n_sung].decode()
+        assert house.finished(1).reason is FinishReason.STOP
+    house = drafting_house(cost_of_a_row=0.0)
+    house.submit(1, "sing: ", n_predict=None, stop=("submarine, " + SONG[:35].decode() + "we all",), script=SONG)
+    house.run()
+    assert house.text(1) == "we all live in a yellow "
+
+
+def test_nothing_is_guessed_where_rows_are_dear_or_the_tail_cannot_be_dropped_or_others_run() -> None:
+    dear = drafting_house(cost_of_a_row=1.0)
+    dear.submit(1, "sing: ", n_predict=120, script=SONG)
+    dear.run()
+    recurrent = drafting_house(cost_of_a_row=0.0)
+    recurrent.backend.can_rewind = False
+    recurrent = House(recurrent.backend, clock=recurrent.clock)
+    recurrent.submit(1, "sing: ", n_predict=120, script=SONG)
+    recurrent.run()
+    assert recurrent.finished(1).timings.n_drafted == 0
+    shared = drafting_house(cost_of_a_row=0.0, n_ctx=512)
+    for number in (1, 2):
+        shared.submit(number, "sing: ", n_predict=120, script=SONG)
+    shared.run()
+    assert shared.finished(1).timings.n_drafted == 0
+    assert all(len(rows) == 1 for rows in dear.backend.batches[-20:]), "it tries, and learns"
 
 
 def test_idle_sequences_hold_no_more_than_their_share_but_the_latest_stays() -> None:
