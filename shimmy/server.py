@@ -12,11 +12,14 @@ import signal
 import socket
 from typing import TYPE_CHECKING, cast
 
+import h11
 import hypercorn.asyncio.run
+import hypercorn.protocol
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
 
 from shimmy import __version__
 from shimmy.api.app import create_app
@@ -61,7 +64,23 @@ class _Connection(TCPServer):
             await super().protocol_send(event)
 
 
-hypercorn.asyncio.run.TCPServer = _Connection  # type: ignore[attr-defined]  # the only seam there is
+class _Http1(H11Protocol):
+    """HTTP/1.1 and nothing else: an offer to change to HTTP/2 or to a websocket is passed over (RFC 9110, 7.8)."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        pass
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        plain = h11.Request(
+            method=request.method, target=request.target, headers=headers, http_version=request.http_version
+        )
+        await super()._create_stream(plain)
+
+
+# The only seams there are.
+hypercorn.asyncio.run.TCPServer = _Connection  # type: ignore[attr-defined]
+hypercorn.protocol.H11Protocol = _Http1  # type: ignore[attr-defined]
 
 
 class BindError(Exception):

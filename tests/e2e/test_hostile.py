@@ -179,3 +179,22 @@ def test_a_hostile_template_fails_its_chats_only(start: StartServer, tmp_path: P
         assert refused.error["code"] == "chat_template_failed"
     assert own.post("/v1/completions", completion).status == 200
     assert own.metric("shimmy_worker_deaths_total", "hostile") == 0
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eHh4eHh4eA==\r\n",
+    ],
+    ids=["http2", "websocket"],
+)
+def test_an_offer_to_change_the_protocol_is_passed_over(server: Server, offer: bytes) -> None:
+    said = answer(server, b"GET /health HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n")
+    assert said.startswith(b"HTTP/1.1 200")
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["status"] == "ok"
+
+
+def test_http_2_without_asking_is_refused(server: Server) -> None:
+    said = answer(server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+    assert said.startswith(b"HTTP/1.1 4")

@@ -1,0 +1,1 @@
+"""Named by hypercorn.typing, in annotations that nothing evaluates."""

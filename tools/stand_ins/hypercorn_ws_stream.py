@@ -1,0 +1,5 @@
+"""Stands in for `hypercorn.protocol.ws_stream` in the frozen file: there are no websockets here, and no wsproto."""
+
+
+class WSStream:
+    """Named by hypercorn.protocol.h11; never made, as an offer to change to a websocket is passed over."""
