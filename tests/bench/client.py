@@ -26,23 +26,24 @@ class ReplyFailed(Exception):
     """The server refused, broke off or never ended a completion."""
 
 
-def complete(port: int, model: str, prompts: Sequence[str], n_tokens: int) -> list[Reply]:
-    """All prompts at once, each over a connection of its own; greedy, and past the end of generation where possible."""
+def complete(port: int, model: str, prompts: Sequence[str], n_tokens: int, *, temperature: float = 0.0) -> list[Reply]:
+    """All prompts at once, each over a connection of its own, and past the end of generation where possible."""
 
     async def all_at_once() -> list[Reply]:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
-            return await asyncio.gather(*(_complete(port, model, prompt, n_tokens) for prompt in prompts))
+            return await asyncio.gather(*(_complete(port, model, prompt, n_tokens, temperature) for prompt in prompts))
 
     return asyncio.run(all_at_once())
 
 
-async def _complete(port: int, model: str, prompt: str, n_tokens: int) -> Reply:
+async def _complete(port: int, model: str, prompt: str, n_tokens: int, temperature: float) -> Reply:
     body = json.dumps(
         {
             "model": model,
             "prompt": prompt,
             "max_tokens": n_tokens,
-            "temperature": 0,
+            "temperature": temperature,
+            "seed": 1,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},

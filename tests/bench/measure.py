@@ -43,6 +43,7 @@ def measure(peer: Peer, model: Path, n_threads: int, round_number: int) -> Figur
         figures["first_text_again_s"] = _median([again for _, again in new_and_again])
         for n_streams in STREAMS:
             figures[f"tokens_per_s_{n_streams}"] = asker.tokens_per_s(n_streams)
+        figures["tokens_per_s_sampled"] = asker.tokens_per_s(1, temperature=1.0)
         figures["loaded_memory_mb"] = tree_memory_mb(server.process_id)
         return figures
 
@@ -66,12 +67,12 @@ class _Asker:
             say(f"  failed: {exc}")
             return None
 
-    def tokens_per_s(self, n_streams: int) -> float | None:
+    def tokens_per_s(self, n_streams: int, *, temperature: float = 0.0) -> float | None:
         """From the first request to the last byte, prompts included; None when a stream was refused or cut off."""
         prompts = [self.new_prompt(SHORT_WORDS) for _ in range(n_streams)]
         start_s = time.perf_counter()
         try:
-            replies = complete(self._port, self._model, prompts, N_TOKENS)
+            replies = complete(self._port, self._model, prompts, N_TOKENS, temperature=temperature)
         except ReplyFailed as exc:
             say(f"  {n_streams} streams failed: {exc}")
             return None

@@ -39,6 +39,7 @@ ROWS = (
         Row(f"tokens_per_s_{n}", f"{n} stream{'s' * (n > 1)} of {N_TOKENS} tokens, tok/s together", digits=1)
         for n in STREAMS
     ),
+    Row("tokens_per_s_sampled", f"1 stream of {N_TOKENS} tokens at temperature 1, tok/s", digits=1),
 )
 
 Results = dict[str, Any]  # as `run.py` writes it to JSON
@@ -98,8 +99,10 @@ column is the ratio within one round, which is what to compare: absolute figures
 - Machine: {machine}. Every server runs with {n_threads} threads. Just before the starts other programs used at most
   {busy_percent} % of the processors.
 - Command: `{command}`
-- All three serve `/v1/completions`, streamed, greedy, and past the end of generation where they can (`llama_cpp.server`
-  stops there). The client is one process on the same machine.
+- All three serve `/v1/completions`, streamed, and past the end of generation where they can (`llama_cpp.server` stops
+  there); greedy, but for the last row. The client is one process on the same machine.
+- Small models at temperature 0 soon repeat themselves, and Shimmy guesses repeated text ahead (prompt lookup). At
+  temperature 1 there is next to nothing to guess: the last row is the speed of the engine with one row in a decode.
 - Start is measured from the process's start to the first `200` of `/health` (of `/v1/models` for `llama_cpp.server`,
   which has no health route). The peers have loaded their model by then; Shimmy loads it with the first request, so the
   second row is the fair one. Shimmy also discovers a folder of 50 model files: the beginning of the model's file,
