@@ -23,12 +23,12 @@ from shimmy.messages import ChatPrompt, Finished, GenerateRequest, Message, Text
 
 if TYPE_CHECKING:
     from shimmy.generate import Services
-    from shimmy.registry import Model
+    from shimmy.registry import Catalog, Model
 
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
-_MODEL_OPTIONS = ("model_path", "model_dirs", "log_level", "log_format")
+_MODEL_OPTIONS = ("model_path", "model_dirs", "cache_dir", "log_level", "log_format")
 _ENGINE_OPTIONS = (
     *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "chat_template", "chat_template_file",
     "cpu_variant",
@@ -91,10 +91,18 @@ def _serve(call: Call) -> int:
     return 0
 
 
-def _list(call: Call) -> int:
+def _catalog(config: Config) -> "Catalog":
     from shimmy.discovery import scan
+    from shimmy.headers import Headers
 
-    models = scan(call.config).models
+    headers = Headers(config.cache_dir)
+    catalog = scan(config, headers)
+    headers.save()
+    return catalog
+
+
+def _list(call: Call) -> int:
+    models = _catalog(call.config).models
     if call.options.json:
         print(json.dumps([_model_fields(model) for model in models], indent=2))
         return 0
@@ -183,7 +191,6 @@ def _version(call: Call) -> int:
 
 def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], Any]) -> Any:
     """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
-    from shimmy.discovery import scan
     from shimmy.generate import Services
     from shimmy.metrics import Metrics
     from shimmy.pool import Pool
@@ -192,7 +199,7 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
     path = Path(name)
     if path.is_file():
         config = replace(config, model_paths=(path,), model_dirs=())
-    catalog = scan(config)
+    catalog = _catalog(config)
     if path.is_file():
         if not catalog.models:
             raise NotFound(f"`{name}` is not a model that can be served")

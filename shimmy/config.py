@@ -135,6 +135,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("model_path", _path, (), "a GGUF file, or a folder with some (repeatable)",
            "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep),
     Option("model_dirs", _path, (), "folders to look for models in", "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":"),
+    Option("cache_dir", _path, None, "folder for what can be made again (default: ~/.cache/shimmy)", "DIR"),
     Option("ctx_size", _integer(16, 2**24), None,
            "tokens of KV memory for all sequences of a model (default: its training length, at most 8192)",
            "N", ("SHIMMY_MAX_CTX",)),
@@ -165,6 +166,7 @@ class Config:
     bind: Bind
     model_paths: tuple[Path, ...]
     model_dirs: tuple[Path, ...]
+    cache_dir: Path | None  # None: there is no place for one
     n_ctx: int | None
     n_sequences: int
     n_batch: int
@@ -201,6 +203,7 @@ def load(
         bind=values["bind"],
         model_paths=values["model_path"],
         model_dirs=values["model_dirs"],
+        cache_dir=values["cache_dir"] or _default_cache_dir(environment),
         n_ctx=values["ctx_size"],
         n_sequences=values["parallel"],
         n_batch=values["batch_size"],
@@ -263,6 +266,13 @@ def _split(texts: list[str], separators: str) -> list[str]:
     for separator in separators:
         texts = [part for text in texts for part in text.split(separator)]
     return [text for text in texts if text]
+
+
+def _default_cache_dir(environment: Mapping[str, str]) -> Path | None:
+    try:
+        return _path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "shimmy"
+    except RuntimeError:  # nobody's home
+        return None
 
 
 def _legacy_bind(bind: Bind, environment: Mapping[str, str]) -> Bind:

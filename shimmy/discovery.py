@@ -14,7 +14,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, read_header, shard_paths
+from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
+from shimmy.headers import Headers
 from shimmy.registry import Catalog, Model, model_name
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ MAX_DEPTH = 8  # folders below a root; the Hugging Face cache needs four
 logger = logging.getLogger(__name__)
 
 
-def scan(config: "Config") -> Catalog:
+def scan(config: "Config", headers: Headers) -> Catalog:
     """All models under `config.model_paths`, then `config.model_dirs`; in a folder its files come before its folders.
 
     The first path to a file names it; further paths to the same file are passed over. When a name is already taken by
     another file, the later one is called `name@folder`, then `name@folder-2` and so on.
     """
-    found = _Found()
+    found = _Found(headers)
     for root in (*config.model_paths, *config.model_dirs):
         for path in _files(root.absolute()):
             found.add(path)
@@ -48,7 +49,8 @@ class _File:
 class _Found:
     """What one scan has seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
         self.models: dict[str, Model] = {}
         self._files: dict[tuple[int, int], _File | None] = {}  # by identity; None: broken, and logged
         self._done: set[tuple[int, int] | Path] = set()  # models by their first file, shards by the first one's path
@@ -91,7 +93,7 @@ class _Found:
             identity = (status.st_dev, status.st_ino)
             if identity not in self._files:
                 self._files[identity] = None
-                self._files[identity] = _File(read_header(path), identity, status.st_mtime_ns)
+                self._files[identity] = _File(self._headers.read(path, status), identity, status.st_mtime_ns)
             return self._files[identity]
         except InvalidGguf as exc:
             logger.warning("`%s` is not listed: %s", path, exc)

@@ -27,6 +27,7 @@ from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
 from shimmy.discovery import scan
 from shimmy.frozen import Home
 from shimmy.generate import Services
+from shimmy.headers import Headers
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
 from shimmy.registry import Registry
@@ -113,6 +114,7 @@ class Server:
         metrics = Metrics()
         self._config = config
         self._home = home
+        self._headers = Headers(config.cache_dir)
         self._services = Services(config, Registry(), Pool(config, metrics), metrics)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -123,7 +125,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        self._services.registry.publish(scan(self._config))
+        self._services.registry.publish(scan(self._config, self._headers))
         self._services.ready = True
         housekeeping = asyncio.create_task(self._keep_house())
         self._greet(listener)
@@ -146,6 +148,7 @@ class Server:
             self._hurry.set()
 
     async def _keep_house(self) -> None:
+        await asyncio.to_thread(self._headers.save)
         await asyncio.to_thread(self._home.sweep)
         await self._home.until_orphaned()
         logger.error("the program that started this server was killed; shutting down")

@@ -28,11 +28,12 @@ TEXT = 'Hello "é"\n'
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No variable of ours is set, and the root logger is afterwards what it was."""
     for name in list(os.environ):
         if name.startswith("SHIMMY_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     yield

@@ -14,6 +14,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "bind": ("0.0.0.0:80", "0.0.0.0:80", "bind", Bind("0.0.0.0", 80)),
     "model_path": ("/a.gguf", ["/a.gguf"], "model_paths", (Path("/a.gguf"),)),
     "model_dirs": ("/a:/b", ["/a", "/b"], "model_dirs", (Path("/a"), Path("/b"))),
+    "cache_dir": ("/cache", "/cache", "cache_dir", Path("/cache")),
     "ctx_size": ("4096", 4096, "n_ctx", 4096),
     "parallel": ("3", 3, "n_sequences", 3),
     "batch_size": ("64", 64, "n_batch", 64),
@@ -34,7 +35,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
 OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
-    "speculation": "true",
+    "speculation": "true", "cache_dir": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 

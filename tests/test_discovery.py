@@ -8,13 +8,15 @@ import pytest
 
 from shimmy import config
 from shimmy.discovery import MAX_DEPTH, scan
+from shimmy.headers import Headers
 from shimmy.registry import Catalog, Model
 from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, write_tiny_model
 
 
 def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
     given = {"model_path": paths, "model_dirs": folders}
-    return scan(config.load({name: [str(path) for path in some] for name, some in given.items() if some}, {}))
+    flags = {name: [str(path) for path in some] for name, some in given.items() if some}
+    return scan(config.load(flags, {}), Headers())
 
 
 def names(catalog: Catalog) -> list[str]:

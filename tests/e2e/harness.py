@@ -44,7 +44,7 @@ def environment(temporary: Path) -> dict[str, str]:
     """Ours without the variables that configure Shimmy."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHIMMY_")}
     python_path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
-    return kept | {"TMPDIR": str(temporary), "PYTHONPATH": python_path}
+    return kept | {"TMPDIR": str(temporary), "XDG_CACHE_HOME": f"{temporary}-cache", "PYTHONPATH": python_path}
 
 
 def run(
