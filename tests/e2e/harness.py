@@ -20,7 +20,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any, Self
 
-from tests.e2e.processes import DEADLINE_S, children, session, wait_for
+from tests.e2e.processes import DEADLINE_S, children, command_line, session, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FROZEN_FILE = os.environ.get("SHIMMY_BIN")
@@ -275,7 +275,8 @@ class Server:
         return children(self.process.pid)[0] if FROZEN_FILE else self.process.pid
 
     def workers(self) -> list[int]:
-        return children(self.pid)
+        """Those that have become workers: a child that was stopped before its `exec` would hold up the server's."""
+        return [pid for pid in children(self.pid) if b"worker" in command_line(pid)]
 
     def worker(self) -> int:
         """The one worker there is, waited for."""

@@ -24,6 +24,14 @@ def children(pid: int) -> list[int]:
     return [child for child, fields in _running().items() if fields[1] == pid]
 
 
+def command_line(pid: int) -> list[bytes]:
+    """Empty when the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def session(pid: int) -> list[int]:
     """Every process that runs in the session that `pid` opened: whatever it started, and whoever adopted that."""
     return [member for member, fields in _running().items() if fields[3] == pid]
