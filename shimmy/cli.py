@@ -219,7 +219,7 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
 
 
 def _model_fields(model: "Model") -> dict[str, Any]:
-    fields = {name: getattr(model, name) for name in type(model).__slots__}
+    fields = {name: getattr(model, name) for name in type(model).__slots__ if name != "files"}
     return fields | {"path": str(model.path)}
 
 

@@ -4,6 +4,7 @@ A flag beats the environment, which beats the configuration file, which beats th
 as values, and nothing of what the rest of the program does with them.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,15 @@ def _decimal(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _seconds(text: str) -> float:
+    """`90`, `90s`, `10m`, `2h`; negative: without end."""
+    number, factor = (text[:-1], _UNITS_S[text[-1]]) if text[-1:] in _UNITS_S else (text, 1)
+    seconds = float(number) * factor
+    if math.isnan(seconds):
+        raise ValueError("must be a number of seconds")
+    return math.inf if seconds < 0 else seconds
+
+
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in choices:
@@ -128,6 +138,8 @@ def _keys(text: str) -> tuple[str, ...]:
     return keys
 
 
+_UNITS_S = {"s": 1, "m": 60, "h": 3600}
+
 OPTIONS: tuple[Option, ...] = (
     Option("bind", Bind.parse, Bind(DEFAULT_HOST, None),
            f"where to listen; `auto` is the first free port from {DEFAULT_PORT} to {LAST_AUTO_PORT} on {DEFAULT_HOST}",
@@ -143,6 +155,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
     Option("threads", _integer(1, 512), None, "threads of a worker (default: the physical cores)", "N"),
     Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
+    Option("keep_alive", _seconds, 300.0,
+           "how long a model stays loaded without a job: 90, 10m, 2h (default: 5m; negative: for ever)", "TIME"),
     Option("seed", _integer(0, 2**32 - 1), None, "seed of requests that bring none (default: random)", "N"),
     Option("temp", _decimal(0, 100), SamplingParams().temperature, "temperature of requests that bring none", "T"),
     Option("n_predict", _integer(1, 2**31 - 1), None,
@@ -172,6 +186,7 @@ class Config:
     n_batch: int
     n_threads: int | None
     speculate: bool
+    keep_alive_s: float  # infinite: for ever
     sampling: SamplingParams
     n_predict: int | None
     chat_template: str | None
@@ -209,6 +224,7 @@ def load(
         n_batch=values["batch_size"],
         n_threads=values["threads"],
         speculate=values["speculation"],
+        keep_alive_s=values["keep_alive"],
         sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
         n_predict=values["n_predict"],
         chat_template=template[0],

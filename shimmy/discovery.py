@@ -110,6 +110,7 @@ class _Found:
         self.models[name] = Model(
             name=name,
             path=path,
+            files=tuple(shard.identity for shard in shards),
             size_bytes=sum(shard.header.size_bytes for shard in shards),
             mtime_ns=max(shard.mtime_ns for shard in shards),
             architecture=first.header.architecture,

@@ -114,6 +114,8 @@ class Metrics:
         self.model_load_s = Histogram(
             "shimmy_model_load_seconds", "Time to load a model.", "model", bounds=LOAD_BUCKETS_S
         )
+        self.swaps = Counter("shimmy_swaps_total", "Workers replaced because a file changed.", "model", "outcome")
+        self.unloads = Counter("shimmy_unloads_total", "Workers ended on purpose.", "reason")
         self.worker_deaths = Counter("shimmy_worker_deaths_total", "Workers that ended unasked.", "model")
 
     def render(self) -> str:

@@ -23,6 +23,7 @@ class Model:
 
     name: str  # as `model_name` writes it; unique in a catalog
     path: Path  # of the first shard
+    files: tuple[tuple[int, int], ...]  # device and inode of each shard
     size_bytes: int  # all shards
     mtime_ns: int  # the newest shard
     architecture: str
@@ -99,6 +100,10 @@ class CatalogDiff:
     added: tuple[Model, ...]
     changed: tuple[Model, ...]
     removed: tuple[Model, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.added or self.changed or self.removed)
 
 
 def diff(old: Catalog, new: Catalog) -> CatalogDiff:

@@ -50,10 +50,18 @@ def on_loop(test: Callable[Parameters, Coroutine[Any, Any, None]]) -> Callable[P
     return run
 
 
+async def until(is_so: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    """Wait for what other tasks or threads bring about."""
+    async with asyncio.timeout(deadline_s):
+        while not is_so():  # noqa: ASYNC110 - nothing tells the test
+            await asyncio.sleep(0.005)
+
+
 def model(name: str = "tiny.q4-1") -> Model:
     return Model(
         name=name,
         path=Path("tiny.gguf"),
+        files=((1, 2),),
         size_bytes=1000,
         mtime_ns=1_700_000_000_123_456_789,
         architecture="llama",

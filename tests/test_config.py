@@ -19,6 +19,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "parallel": ("3", 3, "n_sequences", 3),
     "batch_size": ("64", 64, "n_batch", 64),
     "threads": ("2", 2, "n_threads", 2),
+    "keep_alive": ("10m", 600, "keep_alive_s", 600.0),
     "speculation": ("off", False, "speculate", False),
     "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
     "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),

@@ -35,6 +35,7 @@ def test_a_model_is_listed_with_what_its_header_says(tmp_path: Path) -> None:
     assert model == Model(
         name="tiny-model.f32",
         path=path,
+        files=((status.st_dev, status.st_ino),),
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         architecture="llama",

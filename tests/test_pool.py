@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic
 from typing import cast
 
 import pytest
@@ -12,8 +15,9 @@ from shimmy.engine.client import WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ModelUnavailable, ShuttingDown
 from shimmy.metrics import Metrics
-from shimmy.pool import Pool
-from tests.fakes import FakeWorker, model, on_loop
+from shimmy.pool import Pool, State
+from shimmy.registry import CatalogDiff, Model
+from tests.fakes import FakeWorker, model, on_loop, until
 
 TINY = model()
 
@@ -27,6 +31,7 @@ class Client:
         self.name = name
         self.n_running, self.n_waiting, self.n_jobs = 0, 0, 0
         self.is_alive = True
+        self.idle_since_s = monotonic()
         self._on_death = on_death
 
     def die(self) -> None:
@@ -314,3 +319,157 @@ async def test_a_load_counts_only_when_it_succeeds() -> None:
     await house.loaded()
     assert house.metric('shimmy_model_load_seconds_count{model="tiny.q4-1"}') == 1
     assert house.metric("shimmy_models_loaded") == 1
+
+
+# -- a file that changes while it is served ------------------------------------------------------------------------
+
+
+def version(number: int) -> Model:
+    return replace(TINY, mtime_ns=number)
+
+
+def changed(*models: Model) -> CatalogDiff:
+    return CatalogDiff(added=(), changed=models, removed=())
+
+
+def removed(*models: Model) -> CatalogDiff:
+    return CatalogDiff(added=(), changed=(), removed=models)
+
+
+def state(house: House) -> State | None:
+    slot = house.pool.slot(TINY.name)
+    return slot.state if slot else None
+
+
+@on_loop
+async def test_a_changed_file_is_served_by_a_second_worker_as_soon_as_that_is_ready() -> None:
+    house = House()
+    old = await house.loaded()
+    old.n_jobs = 1
+    house.pool.follow(changed(version(2)))
+    load = await house.loading()
+    assert state(house) is State.SWAPPING
+    assert await house.pool.ensure_ready(version(2)) is cast("WorkerClient", old), "the old one answers meanwhile"
+    new = load.succeed()
+    await until(lambda: state(house) is State.READY)
+    assert await house.pool.ensure_ready(version(2)) is cast("WorkerClient", new)
+    assert old.is_alive, "it has a job"
+    assert house.pool.n_jobs == 1
+    old.n_jobs = 0
+    await until(lambda: not old.is_alive)
+    assert house.pool.ready() == (cast("WorkerClient", new),)
+    assert house.metric(f'shimmy_swaps_total{{model="{TINY.name}",outcome="done"}}') == 1
+    assert house.metric("shimmy_models_loaded") == 1
+    assert house.metric(f'shimmy_worker_deaths_total{{model="{TINY.name}"}}') == 0
+
+
+@on_loop
+async def test_a_new_file_that_fails_leaves_the_old_one_serving_and_says_why() -> None:
+    house = House()
+    old = await house.loaded()
+    house.pool.follow(changed(version(2)))
+    (await house.loading()).fail("it is broken")
+    await until(lambda: state(house) is State.READY)
+    assert await house.pool.ensure_ready(version(2)) is cast("WorkerClient", old)
+    failure = house.pool.failure(TINY.name)
+    assert failure is not None
+    assert (failure.model, failure.reason) == (version(2), "it is broken")
+    assert house.start.n_loads == 2, "the same file is not tried again"
+    house.pool.follow(changed(version(3)))
+    assert house.pool.failure(TINY.name) is None
+    (await house.loading()).succeed()
+    await until(lambda: not old.is_alive)
+
+
+@on_loop
+async def test_rapid_changes_end_in_the_last() -> None:
+    house = House()
+    await house.loaded()
+    house.pool.follow(changed(version(2)))
+    second = await house.loading()
+    for number in range(3, 11):
+        house.pool.follow(changed(version(number)))
+    passed_over = second.succeed()
+    last = (await house.loading()).succeed()
+    await until(lambda: state(house) is State.READY)
+    assert await house.pool.ensure_ready(version(10)) is cast("WorkerClient", last)
+    await until(lambda: not passed_over.is_alive)
+    assert house.start.n_loads == 3
+
+
+@on_loop
+async def test_a_change_during_the_first_load_is_followed() -> None:
+    house = House()
+    task = house.ask()
+    first = await house.loading()
+    house.pool.follow(changed(version(2)))
+    first.succeed()
+    new = (await house.loading()).succeed()
+    assert await task is cast("WorkerClient", new)
+
+
+@on_loop
+async def test_an_old_worker_that_dies_during_the_swap_makes_its_callers_wait_for_the_new_one() -> None:
+    house = House()
+    old = await house.loaded()
+    house.pool.follow(changed(version(2)))
+    load = await house.loading()
+    old.die()
+    task = asyncio.create_task(house.pool.ensure_ready(version(2)))
+    await asyncio.sleep(0)
+    new = load.succeed()
+    assert await task is cast("WorkerClient", new)
+
+
+@on_loop
+async def test_a_model_whose_file_is_gone_finishes_its_jobs() -> None:
+    house = House()
+    client = await house.loaded()
+    client.n_jobs = 1
+    house.pool.follow(removed(TINY))
+    await asyncio.sleep(0.1)
+    assert client.is_alive
+    assert state(house) is None
+    client.n_jobs = 0
+    await until(lambda: not client.is_alive)
+
+
+@on_loop
+async def test_unloading_during_a_load_tells_its_waiters_so() -> None:
+    house = House()
+    task = house.ask()
+    await house.loading()
+    assert house.pool.unload(TINY.name)
+    with pytest.raises(ModelUnavailable, match="unloaded"):
+        await task
+    assert not house.pool.unload(TINY.name)
+
+
+@on_loop
+async def test_a_model_is_unloaded_when_it_had_nothing_to_do_for_long_enough() -> None:
+    house = House(keep_alive="0.2")
+    busy, idle = await house.loaded("busy"), await house.loaded("idle")
+    kept = asyncio.create_task(house.pool.ensure_ready(model("kept"), keep_alive_s=math.inf))
+    (await house.loading()).succeed()
+    busy.n_jobs = 1
+    chore = asyncio.create_task(house.pool.unload_idle())
+    await until(lambda: not idle.is_alive)
+    assert busy.is_alive
+    assert (await kept).is_alive
+    assert house.metric('shimmy_unloads_total{reason="idle"}') == 1
+    chore.cancel()
+
+
+@on_loop
+async def test_close_ends_old_and_new_workers() -> None:
+    house = House()
+    old = await house.loaded()
+    old.n_jobs = 1
+    house.pool.follow(changed(version(2)))
+    new = (await house.loading()).succeed()
+    await until(lambda: state(house) is State.READY)
+    house.pool.follow(changed(version(3)))
+    await house.loading()
+    await house.pool.close()
+    assert not old.is_alive
+    assert not new.is_alive

@@ -13,6 +13,7 @@ def model(name: str, quantization: str = "") -> Model:
     return Model(
         name=name,
         path=Path("/models") / f"{name}.gguf",
+        files=((1, 1),),
         size_bytes=1,
         mtime_ns=1,
         architecture="llama",

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from shimmy.engine import wire
@@ -116,6 +117,7 @@ class WorkerClient(asyncio.Protocol):
         self._streams: dict[int, JobStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._closing = False
+        self.idle_since_s = monotonic()  # meaningful while there are no jobs
         self.opened: asyncio.Future[ModelFacts] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
 
@@ -206,7 +208,7 @@ class WorkerClient(asyncio.Protocol):
         if stream is None:
             return  # cancelled meanwhile
         if isinstance(event, Finished | ShimmyError):
-            del self._streams[job_id]
+            self._forget(job_id)
         stream.put(event)
 
     def _on_result(self, message: wire.Frame) -> None:
@@ -264,8 +266,12 @@ class WorkerClient(asyncio.Protocol):
             self._calls.pop(call_id, None)
 
     def _cancel(self, job_id: int) -> None:
-        if self._streams.pop(job_id, None) is not None and self.is_alive:
+        if self._forget(job_id) and self.is_alive:
             self._send({"op": "cancel", "id": job_id})
+
+    def _forget(self, job_id: int) -> bool:
+        self.idle_since_s = monotonic()
+        return self._streams.pop(job_id, None) is not None
 
     def _require_alive(self) -> None:
         if not self.is_alive:
