@@ -24,13 +24,14 @@ from hypercorn.protocol.h11 import H11Protocol
 from shimmy import __version__
 from shimmy.api.app import create_app
 from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
-from shimmy.discovery import scan
 from shimmy.frozen import Home
 from shimmy.generate import Services
 from shimmy.headers import Headers
+from shimmy.librarian import Librarian
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
 from shimmy.registry import Registry
+from shimmy.watcher import Watcher
 
 if TYPE_CHECKING:
     from hypercorn.typing import Framework
@@ -111,11 +112,12 @@ class Server:
     """One running server. Made and run on the event loop's thread."""
 
     def __init__(self, config: Config, home: Home) -> None:
-        metrics = Metrics()
+        metrics, registry = Metrics(), Registry()
+        pool = Pool(config, metrics)
         self._config = config
         self._home = home
-        self._headers = Headers(config.cache_dir)
-        self._services = Services(config, Registry(), Pool(config, metrics), metrics)
+        self._librarian = Librarian(config, registry, Headers(config.cache_dir), pool.follow)
+        self._services = Services(config, registry, pool, metrics)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopped_s = 0.0
@@ -125,9 +127,11 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        self._services.registry.publish(scan(self._config, self._headers))
+        self._librarian.publish_first()
         self._services.ready = True
-        housekeeping = asyncio.create_task(self._keep_house())
+        watcher = Watcher((*self._config.model_paths, *self._config.model_dirs), self._librarian.look_again)
+        chores = (self._keep_house(), self._librarian.run(), watcher.run(), self._services.pool.unload_idle())
+        housekeeping = [asyncio.create_task(chore) for chore in chores]
         self._greet(listener)
         gc.freeze()  # what is here now stays for good, and need not be looked at again
         gc.enable()
@@ -136,7 +140,9 @@ class Server:
             app = cast("Framework", create_app(self._services))
             await hypercorn_serve(app, self._hypercorn_config(listener), shutdown_trigger=self._wind_down)
         finally:
-            housekeeping.cancel()
+            for chore in housekeeping:
+                chore.cancel()
+            await asyncio.gather(*housekeeping, return_exceptions=True)
             await self._services.pool.close()
 
     def _on_signal(self) -> None:
@@ -148,7 +154,6 @@ class Server:
             self._hurry.set()
 
     async def _keep_house(self) -> None:
-        await asyncio.to_thread(self._headers.save)
         await asyncio.to_thread(self._home.sweep)
         await self._home.until_orphaned()
         logger.error("the program that started this server was killed; shutting down")

@@ -20,6 +20,7 @@ FLOORS = (
     {"log", "frozen", "config", "metrics", "registry", "reply", "formats"},
     {"headers", "watcher", "engine"},
     {"discovery"},
+    {"librarian"},
     {"pool"},
     {"generate"},
     {"api"},

@@ -60,16 +60,14 @@ def test_a_model_that_cannot_be_loaded_says_why_and_disturbs_no_other(start: Sta
     content = write_tiny_model(tmp_path, "whole").read_bytes()
     length = struct.pack("<Q", 5)
     (tmp_path / "odd.gguf").write_bytes(content.replace(length + b"llama", length + b"lambo", 1))  # its architecture
-    gone = write_tiny_model(tmp_path, "gone")
     server = start("--model-path", tmp_path)
-    gone.unlink()
-    assert names(server) == ["gone", "odd", "whole"]
+    assert names(server) == ["odd", "whole"]
     text = server.chat("hello", "whole")
-    for name, reason in (("odd", "lambo"), ("gone", "gone.gguf"), ("odd", "lambo")):
-        reply = server.post(CHAT, chat_body("hello", name))
+    for _ in range(2):
+        reply = server.post(CHAT, chat_body("hello", "odd"))
         assert reply.status == 503
         assert reply.error["code"] == "model_unavailable"
-        assert reason in reply.error["message"]
+        assert "lambo" in reply.error["message"]
         assert server.chat("hello", "whole") == text
     assert len(server.workers()) == 1
     assert server.metric("shimmy_worker_deaths_total", "odd") == 0

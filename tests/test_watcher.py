@@ -1,0 +1,138 @@
+"""Real events of the real system: whatever happens to files and folders, somebody is told to look again."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from shimmy import watcher as module
+from shimmy.watcher import Watcher
+from tests.fakes import on_loop, until
+
+DEADLINE_S = 10
+
+
+class Told:
+    """Counts how often the watcher spoke."""
+
+    def __init__(self) -> None:
+        self.n_times = 0
+
+    def __call__(self) -> None:
+        self.n_times += 1
+
+    async def quiet(self) -> int:
+        """Wait until nothing is said for a while."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                before = self.n_times
+                await asyncio.sleep(0.3)
+                if self.n_times == before:
+                    return before
+
+    async def after(self, act: Callable[[], object]) -> None:
+        """Do something and wait until it is noticed."""
+        before = await self.quiet()
+        act()
+        await until(lambda: self.n_times != before)
+
+
+@asynccontextmanager
+async def watching(*roots: Path) -> AsyncIterator[Told]:
+    told = Told()
+    task = asyncio.create_task(Watcher(roots, told).run())
+    try:
+        await until(lambda: told.n_times > 0)
+        yield told
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@on_loop
+async def test_files_that_come_change_move_and_go(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    aside = tmp_path.parent / f"{tmp_path.name}-aside"
+    aside.write_text("aside")
+    async with watching(tmp_path) as told:
+        await told.after(lambda: file.write_text("new"))
+        await told.after(lambda: file.write_text("changed"))
+        await told.after(lambda: file.rename(tmp_path / "b.gguf"))
+        await told.after(lambda: os.link(aside, tmp_path / "linked.gguf"))
+        await told.after(lambda: aside.rename(tmp_path / "moved.gguf"))
+        await told.after((tmp_path / "b.gguf").unlink)
+
+
+@on_loop
+async def test_folders_that_appear_below(tmp_path: Path) -> None:
+    async with watching(tmp_path) as told:
+        await told.after(lambda: (tmp_path / "a" / "b").mkdir(parents=True))
+        await told.after(lambda: (tmp_path / "a" / "b" / "deep.gguf").write_text("x"))
+
+
+@on_loop
+async def test_a_folder_that_is_missing_appears_vanishes_and_returns(tmp_path: Path) -> None:
+    root = tmp_path / "later"
+    (tmp_path / "there").mkdir()
+    async with watching(tmp_path / "there", root) as told:
+        for _ in range(2):
+            await told.after(root.mkdir)
+            await told.after(lambda: (root / "a.gguf").write_text("x"))
+            await told.after(lambda: shutil.rmtree(root))
+
+
+@on_loop
+async def test_a_single_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_text("x")
+    async with watching(file) as told:
+        await told.after(lambda: file.write_text("changed"))
+
+
+@on_loop
+async def test_reading_is_no_change(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_text("x")
+    async with watching(tmp_path) as told:
+        before = await told.quiet()
+        for _ in range(5):
+            file.read_text()
+            os.scandir(tmp_path).close()
+        assert await told.quiet() == before
+
+
+@on_loop
+async def test_a_folder_that_the_system_will_not_watch_is_polled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(module, "_schedule", refuse)
+    monkeypatch.setattr(module, "POLL_UNWATCHED_EVERY_S", 0.1)
+    monkeypatch.setattr(module, "CHECK_EVERY_S", 0.05)
+    async with watching(tmp_path) as told:
+        await until(lambda: told.n_times >= 5)
+    assert len([record for record in caplog.records if "max_user_watches" in record.message]) == 1
+
+
+@on_loop
+async def test_a_folder_that_is_replaced_between_two_looks(tmp_path: Path) -> None:
+    """The new one may have the identity of the old."""
+    root = tmp_path / "root"
+    root.mkdir()
+
+    def replace() -> None:
+        root.rmdir()
+        root.mkdir()
+
+    async with watching(root) as told:
+        for _ in range(3):
+            await told.after(replace)
+            await asyncio.sleep(2 * module.CHECK_EVERY_S)
+            await told.after(lambda: (root / "a.gguf").write_text("x"))
+            (root / "a.gguf").unlink()
