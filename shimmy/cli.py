@@ -192,13 +192,15 @@ def _version(call: Call) -> int:
 def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], Any]) -> Any:
     """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
     from shimmy.generate import Services
+    from shimmy.headers import Headers
+    from shimmy.librarian import Librarian
     from shimmy.metrics import Metrics
     from shimmy.pool import Pool
     from shimmy.registry import Registry
 
     path = Path(name)
     if path.is_file():
-        config = replace(config, model_paths=(path,), model_dirs=())
+        config = replace(config, model_paths=(path,), model_dirs=(), usual_dirs=())
     catalog = _catalog(config)
     if path.is_file():
         if not catalog.models:
@@ -207,9 +209,11 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
     model = catalog.resolve(name)
 
     async def run() -> Any:
-        metrics = Metrics()
-        services = Services(config, Registry(), Pool(config, metrics), metrics, ready=True)
-        services.registry.publish(catalog)
+        metrics, registry = Metrics(), Registry()
+        pool = Pool(config, metrics)
+        librarian = Librarian(config, registry, Headers(config.cache_dir), pool.follow)
+        services = Services(config, registry, pool, metrics, librarian.discover, ready=True)
+        registry.publish(catalog)
         try:
             return await use(services, model)
         finally:

@@ -4,6 +4,7 @@ A flag beats the environment, which beats the configuration file, which beats th
 as values, and nothing of what the rest of the program does with them.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -146,7 +147,10 @@ OPTIONS: tuple[Option, ...] = (
            "HOST:PORT|auto", ("SHIMMY_BIND_ADDRESS",)),
     Option("model_path", _path, (), "a GGUF file, or a folder with some (repeatable)",
            "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep),
-    Option("model_dirs", _path, (), "folders to look for models in", "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":"),
+    Option("model_dirs", _path, (),
+           "folders to look for models in (default, without --model-path either: ./models, ~/models, "
+           "~/.local/share/shimmy/models, and where Hugging Face, Ollama and LM Studio keep theirs)",
+           "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":"),
     Option("cache_dir", _path, None, "folder for what can be made again (default: ~/.cache/shimmy)", "DIR"),
     Option("ctx_size", _integer(16, 2**24), None,
            "tokens of KV memory for all sequences of a model (default: its training length, at most 8192)",
@@ -180,6 +184,7 @@ class Config:
     bind: Bind
     model_paths: tuple[Path, ...]
     model_dirs: tuple[Path, ...]
+    usual_dirs: tuple[Path, ...]  # to be searched as well; most of them will not be there
     cache_dir: Path | None  # None: there is no place for one
     n_ctx: int | None
     n_sequences: int
@@ -218,6 +223,7 @@ def load(
         bind=values["bind"],
         model_paths=values["model_path"],
         model_dirs=values["model_dirs"],
+        usual_dirs=() if values["model_path"] or values["model_dirs"] else _usual_dirs(environment),
         cache_dir=values["cache_dir"] or _default_cache_dir(environment),
         n_ctx=values["ctx_size"],
         n_sequences=values["parallel"],
@@ -282,6 +288,19 @@ def _split(texts: list[str], separators: str) -> list[str]:
     for separator in separators:
         texts = [part for text in texts for part in text.split(separator)]
     return [text for text in texts if text]
+
+
+def _usual_dirs(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where people and other programs keep models."""
+    hub = environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or '~/.cache/huggingface'}/hub"
+    ollama = (environment.get("OLLAMA_MODELS") or "~/.ollama/models", "/usr/share/ollama/.ollama/models")
+    lm_studio = ("~/.lmstudio/models", "~/.cache/lm-studio/models")
+    own = ("models", "~/models", f"{environment.get('XDG_DATA_HOME') or '~/.local/share'}/shimmy/models")
+    dirs = []
+    for text in (*own, hub, *ollama, *lm_studio):
+        with contextlib.suppress(RuntimeError):  # nobody's home
+            dirs.append(_path(text))
+    return tuple(dirs)
 
 
 def _default_cache_dir(environment: Mapping[str, str]) -> Path | None:

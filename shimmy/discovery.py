@@ -14,6 +14,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shimmy.formats import ollama
 from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
 from shimmy.headers import Headers
 from shimmy.registry import Catalog, Model, model_name
@@ -33,9 +34,14 @@ def scan(config: "Config", headers: Headers) -> Catalog:
     another file, the later one is called `name@folder`, then `name@folder-2` and so on.
     """
     found = _Found(headers)
-    for root in (*config.model_paths, *config.model_dirs):
-        for path in _files(root.absolute()):
-            found.add(path)
+    usual = (root for root in config.usual_dirs if os.path.isdir(root))  # noqa: PTH112 - never raises
+    for root in (*config.model_paths, *config.model_dirs, *usual):
+        if ollama.is_store(root):
+            for name, path in ollama.models(root.absolute()):
+                found.add(path, name)
+        else:
+            for path in _files(root.absolute()):
+                found.add(path)
     return Catalog(found.models.values())
 
 
@@ -55,15 +61,15 @@ class _Found:
         self._files: dict[tuple[int, int], _File | None] = {}  # by identity; None: broken, and logged
         self._done: set[tuple[int, int] | Path] = set()  # models by their first file, shards by the first one's path
 
-    def add(self, path: Path) -> None:
-        """Take in the model that `path` is, or is a shard of."""
+    def add(self, path: Path, name: str = "") -> None:
+        """Take in the model that `path` is, or is a shard of; `name` where the file's own says nothing."""
         file = self._read(path)
         if file is None or file.identity in self._done:
             return
         if file.header.kind is not Kind.MODEL:
             logger.info("`%s` is not listed: it is no model but this: %s", path, file.header.kind)
         elif file.header.n_shards == 1:
-            self._list(path, _stem(path), [file])
+            self._list(path, name or _stem(path), [file])
         else:
             self._add_shards(path, file.header)
 

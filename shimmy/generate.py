@@ -4,7 +4,7 @@ Knows no dialect and no wire. A dialect makes a GenerateRequest, awaits `accepte
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ class Services:
     registry: Registry
     pool: Pool
     metrics: Metrics
+    discover: Callable[[], Awaitable[None]]  # look at the disk now
     ready: bool = False  # the catalog is published, and shutdown has not begun
 
 

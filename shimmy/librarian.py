@@ -18,6 +18,7 @@ from shimmy.registry import Catalog, CatalogDiff, Model, Registry, diff
 DEBOUNCE_S = 0.1
 # Between two looks: whoever writes a file pauses for less.
 SETTLE_S = 0.4
+MAX_LOOKS = 5  # of somebody who waits for what they find
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,14 @@ class Librarian:
             else:
                 await asyncio.sleep(SETTLE_S - DEBOUNCE_S)
                 self.look_again()
+
+    async def discover(self) -> None:
+        """Look now, and again until all has settled; what keeps changing for long is left to `run`."""
+        for _ in range(MAX_LOOKS):
+            if await self.look():
+                return
+            await asyncio.sleep(SETTLE_S)
+        self.look_again()
 
     async def look(self) -> bool:
         """Look once and publish what has settled; False when something has not."""

@@ -57,7 +57,7 @@ class Catalog:
         if len(name) > MAX_NAME_CHARACTERS:
             raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
         wanted = model_name(name).removesuffix(".gguf")
-        if model := self._by_name.get(wanted):
+        if model := self._by_name.get(wanted) or self._by_name.get(f"{wanted}:latest"):
             return model
         base, _, tag = wanted.partition(":")
         candidates = [model for model in self.models if _fits(model, base, tag)]
@@ -119,6 +119,9 @@ def diff(old: Catalog, new: Catalog) -> CatalogDiff:
 
 def _fits(model: Model, base: str, tag: str) -> bool:
     stem, _, _ = model.name.partition("@")  # the folder of a name that was taken
+    if ":" in stem:
+        own_base, _, own_tag = stem.partition(":")
+        return base == own_base and tag in ("", "latest", own_tag)
     match = _QUANTIZATION.search(stem)
     tags = {match[1] if match else "", model_name(model.quantization)}
     return base == (stem[: match.start()] if match else stem) and (tag in ("", "latest") or tag in tags)

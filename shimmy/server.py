@@ -117,7 +117,7 @@ class Server:
         self._config = config
         self._home = home
         self._librarian = Librarian(config, registry, Headers(config.cache_dir), pool.follow)
-        self._services = Services(config, registry, pool, metrics)
+        self._services = Services(config, registry, pool, metrics, self._librarian.discover)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopped_s = 0.0
@@ -129,7 +129,8 @@ class Server:
             loop.add_signal_handler(number, self._on_signal)
         self._librarian.publish_first()
         self._services.ready = True
-        watcher = Watcher((*self._config.model_paths, *self._config.model_dirs), self._librarian.look_again)
+        roots = (*self._config.model_paths, *self._config.model_dirs, *self._config.usual_dirs)
+        watcher = Watcher(roots, self._librarian.look_again)
         chores = (self._keep_house(), self._librarian.run(), watcher.run(), self._services.pool.unload_idle())
         housekeeping = [asyncio.create_task(chore) for chore in chores]
         self._greet(listener)

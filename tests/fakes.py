@@ -15,6 +15,8 @@ from shimmy.engine.client import JobStream, WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ShimmyError
 from shimmy.generate import Services
+from shimmy.headers import Headers
+from shimmy.librarian import Librarian
 from shimmy.messages import (
     Accepted,
     ChatPrompt,
@@ -76,6 +78,9 @@ class FakeWorker:
     """Takes jobs as a worker does. Without a script a test drives `streams` itself; with one, every job gets it."""
 
     is_alive = True
+    n_jobs = 0
+    idle_since_s = 0.0
+    pid = 4321
     facts = ModelFacts(2048, 2048, 256, 4, 135, 1000, "tiny", "haswell", has_chat_template=True)
 
     def __init__(self, script: Sequence[Event | ShimmyError] = ()) -> None:
@@ -119,7 +124,9 @@ def services(
     settings_as_typed = {name: value if isinstance(value, list) else str(value) for name, value in settings.items()}
     loaded, metrics, registry = config.load(settings_as_typed, {}), Metrics(), Registry()
     registry.publish(Catalog(models))
-    return Services(loaded, registry, Pool(loaded, metrics, start), metrics, ready=True)
+    pool = Pool(loaded, metrics, start)
+    librarian = Librarian(loaded, registry, Headers(), pool.follow)
+    return Services(loaded, registry, pool, metrics, librarian.discover, ready=True)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from shimmy.api import openai, ops
+from shimmy.api import control, openai, ops
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Replies
 from shimmy.errors import MethodNotAllowed, NotFound
@@ -31,6 +31,11 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{rest:path}", openai.model),
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
+    ("GET", "/api/models", control.models),
+    ("POST", "/api/models/discover", control.discover),
+    ("GET", "/api/models/{rest:path}/status", control.status),
+    ("POST", "/api/models/{rest:path}/load", control.load),
+    ("POST", "/api/models/{rest:path}/unload", control.unload),
     ("POST", "/tokenize", ops.tokenize),
     ("POST", "/detokenize", ops.detokenize),
     ("POST", "/apply-template", ops.apply_template),
