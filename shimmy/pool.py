@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.05
 _IDLE_LOOK_EVERY_S = 0.5
 
-StartWorker = Callable[[str, WorkerOptions, Callable[[WorkerClient], None]], Awaitable[WorkerClient]]
+StartWorker = Callable[
+    [str, WorkerOptions, Callable[[WorkerClient], None], Callable[[], None]], Awaitable[WorkerClient]
+]
 
 
 class State(StrEnum):
@@ -241,7 +243,7 @@ class Pool:
     async def _open(self, model: Model, *, is_swap: bool) -> WorkerClient:
         started_s = monotonic()
         logger.info("loading `%s`%s", model.name, ", whose file has changed" if is_swap else "")
-        client = await self._start(model.name, self._options(model), self._on_death)
+        client = await self._start(model.name, self._options(model), self._on_death, self._share_processor)
         if not client.is_alive:
             raise ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready")
         self._ready.add(client)
@@ -290,6 +292,12 @@ class Pool:
             log_format=self._config.log_format,
         )
 
+    def _share_processor(self) -> None:
+        """Called when a worker gets its first job or has ended its last: the busy ones divide the cores."""
+        busy = [client for client in self._ready if client.n_jobs]
+        for client in busy:
+            client.share(len(busy))
+
     def _on_death(self, client: WorkerClient) -> None:
         """Called once for a worker that has ended, however it ended."""
         if client not in self._ready:
@@ -305,6 +313,7 @@ class Pool:
         """Forget a worker that has no jobs any more."""
         self._ready.discard(client)
         self._metrics.models_loaded.add(-1)
+        self._share_processor()
         if not any(other.name == client.name for other in self._ready):
             self._metrics.jobs_running.set(0, client.name)
             self._metrics.jobs_queued.set(0, client.name)

@@ -116,7 +116,9 @@ def services(
 ) -> Services:
     """Services whose pool starts `worker`, after `load` where there is one. `settings` are flags by their names."""
 
-    async def start(_name: str, _options: WorkerOptions, _on_death: Callable[[WorkerClient], None]) -> WorkerClient:
+    async def start(
+        _name: str, _options: WorkerOptions, _on_death: Callable[[WorkerClient], None], _on_busy: Callable[[], None]
+    ) -> WorkerClient:
         if load is not None:
             await load()
         return cast("WorkerClient", worker)

@@ -59,9 +59,12 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     """Every command gets this worker and not a process."""
     worker = Worker(SCRIPT)
 
-    async def start(name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None]) -> WorkerClient:
+    async def start(
+        name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None], on_busy: Callable[[], None]
+    ) -> WorkerClient:
         assert name == "tiny"
         assert callable(on_death)
+        assert callable(on_busy)
         worker.options = options
         return cast("WorkerClient", worker)
 

@@ -32,7 +32,11 @@ class Client:
         self.n_running, self.n_waiting, self.n_jobs = 0, 0, 0
         self.is_alive = True
         self.idle_since_s = monotonic()
+        self.n_sharing = 1
         self._on_death = on_death
+
+    def share(self, n_workers: int) -> None:
+        self.n_sharing = n_workers
 
     def die(self) -> None:
         self.is_alive = False
@@ -51,9 +55,14 @@ class Start:
         self.n_loads = 0
 
     async def __call__(
-        self, name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None]
+        self,
+        name: str,
+        options: WorkerOptions,
+        on_death: Callable[[WorkerClient], None],
+        on_busy: Callable[[], None],
     ) -> WorkerClient:
         self.n_loads += 1
+        self.on_busy = on_busy
         load = Load(name, options, on_death)
         self.loads.put_nowait(load)
         return await load.outcome
@@ -473,3 +482,16 @@ async def test_close_ends_old_and_new_workers() -> None:
     await house.pool.close()
     assert not old.is_alive
     assert not new.is_alive
+
+
+@on_loop
+async def test_busy_workers_share_the_processor() -> None:
+    house = House()
+    clients = [await house.loaded(name) for name in ("one", "two", "three")]
+    for n_busy, client in enumerate(clients, 1):
+        client.n_jobs = 1
+        house.start.on_busy()
+        assert [other.n_sharing for other in clients[:n_busy]] == [n_busy] * n_busy
+    clients[0].n_jobs = 0
+    house.start.on_busy()
+    assert [other.n_sharing for other in clients[1:]] == [2, 2]

@@ -103,7 +103,11 @@ class WorkerClient(asyncio.Protocol):
     facts: ModelFacts
 
     def __init__(
-        self, name: str, process: "subprocess.Popen[bytes]", on_death: Callable[["WorkerClient"], None]
+        self,
+        name: str,
+        process: "subprocess.Popen[bytes]",
+        on_death: Callable[["WorkerClient"], None],
+        on_busy: Callable[[], None],
     ) -> None:
         self.name = name
         self.n_running = 0
@@ -111,6 +115,8 @@ class WorkerClient(asyncio.Protocol):
         self.is_alive = True
         self._process = process
         self._on_death = on_death
+        self._on_busy = on_busy  # called when the first job comes and when the last one ends
+        self._n_sharing = 1
         self._reader = wire.FrameReader()
         self._transport: asyncio.Transport
         self._ids = itertools.count(1)
@@ -145,6 +151,8 @@ class WorkerClient(asyncio.Protocol):
         )
         stream = self._streams[job.id] = JobStream(job.id, self._cancel)
         self._send(wire.job_frame(job))
+        if len(self._streams) == 1:
+            self._on_busy()
         return stream
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -271,7 +279,16 @@ class WorkerClient(asyncio.Protocol):
 
     def _forget(self, job_id: int) -> bool:
         self.idle_since_s = monotonic()
-        return self._streams.pop(job_id, None) is not None
+        is_known = self._streams.pop(job_id, None) is not None
+        if is_known and not self._streams:
+            self._on_busy()
+        return is_known
+
+    def share(self, n_workers: int) -> None:
+        """Let it take one part in `n_workers` of the processor, which so many workers want."""
+        if n_workers != self._n_sharing and self.is_alive:
+            self._n_sharing = n_workers
+            self._send({"op": "share", "n_workers": n_workers})
 
     def _require_alive(self) -> None:
         if not self.is_alive:
@@ -297,7 +314,10 @@ def _spawn(command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
 
 
 async def start_worker(
-    name: str, options: wire.WorkerOptions, on_death: Callable[[WorkerClient], None]
+    name: str,
+    options: wire.WorkerOptions,
+    on_death: Callable[[WorkerClient], None],
+    on_busy: Callable[[], None] = lambda: None,
 ) -> WorkerClient:
     """Start a process, have it load the model, and return it ready; raises ModelUnavailable with the reason."""
     ours, theirs = socket.socketpair()
@@ -308,7 +328,7 @@ async def start_worker(
             ours.close()
             raise ModelUnavailable(f"no worker could be started for `{name}`: {exc.strerror}") from exc
     _, client = await asyncio.get_running_loop().create_unix_connection(
-        lambda: WorkerClient(name, process, on_death), sock=ours
+        lambda: WorkerClient(name, process, on_death, on_busy), sock=ours
     )
     client.open(options)
     try:

@@ -217,6 +217,10 @@ class LlamaModel:
             raise ModelUnavailable(f"the engine could not decode with this model: {_log.reason()}")
         self.forget(0, 0)
 
+    def set_threads(self, n_threads: int) -> None:
+        """From the next decode on."""
+        _llama.llama_set_n_threads(self._context, n_threads, n_threads)
+
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def decode(self) -> int:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
@@ -144,18 +145,27 @@ class Preparer:
         return self._end_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """So many workers are busy on this machine: threads of two that wait for each other would take turns at waiting."""
+
+    n_workers: int
+
+
 class Worker:
     """The threads around one loaded model."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
-        self._to_schedule: SimpleQueue[Task | int] = SimpleQueue()  # a task to run, or the id of a job to cancel
+        self._to_schedule: SimpleQueue[Task | int | _Share] = SimpleQueue()  # an int is the id of a job to cancel
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
         self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
         self._scheduler: Scheduler
         self._preparer: Preparer
+        self._model: LlamaModel
+        self._n_threads: int
 
     def run(self) -> int:
         """Load the model the parent names and serve it; returns an exit code only when it cannot be loaded."""
@@ -167,13 +177,14 @@ class Worker:
         log.set_up(options.log_level, options.log_format)
         # From here on the end of the connection ends the process, in the middle of a load too.
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
+        self._n_threads = options.n_threads or machine.n_physical_cores()
         try:
-            model, self._preparer = load(options)
+            self._model, self._preparer = load(options, self._n_threads)
         except ShimmyError as error:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
-        self._scheduler = Scheduler(model, self._emit, speculate=options.speculate)
-        facts = model.facts(has_chat_template=self._preparer.has_chat_template)
+        self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
+        facts = self._model.facts(has_chat_template=self._preparer.has_chat_template)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
@@ -193,6 +204,8 @@ class Worker:
             block = False
             if isinstance(order, int):
                 self._scheduler.cancel(order)
+            elif isinstance(order, _Share):
+                self._model.set_threads(max(1, self._n_threads // order.n_workers))
             else:
                 self._scheduler.submit(order)
 
@@ -202,6 +215,8 @@ class Worker:
                 if message["op"] == "cancel":
                     self._cancelled.add(message["id"])
                     self._to_schedule.put(message["id"])
+                elif message["op"] == "share":
+                    self._to_schedule.put(_Share(message["n_workers"]))
                 self._to_prepare.put(message)
         except ConnectionResetError:
             pass  # the server has ended, or wants us to, and left something unread
@@ -261,7 +276,7 @@ class Worker:
             self._connection.send({"op": "step", "events": wire_events, "load": load})
 
 
-def load(options: wire.WorkerOptions) -> tuple[LlamaModel, Preparer]:
+def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, Preparer]:
     """The model, warmed up; raises ModelUnavailable."""
     path = Path(options.model_path)
     try:
@@ -276,7 +291,7 @@ def load(options: wire.WorkerOptions) -> tuple[LlamaModel, Preparer]:
         n_ctx=options.n_ctx or min(model.n_ctx_train, _DEFAULT_N_CTX),
         n_batch=max(options.n_batch, options.n_sequences),
         n_sequences=options.n_sequences,
-        n_threads=options.n_threads or machine.n_physical_cores(),
+        n_threads=n_threads,
     )
     model.warm_up()
     return model, Preparer(model, options.chat_template)

@@ -103,7 +103,7 @@ async def connected() -> AsyncIterator[Peer]:
     ours, theirs = socket.socketpair()
     process, deaths = FakeProcess(), list[WorkerClient]()
     _, client = await asyncio.get_running_loop().create_unix_connection(
-        lambda: WorkerClient("tiny", cast("subprocess.Popen[bytes]", process), deaths.append), sock=ours
+        lambda: WorkerClient("tiny", cast("subprocess.Popen[bytes]", process), deaths.append, lambda: None), sock=ours
     )
     peer = Peer(client, process, deaths)
     peer.reader, peer.writer = await asyncio.open_unix_connection(sock=theirs)
@@ -363,7 +363,7 @@ def test_close_returns_only_when_a_deaf_worker_has_really_ended(
 
     async def run() -> None:
         _, client = await asyncio.get_running_loop().create_unix_connection(
-            lambda: WorkerClient("deaf", process, lambda _: None), sock=ours
+            lambda: WorkerClient("deaf", process, lambda _: None, lambda: None), sock=ours
         )
         client.opened.cancel()
         client.submit(GenerateRequest("deaf", TextPrompt("x" * n_unread_bytes)))

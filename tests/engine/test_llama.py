@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine import sampling, variants
+from shimmy.engine import llama, sampling, variants
 from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel, Sampler
 from shimmy.errors import ModelUnavailable
 from shimmy.messages import SamplingParams
@@ -472,3 +472,13 @@ def test_variants_that_cannot_be_loaded_are_all_named(tmp_path: Path) -> None:
         CpuBackend(libraries)
     with pytest.raises(ModelUnavailable, match=r"tried: none"):
         CpuBackend([])
+
+
+def test_the_number_of_threads_can_be_changed(model: LlamaModel) -> None:
+    try:
+        for n_threads in (2, 1):
+            model.set_threads(n_threads)
+            assert llama._llama.llama_n_threads(model._context) == n_threads
+            assert llama._llama.llama_n_threads_batch(model._context) == n_threads
+    finally:
+        model.set_threads(1)

@@ -306,6 +306,18 @@ async def test_a_slow_reader_does_not_hold_up_the_others(tiny_model: Path) -> No
         assert (await outcome(slow))[1].usage.n_completion == 100
 
 
+@on_loop
+async def test_a_worker_takes_its_part_of_the_processor_in_the_middle_of_a_job(tiny_model: Path) -> None:
+    async with worker(tiny_model, n_threads=2) as client:
+        alone = await answer(client, "hello", n_predict=100)
+        text = ""
+        async for event in client.submit(request("hello", n_predict=100, cache_prompt=False)):
+            if isinstance(event, Piece):
+                client.share(3 if len(text) % 2 else 1)
+                text += event.text
+        assert text == alone
+
+
 # -- how a worker ends -----------------------------------------------------------------------------------------------
 
 
