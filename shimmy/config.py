@@ -93,13 +93,13 @@ def _decimal(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def _seconds(text: str) -> float:
-    """`90`, `90s`, `10m`, `2h`; negative: without end."""
+def seconds(text: str) -> float:
+    """`90`, `90s`, `10m`, `2h`; negative: without end, which is infinity. ValueError for anything else."""
     number, factor = (text[:-1], _UNITS_S[text[-1]]) if text[-1:] in _UNITS_S else (text, 1)
-    seconds = float(number) * factor
-    if math.isnan(seconds):
+    duration_s = float(number) * factor
+    if math.isnan(duration_s):
         raise ValueError("must be a number of seconds")
-    return math.inf if seconds < 0 else seconds
+    return math.inf if duration_s < 0 else duration_s
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
@@ -159,7 +159,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
     Option("threads", _integer(1, 512), None, "threads of a worker (default: the physical cores)", "N"),
     Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
-    Option("keep_alive", _seconds, 300.0,
+    Option("keep_alive", seconds, 300.0,
            "how long a model stays loaded without a job: 90, 10m, 2h (default: 5m; negative: for ever)", "TIME"),
     Option("seed", _integer(0, 2**32 - 1), None, "seed of requests that bring none (default: random)", "N"),
     Option("temp", _decimal(0, 100), SamplingParams().temperature, "temperature of requests that bring none", "T"),

@@ -72,7 +72,7 @@ class Generation:
             self._stream.close()
 
     async def _submit(self) -> Accepted:
-        worker = await self._services.pool.ensure_ready(self.model)
+        worker = await self._services.pool.ensure_ready(self.model, self._request.keep_alive_s)
         self._stream = worker.submit(self._request)
         return await self._stream.accepted()
 

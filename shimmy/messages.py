@@ -92,6 +92,7 @@ class GenerateRequest:
     n_predict: int | None = None  # None: until the end of generation or of the context
     stop: tuple[str, ...] = ()
     cache_prompt: bool = True  # False computes the whole prompt anew
+    keep_alive_s: float | None = None  # how long the model stays loaded afterwards; None: as it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, NoReturn, Protocol
 
+from shimmy.config import seconds
 from shimmy.errors import BadRequest
 from shimmy.messages import SamplingParams
 
@@ -171,6 +172,18 @@ class LogitBias:
         return token, amount if amount > -100 else -inf
 
 
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Ollama's form: a number of seconds, or a text like `10m`; negative means without end."""
+
+    def read(self, value: object, path: str) -> float:
+        text = value if isinstance(value, str) else str(_number.read(value, path))
+        try:
+            return seconds(text)
+        except ValueError:
+            refuse(path, "seconds, or a text like `10m`", _shown(value))
+
+
 _token_id = Integer(at_least=0)
 _integer, _number = Integer(), Number()
 
@@ -216,6 +229,12 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
 def read_flag(body: Json, name: str, default: bool) -> bool:
     value = body.get(name)
     return default if value is None else Boolean().read(value, name)
+
+
+def read_keep_alive(body: Json) -> float | None:
+    """How long the model shall stay loaded after its last job, in seconds; None where nothing is said."""
+    value = body.get("keep_alive")
+    return None if value is None else Duration().read(value, "keep_alive")
 
 
 def _id_of_key(key: str) -> object:

@@ -17,6 +17,7 @@ from shimmy.api.fields import (
     TokenIds,
     read_array,
     read_flag,
+    read_keep_alive,
     read_object,
     read_sampling,
     read_text,
@@ -128,6 +129,7 @@ def _request(body: Json, prompt: Prompt, config: "Config") -> GenerateRequest:
         n_predict=None if n_predict == -1 else n_predict,
         stop=() if stop is None else _stop.read(stop, "stop"),
         cache_prompt=read_flag(body, "cache_prompt", default=True),
+        keep_alive_s=read_keep_alive(body),
     )
 
 

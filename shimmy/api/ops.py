@@ -4,7 +4,7 @@ and chat template, in llama-server's shapes."""
 from typing import TYPE_CHECKING
 
 from shimmy import __version__
-from shimmy.api.fields import Json, TokenIds, read_flag, read_text, refuse, required
+from shimmy.api.fields import Json, TokenIds, read_flag, read_keep_alive, read_text, refuse, required
 from shimmy.api.openai_parse import chat_prompt, read_model
 from shimmy.errors import BadRequest, NotFound
 
@@ -79,4 +79,4 @@ async def _worker(exchange: "Exchange", body: Json) -> "WorkerClient":
         refuse("model", f"the name of one of the {len(catalog.models)} models", "nothing")
     else:
         model = catalog.resolve(read_model(body))
-    return await exchange.services.pool.ensure_ready(model)
+    return await exchange.services.pool.ensure_ready(model, read_keep_alive(body))

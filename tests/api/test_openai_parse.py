@@ -1,5 +1,6 @@
 """Request bodies to GenerateRequest: every field good and bad, and the words of the refusals."""
 
+import math
 from dataclasses import fields, replace
 from math import inf
 
@@ -137,6 +138,8 @@ def test_an_integer_must_be_one_of_32_bits(name: str, value: object) -> None:
         ({"top_k": 1.5}, "top_k: expected an integer, got 1.5"),
         ({"max_tokens": -2}, "max_tokens: expected an integer from -1 to 2147483647, got -2"),
         ({"ignore_eos": 1}, "ignore_eos: expected a boolean, got a number"),
+        ({"keep_alive": "soon"}, "keep_alive: expected seconds, or a text like `10m`, got 'soon'"),
+        ({"keep_alive": [1]}, "keep_alive: expected a number, got an array"),
         ({"cache_prompt": "yes"}, "cache_prompt: expected a boolean, got a string"),
         ({"stop": 5}, "stop: expected a string or an array of strings, got a number"),
         ({"stop": ""}, "stop: expected a string that is not empty, got an empty one"),
@@ -359,3 +362,11 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes, complaint: str) -
 
 def test_the_last_of_two_equal_keys_counts() -> None:
     assert decode_object(b'{"a": 1, "a": 2}') == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("10m", 600), ("90s", 90), (30, 30), (0, 0), (-1, math.inf), ("-1", math.inf), (None, None)]
+)
+def test_keep_alive_is_a_number_of_seconds_or_a_text(given: object, read: float | None) -> None:
+    assert chat(keep_alive=given).keep_alive_s == read
+    assert chat().keep_alive_s is None

@@ -179,3 +179,13 @@ def test_an_idle_model_is_unloaded_and_loaded_again_when_asked_for(start: StartS
     assert server.metric("shimmy_models_loaded") == 0
     assert server.metric("shimmy_worker_deaths_total", "alpha") == 0
     server.chat("hello")
+
+
+def test_a_request_says_how_long_its_model_is_kept(start: StartServer) -> None:
+    server = start()
+    server.chat("hello", keep_alive="1h")
+    status = server.get("/api/models/alpha/status").json()
+    assert (status["state"], status["keep_alive_s"]) == ("ready", 3600)
+    server.chat("hello", keep_alive=0)
+    wait_for("the worker's end", lambda: not server.workers())
+    assert server.get("/api/models/alpha/status").json()["state"] == "unloaded"
