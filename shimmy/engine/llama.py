@@ -7,6 +7,7 @@ but `tokenize`, `detokenize` and `chat_template` belong to the thread that decod
 import ctypes
 import importlib.util
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -210,11 +211,15 @@ class LlamaModel:
         self.batch = Batch(n_batch)
 
     def warm_up(self) -> None:
-        """Decode one token, so that the first request does not pay for mapped pages and first-use allocations."""
+        """Decode one token: a model that cannot is refused, and the first request does not pay for first-use
+        allocations and mapped pages. Raises ModelUnavailable."""
         self.batch.clear()
         self.batch.add([self.bos_token() or 0], 0, 0, n_outputs=1)
         if self.decode() != 0:
             raise ModelUnavailable(f"the engine could not decode with this model: {_log.reason()}")
+        logits = _llama.llama_get_logits_ith(self._context, 0)
+        if math.isnan(sum(logits[: self.n_vocab])):
+            raise ModelUnavailable("the model computes no numbers (NaN): its weights are damaged")
         self.forget(0, 0)
 
     def set_threads(self, n_threads: int) -> None:

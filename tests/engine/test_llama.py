@@ -482,3 +482,14 @@ def test_the_number_of_threads_can_be_changed(model: LlamaModel) -> None:
             assert llama._llama.llama_n_threads_batch(model._context) == n_threads
     finally:
         model.set_threads(1)
+
+
+def test_a_model_whose_weights_are_not_numbers_is_refused(tiny_model: Path, cpu: CpuBackend, tmp_path: Path) -> None:
+    content = tiny_model.read_bytes()
+    n_weights = 100_000
+    path = tmp_path / "nan.gguf"
+    path.write_bytes(content[: -4 * n_weights] + b"\x00\x00\xc0\x7f" * n_weights)
+    damaged = LlamaModel(path, cpu)
+    damaged.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_threads=1)
+    with pytest.raises(ModelUnavailable, match="NaN"):
+        damaged.warm_up()
