@@ -50,9 +50,8 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class Slot:
-    """What runs for one name. `model` is what `active` serves, `wanted` what the name means now."""
+    """What runs for one name; `wanted` is what the name means now."""
 
-    model: Model
     wanted: Model
     keep_alive_s: float  # infinite: until unloaded
     active: WorkerClient | None = None
@@ -104,7 +103,7 @@ class Pool:
             raise ShuttingDown("the server is shutting down")
         slot = self._slots.get(model.name)
         if slot is None:
-            slot = self._slots[model.name] = Slot(model, model, self._config.keep_alive_s)
+            slot = self._slots[model.name] = Slot(model, self._config.keep_alive_s)
         if keep_alive_s is not None:
             slot.keep_alive_s = keep_alive_s
         if slot.worker is not None:
@@ -225,7 +224,7 @@ class Pool:
                     if self._slots.get(model.name) is not slot:  # unloaded at the very moment it was ready
                         self._retire(client)
                         raise ModelUnavailable(f"`{model.name}` was unloaded while it was loading")
-                    old, slot.active, slot.model = slot.active, client, model  # the switch
+                    old, slot.active = slot.active, client  # the switch
                     self._failures.pop(model.name, None)
                     if is_swap:
                         self._metrics.swaps.add(1, model.name, "done")
