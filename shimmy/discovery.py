@@ -123,6 +123,11 @@ class _Found:
             quantization=first.header.quantization,
             n_params=sum(shard.header.n_params for shard in shards),
             n_ctx_train=first.header.n_ctx_train,
+            n_vocab=first.header.n_vocab,
+            n_embd=first.header.n_embd,
+            n_ff=first.header.n_ff,
+            n_kv=first.header.n_kv,
+            n_state=first.header.n_state,
             has_chat_template=first.header.has_chat_template,
         )
 

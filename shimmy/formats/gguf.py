@@ -20,6 +20,7 @@ MAX_HEADER_BYTES = 256 * 1024 * 1024
 MAX_KEYS = 4_096
 MAX_KEY_BYTES = 1_024
 MAX_KEPT_BYTES = 256  # longer strings (templates, licences) are only known to be there
+MAX_KEPT_NUMBERS = 1_024  # of an array; one for each layer is the most that is wanted
 MAX_TENSORS = 65_536
 MAX_SHARDS = 1_024
 MAX_STRINGS = 2_097_152  # in all string arrays together; gemma-4 has 262 k tokens and 514 k merges
@@ -62,7 +63,16 @@ _FILE_TYPES = {
 }
 # fmt: on
 
-_Value = int | float | bytes | None  # None: a string too long to keep, or an array
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """An array: how long it is, and its numbers where they are few."""
+
+    n_items: int
+    numbers: tuple[Any, ...] = ()
+
+
+_Value = int | float | bytes | _Array | None  # None: a string too long to keep
 
 
 class InvalidGguf(ValueError):
@@ -89,6 +99,11 @@ class GgufHeader:
     quantization: str  # of general.file_type, like 'Q4_K_M'; '' when unknown
     n_params: int  # elements of all tensors in this file
     n_ctx_train: int  # 0 when unknown
+    n_vocab: int  # 0 when unknown, as are the next two
+    n_embd: int
+    n_ff: int  # of the widest layer
+    n_kv: int  # elements of K and V that one token takes in the KV cache of all layers
+    n_state: int  # elements of the state that one sequence takes in all recurrent layers
     has_chat_template: bool
     shard: int  # counted from 0
     n_shards: int
@@ -203,7 +218,7 @@ class _Cursor:
         return self.take(n_bytes)
 
     def value(self, skip_strings: Callable[["_Cursor", int], None]) -> _Value:
-        """One typed value; an array is skipped."""
+        """One typed value; of an array only what `_Array` tells is kept."""
         (code,) = self.unpack(_UINT32)
         if layout := _SCALARS.get(code):
             scalar: int | float = self.unpack(layout)[0]
@@ -218,12 +233,14 @@ class _Cursor:
             raise InvalidGguf(f"the value at byte {self.position} has the unknown type {code}")
         code, n_items = self.unpack(_ARRAY_HEAD)
         if layout := _SCALARS.get(code):
+            if n_items <= MAX_KEPT_NUMBERS:
+                return _Array(n_items, tuple(n for (n,) in layout.iter_unpack(self.take(n_items * layout.size))))
             self.skip(n_items * layout.size)
         elif code == _STRING:
             self._skip_strings(n_items, skip_strings)
         else:  # ggml knows no arrays of arrays either
             raise InvalidGguf(f"the array at byte {self.position} has items of the unsupported type {code}")
-        return None
+        return _Array(n_items)
 
     def _skip_strings(self, n_strings: int, skip_strings: Callable[["_Cursor", int], None]) -> None:
         self._n_strings_left -= n_strings
@@ -363,11 +380,52 @@ def _describe(metadata: dict[bytes, _Value], n_tensors: int, n_params: int, size
         quantization=_FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
         n_params=n_params,
         n_ctx_train=max(0, _integer(metadata, f"{architecture}.context_length".encode())),
+        n_vocab=_n_vocab(metadata, architecture),
+        n_embd=_largest(metadata, architecture, "embedding_length"),
+        n_ff=_largest(metadata, architecture, "feed_forward_length"),
+        n_kv=_n_kv(metadata, architecture),
+        n_state=_n_state(metadata, architecture),
         has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",
         shard=shard,
         n_shards=n_shards,
         size_bytes=size_bytes,
     )
+
+
+def _n_vocab(metadata: dict[bytes, _Value], architecture: str) -> int:
+    tokens = metadata.get(b"tokenizer.ggml.tokens")
+    return tokens.n_items if isinstance(tokens, _Array) else _largest(metadata, architecture, "vocab_size")
+
+
+def _n_kv(metadata: dict[bytes, _Value], architecture: str) -> int:
+    """As llama.cpp sizes its KV cache: for each layer its KV heads times the length of a key and a value."""
+    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
+    n_heads = _numbers(metadata, architecture, "attention.head_count")
+    n_heads_kv = _numbers(metadata, architecture, "attention.head_count_kv") or n_heads
+    n_embd_head = _largest(metadata, architecture, "embedding_length") // max((1, *n_heads))
+    n_key = _largest(metadata, architecture, "attention.key_length") or n_embd_head
+    n_value = _largest(metadata, architecture, "attention.value_length") or n_embd_head
+    n_heads_in_all = sum(n_heads_kv[:n_layers]) if len(n_heads_kv) > 1 else n_layers * sum(n_heads_kv)
+    return n_heads_in_all * (n_key + n_value)
+
+
+def _n_state(metadata: dict[bytes, _Value], architecture: str) -> int:
+    """As llama.cpp sizes the state of Mamba and its kin: for each layer that of its convolution and that of its SSM."""
+    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
+    keys = ("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
+    n_conv, n_inner, n_state, n_groups = (_largest(metadata, architecture, key) for key in keys)
+    return n_layers * (max(0, n_conv - 1) * (n_inner + 2 * n_groups * n_state) + n_state * n_inner)
+
+
+def _numbers(metadata: dict[bytes, _Value], architecture: str, key: str) -> tuple[int, ...]:
+    """The whole numbers under `key`, one for each layer or one for all; what cannot be a size counts as 0."""
+    value = metadata.get(f"{architecture}.{key}".encode())
+    values = value.numbers if isinstance(value, _Array) else (value,) if value is not None else ()
+    return tuple(number if isinstance(number, int) and 0 <= number < 2**32 else 0 for number in values)
+
+
+def _largest(metadata: dict[bytes, _Value], architecture: str, key: str) -> int:
+    return max(_numbers(metadata, architecture, key), default=0)
 
 
 def _kind(metadata: dict[bytes, _Value], has_tensors: int | bool) -> Kind:
