@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shimmy.generate import Services
     from shimmy.registry import Catalog, Model
 
+# What a model is to us, and nothing that a person asked for.
+_INNER_FIELDS = {"files", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state"}
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
@@ -191,9 +193,8 @@ def _version(call: Call) -> int:
 
 def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], Any]) -> Any:
     """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
-    from shimmy.generate import Services
-    from shimmy.headers import Headers
-    from shimmy.librarian import Librarian
+    from shimmy.events import Events
+    from shimmy.generate import Services, no_discovery
     from shimmy.metrics import Metrics
     from shimmy.pool import Pool
     from shimmy.registry import Registry
@@ -209,10 +210,9 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
     model = catalog.resolve(name)
 
     async def run() -> Any:
-        metrics, registry = Metrics(), Registry()
-        pool = Pool(config, metrics)
-        librarian = Librarian(config, registry, Headers(config.cache_dir), pool.follow)
-        services = Services(config, registry, pool, metrics, librarian.discover, ready=True)
+        metrics, events, registry = Metrics(), Events(), Registry()
+        pool = Pool(config, metrics, events)
+        services = Services(config, registry, pool, metrics, events, no_discovery, ready=True)
         registry.publish(catalog)
         try:
             return await use(services, model)
@@ -223,7 +223,7 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
 
 
 def _model_fields(model: "Model") -> dict[str, Any]:
-    fields = {name: getattr(model, name) for name in type(model).__slots__ if name != "files"}
+    fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
     return fields | {"path": str(model.path)}
 
 

@@ -102,6 +102,26 @@ def seconds(text: str) -> float:
     return math.inf if duration_s < 0 else duration_s
 
 
+def n_bytes(text: str) -> int:
+    """`1G`, `512M`, `1.5GB`, `2GiB`: powers of 1000, or of 1024 with an `i`. ValueError for anything else."""
+    number = text.strip().lower().removesuffix("b")
+    base = 1024 if number.endswith("i") else 1000
+    number = number.removesuffix("i")
+    power = _SIZES.find(number[-1:]) + 1 if number[-1:] else 0
+    amount = float(number[:-1] if power else number) * base**power
+    if not 0 < amount < 2**60 or (base == 1024 and not power):
+        raise ValueError("must be a size such as 4G or 512M")
+    return int(amount)
+
+
+def _alias(text: str) -> tuple[str, str]:
+    """`NAME=MODEL`."""
+    name, equals, model = (part.strip() for part in text.partition("="))
+    if not (name and equals and model):
+        raise ValueError("must be NAME=MODEL")
+    return name, model
+
+
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in choices:
@@ -140,6 +160,7 @@ def _keys(text: str) -> tuple[str, ...]:
 
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
+_SIZES = "kmgt"
 
 OPTIONS: tuple[Option, ...] = (
     Option("bind", Bind.parse, Bind(DEFAULT_HOST, None),
@@ -161,6 +182,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
     Option("keep_alive", seconds, 300.0,
            "how long a model stays loaded without a job: 90, 10m, 2h (default: 5m; negative: for ever)", "TIME"),
+    Option("max_memory", n_bytes, None,
+           "memory for the server with all its models, such as 4G; models that are idle make room for others "
+           "(default: what the system has)", "SIZE"),
+    Option("max_queue", _integer(0, 2**20), 512, "how many jobs of a model may wait, beyond those that run", "N"),
+    Option("preload", str, (), "load this model at the start (repeatable)", "NAME", (), ","),
+    Option("alias", _alias, (), "another name for a model, a pattern such as `gpt-*` too (repeatable)",
+           "NAME=MODEL", (), ","),
+    Option("default_model", str, None, "the model for requests that name none, or one that is not there", "NAME"),
     Option("seed", _integer(0, 2**32 - 1), None, "seed of requests that bring none (default: random)", "N"),
     Option("temp", _decimal(0, 100), SamplingParams().temperature, "temperature of requests that bring none", "T"),
     Option("n_predict", _integer(1, 2**31 - 1), None,
@@ -192,6 +221,11 @@ class Config:
     n_threads: int | None
     speculate: bool
     keep_alive_s: float  # infinite: for ever
+    max_memory_bytes: int | None  # None: what the system has
+    max_queue: int
+    preload: tuple[str, ...]
+    aliases: tuple[tuple[str, str], ...]  # another name, which may be a pattern, and a model's
+    default_model: str | None
     sampling: SamplingParams
     n_predict: int | None
     chat_template: str | None
@@ -231,6 +265,11 @@ def load(
         n_threads=values["threads"],
         speculate=values["speculation"],
         keep_alive_s=values["keep_alive"],
+        max_memory_bytes=values["max_memory"],
+        max_queue=values["max_queue"],
+        preload=values["preload"],
+        aliases=values["alias"],
+        default_model=values["default_model"],
         sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
         n_predict=values["n_predict"],
         chat_template=template[0],

@@ -178,3 +178,6 @@ class ModelFacts:
     description: str
     cpu_variant: str
     has_chat_template: bool
+    template_error: str | None = None  # why the chat template does not render a plain message
+    load_s: float = 0.0
+    validation_s: float = 0.0  # of which the first decode and the first rendering took

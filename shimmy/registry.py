@@ -5,7 +5,9 @@ Knows names. Knows nothing of the disk, of workers or of requests.
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shimmy.errors import ModelNotFound
@@ -30,6 +32,11 @@ class Model:
     quantization: str  # 'Q4_1', '' when the file does not say
     n_params: int
     n_ctx_train: int
+    n_vocab: int  # this and the next four as GgufHeader has them: what the model's memory is reckoned from
+    n_embd: int
+    n_ff: int
+    n_kv: int
+    n_state: int
     has_chat_template: bool
 
 
@@ -54,19 +61,30 @@ class Catalog:
         The tag is the quantisation; `latest` and no tag mean the only one there is. Raises ModelNotFound with the
         candidates when several fit, and with close names when none does.
         """
-        if len(name) > MAX_NAME_CHARACTERS:
-            raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
-        wanted = model_name(name).removesuffix(".gguf")
-        if model := self._by_name.get(wanted) or self._by_name.get(f"{wanted}:latest"):
+        if (model := self.find(name)) is not None:
             return model
-        base, _, tag = wanted.partition(":")
-        candidates = [model for model in self.models if _fits(model, base, tag)]
+        wanted = _wanted(name)
+        candidates = self.candidates(name)
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
             names = _enumerate([model.name for model in candidates], "and")
             raise ModelNotFound(f"`{name}` could be any of {names}; use one of these names", param="model")
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
         raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(wanted)}", param="model")
+
+    def find(self, name: str) -> Model | None:
+        """The model whose own name this is, in any case and with or without `.gguf`."""
+        wanted = _wanted(name)
+        return self._by_name.get(wanted) or self._by_name.get(f"{wanted}:latest")
+
+    def candidates(self, name: str) -> list[Model]:
+        """The models that `base[:tag]` fits."""
+        if len(name) > MAX_NAME_CHARACTERS:
+            return []
+        base, _, tag = _wanted(name).partition(":")
+        return [model for model in self.models if _fits(model, base, tag)]
 
     def _did_you_mean(self, wanted: str) -> str:
         import difflib  # only mistakes pay for it
@@ -82,15 +100,48 @@ class Catalog:
 
 
 class Registry:
-    """The current catalog. One task publishes, everyone reads `catalog` once per request and keeps what they read."""
+    """The current catalog, and the names that a person gave to models in it.
 
-    __slots__ = ("catalog",)
+    One task publishes, everyone reads `catalog` once per request and keeps what they read.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_aliases", "_default", "catalog")
+
+    def __init__(self, aliases: Iterable[tuple[str, str]] = (), default: str | None = None) -> None:
+        """`aliases` are pairs of another name, a shell pattern if need be, and a model's. `default` answers for
+        every name that means nothing."""
         self.catalog = Catalog()
+        self._aliases = tuple((alias.lower(), target) for alias, target in aliases)
+        self._default = default
 
     def publish(self, catalog: Catalog) -> None:
         self.catalog = catalog
+
+    def resolve(self, name: str) -> Model:
+        """The model `name` means: by its own name, by an alias, by Ollama's form of it, or the default one.
+
+        Raises ModelNotFound as `Catalog.resolve` does.
+        """
+        catalog = self.catalog
+        if (model := catalog.find(name)) is not None:
+            return model
+        if len(name) <= MAX_NAME_CHARACTERS:
+            for alias, target in self._aliases:
+                if fnmatchcase(name.lower(), alias):
+                    return catalog.resolve(target)
+        if self._default is not None and not catalog.candidates(name):
+            return catalog.resolve(self._default)
+        return catalog.resolve(name)
+
+    def aliases(self) -> list[tuple[str, Model]]:
+        """The aliases that are plain names and mean a model now."""
+        catalog = self.catalog
+        found = []
+        for alias, target in self._aliases:
+            if not set(alias) & set("*?[") and catalog.find(alias) is None:
+                with suppress(ModelNotFound):
+                    found.append((alias, catalog.resolve(target)))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +166,10 @@ def diff(old: Catalog, new: Catalog) -> CatalogDiff:
         changed=tuple(model for model in new.models if before.get(model.name, model) != model),
         removed=tuple(model for model in old.models if model.name not in after),
     )
+
+
+def _wanted(name: str) -> str:
+    return model_name(name[: MAX_NAME_CHARACTERS + 1]).removesuffix(".gguf")
 
 
 def _fits(model: Model, base: str, tag: str) -> bool:

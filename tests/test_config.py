@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load
+from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load, n_bytes
 from shimmy.messages import SamplingParams
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
@@ -20,6 +20,11 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "batch_size": ("64", 64, "n_batch", 64),
     "threads": ("2", 2, "n_threads", 2),
     "keep_alive": ("10m", 600, "keep_alive_s", 600.0),
+    "max_memory": ("1.5G", "1.5G", "max_memory_bytes", 1_500_000_000),
+    "max_queue": ("0", 0, "max_queue", 0),
+    "preload": ("a,b", ["a", "b"], "preload", ("a", "b")),
+    "alias": ("a=b,c*=d", ["a=b", "c*=d"], "aliases", (("a", "b"), ("c*", "d"))),
+    "default_model": ("tiny", "tiny", "default_model", "tiny"),
     "speculation": ("off", False, "speculate", False),
     "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
     "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),
@@ -36,7 +41,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
 OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
-    "speculation": "true", "cache_dir": "/other",
+    "speculation": "true", "cache_dir": "/other", "alias": "x=y",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 
@@ -298,3 +303,36 @@ def test_a_file_that_cannot_be_read_is_named_with_its_option(name: str, content:
         load({name: str(path)}, {})
     with pytest.raises(ConfigError, match=f"^{by_name[name].variable}: cannot read `{path}`: "):
         load({}, {by_name[name].variable: str(path)})
+
+
+# -- sizes and aliases -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1G", 10**9),
+        ("1g", 10**9),
+        ("1GB", 10**9),
+        ("1.5 gb", 1_500_000_000),
+        ("512M", 512 * 10**6),
+        ("2GiB", 2 * 2**30),
+        ("100Ki", 102_400),
+        ("1t", 10**12),
+        ("123456", 123_456),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert n_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "1X", "one", "nan", "inf", "1i", "1e99G", "1G2"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="--max-memory"):
+        load({"max_memory": text}, {})
+
+
+@pytest.mark.parametrize("text", ["", "a", "a=", "=b"])
+def test_what_is_no_alias(text: str) -> None:
+    with pytest.raises(ConfigError, match="--alias"):
+        load({"alias": [text]}, {})

@@ -20,6 +20,11 @@ def model(name: str, quantization: str = "") -> Model:
         quantization=quantization,
         n_params=1,
         n_ctx_train=512,
+        n_vocab=1000,
+        n_embd=64,
+        n_ff=128,
+        n_kv=256,
+        n_state=0,
         has_chat_template=True,
     )
 
@@ -134,3 +139,52 @@ def test_the_difference_of_two_catalogs() -> None:
     new = Catalog([SMOLLM2, GEMMA_Q4, UNSLOTH, replaced, model("fresh")])
     assert diff(CATALOG, new) == CatalogDiff(added=(model("fresh"),), changed=(replaced,), removed=(GEMMA_Q8,))
     assert diff(CATALOG, CATALOG) == CatalogDiff((), (), ())
+
+
+# -- names that a person gave ----------------------------------------------------------------------------------------
+
+
+def registry(*aliases: tuple[str, str], default: str | None = None) -> Registry:
+    made = Registry(aliases, default)
+    made.publish(CATALOG)
+    return made
+
+
+def test_an_alias_means_its_model_and_a_pattern_every_name_that_fits() -> None:
+    names = registry(("GPT-4o", "my-model"), ("gpt-*", "smollm2-135m-instruct"), ("claude", "gemma-3-270m-it:q8_0"))
+    assert names.resolve("gpt-4o") is PLAIN
+    assert names.resolve("GPT-4O") is PLAIN
+    assert names.resolve("gpt-3.5-turbo") is SMOLLM2
+    assert names.resolve("claude") is GEMMA_Q8
+    assert [(alias, model.name) for alias, model in names.aliases()] == [
+        ("gpt-4o", PLAIN.name),
+        ("claude", GEMMA_Q8.name),
+    ]
+
+
+def test_a_models_own_name_comes_before_an_alias() -> None:
+    names = registry(("*", "my-model"), ("smollm2-135m-instruct", "my-model"))
+    assert names.resolve(SMOLLM2.name) is SMOLLM2
+    assert names.resolve("smollm2-135m-instruct") is PLAIN, "but Ollama's form of it after"
+    assert names.resolve("anything") is PLAIN
+
+
+def test_the_default_answers_for_unknown_names_and_not_for_ambiguous_ones() -> None:
+    names = registry(default="my-model")
+    assert names.resolve("gpt-4") is PLAIN
+    assert names.resolve("x" * 10_000) is PLAIN
+    assert names.resolve("qwen3-8b") is UNSLOTH
+    with pytest.raises(ModelNotFound, match="could be any of"):
+        names.resolve("gemma-3-270m-it")
+
+
+def test_without_aliases_and_default_nothing_else_is_served() -> None:
+    with pytest.raises(ModelNotFound, match="no model `gpt-4`"):
+        registry().resolve("gpt-4")
+
+
+def test_an_alias_of_a_model_that_is_not_there_says_so() -> None:
+    names = registry(("gpt-4", "missing"))
+    with pytest.raises(ModelNotFound, match="no model `missing`"):
+        names.resolve("gpt-4")
+    assert names.aliases() == []

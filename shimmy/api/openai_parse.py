@@ -113,7 +113,10 @@ def chat_prompt(body: Json) -> ChatPrompt:
     )
 
 
-def read_model(body: Json) -> str:
+def read_model(body: Json, default: str | None = None) -> str:
+    """The name of a model; `default` where there is none."""
+    if default is not None and body.get("model") is None:
+        return default
     return read_text(required(body, "model", "the name of a model"), "model")
 
 
@@ -123,7 +126,7 @@ def _request(body: Json, prompt: Prompt, config: "Config") -> GenerateRequest:
     n_predict = limits[0] if limits else config.n_predict
     stop = body.get("stop")
     return GenerateRequest(
-        model=read_model(body),
+        model=read_model(body, config.default_model),
         prompt=prompt,
         sampling=read_sampling(body, config.sampling),
         n_predict=None if n_predict == -1 else n_predict,

@@ -72,11 +72,12 @@ async def apply_template(exchange: "Exchange") -> None:
 
 async def _worker(exchange: "Exchange", body: Json) -> "WorkerClient":
     """The worker of the model that `body` names; it need not name the only one there is."""
-    catalog = exchange.services.registry.catalog
-    if body.get("model") is None and len(catalog.models) == 1:
-        model = catalog.models[0]
-    elif body.get("model") is None:
-        refuse("model", f"the name of one of the {len(catalog.models)} models", "nothing")
+    registry, default = exchange.services.registry, exchange.services.config.default_model
+    models = registry.catalog.models
+    if body.get("model") is None and default is None and len(models) == 1:
+        model = models[0]
+    elif body.get("model") is None and default is None:
+        refuse("model", f"the name of one of the {len(models)} models", "nothing")
     else:
-        model = catalog.resolve(read_model(body))
+        model = registry.resolve(read_model(body, default))
     return await exchange.services.pool.ensure_ready(model, read_keep_alive(body))

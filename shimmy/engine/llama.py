@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from shimmy.engine.sampling import Chain, Stage
-from shimmy.errors import ModelUnavailable
+from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.messages import ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _LOG_ERROR = 4  # ggml_log_level
 _LOG_CONTINUED = 5
 _PIECE_BYTES = 256
-_MAX_DRAFT_ROWS = 32
+_SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
 # How often a thread looks for its fellows before it sleeps. libgomp's default (300,000) burns the time slices that the
 # fellows wait for when others use the processor as well; 1,000 costs 10 % of the speed when nobody does.
 _SPIN_COUNT = "100000"
@@ -175,7 +175,9 @@ class LlamaModel:
         params = _llama.llama_model_default_params()
         self._model = _llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise ModelUnavailable(f"the engine could not load `{path.name}`: {_log.reason()}")
+            reason = _log.reason()
+            kind = OutOfMemory if any(sign in reason for sign in _SIGNS_OF_NO_MEMORY) else ModelUnavailable
+            raise kind(f"the engine could not load `{path.name}`: {reason}")
         if not _llama.llama_model_has_decoder(self._model):
             raise ModelUnavailable(f"`{path.name}` has no decoder: it cannot generate text")
         self._cpu = cpu
@@ -189,21 +191,24 @@ class LlamaModel:
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
 
-    def open_context(self, *, n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -> None:
-        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; ModelUnavailable without the memory."""
+    def open_context(self, *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_threads: int) -> None:
+        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory.
+
+        `n_outputs` is how many rows of one decode may have logits.
+        """
         params = _llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_sequences
-        # Rows of logits for each sequence, or for one draft. 0 would reserve n_ubatch rows, exceeding it aborts.
-        self.n_outputs = params.n_outputs_max = max(n_sequences, _MAX_DRAFT_ROWS)
+        # 0 would reserve n_ubatch rows, exceeding it aborts.
+        self.n_outputs = params.n_outputs_max = n_outputs
         params.n_threads = params.n_threads_batch = n_threads
         params.kv_unified = True  # prompt and decode rows share one graph
         params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
         params.no_perf = True
         self._context = _llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ModelUnavailable(f"no context of {n_ctx} tokens: {_log.reason()}")
+            raise OutOfMemory(f"no context of {n_ctx} tokens: {_log.reason()}")
         self._memory = _llama.llama_get_memory(self._context)
         self.n_ctx: int = _llama.llama_n_ctx(self._context)
         self.n_batch = n_batch

@@ -33,6 +33,7 @@ from shimmy.messages import (
 
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 * 2**20
+MAX_DRAFT_ROWS = 32
 
 Frame = dict[str, Any]
 
@@ -50,7 +51,7 @@ class WorkerOptions:
     """What a worker is told before anything else."""
 
     model_path: str
-    n_ctx: int | None  # None: the smaller of the model's training length and a default
+    n_ctx: int
     n_sequences: int
     n_batch: int
     n_threads: int | None  # None: the physical cores this process may use
@@ -59,6 +60,11 @@ class WorkerOptions:
     speculate: bool = True
     log_level: str = "info"
     log_format: str = "text"
+
+    @property
+    def n_outputs(self) -> int:
+        """Rows of logits that one decode may ask for: one for each sequence, or those of a draft."""
+        return max(self.n_sequences, MAX_DRAFT_ROWS)
 
 
 def frame(message: Mapping[str, Any]) -> bytes:

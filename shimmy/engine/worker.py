@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
@@ -27,12 +27,10 @@ from shimmy.engine.scheduler import JobEvent, Scheduler, Task
 from shimmy.engine.template import ChatTemplate
 from shimmy.errors import BadRequest, ContextExceeded, Internal, ModelUnavailable, ShimmyError, TemplateFailed
 from shimmy.formats import gguf
-from shimmy.messages import Accepted, ChatPrompt, Job, Prompt, TextPrompt
+from shimmy.messages import Accepted, ChatPrompt, Job, Message, ModelFacts, Prompt, TextPrompt
 
 logger = logging.getLogger(__name__)
 
-# A pool of this many tokens unless asked for otherwise: the KV memory of a long training length is rarely wanted.
-_DEFAULT_N_CTX = 8192
 _READ_BYTES = 1 << 16
 # The threads of Python take turns this often; the default of 5 ms would let a template delay a decode by that much.
 _SWITCH_INTERVAL_S = 0.0005
@@ -178,13 +176,16 @@ class Worker:
         # From here on the end of the connection ends the process, in the middle of a load too.
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
         self._n_threads = options.n_threads or machine.n_physical_cores()
+        started_s = perf_counter()
         try:
             self._model, self._preparer = load(options, self._n_threads)
+            loaded_s = perf_counter()
+            facts = validate(self._model, self._preparer)
         except ShimmyError as error:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
+        facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
-        facts = self._model.facts(has_chat_template=self._preparer.has_chat_template)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
@@ -277,7 +278,7 @@ class Worker:
 
 
 def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, Preparer]:
-    """The model, warmed up; raises ModelUnavailable."""
+    """The model and what prepares its jobs; raises ModelUnavailable."""
     path = Path(options.model_path)
     try:
         gguf.validate(path)  # what the engine would abort on has to be found before it looks
@@ -288,13 +289,27 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, Prepa
     cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
     model = LlamaModel(path, cpu)
     model.open_context(
-        n_ctx=options.n_ctx or min(model.n_ctx_train, _DEFAULT_N_CTX),
+        n_ctx=options.n_ctx,
         n_batch=max(options.n_batch, options.n_sequences),
         n_sequences=options.n_sequences,
+        n_outputs=options.n_outputs,
         n_threads=n_threads,
     )
-    model.warm_up()
     return model, Preparer(model, options.chat_template)
+
+
+def validate(model: LlamaModel, preparer: Preparer) -> ModelFacts:
+    """What `model` is, once it has shown that it works; raises ModelUnavailable when it computes no tokens.
+
+    A chat template that does not render is only a fact: plain text can be completed without it.
+    """
+    model.warm_up()
+    template_error = None
+    try:
+        preparer.render(ChatPrompt((Message("user", "Hello"),)))
+    except TemplateFailed as error:
+        template_error = error.message
+    return replace(model.facts(has_chat_template=preparer.has_chat_template), template_error=template_error)
 
 
 def main(socket_fd: int) -> int:

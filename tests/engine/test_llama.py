@@ -37,7 +37,7 @@ def cpu() -> CpuBackend:
 @pytest.fixture(scope="module")
 def loaded(tiny_model: Path, cpu: CpuBackend) -> LlamaModel:
     model = LlamaModel(tiny_model, cpu)
-    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_threads=1)
+    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
     model.warm_up()
     return model
 
@@ -431,7 +431,7 @@ def test_a_template_of_the_model_or_none(model: LlamaModel, cpu: CpuBackend, tmp
 def test_a_model_in_shards_is_loaded_by_its_first(model: LlamaModel, cpu: CpuBackend, tmp_path: Path) -> None:
     expected = generate(model, tokens_of(model, PROMPT), 8)
     shards = LlamaModel(write_tiny_model(tmp_path, n_shards=3), cpu)
-    shards.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=1, n_threads=1)
+    shards.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=1, n_outputs=32, n_threads=1)
     shards.warm_up()
     assert generate(shards, tokens_of(shards, PROMPT), 8) == expected
 
@@ -490,6 +490,6 @@ def test_a_model_whose_weights_are_not_numbers_is_refused(tiny_model: Path, cpu:
     path = tmp_path / "nan.gguf"
     path.write_bytes(content[: -4 * n_weights] + b"\x00\x00\xc0\x7f" * n_weights)
     damaged = LlamaModel(path, cpu)
-    damaged.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_threads=1)
+    damaged.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
     with pytest.raises(ModelUnavailable, match="NaN"):
         damaged.warm_up()

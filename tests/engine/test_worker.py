@@ -455,15 +455,6 @@ def test_an_older_variant_answers_the_same(tiny_model: Path) -> None:
     assert older_text == text
 
 
-def test_the_pool_is_the_smaller_of_training_length_and_a_default(tmp_path: Path) -> None:
-    async def n_ctx(path: Path) -> int:
-        async with worker(path, n_ctx=None) as client:
-            return client.facts.n_ctx
-
-    assert asyncio.run(n_ctx(write_tiny_model(tmp_path, "short", n_ctx_train=512))) == 512
-    assert asyncio.run(n_ctx(write_tiny_model(tmp_path, "long", n_ctx_train=20_000))) == 8192
-
-
 def test_a_batch_is_never_smaller_than_the_jobs_that_run(tiny_model: Path) -> None:
     async def run() -> list[str]:
         async with worker(tiny_model, n_sequences=40, n_batch=32, n_ctx=2048) as client:
