@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 _MODEL_OPTIONS = ("model_path", "model_dirs", "cache_dir", "log_level", "log_format")
 _ENGINE_OPTIONS = (
     *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "chat_template", "chat_template_file",
-    "cpu_variant",
+    "lora", "cpu_variant",
 )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def _probe(call: Call) -> int:
 
     async def probe(services: "Services", model: "Model") -> dict[str, Any]:
         facts = (await services.pool.ensure_ready(model)).facts
-        return _model_fields(model) | {name: getattr(facts, name) for name in type(facts).__slots__}
+        return _model_fields(model) | asdict(facts)
 
     fields = _with_model(call.config, call.options.name, probe)
     if call.options.json:
@@ -224,7 +224,7 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
 
 def _model_fields(model: "Model") -> dict[str, Any]:
     fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
-    return fields | {"path": str(model.path)}
+    return fields | {"path": str(model.path), "adapters": [str(path) for path in model.adapters]}
 
 
 def _count(number: int) -> str:

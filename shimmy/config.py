@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shimmy.messages import SamplingParams
+from shimmy.messages import MAX_ADAPTER_SCALE, SamplingParams
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
@@ -143,6 +143,16 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _adapter(text: str) -> tuple[Path, float]:
+    """`FILE`, or `FILE=SCALE`."""
+    path, equals, scale = text.rpartition("=")
+    if not equals:
+        return _path(text), 1.0
+    if not path:
+        raise ValueError("must be FILE or FILE=SCALE")
+    return _path(path), _decimal(-MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)(scale)
+
+
 def _contents(text: str) -> str:
     """The text of the file that is named."""
     try:
@@ -196,6 +206,10 @@ OPTIONS: tuple[Option, ...] = (
            "limit of tokens for requests that bring none (default: until the model ends or the context is full)", "N"),
     Option("chat_template", str, None, "a Jinja chat template instead of the model's own", "TEXT"),
     Option("chat_template_file", _contents, None, "the same, from a file", "FILE"),
+    Option("lora", _adapter, (),
+           "apply a LoRA adapter to the models of its architecture, at this scale (default: 1) or the one that a "
+           "request brings (repeatable)",
+           "FILE[=SCALE]", ("SHIMMY_LORA_GGUF",), os.pathsep),
     Option("api_key", str, (), "accept only requests with this key (repeatable)", "KEY", (), ","),
     Option("api_key_file", _keys, None, "accept the keys in this file, one a line", "FILE"),
     Option("metrics", _switch, True, "serve Prometheus figures under /metrics"),
@@ -229,6 +243,7 @@ class Config:
     sampling: SamplingParams
     n_predict: int | None
     chat_template: str | None
+    lora: tuple[tuple[Path, float], ...]  # adapters and their scales
     api_keys: tuple[str, ...]
     metrics: bool
     max_body_bytes: int
@@ -273,6 +288,7 @@ def load(
         sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
         n_predict=values["n_predict"],
         chat_template=template[0],
+        lora=values["lora"],
         api_keys=values["api_key"] + (values["api_key_file"] or ()),
         metrics=values["metrics"],
         max_body_bytes=values["max_body_mb"] * 2**20,

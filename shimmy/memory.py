@@ -6,6 +6,7 @@ gemma-3-270m take 93 to 98 % of it (`Pss` after eight long prompts, with 2,048 a
 
 import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,9 @@ class Need:
         return self.weights + self.kv + self.compute
 
 
-def need(model: "Model", *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int) -> Need:
+def need(
+    model: "Model", *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_adapter_bytes: int = 0
+) -> Need:
     """What `model` takes with a KV pool of `n_ctx` tokens, decoding `n_batch` rows of which `n_outputs` have logits.
 
     The terms of `compute` are the buffers llama.cpp reports at its start: logits (in the graph and handed out), the
@@ -54,7 +57,16 @@ def need(model: "Model", *, n_ctx: int, n_batch: int, n_sequences: int, n_output
     activations = n_batch * 3 * (model.n_embd + model.n_ff) * 4
     vocabulary = model.n_vocab * (_TOKEN_BYTES + min(n_sequences, _N_SAMPLERS) * _CANDIDATE_BYTES)
     kv = model.n_kv * n_ctx * _KV_BYTES + model.n_state * n_sequences * _STATE_BYTES
-    return Need(model.size_bytes, kv, PROCESS_BYTES + logits + mask + activations + vocabulary)
+    return Need(model.size_bytes, kv, PROCESS_BYTES + logits + mask + activations + vocabulary + n_adapter_bytes)
+
+
+def size_of(files: Iterable[str]) -> int:
+    """Bytes of `files`; one that is not there has none."""
+    n_bytes = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            n_bytes += Path(file).stat().st_size
+    return n_bytes
 
 
 def free_bytes() -> int | None:

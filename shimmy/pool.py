@@ -422,6 +422,8 @@ class Pool:
             n_threads=self._config.n_threads,
             cpu_variant=self._config.cpu_variant,
             chat_template=self._config.chat_template,
+            lora=tuple((str(path), scale) for path, scale in self._config.lora),
+            siblings=tuple(map(str, model.adapters)),
             speculate=self._config.speculate,
             log_level=self._config.log_level,
             log_format=self._config.log_format,
@@ -442,8 +444,10 @@ class Pool:
 
     @staticmethod
     def _need(model: Model, options: WorkerOptions) -> Need:
+        n_adapters = memory.size_of([*(path for path, _ in options.lora), *options.siblings])
         return memory.need(
             model,
+            n_adapter_bytes=n_adapters,
             n_ctx=options.n_ctx,
             n_batch=options.n_batch,
             n_sequences=options.n_sequences,

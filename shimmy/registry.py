@@ -38,6 +38,7 @@ class Model:
     n_kv: int
     n_state: int
     has_chat_template: bool
+    adapters: tuple[Path, ...] = ()  # LoRA files of its architecture that lie beside it
 
 
 def model_name(stem: str) -> str:

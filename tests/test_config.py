@@ -30,6 +30,12 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),
     "n_predict": ("9", 9, "n_predict", 9),
     "chat_template": ("{{ 1 }}", "{{ 1 }}", "chat_template", "{{ 1 }}"),
+    "lora": (
+        "/a.gguf=0.5:/b=c.gguf=-1:/d.gguf",
+        ["/a.gguf=0.5", "/b=c.gguf=-1", "/d.gguf"],
+        "lora",
+        ((Path("/a.gguf"), 0.5), (Path("/b=c.gguf"), -1.0), (Path("/d.gguf"), 1.0)),
+    ),
     "api_key": ("one,two", ["one", "two"], "api_keys", ("one", "two")),
     "metrics": ("false", False, "metrics", False),
     "max_body_mb": ("2", 2, "max_body_bytes", 2 * 2**20),
@@ -41,7 +47,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
 OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
-    "speculation": "true", "cache_dir": "/other", "alias": "x=y",
+    "speculation": "true", "cache_dir": "/other", "alias": "x=y", "lora": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 
@@ -85,8 +91,8 @@ def test_a_variable_beats_the_file(name: str) -> None:
 
 @every_option
 def test_a_flag_beats_everything(name: str) -> None:
-    text, _, _, expected = VALUES[name]
-    flag = text.split(",") if by_name[name].separators else text
+    text, toml, _, expected = VALUES[name]
+    flag = toml if by_name[name].separators else text  # each item in a flag of its own
     assert value(name, {name: flag}, {by_name[name].variable: other(name)}, {name: other(name)}) == expected
 
 
@@ -135,6 +141,7 @@ def test_no_two_rows_claim_one_name() -> None:
         ("SHIMMY_HOST", "0.0.0.0", "bind", Bind("0.0.0.0", None)),
         ("SHIMMY_MAX_CTX", "256", "n_ctx", 256),
         ("SHIMMY_LOG_LEVEL", "debug", "log_level", "debug"),
+        ("SHIMMY_LORA_GGUF", "/a.gguf:/b.gguf=0", "lora", ((Path("/a.gguf"), 1.0), (Path("/b.gguf"), 0.0))),
     ],
 )
 def test_the_variables_of_the_contract(variable: str, text: str, field: str, expected: object) -> None:
@@ -192,6 +199,7 @@ REFUSED = [
     ("parallel", "0"), ("parallel", "257"), ("parallel", "many"), ("parallel", "1.5"), ("ctx_size", "15"),
     ("batch_size", "31"), ("threads", "0"), ("seed", "-1"), ("seed", str(2**32)), ("n_predict", "0"),
     ("temp", "-0.1"), ("temp", "nan"), ("temp", "inf"), ("temp", "warm"), ("metrics", "perhaps"),
+    ("lora", "/a.gguf=x"), ("lora", "/a.gguf=nan"), ("lora", "/a.gguf=101"), ("lora", "/a.gguf="), ("lora", "=1"),
     ("log_level", "loud"), ("log_format", "xml"), ("max_body_mb", "0"),
 ]  # fmt: skip
 

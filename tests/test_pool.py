@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import cast
 
@@ -101,7 +102,7 @@ class Load:
 class House:
     """A pool, its metrics, and the hand on its loads."""
 
-    def __init__(self, **flags: str) -> None:
+    def __init__(self, **flags: str | list[str]) -> None:
         self.metrics = Metrics()
         self.start = Start()
         self.events = Events()
@@ -147,11 +148,15 @@ async def test_every_model_has_its_own_worker() -> None:
 @on_loop
 async def test_a_worker_is_told_what_the_person_configured() -> None:
     house = House(
-        ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}"
-    )
-    caller = house.ask()
+        ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}",
+        lora=["a.gguf=0.5", "b.gguf"],
+    )  # fmt: skip
+    with_sibling = replace(TINY, adapters=(Path("beside.gguf"),))
+    caller = asyncio.create_task(house.pool.ensure_ready(with_sibling))
     load = await house.loading()
-    assert load.options == WorkerOptions("tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}")
+    assert load.options == WorkerOptions(
+        "tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}", (("a.gguf", 0.5), ("b.gguf", 1.0)), ("beside.gguf",)
+    )
     load.succeed()
     await caller
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,7 @@ def _entry(services: "Services", model: "Model") -> "Json":
     worker = slot.worker
     if worker is not None:
         entry["n_ctx"] = worker.facts.n_ctx
+        entry["adapters"] = [asdict(adapter) for adapter in worker.facts.adapters]
         entry["pid"] = worker.pid
         entry["idle_s"] = round(monotonic() - worker.idle_since_s, 3) if worker.is_idle else 0.0
     return entry

@@ -18,6 +18,7 @@ from shimmy.api.fields import (
     read_array,
     read_flag,
     read_keep_alive,
+    read_lora,
     read_object,
     read_sampling,
     read_text,
@@ -52,7 +53,6 @@ NOT_SERVED: dict[str, tuple[object, ...]] = {
     "grammar": ("",),
     "json_schema": (),
     "samplers": (),
-    "lora": ([],),
     "id_slot": (-1,),
     "n_probs": (0,),
     "post_sampling_probs": (False,),
@@ -133,6 +133,7 @@ def _request(body: Json, prompt: Prompt, config: "Config") -> GenerateRequest:
         stop=() if stop is None else _stop.read(stop, "stop"),
         cache_prompt=read_flag(body, "cache_prompt", default=True),
         keep_alive_s=read_keep_alive(body),
+        lora=read_lora(body),
     )
 
 

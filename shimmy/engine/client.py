@@ -160,6 +160,7 @@ class WorkerClient(asyncio.Protocol):
             n_predict=request.n_predict,
             stop=request.stop,
             cache_prompt=request.cache_prompt,
+            lora=request.lora,
         )
         stream = self._streams[job.id] = JobStream(job.id, self._cancel)
         self._idle.clear()

@@ -14,6 +14,7 @@ from typing import Any, cast
 from shimmy.errors import ShimmyError, from_code
 from shimmy.messages import (
     Accepted,
+    Adapter,
     ChatPrompt,
     Event,
     Finished,
@@ -57,6 +58,8 @@ class WorkerOptions:
     n_threads: int | None  # None: the physical cores this process may use
     cpu_variant: str | None  # None: the best this processor runs
     chat_template: str | None  # None: the model's own
+    lora: tuple[tuple[str, float], ...] = ()  # path and scale of the adapters that were asked for
+    siblings: tuple[str, ...] = ()  # and those that lie beside the model, which it does not depend on
     speculate: bool = True
     log_level: str = "info"
     log_format: str = "text"
@@ -114,7 +117,9 @@ def open_frame(options: WorkerOptions) -> Frame:
 
 
 def read_options(message: Frame) -> WorkerOptions:
-    return WorkerOptions(**{key: value for key, value in message.items() if key != "op"})
+    options = {key: value for key, value in message.items() if key != "op"}
+    lora = tuple((path, scale) for path, scale in options.pop("lora"))
+    return WorkerOptions(**options | {"lora": lora, "siblings": tuple(options["siblings"])})
 
 
 def job_frame(job: Job) -> Frame:
@@ -132,6 +137,7 @@ def read_job(message: Frame) -> Job:
         n_predict=message["n_predict"],
         stop=tuple(message["stop"]),
         cache_prompt=message["cache_prompt"],
+        lora=None if message["lora"] is None else tuple((index, scale) for index, scale in message["lora"]),
     )
 
 
@@ -200,8 +206,10 @@ def facts_to_wire(facts: ModelFacts) -> Frame:
 
 def read_facts(fields: object) -> ModelFacts:
     try:
-        return ModelFacts(**cast("Frame", fields))
-    except TypeError as exc:
+        known = dict(cast("Frame", fields))
+        adapters = tuple(Adapter(str(each["path"]), float(each["scale"])) for each in known.pop("adapters"))
+        return ModelFacts(**known, adapters=adapters)
+    except (TypeError, ValueError, KeyError, OverflowError) as exc:
         raise ProtocolError("facts that are none") from exc
 
 

@@ -1,5 +1,6 @@
 """What the control routes say of a model's life, and what they do to it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from shimmy.api.app import create_app
 from shimmy.errors import ModelUnavailable
+from shimmy.messages import Adapter
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 from tests.tiny_models import write_tiny_model
 
@@ -48,6 +50,16 @@ async def test_why_a_model_cannot_be_loaded_is_shown() -> None:
     assert (await fetch(app, "POST", f"/api/models/{NAME}/load")).status == 503
     entry = await ask(app, "GET", "status")
     assert (entry["state"], entry["error"]) == ("unloaded", "it is made of cheese")
+
+
+@on_loop
+async def test_a_loaded_model_lists_its_adapters_in_the_order_of_their_ids() -> None:
+    worker = Worker()
+    worker.facts = replace(worker.facts, adapters=(Adapter("/b.gguf", 0.5), Adapter("/a.gguf", 0.0)))
+    app = create_app(services(worker))
+    assert "adapters" not in await ask(app, "GET", "status")
+    entry = await ask(app, "POST", "load")
+    assert entry["adapters"] == [{"path": "/b.gguf", "scale": 0.5}, {"path": "/a.gguf", "scale": 0.0}]
 
 
 @pytest.mark.parametrize(("method", "what"), [("GET", "status"), ("POST", "load"), ("POST", "unload")])
