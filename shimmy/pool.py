@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from time import monotonic, time
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from shimmy import memory
 from shimmy.config import Config
 from shimmy.engine.client import WorkerClient, start_worker
-from shimmy.engine.wire import WorkerOptions
+from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
 from shimmy.events import Events
 from shimmy.memory import Need
@@ -117,6 +117,7 @@ class Pool:
         self._last_used_s: dict[str, float] = {}
         self._lots: dict[WorkerClient, Lot] = {}  # of active and draining workers
         self._retiring: dict[WorkerClient, asyncio.Task[None]] = {}
+        self._n_starting = 0  # workers that load
         self._is_draining = False
         self._is_closed = False
 
@@ -365,6 +366,10 @@ class Pool:
 
     async def _start_in(self, lot: Lot, model: Model, options: WorkerOptions) -> WorkerClient:
         """Start a worker that may take `lot`; raises OutOfMemory when that was too little."""
+        n_busy = sum(client.n_jobs > 0 for client in self._lots)
+        options = replace(options, share=Share(n_busy + 1))
+        self._n_starting += 1
+        self._share_processor()
         try:
             client = await self._start(model.name, options, self._on_death, self._share_processor)
             if not client.is_alive:
@@ -375,6 +380,9 @@ class Pool:
         except BaseException:
             self._room.give_back(lot)
             raise
+        finally:
+            self._n_starting -= 1
+            self._share_processor()
         self._lots[client] = lot
         self._metrics.models_loaded.add(1)
         self._room.settle(lot, memory.resident_bytes(client.pid))
@@ -471,10 +479,14 @@ class Pool:
         self._events.tell("unloaded", client.name, reason=reason)
 
     def _share_processor(self) -> None:
-        """Called when a worker gets its first job or has ended its last: the busy ones divide the cores."""
+        """Called when a worker gets its first job or has ended its last, and when a load begins and ends.
+
+        Those that decode divide the cores that those that load leave them: a decode whose threads have to wait for one
+        that is not running takes several times as long.
+        """
         busy = [client for client in self._lots if client.n_jobs]
         for client in busy:
-            client.share(len(busy))
+            client.share(Share(len(busy), self._n_starting))
 
     def _on_death(self, client: WorkerClient) -> None:
         """Called once for a worker that has ended, however it ended."""

@@ -13,7 +13,7 @@ import pytest
 
 from shimmy import config
 from shimmy.engine.client import WorkerClient
-from shimmy.engine.wire import WorkerOptions
+from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShuttingDown
 from shimmy.events import Events
 from shimmy.memory import SERVER_BYTES
@@ -38,11 +38,11 @@ class Client:
         self.is_closing = False
         self.pid = -1
         self.idle_since_s = monotonic()
-        self.n_sharing = 1
+        self.last_share = Share()
         self._on_death = on_death
 
-    def share(self, n_workers: int) -> None:
-        self.n_sharing = n_workers
+    def share(self, share: Share) -> None:
+        self.last_share = share
 
     def die(self) -> None:
         self.is_alive = False
@@ -511,10 +511,24 @@ async def test_busy_workers_share_the_processor() -> None:
     for n_busy, client in enumerate(clients, 1):
         client.n_jobs = 1
         house.start.on_busy()
-        assert [other.n_sharing for other in clients[:n_busy]] == [n_busy] * n_busy
+        assert [other.last_share for other in clients[:n_busy]] == [Share(n_busy)] * n_busy
     clients[0].n_jobs = 0
     house.start.on_busy()
-    assert [other.n_sharing for other in clients[1:]] == [2, 2]
+    assert [other.last_share for other in clients[1:]] == [Share(2)] * 2
+
+
+@on_loop
+async def test_a_load_takes_a_core_from_those_that_decode_and_begins_with_its_part() -> None:
+    house = House()
+    busy = await house.loaded("busy")
+    busy.n_jobs = 1
+    asking = house.ask("other")
+    load = await house.loading()
+    assert load.options.share == Share(2)
+    assert busy.last_share == Share(1, 1)
+    load.succeed()
+    await asking
+    assert busy.last_share == Share(1)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict
 from time import monotonic
 from typing import Any
 
@@ -117,7 +118,7 @@ class WorkerClient(asyncio.Protocol):
         self._process = process
         self._on_death = on_death
         self._on_busy = on_busy  # called when the first job comes and when the last one ends
-        self._n_sharing = 1
+        self._share = wire.Share()
         self._reader = wire.FrameReader()
         self._transport: asyncio.Transport
         self._ids = itertools.count(1)
@@ -192,6 +193,7 @@ class WorkerClient(asyncio.Protocol):
             await self.ended.wait()
 
     def open(self, options: wire.WorkerOptions) -> None:
+        self._share = options.share
         self._send(wire.open_frame(options))
 
     # -- what the worker says ------------------------------------------------------------------------------------
@@ -311,11 +313,11 @@ class WorkerClient(asyncio.Protocol):
         if self.is_idle:
             self._idle.set()
 
-    def share(self, n_workers: int) -> None:
-        """Let it take one part in `n_workers` of the processor, which so many workers want."""
-        if n_workers != self._n_sharing and self.is_alive:
-            self._n_sharing = n_workers
-            self._send({"op": "share", "n_workers": n_workers})
+    def share(self, share: wire.Share) -> None:
+        """Let it take its part of the processor."""
+        if share != self._share and self.is_alive:
+            self._share = share
+            self._send({"op": "share", **asdict(share)})
 
     def _require_alive(self) -> None:
         if not self.is_alive:

@@ -48,6 +48,18 @@ class ProtocolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Who else wants the processor. Threads of two workers that wait for each other would take turns at waiting."""
+
+    n_workers: int = 1  # that decode, the one that is told among them
+    n_loading: int = 0  # others that load a model, each with one thread
+
+    def n_threads(self, n_cores: int) -> int:
+        """How many of the threads that `n_cores` are good for a worker shall use."""
+        return max(1, (n_cores - self.n_loading) // self.n_workers)
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """What a worker is told before anything else."""
 
@@ -63,6 +75,7 @@ class WorkerOptions:
     speculate: bool = True
     log_level: str = "info"
     log_format: str = "text"
+    share: Share = Share()  # until another one is told
 
     @property
     def n_outputs(self) -> int:
@@ -119,7 +132,8 @@ def open_frame(options: WorkerOptions) -> Frame:
 def read_options(message: Frame) -> WorkerOptions:
     options = {key: value for key, value in message.items() if key != "op"}
     lora = tuple((path, scale) for path, scale in options.pop("lora"))
-    return WorkerOptions(**options | {"lora": lora, "siblings": tuple(options["siblings"])})
+    given = {"lora": lora, "siblings": tuple(options["siblings"]), "share": Share(**options["share"])}
+    return WorkerOptions(**options | given)
 
 
 def job_frame(job: Job) -> Frame:

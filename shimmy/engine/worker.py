@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
@@ -145,20 +145,13 @@ class Preparer:
         return self._end_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """So many workers are busy on this machine: threads of two that wait for each other would take turns at waiting."""
-
-    n_workers: int
-
-
 class Worker:
     """The threads around one loaded model."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
-        self._to_schedule: SimpleQueue[Task | int | _Share] = SimpleQueue()  # an int is the id of a job to cancel
+        self._to_schedule: SimpleQueue[Task | int | wire.Share] = SimpleQueue()  # an int is the id of a job to cancel
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
         self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
@@ -180,7 +173,7 @@ class Worker:
         self._n_threads = options.n_threads or machine.n_physical_cores()
         started_s = perf_counter()
         try:
-            self._model, offers = load(options, self._n_threads)
+            self._model, offers = load(options, options.share.n_threads(self._n_threads))
             loaded_s = perf_counter()
             self._preparer, facts = validate(self._model, offers, options)
         except ShimmyError as error:
@@ -207,8 +200,8 @@ class Worker:
             block = False
             if isinstance(order, int):
                 self._scheduler.cancel(order)
-            elif isinstance(order, _Share):
-                self._model.set_threads(max(1, self._n_threads // order.n_workers))
+            elif isinstance(order, wire.Share):
+                self._model.set_threads(order.n_threads(self._n_threads))
             else:
                 self._scheduler.submit(order)
 
@@ -219,7 +212,7 @@ class Worker:
                     self._cancelled.add(message["id"])
                     self._to_schedule.put(message["id"])
                 elif message["op"] == "share":
-                    self._to_schedule.put(_Share(message["n_workers"]))
+                    self._to_schedule.put(wire.Share(message["n_workers"], message["n_loading"]))
                 self._to_prepare.put(message)
         except ConnectionResetError:
             pass  # the server has ended, or wants us to, and left something unread

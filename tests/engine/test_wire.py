@@ -45,7 +45,9 @@ def test_a_job_survives_the_wire(prompt: Prompt) -> None:
 
 
 def test_options_survive_the_wire() -> None:
-    options = wire.WorkerOptions("m", 8, 1, 32, None, None, None, (("a", 0.5), ("b", 0.0)), ("c",))
+    options = wire.WorkerOptions(
+        "m", 8, 1, 32, None, None, None, (("a", 0.5), ("b", 0.0)), ("c",), share=wire.Share(2, 1)
+    )
     (message,) = wire.FrameReader().feed(wire.frame(wire.open_frame(options)))
     assert wire.read_options(message) == options
 
@@ -116,3 +118,18 @@ def test_an_error_that_is_none_is_a_protocol_error() -> None:
     with pytest.raises(wire.ProtocolError):
         wire.read_error("text")
     assert isinstance(wire.read_error({"code": "invalid_value", "message": "m"}), BadRequest)
+
+
+@pytest.mark.parametrize(
+    ("share", "n_cores", "n_threads"),
+    [
+        (wire.Share(), 4, 4),
+        (wire.Share(2), 4, 2),
+        (wire.Share(1, 1), 4, 3),
+        (wire.Share(2, 1), 4, 1),
+        (wire.Share(1, 1), 2, 1),
+        (wire.Share(3, 9), 2, 1),
+    ],
+)
+def test_a_share_is_at_least_one_thread(share: wire.Share, n_cores: int, n_threads: int) -> None:
+    assert share.n_threads(n_cores) == n_threads

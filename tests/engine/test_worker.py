@@ -13,7 +13,7 @@ import pytest
 
 from shimmy.engine import client as client_module
 from shimmy.engine.client import JobStream, WorkerClient, start_worker
-from shimmy.engine.wire import WorkerOptions
+from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import (
     BadRequest,
     ContextExceeded,
@@ -437,7 +437,7 @@ async def test_a_worker_takes_its_part_of_the_processor_in_the_middle_of_a_job(t
         text = ""
         async for event in client.submit(request("hello", n_predict=100, cache_prompt=False)):
             if isinstance(event, Piece):
-                client.share(3 if len(text) % 2 else 1)
+                client.share(Share(3 if len(text) % 2 else 1))
                 text += event.text
         assert text == alone
 
