@@ -263,6 +263,7 @@ class Pool:
 
     def _load(self, slot: Slot) -> None:
         slot.loading = asyncio.create_task(self._bring_up(slot))
+        slot.loading.add_done_callback(lambda _: self._share_processor())
 
     async def _bring_up(self, slot: Slot) -> None:
         """Load what the slot wants, and what it wants by then, until it has that; then wake those who wait."""
@@ -382,7 +383,6 @@ class Pool:
             raise
         finally:
             self._n_starting -= 1
-            self._share_processor()
         self._lots[client] = lot
         self._metrics.models_loaded.add(1)
         self._room.settle(lot, memory.resident_bytes(client.pid))
@@ -484,7 +484,8 @@ class Pool:
         Those that decode divide the cores that those that load leave them: a decode whose threads have to wait for one
         that is not running takes several times as long.
         """
-        busy = [client for client in self._lots if client.n_jobs]
+        replaced = {client.name for client in self._retiring}  # whose new workers will have jobs at once
+        busy = [client for client in self._lots if client.n_jobs or client.name in replaced]
         for client in busy:
             client.share(Share(len(busy), self._n_starting))
 
