@@ -202,6 +202,11 @@ class Config:
     log_level: str
     log_format: str
 
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where to look for models: what somebody named, then the usual places."""
+        return (*self.model_paths, *self.model_dirs, *self.usual_dirs)
+
 
 def load(
     flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, file: Mapping[str, Any] | None = None
