@@ -92,11 +92,12 @@ def _serve(call: Call) -> int:
 
 
 def _catalog(config: Config) -> "Catalog":
-    from shimmy.discovery import scan
+    from shimmy.discovery import report, scan
     from shimmy.headers import Headers
 
     headers = Headers(config.cache_dir)
     catalog = scan(config, headers)
+    report(catalog.rejected)
     headers.save()
     return catalog
 
@@ -204,7 +205,8 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
     catalog = _catalog(config)
     if path.is_file():
         if not catalog.models:
-            raise NotFound(f"`{name}` is not a model that can be served")
+            reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
+            raise NotFound(f"`{name}` cannot be served: {reason}")
         name = catalog.models[0].name
     model = catalog.resolve(name)
 
@@ -223,8 +225,10 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
 
 
 def _model_fields(model: "Model") -> dict[str, Any]:
+    from shimmy.registry import shown
+
     fields = {name: getattr(model, name) for name in type(model).__slots__ if name != "files"}
-    return fields | {"path": str(model.path)}
+    return fields | {"path": shown(model.path)}
 
 
 def _count(number: int) -> str:

@@ -1,15 +1,16 @@
 """What models the disk holds: one pass over files and folders, a pure function of what lies there.
 
 Knows folders, shards, links and names. What a file is, its header says (`formats.gguf`), never its name; only the
-shards of a model are found by name, as llama.cpp does. A file that cannot be served is logged with the reason, once per
-scan, and never ends it.
+shards of a model are found by name, as llama.cpp does. A file that cannot be served becomes an entry with the reason,
+and never ends a scan.
 """
 
 import logging
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,124 +18,211 @@ from typing import TYPE_CHECKING
 from shimmy.formats import ollama
 from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
 from shimmy.headers import Headers
-from shimmy.registry import Catalog, Model, model_name
+from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, shown
 
 if TYPE_CHECKING:
     from shimmy.config import Config
 
 MAX_DEPTH = 8  # folders below a root; the Hugging Face cache needs four
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+
 logger = logging.getLogger(__name__)
 
+Warn = Callable[[Path, str], None]
 
-def scan(config: "Config", headers: Headers) -> Catalog:
-    """All models under `config.model_paths`, then `config.model_dirs`; in a folder its files come before its folders.
+
+def warn_of(path: Path, reason: str) -> None:
+    """Log that nothing is known of `path`, and why."""
+    logger.warning("`%s` is passed over: %s", shown(path), reason)
+
+
+def scan(config: "Config", headers: Headers, warn: Warn = warn_of) -> Catalog:
+    """All models under `config.roots`; in a folder its files come before its folders.
 
     The first path to a file names it; further paths to the same file are passed over. When a name is already taken by
-    another file, the later one is called `name@folder`, then `name@folder-2` and so on.
+    another file, the later one is called `name@folder`, then `name@folder-2` and so on; a broken file has a name too,
+    so that no name depends on whether another file is whole. `warn` is told what is passed over without an entry.
     """
-    found = _Found(headers)
-    usual = (root for root in config.usual_dirs if os.path.isdir(root))  # noqa: PTH112 - never raises
-    for root in (*config.model_paths, *config.model_dirs, *usual):
+    found = _Found(headers, warn)
+    for root in config.roots:
+        if root in config.usual_dirs and not os.path.isdir(root):  # noqa: PTH112 - never raises
+            continue
         if ollama.is_store(root):
-            for name, path in ollama.models(root.absolute()):
+            for name, path in ollama.models(root.absolute(), warn):
                 found.add(path, name)
         else:
-            for path in _files(root.absolute()):
+            for path in _files(root.absolute(), warn):
                 found.add(path)
-    return Catalog(found.models.values())
+    return found.catalog()
+
+
+def report(rejected: Iterable[Rejected]) -> None:
+    """Log why something cannot be served: loudly where somebody has to do something about it."""
+    for entry in rejected:
+        level = logging.WARNING if entry.kind == BROKEN else logging.INFO
+        logger.log(level, "`%s` is not listed: %s", shown(entry.path), entry.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    reason: str
+    version: tuple[int, ...]  # device, inode, size, mtime
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
     header: GgufHeader
-    identity: tuple[int, int]  # device and inode: the same for all paths to one file
-    mtime_ns: int
+    version: tuple[int, ...]
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """The same for all paths to one file."""
+        return self.version[:2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A model that has no name yet."""
+
+    stem: str
+    path: Path
+    shards: list[_File]
 
 
 class _Found:
     """What one scan has seen so far."""
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, headers: Headers, warn: Warn) -> None:
         self._headers = headers
-        self.models: dict[str, Model] = {}
-        self._files: dict[tuple[int, int], _File | None] = {}  # by identity; None: broken, and logged
-        self._done: set[tuple[int, int] | Path] = set()  # models by their first file, shards by the first one's path
+        self._warn = warn
+        self._drafts: list[_Draft | Rejected] = []  # a rejected one has its stem for a name
+        self._others: list[Rejected] = []  # what is no model
+        self._files: dict[tuple[int, ...], _File | _Broken] = {}  # by identity
+        self._done: set[tuple[int, ...] | Path] = set()  # files, and the first path of a model in shards
+        self._names: set[str] = set()
 
     def add(self, path: Path, name: str = "") -> None:
         """Take in the model that `path` is, or is a shard of; `name` where the file's own says nothing."""
         file = self._read(path)
-        if file is None or file.identity in self._done:
+        if file is None or file.version[:2] in self._done:
             return
-        if file.header.kind is not Kind.MODEL:
-            logger.info("`%s` is not listed: it is no model but this: %s", path, file.header.kind)
-        elif file.header.n_shards == 1:
-            self._list(path, name or _stem(path), [file])
-        else:
+        if isinstance(file, _File) and file.header.kind is Kind.MODEL and file.header.n_shards > 1:
             self._add_shards(path, file.header)
+            return
+        self._done.add(file.version[:2])
+        stem = name or _stem(path)
+        if isinstance(file, _Broken):
+            self._add_broken(path, stem, file)
+        elif file.header.kind is Kind.MODEL:
+            self._drafts.append(_Draft(stem, path, [file]))
+        else:
+            kind, architecture = file.header.kind.value, file.header.architecture
+            reason = f"it is no model but this: {kind}"
+            self._others.append(Rejected(stem, path, kind, reason, file.version, architecture))
+
+    def _add_broken(self, path: Path, stem: str, file: _Broken) -> None:
+        if match := _SHARD.search(path.name):  # most likely one, and the others have nothing to add
+            first = path.with_name(f"{path.name[: match.start()]}-00001{path.name[match.start() + 6 :]}")
+            if first in self._done:
+                return
+            self._done.add(first)
+            stem = path.name[: match.start()]
+        self._drafts.append(Rejected(stem, path, BROKEN, file.reason, file.version))
 
     def _add_shards(self, path: Path, header: GgufHeader) -> None:
         try:
             paths = shard_paths(path, header)
         except InvalidGguf as exc:
-            logger.warning("`%s` is not listed: %s", path, exc)
+            self._drafts.append(Rejected(_stem(path), path, BROKEN, str(exc), ()))
             return
         if paths[0] in self._done:
             return
         self._done.add(paths[0])
-        shards: list[_File] = []
-        for index, shard_path in enumerate(paths):
-            shard = self._read(shard_path)
-            if shard is None or (shard.header.shard, shard.header.n_shards) != (index, header.n_shards):
-                reason = "missing or broken" if shard is None else "not what its name says"
-                logger.warning("`%s` is not listed: its shard `%s` is %s", path, shard_path.name, reason)
+        stem = paths[0].name.removesuffix(f"-00001-of-{header.n_shards:05d}.gguf")
+        files = [self._read(shard_path) for shard_path in paths]
+        for index, file in enumerate(files):
+            reason = _against_shard(file, index, header.n_shards)
+            if reason:
+                version = tuple(number for file in files if file for number in file.version)
+                path = paths[0] if files[0] else path
+                reason = f"its shard `{shown(Path(paths[index].name))}` {reason}"
+                self._drafts.append(Rejected(stem, path, BROKEN, reason, version, header.architecture))
                 return
-            shards.append(shard)
-        self._list(paths[0], paths[0].name.removesuffix(f"-00001-of-{header.n_shards:05d}.gguf"), shards)
+        shards = [file for file in files if isinstance(file, _File)]
+        if shards[0].identity not in self._done:
+            self._done.add(shards[0].identity)
+            self._drafts.append(_Draft(stem, paths[0], shards))
 
-    def _read(self, path: Path) -> _File | None:
-        """The file at `path`, looked into once per scan; None when it is of no use."""
+    def _read(self, path: Path) -> _File | _Broken | None:
+        """The file at `path`, looked into once per scan; None when there is none."""
         try:
             status = path.stat()
-            identity = (status.st_dev, status.st_ino)
-            if identity not in self._files:
-                self._files[identity] = None
-                self._files[identity] = _File(self._headers.read(path, status), identity, status.st_mtime_ns)
-            return self._files[identity]
-        except InvalidGguf as exc:
-            logger.warning("`%s` is not listed: %s", path, exc)
-        except OSError as exc:
-            logger.warning("`%s` is not listed: %s", path, exc.strerror)
-        return None
+        except OSError as exc:  # also a link that leads nowhere
+            if path.is_symlink():
+                self._warn(path, str(exc.strerror))
+            return None
+        identity = (status.st_dev, status.st_ino)
+        file = self._files.get(identity)
+        if file is None:
+            version = (*identity, status.st_size, status.st_mtime_ns)
+            try:
+                file = _File(self._headers.read(path, status), version)
+            except InvalidGguf as exc:
+                file = _Broken(str(exc), version)
+            except OSError as exc:
+                file = _Broken(f"it cannot be read: {exc.strerror}", version)
+            self._files[identity] = file
+        return file
 
-    def _list(self, path: Path, stem: str, shards: list[_File]) -> None:
-        first = shards[0]
-        if first.identity in self._done:
-            return
-        self._done.add(first.identity)
-        name = self._free_name(model_name(stem), model_name(path.parent.name))
-        self.models[name] = Model(
-            name=name,
-            path=path,
-            files=tuple(shard.identity for shard in shards),
-            size_bytes=sum(shard.header.size_bytes for shard in shards),
-            mtime_ns=max(shard.mtime_ns for shard in shards),
-            architecture=first.header.architecture,
-            quantization=first.header.quantization,
-            n_params=sum(shard.header.n_params for shard in shards),
-            n_ctx_train=first.header.n_ctx_train,
-            has_chat_template=first.header.has_chat_template,
-        )
+    def catalog(self) -> Catalog:
+        """All of it under names. What is no model takes one that no model wants."""
+        models: list[Model] = []
+        rejected: list[Rejected] = []
+        for draft in (*self._drafts, *self._others):
+            stem = draft.name if isinstance(draft, Rejected) else draft.stem
+            name = self._free_name(model_name(stem), model_name(draft.path.parent.name))
+            self._names.add(name)
+            if isinstance(draft, Rejected):
+                rejected.append(replace(draft, name=name))
+            else:
+                models.append(_model(name, draft))
+        return Catalog(models, rejected)
 
     def _free_name(self, name: str, folder: str) -> str:
-        if name not in self.models:
+        if name not in self._names:
             return name
         in_folder = f"{name}@{folder}"
         numbered = (f"{in_folder}-{number}" for number in count(2))
-        return next(free for free in chain([in_folder], numbered) if free not in self.models)
+        return next(free for free in chain([in_folder], numbered) if free not in self._names)
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _model(name: str, draft: _Draft) -> Model:
+    shards, header = draft.shards, draft.shards[0].header
+    return Model(
+        name=name,
+        path=draft.path,
+        files=tuple(shard.version for shard in shards),
+        size_bytes=sum(shard.header.size_bytes for shard in shards),
+        mtime_ns=max(shard.version[3] for shard in shards),
+        architecture=header.architecture,
+        quantization=header.quantization,
+        n_params=sum(shard.header.n_params for shard in shards),
+        n_ctx_train=header.n_ctx_train,
+        has_chat_template=header.has_chat_template,
+    )
+
+
+def _against_shard(file: _File | _Broken | None, index: int, n_shards: int) -> str:
+    """Why `file` cannot be this shard of a model; '' when it can."""
+    if file is None:
+        return "is missing"
+    if isinstance(file, _Broken):
+        return f"is broken: {file.reason}"
+    return "" if (file.header.shard, file.header.n_shards) == (index, n_shards) else "is not what its name says"
+
+
+def _files(root: Path, warn: Warn) -> Iterator[Path]:
     """`root` itself when it is a file, else the `.gguf` files below it; each folder once, whatever links lead to it."""
     seen: set[tuple[int, int]] = set()
     waiting = [(root, 0)]
@@ -149,18 +237,18 @@ def _files(root: Path) -> Iterator[Path]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(path) as entries:
-                files, folders = _split(entries)
+                files, folders = _split(entries, warn)
         except OSError as exc:
-            logger.warning("`%s` is passed over: %s", path, exc.strerror)
+            warn(path, str(exc.strerror))
             continue
         yield from files
         if folders and depth == MAX_DEPTH:
-            logger.warning("folders in `%s` are passed over: they lie more than %d deep", path, MAX_DEPTH)
+            warn(folders[0], f"it lies more than {MAX_DEPTH} folders deep")
         elif folders:
             waiting.extend((folder, depth + 1) for folder in reversed(folders))
 
 
-def _split(entries: Iterable[os.DirEntry[str]]) -> tuple[list[Path], list[Path]]:
+def _split(entries: Iterable[os.DirEntry[str]], warn: Warn) -> tuple[list[Path], list[Path]]:
     """The paths of GGUF files and of folders, each in order of name; which of them are links makes no difference."""
     files: list[Path] = []
     folders: list[Path] = []
@@ -170,8 +258,8 @@ def _split(entries: Iterable[os.DirEntry[str]]) -> tuple[list[Path], list[Path]]
                 folders.append(Path(entry.path))
             elif entry.name.lower().endswith(".gguf"):
                 files.append(Path(entry.path))
-        except OSError as exc:  # a link that leads nowhere or into a circle
-            logger.warning("`%s` is passed over: %s", entry.path, exc.strerror)
+        except OSError as exc:  # a link that leads into a circle
+            warn(Path(entry.path), str(exc.strerror))
     return files, folders
 
 

@@ -136,6 +136,11 @@ class Pool:
         for model in diff.removed:
             self.unload(model.name)
             self._failures.pop(model.name, None)
+        for rejected in diff.rejected:
+            slot = self._slots.get(rejected.name)
+            if slot is not None and slot.worker is not None:
+                self._metrics.swaps.add(1, rejected.name, "failed")
+                logger.error("`%s` has a new file, the old one stays: %s", rejected.name, rejected.reason)
 
     def unload(self, name: str) -> bool:
         """Let the worker of `name` finish its jobs and end; False when there is none."""

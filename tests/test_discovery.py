@@ -1,15 +1,18 @@
 """A scan lists what can be served, whatever else lies around, and says why it leaves something out."""
 
-import logging
 import os
+import struct
 from pathlib import Path
+from random import Random
+from typing import NoReturn
 
 import pytest
 
 from shimmy import config
-from shimmy.discovery import MAX_DEPTH, scan
+from shimmy.discovery import MAX_DEPTH, report, scan
+from shimmy.formats import gguf
 from shimmy.headers import Headers
-from shimmy.registry import Catalog, Model
+from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, shown
 from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, write_tiny_model
 
 
@@ -21,6 +24,10 @@ def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
 
 def names(catalog: Catalog) -> list[str]:
     return [model.name for model in catalog.models]
+
+
+def reasons(catalog: Catalog) -> dict[str, str]:
+    return {entry.name: entry.reason for entry in catalog.rejected}
 
 
 def folder(path: Path) -> Path:
@@ -35,7 +42,7 @@ def test_a_model_is_listed_with_what_its_header_says(tmp_path: Path) -> None:
     assert model == Model(
         name="tiny-model.f32",
         path=path,
-        files=((status.st_dev, status.st_ino),),
+        files=((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns),),
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         architecture="llama",
@@ -83,23 +90,38 @@ def test_any_shard_may_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_an_incomplete_set_of_shards_is_not_listed(
-    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_incomplete_set_of_shards_is_one_entry_with_the_reason(tmp_path: Path, number: int) -> None:
     write_tiny_model(tmp_path, "tiny", n_shards=3)
-    (tmp_path / f"tiny-{number:05d}-of-00003.gguf").unlink()
-    assert names(scan_paths(tmp_path)) == []
-    assert caplog.text.count(f"its shard `tiny-{number:05d}-of-00003.gguf` is missing or broken") == 1
+    gone = tmp_path / f"tiny-{number:05d}-of-00003.gguf"
+    gone.unlink()
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == []
+    assert reasons(catalog) == {"tiny": f"its shard `{gone.name}` is missing"}
+    assert catalog.rejected[0].path == min(tmp_path.iterdir())
 
 
-def test_shards_that_are_not_what_their_names_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_broken_shard_makes_one_entry(tmp_path: Path, number: int) -> None:
+    first = write_tiny_model(tmp_path, "tiny", n_shards=3)
+    (tmp_path / f"tiny-{number:05d}-of-00003.gguf").write_bytes(b"broken" * 10)
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == []
+    (entry,) = catalog.rejected
+    assert (entry.name, entry.path) == ("tiny", first)
+    assert entry.reason.endswith("it does not begin with `GGUF`")
+
+
+def test_shards_that_are_not_what_their_names_say(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, "lone").rename(tmp_path / "tiny-00002-of-00002.gguf")
     other = write_tiny_model(folder(tmp_path / "other"), "tiny", n_shards=2)
     other.rename(tmp_path / "tiny-00001-of-00002.gguf")
     (tmp_path / "other" / "tiny-00002-of-00002.gguf").rename(tmp_path / "renamed.gguf")
-    assert names(scan_paths(tmp_path)) == ["tiny-00002-of-00002"]  # its header says that it is a whole model
-    assert "is not what its name says" in caplog.text
-    assert "its name has to end with `-00002-of-00002.gguf`" in caplog.text
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny-00002-of-00002"]  # its header says that it is a whole model
+    assert reasons(catalog) == {
+        "renamed": "it is shard 2 of 2: its name has to end with `-00002-of-00002.gguf`",
+        "tiny": "its shard `tiny-00002-of-00002.gguf` is not what its name says",
+    }
 
 
 def test_one_file_by_many_paths_is_one_model(tmp_path: Path) -> None:
@@ -138,41 +160,124 @@ def test_a_name_that_is_taken_gets_its_folder(tmp_path: Path) -> None:
     assert names(scan_paths(tmp_path / "b", tmp_path)) == ["tiny", "tiny@a", "tiny@b", "tiny@b-2"]
 
 
+def write_other(path: Path, architecture: str = "llama", kind: str = "adapter", seed: int = 0) -> Path:
+    """A file that is no model, such as an adapter."""
+    metadata: Metadata = [("general.architecture", STRING, architecture), ("general.type", STRING, kind)]
+    path.write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes([seed] * 32))]))
+    return path
+
+
 @pytest.mark.parametrize(
-    "metadata",
+    ("metadata", "kind"),
     [
-        [("general.architecture", STRING, "clip")],
-        [("general.architecture", STRING, "llama"), ("general.type", STRING, "adapter")],
-        [("general.type", STRING, "imatrix")],
+        ([("general.architecture", STRING, "clip")], "projector"),
+        ([("general.architecture", STRING, "llama"), ("general.type", STRING, "adapter")], "adapter"),
+        ([("general.type", STRING, "imatrix")], "importance matrix"),
     ],
 )
-def test_what_cannot_be_served_is_not_listed(
-    tmp_path: Path, metadata: Metadata, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+def test_what_is_no_model_is_not_listed_as_one(tmp_path: Path, metadata: Metadata, kind: str) -> None:
     path = tmp_path / "looks-like-a-model.gguf"
     path.write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes(32))]))
-    assert names(scan_paths(path)) == []
-    assert f"`{path}` is not listed: it is no model" in caplog.text
+    catalog = scan_paths(path)
+    assert names(catalog) == []
+    (entry,) = catalog.rejected
+    assert (entry.name, entry.kind) == ("looks-like-a-model", kind)
+    assert entry.reason == f"it is no model but this: {kind}"
 
 
-def test_a_vocabulary_is_not_listed(tmp_path: Path) -> None:
+def test_a_vocabulary_is_not_listed_as_a_model(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.gguf").write_bytes(encode_gguf([("general.architecture", STRING, "llama")]))
-    assert names(scan_paths(tmp_path)) == []
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == []
+    assert reasons(catalog) == {"vocabulary": "it is no model but this: vocabulary"}
 
 
-def test_broken_things_are_logged_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_model_takes_no_models_name(tmp_path: Path) -> None:
+    write_other(folder(tmp_path / "a") / "tiny.gguf", "gemma")
+    write_tiny_model(folder(tmp_path / "b"), "tiny")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny"]
+    assert [*reasons(catalog)] == ["tiny@a"]
+
+
+def test_a_broken_file_keeps_its_name_so_that_the_others_keep_theirs(tmp_path: Path) -> None:
+    path = write_tiny_model(folder(tmp_path / "a"), "tiny")
+    write_tiny_model(folder(tmp_path / "b"), "tiny", seed=1)
+    assert names(scan_paths(tmp_path)) == ["tiny", "tiny@b"]
+    path.write_bytes(b"")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny@b"]
+    assert [*reasons(catalog)] == ["tiny"]
+
+
+def test_broken_things_become_entries_with_the_reason(tmp_path: Path) -> None:
     good = write_tiny_model(tmp_path, "good")
     (tmp_path / "empty.gguf").touch()
-    (tmp_path / "random.gguf").write_bytes(os.urandom(1000))
+    (tmp_path / "random.gguf").write_bytes(Random(1).randbytes(1000))
     (tmp_path / "cut.gguf").write_bytes(good.read_bytes()[:-1000])
+    (tmp_path / "boastful.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
     (tmp_path / "folder.gguf").mkdir()
+    os.mkfifo(tmp_path / "fifo.gguf")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["good"]
+    found = reasons(catalog)
+    assert found.pop("cut").startswith("it is cut off: its tensors need ")
+    assert found == {
+        "empty": "it has 0 bytes, too few for a GGUF file",
+        "random": "it does not begin with `GGUF`",
+        "boastful": f"it claims {2**60} tensors and {2**60} keys, more than any model has",
+        "fifo": "it is not a regular file",
+    }
+    assert {entry.kind for entry in catalog.rejected} == {BROKEN}
+    assert {entry.path for entry in catalog.rejected} == {tmp_path / f"{entry.name}.gguf" for entry in catalog.rejected}
+
+
+def test_one_broken_file_by_many_paths_is_one_entry(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"broken")
+    (tmp_path / "link.gguf").symlink_to("broken.gguf")
+    assert [*reasons(scan_paths(tmp_path / "broken.gguf", tmp_path))] == ["broken"]
+
+
+def test_links_that_lead_nowhere_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tiny_model(tmp_path, "good")
     (tmp_path / "dangling.gguf").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle.gguf").symlink_to(tmp_path / "circle.gguf")
-    os.mkfifo(tmp_path / "fifo.gguf")
-    assert names(scan_paths(tmp_path / "missing", tmp_path)) == ["good"]
-    for name in ("missing", "empty.gguf", "random.gguf", "cut.gguf", "dangling.gguf", "circle.gguf", "fifo.gguf"):
-        assert caplog.text.count(f"`{tmp_path / name}` is") == 1, name
+    catalog = scan_paths(tmp_path / "missing", tmp_path)
+    assert names(catalog) == ["good"]
+    assert catalog.rejected == ()
+    for name in ("missing", "dangling.gguf", "circle.gguf"):
+        assert caplog.text.count(f"`{tmp_path / name}` is passed over: ") == 1, name
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny_model(tmp_path, "secret")
+    path.chmod(0)
+    if os.geteuid() == 0:  # root may read everything, so the system's refusal is played
+        monkeypatch.setattr(gguf, "FileIO", refuse_to_open)
+    assert reasons(scan_paths(tmp_path)) == {"secret": "it cannot be read: Permission denied"}
+
+
+def refuse_to_open(path: Path) -> NoReturn:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize("file_name", [b"new\nline.gguf", b"\xff\xfe.gguf", b"\x1b[31mred.gguf"])
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_a_name_that_cannot_be_printed_harms_no_log_and_no_json(
+    tmp_path: Path, file_name: bytes, is_broken: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / os.fsdecode(file_name)
+    path.write_bytes(b"" if is_broken else write_tiny_model(tmp_path.parent, "source").read_bytes())
+    catalog = scan_paths(tmp_path)
+    report(catalog.rejected)
+    entries: list[Entry] = [*catalog.models, *catalog.rejected]
+    (entry,) = entries
+    assert isinstance(entry, Rejected) == is_broken
+    assert entry.path == path
+    assert entry.name.isprintable()
+    assert shown(entry.path).isprintable()
+    assert caplog.text.count("\n") == is_broken
+    assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
 def test_what_may_not_be_read_does_not_end_the_scan(
@@ -200,7 +305,7 @@ def test_circles_of_folders_and_bottomless_ones_end(tmp_path: Path, caplog: pyte
     (tmp_path / "level0" / "up").symlink_to(tmp_path)
     (tmp_path / "level0" / "self").symlink_to(tmp_path / "level0" / "self")
     assert names(scan_paths(tmp_path)) == ["reached"]
-    assert f"more than {MAX_DEPTH} deep" in caplog.text
+    assert f"`{deepest}` is passed over: it lies more than {MAX_DEPTH} folders deep" in caplog.text
 
 
 def test_a_scan_has_no_memory(tmp_path: Path) -> None:

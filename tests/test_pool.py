@@ -16,7 +16,7 @@ from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ModelUnavailable, ShuttingDown
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool, State
-from shimmy.registry import CatalogDiff, Model
+from shimmy.registry import BROKEN, CatalogDiff, Model, Rejected
 from tests.fakes import FakeWorker, model, on_loop, until
 
 TINY = model()
@@ -495,3 +495,18 @@ async def test_busy_workers_share_the_processor() -> None:
     clients[0].n_jobs = 0
     house.start.on_busy()
     assert [other.n_sharing for other in clients[1:]] == [2, 2]
+
+
+@on_loop
+async def test_a_new_file_that_cannot_be_served_is_a_failed_swap(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    broken = CatalogDiff((), (), (), (Rejected(TINY.name, TINY.path, BROKEN, "it is cut off", ()),))
+    failed = f'shimmy_swaps_total{{model="{TINY.name}",outcome="failed"}}'
+    house.pool.follow(broken)
+    assert house.metric(failed) == 0, "nothing is loaded that could be swapped"
+    client = await house.loaded()
+    house.pool.follow(broken)
+    assert house.metric(failed) == 1
+    assert f"`{TINY.name}` has a new file, the old one stays: it is cut off" in caplog.text
+    assert client.is_alive
+    assert await house.ask() is cast("WorkerClient", client)

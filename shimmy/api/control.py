@@ -4,22 +4,26 @@ import math
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from shimmy.registry import Entry, Rejected, shown
+
 if TYPE_CHECKING:
     from shimmy.api.exchange import Exchange
     from shimmy.api.fields import Json
     from shimmy.generate import Services
-    from shimmy.registry import Model
 
 UNLOADED = "unloaded"
+UNAVAILABLE = "unavailable"
 
 
 async def models(exchange: "Exchange") -> None:
     services = exchange.services
-    await exchange.reply({"models": [_entry(services, model) for model in services.registry.catalog.models]})
+    catalog = services.registry.catalog
+    entries: list[Entry] = [*catalog.models, *catalog.unavailable]
+    await exchange.reply({"models": [_entry(services, entry) for entry in entries]})
 
 
 async def status(exchange: "Exchange") -> None:
-    model = exchange.services.registry.catalog.resolve(exchange.rest)
+    model = exchange.services.registry.catalog.find(exchange.rest)
     await exchange.reply(_entry(exchange.services, model))
 
 
@@ -43,19 +47,28 @@ async def discover(exchange: "Exchange") -> None:
     await models(exchange)
 
 
-def _entry(services: "Services", model: "Model") -> "Json":
+def _entry(services: "Services", model: Entry) -> "Json":
+    if isinstance(model, Rejected):
+        return {
+            "name": model.name,
+            "state": UNAVAILABLE,
+            "kind": model.kind,
+            "path": shown(model.path),
+            "architecture": model.architecture,
+            "error": model.reason,
+        }
     slot, failure = services.pool.slot(model.name), services.pool.failure(model.name)
     entry: Json = {
         "name": model.name,
         "state": UNLOADED,
-        "path": str(model.path),
+        "path": shown(model.path),
         "size_bytes": model.size_bytes,
         "architecture": model.architecture,
         "quantization": model.quantization,
         "n_params": model.n_params,
         "n_ctx_train": model.n_ctx_train,
         "has_chat_template": model.has_chat_template,
-        "error": failure.reason if failure else None,
+        "error": services.registry.catalog.rejected_reason(model.name) or (failure.reason if failure else None),
     }
     if slot is None:
         return entry

@@ -6,10 +6,9 @@ reason, and a digest never leads out of the store.
 """
 
 import json
-import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -20,26 +19,27 @@ _DEFAULT_HOST = "registry.ollama.ai"
 _DEFAULT_NAMESPACE = "library"
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
-logger = logging.getLogger(__name__)
-
 
 def is_store(folder: Path) -> bool:
     return all(os.path.isdir(folder / name) for name in ("manifests", "blobs"))  # noqa: PTH112 - never raises
 
 
-def models(store: Path) -> Iterator[tuple[str, Path]]:
-    """Names like `llama3:8b` or `somebody/llama3:8b`, with the file each means, in order of name."""
+def models(store: Path, warn: Callable[[Path, str], None]) -> Iterator[tuple[str, Path]]:
+    """Names like `llama3:8b` or `somebody/llama3:8b`, with the file each means, in order of name.
+
+    `warn` is told which manifest is passed over, and why.
+    """
     manifests = store / "manifests"
     try:
         paths = sorted(manifests.glob("*/*/*/*"))[:MAX_MANIFESTS]
     except OSError as exc:
-        logger.warning("`%s` is passed over: %s", manifests, exc.strerror)
+        warn(manifests, str(exc.strerror))
         return
     for path in paths:
         try:
             blob = _model_blob(store, path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
-            logger.warning("`%s` is passed over: it is no manifest (%s)", path, exc)
+            warn(path, f"it is no manifest ({exc})")
             continue
         if blob is not None:
             yield _name(path.relative_to(manifests).parts), blob

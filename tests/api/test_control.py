@@ -7,6 +7,7 @@ import pytest
 
 from shimmy.api.app import create_app
 from shimmy.errors import ModelUnavailable
+from shimmy.registry import BROKEN, Catalog, Rejected
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 from tests.tiny_models import write_tiny_model
 
@@ -48,6 +49,30 @@ async def test_why_a_model_cannot_be_loaded_is_shown() -> None:
     assert (await fetch(app, "POST", f"/api/models/{NAME}/load")).status == 503
     entry = await ask(app, "GET", "status")
     assert (entry["state"], entry["error"]) == ("unloaded", "it is made of cheese")
+
+
+@on_loop
+async def test_what_cannot_be_served_is_shown_with_the_reason() -> None:
+    house = services()
+    broken, known = (Rejected(name, Path(f"/{name}\n.gguf"), BROKEN, "it is cut off", ()) for name in ("half", NAME))
+    house.registry.publish(Catalog([model()], [broken, known]))
+    app = create_app(house)
+    entry = {
+        "name": "half",
+        "state": "unavailable",
+        "kind": "gguf",
+        "path": "/half\\n.gguf",
+        "architecture": "",
+        "error": "it is cut off",
+    }
+    assert (await fetch(app, "GET", "/api/models/half/status")).json() == entry
+    status = await ask(app, "GET", "status")
+    assert (status["state"], status["error"]) == ("unloaded", "it is cut off")
+    assert (await fetch(app, "GET", "/api/models")).json()["models"] == [status, entry]
+    assert [listed["id"] for listed in (await fetch(app, "GET", "/v1/models")).json()["data"]] == [NAME]
+    for what in ("load", "unload"):
+        reply = await fetch(app, "POST", f"/api/models/half/{what}")
+        assert (reply.status, reply.json()["error"]["message"]) == (404, "`half` cannot be served: it is cut off")
 
 
 @pytest.mark.parametrize(("method", "what"), [("GET", "status"), ("POST", "load"), ("POST", "unload")])
