@@ -228,7 +228,9 @@ def _model_fields(model: "Model") -> dict[str, Any]:
     from shimmy.registry import shown
 
     fields = {name: getattr(model, name) for name in type(model).__slots__ if name != "files"}
-    return fields | {"path": shown(model.path)}
+    adapters = [shown(path) for path in model.adapters]
+    projector = shown(model.projector) if model.projector else None
+    return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}
 
 
 def _count(number: int) -> str:

@@ -97,7 +97,7 @@ class _Found:
         self._headers = headers
         self._warn = warn
         self._drafts: list[_Draft | Rejected] = []  # a rejected one has its stem for a name
-        self._others: list[Rejected] = []  # what is no model
+        self._others: dict[Path, dict[Path, _File]] = {}  # what is no model, by its folder
         self._files: dict[tuple[int, ...], _File | _Broken] = {}  # by identity
         self._done: set[tuple[int, ...] | Path] = set()  # files, and the first path of a model in shards
         self._names: set[str] = set()
@@ -117,9 +117,7 @@ class _Found:
         elif file.header.kind is Kind.MODEL:
             self._drafts.append(_Draft(stem, path, [file]))
         else:
-            kind, architecture = file.header.kind.value, file.header.architecture
-            reason = f"it is no model but this: {kind}"
-            self._others.append(Rejected(stem, path, kind, reason, file.version, architecture))
+            self._others.setdefault(path.parent, {})[path] = file
 
     def _add_broken(self, path: Path, stem: str, file: _Broken) -> None:
         if match := _SHARD.search(path.name):  # most likely one, and the others have nothing to add
@@ -179,38 +177,52 @@ class _Found:
         """All of it under names. What is no model takes one that no model wants."""
         models: list[Model] = []
         rejected: list[Rejected] = []
-        for draft in (*self._drafts, *self._others):
-            stem = draft.name if isinstance(draft, Rejected) else draft.stem
-            name = self._free_name(model_name(stem), model_name(draft.path.parent.name))
-            self._names.add(name)
+        for draft in self._drafts:
             if isinstance(draft, Rejected):
-                rejected.append(replace(draft, name=name))
+                rejected.append(replace(draft, name=self._take_name(draft.name, draft.path)))
             else:
-                models.append(_model(name, draft))
+                models.append(self._model(self._take_name(draft.stem, draft.path), draft))
+        attached = {path for model in models for path in (*model.adapters, model.projector)}
+        for path, file in chain.from_iterable(others.items() for others in self._others.values()):
+            if path not in attached:
+                name, kind = self._take_name(_stem(path), path), file.header.kind.value
+                reason = f"it is no model but this: {kind}"
+                rejected.append(Rejected(name, path, kind, reason, file.version, file.header.architecture))
         return Catalog(models, rejected)
 
-    def _free_name(self, name: str, folder: str) -> str:
-        if name not in self._names:
-            return name
-        in_folder = f"{name}@{folder}"
-        numbered = (f"{in_folder}-{number}" for number in count(2))
-        return next(free for free in chain([in_folder], numbered) if free not in self._names)
+    def _take_name(self, stem: str, path: Path) -> str:
+        name = model_name(stem)
+        if name in self._names:
+            in_folder = f"{name}@{model_name(path.parent.name)}"
+            numbered = (f"{in_folder}-{number}" for number in count(2))
+            name = next(free for free in chain([in_folder], numbered) if free not in self._names)
+        self._names.add(name)
+        return name
 
-
-def _model(name: str, draft: _Draft) -> Model:
-    shards, header = draft.shards, draft.shards[0].header
-    return Model(
-        name=name,
-        path=draft.path,
-        files=tuple(shard.version for shard in shards),
-        size_bytes=sum(shard.header.size_bytes for shard in shards),
-        mtime_ns=max(shard.version[3] for shard in shards),
-        architecture=header.architecture,
-        quantization=header.quantization,
-        n_params=sum(shard.header.n_params for shard in shards),
-        n_ctx_train=header.n_ctx_train,
-        has_chat_template=header.has_chat_template,
-    )
+    def _model(self, name: str, draft: _Draft) -> Model:
+        """With what lies in its folder and belongs to it; of several projectors the first by name."""
+        shards, header = draft.shards, draft.shards[0].header
+        beside = self._others.get(draft.path.parent, {})
+        adapters = {
+            path: file
+            for path, file in beside.items()
+            if file.header.kind is Kind.ADAPTER and file.header.architecture == header.architecture
+        }
+        return Model(
+            name=name,
+            path=draft.path,
+            files=tuple(file.version for file in (*shards, *adapters.values())),
+            size_bytes=sum(shard.header.size_bytes for shard in shards),
+            mtime_ns=max(shard.version[3] for shard in shards),
+            architecture=header.architecture,
+            quantization=header.quantization,
+            n_params=sum(shard.header.n_params for shard in shards),
+            n_ctx_train=header.n_ctx_train,
+            has_chat_template=header.has_chat_template,
+            is_embedding=header.is_embedding,
+            adapters=tuple(adapters),
+            projector=next((path for path, file in beside.items() if file.header.kind is Kind.PROJECTOR), None),
+        )
 
 
 def _against_shard(file: _File | _Broken | None, index: int, n_shards: int) -> str:

@@ -5,7 +5,7 @@ Knows names. Knows nothing of the disk, of workers or of requests.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,11 +20,11 @@ _QUANTIZATION = re.compile(r"[.-]((?:ud-)?(?:i?q\d(?:-[a-z0-9]+)*|tq\d-\d|b?f16|
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An entry of the catalog: one GGUF file, or all shards of one."""
+    """An entry of the catalog: one GGUF file, or all shards of one, with what lies beside it and belongs to it."""
 
     name: str  # as `model_name` writes it; unique in a catalog
     path: Path  # of the first shard
-    files: tuple[tuple[int, ...], ...]  # device, inode, size and mtime of each shard
+    files: tuple[tuple[int, ...], ...]  # device, inode, size and mtime of each file a worker loads: shards, adapters
     size_bytes: int  # all shards
     mtime_ns: int  # the newest shard
     architecture: str
@@ -32,6 +32,9 @@ class Model:
     n_params: int
     n_ctx_train: int
     has_chat_template: bool
+    is_embedding: bool = False
+    adapters: tuple[Path, ...] = ()  # LoRA files of its architecture that lie beside it
+    projector: Path | None = field(default=None, compare=False)  # no worker loads it, so another one changes nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import NoReturn
@@ -12,8 +13,8 @@ from shimmy import config
 from shimmy.discovery import MAX_DEPTH, report, scan
 from shimmy.formats import gguf
 from shimmy.headers import Headers
-from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, shown
-from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, write_tiny_model
+from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
+from tests.tiny_models import STRING, UINT32, Metadata, Tensor, encode_gguf, write_tiny_model
 
 
 def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
@@ -190,6 +191,63 @@ def test_a_vocabulary_is_not_listed_as_a_model(tmp_path: Path) -> None:
     catalog = scan_paths(tmp_path)
     assert names(catalog) == []
     assert reasons(catalog) == {"vocabulary": "it is no model but this: vocabulary"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "is_embedding"),
+    [
+        ("llama", [], False),
+        ("bert", [], True),
+        ("nomic-bert", [], True),
+        ("jina-bert-v2", [("jina-bert-v2.pooling_type", UINT32, 0)], True),
+        ("t5encoder", [], True),
+        ("qwen3", [("qwen3.pooling_type", UINT32, 3)], True),
+        ("qwen3", [("qwen3.pooling_type", UINT32, 0)], False),
+        ("qwen3", [("qwen3.pooling_type", STRING, "mean")], False),
+        ("qwen3", [("llama.pooling_type", UINT32, 3)], False),
+    ],
+)
+def test_what_a_model_is_for(tmp_path: Path, architecture: str, keys: Metadata, is_embedding: bool) -> None:
+    metadata: Metadata = [("general.architecture", STRING, architecture), *keys]
+    (tmp_path / "model.gguf").write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes(32))]))
+    assert [model.is_embedding for model in scan_paths(tmp_path).models] == [is_embedding]
+
+
+def test_adapters_and_a_projector_belong_to_the_models_beside_them(tmp_path: Path) -> None:
+    house, other = folder(tmp_path / "house"), folder(tmp_path / "other")
+    write_tiny_model(house, "tiny")
+    write_tiny_model(house, "sharded", n_shards=2)
+    write_tiny_model(other, "lonely")
+    adapters = (write_other(house / "a-lora.gguf", seed=1), write_other(house / "zz-lora.gguf", seed=2))
+    write_other(house / "for-another.gguf", "gemma", seed=3)
+    projector = write_other(house / "mmproj-a.gguf", "clip", "mmproj", seed=4)
+    write_other(house / "mmproj-b.gguf", "clip", "mmproj", seed=5)
+    catalog = scan_paths(tmp_path)
+    assert {model.name: (model.adapters, model.projector) for model in catalog.models} == {
+        "tiny": (adapters, projector),
+        "sharded": (adapters, projector),
+        "lonely": ((), None),
+    }
+    assert [*reasons(catalog)] == ["for-another", "mmproj-b"]
+
+
+def test_a_model_whose_adapters_change_is_another_one_and_its_projector_makes_no_difference(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "tiny")
+    adapter, projector = tmp_path / "lora.gguf", tmp_path / "mmproj.gguf"
+    catalogs = [scan_paths(tmp_path)]
+    for change in (
+        lambda: write_other(adapter),
+        lambda: os.utime(adapter, ns=(1, 1)),
+        lambda: write_other(adapter, seed=1).rename(adapter),
+        adapter.unlink,
+        lambda: write_other(projector, "clip"),
+        lambda: os.utime(projector, ns=(1, 1)),
+    ):
+        change()
+        catalogs.append(scan_paths(tmp_path))
+    changes = [len(diff(old, new).changed) for old, new in pairwise(catalogs)]
+    assert changes == [1, 1, 1, 1, 0, 0]
+    assert catalogs[-1].models[0].projector == projector
 
 
 def test_what_is_no_model_takes_no_models_name(tmp_path: Path) -> None:

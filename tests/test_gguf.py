@@ -56,6 +56,7 @@ def test_a_model_says_what_it_is(tmp_path: Path, read: Reader) -> None:
         n_params=157_632,
         n_ctx_train=640,
         has_chat_template=True,
+        is_embedding=False,
         shard=0,
         n_shards=1,
         size_bytes=path.stat().st_size,

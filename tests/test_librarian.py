@@ -13,7 +13,7 @@ from shimmy.headers import Headers
 from shimmy.librarian import SETTLE_S, Librarian
 from shimmy.registry import CatalogDiff, Registry
 from tests.fakes import on_loop, until
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import STRING, Tensor, encode_gguf, write_tiny_model
 
 
 class House:
@@ -171,6 +171,17 @@ async def test_a_model_does_not_stay_because_another_has_its_file(tmp_path: Path
     await house.look(2)
     assert house.names == ["model"]
     assert house.registry.catalog.models[0].path == tmp_path / "b" / "model.gguf"
+
+
+@on_loop
+async def test_a_projector_that_comes_is_shown_and_swaps_nothing(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "model")
+    house = House(tmp_path)
+    path = tmp_path / "mmproj.gguf"
+    path.write_bytes(encode_gguf([("general.architecture", STRING, "clip")], [Tensor("weights", (8,), bytes(32))]))
+    assert await house.look() == [True]
+    assert house.registry.catalog.models[0].projector == path
+    assert house.told == []
 
 
 @on_loop

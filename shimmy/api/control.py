@@ -68,6 +68,9 @@ def _entry(services: "Services", model: Entry) -> "Json":
         "n_params": model.n_params,
         "n_ctx_train": model.n_ctx_train,
         "has_chat_template": model.has_chat_template,
+        "embedding": model.is_embedding,
+        "adapters": [shown(path) for path in model.adapters],
+        "projector": shown(model.projector) if model.projector else None,
         "error": services.registry.catalog.rejected_reason(model.name) or (failure.reason if failure else None),
     }
     if slot is None:

@@ -62,6 +62,12 @@ _FILE_TYPES = {
 }
 # fmt: on
 
+# Architectures that only make embeddings; any other does where it says how to pool.
+_ENCODERS = frozenset(
+    ("bert", "modern-bert", "neo-bert", "eurobert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3",
+     "t5encoder", "gemma-embedding", "llama-embed")
+)  # fmt: skip
+
 _Value = int | float | bytes | None  # None: a string too long to keep, or an array
 
 
@@ -90,6 +96,7 @@ class GgufHeader:
     n_params: int  # elements of all tensors in this file
     n_ctx_train: int  # 0 when unknown
     has_chat_template: bool
+    is_embedding: bool  # made for embeddings, not for text
     shard: int  # counted from 0
     n_shards: int
     size_bytes: int
@@ -364,6 +371,7 @@ def _describe(metadata: dict[bytes, _Value], n_tensors: int, n_params: int, size
         n_params=n_params,
         n_ctx_train=max(0, _integer(metadata, f"{architecture}.context_length".encode())),
         has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",
+        is_embedding=architecture in _ENCODERS or _integer(metadata, f"{architecture}.pooling_type".encode()) > 0,
         shard=shard,
         n_shards=n_shards,
         size_bytes=size_bytes,

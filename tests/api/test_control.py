@@ -1,5 +1,6 @@
 """What the control routes say of a model's life, and what they do to it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ async def test_why_a_model_cannot_be_loaded_is_shown() -> None:
     assert (await fetch(app, "POST", f"/api/models/{NAME}/load")).status == 503
     entry = await ask(app, "GET", "status")
     assert (entry["state"], entry["error"]) == ("unloaded", "it is made of cheese")
+
+
+@on_loop
+async def test_what_belongs_to_a_model_is_shown() -> None:
+    beside = replace(model(), adapters=(Path("/lora.gguf"),), projector=Path("/mmproj.gguf"), is_embedding=True)
+    entry = await ask(create_app(services(models=[beside])), "GET", "status")
+    assert (entry["adapters"], entry["projector"], entry["embedding"]) == (["/lora.gguf"], "/mmproj.gguf", True)
+    entry = await ask(create_app(services()), "GET", "status")
+    assert (entry["adapters"], entry["projector"], entry["embedding"]) == ([], None, False)
 
 
 @on_loop
