@@ -142,13 +142,14 @@ def _generate(call: Call) -> int:
 
         worker = await services.pool.ensure_ready(model)
         is_chat = worker.facts.has_chat_template and not call.options.raw
-        prompt = ChatPrompt((Message("user", prompt_text),)) if is_chat else TextPrompt(prompt_text)
+        defaults = model.defaults
+        chat = ChatPrompt((Message("user", prompt_text),)).with_system(defaults.system)
         request = GenerateRequest(
             model.name,
-            prompt,
-            call.config.sampling,
-            call.options.max_tokens or call.config.n_predict,
-            tuple(call.options.stop or ()),
+            chat if is_chat else TextPrompt(prompt_text),
+            call.config.sampling_of(defaults),
+            call.options.max_tokens or call.config.n_predict or defaults.n_predict,
+            tuple(call.options.stop or defaults.stop),
         )
         generation = generate(services, request)
         texts: list[str] = []
@@ -227,7 +228,8 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
 def _model_fields(model: "Model") -> dict[str, Any]:
     from shimmy.registry import shown
 
-    fields = {name: getattr(model, name) for name in type(model).__slots__ if name != "files"}
+    internal = ("files", "defaults", "needs_adapters")
+    fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in internal}
     adapters = [shown(path) for path in model.adapters]
     projector = shown(model.projector) if model.projector else None
     return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}

@@ -8,11 +8,11 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shimmy.messages import SamplingParams
+from shimmy.messages import ModelDefaults, SamplingParams
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
@@ -193,6 +193,7 @@ class Config:
     speculate: bool
     keep_alive_s: float  # infinite: for ever
     sampling: SamplingParams
+    sampling_given: tuple[str, ...]  # the fields of it that somebody set
     n_predict: int | None
     chat_template: str | None
     api_keys: tuple[str, ...]
@@ -206,6 +207,14 @@ class Config:
     def roots(self) -> tuple[Path, ...]:
         """Where to look for models: what somebody named, then the usual places."""
         return (*self.model_paths, *self.model_dirs, *self.usual_dirs)
+
+    def sampling_of(self, defaults: ModelDefaults) -> SamplingParams:
+        """For requests that bring none: what somebody set for this server, then the model's, then llama.cpp's."""
+        if not defaults.sampling:
+            return self.sampling
+        given = {name: getattr(self.sampling, name) for name in self.sampling_given}
+        values: dict[str, Any] = dict(defaults.sampling) | given
+        return replace(SamplingParams(), **values)
 
 
 def load(
@@ -237,6 +246,7 @@ def load(
         speculate=values["speculation"],
         keep_alive_s=values["keep_alive"],
         sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
+        sampling_given=tuple(field for field, name in _SAMPLING.items() if found[name][1] < _DEFAULT),
         n_predict=values["n_predict"],
         chat_template=template[0],
         api_keys=values["api_key"] + (values["api_key_file"] or ()),
@@ -248,6 +258,7 @@ def load(
     )
 
 
+_SAMPLING = {"seed": "seed", "temperature": "temp"}  # fields of SamplingParams, and their options
 _FLAG, _ENVIRONMENT, _FILE, _DEFAULT = range(4)  # the sources, the strongest first
 
 

@@ -10,14 +10,17 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from shimmy.engine import sampling
+from shimmy.errors import BadRequest
 from shimmy.formats import ollama
 from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
 from shimmy.headers import Headers
+from shimmy.messages import ModelDefaults, SamplingParams
 from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, shown
 
 if TYPE_CHECKING:
@@ -49,8 +52,8 @@ def scan(config: "Config", headers: Headers, warn: Warn = warn_of) -> Catalog:
         if root in config.usual_dirs and not os.path.isdir(root):  # noqa: PTH112 - never raises
             continue
         if ollama.is_store(root):
-            for name, path in ollama.models(root.absolute(), warn):
-                found.add(path, name)
+            for manifest in ollama.manifests(root.absolute(), warn):
+                found.add_manifest(manifest)
         else:
             for path in _files(root.absolute(), warn):
                 found.add(path)
@@ -88,6 +91,8 @@ class _Draft:
     stem: str
     path: Path
     shards: list[_File]
+    manifest: ollama.Manifest | None = None
+    adapters: dict[Path, _File] = field(default_factory=dict)  # of the manifest
 
 
 class _Found:
@@ -99,11 +104,11 @@ class _Found:
         self._drafts: list[_Draft | Rejected] = []  # a rejected one has its stem for a name
         self._others: dict[Path, dict[Path, _File]] = {}  # what is no model, by its folder
         self._files: dict[tuple[int, ...], _File | _Broken] = {}  # by identity
-        self._done: set[tuple[int, ...] | Path] = set()  # files, and the first path of a model in shards
+        self._done: set[object] = set()  # files by identity, shards by their first path, Ollama's models by contents
         self._names: set[str] = set()
 
-    def add(self, path: Path, name: str = "") -> None:
-        """Take in the model that `path` is, or is a shard of; `name` where the file's own says nothing."""
+    def add(self, path: Path) -> None:
+        """Take in the model that `path` is, or is a shard of."""
         file = self._read(path)
         if file is None or file.version[:2] in self._done:
             return
@@ -111,13 +116,45 @@ class _Found:
             self._add_shards(path, file.header)
             return
         self._done.add(file.version[:2])
-        stem = name or _stem(path)
+        stem = _stem(path)
         if isinstance(file, _Broken):
             self._add_broken(path, stem, file)
         elif file.header.kind is Kind.MODEL:
             self._drafts.append(_Draft(stem, path, [file]))
         else:
             self._others.setdefault(path.parent, {})[path] = file
+
+    def add_manifest(self, manifest: ollama.Manifest) -> None:
+        """Take in a model of Ollama's; the same file with other adapters or defaults is another model."""
+        file = self._read(manifest.model)
+        if file is None:
+            self._warn(manifest.model, f"`{manifest.name}` is not listed: this file of it is missing")
+            return
+        key = (file.version[:2], manifest.adapters, manifest.defaults)
+        if key in self._done or (manifest.is_plain and file.version[:2] in self._done):
+            return
+        self._done |= {key, file.version[:2]}
+        adapters = {path: self._read(path) for path in manifest.adapters}
+        reason = _against_model(file) or next(filter(None, map(_against_adapter, adapters.values())), "")
+        if reason:
+            self._drafts.append(Rejected(manifest.name, manifest.model, BROKEN, reason, file.version))
+        elif isinstance(file, _File):
+            whole = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, _File)}
+            checked = replace(manifest, defaults=self._checked(manifest))
+            self._drafts.append(_Draft(manifest.name, manifest.model, [file], checked, whole))
+
+    def _checked(self, manifest: ollama.Manifest) -> ModelDefaults:
+        """Its defaults, without those that the engine would refuse in every request."""
+        sound = []
+        for name, value in manifest.defaults.sampling:
+            values: dict[str, Any] = {name: value}
+            try:
+                sampling.check(SamplingParams(**values), n_vocab=1)
+            except BadRequest as exc:
+                self._warn(manifest.model, f"a default of `{manifest.name}`: {exc}")
+            else:
+                sound.append((name, value))
+        return replace(manifest.defaults, sampling=tuple(sound))
 
     def _add_broken(self, path: Path, stem: str, file: _Broken) -> None:
         if match := _SHARD.search(path.name):  # most likely one, and the others have nothing to add
@@ -201,13 +238,18 @@ class _Found:
 
     def _model(self, name: str, draft: _Draft) -> Model:
         """With what lies in its folder and belongs to it; of several projectors the first by name."""
-        shards, header = draft.shards, draft.shards[0].header
-        beside = self._others.get(draft.path.parent, {})
-        adapters = {
-            path: file
-            for path, file in beside.items()
-            if file.header.kind is Kind.ADAPTER and file.header.architecture == header.architecture
-        }
+        shards, header, manifest = draft.shards, draft.shards[0].header, draft.manifest
+        if manifest is None:
+            beside = self._others.get(draft.path.parent, {})
+            projectors = (path for path, file in beside.items() if file.header.kind is Kind.PROJECTOR)
+            projector = next(projectors, None)
+            adapters = {
+                path: file
+                for path, file in beside.items()
+                if file.header.kind is Kind.ADAPTER and file.header.architecture == header.architecture
+            }
+        else:
+            projector, adapters = manifest.projector, draft.adapters
         return Model(
             name=name,
             path=draft.path,
@@ -221,8 +263,28 @@ class _Found:
             has_chat_template=header.has_chat_template,
             is_embedding=header.is_embedding,
             adapters=tuple(adapters),
-            projector=next((path for path, file in beside.items() if file.header.kind is Kind.PROJECTOR), None),
+            projector=projector,
+            defaults=manifest.defaults if manifest else ModelDefaults(),
+            needs_adapters=manifest is not None and bool(adapters),
         )
+
+
+def _against_model(file: _File | _Broken) -> str:
+    """Why `file` cannot be Ollama's model; '' when it can."""
+    if isinstance(file, _Broken):
+        return file.reason
+    if file.header.kind is not Kind.MODEL:
+        return f"it is no model but this: {file.header.kind}"
+    return "it is only a part of a model" if file.header.n_shards > 1 else ""
+
+
+def _against_adapter(file: _File | _Broken | None) -> str:
+    """Why `file` cannot be an adapter; '' when it can."""
+    if file is None:
+        return "its adapter is missing"
+    if isinstance(file, _Broken):
+        return f"its adapter is broken: {file.reason}"
+    return "" if file.header.kind is Kind.ADAPTER else f"its adapter is none but this: {file.header.kind}"
 
 
 def _against_shard(file: _File | _Broken | None, index: int, n_shards: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shimmy.errors import ModelNotFound
+from shimmy.messages import ModelDefaults
 
 MAX_CLOSE_NAMES = 3
 MAX_NAME_CHARACTERS = 256  # a longer request is not compared with anything
@@ -35,6 +36,8 @@ class Model:
     is_embedding: bool = False
     adapters: tuple[Path, ...] = ()  # LoRA files of its architecture that lie beside it
     projector: Path | None = field(default=None, compare=False)  # no worker loads it, so another one changes nothing
+    defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor do these
+    needs_adapters: bool = False  # they are a part of it, and not just an offer
 
 
 @dataclass(frozen=True, slots=True)
