@@ -8,7 +8,6 @@ and never ends a scan.
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy.engine import sampling
 from shimmy.errors import BadRequest
-from shimmy.formats import ollama
+from shimmy.formats import huggingface, ollama
 from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
 from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults, SamplingParams
@@ -49,14 +48,18 @@ def scan(config: "Config", headers: Headers, warn: Warn = warn_of) -> Catalog:
     """
     found = _Found(headers, warn)
     for root in config.roots:
-        if root in config.usual_dirs and not os.path.isdir(root):  # noqa: PTH112 - never raises
+        path = root.absolute()
+        is_folder = os.path.isdir(path)  # noqa: PTH112 - never raises
+        if not is_folder and root in config.usual_dirs:
             continue
-        if ollama.is_store(root):
-            for manifest in ollama.manifests(root.absolute(), warn):
+        if ollama.is_store(path):
+            for manifest in ollama.manifests(path, warn):
                 found.add_manifest(manifest)
+        elif not is_folder and os.path.exists(path):  # noqa: PTH110 - never raises
+            found.add(path)
         else:
-            for path in _files(root.absolute(), warn):
-                found.add(path)
+            for folder in _walk(path, warn):
+                found.add_folder(folder)
     return found.catalog()
 
 
@@ -103,6 +106,7 @@ class _Found:
         self._warn = warn
         self._drafts: list[_Draft | Rejected] = []  # a rejected one has its stem for a name
         self._others: dict[Path, dict[Path, _File]] = {}  # what is no model, by its folder
+        self._safetensors: list[Rejected] = []  # with the folder's name
         self._files: dict[tuple[int, ...], _File | _Broken] = {}  # by identity
         self._done: set[object] = set()  # files by identity, shards by their first path, Ollama's models by contents
         self._names: set[str] = set()
@@ -123,6 +127,20 @@ class _Found:
             self._drafts.append(_Draft(stem, path, [file]))
         else:
             self._others.setdefault(path.parent, {})[path] = file
+
+    def add_folder(self, folder: "_Folder") -> None:
+        """Take in the models in `folder`."""
+        for path in folder.files:
+            self.add(path)
+        identity = (folder.status.st_dev, folder.status.st_ino)
+        if folder.is_safetensors and identity not in self._done:
+            self._done.add(identity)
+            version = (*identity, folder.status.st_mtime_ns)
+            architecture = huggingface.architecture(folder.path)
+            reason = "SafeTensors folders are not served yet: convert it to GGUF"
+            self._safetensors.append(
+                Rejected(huggingface.name(folder.path), folder.path, "safetensors", reason, version, architecture)
+            )
 
     def add_manifest(self, manifest: ollama.Manifest) -> None:
         """Take in a model of Ollama's; the same file with other adapters or defaults is another model."""
@@ -225,6 +243,7 @@ class _Found:
                 name, kind = self._take_name(_stem(path), path), file.header.kind.value
                 reason = f"it is no model but this: {kind}"
                 rejected.append(Rejected(name, path, kind, reason, file.version, file.header.architecture))
+        rejected += [replace(entry, name=self._take_name(entry.name, entry.path)) for entry in self._safetensors]
         return Catalog(models, rejected)
 
     def _take_name(self, stem: str, path: Path) -> str:
@@ -296,37 +315,45 @@ def _against_shard(file: _File | _Broken | None, index: int, n_shards: int) -> s
     return "" if (file.header.shard, file.header.n_shards) == (index, n_shards) else "is not what its name says"
 
 
-def _files(root: Path, warn: Warn) -> Iterator[Path]:
-    """`root` itself when it is a file, else the `.gguf` files below it; each folder once, whatever links lead to it."""
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What is in one folder, each in order of name; which of it are links makes no difference."""
+
+    path: Path
+    status: os.stat_result
+    files: list[Path]  # GGUF
+    folders: list[Path]
+    is_safetensors: bool
+
+
+def _walk(root: Path, warn: Warn) -> Iterator[_Folder]:
+    """`root` and the folders below it, each once, whatever links lead to it."""
     seen: set[tuple[int, int]] = set()
     waiting = [(root, 0)]
     while waiting:
         path, depth = waiting.pop()
         try:
             status = path.stat()
-            if not stat.S_ISDIR(status.st_mode):
-                yield path
-                continue
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as entries:
-                files, folders = _split(entries, warn)
+            folder = _look_into(path, status, warn)
         except OSError as exc:
             warn(path, str(exc.strerror))
             continue
-        yield from files
-        if folders and depth == MAX_DEPTH:
-            warn(folders[0], f"it lies more than {MAX_DEPTH} folders deep")
-        elif folders:
-            waiting.extend((folder, depth + 1) for folder in reversed(folders))
+        yield folder
+        if folder.folders and depth == MAX_DEPTH:
+            warn(folder.folders[0], f"it lies more than {MAX_DEPTH} folders deep")
+        else:
+            waiting.extend((below, depth + 1) for below in reversed(folder.folders))
 
 
-def _split(entries: Iterable[os.DirEntry[str]], warn: Warn) -> tuple[list[Path], list[Path]]:
-    """The paths of GGUF files and of folders, each in order of name; which of them are links makes no difference."""
+def _look_into(path: Path, status: os.stat_result, warn: Warn) -> _Folder:
     files: list[Path] = []
     folders: list[Path] = []
-    for entry in sorted(entries, key=lambda entry: entry.name):
+    with os.scandir(path) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
+    for entry in entries:
         try:
             if entry.is_dir():
                 folders.append(Path(entry.path))
@@ -334,7 +361,8 @@ def _split(entries: Iterable[os.DirEntry[str]], warn: Warn) -> tuple[list[Path],
                 files.append(Path(entry.path))
         except OSError as exc:  # a link that leads into a circle
             warn(Path(entry.path), str(exc.strerror))
-    return files, folders
+    is_safetensors = huggingface.is_model([entry.name for entry in entries])
+    return _Folder(path, status, files, folders, is_safetensors)
 
 
 def _stem(path: Path) -> str:

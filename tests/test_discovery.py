@@ -250,6 +250,67 @@ def test_a_model_whose_adapters_change_is_another_one_and_its_projector_makes_no
     assert catalogs[-1].models[0].projector == projector
 
 
+def write_safetensors(path: Path, config: bytes = b'{"model_type": "qwen2"}') -> Path:
+    """A folder as the hub ships it, as far as anybody looks into it."""
+    folder(path)
+    (path / "config.json").write_bytes(config)
+    for number in (1, 2):
+        (path / f"model-0000{number}-of-00002.safetensors").touch()
+    return path
+
+
+def test_a_safetensors_folder_is_an_entry_with_the_reason(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "deep" / "Qwen2.5_0.5B")
+    (folder(tmp_path / "only-config") / "config.json").write_text("{}")
+    (folder(tmp_path / "only-weights") / "model.safetensors").touch()
+    for roots in ((tmp_path,), (path,), (path, tmp_path)):
+        catalog = scan_paths(*roots)
+        assert names(catalog) == []
+        (entry,) = catalog.rejected
+        assert (entry.name, entry.path, entry.kind, entry.architecture) == (
+            "qwen2.5-0.5b", path, "safetensors", "qwen2",
+        )  # fmt: skip
+        assert entry.reason == "SafeTensors folders are not served yet: convert it to GGUF"
+
+
+def test_a_safetensors_folder_beside_a_gguf_takes_no_name(tmp_path: Path) -> None:
+    write_tiny_model(write_safetensors(tmp_path / "tiny"), "tiny")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny"]
+    assert [entry.kind for entry in catalog.rejected] == ["safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (b'{"architectures": ["LlamaForCausalLM"]}', "LlamaForCausalLM"),
+        (b'{"model_type": 7, "architectures": ["A", "B"]}', "A"),
+        (b'{"model_type": "a\\nb"}', ""),
+        (b'{"model_type": "%s"}' % (b"x" * 65), ""),
+        (b'{"architectures": "LlamaForCausalLM"}', ""),
+        (b'{"architectures": []}', ""),
+        (b"[]", ""),
+        (b"null", ""),
+        (b"", ""),
+        (b"\xff\xfe\xfd", ""),
+        (b"[" * 100_000, ""),
+        (b'{"model_type": ' + b"9" * 10_000 + b"}", ""),
+        (b'{"model_type": "llama"}' + b" " * (1 << 20), ""),
+    ],
+    ids=range(13),
+)
+def test_a_hostile_config_says_nothing_and_does_no_harm(tmp_path: Path, config: bytes, architecture: str) -> None:
+    write_safetensors(tmp_path / "model", config)
+    assert [entry.architecture for entry in scan_paths(tmp_path).rejected] == [architecture]
+
+
+def test_a_config_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "model")
+    (path / "config.json").unlink()
+    os.mkfifo(path / "config.json")
+    assert [entry.architecture for entry in scan_paths(tmp_path).rejected] == [""]
+
+
 def test_what_is_no_model_takes_no_models_name(tmp_path: Path) -> None:
     write_other(folder(tmp_path / "a") / "tiny.gguf", "gemma")
     write_tiny_model(folder(tmp_path / "b"), "tiny")

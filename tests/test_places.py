@@ -110,6 +110,14 @@ def test_a_file_in_two_snapshots_is_one_model(home: Path) -> None:
     assert names(find()) == ["a"]
 
 
+def test_a_repository_in_safetensors_has_its_own_name(home: Path) -> None:
+    snapshot = home / ".cache/huggingface/hub/models--Some-Org--Some-Model_1B/snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
+    assert [(entry.name, entry.path) for entry in find().rejected] == [("some-model-1b", snapshot)]
+
+
 def test_ollamas_names(home: Path) -> None:
     store = home / ".ollama" / "models"
     for seed, name in enumerate(
