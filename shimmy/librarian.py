@@ -45,7 +45,7 @@ class Librarian:
         self._on_change = on_change
         self._clock = clock
         self._asked = asyncio.Event()
-        self._looking = asyncio.Lock()
+        self._looking = asyncio.Lock()  # held by the one who looks; what follows is theirs
         self._seen_since_s: dict[Entry, float] = {}  # what the last look saw
         self._warnings: set[tuple[Path, str]] = set()  # of the last look
 
@@ -87,19 +87,24 @@ class Librarian:
     async def look(self) -> bool:
         """Look once and publish what has settled; False when something has not."""
         async with self._looking:
-            began_s = self._clock()
-            seen = await asyncio.to_thread(self._scan)
-            now_s = self._clock()
-            entries: list[Entry] = [*seen.models, *seen.rejected]
-            since_s = {entry: self._seen_since_s.get(entry, now_s) for entry in entries}
-            self._seen_since_s = since_s
-            published = self._registry.catalog
-            catalog = settled(published, seen, {entry for entry in entries if began_s - since_s[entry] >= SETTLE_S})
-            change = diff(published, catalog)
+            catalog, change, is_settled = await asyncio.to_thread(self._look)
             self._registry.publish(catalog)
             if not change.is_empty:
                 self._tell(change)
-            return since_s.keys() <= {*catalog.models, *catalog.rejected}
+            return is_settled
+
+    def _look(self) -> tuple[Catalog, CatalogDiff, bool]:
+        """The next catalog, what is different in it, and whether all that was seen has settled; on another thread."""
+        began_s = self._clock()
+        seen = self._scan()
+        now_s = self._clock()
+        entries: list[Entry] = [*seen.models, *seen.rejected]
+        self._seen_since_s = {entry: self._seen_since_s.get(entry, now_s) for entry in entries}
+        steady = {entry for entry, since_s in self._seen_since_s.items() if began_s - since_s >= SETTLE_S}
+        published = self._registry.catalog
+        catalog = settled(published, seen, steady)
+        is_settled = self._seen_since_s.keys() <= {*catalog.models, *catalog.rejected}
+        return catalog, diff(published, catalog), is_settled
 
     def _scan(self) -> Catalog:
         """What is there; a warning is said once for as long as it stays true."""
