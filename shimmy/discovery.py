@@ -20,7 +20,7 @@ from shimmy.formats import huggingface, ollama
 from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
 from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults, SamplingParams
-from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, shown
+from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, printable, shown
 
 if TYPE_CHECKING:
     from shimmy.config import Config
@@ -36,11 +36,11 @@ Warn = Callable[[Path, str], None]
 
 def warn_of(path: Path, reason: str) -> None:
     """Log that nothing is known of `path`, and why."""
-    logger.warning("`%s` is passed over: %s", shown(path), reason)
+    logger.warning("`%s` is passed over: %s", shown(path), printable(reason))
 
 
 def scan(config: "Config", headers: Headers, warn: Warn = warn_of) -> Catalog:
-    """All models under `config.roots`; in a folder its files come before its folders.
+    """All that lies under `config.roots` and is a model or seems one; in a folder its files come before its folders.
 
     The first path to a file names it; further paths to the same file are passed over. When a name is already taken by
     another file, the later one is called `name@folder`, then `name@folder-2` and so on; a broken file has a name too,
@@ -211,8 +211,8 @@ class _Found:
         """The file at `path`, looked into once per scan; None when there is none."""
         try:
             status = path.stat()
-        except OSError as exc:  # also a link that leads nowhere
-            if path.is_symlink():
+        except OSError as exc:
+            if not isinstance(exc, FileNotFoundError) or os.path.islink(path):  # noqa: PTH114 - never raises
                 self._warn(path, str(exc.strerror))
             return None
         identity = (status.st_dev, status.st_ino)
@@ -222,7 +222,7 @@ class _Found:
             try:
                 file = _File(self._headers.read(path, status), version)
             except InvalidGguf as exc:
-                file = _Broken(str(exc), version)
+                file = _Broken(printable(str(exc)), version)  # it may quote the file
             except OSError as exc:
                 file = _Broken(f"it cannot be read: {exc.strerror}", version)
             self._files[identity] = file

@@ -56,12 +56,15 @@ BROKEN = "gguf"
 Entry = Model | Rejected
 
 
-def shown(path: Path) -> str:
-    """`path` for a log, a reply or a message: what cannot be printed is written as Python would, as in `\\n`."""
-    text = str(path)
+def printable(text: str) -> str:
+    """`text` for a log or a reply: what cannot be printed is written as Python would, as in `\\n`."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shown(path: Path) -> str:
+    return printable(str(path))
 
 
 def model_name(stem: str) -> str:

@@ -376,6 +376,29 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
     assert reasons(scan_paths(tmp_path)) == {"secret": "it cannot be read: Permission denied"}
 
 
+def test_a_file_that_nobody_may_look_at_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tiny_model(tmp_path, "good")
+    secret = write_tiny_model(tmp_path, "secret")
+    real_stat = Path.stat
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:  # as in a folder without its `x` bit
+        if path == secret:
+            raise PermissionError(13, "Permission denied")
+        return real_stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert names(scan_paths(tmp_path)) == ["good"]
+    assert f"`{secret}` is passed over: Permission denied" in caplog.text
+
+
+def test_a_reason_that_quotes_the_file_forges_no_line_of_the_log(tmp_path: Path) -> None:
+    key = ("evil\nline\x1b[31m", UINT32, 1)
+    (tmp_path / "twice.gguf").write_bytes(encode_gguf([key, key]))
+    assert reasons(scan_paths(tmp_path)) == {"twice": "its key `evil\\nline\\x1b[31m` appears twice"}
+
+
 def refuse_to_open(path: Path) -> NoReturn:
     raise PermissionError(13, "Permission denied", str(path))
 
