@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from shimmy.generate import Services
     from shimmy.registry import Catalog, Model
 
+# What a model is to us, and nothing that a person asked for.
+_INNER_FIELDS = {"files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state"}
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
 _MODEL_OPTIONS = ("model_path", "model_dirs", "cache_dir", "log_level", "log_format")
 _ENGINE_OPTIONS = (
     *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "chat_template", "chat_template_file",
-    "cpu_variant",
+    "lora", "cpu_variant",
 )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def _probe(call: Call) -> int:
 
     async def probe(services: "Services", model: "Model") -> dict[str, Any]:
         facts = (await services.pool.ensure_ready(model)).facts
-        return _model_fields(model) | {name: getattr(facts, name) for name in type(facts).__slots__}
+        return _model_fields(model) | asdict(facts)
 
     fields = _with_model(call.config, call.options.name, probe)
     if call.options.json:
@@ -193,9 +195,8 @@ def _version(call: Call) -> int:
 
 def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], Any]) -> Any:
     """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
-    from shimmy.generate import Services
-    from shimmy.headers import Headers
-    from shimmy.librarian import Librarian
+    from shimmy.events import Events
+    from shimmy.generate import Services, no_discovery
     from shimmy.metrics import Metrics
     from shimmy.pool import Pool
     from shimmy.registry import Registry
@@ -212,10 +213,9 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
     model = catalog.resolve(name)
 
     async def run() -> Any:
-        metrics, registry = Metrics(), Registry()
-        pool = Pool(config, metrics)
-        librarian = Librarian(config, registry, Headers(config.cache_dir), pool.follow)
-        services = Services(config, registry, pool, metrics, librarian.discover, ready=True)
+        metrics, events, registry = Metrics(), Events(), Registry()
+        pool = Pool(config, metrics, events)
+        services = Services(config, registry, pool, metrics, events, no_discovery, ready=True)
         registry.publish(catalog)
         try:
             return await use(services, model)
@@ -228,8 +228,7 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
 def _model_fields(model: "Model") -> dict[str, Any]:
     from shimmy.registry import shown
 
-    internal = ("files", "defaults", "needs_adapters")
-    fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in internal}
+    fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
     adapters = [shown(path) for path in model.adapters]
     projector = shown(model.projector) if model.projector else None
     return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shimmy.messages import ModelDefaults, SamplingParams
+from shimmy.messages import MAX_ADAPTER_SCALE, ModelDefaults, SamplingParams
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
@@ -102,6 +102,26 @@ def seconds(text: str) -> float:
     return math.inf if duration_s < 0 else duration_s
 
 
+def n_bytes(text: str) -> int:
+    """`1G`, `512M`, `1.5GB`, `2GiB`: powers of 1000, or of 1024 with an `i`. ValueError for anything else."""
+    number = text.strip().lower().removesuffix("b")
+    base = 1024 if number.endswith("i") else 1000
+    number = number.removesuffix("i")
+    power = _SIZES.find(number[-1:]) + 1 if number[-1:] else 0
+    amount = float(number[:-1] if power else number) * base**power
+    if not 0 < amount < 2**60 or (base == 1024 and not power):
+        raise ValueError("must be a size such as 4G or 512M")
+    return int(amount)
+
+
+def _alias(text: str) -> tuple[str, str]:
+    """`NAME=MODEL`."""
+    name, equals, model = (part.strip() for part in text.partition("="))
+    if not (name and equals and model):
+        raise ValueError("must be NAME=MODEL")
+    return name, model
+
+
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in choices:
@@ -123,6 +143,16 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _adapter(text: str) -> tuple[Path, float]:
+    """`FILE`, or `FILE=SCALE`."""
+    path, equals, scale = text.rpartition("=")
+    if not equals:
+        return _path(text), 1.0
+    if not path:
+        raise ValueError("must be FILE or FILE=SCALE")
+    return _path(path), _decimal(-MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)(scale)
+
+
 def _contents(text: str) -> str:
     """The text of the file that is named."""
     try:
@@ -140,6 +170,7 @@ def _keys(text: str) -> tuple[str, ...]:
 
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
+_SIZES = "kmgt"
 
 OPTIONS: tuple[Option, ...] = (
     Option("bind", Bind.parse, Bind(DEFAULT_HOST, None),
@@ -161,12 +192,24 @@ OPTIONS: tuple[Option, ...] = (
     Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
     Option("keep_alive", seconds, 300.0,
            "how long a model stays loaded without a job: 90, 10m, 2h (default: 5m; negative: for ever)", "TIME"),
+    Option("max_memory", n_bytes, None,
+           "memory for the server with all its models, such as 4G; models that are idle make room for others "
+           "(default: what the system has)", "SIZE"),
+    Option("max_queue", _integer(0, 2**20), 512, "how many jobs of a model may wait, beyond those that run", "N"),
+    Option("preload", str, (), "load this model at the start (repeatable)", "NAME", (), ","),
+    Option("alias", _alias, (), "another name for a model, a pattern such as `gpt-*` too (repeatable)",
+           "NAME=MODEL", (), ","),
+    Option("default_model", str, None, "the model for requests that name none, or one that is not there", "NAME"),
     Option("seed", _integer(0, 2**32 - 1), None, "seed of requests that bring none (default: random)", "N"),
     Option("temp", _decimal(0, 100), SamplingParams().temperature, "temperature of requests that bring none", "T"),
     Option("n_predict", _integer(1, 2**31 - 1), None,
            "limit of tokens for requests that bring none (default: until the model ends or the context is full)", "N"),
     Option("chat_template", str, None, "a Jinja chat template instead of the model's own", "TEXT"),
     Option("chat_template_file", _contents, None, "the same, from a file", "FILE"),
+    Option("lora", _adapter, (),
+           "apply a LoRA adapter to the models of its architecture, at this scale (default: 1) or the one that a "
+           "request brings (repeatable)",
+           "FILE[=SCALE]", ("SHIMMY_LORA_GGUF",), os.pathsep),
     Option("api_key", str, (), "accept only requests with this key (repeatable)", "KEY", (), ","),
     Option("api_key_file", _keys, None, "accept the keys in this file, one a line", "FILE"),
     Option("metrics", _switch, True, "serve Prometheus figures under /metrics"),
@@ -192,10 +235,16 @@ class Config:
     n_threads: int | None
     speculate: bool
     keep_alive_s: float  # infinite: for ever
+    max_memory_bytes: int | None  # None: what the system has
+    max_queue: int
+    preload: tuple[str, ...]
+    aliases: tuple[tuple[str, str], ...]  # another name, which may be a pattern, and a model's
+    default_model: str | None
     sampling: SamplingParams
     sampling_given: tuple[str, ...]  # the fields of it that somebody set
     n_predict: int | None
     chat_template: str | None
+    lora: tuple[tuple[Path, float], ...]  # adapters and their scales
     api_keys: tuple[str, ...]
     metrics: bool
     max_body_bytes: int
@@ -245,10 +294,16 @@ def load(
         n_threads=values["threads"],
         speculate=values["speculation"],
         keep_alive_s=values["keep_alive"],
+        max_memory_bytes=values["max_memory"],
+        max_queue=values["max_queue"],
+        preload=values["preload"],
+        aliases=values["alias"],
+        default_model=values["default_model"],
         sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
         sampling_given=tuple(field for field, name in _SAMPLING.items() if found[name][1] < _DEFAULT),
         n_predict=values["n_predict"],
         chat_template=template[0],
+        lora=values["lora"],
         api_keys=values["api_key"] + (values["api_key_file"] or ()),
         metrics=values["metrics"],
         max_body_bytes=values["max_body_mb"] * 2**20,

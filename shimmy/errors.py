@@ -11,6 +11,7 @@
     ├── PayloadTooLarge       413
     ├── Overloaded            503  the queue is full; try again later
     ├── ModelUnavailable      503  the model could not be loaded
+    │   └── OutOfMemory       503  it takes more memory than there is
     ├── WorkerDied            502  the worker ended while the job was running
     ├── ShuttingDown          503
     └── Internal              500  a bug of ours
@@ -90,6 +91,10 @@ class Overloaded(ShimmyError):
 class ModelUnavailable(ShimmyError):
     status = 503
     code = "model_unavailable"
+
+
+class OutOfMemory(ModelUnavailable):
+    code = "out_of_memory"
 
 
 class WorkerDied(ShimmyError):

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from shimmy.config import Config
+from shimmy.events import Events
 from shimmy.messages import Accepted, Finished, GenerateRequest, Piece
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
@@ -27,8 +28,13 @@ class Services:
     registry: Registry
     pool: Pool
     metrics: Metrics
+    events: Events
     discover: Callable[[], Awaitable[None]]  # look at the disk now
     ready: bool = False  # the catalog is published, and shutdown has not begun
+
+
+async def no_discovery() -> None:
+    """`Services.discover` where the catalog is given."""
 
 
 class Generation:
@@ -41,6 +47,7 @@ class Generation:
         self._started_s = monotonic()
         self._stream: JobStream | None = None
         self._has_begun = False
+        self._waited_s = 0.0  # for a worker
         self._submission = asyncio.create_task(self._submit())
 
     async def accepted(self) -> Accepted:
@@ -73,11 +80,13 @@ class Generation:
 
     async def _submit(self) -> Accepted:
         worker = await self._services.pool.ensure_ready(self.model, self._request.keep_alive_s)
+        self._waited_s = monotonic() - self._started_s
         self._stream = worker.submit(self._request)
         return await self._stream.accepted()
 
     def _count(self, finished: Finished) -> None:
         metrics, name, usage = self._services.metrics, self.model.name, finished.usage
+        metrics.queue_wait_s.observe(self._waited_s + finished.timings.queue_ms / 1000, name)
         metrics.prompt_tokens.add(usage.n_prompt, name)
         metrics.cached_tokens.add(usage.n_cached, name)
         metrics.completion_tokens.add(usage.n_completion, name)
@@ -87,4 +96,4 @@ class Generation:
 
 def generate(services: Services, request: GenerateRequest) -> Generation:
     """Start a job for `request`; raises ModelNotFound at once. Never takes another model than the one asked for."""
-    return Generation(services, services.registry.catalog.resolve(request.model), request)
+    return Generation(services, services.registry.resolve(request.model), request)

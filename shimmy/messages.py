@@ -36,6 +36,20 @@ class SamplingParams:
     ignore_eos: bool = False
 
 
+# A larger scale of an adapter is a mistake: it drives a model out of the range of its number formats.
+MAX_ADAPTER_SCALE = 100.0
+# (index of an adapter of the model, scale); those not named have scale 0.
+AdapterScales = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that a model has loaded, and its scale for requests that bring none."""
+
+    path: str
+    scale: float
+
+
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
     """What a model brings along for requests that say nothing else."""
@@ -109,6 +123,7 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     cache_prompt: bool = True  # False computes the whole prompt anew
     keep_alive_s: float | None = None  # how long the model stays loaded afterwards; None: as it is
+    lora: AdapterScales | None = None  # None: every adapter at its own scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +136,7 @@ class Job:
     n_predict: int | None
     stop: tuple[str, ...]
     cache_prompt: bool
+    lora: AdapterScales | None = None
 
 
 class FinishReason(StrEnum):
@@ -194,3 +210,7 @@ class ModelFacts:
     description: str
     cpu_variant: str
     has_chat_template: bool
+    template_error: str | None = None  # why the chat template does not render a plain message
+    load_s: float = 0.0
+    validation_s: float = 0.0  # of which the first decode and the first rendering took
+    adapters: tuple[Adapter, ...] = ()  # in the order of their ids

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 
 FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+SWAP_BUCKETS_S = (0.0001, 0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -103,7 +104,13 @@ class Metrics:
         self.drafted_tokens = Counter("shimmy_drafted_tokens_total", "Tokens guessed ahead by prompt lookup.", "model")
         self.accepted_tokens = Counter("shimmy_accepted_tokens_total", "Guessed tokens that were right.", "model")
         self.jobs_running = Gauge("shimmy_jobs_running", "Jobs that hold a sequence.", "model")
-        self.jobs_queued = Gauge("shimmy_jobs_queued", "Jobs that wait for a sequence.", "model")
+        self.jobs_queued = Gauge("shimmy_jobs_queued", "Jobs that wait for a worker or a sequence.", "model")
+        self.queue_wait_s = Histogram(
+            "shimmy_queue_wait_seconds",
+            "How long a finished job had waited for a worker and a sequence.",
+            "model",
+            bounds=FIRST_TOKEN_BUCKETS_S,
+        )
         self.first_token_s = Histogram(
             "shimmy_first_token_seconds",
             "Time from a request to its first token.",
@@ -111,11 +118,21 @@ class Metrics:
             bounds=FIRST_TOKEN_BUCKETS_S,
         )
         self.models_loaded = Gauge("shimmy_models_loaded", "Models with a running worker.")
+        self.memory_given = Gauge("shimmy_memory_given_bytes", "Memory that all workers may take, as predicted.")
         self.model_load_s = Histogram(
             "shimmy_model_load_seconds", "Time to load a model.", "model", bounds=LOAD_BUCKETS_S
         )
         self.swaps = Counter("shimmy_swaps_total", "Workers replaced because a file changed.", "model", "outcome")
-        self.unloads = Counter("shimmy_unloads_total", "Workers ended on purpose.", "reason")
+        self.swap_s = Histogram(
+            "shimmy_swap_seconds",
+            "Time of each phase of a swap: load, validation, switch (the old worker keeps serving until it), drain.",
+            "model",
+            "phase",
+            bounds=SWAP_BUCKETS_S,
+        )
+        self.unloads = Counter(
+            "shimmy_unloads_total", "Workers ended on purpose: idle, asked, memory (evicted), removed.", "reason"
+        )
         self.worker_deaths = Counter("shimmy_worker_deaths_total", "Workers that ended unasked.", "model")
 
     def render(self) -> str:

@@ -5,7 +5,9 @@ Knows names. Knows nothing of the disk, of workers or of requests.
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +34,11 @@ class Model:
     quantization: str  # 'Q4_1', '' when the file does not say
     n_params: int
     n_ctx_train: int
+    n_vocab: int  # this and the next four as GgufHeader has them: what the model's memory is reckoned from
+    n_embd: int
+    n_ff: int
+    n_kv: int
+    n_state: int
     has_chat_template: bool
     is_embedding: bool = False
     adapters: tuple[Path, ...] = ()  # LoRA files of its architecture that lie beside it
@@ -95,38 +102,55 @@ class Catalog:
         return entry.reason if entry else None
 
     def resolve(self, name: str) -> Model:
-        """Like `find`, for somebody who wants to use the model: raises ModelNotFound for one that cannot be served."""
-        found = self.find(name)
-        if isinstance(found, Rejected):
-            raise ModelNotFound(f"`{found.name}` cannot be served: {found.reason}", param="model")
-        return found
+        """Like `entry`, for somebody who wants to use the model: raises ModelNotFound for one that cannot be served."""
+        return _servable(self.entry(name))
 
-    def find(self, name: str) -> Entry:
-        """The entry `name` means: its name or its file's stem in any case, or Ollama's `base[:tag]`.
+    def entry(self, name: str) -> Entry:
+        """What `name` means: its name or its file's stem in any case, or Ollama's `base[:tag]`.
 
         The tag is the quantisation; `latest` and no tag mean the only one there is. Raises ModelNotFound with the
         candidates when several fit, and with close names when none does.
         """
-        if len(name) > MAX_NAME_CHARACTERS:
-            raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
-        wanted = model_name(name).removesuffix(".gguf")
-        if model := _named(wanted, self._by_name):
-            return model
-        rejected = _named(wanted, self._rejected_by_name)
-        # Its very name: no other model may answer for it. What never was one stands in nobody's way.
-        if rejected is not None and rejected.kind == BROKEN:
-            return rejected
-        base, _, tag = wanted.partition(":")
-        candidates = [model for model in self.models if _fits(model.name, model.quantization, base, tag)]
+        if (own := self.find(name)) is not None:
+            return own
+        candidates = self.candidates(name)
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
             names = _enumerate([model.name for model in candidates], "and")
             raise ModelNotFound(f"`{name}` could be any of {names}; use one of these names", param="model")
-        rejected = rejected or next((entry for entry in self.rejected if _fits(entry.name, "", base, tag)), None)
-        if rejected is not None:
+        if (rejected := self.rejected_like(name)) is not None:
             return rejected
-        raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(wanted)}", param="model")
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
+        raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(_wanted(name))}", param="model")
+
+    def find(self, name: str) -> Entry | None:
+        """The entry whose own name this is, in any case and with or without `.gguf`.
+
+        No other model may answer for a broken one. What never was a model stands in nobody's way.
+        """
+        wanted = _wanted(name)
+        if (model := _named(wanted, self._by_name)) is not None:
+            return model
+        rejected = _named(wanted, self._rejected_by_name)
+        return rejected if rejected is not None and rejected.kind == BROKEN else None
+
+    def candidates(self, name: str) -> list[Model]:
+        """The models that `base[:tag]` fits."""
+        if len(name) > MAX_NAME_CHARACTERS:
+            return []
+        base, _, tag = _wanted(name).partition(":")
+        return [model for model in self.models if _fits(model.name, model.quantization, base, tag)]
+
+    def rejected_like(self, name: str) -> Rejected | None:
+        """What cannot be served and has this name, or one that `base[:tag]` fits."""
+        if len(name) > MAX_NAME_CHARACTERS:
+            return None
+        wanted = _wanted(name)
+        base, _, tag = wanted.partition(":")
+        fitting = (entry for entry in self.rejected if _fits(entry.name, "", base, tag))
+        return _named(wanted, self._rejected_by_name) or next(fitting, None)
 
     def _did_you_mean(self, wanted: str) -> str:
         import difflib  # only mistakes pay for it
@@ -144,15 +168,52 @@ class Catalog:
 
 
 class Registry:
-    """The current catalog. One task publishes, everyone reads `catalog` once per request and keeps what they read."""
+    """The current catalog, and the names that a person gave to models in it.
 
-    __slots__ = ("catalog",)
+    One task publishes, everyone reads `catalog` once per request and keeps what they read.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_aliases", "_default", "catalog")
+
+    def __init__(self, aliases: Iterable[tuple[str, str]] = (), default: str | None = None) -> None:
+        """`aliases` are pairs of another name, a shell pattern if need be, and a model's. `default` answers for
+        every name that means nothing."""
         self.catalog = Catalog()
+        self._aliases = tuple((alias.lower(), target) for alias, target in aliases)
+        self._default = default
 
     def publish(self, catalog: Catalog) -> None:
         self.catalog = catalog
+
+    def resolve(self, name: str) -> Model:
+        """Like `entry`, for somebody who wants to use the model: raises ModelNotFound for one that cannot be served."""
+        return _servable(self.entry(name))
+
+    def entry(self, name: str) -> Entry:
+        """What `name` means: by its own name, by an alias, by Ollama's form of it, or the default model.
+
+        Raises ModelNotFound as `Catalog.entry` does.
+        """
+        catalog = self.catalog
+        if (own := catalog.find(name)) is not None:
+            return own
+        if len(name) <= MAX_NAME_CHARACTERS:
+            for alias, target in self._aliases:
+                if fnmatchcase(name.lower(), alias):
+                    return catalog.entry(target)
+        if self._default is not None and not catalog.candidates(name) and catalog.rejected_like(name) is None:
+            return catalog.entry(self._default)
+        return catalog.entry(name)
+
+    def aliases(self) -> list[tuple[str, Model]]:
+        """The aliases that are plain names and mean a model now."""
+        catalog = self.catalog
+        found = []
+        for alias, target in self._aliases:
+            if not set(alias) & set("*?[") and catalog.find(alias) is None:
+                with suppress(ModelNotFound):
+                    found.append((alias, catalog.resolve(target)))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +241,16 @@ def diff(old: Catalog, new: Catalog) -> CatalogDiff:
         removed=tuple(model for model in old.models if model.name not in after),
         rejected=tuple(entry for entry in new.rejected if entry not in old_rejected),
     )
+
+
+def _servable(entry: Entry) -> Model:
+    if isinstance(entry, Rejected):
+        raise ModelNotFound(f"`{entry.name}` cannot be served: {entry.reason}", param="model")
+    return entry
+
+
+def _wanted(name: str) -> str:
+    return model_name(name[: MAX_NAME_CHARACTERS + 1]).removesuffix(".gguf")
 
 
 _AnEntry = TypeVar("_AnEntry", Model, Rejected)

@@ -24,13 +24,15 @@ from hypercorn.protocol.h11 import H11Protocol
 from shimmy import __version__
 from shimmy.api.app import create_app
 from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
+from shimmy.errors import ModelNotFound, ShimmyError
+from shimmy.events import Events
 from shimmy.frozen import Home
 from shimmy.generate import Services
 from shimmy.headers import Headers
 from shimmy.librarian import Librarian
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
-from shimmy.registry import Registry
+from shimmy.registry import CatalogDiff, Registry
 from shimmy.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -112,12 +114,12 @@ class Server:
     """One running server. Made and run on the event loop's thread."""
 
     def __init__(self, config: Config, home: Home) -> None:
-        metrics, registry = Metrics(), Registry()
-        pool = Pool(config, metrics)
+        metrics, events, registry = Metrics(), Events(), Registry(config.aliases, config.default_model)
+        pool = Pool(config, metrics, events)
         self._config = config
         self._home = home
-        self._librarian = Librarian(config, registry, Headers(config.cache_dir), pool.follow)
-        self._services = Services(config, registry, pool, metrics, self._librarian.discover)
+        self._librarian = Librarian(config, registry, Headers(config.cache_dir), self._follow)
+        self._services = Services(config, registry, pool, metrics, events, self._librarian.discover)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopped_s = 0.0
@@ -130,7 +132,8 @@ class Server:
         self._librarian.publish_first()
         self._services.ready = True
         watcher = Watcher(self._config.roots, self._librarian.look_again)
-        chores = (self._keep_house(), self._librarian.run(), watcher.run(), self._services.pool.unload_idle())
+        pool = self._services.pool
+        chores = (self._keep_house(), self._librarian.run(), watcher.run(), pool.unload_idle(), self._preload())
         housekeeping = [asyncio.create_task(chore) for chore in chores]
         self._greet(listener)
         gc.freeze()  # what is here now stays for good, and need not be looked at again
@@ -144,6 +147,23 @@ class Server:
                 chore.cancel()
             await asyncio.gather(*housekeeping, return_exceptions=True)
             await self._services.pool.close()
+
+    def _follow(self, change: CatalogDiff) -> None:
+        """Called when another catalog has been published."""
+        for kind, models in (("added", change.added), ("changed", change.changed), ("removed", change.removed)):
+            for model in models:
+                self._services.events.tell(kind, model.name)
+        self._services.pool.follow(change)
+
+    async def _preload(self) -> None:
+        """Load the models that the person wants from the start; what cannot be is logged, and no reason to end."""
+        for name in self._config.preload:
+            try:
+                await self._services.pool.ensure_ready(self._services.registry.resolve(name))
+            except ModelNotFound as error:
+                logger.error("cannot preload `%s`: %s", name, error.message)
+            except ShimmyError:
+                pass  # the pool has logged it
 
     def _on_signal(self) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -171,6 +191,7 @@ class Server:
         for wait in waits:
             wait.cancel()
         await pool.close()
+        self._services.events.close()
 
     def _hypercorn_config(self, listener: socket.socket) -> HypercornConfig:
         config = HypercornConfig()

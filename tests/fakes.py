@@ -14,6 +14,7 @@ from shimmy.api.exchange import ASGIApp, ASGIMessage
 from shimmy.engine.client import JobStream, WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ShimmyError
+from shimmy.events import Events
 from shimmy.generate import Services
 from shimmy.headers import Headers
 from shimmy.librarian import Librarian
@@ -70,6 +71,11 @@ def model(name: str = "tiny.q4-1") -> Model:
         quantization="Q4_1",
         n_params=135,
         n_ctx_train=2048,
+        n_vocab=1000,
+        n_embd=64,
+        n_ff=128,
+        n_kv=256,
+        n_state=0,
         has_chat_template=True,
     )
 
@@ -78,6 +84,7 @@ class FakeWorker:
     """Takes jobs as a worker does. Without a script a test drives `streams` itself; with one, every job gets it."""
 
     is_alive = True
+    is_idle = True
     n_jobs = 0
     idle_since_s = 0.0
     pid = 4321
@@ -124,11 +131,12 @@ def services(
         return cast("WorkerClient", worker)
 
     settings_as_typed = {name: value if isinstance(value, list) else str(value) for name, value in settings.items()}
-    loaded, metrics, registry = config.load(settings_as_typed, {}), Metrics(), Registry()
+    loaded, metrics, events = config.load(settings_as_typed, {}), Metrics(), Events()
+    registry = Registry(loaded.aliases, loaded.default_model)
     registry.publish(Catalog(models))
-    pool = Pool(loaded, metrics, start)
+    pool = Pool(loaded, metrics, events, start)
     librarian = Librarian(loaded, registry, Headers(), pool.follow)
-    return Services(loaded, registry, pool, metrics, librarian.discover, ready=True)
+    return Services(loaded, registry, pool, metrics, events, librarian.discover, ready=True)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from shimmy.engine.client import WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
 from shimmy.frozen import Home
-from shimmy.messages import Accepted, ChatPrompt, Event, Message, TextPrompt
+from shimmy.messages import Accepted, Adapter, ChatPrompt, Event, Message, TextPrompt
 from tests.fakes import SCRIPT, FakeWorker
 from tests.tiny_models import write_tiny_model
 
@@ -284,8 +284,11 @@ def test_probe_says_what_the_engine_found(worker: Worker, path: Path, capsys: py
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "name: tiny"
     assert "cpu_variant: haswell" in lines
-    assert cli.main(["probe", "tiny", "--model-path", str(path), "--json"]) == 0
+    worker.facts = replace(worker.facts, adapters=(Adapter("a.gguf", 0.5),))
+    assert cli.main(["probe", "tiny", "--model-path", str(path), "--lora", "a.gguf=0.5", "--json"]) == 0
+    assert worker.options.lora == (("a.gguf", 0.5),)
     fields = json.loads(capsys.readouterr().out)
+    assert fields["adapters"] == [{"path": "a.gguf", "scale": 0.5}]
     assert (fields["name"], fields["path"], fields["cpu_variant"], fields["n_vocab"]) == (
         "tiny", str(path), "haswell", 256
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load
+from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load, n_bytes
 from shimmy.messages import ModelDefaults, SamplingParams
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
@@ -20,11 +20,22 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "batch_size": ("64", 64, "n_batch", 64),
     "threads": ("2", 2, "n_threads", 2),
     "keep_alive": ("10m", 600, "keep_alive_s", 600.0),
+    "max_memory": ("1.5G", "1.5G", "max_memory_bytes", 1_500_000_000),
+    "max_queue": ("0", 0, "max_queue", 0),
+    "preload": ("a,b", ["a", "b"], "preload", ("a", "b")),
+    "alias": ("a=b,c*=d", ["a=b", "c*=d"], "aliases", (("a", "b"), ("c*", "d"))),
+    "default_model": ("tiny", "tiny", "default_model", "tiny"),
     "speculation": ("off", False, "speculate", False),
     "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
     "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),
     "n_predict": ("9", 9, "n_predict", 9),
     "chat_template": ("{{ 1 }}", "{{ 1 }}", "chat_template", "{{ 1 }}"),
+    "lora": (
+        "/a.gguf=0.5:/b=c.gguf=-1:/d.gguf",
+        ["/a.gguf=0.5", "/b=c.gguf=-1", "/d.gguf"],
+        "lora",
+        ((Path("/a.gguf"), 0.5), (Path("/b=c.gguf"), -1.0), (Path("/d.gguf"), 1.0)),
+    ),
     "api_key": ("one,two", ["one", "two"], "api_keys", ("one", "two")),
     "metrics": ("false", False, "metrics", False),
     "max_body_mb": ("2", 2, "max_body_bytes", 2 * 2**20),
@@ -36,7 +47,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
 OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
-    "speculation": "true", "cache_dir": "/other",
+    "speculation": "true", "cache_dir": "/other", "alias": "x=y", "lora": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 
@@ -97,8 +108,8 @@ def test_a_variable_beats_the_file(name: str) -> None:
 
 @every_option
 def test_a_flag_beats_everything(name: str) -> None:
-    text, _, _, expected = VALUES[name]
-    flag = text.split(",") if by_name[name].separators else text
+    text, toml, _, expected = VALUES[name]
+    flag = toml if by_name[name].separators else text  # each item in a flag of its own
     assert value(name, {name: flag}, {by_name[name].variable: other(name)}, {name: other(name)}) == expected
 
 
@@ -147,6 +158,7 @@ def test_no_two_rows_claim_one_name() -> None:
         ("SHIMMY_HOST", "0.0.0.0", "bind", Bind("0.0.0.0", None)),
         ("SHIMMY_MAX_CTX", "256", "n_ctx", 256),
         ("SHIMMY_LOG_LEVEL", "debug", "log_level", "debug"),
+        ("SHIMMY_LORA_GGUF", "/a.gguf:/b.gguf=0", "lora", ((Path("/a.gguf"), 1.0), (Path("/b.gguf"), 0.0))),
     ],
 )
 def test_the_variables_of_the_contract(variable: str, text: str, field: str, expected: object) -> None:
@@ -204,6 +216,7 @@ REFUSED = [
     ("parallel", "0"), ("parallel", "257"), ("parallel", "many"), ("parallel", "1.5"), ("ctx_size", "15"),
     ("batch_size", "31"), ("threads", "0"), ("seed", "-1"), ("seed", str(2**32)), ("n_predict", "0"),
     ("temp", "-0.1"), ("temp", "nan"), ("temp", "inf"), ("temp", "warm"), ("metrics", "perhaps"),
+    ("lora", "/a.gguf=x"), ("lora", "/a.gguf=nan"), ("lora", "/a.gguf=101"), ("lora", "/a.gguf="), ("lora", "=1"),
     ("log_level", "loud"), ("log_format", "xml"), ("max_body_mb", "0"),
 ]  # fmt: skip
 
@@ -315,3 +328,36 @@ def test_a_file_that_cannot_be_read_is_named_with_its_option(name: str, content:
         load({name: str(path)}, {})
     with pytest.raises(ConfigError, match=f"^{by_name[name].variable}: cannot read `{path}`: "):
         load({}, {by_name[name].variable: str(path)})
+
+
+# -- sizes and aliases -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1G", 10**9),
+        ("1g", 10**9),
+        ("1GB", 10**9),
+        ("1.5 gb", 1_500_000_000),
+        ("512M", 512 * 10**6),
+        ("2GiB", 2 * 2**30),
+        ("100Ki", 102_400),
+        ("1t", 10**12),
+        ("123456", 123_456),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert n_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "1X", "one", "nan", "inf", "1i", "1e99G", "1G2"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="--max-memory"):
+        load({"max_memory": text}, {})
+
+
+@pytest.mark.parametrize("text", ["", "a", "a=", "=b"])
+def test_what_is_no_alias(text: str) -> None:
+    with pytest.raises(ConfigError, match="--alias"):
+        load({"alias": [text]}, {})

@@ -14,7 +14,7 @@ from shimmy.discovery import MAX_DEPTH, report, scan
 from shimmy.formats import gguf
 from shimmy.headers import Headers
 from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
-from tests.tiny_models import STRING, UINT32, Metadata, Tensor, encode_gguf, write_tiny_model
+from tests.tiny_models import STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
 
 
 def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
@@ -50,6 +50,11 @@ def test_a_model_is_listed_with_what_its_header_says(tmp_path: Path) -> None:
         quantization="F32",
         n_params=157_632,
         n_ctx_train=768,
+        n_vocab=len(vocabulary()),
+        n_embd=64,
+        n_ff=128,
+        n_kv=256,
+        n_state=0,
         has_chat_template=False,
     )
 

@@ -29,6 +29,7 @@ from tests.tiny_models import (
     encode_gguf,
     encode_header,
     encode_string,
+    vocabulary,
     write_tiny_model,
 )
 
@@ -55,6 +56,11 @@ def test_a_model_says_what_it_is(tmp_path: Path, read: Reader) -> None:
         quantization="F32",
         n_params=157_632,
         n_ctx_train=640,
+        n_vocab=len(vocabulary()),
+        n_embd=64,
+        n_ff=128,
+        n_kv=256,
+        n_state=0,
         has_chat_template=True,
         is_embedding=False,
         shard=0,

@@ -103,7 +103,7 @@ def damaged(text: str, field: int, value: object) -> str:
         lambda text: damaged(text, 0, ["model"]),
         lambda text: damaged(text, 4, "many"),
         lambda text: damaged(text, 4, None),
-        lambda text: damaged(text, 6, 1),
+        lambda text: damaged(text, 11, 1),
     ],
 )  # fmt: skip
 def test_a_damaged_cache_is_of_no_use_and_does_no_harm(

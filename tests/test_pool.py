@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import cast
 
@@ -13,10 +14,13 @@ import pytest
 from shimmy import config
 from shimmy.engine.client import WorkerClient
 from shimmy.engine.wire import WorkerOptions
-from shimmy.errors import ModelUnavailable, ShuttingDown
+from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShuttingDown
+from shimmy.events import Events
+from shimmy.memory import SERVER_BYTES
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool, State
 from shimmy.registry import BROKEN, CatalogDiff, Model, Rejected
+from shimmy.room import Room
 from tests.fakes import FakeWorker, model, on_loop, until
 
 TINY = model()
@@ -31,6 +35,8 @@ class Client:
         self.name = name
         self.n_running, self.n_waiting, self.n_jobs = 0, 0, 0
         self.is_alive = True
+        self.is_closing = False
+        self.pid = -1
         self.idle_since_s = monotonic()
         self.n_sharing = 1
         self._on_death = on_death
@@ -42,7 +48,16 @@ class Client:
         self.is_alive = False
         self._on_death(cast("WorkerClient", self))
 
+    @property
+    def is_idle(self) -> bool:
+        return not self.n_jobs
+
+    async def until_idle(self) -> None:
+        while self.n_jobs:  # noqa: ASYNC110 - a test sets it
+            await asyncio.sleep(0.005)
+
     async def close(self) -> None:
+        self.is_closing = True
         if self.is_alive:
             self.die()
 
@@ -87,10 +102,11 @@ class Load:
 class House:
     """A pool, its metrics, and the hand on its loads."""
 
-    def __init__(self, **flags: str) -> None:
+    def __init__(self, **flags: str | list[str]) -> None:
         self.metrics = Metrics()
         self.start = Start()
-        self.pool = Pool(config.load(flags, {}), self.metrics, self.start)
+        self.events = Events()
+        self.pool = Pool(config.load(flags, {}), self.metrics, self.events, self.start)
 
     def ask(self, name: str = TINY.name) -> "asyncio.Task[WorkerClient]":
         return asyncio.create_task(self.pool.ensure_ready(model(name)))
@@ -132,11 +148,15 @@ async def test_every_model_has_its_own_worker() -> None:
 @on_loop
 async def test_a_worker_is_told_what_the_person_configured() -> None:
     house = House(
-        ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}"
-    )
-    caller = house.ask()
+        ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}",
+        lora=["a.gguf=0.5", "b.gguf"],
+    )  # fmt: skip
+    with_sibling = replace(TINY, adapters=(Path("beside.gguf"),))
+    caller = asyncio.create_task(house.pool.ensure_ready(with_sibling))
     load = await house.loading()
-    assert load.options == WorkerOptions("tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}")
+    assert load.options == WorkerOptions(
+        "tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}", (("a.gguf", 0.5), ("b.gguf", 1.0)), ("beside.gguf",)
+    )
     load.succeed()
     await caller
 
@@ -510,3 +530,277 @@ async def test_a_new_file_that_cannot_be_served_is_a_failed_swap(caplog: pytest.
     assert f"`{TINY.name}` has a new file, the old one stays: it is cut off" in caplog.text
     assert client.is_alive
     assert await house.ask() is cast("WorkerClient", client)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+MB = 10**6
+
+
+def crowded(n_models: int, **flags: str) -> House:
+    """A house with memory for so many models."""
+    house = House(**flags)
+    n_bytes = house.pool.need(TINY).total
+    house.pool._room = Room(SERVER_BYTES + n_models * n_bytes, lambda: None)
+    return house
+
+
+async def served(house: House, *names: str) -> list[Client]:
+    return [await house.loaded(name) for name in names]
+
+
+@on_loop
+async def test_the_least_recently_used_idle_model_makes_room() -> None:
+    house = crowded(2)
+    old, young = await served(house, "old", "young")
+    old.idle_since_s += 10  # it was used again
+    third = await house.loaded("third")
+    assert (old.is_alive, young.is_alive, third.is_alive) == (True, False, True)
+    assert house.metric('shimmy_unloads_total{reason="memory"}') == 1
+
+
+@on_loop
+async def test_a_busy_model_makes_room_when_its_jobs_have_ended_and_others_do_not() -> None:
+    house = crowded(2)
+    busy, idle = await served(house, "busy", "idle")
+    busy.n_jobs = idle.n_jobs = 1
+    idle.idle_since_s += 1
+    asking = house.ask("third")
+    await asyncio.sleep(0.05)
+    assert house.start.loads.empty(), "there is no room yet"
+    assert busy.is_alive
+    assert idle.is_alive
+    busy.n_jobs = 0
+    (await house.loading()).succeed()
+    await asking
+    assert (busy.is_alive, idle.is_alive) == (False, True)
+
+
+@on_loop
+async def test_a_model_asked_for_while_it_drains_gets_its_turn_again() -> None:
+    house = crowded(1)
+    (first,) = await served(house, "first")
+    first.n_jobs = 1
+    second_asking = house.ask("second")
+    await asyncio.sleep(0.01)
+    first_asking = house.ask("first")
+    await asyncio.sleep(0.01)
+    first.n_jobs = 0
+    load = await house.loading()
+    assert load.client.name == "second"
+    second = load.succeed()
+    assert await second_asking is cast("WorkerClient", second)
+    load = await house.loading()
+    assert load.client.name == "first"
+    again = load.succeed()
+    assert await first_asking is cast("WorkerClient", again)
+    assert not second.is_alive
+
+
+@on_loop
+async def test_those_who_waited_for_a_model_get_their_jobs_in_before_it_is_evicted() -> None:
+    house = crowded(1)
+    jobs: list[Client] = []
+
+    async def work(name: str) -> None:
+        worker = cast("Client", await house.pool.ensure_ready(model(name)))
+        assert worker.is_alive
+        worker.n_jobs += 1
+        jobs.append(worker)
+
+    workers = [asyncio.create_task(work(name)) for name in ("a", "a", "b", "b", "a")]
+    for _ in range(2):
+        client = (await house.loading()).succeed()
+        await asyncio.sleep(0.02)
+        assert client.n_jobs == (3 if client.name == "a" else 2)
+        assert client.is_alive
+        client.n_jobs = 0
+    await asyncio.gather(*workers)
+    assert len(jobs) == 5
+
+
+@on_loop
+async def test_a_pinned_model_is_never_evicted_and_the_numbers_are_told() -> None:
+    house = crowded(1)
+    asking = asyncio.create_task(house.pool.ensure_ready(model("kept"), math.inf))
+    kept = (await house.loading()).succeed()
+    await asking
+    with pytest.raises(OutOfMemory, match=r"there is no memory for it: `other` takes .* of `--max-memory`"):
+        await house.pool.ensure_ready(model("other"))
+    assert kept.is_alive
+    failure = house.pool.failure("other")
+    assert failure is not None
+    assert "no memory" in failure.reason
+
+
+@on_loop
+async def test_nothing_is_evicted_for_a_model_that_would_not_fit_anyway() -> None:
+    house = crowded(2)
+    (client,) = await served(house, "small")
+    with pytest.raises(OutOfMemory):
+        await house.pool.ensure_ready(replace(model("huge"), size_bytes=10**12))
+    assert client.is_alive
+
+
+@on_loop
+async def test_a_load_that_fails_for_memory_is_tried_once_more_without_idle_models() -> None:
+    house = House()
+    idle, busy = await served(house, "idle", "busy")
+    busy.n_jobs = 1
+    asking = house.ask("third")
+    (await house.loading()).outcome.set_exception(OutOfMemory("no context of 8192 tokens"))
+    load = await house.loading()
+    assert (idle.is_alive, busy.is_alive) == (False, True)
+    load.outcome.set_exception(OutOfMemory("no context of 8192 tokens"))
+    with pytest.raises(OutOfMemory, match=r"no context of 8192 tokens; `third` takes "):
+        await asking
+    assert house.start.n_loads == 4
+
+
+@on_loop
+async def test_a_swap_without_room_for_two_ends_the_old_one_first() -> None:
+    house = crowded(1)
+    old = await house.loaded()
+    old.n_jobs = 1
+    house.pool.follow(changed(version(2)))
+    await asyncio.sleep(0.05)
+    asking = house.ask()
+    await asyncio.sleep(0.05)
+    assert house.start.loads.empty()
+    assert old.is_alive
+    old.n_jobs = 0
+    new = (await house.loading()).succeed()
+    assert await asking is cast("WorkerClient", new)
+    assert not old.is_alive
+
+
+@pytest.mark.parametrize(("n_ctx_train", "n_ctx"), [(512, 512), (20_000, 8192), (0, 8192)])
+@on_loop
+async def test_the_context_is_the_smaller_of_training_length_and_a_default(n_ctx_train: int, n_ctx: int) -> None:
+    house = House()
+    asking = asyncio.create_task(house.pool.ensure_ready(replace(TINY, n_ctx_train=n_ctx_train)))
+    load = await house.loading()
+    assert load.options.n_ctx == n_ctx
+    load.succeed()
+    await asking
+
+
+@on_loop
+async def test_the_default_context_shrinks_to_what_fits_and_one_asked_for_does_not() -> None:
+    wide = replace(TINY, n_ctx_train=8192, n_kv=10_000)
+    for flags, n_ctx in (({}, 2048), ({"ctx_size": "2048"}, 2048)):
+        house = House(**flags)
+        least = house.pool._need(wide, house.pool._options(wide, 2048))
+        house.pool._room = Room(SERVER_BYTES + least.total, lambda: None)
+        asking = asyncio.create_task(house.pool.ensure_ready(wide))
+        load = await house.loading()
+        assert load.options.n_ctx == n_ctx
+        load.succeed()
+        await asking
+    house = House(ctx_size="8192")
+    house.pool._room = Room(SERVER_BYTES + least.total, lambda: None)
+    with pytest.raises(OutOfMemory):
+        await house.pool.ensure_ready(wide)
+
+
+# -- queues ----------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_queue_that_is_full_is_said_and_another_models_is_not() -> None:
+    house = House(parallel="1", max_queue="2")
+    callers = [house.ask() for _ in range(3)]
+    load = await house.loading()
+    with pytest.raises(Overloaded, match="try again later"):
+        await house.pool.ensure_ready(TINY)
+    other = house.ask("other")
+    (await house.loading()).succeed()
+    await other
+    client = load.succeed()
+    await asyncio.gather(*callers)
+    client.n_jobs = 3
+    with pytest.raises(Overloaded):
+        await house.pool.ensure_ready(TINY)
+    client.n_jobs = 2
+    await house.pool.ensure_ready(TINY)
+
+
+@on_loop
+async def test_jobs_that_wait_for_a_load_are_in_the_gauge() -> None:
+    house = House()
+    callers = [house.ask() for _ in range(3)]
+    load = await house.loading()
+    house.pool.update_gauges()
+    assert house.metric('shimmy_jobs_queued{model="tiny.q4-1"}') == 3
+    load.succeed()
+    await asyncio.gather(*callers)
+    house.pool.update_gauges()
+    assert house.metric('shimmy_jobs_queued{model="tiny.q4-1"}') == 0
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_models_life_is_told_as_it_happens() -> None:
+    house = House()
+    listener = house.events.listen()
+    await house.loaded()
+    house.pool.follow(changed(version(2)))
+    (await house.loading()).fail("it is cut off")
+    await until(lambda: house.pool.failure(TINY.name) is not None)
+    house.pool.follow(changed(version(3)))
+    (await house.loading()).succeed()
+    await until(lambda: len(house.pool.ready()) == 1 and state(house) is State.READY)
+    house.pool.unload(TINY.name)
+    await until(lambda: not house.pool.ready())
+    caller = house.ask()
+    (await house.loading()).succeed().die()
+    caller.cancel()
+    await until(lambda: state(house) is None)
+    house.events.close()
+    told = [(event.kind, event.details.get("reason")) async for event in listener]
+    assert told[:9] == [
+        ("loading", None),
+        ("loaded", None),
+        ("loading", None),
+        ("failed", "it is cut off"),
+        ("loading", None),
+        ("swapped", None),
+        ("unloaded", "swapped"),
+        ("unloaded", "asked"),
+        ("loading", None),
+    ]
+    assert house.metric('shimmy_swap_seconds_count{model="tiny.q4-1",phase="drain"}') == 1
+    assert house.metric('shimmy_swap_seconds_count{model="tiny.q4-1",phase="switch"}') == 1
+
+
+@on_loop
+async def test_a_new_file_whose_template_does_not_work_does_not_replace_one_that_does() -> None:
+    house = House()
+    old = await house.loaded()
+    house.pool.follow(changed(version(2)))
+    load = await house.loading()
+    load.client.facts = replace(FakeWorker.facts, template_error="it raises")
+    broken = load.succeed()
+    await until(lambda: house.pool.failure(TINY.name) is not None)
+    assert await house.pool.ensure_ready(TINY) is cast("WorkerClient", old)
+    await until(lambda: not broken.is_alive)
+    failure = house.pool.failure(TINY.name)
+    assert failure is not None
+    assert "it raises" in failure.reason
+
+
+@on_loop
+async def test_adapters_beside_a_model_are_offered_and_its_own_are_applied() -> None:
+    house = House(lora="/asked.gguf=0.5")
+    beside = replace(TINY, adapters=(Path("/beside.gguf"),))
+    for wanted, lora, siblings in (
+        (beside, (("/asked.gguf", 0.5),), ("/beside.gguf",)),
+        (replace(beside, name="own", needs_adapters=True), (("/beside.gguf", 1.0), ("/asked.gguf", 0.5)), ()),
+    ):
+        task = asyncio.create_task(house.pool.ensure_ready(wanted))
+        load = await house.loading()
+        assert (load.options.lora, load.options.siblings) == (lora, siblings)
+        load.succeed()
+        await task

@@ -20,6 +20,11 @@ def model(name: str, quantization: str = "") -> Model:
         quantization=quantization,
         n_params=1,
         n_ctx_train=512,
+        n_vocab=1000,
+        n_embd=64,
+        n_ff=128,
+        n_kv=256,
+        n_state=0,
         has_chat_template=True,
     )
 
@@ -143,7 +148,7 @@ def test_the_difference_of_two_catalogs() -> None:
 @pytest.mark.parametrize("name", ["half", "Half.gguf", "half:latest"])
 def test_what_cannot_be_served_says_why(name: str) -> None:
     catalog = Catalog([PLAIN], [rejected("half")])
-    assert catalog.find(name) == rejected("half")
+    assert catalog.entry(name) == rejected("half")
     with pytest.raises(ModelNotFound, match=r"^`half` cannot be served: it is cut off$"):
         catalog.resolve(name)
 
@@ -191,3 +196,64 @@ def test_what_is_rejected_anew_is_a_difference() -> None:
 def test_a_path_is_shown_without_what_cannot_be_printed() -> None:
     assert shown(Path("/Modèle 1/a.gguf")) == "/Modèle 1/a.gguf"
     assert shown(Path("/a\nb\x1b\udcff")) == "/a\\nb\\x1b\\udcff"
+
+
+# -- names that a person gave ----------------------------------------------------------------------------------------
+
+
+def registry(*aliases: tuple[str, str], default: str | None = None) -> Registry:
+    made = Registry(aliases, default)
+    made.publish(CATALOG)
+    return made
+
+
+def test_an_alias_means_its_model_and_a_pattern_every_name_that_fits() -> None:
+    names = registry(("GPT-4o", "my-model"), ("gpt-*", "smollm2-135m-instruct"), ("claude", "gemma-3-270m-it:q8_0"))
+    assert names.resolve("gpt-4o") is PLAIN
+    assert names.resolve("GPT-4O") is PLAIN
+    assert names.resolve("gpt-3.5-turbo") is SMOLLM2
+    assert names.resolve("claude") is GEMMA_Q8
+    assert [(alias, model.name) for alias, model in names.aliases()] == [
+        ("gpt-4o", PLAIN.name),
+        ("claude", GEMMA_Q8.name),
+    ]
+
+
+def test_a_models_own_name_comes_before_an_alias() -> None:
+    names = registry(("*", "my-model"), ("smollm2-135m-instruct", "my-model"))
+    assert names.resolve(SMOLLM2.name) is SMOLLM2
+    assert names.resolve("smollm2-135m-instruct") is PLAIN, "but Ollama's form of it after"
+    assert names.resolve("anything") is PLAIN
+
+
+def test_the_default_answers_for_unknown_names_and_not_for_ambiguous_ones() -> None:
+    names = registry(default="my-model")
+    assert names.resolve("gpt-4") is PLAIN
+    assert names.resolve("x" * 10_000) is PLAIN
+    assert names.resolve("qwen3-8b") is UNSLOTH
+    with pytest.raises(ModelNotFound, match="could be any of"):
+        names.resolve("gemma-3-270m-it")
+
+
+def test_without_aliases_and_default_nothing_else_is_served() -> None:
+    with pytest.raises(ModelNotFound, match="no model `gpt-4`"):
+        registry().resolve("gpt-4")
+
+
+def test_an_alias_of_a_model_that_is_not_there_says_so() -> None:
+    names = registry(("gpt-4", "missing"))
+    with pytest.raises(ModelNotFound, match="no model `missing`"):
+        names.resolve("gpt-4")
+    assert names.aliases() == []
+
+
+def test_no_alias_and_no_default_answers_for_a_broken_model() -> None:
+    names = Registry([("*", "my-model")], "my-model")
+    names.publish(Catalog([PLAIN], [rejected("half-q4-k-m")]))
+    with pytest.raises(ModelNotFound, match="`half-q4-k-m` cannot be served"):
+        names.resolve("Half-Q4_K_M")
+    assert names.resolve("anything") is PLAIN
+    without_alias = Registry([], "my-model")
+    without_alias.publish(names.catalog)
+    with pytest.raises(ModelNotFound, match="`half-q4-k-m` cannot be served"):
+        without_alias.resolve("half")

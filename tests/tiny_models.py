@@ -116,6 +116,49 @@ def write_tiny_model(
     return paths[0]
 
 
+def write_tiny_adapter(
+    folder: Path,
+    name: str = "adapter",
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    changes: Sequence[tuple[str, int, Value]] = (),
+    tensors: Sequence[Tensor] | None = None,
+) -> Path:
+    """Write `name`.gguf, a LoRA adapter of the tiny models that changes what they say, and return its path.
+
+    `changes` replaces keys of its metadata, or adds to them; `tensors` replaces its tensors.
+    """
+    replaced = {key for key, _, _ in changes}
+    metadata: Metadata = [
+        ("general.type", STRING, "adapter"),
+        ("general.architecture", STRING, "llama"),
+        ("adapter.type", STRING, "lora"),
+        ("adapter.lora.alpha", FLOAT32, float(rank)),
+    ]
+    kept = [row for row in metadata if row[0] not in replaced]
+    path = folder / f"{name}.gguf"
+    path.write_bytes(encode_gguf([*kept, *changes], adapter_tensors(seed, rank) if tensors is None else tensors))
+    return path
+
+
+def adapter_tensors(seed: int = 0, rank: int = 4) -> tuple[Tensor, ...]:
+    """Pairs for what a tiny model reads (the values of its first layer) and for what it says."""
+    random = Random(seed)
+    n_tokens = len(vocabulary())
+    return (
+        _spread(random, "blk.0.attn_v.weight.lora_a", (N_EMBD, rank), 0.25),
+        _spread(random, "blk.0.attn_v.weight.lora_b", (rank, N_EMBD), 0.25),
+        _spread(random, "output.weight.lora_a", (N_EMBD, rank), 0.25),
+        _spread(random, "output.weight.lora_b", (rank, n_tokens), 0.25, zero_rows=_silent_tokens()),
+    )
+
+
+def _silent_tokens() -> list[int]:
+    """Tokens that are no plain text."""
+    return [index for index, (_, kind) in enumerate(vocabulary()) if kind != 1]
+
+
 def _padded(n_bytes: int, alignment: int) -> int:
     return (n_bytes + alignment - 1) // alignment * alignment
 
@@ -187,8 +230,7 @@ def _tensors(random: Random) -> Iterator[Tensor]:
     yield _signs(random, "token_embd.weight", (N_EMBD, len(tokens)), 1.0)
     yield _norm("output_norm.weight")
     # Tokens that are no plain text get logit 0, far below the best: the text is readable and does not end.
-    silent = [index for index, (_, kind) in enumerate(tokens) if kind != 1]
-    yield _spread(random, "output.weight", (N_EMBD, len(tokens)), 0.5, zero_rows=silent)
+    yield _spread(random, "output.weight", (N_EMBD, len(tokens)), 0.5, zero_rows=_silent_tokens())
     for layer in range(N_LAYER):
         block = f"blk.{layer}"
         yield _norm(f"{block}.attn_norm.weight")

@@ -31,6 +31,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{rest:path}", openai.model),
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
+    ("GET", "/api/events", control.events),
     ("GET", "/api/models", control.models),
     ("POST", "/api/models/discover", control.discover),
     ("GET", "/api/models/{rest:path}/status", control.status),

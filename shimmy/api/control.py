@@ -1,14 +1,19 @@
 """Routes that show and steer which models are loaded. They take no body, and asking twice is as good as asking once."""
 
 import math
+from collections.abc import AsyncIterator
+from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from shimmy.api import stream
+from shimmy.api.exchange import encode
 from shimmy.registry import Entry, Rejected, shown
 
 if TYPE_CHECKING:
     from shimmy.api.exchange import Exchange
     from shimmy.api.fields import Json
+    from shimmy.events import Listener
     from shimmy.generate import Services
 
 UNLOADED = "unloaded"
@@ -16,27 +21,24 @@ UNAVAILABLE = "unavailable"
 
 
 async def models(exchange: "Exchange") -> None:
-    services = exchange.services
-    catalog = services.registry.catalog
-    entries: list[Entry] = [*catalog.models, *catalog.unavailable]
-    await exchange.reply({"models": [_entry(services, entry) for entry in entries]})
+    await exchange.reply({"models": _entries(exchange.services)})
 
 
 async def status(exchange: "Exchange") -> None:
-    model = exchange.services.registry.catalog.find(exchange.rest)
+    model = exchange.services.registry.entry(exchange.rest)
     await exchange.reply(_entry(exchange.services, model))
 
 
 async def load(exchange: "Exchange") -> None:
     """Returns when the model can take jobs."""
-    model = exchange.services.registry.catalog.resolve(exchange.rest)
+    model = exchange.services.registry.resolve(exchange.rest)
     await exchange.services.pool.ensure_ready(model)
     await exchange.reply(_entry(exchange.services, model))
 
 
 async def unload(exchange: "Exchange") -> None:
     """Running jobs finish; the next request loads the model again."""
-    model = exchange.services.registry.catalog.resolve(exchange.rest)
+    model = exchange.services.registry.resolve(exchange.rest)
     exchange.services.pool.unload(model.name)
     await exchange.reply(_entry(exchange.services, model))
 
@@ -45,6 +47,31 @@ async def discover(exchange: "Exchange") -> None:
     """Looks at the disk now, and returns what is there when everything has settled or kept changing for a while."""
     await exchange.services.discover()
     await models(exchange)
+
+
+async def events(exchange: "Exchange") -> None:
+    """Server-sent events of what happens to models; the first one, `models`, tells how it stands."""
+    listener = exchange.services.events.listen()
+    try:
+        await stream.broadcast(exchange, _frames(exchange.services, listener))
+    finally:
+        exchange.services.events.leave(listener)
+
+
+async def _frames(services: "Services", listener: "Listener") -> AsyncIterator[bytes]:
+    yield _frame("models", {"models": _entries(services)})
+    async for event in listener:
+        yield _frame(event.kind, {"model": event.model, "time": event.time_s, **event.details})
+
+
+def _frame(kind: str, data: "Json") -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), encode(data))
+
+
+def _entries(services: "Services") -> "list[Json]":
+    catalog = services.registry.catalog
+    entries: list[Entry] = [*catalog.models, *catalog.unavailable]
+    return [_entry(services, entry) for entry in entries]
 
 
 def _entry(services: "Services", model: Entry) -> "Json":
@@ -57,30 +84,41 @@ def _entry(services: "Services", model: Entry) -> "Json":
             "architecture": model.architecture,
             "error": model.reason,
         }
-    slot, failure = services.pool.slot(model.name), services.pool.failure(model.name)
+    pool = services.pool
+    slot, failure, need = pool.slot(model.name), pool.failure(model.name), pool.need(model)
     entry: Json = {
         "name": model.name,
         "state": UNLOADED,
         "path": shown(model.path),
         "size_bytes": model.size_bytes,
+        "memory": {
+            "weights_bytes": need.weights,
+            "kv_bytes": need.kv,
+            "compute_bytes": need.compute,
+            "total_bytes": need.total,
+        },
         "architecture": model.architecture,
         "quantization": model.quantization,
         "n_params": model.n_params,
         "n_ctx_train": model.n_ctx_train,
         "has_chat_template": model.has_chat_template,
         "embedding": model.is_embedding,
-        "adapters": [shown(path) for path in model.adapters],
+        "adapters": [{"path": shown(path), "scale": float(model.needs_adapters)} for path in model.adapters],
         "projector": shown(model.projector) if model.projector else None,
+        "last_used": pool.last_used_s(model.name),
         "error": services.registry.catalog.rejected_reason(model.name) or (failure.reason if failure else None),
     }
     if slot is None:
         return entry
     entry["state"] = slot.state
     entry["keep_alive_s"] = None if math.isinf(slot.keep_alive_s) else slot.keep_alive_s
+    entry["pinned"] = slot.is_pinned
+    entry["jobs"] = slot.n_jobs
     worker = slot.worker
     if worker is not None:
         entry["n_ctx"] = worker.facts.n_ctx
+        # As it has loaded them, with those of `--lora`.
+        entry["adapters"] = [asdict(adapter) for adapter in worker.facts.adapters]
         entry["pid"] = worker.pid
-        entry["jobs"] = worker.n_jobs
-        entry["idle_s"] = 0.0 if worker.n_jobs else round(monotonic() - worker.idle_since_s, 3)
+        entry["idle_s"] = round(monotonic() - worker.idle_since_s, 3) if worker.is_idle else 0.0
     return entry

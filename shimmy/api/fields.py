@@ -10,13 +10,14 @@ from typing import Any, NoReturn, Protocol
 
 from shimmy.config import seconds
 from shimmy.errors import BadRequest
-from shimmy.messages import SamplingParams
+from shimmy.messages import MAX_ADAPTER_SCALE, AdapterScales, SamplingParams
 
 Json = dict[str, object]
 
 # llama.cpp takes 32-bit numbers; ctypes would wrap larger integers and overflow larger floats without a word.
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 FLOAT32_MAX = 3.4028234e38
+N_ADAPTERS_MAX = 256  # named in one request
 N_STRINGS_MAX = 64  # stop strings are looked for at every token, DRY's breakers in the whole vocabulary
 
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
@@ -133,7 +134,7 @@ class TokenIds:
     def read(self, value: object, path: str) -> tuple[int, ...]:
         items = read_array(value, path, "an array of token ids")
         return tuple(
-            item if type(item) is int and 0 <= item <= INT32_MAX else _token_id.read(item, f"{path}[{index}]")
+            item if type(item) is int and 0 <= item <= INT32_MAX else _natural.read(item, f"{path}[{index}]")
             for index, item in enumerate(items)
         )
 
@@ -173,6 +174,25 @@ class LogitBias:
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """llama-server's array [{"id": 0, "scale": 0.5}]; the worker, which has the adapters, checks their ids."""
+
+    def read(self, value: object, path: str) -> AdapterScales:
+        items = read_array(value, path, "an array of objects with id and scale")
+        if len(items) > N_ADAPTERS_MAX:
+            refuse(path, f"at most {N_ADAPTERS_MAX} adapters", str(len(items)))
+        return tuple(self._item(item, f"{path}[{index}]") for index, item in enumerate(items))
+
+    @staticmethod
+    def _item(value: object, path: str) -> tuple[int, float]:
+        item = read_object(value, path, "an object with id and scale")
+        scale = _number.read(item.get("scale"), f"{path}.scale")
+        if abs(scale) > MAX_ADAPTER_SCALE:
+            refuse(f"{path}.scale", f"a number from {-MAX_ADAPTER_SCALE:g} to {MAX_ADAPTER_SCALE:g}", _shown(scale))
+        return _natural.read(item.get("id"), f"{path}.id"), scale
+
+
+@dataclass(frozen=True, slots=True)
 class Duration:
     """Ollama's form: a number of seconds, or a text like `10m`; negative means without end."""
 
@@ -184,7 +204,7 @@ class Duration:
             refuse(path, "seconds, or a text like `10m`", _shown(value))
 
 
-_token_id = Integer(at_least=0)
+_natural = Integer(at_least=0)
 _integer, _number = Integer(), Number()
 
 # Field name, which is also the attribute of SamplingParams, and what it must be.
@@ -235,6 +255,12 @@ def read_keep_alive(body: Json) -> float | None:
     """How long the model shall stay loaded after its last job, in seconds; None where nothing is said."""
     value = body.get("keep_alive")
     return None if value is None else Duration().read(value, "keep_alive")
+
+
+def read_lora(body: Json) -> AdapterScales | None:
+    """The scales of adapters; None, also for an empty array, where the adapters' own ones count, as in llama-server."""
+    value = body.get("lora")
+    return None if value is None else Lora().read(value, "lora") or None
 
 
 def _id_of_key(key: str) -> object:

@@ -73,16 +73,19 @@ async def completions(exchange: "Exchange") -> None:
 
 
 def _defaults(exchange: "Exchange", body: "Json") -> "ModelDefaults":
-    return exchange.services.registry.catalog.resolve(read_model(body)).defaults
+    services = exchange.services
+    return services.registry.resolve(read_model(body, services.config.default_model)).defaults
 
 
 async def models(exchange: "Exchange") -> None:
-    catalog = exchange.services.registry.catalog
-    await exchange.reply({"object": "list", "data": [_model_object(model) for model in catalog.models]})
+    registry = exchange.services.registry
+    names = [(model.name, model) for model in registry.catalog.models] + registry.aliases()
+    await exchange.reply({"object": "list", "data": [_model_object(model, name) for name, model in names]})
 
 
 async def model(exchange: "Exchange") -> None:
-    await exchange.reply(_model_object(exchange.services.registry.catalog.resolve(exchange.rest)))
+    model = exchange.services.registry.resolve(exchange.rest)
+    await exchange.reply(_model_object(model, model.name))
 
 
 async def _answer(exchange: "Exchange", request: GenerateRequest, options: ReplyOptions, form: Form) -> None:
@@ -185,9 +188,9 @@ def _rate(stage: str, n_tokens: int, total_ms: float) -> dict[str, float]:
     }
 
 
-def _model_object(model: "Model") -> dict[str, object]:
+def _model_object(model: "Model", name: str) -> dict[str, object]:
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "created": model.mtime_ns // 10**9,
         "owned_by": "shimmy",

@@ -18,6 +18,7 @@ from shimmy.api.fields import (
     read_array,
     read_flag,
     read_keep_alive,
+    read_lora,
     read_object,
     read_sampling,
     read_text,
@@ -61,7 +62,6 @@ NOT_SERVED: dict[str, tuple[object, ...]] = {
     "grammar": ("",),
     "json_schema": (),
     "samplers": (),
-    "lora": ([],),
     "id_slot": (-1,),
     "n_probs": (0,),
     "post_sampling_probs": (False,),
@@ -125,7 +125,10 @@ def chat_prompt(body: Json) -> ChatPrompt:
     )
 
 
-def read_model(body: Json) -> str:
+def read_model(body: Json, default: str | None = None) -> str:
+    """The name of a model; `default` where there is none."""
+    if default is not None and body.get("model") is None:
+        return default
     return read_text(required(body, "model", "the name of a model"), "model")
 
 
@@ -135,13 +138,14 @@ def _request(body: Json, prompt: Prompt, config: "Config", defaults: ModelDefaul
     n_predict = limits[0] if limits else config.n_predict or defaults.n_predict
     stop = body.get("stop")
     return GenerateRequest(
-        model=read_model(body),
+        model=read_model(body, config.default_model),
         prompt=prompt,
         sampling=read_sampling(body, config.sampling_of(defaults)),
         n_predict=None if n_predict == -1 else n_predict,
         stop=defaults.stop if stop is None else _stop.read(stop, "stop"),
         cache_prompt=read_flag(body, "cache_prompt", default=True),
         keep_alive_s=read_keep_alive(body),
+        lora=read_lora(body),
     )
 
 

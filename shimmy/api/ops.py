@@ -73,12 +73,13 @@ async def apply_template(exchange: "Exchange") -> None:
 
 def _model(exchange: "Exchange", body: Json) -> "Model":
     """The model that `body` names; it need not name the only one there is."""
-    catalog = exchange.services.registry.catalog
-    if body.get("model") is None and len(catalog.models) == 1:
-        return catalog.models[0]
-    if body.get("model") is None:
-        refuse("model", f"the name of one of the {len(catalog.models)} models", "nothing")
-    return catalog.resolve(read_model(body))
+    registry, default = exchange.services.registry, exchange.services.config.default_model
+    models = registry.catalog.models
+    if body.get("model") is None and default is None and len(models) == 1:
+        return models[0]
+    if body.get("model") is None and default is None:
+        refuse("model", f"the name of one of the {len(models)} models", "nothing")
+    return registry.resolve(read_model(body, default))
 
 
 async def _worker(exchange: "Exchange", body: Json) -> "WorkerClient":

@@ -5,7 +5,7 @@ second runs the generation and writes; a third listens for `http.disconnect`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shimmy.api.exchange import ClientGone, Exchange, error_body, error_of
@@ -127,6 +127,27 @@ class EventStream:
         if self._is_open and self._is_quiet and not self._is_writing:
             await self._write(PING)
         self._is_quiet = True
+
+
+async def broadcast(exchange: Exchange, frames: AsyncIterator[bytes]) -> None:
+    """Write `frames` as they come, until there are no more or the client leaves."""
+    await exchange.start(HEADERS)
+    is_quiet = True
+
+    async def write_all() -> None:
+        nonlocal is_quiet
+        async for frame in frames:
+            is_quiet = False
+            await exchange.write(frame)
+
+    async def ping() -> None:
+        nonlocal is_quiet
+        if is_quiet:
+            await exchange.write(PING)
+        is_quiet = True
+
+    await unless_gone(exchange, write_all(), ping)
+    await exchange.end(b"")
 
 
 def error_event(error: ShimmyError) -> bytes:

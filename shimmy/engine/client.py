@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from shimmy.engine import wire
-from shimmy.errors import ModelUnavailable, ShimmyError, ShuttingDown, WorkerDied
+from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import Accepted, ChatPrompt, Event, Finished, GenerateRequest, Job, ModelFacts, Piece
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,9 @@ class WorkerClient(asyncio.Protocol):
         self._ids = itertools.count(1)
         self._streams: dict[int, JobStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._closing = False
+        self.is_closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.idle_since_s = monotonic()  # meaningful while there are no jobs
         self.opened: asyncio.Future[ModelFacts] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
@@ -136,6 +139,15 @@ class WorkerClient(asyncio.Protocol):
         """Jobs handed over that have not ended."""
         return len(self._streams)
 
+    @property
+    def is_idle(self) -> bool:
+        """Nobody waits for anything of it."""
+        return not (self._streams or self._calls)
+
+    async def until_idle(self) -> None:
+        """Return when nobody waits for anything of it; at once when that is so, and when it has ended."""
+        await self._idle.wait()
+
     # -- what the server asks ------------------------------------------------------------------------------------
 
     def submit(self, request: GenerateRequest) -> JobStream:
@@ -148,8 +160,10 @@ class WorkerClient(asyncio.Protocol):
             n_predict=request.n_predict,
             stop=request.stop,
             cache_prompt=request.cache_prompt,
+            lora=request.lora,
         )
         stream = self._streams[job.id] = JobStream(job.id, self._cancel)
+        self._idle.clear()
         self._send(wire.job_frame(job))
         if len(self._streams) == 1:
             self._on_busy()
@@ -167,7 +181,7 @@ class WorkerClient(asyncio.Protocol):
 
     async def close(self) -> None:
         """End the worker and wait for its end: its jobs fail, its memory is back when this returns."""
-        self._closing = True
+        self.is_closing = True
         if self.is_alive:
             self._transport.close()  # the worker ends itself when its socket does
         try:
@@ -205,6 +219,7 @@ class WorkerClient(asyncio.Protocol):
                 self._on_result(message)
             case "opened" if not self.opened.done():
                 self.facts = wire.read_facts(message["facts"])
+                self.idle_since_s = monotonic()
                 self.opened.set_result(self.facts)
             case "refused" if not self.opened.done():
                 self.opened.set_exception(wire.read_error(message["error"]))
@@ -237,12 +252,16 @@ class WorkerClient(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         status = await loop.run_in_executor(None, self._wait)
         error: ShimmyError = ShuttingDown("the model is being unloaded")
-        if not self._closing:
+        if not self.is_closing:
             error = WorkerDied(f"the worker of `{self.name}` ended ({_describe(status)}) while the request was running")
             logger.error("worker `%s` (pid %d) ended: %s", self.name, self.pid, _describe(status))
         if not self.opened.done():
-            message = f"the worker ended while it loaded `{self.name}` ({_describe(status)})"
-            self.opened.set_exception(ModelUnavailable(message))
+            message = f"the worker ended while it loaded `{self.name}` ({_describe(status)}"
+            if status == -signal.SIGKILL and not self.is_closing:
+                hint = ", which a system sends that has run out of memory)"
+                self.opened.set_exception(OutOfMemory(message + hint))
+            else:
+                self.opened.set_exception(ModelUnavailable(message + ")"))
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.put(error)
@@ -250,6 +269,7 @@ class WorkerClient(asyncio.Protocol):
         for future in calls.values():
             if not future.done():
                 future.set_exception(error)
+        self._note_idle()
         self.n_running = self.n_waiting = 0
         self._on_death(self)
         self.ended.set()
@@ -267,22 +287,29 @@ class WorkerClient(asyncio.Protocol):
         self._require_alive()
         call_id = next(self._ids)
         future = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        self._idle.clear()
         self._send({"op": "call", "id": call_id, "name": name, "arguments": arguments})
         try:
             return await future
         finally:
             self._calls.pop(call_id, None)
+            self._note_idle()
 
     def _cancel(self, job_id: int) -> None:
         if self._forget(job_id) and self.is_alive:
             self._send({"op": "cancel", "id": job_id})
 
     def _forget(self, job_id: int) -> bool:
-        self.idle_since_s = monotonic()
         is_known = self._streams.pop(job_id, None) is not None
         if is_known and not self._streams:
             self._on_busy()
+            self._note_idle()
         return is_known
+
+    def _note_idle(self) -> None:
+        self.idle_since_s = monotonic()
+        if self.is_idle:
+            self._idle.set()
 
     def share(self, n_workers: int) -> None:
         """Let it take one part in `n_workers` of the processor, which so many workers want."""

@@ -16,15 +16,15 @@ from types import ModuleType
 from typing import Any
 
 from shimmy.engine.sampling import Chain, Stage
-from shimmy.errors import ModelUnavailable
-from shimmy.messages import ModelFacts
+from shimmy.errors import ModelUnavailable, OutOfMemory
+from shimmy.messages import Adapter, ModelFacts
 
 logger = logging.getLogger(__name__)
 
 _LOG_ERROR = 4  # ggml_log_level
 _LOG_CONTINUED = 5
 _PIECE_BYTES = 256
-_MAX_DRAFT_ROWS = 32
+_SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
 # How often a thread looks for its fellows before it sleeps. libgomp's default (300,000) burns the time slices that the
 # fellows wait for when others use the processor as well; 1,000 costs 10 % of the speed when nobody does.
 _SPIN_COUNT = "100000"
@@ -60,6 +60,13 @@ def _function(name: str, restype: Any, *argtypes: Any) -> Any:
 
 
 _backend_load = _function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+# The binding declares pointers to pointers here, which cost a cast each.
+_pointers, _floats = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_float)
+_adapter_init = _function("llama_adapter_lora_init", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+_adapter_free = _function("llama_adapter_lora_free", None, ctypes.c_void_p)
+_set_adapters = _function(
+    "llama_set_adapters_lora", ctypes.c_int32, ctypes.c_void_p, _pointers, ctypes.c_size_t, _floats
+)
 
 
 class _EngineLog:
@@ -175,7 +182,9 @@ class LlamaModel:
         params = _llama.llama_model_default_params()
         self._model = _llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise ModelUnavailable(f"the engine could not load `{path.name}`: {_log.reason()}")
+            reason = _log.reason()
+            kind = OutOfMemory if any(sign in reason for sign in _SIGNS_OF_NO_MEMORY) else ModelUnavailable
+            raise kind(f"the engine could not load `{path.name}`: {reason}")
         if not _llama.llama_model_has_decoder(self._model):
             raise ModelUnavailable(f"`{path.name}` has no decoder: it cannot generate text")
         self._cpu = cpu
@@ -188,22 +197,39 @@ class LlamaModel:
         )
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
+        self._adapters: list[int] = []  # pointers
 
-    def open_context(self, *, n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -> None:
-        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; ModelUnavailable without the memory."""
+    def add_adapter(self, path: Path) -> None:
+        """Load the LoRA adapter at `path`, checked by `formats.lora`, before the context is opened, which reserves the
+        room for its computations. Raises ModelUnavailable."""
+        adapter = _adapter_init(self._model, os.fsencode(path))
+        if not adapter:
+            raise ModelUnavailable(_log.reason())
+        self._adapters.append(adapter)
+
+    def remove_adapter(self, index: int) -> None:
+        """Free an adapter; those behind it move up, and none is set."""
+        self.set_scales([0.0] * len(self._adapters))
+        _adapter_free(self._adapters.pop(index))
+
+    def open_context(self, *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_threads: int) -> None:
+        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory.
+
+        `n_outputs` is how many rows of one decode may have logits.
+        """
         params = _llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_sequences
-        # Rows of logits for each sequence, or for one draft. 0 would reserve n_ubatch rows, exceeding it aborts.
-        self.n_outputs = params.n_outputs_max = max(n_sequences, _MAX_DRAFT_ROWS)
+        # 0 would reserve n_ubatch rows, exceeding it aborts.
+        self.n_outputs = params.n_outputs_max = n_outputs
         params.n_threads = params.n_threads_batch = n_threads
         params.kv_unified = True  # prompt and decode rows share one graph
         params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
         params.no_perf = True
         self._context = _llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ModelUnavailable(f"no context of {n_ctx} tokens: {_log.reason()}")
+            raise OutOfMemory(f"no context of {n_ctx} tokens: {_log.reason()}")
         self._memory = _llama.llama_get_memory(self._context)
         self.n_ctx: int = _llama.llama_n_ctx(self._context)
         self.n_batch = n_batch
@@ -212,13 +238,14 @@ class LlamaModel:
 
     def warm_up(self) -> None:
         """Decode one token: a model that cannot is refused, and the first request does not pay for first-use
-        allocations and mapped pages. Raises ModelUnavailable."""
+        allocations and mapped pages. Leaves the pool empty. Raises ModelUnavailable."""
         self.batch.clear()
         self.batch.add([self.bos_token() or 0], 0, 0, n_outputs=1)
         if self.decode() != 0:
             raise ModelUnavailable(f"the engine could not decode with this model: {_log.reason()}")
         logits = _llama.llama_get_logits_ith(self._context, 0)
         if math.isnan(sum(logits[: self.n_vocab])):
+            self.wipe()
             raise ModelUnavailable("the model computes no numbers (NaN): its weights are damaged")
         self.forget(0, 0)
 
@@ -242,6 +269,21 @@ class LlamaModel:
             return False  # its state is that of the whole sequence; there is none of a prefix
         _llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         return True
+
+    def set_scales(self, scales: Sequence[float]) -> None:
+        """Of each adapter, for what is decoded from now on; one of scale 0 costs nothing."""
+        used = [(adapter, scale) for adapter, scale in zip(self._adapters, scales, strict=True) if scale]
+        pointers = (ctypes.c_void_p * len(used))(*[adapter for adapter, _ in used])
+        floats = (ctypes.c_float * len(used))(*[scale for _, scale in used])
+        _set_adapters(self._context, pointers, len(used), floats)
+
+    def has_numbers(self, row: int) -> bool:
+        """Whether batch row `row` was computed in numbers: one NaN in a layer makes all logits NaN."""
+        return not math.isnan(_llama.llama_get_logits_ith(self._context, row)[0])
+
+    def wipe(self) -> None:
+        """Empty the KV pool and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
+        _llama.llama_memory_clear(self._memory, True)
 
     def new_sampler(self, chain: Chain, biases: Sequence[tuple[int, float]], breakers: Sequence[str]) -> Sampler:
         """Build `chain` on any thread. `biases` (and the tokens the model itself suppresses) come before its stages."""
@@ -332,7 +374,7 @@ class LlamaModel:
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
-    def facts(self, *, has_chat_template: bool) -> ModelFacts:
+    def facts(self, *, has_chat_template: bool, adapters: tuple[Adapter, ...] = ()) -> ModelFacts:
         buffer = ctypes.create_string_buffer(256)
         _llama.llama_model_desc(self._model, buffer, len(buffer))
         return ModelFacts(
@@ -345,4 +387,5 @@ class LlamaModel:
             description=buffer.value.decode("utf-8", "replace"),
             cpu_variant=self._cpu.name,
             has_chat_template=has_chat_template,
+            adapters=adapters,
         )

@@ -22,6 +22,7 @@ class Sequence:
 
     id: int
     tokens: list[int] = field(default_factory=list)
+    scales: tuple[float, ...] = ()  # of the adapters its cells were computed with
     last_used: int = 0  # the scheduler's step count
     busy: bool = False
 
@@ -53,14 +54,17 @@ class Choice:
     source: Sequence | None = None
 
 
-def choose(sequences: Iterable[Sequence], prompt: list[int]) -> Choice | None:
-    """Where `prompt` should run; None when every sequence is busy.
+def choose(sequences: Iterable[Sequence], prompt: list[int], scales: tuple[float, ...] = ()) -> Choice | None:
+    """Where `prompt` should run; None when every sequence is busy. Adapters of other scales make other cells.
 
     The sequence with the longest shared prefix is continued where it is idle and the prompt keeps most of it; where
     not, its prefix is shared with an empty sequence, or with the least recently used one. The last token of the prompt
     is never reused: its logits are needed.
     """
-    shared = [(min(n_common(sequence.tokens, prompt), len(prompt) - 1), sequence) for sequence in sequences]
+    shared = [
+        (min(n_common(sequence.tokens, prompt), len(prompt) - 1) if sequence.scales == scales else 0, sequence)
+        for sequence in sequences
+    ]
     idle = [sequence for _, sequence in shared if not sequence.busy]
     if not idle:
         return None

@@ -14,6 +14,7 @@ from typing import Any, cast
 from shimmy.errors import ShimmyError, from_code
 from shimmy.messages import (
     Accepted,
+    Adapter,
     ChatPrompt,
     Event,
     Finished,
@@ -33,6 +34,7 @@ from shimmy.messages import (
 
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 * 2**20
+MAX_DRAFT_ROWS = 32
 
 Frame = dict[str, Any]
 
@@ -50,15 +52,22 @@ class WorkerOptions:
     """What a worker is told before anything else."""
 
     model_path: str
-    n_ctx: int | None  # None: the smaller of the model's training length and a default
+    n_ctx: int
     n_sequences: int
     n_batch: int
     n_threads: int | None  # None: the physical cores this process may use
     cpu_variant: str | None  # None: the best this processor runs
     chat_template: str | None  # None: the model's own
+    lora: tuple[tuple[str, float], ...] = ()  # path and scale of the adapters that were asked for
+    siblings: tuple[str, ...] = ()  # and those that lie beside the model, which it does not depend on
     speculate: bool = True
     log_level: str = "info"
     log_format: str = "text"
+
+    @property
+    def n_outputs(self) -> int:
+        """Rows of logits that one decode may ask for: one for each sequence, or those of a draft."""
+        return max(self.n_sequences, MAX_DRAFT_ROWS)
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
@@ -108,7 +117,9 @@ def open_frame(options: WorkerOptions) -> Frame:
 
 
 def read_options(message: Frame) -> WorkerOptions:
-    return WorkerOptions(**{key: value for key, value in message.items() if key != "op"})
+    options = {key: value for key, value in message.items() if key != "op"}
+    lora = tuple((path, scale) for path, scale in options.pop("lora"))
+    return WorkerOptions(**options | {"lora": lora, "siblings": tuple(options["siblings"])})
 
 
 def job_frame(job: Job) -> Frame:
@@ -126,6 +137,7 @@ def read_job(message: Frame) -> Job:
         n_predict=message["n_predict"],
         stop=tuple(message["stop"]),
         cache_prompt=message["cache_prompt"],
+        lora=None if message["lora"] is None else tuple((index, scale) for index, scale in message["lora"]),
     )
 
 
@@ -194,8 +206,10 @@ def facts_to_wire(facts: ModelFacts) -> Frame:
 
 def read_facts(fields: object) -> ModelFacts:
     try:
-        return ModelFacts(**cast("Frame", fields))
-    except TypeError as exc:
+        known = dict(cast("Frame", fields))
+        adapters = tuple(Adapter(str(each["path"]), float(each["scale"])) for each in known.pop("adapters"))
+        return ModelFacts(**known, adapters=adapters)
+    except (TypeError, ValueError, KeyError, OverflowError) as exc:
         raise ProtocolError("facts that are none") from exc
 
 

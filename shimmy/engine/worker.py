@@ -13,26 +13,24 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
 from shimmy import log
-from shimmy.engine import machine, sampling, variants, wire
+from shimmy.engine import adapters, machine, sampling, variants, wire
 from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
 from shimmy.engine.scheduler import JobEvent, Scheduler, Task
 from shimmy.engine.template import ChatTemplate
 from shimmy.errors import BadRequest, ContextExceeded, Internal, ModelUnavailable, ShimmyError, TemplateFailed
 from shimmy.formats import gguf
-from shimmy.messages import Accepted, ChatPrompt, Job, Prompt, TextPrompt
+from shimmy.messages import Accepted, Adapter, ChatPrompt, Job, Message, ModelFacts, Prompt, TextPrompt
 
 logger = logging.getLogger(__name__)
 
-# A pool of this many tokens unless asked for otherwise: the KV memory of a long training length is rarely wanted.
-_DEFAULT_N_CTX = 8192
 _READ_BYTES = 1 << 16
 # The threads of Python take turns this often; the default of 5 ms would let a template delay a decode by that much.
 _SWITCH_INTERVAL_S = 0.0005
@@ -60,8 +58,9 @@ class Connection:
 class Preparer:
     """Turns prompts into tokens and jobs into tasks. Runs on its own thread, beside the decoding one."""
 
-    def __init__(self, model: LlamaModel, template_source: str | None) -> None:
+    def __init__(self, model: LlamaModel, template_source: str | None, loaded: tuple[Adapter, ...] = ()) -> None:
         self._model = model
+        self.adapters = loaded
         self._template: ChatTemplate | TemplateFailed
         source = model.chat_template() if template_source is None else template_source
         self.has_chat_template = source is not None
@@ -88,11 +87,12 @@ class Preparer:
                 f"the prompt has {len(tokens)} tokens, the context of this server has {self._model.n_ctx}: "
                 "shorten the prompt or raise `--ctx-size`"
             )
+        scales = adapters.scales(self.adapters, job.lora)
         seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
         chain = sampling.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
         sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers)
         sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
-        return Task(job, tokens, sampler, received_s)
+        return Task(job, tokens, sampler, received_s, scales)
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """The prompt as tokens, at least one."""
@@ -178,13 +178,16 @@ class Worker:
         # From here on the end of the connection ends the process, in the middle of a load too.
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
         self._n_threads = options.n_threads or machine.n_physical_cores()
+        started_s = perf_counter()
         try:
-            self._model, self._preparer = load(options, self._n_threads)
+            self._model, offers = load(options, self._n_threads)
+            loaded_s = perf_counter()
+            self._preparer, facts = validate(self._model, offers, options)
         except ShimmyError as error:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
+        facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
-        facts = self._model.facts(has_chat_template=self._preparer.has_chat_template)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
@@ -276,25 +279,45 @@ class Worker:
             self._connection.send({"op": "step", "events": wire_events, "load": load})
 
 
-def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, Preparer]:
-    """The model, warmed up; raises ModelUnavailable."""
+def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
+    """The model and the adapters it was loaded with, all untried; raises ModelUnavailable."""
     path = Path(options.model_path)
     try:
-        gguf.validate(path)  # what the engine would abort on has to be found before it looks
+        header = gguf.validate(path)  # what the engine would abort on has to be found before it looks
     except gguf.InvalidGguf as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
     except OSError as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc.strerror}") from exc
     cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
     model = LlamaModel(path, cpu)
+    offers = adapters.load(model, path, header, options)
     model.open_context(
-        n_ctx=options.n_ctx or min(model.n_ctx_train, _DEFAULT_N_CTX),
+        n_ctx=options.n_ctx,
         n_batch=max(options.n_batch, options.n_sequences),
         n_sequences=options.n_sequences,
+        n_outputs=options.n_outputs,
         n_threads=n_threads,
     )
+    return model, offers
+
+
+def validate(
+    model: LlamaModel, offers: Sequence[adapters.Offer], options: wire.WorkerOptions
+) -> tuple[Preparer, ModelFacts]:
+    """What prepares the jobs of `model`, and what it is, once it has shown that it works.
+
+    Raises ModelUnavailable when it computes no tokens. A chat template that does not render is only a fact: plain text
+    can be completed without it.
+    """
     model.warm_up()
-    return model, Preparer(model, options.chat_template)
+    preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))
+    template_error = None
+    try:
+        preparer.render(ChatPrompt((Message("user", "Hello"),)))
+    except TemplateFailed as error:
+        template_error = error.message
+    facts = model.facts(has_chat_template=preparer.has_chat_template, adapters=preparer.adapters)
+    return preparer, replace(facts, template_error=template_error)
 
 
 def main(socket_fd: int) -> int:

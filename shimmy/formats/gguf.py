@@ -13,13 +13,14 @@ from enum import StrEnum
 from io import FileIO
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 # Far above any real model; a hostile file costs less than a second.
 MAX_HEADER_BYTES = 256 * 1024 * 1024
 MAX_KEYS = 4_096
 MAX_KEY_BYTES = 1_024
 MAX_KEPT_BYTES = 256  # longer strings (templates, licences) are only known to be there
+MAX_KEPT_NUMBERS = 1_024  # of an array; one for each layer is the most that is wanted
 MAX_TENSORS = 65_536
 MAX_SHARDS = 1_024
 MAX_STRINGS = 2_097_152  # in all string arrays together; gemma-4 has 262 k tokens and 514 k merges
@@ -68,7 +69,16 @@ _ENCODERS = frozenset(
      "t5encoder", "gemma-embedding", "llama-embed")
 )  # fmt: skip
 
-_Value = int | float | bytes | None  # None: a string too long to keep, or an array
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """An array: how long it is, and its numbers where they are few."""
+
+    n_items: int
+    numbers: tuple[Any, ...] = ()
+
+
+Value = int | float | bytes | _Array | None  # None: a string too long to keep
 
 
 class InvalidGguf(ValueError):
@@ -95,11 +105,33 @@ class GgufHeader:
     quantization: str  # of general.file_type, like 'Q4_K_M'; '' when unknown
     n_params: int  # elements of all tensors in this file
     n_ctx_train: int  # 0 when unknown
+    n_vocab: int  # 0 when unknown, as are the next two
+    n_embd: int
+    n_ff: int  # of the widest layer
+    n_kv: int  # elements of K and V that one token takes in the KV cache of all layers
+    n_state: int  # elements of the state that one sequence takes in all recurrent layers
     has_chat_template: bool
     is_embedding: bool  # made for embeddings, not for text
     shard: int  # counted from 0
     n_shards: int
     size_bytes: int
+
+
+class Tensor(NamedTuple):
+    """What a file says of one tensor."""
+
+    shape: tuple[int, ...]  # in ggml's order, the row length first
+    code: int  # ggml_type
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A header, and what it was read from."""
+
+    header: GgufHeader
+    metadata: dict[bytes, Value]
+    types: dict[bytes, int]  # gguf_type of each key
+    tensors: dict[bytes, Tensor]
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -111,20 +143,31 @@ def read_header(path: Path) -> GgufHeader:
     """
     with _open(path) as file:
         try:
-            return _read(file, _Cursor.jump_strings)
+            return _read(file, _Cursor.jump_strings).header
         except InvalidGguf:
-            return _read(file, _Cursor.walk_strings)
+            return _read(file, _Cursor.walk_strings).header
 
 
 def validate(path: Path) -> GgufHeader:
     """Like `read_header`, with every string of every shard walked: for the worker, before the engine opens them."""
-    header = _walk(path)
+    header = contents(path).header
     if header.n_shards > 1:
         for index, shard_path in enumerate(shard_paths(path, header)):
-            shard = _walk(shard_path)
+            shard = contents(shard_path).header
             if (shard.shard, shard.n_shards) != (index, header.n_shards):
                 raise InvalidGguf(f"its shard `{shard_path.name}` is not what its name says")
     return header
+
+
+def contents(path: Path) -> "Contents":
+    """All that one file says of itself and of its tensors, with every string walked."""
+    with _open(path) as file:
+        return _read(file, _Cursor.walk_strings)
+
+
+def tensors(path: Path, header: GgufHeader) -> "dict[bytes, Tensor]":
+    """The tensors of all shards of the model at `path`, by their names."""
+    return {name: tensor for part in shard_paths(path, header) for name, tensor in contents(part).tensors.items()}
 
 
 def shard_paths(path: Path, header: GgufHeader) -> tuple[Path, ...]:
@@ -139,11 +182,6 @@ def shard_paths(path: Path, header: GgufHeader) -> tuple[Path, ...]:
         raise InvalidGguf(f"it is shard {header.shard + 1} of {header.n_shards}: its name has to end with `{suffix}`")
     stem = path.name.removesuffix(suffix)
     return tuple(path.with_name(f"{stem}-{n:05d}-of-{header.n_shards:05d}.gguf") for n in range(1, header.n_shards + 1))
-
-
-def _walk(path: Path) -> GgufHeader:
-    with _open(path) as file:
-        return _read(file, _Cursor.walk_strings)
 
 
 def _open(path: Path) -> FileIO:
@@ -209,9 +247,8 @@ class _Cursor:
             raise InvalidGguf(f"the {what} at byte {self.position} has {n_bytes} bytes, more than {max_bytes}")
         return self.take(n_bytes)
 
-    def value(self, skip_strings: Callable[["_Cursor", int], None]) -> _Value:
-        """One typed value; an array is skipped."""
-        (code,) = self.unpack(_UINT32)
+    def value(self, code: int, skip_strings: Callable[["_Cursor", int], None]) -> Value:
+        """One value of the gguf_type `code`; of an array only what `_Array` tells is kept."""
         if layout := _SCALARS.get(code):
             scalar: int | float = self.unpack(layout)[0]
             return scalar
@@ -225,12 +262,14 @@ class _Cursor:
             raise InvalidGguf(f"the value at byte {self.position} has the unknown type {code}")
         code, n_items = self.unpack(_ARRAY_HEAD)
         if layout := _SCALARS.get(code):
+            if n_items <= MAX_KEPT_NUMBERS:
+                return _Array(n_items, tuple(n for (n,) in layout.iter_unpack(self.take(n_items * layout.size))))
             self.skip(n_items * layout.size)
         elif code == _STRING:
             self._skip_strings(n_items, skip_strings)
         else:  # ggml knows no arrays of arrays either
             raise InvalidGguf(f"the array at byte {self.position} has items of the unsupported type {code}")
-        return None
+        return _Array(n_items)
 
     def _skip_strings(self, n_strings: int, skip_strings: Callable[["_Cursor", int], None]) -> None:
         self._n_strings_left -= n_strings
@@ -270,16 +309,16 @@ class _Cursor:
         self._index = max(found - 1, 0)
 
 
-def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], None]) -> GgufHeader:
+def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], None]) -> Contents:
     cursor = _Cursor(file)
     _check_version(cursor)
     n_tensors, n_keys = cursor.unpack(_COUNTS)
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
         raise InvalidGguf(f"it claims {n_tensors} tensors and {n_keys} keys, more than any model has")
     # Without tensors nothing behind the vocabulary would prove a jump right.
-    metadata = _read_metadata(cursor, n_keys, skip_strings if n_tensors else _Cursor.walk_strings)
-    n_params = _read_tensors(cursor, n_tensors, _alignment(metadata))
-    return _describe(metadata, n_tensors, n_params, cursor.size_bytes)
+    metadata, types = _read_metadata(cursor, n_keys, skip_strings if n_tensors else _Cursor.walk_strings)
+    tensors, n_params = _read_tensors(cursor, n_tensors, _alignment(metadata))
+    return Contents(_describe(metadata, n_tensors, n_params, cursor.size_bytes), metadata, types, tensors)
 
 
 def _check_version(cursor: _Cursor) -> None:
@@ -296,35 +335,39 @@ def _check_version(cursor: _Cursor) -> None:
         raise InvalidGguf(f"it is GGUF version {version}; versions 2 and 3 are supported")
 
 
-def _read_metadata(cursor: _Cursor, n_keys: int, skip_strings: Callable[[_Cursor, int], None]) -> dict[bytes, _Value]:
-    metadata: dict[bytes, _Value] = {}
+def _read_metadata(
+    cursor: _Cursor, n_keys: int, skip_strings: Callable[[_Cursor, int], None]
+) -> tuple[dict[bytes, Value], dict[bytes, int]]:
+    """The value of each key, and its gguf_type."""
+    metadata: dict[bytes, Value] = {}
+    types: dict[bytes, int] = {}
     for _ in range(n_keys):
         key = cursor.name("key", MAX_KEY_BYTES)
         if not key:
             raise InvalidGguf(f"the key at byte {cursor.position} is empty")
         if key in metadata:
             raise InvalidGguf(f"its key {_quoted(key)} appears twice")
-        metadata[key] = cursor.value(skip_strings)
-    return metadata
+        (types[key],) = cursor.unpack(_UINT32)
+        metadata[key] = cursor.value(types[key], skip_strings)
+    return metadata, types
 
 
-def _alignment(metadata: dict[bytes, _Value]) -> int:
+def _alignment(metadata: dict[bytes, Value]) -> int:
     alignment = metadata.get(b"general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise InvalidGguf("its `general.alignment` is not a power of two")
     return alignment
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> int:
-    """Check every tensor info and return the number of elements; ggml wants the tensors' data without gaps."""
-    names: set[bytes] = set()
+def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[dict[bytes, Tensor], int]:
+    """All tensors, each checked, and the number of elements; ggml wants the tensors' data without gaps."""
+    tensors: dict[bytes, Tensor] = {}
     n_params = end = padded_end = 0
     for _ in range(n_tensors):
         name = cursor.name("tensor name", MAX_TENSOR_NAME_BYTES)
-        if name in names:
+        if name in tensors:
             raise InvalidGguf(f"its tensor {_quoted(name)} appears twice")
-        names.add(name)
-        n_elements, n_bytes, offset = _read_tensor(cursor, name)
+        tensors[name], n_elements, n_bytes, offset = _read_tensor(cursor, name)
         if offset != padded_end:
             raise InvalidGguf(f"its tensor {_quoted(name)} is at offset {offset} and belongs at {padded_end}")
         n_params += n_elements
@@ -332,11 +375,11 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> int:
         padded_end = _align(end, alignment)
     if n_tensors and (needed_bytes := _align(cursor.position, alignment) + end) > cursor.size_bytes:
         raise InvalidGguf(f"it is cut off: its tensors need {needed_bytes} bytes and it has {cursor.size_bytes}")
-    return n_params
+    return tensors, n_params
 
 
-def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[int, int, int]:
-    """Elements, bytes and offset of one tensor."""
+def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[Tensor, int, int, int]:
+    """One tensor, its elements, bytes and offset."""
     (n_dimensions,) = cursor.unpack(_UINT32)
     if n_dimensions > MAX_DIMENSIONS:
         raise InvalidGguf(f"its tensor {_quoted(name)} has {n_dimensions} dimensions, more than {MAX_DIMENSIONS}")
@@ -351,10 +394,10 @@ def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[int, int, int]:
             raise InvalidGguf(f"its tensor {_quoted(name)} has an impossible shape")
     if (dimensions[0] if dimensions else 1) % block_elements:
         raise InvalidGguf(f"rows of its tensor {_quoted(name)} do not consist of whole {type_name} blocks")
-    return n_elements, n_elements // block_elements * block_bytes, offset
+    return Tensor(tuple(dimensions), code), n_elements, n_elements // block_elements * block_bytes, offset
 
 
-def _describe(metadata: dict[bytes, _Value], n_tensors: int, n_params: int, size_bytes: int) -> GgufHeader:
+def _describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_bytes: int) -> GgufHeader:
     shard, n_shards = _integer(metadata, b"split.no"), _integer(metadata, b"split.count") or 1
     if not 0 <= shard < n_shards <= MAX_SHARDS:
         raise InvalidGguf(f"it says it is shard {shard + 1} of {n_shards}")
@@ -370,6 +413,11 @@ def _describe(metadata: dict[bytes, _Value], n_tensors: int, n_params: int, size
         quantization=_FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
         n_params=n_params,
         n_ctx_train=max(0, _integer(metadata, f"{architecture}.context_length".encode())),
+        n_vocab=_n_vocab(metadata, architecture),
+        n_embd=_largest(metadata, architecture, "embedding_length"),
+        n_ff=_largest(metadata, architecture, "feed_forward_length"),
+        n_kv=_n_kv(metadata, architecture),
+        n_state=_n_state(metadata, architecture),
         has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",
         is_embedding=architecture in _ENCODERS or _integer(metadata, f"{architecture}.pooling_type".encode()) > 0,
         shard=shard,
@@ -378,7 +426,43 @@ def _describe(metadata: dict[bytes, _Value], n_tensors: int, n_params: int, size
     )
 
 
-def _kind(metadata: dict[bytes, _Value], has_tensors: int | bool) -> Kind:
+def _n_vocab(metadata: dict[bytes, Value], architecture: str) -> int:
+    tokens = metadata.get(b"tokenizer.ggml.tokens")
+    return tokens.n_items if isinstance(tokens, _Array) else _largest(metadata, architecture, "vocab_size")
+
+
+def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
+    """As llama.cpp sizes its KV cache: for each layer its KV heads times the length of a key and a value."""
+    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
+    n_heads = _numbers(metadata, architecture, "attention.head_count")
+    n_heads_kv = _numbers(metadata, architecture, "attention.head_count_kv") or n_heads
+    n_embd_head = _largest(metadata, architecture, "embedding_length") // max((1, *n_heads))
+    n_key = _largest(metadata, architecture, "attention.key_length") or n_embd_head
+    n_value = _largest(metadata, architecture, "attention.value_length") or n_embd_head
+    n_heads_in_all = sum(n_heads_kv[:n_layers]) if len(n_heads_kv) > 1 else n_layers * sum(n_heads_kv)
+    return n_heads_in_all * (n_key + n_value)
+
+
+def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:
+    """As llama.cpp sizes the state of Mamba and its kin: for each layer that of its convolution and that of its SSM."""
+    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
+    keys = ("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
+    n_conv, n_inner, n_state, n_groups = (_largest(metadata, architecture, key) for key in keys)
+    return n_layers * (max(0, n_conv - 1) * (n_inner + 2 * n_groups * n_state) + n_state * n_inner)
+
+
+def _numbers(metadata: dict[bytes, Value], architecture: str, key: str) -> tuple[int, ...]:
+    """The whole numbers under `key`, one for each layer or one for all; what cannot be a size counts as 0."""
+    value = metadata.get(f"{architecture}.{key}".encode())
+    values = value.numbers if isinstance(value, _Array) else (value,) if value is not None else ()
+    return tuple(number if isinstance(number, int) and 0 <= number < 2**32 else 0 for number in values)
+
+
+def _largest(metadata: dict[bytes, Value], architecture: str, key: str) -> int:
+    return max(_numbers(metadata, architecture, key), default=0)
+
+
+def _kind(metadata: dict[bytes, Value], has_tensors: int | bool) -> Kind:
     declared = _text(metadata, b"general.type")
     if declared == "mmproj" or _text(metadata, b"general.architecture") == "clip":
         return Kind.PROJECTOR
@@ -389,12 +473,12 @@ def _kind(metadata: dict[bytes, _Value], has_tensors: int | bool) -> Kind:
     return Kind.MODEL if has_tensors else Kind.VOCABULARY
 
 
-def _text(metadata: dict[bytes, _Value], key: bytes) -> str:
+def _text(metadata: dict[bytes, Value], key: bytes) -> str:
     value = metadata.get(key)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
 
 
-def _integer(metadata: dict[bytes, _Value], key: bytes) -> int:
+def _integer(metadata: dict[bytes, Value], key: bytes) -> int:
     value = metadata.get(key)
     return value if isinstance(value, int) else 0
 

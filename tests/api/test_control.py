@@ -8,6 +8,7 @@ import pytest
 
 from shimmy.api.app import create_app
 from shimmy.errors import ModelUnavailable
+from shimmy.messages import Adapter
 from shimmy.registry import BROKEN, Catalog, Rejected
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 from tests.tiny_models import write_tiny_model
@@ -56,7 +57,8 @@ async def test_why_a_model_cannot_be_loaded_is_shown() -> None:
 async def test_what_belongs_to_a_model_is_shown() -> None:
     beside = replace(model(), adapters=(Path("/lora.gguf"),), projector=Path("/mmproj.gguf"), is_embedding=True)
     entry = await ask(create_app(services(models=[beside])), "GET", "status")
-    assert (entry["adapters"], entry["projector"], entry["embedding"]) == (["/lora.gguf"], "/mmproj.gguf", True)
+    assert entry["adapters"] == [{"path": "/lora.gguf", "scale": 0.0}]
+    assert (entry["projector"], entry["embedding"]) == ("/mmproj.gguf", True)
     entry = await ask(create_app(services()), "GET", "status")
     assert (entry["adapters"], entry["projector"], entry["embedding"]) == ([], None, False)
 
@@ -83,6 +85,16 @@ async def test_what_cannot_be_served_is_shown_with_the_reason() -> None:
     for what in ("load", "unload"):
         reply = await fetch(app, "POST", f"/api/models/half/{what}")
         assert (reply.status, reply.json()["error"]["message"]) == (404, "`half` cannot be served: it is cut off")
+
+
+@on_loop
+async def test_a_loaded_model_lists_its_adapters_in_the_order_of_their_ids() -> None:
+    worker = Worker()
+    worker.facts = replace(worker.facts, adapters=(Adapter("/b.gguf", 0.5), Adapter("/a.gguf", 0.0)))
+    app = create_app(services(worker))
+    assert (await ask(app, "GET", "status"))["adapters"] == []
+    entry = await ask(app, "POST", "load")
+    assert entry["adapters"] == [{"path": "/b.gguf", "scale": 0.5}, {"path": "/a.gguf", "scale": 0.0}]
 
 
 @pytest.mark.parametrize(("method", "what"), [("GET", "status"), ("POST", "load"), ("POST", "unload")])

@@ -411,3 +411,31 @@ def test_the_last_of_two_equal_keys_counts() -> None:
 def test_keep_alive_is_a_number_of_seconds_or_a_text(given: object, read: float | None) -> None:
     assert chat(keep_alive=given).keep_alive_s == read
     assert chat().keep_alive_s is None
+
+
+def test_lora_is_llama_servers_array() -> None:
+    assert chat(lora=[{"id": 2, "scale": 0.5}, {"id": 0, "scale": -1, "more": 1}]).lora == ((2, 0.5), (0, -1.0))
+    assert completion(prompt="p", lora=[{"id": 0, "scale": 0}]).lora == ((0, 0.0),)
+    assert chat(lora=None).lora is chat(lora=[]).lora is chat().lora is None
+
+
+@pytest.mark.parametrize(
+    ("lora", "complaint"),
+    [
+        ({}, "lora: expected an array of objects with id and scale, got an object"),
+        ([{"id": 0, "scale": 1}, 5], "lora[1]: expected an object with id and scale, got a number"),
+        ([{"id": 0}], "lora[0].scale: expected a number, got null"),
+        ([{"id": 0, "scale": "1"}], "lora[0].scale: expected a number, got a string"),
+        ([{"id": 0, "scale": True}], "lora[0].scale: expected a number, got a boolean"),
+        ([{"id": 0, "scale": math.nan}], "lora[0].scale: expected a finite number, got nan"),
+        ([{"id": 0, "scale": 100.5}], "lora[0].scale: expected a number from -100 to 100, got 100.5"),
+        ([{"scale": 1}], "lora[0].id: expected an integer, got null"),
+        ([{"id": -1, "scale": 1}], "lora[0].id: expected an integer from 0 to 2147483647, got -1"),
+        ([{"id": 1.0, "scale": 1}], "lora[0].id: expected an integer, got 1.0"),
+        ([{"id": 0, "scale": 1}] * 257, "lora: expected at most 256 adapters, got 257"),
+    ],
+)
+def test_a_bad_lora_is_refused_by_its_path(lora: object, complaint: str) -> None:
+    error = refusal(lora=lora)
+    assert error.message == complaint
+    assert error.param == complaint.partition(":")[0]

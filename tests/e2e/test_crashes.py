@@ -70,7 +70,7 @@ def test_those_who_wait_for_a_killed_load_are_told(start: StartServer) -> None:
             os.kill(pid, SIGKILL)
             reply = whole.reply()
         assert reply.status == 503
-        assert reply.error["code"] == "model_unavailable"
+        assert reply.error["code"] == "out_of_memory"  # the signal of a system without any
         assert "signal 9" in reply.error["message"]
         assert reply.headers["retry-after"]
         stream.finish()

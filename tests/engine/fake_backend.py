@@ -1,7 +1,7 @@
 """A backend of a few lines for the scheduler's tests: it keeps the cells llama.cpp would keep, refuses what it would.
 
-Its "model" is arithmetic: the token after a sequence is a function of the whole sequence, so a row decoded with wrong
-or missing history gives a wrong text. Tokens are bytes; token 0 ends a generation.
+Its "model" is arithmetic: the token after a sequence is a function of the whole sequence and of the adapters' scales,
+so a row decoded with wrong or missing history gives a wrong text. Tokens are bytes; token 0 ends a generation.
 """
 
 from collections.abc import Sequence
@@ -9,18 +9,21 @@ from collections.abc import Sequence
 END = 0
 
 
-def next_token(history: Sequence[int]) -> int:
+Scales = tuple[float, ...]
+
+
+def next_token(history: Sequence[int], scales: Scales = ()) -> int:
     """The one continuation of `history`: a letter that depends on every token before it."""
-    checksum = 7
+    checksum = 7 + sum(round(1000 * scale) * (place + 1) for place, scale in enumerate(scales))
     for token in history:
         checksum = (checksum * 31 + token) % 100_003
     return ord("a") + checksum % 26
 
 
-def continuation(prompt: Sequence[int], n_tokens: int) -> str:
+def continuation(prompt: Sequence[int], n_tokens: int, scales: Scales = ()) -> str:
     tokens = list(prompt)
     for _ in range(n_tokens):
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens, scales))
     return bytes(tokens[len(prompt) :]).decode()
 
 
@@ -49,7 +52,7 @@ class FakeSampler:
         assert not self.is_closed
         if self._script is not None:
             return self._script.pop(0) if self._script else END
-        return next_token(self._backend.logits[row])
+        return next_token(self._backend.logits[row], self._backend.scales)
 
     def close(self) -> None:
         assert not self.is_closed
@@ -70,6 +73,11 @@ class FakeBackend:
         self.logits: dict[int, list[int]] = {}  # batch row -> the history its logits were computed from
         self.batches: list[list[tuple[int, int, int, bool]]] = []
         self.status = 0
+        self.scales: Scales = ()
+        self.scales_of_cells: list[Scales] = [()] * n_sequences
+        self.scales_of_batches: list[Scales] = []
+        self.spoils: Scales | None = None  # with these the model computes no numbers, and neither do those beside it
+        self.spoilt: set[int] = set()  # sequences with such cells
 
     def decode(self) -> int:
         rows = self.batch.rows
@@ -80,9 +88,15 @@ class FakeBackend:
         if sum(map(len, self.cells)) + len(rows) > self.n_ctx:
             return 1
         self.batches.append(rows)
+        self.scales_of_batches.append(self.scales)
         self.logits = {}
         for index, (token, position, sequence, output) in enumerate(rows):
             assert position == len(self.cells[sequence]), "a hole in the sequence"
+            if position == 0:
+                self.scales_of_cells[sequence] = self.scales
+            assert self.scales_of_cells[sequence] == self.scales, "cells of other scales"
+            if self.scales == self.spoils or self.spoilt:
+                self.spoilt.add(sequence)
             self.cells[sequence].append(token)
             if output:
                 self.logits[index] = list(self.cells[sequence])
@@ -98,9 +112,23 @@ class FakeBackend:
         assert not self.cells[target]
         if not self.can_rewind:
             return False
+        self.scales_of_cells[target] = self.scales_of_cells[source]
         self.cells[target] = self.cells[source][:n_tokens]
         assert len(self.cells[target]) == n_tokens
         return True
+
+    def set_scales(self, scales: Sequence[float]) -> None:
+        assert tuple(scales) != self.scales, "setting the same scales again costs time"
+        self.scales = tuple(scales)
+
+    def has_numbers(self, row: int) -> bool:
+        *_, sequence, output = self.batch.rows[row]
+        assert output
+        return sequence not in self.spoilt
+
+    def wipe(self) -> None:
+        assert not any(self.cells), "the scheduler thinks that these are there"
+        self.spoilt.clear()
 
     def is_end(self, token: int) -> bool:
         return token == END

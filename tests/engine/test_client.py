@@ -31,7 +31,7 @@ from shimmy.messages import (
 )
 from tests.fakes import FINISHED, FakeWorker, on_loop
 
-OPTIONS = WorkerOptions("tiny.gguf", None, 4, 64, None, None, None)
+OPTIONS = WorkerOptions("tiny.gguf", 512, 4, 64, None, None, None)
 REQUEST = GenerateRequest("tiny", TextPrompt("hi"), SamplingParams(seed=3), n_predict=5, stop=("x",))
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,16 @@ from shimmy.engine import llama, sampling, variants
 from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel, Sampler
 from shimmy.errors import ModelUnavailable
 from shimmy.messages import SamplingParams
-from tests.tiny_models import BOS_TOKEN, EOS_TOKEN, N_EMBD, UNKNOWN_TOKEN, vocabulary, write_tiny_model
+from tests.tiny_models import (
+    BOS_TOKEN,
+    EOS_TOKEN,
+    N_EMBD,
+    UNKNOWN_TOKEN,
+    Tensor,
+    vocabulary,
+    write_tiny_adapter,
+    write_tiny_model,
+)
 
 N_CTX, N_BATCH, N_SEQUENCES = 256, 64, 4  # llama.cpp rounds a context up to 256 cells
 GREEDY = SamplingParams(temperature=0)
@@ -37,7 +47,7 @@ def cpu() -> CpuBackend:
 @pytest.fixture(scope="module")
 def loaded(tiny_model: Path, cpu: CpuBackend) -> LlamaModel:
     model = LlamaModel(tiny_model, cpu)
-    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_threads=1)
+    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
     model.warm_up()
     return model
 
@@ -431,7 +441,7 @@ def test_a_template_of_the_model_or_none(model: LlamaModel, cpu: CpuBackend, tmp
 def test_a_model_in_shards_is_loaded_by_its_first(model: LlamaModel, cpu: CpuBackend, tmp_path: Path) -> None:
     expected = generate(model, tokens_of(model, PROMPT), 8)
     shards = LlamaModel(write_tiny_model(tmp_path, n_shards=3), cpu)
-    shards.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=1, n_threads=1)
+    shards.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=1, n_outputs=32, n_threads=1)
     shards.warm_up()
     assert generate(shards, tokens_of(shards, PROMPT), 8) == expected
 
@@ -490,6 +500,85 @@ def test_a_model_whose_weights_are_not_numbers_is_refused(tiny_model: Path, cpu:
     path = tmp_path / "nan.gguf"
     path.write_bytes(content[: -4 * n_weights] + b"\x00\x00\xc0\x7f" * n_weights)
     damaged = LlamaModel(path, cpu)
-    damaged.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_threads=1)
+    damaged.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
     with pytest.raises(ModelUnavailable, match="NaN"):
         damaged.warm_up()
+
+
+# -- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model: Path, cpu: CpuBackend, tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
+    """The model with two adapters, both at scale 0."""
+    model = LlamaModel(tiny_model, cpu)
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed in (1, 2):
+        model.add_adapter(write_tiny_adapter(folder, seed=seed))
+    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    model.warm_up()
+    return model
+
+
+def test_scales_change_what_is_computed_and_zero_leaves_the_model_as_it_is(
+    adapted: LlamaModel, model: LlamaModel
+) -> None:
+    prompt = tokens_of(model, PROMPT)
+    base = anew(model, prompt, 12)
+    texts = {}
+    for scales in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (-1.0, 0.0), (0.5, 0.0)):
+        adapted.set_scales(scales)
+        texts[scales] = tuple(anew(adapted, prompt, 12))
+    assert list(texts.pop((0.0, 0.0))) == base
+    assert len({*texts.values(), tuple(base)}) == 6
+    adapted.set_scales((1.0, 0.0))
+    assert tuple(anew(adapted, prompt, 12)) == texts[(1.0, 0.0)]
+    adapted.set_scales((0.0, 0.0))
+    assert anew(adapted, prompt, 12) == base
+
+
+def test_what_is_no_number_is_seen_and_wiped(tiny_model: Path, cpu: CpuBackend, tmp_path: Path) -> None:
+    """Bug: a NaN in the KV pool spoils the rows of other sequences in a batch of 64, although they cannot see it."""
+    shapes = {"blk.0.attn_v.weight.lora_a": (N_EMBD, 1), "blk.0.attn_v.weight.lora_b": (1, N_EMBD)}
+    tensors = [Tensor(name, shape, struct.pack("<f", 1e30) * N_EMBD) for name, shape in shapes.items()]
+    model = LlamaModel(tiny_model, cpu)
+    model.add_adapter(write_tiny_adapter(tmp_path, tensors=tensors))
+    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    model.warm_up()
+    prompt = [5, 300, 301, 302] * (N_BATCH // 4)
+    row = decode(model, prompt)
+    assert model.has_numbers(row)
+    expected = pick(model, row, GREEDY)
+    model.forget(0, 0)
+    model.set_scales((1.0,))
+    assert not model.has_numbers(decode(model, prompt[:10], 0, 1))  # 64 cells of one sequence would be skipped as one
+    model.set_scales((0.0,))
+    assert not model.has_numbers(decode(model, prompt)), "this is why the pool has to be wiped"
+    model.wipe()
+    assert pick(model, decode(model, prompt), GREEDY) == expected
+    model.wipe()
+    model.set_scales((1.0,))
+    with pytest.raises(ModelUnavailable, match="no numbers"):
+        model.warm_up()
+    model.set_scales((0.0,))
+    assert pick(model, decode(model, prompt), GREEDY) == expected, "a warm-up leaves the pool clean"
+
+
+def test_the_engines_reason_not_to_take_an_adapter_is_passed_on(tiny_model: Path, cpu: CpuBackend) -> None:
+    with pytest.raises(ModelUnavailable, match=r"expect general\.type to be 'adapter'"):
+        LlamaModel(tiny_model, cpu).add_adapter(tiny_model)
+
+
+def test_the_other_adapters_stay_when_one_is_removed(tiny_model: Path, cpu: CpuBackend, tmp_path: Path) -> None:
+    model = LlamaModel(tiny_model, cpu)
+    for seed in (1, 2):
+        model.add_adapter(write_tiny_adapter(tmp_path, seed=seed))
+    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    prompt = tokens_of(model, PROMPT)
+    model.set_scales((0.0, 1.0))
+    second = anew(model, prompt, 12)
+    model.set_scales((1.0, 1.0))
+    model.remove_adapter(0)
+    assert anew(model, prompt, 12) != second, "none is set"
+    model.set_scales((1.0,))
+    assert anew(model, prompt, 12) == second

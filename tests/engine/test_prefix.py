@@ -44,3 +44,11 @@ def test_busy_sequences_are_left_alone() -> None:
     sequences = [Sequence(0, [1, 2, 3], busy=True)]
     assert choose(sequences, [1, 2, 3]) is None
     assert evictable(sequences) is None
+
+
+def test_cells_of_other_scales_are_neither_continued_nor_shared() -> None:
+    sequences = [Sequence(0, [1, 2, 3], scales=(0.5,)), Sequence(1, [1, 2], scales=(1.0,)), Sequence(2)]
+    assert choose(sequences, [1, 2, 3, 4], (0.5,)) == Choice(sequences[0], 3)
+    assert choose(sequences, [1, 2, 3, 4], (1.0,)) == Choice(sequences[1], 2)
+    assert choose(sequences, [1, 2, 3, 4], (0.0,)) == Choice(sequences[2], 0)
+    assert choose(sequences[:2], [1, 2, 3, 4], (0.0,)) == Choice(sequences[0], 0)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
 from shimmy.engine.scheduler import JobEvent, Scheduler, Task
-from shimmy.errors import Internal, ShimmyError
+from shimmy.errors import BadRequest, Internal, ShimmyError
 from shimmy.messages import Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt
-from tests.engine.fake_backend import END, FakeBackend, FakeSampler, continuation
+from tests.engine.fake_backend import END, FakeBackend, FakeSampler, Scales, continuation
 
 
 @dataclass
@@ -32,10 +33,11 @@ class House:
         stop: tuple[str, ...] = (),
         script: bytes | None = None,
         cache_prompt: bool = True,
+        scales: Scales = (),
     ) -> None:
         job = Job(job_id, TextPrompt(prompt), SamplingParams(), n_predict, stop, cache_prompt)
         self.samplers[job_id] = FakeSampler(self.backend, script)
-        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], received_s=0))
+        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], 0, scales))
 
     def run(self, *, max_steps: int = 2000) -> None:
         for _ in range(max_steps):
@@ -60,8 +62,8 @@ class House:
         return end
 
 
-def expected(prompt: str, n_tokens: int = 8) -> str:
-    return continuation(prompt.encode(), n_tokens)
+def expected(prompt: str, n_tokens: int = 8, scales: Scales = ()) -> str:
+    return continuation(prompt.encode(), n_tokens, scales)
 
 
 def test_a_job_gets_its_text_and_a_true_account() -> None:
@@ -409,3 +411,140 @@ def test_times_are_told_apart() -> None:
     house.run()
     timings = house.finished(1).timings
     assert min(timings.queue_ms + 1, timings.prompt_ms, timings.predicted_ms) > 0
+
+
+# -- adapters --------------------------------------------------------------------------------------------------------
+
+OFF, HALF, FULL = (0.0, 0.0), (0.5, 0.0), (0.5, 1.0)
+
+
+def switches(house: House) -> list[Scales]:
+    """The scales of the decodes, without repetitions."""
+    seen = house.backend.scales_of_batches
+    return [scales for place, scales in enumerate(seen) if place == 0 or scales != seen[place - 1]]
+
+
+def test_jobs_of_the_same_scales_share_batches_and_others_take_turns() -> None:
+    house = House(FakeBackend(n_ctx=512, n_batch=64, n_sequences=6))
+    sets = [OFF, HALF, FULL, HALF, OFF, HALF]
+    for number, scales in enumerate(sets):
+        house.submit(number, "one prompt for all", n_predict=16, scales=scales)
+    house.run()
+    for number, scales in enumerate(sets):
+        assert house.text(number) == expected("one prompt for all", 16, scales)
+    assert len({house.text(number) for number in range(6)}) == 3
+    assert switches(house)[:4] == [OFF, HALF, FULL, OFF]
+    # After the first, which computes the prompts, a turn has four decodes, with all jobs of these scales in each.
+    assert house.backend.scales_of_batches[3:15] == [OFF] * 4 + [HALF] * 4 + [FULL] * 4
+    assert [len(rows) for rows in house.backend.batches[3:15]] == [2] * 4 + [3] * 4 + [1] * 4
+
+
+def test_no_scales_starve_however_many_jobs_of_others_come() -> None:
+    house = House(FakeBackend(n_ctx=512, n_sequences=3))
+    house.submit(0, "the patient one", n_predict=8, scales=FULL)
+    for number in range(1, 40):
+        house.submit(number, "one of many", n_predict=2, scales=HALF if number % 2 else OFF)
+    while not any(number == 0 and isinstance(event, Finished) for number, event in house.events):
+        house.scheduler.step()
+    assert house.scheduler.n_waiting > 10
+    assert house.text(0) == expected("the patient one", 8, FULL)
+
+
+def test_a_prefix_is_not_shared_with_other_scales_in_whatever_way() -> None:
+    house = House(FakeBackend(n_ctx=512, n_sequences=4))
+    prompt = "the beginning of everything"
+    for number, scales in enumerate((OFF, HALF, OFF, FULL, HALF)):
+        house.submit(number, prompt, n_predict=4, scales=scales)
+        house.run()
+        assert house.text(number) == expected(prompt, 4, scales)
+    cached = [house.finished(number).usage.n_cached for number in range(5)]
+    assert cached == [0, 0, len(prompt) - 1, 0, len(prompt) - 1]
+
+
+def test_a_running_job_shares_nothing_with_one_of_other_scales() -> None:
+    house = House(FakeBackend(n_ctx=512))
+    house.submit(1, "a system prompt for all: one", n_predict=20, scales=OFF)
+    house.scheduler.step()
+    house.submit(2, "a system prompt for all: two", n_predict=20, scales=HALF)
+    house.submit(3, "a system prompt for all: three", n_predict=20, scales=OFF)
+    house.run()
+    assert house.finished(2).usage.n_cached == 0
+    assert house.finished(3).usage.n_cached == len("a system prompt for all: t") - 1
+    assert house.text(2) == expected("a system prompt for all: two", 20, HALF)
+
+
+def test_the_only_sequence_starts_over_with_other_scales() -> None:
+    house = House(FakeBackend(n_sequences=1))
+    for number, scales in enumerate((HALF, FULL, FULL)):
+        house.submit(number, "the very same", n_predict=3, scales=scales)
+        house.run()
+        assert house.text(number) == expected("the very same", 3, scales)
+    assert [house.finished(number).usage.n_cached for number in range(3)] == [0, 0, len("the very same") - 1]
+
+
+def test_a_prompt_beside_a_stream_of_other_scales_comes_in_chunks() -> None:
+    house = House(FakeBackend(n_ctx=1024, n_batch=512))
+    house.submit(1, "a", n_predict=40, scales=OFF)
+    house.scheduler.step()
+    house.submit(2, "b" * 400, n_predict=4, scales=HALF)
+    house.run()
+    assert house.text(1) == expected("a", 40, OFF)
+    assert house.text(2) == expected("b" * 400, 4, HALF)
+    chunks = [place for place, rows in enumerate(house.backend.batches) if len(rows) > 1]
+    assert [len(house.backend.batches[place]) for place in chunks] == [128, 128, 128, 16]
+    assert [after - before for before, after in pairwise(chunks)] == [5, 5, 5], "a turn between"
+
+
+def test_jobs_of_many_scales_that_outgrow_the_pool_all_finish_with_their_own_text() -> None:
+    house = House(FakeBackend(n_ctx=100, n_sequences=4))
+    sets = (OFF, HALF, FULL, OFF)
+    for number, scales in enumerate(sets):
+        house.submit(number, f"job {number} ", n_predict=60, scales=scales)
+    house.run()
+    for number, scales in enumerate(sets):
+        assert house.text(number) == expected(f"job {number} ", 60, scales)
+
+
+def test_a_lone_job_with_adapters_is_guessed_for_and_one_among_other_scales_is_not() -> None:
+    lone = drafting_house(cost_of_a_row=0.1)
+    lone.submit(1, "sing: ", n_predict=120, script=SONG, scales=HALF)
+    lone.run()
+    assert lone.text(1) == SONG[:120].decode()
+    assert lone.finished(1).timings.n_accepted > 40
+    mixed = drafting_house(cost_of_a_row=0.1, n_ctx=512)
+    for number, scales in enumerate((HALF, FULL)):
+        mixed.submit(number, "sing: ", n_predict=120, script=SONG, scales=scales)
+    mixed.run()
+    assert mixed.finished(0).timings.n_drafted == 0
+    assert mixed.text(0) == mixed.text(1) == SONG[:120].decode()
+
+
+def test_scales_that_leave_the_range_of_numbers_end_their_job_and_spoil_nothing_that_comes_after() -> None:
+    house = House(FakeBackend(n_ctx=512, n_sequences=4))
+    house.backend.spoils = FULL
+    house.submit(1, "first", n_predict=20, scales=HALF)
+    house.scheduler.step()
+    house.submit(2, "too much", n_predict=20, scales=FULL)
+    house.submit(3, "another", n_predict=20, scales=HALF)
+    house.run()
+    error = house.end(2)
+    assert isinstance(error, BadRequest)
+    assert error.param == "lora"
+    assert house.text(2) == ""
+    for number, prompt in ((1, "first"), (3, "another")):
+        assert house.text(number) == expected(prompt, 20, HALF)
+        assert house.finished(number).usage.n_completion == 20
+    house.submit(4, "first", n_predict=20, scales=OFF)
+    house.run()
+    assert house.text(4) == expected("first", 20, OFF)
+
+
+def test_a_job_without_adapters_that_was_spoilt_by_another_says_so() -> None:
+    house = House(FakeBackend(n_ctx=512, n_batch=32, n_sequences=4))
+    house.backend.spoils = FULL
+    house.submit(1, "a long prompt that takes several decodes " * 4, n_predict=4, scales=FULL)
+    house.submit(2, "beside it", n_predict=4, scales=OFF)
+    house.run()
+    assert isinstance(house.end(1), BadRequest)
+    assert isinstance(house.end(2), Internal)
+    assert all(sampler.is_closed for sampler in house.samplers.values())

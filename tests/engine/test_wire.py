@@ -7,12 +7,14 @@ from shimmy.engine import wire
 from shimmy.errors import BadRequest, ContextExceeded
 from shimmy.messages import (
     Accepted,
+    Adapter,
     ChatPrompt,
     Event,
     Finished,
     FinishReason,
     Job,
     Message,
+    ModelFacts,
     Piece,
     Prompt,
     SamplingParams,
@@ -36,9 +38,28 @@ CALL = Message("assistant", None, tool_calls=(ToolCall("c1", "look", '{"a":1}'),
 )
 def test_a_job_survives_the_wire(prompt: Prompt) -> None:
     params = SamplingParams(seed=5, logit_bias=((3, -math.inf), (4, 1.5)), dry_sequence_breakers=("a",))
-    job = Job(7, prompt, params, None, ("x", "y"), True)
-    (message,) = wire.FrameReader().feed(wire.frame(wire.job_frame(job)))
-    assert wire.read_job(message) == job
+    for lora in (None, ((1, 0.5), (0, -1.0))):
+        job = Job(7, prompt, params, None, ("x", "y"), True, lora)
+        (message,) = wire.FrameReader().feed(wire.frame(wire.job_frame(job)))
+        assert wire.read_job(message) == job
+
+
+def test_options_survive_the_wire() -> None:
+    options = wire.WorkerOptions("m", 8, 1, 32, None, None, None, (("a", 0.5), ("b", 0.0)), ("c",))
+    (message,) = wire.FrameReader().feed(wire.frame(wire.open_frame(options)))
+    assert wire.read_options(message) == options
+
+
+def test_facts_survive_the_wire_and_broken_ones_are_a_protocol_error() -> None:
+    facts = ModelFacts(8, 8, 9, 1, 2, 3, "tiny", "haswell", True, adapters=(Adapter("a", 0.5), Adapter("b", 0.0)))
+    (message,) = wire.FrameReader().feed(wire.frame({"op": "opened", "facts": wire.facts_to_wire(facts)}))
+    assert wire.read_facts(message["facts"]) == facts
+    adapters: list[object] = [None, 5, [5], [{}], [{"path": "a", "scale": "x"}]]
+    broken: list[object] = [None, [], {}, message["facts"] | {"new": 1}]
+    broken += [message["facts"] | {"adapters": wrong} for wrong in adapters]
+    for fields in broken:
+        with pytest.raises(wire.ProtocolError):
+            wire.read_facts(fields)
 
 
 @pytest.mark.parametrize(

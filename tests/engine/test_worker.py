@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from shimmy.errors import (
 )
 from shimmy.messages import (
     Accepted,
+    Adapter,
     ChatPrompt,
     Finished,
     FinishReason,
@@ -37,7 +39,17 @@ from shimmy.messages import (
     Usage,
 )
 from tests.fakes import on_loop
-from tests.tiny_models import BOS_TOKEN, EOS_TOKEN, vocabulary, write_tiny_model
+from tests.tiny_models import (
+    BOS_TOKEN,
+    EOS_TOKEN,
+    N_EMBD,
+    STRING,
+    UINT32,
+    Tensor,
+    vocabulary,
+    write_tiny_adapter,
+    write_tiny_model,
+)
 
 GREEDY = SamplingParams(temperature=0)
 HELLO = ChatPrompt((Message("user", "hello"),))
@@ -209,6 +221,118 @@ async def test_what_the_vocabulary_does_not_have_is_refused_by_field(tiny_model:
             assert isinstance(error, BadRequest)
             assert error.param == param
         assert await answer(client, "it lives on")
+
+
+# -- adapters --------------------------------------------------------------------------------------------------------
+
+
+def write_broken_adapter(folder: Path, weight: float = 1e30) -> Path:
+    """An adapter whose weights are damaged, in a sound file."""
+    shapes = {"blk.0.attn_v.weight.lora_a": (N_EMBD, 1), "blk.0.attn_v.weight.lora_b": (1, N_EMBD)}
+    tensors = [Tensor(name, shape, struct.pack("<f", weight) * N_EMBD) for name, shape in shapes.items()]
+    return write_tiny_adapter(folder, "broken", tensors=tensors)
+
+
+@on_loop
+async def test_adapters_apply_at_their_own_scale_or_the_requests(tiny_model: Path, tmp_path: Path) -> None:
+    one, two = (str(write_tiny_adapter(tmp_path, str(seed), seed=seed)) for seed in (1, 2))
+    async with worker(tiny_model) as client:
+        base = await answer(client, "hello", n_predict=24)
+        assert client.facts.adapters == ()
+    async with worker(tiny_model, lora=((one, 1.0),)) as client:
+        with_one = await answer(client, "hello", n_predict=24)
+    async with worker(tiny_model, lora=((one, 1.0),), siblings=(one, two)) as client:
+        assert client.facts.adapters == (Adapter(one, 1.0), Adapter(two, 0.0)), "each file once"
+
+        async def text(*scales: tuple[int, float]) -> str:
+            return await answer(client, "hello", n_predict=24, lora=scales)
+
+        assert await answer(client, "hello", n_predict=24) == await text((0, 1.0)) == with_one
+        assert await text((0, 0.0)) == await text() == await text((1, 0.0)) == base
+        assert await text((0, 5.0), (0, 1.0)) == with_one, "the last word counts"
+        others = {await text((1, 1.0)), await text((0, 0.5)), await text((0, 1.0), (1, 1.0)), base, with_one}
+        assert len(others) == 5
+
+
+@on_loop
+async def test_jobs_of_different_scales_at_once_get_what_each_gets_alone(tiny_model: Path, tmp_path: Path) -> None:
+    paths = tuple((str(write_tiny_adapter(tmp_path, str(seed), seed=seed)), 0.0) for seed in (1, 2))
+    wishes = [None, ((0, 1.0),), ((0, -0.5),), ((0, 1.0), (1, 1.0)), ((1, 1.0),)]
+    async with worker(tiny_model, lora=paths, n_ctx=2048, n_sequences=8) as client:
+        alone = [await answer(client, "hello", n_predict=40, cache_prompt=False, lora=wish) for wish in wishes]
+        assert len(set(alone)) == len(wishes)
+        streams = [client.submit(request("hello", n_predict=40, lora=wish)) for wish in wishes * 2]
+        ends = await asyncio.gather(*map(outcome, streams))
+        assert [text for text, _ in ends] == alone * 2
+        for text, wish in zip(alone, wishes, strict=True):
+            for _ in range(2):
+                again, finished = await outcome(client.submit(request("hello", n_predict=40, lora=wish)))
+                assert again == text
+            assert finished.usage.n_cached == finished.usage.n_prompt - 1
+
+
+@on_loop
+async def test_an_adapter_that_there_is_not_is_refused_by_its_place(tiny_model: Path, tmp_path: Path) -> None:
+    async with worker(tiny_model, siblings=(str(write_tiny_adapter(tmp_path)),)) as client:
+        error = await refusal(client, "hello", lora=((0, 1.0), (1, 1.0)))
+        assert isinstance(error, BadRequest)
+        assert (error.param, error.message) == ("lora[1].id", "lora[1].id: the model has 0 to 0, got 1")
+    async with worker(tiny_model) as client:
+        error = await refusal(client, "hello", lora=((0, 1.0),))
+        assert (error.param, error.message) == ("lora[0].id", "lora[0].id: the model has no adapters, got 0")
+
+
+@pytest.mark.parametrize("kind", ["missing", "a folder", "cut off", "would abort", "damaged", "a model"])
+@on_loop
+async def test_a_broken_adapter_ends_the_load_when_asked_for_and_is_passed_over_as_a_sibling(
+    kind: str, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny_adapter(tmp_path, "broken")
+    match kind:
+        case "missing":
+            path.unlink()
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+        case "cut off":
+            path.write_bytes(path.read_bytes()[:1000])
+        case "would abort":
+            write_tiny_adapter(tmp_path, "broken", changes=[("adapter.lora.alpha", UINT32, 1)])
+        case "damaged":
+            write_broken_adapter(tmp_path)
+        case _:
+            path = tiny_model
+    with pytest.raises(ModelUnavailable, match=f"the adapter `{path.name}` cannot be applied: "):
+        await start_worker("tiny", options(tiny_model, lora=((str(path), 1.0),)), lambda _: None)
+    good = str(write_tiny_adapter(tmp_path, "good", seed=1))
+    async with worker(tiny_model, lora=((good, 1.0),)) as client:
+        expected = await answer(client, "hello")
+    capfd.readouterr()
+    async with worker(tiny_model, siblings=(str(path), good)) as client:
+        assert client.facts.adapters == (Adapter(good, 0.0),)
+        assert await answer(client, "hello", lora=((0, 1.0),)) == expected
+    assert f"the adapter `{path.name}` cannot be applied: " in capfd.readouterr().err
+
+
+@on_loop
+async def test_an_adapter_for_another_architecture_is_for_another_model(tiny_model: Path, tmp_path: Path) -> None:
+    other = str(write_tiny_adapter(tmp_path, changes=[("general.architecture", STRING, "qwen2")]))
+    async with worker(tiny_model, lora=((other, 1.0),)) as client:
+        assert client.facts.adapters == ()
+        assert await answer(client, "hello")
+
+
+@on_loop
+async def test_a_scale_that_is_too_much_for_the_model_costs_only_its_own_job(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = str(write_broken_adapter(tmp_path, 20.0))
+    async with worker(tiny_model, lora=((adapter, 0.0),), n_ctx=1024) as client:
+        expected = await answer(client, "hello", n_predict=30)
+        beside = client.submit(request("hello", n_predict=30))
+        with pytest.raises(BadRequest) as caught:
+            await outcome(client.submit(request("hello world " * 8, lora=((0, 100.0),))))
+        assert caught.value.param == "lora"
+        assert (await outcome(beside))[0] == expected
+        assert await answer(client, "hello", n_predict=30) == expected
 
 
 # -- small questions -------------------------------------------------------------------------------------------------
@@ -453,15 +577,6 @@ def test_an_older_variant_answers_the_same(tiny_model: Path) -> None:
     (name, text), (older, older_text) = asyncio.run(run("sse42")), asyncio.run(run("x64"))
     assert (name, older) == ("sse42", "x64")
     assert older_text == text
-
-
-def test_the_pool_is_the_smaller_of_training_length_and_a_default(tmp_path: Path) -> None:
-    async def n_ctx(path: Path) -> int:
-        async with worker(path, n_ctx=None) as client:
-            return client.facts.n_ctx
-
-    assert asyncio.run(n_ctx(write_tiny_model(tmp_path, "short", n_ctx_train=512))) == 512
-    assert asyncio.run(n_ctx(write_tiny_model(tmp_path, "long", n_ctx_train=20_000))) == 8192
 
 
 def test_a_batch_is_never_smaller_than_the_jobs_that_run(tiny_model: Path) -> None:

@@ -1,0 +1,136 @@
+"""How much memory a loaded model takes, and how much there is: a header's sizes and the system's figures.
+
+Knows bytes; nothing of workers, and decides nothing. What it predicts is meant to be a little too much: SmolLM2 and
+gemma-3-270m take 93 to 98 % of it (`Pss` after eight long prompts, with 2,048 and 8,192 tokens of context).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shimmy.registry import Model
+
+# What a worker takes before it has opened a model: Python, the engine's code and its buffers of fixed size.
+PROCESS_BYTES = 40 * 10**6
+# The server itself, which has to fit under a limit too.
+SERVER_BYTES = 35 * 10**6
+
+_KV_BYTES = 2  # of an element: F16
+_STATE_BYTES = 4  # of an element of a recurrent state: F32
+_TOKEN_BYTES = 160  # of a token of the vocabulary: its text, its score, and the tables to find it by
+_CANDIDATE_BYTES = 12  # llama_token_data, of which each job's sampler holds one for each token
+_N_SAMPLERS = 8  # jobs that sample at once, as a rule
+
+_MEMINFO = Path("/proc/meminfo")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a worker takes: `weights` are pages of the file, the others its own."""
+
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+
+def need(
+    model: "Model", *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_adapter_bytes: int = 0
+) -> Need:
+    """What `model` takes with a KV pool of `n_ctx` tokens, decoding `n_batch` rows of which `n_outputs` have logits.
+
+    The terms of `compute` are the buffers llama.cpp reports at its start: logits (in the graph and handed out), the
+    attention mask of a batch in F16, the activations of a batch in F32, and beside them the vocabulary and samplers.
+    """
+    logits = 2 * n_outputs * model.n_vocab * 4
+    mask = n_batch * n_ctx * 2
+    activations = n_batch * 3 * (model.n_embd + model.n_ff) * 4
+    vocabulary = model.n_vocab * (_TOKEN_BYTES + min(n_sequences, _N_SAMPLERS) * _CANDIDATE_BYTES)
+    kv = model.n_kv * n_ctx * _KV_BYTES + model.n_state * n_sequences * _STATE_BYTES
+    return Need(model.size_bytes, kv, PROCESS_BYTES + logits + mask + activations + vocabulary + n_adapter_bytes)
+
+
+def size_of(files: Iterable[str]) -> int:
+    """Bytes of `files`; one that is not there has none."""
+    n_bytes = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            n_bytes += Path(file).stat().st_size
+    return n_bytes
+
+
+def free_bytes() -> int | None:
+    """What new processes can have before the system swaps or the control group's limit ends them; None: unknown.
+
+    Pages of mapped files count as free, those of loaded models among them.
+    """
+    known = [figure for figure in (_available(), *_left_in_cgroups()) if figure is not None]
+    return min(known, default=None)
+
+
+def resident_bytes(pid: int) -> int | None:
+    """What a process has in memory, its pages of mapped files included; None: unknown."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def shown(n_bytes: float) -> str:
+    """`n_bytes` for a person: `1.3 GB`, `98 MB`."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def _available() -> int | None:
+    """MemAvailable of /proc/meminfo."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _left_in_cgroups() -> list[int]:
+    """For each control group we are in that has a limit: what is left of it, its page cache counted as left."""
+    left = []
+    for folder, limit, usage in _cgroups():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            n_cached = int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+            left.append(int((folder / limit).read_text()) - int((folder / usage).read_text()) + n_cached)
+    return left
+
+
+@cache
+def _cgroups() -> list[tuple[Path, str, str]]:
+    """Folder, limit file and usage file of our control groups, of either version, that have a limit."""
+    files = {"v2": ("memory.max", "memory.current"), "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in _OWN_CGROUP.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number != "0" and "memory" not in controllers.split(","):
+                continue
+            root = _CGROUPS if number == "0" else _CGROUPS / "memory"
+            own = root / path.lstrip("/")
+            limit, usage = files["v2" if number == "0" else "v1"]
+            folders = (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
+            found += [(folder, limit, usage) for folder in folders if _is_limit(folder / limit)]
+    return found
+
+
+def _is_limit(file: Path) -> bool:
+    try:
+        return 0 < int(file.read_text()) < 2**60  # version 1 has a number near 2**63 for none
+    except (OSError, ValueError):  # there is no such file, or it says `max`
+        return False
