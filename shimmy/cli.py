@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shimmy.registry import Catalog, Model
 
 # What a model is to us, and nothing that a person asked for.
-_INNER_FIELDS = {"files", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state"}
+_INNER_FIELDS = {"files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state"}
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
@@ -94,11 +94,12 @@ def _serve(call: Call) -> int:
 
 
 def _catalog(config: Config) -> "Catalog":
-    from shimmy.discovery import scan
+    from shimmy.discovery import report, scan
     from shimmy.headers import Headers
 
     headers = Headers(config.cache_dir)
     catalog = scan(config, headers)
+    report(catalog.rejected)
     headers.save()
     return catalog
 
@@ -143,13 +144,14 @@ def _generate(call: Call) -> int:
 
         worker = await services.pool.ensure_ready(model)
         is_chat = worker.facts.has_chat_template and not call.options.raw
-        prompt = ChatPrompt((Message("user", prompt_text),)) if is_chat else TextPrompt(prompt_text)
+        defaults = model.defaults
+        chat = ChatPrompt((Message("user", prompt_text),)).with_system(defaults.system)
         request = GenerateRequest(
             model.name,
-            prompt,
-            call.config.sampling,
-            call.options.max_tokens or call.config.n_predict,
-            tuple(call.options.stop or ()),
+            chat if is_chat else TextPrompt(prompt_text),
+            call.config.sampling_of(defaults),
+            call.options.max_tokens or call.config.n_predict or defaults.n_predict,
+            tuple(call.options.stop or defaults.stop),
         )
         generation = generate(services, request)
         texts: list[str] = []
@@ -205,7 +207,8 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
     catalog = _catalog(config)
     if path.is_file():
         if not catalog.models:
-            raise NotFound(f"`{name}` is not a model that can be served")
+            reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
+            raise NotFound(f"`{name}` cannot be served: {reason}")
         name = catalog.models[0].name
     model = catalog.resolve(name)
 
@@ -223,8 +226,12 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
 
 
 def _model_fields(model: "Model") -> dict[str, Any]:
+    from shimmy.registry import shown
+
     fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
-    return fields | {"path": str(model.path), "adapters": [str(path) for path in model.adapters]}
+    adapters = [shown(path) for path in model.adapters]
+    projector = shown(model.projector) if model.projector else None
+    return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}
 
 
 def _count(number: int) -> str:

@@ -8,11 +8,11 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shimmy.messages import MAX_ADAPTER_SCALE, SamplingParams
+from shimmy.messages import MAX_ADAPTER_SCALE, ModelDefaults, SamplingParams
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
@@ -241,6 +241,7 @@ class Config:
     aliases: tuple[tuple[str, str], ...]  # another name, which may be a pattern, and a model's
     default_model: str | None
     sampling: SamplingParams
+    sampling_given: tuple[str, ...]  # the fields of it that somebody set
     n_predict: int | None
     chat_template: str | None
     lora: tuple[tuple[Path, float], ...]  # adapters and their scales
@@ -250,6 +251,19 @@ class Config:
     cpu_variant: str | None
     log_level: str
     log_format: str
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where to look for models: what somebody named, then the usual places."""
+        return (*self.model_paths, *self.model_dirs, *self.usual_dirs)
+
+    def sampling_of(self, defaults: ModelDefaults) -> SamplingParams:
+        """For requests that bring none: what somebody set for this server, then the model's, then llama.cpp's."""
+        if not defaults.sampling:
+            return self.sampling
+        given = {name: getattr(self.sampling, name) for name in self.sampling_given}
+        values: dict[str, Any] = dict(defaults.sampling) | given
+        return replace(SamplingParams(), **values)
 
 
 def load(
@@ -286,6 +300,7 @@ def load(
         aliases=values["alias"],
         default_model=values["default_model"],
         sampling=SamplingParams(seed=values["seed"], temperature=values["temp"]),
+        sampling_given=tuple(field for field, name in _SAMPLING.items() if found[name][1] < _DEFAULT),
         n_predict=values["n_predict"],
         chat_template=template[0],
         lora=values["lora"],
@@ -298,6 +313,7 @@ def load(
     )
 
 
+_SAMPLING = {"seed": "seed", "temperature": "temp"}  # fields of SamplingParams, and their options
 _FLAG, _ENVIRONMENT, _FILE, _DEFAULT = range(4)  # the sources, the strongest first
 
 

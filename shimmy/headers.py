@@ -8,7 +8,8 @@ import contextlib
 import json
 import logging
 import os
-from dataclasses import astuple, fields
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ MAX_CACHE_BYTES = 64 * 2**20
 _FIELDS = {field.name: str if field.type is Kind else field.type for field in fields(GgufHeader)}
 _FORM = [__version__, *_FIELDS]  # another version may read other things out of the same file
 _KINDS = frozenset(Kind)
+_values = attrgetter(*_FIELDS)
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Headers:
         except InvalidGguf as exc:
             self._known[key] = str(exc)
             raise
-        self._known[key] = astuple(header)
+        self._known[key] = _values(header)
         return header
 
     def save(self) -> None:

@@ -1,6 +1,6 @@
 """Frozen values that cross the borders between dialects, parent and worker. They know nothing of HTTP or llama.cpp."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -51,6 +51,16 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """What a model brings along for requests that say nothing else."""
+
+    sampling: tuple[tuple[str, float], ...] = ()  # fields of SamplingParams, and their values
+    n_predict: int | None = None
+    stop: tuple[str, ...] = ()
+    system: str = ""  # for conversations without a system message
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A call an assistant message made earlier; `arguments` is JSON text as the model wrote it."""
 
@@ -77,6 +87,12 @@ class ChatPrompt:
 
     messages: tuple[Message, ...]
     add_generation_prompt: bool = True
+
+    def with_system(self, text: str) -> "ChatPrompt":
+        """The same after a system message that says `text`, unless it has one or there is no text."""
+        if not text or any(turn.role in ("system", "developer") for turn in self.messages):
+            return self
+        return replace(self, messages=(Message("system", text), *self.messages))
 
 
 @dataclass(frozen=True, slots=True)

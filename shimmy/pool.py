@@ -175,6 +175,12 @@ class Pool:
             self.unload(model.name, "removed")
             self._failures.pop(model.name, None)
             self._last_used_s.pop(model.name, None)
+        for rejected in diff.rejected:
+            slot = self._slots.get(rejected.name)
+            if slot is not None and slot.worker is not None:
+                self._metrics.swaps.add(1, rejected.name, "failed")
+                self._events.tell("failed", rejected.name, reason=rejected.reason)
+                logger.error("`%s` has a new file, the old one stays: %s", rejected.name, rejected.reason)
 
     def unload(self, name: str, reason: str = "asked") -> bool:
         """Let the worker of `name` finish its jobs and end; False when there is none."""
@@ -422,6 +428,7 @@ class Pool:
         logger.error("`%s` could not be loaded, %s: %s", model.name, outcome, error.message)
 
     def _options(self, model: Model, n_ctx: int) -> WorkerOptions:
+        own = [(path, 1.0) for path in model.adapters] if model.needs_adapters else []
         return WorkerOptions(
             model_path=str(model.path),
             n_ctx=n_ctx,
@@ -430,8 +437,8 @@ class Pool:
             n_threads=self._config.n_threads,
             cpu_variant=self._config.cpu_variant,
             chat_template=self._config.chat_template,
-            lora=tuple((str(path), scale) for path, scale in self._config.lora),
-            siblings=tuple(map(str, model.adapters)),
+            lora=tuple((str(path), scale) for path, scale in (*own, *self._config.lora)),
+            siblings=() if own else tuple(map(str, model.adapters)),
             speculate=self._config.speculate,
             log_level=self._config.log_level,
             log_format=self._config.log_format,

@@ -131,8 +131,7 @@ class Server:
             loop.add_signal_handler(number, self._on_signal)
         self._librarian.publish_first()
         self._services.ready = True
-        roots = (*self._config.model_paths, *self._config.model_dirs, *self._config.usual_dirs)
-        watcher = Watcher(roots, self._librarian.look_again)
+        watcher = Watcher(self._config.roots, self._librarian.look_again)
         pool = self._services.pool
         chores = (self._keep_house(), self._librarian.run(), watcher.run(), pool.unload_idle(), self._preload())
         housekeeping = [asyncio.create_task(chore) for chore in chores]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load, n_bytes
-from shimmy.messages import SamplingParams
+from shimmy.messages import ModelDefaults, SamplingParams
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
 VALUES: dict[str, tuple[str, Any, str, Any]] = {
@@ -65,10 +65,27 @@ def other(name: str) -> str:
 
 def test_this_table_knows_every_option_and_reaches_every_field() -> None:
     assert {*VALUES, *FILES} == set(by_name)
-    assert {row[2] for row in VALUES.values()} == {field.name for field in fields(Config)} - {"usual_dirs"}
+    assert {row[2] for row in VALUES.values()} == {field.name for field in fields(Config)} - {
+        "usual_dirs",
+        "sampling_given",
+    }
 
 
 # -- where a value comes from ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "file"),
+    [({"temp": "0.8"}, {}, {}), ({}, {"SHIMMY_TEMP": "0.8"}, {}), ({}, {}, {"temp": 0.8})],
+)
+def test_what_was_set_beats_what_a_model_brings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]
+) -> None:
+    own = load(flags, environment, file)
+    brought = ModelDefaults((("temperature", 0.3), ("top_k", 7)))
+    assert own.sampling_of(brought) == SamplingParams(temperature=0.8, top_k=7)
+    assert own.sampling_of(ModelDefaults()) == SamplingParams()
+    assert load({}, {}).sampling_of(brought) == SamplingParams(temperature=0.3, top_k=7)
 
 
 @every_option

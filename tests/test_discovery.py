@@ -1,16 +1,20 @@
 """A scan lists what can be served, whatever else lies around, and says why it leaves something out."""
 
-import logging
 import os
+import struct
+from itertools import pairwise
 from pathlib import Path
+from random import Random
+from typing import NoReturn
 
 import pytest
 
 from shimmy import config
-from shimmy.discovery import MAX_DEPTH, scan
+from shimmy.discovery import MAX_DEPTH, report, scan
+from shimmy.formats import gguf
 from shimmy.headers import Headers
-from shimmy.registry import Catalog, Model
-from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
+from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
+from tests.tiny_models import STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
 
 
 def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
@@ -21,6 +25,10 @@ def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
 
 def names(catalog: Catalog) -> list[str]:
     return [model.name for model in catalog.models]
+
+
+def reasons(catalog: Catalog) -> dict[str, str]:
+    return {entry.name: entry.reason for entry in catalog.rejected}
 
 
 def folder(path: Path) -> Path:
@@ -35,7 +43,7 @@ def test_a_model_is_listed_with_what_its_header_says(tmp_path: Path) -> None:
     assert model == Model(
         name="tiny-model.f32",
         path=path,
-        files=((status.st_dev, status.st_ino),),
+        files=((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns),),
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         architecture="llama",
@@ -88,23 +96,38 @@ def test_any_shard_may_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_an_incomplete_set_of_shards_is_not_listed(
-    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_incomplete_set_of_shards_is_one_entry_with_the_reason(tmp_path: Path, number: int) -> None:
     write_tiny_model(tmp_path, "tiny", n_shards=3)
-    (tmp_path / f"tiny-{number:05d}-of-00003.gguf").unlink()
-    assert names(scan_paths(tmp_path)) == []
-    assert caplog.text.count(f"its shard `tiny-{number:05d}-of-00003.gguf` is missing or broken") == 1
+    gone = tmp_path / f"tiny-{number:05d}-of-00003.gguf"
+    gone.unlink()
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == []
+    assert reasons(catalog) == {"tiny": f"its shard `{gone.name}` is missing"}
+    assert catalog.rejected[0].path == min(tmp_path.iterdir())
 
 
-def test_shards_that_are_not_what_their_names_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_broken_shard_makes_one_entry(tmp_path: Path, number: int) -> None:
+    first = write_tiny_model(tmp_path, "tiny", n_shards=3)
+    (tmp_path / f"tiny-{number:05d}-of-00003.gguf").write_bytes(b"broken" * 10)
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == []
+    (entry,) = catalog.rejected
+    assert (entry.name, entry.path) == ("tiny", first)
+    assert entry.reason.endswith("it does not begin with `GGUF`")
+
+
+def test_shards_that_are_not_what_their_names_say(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, "lone").rename(tmp_path / "tiny-00002-of-00002.gguf")
     other = write_tiny_model(folder(tmp_path / "other"), "tiny", n_shards=2)
     other.rename(tmp_path / "tiny-00001-of-00002.gguf")
     (tmp_path / "other" / "tiny-00002-of-00002.gguf").rename(tmp_path / "renamed.gguf")
-    assert names(scan_paths(tmp_path)) == ["tiny-00002-of-00002"]  # its header says that it is a whole model
-    assert "is not what its name says" in caplog.text
-    assert "its name has to end with `-00002-of-00002.gguf`" in caplog.text
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny-00002-of-00002"]  # its header says that it is a whole model
+    assert reasons(catalog) == {
+        "renamed": "it is shard 2 of 2: its name has to end with `-00002-of-00002.gguf`",
+        "tiny": "its shard `tiny-00002-of-00002.gguf` is not what its name says",
+    }
 
 
 def test_one_file_by_many_paths_is_one_model(tmp_path: Path) -> None:
@@ -143,41 +166,265 @@ def test_a_name_that_is_taken_gets_its_folder(tmp_path: Path) -> None:
     assert names(scan_paths(tmp_path / "b", tmp_path)) == ["tiny", "tiny@a", "tiny@b", "tiny@b-2"]
 
 
+def write_other(path: Path, architecture: str = "llama", kind: str = "adapter", seed: int = 0) -> Path:
+    """A file that is no model, such as an adapter."""
+    metadata: Metadata = [("general.architecture", STRING, architecture), ("general.type", STRING, kind)]
+    path.write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes([seed] * 32))]))
+    return path
+
+
 @pytest.mark.parametrize(
-    "metadata",
+    ("metadata", "kind"),
     [
-        [("general.architecture", STRING, "clip")],
-        [("general.architecture", STRING, "llama"), ("general.type", STRING, "adapter")],
-        [("general.type", STRING, "imatrix")],
+        ([("general.architecture", STRING, "clip")], "projector"),
+        ([("general.architecture", STRING, "llama"), ("general.type", STRING, "adapter")], "adapter"),
+        ([("general.type", STRING, "imatrix")], "importance matrix"),
     ],
 )
-def test_what_cannot_be_served_is_not_listed(
-    tmp_path: Path, metadata: Metadata, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+def test_what_is_no_model_is_not_listed_as_one(tmp_path: Path, metadata: Metadata, kind: str) -> None:
     path = tmp_path / "looks-like-a-model.gguf"
     path.write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes(32))]))
-    assert names(scan_paths(path)) == []
-    assert f"`{path}` is not listed: it is no model" in caplog.text
+    catalog = scan_paths(path)
+    assert names(catalog) == []
+    (entry,) = catalog.rejected
+    assert (entry.name, entry.kind) == ("looks-like-a-model", kind)
+    assert entry.reason == f"it is no model but this: {kind}"
 
 
-def test_a_vocabulary_is_not_listed(tmp_path: Path) -> None:
+def test_a_vocabulary_is_not_listed_as_a_model(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.gguf").write_bytes(encode_gguf([("general.architecture", STRING, "llama")]))
-    assert names(scan_paths(tmp_path)) == []
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == []
+    assert reasons(catalog) == {"vocabulary": "it is no model but this: vocabulary"}
 
 
-def test_broken_things_are_logged_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "keys", "is_embedding"),
+    [
+        ("llama", [], False),
+        ("bert", [], True),
+        ("nomic-bert", [], True),
+        ("jina-bert-v2", [("jina-bert-v2.pooling_type", UINT32, 0)], True),
+        ("t5encoder", [], True),
+        ("qwen3", [("qwen3.pooling_type", UINT32, 3)], True),
+        ("qwen3", [("qwen3.pooling_type", UINT32, 0)], False),
+        ("qwen3", [("qwen3.pooling_type", STRING, "mean")], False),
+        ("qwen3", [("llama.pooling_type", UINT32, 3)], False),
+    ],
+)
+def test_what_a_model_is_for(tmp_path: Path, architecture: str, keys: Metadata, is_embedding: bool) -> None:
+    metadata: Metadata = [("general.architecture", STRING, architecture), *keys]
+    (tmp_path / "model.gguf").write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes(32))]))
+    assert [model.is_embedding for model in scan_paths(tmp_path).models] == [is_embedding]
+
+
+def test_adapters_and_a_projector_belong_to_the_models_beside_them(tmp_path: Path) -> None:
+    house, other = folder(tmp_path / "house"), folder(tmp_path / "other")
+    write_tiny_model(house, "tiny")
+    write_tiny_model(house, "sharded", n_shards=2)
+    write_tiny_model(other, "lonely")
+    adapters = (write_other(house / "a-lora.gguf", seed=1), write_other(house / "zz-lora.gguf", seed=2))
+    write_other(house / "for-another.gguf", "gemma", seed=3)
+    projector = write_other(house / "mmproj-a.gguf", "clip", "mmproj", seed=4)
+    write_other(house / "mmproj-b.gguf", "clip", "mmproj", seed=5)
+    catalog = scan_paths(tmp_path)
+    assert {model.name: (model.adapters, model.projector) for model in catalog.models} == {
+        "tiny": (adapters, projector),
+        "sharded": (adapters, projector),
+        "lonely": ((), None),
+    }
+    assert [*reasons(catalog)] == ["for-another", "mmproj-b"]
+
+
+def test_a_model_whose_adapters_change_is_another_one_and_its_projector_makes_no_difference(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "tiny")
+    adapter, projector = tmp_path / "lora.gguf", tmp_path / "mmproj.gguf"
+    catalogs = [scan_paths(tmp_path)]
+    for change in (
+        lambda: write_other(adapter),
+        lambda: os.utime(adapter, ns=(1, 1)),
+        lambda: write_other(adapter, seed=1).rename(adapter),
+        adapter.unlink,
+        lambda: write_other(projector, "clip"),
+        lambda: os.utime(projector, ns=(1, 1)),
+    ):
+        change()
+        catalogs.append(scan_paths(tmp_path))
+    changes = [len(diff(old, new).changed) for old, new in pairwise(catalogs)]
+    assert changes == [1, 1, 1, 1, 0, 0]
+    assert catalogs[-1].models[0].projector == projector
+
+
+def write_safetensors(path: Path, config: bytes = b'{"model_type": "qwen2"}') -> Path:
+    """A folder as the hub ships it, as far as anybody looks into it."""
+    folder(path)
+    (path / "config.json").write_bytes(config)
+    for number in (1, 2):
+        (path / f"model-0000{number}-of-00002.safetensors").touch()
+    return path
+
+
+def test_a_safetensors_folder_is_an_entry_with_the_reason(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "deep" / "Qwen2.5_0.5B")
+    (folder(tmp_path / "only-config") / "config.json").write_text("{}")
+    (folder(tmp_path / "only-weights") / "model.safetensors").touch()
+    for roots in ((tmp_path,), (path,), (path, tmp_path)):
+        catalog = scan_paths(*roots)
+        assert names(catalog) == []
+        (entry,) = catalog.rejected
+        assert (entry.name, entry.path, entry.kind, entry.architecture) == (
+            "qwen2.5-0.5b", path, "safetensors", "qwen2",
+        )  # fmt: skip
+        assert entry.reason == "SafeTensors folders are not served yet: convert it to GGUF"
+
+
+def test_a_safetensors_folder_beside_a_gguf_takes_no_name(tmp_path: Path) -> None:
+    write_tiny_model(write_safetensors(tmp_path / "tiny"), "tiny")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny"]
+    assert [entry.kind for entry in catalog.rejected] == ["safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (b'{"architectures": ["LlamaForCausalLM"]}', "LlamaForCausalLM"),
+        (b'{"model_type": 7, "architectures": ["A", "B"]}', "A"),
+        (b'{"model_type": "a\\nb"}', ""),
+        (b'{"model_type": "%s"}' % (b"x" * 65), ""),
+        (b'{"architectures": "LlamaForCausalLM"}', ""),
+        (b'{"architectures": []}', ""),
+        (b"[]", ""),
+        (b"null", ""),
+        (b"", ""),
+        (b"\xff\xfe\xfd", ""),
+        (b"[" * 100_000, ""),
+        (b'{"model_type": ' + b"9" * 10_000 + b"}", ""),
+        (b'{"model_type": "llama"}' + b" " * (1 << 20), ""),
+    ],
+    ids=range(13),
+)
+def test_a_hostile_config_says_nothing_and_does_no_harm(tmp_path: Path, config: bytes, architecture: str) -> None:
+    write_safetensors(tmp_path / "model", config)
+    assert [entry.architecture for entry in scan_paths(tmp_path).rejected] == [architecture]
+
+
+def test_a_config_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "model")
+    (path / "config.json").unlink()
+    os.mkfifo(path / "config.json")
+    assert [entry.architecture for entry in scan_paths(tmp_path).rejected] == [""]
+
+
+def test_what_is_no_model_takes_no_models_name(tmp_path: Path) -> None:
+    write_other(folder(tmp_path / "a") / "tiny.gguf", "gemma")
+    write_tiny_model(folder(tmp_path / "b"), "tiny")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny"]
+    assert [*reasons(catalog)] == ["tiny@a"]
+
+
+def test_a_broken_file_keeps_its_name_so_that_the_others_keep_theirs(tmp_path: Path) -> None:
+    path = write_tiny_model(folder(tmp_path / "a"), "tiny")
+    write_tiny_model(folder(tmp_path / "b"), "tiny", seed=1)
+    assert names(scan_paths(tmp_path)) == ["tiny", "tiny@b"]
+    path.write_bytes(b"")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["tiny@b"]
+    assert [*reasons(catalog)] == ["tiny"]
+
+
+def test_broken_things_become_entries_with_the_reason(tmp_path: Path) -> None:
     good = write_tiny_model(tmp_path, "good")
     (tmp_path / "empty.gguf").touch()
-    (tmp_path / "random.gguf").write_bytes(os.urandom(1000))
+    (tmp_path / "random.gguf").write_bytes(Random(1).randbytes(1000))
     (tmp_path / "cut.gguf").write_bytes(good.read_bytes()[:-1000])
+    (tmp_path / "boastful.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
     (tmp_path / "folder.gguf").mkdir()
+    os.mkfifo(tmp_path / "fifo.gguf")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["good"]
+    found = reasons(catalog)
+    assert found.pop("cut").startswith("it is cut off: its tensors need ")
+    assert found == {
+        "empty": "it has 0 bytes, too few for a GGUF file",
+        "random": "it does not begin with `GGUF`",
+        "boastful": f"it claims {2**60} tensors and {2**60} keys, more than any model has",
+        "fifo": "it is not a regular file",
+    }
+    assert {entry.kind for entry in catalog.rejected} == {BROKEN}
+    assert {entry.path for entry in catalog.rejected} == {tmp_path / f"{entry.name}.gguf" for entry in catalog.rejected}
+
+
+def test_one_broken_file_by_many_paths_is_one_entry(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"broken")
+    (tmp_path / "link.gguf").symlink_to("broken.gguf")
+    assert [*reasons(scan_paths(tmp_path / "broken.gguf", tmp_path))] == ["broken"]
+
+
+def test_links_that_lead_nowhere_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tiny_model(tmp_path, "good")
     (tmp_path / "dangling.gguf").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle.gguf").symlink_to(tmp_path / "circle.gguf")
-    os.mkfifo(tmp_path / "fifo.gguf")
-    assert names(scan_paths(tmp_path / "missing", tmp_path)) == ["good"]
-    for name in ("missing", "empty.gguf", "random.gguf", "cut.gguf", "dangling.gguf", "circle.gguf", "fifo.gguf"):
-        assert caplog.text.count(f"`{tmp_path / name}` is") == 1, name
+    catalog = scan_paths(tmp_path / "missing", tmp_path)
+    assert names(catalog) == ["good"]
+    assert catalog.rejected == ()
+    for name in ("missing", "dangling.gguf", "circle.gguf"):
+        assert caplog.text.count(f"`{tmp_path / name}` is passed over: ") == 1, name
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny_model(tmp_path, "secret")
+    path.chmod(0)
+    if os.geteuid() == 0:  # root may read everything, so the system's refusal is played
+        monkeypatch.setattr(gguf, "FileIO", refuse_to_open)
+    assert reasons(scan_paths(tmp_path)) == {"secret": "it cannot be read: Permission denied"}
+
+
+def test_a_file_that_nobody_may_look_at_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tiny_model(tmp_path, "good")
+    secret = write_tiny_model(tmp_path, "secret")
+    real_stat = Path.stat
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:  # as in a folder without its `x` bit
+        if path == secret:
+            raise PermissionError(13, "Permission denied")
+        return real_stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert names(scan_paths(tmp_path)) == ["good"]
+    assert f"`{secret}` is passed over: Permission denied" in caplog.text
+
+
+def test_a_reason_that_quotes_the_file_forges_no_line_of_the_log(tmp_path: Path) -> None:
+    key = ("evil\nline\x1b[31m", UINT32, 1)
+    (tmp_path / "twice.gguf").write_bytes(encode_gguf([key, key]))
+    assert reasons(scan_paths(tmp_path)) == {"twice": "its key `evil\\nline\\x1b[31m` appears twice"}
+
+
+def refuse_to_open(path: Path) -> NoReturn:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize("file_name", [b"new\nline.gguf", b"\xff\xfe.gguf", b"\x1b[31mred.gguf"])
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_a_name_that_cannot_be_printed_harms_no_log_and_no_json(
+    tmp_path: Path, file_name: bytes, is_broken: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / os.fsdecode(file_name)
+    path.write_bytes(b"" if is_broken else write_tiny_model(tmp_path.parent, "source").read_bytes())
+    catalog = scan_paths(tmp_path)
+    report(catalog.rejected)
+    entries: list[Entry] = [*catalog.models, *catalog.rejected]
+    (entry,) = entries
+    assert isinstance(entry, Rejected) == is_broken
+    assert entry.path == path
+    assert entry.name.isprintable()
+    assert shown(entry.path).isprintable()
+    assert caplog.text.count("\n") == is_broken
+    assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
 def test_what_may_not_be_read_does_not_end_the_scan(
@@ -205,7 +452,7 @@ def test_circles_of_folders_and_bottomless_ones_end(tmp_path: Path, caplog: pyte
     (tmp_path / "level0" / "up").symlink_to(tmp_path)
     (tmp_path / "level0" / "self").symlink_to(tmp_path / "level0" / "self")
     assert names(scan_paths(tmp_path)) == ["reached"]
-    assert f"more than {MAX_DEPTH} deep" in caplog.text
+    assert f"`{deepest}` is passed over: it lies more than {MAX_DEPTH} folders deep" in caplog.text
 
 
 def test_a_scan_has_no_memory(tmp_path: Path) -> None:

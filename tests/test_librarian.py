@@ -3,32 +3,50 @@
 import asyncio
 import os
 from pathlib import Path
+from time import monotonic
+from typing import NoReturn
 
-from shimmy import config
+import pytest
+
+from shimmy import config, librarian
 from shimmy.headers import Headers
-from shimmy.librarian import Librarian
+from shimmy.librarian import SETTLE_S, Librarian
 from shimmy.registry import CatalogDiff, Registry
 from tests.fakes import on_loop, until
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import STRING, Tensor, encode_gguf, write_tiny_model
 
 
 class House:
-    """A librarian for one folder, and what it has told."""
+    """A librarian for one folder, the time it sees, and what it has told."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.registry = Registry()
         self.told: list[CatalogDiff] = []
+        self.now_s: float | None = 1000.0  # None: the true one
         settings = config.load({"model_dirs": [str(folder)]}, {})
-        self.librarian = Librarian(settings, self.registry, Headers(), self.told.append)
+        self.librarian = Librarian(settings, self.registry, Headers(), self.told.append, self._clock)
         self.librarian.publish_first()
+
+    def _clock(self) -> float:
+        return monotonic() if self.now_s is None else self.now_s
 
     @property
     def names(self) -> list[str]:
         return [model.name for model in self.registry.catalog.models]
 
-    async def look(self, times: int = 1) -> list[bool]:
-        return [await self.librarian.look() for _ in range(times)]
+    @property
+    def reasons(self) -> dict[str, str]:
+        return {entry.name: entry.reason for entry in self.registry.catalog.rejected}
+
+    async def look(self, times: int = 1, every_s: float = 2 * SETTLE_S) -> list[bool]:
+        """What each look says whose last one was `every_s` ago."""
+        said = []
+        for _ in range(times):
+            assert self.now_s is not None
+            self.now_s += every_s
+            said.append(await self.librarian.look())
+        return said
 
 
 @on_loop
@@ -84,23 +102,105 @@ async def test_a_replaced_file_is_told_once_it_has_settled(tmp_path: Path) -> No
 
 
 @on_loop
-async def test_a_broken_file_leaves_what_was_there(tmp_path: Path) -> None:
+async def test_looks_in_quick_succession_do_not_settle_anything(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    write_tiny_model(tmp_path, "new")
+    assert await house.look(5, every_s=SETTLE_S / 10) == [False] * 5
+    assert house.names == []
+    assert await house.look() == [True]
+    assert house.names == ["new"]
+
+
+@on_loop
+async def test_what_changes_and_changes_back_has_not_settled(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    path = write_tiny_model(tmp_path, "new")
+    times = path.stat()
+    await house.look()
+    os.utime(path, ns=(1, 1))
+    await house.look()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert await house.look(2) == [False, True]
+
+
+@on_loop
+async def test_a_broken_file_leaves_what_was_there_and_says_why_once_it_has_settled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_tiny_model(tmp_path, "model")
     house = House(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
+    await house.look()
+    assert house.reasons == {}
+    assert house.told == []
     await house.look(3)
     assert house.names == ["model"]
-    assert house.told == []
+    assert house.reasons["model"].startswith("it is cut off")
+    (told,) = house.told
+    assert (told.added, told.changed, told.removed) == ((), (), ())
+    assert [entry.name for entry in told.rejected] == ["model"]
+    assert caplog.text.count(f"`{path}` is not listed: it is cut off") == 1
     path.unlink()
     await house.look()
     assert house.names == []
-    assert [model.name for model in house.told[0].removed] == ["model"]
+    assert house.reasons == {}
+    assert [model.name for model in house.told[1].removed] == ["model"]
+
+
+@on_loop
+async def test_a_file_that_was_broken_and_is_whole_again_is_served(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path, "model")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    house = House(tmp_path)
+    assert [*house.reasons] == ["model"]
+    path.write_bytes(whole)
+    await house.look(2)
+    assert (house.names, house.reasons) == (["model"], {})
+
+
+@on_loop
+async def test_a_model_does_not_stay_because_another_has_its_file(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        write_tiny_model(tmp_path / place, "model", seed=ord(place))
+    house = House(tmp_path)
+    assert house.names == ["model", "model@b"]
+    (tmp_path / "a" / "model.gguf").unlink()
+    await house.look(2)
+    assert house.names == ["model"]
+    assert house.registry.catalog.models[0].path == tmp_path / "b" / "model.gguf"
+
+
+@on_loop
+async def test_a_projector_that_comes_is_shown_and_swaps_nothing(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "model")
+    house = House(tmp_path)
+    path = tmp_path / "mmproj.gguf"
+    path.write_bytes(encode_gguf([("general.architecture", STRING, "clip")], [Tensor("weights", (8,), bytes(32))]))
+    assert await house.look() == [True]
+    assert house.registry.catalog.models[0].projector == path
+    assert house.told == []
+
+
+@on_loop
+async def test_what_is_passed_over_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "link.gguf").symlink_to("nowhere")
+    house = House(tmp_path)
+    await house.look(3)
+    assert caplog.text.count("is passed over") == 1
+    (tmp_path / "link.gguf").unlink()
+    await house.look()
+    (tmp_path / "link.gguf").symlink_to("nowhere")
+    await house.look(3)
+    assert caplog.text.count("is passed over") == 2
 
 
 @on_loop
 async def test_it_looks_when_it_is_asked_to_until_everything_has_settled(tmp_path: Path) -> None:
     house = House(tmp_path)
+    house.now_s = None
     task = asyncio.create_task(house.librarian.run())
     write_tiny_model(tmp_path, "new")
     house.librarian.look_again()
@@ -108,4 +208,25 @@ async def test_it_looks_when_it_is_asked_to_until_everything_has_settled(tmp_pat
     (tmp_path / "new.gguf").unlink()
     house.librarian.look_again()
     await until(lambda: house.names == [])
+    task.cancel()
+
+
+@on_loop
+async def test_a_look_that_fails_is_logged_and_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(tmp_path)
+    house.now_s = None
+
+    def fail(*_: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(librarian, "scan", fail)
+        task = asyncio.create_task(house.librarian.run())
+        house.librarian.look_again()
+        await until(lambda: "ZeroDivisionError" in caplog.text)
+    write_tiny_model(tmp_path, "new")
+    house.librarian.look_again()
+    await until(lambda: house.names == ["new"])
     task.cancel()

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from shimmy import config
 from shimmy.discovery import scan
+from shimmy.errors import ModelNotFound
 from shimmy.headers import Headers
-from shimmy.registry import Catalog
-from tests.tiny_models import write_tiny_model
+from shimmy.messages import ModelDefaults
+from shimmy.registry import Catalog, diff
+from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, write_tiny_model
 
 
 @pytest.fixture
@@ -46,19 +49,27 @@ def put_in_hub(hub: Path, repository: str, file: str, seed: int = 0, revision: s
     (folder / "refs" / "main").write_text(revision)
 
 
-def put_in_ollama(store: Path, name: str, seed: int = 0, digest: str = "") -> None:
-    """As `ollama pull` stores a model; `name` is HOST/NAMESPACE/NAME/TAG."""
-    source = put(store / "blobs", "new", seed)
-    digest = digest or "sha256:" + hashlib.sha256(source.read_bytes()).hexdigest()
-    source.rename(source.with_name(digest.replace(":", "-").replace("/", "_")))
-    layers = [
-        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + "1" * 64, "size": 10},
-        {"mediaType": "application/vnd.ollama.image.model", "digest": digest, "size": 10},
-        {"mediaType": "application/vnd.ollama.image.params", "digest": "sha256:" + "2" * 64, "size": 10},
-    ]
+def put_in_ollama(store: Path, name: str, seed: int = 0, **layers: bytes) -> None:
+    """As `ollama pull` stores a model; `name` is HOST/NAMESPACE/NAME/TAG, `layers` what comes with it."""
+    content = put(store, "new", seed).read_bytes()
+    (store / "new.gguf").unlink()
+    contents = {"template": b"{{ .Prompt }}", "model": content, **layers}
+    (store / "blobs").mkdir(exist_ok=True)
+    rows = []
+    for kind, blob in contents.items():
+        digest = "sha256:" + hashlib.sha256(blob).hexdigest()
+        path = store / "blobs" / digest.replace(":", "-")
+        if not path.exists():
+            path.write_bytes(blob)
+        rows.append({"mediaType": f"application/vnd.ollama.image.{kind}", "digest": digest, "size": len(blob)})
     manifest = store / "manifests" / name
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": rows}))
+
+
+def adapter(kind: str = "adapter", seed: int = 0) -> bytes:
+    metadata: Metadata = [("general.architecture", STRING, "llama"), ("general.type", STRING, kind)]
+    return encode_gguf(metadata, [Tensor("weights", (8,), bytes([seed] * 32))])
 
 
 def test_the_usual_places_are_searched(home: Path) -> None:
@@ -97,6 +108,14 @@ def test_a_file_in_two_snapshots_is_one_model(home: Path) -> None:
     put_in_hub(hub, "org/repo", "a.gguf")
     put_in_hub(hub, "org/repo", "a.gguf", revision="1" * 40)
     assert names(find()) == ["a"]
+
+
+def test_a_repository_in_safetensors_has_its_own_name(home: Path) -> None:
+    snapshot = home / ".cache/huggingface/hub/models--Some-Org--Some-Model_1B/snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
+    assert [(entry.name, entry.path) for entry in find().rejected] == [("some-model-1b", snapshot)]
 
 
 def test_ollamas_names(home: Path) -> None:
@@ -145,3 +164,118 @@ def test_a_manifest_that_makes_no_sense_is_passed_over(home: Path, manifest: str
     bad.parent.mkdir()
     bad.write_text(manifest)
     assert names(find()) == ["good:1b"]
+
+
+LLAMA = "registry.ollama.ai/library/llama3/8b"
+MARIO = "registry.ollama.ai/library/mario/latest"
+
+
+def test_what_ollamas_manifest_brings(home: Path) -> None:
+    params = {
+        "temperature": 0.5, "top_k": 20, "top_p": 0.9, "min_p": 0, "seed": 42, "repeat_penalty": 1.1,
+        "repeat_last_n": -1, "num_predict": 128, "num_ctx": 4096, "stop": ["<|eot|>", "User:"], "num_gpu": 1,
+    }  # fmt: skip
+    put_in_ollama(home / ".ollama" / "models", LLAMA, params=json.dumps(params).encode(), system="Sei kühn.".encode())
+    (model,) = find().models
+    assert model.defaults == ModelDefaults(
+        sampling=(
+            ("seed", 42), ("temperature", 0.5), ("top_k", 20), ("top_p", 0.9), ("min_p", 0.0), ("repeat_last_n", -1),
+            ("repeat_penalty", 1.1),
+        ),
+        n_predict=128,
+        stop=("<|eot|>", "User:"),
+        system="Sei kühn.",
+    )  # fmt: skip
+    assert [type(value) for _, value in model.defaults.sampling] == [int, float, int, float, float, int, float]
+
+
+def test_one_file_with_other_defaults_is_another_model(home: Path) -> None:
+    store = home / ".ollama" / "models"
+    put_in_ollama(store, LLAMA, system=b"Be brief.")
+    put_in_ollama(store, LLAMA.replace("8b", "latest"), system=b"Be brief.")
+    put_in_ollama(store, MARIO, system=b"You are Mario.")
+    catalog = find()
+    assert {model.name: model.defaults.system for model in catalog.models} == {
+        "llama3:8b": "Be brief.",
+        "mario:latest": "You are Mario.",
+    }
+    assert len({model.path for model in catalog.models}) == 1
+
+
+def test_a_change_of_defaults_needs_no_new_worker(home: Path) -> None:
+    store = home / ".ollama" / "models"
+    put_in_ollama(store, LLAMA, system=b"Be brief.")
+    before = find()
+    put_in_ollama(store, LLAMA, system=b"Be long.")
+    after = find()
+    assert diff(before, after).is_empty
+    assert after.models[0].defaults.system == "Be long."
+
+
+def test_adapters_and_projectors_of_ollamas(home: Path) -> None:
+    store = home / ".ollama" / "models"
+    put_in_ollama(store, LLAMA, projector=adapter("mmproj"))
+    put_in_ollama(store, MARIO, adapter=adapter())
+    llama, mario = find().models
+    assert (llama.adapters, llama.needs_adapters) == ((), False)
+    assert llama.projector is not None
+    assert llama.projector.read_bytes() == adapter("mmproj")
+    (path,) = mario.adapters
+    assert path.read_bytes() == adapter()
+    assert (mario.needs_adapters, mario.projector) == (True, None)
+    assert len(mario.files) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"ggla", "its adapter is broken: it has 4 bytes, too few for a GGUF file"),
+        (adapter("mmproj"), "its adapter is none but this: projector"),
+    ],
+)
+def test_a_model_without_its_adapter_would_be_another_one(home: Path, content: bytes, reason: str) -> None:
+    put_in_ollama(home / ".ollama" / "models", MARIO, adapter=content)
+    with pytest.raises(ModelNotFound, match=f"^`mario:latest` cannot be served: {reason}$"):
+        find().resolve("mario")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"params": content}
+        for content in (
+            b"", b"[]", b"null", b"[" * 60_000, b'{"temperature": "hot"}', b'{"temperature": NaN}', b'{"top_k": 1.5}',
+            b'{"temperature": true}', b'{"seed": 1e400}', b'{"top_k": 99999999999}', b'{"stop": 7}', b'{"stop": [""]}',
+            b'{"stop": ["\\ud800"]}', b'{"repeat_penalty": 0}', b'{"top_p": 7}', b'{"num_predict": "many"}',
+            json.dumps({"stop": ["x"] * 65}).encode(), json.dumps({"stop": "x" * 1025}).encode(),
+            b"{}" + b" " * (1 << 16),
+        )
+    ]
+    + [{"system": b"\xff"}, {"system": b"x" * ((1 << 17) + 1)}],
+    ids=range(21),
+)  # fmt: skip
+def test_layers_that_make_no_sense_are_passed_over(
+    home: Path, layer: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    put_in_ollama(home / ".ollama" / "models", LLAMA, 0, **layer)
+    (model,) = find().models
+    assert model.defaults == ModelDefaults()
+    assert caplog.text.count("is passed over: ") == 1
+
+
+def test_layers_that_are_missing_or_no_files_are_passed_over(home: Path) -> None:
+    store = home / ".ollama" / "models"
+    put_in_ollama(store, LLAMA, params=b'{"seed": 1}', system=b"Be brief.")
+    for content in (b'{"seed": 1}', b"Be brief."):
+        blob = store / "blobs" / f"sha256-{hashlib.sha256(content).hexdigest()}"
+        blob.unlink()
+        if content.startswith(b"Be"):
+            os.mkfifo(blob)
+    (model,) = find().models
+    assert model.defaults == ModelDefaults()
+
+
+def test_seeds_and_limits_that_ask_for_nothing(home: Path) -> None:
+    put_in_ollama(home / ".ollama" / "models", LLAMA, params=b'{"seed": -1, "num_predict": -2, "stop": "END"}')
+    (model,) = find().models
+    assert model.defaults == ModelDefaults(stop=("END",))

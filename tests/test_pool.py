@@ -19,7 +19,7 @@ from shimmy.events import Events
 from shimmy.memory import SERVER_BYTES
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool, State
-from shimmy.registry import CatalogDiff, Model
+from shimmy.registry import BROKEN, CatalogDiff, Model, Rejected
 from shimmy.room import Room
 from tests.fakes import FakeWorker, model, on_loop, until
 
@@ -531,6 +531,21 @@ async def test_a_load_takes_a_core_from_those_that_decode_and_begins_with_its_pa
     assert busy.last_share == Share(1)
 
 
+@on_loop
+async def test_a_new_file_that_cannot_be_served_is_a_failed_swap(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    broken = CatalogDiff((), (), (), (Rejected(TINY.name, TINY.path, BROKEN, "it is cut off", ()),))
+    failed = f'shimmy_swaps_total{{model="{TINY.name}",outcome="failed"}}'
+    house.pool.follow(broken)
+    assert house.metric(failed) == 0, "nothing is loaded that could be swapped"
+    client = await house.loaded()
+    house.pool.follow(broken)
+    assert house.metric(failed) == 1
+    assert f"`{TINY.name}` has a new file, the old one stays: it is cut off" in caplog.text
+    assert client.is_alive
+    assert await house.ask() is cast("WorkerClient", client)
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 MB = 10**6
@@ -788,3 +803,18 @@ async def test_a_new_file_whose_template_does_not_work_does_not_replace_one_that
     failure = house.pool.failure(TINY.name)
     assert failure is not None
     assert "it raises" in failure.reason
+
+
+@on_loop
+async def test_adapters_beside_a_model_are_offered_and_its_own_are_applied() -> None:
+    house = House(lora="/asked.gguf=0.5")
+    beside = replace(TINY, adapters=(Path("/beside.gguf"),))
+    for wanted, lora, siblings in (
+        (beside, (("/asked.gguf", 0.5),), ("/beside.gguf",)),
+        (replace(beside, name="own", needs_adapters=True), (("/beside.gguf", 1.0), ("/asked.gguf", 0.5)), ()),
+    ):
+        task = asyncio.create_task(house.pool.ensure_ready(wanted))
+        load = await house.loading()
+        assert (load.options.lora, load.options.siblings) == (lora, siblings)
+        load.succeed()
+        await task

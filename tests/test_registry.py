@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shimmy.errors import ModelNotFound
-from shimmy.registry import Catalog, CatalogDiff, Model, Registry, diff, model_name
+from shimmy.registry import BROKEN, Catalog, CatalogDiff, Model, Registry, Rejected, diff, model_name, shown
 
 
 def model(name: str, quantization: str = "") -> Model:
@@ -27,6 +27,10 @@ def model(name: str, quantization: str = "") -> Model:
         n_state=0,
         has_chat_template=True,
     )
+
+
+def rejected(name: str, kind: str = BROKEN, reason: str = "it is cut off") -> Rejected:
+    return Rejected(name, Path("/models") / f"{name}.gguf", kind, reason, (1, 1))
 
 
 SMOLLM2 = model("smollm2-135m-instruct.q4-1", "Q4_1")
@@ -141,6 +145,59 @@ def test_the_difference_of_two_catalogs() -> None:
     assert diff(CATALOG, CATALOG) == CatalogDiff((), (), ())
 
 
+@pytest.mark.parametrize("name", ["half", "Half.gguf", "half:latest"])
+def test_what_cannot_be_served_says_why(name: str) -> None:
+    catalog = Catalog([PLAIN], [rejected("half")])
+    assert catalog.entry(name) == rejected("half")
+    with pytest.raises(ModelNotFound, match=r"^`half` cannot be served: it is cut off$"):
+        catalog.resolve(name)
+
+
+def test_a_broken_file_is_found_by_its_tag() -> None:
+    catalog = Catalog([SMOLLM2], [rejected("half-q4-k-m"), rejected("qwen:7b")])
+    for name, found in {"half": "half-q4-k-m", "half:q4_k_m": "half-q4-k-m", "qwen": "qwen:7b"}.items():
+        with pytest.raises(ModelNotFound, match=f"^`{found}` cannot be served"):
+            catalog.resolve(name)
+
+
+def test_no_other_model_answers_for_a_broken_one() -> None:
+    catalog = Catalog([model("half-q4-k-m")], [rejected("half")])
+    with pytest.raises(ModelNotFound, match="`half` cannot be served"):
+        catalog.resolve("half")
+
+
+def test_what_never_was_a_model_hides_none() -> None:
+    catalog = Catalog([model("half-q4-k-m")], [rejected("half", "safetensors")])
+    assert catalog.resolve("half").name == "half-q4-k-m"
+
+
+def test_a_known_model_serves_while_its_new_file_is_broken() -> None:
+    catalog = Catalog([PLAIN], [rejected(PLAIN.name), rejected("half")])
+    assert catalog.resolve(PLAIN.name) is PLAIN
+    assert catalog.rejected_reason(PLAIN.name) == "it is cut off"
+    assert catalog.rejected_reason(SMOLLM2.name) is None
+    assert catalog.unavailable == (rejected("half"),)
+
+
+def test_where_nothing_can_be_served_the_reasons_are_told() -> None:
+    with pytest.raises(ModelNotFound, match="`GET /api/models` says why"):
+        Catalog([], [rejected("half")]).resolve("zzz")
+
+
+def test_what_is_rejected_anew_is_a_difference() -> None:
+    again = rejected("half", reason="it is empty")
+    old, new = Catalog([], [rejected("half"), rejected("other")]), Catalog([], [again, rejected("other")])
+    assert diff(old, new) == CatalogDiff((), (), (), (again,))
+    assert not diff(old, new).is_empty
+    assert diff(new, new).is_empty
+    assert diff(new, Catalog()).is_empty
+
+
+def test_a_path_is_shown_without_what_cannot_be_printed() -> None:
+    assert shown(Path("/Modèle 1/a.gguf")) == "/Modèle 1/a.gguf"
+    assert shown(Path("/a\nb\x1b\udcff")) == "/a\\nb\\x1b\\udcff"
+
+
 # -- names that a person gave ----------------------------------------------------------------------------------------
 
 
@@ -188,3 +245,15 @@ def test_an_alias_of_a_model_that_is_not_there_says_so() -> None:
     with pytest.raises(ModelNotFound, match="no model `missing`"):
         names.resolve("gpt-4")
     assert names.aliases() == []
+
+
+def test_no_alias_and_no_default_answers_for_a_broken_model() -> None:
+    names = Registry([("*", "my-model")], "my-model")
+    names.publish(Catalog([PLAIN], [rejected("half-q4-k-m")]))
+    with pytest.raises(ModelNotFound, match="`half-q4-k-m` cannot be served"):
+        names.resolve("Half-Q4_K_M")
+    assert names.resolve("anything") is PLAIN
+    without_alias = Registry([], "my-model")
+    without_alias.publish(names.catalog)
+    with pytest.raises(ModelNotFound, match="`half-q4-k-m` cannot be served"):
+        without_alias.resolve("half")

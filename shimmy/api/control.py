@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from shimmy.api import stream
 from shimmy.api.exchange import encode
+from shimmy.registry import Entry, Rejected, shown
 
 if TYPE_CHECKING:
     from shimmy.api.exchange import Exchange
     from shimmy.api.fields import Json
     from shimmy.events import Listener
     from shimmy.generate import Services
-    from shimmy.registry import Model
 
 UNLOADED = "unloaded"
+UNAVAILABLE = "unavailable"
 
 
 async def models(exchange: "Exchange") -> None:
@@ -24,7 +25,7 @@ async def models(exchange: "Exchange") -> None:
 
 
 async def status(exchange: "Exchange") -> None:
-    model = exchange.services.registry.resolve(exchange.rest)
+    model = exchange.services.registry.entry(exchange.rest)
     await exchange.reply(_entry(exchange.services, model))
 
 
@@ -68,16 +69,27 @@ def _frame(kind: str, data: "Json") -> bytes:
 
 
 def _entries(services: "Services") -> "list[Json]":
-    return [_entry(services, model) for model in services.registry.catalog.models]
+    catalog = services.registry.catalog
+    entries: list[Entry] = [*catalog.models, *catalog.unavailable]
+    return [_entry(services, entry) for entry in entries]
 
 
-def _entry(services: "Services", model: "Model") -> "Json":
+def _entry(services: "Services", model: Entry) -> "Json":
+    if isinstance(model, Rejected):
+        return {
+            "name": model.name,
+            "state": UNAVAILABLE,
+            "kind": model.kind,
+            "path": shown(model.path),
+            "architecture": model.architecture,
+            "error": model.reason,
+        }
     pool = services.pool
     slot, failure, need = pool.slot(model.name), pool.failure(model.name), pool.need(model)
     entry: Json = {
         "name": model.name,
         "state": UNLOADED,
-        "path": str(model.path),
+        "path": shown(model.path),
         "size_bytes": model.size_bytes,
         "memory": {
             "weights_bytes": need.weights,
@@ -90,8 +102,11 @@ def _entry(services: "Services", model: "Model") -> "Json":
         "n_params": model.n_params,
         "n_ctx_train": model.n_ctx_train,
         "has_chat_template": model.has_chat_template,
+        "embedding": model.is_embedding,
+        "adapters": [{"path": shown(path), "scale": float(model.needs_adapters)} for path in model.adapters],
+        "projector": shown(model.projector) if model.projector else None,
         "last_used": pool.last_used_s(model.name),
-        "error": failure.reason if failure else None,
+        "error": services.registry.catalog.rejected_reason(model.name) or (failure.reason if failure else None),
     }
     if slot is None:
         return entry
@@ -102,6 +117,7 @@ def _entry(services: "Services", model: "Model") -> "Json":
     worker = slot.worker
     if worker is not None:
         entry["n_ctx"] = worker.facts.n_ctx
+        # As it has loaded them, with those of `--lora`.
         entry["adapters"] = [asdict(adapter) for adapter in worker.facts.adapters]
         entry["pid"] = worker.pid
         entry["idle_s"] = round(monotonic() - worker.idle_since_s, 3) if worker.is_idle else 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shimmy import __version__
-from shimmy.api.openai_parse import ReplyOptions, chat_request, completion_request, reply_options
+from shimmy.api.openai_parse import ReplyOptions, chat_request, completion_request, read_model, reply_options
 from shimmy.api.stream import EventStream, unless_gone
 from shimmy.errors import Internal
 from shimmy.generate import generate
@@ -16,7 +16,9 @@ from shimmy.messages import Finished, GenerateRequest, Piece
 
 if TYPE_CHECKING:
     from shimmy.api.exchange import Exchange
+    from shimmy.api.fields import Json
     from shimmy.generate import Generation
+    from shimmy.messages import ModelDefaults
     from shimmy.registry import Model
 
 FINGERPRINT = f"shimmy-{__version__}"
@@ -60,12 +62,19 @@ TEXT = Form(
 
 async def chat_completions(exchange: "Exchange") -> None:
     body = await exchange.json()
-    await _answer(exchange, chat_request(body, exchange.services.config), reply_options(body), CHAT)
+    request = chat_request(body, exchange.services.config, _defaults(exchange, body))
+    await _answer(exchange, request, reply_options(body), CHAT)
 
 
 async def completions(exchange: "Exchange") -> None:
     body = await exchange.json()
-    await _answer(exchange, completion_request(body, exchange.services.config), reply_options(body), TEXT)
+    request = completion_request(body, exchange.services.config, _defaults(exchange, body))
+    await _answer(exchange, request, reply_options(body), TEXT)
+
+
+def _defaults(exchange: "Exchange", body: "Json") -> "ModelDefaults":
+    services = exchange.services
+    return services.registry.resolve(read_model(body, services.config.default_model)).defaults
 
 
 async def models(exchange: "Exchange") -> None:

@@ -26,7 +26,16 @@ from shimmy.api.fields import (
     required,
 )
 from shimmy.errors import BadRequest
-from shimmy.messages import ChatPrompt, GenerateRequest, Message, Prompt, TextPrompt, TokenPrompt, ToolCall
+from shimmy.messages import (
+    ChatPrompt,
+    GenerateRequest,
+    Message,
+    ModelDefaults,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    ToolCall,
+)
 
 if TYPE_CHECKING:
     from shimmy.config import Config
@@ -70,6 +79,7 @@ NOT_SERVED: dict[str, tuple[object, ...]] = {
 # The first of these that is set limits the reply; -1 means no limit.
 LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 
+NO_DEFAULTS = ModelDefaults()
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 _limit = Integer(at_least=-1)
@@ -85,12 +95,14 @@ class ReplyOptions:
     include_usage: bool
 
 
-def chat_request(body: Json, config: "Config") -> GenerateRequest:
-    return _request(body, chat_prompt(body), config)
+def chat_request(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> GenerateRequest:
+    """`defaults` are the model's; a value of the body wins over one that was set for the server, and that over them."""
+    return _request(body, chat_prompt(body).with_system(defaults.system), config, defaults)
 
 
-def completion_request(body: Json, config: "Config") -> GenerateRequest:
-    return _request(body, _prompt(required(body, "prompt", "a string or an array of token ids"), "prompt"), config)
+def completion_request(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> GenerateRequest:
+    prompt = _prompt(required(body, "prompt", "a string or an array of token ids"), "prompt")
+    return _request(body, prompt, config, defaults)
 
 
 def reply_options(body: Json) -> ReplyOptions:
@@ -120,17 +132,17 @@ def read_model(body: Json, default: str | None = None) -> str:
     return read_text(required(body, "model", "the name of a model"), "model")
 
 
-def _request(body: Json, prompt: Prompt, config: "Config") -> GenerateRequest:
+def _request(body: Json, prompt: Prompt, config: "Config", defaults: ModelDefaults) -> GenerateRequest:
     _refuse_not_served(body)
     limits = [_limit.read(body[name], name) for name in LIMITS if body.get(name) is not None]
-    n_predict = limits[0] if limits else config.n_predict
+    n_predict = limits[0] if limits else config.n_predict or defaults.n_predict
     stop = body.get("stop")
     return GenerateRequest(
         model=read_model(body, config.default_model),
         prompt=prompt,
-        sampling=read_sampling(body, config.sampling),
+        sampling=read_sampling(body, config.sampling_of(defaults)),
         n_predict=None if n_predict == -1 else n_predict,
-        stop=() if stop is None else _stop.read(stop, "stop"),
+        stop=defaults.stop if stop is None else _stop.read(stop, "stop"),
         cache_prompt=read_flag(body, "cache_prompt", default=True),
         keep_alive_s=read_keep_alive(body),
         lora=read_lora(body),

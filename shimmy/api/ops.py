@@ -11,6 +11,7 @@ from shimmy.errors import BadRequest, NotFound
 if TYPE_CHECKING:
     from shimmy.api.exchange import Exchange
     from shimmy.engine.client import WorkerClient
+    from shimmy.registry import Model
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -65,19 +66,21 @@ async def detokenize(exchange: "Exchange") -> None:
 
 async def apply_template(exchange: "Exchange") -> None:
     body = await exchange.json()
-    prompt = chat_prompt(body)
+    prompt = chat_prompt(body).with_system(_model(exchange, body).defaults.system)
     worker = await _worker(exchange, body)
     await exchange.reply({"prompt": await worker.apply_template(prompt)})
 
 
-async def _worker(exchange: "Exchange", body: Json) -> "WorkerClient":
-    """The worker of the model that `body` names; it need not name the only one there is."""
+def _model(exchange: "Exchange", body: Json) -> "Model":
+    """The model that `body` names; it need not name the only one there is."""
     registry, default = exchange.services.registry, exchange.services.config.default_model
     models = registry.catalog.models
     if body.get("model") is None and default is None and len(models) == 1:
-        model = models[0]
-    elif body.get("model") is None and default is None:
+        return models[0]
+    if body.get("model") is None and default is None:
         refuse("model", f"the name of one of the {len(models)} models", "nothing")
-    else:
-        model = registry.resolve(read_model(body, default))
-    return await exchange.services.pool.ensure_ready(model, read_keep_alive(body))
+    return registry.resolve(read_model(body, default))
+
+
+async def _worker(exchange: "Exchange", body: Json) -> "WorkerClient":
+    return await exchange.services.pool.ensure_ready(_model(exchange, body), read_keep_alive(body))

@@ -63,6 +63,12 @@ _FILE_TYPES = {
 }
 # fmt: on
 
+# Architectures that only make embeddings; any other does where it says how to pool.
+_ENCODERS = frozenset(
+    ("bert", "modern-bert", "neo-bert", "eurobert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3",
+     "t5encoder", "gemma-embedding", "llama-embed")
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class _Array:
@@ -105,6 +111,7 @@ class GgufHeader:
     n_kv: int  # elements of K and V that one token takes in the KV cache of all layers
     n_state: int  # elements of the state that one sequence takes in all recurrent layers
     has_chat_template: bool
+    is_embedding: bool  # made for embeddings, not for text
     shard: int  # counted from 0
     n_shards: int
     size_bytes: int
@@ -412,6 +419,7 @@ def _describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_
         n_kv=_n_kv(metadata, architecture),
         n_state=_n_state(metadata, architecture),
         has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",
+        is_embedding=architecture in _ENCODERS or _integer(metadata, f"{architecture}.pooling_type".encode()) > 0,
         shard=shard,
         n_shards=n_shards,
         size_bytes=size_bytes,

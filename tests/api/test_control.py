@@ -9,6 +9,7 @@ import pytest
 from shimmy.api.app import create_app
 from shimmy.errors import ModelUnavailable
 from shimmy.messages import Adapter
+from shimmy.registry import BROKEN, Catalog, Rejected
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 from tests.tiny_models import write_tiny_model
 
@@ -53,11 +54,45 @@ async def test_why_a_model_cannot_be_loaded_is_shown() -> None:
 
 
 @on_loop
+async def test_what_belongs_to_a_model_is_shown() -> None:
+    beside = replace(model(), adapters=(Path("/lora.gguf"),), projector=Path("/mmproj.gguf"), is_embedding=True)
+    entry = await ask(create_app(services(models=[beside])), "GET", "status")
+    assert entry["adapters"] == [{"path": "/lora.gguf", "scale": 0.0}]
+    assert (entry["projector"], entry["embedding"]) == ("/mmproj.gguf", True)
+    entry = await ask(create_app(services()), "GET", "status")
+    assert (entry["adapters"], entry["projector"], entry["embedding"]) == ([], None, False)
+
+
+@on_loop
+async def test_what_cannot_be_served_is_shown_with_the_reason() -> None:
+    house = services()
+    broken, known = (Rejected(name, Path(f"/{name}\n.gguf"), BROKEN, "it is cut off", ()) for name in ("half", NAME))
+    house.registry.publish(Catalog([model()], [broken, known]))
+    app = create_app(house)
+    entry = {
+        "name": "half",
+        "state": "unavailable",
+        "kind": "gguf",
+        "path": "/half\\n.gguf",
+        "architecture": "",
+        "error": "it is cut off",
+    }
+    assert (await fetch(app, "GET", "/api/models/half/status")).json() == entry
+    status = await ask(app, "GET", "status")
+    assert (status["state"], status["error"]) == ("unloaded", "it is cut off")
+    assert (await fetch(app, "GET", "/api/models")).json()["models"] == [status, entry]
+    assert [listed["id"] for listed in (await fetch(app, "GET", "/v1/models")).json()["data"]] == [NAME]
+    for what in ("load", "unload"):
+        reply = await fetch(app, "POST", f"/api/models/half/{what}")
+        assert (reply.status, reply.json()["error"]["message"]) == (404, "`half` cannot be served: it is cut off")
+
+
+@on_loop
 async def test_a_loaded_model_lists_its_adapters_in_the_order_of_their_ids() -> None:
     worker = Worker()
     worker.facts = replace(worker.facts, adapters=(Adapter("/b.gguf", 0.5), Adapter("/a.gguf", 0.0)))
     app = create_app(services(worker))
-    assert "adapters" not in await ask(app, "GET", "status")
+    assert (await ask(app, "GET", "status"))["adapters"] == []
     entry = await ask(app, "POST", "load")
     assert entry["adapters"] == [{"path": "/b.gguf", "scale": 0.5}, {"path": "/a.gguf", "scale": 0.0}]
 

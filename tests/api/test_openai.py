@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -15,7 +16,7 @@ from shimmy import __version__
 from shimmy.api import stream as stream_module
 from shimmy.api.app import create_app
 from shimmy.errors import ContextExceeded, ModelUnavailable, WorkerDied
-from shimmy.messages import Accepted, ChatPrompt, Message, Piece, TextPrompt
+from shimmy.messages import Accepted, ChatPrompt, Message, ModelDefaults, Piece, TextPrompt
 from tests.fakes import FINISHED, SCRIPT, Call, FakeWorker, fetch, model, on_loop, services
 
 CHAT = {"model": "tiny.q4-1", "messages": [{"role": "user", "content": "hi"}]}
@@ -365,3 +366,21 @@ async def test_models_are_listed_and_found_by_any_of_their_names() -> None:
         "size": 1000,
     }
     assert (await fetch(app, "GET", "/v1/models/org/none:x")).json()["error"]["code"] == "model_not_found"
+
+
+@on_loop
+async def test_what_a_model_brings_reaches_its_worker() -> None:
+    worker = FakeWorker(SCRIPT)
+    brought = ModelDefaults((("temperature", 0.3),), n_predict=9, stop=("END",), system="Be brief.")
+    app = create_app(services(worker, models=[replace(model(), defaults=brought)]))
+    messages = [{"role": "user", "content": "hi"}]
+    await fetch(app, "POST", "/v1/chat/completions", {"model": model().name, "messages": messages})
+    await fetch(app, "POST", "/v1/completions", {"model": model().name, "prompt": "hi"})
+    chat, text = worker.requests
+    assert isinstance(chat.prompt, ChatPrompt)
+    assert [turn.content for turn in chat.prompt.messages] == ["Be brief.", "hi"]
+    assert text.prompt == TextPrompt("hi")
+    for request in (chat, text):
+        assert (request.sampling.temperature, request.n_predict, request.stop) == (0.3, 9, ("END",))
+    rendered = await fetch(app, "POST", "/apply-template", {"messages": messages})
+    assert rendered.json() == {"prompt": "<system>Be brief.<user>hi"}

@@ -11,7 +11,16 @@ from shimmy.api.exchange import decode_object
 from shimmy.api.fields import SAMPLING
 from shimmy.api.openai_parse import NOT_SERVED, chat_request, completion_request, reply_options
 from shimmy.errors import BadRequest
-from shimmy.messages import ChatPrompt, GenerateRequest, Message, SamplingParams, TextPrompt, TokenPrompt, ToolCall
+from shimmy.messages import (
+    ChatPrompt,
+    GenerateRequest,
+    Message,
+    ModelDefaults,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+    ToolCall,
+)
 
 CONFIG = config.load({}, {})
 TURN = {"role": "user", "content": "hi"}
@@ -87,6 +96,38 @@ def test_sampling_fields_are_honoured(name: str, written: object, read: object) 
         value = getattr(request.sampling, name)
         assert value == read
         assert type(value) is type(read)
+
+
+BROUGHT = ModelDefaults((("temperature", 0.3), ("seed", 4)), n_predict=9, stop=("END",), system="Be brief.")
+
+
+def test_what_a_model_brings_holds_where_nobody_says_otherwise() -> None:
+    body: dict[str, object] = {"model": "m", "messages": [TURN]}
+    system = Message("system", "Be brief.")
+    brought = chat_request(body, CONFIG, BROUGHT)
+    assert brought == GenerateRequest(
+        "m",
+        ChatPrompt((system, Message("user", "hi"))),
+        SamplingParams(temperature=0.3, seed=4),
+        n_predict=9,
+        stop=("END",),
+    )
+    text = completion_request({"model": "m", "prompt": "hi"}, CONFIG, BROUGHT)
+    assert text == replace(brought, prompt=TextPrompt("hi"))
+    other = chat_request(body | {"temperature": 1, "max_tokens": 5, "stop": [], "seed": -1}, CONFIG, BROUGHT)
+    assert (other.sampling, other.n_predict, other.stop) == (SamplingParams(temperature=1), 5, ())
+    assert chat_request(body | {"max_tokens": -1}, CONFIG, BROUGHT).n_predict is None
+    server = config.load({"temp": "0.8", "n_predict": "7"}, {})
+    assert chat_request(body, server, BROUGHT).sampling == SamplingParams(temperature=0.8, seed=4)
+    assert chat_request(body, server, BROUGHT).n_predict == 7
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_conversation_keeps_its_own_system_message(role: str) -> None:
+    own = {"role": role, "content": "Be long."}
+    for messages in ([own, TURN], [TURN, own]):
+        prompt = chat_request({"model": "m", "messages": messages}, CONFIG, BROUGHT).prompt
+        assert prompt == chat(messages=messages).prompt
 
 
 def test_the_servers_defaults_hold_where_a_field_is_null_or_missing() -> None:

@@ -16,7 +16,7 @@ def test_the_server_imports_nothing_of_the_workers(start: StartServer) -> None:
     server = start(program=(sys.executable, "-X", "importtime", *FROM_SOURCE[1:]))
     assert server.chat("hello")
     assert server.post("/tokenize", {"model": "alpha", "content": "hello"}).status == 200
-    assert server.post("/v1/chat/completions", {"model": "alfa", "messages": []}).status == 400
+    assert server.post("/v1/chat/completions", {"model": "alpha", "messages": []}).status == 400
     assert server.post("/v1/completions", {"model": "alfa", "prompt": ""}).status == 404
     assert server.stop() == 0
     lines = [line for line in server.log.splitlines() if line.startswith("import time:")]

@@ -1,5 +1,6 @@
 """Which models a server has: several at once, each by its own name, the broken ones left out; and where it listens."""
 
+import os
 import socket
 import struct
 from contextlib import ExitStack
@@ -40,20 +41,42 @@ def test_a_model_is_found_by_the_spellings_of_its_name(start: StartServer, tmp_p
         assert server.post(CHAT, chat_body("hello", name, max_tokens=1)).json()["model"] == "my-tiny-model.q4-1"
 
 
-def test_broken_files_are_left_out_and_stop_nothing(start: StartServer, tmp_path: Path) -> None:
+def test_broken_files_say_why_and_stop_nothing(start: StartServer, tmp_path: Path) -> None:
     whole = write_tiny_model(tmp_path, "whole")
     content = whole.read_bytes()
     (tmp_path / "empty.gguf").write_bytes(b"")
     (tmp_path / "text.gguf").write_text("this is no model")
     (tmp_path / "half-a-header.gguf").write_bytes(content[:5000])
+    (tmp_path / "half.gguf").write_bytes(content[: len(content) // 2])
     (tmp_path / "boastful.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
+    (tmp_path / "folder.gguf").mkdir()
+    os.mkfifo(tmp_path / "fifo.gguf")
     (tmp_path / "nowhere.gguf").symlink_to("missing.gguf")
+    (tmp_path / "circle.gguf").symlink_to("circle.gguf")
     server = start("--model-path", tmp_path)
     assert names(server) == ["whole"]
     assert server.chat("hello", "whole")
-    for name in ("empty", "text", "half-a-header", "boastful", "nowhere"):
-        assert f"{name}.gguf" in server.log
+    entries = {entry["name"]: entry for entry in server.get("/api/models").json()["models"]}
+    broken = {"empty", "text", "half-a-header", "half", "boastful", "fifo"}
+    assert entries.keys() == {"whole"} | broken
+    for name in broken:
+        assert entries[name]["state"] == "unavailable"
+        reply = server.post(CHAT, chat_body("hello", name))
+        assert (reply.status, reply.error["code"]) == (404, "model_not_found")
+        assert reply.error["message"] == f"`{name}` cannot be served: {entries[name]['error']}"
+        assert server.log.count(f"{name}.gguf` is not listed: {entries[name]['error']}") == 1
+    for name in ("nowhere", "circle"):
+        assert server.log.count(f"{name}.gguf` is passed over") == 1
     assert "Traceback" not in server.log
+
+
+def test_a_model_whose_name_no_one_can_print_is_served(start: StartServer, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "source").rename(tmp_path / os.fsdecode(b"odd\xff\nname.gguf"))
+    server = start("--model-path", tmp_path)
+    assert names(server) == ["odd--name"]
+    assert server.chat("hello", "odd--name")
+    (entry,) = server.get("/api/models").json()["models"]
+    assert entry["path"] == f"{tmp_path}/odd\\udcff\\nname.gguf"
 
 
 def test_a_model_that_cannot_be_loaded_says_why_and_disturbs_no_other(start: StartServer, tmp_path: Path) -> None:

@@ -155,10 +155,16 @@ def test_a_broken_file_in_its_place_leaves_the_old_one_serving(house: House, bro
     house.learn()
     (house.folder / "broken.part").write_bytes(broken)
     (house.folder / "broken.part").rename(house.folder / "model.gguf")
-    time.sleep(1.5)
+
+    def error() -> object:
+        return house.server.get("/api/models/model/status").json()["error"]
+
+    wait_for("the reason", lambda: error() is not None)
     assert house.colour() == "red"
+    assert house.server.metric('shimmy_swaps_total{model="model",outcome="failed"}') == 1
     house.put("blue")
     house.wait_for_colour("blue")
+    assert error() is None
 
 
 def test_a_folder_that_vanishes_and_returns(house: House) -> None:
