@@ -1,4 +1,4 @@
-"""The command line: `serve`, `list`, `probe`, `generate`, `version`.
+"""The command line: `serve`, `list`, `probe`, `generate`, `version`; `ps`, `load`, `unload`, `discover` ask a server.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start. Knows
 the sub-commands and how their results look; what they do is elsewhere, imported only by the command that needs it.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shimmy import __version__, log
-from shimmy.config import OPTIONS, Config, ConfigError, load
+from shimmy.config import DEFAULT_HOST, DEFAULT_PORT, OPTIONS, Config, ConfigError, load
 from shimmy.errors import NotFound, ShimmyError
 from shimmy.frozen import Home
 from shimmy.messages import ChatPrompt, Finished, GenerateRequest, Message, TextPrompt
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # What a model is to us, and nothing that a person asked for.
 _INNER_FIELDS = {"files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state"}
+_SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
@@ -114,10 +115,70 @@ def _list(call: Call) -> int:
         (m.name, m.architecture, m.quantization, _count(m.n_params), f"{m.size_bytes / 1e6:.0f} MB", str(m.n_ctx_train))
         for m in models
     ]
+    _print_table(rows)
+    return 0
+
+
+def _ps(call: Call) -> int:
+    """The models that the server has loaded, or is about to."""
+    entries = _ask_server(call, "GET", "/api/models")["models"]
+    return _print_entries(call, [entry for entry in entries if "jobs" in entry])
+
+
+def _discover(call: Call) -> int:
+    return _print_entries(call, _ask_server(call, "POST", "/api/models/discover")["models"])
+
+
+def _load(call: Call) -> int:
+    return _print_entries(call, [_ask_server(call, "POST", f"/api/models/{_quoted(call.options.name)}/load")])
+
+
+def _unload(call: Call) -> int:
+    return _print_entries(call, [_ask_server(call, "POST", f"/api/models/{_quoted(call.options.name)}/unload")])
+
+
+def _ask_server(call: Call, method: str, path: str) -> Any:
+    from shimmy.remote import NoServer, ask
+
+    keys = call.config.api_keys
+    try:
+        return ask(call.config.bind, keys[0] if keys else None, method, path)
+    except NoServer as error:
+        raise NotFound(str(error)) from error
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name)
+
+
+def _print_entries(call: Call, entries: list[dict[str, Any]]) -> int:
+    """Entries of `/api/models`."""
+    if call.options.json:
+        print(json.dumps(entries, indent=2))
+        return 0
+    rows: list[tuple[str, ...]] = [("NAME", "STATE", "MEMORY", "CONTEXT", "JOBS", "IDLE", "NOTE")]
+    for entry in entries:
+        idle_s = entry.get("idle_s")
+        cells = (
+            entry["name"],
+            entry["state"],
+            f"{entry['memory']['total_bytes'] / 1e6:.0f} MB" if entry.get("memory") else "",
+            entry.get("n_ctx", ""),
+            entry.get("jobs", ""),
+            "" if idle_s is None else f"{idle_s:.0f} s",
+            entry.get("error") or "",
+        )
+        rows.append(tuple(map(str, cells)))
+    _print_table(rows)
+    return 0
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return 0
 
 
 def _probe(call: Call) -> int:
@@ -274,7 +335,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
+    _server_command(commands, "ps", _ps, "list the models that a running server has loaded")
+    for name, run, text in (
+        ("load", _load, "have a running server load a model"),
+        ("unload", _unload, "have a running server unload a model"),
+    ):
+        _server_command(commands, name, run, text).add_argument("name", metavar="NAME", help="a model's name")
+    _server_command(commands, "discover", _discover, "have a running server look for models now")
     _command(commands, "version", _version, "print the version", (), json=True)
+    return parser
+
+
+def _server_command(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    parser = _command(commands, name, run, text, (), json=True)
+    parser.add_argument("--server", dest="bind", metavar="HOST:PORT", help=f"where it listens (default: {_SERVER})")
+    parser.add_argument("--api-key", metavar="KEY", help="the key it asks for")
     return parser
 
 

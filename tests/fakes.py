@@ -83,6 +83,7 @@ def model(name: str = "tiny.q4-1") -> Model:
 class FakeWorker:
     """Takes jobs as a worker does. Without a script a test drives `streams` itself; with one, every job gets it."""
 
+    name = "tiny.q4-1"
     is_alive = True
     is_idle = True
     n_jobs = 0

@@ -18,7 +18,7 @@ FLOORS = (
     {"errors"},
     {"messages"},
     {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
-    {"headers", "watcher", "engine", "room"},
+    {"headers", "watcher", "engine", "room", "remote"},
     {"discovery"},
     {"librarian"},
     {"pool"},

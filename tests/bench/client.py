@@ -16,14 +16,24 @@ REQUEST_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One streamed completion; the first text came `first_text_s` after its request was sent."""
+    """One streamed completion, its times on `time.perf_counter`'s clock."""
 
-    first_text_s: float
+    asked_s: float
+    accepted_s: float  # the first byte of the reply
+    first_text_s: float  # since it was asked
+    ended_s: float
+    n_prompt: int
     n_tokens: int
+    text: str
 
 
 class ReplyFailed(Exception):
-    """The server refused, broke off or never ended a completion."""
+    """The server refused, broke off or never ended a completion; `status` and `headers` are those of a refusal."""
+
+    def __init__(self, reason: str, status: int = 0, headers: bytes = b"") -> None:
+        super().__init__(reason)
+        self.status = status
+        self.headers = headers
 
 
 def complete(port: int, model: str, prompts: Sequence[str], n_tokens: int, *, temperature: float = 0.0) -> list[Reply]:
@@ -31,22 +41,25 @@ def complete(port: int, model: str, prompts: Sequence[str], n_tokens: int, *, te
 
     async def all_at_once() -> list[Reply]:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
-            return await asyncio.gather(*(_complete(port, model, prompt, n_tokens, temperature) for prompt in prompts))
+            return await asyncio.gather(
+                *(stream(port, model, prompt, n_tokens, temperature=temperature, ignore_eos=True) for prompt in prompts)
+            )
 
     return asyncio.run(all_at_once())
 
 
-async def _complete(port: int, model: str, prompt: str, n_tokens: int, temperature: float) -> Reply:
+async def stream(port: int, model: str, prompt: str, n_tokens: int, **fields: object) -> Reply:
+    """One completion of at most `n_tokens`; raises ReplyFailed."""
     body = json.dumps(
         {
             "model": model,
             "prompt": prompt,
             "max_tokens": n_tokens,
-            "temperature": temperature,
+            "temperature": 0.0,
             "seed": 1,
-            "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **fields,
         }
     ).encode()
     head = (
@@ -54,38 +67,44 @@ async def _complete(port: int, model: str, prompt: str, n_tokens: int, temperatu
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    start_s = time.perf_counter()
+    asked_s = time.perf_counter()
     writer.write(head.encode() + body)
     received = bytearray()
-    first_text_s = 0.0
+    accepted_s = first_text_s = 0.0
     try:
         while data := await reader.read(65536):
+            accepted_s = accepted_s or time.perf_counter()
             received += data
             if not first_text_s and FIRST_TEXT.search(received):
-                first_text_s = time.perf_counter() - start_s
+                first_text_s = time.perf_counter() - asked_s
     except ConnectionError as exc:
         raise ReplyFailed(f"the connection broke: {exc}") from exc
     finally:
         writer.close()
-    return Reply(first_text_s, _count_tokens(bytes(received)))
+    ended_s = time.perf_counter()
+    n_prompt, n_generated, text = _read(bytes(received))
+    return Reply(asked_s, accepted_s, first_text_s, ended_s, n_prompt, n_generated, text)
 
 
-def _count_tokens(received: bytes) -> int:
-    """As the server counts them; where it does not say, a piece is a token."""
+def _read(received: bytes) -> tuple[int, int, str]:
+    """Prompt tokens, generated tokens and text. Tokens are as the server counts them; where it does not say, a piece is
+    one."""
     head, _, body = received.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
-        raise ReplyFailed(f"the answer was not 200: {received[:500].decode(errors='replace')}")
+        status = int(head[9:12]) if head[9:12].isdigit() else 0
+        raise ReplyFailed(f"the answer was not 200: {received[:500].decode(errors='replace')}", status, head.lower())
     if b"transfer-encoding: chunked" in head.lower():
         body = _without_chunks(body)
     events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: {")]
     choices = [choice for event in events for choice in event.get("choices", ())]
     if not any(choice.get("finish_reason") for choice in choices):
         raise ReplyFailed(f"the stream broke off after {len(choices)} pieces")
+    text = "".join(choice.get("text") or "" for choice in choices)
     for event in reversed(events):
         usage, timings = event.get("usage") or {}, event.get("timings") or {}
         if n_tokens := usage.get("completion_tokens") or timings.get("predicted_n"):
-            return int(n_tokens)
-    return sum(bool(choice.get("text")) for choice in choices)
+            return int(usage.get("prompt_tokens") or 0), int(n_tokens), text
+    return 0, sum(bool(choice.get("text")) for choice in choices), text
 
 
 def _without_chunks(body: bytes) -> bytes:

@@ -42,11 +42,15 @@ class RunningServer:
 
 
 def _shimmy(model: Path, port: int, n_threads: int) -> list[str | Path]:
+    command: list[str | Path] = [_program(), "serve", "--bind", f"127.0.0.1:{port}", "--threads", str(n_threads)]
+    return [*command, "--model-path", model, "--model-dirs", model_folder(model)]
+
+
+def _program() -> Path:
     program = Path(os.environ.get("SHIMMY_BIN", DIST / "shimmy"))
     if not program.exists():
         raise BuildError(f"there is no `{program}`: run `make build` first")
-    command: list[str | Path] = [program, "serve", "--bind", f"127.0.0.1:{port}", "--threads", str(n_threads)]
-    return [*command, "--model-path", model, "--model-dirs", model_folder(model)]
+    return program
 
 
 def _llama_server(model: Path, port: int, n_threads: int) -> list[str | Path]:
@@ -93,15 +97,29 @@ def model_folder(model: Path) -> Path:
 def running(peer: Peer, model: Path, n_threads: int) -> Iterator[RunningServer]:
     """Starts the server, waits until it is alive, and ends it."""
     port = _free_port()
-    command = peer.command(model, port, n_threads)
+    with _started(peer.name, peer.command(model, port, n_threads), port, peer.health_path) as server:
+        yield server
+
+
+@contextmanager
+def shimmy_serving(*options: str | Path) -> Iterator[RunningServer]:
+    """Shimmy's frozen file with `options` of the caller's own."""
+    port = _free_port()
+    command: list[str | Path] = [_program(), "serve", "--bind", f"127.0.0.1:{port}", *options]
+    with _started("shimmy", command, port, "/health") as server:
+        yield server
+
+
+@contextmanager
+def _started(name: str, command: list[str | Path], port: int, health_path: str) -> Iterator[RunningServer]:
     with tempfile.TemporaryFile() as log:
         started_at_s = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            while not _is_alive(port, peer.health_path):
+            while not _is_alive(port, health_path):
                 if process.poll() is not None or time.perf_counter() - started_at_s > START_TIMEOUT_S:
                     log.seek(0)
-                    raise BuildError(f"`{peer.name}` did not start:\n{log.read()[-2000:].decode(errors='replace')}")
+                    raise BuildError(f"`{name}` did not start:\n{log.read()[-2000:].decode(errors='replace')}")
                 time.sleep(POLL_INTERVAL_S)
             yield RunningServer(process.pid, port, started_at_s, time.perf_counter() - started_at_s)
         finally:

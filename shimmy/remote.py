@@ -1,0 +1,61 @@
+"""A running server as the command line talks to it: one request, one JSON answer. Knows HTTP/1.1 and no route."""
+
+import json
+import socket
+from typing import Any
+
+import h11
+
+from shimmy.config import DEFAULT_PORT, Bind
+from shimmy.errors import from_code
+
+_CONNECT_TIMEOUT_S = 5.0
+_READ_BYTES = 1 << 16
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server listens, and where it is reached
+
+
+class NoServer(Exception):
+    """Nothing that can be understood answers at the address."""
+
+
+def ask(address: Bind, key: str | None, method: str, path: str) -> Any:
+    """The JSON that the server at `address` answers; raises what it answers instead, or NoServer."""
+    host, port = _EVERYWHERE.get(address.host, address.host), address.port or DEFAULT_PORT
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    headers = [("Host", f"{host}:{port}"), ("Connection", "close"), ("Content-Length", "0")]
+    if key is not None:
+        headers.append(("Authorization", f"Bearer {key}"))
+    try:
+        with socket.create_connection((host, port), _CONNECT_TIMEOUT_S) as connection:
+            connection.settimeout(None)  # a model may take minutes to load
+            status, body = _exchange(connection, h11.Request(method=method, target=path, headers=headers))
+        answer = json.loads(body)
+        if status == 200:
+            return answer
+        error = answer["error"]
+        failure = from_code(str(error["code"]), str(error["message"]))
+    except OSError as exc:
+        reason = exc.strerror or exc
+        raise NoServer(
+            f"no server answers on {where} ({reason}); start one, or name its address with --server"
+        ) from exc
+    except (h11.ProtocolError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise NoServer(f"what answers on {where} is no Shimmy server") from exc
+    raise failure
+
+
+def _exchange(connection: socket.socket, request: h11.Request) -> tuple[int, bytes]:
+    """Status and body of the reply."""
+    client = h11.Connection(h11.CLIENT)
+    connection.sendall((client.send(request) or b"") + (client.send(h11.EndOfMessage()) or b""))
+    status, body = 0, bytearray()
+    while True:
+        event = client.next_event()
+        if event is h11.NEED_DATA:
+            client.receive_data(connection.recv(_READ_BYTES))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif not isinstance(event, h11.InformationalResponse):
+            return status, bytes(body)
