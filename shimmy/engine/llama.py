@@ -212,10 +212,13 @@ class LlamaModel:
         self.set_scales([0.0] * len(self._adapters))
         _adapter_free(self._adapters.pop(index))
 
-    def open_context(self, *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_threads: int) -> None:
+    def open_context(
+        self, *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_threads: int, exact: bool = False
+    ) -> None:
         """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory.
 
-        `n_outputs` is how many rows of one decode may have logits.
+        `n_outputs` is how many rows of one decode may have logits. `exact` keeps the pool in F32 and does without flash
+        attention, which rounds to F16: slower and twice the memory, for comparing with a reference.
         """
         params = _llama.llama_context_default_params()
         params.n_ctx = n_ctx
@@ -227,6 +230,9 @@ class LlamaModel:
         params.kv_unified = True  # prompt and decode rows share one graph
         params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
         params.no_perf = True
+        if exact:
+            params.type_k = params.type_v = _llama.GGML_TYPE_F32
+            params.flash_attn_type = _llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = _llama.llama_init_from_model(self._model, params)
         if not self._context:
             raise OutOfMemory(f"no context of {n_ctx} tokens: {_log.reason()}")

@@ -1,0 +1,372 @@
+"""Records what `transformers` computes with a tiny random model of each family: `python -m tests.golden.families`.
+
+Runs in an environment of its own, once for each major version of transformers (README.md). The first run writes the
+golden files, the next one adds its own style of config.json and checks that it computes the same.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+
+from tests.golden import weights
+from tests.golden.weights import BOS, CLS, EOS, MASK, N_VOCAB, PAD, SEP
+
+STYLE = transformers.__version__.split(".", maxsplit=1)[0]  # of config.json
+N_TOP = 8
+FIXED = list(range(3, N_VOCAB, N_VOCAB // 8))
+# The lengths of the prompts; of the third all positions are recorded, of the others the last.
+LENGTHS = (1, 2, 40, 9, 24, 60)
+N_DIGITS = 5
+SAME = 5e-5  # how far two versions of transformers may be apart
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model: its class in transformers and what its config.json says apart from the defaults."""
+
+    model: str
+    settings: dict[str, Any]
+    dtype: str = "F32"
+    n_tokens: int = N_VOCAB  # of the tokenizer; the embedding may have more rows
+    lengths: tuple[int, ...] = LENGTHS
+    max_shard_size: str = "1GB"
+    extra_files: dict[str, Any] = field(default_factory=dict)
+
+
+COMMON = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+
+
+def decoder(kind: str, /, **settings: Any) -> dict[str, Any]:
+    """The arguments of Family for a decoder: COMMON with changes."""
+    return {"model": f"{kind}ForCausalLM", "settings": COMMON | settings}
+
+
+def llama(**settings: Any) -> dict[str, Any]:
+    return decoder("Llama", **{"rms_norm_eps": 1e-5, "rope_theta": 5000.0, **settings})
+
+
+def gemma3(**settings: Any) -> dict[str, Any]:
+    return {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 16,
+        "rope_theta": 100000.0,
+        "rope_local_base_freq": 500.0,
+        "num_hidden_layers": 7,
+        "layer_types": ["full_attention" if layer == 5 else "sliding_attention" for layer in range(7)],
+        "tie_word_embeddings": True,
+        **settings,
+    }
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5],
+    "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 12.0, 16.0],
+}
+GRANITE = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.15,
+    "logits_scaling": 3.0,
+    "rope_theta": 5000.0,
+}
+PHI3 = {"rope_theta": 5000.0, "pad_token_id": EOS, "sliding_window": None}
+GEMMA2 = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 16,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+    "num_hidden_layers": 4,
+    "tie_word_embeddings": True,
+}
+MOE = {"num_experts_per_tok": 2, "rope_theta": 5000.0}
+QWEN3_MOE = MOE | {"head_dim": 32, "num_experts": 6, "moe_intermediate_size": 48, "norm_topk_prob": True}
+GPT2 = {"vocab_size": N_VOCAB, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
+BERT = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": PAD,
+}
+# What the hub's text-only part of a multimodal config.json leaves out has the default of transformers.
+GEMMA3_DEFAULTS = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,  # the last of them is the first without a window
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 16,
+}
+SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+
+
+def pooling(kind: str) -> dict[str, Any]:
+    """The files with which sentence-transformers says how vectors of tokens become one."""
+    modules = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        ("2_Normalize", "Normalize"),
+    ]
+    return {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{module}"}
+            for index, (path, module) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": 64,
+            "pooling_mode_cls_token": kind == "cls",
+            "pooling_mode_mean_tokens": kind == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    }
+
+
+FAMILIES = {
+    "llama-gqa": Family(**llama()),
+    "llama-mha-tied": Family(**llama(num_key_value_heads=4, tie_word_embeddings=True)),
+    "llama-mqa-biases": Family(**llama(num_key_value_heads=1, attention_bias=True, mlp_bias=True)),
+    "llama-head-dim": Family(**llama(head_dim=32)),
+    "llama-rope-llama3": Family(**llama(rope_scaling=LLAMA3, rope_theta=10000.0, tie_word_embeddings=True)),
+    "llama-rope-linear": Family(**llama(rope_scaling={"rope_type": "linear", "factor": 4.0})),
+    "llama-rope-yarn": Family(**llama(rope_scaling=YARN)),
+    "llama-bf16": Family(**llama(), dtype="BF16"),
+    "llama-f16": Family(**llama(), dtype="F16"),
+    "llama-sharded": Family(**llama(), max_shard_size="120KB"),
+    "mistral": Family(**decoder("Mistral", sliding_window=None, rope_theta=5000.0)),
+    "mistral-window": Family(**decoder("Mistral", sliding_window=64, head_dim=32, rope_theta=5000.0)),
+    "mixtral": Family(**decoder("Mixtral", num_local_experts=4, sliding_window=None, **MOE)),
+    "mixtral-sharded": Family(
+        **decoder("Mixtral", num_local_experts=4, sliding_window=None, **MOE), max_shard_size="200KB"
+    ),
+    "smollm3": Family(
+        **decoder("SmolLM3", num_hidden_layers=4, rope_theta=5000.0, pad_token_id=EOS, tie_word_embeddings=True)
+    ),
+    "granite": Family(**decoder("Granite", **GRANITE, tie_word_embeddings=True)),
+    "granite-biases": Family(**decoder("Granite", **GRANITE, attention_bias=True, mlp_bias=True)),
+    "qwen2": Family(**decoder("Qwen2", rope_theta=5000.0)),
+    "qwen2-tied-padded": Family(
+        **decoder("Qwen2", rope_theta=5000.0, tie_word_embeddings=True), n_tokens=N_VOCAB - 20
+    ),
+    "qwen2-yarn": Family(**decoder("Qwen2", rope_theta=5000.0, rope_scaling=YARN)),
+    "qwen3": Family(**decoder("Qwen3", head_dim=32, rope_theta=5000.0)),
+    "qwen3-tied-biases": Family(
+        **decoder("Qwen3", head_dim=16, rope_theta=5000.0, attention_bias=True, tie_word_embeddings=True)
+    ),
+    "qwen3-yarn": Family(**decoder("Qwen3", head_dim=32, rope_theta=5000.0, rope_scaling=YARN)),
+    "qwen3-moe": Family(**decoder("Qwen3Moe", **QWEN3_MOE)),
+    "gemma": Family(**decoder("Gemma", head_dim=32, num_key_value_heads=1, tie_word_embeddings=True)),
+    "gemma2": Family(**decoder("Gemma2", **GEMMA2)),
+    "gemma3-text": Family(**decoder("Gemma3", **gemma3())),
+    "gemma3-text-linear": Family(
+        **decoder("Gemma3", **gemma3(rope_scaling={"rope_type": "linear", "factor": 8.0}))
+    ),
+    "gemma3-multimodal": Family(
+        "Gemma3ForConditionalGeneration",
+        {"text_config": GEMMA3_DEFAULTS, "vision_config": SIGLIP, "mm_tokens_per_image": 4, "image_token_index": 5},
+        dtype="BF16",
+    ),
+    "phi3": Family(**decoder("Phi3", **PHI3)),
+    "phi3-partial-tied": Family(**decoder("Phi3", **PHI3, partial_rotary_factor=0.75, tie_word_embeddings=True)),
+    "phi3-longrope-short": Family(
+        **decoder("Phi3", **PHI3, rope_scaling=LONGROPE, original_max_position_embeddings=256)
+    ),
+    "phi3-longrope-long": Family(
+        **decoder("Phi3", **PHI3, rope_scaling=LONGROPE, original_max_position_embeddings=16), lengths=(17, 18, 40, 60)
+    ),
+    "gpt2": Family("GPT2LMHeadModel", {**GPT2, "bos_token_id": BOS, "eos_token_id": EOS}),
+    "bert-mean": Family("BertModel", BERT, extra_files=pooling("mean")),
+    "bert-cls": Family("BertModel", BERT, extra_files=pooling("cls")),
+    "bert-prefixed": Family("BertForMaskedLM", BERT, extra_files=pooling("mean")),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES), metavar="FAMILY", help="default: all")
+    weights.FOLDER.mkdir(exist_ok=True)
+    for name in parser.parse_args().families:
+        record(name, FAMILIES[name])
+        sys.stdout.write(f"{name}\n")
+
+
+def record(name: str, family: Family) -> None:
+    """Write the golden file of a family, or compare with it and add this version's config.json."""
+    path = weights.FOLDER / f"{name}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        config, files = create(family, Path(folder))
+    old = json.loads(path.read_text()) if path.exists() else None
+    if old:
+        assert shapes(old["files"]) == shapes(files), name
+    configs = (old["configs"] if old else {}) | {STYLE: config}
+    content: dict[str, Any] = {
+        "made_with": (old["made_with"] if old else {}) | {STYLE: [transformers.__version__, torch.__version__]},
+        "dtype": family.dtype,
+        "n_tokens": family.n_tokens,
+        "configs": dict(sorted(configs.items())),
+        "files": old["files"] if old else files,  # which tensor is in which file differs
+        "extra_files": family.extra_files,
+    }
+    # The generator reads the golden file, so a first version of it comes before the numbers.
+    path.write_text(dump(content))
+    weights.golden.cache_clear()
+    with tempfile.TemporaryDirectory() as folder:
+        model = load(family, weights.write_folder(name, Path(folder) / name, STYLE))
+        is_encoder = model.config.model_type == "bert"
+        content["prompts"] = (vectors if is_encoder else log_probs)(name, family, model)
+    path.write_text(dump(content))
+    if old:
+        difference = max(abs(a - b) for a, b in zip(numbers(old["prompts"]), numbers(content["prompts"]), strict=True))
+        sys.stdout.write(f"{difference:.1e} from the recorded ")
+        assert difference < SAME, name
+
+
+def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, list[int]]]]:
+    """What `save_pretrained` writes for such a model: config.json, and for each file the tensors with their shapes."""
+    model_class = getattr(transformers, family.model)
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[family.dtype]
+    model = model_class(model_class.config_class(**family.settings)).to(dtype)
+    model.save_pretrained(folder, max_shard_size=family.max_shard_size)
+    config = json.loads((folder / "config.json").read_text())
+    if STYLE == "4":
+        config = as_on_the_hub(config)
+    if family.model == "Gemma3ForConditionalGeneration":
+        # The hub's files say only what differs from the defaults.
+        kept = {*GEMMA3_DEFAULTS, "model_type", "rope_parameters"}
+        config["text_config"] = {key: value for key, value in config["text_config"].items() if key in kept}
+    files: dict[str, dict[str, list[int]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            files[path.name] = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return config, files
+
+
+def as_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
+    """In the words of the earlier versions 4, in which most files of the hub are written."""
+    config = {("torch_dtype" if key == "dtype" else key): value for key, value in config.items()}
+    if config.pop("layer_types", None) and config["model_type"] == "gemma3_text":
+        config["sliding_window_pattern"] = 6
+    return config
+
+
+def shapes(files: dict[str, dict[str, list[int]]]) -> dict[str, list[int]]:
+    """Of all tensors but those of the part for pictures, whose names differ between the versions."""
+    tensors = {name: shape for file in files.values() for name, shape in file.items()}
+    return {name: shape for name, shape in tensors.items() if not name.startswith("vision_tower")}
+
+
+def load(family: Family, folder: Path) -> Any:
+    """The model of a folder as everybody loads it; it must want all tensors and miss none."""
+    model_class = getattr(transformers, family.model)
+    model, info = model_class.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model.eval()
+
+
+def prompts(name: str, family: Family) -> Iterator[list[int]]:
+    random = Random(name)
+    for length in family.lengths:
+        yield [random.randrange(family.n_tokens - 2) for _ in range(length)]
+
+
+def log_probs(name: str, family: Family, model: Any) -> list[Any]:
+    """For each prompt its tokens and rows: a position, the likeliest tokens, the log-probabilities of those and of the
+    fixed tokens."""
+    result = []
+    for index, tokens in enumerate(prompts(name, family)):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+        table = torch.log_softmax(logits.double(), dim=-1)
+        rows = []
+        for position in range(len(tokens)) if index == 2 else [len(tokens) - 1]:
+            top = table[position].topk(N_TOP).indices.tolist()
+            values = [round(table[position, token].item(), N_DIGITS) for token in [*top, *FIXED]]
+            rows.append({"position": position, "top": top, "log_probs": values})
+        result.append({"tokens": tokens, "fixed": FIXED, "rows": rows})
+    return result
+
+
+def vectors(name: str, family: Family, model: Any) -> list[Any]:
+    """For each prompt its tokens and its normalised vector."""
+    is_cls = family.extra_files["1_Pooling/config.json"]["pooling_mode_cls_token"]
+    encoder = getattr(model, "bert", model)
+    result = []
+    for tokens in prompts(name, family):
+        whole = [CLS, *(max(token, MASK + 1) for token in tokens), SEP]
+        with torch.no_grad():
+            states = encoder(input_ids=torch.tensor([whole])).last_hidden_state[0].double()
+        vector = states[0] if is_cls else states.mean(dim=0)
+        vector /= vector.norm()
+        result.append({"tokens": whole, "vector": [round(number, N_DIGITS + 1) for number in vector.tolist()]})
+    return result
+
+
+def numbers(prompts: list[Any]) -> Iterator[float]:
+    """All recorded numbers in order, for a comparison; ids of near ties may change places and are left out."""
+    for prompt in prompts:
+        yield from prompt.get("vector", ())
+        for row in prompt.get("rows", ()):
+            yield from row["log_probs"]
+
+
+def dump(content: Any) -> str:
+    """JSON with a line for each item of the two outer levels, and rows of numbers on a line of their own."""
+    return (
+        json.dumps(content, separators=(",", ":"))
+        .replace('{"position"', '\n{"position"')
+        .replace('"configs"', '\n"configs"')
+        .replace('"files"', '\n"files"')
+        .replace('"extra_files"', '\n"extra_files"')
+        .replace('"prompts"', '\n"prompts"')
+        .replace('{"tokens"', '\n{"tokens"')
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Model folders as the Hugging Face hub ships them, made from a golden file and numbers that follow from a seed.
+
+Knows SafeTensors and tokenizer.json as far as writing them goes, and nothing of torch: the script that recorded what
+`transformers` computes and the tests that compare with it write the same folders with this.
+"""
+
+import json
+import struct
+import sys
+from array import array
+from collections.abc import Iterable, Mapping
+from functools import cache
+from math import prod
+from pathlib import Path
+from random import Random
+from typing import Any
+
+FOLDER = Path(__file__).parent / "families"
+
+N_VOCAB = 320
+BOS, EOS = N_VOCAB - 2, N_VOCAB - 1  # of the byte-level BPE tokenizer
+PAD, UNKNOWN, CLS, SEP, MASK = range(5)  # of the WordPiece tokenizer
+
+_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "_embeddings", "lm_head")
+_CONV1D = ("c_attn", "c_fc", "c_proj")  # GPT-2 stores a row for each input
+
+Tensor = tuple[str, tuple[int, ...], bytes]  # SafeTensors' dtype, shape, data
+
+
+def families() -> list[str]:
+    """The names of all golden files."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+@cache
+def golden(family: str) -> Any:
+    """The golden file of a family; README.md tells what is in it."""
+    return json.loads((FOLDER / f"{family}.json").read_text())
+
+
+def checkpoint(family: str, style: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json in the style of that major version of transformers, and all tensors by their names."""
+    record = golden(family)
+    config = record["configs"][style]
+    shapes = {name: tuple(shape) for file in record["files"].values() for name, shape in file.items()}
+    return config, {name: tensor(family, config, name, shape, record["dtype"]) for name, shape in shapes.items()}
+
+
+def write_folder(family: str, folder: Path, style: str) -> Path:
+    """Write the whole checkpoint into the new `folder`: config, tensors in their files, tokenizer; returns `folder`."""
+    record = golden(family)
+    config, tensors = checkpoint(family, style)
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", config)
+    for file, names in record["files"].items():
+        write_safetensors(folder / file, {name: tensors[name] for name in names})
+    if len(record["files"]) > 1:
+        weight_map = {name: file for file, names in record["files"].items() for name in names}
+        total = sum(len(data) for _, _, data in tensors.values())
+        write_json(
+            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+    for name, content in record["extra_files"].items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_json(folder / name, content)
+    is_encoder = config["model_type"] == "bert"
+    tokenizer = wordpiece_tokenizer() if is_encoder else byte_level_tokenizer(record["n_tokens"])
+    for name, content in tokenizer.items():
+        write_json(folder / name, content)
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """The format is a u64 header length, a JSON header padded with spaces, and the data without gaps."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + b"".join(data for _, _, data in tensors.values()))
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def tensor(family: str, config: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """The numbers of one tensor: the same on every machine, and none of them such that leaving it out goes unseen."""
+    centre, width = _spread(config, name, shape)
+    integers = array("h", Random(f"{family} {name}").randbytes(2 * prod(shape)))
+    if sys.byteorder == "big":
+        integers.byteswap()
+    scale = width / 2**15
+    numbers = [centre + scale * integer for integer in integers]
+    return dtype, shape, encode(numbers, dtype)
+
+
+def encode(numbers: Iterable[float], dtype: str) -> bytes:
+    """As little-endian F32, F16 or BF16 (cut off, not rounded)."""
+    values = list(numbers)
+    if dtype == "F16":
+        return struct.pack(f"<{len(values)}e", *values)
+    data = struct.pack(f"<{len(values)}f", *values)
+    if dtype == "F32":
+        return data
+    assert dtype == "BF16", dtype
+    cut = bytearray(len(data) // 2)
+    cut[0::2], cut[1::2] = data[2::4], data[3::4]
+    return bytes(cut)
+
+
+def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """The middle of a tensor's numbers and how far they lie from it at most."""
+    if name.endswith(".bias"):
+        return 0.0, 0.3
+    if len(shape) == 1:  # of a norm, which Gemma adds 1 to
+        return (0.0 if config["model_type"].startswith("gemma") else 1.0), 0.5
+    if any(part in name for part in _EMBEDDINGS):
+        return 0.0, 0.3
+    n_inputs = shape[0] if any(part in name for part in _CONV1D) else shape[-1]
+    # The outputs are about as large as the inputs; heads and experts are chosen by a little more.
+    gain = 1.4 if any(part in name for part in ("q_proj", "k_proj", "gate.weight")) else 1.0
+    return 0.0, gain * (3 / n_inputs) ** 0.5
+
+
+# -- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def byte_level_tokenizer(n_tokens: int) -> dict[str, Any]:
+    """The files of a byte-level BPE tokenizer like GPT-2's, whose last two tokens are special."""
+    alphabet = _byte_characters()
+    first, second = (sorted(alphabet)[start : start + 12] for start in (40, 60))
+    n_merges = n_tokens - len(alphabet) - 2
+    merges = [(left, right) for left in first for right in second][:n_merges]
+    assert len(merges) == n_merges
+    tokens = [*alphabet, *(left + right for left, right in merges)]
+    specials = ["<|begin|>", "<|end|>"]
+    added = [{"id": n_tokens - 2 + index, "content": text, **_SPECIAL} for index, text in enumerate(specials)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": {text: index for index, text in enumerate(tokens)},
+                "merges": [list(pair) for pair in merges],
+            },
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "GPT2Tokenizer",
+            "bos_token": specials[0],
+            "eos_token": specials[1],
+            "added_tokens_decoder": {str(row["id"]): {"content": row["content"], **_SPECIAL} for row in added},
+        },
+    }
+
+
+def wordpiece_tokenizer() -> dict[str, Any]:
+    """The files of an uncased WordPiece tokenizer like BERT's, of N_VOCAB tokens."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [*"0123456789", *letters, *(consonant + vowel for consonant in letters for vowel in "aeiou")]
+    words = [text for piece in dict.fromkeys(pieces) for text in (piece, "##" + piece)]
+    tokens = [*specials, *words[: N_VOCAB - len(specials)]]
+    added = [{"id": index, "content": text, **_SPECIAL} for index, text in enumerate(specials)]
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": {
+                "type": "BertNormalizer",
+                "clean_text": True,
+                "handle_chinese_chars": True,
+                "strip_accents": None,
+                "lowercase": True,
+            },
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", SEP], "cls": ["[CLS]", CLS]},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "model": {
+                "type": "WordPiece",
+                "unk_token": "[UNK]",
+                "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100,
+                "vocab": {text: index for index, text in enumerate(tokens)},
+            },
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": True,
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+            "added_tokens_decoder": {str(row["id"]): {"content": row["content"], **_SPECIAL} for row in added},
+        },
+    }
+
+
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = (byte for byte in range(256) if byte not in printable)
+    characters = {byte: chr(byte) for byte in printable}
+    characters |= {byte: chr(256 + index) for index, byte in enumerate(others)}
+    return [characters[byte] for byte in range(256)]

@@ -1,0 +1,102 @@
+"""Converted folders of every family against what `transformers` computes from them (golden/README.md)."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy.engine import llama, variants
+from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from tests.golden.weights import families, golden, write_folder, write_json
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("shimmy.formats.convert") is None, reason="there is no converter yet"
+)
+
+N_BATCH = 64
+DECODERS = [family for family in families() if not family.startswith("bert")]
+# Weights of a half-precision type are multiplied with activations rounded to it.
+TOLERANCES = {"F32": (1e-2, 5e-3), "F16": (1e-2, 5e-3), "BF16": (5e-2, 5e-2)}
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuBackend:
+    return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
+
+
+def converted(folder: Path) -> Path:
+    convert: Callable[..., Any] = importlib.import_module("shimmy.formats.convert").convert
+    target = folder.with_suffix(".gguf")
+    convert(folder, target, lambda *_: None)
+    return target
+
+
+def differences(model: LlamaModel, prompts: list[Any]) -> Iterator[float]:
+    """Of each recorded log-probability from the engine's, for the prompts that fit the model's context."""
+    for prompt in prompts:
+        tokens, rows = prompt["tokens"], prompt["rows"]
+        if len(tokens) > model.n_ctx_train:
+            continue
+        model.forget(0, 0)
+        model.batch.clear()
+        model.batch.add(tokens, 0, 0, n_outputs=len(tokens))
+        assert model.decode() == 0
+        for row in rows:
+            logits = llama._llama.llama_get_logits_ith(model._context, row["position"])[: model.n_vocab]
+            largest = max(logits)
+            total = largest + math.log(math.fsum(math.exp(logit - largest) for logit in logits))
+            wanted = zip([*row["top"], *prompt["fixed"]], row["log_probs"], strict=True)
+            yield from (abs(logits[token] - total - log_prob) for token, log_prob in wanted)
+
+
+def worst(path: Path, family: str, cpu: CpuBackend, *, exact: bool) -> float:
+    """The largest difference of all prompts of a family."""
+    model = LlamaModel(path, cpu)
+    model.open_context(n_ctx=256, n_batch=N_BATCH, n_sequences=1, n_outputs=N_BATCH, n_threads=1, exact=exact)
+    return max(differences(model, golden(family)["prompts"]))
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["defaults", "exact"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_log_probabilities_are_those_of_transformers(family: str, exact: bool, tmp_path: Path, cpu: CpuBackend) -> None:
+    path = converted(write_folder(family, tmp_path / family, "5"))
+    assert worst(path, family, cpu, exact=exact) < TOLERANCES[golden(family)["dtype"]][exact]
+
+
+@pytest.mark.parametrize("family", families())
+def test_both_styles_of_config_give_the_same_file(family: str, tmp_path: Path) -> None:
+    files = []
+    for style in ("4", "5"):
+        (tmp_path / style).mkdir()
+        files.append(converted(write_folder(family, tmp_path / style / family, style)).read_bytes())
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama-gqa", {"rope_theta": 6000.0}),
+        ("llama-rope-llama3", {"rope_scaling": None}),
+        ("llama-rope-linear", {"rope_scaling": None}),
+        ("llama-rope-yarn", {"rope_scaling": None}),
+        ("granite", {"residual_multiplier": 0.5}),
+        ("granite", {"attention_multiplier": 0.25}),
+        ("gemma2", {"attn_logit_softcapping": 50.0}),
+        ("gemma2", {"sliding_window": 64}),
+        ("gemma3-text", {"rope_local_base_freq": 10000.0}),
+        ("gemma3-text", {"sliding_window": 64}),
+        ("phi3-partial-tied", {"partial_rotary_factor": 1.0}),
+    ],
+)
+def test_the_comparison_sees_a_wrong_setting(
+    family: str, change: dict[str, Any], tmp_path: Path, cpu: CpuBackend
+) -> None:
+    folder = write_folder(family, tmp_path / family, "4")
+    config = json.loads((folder / "config.json").read_text())
+    assert change.keys() <= config.keys()
+    write_json(folder / "config.json", config | change)
+    assert worst(converted(folder), family, cpu, exact=False) > 0.05
