@@ -9,6 +9,10 @@ def main() -> int:
         from shimmy.engine.worker import main as worker_main
 
         return worker_main(int(sys.argv[2]))
+    if sys.argv[1:2] == ["quantize"]:
+        from shimmy.engine.quantize import main as quantize_main
+
+        return quantize_main(sys.argv[2:])
     from shimmy.cli import main as cli_main
 
     return cli_main(sys.argv[1:])

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -185,6 +186,82 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _convert(call: Call) -> int:
+    folder, file_type = Path(call.options.folder), call.config.safetensors_type
+    target = Path(call.options.output or f"{folder.absolute().name}.gguf")
+    bar = _ProgressBar(f"{folder.absolute().name} -> {target.name}")
+    try:
+        notices = _write_gguf(folder, target, file_type, call.config.n_threads, bar.show)
+    finally:
+        bar.end()
+    for notice in notices:
+        print(f"shimmy: {notice}", file=sys.stderr)
+    print(target)
+    return 0
+
+
+def _write_gguf(
+    folder: Path, target: Path, file_type: str | None, n_threads: int | None, on_progress: Callable[[float], None]
+) -> tuple[str, ...]:
+    """Write the GGUF of a SafeTensors folder, replacing `target` once it is whole; returns what a person has to know.
+
+    Raises NotFound with what stands against it.
+    """
+    from shimmy.engine.machine import n_physical_cores
+    from shimmy.formats.convert import convert
+    from shimmy.formats.safetensors import InvalidSafetensors
+    from shimmy.formats.unconvertible import Unconvertible
+
+    lossless, part = (target.with_name(f"{target.name}.{suffix}") for suffix in ("lossless", "quantized"))
+    try:
+        if file_type is None:
+            return convert(folder, target, on_progress).notices
+        notices = convert(folder, lossless, lambda share: on_progress(share / 2)).notices
+        _quantize(lossless, part, file_type, n_threads or n_physical_cores())
+        part.replace(target)
+        on_progress(1.0)
+        return notices
+    except (Unconvertible, InvalidSafetensors) as exc:
+        raise NotFound(f"`{folder}` cannot be converted: {exc}") from exc
+    except OSError as exc:
+        raise NotFound(f"`{folder}` cannot be converted: {exc.strerror or exc}") from exc
+    finally:
+        for path in (lossless, part):
+            path.unlink(missing_ok=True)
+
+
+def _quantize(source: Path, target: Path, file_type: str, n_threads: int) -> None:
+    """In a process of its own, which has the engine."""
+    from shimmy.engine.client import own_program
+
+    command = [*own_program(), "quantize", str(source), str(target), file_type, str(n_threads)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip() or f"the engine ended with {done.returncode}"
+        raise NotFound(f"`{target.name}` could not be made: {reason}")
+
+
+class _ProgressBar:
+    """One line on stderr that grows; nothing where stderr is no terminal."""
+
+    WIDTH = 40
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._is_shown = sys.stderr.isatty()
+        self._percent = -1
+
+    def show(self, share: float) -> None:
+        if self._is_shown and int(100 * share) != self._percent:
+            self._percent = int(100 * share)
+            bar = "#" * int(self.WIDTH * share)
+            print(f"\r{self._label} [{bar:<{self.WIDTH}}] {self._percent:3} %", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._percent >= 0:
+            print(file=sys.stderr)
+
+
 def _probe(call: Call) -> int:
     """Load a model for real, so that the answer is the engine's."""
 
@@ -339,6 +416,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
+    convert = _command(
+        commands, "convert", _convert, "make a GGUF file of a SafeTensors folder",
+        ("threads", "safetensors_type", "log_level", "log_format"),
+    )  # fmt: skip
+    convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
+    convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
+    convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
     _server_command(commands, "ps", _ps, "list the models that a running server has loaded")
     load_model = _server_command(commands, "load", _load, "have a running server load a model")
     load_model.add_argument("name", metavar="NAME", help="a model's name")

@@ -17,6 +17,10 @@ from shimmy.messages import MAX_ADAPTER_SCALE, ModelDefaults, SamplingParams
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
 LAST_AUTO_PORT = 11535
+# Names of llama.cpp's file types, and about how many bits each takes for a weight.
+SAFETENSORS_TYPES = {
+    "f32": 32.0, "bf16": 16.0, "f16": 16.0, "q8_0": 8.5, "q6_k": 6.57, "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.5,
+}  # fmt: skip
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_FORMATS = ("text", "json")
 
@@ -206,6 +210,9 @@ OPTIONS: tuple[Option, ...] = (
            "limit of tokens for requests that bring none (default: until the model ends or the context is full)", "N"),
     Option("chat_template", str, None, "a Jinja chat template instead of the model's own", "TEXT"),
     Option("chat_template_file", _contents, None, "the same, from a file", "FILE"),
+    Option("safetensors_type", _one_of(tuple(SAFETENSORS_TYPES)), None,
+           f"what the weights of SafeTensors folders become: {', '.join(SAFETENSORS_TYPES)} (default: what they are)",
+           "TYPE"),
     Option("lora", _adapter, (),
            "apply a LoRA adapter to the models of its architecture, at this scale (default: 1) or the one that a "
            "request brings (repeatable)",
@@ -244,6 +251,7 @@ class Config:
     sampling_given: tuple[str, ...]  # the fields of it that somebody set
     n_predict: int | None
     chat_template: str | None
+    safetensors_type: str | None  # None: what the weights are
     lora: tuple[tuple[Path, float], ...]  # adapters and their scales
     api_keys: tuple[str, ...]
     metrics: bool
@@ -303,6 +311,7 @@ def load(
         sampling_given=tuple(field for field, name in _SAMPLING.items() if found[name][1] < _DEFAULT),
         n_predict=values["n_predict"],
         chat_template=template[0],
+        safetensors_type=values["safetensors_type"],
         lora=values["lora"],
         api_keys=values["api_key"] + (values["api_key_file"] or ()),
         metrics=values["metrics"],

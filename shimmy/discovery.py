@@ -14,10 +14,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shimmy.config import SAFETENSORS_TYPES
 from shimmy.engine import sampling
 from shimmy.errors import BadRequest
 from shimmy.formats import huggingface, ollama
 from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
+from shimmy.formats.safetensors import InvalidSafetensors
+from shimmy.formats.unconvertible import Unconvertible
 from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults, SamplingParams
 from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, printable, shown
@@ -46,7 +49,7 @@ def scan(config: "Config", headers: Headers, warn: Warn = warn_of) -> Catalog:
     another file, the later one is called `name@folder`, then `name@folder-2` and so on; a broken file has a name too,
     so that no name depends on whether another file is whole. `warn` is told what is passed over without an entry.
     """
-    found = _Found(headers, warn)
+    found = _Found(headers, warn, config.safetensors_type)
     for root in config.roots:
         path = root.absolute()
         is_folder = os.path.isdir(path)  # noqa: PTH112 - never raises
@@ -96,13 +99,15 @@ class _Draft:
     shards: list[_File]
     manifest: ollama.Manifest | None = None
     adapters: dict[Path, _File] = field(default_factory=dict)  # of the manifest
+    notices: tuple[str, ...] = ()
 
 
 class _Found:
     """What one scan has seen so far."""
 
-    def __init__(self, headers: Headers, warn: Warn) -> None:
+    def __init__(self, headers: Headers, warn: Warn, safetensors_type: str | None) -> None:
         self._headers = headers
+        self._safetensors_type = safetensors_type
         self._warn = warn
         self._drafts: list[_Draft | Rejected] = []  # a rejected one has its stem for a name
         self._others: dict[Path, dict[Path, _File]] = {}  # what is no model, by its folder
@@ -135,12 +140,31 @@ class _Found:
         identity = (folder.status.st_dev, folder.status.st_ino)
         if folder.is_safetensors and identity not in self._done:
             self._done.add(identity)
-            version = (*identity, folder.status.st_mtime_ns)
-            architecture = huggingface.architecture(folder.path)
-            reason = "SafeTensors folders are not served yet: convert it to GGUF"
-            self._safetensors.append(
-                Rejected(huggingface.name(folder.path), folder.path, "safetensors", reason, version, architecture)
-            )
+            self._add_checkpoint(folder.path, identity)
+
+    def _add_checkpoint(self, folder: Path, identity: tuple[int, int]) -> None:
+        """Take in the model in SafeTensors that `folder` is, as the GGUF it will become."""
+        from shimmy.formats import convert  # only who has such a folder pays for it
+
+        name = huggingface.name(folder)
+        try:
+            version = (*identity, *convert.version(folder))
+            plan = convert.plan(folder)
+        except (InvalidSafetensors, Unconvertible) as exc:
+            reason = printable(str(exc))
+        except OSError as exc:
+            reason = f"it cannot be read: {exc.strerror}"
+        else:
+            header = plan.header()
+            if self._safetensors_type is not None:
+                bits = SAFETENSORS_TYPES[self._safetensors_type]
+                n_bytes = int(header.n_params * bits / 8)
+                header = replace(header, quantization=self._safetensors_type.upper(), size_bytes=n_bytes)
+            self._drafts.append(_Draft(name, folder, [_File(header, version)], notices=plan.notices))
+            return
+        rejected_version = (*identity, folder.stat().st_mtime_ns)
+        architecture = huggingface.architecture(folder)
+        self._safetensors.append(Rejected(name, folder, "safetensors", reason, rejected_version, architecture))
 
     def add_manifest(self, manifest: ollama.Manifest) -> None:
         """Take in a model of Ollama's; the same file with other adapters or defaults is another model."""
@@ -290,6 +314,7 @@ class _Found:
             projector=projector,
             defaults=manifest.defaults if manifest else ModelDefaults(),
             needs_adapters=manifest is not None and bool(adapters),
+            notices=draft.notices,
         )
 
 

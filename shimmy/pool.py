@@ -17,7 +17,7 @@ from typing import Any
 
 from shimmy import memory
 from shimmy.config import Config
-from shimmy.engine.client import WorkerClient, start_worker
+from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
 from shimmy.events import Events
@@ -35,9 +35,7 @@ _DEFAULT_N_CTX = 8192
 # Where that does not fit, a smaller one will do, down to this.
 _LEAST_N_CTX = 2048
 
-StartWorker = Callable[
-    [str, WorkerOptions, Callable[[WorkerClient], None], Callable[[], None]], Awaitable[WorkerClient]
-]
+StartWorker = Callable[[str, WorkerOptions, Hooks], Awaitable[WorkerClient]]
 
 
 class State(StrEnum):
@@ -70,6 +68,7 @@ class Slot:
     is_pinned: bool = False  # somebody asked for it to be kept without end: it is never evicted
     active: WorkerClient | None = None
     loading: "asyncio.Task[None] | None" = None  # of the first worker, or of the next one
+    progress: float | None = None  # of a conversion that its load begins with
     waiters: "list[asyncio.Future[WorkerClient]]" = field(default_factory=list)  # for a worker
 
     @property
@@ -334,7 +333,7 @@ class Pool:
         options = self._options(model, self._fitting_n_ctx(model))
         lot = await self._take(slot, model, options)
         try:
-            client = await self._start_in(lot, model, options)
+            client = await self._start_in(slot, lot, model, options)
         except OutOfMemory as error:
             if not (idle := [other for other in self._victims(slot) if other.active and other.active.is_idle]):
                 raise
@@ -342,7 +341,7 @@ class Pool:
             for other in idle:
                 self.unload(other.wanted.name, "memory")
             await asyncio.wait(self._retiring.values())
-            client = await self._start_in(await self._take(slot, model, options), model, options)
+            client = await self._start_in(slot, await self._take(slot, model, options), model, options)
         load_s, facts = monotonic() - started_s, client.facts
         if slot.worker is not None and facts.template_error and not slot.worker.facts.template_error:
             self._retire(client, "failed")
@@ -372,15 +371,21 @@ class Pool:
             self._retire(old, "swapped")
             return await self._room.take(model.name, need, make_room)
 
-    async def _start_in(self, lot: Lot, model: Model, options: WorkerOptions) -> WorkerClient:
+    async def _start_in(self, slot: Slot, lot: Lot, model: Model, options: WorkerOptions) -> WorkerClient:
         """Start a worker that may take `lot`; raises OutOfMemory when that was too little."""
+
+        def on_progress(fraction: float) -> None:
+            if slot.progress is None or int(100 * fraction) > int(100 * slot.progress):
+                slot.progress = fraction
+                self._events.tell("converting", model.name, percent=int(100 * fraction))
+
         n_busy = sum(client.n_jobs > 0 for client in self._lots)
         options = replace(options, share=Share(n_busy + 1))
         self._n_starting += 1
         self._share_processor()
         try:
             await self._until_shared()
-            client = await self._start(model.name, options, self._on_death, self._share_processor)
+            client = await self._start(model.name, options, Hooks(self._on_death, self._share_processor, on_progress))
             if not client.is_alive:
                 raise ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready")
         except OutOfMemory as error:
@@ -390,6 +395,7 @@ class Pool:
             self._room.give_back(lot)
             raise
         finally:
+            slot.progress = None
             self._n_starting -= 1
         self._lots[client] = lot
         self._metrics.models_loaded.add(1)
@@ -444,6 +450,8 @@ class Pool:
             speculate=self._config.speculate,
             log_level=self._config.log_level,
             log_format=self._config.log_format,
+            cache_dir=None if self._config.cache_dir is None else str(self._config.cache_dir),
+            safetensors_type=self._config.safetensors_type,
         )
 
     def _n_ctx(self, model: Model) -> int:

@@ -45,6 +45,7 @@ class Model:
     projector: Path | None = field(default=None, compare=False)  # no worker loads it, so another one changes nothing
     defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor do these
     needs_adapters: bool = False  # they are a part of it, and not just an offer
+    notices: tuple[str, ...] = ()  # what is different from what its folder says, for a person
 
 
 @dataclass(frozen=True, slots=True)

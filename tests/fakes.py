@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, cast
 
 from shimmy import config
 from shimmy.api.exchange import ASGIApp, ASGIMessage
-from shimmy.engine.client import JobStream, WorkerClient
+from shimmy.engine.client import Hooks, JobStream, WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ShimmyError
 from shimmy.events import Events
@@ -124,9 +124,7 @@ def services(
 ) -> Services:
     """Services whose pool starts `worker`, after `load` where there is one. `settings` are flags by their names."""
 
-    async def start(
-        _name: str, _options: WorkerOptions, _on_death: Callable[[WorkerClient], None], _on_busy: Callable[[], None]
-    ) -> WorkerClient:
+    async def start(_name: str, _options: WorkerOptions, _hooks: Hooks) -> WorkerClient:
         if load is not None:
             await load()
         return cast("WorkerClient", worker)

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from shimmy import __version__, cli, pool, server
 from shimmy.config import OPTIONS, Bind, Config
-from shimmy.engine.client import WorkerClient
+from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
 from shimmy.frozen import Home
@@ -59,12 +59,9 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     """Every command gets this worker and not a process."""
     worker = Worker(SCRIPT)
 
-    async def start(
-        name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None], on_busy: Callable[[], None]
-    ) -> WorkerClient:
+    async def start(name: str, options: WorkerOptions, hooks: Hooks) -> WorkerClient:
         assert name == "tiny"
-        assert callable(on_death)
-        assert callable(on_busy)
+        assert callable(hooks.on_death)
         worker.options = options
         return cast("WorkerClient", worker)
 
@@ -260,6 +257,7 @@ def test_list_is_json_for_scripts(path: Path, capsys: pytest.CaptureFixture[str]
         "name": "tiny", "path": str(path), "size_bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
         "architecture": "llama", "quantization": "F32", "n_params": 157632, "n_ctx_train": 512,
         "has_chat_template": True, "is_embedding": False, "adapters": [], "projector": None,
+        "notices": [],
     }  # fmt: skip
 
 

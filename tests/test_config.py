@@ -25,6 +25,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "preload": ("a,b", ["a", "b"], "preload", ("a", "b")),
     "alias": ("a=b,c*=d", ["a=b", "c*=d"], "aliases", (("a", "b"), ("c*", "d"))),
     "default_model": ("tiny", "tiny", "default_model", "tiny"),
+    "safetensors_type": ("Q8_0", "q8_0", "safetensors_type", "q8_0"),
     "speculation": ("off", False, "speculate", False),
     "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
     "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),
@@ -47,7 +48,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
 OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
-    "speculation": "true", "cache_dir": "/other", "alias": "x=y", "lora": "/other",
+    "speculation": "true", "cache_dir": "/other", "alias": "x=y", "safetensors_type": "f16", "lora": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 

@@ -14,6 +14,7 @@ from shimmy.discovery import MAX_DEPTH, report, scan
 from shimmy.formats import gguf
 from shimmy.headers import Headers
 from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
+from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
 
 
@@ -275,7 +276,28 @@ def test_a_safetensors_folder_is_an_entry_with_the_reason(tmp_path: Path) -> Non
         assert (entry.name, entry.path, entry.kind, entry.architecture) == (
             "qwen2.5-0.5b", path, "safetensors", "qwen2",
         )  # fmt: skip
-        assert entry.reason == "SafeTensors folders are not served yet: convert it to GGUF"
+        assert entry.reason == "it has neither `model.safetensors` nor `model.safetensors.index.json`"
+
+
+def test_a_sound_safetensors_folder_is_listed_as_the_gguf_it_will_become(tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "Tiny_Model", n_shards=2)
+    (found,) = scan_paths(tmp_path).models
+    (made_as_gguf,) = scan_paths(write_tiny_model(folder(tmp_path / "other"), "tiny-model")).models
+    alike = ("architecture", "quantization", "n_params", "n_ctx_train", "n_embd", "n_ff", "n_kv", "has_chat_template")
+    assert (found.name, found.path) == ("tiny-model", path)
+    for name in alike:
+        assert getattr(found, name) == getattr(made_as_gguf, name), name
+    write_tiny_llama(path, seed=1, n_shards=2)
+    (changed,) = scan_paths(path).models
+    assert changed != found
+
+
+def test_a_type_asked_for_is_that_of_safetensors_folders(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "tiny")
+    wanted = config.load({"model_path": [str(tmp_path)], "safetensors_type": "q8_0"}, {})
+    (found,) = scan(wanted, Headers()).models
+    assert found.quantization == "Q8_0"
+    assert found.size_bytes < found.n_params * 4 / 3
 
 
 def test_a_safetensors_folder_beside_a_gguf_takes_no_name(tmp_path: Path) -> None:

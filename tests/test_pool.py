@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from shimmy import config
-from shimmy.engine.client import WorkerClient
+from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShuttingDown
 from shimmy.events import Events
@@ -78,12 +78,11 @@ class Start:
         self,
         name: str,
         options: WorkerOptions,
-        on_death: Callable[[WorkerClient], None],
-        on_busy: Callable[[], None],
+        hooks: Hooks,
     ) -> WorkerClient:
         self.n_loads += 1
-        self.on_busy = on_busy
-        load = Load(name, options, on_death)
+        self.on_busy = hooks.on_busy
+        load = Load(name, options, hooks)
         self.loads.put_nowait(load)
         return await load.outcome
 
@@ -91,9 +90,10 @@ class Start:
 class Load:
     """One load under way."""
 
-    def __init__(self, name: str, options: WorkerOptions, on_death: Callable[[WorkerClient], None]) -> None:
+    def __init__(self, name: str, options: WorkerOptions, hooks: Hooks) -> None:
         self.options = options
-        self.client = Client(name, on_death)
+        self.on_progress = hooks.on_progress
+        self.client = Client(name, hooks.on_death)
         self.outcome: asyncio.Future[WorkerClient] = asyncio.get_running_loop().create_future()
 
     def succeed(self) -> Client:
@@ -154,14 +154,15 @@ async def test_every_model_has_its_own_worker() -> None:
 async def test_a_worker_is_told_what_the_person_configured() -> None:
     house = House(
         ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}",
-        lora=["a.gguf=0.5", "b.gguf"],
+        lora=["a.gguf=0.5", "b.gguf"], cache_dir="/cache", safetensors_type="q8_0",
     )  # fmt: skip
     with_sibling = replace(TINY, adapters=(Path("beside.gguf"),))
     caller = asyncio.create_task(house.pool.ensure_ready(with_sibling))
     load = await house.loading()
     assert load.options == WorkerOptions(
-        "tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}", (("a.gguf", 0.5), ("b.gguf", 1.0)), ("beside.gguf",)
-    )
+        "tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}", (("a.gguf", 0.5), ("b.gguf", 1.0)), ("beside.gguf",),
+        cache_dir="/cache", safetensors_type="q8_0",
+    )  # fmt: skip
     load.succeed()
     await caller
 
@@ -827,3 +828,22 @@ async def test_adapters_beside_a_model_are_offered_and_its_own_are_applied() -> 
         assert (load.options.lora, load.options.siblings) == (lora, siblings)
         load.succeed()
         await task
+
+
+@on_loop
+async def test_the_progress_of_a_conversion_is_told_by_the_percent() -> None:
+    house = House()
+    listener = house.events.listen()
+    asking = house.ask()
+    load = await house.loading()
+    for fraction in (0.0, 0.001, 0.42, 0.421, 0.4, 1.0):
+        load.on_progress(fraction)
+    slot = house.pool.slot(TINY.name)
+    assert slot is not None
+    assert slot.progress == 1.0
+    load.succeed()
+    await asking
+    assert slot.progress is None
+    house.events.close()
+    told = [event.details["percent"] async for event in listener if event.kind == "converting"]
+    assert told == [0, 42, 100]

@@ -107,12 +107,15 @@ def _entry(services: "Services", model: Entry) -> "Json":
         "embedding": model.is_embedding,
         "adapters": [{"path": shown(path), "scale": float(model.needs_adapters)} for path in model.adapters],
         "projector": shown(model.projector) if model.projector else None,
+        "notices": list(model.notices),
         "last_used": pool.last_used_s(model.name),
         "error": services.registry.catalog.rejected_reason(model.name) or (failure.reason if failure else None),
     }
     if slot is None:
         return entry
     entry["state"] = slot.state
+    if slot.progress is not None:
+        entry["converted_percent"] = int(100 * slot.progress)
     entry["keep_alive_s"] = None if math.isinf(slot.keep_alive_s) else slot.keep_alive_s
     entry["pinned"] = slot.is_pinned
     entry["jobs"] = slot.n_jobs

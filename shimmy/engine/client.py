@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
 
@@ -27,10 +27,14 @@ _KILL_AFTER_S = 5.0
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
+def own_program() -> list[str]:
+    """How this program is started once more."""
+    return [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-m", "shimmy"]
+
+
 def worker_command(socket_fd: int, name: str) -> list[str]:
     """The program itself with its hidden sub-command; `name` is only there for a person reading `ps`."""
-    program = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-m", "shimmy"]
-    return [*program, "worker", str(socket_fd), name]
+    return [*own_program(), "worker", str(socket_fd), name]
 
 
 class JobStream:
@@ -99,6 +103,15 @@ class JobStream:
             self._wake()
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a worker's keeper wants to be told."""
+
+    on_death: "Callable[[WorkerClient], None]" = lambda _: None  # once, however it ended
+    on_busy: Callable[[], None] = lambda: None  # it got its first job, or has ended its last
+    on_progress: Callable[[float], None] = lambda _: None  # how much of a conversion is done, from 0 to 1
+
+
 class WorkerClient(asyncio.Protocol):
     """A running worker with its model loaded; made by `start_worker`."""
 
@@ -108,16 +121,14 @@ class WorkerClient(asyncio.Protocol):
         self,
         name: str,
         process: "subprocess.Popen[bytes]",
-        on_death: Callable[["WorkerClient"], None],
-        on_busy: Callable[[], None],
+        hooks: Hooks,
     ) -> None:
         self.name = name
         self.n_running = 0
         self.n_waiting = 0
         self.is_alive = True
         self._process = process
-        self._on_death = on_death
-        self._on_busy = on_busy  # called when the first job comes and when the last one ends
+        self._hooks = hooks
         self._share = wire.Share()
         self._n_untaken = 0  # shares that were told and are not taken yet
         self._taken = asyncio.Event()
@@ -170,7 +181,7 @@ class WorkerClient(asyncio.Protocol):
         self._idle.clear()
         self._send(wire.job_frame(job))
         if len(self._streams) == 1:
-            self._on_busy()
+            self._hooks.on_busy()
         return stream
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -222,6 +233,8 @@ class WorkerClient(asyncio.Protocol):
                     self._on_event(*wire.read_event(fields))
             case "result":
                 self._on_result(message)
+            case "progress" if not self.opened.done():
+                self._hooks.on_progress(min(1.0, max(0.0, float(message["fraction"]))))
             case "shared":
                 self._n_untaken -= 1
                 if self._n_untaken == 0:
@@ -281,7 +294,7 @@ class WorkerClient(asyncio.Protocol):
         self._note_idle()
         self._taken.set()
         self.n_running = self.n_waiting = 0
-        self._on_death(self)
+        self._hooks.on_death(self)
         self.ended.set()
 
     def _wait(self) -> int:
@@ -312,7 +325,7 @@ class WorkerClient(asyncio.Protocol):
     def _forget(self, job_id: int) -> bool:
         is_known = self._streams.pop(job_id, None) is not None
         if is_known and not self._streams:
-            self._on_busy()
+            self._hooks.on_busy()
             self._note_idle()
         return is_known
 
@@ -359,8 +372,7 @@ def _spawn(command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
 async def start_worker(
     name: str,
     options: wire.WorkerOptions,
-    on_death: Callable[[WorkerClient], None],
-    on_busy: Callable[[], None] = lambda: None,
+    hooks: Hooks,
 ) -> WorkerClient:
     """Start a process, have it load the model, and return it ready; raises ModelUnavailable with the reason."""
     ours, theirs = socket.socketpair()
@@ -371,7 +383,7 @@ async def start_worker(
             ours.close()
             raise ModelUnavailable(f"no worker could be started for `{name}`: {exc.strerror}") from exc
     _, client = await asyncio.get_running_loop().create_unix_connection(
-        lambda: WorkerClient(name, process, on_death, on_busy), sock=ours
+        lambda: WorkerClient(name, process, hooks), sock=ours
     )
     client.open(options)
     try:

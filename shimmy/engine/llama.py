@@ -111,6 +111,16 @@ class CpuBackend:
         raise ModelUnavailable(f"no CPU variant runs on this processor (tried: {', '.join(tried) or 'none'})")
 
 
+def quantize(source: Path, target: Path, file_type: int, n_threads: int) -> None:
+    """Write the model of the GGUF file `source` to `target` with weights of `file_type` (llama_ftype); its progress is
+    not told. Raises ModelUnavailable."""
+    params = _llama.llama_model_quantize_default_params()
+    params.ftype = file_type
+    params.nthread = n_threads
+    if _llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:
+        raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {_log.reason()}")
+
+
 class Batch:
     """The rows of one decode, in arrays of our own: llama.cpp never frees them (never call llama_batch_free)."""
 
@@ -366,6 +376,15 @@ class LlamaModel:
         """The template stored in the model file, unread and untrusted."""
         source = _llama.llama_model_chat_template(self._model, None)
         return None if source is None else bytes(source).decode("utf-8", "replace")
+
+    def metadata(self, key: str) -> str | None:
+        """The value of a metadata key as text; None where the model has none."""
+        n_bytes = _llama.llama_model_meta_val_str(self._model, key.encode(), None, 0)
+        if n_bytes < 0:
+            return None
+        buffer = ctypes.create_string_buffer(n_bytes + 1)
+        _llama.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     def _suppress_tokens(self) -> list[tuple[int, float]]:
         n_tokens = ctypes.c_int32(0)

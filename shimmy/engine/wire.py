@@ -1,7 +1,8 @@
 """What parent and worker say to each other over their socket: frames of JSON behind a length, never pickle.
 
 Knows how each message is written and read back; the two ends decide what to do with it. Parent to worker: `open`,
-`job`, `cancel`, `call`, `share`. Worker to parent: `opened`, `refused`, `step`, `result`, `shared`.
+`job`, `cancel`, `call`, `share`. Worker to parent: `progress`, `opened`, `refused`, `step`, `result`,
+`shared`.
 A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a malformed frame raises ProtocolError.
 """
 
@@ -76,6 +77,8 @@ class WorkerOptions:
     log_level: str = "info"
     log_format: str = "text"
     share: Share = Share()  # until another one is told
+    cache_dir: str | None = None  # for what can be made again
+    safetensors_type: str | None = None  # what the weights of a SafeTensors folder become; None: what they are
 
     @property
     def n_outputs(self) -> int:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shimmy import log
 from shimmy.engine import adapters, machine, sampling, variants, wire
@@ -27,7 +27,11 @@ from shimmy.engine.scheduler import JobEvent, Scheduler, Task
 from shimmy.engine.template import ChatTemplate
 from shimmy.errors import BadRequest, ContextExceeded, Internal, ModelUnavailable, ShimmyError, TemplateFailed
 from shimmy.formats import gguf
+from shimmy.formats.unconvertible import Unconvertible
 from shimmy.messages import Accepted, Adapter, ChatPrompt, Job, Message, ModelFacts, Prompt, TextPrompt
+
+if TYPE_CHECKING:
+    from shimmy.formats.normalizer import Normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ class Preparer:
             logger.warning("the chat template of the model does not compile: %s", error.message)
             self._template = error
         self._end_tokens: list[int] | None = None
+        self._normalizer = _normalizer(model)
 
     def task(self, job: Job) -> Task:
         """Check and prepare a job; raises BadRequest, ContextExceeded or TemplateFailed."""
@@ -102,9 +107,9 @@ class Preparer:
                 text = self.render(prompt)
                 if self._model.adds_bos:
                     text = text.removeprefix(self._model.special_text("bos"))
-                tokens = self._model.tokenize(text, add_special=True, parse_special=True)
+                tokens = self.tokenize(text, add_special=True, parse_special=True)
             case TextPrompt(text):
-                tokens = self._model.tokenize(text, add_special=True, parse_special=True)
+                tokens = self.tokenize(text, add_special=True, parse_special=True)
             case _:
                 tokens = list(prompt.tokens)
                 self.check_tokens(tokens, "prompt")
@@ -114,6 +119,11 @@ class Preparer:
                 raise BadRequest("the prompt is empty and the model has no token to begin with", param="prompt")
             tokens = [bos]
         return tokens
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if self._normalizer is not None:
+            text = self._normalizer.apply(text, parse_special=parse_special)
+        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def render(self, prompt: ChatPrompt) -> str:
         if isinstance(self._template, TemplateFailed):
@@ -130,7 +140,7 @@ class Preparer:
         """The answer to a `call` frame: the small questions about text and tokens."""
         match name:
             case "tokenize":
-                return self._model.tokenize(**arguments)
+                return self.tokenize(**arguments)
             case "detokenize":
                 self.check_tokens(arguments["tokens"], "tokens")
                 return self._model.detokenize(arguments["tokens"])
@@ -143,6 +153,19 @@ class Preparer:
         if self._end_tokens is None:
             self._end_tokens = self._model.end_tokens()
         return self._end_tokens
+
+
+def _normalizer(model: LlamaModel) -> "Normalizer | None":
+    """What the tokenizer of a converted model does to text before llama.cpp sees it; raises ModelUnavailable."""
+    stored = model.metadata("shimmy.tokenizer.normalizer")
+    if stored is None:
+        return None
+    from shimmy.formats.normalizer import Normalizer  # few models need it
+
+    try:
+        return Normalizer.from_text(stored)
+    except Unconvertible as exc:
+        raise ModelUnavailable(f"the model cannot be used: {exc}") from exc
 
 
 class Worker:
@@ -173,6 +196,7 @@ class Worker:
         self._n_threads = options.n_threads or machine.n_physical_cores()
         started_s = perf_counter()
         try:
+            options = self._with_gguf(options)
             self._model, offers = load(options, options.share.n_threads(self._n_threads))
             loaded_s = perf_counter()
             self._preparer, facts = validate(self._model, offers, options)
@@ -193,6 +217,25 @@ class Worker:
     @property
     def _load(self) -> tuple[int, int]:
         return self._scheduler.n_running, self._scheduler.n_waiting
+
+    def _with_gguf(self, options: wire.WorkerOptions) -> wire.WorkerOptions:
+        """`options` with the path of a GGUF, made of the SafeTensors folder that they name; raises ModelUnavailable."""
+        folder = Path(options.model_path)
+        if not folder.is_dir():
+            return options
+        from shimmy.engine import checkpoint  # few workers need it
+
+        told_percent = -1
+
+        def tell(share: float) -> None:
+            nonlocal told_percent
+            if int(100 * share) != told_percent:
+                told_percent = int(100 * share)
+                self._connection.send({"op": "progress", "fraction": share})
+
+        cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+        path = checkpoint.gguf_of(folder, cache_dir, options.safetensors_type, self._n_threads, tell)
+        return replace(options, model_path=str(path))
 
     def _take_orders(self, *, block: bool) -> None:
         while block or not self._to_schedule.empty():

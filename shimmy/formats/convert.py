@@ -22,7 +22,7 @@ from typing import Any
 
 from shimmy.formats import huggingface
 from shimmy.formats.architectures import Recipe, family_of, recipe, text_config
-from shimmy.formats.gguf import InvalidGguf, read_header
+from shimmy.formats.gguf import Array, GgufHeader, InvalidGguf, Value, describe, read_header
 from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, encode_header, write_tensor
 from shimmy.formats.pooling import config_path, pooling_type
 from shimmy.formats.safetensors import Checkpoint, Reader, read_folder, read_json
@@ -54,9 +54,21 @@ class Plan:
     size_bytes: int  # of all tensors in the GGUF; the vocabulary comes on top of it
     notices: tuple[str, ...]  # for a person
     is_embedding: bool  # made for embeddings, not for text
+    has_chat_template: bool
     recipe: Recipe
     config: Mapping[str, Any]
     checkpoint: Checkpoint
+
+    def header(self) -> GgufHeader:
+        """What the header of the GGUF will say, as far as a catalog wants to know it."""
+        metadata = {
+            key.encode(): _as_read(code, value) for key, code, value in [*_general(self), *self.recipe.metadata]
+        }
+        metadata[f"{self.architecture}.vocab_size".encode()] = self.config.get("vocab_size")
+        if self.has_chat_template:
+            metadata[b"tokenizer.chat_template"] = None
+        header = describe(metadata, len(self.recipe.outputs), self.n_params, self.size_bytes)
+        return replace(header, is_embedding=self.is_embedding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,7 @@ def plan(folder: Path) -> Plan:
         size_bytes=data_size(infos),
         notices=found.notices,
         is_embedding=found.architecture == "bert" or pooling is not None,
+        has_chat_template=_has_chat_template(folder),
         recipe=found,
         config=config,
         checkpoint=checkpoint,
@@ -143,6 +156,19 @@ def cached(
 def cache_name(folder: Path, target_type: str = "") -> str:
     """The file's name in the cache: of the folder's place, then of all that its GGUF depends on."""
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+    key = json.dumps([CONVERTER_VERSION, target_type, _sources(folder)])
+    return f"{place}-{target_type or 'lossless'}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.gguf"
+
+
+def version(folder: Path) -> tuple[int, int]:
+    """A number that is another one when a source has changed, and the time of the newest source in nanoseconds."""
+    sources = _sources(folder)
+    digest = hashlib.sha256(json.dumps(sources).encode()).digest()
+    return int.from_bytes(digest[:8], "little"), max((modified_ns for _, _, modified_ns, _ in sources), default=0)
+
+
+def _sources(folder: Path) -> list[tuple[str, int, int, int]]:
+    """All files that a GGUF depends on: name, size and times."""
     pooling = config_path(folder)
     paths = [path for path in folder.iterdir() if path.name.endswith(_SOURCE_SUFFIXES)]
     paths += [pooling] if pooling is not None and pooling.exists() else []
@@ -150,9 +176,31 @@ def cache_name(folder: Path, target_type: str = "") -> str:
     for path in sorted(paths):
         status = path.stat()
         # The time of the last change of the inode tells apart what was unpacked with one time for all.
-        sources.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
-    key = json.dumps([CONVERTER_VERSION, target_type, sources])
-    return f"{place}-{target_type or 'lossless'}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.gguf"
+        sources.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return sources
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether there seems to be one: the conversion reads it."""
+    with contextlib.suppress(OSError):
+        if (folder / "chat_template.jinja").is_file():
+            return True
+        path = folder / "tokenizer_config.json"
+        if path.is_file():
+            with path.open("rb") as file:
+                return b'"chat_template"' in file.read(MAX_CONFIG_BYTES)
+    return False
+
+
+def _as_read(code: GgufType, value: Any) -> Value:
+    """A value as `gguf` reads it back."""
+    if code is GgufType.STRING:
+        return str(value).encode()
+    if code is GgufType.ARRAY:
+        kind, items = value
+        return Array(len(items), () if kind is GgufType.STRING else tuple(items))
+    number: int | float = value
+    return number
 
 
 def _is_finished(target: Path) -> bool:

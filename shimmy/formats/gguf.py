@@ -71,14 +71,14 @@ _ENCODERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Array:
+class Array:
     """An array: how long it is, and its numbers where they are few."""
 
     n_items: int
     numbers: tuple[Any, ...] = ()
 
 
-Value = int | float | bytes | _Array | None  # None: a string too long to keep
+Value = int | float | bytes | Array | None  # None: a string too long to keep
 
 
 class InvalidGguf(ValueError):
@@ -248,7 +248,7 @@ class _Cursor:
         return self.take(n_bytes)
 
     def value(self, code: int, skip_strings: Callable[["_Cursor", int], None]) -> Value:
-        """One value of the gguf_type `code`; of an array only what `_Array` tells is kept."""
+        """One value of the gguf_type `code`; of an array only what `Array` tells is kept."""
         if layout := _SCALARS.get(code):
             scalar: int | float = self.unpack(layout)[0]
             return scalar
@@ -263,13 +263,13 @@ class _Cursor:
         code, n_items = self.unpack(_ARRAY_HEAD)
         if layout := _SCALARS.get(code):
             if n_items <= MAX_KEPT_NUMBERS:
-                return _Array(n_items, tuple(n for (n,) in layout.iter_unpack(self.take(n_items * layout.size))))
+                return Array(n_items, tuple(n for (n,) in layout.iter_unpack(self.take(n_items * layout.size))))
             self.skip(n_items * layout.size)
         elif code == _STRING:
             self._skip_strings(n_items, skip_strings)
         else:  # ggml knows no arrays of arrays either
             raise InvalidGguf(f"the array at byte {self.position} has items of the unsupported type {code}")
-        return _Array(n_items)
+        return Array(n_items)
 
     def _skip_strings(self, n_strings: int, skip_strings: Callable[["_Cursor", int], None]) -> None:
         self._n_strings_left -= n_strings
@@ -318,7 +318,7 @@ def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], None]) -> Content
     # Without tensors nothing behind the vocabulary would prove a jump right.
     metadata, types = _read_metadata(cursor, n_keys, skip_strings if n_tensors else _Cursor.walk_strings)
     tensors, n_params = _read_tensors(cursor, n_tensors, _alignment(metadata))
-    return Contents(_describe(metadata, n_tensors, n_params, cursor.size_bytes), metadata, types, tensors)
+    return Contents(describe(metadata, n_tensors, n_params, cursor.size_bytes), metadata, types, tensors)
 
 
 def _check_version(cursor: _Cursor) -> None:
@@ -397,7 +397,7 @@ def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[Tensor, int, int, int]:
     return Tensor(tuple(dimensions), code), n_elements, n_elements // block_elements * block_bytes, offset
 
 
-def _describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_bytes: int) -> GgufHeader:
+def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_bytes: int) -> GgufHeader:
     shard, n_shards = _integer(metadata, b"split.no"), _integer(metadata, b"split.count") or 1
     if not 0 <= shard < n_shards <= MAX_SHARDS:
         raise InvalidGguf(f"it says it is shard {shard + 1} of {n_shards}")
@@ -428,7 +428,7 @@ def _describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_
 
 def _n_vocab(metadata: dict[bytes, Value], architecture: str) -> int:
     tokens = metadata.get(b"tokenizer.ggml.tokens")
-    return tokens.n_items if isinstance(tokens, _Array) else _largest(metadata, architecture, "vocab_size")
+    return tokens.n_items if isinstance(tokens, Array) else _largest(metadata, architecture, "vocab_size")
 
 
 def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
@@ -454,7 +454,7 @@ def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:
 def _numbers(metadata: dict[bytes, Value], architecture: str, key: str) -> tuple[int, ...]:
     """The whole numbers under `key`, one for each layer or one for all; what cannot be a size counts as 0."""
     value = metadata.get(f"{architecture}.{key}".encode())
-    values = value.numbers if isinstance(value, _Array) else (value,) if value is not None else ()
+    values = value.numbers if isinstance(value, Array) else (value,) if value is not None else ()
     return tuple(number if isinstance(number, int) and 0 <= number < 2**32 else 0 for number in values)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from shimmy.engine import client as client_module
 from shimmy.engine import wire
-from shimmy.engine.client import JobStream, WorkerClient, start_worker, worker_command
+from shimmy.engine.client import Hooks, JobStream, WorkerClient, start_worker, worker_command
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import (
@@ -103,7 +103,7 @@ async def connected() -> AsyncIterator[Peer]:
     ours, theirs = socket.socketpair()
     process, deaths = FakeProcess(), list[WorkerClient]()
     _, client = await asyncio.get_running_loop().create_unix_connection(
-        lambda: WorkerClient("tiny", cast("subprocess.Popen[bytes]", process), deaths.append, lambda: None), sock=ours
+        lambda: WorkerClient("tiny", cast("subprocess.Popen[bytes]", process), Hooks(deaths.append)), sock=ours
     )
     peer = Peer(client, process, deaths)
     peer.reader, peer.writer = await asyncio.open_unix_connection(sock=theirs)
@@ -363,7 +363,7 @@ def test_close_returns_only_when_a_deaf_worker_has_really_ended(
 
     async def run() -> None:
         _, client = await asyncio.get_running_loop().create_unix_connection(
-            lambda: WorkerClient("deaf", process, lambda _: None, lambda: None), sock=ours
+            lambda: WorkerClient("deaf", process, Hooks()), sock=ours
         )
         client.opened.cancel()
         client.submit(GenerateRequest("deaf", TextPrompt("x" * n_unread_bytes)))
@@ -459,7 +459,7 @@ async def test_a_program_that_ends_at_once_is_a_load_that_failed(monkeypatch: py
     monkeypatch.setattr(client_module, "worker_command", lambda _fd, _name: ["sh", "-c", "exit 5"])
     deaths: list[WorkerClient] = []
     with pytest.raises(ModelUnavailable, match="exit code 5"):
-        await start_worker("tiny", OPTIONS, deaths.append)
+        await start_worker("tiny", OPTIONS, Hooks(deaths.append))
     assert len(deaths) == 1
 
 
@@ -468,4 +468,4 @@ async def test_a_program_that_cannot_be_started_is_a_load_that_failed(monkeypatc
     """No memory, no processes or no files left: the caller gets an error of the tree, and nothing stays open."""
     monkeypatch.setattr(client_module, "worker_command", lambda _fd, _name: ["/nowhere/shimmy"])
     with pytest.raises(ModelUnavailable, match="tiny"):
-        await start_worker("tiny", OPTIONS, lambda _: None)
+        await start_worker("tiny", OPTIONS, Hooks())

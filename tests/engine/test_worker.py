@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shimmy.engine import client as client_module
-from shimmy.engine.client import JobStream, WorkerClient, start_worker
+from shimmy.engine.client import Hooks, JobStream, WorkerClient, start_worker
 from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import (
     BadRequest,
@@ -69,7 +69,7 @@ def options(path: Path, **changes: Any) -> WorkerOptions:
 @contextlib.asynccontextmanager
 async def worker(path: Path, **changes: Any) -> AsyncIterator[WorkerClient]:
     """A worker that has loaded the model at `path`, and its end."""
-    client = await start_worker("tiny", options(path, **changes), lambda _: None)
+    client = await start_worker("tiny", options(path, **changes), Hooks())
     try:
         yield client
     finally:
@@ -303,7 +303,7 @@ async def test_a_broken_adapter_ends_the_load_when_asked_for_and_is_passed_over_
         case _:
             path = tiny_model
     with pytest.raises(ModelUnavailable, match=f"the adapter `{path.name}` cannot be applied: "):
-        await start_worker("tiny", options(tiny_model, lora=((str(path), 1.0),)), lambda _: None)
+        await start_worker("tiny", options(tiny_model, lora=((str(path), 1.0),)), Hooks())
     good = str(write_tiny_adapter(tmp_path, "good", seed=1))
     async with worker(tiny_model, lora=((good, 1.0),)) as client:
         expected = await answer(client, "hello")
@@ -449,7 +449,7 @@ async def test_a_worker_takes_its_part_of_the_processor_in_the_middle_of_a_job(t
 @on_loop
 async def test_a_killed_worker_fails_every_stream_and_call(tiny_model: Path) -> None:
     deaths: list[WorkerClient] = []
-    client = await start_worker("tiny", options(tiny_model), deaths.append)
+    client = await start_worker("tiny", options(tiny_model), Hooks(deaths.append))
     os.kill(client.pid, signal.SIGSTOP)
     streams = [client.submit(request("hello")) for _ in range(8)]
     call = asyncio.ensure_future(client.detokenize([5]))
@@ -471,7 +471,7 @@ async def test_a_killed_worker_fails_every_stream_and_call(tiny_model: Path) -> 
 @on_loop
 async def test_closing_ends_the_process_and_its_jobs_and_may_be_repeated(tiny_model: Path) -> None:
     deaths: list[WorkerClient] = []
-    client = await start_worker("tiny", options(tiny_model, n_ctx=VAST), deaths.append)
+    client = await start_worker("tiny", options(tiny_model, n_ctx=VAST), Hooks(deaths.append))
     stream = client.submit(request("hello", n_predict=None))
     await stream.accepted()
     await asyncio.gather(client.close(), client.close())
@@ -493,7 +493,7 @@ async def test_leaving_during_a_load_ends_the_process(tiny_model: Path, monkeypa
         clients.put_nowait(client)
 
     monkeypatch.setattr(WorkerClient, "open", send_and_tell)
-    load = asyncio.create_task(start_worker("tiny", options(tiny_model), lambda _: None))
+    load = asyncio.create_task(start_worker("tiny", options(tiny_model), Hooks()))
     client = await clients.get()
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -566,7 +566,7 @@ def test_a_context_that_memory_has_no_room_for_is_refused_with_the_reason(
 
 
 async def _start(wanted: WorkerOptions) -> None:
-    client = await start_worker("tiny", wanted, lambda _: None)
+    client = await start_worker("tiny", wanted, Hooks())
     await client.close()
 
 

@@ -1,0 +1,108 @@
+"""Folders in SafeTensors are served like GGUF files: converted once, and the same text comes out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import StartServer
+from tests.e2e.harness import CHAT, PROMPTS, STEADY_SEED, Server, chat_body, run
+from tests.e2e.processes import wait_for
+from tests.tiny_checkpoints import write_tiny_llama
+from tests.tiny_models import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a GGUF, as a folder, and as a folder with shards."""
+    folder = tmp_path_factory.mktemp("both")
+    write_tiny_model(folder, "alpha", seed=STEADY_SEED)
+    write_tiny_llama(folder / "Whole", seed=STEADY_SEED)
+    write_tiny_llama(folder / "Shards", seed=STEADY_SEED, n_shards=3)
+    return folder
+
+
+def converted(cache: Path) -> list[Path]:
+    return sorted((cache / "converted").glob("*"))
+
+
+def texts(server: Server) -> list[str]:
+    return [server.chat(PROMPTS[0], name) for name in ("alpha", "whole", "shards")]
+
+
+def test_a_folder_answers_as_the_gguf_of_its_weights_does(start: StartServer, both: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    server = start("--model-path", both, "--cache-dir", cache)
+    assert {model["id"] for model in server.get("/v1/models").json()["data"]} == {"alpha", "whole", "shards"}
+    first = texts(server)
+    assert len(set(first)) == 1
+    files = converted(cache)
+    assert [path.suffix for path in files] == [".gguf", ".gguf"]
+    before = [path.stat().st_mtime_ns for path in files]
+    server.stop()
+    again = start("--model-path", both, "--cache-dir", cache)
+    assert texts(again) == first
+    assert [path.stat().st_mtime_ns for path in converted(cache)] == before, "made once"
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_memory(
+    start: StartServer, both: Path, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "a-file"
+    blocked.touch()
+    assert len(set(texts(start("--model-path", both, "--cache-dir", blocked / "cache")))) == 1
+
+
+def test_the_weights_can_be_made_smaller(start: StartServer, both: Path, tmp_path: Path) -> None:
+    server = start("--model-path", both, "--cache-dir", tmp_path / "cache", "--safetensors-type", "q8_0")
+    entry = server.get("/api/models/whole/status").json()
+    assert entry["quantization"] == "Q8_0"
+    assert server.chat(PROMPTS[0], "whole")
+    (file,) = converted(tmp_path / "cache")
+    assert file.stat().st_size < (both / "alpha.gguf").stat().st_size / 3
+
+
+def test_a_folder_that_changes_is_swapped(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    write_tiny_llama(folder / "tiny", seed=1)
+    server = start("--model-path", folder, "--cache-dir", tmp_path / "cache")
+    before = server.chat(PROMPTS[0], "tiny")
+    write_tiny_llama(folder / "tiny", seed=2)
+    wait_for("the new one", lambda: server.chat(PROMPTS[0], "tiny") != before)
+    assert len(converted(tmp_path / "cache")) == 1, "what was made of the old one is gone"
+
+
+def test_what_cannot_be_converted_says_why(start: StartServer, tmp_path: Path) -> None:
+    for name, model_type in (("strange", "mamba9"), ("quantised", "llama")):
+        write_tiny_llama(tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config |= {
+            "model_type": model_type,
+            "architectures": ["Strange"] if name == "strange" else ["LlamaForCausalLM"],
+        }
+        if name == "quantised":
+            config["quantization_config"] = {"quant_method": "gptq"}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    server = start("--model-path", tmp_path)
+    for name, word in (("strange", "Strange"), ("quantised", "gptq")):
+        reply = server.post(CHAT, chat_body("hello", name))
+        assert reply.status == 404
+        assert word.lower() in reply.error["message"].lower()
+
+
+@pytest.mark.parametrize("options", [(), ("--type", "q8_0")])
+def test_convert_writes_a_gguf_that_is_served(tmp_path: Path, both: Path, options: tuple[str, ...]) -> None:
+    target = tmp_path / "made.gguf"
+    done = run(tmp_path, "convert", both / "Whole", "-o", target, *options)
+    assert (done.returncode, done.stdout) == (0, f"{target}\n"), done.stderr
+    assert list(tmp_path.iterdir()) == [target]
+    (fields,) = json.loads(run(tmp_path, "list", "--json", "--model-path", target).stdout)
+    assert fields["quantization"] == ("Q8_0" if options else "F32")
+    generated = run(tmp_path, "generate", target, "--prompt", PROMPTS[0], "--temp", "0", "--max-tokens", "16")
+    assert generated.returncode == 0, generated.stderr
+
+
+def test_convert_says_what_is_wrong(tmp_path: Path) -> None:
+    done = run(tmp_path, "convert", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be converted" in done.stderr
