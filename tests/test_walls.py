@@ -39,7 +39,7 @@ BORDERS = {
 }
 DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
-    f"shimmy.engine.{name}" for name in ("adapters", "llama", "scheduler", "template", "jinja", "worker")
+    f"shimmy.engine.{name}" for name in ("adapters", "embedding", "llama", "scheduler", "template", "jinja", "worker")
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}
 
