@@ -258,6 +258,7 @@ class LlamaModel:
         self.n_ctx_train: int = _llama.llama_model_n_ctx_train(self._model)
         self.n_vocab: int = _llama.llama_vocab_n_tokens(self._vocab)
         self.adds_bos: bool = _llama.llama_vocab_get_add_bos(self._vocab)
+        self._check_vocabulary()
         self.can_rewind: bool = not (
             _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(self._model)
         )
@@ -266,6 +267,18 @@ class LlamaModel:
         self._adapters: list[int] = []  # pointers
         self._context: Any = None
         self.embeddings: EmbeddingContext | None = None
+
+    def _check_vocabulary(self) -> None:
+        """Refuse a vocabulary that lacks a token its tokenizer puts around a text: llama.cpp would abort there."""
+        is_wordpiece = _llama.llama_vocab_type(self._vocab) == _llama.LLAMA_VOCAB_TYPE_WPM
+        wanted = {
+            "bos": is_wordpiece or self.adds_bos,
+            "eos": not is_wordpiece and _llama.llama_vocab_get_add_eos(self._vocab),
+            "sep": is_wordpiece,
+        }
+        for which, is_wanted in wanted.items():
+            if is_wanted and getattr(_llama, f"llama_vocab_{which}")(self._vocab) < 0:
+                raise ModelUnavailable(f"`{self._name}` has no {which} token, which its tokenizer puts around a text")
 
     @property
     def writes(self) -> bool:

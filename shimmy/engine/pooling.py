@@ -5,10 +5,11 @@ is a worker, and so does the worker, of the header it reads itself. Knows nothin
 from dataclasses import dataclass
 from typing import Protocol
 
-# Rows of a decode that is filled with several inputs, or with a part of a long one. More would hardly be faster, and
-# take more memory: llama.cpp keeps room for the logits of every row, though nobody looks at them.
+# Rows of a decode that is filled with several inputs, or with a part of a long one: enough to keep the processor busy,
+# few enough that text generated beside them goes on flowing, and that the logits which llama.cpp keeps room for, of
+# every row and for nobody, stay small.
 _PACKED_ROWS = 256
-# In one decode; llama.cpp keeps room for the outputs of as many.
+# In one decode; llama.cpp keeps room for the outputs of as many, and knows 256 at most.
 _MAX_SEQUENCES = 64
 
 

@@ -174,3 +174,14 @@ async def test_damaged_weights_are_found_when_the_model_is_loaded(tmp_path: Path
     with pytest.raises(ModelUnavailable, match="NaN"):
         async with worker(path):
             pass
+
+
+@on_loop
+async def test_a_vocabulary_without_what_a_text_begins_with_is_found_when_the_model_is_loaded(tmp_path: Path) -> None:
+    path = write_tiny_bert(tmp_path)
+    # Without the key llama.cpp takes token 101, as BERT has it, and this vocabulary is smaller.
+    assert len(bert_vocabulary()) < 101
+    path.write_bytes(path.read_bytes().replace(b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.bus_token_id"))
+    with pytest.raises(ModelUnavailable, match="has no bos token"):
+        async with worker(path):
+            pass
