@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from shimmy.registry import Catalog, Model
 
 # What a model is to us, and nothing that a person asked for.
-_INNER_FIELDS = {"files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state"}
+_INNER_FIELDS = {
+    "files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state", "is_causal", "pooling",
+}  # fmt: skip
 _SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 

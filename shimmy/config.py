@@ -23,6 +23,7 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_FORMATS = ("text", "json")
+POOLINGS = ("mean", "cls", "last")
 
 
 class ConfigError(ValueError):
@@ -194,6 +195,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
     Option("threads", _integer(1, 512), None, "threads of a worker (default: the physical cores)", "N"),
     Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
+    Option("embeddings", _switch, False,
+           "let models that were not made for embeddings make some, too; each takes a second KV memory for them"),
+    Option("pooling", _one_of(POOLINGS), None,
+           f"how one embedding is made of those of all tokens: {', '.join(POOLINGS)} (default: as the model says; else "
+           "the mean for encoders, the last token for others)", "TYPE"),
     Option("keep_alive", seconds, 300.0,
            "how long a model stays loaded without a job: 90, 10m, 2h (default: 5m; negative: for ever)", "TIME"),
     Option("max_memory", n_bytes, None,
@@ -241,6 +247,8 @@ class Config:
     n_batch: int
     n_threads: int | None
     speculate: bool
+    embeddings: bool
+    pooling: str | None  # None: the model's own
     keep_alive_s: float  # infinite: for ever
     max_memory_bytes: int | None  # None: what the system has
     max_queue: int
@@ -301,6 +309,8 @@ def load(
         n_batch=values["batch_size"],
         n_threads=values["threads"],
         speculate=values["speculation"],
+        embeddings=values["embeddings"],
+        pooling=values["pooling"],
         keep_alive_s=values["keep_alive"],
         max_memory_bytes=values["max_memory"],
         max_queue=values["max_queue"],

@@ -310,6 +310,8 @@ class _Found:
             n_state=header.n_state,
             has_chat_template=header.has_chat_template,
             is_embedding=header.is_embedding,
+            is_causal=header.is_causal,
+            pooling=header.pooling,
             adapters=tuple(adapters),
             projector=projector,
             defaults=manifest.defaults if manifest else ModelDefaults(),

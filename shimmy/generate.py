@@ -10,8 +10,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from shimmy.config import Config
+from shimmy.engine import pooling
+from shimmy.errors import BadRequest
 from shimmy.events import Events
-from shimmy.messages import Accepted, Finished, GenerateRequest, Piece
+from shimmy.messages import Accepted, Embeddings, EmbedRequest, Finished, GenerateRequest, Piece
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
 from shimmy.registry import Model, Registry
@@ -95,5 +97,34 @@ class Generation:
 
 
 def generate(services: Services, request: GenerateRequest) -> Generation:
-    """Start a job for `request`; raises ModelNotFound at once. Never takes another model than the one asked for."""
-    return Generation(services, services.registry.resolve(request.model), request)
+    """Start a job for `request`. Never takes another model than the one asked for.
+
+    Raises ModelNotFound at once, and BadRequest for a model that writes no text.
+    """
+    model = services.registry.resolve(request.model)
+    if model.is_embedding:
+        message = f"`{model.name}` was made for embeddings and writes no text: ask another model, or `/v1/embeddings`"
+        raise BadRequest(message, param="model")
+    return Generation(services, model, request)
+
+
+async def embed(services: Services, request: EmbedRequest) -> tuple[Model, Embeddings]:
+    """The model and its embeddings of all inputs; a caller that is cancelled ends the job.
+
+    Raises ModelNotFound, BadRequest for a model that makes no embeddings, and what the worker says against the job.
+    """
+    started_s = monotonic()
+    model, config, metrics = services.registry.resolve(request.model), services.config, services.metrics
+    if reason := pooling.refusal(model, pooling=config.pooling, embeddings=config.embeddings):
+        raise BadRequest(f"`{model.name}` {reason}", param="model")
+    worker = await services.pool.ensure_ready(model, request.keep_alive_s)
+    waited_s = monotonic() - started_s
+    stream = worker.embed(request)
+    try:
+        embeddings = await stream.result()
+    finally:
+        stream.close()
+    finished = embeddings.finished
+    metrics.queue_wait_s.observe(waited_s + finished.timings.queue_ms / 1000, model.name)
+    metrics.prompt_tokens.add(finished.usage.n_prompt, model.name)
+    return model, embeddings

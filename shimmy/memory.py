@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shimmy.engine.pooling import EmbeddingPlan
     from shimmy.registry import Model
 
 # What a worker takes before it has opened a model: Python, the engine's code and its buffers of fixed size.
@@ -45,19 +46,37 @@ class Need:
 
 
 def need(
-    model: "Model", *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_adapter_bytes: int = 0
+    model: "Model",
+    *,
+    n_ctx: int,
+    n_batch: int,
+    n_sequences: int,
+    n_outputs: int,
+    n_adapter_bytes: int = 0,
+    plan: "EmbeddingPlan | None" = None,
 ) -> Need:
-    """What `model` takes with a KV pool of `n_ctx` tokens, decoding `n_batch` rows of which `n_outputs` have logits.
-
-    The terms of `compute` are the buffers llama.cpp reports at its start: logits (in the graph and handed out), the
-    attention mask of a batch in F16, the activations of a batch in F32, and beside them the vocabulary and samplers.
+    """What `model` takes with a KV pool of `n_ctx` tokens, decoding `n_batch` rows of which `n_outputs` have logits,
+    and with a context for embeddings opened to `plan`: beside the pool, or without it where it writes no text.
     """
-    logits = 2 * n_outputs * model.n_vocab * 4
+    vocabulary = model.n_vocab * (_TOKEN_BYTES + min(n_sequences, _N_SAMPLERS) * _CANDIDATE_BYTES)
+    kv, compute = 0, PROCESS_BYTES + vocabulary + n_adapter_bytes
+    if not model.is_embedding:
+        kv += model.n_kv * n_ctx * _KV_BYTES + model.n_state * n_sequences * _STATE_BYTES
+        compute += _compute(model, n_ctx, n_batch, 2 * n_outputs)
+    if plan is not None:
+        kv += model.n_kv * plan.n_ctx * _KV_BYTES + model.n_state * plan.n_sequences * _STATE_BYTES
+        # llama.cpp keeps room for the logits of every row, and an encoder does not compute them.
+        compute += _compute(model, plan.n_ctx, plan.n_batch, plan.n_batch * (2 if model.is_causal else 1))
+    return Need(model.size_bytes, kv, compute)
+
+
+def _compute(model: "Model", n_ctx: int, n_batch: int, n_logits: int) -> int:
+    """The buffers llama.cpp reports at its start: `n_logits` rows of logits (in the graph and handed out), the
+    attention mask of a batch in F16, the activations of a batch in F32."""
+    logits = n_logits * model.n_vocab * 4
     mask = n_batch * n_ctx * 2
     activations = n_batch * 3 * (model.n_embd + model.n_ff) * 4
-    vocabulary = model.n_vocab * (_TOKEN_BYTES + min(n_sequences, _N_SAMPLERS) * _CANDIDATE_BYTES)
-    kv = model.n_kv * n_ctx * _KV_BYTES + model.n_state * n_sequences * _STATE_BYTES
-    return Need(model.size_bytes, kv, PROCESS_BYTES + logits + mask + activations + vocabulary + n_adapter_bytes)
+    return logits + mask + activations
 
 
 def size_of(files: Iterable[str]) -> int:

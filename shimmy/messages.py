@@ -126,6 +126,29 @@ class GenerateRequest:
     lora: AdapterScales | None = None  # None: every adapter at its own scale
 
 
+# Text, or token ids used as they are.
+EmbeddingInput = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What every dialect turns a request for embeddings into; `inputs` are not empty, and there is one at least."""
+
+    model: str
+    inputs: tuple[EmbeddingInput, ...]
+    n_dimensions: int | None = None  # of each vector; None: as many as the model makes
+    keep_alive_s: float | None = None  # as in GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingJob:
+    """The embeddings of some inputs in a worker; `id` as in Job."""
+
+    id: int
+    inputs: tuple[EmbeddingInput, ...]
+    n_dimensions: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One generation in a worker; `id` is unique within its connection."""
@@ -194,7 +217,22 @@ class Finished:
     stop_string: str | None = None  # which of the job's stop strings ended it
 
 
-Event = Accepted | Piece | Finished
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The next embeddings of a job, in the order of its inputs: little-endian 32-bit floats, of length 1."""
+
+    vectors: tuple[bytes, ...]
+
+
+Event = Accepted | Piece | Vectors | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each input of a request, as in Vectors, and the end of the job that made them."""
+
+    vectors: tuple[bytes, ...]
+    finished: Finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from shimmy import memory
 from shimmy.config import Config
+from shimmy.engine import pooling
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
@@ -448,6 +449,8 @@ class Pool:
             lora=tuple((str(path), scale) for path, scale in (*own, *self._config.lora)),
             siblings=() if own else tuple(map(str, model.adapters)),
             speculate=self._config.speculate,
+            embeddings=self._config.embeddings,
+            pooling=self._config.pooling,
             log_level=self._config.log_level,
             log_format=self._config.log_format,
             cache_dir=None if self._config.cache_dir is None else str(self._config.cache_dir),
@@ -477,6 +480,13 @@ class Pool:
             n_batch=options.n_batch,
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,
+            plan=pooling.plan(
+                model,
+                n_ctx=options.n_ctx,
+                n_batch=options.n_batch,
+                pooling=options.pooling,
+                embeddings=options.embeddings,
+            ),
         )
 
     # -- workers that end ----------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ class Model:
     n_state: int
     has_chat_template: bool
     is_embedding: bool = False
+    is_causal: bool = True  # this and the next as GgufHeader has them
+    pooling: str = ""
     adapters: tuple[Path, ...] = ()  # LoRA files of its architecture that lie beside it
     projector: Path | None = field(default=None, compare=False)  # no worker loads it, so another one changes nothing
     defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor do these

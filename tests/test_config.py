@@ -27,6 +27,8 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "default_model": ("tiny", "tiny", "default_model", "tiny"),
     "safetensors_type": ("Q8_0", "q8_0", "safetensors_type", "q8_0"),
     "speculation": ("off", False, "speculate", False),
+    "embeddings": ("on", True, "embeddings", True),
+    "pooling": ("LAST", "last", "pooling", "last"),
     "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
     "temp": ("0", 0.0, "sampling", SamplingParams(temperature=0)),
     "n_predict": ("9", 9, "n_predict", 9),
@@ -48,7 +50,8 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
 OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
-    "speculation": "true", "cache_dir": "/other", "alias": "x=y", "safetensors_type": "f16", "lora": "/other",
+    "speculation": "true", "embeddings": "false", "pooling": "mean", "cache_dir": "/other", "alias": "x=y",
+    "safetensors_type": "f16", "lora": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 

@@ -15,7 +15,7 @@ from shimmy.formats import gguf
 from shimmy.headers import Headers
 from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
 from tests.tiny_checkpoints import write_tiny_llama
-from tests.tiny_models import STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
+from tests.tiny_models import BOOL, STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
 
 
 def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
@@ -211,12 +211,31 @@ def test_a_vocabulary_is_not_listed_as_a_model(tmp_path: Path) -> None:
         ("qwen3", [("qwen3.pooling_type", UINT32, 0)], False),
         ("qwen3", [("qwen3.pooling_type", STRING, "mean")], False),
         ("qwen3", [("llama.pooling_type", UINT32, 3)], False),
+        ("dream", [("dream.attention.causal", BOOL, False)], False),
     ],
 )
 def test_what_a_model_is_for(tmp_path: Path, architecture: str, keys: Metadata, is_embedding: bool) -> None:
     metadata: Metadata = [("general.architecture", STRING, architecture), *keys]
     (tmp_path / "model.gguf").write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes(32))]))
     assert [model.is_embedding for model in scan_paths(tmp_path).models] == [is_embedding]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "is_causal", "pooling"),
+    [
+        ("llama", [], True, ""),
+        ("bert", [("bert.pooling_type", UINT32, 1)], False, "mean"),
+        ("bert", [("bert.attention.causal", BOOL, True), ("bert.pooling_type", UINT32, 2)], False, "cls"),
+        ("qwen3", [("qwen3.pooling_type", UINT32, 3)], True, "last"),
+        ("qwen3", [("qwen3.pooling_type", UINT32, 4), ("qwen3.attention.causal", BOOL, False)], False, "rank"),
+        ("qwen3", [("qwen3.pooling_type", UINT32, 77)], True, ""),
+    ],
+)
+def test_how_a_model_pools(tmp_path: Path, architecture: str, keys: Metadata, is_causal: bool, pooling: str) -> None:
+    metadata: Metadata = [("general.architecture", STRING, architecture), *keys]
+    (tmp_path / "model.gguf").write_bytes(encode_gguf(metadata, [Tensor("weights", (8,), bytes(32))]))
+    (model,) = scan_paths(tmp_path).models
+    assert (model.is_causal, model.pooling) == (is_causal, pooling)
 
 
 def test_adapters_and_a_projector_belong_to_the_models_beside_them(tmp_path: Path) -> None:

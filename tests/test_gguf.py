@@ -63,6 +63,8 @@ def test_a_model_says_what_it_is(tmp_path: Path, read: Reader) -> None:
         n_state=0,
         has_chat_template=True,
         is_embedding=False,
+        is_causal=True,
+        pooling="",
         shard=0,
         n_shards=1,
         size_bytes=path.stat().st_size,

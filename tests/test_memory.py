@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from shimmy import memory
+from shimmy.engine.pooling import EmbeddingPlan, plan
 from shimmy.memory import Need, need, shown
+from shimmy.registry import Model
 from tests.fakes import model
 
 # SmolLM2-135M and gemma-3-270m, as their headers have them; and what a worker of each was seen to take, beside its
@@ -17,12 +19,12 @@ GEMMA = replace(model(), size_bytes=253_113_024, n_vocab=262_144, n_embd=640, n_
 SEEN = [(SMOLLM2, 2048, 212e6), (SMOLLM2, 8192, 349e6), (GEMMA, 2048, 428e6), (GEMMA, 8192, 534e6)]
 
 
-def reckoned(of: object, n_ctx: int, n_sequences: int = 32) -> Need:
-    return need(of, n_ctx=n_ctx, n_batch=512, n_sequences=n_sequences, n_outputs=32)  # type: ignore[arg-type]
+def reckoned(of: Model, n_ctx: int, n_sequences: int = 32, embeddings: EmbeddingPlan | None = None) -> Need:
+    return need(of, n_ctx=n_ctx, n_batch=512, n_sequences=n_sequences, n_outputs=32, plan=embeddings)
 
 
 @pytest.mark.parametrize(("of", "n_ctx", "seen_bytes"), SEEN)
-def test_what_is_reckoned_is_a_little_more_than_what_was_seen(of: object, n_ctx: int, seen_bytes: float) -> None:
+def test_what_is_reckoned_is_a_little_more_than_what_was_seen(of: Model, n_ctx: int, seen_bytes: float) -> None:
     seen_bytes *= 2**20 / 10**6  # the figures are MiB
     assert 1.0 <= reckoned(of, n_ctx).total / seen_bytes <= 1.2
 
@@ -35,6 +37,23 @@ def test_kv_memory_is_that_of_llama_cpp() -> None:
 def test_a_recurrent_state_is_one_for_each_sequence() -> None:
     mamba = replace(model(), n_kv=0, n_state=1_000)
     assert reckoned(mamba, 8192, n_sequences=4).kv == 4 * 1_000 * 4
+
+
+def test_embeddings_take_the_memory_of_their_context() -> None:
+    # all-MiniLM-L6-v2 has no KV cache, and llama.cpp keeps room for the logits of every row, which nobody computes.
+    minilm = replace(
+        model(), size_bytes=91_000_000, n_ctx_train=512, n_vocab=30_522, n_embd=384, n_ff=1536, n_kv=0,
+        is_embedding=True, is_causal=False, pooling="mean",
+    )  # fmt: skip
+    alone = reckoned(minilm, 8192, embeddings=plan(minilm, n_ctx=8192, n_batch=512))
+    assert alone.kv == 0
+    logits = 512 * 30_522 * 4
+    assert logits < alone.compute < logits + memory.PROCESS_BYTES + 25e6
+    text, both = (reckoned(SMOLLM2, 8192, embeddings=each) for each in (
+        None, plan(SMOLLM2, n_ctx=8192, n_batch=512, embeddings=True),
+    ))  # fmt: skip
+    assert both.kv == 2 * text.kv
+    assert both.compute > text.compute + 2 * 256 * 49_152 * 4
 
 
 def test_figures_for_people() -> None:

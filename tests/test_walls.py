@@ -40,7 +40,10 @@ BORDERS = {
 DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
     f"shimmy.engine.{name}"
-    for name in ("adapters", "llama", "scheduler", "template", "jinja", "worker", "checkpoint", "quantize")
+    for name in (
+        *("adapters", "checkpoint", "embedding", "llama", "quantize", "scheduler", "template", "jinja"),
+        "worker",
+    )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}
 

@@ -1,9 +1,10 @@
-"""Writes GGUF files: byte for byte what a test asks for, and tiny llama models that the real engine loads.
+"""Writes GGUF files: byte for byte what a test asks for, and tiny models that the real engine loads: llama, and BERT.
 
 The models have random weights, so they say nothing of sense, but greedy text is steady, differs from prompt to prompt
 and from seed to seed, and does not end by itself. The same arguments give the same bytes.
 """
 
+import math
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,10 @@ CHATML = (
 
 N_EMBD, N_LAYER, N_HEAD, N_FF = 64, 2, 4, 128
 UNKNOWN_TOKEN, BOS_TOKEN, EOS_TOKEN = range(3)
+
+BERT_N_EMBD, BERT_N_LAYER, BERT_N_HEAD, BERT_N_FF = 32, 2, 2, 64
+BERT_EPSILON = 1e-12
+BERT_PAD, BERT_UNKNOWN, BERT_CLS, BERT_SEP, BERT_MASK = range(5)
 
 _FORMATS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 
@@ -97,9 +102,13 @@ def write_tiny_model(
     chat_template: str | None = CHATML,
     seed: int = 0,
     n_shards: int = 1,
+    more: Sequence[tuple[str, int, Value]] = (),
 ) -> Path:
-    """Write `name`.gguf, or its shards, into `folder` and return the path of the (first) file: about 0.6 MB in all."""
-    metadata = _model_metadata(name, n_ctx_train, chat_template)
+    """Write `name`.gguf, or its shards, into `folder` and return the path of the (first) file: about 0.6 MB in all.
+
+    `more` is added to its metadata.
+    """
+    metadata = [*_model_metadata(name, n_ctx_train, chat_template), *more]
     tensors = model_tensors(seed)
     if n_shards == 1:
         path = folder / f"{name}.gguf"
@@ -114,6 +123,82 @@ def write_tiny_model(
         ]
         path.write_bytes(encode_gguf([*(metadata if index == 0 else []), *split], tensors[index::n_shards]))
     return paths[0]
+
+
+def write_tiny_bert(
+    folder: Path, name: str = "bert", *, n_ctx_train: int = 64, pooling: int | None = 1, seed: int = 0
+) -> Path:
+    """Write `name`.gguf, a BERT with a WordPiece vocabulary, into `folder` and return its path: about 100 KB.
+
+    `pooling` is a llama_pooling_type (1 mean, 2 cls, 3 last, 4 rank), or None for a file that does not say.
+    """
+    tokens = bert_vocabulary()
+    metadata: Metadata = [
+        ("general.architecture", STRING, "bert"),
+        ("general.type", STRING, "model"),
+        ("general.name", STRING, name),
+        ("general.file_type", UINT32, 0),
+        ("bert.context_length", UINT32, n_ctx_train),
+        ("bert.embedding_length", UINT32, BERT_N_EMBD),
+        ("bert.block_count", UINT32, BERT_N_LAYER),
+        ("bert.feed_forward_length", UINT32, BERT_N_FF),
+        ("bert.attention.head_count", UINT32, BERT_N_HEAD),
+        ("bert.attention.layer_norm_epsilon", FLOAT32, BERT_EPSILON),
+        ("bert.attention.causal", BOOL, False),
+        *([] if pooling is None else [("bert.pooling_type", UINT32, pooling)]),
+        ("tokenizer.ggml.model", STRING, "bert"),
+        ("tokenizer.ggml.tokens", ARRAY, Items(STRING, list(tokens))),
+        ("tokenizer.ggml.token_type", ARRAY, Items(INT32, [3 if text.startswith("[") else 1 for text in tokens])),
+        ("tokenizer.ggml.token_type_count", UINT32, 2),
+        ("tokenizer.ggml.padding_token_id", UINT32, BERT_PAD),
+        ("tokenizer.ggml.unknown_token_id", UINT32, BERT_UNKNOWN),
+        ("tokenizer.ggml.bos_token_id", UINT32, BERT_CLS),
+        ("tokenizer.ggml.seperator_token_id", UINT32, BERT_SEP),
+        ("tokenizer.ggml.mask_token_id", UINT32, BERT_MASK),
+    ]
+    path = folder / f"{name}.gguf"
+    path.write_bytes(encode_gguf(metadata, bert_tensors(n_ctx_train, seed)))
+    return path
+
+
+@cache
+def bert_vocabulary() -> tuple[str, ...]:
+    """As llama.cpp has WordPiece: `▁` begins a word, and nothing marks what goes on with one."""
+    words = ("hello", "world", "the", "user", "fox", "tells", "a", "story", "of", "water")
+    letters = ascii_letters[:26] + digits
+    beginnings = [f"▁{text}" for text in (*words, *letters, *".,!?")]
+    return ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*beginnings, *letters, "ing", "ed", "s"]))
+
+
+@cache
+def bert_tensors(n_ctx_train: int, seed: int) -> tuple[Tensor, ...]:
+    """Weights of the size that trained ones have, so that each layer adds about as much as it is given."""
+    random = Random(seed)
+    n_embd, n_ff = BERT_N_EMBD, BERT_N_FF
+
+    def norm(name: str) -> Iterator[Tensor]:
+        yield _spread(random, f"{name}.weight", (n_embd,), 0.3, mean=1.0)
+        yield _spread(random, f"{name}.bias", (n_embd,), 0.3)
+
+    def linear(name: str, n_in: int, n_out: int) -> Iterator[Tensor]:
+        yield _spread(random, f"{name}.weight", (n_in, n_out), n_in**-0.5)
+        yield _spread(random, f"{name}.bias", (n_out,), 0.1)
+
+    tensors = [
+        _spread(random, "token_embd.weight", (n_embd, len(bert_vocabulary())), 1.0),
+        _spread(random, "token_types.weight", (n_embd, 2), 0.3),
+        _spread(random, "position_embd.weight", (n_embd, n_ctx_train), 0.3),
+        *norm("token_embd_norm"),
+    ]
+    for layer in range(BERT_N_LAYER):
+        block = f"blk.{layer}"
+        for projection in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            tensors += linear(f"{block}.{projection}", n_embd, n_embd)
+        tensors += norm(f"{block}.attn_output_norm")
+        tensors += linear(f"{block}.ffn_up", n_embd, n_ff)
+        tensors += linear(f"{block}.ffn_down", n_ff, n_embd)
+        tensors += norm(f"{block}.layer_output_norm")
+    return tuple(tensors)
 
 
 def write_tiny_adapter(
@@ -256,13 +341,19 @@ def _signs(random: Random, name: str, shape: tuple[int, int], size: float) -> Te
 
 
 def _spread(
-    random: Random, name: str, shape: tuple[int, int], deviation: float, *, zero_rows: Iterable[int] = ()
+    random: Random,
+    name: str,
+    shape: tuple[int, ...],
+    deviation: float,
+    *,
+    mean: float = 0.0,
+    zero_rows: Iterable[int] = (),
 ) -> Tensor:
-    """Weights spread evenly around zero with the given standard deviation."""
-    row_length, n_rows = shape
-    integers = struct.unpack(f"<{row_length * n_rows}h", random.randbytes(2 * row_length * n_rows))
+    """Weights spread evenly around `mean` with the given standard deviation."""
+    row_length, n_weights = shape[0], math.prod(shape)
+    integers = struct.unpack(f"<{n_weights}h", random.randbytes(2 * n_weights))
     scale = deviation * 3**0.5 / 2**15
-    weights = array("f", [scale * integer for integer in integers])
+    weights = array("f", [mean + scale * integer for integer in integers])
     for row in zero_rows:
         weights[row * row_length : (row + 1) * row_length] = array("f", bytes(4 * row_length))
     return Tensor(name, shape, struct.pack(f"<{len(weights)}f", *weights))

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from shimmy.api import control, openai, ops
+from shimmy.api import control, embeddings, openai, ops
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Replies
 from shimmy.errors import MethodNotAllowed, NotFound
@@ -31,6 +31,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{rest:path}", openai.model),
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
+    ("POST", "/v1/embeddings", embeddings.embeddings),
     ("GET", "/api/events", control.events),
     ("GET", "/api/models", control.models),
     ("POST", "/api/models/discover", control.discover),

@@ -78,6 +78,10 @@ class Exchange:
     async def reply(self, value: object, status: int = 200) -> None:
         await send_reply(self._send, status, encode(value))
 
+    async def reply_json(self, body: bytes) -> None:
+        """A reply that is encoded already."""
+        await send_reply(self._send, 200, body)
+
     async def reply_text(self, text: str, content_type: bytes) -> None:
         await send_reply(self._send, 200, text.encode(), content_type)
 

@@ -6,6 +6,7 @@ prediction, and parallel_tool_calls while there are no tools.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,7 @@ def read_model(body: Json, default: str | None = None) -> str:
 
 
 def _request(body: Json, prompt: Prompt, config: "Config", defaults: ModelDefaults) -> GenerateRequest:
-    _refuse_not_served(body)
+    refuse_not_served(body, NOT_SERVED)
     limits = [_limit.read(body[name], name) for name in LIMITS if body.get(name) is not None]
     n_predict = limits[0] if limits else config.n_predict or defaults.n_predict
     stop = body.get("stop")
@@ -149,9 +150,10 @@ def _request(body: Json, prompt: Prompt, config: "Config", defaults: ModelDefaul
     )
 
 
-def _refuse_not_served(body: Json) -> None:
-    for name in NOT_SERVED.keys() & body.keys():
-        value, asks_nothing = body[name], NOT_SERVED[name]
+def refuse_not_served(body: Json, not_served: Mapping[str, tuple[object, ...]]) -> None:
+    """Raise BadRequest for a field of `not_served` whose value is not one of those that ask for nothing."""
+    for name in not_served.keys() & body.keys():
+        value, asks_nothing = body[name], not_served[name]
         # Types are compared too, because 1 == True.
         if value is None or any(type(value) is type(idle) and value == idle for idle in asks_nothing):
             continue

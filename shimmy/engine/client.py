@@ -19,7 +19,20 @@ from typing import Any
 
 from shimmy.engine import wire
 from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
-from shimmy.messages import Accepted, ChatPrompt, Event, Finished, GenerateRequest, Job, ModelFacts, Piece
+from shimmy.messages import (
+    Accepted,
+    ChatPrompt,
+    EmbeddingJob,
+    Embeddings,
+    EmbedRequest,
+    Event,
+    Finished,
+    GenerateRequest,
+    Job,
+    ModelFacts,
+    Piece,
+    Vectors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +73,8 @@ class JobStream:
                 if not self._accepted.done():
                     self._accepted.set_result(event)
                 return
+            case Vectors():
+                raise wire.ProtocolError("vectors for a job that writes text")
             case _:
                 self._end = event
                 if not self._accepted.done() and isinstance(event, ShimmyError):
@@ -103,6 +118,42 @@ class JobStream:
             self._wake()
 
 
+class EmbeddingStream:
+    """What the worker says about one job of embeddings: vectors, and how it ended."""
+
+    def __init__(self, job: EmbeddingJob, cancel: Callable[[int], None]) -> None:
+        self._job = job
+        self._cancel = cancel
+        self._vectors: list[bytes] = []
+        self._end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+
+    def put(self, event: Event | ShimmyError) -> None:
+        """Called by the client for each event of this job; raises ProtocolError for one that it cannot have."""
+        match event:
+            case Vectors(vectors):
+                self._vectors += vectors
+                n_bytes = len(self._vectors[0]) if self._vectors else 0
+                if len(self._vectors) > len(self._job.inputs) or any(len(vector) != n_bytes for vector in vectors):
+                    raise wire.ProtocolError("vectors that nobody asked for")
+            case Finished() if len(self._vectors) == len(self._job.inputs):
+                self._end.set_result(event)
+            case ShimmyError():
+                self._end.set_exception(event)
+                self._end.exception()  # a caller that left does not make this an unhandled one
+            case _:
+                raise wire.ProtocolError("an event that a job of embeddings does not have")
+
+    async def result(self) -> Embeddings:
+        """All vectors; raises the error that ended the job."""
+        finished = await asyncio.shield(self._end)
+        return Embeddings(tuple(self._vectors), finished)
+
+    def close(self) -> None:
+        """Cancel the job unless it has ended; safe to call twice."""
+        if not self._end.done():
+            self._cancel(self._job.id)
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What a worker's keeper wants to be told."""
@@ -136,7 +187,7 @@ class WorkerClient(asyncio.Protocol):
         self._reader = wire.FrameReader()
         self._transport: asyncio.Transport
         self._ids = itertools.count(1)
-        self._streams: dict[int, JobStream] = {}
+        self._streams: dict[int, JobStream | EmbeddingStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self.is_closing = False
         self._idle = asyncio.Event()
@@ -177,11 +228,16 @@ class WorkerClient(asyncio.Protocol):
             cache_prompt=request.cache_prompt,
             lora=request.lora,
         )
-        stream = self._streams[job.id] = JobStream(job.id, self._cancel)
-        self._idle.clear()
-        self._send(wire.job_frame(job))
-        if len(self._streams) == 1:
-            self._hooks.on_busy()
+        stream = JobStream(job.id, self._cancel)
+        self._begin(job.id, stream, wire.job_frame(job))
+        return stream
+
+    def embed(self, request: EmbedRequest) -> EmbeddingStream:
+        """Hand a job of embeddings to the worker."""
+        self._require_alive()
+        job = EmbeddingJob(next(self._ids), request.inputs, request.n_dimensions)
+        stream = EmbeddingStream(job, self._cancel)
+        self._begin(job.id, stream, wire.embed_frame(job))
         return stream
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -252,9 +308,9 @@ class WorkerClient(asyncio.Protocol):
         stream = self._streams.get(job_id)
         if stream is None:
             return  # cancelled meanwhile
+        stream.put(event)  # one that it cannot have ends the worker, and it hears of that
         if isinstance(event, Finished | ShimmyError):
             self._forget(job_id)
-        stream.put(event)
 
     def _on_result(self, message: wire.Frame) -> None:
         future = self._calls.get(message["id"])  # `_call` takes it out; until then `_bury` must find it
@@ -317,6 +373,13 @@ class WorkerClient(asyncio.Protocol):
         finally:
             self._calls.pop(call_id, None)
             self._note_idle()
+
+    def _begin(self, job_id: int, stream: JobStream | EmbeddingStream, message: wire.Frame) -> None:
+        self._streams[job_id] = stream
+        self._idle.clear()
+        self._send(message)
+        if len(self._streams) == 1:
+            self._hooks.on_busy()
 
     def _cancel(self, job_id: int) -> None:
         if self._forget(job_id) and self.is_alive:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.engine.sampling import Chain, Stage
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.messages import Adapter, ModelFacts
@@ -184,8 +185,74 @@ class Sampler:
             self._chain = None
 
 
+class EmbeddingContext:
+    """A context that gives one vector for each sequence instead of logits, as the embedder's Backend."""
+
+    def __init__(self, model: Any, plan: EmbeddingPlan, n_threads: int) -> None:
+        """Open it for the model behind the pointer `model`; OutOfMemory without the memory."""
+        params = _context_params(plan.n_ctx, plan.n_batch, plan.n_sequences, n_threads)
+        params.n_outputs_max = plan.n_batch  # every row of a batch is an output
+        params.embeddings = True
+        params.pooling_type = getattr(_llama, f"LLAMA_POOLING_TYPE_{plan.pooling.upper()}")
+        self.pointer = _llama.llama_init_from_model(model, params)
+        if not self.pointer:
+            raise OutOfMemory(f"no context of {plan.n_ctx} tokens for embeddings: {_log.reason()}")
+        self._memory = _llama.llama_get_memory(self.pointer)  # encoders have none
+        self._compute = _llama.llama_decode if _llama.llama_model_has_decoder(model) else _llama.llama_encode
+        is_causal = self._memory and _llama.llama_get_causal_attn(self.pointer)
+        self.in_parts = plan.in_parts and bool(is_causal)
+        # Other inputs have to be in one batch, and what is beyond a table of positions would be looked up nonetheless.
+        self.n_ctx = plan.n_ctx if self.in_parts else min(plan.n_ctx, plan.n_batch)
+        if not is_causal:
+            self.n_ctx = min(self.n_ctx, _llama.llama_model_n_ctx_train(model))
+        self.n_batch = plan.n_batch
+        self.n_packed = plan.n_packed
+        self.n_sequences = plan.n_sequences
+        self.n_embd: int = _llama.llama_model_n_embd_out(model)
+        self.batch = Batch(plan.n_batch)
+
+    def compute(self) -> int:
+        """Run the rows of `batch`: 0 done, anything else an error of the engine."""
+        return int(self._compute(self.pointer, self.batch.struct))
+
+    def vector(self, sequence: int) -> list[float]:
+        """The embedding of a sequence in the last batch, not normalised; empty when it was not in it."""
+        values = _llama.llama_get_embeddings_seq(self.pointer, sequence)
+        return list(values[: self.n_embd]) if values else []
+
+    def forget(self, sequence: int) -> None:
+        _llama.llama_memory_seq_rm(self._memory, sequence, 0, -1)
+
+    def wipe(self) -> None:
+        """Forget everything, and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
+        _llama.llama_memory_clear(self._memory, True)
+
+    def warm_up(self, tokens: Sequence[int]) -> None:
+        """Compute an embedding; raises ModelUnavailable when that is not possible."""
+        self.batch.clear()
+        self.batch.add(tokens, 0, 0, n_outputs=len(tokens))
+        if self.compute() != 0:
+            raise ModelUnavailable(f"the engine could not compute an embedding with this model: {_log.reason()}")
+        if not math.isfinite(sum(self.vector(0))):
+            self.wipe()
+            raise ModelUnavailable("the model computes no numbers (NaN): its weights are damaged")
+        self.forget(0)
+
+
+def _context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -> Any:
+    params = _llama.llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = params.n_ubatch = n_batch
+    params.n_seq_max = n_sequences
+    params.n_threads = params.n_threads_batch = n_threads
+    params.kv_unified = True  # prompt and decode rows share one graph
+    params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
+    params.no_perf = True
+    return params
+
+
 class LlamaModel:
-    """A model in memory with one context over one unified KV pool."""
+    """A model in memory with one context over one unified KV pool, one for embeddings, or both."""
 
     def __init__(self, path: Path, cpu: CpuBackend) -> None:
         """Map the weights of `path`; raises ModelUnavailable with the engine's own reason."""
@@ -195,19 +262,38 @@ class LlamaModel:
             reason = _log.reason()
             kind = OutOfMemory if any(sign in reason for sign in _SIGNS_OF_NO_MEMORY) else ModelUnavailable
             raise kind(f"the engine could not load `{path.name}`: {reason}")
-        if not _llama.llama_model_has_decoder(self._model):
-            raise ModelUnavailable(f"`{path.name}` has no decoder: it cannot generate text")
+        self._name = path.name
         self._cpu = cpu
         self._vocab = _llama.llama_model_get_vocab(self._model)
         self.n_ctx_train: int = _llama.llama_model_n_ctx_train(self._model)
         self.n_vocab: int = _llama.llama_vocab_n_tokens(self._vocab)
         self.adds_bos: bool = _llama.llama_vocab_get_add_bos(self._vocab)
+        self._check_vocabulary()
         self.can_rewind: bool = not (
             _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(self._model)
         )
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
         self._adapters: list[int] = []  # pointers
+        self._context: Any = None
+        self.embeddings: EmbeddingContext | None = None
+
+    def _check_vocabulary(self) -> None:
+        """Refuse a vocabulary that lacks a token its tokenizer puts around a text: llama.cpp would abort there."""
+        is_wordpiece = _llama.llama_vocab_type(self._vocab) == _llama.LLAMA_VOCAB_TYPE_WPM
+        wanted = {
+            "bos": is_wordpiece or self.adds_bos,
+            "eos": not is_wordpiece and _llama.llama_vocab_get_add_eos(self._vocab),
+            "sep": is_wordpiece,
+        }
+        for which, is_wanted in wanted.items():
+            if is_wanted and getattr(_llama, f"llama_vocab_{which}")(self._vocab) < 0:
+                raise ModelUnavailable(f"`{self._name}` has no {which} token, which its tokenizer puts around a text")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it has a context for text."""
+        return self._context is not None
 
     def add_adapter(self, path: Path) -> None:
         """Load the LoRA adapter at `path`, checked by `formats.lora`, before the context is opened, which reserves the
@@ -218,28 +304,22 @@ class LlamaModel:
         self._adapters.append(adapter)
 
     def remove_adapter(self, index: int) -> None:
-        """Free an adapter; those behind it move up, and none is set."""
+        """Free an adapter that is not set for embeddings; those behind it move up, and none is set."""
         self.set_scales([0.0] * len(self._adapters))
         _adapter_free(self._adapters.pop(index))
 
     def open_context(
         self, *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_threads: int, exact: bool = False
     ) -> None:
-        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory.
+        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory, and
+        ModelUnavailable when the model cannot generate text.
 
         `n_outputs` is how many rows of one decode may have logits. `exact` keeps the pool in F32 and does without flash
         attention, which rounds to F16: slower and twice the memory, for comparing with a reference.
         """
-        params = _llama.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = n_batch
-        params.n_seq_max = n_sequences
+        params = _context_params(n_ctx, n_batch, n_sequences, n_threads)
         # 0 would reserve n_ubatch rows, exceeding it aborts.
         self.n_outputs = params.n_outputs_max = n_outputs
-        params.n_threads = params.n_threads_batch = n_threads
-        params.kv_unified = True  # prompt and decode rows share one graph
-        params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
-        params.no_perf = True
         if exact:
             params.type_k = params.type_v = _llama.GGML_TYPE_F32
             params.flash_attn_type = _llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -247,14 +327,31 @@ class LlamaModel:
         if not self._context:
             raise OutOfMemory(f"no context of {n_ctx} tokens: {_log.reason()}")
         self._memory = _llama.llama_get_memory(self._context)
+        if not (_llama.llama_model_has_decoder(self._model) and self._memory):
+            raise ModelUnavailable(f"`{self._name}` does not write one token after the other: it cannot generate text")
         self.n_ctx: int = _llama.llama_n_ctx(self._context)
         self.n_batch = n_batch
         self.n_sequences = n_sequences
         self.batch = Batch(n_batch)
 
+    def open_embeddings(self, plan: EmbeddingPlan, n_threads: int) -> None:
+        """Make a context for embeddings, after the one for text where there is one; OutOfMemory without the memory,
+        and ModelUnavailable when it would take no input."""
+        self.embeddings = EmbeddingContext(self._model, plan, n_threads)
+        if self.embeddings.n_ctx < 1:
+            raise ModelUnavailable(f"`{self._name}` has a training length of 0 tokens: it can read nothing")
+        if self._context is None:
+            self.n_ctx, self.n_sequences = self.embeddings.n_ctx, self.embeddings.n_sequences
+
     def warm_up(self) -> None:
-        """Decode one token: a model that cannot is refused, and the first request does not pay for first-use
-        allocations and mapped pages. Leaves the pool empty. Raises ModelUnavailable."""
+        """Decode one token, or embed a word where the model does nothing else: a model that cannot is refused, and the
+        first request does not pay for first-use allocations and mapped pages. Leaves the pool empty. Raises
+        ModelUnavailable."""
+        if self._context is None:
+            assert self.embeddings is not None
+            tokens = self.tokenize("hello", add_special=True, parse_special=False) or [0]
+            self.embeddings.warm_up(tokens[: self.embeddings.n_ctx])
+            return
         self.batch.clear()
         self.batch.add([self.bos_token() or 0], 0, 0, n_outputs=1)
         if self.decode() != 0:
@@ -267,7 +364,8 @@ class LlamaModel:
 
     def set_threads(self, n_threads: int) -> None:
         """From the next decode on."""
-        _llama.llama_set_n_threads(self._context, n_threads, n_threads)
+        for context in filter(None, (self._context, self.embeddings and self.embeddings.pointer)):
+            _llama.llama_set_n_threads(context, n_threads, n_threads)
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
@@ -288,10 +386,21 @@ class LlamaModel:
 
     def set_scales(self, scales: Sequence[float]) -> None:
         """Of each adapter, for what is decoded from now on; one of scale 0 costs nothing."""
+        if self._context is None:
+            self.set_embedding_scales(scales)
+        else:
+            self._set_scales(self._context, scales)
+
+    def set_embedding_scales(self, scales: Sequence[float]) -> None:
+        """The same, for embeddings."""
+        assert self.embeddings is not None
+        self._set_scales(self.embeddings.pointer, scales)
+
+    def _set_scales(self, context: Any, scales: Sequence[float]) -> None:
         used = [(adapter, scale) for adapter, scale in zip(self._adapters, scales, strict=True) if scale]
         pointers = (ctypes.c_void_p * len(used))(*[adapter for adapter, _ in used])
         floats = (ctypes.c_float * len(used))(*[scale for _, scale in used])
-        _set_adapters(self._context, pointers, len(used), floats)
+        _set_adapters(context, pointers, len(used), floats)
 
     def has_numbers(self, row: int) -> bool:
         """Whether batch row `row` was computed in numbers: one NaN in a layer makes all logits NaN."""

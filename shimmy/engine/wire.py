@@ -1,13 +1,15 @@
 """What parent and worker say to each other over their socket: frames of JSON behind a length, never pickle.
 
 Knows how each message is written and read back; the two ends decide what to do with it. Parent to worker: `open`,
-`job`, `cancel`, `call`, `share`. Worker to parent: `progress`, `opened`, `refused`, `step`, `result`,
+`job`, `embed`, `cancel`, `call`, `share`. Worker to parent: `progress`, `opened`, `refused`, `step`, `result`,
 `shared`.
 A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a malformed frame raises ProtocolError.
 """
 
 import json
+import math
 import struct
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from typing import Any, cast
@@ -17,6 +19,7 @@ from shimmy.messages import (
     Accepted,
     Adapter,
     ChatPrompt,
+    EmbeddingJob,
     Event,
     Finished,
     FinishReason,
@@ -31,6 +34,7 @@ from shimmy.messages import (
     TokenPrompt,
     ToolCall,
     Usage,
+    Vectors,
 )
 
 _LENGTH = struct.Struct(">I")
@@ -74,6 +78,8 @@ class WorkerOptions:
     lora: tuple[tuple[str, float], ...] = ()  # path and scale of the adapters that were asked for
     siblings: tuple[str, ...] = ()  # and those that lie beside the model, which it does not depend on
     speculate: bool = True
+    embeddings: bool = False  # also of a model that was not made for them
+    pooling: str | None = None  # None: the model's own
     log_level: str = "info"
     log_format: str = "text"
     share: Share = Share()  # until another one is told
@@ -158,6 +164,15 @@ def read_job(message: Frame) -> Job:
     )
 
 
+def embed_frame(job: EmbeddingJob) -> Frame:
+    return {"op": "embed", **asdict(job)}
+
+
+def read_embed(message: Frame) -> EmbeddingJob:
+    inputs = tuple(each if isinstance(each, str) else tuple(each) for each in message["inputs"])
+    return EmbeddingJob(message["id"], inputs, message["n_dimensions"])
+
+
 def prompt_to_wire(prompt: Prompt) -> Frame:
     return {"op": type(prompt).__name__, **asdict(prompt)}
 
@@ -185,6 +200,8 @@ def event_to_wire(job_id: int, event: Event | ShimmyError) -> list[object]:
     match event:
         case Piece(text, n_tokens):
             return [job_id, "piece", text, n_tokens]
+        case Vectors(vectors):
+            return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
         case Accepted(n_prompt):
             return [job_id, "accepted", n_prompt]
         case Finished(reason, usage, timings, stop_string):
@@ -206,6 +223,8 @@ def _read_event(kind: str, *fields: Any) -> Event | ShimmyError:
     match kind:
         case "piece":
             return Piece(str(fields[0]), int(fields[1]))
+        case "vectors":
+            return Vectors(tuple(_read_vector(text) for text in fields[0]))
         case "accepted":
             return Accepted(int(fields[0]))
         case "finished":
@@ -215,6 +234,14 @@ def _read_event(kind: str, *fields: Any) -> Event | ShimmyError:
             code, message, param = fields
             return from_code(code, message, param=param)
     raise ValueError(kind)
+
+
+def _read_vector(text: str) -> bytes:
+    """The floats in `text`; ValueError when one of them is no number, which JSON could not say."""
+    data = a2b_base64(text, strict_mode=True)
+    if len(data) % 4 or not math.isfinite(sum(struct.unpack(f"<{len(data) // 4}f", data))):
+        raise ValueError(text[:80])
+    return data
 
 
 def facts_to_wire(facts: ModelFacts) -> Frame:

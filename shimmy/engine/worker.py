@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,14 +21,26 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from shimmy import log
-from shimmy.engine import adapters, machine, sampling, variants, wire
+from shimmy.engine import adapters, machine, pooling, sampling, variants, wire
+from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
 from shimmy.engine.scheduler import JobEvent, Scheduler, Task
 from shimmy.engine.template import ChatTemplate
 from shimmy.errors import BadRequest, ContextExceeded, Internal, ModelUnavailable, ShimmyError, TemplateFailed
 from shimmy.formats import gguf
 from shimmy.formats.unconvertible import Unconvertible
-from shimmy.messages import Accepted, Adapter, ChatPrompt, Job, Message, ModelFacts, Prompt, TextPrompt
+from shimmy.messages import (
+    Accepted,
+    Adapter,
+    ChatPrompt,
+    EmbeddingJob,
+    Job,
+    Message,
+    ModelFacts,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 
 if TYPE_CHECKING:
     from shimmy.formats.normalizer import Normalizer
@@ -79,6 +91,8 @@ class Preparer:
 
     def task(self, job: Job) -> Task:
         """Check and prepare a job; raises BadRequest, ContextExceeded or TemplateFailed."""
+        if not self._model.writes:
+            raise BadRequest("the model makes embeddings and writes no text", param="model")
         received_s = perf_counter()
         biases = list(job.sampling.logit_bias)
         n_forbidden = 0
@@ -99,8 +113,32 @@ class Preparer:
         sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
         return Task(job, tokens, sampler, received_s, scales)
 
-    def tokens(self, prompt: Prompt) -> list[int]:
-        """The prompt as tokens, at least one."""
+    def embedding_task(self, job: EmbeddingJob, is_cancelled: Callable[[], bool]) -> EmbeddingTask | None:
+        """Check and prepare a job of embeddings; None once it is cancelled. Raises BadRequest or ContextExceeded."""
+        received_s = perf_counter()
+        context = self._model.embeddings
+        if context is None:
+            raise BadRequest("the model makes no embeddings", param="model")
+        if (job.n_dimensions or 0) > context.n_embd:
+            message = f"dimensions: the model makes vectors of {context.n_embd} numbers, got {job.n_dimensions}"
+            raise BadRequest(message, param="dimensions")
+        inputs = []
+        for index, given in enumerate(job.inputs):
+            if is_cancelled():
+                return None
+            name = f"input[{index}]" if len(job.inputs) > 1 else "input"
+            prompt = TextPrompt(given) if isinstance(given, str) else TokenPrompt(given)
+            inputs.append(self.tokens(prompt, name))
+            if len(inputs[-1]) > context.n_ctx:
+                raise ContextExceeded(
+                    f"`{name}` has {len(inputs[-1])} tokens, the model takes {context.n_ctx} here: shorten it"
+                    + (" or raise `--ctx-size`" if context.n_ctx < self._model.n_ctx_train else ""),
+                    param=name,
+                )
+        return EmbeddingTask(job.id, inputs, job.n_dimensions or context.n_embd, received_s)
+
+    def tokens(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """The prompt as tokens, at least one; `name` is that of its field."""
         match prompt:
             case ChatPrompt():
                 # Templates write the beginning-of-sequence token themselves; the tokenizer must not add a second.
@@ -112,11 +150,11 @@ class Preparer:
                 tokens = self.tokenize(text, add_special=True, parse_special=True)
             case _:
                 tokens = list(prompt.tokens)
-                self.check_tokens(tokens, "prompt")
+                self.check_tokens(tokens, name)
         if not tokens:
             bos = self._model.bos_token()
             if bos is None:
-                raise BadRequest("the prompt is empty and the model has no token to begin with", param="prompt")
+                raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
             tokens = [bos]
         return tokens
 
@@ -174,11 +212,13 @@ class Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
-        self._to_schedule: SimpleQueue[Task | int | wire.Share] = SimpleQueue()  # an int is the id of a job to cancel
+        # An int is the id of a job to cancel.
+        self._to_schedule: SimpleQueue[Task | EmbeddingTask | int | wire.Share] = SimpleQueue()
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
         self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
-        self._scheduler: Scheduler
+        self._scheduler: Scheduler | None = None  # of a model that writes text
+        self._embedder: Embedder | None = None  # of one that makes embeddings; it may do both
         self._preparer: Preparer
         self._model: LlamaModel
         self._n_threads: int
@@ -204,19 +244,27 @@ class Worker:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
-        self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
+        if self._model.writes:
+            self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
+        if self._model.embeddings:
+            self._embedder = Embedder(self._model.embeddings, self._emit)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
         while True:
-            self._take_orders(block=not (self._scheduler.n_running or self._scheduler.n_waiting))
-            self._scheduler.step()
+            self._take_orders(block=not any(self._load))
+            if self._scheduler and (self._scheduler.n_running or self._scheduler.n_waiting):
+                self._scheduler.step()
+            if self._embedder and self._embedder.n_tasks:
+                self._embedder.step()
             if self._reported != self._load:
                 self._emit([])  # a cancelled job says nothing itself
 
     @property
     def _load(self) -> tuple[int, int]:
-        return self._scheduler.n_running, self._scheduler.n_waiting
+        """Jobs that run, and those that wait; all embeddings run, in turn."""
+        n_running, n_waiting = (self._scheduler.n_running, self._scheduler.n_waiting) if self._scheduler else (0, 0)
+        return n_running + (self._embedder.n_tasks if self._embedder else 0), n_waiting
 
     def _with_gguf(self, options: wire.WorkerOptions) -> wire.WorkerOptions:
         """`options` with the path of a GGUF, made of the SafeTensors folder that they name; raises ModelUnavailable."""
@@ -241,13 +289,19 @@ class Worker:
         while block or not self._to_schedule.empty():
             order = self._to_schedule.get()
             block = False
-            if isinstance(order, int):
-                self._scheduler.cancel(order)
-            elif isinstance(order, wire.Share):
-                self._model.set_threads(order.n_threads(self._n_threads))
-                self._connection.send({"op": "shared"})
-            else:
-                self._scheduler.submit(order)
+            match order:
+                case wire.Share():
+                    self._model.set_threads(order.n_threads(self._n_threads))
+                    self._connection.send({"op": "shared"})
+                case Task() if self._scheduler:
+                    self._scheduler.submit(order)
+                case EmbeddingTask() if self._embedder:
+                    self._embedder.submit(order)
+                case int():
+                    if self._scheduler:
+                        self._scheduler.cancel(order)
+                    if self._embedder:
+                        self._embedder.cancel(order)
 
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
@@ -269,7 +323,7 @@ class Worker:
         while True:
             message = self._to_prepare.get()
             match message["op"]:
-                case "job":
+                case "job" | "embed":
                     self._prepare_job(message)
                 case "call":
                     self._answer(message)
@@ -283,15 +337,22 @@ class Worker:
         if job_id in self._cancelled:
             return
         try:
-            task = self._preparer.task(wire.read_job(message))
+            task = self._prepared(message)
         except ShimmyError as error:
             self._emit([(job_id, error)])
         except Exception:
             logger.exception("could not prepare a job")
             self._emit([(job_id, Internal("the worker could not prepare the job"))])
         else:
-            self._emit([(job_id, Accepted(task.n_prompt))])
-            self._to_schedule.put(task)
+            if isinstance(task, Task):
+                self._emit([(job_id, Accepted(task.n_prompt))])
+            if task is not None:
+                self._to_schedule.put(task)
+
+    def _prepared(self, message: wire.Frame) -> Task | EmbeddingTask | None:
+        if message["op"] == "job":
+            return self._preparer.task(wire.read_job(message))
+        return self._preparer.embedding_task(wire.read_embed(message), lambda: message["id"] in self._cancelled)
 
     def _answer(self, message: wire.Frame) -> None:
         reply: wire.Frame = {"op": "result", "id": message["id"]}
@@ -325,16 +386,29 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
     except OSError as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc.strerror}") from exc
+    reason = pooling.refusal(header, pooling=options.pooling, embeddings=options.embeddings)
+    if header.is_embedding and reason:
+        raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
     model = LlamaModel(path, cpu)
     offers = adapters.load(model, path, header, options)
-    model.open_context(
+    if not header.is_embedding:
+        model.open_context(
+            n_ctx=options.n_ctx,
+            n_batch=max(options.n_batch, options.n_sequences),
+            n_sequences=options.n_sequences,
+            n_outputs=options.n_outputs,
+            n_threads=n_threads,
+        )
+    plan = pooling.plan(
+        header,
         n_ctx=options.n_ctx,
-        n_batch=max(options.n_batch, options.n_sequences),
-        n_sequences=options.n_sequences,
-        n_outputs=options.n_outputs,
-        n_threads=n_threads,
+        n_batch=options.n_batch,
+        pooling=options.pooling,
+        embeddings=options.embeddings,
     )
+    if plan is not None:
+        model.open_embeddings(plan, n_threads)
     return model, offers
 
 
@@ -343,16 +417,19 @@ def validate(
 ) -> tuple[Preparer, ModelFacts]:
     """What prepares the jobs of `model`, and what it is, once it has shown that it works.
 
-    Raises ModelUnavailable when it computes no tokens. A chat template that does not render is only a fact: plain text
-    can be completed without it.
+    Raises ModelUnavailable when it computes no tokens, or no embeddings where it makes nothing else. A chat template
+    that does not render is only a fact: plain text can be completed without it.
     """
     model.warm_up()
     preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))
+    if model.embeddings is not None:
+        model.set_embedding_scales([adapter.scale for adapter in preparer.adapters])
     template_error = None
-    try:
-        preparer.render(ChatPrompt((Message("user", "Hello"),)))
-    except TemplateFailed as error:
-        template_error = error.message
+    if model.writes:
+        try:
+            preparer.render(ChatPrompt((Message("user", "Hello"),)))
+        except TemplateFailed as error:
+            template_error = error.message
     facts = model.facts(has_chat_template=preparer.has_chat_template, adapters=preparer.adapters)
     return preparer, replace(facts, template_error=template_error)
 

@@ -68,6 +68,8 @@ _ENCODERS = frozenset(
     ("bert", "modern-bert", "neo-bert", "eurobert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3",
      "t5encoder", "gemma-embedding", "llama-embed")
 )  # fmt: skip
+_WITHOUT_CACHE = _ENCODERS - {"t5encoder"}  # llama.cpp gives it one that it never uses
+_POOLING_TYPES = {1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_type in include/llama.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class GgufHeader:
     n_state: int  # elements of the state that one sequence takes in all recurrent layers
     has_chat_template: bool
     is_embedding: bool  # made for embeddings, not for text
+    is_causal: bool  # each token sees only those before it
+    pooling: str  # 'mean', 'cls', 'last', or 'rank' for one that ranks texts; '' when the file does not say
     shard: int  # counted from 0
     n_shards: int
     size_bytes: int
@@ -406,6 +410,8 @@ def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_b
     if not architecture and shard == 0 and kind is not Kind.IMPORTANCE_MATRIX:
         raise InvalidGguf("its `general.architecture` is missing")
     file_type = metadata.get(b"general.file_type")
+    is_causal = architecture not in _ENCODERS and metadata.get(f"{architecture}.attention.causal".encode(), 1) != 0
+    pooling = _POOLING_TYPES.get(_integer(metadata, f"{architecture}.pooling_type".encode()), "")
     return GgufHeader(
         kind=kind,
         architecture=architecture,
@@ -419,7 +425,9 @@ def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_b
         n_kv=_n_kv(metadata, architecture),
         n_state=_n_state(metadata, architecture),
         has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",
-        is_embedding=architecture in _ENCODERS or _integer(metadata, f"{architecture}.pooling_type".encode()) > 0,
+        is_embedding=architecture in _ENCODERS or bool(pooling),
+        is_causal=is_causal,
+        pooling=pooling,
         shard=shard,
         n_shards=n_shards,
         size_bytes=size_bytes,
@@ -433,6 +441,8 @@ def _n_vocab(metadata: dict[bytes, Value], architecture: str) -> int:
 
 def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
     """As llama.cpp sizes its KV cache: for each layer its KV heads times the length of a key and a value."""
+    if architecture in _WITHOUT_CACHE:
+        return 0
     n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
     n_heads = _numbers(metadata, architecture, "attention.head_count")
     n_heads_kv = _numbers(metadata, architecture, "attention.head_count_kv") or n_heads

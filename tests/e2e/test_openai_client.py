@@ -105,7 +105,7 @@ def test_unknown_model_is_not_found_and_close_names_are_told(client: OpenAI) -> 
     with pytest.raises(NotFoundError, match="`beta`"):
         client.models.retrieve("betta")
     with pytest.raises(NotFoundError):
-        client.embeddings.create(model="alpha", input="hello")
+        client.moderations.create(model="alpha", input="hello")
 
 
 def test_a_wrong_field_is_a_bad_request_that_names_it(client: OpenAI) -> None:

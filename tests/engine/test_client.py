@@ -21,6 +21,8 @@ from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError, ShuttingDow
 from shimmy.messages import (
     Accepted,
     ChatPrompt,
+    Embeddings,
+    EmbedRequest,
     Event,
     Finished,
     GenerateRequest,
@@ -28,6 +30,7 @@ from shimmy.messages import (
     Piece,
     SamplingParams,
     TextPrompt,
+    Vectors,
 )
 from tests.fakes import FINISHED, FakeWorker, on_loop
 
@@ -241,6 +244,92 @@ async def test_a_cancelled_job_is_cancelled_in_the_worker_and_its_late_events_go
         peer.step((job_id, Piece("late", 1)), (job_id, FINISHED))
         await peer.until_heard()
         assert peer.client.is_alive
+
+
+# -- embeddings ------------------------------------------------------------------------------------------------------
+
+EMBED = EmbedRequest("tiny", ("a", (1, 2)), 2)
+ONE, OTHER = b"\0\0\x80?\0\0\0\0", b"\0\0\0\0\0\0\x80?"
+
+
+@on_loop
+async def test_vectors_are_collected_until_their_job_ends() -> None:
+    async with connected() as peer:
+        stream = peer.client.embed(EMBED)
+        job = wire.read_embed(await peer.hear())
+        assert (job.inputs, job.n_dimensions) == (("a", (1, 2)), 2)
+        assert (peer.client.n_jobs, peer.client.is_idle) == (1, False)
+        peer.step((job.id, Vectors((ONE,))), load=(1, 0))
+        peer.step((job.id, Vectors((OTHER,))), (job.id, FINISHED))
+        assert await stream.result() == Embeddings((ONE, OTHER), FINISHED)
+        await peer.client.until_idle()
+        assert (peer.client.n_jobs, peer.client.is_idle) == (0, True)
+        stream.close()
+
+
+@on_loop
+async def test_a_job_of_embeddings_that_nobody_waits_for_is_cancelled() -> None:
+    async with connected() as peer:
+        stream = peer.client.embed(EMBED)
+        job_id = (await peer.hear())["id"]
+        waiting = asyncio.ensure_future(stream.result())
+        peer.step((job_id, Vectors((ONE,))))
+        await peer.until_heard()
+        waiting.cancel()
+        stream.close()
+        stream.close()
+        assert await peer.hear() == {"op": "cancel", "id": job_id}
+        peer.step((job_id, Vectors((OTHER,))), (job_id, FINISHED))
+        await peer.until_heard()
+        assert peer.client.is_alive
+        assert peer.client.is_idle
+
+
+@on_loop
+async def test_a_job_of_embeddings_ends_with_its_error_or_its_worker() -> None:
+    async with connected() as peer:
+        refused, lost = peer.client.embed(EMBED), peer.client.embed(EMBED)
+        peer.step(((await peer.hear())["id"], BadRequest("no", param="input")))
+        with pytest.raises(BadRequest, match="no"):
+            await refused.result()
+        await peer.hear()
+        peer.end(-9)
+        with pytest.raises(WorkerDied):
+            await lost.result()
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (Vectors((ONE, OTHER, ONE)),),
+        (Vectors((ONE, ONE[:4])),),
+        (Vectors((ONE,)), Vectors((ONE[:4],))),
+        (Vectors((ONE,)), FINISHED),
+        (Piece("text", 1),),
+        (Accepted(1),),
+    ],
+)
+@on_loop
+async def test_a_worker_that_answers_a_job_of_embeddings_with_something_else_is_ended(
+    events: tuple[Event, ...],
+) -> None:
+    async with connected() as peer:
+        stream = peer.client.embed(EMBED)
+        job_id = (await peer.hear())["id"]
+        peer.step(*((job_id, event) for event in events))
+        with pytest.raises(WorkerDied):
+            await stream.result()
+        assert peer.process.n_kills == 1
+
+
+@on_loop
+async def test_a_worker_that_answers_text_with_vectors_is_ended() -> None:
+    async with connected() as peer:
+        stream = peer.client.submit(REQUEST)
+        peer.step(((await peer.hear())["id"], Vectors((ONE,))))
+        with pytest.raises(WorkerDied):
+            await stream.accepted()
+        assert peer.process.n_kills == 1
 
 
 @on_loop

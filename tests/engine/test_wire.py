@@ -1,4 +1,6 @@
+import base64
 import math
+import struct
 
 import pytest
 
@@ -9,6 +11,7 @@ from shimmy.messages import (
     Accepted,
     Adapter,
     ChatPrompt,
+    EmbeddingJob,
     Event,
     Finished,
     FinishReason,
@@ -23,6 +26,7 @@ from shimmy.messages import (
     TokenPrompt,
     ToolCall,
     Usage,
+    Vectors,
 )
 
 CALL = Message("assistant", None, tool_calls=(ToolCall("c1", "look", '{"a":1}'),))
@@ -44,10 +48,18 @@ def test_a_job_survives_the_wire(prompt: Prompt) -> None:
         assert wire.read_job(message) == job
 
 
+def test_a_job_of_embeddings_survives_the_wire() -> None:
+    for n_dimensions in (None, 256):
+        job = EmbeddingJob(7, ("é", (1, 2), "x"), n_dimensions)
+        (message,) = wire.FrameReader().feed(wire.frame(wire.embed_frame(job)))
+        assert wire.read_embed(message) == job
+
+
 def test_options_survive_the_wire() -> None:
     options = wire.WorkerOptions(
-        "m", 8, 1, 32, None, None, None, (("a", 0.5), ("b", 0.0)), ("c",), share=wire.Share(2, 1)
-    )
+        "m", 8, 1, 32, None, None, None, (("a", 0.5), ("b", 0.0)), ("c",), share=wire.Share(2, 1), embeddings=True,
+        pooling="cls",
+    )  # fmt: skip
     (message,) = wire.FrameReader().feed(wire.frame(wire.open_frame(options)))
     assert wire.read_options(message) == options
 
@@ -69,6 +81,8 @@ def test_facts_survive_the_wire_and_broken_ones_are_a_protocol_error() -> None:
     [
         Accepted(12),
         Piece("é\n", 2),
+        Vectors((b"\0\0\x80?", b"\0\0\0\0")),
+        Vectors(()),
         Finished(FinishReason.STOP, Usage(1, 2, 3), Timings(0.5, 1.5, 2.5), "END"),
         Finished(FinishReason.LENGTH, Usage(1, 0, 3), Timings(0.5, 1.5, 2.5)),
     ],
@@ -108,7 +122,18 @@ def test_deep_nesting_is_a_protocol_error_and_not_a_crash() -> None:
         list(wire.FrameReader().feed(len(payload).to_bytes(4, "big") + payload))
 
 
-@pytest.mark.parametrize("fields", [[], [1], [1, "nonsense"], [1, "piece"], [1, "finished", "no reason", [], [], None]])
+NOT_A_NUMBER = base64.b64encode(struct.pack("<2f", 1.0, math.nan)).decode()
+INFINITE = base64.b64encode(struct.pack("<2f", -math.inf, math.inf)).decode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [], [1], [1, "nonsense"], [1, "piece"], [1, "finished", "no reason", [], [], None], [1, "vectors"],
+        [1, "vectors", 5], [1, "vectors", [5]], [1, "vectors", ["AAA="]], [1, "vectors", ["AAAAAA"]],
+        [1, "vectors", ["AA AA"]], [1, "vectors", ["é"]], [1, "vectors", [NOT_A_NUMBER]], [1, "vectors", [INFINITE]],
+    ],
+)  # fmt: skip
 def test_events_that_are_none_are_protocol_errors(fields: list[object]) -> None:
     with pytest.raises(wire.ProtocolError):
         wire.read_event(fields)
