@@ -94,7 +94,7 @@ def _refuse_quantised(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None
     method = str(quantisation.get("quant_method", "")) if isinstance(quantisation, dict) else ""
     dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
     if not quantisation and not any(name.endswith(_QUANTISED_SUFFIXES) for name in checkpoint.tensors):
-        strange = sorted(dtype for dtype in dtypes if dtype.startswith(("F8", "F4", "F6")))
+        strange = sorted(dtype for dtype in dtypes if dtype.startswith(("F8_", "F6_")) or dtype == "F4")
         if not strange:
             return
         method = strange[0]
