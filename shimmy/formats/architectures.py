@@ -120,7 +120,7 @@ def _describe(draft: Draft, values: Hyperparameters, family: Family) -> dict[str
     draft.n_ctx = values.integer("max_position_embeddings", "n_positions", "n_ctx", maximum=MAX_CONTEXT)
     sizes |= {"P": draft.n_ctx, "A": sizes["Q"] + 2 * sizes["K"], "G": 2 * sizes["F"]}
     activation = values.get("hidden_activation", "hidden_act", "activation_function")
-    if activation is not None and activation not in family.activations:
+    if activation is not None and str(activation) not in family.activations:
         raise Unconvertible(f"its activation `{shown(str(activation))}` is not the one that the engine computes")
     for key in ("is_decoder", "add_cross_attention", "use_bidirectional_attention"):
         if key != "is_decoder" or family.architecture == "bert":
