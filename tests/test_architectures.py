@@ -93,7 +93,7 @@ def test_the_engine_takes_every_family(
     path = tmp_path / "made.gguf"
     found = convert.convert(folder, path, ignore)
     header = gguf.validate(path)
-    assert (found.n_ctx_train, found.notices) == (tiny_families.CONTEXT, ())
+    assert (found.n_ctx_train, len(found.notices)) == (tiny_families.CONTEXT, int(model_type == "bert"))
     assert (header.n_ctx_train, header.quantization) == (tiny_families.CONTEXT, dtype)
     assert header.is_embedding == found.is_embedding == (model_type == "bert")
     codes = {name: tensor.code for name, tensor in gguf.contents(path).tensors.items()}
@@ -506,6 +506,12 @@ def test_pooling_is_that_of_sentence_transformers(pooling: Mapping[str, Any], ex
     found = plan(folder)
     assert metadata(found)["pooling_type"] == expected
     assert found.is_embedding
+
+
+def test_an_encoder_that_does_not_say_how_to_pool_takes_the_mean_and_says_so(tmp_path: Path) -> None:
+    found = plan(folder_of(tmp_path, "bert"))
+    assert metadata(found)["pooling_type"] == 1
+    assert "pool" in found.notices[0]
 
 
 def test_other_pooling_and_other_modules_are_refused(tmp_path: Path) -> None:

@@ -235,7 +235,8 @@ def mutated_json(random: Random, value: Any) -> Any:
     """The value with a few of its parts replaced, removed or doubled."""
     copy = json.loads(json.dumps(value))
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        target, keys = copy, []
+        target: Any = copy
+        keys: list[Any] = []
         while isinstance(target, dict | list) and target and (not keys or random.random() < 0.7):
             parent = target
             keys.append(random.choice([*target]) if isinstance(target, dict) else random.randrange(len(target)))

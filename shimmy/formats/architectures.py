@@ -23,6 +23,7 @@ from shimmy.formats.hyperparameters import (
     rope_parameters,
     wrong,
 )
+from shimmy.formats.pooling import MEAN
 from shimmy.formats.safetensors import Checkpoint, Tensor, shown
 from shimmy.formats.transforms import ELEMENT_BYTES, Output, Piece, Transform
 from shimmy.formats.unconvertible import Unconvertible
@@ -66,6 +67,9 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
     values = Hyperparameters(config, family.defaults)
     draft = Draft(family.architecture)
     sizes = _describe(draft, values, family)
+    if pooling_type is None and family.architecture == "bert":
+        draft.notices.append("it does not say how to pool its vectors: their mean is taken")
+        pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
     outputs = _outputs(_canonical(checkpoint, family), family, values, sizes)
