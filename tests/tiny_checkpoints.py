@@ -73,9 +73,9 @@ def write_checkpoint(
 def write_tokenizer(folder: Path) -> None:
     """The vocabulary of the tiny GGUFs as a SentencePiece model, with the files beside it."""
     pieces = b"".join(_piece(text, -float(index), kind) for index, (text, kind) in enumerate(vocabulary()))
-    trainer = b"\x18\x02" + b"\x98\x02\x01"  # model_type: BPE, byte_fallback
-    normalizer = b"\x18\x01" + b"\x20\x00" + b"\x28\x01"  # add_dummy_prefix, not remove_extra_whitespaces, escaped
-    specs = b"".join(bytes([key, len(body)]) + body for key, body in ((0x12, trainer), (0x1A, normalizer)))
+    trainer = b"\x18\x02\x98\x02\x01"  # model_type BPE, byte_fallback
+    normalizer = b"\x0a\x08identity\x18\x01\x20\x00\x28\x01"  # a prefix, all white space, and that as `▁`
+    specs = b"\x12" + _varint(len(trainer)) + trainer + b"\x1a" + _varint(len(normalizer)) + normalizer
     (folder / "tokenizer.model").write_bytes(pieces + specs)
     tokenizer_config = {
         "add_bos_token": True, "add_eos_token": False, "add_prefix_space": True, "bos_token": "<s>",

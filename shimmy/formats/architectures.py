@@ -23,6 +23,7 @@ from shimmy.formats.hyperparameters import (
     rope_parameters,
     wrong,
 )
+from shimmy.formats.pooling import MEAN
 from shimmy.formats.safetensors import Checkpoint, Tensor, shown
 from shimmy.formats.transforms import ELEMENT_BYTES, Output, Piece, Transform
 from shimmy.formats.unconvertible import Unconvertible
@@ -66,6 +67,9 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
     values = Hyperparameters(config, family.defaults)
     draft = Draft(family.architecture)
     sizes = _describe(draft, values, family)
+    if pooling_type is None and family.architecture == "bert":
+        draft.notices.append("it does not say how to pool its vectors: their mean is taken")
+        pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
     outputs = _outputs(_canonical(checkpoint, family), family, values, sizes)
@@ -94,7 +98,7 @@ def _refuse_quantised(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None
     method = str(quantisation.get("quant_method", "")) if isinstance(quantisation, dict) else ""
     dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
     if not quantisation and not any(name.endswith(_QUANTISED_SUFFIXES) for name in checkpoint.tensors):
-        strange = sorted(dtype for dtype in dtypes if dtype.startswith(("F8", "F4", "F6")))
+        strange = sorted(dtype for dtype in dtypes if dtype.startswith(("F8_", "F6_")) or dtype == "F4")
         if not strange:
             return
         method = strange[0]
@@ -120,7 +124,7 @@ def _describe(draft: Draft, values: Hyperparameters, family: Family) -> dict[str
     draft.n_ctx = values.integer("max_position_embeddings", "n_positions", "n_ctx", maximum=MAX_CONTEXT)
     sizes |= {"P": draft.n_ctx, "A": sizes["Q"] + 2 * sizes["K"], "G": 2 * sizes["F"]}
     activation = values.get("hidden_activation", "hidden_act", "activation_function")
-    if activation is not None and activation not in family.activations:
+    if activation is not None and str(activation) not in family.activations:
         raise Unconvertible(f"its activation `{shown(str(activation))}` is not the one that the engine computes")
     for key in ("is_decoder", "add_cross_attention", "use_bidirectional_attention"):
         if key != "is_decoder" or family.architecture == "bert":

@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -36,6 +37,7 @@ MAX_CONFIG_BYTES = 1 << 20
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama_ftype
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}  # of Phi-3 and 3.5, whose tokenizer strips; Phi-4's does not
 _POLL_S = 0.1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -339,10 +341,11 @@ def _make(
 
 def _write(folder: Path, found: Plan, target: Path, on_progress: Progress) -> None:
     tokenizer = vocabulary(folder, found.config)
-    n_tokens = next((len(value[1]) for key, _, value in tokenizer if key == "tokenizer.ggml.tokens"), 0)
-    outputs = [_fitted(output, n_tokens) for output in found.recipe.outputs]
+    tokens: list[str] = next((value[1] for key, _, value in tokenizer if key == "tokenizer.ggml.tokens"), [])
+    outputs = [_fitted(output, len(tokens)) for output in found.recipe.outputs]
     infos = [output.info for output in outputs]
-    header = encode_header([*_general(found), *found.recipe.metadata, *_sized(found, tokenizer, n_tokens)], infos)
+    vocabulary_metadata = _sized(found, tokenizer, len(tokens))
+    header = encode_header([*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata], infos)
     with FileIO(target, "w") as file, Reader() as reader:
         sink = _Sink(file, len(header) + data_size(infos), on_progress)
         sink.write(header)
@@ -350,11 +353,15 @@ def _write(folder: Path, found: Plan, target: Path, on_progress: Progress) -> No
             write_tensor(sink, output.info, chunks(output, reader))
 
 
-def _general(found: Plan) -> Metadata:
+def _general(found: Plan, tokens: Sequence[str]) -> Metadata:
+    # llama.cpp goes by the name to strip spaces behind special tokens, and fails when it does not find these four.
+    name = re.sub("(?i)phi-?3", "Phi 3", found.name.encode("utf-8", "replace").decode())
+    if found.architecture == "phi3" and set(tokens) >= _PHI3_TOKENS:
+        name += " (Phi-3)"
     return [
         ("general.architecture", GgufType.STRING, found.architecture),
         ("general.type", GgufType.STRING, "model"),
-        ("general.name", GgufType.STRING, found.name.encode("utf-8", "replace").decode()),
+        ("general.name", GgufType.STRING, name),
         ("general.file_type", GgufType.UINT32, _FILE_TYPES[found.quantization]),
         ("general.quantization_version", GgufType.UINT32, _QUANTISATION_VERSION),
     ]

@@ -163,7 +163,7 @@ def describe_rope(draft: Draft, values: Hyperparameters, allowed: frozenset[str]
     rope_type = rope.get("rope_type")
     if rope_type == "default":
         return
-    if rope_type not in allowed:
+    if str(rope_type) not in allowed:
         raise Unconvertible(f"its rotary positions are scaled by {_brief(rope_type)}, which the engine cannot compute")
     if rope_type == "linear":
         draft.text("rope.scaling.type", "linear")

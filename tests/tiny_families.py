@@ -1,0 +1,156 @@
+"""A tiny checkpoint of each family of models, with random weights: config.json and tensors, by transformers' names."""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+from tests.tiny_checkpoints import N_VOCAB, Weights, random_weights
+
+E, F, HEADS, KV_HEADS, HEAD, LAYERS, EXPERTS, CONTEXT = 64, 96, 4, 2, 16, 2, 4, 256
+Q, K = HEADS * HEAD, KV_HEADS * HEAD
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+_SIZES = {
+    "hidden_size": E, "intermediate_size": F, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS, "max_position_embeddings": CONTEXT, "vocab_size": N_VOCAB, "rms_norm_eps": 1e-6,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_SILU = {"hidden_act": "silu", "rope_theta": 10000.0}
+_GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": HEAD, "query_pre_attn_scalar": HEAD}
+
+# By model_type: its class, and what its config.json has besides the sizes.
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {**_SILU, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralForCausalLM", {**_SILU, "head_dim": None, "sliding_window": None}),
+    "mixtral": ("MixtralForCausalLM", {**_SILU, "num_local_experts": EXPERTS, "num_experts_per_tok": 2}),
+    "smollm3": ("SmolLM3ForCausalLM", {**_SILU, "no_rope_layers": [1, 1], "use_sliding_window": False}),
+    "granite": (
+        "GraniteForCausalLM",
+        {**_SILU, "attention_multiplier": 0.2, "embedding_multiplier": 12.0, "residual_multiplier": 0.2,
+         "logits_scaling": 8.0},
+    ),
+    "qwen2": ("Qwen2ForCausalLM", {**_SILU, "use_sliding_window": False, "sliding_window": 64}),
+    "qwen3": ("Qwen3ForCausalLM", {**_SILU, "head_dim": HEAD, "tie_word_embeddings": True}),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        {**_SILU, "head_dim": HEAD, "num_experts": EXPERTS, "num_experts_per_tok": 2, "norm_topk_prob": True,
+         "moe_intermediate_size": 32, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ),
+    "gemma": ("GemmaForCausalLM", {**_GEMMA, "rope_theta": 10000.0}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {**_GEMMA, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 32},
+    ),
+    "gemma3_text": ("Gemma3ForCausalLM", {**_GEMMA, "sliding_window": 32, "rope_local_base_freq": 10000.0}),
+    "phi3": ("Phi3ForCausalLM", {**_SILU, "original_max_position_embeddings": CONTEXT}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        {"n_embd": E, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": None,
+         "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "vocab_size": N_VOCAB},
+    ),
+    "bert": ("BertModel", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
+}  # fmt: skip
+TIED = {"gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3"}
+
+
+def config(model_type: str) -> dict[str, Any]:
+    name, others = CONFIGS[model_type]
+    sizes = {} if model_type == "gpt2" else dict(_SIZES)
+    if model_type == "bert":
+        del sizes["num_key_value_heads"]
+    return {"architectures": [name], "model_type": model_type, **sizes, **others}
+
+
+def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Weights]:
+    random = Random(seed)
+    shapes = {"gpt2": _gpt2, "bert": _bert}.get(model_type)
+    found = dict(shapes() if shapes else _decoder(model_type))
+    return {name: random_weights(random, shape, dtype) for name, shape in found.items()}
+
+
+def _decoder(model_type: str) -> Shapes:
+    yield "model.embed_tokens.weight", (N_VOCAB, E)
+    yield "model.norm.weight", (E,)
+    if model_type not in TIED:
+        yield "lm_head.weight", (N_VOCAB, E)
+    for layer in range(LAYERS):
+        for name, shape in _layer(model_type):
+            yield f"model.layers.{layer}.{name}", shape
+
+
+def _layer(model_type: str) -> Shapes:
+    yield "input_layernorm.weight", (E,)
+    yield "post_attention_layernorm.weight", (E,)
+    if model_type in {"gemma2", "gemma3_text"}:
+        yield "pre_feedforward_layernorm.weight", (E,)
+        yield "post_feedforward_layernorm.weight", (E,)
+    if model_type == "phi3":
+        yield "self_attn.qkv_proj.weight", (Q + 2 * K, E)
+        yield "self_attn.o_proj.weight", (E, Q)
+        yield "mlp.gate_up_proj.weight", (2 * F, E)
+        yield "mlp.down_proj.weight", (E, F)
+        return
+    for name, shape in (("q_proj", (Q, E)), ("k_proj", (K, E)), ("v_proj", (K, E)), ("o_proj", (E, Q))):
+        yield f"self_attn.{name}.weight", shape
+        if model_type == "llama" or (model_type == "qwen2" and name != "o_proj"):
+            yield f"self_attn.{name}.bias", shape[:1]
+    if model_type in {"qwen3", "qwen3_moe", "gemma3_text"}:
+        yield "self_attn.q_norm.weight", (HEAD,)
+        yield "self_attn.k_norm.weight", (HEAD,)
+    yield from _feed_forward(model_type)
+
+
+def _feed_forward(model_type: str) -> Shapes:
+    if model_type == "mixtral":
+        yield "block_sparse_moe.gate.weight", (EXPERTS, E)
+        for expert in range(EXPERTS):
+            for name, shape in (("w1", (F, E)), ("w2", (E, F)), ("w3", (F, E))):
+                yield f"block_sparse_moe.experts.{expert}.{name}.weight", shape
+    elif model_type == "qwen3_moe":
+        yield "mlp.gate.weight", (EXPERTS, E)
+        for expert in range(EXPERTS):
+            for name, shape in (("gate_proj", (32, E)), ("up_proj", (32, E)), ("down_proj", (E, 32))):
+                yield f"mlp.experts.{expert}.{name}.weight", shape
+    else:
+        for name, shape in (("gate_proj", (F, E)), ("up_proj", (F, E)), ("down_proj", (E, F))):
+            yield f"mlp.{name}.weight", shape
+            if model_type == "llama":
+                yield f"mlp.{name}.bias", shape[:1]
+
+
+def _gpt2() -> Shapes:
+    yield "transformer.wte.weight", (N_VOCAB, E)
+    yield "transformer.wpe.weight", (CONTEXT, E)
+    yield from _with_bias("transformer.ln_f", (E,), E)
+    for layer in range(LAYERS):
+        block = f"transformer.h.{layer}"
+        yield from _with_bias(f"{block}.ln_1", (E,), E)
+        yield from _with_bias(f"{block}.ln_2", (E,), E)
+        yield f"{block}.attn.bias", (1, 1, 8, 8)
+        yield from _with_bias(f"{block}.attn.c_attn", (E, 3 * E), 3 * E)
+        yield from _with_bias(f"{block}.attn.c_proj", (E, E), E)
+        yield from _with_bias(f"{block}.mlp.c_fc", (E, 4 * E), 4 * E)
+        yield from _with_bias(f"{block}.mlp.c_proj", (4 * E, E), E)
+
+
+def _bert() -> Shapes:
+    yield "embeddings.word_embeddings.weight", (N_VOCAB, E)
+    yield "embeddings.position_embeddings.weight", (CONTEXT, E)
+    yield "embeddings.token_type_embeddings.weight", (2, E)
+    yield "embeddings.LayerNorm.weight", (E,)
+    yield "embeddings.LayerNorm.bias", (E,)
+    yield from _with_bias("pooler.dense", (E, E), E)
+    for layer in range(LAYERS):
+        block = f"encoder.layer.{layer}"
+        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+            yield from _with_bias(f"{block}.{name}", (E, E), E)
+        yield from _with_bias(f"{block}.attention.output.LayerNorm", (E,), E)
+        yield from _with_bias(f"{block}.intermediate.dense", (F, E), F)
+        yield from _with_bias(f"{block}.output.dense", (E, F), E)
+        yield from _with_bias(f"{block}.output.LayerNorm", (E,), E)
+
+
+def _with_bias(name: str, shape: tuple[int, ...], n_bias: int) -> Shapes:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", (n_bias,)
