@@ -64,7 +64,7 @@ class Plan:
     def header(self) -> GgufHeader:
         """What the header of the GGUF will say, as far as a catalog wants to know it."""
         metadata = {
-            key.encode(): _as_read(code, value) for key, code, value in [*_general(self), *self.recipe.metadata]
+            key.encode(): _as_read(code, value) for key, code, value in [*_general(self, ()), *self.recipe.metadata]
         }
         metadata[f"{self.architecture}.vocab_size".encode()] = self.config.get("vocab_size")
         if self.has_chat_template:
