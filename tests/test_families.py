@@ -19,8 +19,10 @@ pytestmark = pytest.mark.skipif(
 
 N_BATCH = 64
 DECODERS = [family for family in families() if not family.startswith("bert")]
-# Weights of a half-precision type are multiplied with activations rounded to it.
-TOLERANCES = {"F32": (1e-2, 5e-3), "F16": (1e-2, 5e-3), "BF16": (5e-2, 5e-2)}
+# With an F16 KV cache and flash attention, the defaults; with an F32 KV cache and without it.
+TOLERANCES = (1e-2, 1e-4)
+# llama.cpp computes GELU by a table in half precision, and rounds to BF16 or F16 what it multiplies with such weights.
+WIDER = {"gemma": (1e-2, 5e-3), "gpt2": (1e-2, 5e-3), "llama-f16": (1e-2, 5e-3), "llama-bf16": (5e-2, 5e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,8 @@ def worst(path: Path, family: str, cpu: CpuBackend, *, exact: bool) -> float:
 @pytest.mark.parametrize("family", DECODERS)
 def test_log_probabilities_are_those_of_transformers(family: str, exact: bool, tmp_path: Path, cpu: CpuBackend) -> None:
     path = converted(write_folder(family, tmp_path / family, "5"))
-    assert worst(path, family, cpu, exact=exact) < TOLERANCES[golden(family)["dtype"]][exact]
+    tolerances = next((wider for name, wider in WIDER.items() if family.startswith(name)), TOLERANCES)
+    assert worst(path, family, cpu, exact=exact) < tolerances[exact]
 
 
 @pytest.mark.parametrize("family", families())
