@@ -130,19 +130,23 @@ def _discover(call: Call) -> int:
 
 
 def _load(call: Call) -> int:
-    return _print_entries(call, [_ask_server(call, "POST", f"/api/models/{_quoted(call.options.name)}/load")])
+    body = {} if call.options.keep_alive is None else {"keep_alive": call.options.keep_alive}
+    path = f"/api/models/{_quoted(call.options.name)}/load"
+    return _print_entries(call, [_ask_server(call, "POST", path, body)])
 
 
 def _unload(call: Call) -> int:
     return _print_entries(call, [_ask_server(call, "POST", f"/api/models/{_quoted(call.options.name)}/unload")])
 
 
-def _ask_server(call: Call, method: str, path: str) -> Any:
+def _ask_server(call: Call, method: str, path: str, body: dict[str, str] | None = None) -> Any:
     from shimmy.remote import NoServer, ask
 
     keys = call.config.api_keys
     try:
-        return ask(call.config.bind, keys[0] if keys else None, method, path)
+        return ask(
+            call.config.bind, keys[0] if keys else None, method, path, json.dumps(body).encode() if body else b""
+        )
     except NoServer as error:
         raise NotFound(str(error)) from error
 
@@ -336,11 +340,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
     _server_command(commands, "ps", _ps, "list the models that a running server has loaded")
-    for name, run, text in (
-        ("load", _load, "have a running server load a model"),
-        ("unload", _unload, "have a running server unload a model"),
-    ):
-        _server_command(commands, name, run, text).add_argument("name", metavar="NAME", help="a model's name")
+    load_model = _server_command(commands, "load", _load, "have a running server load a model")
+    load_model.add_argument("name", metavar="NAME", help="a model's name")
+    load_model.add_argument("--keep-alive", metavar="TIME", help="how long it stays without a job; -1: for ever")
+    unload = _server_command(commands, "unload", _unload, "have a running server unload a model")
+    unload.add_argument("name", metavar="NAME", help="a model's name")
     _server_command(commands, "discover", _discover, "have a running server look for models now")
     _command(commands, "version", _version, "print the version", (), json=True)
     return parser

@@ -29,6 +29,7 @@ from shimmy.room import Lot, Room
 logger = logging.getLogger(__name__)
 
 _IDLE_LOOK_EVERY_S = 0.5
+_SHARE_TIMEOUT_S = 1.0
 # A pool of this many tokens unless asked for otherwise: the KV memory of a long training length is rarely wanted.
 _DEFAULT_N_CTX = 8192
 # Where that does not fit, a smaller one will do, down to this.
@@ -378,6 +379,7 @@ class Pool:
         self._n_starting += 1
         self._share_processor()
         try:
+            await self._until_shared()
             client = await self._start(model.name, options, self._on_death, self._share_processor)
             if not client.is_alive:
                 raise ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready")
@@ -495,6 +497,17 @@ class Pool:
         busy = [client for client in self._lots if client.n_jobs or client.name in replaced]
         for client in busy:
             client.share(Share(len(busy), self._n_starting))
+
+    async def _until_shared(self) -> None:
+        """Return when every busy worker has left the core to a load that is about to begin, or takes too long.
+
+        A decode that is under way on all cores while another process takes one of them may take ten times as long.
+        """
+        waits = [asyncio.create_task(client.until_shared()) for client in self._lots if client.n_jobs]
+        if waits:
+            await asyncio.wait(waits, timeout=_SHARE_TIMEOUT_S)
+        for wait in waits:
+            wait.cancel()
 
     def _on_death(self, client: WorkerClient) -> None:
         """Called once for a worker that has ended, however it ended."""

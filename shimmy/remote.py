@@ -18,18 +18,18 @@ class NoServer(Exception):
     """Nothing that can be understood answers at the address."""
 
 
-def ask(address: Bind, key: str | None, method: str, path: str) -> Any:
+def ask(address: Bind, key: str | None, method: str, path: str, body: bytes = b"") -> Any:
     """The JSON that the server at `address` answers; raises what it answers instead, or NoServer."""
     host, port = _EVERYWHERE.get(address.host, address.host), address.port or DEFAULT_PORT
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    headers = [("Host", f"{host}:{port}"), ("Connection", "close"), ("Content-Length", "0")]
+    headers = [("Host", f"{host}:{port}"), ("Connection", "close"), ("Content-Length", str(len(body)))]
     if key is not None:
         headers.append(("Authorization", f"Bearer {key}"))
     try:
         with socket.create_connection((host, port), _CONNECT_TIMEOUT_S) as connection:
             connection.settimeout(None)  # a model may take minutes to load
-            status, body = _exchange(connection, h11.Request(method=method, target=path, headers=headers))
-        answer = json.loads(body)
+            status, text = _exchange(connection, h11.Request(method=method, target=path, headers=headers), body)
+        answer = json.loads(text)
         if status == 200:
             return answer
         error = answer["error"]
@@ -44,10 +44,11 @@ def ask(address: Bind, key: str | None, method: str, path: str) -> Any:
     raise failure
 
 
-def _exchange(connection: socket.socket, request: h11.Request) -> tuple[int, bytes]:
+def _exchange(connection: socket.socket, request: h11.Request, content: bytes) -> tuple[int, bytes]:
     """Status and body of the reply."""
     client = h11.Connection(h11.CLIENT)
-    connection.sendall((client.send(request) or b"") + (client.send(h11.EndOfMessage()) or b""))
+    for part in (request, h11.Data(data=content), h11.EndOfMessage()):
+        connection.sendall(client.send(part) or b"")
     status, body = 0, bytearray()
     while True:
         event = client.next_event()

@@ -39,10 +39,15 @@ class Client:
         self.pid = -1
         self.idle_since_s = monotonic()
         self.last_share = Share()
+        self.has_shared = asyncio.Event()
+        self.has_shared.set()
         self._on_death = on_death
 
     def share(self, share: Share) -> None:
         self.last_share = share
+
+    async def until_shared(self) -> None:
+        await self.has_shared.wait()
 
     def die(self) -> None:
         self.is_alive = False
@@ -522,10 +527,14 @@ async def test_a_load_takes_a_core_from_those_that_decode_and_begins_with_its_pa
     house = House()
     busy = await house.loaded("busy")
     busy.n_jobs = 1
+    busy.has_shared.clear()
     asking = house.ask("other")
+    await asyncio.sleep(0.05)
+    assert house.start.loads.empty(), "the core is still in use"
+    assert busy.last_share == Share(1, 1)
+    busy.has_shared.set()
     load = await house.loading()
     assert load.options.share == Share(2)
-    assert busy.last_share == Share(1, 1)
     load.succeed()
     await asking
     assert busy.last_share == Share(1)

@@ -100,7 +100,7 @@ def write_tiny_model(
 ) -> Path:
     """Write `name`.gguf, or its shards, into `folder` and return the path of the (first) file: about 0.6 MB in all."""
     metadata = _model_metadata(name, n_ctx_train, chat_template)
-    tensors = _model_tensors(seed)
+    tensors = model_tensors(seed)
     if n_shards == 1:
         path = folder / f"{name}.gguf"
         path.write_bytes(encode_gguf(metadata, tensors))
@@ -215,7 +215,8 @@ def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None) -> M
 
 
 @cache
-def _model_tensors(seed: int) -> tuple[Tensor, ...]:
+def model_tensors(seed: int) -> tuple[Tensor, ...]:
+    """All tensors of the model that `write_tiny_model` writes with this seed."""
     return tuple(_tensors(Random(seed)))
 
 

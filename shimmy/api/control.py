@@ -1,4 +1,4 @@
-"""Routes that show and steer which models are loaded. They take no body, and asking twice is as good as asking once."""
+"""Routes that show and steer which models are loaded. Asking twice is as good as asking once."""
 
 import math
 from collections.abc import AsyncIterator
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shimmy.api import stream
 from shimmy.api.exchange import encode
+from shimmy.api.fields import read_keep_alive
 from shimmy.registry import Entry, Rejected, shown
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ async def status(exchange: "Exchange") -> None:
 
 
 async def load(exchange: "Exchange") -> None:
-    """Returns when the model can take jobs."""
+    """Returns when the model can take jobs; `keep_alive` may say how long it stays."""
+    keep_alive_s = read_keep_alive(await exchange.json_or_nothing())
     model = exchange.services.registry.resolve(exchange.rest)
-    await exchange.services.pool.ensure_ready(model)
+    await exchange.services.pool.ensure_ready(model, keep_alive_s)
     await exchange.reply(_entry(exchange.services, model))
 
 

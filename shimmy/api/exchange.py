@@ -50,6 +50,11 @@ class Exchange:
         """The body, which must be a JSON object."""
         return decode_object(await self._body(self.services.config.max_body_bytes))
 
+    async def json_or_nothing(self) -> Json:
+        """The body as a JSON object; an empty one where there is no body."""
+        body = await self._body(self.services.config.max_body_bytes)
+        return decode_object(body) if body.strip() else {}
+
     async def _body(self, limit_bytes: int) -> bytes:
         declared = header(self.scope, b"content-length")
         if declared.isdigit() and int(declared) > limit_bytes:

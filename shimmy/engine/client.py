@@ -119,6 +119,9 @@ class WorkerClient(asyncio.Protocol):
         self._on_death = on_death
         self._on_busy = on_busy  # called when the first job comes and when the last one ends
         self._share = wire.Share()
+        self._n_untaken = 0  # shares that were told and are not taken yet
+        self._taken = asyncio.Event()
+        self._taken.set()
         self._reader = wire.FrameReader()
         self._transport: asyncio.Transport
         self._ids = itertools.count(1)
@@ -219,6 +222,10 @@ class WorkerClient(asyncio.Protocol):
                     self._on_event(*wire.read_event(fields))
             case "result":
                 self._on_result(message)
+            case "shared":
+                self._n_untaken -= 1
+                if self._n_untaken == 0:
+                    self._taken.set()
             case "opened" if not self.opened.done():
                 self.facts = wire.read_facts(message["facts"])
                 self.idle_since_s = monotonic()
@@ -272,6 +279,7 @@ class WorkerClient(asyncio.Protocol):
             if not future.done():
                 future.set_exception(error)
         self._note_idle()
+        self._taken.set()
         self.n_running = self.n_waiting = 0
         self._on_death(self)
         self.ended.set()
@@ -314,10 +322,16 @@ class WorkerClient(asyncio.Protocol):
             self._idle.set()
 
     def share(self, share: wire.Share) -> None:
-        """Let it take its part of the processor."""
+        """Let it take its part of the processor; `until_shared` tells when it does."""
         if share != self._share and self.is_alive:
             self._share = share
+            self._n_untaken += 1
+            self._taken.clear()
             self._send({"op": "share", **asdict(share)})
+
+    async def until_shared(self) -> None:
+        """Return when it takes the part that it was told last; that is so once the decode under way is done."""
+        await self._taken.wait()
 
     def _require_alive(self) -> None:
         if not self.is_alive:

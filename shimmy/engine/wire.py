@@ -1,7 +1,7 @@
 """What parent and worker say to each other over their socket: frames of JSON behind a length, never pickle.
 
 Knows how each message is written and read back; the two ends decide what to do with it. Parent to worker: `open`,
-`job`, `cancel`, `call`, `share`. Worker to parent: `opened`, `refused`, `step`, `result`.
+`job`, `cancel`, `call`, `share`. Worker to parent: `opened`, `refused`, `step`, `result`, `shared`.
 A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a malformed frame raises ProtocolError.
 """
 

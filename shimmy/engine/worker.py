@@ -202,6 +202,7 @@ class Worker:
                 self._scheduler.cancel(order)
             elif isinstance(order, wire.Share):
                 self._model.set_threads(order.n_threads(self._n_threads))
+                self._connection.send({"op": "shared"})
             else:
                 self._scheduler.submit(order)
 

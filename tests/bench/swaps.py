@@ -77,8 +77,9 @@ class Record:
         self.gaps_s: list[float] = []
         self.waits_s: list[float] = []
         self.n_late = 0  # answers of the old model to requests made after the new one had accepted one
-        self.around: dict[int, list[float]] = {}
-        self.steady: dict[int, list[float]] = {}
+        self.spans: list[
+            tuple[float, float]
+        ] = []  # when the file was replaced, and when the new model had its first job
         self.memory_mb: list[float] = []
 
     def add(self, clients: Clients, old_model: int, replaced_s: float) -> int:
@@ -90,12 +91,16 @@ class Record:
         self.gaps_s.append(switched_s - max(reply.accepted_s for reply in old))
         self.waits_s.append(switched_s - replaced_s)
         self.n_late += sum(reply.asked_s > switched_s for reply in old)
-        for reply in clients.replies:
-            if reply.asked_s >= replaced_s:
-                is_steady = reply.asked_s > switched_s + SETTLED_S
-                times = self.steady if is_steady else self.around
-                times.setdefault(reply.n_prompt, []).append(reply.first_text_s)
+        self.spans.append((replaced_s, switched_s))
         return new[0].n_prompt
+
+    def first_texts(self, clients: Clients) -> dict[tuple[int, str], list[float]]:
+        """Times to the first token, by model and by whether a swap was near."""
+        times: dict[tuple[int, str], list[float]] = {}
+        for reply in clients.replies:
+            is_near = any(start <= reply.asked_s <= end + SETTLED_S for start, end in self.spans)
+            times.setdefault((reply.n_prompt, "around a swap" if is_near else "else"), []).append(reply.first_text_s)
+        return times
 
     def show(self, clients: Clients) -> None:
         texts = {(reply.n_prompt, reply.text) for reply in clients.replies}
@@ -104,9 +109,8 @@ class Record:
         print(f"{self.n_late} answers of the old model to requests made after the new one had accepted one")
         print(_line("from the file to the new model's first answer, s", self.waits_s, 1))
         print(_line("switch: last job accepted by the old to first accepted by the new, ms", self.gaps_s, 1e3))
-        for model, times in sorted(self.around.items()):
-            print(_line(f"prompt of {model} tokens: first token, steady, ms", self.steady.get(model, []), 1e3))
-            print(_line(f"prompt of {model} tokens: first token, around a swap, ms", times, 1e3))
+        for (model, when), times in sorted(self.first_texts(clients).items()):
+            print(_line(f"first token, prompt of {model} tokens, {when}, ms", times, 1e3))
         for of_kind in (self.memory_mb[0::2], self.memory_mb[1::2]):
             print(f"memory after swaps to one model, MB: {' '.join(f'{used:.0f}' for used in of_kind)}")
         for failure in clients.failures[:3]:

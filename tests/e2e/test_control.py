@@ -16,6 +16,8 @@ from tests.e2e.harness import CHAT, HOST, Json, Server, chat_body, run
 from tests.e2e.processes import DEADLINE_S, wait_for
 from tests.tiny_models import write_tiny_model
 
+KEY = {"Authorization": "Bearer secret"}
+
 
 @contextmanager
 def events(server: Server) -> Iterator[Iterator[tuple[str, Json]]]:
@@ -79,7 +81,14 @@ def test_commands_for_a_running_server(start: StartServer, tmp_path: Path) -> No
     assert names("ps") == []
     assert names("load", "alpha") == ["alpha"]
     assert names("ps") == ["alpha"]
+    assert run(tmp_path, "load", "alpha", "--keep-alive=-1", *there).returncode == 0
+    assert server.request("GET", "/api/models/alpha/status", headers=KEY).json()["pinned"] is True
+    assert run(tmp_path, "load", "alpha", "--keep-alive", "10m", *there).returncode == 0
+    refused = run(tmp_path, "load", "alpha", "--keep-alive", "soon", *there)
+    assert refused.returncode == 2
+    assert "--keep-alive" in refused.stderr
     (entry,) = json.loads(run(tmp_path, "ps", "--json", *there).stdout)
+    assert (entry["keep_alive_s"], entry["pinned"]) == (600, False)
     assert (entry["name"], entry["state"], entry["jobs"]) == ("alpha", "ready", 0)
     assert entry["memory"]["total_bytes"] > entry["memory"]["weights_bytes"] > 0
     assert names("discover") == ["alpha", "beta"]

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import CHAT, ENDLESS, PROMPTS, Server, chat_body
+from tests.e2e.harness import CHAT, ENDLESS, PROMPTS, STEADY_SEED, Server, chat_body
 from tests.e2e.processes import children, wait_for
+from tests.tiny_models import write_tiny_model
 
 
 def test_streams_of_a_killed_worker_get_an_error_event_and_the_server_goes_on(endless: Server) -> None:
@@ -77,6 +79,21 @@ def test_those_who_wait_for_a_killed_load_are_told(start: StartServer) -> None:
         assert stream.error == reply.error
     assert server.chat("hello")
     assert server.metric("shimmy_worker_deaths_total", "alpha") == 0  # it never lived
+
+
+def test_a_file_that_is_deleted_while_it_is_loaded(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    path = write_tiny_model(folder, "alpha", seed=STEADY_SEED)
+    write_tiny_model(folder, "beta")
+    server = start("--model-path", folder)
+    with server.later(CHAT, chat_body("hello")) as waiting:
+        with stopped_load(server):
+            path.unlink()
+        reply = waiting.reply()
+    assert (reply.status, reply.error["code"]) == (503, "model_unavailable")
+    wait_for("the catalog", lambda: server.post(CHAT, chat_body("hello")).status == 404)
+    assert server.chat("hello", "beta")
 
 
 def test_a_client_that_leaves_while_the_model_loads_ends_nothing_for_others(start: StartServer) -> None:

@@ -440,6 +440,7 @@ async def test_a_worker_takes_its_part_of_the_processor_in_the_middle_of_a_job(t
                 client.share(Share(3 if len(text) % 2 else 1))
                 text += event.text
         assert text == alone
+        await client.until_shared()
 
 
 # -- how a worker ends -----------------------------------------------------------------------------------------------
