@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -37,6 +38,9 @@ _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama_ftype
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _POLL_S = 0.1
+# llama.cpp takes a model of such a name to have the tokens of Phi-3, and cannot load it without them. What it does with
+# them, the normalizer does by the tokenizer's own word.
+_PHI_3 = re.compile("(phi)-?(3)", re.IGNORECASE)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[float], None]  # called with the share that is done, 0 to 1
@@ -306,7 +310,7 @@ def _general(found: Plan) -> Metadata:
     return [
         ("general.architecture", GgufType.STRING, found.architecture),
         ("general.type", GgufType.STRING, "model"),
-        ("general.name", GgufType.STRING, found.name.encode("utf-8", "replace").decode()),
+        ("general.name", GgufType.STRING, _PHI_3.sub(r"\1 \2", found.name.encode("utf-8", "replace").decode())),
         ("general.file_type", GgufType.UINT32, _FILE_TYPES[found.quantization]),
         ("general.quantization_version", GgufType.UINT32, _QUANTISATION_VERSION),
     ]
