@@ -1,0 +1,84 @@
+"""Vectors of converted encoders against those of `transformers` (golden/README.md)."""
+
+import json
+from array import array
+from base64 import b64decode
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from shimmy.engine import variants
+from shimmy.engine.embedding import unit
+from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine.pooling import plan
+from shimmy.formats import vocab
+from shimmy.formats.convert import convert
+from shimmy.formats.gguf import read_header
+from shimmy.formats.normalizer import Normalizer
+from tests.golden.weights import families, golden, write_folder
+from tests.models import embedding_model
+
+ENCODERS = [family for family in families() if family.startswith("bert")]
+MINILM = Path(__file__).parent / "golden" / "minilm.json"
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuBackend:
+    return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
+
+
+def opened(folder: Path, target: Path, cpu: CpuBackend) -> LlamaModel:
+    """The converted model, pooling as its folder says."""
+    convert(folder, target, lambda _: None)
+    model = LlamaModel(target, cpu)
+    found = plan(read_header(target), n_ctx=512, n_batch=512)
+    assert found is not None
+    model.open_embeddings(found, n_threads=1)
+    return model
+
+
+def vector(model: LlamaModel, tokens: list[int]) -> list[float]:
+    context = model.embeddings
+    assert context is not None
+    context.batch.clear()
+    context.batch.add(tokens, 0, 0, n_outputs=len(tokens))
+    assert context.compute() == 0
+    normalised = unit(context.vector(0), context.n_embd)
+    assert normalised is not None
+    return list(array("f", normalised))
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of two normalised vectors."""
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_vectors_are_those_of_transformers(family: str, tmp_path: Path, cpu: CpuBackend) -> None:
+    model = opened(write_folder(family, tmp_path / "model", "5"), tmp_path / "model.gguf", cpu)
+    for prompt in golden(family)["prompts"]:
+        ours = vector(model, prompt["tokens"])
+        assert cosine(ours, prompt["vector"]) > 0.99999
+        assert max(abs(x - y) for x, y in zip(ours, prompt["vector"], strict=True)) < 2e-3
+
+
+def test_the_vectors_tell_apart_what_is_different() -> None:
+    first, second = (golden(family)["prompts"][2]["vector"] for family in ("bert-mean", "bert-cls"))
+    assert cosine(first, second) < 0.9
+    vectors = [prompt["vector"] for prompt in golden("bert-mean")["prompts"]]
+    assert max(cosine(a, b) for a in vectors for b in vectors if a is not b) < 0.99
+
+
+def test_all_minilm_as_published(tmp_path: Path, cpu: CpuBackend) -> None:
+    folder = embedding_model()
+    model = opened(folder, tmp_path / "minilm.gguf", cpu)
+    recorded = json.loads(MINILM.read_text())
+    vectors = array("f", b64decode(recorded["vectors"]))
+    n_embd = len(vectors) // len(recorded["sentences"])
+    cosines = {}
+    normalizer = Normalizer.from_text(vocab.normalizer(folder) or "{}")
+    for index, sentence in enumerate(recorded["sentences"]):
+        tokens = model.tokenize(normalizer.apply(sentence), add_special=True, parse_special=True)
+        cosines[sentence] = cosine(vector(model, tokens), vectors[index * n_embd :][:n_embd])
+    assert min(cosines.values()) >= 0.9999, {text: value for text, value in cosines.items() if value < 0.9999}
