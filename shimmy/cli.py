@@ -23,6 +23,7 @@ from shimmy.frozen import Home
 from shimmy.messages import ChatPrompt, Finished, GenerateRequest, Message, TextPrompt
 
 if TYPE_CHECKING:
+    from shimmy.events import Events
     from shimmy.generate import Services
     from shimmy.registry import Catalog, Model
 
@@ -243,6 +244,18 @@ def _quantize(source: Path, target: Path, file_type: str, n_threads: int) -> Non
         raise NotFound(f"`{target.name}` could not be made: {reason}")
 
 
+async def _show_conversion(events: "Events") -> None:
+    """A bar while a SafeTensors folder is converted before it can be loaded."""
+    bar = None
+    async for event in events.listen():
+        if event.kind == "converting":
+            bar = bar or _ProgressBar(f"converting {event.model}")
+            bar.show(float(str(event.details["percent"])) / 100)
+        elif bar is not None:
+            bar.end()
+            bar = None
+
+
 class _ProgressBar:
     """One line on stderr that grows; nothing where stderr is no terminal."""
 
@@ -346,10 +359,11 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
     from shimmy.registry import Registry
 
     path = Path(name)
-    if path.is_file():
+    is_place = path.is_file() or (path / "config.json").is_file()  # of a GGUF, or of a model in SafeTensors
+    if is_place:
         config = replace(config, model_paths=(path,), model_dirs=(), usual_dirs=())
     catalog = _catalog(config)
-    if path.is_file():
+    if is_place:
         if not catalog.models:
             reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
             raise NotFound(f"`{name}` cannot be served: {reason}")
@@ -361,9 +375,11 @@ def _with_model(config: Config, name: str, use: Callable[["Services", "Model"], 
         pool = Pool(config, metrics, events)
         services = Services(config, registry, pool, metrics, events, no_discovery, ready=True)
         registry.publish(catalog)
+        watching = asyncio.create_task(_show_conversion(events))
         try:
             return await use(services, model)
         finally:
+            watching.cancel()
             await services.pool.close()
 
     return asyncio.run(run())
@@ -408,12 +424,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", metavar="FILE", help="a TOML file with options, by their long names with `_`")
     _command(commands, "list", _list, "list the models that can be served", _MODEL_OPTIONS, json=True)
     probe = _command(commands, "probe", _probe, "load a model and say what it is", _ENGINE_OPTIONS, json=True)
-    probe.add_argument("name", metavar="NAME", help="a model's name, or a file")
+    probe.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
     generate = _command(
         commands, "generate", _generate, "answer one prompt without a server",
         (*_ENGINE_OPTIONS, "temp", "seed"), json=True,
     )  # fmt: skip
-    generate.add_argument("name", metavar="NAME", help="a model's name, or a file")
+    generate.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt; `-` reads it from stdin")
     generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")

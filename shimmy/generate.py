@@ -52,6 +52,12 @@ class Generation:
         self._waited_s = 0.0  # for a worker
         self._submission = asyncio.create_task(self._submit())
 
+    @property
+    def converted_percent(self) -> int | None:
+        """How far the conversion is that its model's load begins with; None where there is none."""
+        slot = self._services.pool.slot(self.model.name)
+        return None if slot is None or slot.progress is None else int(100 * slot.progress)
+
     async def accepted(self) -> Accepted:
         """The worker's yes; raises the ShimmyError that stands against it. May be awaited again."""
         return await asyncio.shield(self._submission)

@@ -125,7 +125,8 @@ class EventStream:
     async def _ping(self) -> None:
         """Ping if nothing was written since the last call."""
         if self._is_open and self._is_quiet and not self._is_writing:
-            await self._write(PING)
+            percent = self._generation.converted_percent
+            await self._write(PING if percent is None else b": the model is being converted, %d %%\n\n" % percent)
         self._is_quiet = True
 
 

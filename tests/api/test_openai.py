@@ -325,6 +325,28 @@ async def test_a_stream_pings_while_its_model_loads_and_while_its_prompt_runs() 
 
 @pytest.mark.usefixtures("_impatient")
 @on_loop
+async def test_a_stream_tells_how_far_the_conversion_of_its_model_is() -> None:
+    loaded = asyncio.Event()
+
+    async def load() -> None:
+        await loaded.wait()
+
+    all_services = services(FakeWorker(SCRIPT), load=load)
+    call = Call(create_app(all_services), "POST", "/v1/completions", json.dumps(TEXT | {"stream": True}).encode())
+    task = call.start()
+    assert await call.write() == b": ping\n\n"
+    slot = all_services.pool.slot(model().name)
+    assert slot is not None
+    slot.progress = 0.425
+    while (event := await call.write()) == b": ping\n\n":
+        pass
+    assert event == b": the model is being converted, 42 %\n\n"
+    loaded.set()
+    await task
+
+
+@pytest.mark.usefixtures("_impatient")
+@on_loop
 async def test_a_model_that_fails_to_load_after_the_first_ping_is_an_error_event() -> None:
     fails = asyncio.Event()
 

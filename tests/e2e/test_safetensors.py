@@ -102,6 +102,13 @@ def test_convert_writes_a_gguf_that_is_served(tmp_path: Path, both: Path, option
     assert generated.returncode == 0, generated.stderr
 
 
+def test_a_folder_can_be_named_by_its_path(tmp_path: Path, both: Path) -> None:
+    options = ("--prompt", PROMPTS[0], "--temp", "0", "--max-tokens", "16", "--cache-dir", str(tmp_path / "cache"))
+    done = [run(tmp_path, "generate", both / name, *options) for name in ("Whole", "alpha.gguf")]
+    assert [reply.returncode for reply in done] == [0, 0], done[0].stderr
+    assert done[0].stdout == done[1].stdout
+
+
 def test_convert_says_what_is_wrong(tmp_path: Path) -> None:
     done = run(tmp_path, "convert", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
