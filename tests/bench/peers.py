@@ -42,11 +42,11 @@ class RunningServer:
 
 
 def _shimmy(model: Path, port: int, n_threads: int) -> list[str | Path]:
-    command: list[str | Path] = [_program(), "serve", "--bind", f"127.0.0.1:{port}", "--threads", str(n_threads)]
+    command: list[str | Path] = [shimmy_program(), "serve", "--bind", f"127.0.0.1:{port}", "--threads", str(n_threads)]
     return [*command, "--model-path", model, "--model-dirs", model_folder(model)]
 
 
-def _program() -> Path:
+def shimmy_program() -> Path:
     program = Path(os.environ.get("SHIMMY_BIN", DIST / "shimmy"))
     if not program.exists():
         raise BuildError(f"there is no `{program}`: run `make build` first")
@@ -105,7 +105,7 @@ def running(peer: Peer, model: Path, n_threads: int) -> Iterator[RunningServer]:
 def shimmy_serving(*options: str | Path) -> Iterator[RunningServer]:
     """Shimmy's frozen file with `options` of the caller's own."""
     port = _free_port()
-    command: list[str | Path] = [_program(), "serve", "--bind", f"127.0.0.1:{port}", *options]
+    command: list[str | Path] = [shimmy_program(), "serve", "--bind", f"127.0.0.1:{port}", *options]
     with _started("shimmy", command, port, "/health") as server:
         yield server
 
