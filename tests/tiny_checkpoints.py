@@ -107,7 +107,7 @@ LLAMA_CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False, "torch_dtype": "float32",
 }  # fmt: skip
 
-_LLAMA_NAMES = {
+LLAMA_NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
@@ -124,15 +124,15 @@ def llama_tensors(seed: int = 0) -> dict[str, Weights]:
         if base.startswith("blk."):
             _, layer, base = base.split(".")
             if base in {"attn_q", "attn_k"}:
-                data = _in_halves(data, N_HEAD, 4 * tensor.shape[0])
-            name = f"model.layers.{layer}.{_LLAMA_NAMES[base]}.weight"
+                data = in_halves(data, N_HEAD, 4 * tensor.shape[0])
+            name = f"model.layers.{layer}.{LLAMA_NAMES[base]}.weight"
         else:
-            name = f"{_LLAMA_NAMES[base]}.weight"
+            name = f"{LLAMA_NAMES[base]}.weight"
         tensors[name] = Weights(tensor.shape[::-1], data)
     return tensors
 
 
-def _in_halves(data: bytes, n_heads: int, row_bytes: int) -> bytes:
+def in_halves(data: bytes, n_heads: int, row_bytes: int) -> bytes:
     """Of each head the rows with even numbers first, then those with odd ones: rotated pairs are half a head apart."""
     rows = [data[start : start + row_bytes] for start in range(0, len(data), row_bytes)]
     n_rows = len(rows) // n_heads
