@@ -111,7 +111,7 @@ def from_sentencepiece(model: SentencePieceModel, added: Iterable[AddedToken], *
 def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: Mapping[int, AddedToken]) -> Tokens:
     """GPT-2's kind: every byte is a letter, and merges join them."""
     ids = _ids(model)
-    pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), ids, ignore_merges=bool(model.get("ignore_merges")))
     unknown = model.get("unk_token")
     if unknown and not ids.keys() >= set(_byte_letters()):
         raise Unconvertible("its tokenizer has bytes without a token, which llama.cpp leaves out of the text")
