@@ -10,7 +10,9 @@ import os
 import struct
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -487,6 +489,68 @@ def test_hostile_files_are_refused(tmp_path: Path, files: Json, reason: str | No
         return
     with pytest.raises(Unconvertible, match=reason):
         vocab.vocabulary(folder, {"eos_token_id": 0})
+
+
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    random = Random(5)
+    values: tuple[object, ...] = (
+        None,
+        True,
+        -1,
+        2**70,
+        1.5,
+        float("nan"),
+        "",
+        "\ud800",
+        "a",
+        [],
+        {},
+        [[]],
+        {"type": []},
+        [None],
+        ["a"],
+    )
+    wordpiece = minilm(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b"])
+    sentences = byte_fallback("▁", "a", "▁a", merges=("▁ a",), post_processor=surrounded_by("<s>", None))
+    settings = {
+        **EOS, "chat_template": [{"name": "default", "template": "x"}], "add_bos_token": True,
+        "added_tokens_decoder": {"0": {"content": "</s>", "special": True}},
+    }  # fmt: skip
+    n_read = 0
+    for _ in range(1500):
+        files: Json = {
+            "tokenizer_json": random.choice((GOOD, wordpiece, sentences)), "tokenizer_config_json": settings,
+            "generation_config_json": {"eos_token_id": [0, 2]}, "added_tokens_json": {"a": 5},
+            "special_tokens_map_json": EOS,
+        }  # fmt: skip
+        files = json.loads(json.dumps(files))
+        config = {"vocab_size": 300, "type_vocab_size": 2, "eos_token_id": 0}
+        for _ in range(random.randint(1, 3)):
+            mutate(random.choice((*files.values(), config)), random, values)
+        folder = write_folder(tmp_path, **{name: json.dumps(content) for name, content in files.items()})
+        try:
+            encode_header(vocab.vocabulary(folder, config), [])
+            n_read += 1
+        except Unconvertible:
+            pass
+    assert n_read > 100
+
+
+def mutate(inner: Any, random: Random, values: tuple[object, ...]) -> None:
+    """Replace, or remove, one value somewhere in `inner`; large tables are seldom entered."""
+    while True:
+        keys = [*inner] if isinstance(inner, dict) else [*range(len(inner))]
+        if not keys:
+            return
+        key = random.choice(keys)
+        if isinstance(inner[key], dict | list) and inner[key] and random.random() < 0.7:
+            inner = inner[key]
+        elif random.random() < 0.2:
+            del inner[key]
+            return
+        else:
+            inner[key] = deepcopy(random.choice(values))
+            return
 
 
 @pytest.mark.parametrize("size", [0, -1, True, "5", 2**24, 100])

@@ -5,7 +5,8 @@ refused: another cut gives other tokens for common text, and the model answers w
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shimmy.formats.unconvertible import Unconvertible
@@ -44,6 +45,8 @@ _DEEPSEEK3 = (
 )
 # fmt: on
 
+_UNLIKE_TEKKEN = re.compile(r"[0-9]{2}|[A-Za-z]'")
+
 DIGITS = "digits"  # the step Digits, each digit alone
 
 # What cuts text, step by step, and whether a word that is a token is taken before any merge.
@@ -58,14 +61,13 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     # words that are tokens before any merge, which is the same where merges lead to every token, as they do in these.
     ((GPT4O,), False): "granite-embed-multi-97m",
     ((GPT4O,), True): "granite-embed-multi-97m",
-    # Unlike tekken it joins digits, up to three, and 's with the word before it; no token of a tekken does that.
-    ((TEKKEN,), True): "granite-embed-multi-97m",
+    ((TEKKEN,), True): "tekken",
     (_DEEPSEEK3, False): "deepseek-v3",
 }
 
 
-def name(pre_tokenizer: object, *, ignore_merges: bool) -> str:
-    """`tokenizer.ggml.pre` for a byte-level tokenizer's `pre_tokenizer`; raises Unconvertible for an unknown one."""
+def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -> str:
+    """`tokenizer.ggml.pre` for a byte-level `pre_tokenizer` and its `tokens`; Unconvertible for an unknown one."""
     found = None
     parts = steps(pre_tokenizer, "pretokenizers")
     if [part.get("type") == "ByteLevel" for part in parts][-1:] == [True]:
@@ -76,6 +78,9 @@ def name(pre_tokenizer: object, *, ignore_merges: bool) -> str:
             f"its pre-tokenizer is not known, and guessing would give wrong tokens: {shown(pre_tokenizer)}"
             + (" with `ignore_merges`" if ignore_merges else "")
         )
+    # The other one joins digits, up to three, and 's with the word before it, which no token of most does.
+    if found == "tekken" and not any(map(_UNLIKE_TEKKEN.search, tokens)):
+        return "granite-embed-multi-97m"
     return found
 
 

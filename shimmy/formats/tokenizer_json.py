@@ -26,7 +26,7 @@ _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Added tokens that a text may hold are searched one by one, where some change the text around them.
 _MAX_SEARCHED_TOKENS = 4096
 
-_FORMS: Mapping[object, Form] = {"NFC": "NFC", "NFD": "NFD", "NFKC": "NFKC", "NFKD": "NFKD"}
+_FORMS: Mapping[str, Form] = {"NFC": "NFC", "NFD": "NFD", "NFKC": "NFKC", "NFKD": "NFKD"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def from_sentencepiece(model: SentencePieceModel, added: Iterable[AddedToken], *
 def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: Mapping[int, AddedToken]) -> Tokens:
     """GPT-2's kind: every byte is a letter, and merges join them."""
     ids = _ids(model)
-    pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), ids, ignore_merges=bool(model.get("ignore_merges")))
     unknown = model.get("unk_token")
     if unknown and not ids.keys() >= set(_byte_letters()):
         raise Unconvertible("its tokenizer has bytes without a token, which llama.cpp leaves out of the text")
@@ -159,7 +159,8 @@ def _word_piece(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
     """BERT's kind: the longest pieces of words, written with ▁ at a word's start in place of ## elsewhere."""
     unknown, max_word = model.get("unk_token", "[UNK]"), model.get("max_input_chars_per_word", 100)
     ids = _ids(model)
-    if model.get("continuing_subword_prefix", "##") != "##" or unknown not in ids or type(max_word) is not int:
+    is_known = isinstance(unknown, str) and unknown in ids and model.get("continuing_subword_prefix", "##") == "##"
+    if not is_known or type(max_word) is not int:
         raise Unconvertible("its WordPiece tokenizer has options that llama.cpp does not know")
     match tokenizer:
         case {"normalizer": {"type": "BertNormalizer"} as normalizer, "pre_tokenizer": {"type": "BertPreTokenizer"}}:
@@ -289,7 +290,7 @@ def _form(normalizer: object) -> Form:
     match [step.get("type") for step in pretokenizers.steps(normalizer, "normalizers")]:
         case []:
             return ""
-        case [kind] if kind in _FORMS:
+        case [str(kind)] if kind in _FORMS:
             return _FORMS[kind]
     raise Unconvertible(f"its tokenizer changes text in a way that is not supported: {shown(normalizer)}")
 
@@ -309,9 +310,9 @@ def _meta_space(normalizer: object, pre_tokenizer: object) -> Prefix:
         case [{"type": "Prepend", "prepend": "▁"}, step] if step == replaces:
             return "each"
         case [{"type": "Metaspace", "replacement": "▁", "split": False} as step]:
-            schemes: Mapping[object, Prefix] = {"always": "always", "first": "first", "never": ""}
+            schemes: Mapping[str, Prefix] = {"always": "always", "first": "first", "never": ""}
             scheme = step.get("prepend_scheme", "always")
-            if scheme in schemes:
+            if isinstance(scheme, str) and scheme in schemes:
                 return schemes[scheme]
     raise Unconvertible(
         f"its tokenizer changes text in a way that is not supported: {shown([normalizer, pre_tokenizer])}"

@@ -57,7 +57,7 @@ def _tiny_tokenizers() -> dict[str, Json]:
                 {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False} for cut in cuts
             ]
             steps = [*splits, {**BYTE_LEVEL, "use_regex": False}]
-            label = {(pretokenizers.TEKKEN,): "tekken", (pretokenizers.GPT4O,): "gpt-4o"}.get(cuts, name)
+            label = {pretokenizers.TEKKEN: "tekken", pretokenizers.GPT4O: "gpt-4o"}.get(cuts[0], name)
             found[f"tiny-{label}{'-ignoring-merges' if ignore_merges else ''}"] = {
                 "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "ignore_merges": ignore_merges,
                 "normalizer": {"type": "NFC"} if name == "qwen2" else None,
