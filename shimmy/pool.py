@@ -17,11 +17,11 @@ from typing import Any
 
 from shimmy import memory
 from shimmy.config import Config
-from shimmy.engine import pooling
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
 from shimmy.events import Events
+from shimmy.launch import Launch
 from shimmy.memory import Need
 from shimmy.metrics import Metrics
 from shimmy.registry import CatalogDiff, Model
@@ -31,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 _IDLE_LOOK_EVERY_S = 0.5
 _SHARE_TIMEOUT_S = 1.0
-# A pool of this many tokens unless asked for otherwise: the KV memory of a long training length is rarely wanted.
-_DEFAULT_N_CTX = 8192
-# Where that does not fit, a smaller one will do, down to this.
-_LEAST_N_CTX = 2048
 
 StartWorker = Callable[[str, WorkerOptions, Hooks], Awaitable[WorkerClient]]
 
@@ -112,6 +108,7 @@ class Pool:
         self._metrics = metrics
         self._events = events
         self._start = start
+        self._launch = Launch(config)
         self._room = Room(config.max_memory_bytes) if room is None else room
         self._slots: dict[str, Slot] = {}
         self._failures: dict[str, Failure] = {}
@@ -212,7 +209,7 @@ class Pool:
         """The memory of its worker, or what one would take."""
         slot = self._slots.get(model.name)
         lot = self._lots.get(slot.active) if slot and slot.active else None
-        return lot.need if lot else self._need(model, self._options(model, self._n_ctx(model)))
+        return lot.need if lot else self._launch.need(model, self._launch.options(model))
 
     def ready(self) -> tuple[WorkerClient, ...]:
         """The workers that have loaded their model, now."""
@@ -331,7 +328,7 @@ class Pool:
         logger.info("loading `%s`%s", model.name, ", whose file has changed" if slot.worker else "")
         self._events.tell("loading", model.name)
         started_s = monotonic()
-        options = self._options(model, self._fitting_n_ctx(model))
+        options = self._launch.fitting(model, self._room.n_most())
         lot = await self._take(slot, model, options)
         try:
             client = await self._start_in(slot, lot, model, options)
@@ -356,7 +353,7 @@ class Pool:
 
     async def _take(self, slot: Slot, model: Model, options: WorkerOptions) -> Lot:
         """Memory for the next worker of `slot`; where there is none for two, the old one ends first."""
-        need = self._need(model, options)
+        need = self._launch.need(model, options)
 
         def make_room(n_missing: int) -> bool:
             return self._make_room(slot, n_missing)
@@ -435,59 +432,6 @@ class Pool:
             self._metrics.swaps.add(1, model.name, "failed")
         outcome = "the old one stays" if stays else "it is not served"
         logger.error("`%s` could not be loaded, %s: %s", model.name, outcome, error.message)
-
-    def _options(self, model: Model, n_ctx: int) -> WorkerOptions:
-        own = [(path, 1.0) for path in model.adapters] if model.needs_adapters else []
-        return WorkerOptions(
-            model_path=str(model.path),
-            n_ctx=n_ctx,
-            n_sequences=self._config.n_sequences,
-            n_batch=max(self._config.n_batch, self._config.n_sequences),
-            n_threads=self._config.n_threads,
-            cpu_variant=self._config.cpu_variant,
-            chat_template=self._config.chat_template,
-            lora=tuple((str(path), scale) for path, scale in (*own, *self._config.lora)),
-            siblings=() if own else tuple(map(str, model.adapters)),
-            speculate=self._config.speculate,
-            embeddings=self._config.embeddings,
-            pooling=self._config.pooling,
-            log_level=self._config.log_level,
-            log_format=self._config.log_format,
-            cache_dir=None if self._config.cache_dir is None else str(self._config.cache_dir),
-            safetensors_type=self._config.safetensors_type,
-        )
-
-    def _n_ctx(self, model: Model) -> int:
-        return self._config.n_ctx or min(model.n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX)
-
-    def _fitting_n_ctx(self, model: Model) -> int:
-        """The context asked for, or a default one that `model` has memory for when no other is loaded."""
-        n_ctx = self._n_ctx(model)
-        while self._config.n_ctx is None and n_ctx // 2 >= _LEAST_N_CTX:
-            if self._need(model, self._options(model, n_ctx)).total <= self._room.n_most():
-                break
-            n_ctx //= 2
-            logger.warning("`%s` gets a context of %d tokens: there is no memory for more", model.name, n_ctx)
-        return n_ctx
-
-    @staticmethod
-    def _need(model: Model, options: WorkerOptions) -> Need:
-        n_adapters = memory.size_of([*(path for path, _ in options.lora), *options.siblings])
-        return memory.need(
-            model,
-            n_adapter_bytes=n_adapters,
-            n_ctx=options.n_ctx,
-            n_batch=options.n_batch,
-            n_sequences=options.n_sequences,
-            n_outputs=options.n_outputs,
-            plan=pooling.plan(
-                model,
-                n_ctx=options.n_ctx,
-                n_batch=options.n_batch,
-                pooling=options.pooling,
-                embeddings=options.embeddings,
-            ),
-        )
 
     # -- workers that end ----------------------------------------------------------------------------------------
 

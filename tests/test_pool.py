@@ -714,7 +714,7 @@ async def test_the_default_context_shrinks_to_what_fits_and_one_asked_for_does_n
     wide = replace(TINY, n_ctx_train=8192, n_kv=10_000)
     for flags, n_ctx in (({}, 2048), ({"ctx_size": "2048"}, 2048)):
         house = House(**flags)
-        least = house.pool._need(wide, house.pool._options(wide, 2048))
+        least = house.pool._launch.need(wide, house.pool._launch.options(wide, 2048))
         house.pool._room = Room(SERVER_BYTES + least.total, lambda: None)
         asking = asyncio.create_task(house.pool.ensure_ready(wide))
         load = await house.loading()

@@ -21,6 +21,7 @@ FLOORS = (
     {"headers", "watcher", "engine", "room", "remote"},
     {"discovery"},
     {"librarian"},
+    {"launch"},
     {"pool"},
     {"generate"},
     {"api"},

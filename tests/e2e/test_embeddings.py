@@ -1,7 +1,9 @@
 """Embeddings through OpenAI's own client, which asks for base64 unless it is told otherwise, and through plain HTTP."""
 
+import json
 import math
 from array import array
+from base64 import b64decode
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,9 @@ from openai import BadRequestError, OpenAI
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import STEADY_SEED, Server, chat_body, serving
+from tests.test_encoders import MINILM
 from tests.tiny_models import BERT_N_EMBD, N_EMBD, UINT32, write_tiny_bert, write_tiny_model
+from tools.demo_models import fetch_minilm
 
 PATH = "/v1/embeddings"
 TEXTS = ["hello world", "the fox tells a story", "a", "water, water and water!"]
@@ -144,3 +148,16 @@ def test_keep_alive_holds_for_embeddings_too(start: StartServer, tmp_path: Path)
     server = start("--model-path", tmp_path / "bert.gguf")
     assert server.post(PATH, {"model": "bert", "input": "hello", "keep_alive": -1}).status == 200
     assert server.get("/api/models/bert/status").json()["pinned"]
+
+
+def test_all_minilm_as_published(start: StartServer, tmp_path: Path) -> None:
+    """Found, converted, loaded; its vectors are those that transformers computes for the same fifty sentences."""
+    golden = json.loads(MINILM.read_text())
+    server = start("--model-path", fetch_minilm(), "--cache-dir", tmp_path / "cache", threads="")
+    with OpenAI(base_url=server.url, api_key="any", max_retries=0) as openai:
+        reply = openai.embeddings.create(model="all-minilm-l6-v2", input=golden["sentences"])
+    expected = array("f", b64decode(golden["vectors"]))
+    n_embd = len(expected) // len(reply.data)
+    for item in reply.data:
+        mine, theirs = item.embedding, expected[item.index * n_embd : (item.index + 1) * n_embd]
+        assert sum(a * b for a, b in zip(mine, theirs, strict=True)) >= 0.9999  # both have length 1

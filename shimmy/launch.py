@@ -1,0 +1,78 @@
+"""What a worker of a model is told at its start, and the memory it will take.
+
+Knows the person's options and what a header says; nothing of which workers run.
+"""
+
+import logging
+
+from shimmy import memory
+from shimmy.config import Config
+from shimmy.engine import pooling
+from shimmy.engine.wire import WorkerOptions
+from shimmy.memory import Need
+from shimmy.registry import Model
+
+# A pool of this many tokens unless asked for otherwise: the KV memory of a long training length is rarely wanted.
+_DEFAULT_N_CTX = 8192
+# Where that does not fit, a smaller one will do, down to this.
+_LEAST_N_CTX = 2048
+
+logger = logging.getLogger(__name__)
+
+
+class Launch:
+    """The terms on which workers start with one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def options(self, model: Model, n_ctx: int | None = None) -> WorkerOptions:
+        """For a worker with a pool of `n_ctx` tokens; None: what was asked for, or a default."""
+        own = [(path, 1.0) for path in model.adapters] if model.needs_adapters else []
+        return WorkerOptions(
+            model_path=str(model.path),
+            n_ctx=n_ctx or self._config.n_ctx or min(model.n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX),
+            n_sequences=self._config.n_sequences,
+            n_batch=max(self._config.n_batch, self._config.n_sequences),
+            n_threads=self._config.n_threads,
+            cpu_variant=self._config.cpu_variant,
+            chat_template=self._config.chat_template,
+            lora=tuple((str(path), scale) for path, scale in (*own, *self._config.lora)),
+            siblings=() if own else tuple(map(str, model.adapters)),
+            speculate=self._config.speculate,
+            embeddings=self._config.embeddings,
+            pooling=self._config.pooling,
+            log_level=self._config.log_level,
+            log_format=self._config.log_format,
+            cache_dir=None if self._config.cache_dir is None else str(self._config.cache_dir),
+            safetensors_type=self._config.safetensors_type,
+        )
+
+    def fitting(self, model: Model, n_most_bytes: float) -> WorkerOptions:
+        """Like `options`, with a smaller pool than the default one where `n_most_bytes` demand it."""
+        options = self.options(model)
+        while self._config.n_ctx is None and options.n_ctx // 2 >= _LEAST_N_CTX:
+            if self.need(model, options).total <= n_most_bytes:
+                break
+            options = self.options(model, options.n_ctx // 2)
+            logger.warning("`%s` gets a context of %d tokens: there is no memory for more", model.name, options.n_ctx)
+        return options
+
+    @staticmethod
+    def need(model: Model, options: WorkerOptions) -> Need:
+        """The memory of a worker with these `options`."""
+        return memory.need(
+            model,
+            n_adapter_bytes=memory.size_of([*(path for path, _ in options.lora), *options.siblings]),
+            n_ctx=options.n_ctx,
+            n_batch=options.n_batch,
+            n_sequences=options.n_sequences,
+            n_outputs=options.n_outputs,
+            plan=pooling.plan(
+                model,
+                n_ctx=options.n_ctx,
+                n_batch=options.n_batch,
+                pooling=options.pooling,
+                embeddings=options.embeddings,
+            ),
+        )
