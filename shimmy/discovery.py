@@ -19,8 +19,6 @@ from shimmy.engine import sampling
 from shimmy.errors import BadRequest
 from shimmy.formats import huggingface, ollama
 from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
-from shimmy.formats.safetensors import InvalidSafetensors
-from shimmy.formats.unconvertible import Unconvertible
 from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults, SamplingParams
 from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, printable, shown
@@ -144,7 +142,10 @@ class _Found:
 
     def _add_checkpoint(self, folder: Path, identity: tuple[int, int]) -> None:
         """Take in the model in SafeTensors that `folder` is, as the GGUF it will become."""
-        from shimmy.formats import convert  # only who has such a folder pays for it
+        # Only who has such a folder pays for these.
+        from shimmy.formats import convert
+        from shimmy.formats.safetensors import InvalidSafetensors
+        from shimmy.formats.unconvertible import Unconvertible
 
         name = huggingface.name(folder)
         try:
