@@ -105,14 +105,6 @@ def resident_bytes(pid: int) -> int | None:
         return None
 
 
-def trim() -> None:
-    """Hand what this process has freed back to the system, where the C library can (glibc): 0.8 MB after a start."""
-    import ctypes  # who watches folders has it already
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def shown(n_bytes: float) -> str:
     """`n_bytes` for a person: `1.3 GB`, `98 MB`."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -21,7 +21,7 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 
-from shimmy import __version__, memory
+from shimmy import __version__
 from shimmy.api.app import create_app
 from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
 from shimmy.errors import ModelNotFound, ShimmyError
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 _DRAIN_S = 5.0
 _KEEP_ALIVE_S = 75.0
 _BACKLOG = 1024
-# After this a start has used what it uses.
-_SETTLED_S = 1.0
 # A signal to the whole process group reaches the frozen server twice: its outer process passes it on.
 _ONE_SIGNAL_S = 0.5
 
@@ -177,8 +175,6 @@ class Server:
 
     async def _keep_house(self) -> None:
         await asyncio.to_thread(self._home.sweep)
-        await asyncio.sleep(_SETTLED_S)
-        memory.trim()
         await self._home.until_orphaned()
         logger.error("the program that started this server was killed; shutting down")
         self._hurry.set()

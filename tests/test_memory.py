@@ -101,8 +101,3 @@ def test_a_system_without_such_files_has_no_known_limit(monkeypatch: pytest.Monk
     memory._cgroups.cache_clear()
     assert memory.free_bytes() is None
     memory._cgroups.cache_clear()
-
-
-def test_trimming_does_no_harm() -> None:
-    memory.trim()
-    memory.trim()
