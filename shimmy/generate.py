@@ -13,13 +13,13 @@ from shimmy.config import Config
 from shimmy.engine import pooling
 from shimmy.errors import BadRequest
 from shimmy.events import Events
-from shimmy.messages import Accepted, Embeddings, EmbedRequest, Finished, GenerateRequest, Piece
+from shimmy.messages import Accepted, Echo, Embeddings, EmbedRequest, Finished, GenerateRequest, Piece
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
 from shimmy.registry import Model, Registry
 
 if TYPE_CHECKING:
-    from shimmy.engine.client import JobStream
+    from shimmy.engine.streams import JobStream
 
 
 @dataclass(slots=True)
@@ -62,11 +62,11 @@ class Generation:
         """The worker's yes; raises the ShimmyError that stands against it. May be awaited again."""
         return await asyncio.shield(self._submission)
 
-    def __aiter__(self) -> AsyncIterator[Piece | Finished]:
+    def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
         """What the job says until it is finished; raises WorkerDied when its worker ends."""
         return self
 
-    async def __anext__(self) -> Piece | Finished:
+    async def __anext__(self) -> Echo | Piece | Finished:
         if self._stream is None:
             await self.accepted()
             assert self._stream is not None

@@ -82,11 +82,34 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `parameters` is the JSON Schema of its arguments, as JSON text."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type":"object","properties":{}}'
+    strict: bool = False  # the caller wants the schema obeyed or refused; it is obeyed either way
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """What a job may do with the tools it is offered. Without `required` it may also answer in plain text."""
+
+    required: bool = False
+    name: str | None = None  # the one tool that has to be called; `required` then
+    parallel: bool = True  # several calls in one reply
+
+
+@dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """Messages the worker renders with the model's chat template."""
 
     messages: tuple[Message, ...]
     add_generation_prompt: bool = True
+    tools: tuple[Tool, ...] = ()  # none where the caller forbids calls
+    tool_choice: ToolChoice = ToolChoice()
+    template_arguments: str = "{}"  # a JSON object of further variables for the template: `enable_thinking` and such
+    continue_final_message: bool = False  # the reply goes on with the last message, which is the assistant's
 
     def with_system(self, text: str) -> "ChatPrompt":
         """The same after a system message that says `text`, unless it has one or there is no text."""
@@ -109,7 +132,32 @@ class TokenPrompt:
     tokens: tuple[int, ...]
 
 
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
+@dataclass(frozen=True, slots=True)
+class FillPrompt:
+    """What stands before and behind the text to be written, for models that have tokens for it."""
+
+    prefix: str
+    suffix: str
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt | FillPrompt
+
+
+class GrammarKind(StrEnum):
+    """The languages in which a caller may say what a reply has to look like."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GBNF = "gbnf"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply has to look like; CHOICE is a JSON array of texts, one of which it has to be."""
+
+    kind: GrammarKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +172,10 @@ class GenerateRequest:
     cache_prompt: bool = True  # False computes the whole prompt anew
     keep_alive_s: float | None = None  # how long the model stays loaded afterwards; None: as it is
     lora: AdapterScales | None = None  # None: every adapter at its own scale
+    grammar: Grammar | None = None
+    n_logprobs: int | None = None  # how many candidates are told beside each token; None: no log-probabilities at all
+    echo: bool = False  # the reply begins with the prompt, with its log-probabilities where they are wanted
+    n_thinking: int | None = None  # tokens of reasoning, after which it is ended; None: as many as the model likes
 
 
 # Text, or token ids used as they are.
@@ -160,6 +212,10 @@ class Job:
     stop: tuple[str, ...]
     cache_prompt: bool
     lora: AdapterScales | None = None
+    grammar: Grammar | None = None
+    n_logprobs: int | None = None
+    echo: bool = False
+    n_thinking: int | None = None
 
 
 class FinishReason(StrEnum):
@@ -193,10 +249,60 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a model writes tool calls: `section_start`, calls joined by `between`, `section_end`.
+
+    A call is `call_start`, its body and `call_end`. The body is a JSON object with a name and arguments under the keys
+    given here, or, where there is a `separator`, the bare name, the separator and the arguments as a JSON object.
+    """
+
+    section_start: str = ""
+    call_start: str = ""
+    call_end: str = ""
+    between: str = ""
+    section_end: str = ""
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+    id_key: str = ""  # of an id that the model writes itself; empty where it writes none
+    separator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFormat:
+    """How the text of a job is to be read."""
+
+    thinking: tuple[str, str] | None = None  # what begins and what ends reasoning
+    is_thinking: bool = False  # the prompt has begun it already
+    tools: ToolFormat | None = None  # None: what looks like a call is text
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """The worker has rendered, tokenized and checked the prompt: from here on the job can only run."""
 
     n_prompt: int
+    format: ReplyFormat = ReplyFormat()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token and the natural logarithm of its probability; `data` are the bytes it stands for."""
+
+    token: int
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token of a reply or prompt, and the most likely ones at its place, the best first.
+
+    Probabilities are the model's own, before any sampler. `chosen.logprob` is nan for the first token of a prompt,
+    which nothing was predicted from.
+    """
+
+    chosen: Candidate
+    top: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +311,15 @@ class Piece:
 
     text: str
     n_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each token, where they were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A part of the prompt, for a job that wants it said; parts come in order, before the first piece."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +339,29 @@ class Vectors:
     vectors: tuple[bytes, ...]
 
 
-Event = Accepted | Piece | Vectors | Finished
+Event = Accepted | Echo | Piece | Vectors | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """Part of the call number `index` of a reply; `id` and `name` are in its first part only."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a piece of a reply adds to it, as its ReplyFormat reads it."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCallDelta, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.calls)
 
 
 @dataclass(frozen=True, slots=True)

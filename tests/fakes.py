@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, cast
 
 from shimmy import config
 from shimmy.api.exchange import ASGIApp, ASGIMessage
-from shimmy.engine.client import Hooks, JobStream, WorkerClient
+from shimmy.engine.client import Hooks, WorkerClient
+from shimmy.engine.streams import JobStream
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ShimmyError
 from shimmy.events import Events

@@ -8,7 +8,7 @@ import pytest
 
 from shimmy.errors import BadRequest, ModelNotFound, ModelUnavailable, ShimmyError, WorkerDied
 from shimmy.generate import Services, generate
-from shimmy.messages import Accepted, Event, Finished, GenerateRequest, Piece, TextPrompt
+from shimmy.messages import Accepted, Echo, Event, Finished, GenerateRequest, Piece, TextPrompt
 from tests.fakes import FINISHED, SCRIPT, FakeWorker, model, on_loop, services
 
 
@@ -22,7 +22,7 @@ def metric(house: Services, line: str) -> float:
     return next((float(value) for name, value in samples if name == line), 0)
 
 
-async def events_of(house: Services) -> list[Piece | Finished]:
+async def events_of(house: Services) -> list[Echo | Piece | Finished]:
     generation = generate(house, request())
     try:
         return [event async for event in generation]

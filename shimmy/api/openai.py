@@ -111,7 +111,7 @@ async def _collect(generation: "Generation") -> tuple[str, Finished]:
     async for event in generation:
         if isinstance(event, Piece):
             texts.append(event.text)
-        else:
+        elif isinstance(event, Finished):
             finished = event
     if finished is None:
         raise Internal("the generation ended without a reason")

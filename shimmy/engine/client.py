@@ -12,26 +12,23 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
 
 from shimmy.engine import wire
+from shimmy.engine.streams import EmbeddingStream, JobStream
 from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import (
-    Accepted,
     ChatPrompt,
     EmbeddingJob,
-    Embeddings,
     EmbedRequest,
     Event,
     Finished,
     GenerateRequest,
     Job,
     ModelFacts,
-    Piece,
-    Vectors,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,110 +45,6 @@ def own_program() -> list[str]:
 def worker_command(socket_fd: int, name: str) -> list[str]:
     """The program itself with its hidden sub-command; `name` is only there for a person reading `ps`."""
     return [*own_program(), "worker", str(socket_fd), name]
-
-
-class JobStream:
-    """What the worker says about one job. Pieces not taken yet are joined, so a slow reader costs nothing."""
-
-    def __init__(self, job_id: int, cancel: Callable[[int], None]) -> None:
-        self._id = job_id
-        self._cancel = cancel
-        self._accepted: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._texts: list[str] = []
-        self._n_tokens = 0
-        self._end: Finished | ShimmyError | None = None
-        self._is_over = False
-        self._waiter: asyncio.Future[None] | None = None  # who waits for the next event
-
-    def put(self, event: Event | ShimmyError) -> None:
-        """Called by the client for each event of this job."""
-        match event:
-            case Piece(text, n_tokens):
-                self._texts.append(text)
-                self._n_tokens += n_tokens
-            case Accepted():
-                if not self._accepted.done():
-                    self._accepted.set_result(event)
-                return
-            case Vectors():
-                raise wire.ProtocolError("vectors for a job that writes text")
-            case _:
-                self._end = event
-                if not self._accepted.done() and isinstance(event, ShimmyError):
-                    self._accepted.set_exception(event)
-                    self._accepted.exception()  # a caller that left does not make this an unhandled one
-        self._wake()
-
-    async def accepted(self) -> Accepted:
-        """The worker's yes; raises what it said instead."""
-        return await asyncio.shield(self._accepted)
-
-    def __aiter__(self) -> AsyncIterator[Piece | Finished]:
-        """Pieces, then Finished; raises the error that ended the job. One reader."""
-        return self
-
-    async def __anext__(self) -> Piece | Finished:
-        # Not a generator, and no asyncio.Event: this runs once for each token of each stream.
-        while not self._texts and self._end is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if self._texts:
-            piece = Piece("".join(self._texts), self._n_tokens)
-            self._texts, self._n_tokens = [], 0
-            return piece
-        if isinstance(self._end, ShimmyError):
-            raise self._end
-        if self._is_over or self._end is None:
-            raise StopAsyncIteration
-        self._is_over = True
-        return self._end
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def close(self) -> None:
-        """Cancel the job unless it has ended; safe to call twice."""
-        if self._end is None:
-            self._cancel(self._id)
-            self._end = WorkerDied("the job was cancelled")
-            self._wake()
-
-
-class EmbeddingStream:
-    """What the worker says about one job of embeddings: vectors, and how it ended."""
-
-    def __init__(self, job: EmbeddingJob, cancel: Callable[[int], None]) -> None:
-        self._job = job
-        self._cancel = cancel
-        self._vectors: list[bytes] = []
-        self._end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-
-    def put(self, event: Event | ShimmyError) -> None:
-        """Called by the client for each event of this job; raises ProtocolError for one that it cannot have."""
-        match event:
-            case Vectors(vectors):
-                self._vectors += vectors
-                n_bytes = len(self._vectors[0]) if self._vectors else 0
-                if len(self._vectors) > len(self._job.inputs) or any(len(vector) != n_bytes for vector in vectors):
-                    raise wire.ProtocolError("vectors that nobody asked for")
-            case Finished() if len(self._vectors) == len(self._job.inputs):
-                self._end.set_result(event)
-            case ShimmyError():
-                self._end.set_exception(event)
-                self._end.exception()  # a caller that left does not make this an unhandled one
-            case _:
-                raise wire.ProtocolError("an event that a job of embeddings does not have")
-
-    async def result(self) -> Embeddings:
-        """All vectors; raises the error that ended the job."""
-        finished = await asyncio.shield(self._end)
-        return Embeddings(tuple(self._vectors), finished)
-
-    def close(self) -> None:
-        """Cancel the job unless it has ended; safe to call twice."""
-        if not self._end.done():
-            self._cancel(self._job.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +120,10 @@ class WorkerClient(asyncio.Protocol):
             stop=request.stop,
             cache_prompt=request.cache_prompt,
             lora=request.lora,
+            grammar=request.grammar,
+            n_logprobs=request.n_logprobs,
+            echo=request.echo,
+            n_thinking=request.n_thinking,
         )
         stream = JobStream(job.id, self._cancel)
         self._begin(job.id, stream, wire.job_frame(job))

@@ -481,6 +481,12 @@ class LlamaModel:
         token = int(_llama.llama_vocab_bos(self._vocab))
         return None if token < 0 else token
 
+    def fill_tokens(self) -> tuple[int, int, int] | None:
+        """The tokens before a prefix, before a suffix, and before the middle to be written; None without them."""
+        names = ("fim_pre", "fim_suf", "fim_mid")
+        before, behind, middle = (int(getattr(_llama, f"llama_vocab_{name}")(self._vocab)) for name in names)
+        return None if min(before, behind, middle) < 0 else (before, behind, middle)
+
     def chat_template(self) -> str | None:
         """The template stored in the model file, unread and untrusted."""
         source = _llama.llama_model_chat_template(self._model, None)

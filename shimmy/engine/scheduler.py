@@ -43,6 +43,20 @@ class Sampler(Protocol):
     def close(self) -> None: ...
 
 
+class Guide(Protocol):
+    """What the tokens of a job have to obey. It is told all of them, in order, and is never asked about a draft.
+
+    Its methods raise BadRequest when what the caller wants has outgrown their limits.
+    """
+
+    @property
+    def is_over(self) -> bool: ...  # nothing may follow any more
+    def allows(self, token: int) -> bool: ...
+    def allowed(self) -> bytes: ...  # a bit for each token of the vocabulary, the lowest of a byte first
+    def accept(self, token: int) -> None: ...
+    def forced(self) -> list[int]: ...  # the tokens that have to come next, none where there is a choice
+
+
 class Batch(Protocol):
     """The rows of the next decode."""
 

@@ -18,21 +18,31 @@ from shimmy.errors import ShimmyError, from_code
 from shimmy.messages import (
     Accepted,
     Adapter,
+    Candidate,
     ChatPrompt,
+    Echo,
     EmbeddingJob,
     Event,
+    FillPrompt,
     Finished,
     FinishReason,
+    Grammar,
+    GrammarKind,
     Job,
     Message,
     ModelFacts,
     Piece,
     Prompt,
+    ReplyFormat,
     SamplingParams,
     TextPrompt,
     Timings,
+    TokenLogprob,
     TokenPrompt,
+    Tool,
     ToolCall,
+    ToolChoice,
+    ToolFormat,
     Usage,
     Vectors,
 )
@@ -161,7 +171,15 @@ def read_job(message: Frame) -> Job:
         stop=tuple(message["stop"]),
         cache_prompt=message["cache_prompt"],
         lora=None if message["lora"] is None else tuple((index, scale) for index, scale in message["lora"]),
+        grammar=None if message["grammar"] is None else _read_grammar(**message["grammar"]),
+        n_logprobs=message["n_logprobs"],
+        echo=message["echo"],
+        n_thinking=message["n_thinking"],
     )
+
+
+def _read_grammar(kind: str, text: str) -> Grammar:
+    return Grammar(GrammarKind(kind), text)
 
 
 def embed_frame(job: EmbeddingJob) -> Frame:
@@ -183,9 +201,17 @@ def prompt_from_wire(message: Frame) -> Prompt:
             return TextPrompt(message["text"])
         case "TokenPrompt":
             return TokenPrompt(tuple(message["tokens"]))
+        case "FillPrompt":
+            return FillPrompt(message["prefix"], message["suffix"])
         case _:
-            messages = tuple(_read_message(fields) for fields in message["messages"])
-            return ChatPrompt(messages, message["add_generation_prompt"])
+            return ChatPrompt(
+                messages=tuple(_read_message(fields) for fields in message["messages"]),
+                add_generation_prompt=message["add_generation_prompt"],
+                tools=tuple(Tool(**tool) for tool in message["tools"]),
+                tool_choice=ToolChoice(**message["tool_choice"]),
+                template_arguments=message["template_arguments"],
+                continue_final_message=message["continue_final_message"],
+            )
 
 
 def _read_message(fields: Frame) -> Message:
@@ -198,12 +224,16 @@ def _read_message(fields: Frame) -> Message:
 
 def event_to_wire(job_id: int, event: Event | ShimmyError) -> list[object]:
     match event:
-        case Piece(text, n_tokens):
+        case Piece(text, n_tokens, ()):
             return [job_id, "piece", text, n_tokens]
+        case Piece(text, n_tokens, logprobs):
+            return [job_id, "piece", text, n_tokens, [_logprob_to_wire(each) for each in logprobs]]
+        case Echo(text, logprobs):
+            return [job_id, "echo", text, [_logprob_to_wire(each) for each in logprobs]]
         case Vectors(vectors):
             return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
-        case Accepted(n_prompt):
-            return [job_id, "accepted", n_prompt]
+        case Accepted(n_prompt, reply_format):
+            return [job_id, "accepted", n_prompt, asdict(reply_format)]
         case Finished(reason, usage, timings, stop_string):
             usage_fields = (usage.n_prompt, usage.n_cached, usage.n_completion)
             return [job_id, "finished", reason.value, usage_fields, astuple(timings), stop_string]
@@ -222,11 +252,13 @@ def read_event(fields: list[Any]) -> tuple[int, Event | ShimmyError]:
 def _read_event(kind: str, *fields: Any) -> Event | ShimmyError:
     match kind:
         case "piece":
-            return Piece(str(fields[0]), int(fields[1]))
+            return Piece(str(fields[0]), int(fields[1]), tuple(map(_read_logprob, *fields[2:])) if fields[2:] else ())
+        case "echo":
+            return Echo(str(fields[0]), tuple(map(_read_logprob, fields[1])))
         case "vectors":
             return Vectors(tuple(_read_vector(text) for text in fields[0]))
         case "accepted":
-            return Accepted(int(fields[0]))
+            return Accepted(int(fields[0]), _read_format(**fields[1]))
         case "finished":
             reason, usage, timings, stop_string = fields
             return Finished(FinishReason(reason), Usage(*usage), Timings(*timings), stop_string)
@@ -234,6 +266,35 @@ def _read_event(kind: str, *fields: Any) -> Event | ShimmyError:
             code, message, param = fields
             return from_code(code, message, param=param)
     raise ValueError(kind)
+
+
+def _read_format(thinking: Any, is_thinking: object, tools: Any) -> ReplyFormat:
+    return ReplyFormat(
+        thinking=None if thinking is None else (str(thinking[0]), str(thinking[1])),
+        is_thinking=bool(is_thinking),
+        tools=None if tools is None else _read_tool_format(**tools),
+    )
+
+
+def _read_tool_format(separator: object, **texts: object) -> ToolFormat:
+    known = {name: str(text) for name, text in texts.items()}
+    return ToolFormat(**known, separator=None if separator is None else str(separator))
+
+
+def _logprob_to_wire(logprob: TokenLogprob) -> list[object]:
+    """The chosen token and the candidates, each as its id, its bytes as Latin-1, and its logarithm (null for nan)."""
+    return [
+        (each.token, each.data.decode("latin-1"), each.logprob if math.isfinite(each.logprob) else None)
+        for each in (logprob.chosen, *logprob.top)
+    ]
+
+
+def _read_logprob(fields: list[Any]) -> TokenLogprob:
+    chosen, *top = (
+        Candidate(int(token), text.encode("latin-1"), math.nan if logprob is None else float(logprob))
+        for token, text, logprob in fields
+    )
+    return TokenLogprob(chosen, tuple(top))
 
 
 def _read_vector(text: str) -> bytes:

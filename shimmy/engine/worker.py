@@ -34,6 +34,7 @@ from shimmy.messages import (
     Adapter,
     ChatPrompt,
     EmbeddingJob,
+    FillPrompt,
     Job,
     Message,
     ModelFacts,
@@ -148,7 +149,9 @@ class Preparer:
                 tokens = self.tokenize(text, add_special=True, parse_special=True)
             case TextPrompt(text):
                 tokens = self.tokenize(text, add_special=True, parse_special=True)
-            case _:
+            case FillPrompt(prefix, suffix):
+                tokens = self._around_a_gap(prefix, suffix)
+            case TokenPrompt():
                 tokens = list(prompt.tokens)
                 self.check_tokens(tokens, name)
         if not tokens:
@@ -157,6 +160,17 @@ class Preparer:
                 raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
             tokens = [bos]
         return tokens
+
+    def _around_a_gap(self, prefix: str, suffix: str) -> list[int]:
+        """llama-server's order: what stands before, what stands behind, and the token that asks for the middle."""
+        marks = self._model.fill_tokens()
+        if marks is None:
+            raise BadRequest("suffix: the model has no tokens for filling in the middle", param="suffix")
+        before, behind, middle = marks
+        tokens = [before, *self.tokenize(prefix, add_special=False, parse_special=False)]
+        tokens += [behind, *self.tokenize(suffix, add_special=False, parse_special=False), middle]
+        bos = self._model.bos_token() if self._model.adds_bos else None
+        return tokens if bos is None else [bos, *tokens]
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         if self._normalizer is not None:

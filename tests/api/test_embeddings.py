@@ -11,7 +11,7 @@ import pytest
 from shimmy import config
 from shimmy.api.app import create_app
 from shimmy.api.embeddings import N_INPUTS_MAX, embed_request, read_format
-from shimmy.engine.client import EmbeddingStream
+from shimmy.engine.streams import EmbeddingStream
 from shimmy.errors import BadRequest, ContextExceeded, ShimmyError
 from shimmy.messages import EmbeddingJob, EmbedRequest, Event, Finished, FinishReason, Timings, Usage, Vectors
 from tests.fakes import Call, FakeWorker, Reply, fetch, model, on_loop, services, until

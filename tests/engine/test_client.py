@@ -15,12 +15,14 @@ import pytest
 
 from shimmy.engine import client as client_module
 from shimmy.engine import wire
-from shimmy.engine.client import Hooks, JobStream, WorkerClient, start_worker, worker_command
+from shimmy.engine.client import Hooks, WorkerClient, start_worker, worker_command
+from shimmy.engine.streams import JobStream
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import (
     Accepted,
     ChatPrompt,
+    Echo,
     Embeddings,
     EmbedRequest,
     Event,
@@ -118,9 +120,9 @@ async def connected() -> AsyncIterator[Peer]:
         await client.close()
 
 
-async def end_of(stream: JobStream) -> list[Piece | Finished | ShimmyError]:
+async def end_of(stream: JobStream) -> list[Echo | Piece | Finished | ShimmyError]:
     """All that comes out of a stream, its error last."""
-    events: list[Piece | Finished | ShimmyError] = []
+    events: list[Echo | Piece | Finished | ShimmyError] = []
     try:
         async for event in stream:
             events.append(event)  # noqa: PERF401 - what came before an error is wanted too

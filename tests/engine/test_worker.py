@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from shimmy.engine import client as client_module
-from shimmy.engine.client import Hooks, JobStream, WorkerClient, start_worker
+from shimmy.engine.client import Hooks, WorkerClient, start_worker
+from shimmy.engine.streams import JobStream
 from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import (
     BadRequest,
