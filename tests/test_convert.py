@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from shimmy.engine import sampling, variants
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.formats import convert, gguf
 from shimmy.formats.convert import cache_name, cached
 from shimmy.formats.safetensors import InvalidSafetensors
