@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy import log
 from shimmy.engine import adapters, machine, pooling, sampling, variants, wire
+from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.embedding import Embedder, EmbeddingTask
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
-from shimmy.engine.scheduler import JobEvent, Scheduler, Task
+from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.scheduler import JobEvent, Scheduler
+from shimmy.engine.task import Task
 from shimmy.engine.template import ChatTemplate
 from shimmy.errors import BadRequest, ContextExceeded, Internal, ModelUnavailable, ShimmyError, TemplateFailed
 from shimmy.formats import gguf
