@@ -50,12 +50,8 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "embedding",
             "llama",
             "quantize",
-            "sampler",
-            "scheduler",
-            "template",
-            "jinja",
         ),
-        "worker",
+        *("sampler", "scheduler", "task", "thinking", "turns", "template", "jinja", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}
