@@ -67,6 +67,8 @@ def plan(folder: Path) -> Plan:
 
     Raises Unconvertible or InvalidSafetensors with the reason, OSError when a file cannot be read.
     """
+    if (folder / huggingface.ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        raise Unconvertible("it is a LoRA adapter, which is converted for a model when it is loaded: see `--lora`")
     config = text_config(read_json(folder / "config.json", MAX_CONFIG_BYTES))
     family = family_of(config)
     checkpoint = read_folder(folder)
