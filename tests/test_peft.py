@@ -13,7 +13,7 @@ import pytest
 
 from shimmy.engine import llama, variants
 from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
-from shimmy.formats import convert, gguf, lora, peft
+from shimmy.formats import convert, gguf, huggingface, lora, peft
 from shimmy.formats.gguf import InvalidGguf
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
@@ -34,7 +34,7 @@ MODULES = {
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     "bert": ("query", "key", "value", "dense"),
 }
-TOLERANCE = 2e-4
+TOLERANCE = 1e-5
 
 
 def modules(model_type: str) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def test_an_adapter_computes_what_the_merged_weights_do(model_type: str, cpu: Cp
     adapter = converted(write_adapter(tmp_path / "adapter", matrices), path)
     whole = model_of(tmp_path / "merged", model_type, merged(tensors, matrices, ALPHA / RANK))
     adapted, wanted = log_probabilities(path, cpu, adapter), log_probabilities(whole, cpu)
-    tolerance = 5e-3 if model_type.startswith(("gemma", "gpt2")) else TOLERANCE  # GELU goes through a table in F16
+    tolerance = 2e-3 if model_type.startswith("gemma") else TOLERANCE  # GELU goes through a table in F16
     assert difference(adapted, wanted) < tolerance
     plain = log_probabilities(path, cpu)
     assert difference(adapted, plain) > 0.1
@@ -410,6 +410,12 @@ def test_a_folder_without_both_files_is_no_adapter(name: str, tmp_path: Path) ->
     (adapter / name).unlink()
     with pytest.raises(Unconvertible, match=f"it has no `{name}`"):
         peft.read(adapter)
+
+
+def test_its_weights_count_for_the_memory_of_a_worker(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a", pairs(tiny_families.tensors("mistral"), ATTENTION))
+    weights = adapter / "adapter_model.safetensors"
+    assert huggingface.adapter_file(adapter) == huggingface.adapter_file(weights) == weights
 
 
 def test_an_adapter_is_no_model_to_convert(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ def cached(adapter: Adapter, base: Base, cache_folder: Path | None) -> cache.Con
     if _is_for_another(adapter, base.architecture):
         return None
     found = plan(adapter, base)
-    n_tokens = base.tensors[b"token_embd.weight"].shape[-1] if b"token_embd.weight" in base.tensors else 0
+    embeddings = base.tensors.get(b"token_embd.weight")
+    n_tokens = embeddings.shape[-1] if embeddings and embeddings.shape else 0
     kind = f"lora_{base.architecture}_{base.n_head}_{base.n_head_kv}_{n_tokens}"
     key = (CONVERTER_VERSION, kind, _sources(adapter.folder))
     target = None if cache_folder is None else cache_folder / cache.name(adapter.folder, kind, *key)
