@@ -51,7 +51,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "llama",
             "quantize",
         ),
-        *("sampler", "scheduler", "task", "thinking", "turns", "template", "jinja", "worker"),
+        *("preparer", "sampler", "scheduler", "task", "thinking", "turns", "template", "jinja", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}
