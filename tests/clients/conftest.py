@@ -5,6 +5,7 @@ model is a small one, so they ask what an answer is made of, not what it says.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,8 @@ os.environ |= {
     "LITELLM_TELEMETRY": "False",
 }
 
+NEEDS_NPM = pytest.mark.skipif(not shutil.which("npm"), reason="there is no npm on this machine")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -29,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     arguments = (
         "--model-path", text_model, "--alias", f"gpt-*={text_model.stem}",
         "--model-path", embedder, "--alias", f"text-embedding-*={embedder.name}",
-        "--temp", "0", "--n-predict", "256",
+        "--temp", "0", "--n-predict", "160",
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("server")
     with serving(folder, *arguments, threads="") as running, pytest.MonkeyPatch.context() as patch:
