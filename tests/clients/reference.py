@@ -1,4 +1,4 @@
-"""How likely llama.cpp finds a text after another: the binding alone, one text at a time, without scheduler or server."""
+"""How likely llama.cpp finds a text after another: the binding alone, text by text, without scheduler or server."""
 
 import os
 from collections.abc import Sequence
