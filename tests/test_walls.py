@@ -15,8 +15,8 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors"},
-    {"messages"},
+    {"errors", "marks"},
+    {"messages", "reading"},
     {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote"},
     {"discovery"},
@@ -42,16 +42,8 @@ DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
     f"shimmy.engine.{name}"
     for name in (
-        *(
-            "adapters",
-            "binding",
-            "checkpoint",
-            "context",
-            "embedding",
-            "llama",
-            "quantize",
-        ),
-        *("preparer", "sampler", "scheduler", "task", "thinking", "turns", "template", "jinja", "worker"),
+        *("adapters", "binding", "checkpoint", "context", "embedding", "jinja", "llama", "preparer", "quantize"),
+        *("sampler", "scheduler", "task", "template", "text", "thinking", "turns", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.speculation import Lookup
+from shimmy.engine.text import StopFilter, TextDecoder
 from shimmy.messages import Finished, FinishReason, Job, Piece, Timings, TokenLogprob, Usage
-from shimmy.reply import StopFilter, TextDecoder
 
 # The limit of a job that may generate until the context is full.
 _NO_LIMIT = 2**31
