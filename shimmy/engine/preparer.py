@@ -66,6 +66,11 @@ class Preparer:
         sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
         return Task(job, tokens, sampler, received_s, scales)
 
+    def echo(self, task: Task) -> str:
+        """The prompt of a task as its caller wrote it, and tokens as the vocabulary spells them."""
+        prompt = task.job.prompt
+        return prompt.text if isinstance(prompt, TextPrompt) else self._model.detokenize(task.tokens)
+
     def embedding_task(self, job: EmbeddingJob, is_cancelled: Callable[[], bool]) -> EmbeddingTask | None:
         """Check and prepare a job of embeddings; None once it is cancelled. Raises BadRequest or ContextExceeded."""
         received_s = perf_counter()
