@@ -43,7 +43,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
     f"shimmy.engine.{name}"
     for name in (
         *("adapters", "binding", "checkpoint", "context", "embedding", "jinja", "llama", "preparer", "quantize"),
-        *("sampler", "scheduler", "task", "template", "text", "thinking", "turns", "worker"),
+        *("sampler", "scheduler", "task", "template", "text", "thinking_budget", "turns", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}
