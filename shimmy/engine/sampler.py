@@ -119,8 +119,8 @@ class Sampler:
         """
         self._probe.look(self._context, row, self._pick)
         if not guide.allows(self._token):
-            allowed = allowed_tokens(guide.allowed())
-            self._probe.look(self._context, row, lambda candidates: self._pick_of(candidates, allowed))
+            mask = guide.allowed()
+            self._probe.look(self._context, row, lambda candidates: self._pick_of(candidates, mask))
         llama.llama_sampler_accept(self._chain, self._token)
         return self._token
 
@@ -128,7 +128,8 @@ class Sampler:
         candidates.apply(self._chain)
         self._token = candidates.selected
 
-    def _pick_of(self, candidates: Candidates, allowed: Sequence[int]) -> None:
+    def _pick_of(self, candidates: Candidates, mask: bytes) -> None:
+        allowed = allowed_tokens(mask, candidates.n_tokens)
         if not allowed:
             raise Internal("the grammar of the request leaves no token to go on with")
         candidates.keep(allowed)
@@ -176,11 +177,11 @@ class Likelihood:
         return chosen, top
 
 
-def allowed_tokens(mask: bytes) -> list[int]:
-    """The tokens whose bits are set in `mask`, in ascending order; the lowest bit of a byte comes first."""
-    number = int.from_bytes(mask, "little")
+def allowed_tokens(mask: bytes, n_vocab: int) -> list[int]:
+    """The tokens below `n_vocab` whose bits are set in `mask`, in ascending order; a byte's lowest bit comes first."""
+    number = int.from_bytes(mask, "little") & ((1 << n_vocab) - 1)
     if number.bit_count() <= _FEW:
-        words = memoryview(mask + bytes(-len(mask) % 8)).cast("Q")
+        words = memoryview(number.to_bytes(8 * (n_vocab // 64 + 1), "little")).cast("Q")
         return [64 * place + bit for place, word in enumerate(words) if word for bit in _bits(word)]
     selectors = f"{number:b}"[::-1].encode().translate(_ZERO_ONE)
     return list(compress(range(len(selectors)), selectors))

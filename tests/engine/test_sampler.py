@@ -132,4 +132,6 @@ def test_a_mask_is_read_bit_by_bit_or_at_once() -> None:
         for step in (1, 3, 1000):
             tokens = list(range(n_vocab % 7, n_vocab, step))
             mask = sum(1 << token for token in tokens).to_bytes(n_vocab // 8 + 1, "little")
-            assert allowed_tokens(mask) == tokens
+            assert allowed_tokens(mask, n_vocab) == tokens
+            assert allowed_tokens(mask, n_vocab // 2) == [token for token in tokens if token < n_vocab // 2]
+            assert allowed_tokens(mask + b"\xff", n_vocab) == tokens, "bits beyond the vocabulary mean nothing"
