@@ -134,7 +134,7 @@ def test_a_mask_leaves_what_it_allows(n_vocab: int, step: int) -> None:
     struct = binding.llama.llama_token_data_array(data, n_vocab, -1, False)
     for token in range(n_vocab):
         data[token].id, data[token].logit = token, token / 2
-    tokens = list(range(n_vocab % 7, n_vocab, step))
+    tokens = list(range(n_vocab % 7 if n_vocab > 7 else 0, n_vocab, step))
     mask = sum(1 << token for token in tokens).to_bytes(n_vocab // 8 + 1, "little")
     beyond = bytes(len(mask)) + b"\xff"
     assert Candidates(struct).keep(mask + beyond) == struct.size == len(tokens)
