@@ -16,8 +16,8 @@ import shimmy
 FLOORS = (
     {"shimmy"},
     {"errors"},
-    {"messages"},
-    {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
+    {"messages", "marks"},
+    {"log", "frozen", "config", "metrics", "events", "registry", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote"},
     {"discovery"},
     {"librarian"},
@@ -43,7 +43,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
     f"shimmy.engine.{name}"
     for name in (
         *("adapters", "checkpoint", "embedding", "llama", "quantize", "scheduler", "template", "jinja"),
-        "worker",
+        *("text", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

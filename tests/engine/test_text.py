@@ -2,7 +2,7 @@
 
 import pytest
 
-from shimmy.reply import StopFilter, TextDecoder
+from shimmy.engine.text import StopFilter, TextDecoder
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
