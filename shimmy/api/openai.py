@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shimmy import __version__
-from shimmy.api.openai_parse import ReplyOptions, chat_request, completion_request, read_model, reply_options
+from shimmy.api.fields import read_model
+from shimmy.api.openai_parse import ReplyOptions, chat_call, completion_call
 from shimmy.api.stream import EventStream, unless_gone
 from shimmy.errors import Internal
 from shimmy.generate import generate
@@ -62,14 +63,14 @@ TEXT = Form(
 
 async def chat_completions(exchange: "Exchange") -> None:
     body = await exchange.json()
-    request = chat_request(body, exchange.services.config, _defaults(exchange, body))
-    await _answer(exchange, request, reply_options(body), CHAT)
+    call = chat_call(body, exchange.services.config, _defaults(exchange, body))
+    await _answer(exchange, call.jobs[0], call.options, CHAT)
 
 
 async def completions(exchange: "Exchange") -> None:
     body = await exchange.json()
-    request = completion_request(body, exchange.services.config, _defaults(exchange, body))
-    await _answer(exchange, request, reply_options(body), TEXT)
+    call = completion_call(body, exchange.services.config, _defaults(exchange, body))
+    await _answer(exchange, call.jobs[0], call.options, TEXT)
 
 
 def _defaults(exchange: "Exchange", body: "Json") -> "ModelDefaults":
