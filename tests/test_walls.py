@@ -15,9 +15,9 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors"},
-    {"messages", "marks"},
-    {"log", "frozen", "config", "metrics", "events", "registry", "formats", "memory"},
+    {"errors", "marks"},
+    {"messages", "reading"},
+    {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote"},
     {"discovery"},
     {"librarian"},
