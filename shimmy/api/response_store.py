@@ -18,12 +18,14 @@ _ITEM_BYTES = 256
 class StoredResponse:
     """A response and what was new in its input, as JSON texts: an object and an array of items.
 
-    `item_ids` are the ids that this server gave to items of either. The input before these items is that of
-    `previous_id` and its output.
+    `output` is where its array of items stands in the object, of which the rest may be nested deeper than a decoder
+    can go. `item_ids` are the ids that this server gave to items of either array. The input before the new items is
+    that of `previous_id` and its output.
     """
 
     id: str
     response: bytes
+    output: slice
     input_items: bytes
     item_ids: tuple[str, ...] = ()
     previous_id: str | None = None

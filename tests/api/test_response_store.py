@@ -6,7 +6,7 @@ from shimmy.api.response_store import ResponseStore, StoredResponse
 
 
 def stored(name: str, size_bytes: int = 0, *item_ids: str) -> StoredResponse:
-    return StoredResponse(name, bytes(size_bytes), b"[]", item_ids)
+    return StoredResponse(name, bytes(size_bytes), slice(0), b"[]", item_ids)
 
 
 def test_a_response_is_found_by_its_id_and_by_those_of_its_items_until_it_is_removed() -> None:
@@ -55,7 +55,9 @@ def test_small_responses_with_many_items_take_no_more_memory_than_the_limit() ->
     try:
         for number in range(3000):
             items = tuple(f"msg_{number:030d}_{item}" for item in range(number % 20))
-            store.put(StoredResponse(f"resp_{number:040d}", b"%d" % number, b"[]", items, f"resp_{number - 1:040d}"))
+            store.put(
+                StoredResponse(f"resp_{number:040d}", b"%d" % number, slice(0), b"[]", items, f"resp_{number - 1:040d}")
+            )
         taken_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
