@@ -149,11 +149,10 @@ class OneOf:
     texts: tuple[str, ...]
 
     def read(self, value: object, path: str) -> str:
-        text = read_text(value, path)
-        if text not in self.texts:
-            expected = f"one of {', '.join(self.texts)}" if len(self.texts) > 1 else json.dumps(self.texts[0])
-            refuse(path, expected, json.dumps(text)[:40])
-        return text
+        if isinstance(value, str) and value in self.texts:
+            return value
+        expected = f"one of {', '.join(self.texts)}" if len(self.texts) > 1 else json.dumps(self.texts[0])
+        refuse(path, expected, json.dumps(read_text(value, path))[:40])
 
     def schema(self) -> Json:
         return {"type": "string", "enum": list(self.texts)}
