@@ -25,6 +25,11 @@ class Output:
         self._seals_reasoning = seals_reasoning
         self._open: _TextItem | _CallItem | None = None
 
+    @property
+    def is_speaking(self) -> bool:
+        """Whether text that comes next goes on with a message."""
+        return isinstance(self._open, _Message)
+
     def feed(self, delta: Delta, logprobs: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
         """The events of `delta`; `logprobs` are those of its content. To be exhausted before the next call."""
         if delta.reasoning:
@@ -39,6 +44,10 @@ class Output:
         if not self.items and self._open is None:
             yield from self._text(_Message, "")
         yield from self._close("completed" if is_complete else "incomplete")
+
+    def abandon(self) -> Iterator[Event]:
+        """The events of an end that was not meant to be: what was said stays."""
+        yield from self._close("incomplete")
 
     def _text(self, kind: "type[_TextItem]", text: str, logprobs: Sequence[Json] = ()) -> Iterator[Event]:
         if not isinstance(self._open, kind):
