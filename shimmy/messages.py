@@ -253,7 +253,8 @@ class ToolFormat:
     """How a model writes tool calls: `section_start`, calls joined by `between`, `section_end`.
 
     A call is `call_start`, its body and `call_end`. The body is a JSON object with a name and arguments under the keys
-    given here, or, where there is a `separator`, the bare name, the separator and the arguments as a JSON object.
+    given here, or, where there is a `separator`, the bare name, the separator and the arguments as a JSON object; where
+    there is an `id_mark`, it and an id stand between the name and the separator.
     """
 
     section_start: str = ""
@@ -265,6 +266,7 @@ class ToolFormat:
     arguments_key: str = "arguments"
     id_key: str = ""  # of an id that the model writes itself; empty where it writes none
     separator: str | None = None
+    id_mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
