@@ -268,7 +268,34 @@ def _stored(exchange: "Exchange") -> StoredResponse:
 
 
 def _history(exchange: "Exchange", body: Json) -> History:
-    return History(_items_before(exchange, previous_response_id(body)), lambda item_id: _find_item(exchange, item_id))
+    known = _KnownItems(_store(exchange), exchange.services.config.max_body_bytes)
+    return History(_items_before(exchange, previous_response_id(body)), known.find)
+
+
+class _KnownItems:
+    """Finds stored items for one request, no more bytes of them, and of what they stand in, than a body may have."""
+
+    def __init__(self, store: ResponseStore, limit_bytes: int) -> None:
+        self._store = store
+        self._left_bytes = limit_bytes
+        self._decoded: dict[str, dict[str, Item]] = {}  # the items of a response by their ids
+
+    def find(self, item_id: str) -> Item | None:
+        """Raises PayloadTooLarge."""
+        stored = self._store.get_by_item(item_id)
+        if stored is None:
+            return None
+        if stored.id not in self._decoded:
+            self._spend(len(stored.input_items) + len(stored.response))
+            self._decoded[stored.id] = {item["id"]: item for item in _items(stored)}
+        item = self._decoded[stored.id][item_id]
+        self._spend(len(encode(item)))
+        return item
+
+    def _spend(self, n_bytes: int) -> None:
+        self._left_bytes -= n_bytes
+        if self._left_bytes < 0:
+            raise PayloadTooLarge("the items that are referred to are larger than a body may be here", param="input")
 
 
 def _items_before(exchange: "Exchange", response_id: str | None) -> list[Item]:
@@ -294,11 +321,6 @@ def _items_before(exchange: "Exchange", response_id: str | None) -> list[Item]:
 
 def _items(stored: StoredResponse) -> list[Item]:
     return [*json.loads(stored.input_items), *json.loads(stored.response[stored.output])]
-
-
-def _find_item(exchange: "Exchange", item_id: str) -> Item | None:
-    stored = _store(exchange).get_by_item(item_id)
-    return None if stored is None else next((item for item in _items(stored) if item["id"] == item_id), None)
 
 
 def _last_of(logprobs: Sequence[TokenLogprob], content: str) -> list[TokenLogprob]:

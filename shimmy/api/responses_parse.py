@@ -34,7 +34,7 @@ from shimmy.api.reasoning import EFFORT, template_arguments
 from shimmy.api.responses_items import FindItem, Input, Item, ItemId, conversation, identified
 from shimmy.api.tools import Choice, FlatTool, Tools, Wish, offered
 from shimmy.errors import BadRequest
-from shimmy.messages import ChatPrompt, GenerateRequest, Grammar, ModelDefaults
+from shimmy.messages import ChatPrompt, GenerateRequest, Grammar, ModelDefaults, Tool
 
 if TYPE_CHECKING:
     from shimmy.config import Config
@@ -84,6 +84,30 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseTool:
+    """A function that the caller calls, itself and at once."""
+
+    def read(self, value: object, path: str) -> Tool:
+        tool = _tool.read(value, path)
+        _tool_extras.read(value, path)
+        return tool
+
+    def schema(self) -> Json:
+        return {"allOf": [_tool.schema(), _tool_extras.schema()]}
+
+
+_tool = FlatTool()
+_tool_extras = Record(
+    {
+        "allowed_callers": NotServed((["direct"],)),
+        "async": NotServed((False,)),
+        "defer_loading": NotServed((False,)),
+        "output_schema": NotServed(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
 class TextFormat:
     """What a reply has to look like; a schema is always obeyed."""
 
@@ -122,7 +146,7 @@ PROMPT_FIELDS: Fields = {
     "input": Input(),
     "instructions": text,
     "previous_response_id": ItemId(),
-    "tools": Tools(FlatTool()),
+    "tools": Tools(ResponseTool()),
     "tool_choice": Choice(is_flat=True),
     "parallel_tool_calls": Boolean(),
     "reasoning": _reasoning,

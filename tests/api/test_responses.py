@@ -414,6 +414,17 @@ async def test_an_item_is_found_by_reference() -> None:
 
 
 @on_loop
+async def test_items_by_reference_are_no_larger_than_a_body_may_be() -> None:
+    app = create_app(services(FakeWorker(SCRIPT), max_body_mb=1))
+    first = await created(app, input="x" * 100_000)
+    (item,) = (await fetch(app, "GET", f"/v1/responses/{first['id']}/input_items")).json()["data"]
+    reference = {"type": "item_reference", "id": item["id"]}
+    await created(app, input=[reference] * 8)
+    reply = await create(app, input=[reference] * 5_000)  # else 500 MB would be written down
+    assert error_of(reply) == (413, "payload_too_large", "input")
+
+
+@on_loop
 async def test_input_items_are_listed_in_pages() -> None:
     app = create_app(services(FakeWorker(SCRIPT)))
     first = await created(app, input=[{"role": "user", "content": str(number)} for number in range(3)])
@@ -515,6 +526,7 @@ async def test_what_a_model_brings_along_holds_where_nothing_else_is_said() -> N
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1]"),
+        ({"tools": [WEATHER | {"defer_loading": True}]}, "tools[0].defer_loading"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "none"}, "tools": [WEATHER]}, "tool_choice"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
@@ -538,6 +550,7 @@ async def test_what_a_model_brings_along_holds_where_nothing_else_is_said() -> N
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": []}, "messages"),
         ({"n": 2}, "n"),
+        ({"samplers": ["top_k"]}, "samplers"),
         ({"temperature": "hot"}, "temperature"),
         ({"previous_response_id": 5}, "previous_response_id"),
     ],
