@@ -42,8 +42,8 @@ DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
     f"shimmy.engine.{name}"
     for name in (
-        *("adapters", "checkpoint", "embedding", "llama", "quantize", "scheduler", "template", "jinja"),
-        "worker",
+        *("adapters", "chat", "checkpoint", "embedding", "llama", "quantize", "scheduler", "template", "jinja"),
+        *("tool_format", "thinking", "tool_grammar", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

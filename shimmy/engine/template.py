@@ -6,7 +6,7 @@ Knows the conventions of Hugging Face and llama.cpp; the language and its limits
 import ctypes
 import json
 from _thread import allocate_lock, start_new_thread
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ class ChatTemplate:
         self._fill = _within(COMPILE_DEADLINE_S, partial(compile_template, text))
         self._constants = {"tools": None, "documents": None, "bos_token": bos, "eos_token": eos}
         self._knows_developers = "developer" in text
+        self.source = text
         self._reads_tools_of_system = "message['tools']" in text
         self.source = text
 
@@ -47,7 +48,8 @@ class ChatTemplate:
         """The prompt's text. Raises TemplateFailed, with the template's own words where it refuses the messages.
 
         Two things are as in llama-server. A `developer` is a `system` to a template that does not know the word. And
-        where a template fails on a system message, its text goes to the head of the next message.
+        where a template fails on a system message, its text goes to the head of the next message. A template that is
+        made for tools alone, and fails without any, gets an empty list of them.
 
         With `continue_final_message` the text ends behind the last message as the template shows it, as in
         transformers: behind its content, or behind its reasoning where it has nothing else. There is no end of a turn
@@ -82,10 +84,9 @@ class ChatTemplate:
         try:
             return self._fill(variables)
         except TemplateFailed:
-            merged = _system_merged(variables["messages"])
-            if merged is not None:
+            for change in _second_tries(variables):
                 with suppress(TemplateFailed):
-                    return self._fill(variables | {"messages": merged})
+                    return self._fill(variables | change)
             raise  # the first failure: it is about the messages as the caller wrote them
 
 
@@ -198,6 +199,15 @@ def _arguments(call: ToolCall) -> _Arguments | str:
     except (ValueError, RecursionError):
         return call.arguments
     return _Arguments(call.arguments, parsed) if isinstance(parsed, dict) else call.arguments
+
+
+def _second_tries(variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What to change of the variables on which a template failed."""
+    merged = _system_merged(variables["messages"])
+    if merged is not None:
+        yield {"messages": merged}
+    if variables["tools"] is None:
+        yield {"tools": []}
 
 
 def _system_merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

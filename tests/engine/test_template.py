@@ -8,6 +8,7 @@ import pytest
 from shimmy.engine.template import RESERVED, ChatTemplate, _within
 from shimmy.errors import BadRequest, TemplateFailed
 from shimmy.messages import ChatPrompt, Message, Tool, ToolCall
+from tests.real_templates import PHI_4_MINI
 
 SYSTEM = Message("system", "Be kind.")
 HELLO = Message("user", "Hello")
@@ -71,15 +72,7 @@ def test_tools_are_in_the_shape_of_openai_with_all_keys() -> None:
 
 
 def test_a_template_that_reads_tools_from_the_system_message_finds_them_there() -> None:
-    """Phi-4-mini's template, https://huggingface.co/microsoft/Phi-4-mini-instruct."""
-    source = (
-        "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message"
-        " and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>'"
-        " + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}"
-        "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
-    )
-    template = ChatTemplate(source, bos="", eos="")
+    template = ChatTemplate(PHI_4_MINI, bos="", eos="")
     shown = '<|tool|>[{"name": "f", "description": "", "parameters": {"type": "object"}}]<|/tool|>'
     tools = (Tool("f", parameters='{"type": "object"}'),)
     assert template.render(ChatPrompt((SYSTEM, HELLO), tools=tools)) == (
@@ -207,6 +200,11 @@ def test_a_system_message_that_is_refused_joins_the_next_message() -> None:
     assert render(source, SYSTEM, HELLO, HELLO) == "[user|Be kind.\nHello][user|Hello]"
     with pytest.raises(TemplateFailed, match="no system"):
         render(source, SYSTEM)
+
+
+def test_a_template_that_always_wants_tools_gets_an_empty_list() -> None:
+    """Such as the `tool_use` templates of Hermes 2 Pro and Command R."""
+    assert render("{% for tool in tools %}{{ tool }}{% endfor %}{{ messages[0].content }}", HELLO) == "Hello"
 
 
 def test_when_merging_does_not_help_the_first_refusal_counts() -> None:
