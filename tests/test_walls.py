@@ -15,8 +15,8 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors"},
-    {"messages"},
+    {"errors", "marks"},
+    {"messages", "reading"},
     {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote"},
     {"discovery"},
@@ -43,7 +43,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
     f"shimmy.engine.{name}"
     for name in (
         *("adapters", "chat", "checkpoint", "embedding", "llama", "quantize", "scheduler", "template", "jinja"),
-        *("tool_format", "thinking", "tool_grammar", "worker"),
+        *("text", "thinking", "tool_format", "tool_grammar", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

@@ -14,9 +14,9 @@ from typing import Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.speculation import Costs, Lookup
+from shimmy.engine.text import StopFilter, TextDecoder
 from shimmy.errors import BadRequest, Internal, ShimmyError
 from shimmy.messages import Event, Finished, FinishReason, Job, Piece, Timings, Usage
-from shimmy.reply import StopFilter, TextDecoder
 
 # Prompt rows beside decode rows: enough to keep the processor busy, few enough that the streams go on flowing.
 _SHARED_PREFILL_ROWS = 128

@@ -9,6 +9,7 @@ from shimmy.engine.template import ChatTemplate
 from shimmy.engine.tool_format import GENERIC, Tooling, marks, recognise, written
 from shimmy.errors import TemplateFailed
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
+from shimmy.reply import Reply, ReplyParser
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -159,6 +160,22 @@ def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
     prompt = ChatPrompt(conversation, False, TOOLS if found.shows_tools else ())
     text = source.render(prompt, calls_lack_content=found.calls_lack_content)
     assert written(calls, found.format) in text
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> None:
+    found = EXPECTED[name]
+    calls = CALLS[:1] if not (found.format.call_start or found.format.between) else CALLS
+    reply = written(calls, found.format)  # to the letter what the template writes, as the test above shows
+    for size in (1, 2, 7, len(reply)):
+        parser, whole = ReplyParser(ReplyFormat(tools=found.format)), Reply()
+        for start in range(0, len(reply), size):
+            whole.add(parser.feed(reply[start : start + size]))
+        whole.add(parser.flush())
+        assert not whole.content
+        assert [(call.name, call.arguments) for call in whole.calls] == [(call.name, call.arguments) for call in calls]
+        if found.format.separator is not None and found.format.id_key:  # an id behind the arguments comes too late
+            assert [call.id for call in whole.calls] == [call.id for call in calls]
 
 
 def test_calls_are_written_in_all_forms() -> None:
