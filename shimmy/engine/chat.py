@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from shimmy.engine import thinking
 from shimmy.engine.template import ChatTemplate, described
-from shimmy.engine.tool_format import GENERIC, Tooling, quoted, recognise, written
+from shimmy.engine.tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
 
 _ID_LENGTH = 9  # of the ids of calls that Mistral's templates take
@@ -58,6 +58,9 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
         if turn.tool_calls and not tooling.shows_calls:
             text = "\n".join(filter(None, (turn.content, written(turn.tool_calls, tooling.format))))
             turns.append(replace(turn, content=text, tool_calls=()))
+        elif len(turn.tool_calls) > 1 and not may_be_several(tooling.format):
+            turns += [replace(turn, content=None, tool_calls=(call,)) for call in turn.tool_calls]
+            turns[-len(turn.tool_calls)] = replace(turn, tool_calls=turn.tool_calls[:1])
         elif turn.tool_calls and turn.content and tooling.calls_lack_content:
             turns += [replace(turn, tool_calls=()), replace(turn, content=None, reasoning_content=None)]
         elif turn.role == "tool" and not tooling.shows_results:

@@ -8,6 +8,7 @@ from shimmy.errors import ShimmyError
 from shimmy.messages import ChatPrompt, Message
 
 PROBE_DEADLINE_S = 0.5
+MAX_PROBE_CHARACTERS = 64 * 1024
 
 # Templates rarely write reasoning, but name what ends it, to cut it off earlier replies.
 _ENDS_TAG = re.compile(r"</((?:\w{1,20}:)?think(?:ing)?)>")
@@ -37,7 +38,7 @@ def _shown(template: ChatTemplate) -> tuple[str, str] | None:
     reply = Message("assistant", "Probecontent", reasoning_content=_REASONING)
     with suppress(ShimmyError):
         text = template.render(ChatPrompt((Message("user", "Hi."), reply), False), deadline_s=PROBE_DEADLINE_S)
-        shown = _SHOWN.search(text)
+        shown = _SHOWN.search(text[-MAX_PROBE_CHARACTERS:])
         # A template may as well put reasoning between the marks of a turn.
         if shown is not None and "think" in shown[1].lower():
             return shown[1], shown[2]
@@ -54,4 +55,4 @@ def is_begun(prompt: ChatPrompt, text: str, pair: tuple[str, str]) -> bool:
         last = prompt.messages[-1]
         content = last.content or ""
         return (not content and bool(last.reasoning_content)) or content.rfind(begins) > content.rfind(ends)
-    return text.rstrip().endswith(begins)
+    return text[-256:].rstrip().endswith(begins)  # longer than any of the marks

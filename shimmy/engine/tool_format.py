@@ -55,6 +55,11 @@ def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of t
     return tuple(dict.fromkeys(mark for mark in found if mark.strip()))
 
 
+def may_be_several(format: ToolFormat) -> bool:  # noqa: A002
+    """Whether a reply may have more than one call."""
+    return bool(format.call_start or format.between)
+
+
 def written(calls: Sequence[ToolCall], format: ToolFormat) -> str:  # noqa: A002
     """Calls as a model with this format writes them."""
     texts = [f"{format.call_start}{_body(call, format)}{format.call_end}" for call in calls]

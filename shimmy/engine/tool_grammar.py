@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from shimmy.engine.tool_format import may_be_several
 from shimmy.errors import BadRequest
 from shimmy.messages import Tool, ToolChoice, ToolFormat
 
@@ -153,7 +154,7 @@ class _Lark:
             self.rule("ID", "/[a-zA-Z0-9]{9}/")  # Mistral's, who alone has ids in calls
             self.rule("ID_IN_QUOTES", '"\\"" ID "\\""')
         more = ""
-        if parallel and (form.between or form.call_start):
+        if parallel and may_be_several(form):
             more = f"({self.text(form.between + form.call_start)} call)*"
         return " ".join(filter(None, (self.text(self._rest), "call", more, self.text(form.section_end))))
 

@@ -1,6 +1,7 @@
 """What becomes of a conversation with tools under templates that do and do not know of them, and where reasoning is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,17 @@ def test_content_beside_calls_is_a_turn_of_its_own_where_a_template_has_no_place
     text, _ = chat(real_templates()["deepseek-ai-DeepSeek-R1-Distill-Llama-8B"]).render(ChatPrompt((HELLO, CALLING)))
     assert "Let me see." in text
     assert '{"zone": "UTC"}' in text
+
+
+def test_several_calls_of_one_turn_are_several_turns_where_a_template_takes_one_at_a_time() -> None:
+    source = real_templates()["meta-llama-Llama-3.1-8B-Instruct"]
+    both = replace(CALLING, tool_calls=(CALL, replace(CALL, id="call_2", arguments='{"zone": "CET"}')))
+    prompt = ChatPrompt((HELLO, both, RESULT, replace(RESULT, tool_call_id="call_2")), tools=TOOLS)
+    with pytest.raises(TemplateFailed, match="single tool-calls"):
+        ChatTemplate(source, bos="<s>", eos="</s>").render(prompt)
+    text, form = chat(source).render(prompt)
+    assert form.tools == ToolFormat(arguments_key="parameters")
+    assert text.index('"parameters": {"zone": "UTC"}') < text.index('"parameters": {"zone": "CET"}')
 
 
 def test_phi_4_gets_tools_in_its_system_message_and_calls_as_text() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from shimmy.engine import tool_format
 from shimmy.engine.template import ChatTemplate
-from shimmy.engine.tool_format import GENERIC, Tooling, marks, recognise, written
+from shimmy.engine.tool_format import GENERIC, Tooling, marks, may_be_several, recognise, written
 from shimmy.errors import TemplateFailed
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
 from shimmy.reply import Reply, ReplyParser
@@ -155,7 +155,7 @@ def test_no_real_template_breaks_the_probe() -> None:
 def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
     source = template(real_templates()[name])
     found = EXPECTED[name]
-    calls = CALLS[:1] if not (found.format.call_start or found.format.between) else CALLS
+    calls = CALLS if may_be_several(found.format) else CALLS[:1]
     conversation = (USER, Message("assistant", None, tool_calls=calls))
     prompt = ChatPrompt(conversation, False, TOOLS if found.shows_tools else ())
     text = source.render(prompt, calls_lack_content=found.calls_lack_content)
@@ -165,7 +165,7 @@ def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> None:
     found = EXPECTED[name]
-    calls = CALLS[:1] if not (found.format.call_start or found.format.between) else CALLS
+    calls = CALLS if may_be_several(found.format) else CALLS[:1]
     reply = written(calls, found.format)  # to the letter what the template writes, as the test above shows
     for size in (1, 2, 7, len(reply)):
         parser, whole = ReplyParser(ReplyFormat(tools=found.format)), Reply()
