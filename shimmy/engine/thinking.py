@@ -18,9 +18,8 @@ _PAIRS = (
     ("<|channel>thought", "<channel|>"),  # Gemma 4
 )
 _REASONING = "Probereasoning"
-_SHOWN = re.compile(
-    rf"(<[^<>\s]{{1,40}}>|\[[^\[\]\s]{{1,40}}\])\s*{_REASONING}\s*(<[^<>\s]{{1,40}}>|\[[^\[\]\s]{{1,40}}\])"
-)
+_TAG = r"(<[^<>\s\ud800-\udfff]{1,40}>|\[[^\[\]\s\ud800-\udfff]{1,40}\])"  # without half characters
+_SHOWN = re.compile(rf"{_TAG}\s*{_REASONING}\s*{_TAG}")
 
 
 def tags(template: ChatTemplate) -> tuple[str, str] | None:

@@ -223,13 +223,15 @@ def _divided(form: ToolFormat, middle: str) -> ToolFormat:
 
 
 def _is_usable(form: ToolFormat) -> bool:
-    """Whether a call can be told from text by this form, and whether it holds nothing of what was shown."""
+    """Whether a call can be told from text by this form; it holds nothing of what was shown and no half characters."""
     opening = form.section_start + form.call_start
     if form.separator is not None and (not form.separator or opening[:1] not in {"<", "["}):
         return False
     texts = (opening, form.call_end, form.between, form.section_end, form.separator or "", form.id_key)
+    if any(re.search(r"probe|[\ud800-\udfff]", text) for text in texts):
+        return False
     # Digits outside of marks number the calls.
-    return not any("probe" in text or re.search(r"\d", re.sub(r"<[^<>\s]*>", "", text)) for text in texts)
+    return not any(re.search(r"\d", re.sub(r"<[^<>\s]*>", "", text)) for text in texts)
 
 
 _ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|.", re.DOTALL)

@@ -18,7 +18,19 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 # Llama 3.1 and later may write this token before a call that otherwise has no mark at all. Their templates tell of it
 # only beside tools that are built in. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 _OPTIONAL_START = "<|python_tag|>"
+# A mark that is likely to be one token.
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
+
+
+def as_written(schema: str) -> dict[str, Any]:
+    """A schema as it is; raises BadRequest for one that is no object."""
+    try:
+        parsed = json.loads(schema)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest(f"no JSON: {exc}") from exc
+    if not isinstance(parsed, dict):
+        raise BadRequest("the schema has to be an object")
+    return {**parsed, "x-guidance": _SPACING}
 
 
 def tool_lark(
@@ -28,7 +40,7 @@ def tool_lark(
     *,
     special: Callable[[str], int | None] = lambda _: None,
     thinking: tuple[str, str] | None = None,
-    check: Callable[[str], object] = lambda _: None,
+    prepare: Callable[[str], dict[str, Any]] = as_written,
 ) -> str:
     """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
 
@@ -37,9 +49,9 @@ def tool_lark(
     does. A choice that is `required` allows calls alone, and one with a name a single call.
 
     `special` has the id of a mark that is one control token, None for all others. `thinking` are the marks of reasoning
-    that may come first, None where the prompt has begun or ended it. `check` looks at the JSON text of a schema; the
-    BadRequest that it raises gets the name of the tool. Raises BadRequest for a choice that names no tool, and for
-    parameters that are no object.
+    that may come first, None where the prompt has begun or ended it. `prepare` makes of the JSON text of a schema the
+    one that llguidance is given; the BadRequest that it raises gets the name of the tool. Raises BadRequest for a
+    choice that names no tool, and for parameters that are not those of an object.
     """
     offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
     if not offered:
@@ -47,7 +59,7 @@ def tool_lark(
     lark = _Lark(format, special)
     for index, tool in enumerate(offered):
         lark.rule(f"body_{index}", lark.body(tool.name, f"arguments_{index}"))
-        lark.rule(f"arguments_{index}", f"%json {_schema(tool, check)}")
+        lark.rule(f"arguments_{index}", f"%json {_schema(tool, prepare)}")
     lark.rule("call", " | ".join(f"body_{index}" for index in range(len(offered))))
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
     if choice.required:
@@ -73,20 +85,15 @@ def tool_lark(
     return str(lark)
 
 
-def _schema(tool: Tool, check: Callable[[str], object]) -> str:
+def _schema(tool: Tool, prepare: Callable[[str], dict[str, Any]]) -> str:
     try:
-        schema: Any = json.loads(tool.parameters)
-    except (ValueError, RecursionError) as exc:
-        raise BadRequest(f"tools: the parameters of `{tool.name}` are no JSON: {exc}", param="tools") from exc
-    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        raise BadRequest(f"tools: the parameters of `{tool.name}` are not those of an object", param="tools")
-    schema = {**schema, "type": "object", "x-guidance": _SPACING}
-    text = json.dumps(schema)
-    try:
-        check(text)
+        schema = prepare(tool.parameters)
     except BadRequest as error:
         raise BadRequest(f"tools: the parameters of `{tool.name}`: {error.message}", param="tools") from error
-    return text
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise BadRequest(f"tools: the parameters of `{tool.name}` are not those of an object", param="tools")
+    return json.dumps({**schema, "type": "object"})
 
 
 class _Lark:

@@ -178,6 +178,12 @@ def test_what_surrounds_reasoning(name: str, expected: tuple[str, str] | None) -
     assert chat(real_templates()[name]).thinking == expected
 
 
+def test_half_a_character_is_no_mark() -> None:
+    source = "{% for m in messages %}{{ '<think\\ud800>' }}{{ m.reasoning_content }}</t>{{ m.content }}{% endfor %}"
+    assert chat(source).thinking is None
+    assert chat(source.replace("\\ud800", "")).thinking == ("<think>", "</t>")
+
+
 def test_a_turn_is_no_reasoning() -> None:
     source = "{% for m in messages %}<|{{ m.role }}|>{{ m.reasoning_content }}<|end|>{{ m.content }}{% endfor %}"
     assert chat(source).thinking is None

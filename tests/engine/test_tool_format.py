@@ -227,6 +227,7 @@ def test_a_made_up_form_is_found() -> None:
         "{{ '{' * 100000 }}" + BODY,  # far too much of it
         "{{ ('{\"a\":' * 10000) }}" + BODY,  # too deep for a parser
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + BODY,  # endless
+        "{{ '<call \\ud800>' }}" + BODY,  # half a character
         "{{ raise_exception('no calls') }}",
         "{{ call.nothing.here }}",
     ],

@@ -1,11 +1,12 @@
 """Which replies the grammars of tools take and which they refuse, told by llguidance token by token."""
 
 import json
+from typing import Any
 
 import pytest
 
 from shimmy.engine.tool_format import GENERIC, written
-from shimmy.engine.tool_grammar import tool_lark
+from shimmy.engine.tool_grammar import as_written, tool_lark
 from shimmy.errors import BadRequest
 from shimmy.messages import Tool, ToolCall, ToolChoice, ToolFormat
 
@@ -291,9 +292,11 @@ def test_names_and_texts_of_any_kind_are_written_as_they_are() -> None:
 
 
 def test_arguments_are_an_object_even_if_the_schema_does_not_say_so() -> None:
-    required = Replies(tool_lark((Tool("f", "", "{}"),), REQUIRED, GENERIC))
-    assert required.takes(written((ToolCall("", "f", '{"a": [1, null]}'),), GENERIC))
-    assert not required.takes(written((ToolCall("", "f", "1"),), GENERIC))
+    for schema in ("{}", '{"type": ["null", "object"]}', '{"anyOf": [{"type": "integer"}, {"type": "object"}]}'):
+        required = Replies(tool_lark((Tool("f", "", schema),), REQUIRED, GENERIC))
+        assert required.takes(written((ToolCall("", "f", '{"a": [1, null]}'),), GENERIC))
+        for arguments in ("1", "null"):
+            assert not required.takes(written((ToolCall("", "f", arguments),), GENERIC))
 
 
 @pytest.mark.parametrize("parameters", ['{"type": "array"}', "[]", "true", "{", '{"a": ' + "[" * 100_000])
@@ -304,14 +307,15 @@ def test_parameters_that_are_no_object_are_refused_by_the_name_of_their_tool(par
 
 
 def test_a_schema_that_is_refused_is_refused_by_the_name_of_its_tool() -> None:
-    def check(schema: str) -> None:
+    def prepare(schema: str) -> dict[str, Any]:
         if "patternProperties" in schema:
             raise BadRequest("`patternProperties` is not supported")
+        return as_written(schema)
 
     bad = Tool("bad", "", '{"type": "object", "patternProperties": {}}')
     with pytest.raises(BadRequest, match="the parameters of `bad`: `patternProperties` is not supported"):
-        tool_lark((*TOOLS, bad), AUTO, GENERIC, check=check)
-    assert Replies(tool_lark(TOOLS, AUTO, GENERIC, check=check)).takes("Hello")
+        tool_lark((*TOOLS, bad), AUTO, GENERIC, prepare=prepare)
+    assert Replies(tool_lark(TOOLS, AUTO, GENERIC, prepare=prepare)).takes("Hello")
 
 
 def test_a_choice_names_a_tool() -> None:
