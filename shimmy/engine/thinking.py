@@ -7,7 +7,7 @@ from shimmy.engine.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages import ChatPrompt, Message
 
-PROBE_DEADLINE_S = 0.5
+PROBE_DEADLINE_S = 2.0
 MAX_PROBE_CHARACTERS = 64 * 1024
 
 # Templates rarely write reasoning, but name what ends it, to cut it off earlier replies.

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from time import monotonic
 
 from shimmy.engine.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
 
-PROBE_DEADLINE_S = 0.5  # of one rendering; there are about ten, once for each model
+PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
 MAX_CALL_CHARACTERS = 4096  # of what is written around two short calls; the longest in use has 200
 
@@ -99,8 +100,9 @@ def recognise(template: ChatTemplate) -> Tooling:
     """What the template does about tools; the generic form where that cannot be found out. Raises nothing."""
     probe = _Probe(template)
     shows_tools = _TOOLS[0].name in (probe.render(_USER) or "")
-    for calls_lack_content in (False, True):
-        probe = _Probe(template, _TOOLS if shows_tools else (), calls_lack_content)
+    if not shows_tools:
+        probe.tools = ()
+    for probe.calls_lack_content in (False, True):
         found = _format_of_calls(probe)
         if found is not None:
             result = Message("tool", _RESULT, tool_call_id=_CALLS[0].id)
@@ -110,7 +112,7 @@ def recognise(template: ChatTemplate) -> Tooling:
                 shows_calls=True,
                 shows_results=_RESULT in (probe.render(_USER, _calling(_CALLS[0]), result) or ""),
                 has_short_ids=probe.render(_USER, _calling(_LONG_ID)) is None,
-                calls_lack_content=calls_lack_content,
+                calls_lack_content=probe.calls_lack_content,
             )
     for words, form in _NOT_SHOWN:
         if shows_tools and words in template.source:
@@ -121,16 +123,19 @@ def recognise(template: ChatTemplate) -> Tooling:
 class _Probe:
     """Renders conversations; None where the template refuses them, fails or takes too much time or space."""
 
-    def __init__(self, template: ChatTemplate, tools: tuple[Tool, ...] = _TOOLS, lacks_content: bool = False) -> None:
+    def __init__(self, template: ChatTemplate) -> None:
+        self.tools = _TOOLS
+        self.calls_lack_content = False
         self._template = template
-        self._tools = tools
-        self._lacks_content = lacks_content
+        self._end_s = monotonic() + PROBE_DEADLINE_S
 
     def render(self, *messages: Message, begins_reply: bool = False) -> str | None:
-        prompt = ChatPrompt(messages, begins_reply, self._tools)
-        with suppress(ShimmyError):
-            text = self._template.render(prompt, deadline_s=PROBE_DEADLINE_S, calls_lack_content=self._lacks_content)
-            return text if len(text) <= MAX_PROBE_CHARACTERS else None
+        prompt = ChatPrompt(messages, begins_reply, self.tools)
+        left_s = self._end_s - monotonic()
+        if left_s > 0:
+            with suppress(ShimmyError):
+                text = self._template.render(prompt, deadline_s=left_s, calls_lack_content=self.calls_lack_content)
+                return text if len(text) <= MAX_PROBE_CHARACTERS else None
         return None
 
 

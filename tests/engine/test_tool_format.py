@@ -214,6 +214,21 @@ def test_a_made_up_form_is_found() -> None:
     assert found == tooling(ToolFormat(call_start="«", call_end="»"), SHOWS_NO_TOOLS)
 
 
+def test_an_endless_template_costs_the_time_limit_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool_format, "PROBE_DEADLINE_S", 0.2)
+    endless = template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    deadlines: list[float] = []
+    render = endless.render
+
+    def watched(prompt: ChatPrompt, *, deadline_s: float, calls_lack_content: bool) -> str:
+        deadlines.append(deadline_s)
+        return render(prompt, deadline_s=deadline_s, calls_lack_content=calls_lack_content)
+
+    monkeypatch.setattr(endless, "render", watched)
+    assert recognise(endless) == Tooling()
+    assert len(deadlines) <= 2  # of about ten
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -233,7 +248,7 @@ def test_a_made_up_form_is_found() -> None:
     ],
 )
 def test_what_cannot_be_said_in_our_terms_gets_the_generic_form(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool_format, "PROBE_DEADLINE_S", 0.05)
+    monkeypatch.setattr(tool_format, "PROBE_DEADLINE_S", 0.5)
     assert shape_of(call).format == GENERIC
 
 
@@ -242,11 +257,11 @@ def test_mutated_templates_are_recognised_or_not_but_break_nothing() -> None:
     n_recognised = 0
     for name in names:
         source = real_templates()[name]
-        for start in range(0, len(source), len(source) // 40):
+        for start in range(0, len(source), len(source) // 15):
             for mutant in (source[:start] + source[start + 7 :], source[:start] + "{{ tools }}" + source[start:]):
                 try:
                     compiled = template(mutant)
                 except TemplateFailed:
                     continue
                 n_recognised += recognise(compiled).shows_calls
-    assert n_recognised > 20
+    assert n_recognised > 10
