@@ -149,12 +149,12 @@ def _path(text: str) -> Path:
 
 
 def _adapter(text: str) -> tuple[Path, float]:
-    """`FILE`, or `FILE=SCALE`."""
+    """`PATH`, or `PATH=SCALE`."""
     path, equals, scale = text.rpartition("=")
     if not equals:
         return _path(text), 1.0
     if not path:
-        raise ValueError("must be FILE or FILE=SCALE")
+        raise ValueError("must be PATH or PATH=SCALE")
     return _path(path), _decimal(-MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)(scale)
 
 
@@ -220,9 +220,9 @@ OPTIONS: tuple[Option, ...] = (
            f"what the weights of SafeTensors folders become: {', '.join(SAFETENSORS_TYPES)} (default: what they are)",
            "TYPE"),
     Option("lora", _adapter, (),
-           "apply a LoRA adapter to the models of its architecture, at this scale (default: 1) or the one that a "
-           "request brings (repeatable)",
-           "FILE[=SCALE]", ("SHIMMY_LORA_GGUF",), os.pathsep),
+           "apply a LoRA adapter, a GGUF file or a folder that PEFT wrote, to the models of its architecture, at this "
+           "scale (default: 1) or the one that a request brings (repeatable)",
+           "PATH[=SCALE]", ("SHIMMY_LORA_GGUF",), os.pathsep),
     Option("api_key", str, (), "accept only requests with this key (repeatable)", "KEY", (), ","),
     Option("api_key_file", _keys, None, "accept the keys in this file, one a line", "FILE"),
     Option("metrics", _switch, True, "serve Prometheus figures under /metrics"),

@@ -25,6 +25,7 @@ from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, printa
 
 if TYPE_CHECKING:
     from shimmy.config import Config
+    from shimmy.formats.peft import Adapter
 
 MAX_DEPTH = 8  # folders below a root; the Hugging Face cache needs four
 
@@ -100,6 +101,13 @@ class _Draft:
     notices: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _AdapterFolder(_File):
+    """A LoRA adapter in SafeTensors. It does not say what architecture it is for."""
+
+    adapter: "Adapter"
+
+
 class _Found:
     """What one scan has seen so far."""
 
@@ -139,6 +147,9 @@ class _Found:
         if folder.is_safetensors and identity not in self._done:
             self._done.add(identity)
             self._add_checkpoint(folder.path, identity)
+        if folder.is_adapter and (*identity, Kind.ADAPTER) not in self._done:
+            self._done.add((*identity, Kind.ADAPTER))
+            self._add_adapter(folder.path, identity)
 
     def _add_checkpoint(self, folder: Path, identity: tuple[int, int]) -> None:
         """Take in the model in SafeTensors that `folder` is, as the GGUF it will become."""
@@ -166,6 +177,26 @@ class _Found:
         rejected_version = (*identity, folder.stat().st_mtime_ns)
         architecture = huggingface.architecture(folder)
         self._safetensors.append(Rejected(name, folder, "safetensors", reason, rejected_version, architecture))
+
+    def _add_adapter(self, folder: Path, identity: tuple[int, int]) -> None:
+        """Take in the LoRA adapter in SafeTensors that `folder` is."""
+        # Only who has such a folder pays for these.
+        from shimmy.formats import peft
+        from shimmy.formats.safetensors import InvalidSafetensors
+        from shimmy.formats.unconvertible import Unconvertible
+
+        try:
+            adapter = peft.read(folder)
+            file = _AdapterFolder(adapter.header(), (*identity, *peft.version(folder)), adapter)
+        except (InvalidSafetensors, Unconvertible) as exc:
+            reason = printable(str(exc))
+        except OSError as exc:
+            reason = f"it cannot be read: {exc.strerror}"
+        else:
+            self._others.setdefault(folder.parent, {})[folder] = file
+            return
+        version = (*identity, folder.stat().st_mtime_ns)
+        self._safetensors.append(Rejected(folder.name, folder, Kind.ADAPTER.value, reason, version, ""))
 
     def add_manifest(self, manifest: ollama.Manifest) -> None:
         """Take in a model of Ollama's; the same file with other adapters or defaults is another model."""
@@ -288,9 +319,7 @@ class _Found:
             projectors = (path for path, file in beside.items() if file.header.kind is Kind.PROJECTOR)
             projector = next(projectors, None)
             adapters = {
-                path: file
-                for path, file in beside.items()
-                if file.header.kind is Kind.ADAPTER and file.header.architecture == header.architecture
+                path: file for path, file in beside.items() if file.header.kind is Kind.ADAPTER and _suits(file, header)
             }
         else:
             projector, adapters = manifest.projector, draft.adapters
@@ -319,6 +348,13 @@ class _Found:
             needs_adapters=manifest is not None and bool(adapters),
             notices=draft.notices,
         )
+
+
+def _suits(file: _File, model: GgufHeader) -> bool:
+    """Whether the adapter that lies beside a model with this header may be for it."""
+    if isinstance(file, _AdapterFolder):
+        return file.adapter.suits(model.architecture, model.n_embd)
+    return file.header.architecture == model.architecture
 
 
 def _against_model(file: _File | _Broken) -> str:
@@ -357,6 +393,7 @@ class _Folder:
     files: list[Path]  # GGUF
     folders: list[Path]
     is_safetensors: bool
+    is_adapter: bool
 
 
 def _walk(root: Path, warn: Warn) -> Iterator[_Folder]:
@@ -394,8 +431,8 @@ def _look_into(path: Path, status: os.stat_result, warn: Warn) -> _Folder:
                 files.append(Path(entry.path))
         except OSError as exc:  # a link that leads into a circle
             warn(Path(entry.path), str(exc.strerror))
-    is_safetensors = huggingface.is_model([entry.name for entry in entries])
-    return _Folder(path, status, files, folders, is_safetensors)
+    names = [entry.name for entry in entries]
+    return _Folder(path, status, files, folders, huggingface.is_model(names), huggingface.is_adapter(names))
 
 
 def _stem(path: Path) -> str:

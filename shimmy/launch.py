@@ -4,11 +4,13 @@ Knows the person's options and what a header says; nothing of which workers run.
 """
 
 import logging
+from pathlib import Path
 
 from shimmy import memory
 from shimmy.config import Config
 from shimmy.engine import pooling
 from shimmy.engine.wire import WorkerOptions
+from shimmy.formats import huggingface
 from shimmy.memory import Need
 from shimmy.registry import Model
 
@@ -63,7 +65,10 @@ class Launch:
         """The memory of a worker with these `options`."""
         return memory.need(
             model,
-            n_adapter_bytes=memory.size_of([*(path for path, _ in options.lora), *options.siblings]),
+            n_adapter_bytes=memory.size_of(
+                str(huggingface.adapter_file(Path(path)))
+                for path in (*(path for path, _ in options.lora), *options.siblings)
+            ),
             n_ctx=options.n_ctx,
             n_batch=options.n_batch,
             n_sequences=options.n_sequences,

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from shimmy.engine import llama
+from shimmy.engine import binding
 from shimmy.formats.gguf import GGML_TYPES, read_header, tensors
 from tests.tiny_checkpoints import LLAMA_NAMES, Weights, in_halves, write_checkpoint
 from tests.tokenizer_folders import read_metadata, smollm2, write_folder
@@ -22,10 +22,10 @@ CONFIG: dict[str, Any] = {
 
 def write_as(file_type: int, source: Path, target: Path) -> Path:
     """The GGUF `source` with all weights of `file_type` (llama_ftype), made by llama.cpp itself."""
-    params = llama._llama.llama_model_quantize_default_params()
+    params = binding.llama.llama_model_quantize_default_params()
     params.ftype = file_type
     params.allow_requantize = True
-    if llama._llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
+    if binding.llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
         raise RuntimeError(f"llama.cpp could not write {target}")
     return target
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from shimmy.engine import variants
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.formats import convert, gguf
 from shimmy.formats.convert import Plan, plan
 from shimmy.formats.gguf_writer import GgufType, Metadata

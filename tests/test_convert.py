@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from shimmy.engine import sampling, variants
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
-from shimmy.formats import convert, gguf
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.formats import convert, gguf, gguf_writer
 from shimmy.formats.convert import cache_name, cached
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
@@ -257,7 +258,7 @@ def test_who_stops_a_conversion_finds_nothing_half_done(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, cache = write_tiny_llama(tmp_path / "tiny"), tmp_path / "cache"
-    monkeypatch.setattr(convert, "FileIO", FullDisk)
+    monkeypatch.setattr(gguf_writer, "FileIO", FullDisk)
     with pytest.raises(Unconvertible, match="make room there"):
         cached(folder, cache, ignore)
     assert names_in(cache) == []

@@ -5,7 +5,7 @@ import struct
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -14,8 +14,9 @@ from shimmy.discovery import MAX_DEPTH, report, scan
 from shimmy.formats import gguf
 from shimmy.headers import Headers
 from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
-from tests.tiny_checkpoints import write_tiny_llama
-from tests.tiny_models import BOOL, STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
+from tests.peft_adapters import write_adapter
+from tests.tiny_checkpoints import random_weights, write_tiny_llama
+from tests.tiny_models import BOOL, N_EMBD, STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
 
 
 def scan_paths(*paths: Path, folders: tuple[Path, ...] = ()) -> Catalog:
@@ -254,6 +255,59 @@ def test_adapters_and_a_projector_belong_to_the_models_beside_them(tmp_path: Pat
         "lonely": ((), None),
     }
     assert [*reasons(catalog)] == ["for-another", "mmproj-b"]
+
+
+def write_peft(path: Path, n_embd: int = N_EMBD, module: str = "self_attn.q_proj", **changes: Any) -> Path:
+    """A folder with a LoRA adapter for models whose vectors have `n_embd` numbers."""
+    shapes = {"lora_A": (4, n_embd), "lora_B": (n_embd, 4)}
+    name = f"base_model.model.model.layers.0.{module}"
+    tensors = {f"{name}.{half}.weight": random_weights(Random(0), shape) for half, shape in shapes.items()}
+    return write_adapter(path, tensors, **changes)
+
+
+def test_an_adapter_in_safetensors_belongs_to_the_models_beside_its_folder(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "tiny")
+    whole = write_tiny_llama(tmp_path / "whole")
+    write_tiny_model(folder(tmp_path / "other"), "lonely")
+    adapter, inner = write_peft(tmp_path / "adapter"), write_peft(whole / "checkpoint-10")
+    write_peft(tmp_path / "of_another_size", 2 * N_EMBD)
+    write_peft(tmp_path / "of-another-family", module="self_attn.qkv_proj")
+    write_peft(tmp_path / "dora", use_dora=True)
+    (write_peft(tmp_path / "no-weights") / "adapter_model.safetensors").unlink()
+    catalog = scan_paths(tmp_path)
+    assert {model.name: model.adapters for model in catalog.models} == {
+        "tiny": (adapter,), "whole": (adapter,), "lonely": (),
+    }  # fmt: skip
+    found = reasons(catalog)
+    plain = "it is no model but this: adapter"
+    assert {name: found[name] for name in ("of-another-size", "of-another-family", inner.name)} == dict.fromkeys(
+        ("of-another-size", "of-another-family", inner.name), plain
+    )
+    assert found["dora"].startswith("it has `use_dora`")
+    assert len(found) == 4
+    assert {entry.kind for entry in catalog.rejected} == {"adapter"}
+
+
+def test_a_model_whose_adapter_in_safetensors_changes_is_another_one(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "tiny")
+    catalogs = [scan_paths(tmp_path)]
+    for change in (
+        lambda: write_peft(tmp_path / "adapter"),
+        lambda: write_peft(tmp_path / "adapter", lora_alpha=99),
+        lambda: None,
+        (tmp_path / "adapter" / "adapter_config.json").unlink,
+    ):
+        change()
+        catalogs.append(scan_paths(tmp_path))
+    assert [len(diff(old, new).changed) for old, new in pairwise(catalogs)] == [1, 1, 0, 1]
+
+
+def test_an_adapter_in_the_folder_of_its_model_leaves_the_model_a_model(tmp_path: Path) -> None:
+    both = write_peft(write_tiny_llama(tmp_path / "both"))
+    (write_peft(tmp_path / "adapter-with-config") / "config.json").write_text("{}")
+    catalog = scan_paths(tmp_path)
+    assert [(model.name, model.path) for model in catalog.models] == [("both", both)]
+    assert catalog.models[0].adapters == (tmp_path / "adapter-with-config", both)
 
 
 def test_a_model_whose_adapters_change_is_another_one_and_its_projector_makes_no_difference(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from shimmy.engine import variants
+from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.embedding import unit
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.pooling import plan
 from shimmy.formats import vocab
 from shimmy.formats.convert import convert

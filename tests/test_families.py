@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from shimmy.engine import llama, variants
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine import binding, variants
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.formats.convert import convert
 from tests.golden.weights import families, golden, write_folder, write_json
 
@@ -43,7 +44,7 @@ def differences(model: LlamaModel, prompts: list[Any]) -> Iterator[float]:
         model.batch.add(tokens, 0, 0, n_outputs=len(tokens))
         assert model.decode() == 0
         for row in rows:
-            logits = llama._llama.llama_get_logits_ith(model._context, row["position"])[: model.n_vocab]
+            logits = binding.llama.llama_get_logits_ith(model._context, row["position"])[: model.n_vocab]
             largest = max(logits)
             total = largest + math.log(math.fsum(math.exp(logit - largest) for logit in logits))
             wanted = zip([*row["top"], *prompt["fixed"]], row["log_probs"], strict=True)

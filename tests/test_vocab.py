@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.engine import llama
+from shimmy.engine import binding
 from shimmy.formats import vocab
 from shimmy.formats.gguf_writer import GgufType, encode_header
 from shimmy.formats.normalizer import KEY, Normalizer
@@ -43,7 +43,7 @@ from tests.tokenizer_folders import (
     write_folder,
 )
 
-_low_level = llama._llama
+_low_level = binding.llama
 
 GOLDEN: Json = json.loads(lzma.decompress((Path(__file__).parent / "golden" / "tokenizers.json.xz").read_bytes()))
 TINY = [name for name in GOLDEN if name.startswith("tiny-")]

@@ -31,7 +31,7 @@ FLOORS = (
 )
 # The only importers of a foreign package: a folder ends with a dot.
 BORDERS = {
-    "llama_cpp": ("shimmy.engine.llama",),
+    "llama_cpp": ("shimmy.engine.binding",),
     "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "starlette": ("shimmy.api.", "shimmy.server"),
@@ -42,8 +42,20 @@ DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
     f"shimmy.engine.{name}"
     for name in (
-        *("adapters", "chat", "checkpoint", "embedding", "llama", "quantize", "scheduler", "template", "jinja"),
-        *("text", "thinking", "tool_format", "tool_grammar", "worker"),
+        *(
+            "adapters",
+            "binding",
+            "chat",
+            "checkpoint",
+            "context",
+            "embedding",
+            "jinja",
+            "llama",
+            "preparer",
+            "quantize",
+        ),
+        *("sampler", "scheduler", "task", "template", "text", "thinking", "thinking_budget", "tool_format"),
+        *("tool_grammar", "turns", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}
@@ -205,7 +217,7 @@ def test_no_path_of_imports_leads_the_parent_into_the_worker(entry: str) -> None
 
 
 def test_the_worker_is_what_the_reader_of_imports_would_find() -> None:
-    assert reachable("shimmy.engine.worker") >= {"shimmy.engine.llama", "llama_cpp", "jinja2"}
+    assert reachable("shimmy.engine.worker") >= {"shimmy.engine.binding", "llama_cpp", "jinja2"}
 
 
 def test_what_the_parent_imports_for_real_brings_nothing_of_the_workers() -> None:

@@ -4,9 +4,10 @@ An adapter somebody asked for has to work, or the model is not served; one that 
 over. Each of those taken has an id, its place among them.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from shimmy.engine.llama import LlamaModel
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable
 from shimmy.formats import gguf, lora
-from shimmy.formats.gguf import GgufHeader, InvalidGguf
+from shimmy.formats.gguf import GgufHeader, InvalidGguf, Tensor
 from shimmy.messages import Adapter, AdapterScales
 
 logger = logging.getLogger(__name__)
@@ -46,14 +47,13 @@ def load(model: LlamaModel, model_path: Path, header: GgufHeader, options: Worke
     taken = []
     for offer in offers:
         try:
-            found = lora.read(offer.path)
-            architecture = found.header.architecture
-            if architecture != header.architecture:
-                message = "the adapter `%s` is not applied: it is for models of the architecture `%s`"
-                logger.info(message, offer.path.name, architecture)
-                continue
-            lora.check(found, tensors)
-            model.add_adapter(offer.path)
+            with _as_gguf(offer.path, model_path, tensors, options) as path:
+                if path is None or (found := lora.read(path)).header.architecture != header.architecture:
+                    message = "the adapter `%s` is not applied: it is for models of another architecture than `%s`"
+                    logger.info(message, offer.path.name, header.architecture)
+                    continue
+                lora.check(found, tensors)
+                model.add_adapter(path)
         except InvalidGguf as exc:
             offer.refuse(str(exc))
         except OSError as exc:
@@ -97,8 +97,28 @@ def scales(adapters: Sequence[Adapter], asked: AdapterScales | None) -> tuple[fl
     return tuple(result)
 
 
+@contextlib.contextmanager
+def _as_gguf(
+    path: Path, model_path: Path, tensors: Mapping[bytes, Tensor], options: WorkerOptions
+) -> Iterator[Path | None]:
+    """The adapter at `path` as a file that llama.cpp reads: made of a folder for this model, or else the file itself.
+
+    None when it is for models of another architecture.
+    """
+    if not path.is_dir():
+        yield path
+        return
+    from shimmy.engine import checkpoint  # few workers need it
+    from shimmy.formats import peft
+
+    base = peft.Base.of(gguf.contents(model_path), tensors)
+    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+    with checkpoint.adapter_gguf_of(path, base, cache_dir) as made:
+        yield made
+
+
 def _offers(options: WorkerOptions) -> Iterator[Offer]:
-    """Each file once."""
+    """Each file or folder once."""
     seen: set[str] = set()
     asked_for = [Offer(Path(path), scale, is_asked_for=True) for path, scale in options.lora]
     siblings = [Offer(Path(path), 0.0, is_asked_for=False) for path in options.siblings]

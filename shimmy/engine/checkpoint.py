@@ -1,15 +1,18 @@
 """A folder in SafeTensors as a GGUF file that the engine opens: converted once, and quantised where that is asked for.
 
-Knows what a person asked for and where the cache is; how a folder becomes a GGUF, `formats.convert` knows.
+Knows what a person asked for and where the cache is; how a folder becomes a GGUF, `formats.convert` knows of a model's
+and `formats.peft` of an adapter's.
 """
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from shimmy.engine.quantize import quantize
 from shimmy.errors import ModelUnavailable
-from shimmy.formats import convert
+from shimmy.formats import convert, peft
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
 
@@ -23,12 +26,31 @@ def gguf_of(
 
     `file_type` is one of config.SAFETENSORS_TYPES; None keeps the weights as they are. Raises ModelUnavailable.
     """
-
-    cache = None if cache_dir is None else cache_dir / CACHE_FOLDER
     finish = None if file_type is None else partial(quantize, file_type=file_type, n_threads=n_threads)
     try:
-        return convert.cached(folder, cache, on_progress, target_type=file_type or "", finish=finish).path
+        return convert.cached(folder, _cache(cache_dir), on_progress, target_type=file_type or "", finish=finish).path
     except (Unconvertible, InvalidSafetensors) as exc:
         raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc}") from exc
     except OSError as exc:
         raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc.strerror or exc}") from exc
+
+
+@contextlib.contextmanager
+def adapter_gguf_of(folder: Path, base: peft.Base, cache_dir: Path | None) -> Iterator[Path | None]:
+    """The GGUF of the adapter in `folder` for the model `base`, good until the end of the `with`.
+
+    None when the adapter is for models of another architecture. Raises ModelUnavailable.
+    """
+    try:
+        made = peft.cached(peft.read(folder), base, _cache(cache_dir))
+    except (Unconvertible, InvalidSafetensors) as exc:
+        raise ModelUnavailable(str(exc)) from exc
+    try:
+        yield None if made is None else made.path
+    finally:
+        if made is not None and made.descriptor is not None:
+            os.close(made.descriptor)
+
+
+def _cache(cache_dir: Path | None) -> Path | None:
+    return None if cache_dir is None else cache_dir / CACHE_FOLDER

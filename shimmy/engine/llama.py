@@ -1,99 +1,39 @@
-"""The only importer of llama_cpp: one loaded model with its context, as the scheduler's Backend.
+"""One loaded model of llama.cpp with its contexts, as the scheduler's Backend.
 
 Knows ctypes and llama.cpp's rules (who frees what, what aborts); knows nothing of jobs, text or the wire. All methods
 but `tokenize`, `detokenize` and `chat_template` belong to the thread that decodes.
 """
 
 import ctypes
-import importlib.util
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from shimmy.engine.binding import function, llama, log
+from shimmy.engine.context import Batch, EmbeddingContext, context_params
 from shimmy.engine.pooling import EmbeddingPlan
+from shimmy.engine.sampler import Likelihood, Probe, Sampler
 from shimmy.engine.sampling import Chain, Stage
 from shimmy.errors import ModelUnavailable, OutOfMemory
-from shimmy.messages import Adapter, ModelFacts
+from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
-_LOG_ERROR = 4  # ggml_log_level
-_LOG_CONTINUED = 5
 _PIECE_BYTES = 256
+_NEVER = -9999.0  # the logarithm of the probability of what cannot come, as OpenAI writes it
 _SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
-# How often a thread looks for its fellows before it sleeps. libgomp's default (300,000) burns the time slices that the
-# fellows wait for when others use the processor as well; 1,000 costs 10 % of the speed when nobody does.
-_SPIN_COUNT = "100000"
 
-
-def _import_binding() -> Any:
-    """Import only the low-level module: the package's `__init__` would bring numpy, jinja2 and diskcache (220 ms)."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.submodule_search_locations is None:
-        raise ModelUnavailable("the engine is not installed: run `make` to build it")
-    package = ModuleType("llama_cpp")
-    package.__path__ = list(spec.submodule_search_locations)
-    package.__spec__ = spec
-    sys.modules["llama_cpp"] = package
-    return importlib.import_module("llama_cpp.llama_cpp")
-
-
-# On an abort ggml would start a debugger where one is installed, and the dead worker would hang in it.
-os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read by libgomp when it is loaded, which is on the next line
-_llama = _import_binding()
-# Where libllama and, in an installed engine or packed in the frozen file, the CPU variants are.
-LIBRARY_FOLDER = Path(_llama._base_path)
-
-
-def _function(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A function of ggml or llama.cpp that the binding does not declare."""
-    function = getattr(_llama._lib, name)
-    function.restype = restype
-    function.argtypes = argtypes
-    return function
-
-
-_backend_load = _function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+_backend_load = function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
 # The binding declares pointers to pointers here, which cost a cast each.
 _pointers, _floats = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_float)
-_adapter_init = _function("llama_adapter_lora_init", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
-_adapter_free = _function("llama_adapter_lora_free", None, ctypes.c_void_p)
-_set_adapters = _function(
+_adapter_init = function("llama_adapter_lora_init", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+_adapter_free = function("llama_adapter_lora_free", None, ctypes.c_void_p)
+_set_adapters = function(
     "llama_set_adapters_lora", ctypes.c_int32, ctypes.c_void_p, _pointers, ctypes.c_size_t, _floats
 )
-
-
-class _EngineLog:
-    """Passes the engine's own log on, and keeps its last errors to explain a load that failed."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self._level = 0
-        # The engine calls this pointer for the life of the process; a collected callback would be a segfault.
-        self.callback = _llama.llama_log_callback(self._on_line)
-
-    def _on_line(self, level: int, text: bytes, _user_data: object) -> None:
-        self._level = self._level if level == _LOG_CONTINUED else level
-        line = text.decode("utf-8", "replace").rstrip()
-        if not line:
-            return
-        if self._level == _LOG_ERROR:
-            self.errors = [*self.errors[-3:], line]
-        logger.debug("%s", line)
-
-    def reason(self) -> str:
-        return "; ".join(self.errors) or "the engine gave no reason"
-
-
-_log = _EngineLog()
-_llama.llama_log_set(_log.callback, None)
 
 
 class CpuBackend:
@@ -106,7 +46,7 @@ class CpuBackend:
             self._registry = _backend_load(path.encode())
             if self._registry:
                 self.name = name
-                _llama.llama_backend_init()
+                llama.llama_backend_init()
                 return
             tried.append(name)
         raise ModelUnavailable(f"no CPU variant runs on this processor (tried: {', '.join(tried) or 'none'})")
@@ -115,140 +55,11 @@ class CpuBackend:
 def quantize(source: Path, target: Path, file_type: int, n_threads: int) -> None:
     """Write the model of the GGUF file `source` to `target` with weights of `file_type` (llama_ftype); its progress is
     not told. Raises ModelUnavailable."""
-    params = _llama.llama_model_quantize_default_params()
+    params = llama.llama_model_quantize_default_params()
     params.ftype = file_type
     params.nthread = n_threads
-    if _llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:
-        raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {_log.reason()}")
-
-
-class Batch:
-    """The rows of one decode, in arrays of our own: llama.cpp never frees them (never call llama_batch_free)."""
-
-    def __init__(self, n_rows_max: int) -> None:
-        int_array = ctypes.c_int32 * n_rows_max
-        self._tokens, self._positions, self._sequences = int_array(), int_array(), int_array()
-        self._n_sequences = int_array(*[1] * n_rows_max)
-        self._outputs = (ctypes.c_int8 * n_rows_max)()
-        self._sequence_pointers = (ctypes.POINTER(ctypes.c_int32) * n_rows_max)()
-        start, size = ctypes.addressof(self._sequences), ctypes.sizeof(ctypes.c_int32)
-        for row in range(n_rows_max):
-            address = ctypes.c_void_p(start + row * size)
-            self._sequence_pointers[row] = ctypes.cast(address, ctypes.POINTER(ctypes.c_int32))
-        self.n_rows = 0
-        self.struct = _llama.llama_batch(
-            0, self._tokens, None, self._positions, self._n_sequences, self._sequence_pointers, self._outputs
-        )
-
-    def clear(self) -> None:
-        self.n_rows = 0
-
-    def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int:
-        """Append consecutive `tokens` of one sequence; the last `n_outputs` get logits. Returns the row of the last."""
-        first, n_tokens = self.n_rows, len(tokens)
-        last = first + n_tokens - 1
-        if n_tokens == 1:
-            self._tokens[first] = tokens[0]
-            self._positions[first] = position
-            self._sequences[first] = sequence
-            self._outputs[first] = n_outputs
-        else:
-            end = last + 1
-            self._tokens[first:end] = list(tokens)
-            self._positions[first:end] = list(range(position, position + n_tokens))
-            self._sequences[first:end] = [sequence] * n_tokens
-            self._outputs[first:end] = [int(index >= n_tokens - n_outputs) for index in range(n_tokens)]
-        self.n_rows = last + 1
-        self.struct.n_tokens = self.n_rows
-        return last
-
-
-class Sampler:
-    """One job's sampler chain, freed by `close`; `sample` and `close` belong to the thread that decodes."""
-
-    def __init__(self, chain: Any, context: Any) -> None:
-        self._chain = chain
-        self._context = context
-
-    def sample(self, row: int) -> int:
-        """Pick a token from the logits of batch row `row`, and remember it as history."""
-        return int(_llama.llama_sampler_sample(self._chain, self._context, row))
-
-    def accept(self, tokens: Sequence[int]) -> None:
-        """Show the chain tokens it did not pick itself: the end of the prompt."""
-        for token in tokens:
-            _llama.llama_sampler_accept(self._chain, token)
-
-    def close(self) -> None:
-        if self._chain:
-            _llama.llama_sampler_free(self._chain)
-            self._chain = None
-
-
-class EmbeddingContext:
-    """A context that gives one vector for each sequence instead of logits, as the embedder's Backend."""
-
-    def __init__(self, model: Any, plan: EmbeddingPlan, n_threads: int) -> None:
-        """Open it for the model behind the pointer `model`; OutOfMemory without the memory."""
-        params = _context_params(plan.n_ctx, plan.n_batch, plan.n_sequences, n_threads)
-        params.n_outputs_max = plan.n_batch  # every row of a batch is an output
-        params.embeddings = True
-        params.pooling_type = getattr(_llama, f"LLAMA_POOLING_TYPE_{plan.pooling.upper()}")
-        self.pointer = _llama.llama_init_from_model(model, params)
-        if not self.pointer:
-            raise OutOfMemory(f"no context of {plan.n_ctx} tokens for embeddings: {_log.reason()}")
-        self._memory = _llama.llama_get_memory(self.pointer)  # encoders have none
-        self._compute = _llama.llama_decode if _llama.llama_model_has_decoder(model) else _llama.llama_encode
-        is_causal = self._memory and _llama.llama_get_causal_attn(self.pointer)
-        self.in_parts = plan.in_parts and bool(is_causal)
-        # Other inputs have to be in one batch, and what is beyond a table of positions would be looked up nonetheless.
-        self.n_ctx = plan.n_ctx if self.in_parts else min(plan.n_ctx, plan.n_batch)
-        if not is_causal:
-            self.n_ctx = min(self.n_ctx, _llama.llama_model_n_ctx_train(model))
-        self.n_batch = plan.n_batch
-        self.n_packed = plan.n_packed
-        self.n_sequences = plan.n_sequences
-        self.n_embd: int = _llama.llama_model_n_embd_out(model)
-        self.batch = Batch(plan.n_batch)
-
-    def compute(self) -> int:
-        """Run the rows of `batch`: 0 done, anything else an error of the engine."""
-        return int(self._compute(self.pointer, self.batch.struct))
-
-    def vector(self, sequence: int) -> list[float]:
-        """The embedding of a sequence in the last batch, not normalised; empty when it was not in it."""
-        values = _llama.llama_get_embeddings_seq(self.pointer, sequence)
-        return list(values[: self.n_embd]) if values else []
-
-    def forget(self, sequence: int) -> None:
-        _llama.llama_memory_seq_rm(self._memory, sequence, 0, -1)
-
-    def wipe(self) -> None:
-        """Forget everything, and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
-        _llama.llama_memory_clear(self._memory, True)
-
-    def warm_up(self, tokens: Sequence[int]) -> None:
-        """Compute an embedding; raises ModelUnavailable when that is not possible."""
-        self.batch.clear()
-        self.batch.add(tokens, 0, 0, n_outputs=len(tokens))
-        if self.compute() != 0:
-            raise ModelUnavailable(f"the engine could not compute an embedding with this model: {_log.reason()}")
-        if not math.isfinite(sum(self.vector(0))):
-            self.wipe()
-            raise ModelUnavailable("the model computes no numbers (NaN): its weights are damaged")
-        self.forget(0)
-
-
-def _context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -> Any:
-    params = _llama.llama_context_default_params()
-    params.n_ctx = n_ctx
-    params.n_batch = params.n_ubatch = n_batch
-    params.n_seq_max = n_sequences
-    params.n_threads = params.n_threads_batch = n_threads
-    params.kv_unified = True  # prompt and decode rows share one graph
-    params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
-    params.no_perf = True
-    return params
+    if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:
+        raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {log.reason()}")
 
 
 class LlamaModel:
@@ -256,38 +67,40 @@ class LlamaModel:
 
     def __init__(self, path: Path, cpu: CpuBackend) -> None:
         """Map the weights of `path`; raises ModelUnavailable with the engine's own reason."""
-        params = _llama.llama_model_default_params()
-        self._model = _llama.llama_model_load_from_file(os.fsencode(path), params)
+        params = llama.llama_model_default_params()
+        self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            reason = _log.reason()
+            reason = log.reason()
             kind = OutOfMemory if any(sign in reason for sign in _SIGNS_OF_NO_MEMORY) else ModelUnavailable
             raise kind(f"the engine could not load `{path.name}`: {reason}")
         self._name = path.name
         self._cpu = cpu
-        self._vocab = _llama.llama_model_get_vocab(self._model)
-        self.n_ctx_train: int = _llama.llama_model_n_ctx_train(self._model)
-        self.n_vocab: int = _llama.llama_vocab_n_tokens(self._vocab)
-        self.adds_bos: bool = _llama.llama_vocab_get_add_bos(self._vocab)
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)
         self._check_vocabulary()
         self.can_rewind: bool = not (
-            _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(self._model)
+            llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
         )
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
         self._adapters: list[int] = []  # pointers
         self._context: Any = None
+        self._probe = Probe()
+        self._likelihood = Likelihood(self._probe)
         self.embeddings: EmbeddingContext | None = None
 
     def _check_vocabulary(self) -> None:
         """Refuse a vocabulary that lacks a token its tokenizer puts around a text: llama.cpp would abort there."""
-        is_wordpiece = _llama.llama_vocab_type(self._vocab) == _llama.LLAMA_VOCAB_TYPE_WPM
+        is_wordpiece = llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_WPM
         wanted = {
             "bos": is_wordpiece or self.adds_bos,
-            "eos": not is_wordpiece and _llama.llama_vocab_get_add_eos(self._vocab),
+            "eos": not is_wordpiece and llama.llama_vocab_get_add_eos(self._vocab),
             "sep": is_wordpiece,
         }
         for which, is_wanted in wanted.items():
-            if is_wanted and getattr(_llama, f"llama_vocab_{which}")(self._vocab) < 0:
+            if is_wanted and getattr(llama, f"llama_vocab_{which}")(self._vocab) < 0:
                 raise ModelUnavailable(f"`{self._name}` has no {which} token, which its tokenizer puts around a text")
 
     @property
@@ -300,7 +113,7 @@ class LlamaModel:
         room for its computations. Raises ModelUnavailable."""
         adapter = _adapter_init(self._model, os.fsencode(path))
         if not adapter:
-            raise ModelUnavailable(_log.reason())
+            raise ModelUnavailable(log.reason())
         self._adapters.append(adapter)
 
     def remove_adapter(self, index: int) -> None:
@@ -317,19 +130,19 @@ class LlamaModel:
         `n_outputs` is how many rows of one decode may have logits. `exact` keeps the pool in F32 and does without flash
         attention, which rounds to F16: slower and twice the memory, for comparing with a reference.
         """
-        params = _context_params(n_ctx, n_batch, n_sequences, n_threads)
+        params = context_params(n_ctx, n_batch, n_sequences, n_threads)
         # 0 would reserve n_ubatch rows, exceeding it aborts.
         self.n_outputs = params.n_outputs_max = n_outputs
         if exact:
-            params.type_k = params.type_v = _llama.GGML_TYPE_F32
-            params.flash_attn_type = _llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = _llama.llama_init_from_model(self._model, params)
+            params.type_k = params.type_v = llama.GGML_TYPE_F32
+            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise OutOfMemory(f"no context of {n_ctx} tokens: {_log.reason()}")
-        self._memory = _llama.llama_get_memory(self._context)
-        if not (_llama.llama_model_has_decoder(self._model) and self._memory):
+            raise OutOfMemory(f"no context of {n_ctx} tokens: {log.reason()}")
+        self._memory = llama.llama_get_memory(self._context)
+        if not (llama.llama_model_has_decoder(self._model) and self._memory):
             raise ModelUnavailable(f"`{self._name}` does not write one token after the other: it cannot generate text")
-        self.n_ctx: int = _llama.llama_n_ctx(self._context)
+        self.n_ctx: int = llama.llama_n_ctx(self._context)
         self.n_batch = n_batch
         self.n_sequences = n_sequences
         self.batch = Batch(n_batch)
@@ -355,8 +168,8 @@ class LlamaModel:
         self.batch.clear()
         self.batch.add([self.bos_token() or 0], 0, 0, n_outputs=1)
         if self.decode() != 0:
-            raise ModelUnavailable(f"the engine could not decode with this model: {_log.reason()}")
-        logits = _llama.llama_get_logits_ith(self._context, 0)
+            raise ModelUnavailable(f"the engine could not decode with this model: {log.reason()}")
+        logits = llama.llama_get_logits_ith(self._context, 0)
         if math.isnan(sum(logits[: self.n_vocab])):
             self.wipe()
             raise ModelUnavailable("the model computes no numbers (NaN): its weights are damaged")
@@ -365,23 +178,23 @@ class LlamaModel:
     def set_threads(self, n_threads: int) -> None:
         """From the next decode on."""
         for context in filter(None, (self._context, self.embeddings and self.embeddings.pointer)):
-            _llama.llama_set_n_threads(context, n_threads, n_threads)
+            llama.llama_set_n_threads(context, n_threads, n_threads)
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def decode(self) -> int:
         """Run the rows of `batch`: 0 done, 1 no room in the KV pool, anything else an error of the engine."""
-        return int(_llama.llama_decode(self._context, self.batch.struct))
+        return int(llama.llama_decode(self._context, self.batch.struct))
 
     def forget(self, sequence: int, start: int) -> bool:
         """Drop the cells of `sequence` from position `start` on. False: this kind of memory cannot drop only a tail."""
-        return bool(_llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+        return bool(llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def share(self, source: int, target: int, n_tokens: int) -> bool:
         """Let the empty sequence `target` use the first cells of `source`; nothing is copied. False: it cannot."""
         if not self.can_rewind:
             return False  # its state is that of the whole sequence; there is none of a prefix
-        _llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+        llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         return True
 
     def set_scales(self, scales: Sequence[float]) -> None:
@@ -404,26 +217,40 @@ class LlamaModel:
 
     def has_numbers(self, row: int) -> bool:
         """Whether batch row `row` was computed in numbers: one NaN in a layer makes all logits NaN."""
-        return not math.isnan(_llama.llama_get_logits_ith(self._context, row)[0])
+        return not math.isnan(llama.llama_get_logits_ith(self._context, row)[0])
+
+    def logprob(self, row: int, token: int, n_top: int) -> TokenLogprob:
+        """How likely the model found `token` in batch row `row`, and the `n_top` tokens it found most likely there."""
+        chosen, top = self._likelihood.of(self._context, row, token, n_top)
+        return TokenLogprob(
+            self._candidate(token, chosen), tuple(self._candidate(other, logprob) for other, logprob in top)
+        )
+
+    def first_logprob(self, token: int) -> TokenLogprob:
+        """The same of the first token of a text, which nothing predicts."""
+        return TokenLogprob(Candidate(token, self.spelled(token), math.nan))
+
+    def _candidate(self, token: int, logprob: float) -> Candidate:
+        return Candidate(token, self.spelled(token), max(logprob, _NEVER))
 
     def wipe(self) -> None:
         """Empty the KV pool and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
-        _llama.llama_memory_clear(self._memory, True)
+        llama.llama_memory_clear(self._memory, True)
 
     def new_sampler(self, chain: Chain, biases: Sequence[tuple[int, float]], breakers: Sequence[str]) -> Sampler:
         """Build `chain` on any thread. `biases` (and the tokens the model itself suppresses) come before its stages."""
-        pointer = _llama.llama_sampler_chain_init(_llama.llama_sampler_chain_default_params())
+        pointer = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         biases = [*biases, *self._suppressed]
         if biases:
-            array = (_llama.llama_logit_bias * len(biases))(*biases)
-            stage = _llama.llama_sampler_init_logit_bias(self.n_vocab, len(biases), array)
-            _llama.llama_sampler_chain_add(pointer, stage)
+            array = (llama.llama_logit_bias * len(biases))(*biases)
+            stage = llama.llama_sampler_init_logit_bias(self.n_vocab, len(biases), array)
+            llama.llama_sampler_chain_add(pointer, stage)
         for stage in chain.stages:
-            _llama.llama_sampler_chain_add(pointer, self._new_stage(stage, breakers))
-        return Sampler(pointer, self._context)
+            llama.llama_sampler_chain_add(pointer, self._new_stage(stage, breakers))
+        return Sampler(pointer, self._context, self._probe)
 
     def _new_stage(self, stage: Stage, breakers: Sequence[str]) -> Any:
-        create = getattr(_llama, f"llama_sampler_init_{stage.name}")
+        create = getattr(llama, f"llama_sampler_init_{stage.name}")
         if stage.name == "dry":
             texts = [text.encode("utf-8", "replace") for text in breakers]
             array = (ctypes.c_char_p * len(texts))(*texts)
@@ -435,7 +262,7 @@ class LlamaModel:
     # -- vocabulary ----------------------------------------------------------------------------------------------
 
     def is_end(self, token: int) -> bool:
-        return bool(_llama.llama_vocab_is_eog(self._vocab, token))
+        return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def end_tokens(self) -> list[int]:
         """Every end-of-generation token; walks the whole vocabulary."""
@@ -448,24 +275,26 @@ class LlamaModel:
             piece = self._pieces[token] = self._token_bytes(token, special=False)
         return piece
 
+    def spelled(self, token: int) -> bytes:
+        """The bytes of a token as a vocabulary lists them; control tokens have theirs too."""
+        return self.piece(token) or self._token_bytes(token, special=True)
+
     def _token_bytes(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        n_bytes = _llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        n_bytes = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if n_bytes < 0:
             buffer = ctypes.create_string_buffer(-n_bytes)
-            n_bytes = _llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+            n_bytes = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n_bytes]
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8 form
         n_max = len(data) + 8
         buffer = (ctypes.c_int32 * n_max)()
-        n_tokens = _llama.llama_tokenize(self._vocab, data, len(data), buffer, n_max, add_special, parse_special)
+        n_tokens = llama.llama_tokenize(self._vocab, data, len(data), buffer, n_max, add_special, parse_special)
         if n_tokens < 0:
             buffer = (ctypes.c_int32 * -n_tokens)()
-            n_tokens = _llama.llama_tokenize(
-                self._vocab, data, len(data), buffer, -n_tokens, add_special, parse_special
-            )
+            n_tokens = llama.llama_tokenize(self._vocab, data, len(data), buffer, -n_tokens, add_special, parse_special)
         return list(buffer[:n_tokens])
 
     def detokenize(self, tokens: Sequence[int]) -> str:
@@ -474,36 +303,36 @@ class LlamaModel:
 
     def special_text(self, which: str) -> str:
         """How a template writes the `bos` or `eos` token; empty when the model has none."""
-        token = getattr(_llama, f"llama_vocab_{which}")(self._vocab)
+        token = getattr(llama, f"llama_vocab_{which}")(self._vocab)
         return "" if token < 0 else self._token_bytes(token, special=True).decode("utf-8", "replace")
 
     def bos_token(self) -> int | None:
-        token = int(_llama.llama_vocab_bos(self._vocab))
+        token = int(llama.llama_vocab_bos(self._vocab))
         return None if token < 0 else token
 
     def fill_tokens(self) -> tuple[int, int, int] | None:
         """The tokens before a prefix, before a suffix, and before the middle to be written; None without them."""
         names = ("fim_pre", "fim_suf", "fim_mid")
-        before, behind, middle = (int(getattr(_llama, f"llama_vocab_{name}")(self._vocab)) for name in names)
+        before, behind, middle = (int(getattr(llama, f"llama_vocab_{name}")(self._vocab)) for name in names)
         return None if min(before, behind, middle) < 0 else (before, behind, middle)
 
     def chat_template(self) -> str | None:
         """The template stored in the model file, unread and untrusted."""
-        source = _llama.llama_model_chat_template(self._model, None)
+        source = llama.llama_model_chat_template(self._model, None)
         return None if source is None else bytes(source).decode("utf-8", "replace")
 
     def metadata(self, key: str) -> str | None:
         """The value of a metadata key as text; None where the model has none."""
-        n_bytes = _llama.llama_model_meta_val_str(self._model, key.encode(), None, 0)
+        n_bytes = llama.llama_model_meta_val_str(self._model, key.encode(), None, 0)
         if n_bytes < 0:
             return None
         buffer = ctypes.create_string_buffer(n_bytes + 1)
-        _llama.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        llama.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
     def _suppress_tokens(self) -> list[tuple[int, float]]:
         n_tokens = ctypes.c_int32(0)
-        suppress = _function(
+        suppress = function(
             "llama_vocab_get_suppress_tokens",
             ctypes.POINTER(ctypes.c_int32),
             ctypes.c_void_p,
@@ -516,14 +345,14 @@ class LlamaModel:
 
     def facts(self, *, has_chat_template: bool, adapters: tuple[Adapter, ...] = ()) -> ModelFacts:
         buffer = ctypes.create_string_buffer(256)
-        _llama.llama_model_desc(self._model, buffer, len(buffer))
+        llama.llama_model_desc(self._model, buffer, len(buffer))
         return ModelFacts(
             n_ctx=self.n_ctx,
             n_ctx_train=self.n_ctx_train,
             n_vocab=self.n_vocab,
             n_sequences=self.n_sequences,
-            n_params=_llama.llama_model_n_params(self._model),
-            size_bytes=_llama.llama_model_size(self._model),
+            n_params=llama.llama_model_n_params(self._model),
+            size_bytes=llama.llama_model_size(self._model),
             description=buffer.value.decode("utf-8", "replace"),
             cpu_variant=self._cpu.name,
             has_chat_template=has_chat_template,

@@ -8,15 +8,16 @@ and starts over are all the same case.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
 from shimmy.engine import prefix
-from shimmy.engine.speculation import Costs, Lookup
-from shimmy.engine.text import StopFilter, TextDecoder
+from shimmy.engine.speculation import Costs
+from shimmy.engine.task import Guide, Task
+from shimmy.engine.turns import Turns
 from shimmy.errors import BadRequest, Internal, ShimmyError
-from shimmy.messages import Event, Finished, FinishReason, Job, Piece, Timings, Usage
+from shimmy.messages import Echo, Event, FinishReason, Piece, TokenLogprob
 
 # Prompt rows beside decode rows: enough to keep the processor busy, few enough that the streams go on flowing.
 _SHARED_PREFILL_ROWS = 128
@@ -27,34 +28,12 @@ _ADMISSION_SLACK = 64
 _IDLE_SHARE = 0.25
 # and there may be this many of them before prompts have shown that they come back to more.
 _MIN_IDLE_SEQUENCES = 3
-# Decodes of jobs with the same adapter scales before others get their turn; setting other scales costs half a decode of
-# a small model (SmolLM2: 3 of 7 ms).
-_TURN_STEPS = 4
-# The limit of a job that may generate until the context is full.
-_NO_LIMIT = 2**31
+# Tokens that a guide may force at once: a batch has to hold those of all jobs.
+_MAX_FORCED = 32
+# A prompt waits for another that is computing the same beginning when that has so many tokens.
+_WORTH_WAITING = 64
 
 JobEvent = tuple[int, Event | ShimmyError]
-
-
-class Sampler(Protocol):
-    """One job's chain; `close` frees it."""
-
-    def sample(self, row: int) -> int: ...
-    def close(self) -> None: ...
-
-
-class Guide(Protocol):
-    """What the tokens of a job have to obey. It is told all of them, in order, and is never asked about a draft.
-
-    Its methods raise BadRequest when what the caller wants has outgrown their limits.
-    """
-
-    @property
-    def is_over(self) -> bool: ...  # nothing may follow any more
-    def allows(self, token: int) -> bool: ...
-    def allowed(self) -> bytes: ...  # a bit for each token of the vocabulary, the lowest of a byte first
-    def accept(self, token: int) -> None: ...
-    def forced(self) -> list[int]: ...  # the tokens that have to come next, none where there is a choice
 
 
 class Batch(Protocol):
@@ -80,54 +59,23 @@ class Backend(Protocol):
     def share(self, source: int, target: int, n_tokens: int) -> bool: ...
     def set_scales(self, scales: Sequence[float]) -> None: ...
     def has_numbers(self, row: int) -> bool: ...
+    def logprob(self, row: int, token: int, n_top: int) -> TokenLogprob: ...
+    def first_logprob(self, token: int) -> TokenLogprob: ...
     def wipe(self) -> None: ...
     def is_end(self, token: int) -> bool: ...
     def piece(self, token: int) -> bytes: ...
 
 
 @dataclass(slots=True)
-class Task:
-    """A job in the scheduler: its prompt as tokens at first, and everything that happens to it."""
-
-    job: Job
-    tokens: list[int]
-    sampler: Sampler
-    received_s: float
-    scales: tuple[float, ...] = ()  # of each adapter of the model
-    n_prompt: int = field(init=False)
-    n_limit: int = field(init=False)
-    decoder: TextDecoder = field(init=False, default_factory=TextDecoder)
-    stops: StopFilter = field(init=False)
-    sequence: prefix.Sequence | None = field(init=False, default=None)
-    n_cached: int = field(init=False, default=0)
-    n_generated: int = field(init=False, default=0)
-    n_unsent: int = field(init=False, default=0)  # tokens whose text is still held back
-    n_drafted: int = field(init=False, default=0)
-    n_accepted: int = field(init=False, default=0)
-    lookup: Lookup = field(init=False, default_factory=Lookup)
-    started_s: float = field(init=False, default=0.0)
-    first_token_s: float = field(init=False, default=0.0)
-
-    def __post_init__(self) -> None:
-        self.n_prompt = len(self.tokens)
-        self.n_limit = _NO_LIMIT if self.job.n_predict is None else self.job.n_predict
-        self.stops = StopFilter(self.job.stop)
-
-    @property
-    def n_pending(self) -> int:
-        """Tokens whose cells are not in the KV pool yet; 1 while the job generates."""
-        return len(self.tokens) - (len(self.sequence.tokens) if self.sequence else 0)
-
-
-@dataclass(slots=True)
 class _Rows:
-    """Consecutive rows of one task in the batch.
+    """Consecutive rows of one task in the batch, from the row `first` on.
 
     `output` is the row with the logits of the task's last token, if that is among them; those of a draft follow.
     """
 
     task: Task
     tokens: list[int]
+    first: int
     output: int | None
     n_drafted: int = 0
 
@@ -153,8 +101,8 @@ class Scheduler:
         self._events: list[JobEvent] = []
         self._costs = Costs()
         self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, backend.n_sequences)
-        self._scales: tuple[float, ...] = ()  # of the adapters, as the backend was told last
-        self._n_turn_steps = 0  # decodes with these scales since then
+        self._turns = Turns(backend.set_scales)
+        self._n_forced_max = max(0, min(_MAX_FORCED, backend.n_batch // backend.n_sequences - 1))
         self._n_steps = 0
         self._n_resident = 0  # tokens of all sequences
 
@@ -187,13 +135,13 @@ class Scheduler:
         self._n_steps += 1
         start_s = self._clock()
         self._admit()
-        rows = self._plan(self._turn())
+        rows = self._plan(self._turns.of(self._running))
         if rows:
             status = self._backend.decode()
             if status == 0:
                 self._advance(rows)
                 # Setting other adapter scales takes time, which the first decode after it pays.
-                if len(rows) == 1 and rows[0].output is not None and self._n_turn_steps > 1:
+                if len(rows) == 1 and rows[0].output is not None and self._turns.n_steps > 1:
                     self._costs.observe(len(rows[0].tokens), self._clock() - start_s)
             elif status == 1:
                 self._give_up_cells()
@@ -206,24 +154,41 @@ class Scheduler:
     # -- room in the pool ----------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give waiting tasks a sequence, first come first served, while the pool has room for their prompts."""
-        while self._waiting and len(self._running) < self._backend.n_sequences:
-            task = self._waiting[0]
+        """Give waiting tasks a sequence, first come first served, while the pool has room for their prompts.
+
+        One whose prompt begins like another that is being computed lets others pass until it can share that.
+        """
+        for task in tuple(self._waiting) if len(self._running) < self._backend.n_sequences else ():
+            if self._can_share_soon(task):
+                continue
             choice = prefix.choose(self._sequences, task.tokens, task.scales)
             if choice is None:
                 return
             n_spoken_for = sum(len(other.tokens) for other in self._running)
             if self._running and n_spoken_for + len(task.tokens) + _ADMISSION_SLACK > self._backend.n_ctx:
                 return
-            self._waiting.popleft()
+            self._waiting.remove(task)
             self._start(task, choice)
+            if len(self._running) == self._backend.n_sequences:
+                return
+
+    def _can_share_soon(self, task: Task) -> bool:
+        if not (task.uses_cache and self._backend.can_rewind):
+            return False
+        computing = [other for other in self._running if other.scales == task.scales and not other.is_generating]
+        if not computing:
+            return False
+        alike = [sequence for sequence in self._sequences if sequence.scales == task.scales]
+        n_there = max(prefix.n_common(sequence.tokens, task.tokens) for sequence in alike)
+        n_soon = max(prefix.n_common(other.tokens, task.tokens) for other in computing)
+        return n_soon >= _WORTH_WAITING and n_soon > n_there
 
     def _start(self, task: Task, choice: prefix.Choice) -> None:
         sequence = choice.sequence
         n_keep = 0
-        if not task.job.cache_prompt or choice.source is not None:
+        if not task.uses_cache or choice.source is not None:
             self._trim(sequence, 0)
-        if task.job.cache_prompt:
+        if task.uses_cache:
             n_keep = self._share(choice) if choice.source else self._trim(sequence, choice.n_kept)
         sequence.busy = True
         sequence.scales = task.scales
@@ -283,49 +248,37 @@ class Scheduler:
         self._trim(task.sequence, 0)
         task.sequence.busy = False
         task.sequence = None
+        task.n_forced = 0
         self._waiting.appendleft(task)
 
     # -- one decode ----------------------------------------------------------------------------------------------
 
-    def _turn(self) -> list[Task]:
-        """The jobs of this decode: adapters are set for a whole batch, so jobs of other scales take turns."""
-        sets = list(dict.fromkeys(task.scales for task in self._running))
-        if not sets:
-            return []
-        if self._scales not in sets:
-            self._set_scales(sets[0])
-        elif len(sets) > 1 and self._n_turn_steps >= _TURN_STEPS:
-            self._set_scales(sets[(sets.index(self._scales) + 1) % len(sets)])
-        self._n_turn_steps += 1
-        return [task for task in self._running if task.scales == self._scales]
-
-    def _set_scales(self, scales: tuple[float, ...]) -> None:
-        self._backend.set_scales(scales)
-        self._scales = scales
-        self._n_turn_steps = 0
-
     def _plan(self, turn: list[Task]) -> list[_Rows]:
-        """Fill the batch: a row for each generating job of `turn`, then prompt chunks in turn."""
+        """Fill the batch: the last tokens of each generating job of `turn`, then prompt chunks in turn."""
         self._backend.batch.clear()
-        while not self._make_room(sum(task.n_pending == 1 for task in turn)):
+        while not self._make_room(sum(task.n_pending for task in turn if task.is_generating)):
             self._preempt(self._running[-1])
             turn = [task for task in turn if task.sequence is not None]
-        if len(self._running) == len(turn) == 1 and turn[0].n_pending == 1:
+        if len(self._running) == len(turn) == 1 and turn[0].is_generating and turn[0].guide is None:
             return [self._add_with_draft(turn[0])]
-        rows = [self._add(task, 1) for task in turn if task.n_pending == 1]
-        prefilling = [task for task in turn if task.n_pending > 1]
-        n_left = self._backend.n_batch - len(rows)
-        if any(task.n_pending == 1 for task in self._running):
+        rows = [self._add(task, task.n_pending) for task in turn if task.is_generating]
+        prefilling = [task for task in turn if not task.is_generating]
+        n_left = self._backend.n_batch - self._n_planned(rows)
+        n_outputs_left = self._backend.n_outputs - len(rows)
+        if any(task.is_generating for task in self._running):
             n_left = min(n_left, _SHARED_PREFILL_ROWS)
         if prefilling:
-            self._n_turn_steps = _TURN_STEPS  # a chunk takes as long as a few decodes
+            self._turns.end()  # a chunk takes as long as a few decodes
         first = self._n_steps % len(prefilling) if prefilling else 0
         for task in prefilling[first:] + prefilling[:first]:
             n_chunk = min(n_left, task.n_pending)
-            if n_chunk == 0 or not self._make_room(self._n_planned(rows) + n_chunk):
+            if task.wants_prompt_logprobs:
+                n_chunk = min(n_chunk, n_outputs_left)
+            if n_chunk <= 0 or not self._make_room(self._n_planned(rows) + n_chunk):
                 break
             rows.append(self._add(task, n_chunk))
             n_left -= n_chunk
+            n_outputs_left -= n_chunk if task.wants_prompt_logprobs else 1
         return rows
 
     @staticmethod
@@ -337,8 +290,9 @@ class Scheduler:
         start = len(task.sequence.tokens)
         tokens = task.tokens[start : start + n_tokens]
         is_last = start + n_tokens == len(task.tokens)
-        row = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=int(is_last))
-        return _Rows(task, tokens, row if is_last else None)
+        n_outputs = n_tokens if task.wants_prompt_logprobs else int(is_last)
+        row = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=n_outputs)
+        return _Rows(task, tokens, row - n_tokens + 1, row if is_last else None)
 
     def _add_with_draft(self, task: Task) -> _Rows:
         """The last token of a job that has the engine for itself, and a guess at what follows it."""
@@ -351,15 +305,19 @@ class Scheduler:
         start = len(task.sequence.tokens)
         tokens = [task.tokens[-1], *draft]
         last = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=len(tokens))
-        return _Rows(task, tokens, last - len(draft), len(draft))
+        return _Rows(task, tokens, last - len(draft), last - len(draft), len(draft))
 
     def _advance(self, rows: list[_Rows]) -> None:
         """Book the decoded rows, and sample where a job's last token was among them."""
         for planned in rows:
-            assert planned.task.sequence is not None
-            planned.task.sequence.tokens += planned.tokens
+            task = planned.task
+            assert task.sequence is not None
+            if task.wants_prompt_logprobs and task.n_echoed < task.n_prompt:
+                self._echo(planned, len(task.sequence.tokens))
+            task.sequence.tokens += planned.tokens
+            task.n_forced = 0
             self._n_resident += len(planned.tokens)
-        if self._scales and not self._are_numbers(rows):
+        if self._turns.scales and not self._are_numbers(rows):
             return
         for planned in rows:
             if planned.output is None:
@@ -368,6 +326,20 @@ class Scheduler:
                 self._verify(planned.task, planned.output, planned.tokens[1:])
             else:
                 self._sample(planned.task, planned.output)
+
+    def _echo(self, planned: _Rows, start: int) -> None:
+        """Say how likely the tokens of the prompt were that these rows, from position `start` on, have predicted."""
+        task = planned.task
+        assert task.job.n_logprobs is not None
+        logprobs = []
+        if task.n_echoed == 0:
+            logprobs.append(self._backend.first_logprob(task.tokens[0]))
+        for place in range(max(start, task.n_echoed + len(logprobs) - 1), start + len(planned.tokens)):
+            if place + 1 < task.n_prompt:
+                row = planned.first + place - start
+                logprobs.append(self._backend.logprob(row, task.tokens[place + 1], task.job.n_logprobs))
+        task.n_echoed += len(logprobs)
+        self._events.append((task.job.id, Echo("", tuple(logprobs))))
 
     def _are_numbers(self, rows: list[_Rows]) -> bool:
         """Whether the adapters left the model in its senses; if not, their jobs fail and all others start over.
@@ -406,59 +378,71 @@ class Scheduler:
         self._trim(sequence, n_known + n_accepted)
 
     def _sample(self, task: Task, row: int) -> int | None:
-        """The next token of a job, said as far as it can be; None when it ended the job."""
+        """The next token of a job, and those that its guide forces after it, said as far as they can be.
+
+        None when they ended the job, else the token that was sampled.
+        """
         if not task.first_token_s:
             task.first_token_s = self._clock()
         if task.n_limit == 0:
             self._finish(task, FinishReason.LENGTH)
             return None
-        token = task.sampler.sample(row)
-        task.n_generated += 1
-        task.n_unsent += 1
+        try:
+            token = task.pick(row)
+            if self._take(task, token, row) and task.guide is not None:
+                self._force(task, task.guide)
+        except ShimmyError as error:  # the guide's
+            self._fail_task(task, error)
+        return token if task.sequence is not None else None
+
+    def _force(self, task: Task, guide: Guide) -> None:
+        """Take the tokens that have to come next: nobody samples them, and one decode computes them all.
+
+        Not where each token's log-probability is wanted, which the decode of the one before it tells.
+        """
+        if task.job.n_logprobs is not None:
+            return
+        for token in guide.forced()[: self._n_forced_max]:
+            task.sampler.accept([token])
+            task.n_forced += 1
+            if not self._take(task, token):
+                return
+
+    def _take(self, task: Task, token: int, row: int | None = None) -> bool:
+        """Add a token to a job; whether it goes on. `row` is the one that predicted it, where that may be told."""
+        task.count()
         if self._backend.is_end(token):
             self._finish(task, FinishReason.STOP)
-            return None
-        task.tokens.append(token)
-        text = task.stops.feed(task.decoder.feed(self._backend.piece(token)))
-        if text:
-            self._say(task, text)
-        if task.stops.matched is not None:
+            return False
+        logprob = None
+        if row is not None and task.job.n_logprobs is not None:
+            logprob = self._backend.logprob(row, token, task.job.n_logprobs)
+        if task.guide is not None:
+            task.guide.accept(token)
+        self._say(task, task.take(token, self._backend.piece(token), logprob))
+        if task.is_stopped or (task.guide is not None and task.guide.is_over):
             self._finish(task, FinishReason.STOP)
         elif task.n_generated >= task.n_limit or len(task.tokens) >= self._backend.n_ctx:
             self._finish(task, FinishReason.LENGTH)
-        return token if task.sequence is not None else None
+        return task.sequence is not None
 
-    def _say(self, task: Task, text: str) -> None:
-        piece = Piece(text, task.n_unsent)
-        task.n_unsent = 0
-        if self._events and self._events[-1][0] == task.job.id:  # an accepted draft says several pieces in one step
-            earlier = self._events.pop()[1]
-            assert isinstance(earlier, Piece)
-            piece = Piece(earlier.text + text, earlier.n_tokens + piece.n_tokens)
+    def _say(self, task: Task, piece: Piece | None) -> None:
+        if piece is None:
+            return
+        earlier = self._events[-1] if self._events else None
+        # An accepted draft, or what a guide forces, says several pieces in one step.
+        if earlier is not None and earlier[0] == task.job.id and isinstance(earlier[1], Piece):
+            said = earlier[1]
+            piece = Piece(said.text + piece.text, said.n_tokens + piece.n_tokens, said.logprobs + piece.logprobs)
+            self._events.pop()
         self._events.append((task.job.id, piece))
 
     # -- how a job ends ------------------------------------------------------------------------------------------
 
     def _finish(self, task: Task, reason: FinishReason) -> None:
-        if task.stops.matched is None:
-            text = task.stops.feed(task.decoder.flush()) + task.stops.flush()
-            if text:
-                self._say(task, text)
-        now = self._clock()
-        self._events.append((task.job.id, Finished(reason, *self._account(task, now), task.stops.matched)))
+        self._say(task, task.rest())
+        self._events.append((task.job.id, task.finished(reason, self._clock())))
         self._release(task)
-
-    @staticmethod
-    def _account(task: Task, now: float) -> tuple[Usage, Timings]:
-        usage = Usage(task.n_prompt, task.n_cached, task.n_generated)
-        timings = Timings(
-            queue_ms=(task.started_s - task.received_s) * 1e3,
-            prompt_ms=(task.first_token_s - task.started_s) * 1e3,
-            predicted_ms=(now - task.first_token_s) * 1e3,
-            n_drafted=task.n_drafted,
-            n_accepted=task.n_accepted,
-        )
-        return usage, timings
 
     def _release(self, task: Task) -> None:
         """Let the job go and keep its tokens resident, at the expense of those that were used longer ago."""

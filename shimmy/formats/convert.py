@@ -1,30 +1,23 @@
-"""A folder in SafeTensors becomes a GGUF: the plan of it, the streaming of it, and the cache of what was made.
+"""A folder in SafeTensors becomes a GGUF: the plan of it, and the streaming of it.
 
-Knows files, locks and disks; what a tensor becomes is known by `architectures` and `transforms`. What is half done is
-never seen: a file is written as `*.part` and renamed. That file is also the lock, so that of several processes that
-want the same model one makes it and the others wait for it, and a killed one leaves nothing that looks like a model.
+Knows the files of the folder; what a tensor becomes is known by `architectures` and `transforms`, and where the GGUF
+lies and who makes it by `cache`.
 """
 
 import contextlib
-import errno
-import fcntl
-import hashlib
-import json
 import os
 import re
-import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from shimmy.formats import huggingface
+from shimmy.formats import cache, huggingface
 from shimmy.formats.architectures import Recipe, family_of, recipe, text_config
-from shimmy.formats.gguf import Array, GgufHeader, InvalidGguf, Value, describe, read_header
-from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, encode_header, write_tensor
+from shimmy.formats.cache import Converted, Progress
+from shimmy.formats.gguf import Array, GgufHeader, Value, describe
+from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.pooling import config_path, pooling_type
 from shimmy.formats.safetensors import Checkpoint, Reader, read_folder, read_json
 from shimmy.formats.transforms import Output, chunks
@@ -38,10 +31,6 @@ _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama_ftype
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}  # of Phi-3 and 3.5, whose tokenizer strips; Phi-4's does not
-_POLL_S = 0.1
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-Progress = Callable[[float], None]  # called with the share that is done, 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +62,13 @@ class Plan:
         return replace(header, is_embedding=self.is_embedding)
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """A finished GGUF, in the cache or, where nothing can be written, in memory."""
-
-    path: Path
-    descriptor: int | None = (
-        None  # of the memory behind `path`; open for as long as `path` is needed, the caller closes it
-    )
-
-
 def plan(folder: Path) -> Plan:
     """What `folder` becomes. Reads headers and small JSON files only.
 
     Raises Unconvertible or InvalidSafetensors with the reason, OSError when a file cannot be read.
     """
+    if (folder / huggingface.ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        raise Unconvertible("it is a LoRA adapter, which is converted for a model when it is loaded: see `--lora`")
     config = text_config(read_json(folder / "config.json", MAX_CONFIG_BYTES))
     family = family_of(config)
     checkpoint = read_folder(folder)
@@ -121,7 +102,7 @@ def convert(folder: Path, target: Path, on_progress: Progress) -> Plan:
     their infos and the vocabulary.
     """
     found = plan(folder)
-    with _part_of(target, found, on_progress) as part:
+    with cache.part_of(target, found.size_bytes, on_progress) as part:
         if part is not None:
             _write(folder, found, part, on_progress)
     return found
@@ -140,46 +121,33 @@ def cached(
     `finish(lossless, target)` makes the file of `target_type` out of the lossless one; without it, that one is it.
     Where the cache cannot be written, the file is made in memory (Linux only).
     """
-    if cache_folder is None:
-        return _in_memory(folder, on_progress, finish)
-    target = cache_folder / cache_name(folder, target_type)
-    if not _is_finished(target):
-        found = plan(folder)
-        if not _is_writable(cache_folder):
-            return _in_memory(folder, on_progress, finish)
-        with _part_of(target, found, on_progress, lambda: _is_finished(target)) as part:
-            if part is not None:
-                _make(folder, found, part, on_progress, finish)
-        _forget_others(target)
-    on_progress(1.0)
-    return Converted(target)
+    target = None if cache_folder is None else cache_folder / cache_name(folder, target_type)
+    if target is not None and cache.is_finished(target):
+        on_progress(1.0)
+        return Converted(target)
+    found = plan(folder)
+
+    def write(path: Path) -> None:
+        _make(folder, found, path, on_progress, finish)
+
+    return cache.make(target, found.size_bytes, write, on_progress)
 
 
 def cache_name(folder: Path, target_type: str = "") -> str:
-    """The file's name in the cache: of the folder's place, then of all that its GGUF depends on."""
-    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
-    key = json.dumps([CONVERTER_VERSION, target_type, _sources(folder)])
-    return f"{place}-{target_type or 'lossless'}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.gguf"
+    """The file's name in the cache."""
+    return cache.name(folder, target_type or "lossless", CONVERTER_VERSION, target_type, _sources(folder))
 
 
 def version(folder: Path) -> tuple[int, int]:
-    """A number that is another one when a source has changed, and the time of the newest source in nanoseconds."""
-    sources = _sources(folder)
-    digest = hashlib.sha256(json.dumps(sources).encode()).digest()
-    return int.from_bytes(digest[:8], "little"), max((modified_ns for _, _, modified_ns, _ in sources), default=0)
+    """What `cache.version` tells of all files that the GGUF of `folder` depends on."""
+    return cache.version(_sources(folder))
 
 
-def _sources(folder: Path) -> list[tuple[str, int, int, int]]:
-    """All files that a GGUF depends on: name, size and times."""
+def _sources(folder: Path) -> list[cache.Source]:
     pooling = config_path(folder)
     paths = [path for path in folder.iterdir() if path.name.endswith(_SOURCE_SUFFIXES)]
     paths += [pooling] if pooling is not None and pooling.exists() else []
-    sources = []
-    for path in sorted(paths):
-        status = path.stat()
-        # The time of the last change of the inode tells apart what was unpacked with one time for all.
-        sources.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return sources
+    return cache.sources(folder, paths)
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -205,126 +173,14 @@ def _as_read(code: GgufType, value: Any) -> Value:
     return number
 
 
-def _is_finished(target: Path) -> bool:
-    """Whether the file is there and whole: after a power failure a renamed file may have lost its end."""
-    try:
-        read_header(target)
-    except (OSError, InvalidGguf):
-        return False
-    return True
-
-
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
-def _forget_others(target: Path) -> None:
-    """Remove what was made of the same folder before it changed; who has it open keeps it."""
-    place, kind, _ = target.name.split("-", 2)
-    for other in target.parent.glob(f"{place}-{kind}-*.gguf"):
-        if other != target:
-            with contextlib.suppress(OSError):
-                other.unlink()
-
-
-# Locks and unfinished files.
-
-
-@contextlib.contextmanager
-def _part_of(
-    target: Path, found: Plan, on_progress: Progress, is_done: Callable[[], bool] = lambda: False
-) -> Iterator[Path | None]:
-    """An empty file that becomes `target`, for this process alone; None when another one has done it meanwhile."""
-    part = target.with_name(f"{target.name}.part")
-    lock = _lock(part, found.size_bytes, on_progress, is_done)
-    if lock is None:
-        yield None
-        return
-    with lock:
-        try:
-            if shutil.disk_usage(part.parent).free < found.size_bytes:
-                raise _no_room(part.parent, found.size_bytes)
-            yield part
-            part.replace(target)
-        except BaseException as exc:
-            part.unlink(missing_ok=True)
-            if isinstance(exc, OSError) and exc.errno in _NO_ROOM:
-                raise _no_room(part.parent, found.size_bytes) from exc
-            raise
-
-
-def _lock(part: Path, size_bytes: int, on_progress: Progress, is_done: Callable[[], bool]) -> FileIO | None:
-    """`part`, emptied and locked until it is closed. While another process has it, its size tells how far it is."""
-    while not is_done():
-        file = FileIO(part, "a")
-        try:
-            while not _try_lock(file):
-                on_progress(min(0.99, os.fstat(file.fileno()).st_size / max(1, size_bytes)))
-                time.sleep(_POLL_S)
-            if _is_at(part, file):
-                if is_done():
-                    part.unlink()
-                else:
-                    file.truncate(0)  # what a killed process has left
-                    return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # it was renamed or removed by the one that had it before
-    return None
-
-
-def _try_lock(file: FileIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(path: Path, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def _no_room(folder: Path, size_bytes: int) -> Unconvertible:
-    return Unconvertible(
-        f"its GGUF needs {size_bytes / 1e9:.1f} GB in `{folder}`, and there is no room for it: "
-        "make room there, or choose a folder on a larger disk"
-    )
-
-
-def _in_memory(folder: Path, on_progress: Progress, finish: Callable[[Path, Path], None] | None) -> Converted:
-    if not hasattr(os, "memfd_create"):
-        raise Unconvertible("its GGUF has no place: the cache folder cannot be written")
-    descriptor = os.memfd_create("shimmy")
-    path = Path(f"/proc/self/fd/{descriptor}")
-    try:
-        _make(folder, plan(folder), path, on_progress, finish)
-        on_progress(1.0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return Converted(path, descriptor)
-
-
-# Writing.
-
-
 def _make(
     folder: Path, found: Plan, target: Path, on_progress: Progress, finish: Callable[[Path, Path], None] | None
 ) -> None:
     if finish is None:
         _write(folder, found, target, on_progress)
         return
-    if target.parent == Path("/proc/self/fd"):
-        lossless = _in_memory(folder, on_progress, None)
+    if cache.is_in_memory(target):
+        lossless = cache.in_memory(lambda path: _write(folder, found, path, on_progress))
         try:
             finish(lossless.path, target)
         finally:
@@ -343,14 +199,11 @@ def _write(folder: Path, found: Plan, target: Path, on_progress: Progress) -> No
     tokenizer = vocabulary(folder, found.config)
     tokens: list[str] = next((value[1] for key, _, value in tokenizer if key == "tokenizer.ggml.tokens"), [])
     outputs = [_fitted(output, len(tokens)) for output in found.recipe.outputs]
-    infos = [output.info for output in outputs]
     vocabulary_metadata = _sized(found, tokenizer, len(tokens))
-    header = encode_header([*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata], infos)
-    with FileIO(target, "w") as file, Reader() as reader:
-        sink = _Sink(file, len(header) + data_size(infos), on_progress)
-        sink.write(header)
-        for output in outputs:
-            write_tensor(sink, output.info, chunks(output, reader))
+    metadata = [*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata]
+    with Reader() as reader:
+        tensors = [(output.info, chunks(output, reader)) for output in outputs]
+        write_file(target, metadata, tensors, on_progress)
 
 
 def _general(found: Plan, tokens: Sequence[str]) -> Metadata:
@@ -387,20 +240,3 @@ def _fitted(output: Output, n_tokens: int) -> Output:
     info = TensorInfo(output.info.name, (row_length, n_tokens), output.info.code)
     (piece,) = output.pieces
     return replace(output, info=info, pieces=(replace(piece, n_bytes=info.n_bytes),))
-
-
-class _Sink:
-    """Writes whole chunks to a file, and tells how far it is."""
-
-    def __init__(self, file: FileIO, size_bytes: int, on_progress: Progress) -> None:
-        self._file = file
-        self._size_bytes = size_bytes
-        self._n_done = 0
-        self._on_progress = on_progress
-
-    def write(self, data: bytes | memoryview) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[self._file.write(left) :]
-        self._n_done += len(data)
-        self._on_progress(self._n_done / self._size_bytes)

@@ -4,10 +4,12 @@ Knows the layout that ggml/src/gguf.cpp reads, and nothing of what a key or a te
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from io import FileIO
+from pathlib import Path
+from typing import Any
 
 from shimmy.formats.gguf import GGML_TYPES
 from shimmy.formats.unconvertible import Unconvertible
@@ -62,12 +64,6 @@ class TensorInfo:
         return self.n_elements // block_elements * block_bytes
 
 
-class Sink(Protocol):
-    """Where the file goes; unlike those of a raw file, its writes are whole."""
-
-    def write(self, data: bytes | memoryview, /) -> object: ...
-
-
 def encode_header(metadata: Metadata, tensors: Sequence[TensorInfo]) -> bytes:
     """The file up to where the tensors' data begins. Raises Unconvertible for a value that cannot be stored."""
     parts = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
@@ -90,8 +86,44 @@ def data_size(tensors: Iterable[TensorInfo]) -> int:
     return sum(_padded(tensor.n_bytes) for tensor in tensors)
 
 
-def write_tensor(sink: Sink, tensor: TensorInfo, chunks: Iterable[memoryview]) -> None:
-    """Write the bytes of the next tensor, and what fills it up. Each chunk may be reused once the next is asked for."""
+def write_file(
+    target: Path,
+    metadata: Metadata,
+    tensors: Sequence[tuple[TensorInfo, Iterable[memoryview]]],
+    on_progress: Callable[[float], None],
+) -> None:
+    """Write the whole file. Each tensor comes in chunks, of which one may be reused once the next is asked for.
+
+    `on_progress` is called with the share that is done, 0 to 1; what it raises ends the writing.
+    """
+    infos = [tensor for tensor, _ in tensors]
+    header = encode_header(metadata, infos)
+    with FileIO(target, "w") as file:
+        sink = _Sink(file, len(header) + data_size(infos), on_progress)
+        sink.write(header)
+        for tensor, chunks in tensors:
+            _write_tensor(sink, tensor, chunks)
+
+
+class _Sink:
+    """Writes whole chunks to a file, and tells how far it is."""
+
+    def __init__(self, file: FileIO, size_bytes: int, on_progress: Callable[[float], None]) -> None:
+        self._file = file
+        self._size_bytes = size_bytes
+        self._n_done = 0
+        self._on_progress = on_progress
+
+    def write(self, data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+        self._n_done += len(data)
+        self._on_progress(self._n_done / self._size_bytes)
+
+
+def _write_tensor(sink: _Sink, tensor: TensorInfo, chunks: Iterable[memoryview]) -> None:
+    """Write the bytes of the next tensor, and what fills it up."""
     n_bytes = 0
     for chunk in chunks:
         sink.write(chunk)

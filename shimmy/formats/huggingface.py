@@ -1,6 +1,7 @@
-"""Folders as the Hugging Face hub ships them, config.json beside weights in SafeTensors, and the layout of its cache.
+"""Folders as the Hugging Face hub ships them, of models and of adapters, and the layout of its cache.
 
-Knows file names and the two keys of config.json that name an architecture; nothing of weights. All of it is untrusted.
+A model is a config.json beside weights in SafeTensors, a LoRA adapter what PEFT writes. Knows file names and the two
+keys of config.json that name an architecture; nothing of weights. All of it is untrusted.
 """
 
 import json
@@ -11,12 +12,27 @@ from pathlib import Path
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ARCHITECTURE_CHARACTERS = 64
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 _CONFIG = "config.json"
 
 
 def is_model(file_names: Collection[str]) -> bool:
     """Whether a folder with these files holds a model in SafeTensors."""
-    return _CONFIG in file_names and any(name.endswith(".safetensors") for name in file_names)
+    return _CONFIG in file_names and any(
+        name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in file_names
+    )
+
+
+def is_adapter(file_names: Collection[str]) -> bool:
+    """Whether a folder with these files holds a LoRA adapter as PEFT writes it."""
+    return ADAPTER_CONFIG in file_names and ADAPTER_WEIGHTS in file_names
+
+
+def adapter_file(path: Path) -> Path:
+    """Where the weights of the adapter at `path` are, which is a folder or a file."""
+    return path / ADAPTER_WEIGHTS if path.is_dir() else path
 
 
 def architecture(folder: Path) -> str:

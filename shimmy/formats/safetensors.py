@@ -110,11 +110,16 @@ def read_folder(folder: Path) -> Checkpoint:
     Shards are looked for in the folder itself. They may be links, as in the cache of the Hugging Face hub.
     """
     if (folder / _SINGLE).exists():
-        tensors, file = _read_file(folder / _SINGLE, MAX_HEADER_BYTES)
-        return Checkpoint(tensors, (file,))
+        return read_file(folder / _SINGLE)
     if not (folder / _INDEX).exists():
         raise InvalidSafetensors(f"it has neither `{_SINGLE}` nor `{_INDEX}`")
     return _read_shards(folder, _shard_of_each_tensor(folder / _INDEX))
+
+
+def read_file(path: Path) -> Checkpoint:
+    """The tensors in one file; raises InvalidSafetensors, or OSError when it cannot be read."""
+    tensors, file = _read_file(path, MAX_HEADER_BYTES)
+    return Checkpoint(tensors, (file,))
 
 
 def read_json(path: Path, max_bytes: int = MAX_HEADER_BYTES, kind: type[Any] = dict) -> Any:

@@ -45,7 +45,7 @@ class Output:
     pieces: tuple[Piece, ...] = ()
     transform: Transform = Transform.COPY
     n_heads: int = 1  # that PERMUTE finds in a tensor
-    scale: float = 1.0  # what ADD_ONE multiplies with afterwards
+    scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes it F32
     values: tuple[float, ...] = ()
 
     @property
@@ -63,8 +63,9 @@ def chunks(output: Output, reader: Reader) -> Iterator[memoryview]:
     is_widened = output.dtype != "F32" and output.info.n_bytes == 4 * output.info.n_elements
     if is_widened:
         found = _widened(found, output.dtype)
-    if output.transform is Transform.ADD_ONE:
-        found = _added(found, output.scale)
+    offset = 1 if output.transform is Transform.ADD_ONE else 0
+    if offset or output.scale != 1:
+        found = _computed(found, offset, output.scale)
     yield from found
 
 
@@ -73,7 +74,7 @@ def _arranged(output: Output, reader: Reader) -> Iterator[memoryview]:
         if output.transform is Transform.PERMUTE:
             yield from _permuted(piece.tensor, output.n_heads, reader)
         elif output.transform is Transform.TRANSPOSE:
-            yield from _transposed(piece.tensor, reader)
+            yield from _transposed(piece.tensor, output.info.shape[1], reader)
         else:
             yield from _copied(piece, reader)
 
@@ -106,12 +107,13 @@ def _permuted(tensor: Tensor, n_heads: int, reader: Reader) -> Iterator[memoryvi
             yield mixed[: 2 * n_bytes]
 
 
-def _transposed(tensor: Tensor, reader: Reader) -> Iterator[memoryview]:
+def _transposed(tensor: Tensor, n_wanted: int, reader: Reader) -> Iterator[memoryview]:
+    """Its first `n_wanted` columns as rows."""
     n_rows, n_columns = tensor.shape
     n_bytes = ELEMENT_BYTES[tensor.dtype]
-    n_taken = max(1, min(n_columns, TRANSPOSED_BYTES // (n_rows * n_bytes)))
-    for column in range(0, n_columns, n_taken):
-        width = min(n_taken, n_columns - column)
+    n_taken = max(1, min(n_wanted, TRANSPOSED_BYTES // (n_rows * n_bytes)))
+    for column in range(0, n_wanted, n_taken):
+        width = min(n_taken, n_wanted - column)
         block = array("I" if n_bytes == 4 else "H", bytes(n_rows * width * n_bytes))
         rows = memoryview(block).cast("B")
         row_bytes = width * n_bytes
@@ -138,8 +140,8 @@ def _widened(found: Iterable[memoryview], dtype: str) -> Iterator[memoryview]:
         yield memoryview(wide)
 
 
-def _added(found: Iterable[memoryview], scale: float) -> Iterator[memoryview]:
+def _computed(found: Iterable[memoryview], offset: int, scale: float) -> Iterator[memoryview]:
+    """What is too large becomes infinite, where struct would raise OverflowError."""
     for chunk in found:
-        n_elements = chunk.nbytes // 4
-        numbers = struct.unpack(f"<{n_elements}f", chunk)
-        yield memoryview(struct.pack(f"<{n_elements}f", *((number + 1) * scale for number in numbers)))
+        numbers = struct.unpack(f"<{chunk.nbytes // 4}f", chunk)
+        yield memoryview(array("f", [(number + offset) * scale for number in numbers])).cast("B")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, COMPLETION, PROMPTS, STEADY_SEED, Server, chat_body
+from tests.peft_adapters import ALPHA, RANK, merged, pairs, write_adapter
+from tests.tiny_checkpoints import LLAMA_CONFIG, llama_tensors, write_checkpoint, write_tiny_llama, write_tokenizer
 from tests.tiny_models import FLOAT64, STRING, write_tiny_adapter, write_tiny_model
 
 
@@ -66,3 +68,49 @@ def test_a_broken_adapter_is_named_and_the_server_lives_on(start: StartServer, t
         assert "`broken.gguf` cannot be applied: its `adapter.lora.alpha`" in reply.error["message"]
     assert server.get("/health").status == 200
     assert server.metric("shimmy_worker_deaths_total", "alpha") == 0
+
+
+def test_an_adapter_in_safetensors_answers_as_the_merged_weights_do(start: StartServer, tmp_path: Path) -> None:
+    tensors = llama_tensors(STEADY_SEED)
+    matrices = pairs(tensors, ("q_proj", "v_proj", "gate_proj"))
+    models, aside = tmp_path / "models", tmp_path / "aside"
+    write_tiny_llama(models / "folder", seed=STEADY_SEED)
+    write_tiny_model(models, "file", seed=STEADY_SEED)
+    write_checkpoint(models / "merged", LLAMA_CONFIG, merged(tensors, matrices, ALPHA / RANK))
+    write_tokenizer(models / "merged")
+    adapter = write_adapter(aside / "adapter", matrices)
+    cache = tmp_path / "cache"
+    server = start("--model-path", models, "--cache-dir", cache, "--lora", f"{adapter}=0.0")
+    wish = [{"id": 0, "scale": 1}]
+    plain = server.chat(PROMPTS[0], "file")
+    expected = server.chat(PROMPTS[0], "merged")
+    assert plain != expected
+    for name in ("file", "folder"):
+        assert adapters(server, name) in ([], [{"path": str(adapter), "scale": 0.0}])
+        assert server.chat(PROMPTS[0], name) == plain
+        assert server.chat(PROMPTS[0], name, lora=wish) == expected
+        assert adapters(server, name) == [{"path": str(adapter), "scale": 0.0}]
+    assert len([*(cache / "converted").glob("*-lora_llama_*.gguf")]) == 1, "one file for both"
+    server.stop()
+    applied = start("--model-path", models / "file.gguf", "--cache-dir", cache, "--lora", f"{adapter}=1.0")
+    assert applied.chat(PROMPTS[0], "file") == expected
+
+
+def test_an_adapter_folder_beside_a_model_is_on_offer(start: StartServer, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "alpha", seed=STEADY_SEED)
+    adapter = write_adapter(tmp_path / "adapter", pairs(llama_tensors(STEADY_SEED), ("v_proj",)))
+    server = start("--model-path", tmp_path, "--cache-dir", tmp_path / "cache")
+    assert [model["id"] for model in server.get("/v1/models").json()["data"]] == ["alpha"]
+    assert adapters(server, "alpha") == [{"path": str(adapter), "scale": 0.0}]
+    assert server.chat("hello") != server.chat("hello", lora=[{"id": 0, "scale": 1}])
+
+
+def test_an_adapter_that_would_not_be_exact_is_refused_by_name(start: StartServer, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "alpha", seed=STEADY_SEED)
+    matrices = pairs(llama_tensors(STEADY_SEED), ("v_proj",))
+    dora = write_adapter(tmp_path / "adapters" / "dora", matrices, use_dora=True)
+    server = start("--model-path", tmp_path / "alpha.gguf", "--lora", dora)
+    reply = server.post(CHAT, chat_body("hello"))
+    assert reply.status == 503
+    assert "`dora` cannot be applied: it has `use_dora`" in reply.error["message"]
+    assert server.get("/health").status == 200

@@ -114,8 +114,21 @@ def test_a_wrong_field_is_a_bad_request_that_names_it(client: OpenAI) -> None:
     assert caught.value.param == "temperature"
     assert caught.value.type == "invalid_request_error"
     with pytest.raises(BadRequestError) as caught:
-        client.chat.completions.create(model="alpha", messages=MESSAGES, n=2)
+        client.chat.completions.create(model="alpha", messages=MESSAGES, n=0)
     assert caught.value.param == "n"
+
+
+def test_choices_with_a_seed_are_those_of_the_seeds_that_follow_it(client: OpenAI) -> None:
+    def texts(n: int, seed: int) -> list[str]:
+        reply = client.completions.create(
+            model="alpha", prompt=["a b", "c"], max_tokens=8, n=n, seed=seed, temperature=1
+        )
+        assert [choice.index for choice in reply.choices] == list(range(2 * n))
+        return [choice.text for choice in reply.choices]
+
+    three, later = texts(3, 5), texts(1, 7)
+    assert [three[2], three[5]] == later
+    assert len({*three}) > 2, "they differ"
 
 
 @pytest.mark.parametrize("stream", [False, True])

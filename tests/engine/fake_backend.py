@@ -6,6 +6,9 @@ so a row decoded with wrong or missing history gives a wrong text. Tokens are by
 
 from collections.abc import Sequence
 
+from shimmy.engine.task import Guide
+from shimmy.messages import Candidate, TokenLogprob
+
 END = 0
 
 
@@ -47,6 +50,7 @@ class FakeSampler:
         self._backend = backend
         self._script = list(script) if script is not None else None
         self.is_closed = False
+        self.shown: list[int] = []
 
     def sample(self, row: int) -> int:
         assert not self.is_closed
@@ -54,9 +58,46 @@ class FakeSampler:
             return self._script.pop(0) if self._script else END
         return next_token(self._backend.logits[row], self._backend.scales)
 
+    def sample_within(self, row: int, guide: Guide) -> int:
+        token = self.sample(row)
+        if guide.allows(token):
+            return token
+        mask = guide.allowed()
+        return next(token for token in range(8 * len(mask)) if mask[token // 8] >> token % 8 & 1)
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        self.shown += tokens
+
     def close(self) -> None:
         assert not self.is_closed
         self.is_closed = True
+
+
+class FakeGuide:
+    """Allows a text that matches `pattern`, in which `.` is any letter. All before the next `.` is forced."""
+
+    def __init__(self, pattern: str) -> None:
+        self._rest = pattern.encode()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._rest
+
+    def allows(self, token: int) -> bool:
+        return token in self._next()
+
+    def allowed(self) -> bytes:
+        return sum(1 << token for token in self._next()).to_bytes(32, "little")
+
+    def _next(self) -> bytes:
+        return bytes(range(ord("a"), ord("z") + 1)) if self._rest[:1] == b"." else self._rest[:1]
+
+    def accept(self, token: int) -> None:
+        assert self.allows(token)
+        self._rest = self._rest[1:]
+
+    def forced(self) -> list[int]:
+        return list(self._rest.partition(b".")[0])
 
 
 class FakeBackend:
@@ -125,6 +166,16 @@ class FakeBackend:
         *_, sequence, output = self.batch.rows[row]
         assert output
         return sequence not in self.spoilt
+
+    def logprob(self, row: int, token: int, n_top: int) -> TokenLogprob:
+        """The logarithm says where the token stands, and the best candidate is the one of the arithmetic."""
+        best = next_token(self.logits[row], self.scales)
+        place = -float(len(self.logits[row]))
+        top = [Candidate(best, bytes([best]), place)] * n_top
+        return TokenLogprob(Candidate(token, bytes([token]), place), tuple(top))
+
+    def first_logprob(self, token: int) -> TokenLogprob:
+        return TokenLogprob(Candidate(token, bytes([token]), 0.0))
 
     def wipe(self) -> None:
         assert not any(self.cells), "the scheduler thinks that these are there"

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine import llama, sampling, variants
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel, Sampler
+from shimmy.engine import binding, sampling, variants
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.sampler import Sampler
 from shimmy.errors import ModelUnavailable
 from shimmy.messages import SamplingParams
 from tests.tiny_models import (
@@ -488,8 +490,8 @@ def test_the_number_of_threads_can_be_changed(model: LlamaModel) -> None:
     try:
         for n_threads in (2, 1):
             model.set_threads(n_threads)
-            assert llama._llama.llama_n_threads(model._context) == n_threads
-            assert llama._llama.llama_n_threads_batch(model._context) == n_threads
+            assert binding.llama.llama_n_threads(model._context) == n_threads
+            assert binding.llama.llama_n_threads_batch(model._context) == n_threads
     finally:
         model.set_threads(1)
 

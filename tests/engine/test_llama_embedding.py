@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from shimmy.engine import variants
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.context import EmbeddingContext
 from shimmy.engine.embedding import Embedder, EmbeddingTask, JobEvent, unit
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, EmbeddingContext, LlamaModel
+from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.errors import ModelUnavailable, ShimmyError
 from shimmy.messages import Finished, Vectors

@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from shimmy.engine.scheduler import JobEvent, Scheduler, Task
+from shimmy.engine.scheduler import JobEvent, Scheduler
+from shimmy.engine.task import Task
 from shimmy.errors import BadRequest, Internal, ShimmyError
-from shimmy.messages import Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt
-from tests.engine.fake_backend import END, FakeBackend, FakeSampler, Scales, continuation
+from shimmy.messages import Echo, Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
+from tests.engine.fake_backend import END, FakeBackend, FakeGuide, FakeSampler, Scales, continuation
 
 
 @dataclass
@@ -34,10 +35,18 @@ class House:
         script: bytes | None = None,
         cache_prompt: bool = True,
         scales: Scales = (),
+        pattern: str | None = None,
+        n_logprobs: int | None = None,
+        echo: bool = False,
     ) -> None:
-        job = Job(job_id, TextPrompt(prompt), SamplingParams(), n_predict, stop, cache_prompt)
+        job = Job(
+            *(job_id, TextPrompt(prompt), SamplingParams(), n_predict, stop, cache_prompt),
+            n_logprobs=n_logprobs,
+            echo=echo,
+        )
         self.samplers[job_id] = FakeSampler(self.backend, script)
-        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], 0, scales))
+        guide = None if pattern is None else FakeGuide(pattern)
+        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], 0, scales, guide))
 
     def run(self, *, max_steps: int = 2000) -> None:
         for _ in range(max_steps):
@@ -48,6 +57,10 @@ class House:
 
     def text(self, job_id: int) -> str:
         return "".join(event.text for number, event in self.events if number == job_id and isinstance(event, Piece))
+
+    def logprobs(self, job_id: int, kind: type[Piece] | type[Echo]) -> list[TokenLogprob]:
+        said = [event for number, event in self.events if number == job_id and isinstance(event, kind)]
+        return [logprob for event in said for logprob in event.logprobs]
 
     def end(self, job_id: int) -> Finished | ShimmyError:
         ends = [
@@ -548,3 +561,145 @@ def test_a_job_without_adapters_that_was_spoilt_by_another_says_so() -> None:
     assert isinstance(house.end(1), BadRequest)
     assert isinstance(house.end(2), Internal)
     assert all(sampler.is_closed for sampler in house.samplers.values())
+
+
+# -- guides, log-probabilities, shared prompts -------------------------------------------------------------------------
+
+
+def test_a_guide_shapes_the_text_and_what_it_forces_is_one_decode() -> None:
+    house = House()
+    house.submit(1, "say", n_predict=None, pattern="..name: .; end", script=b"xyq")
+    house.run()
+    assert house.text(1) == "xyname: q; end"
+    assert house.finished(1).reason is FinishReason.STOP
+    assert house.finished(1).usage.n_completion == len("xyname: q; end")
+    n_rows = [len(rows) for rows in house.backend.batches]
+    assert n_rows == [3, 1, 1 + len("name: ")], "the last forced tokens are never decoded, nothing follows them"
+    assert bytes(house.samplers[1].shown) == b"name: ; end", "penalties count forced tokens too"
+
+
+def test_a_sampled_token_that_is_not_allowed_is_sampled_again() -> None:
+    house = House()
+    house.submit(1, "say", n_predict=None, pattern="a.c", script=b"zZz")
+    house.run()
+    assert house.text(1) == "aac", "the first letter that the pattern allows"
+
+
+@pytest.mark.parametrize(
+    ("n_predict", "stop", "text", "reason"), [(4, (), "xabc", "length"), (9, ("bc",), "xa", "stop")]
+)
+def test_a_limit_and_a_stop_string_count_among_forced_tokens(
+    n_predict: int, stop: tuple[str, ...], text: str, reason: str
+) -> None:
+    house = House()
+    house.submit(1, "say", n_predict=n_predict, stop=stop, pattern=".abcdef.", script=b"xy")
+    house.run()
+    assert house.text(1) == text
+    assert house.finished(1).reason == reason
+
+
+def test_guided_and_free_jobs_decode_together() -> None:
+    house = House(FakeBackend(n_ctx=256, n_batch=64))
+    house.submit(1, "free", n_predict=20)
+    house.submit(2, "guided", n_predict=None, pattern="..abcdefgh..ijklmn.", script=b"xyzwv")
+    house.submit(3, "c" * 100, n_predict=20)
+    house.run()
+    assert house.text(1) == expected("free", 20)
+    assert house.text(2) == "xyabcdefghzwijklmnv"
+    assert house.text(3) == expected("c" * 100, 20)
+
+
+def test_a_guided_job_that_gave_its_cells_up_goes_on_where_it_was() -> None:
+    house = House(FakeBackend(n_ctx=40, n_batch=16, n_sequences=2))
+    house.submit(1, "a" * 10, n_predict=18)
+    house.submit(2, "b" * 4, n_predict=None, pattern="." * 4 + "0123456789" + "." * 4)
+    house.run()
+    assert house.text(1) == expected("a" * 10, 18)
+    assert len(house.text(2)) == 18
+    assert house.text(2)[4:14] == "0123456789"
+
+
+def test_each_token_has_its_log_probability() -> None:
+    house = House()
+    house.submit(1, "hello", n_predict=6, n_logprobs=2)
+    house.run()
+    logprobs = house.logprobs(1, Piece)
+    assert b"".join(each.chosen.data for each in logprobs).decode() == house.text(1) == expected("hello", 6)
+    assert [each.chosen.logprob for each in logprobs] == [-5, -6, -7, -8, -9, -10]
+    assert all([top.token for top in each.top] == [each.chosen.token] * 2 for each in logprobs)
+
+
+def test_no_log_probability_is_told_of_what_a_stop_string_swallowed() -> None:
+    house = House()
+    house.submit(1, "hello", stop=("cd",), script=b"abcdef", n_logprobs=0)
+    house.run()
+    assert [each.chosen.data for each in house.logprobs(1, Piece)] == [b"a", b"b"]
+
+
+def test_forced_tokens_have_log_probabilities_too() -> None:
+    house = House()
+    house.submit(1, "say", n_predict=None, pattern=".abc", script=b"xabc", n_logprobs=0)
+    house.run()
+    assert [(each.chosen.data, each.chosen.logprob) for each in house.logprobs(1, Piece)] == [
+        *((b"x", -3), (b"a", -4), (b"b", -5), (b"c", -6))
+    ]
+
+
+@pytest.mark.parametrize("n_predict", [0, 3])
+def test_the_log_probabilities_of_a_prompt(n_predict: int) -> None:
+    prompt = "a prompt that is longer than a batch, and was computed before"
+    house = House(FakeBackend(n_ctx=256, n_batch=16))
+    for number in (1, 2):
+        house.submit(number, prompt, n_predict=n_predict, n_logprobs=0, echo=True)
+        house.submit(number + 10, "other work", n_predict=20)
+        house.run()
+        logprobs = house.logprobs(number, Echo)
+        assert b"".join(each.chosen.data for each in logprobs).decode() == prompt
+        assert [-each.chosen.logprob for each in logprobs] == list(range(len(prompt)))
+        assert house.text(number) == expected(prompt, n_predict)
+
+
+def test_a_prompt_is_told_once_though_its_job_starts_over() -> None:
+    house = House(FakeBackend(n_ctx=48, n_batch=16, n_sequences=2))
+    house.submit(1, "a" * 20, n_predict=26)
+    house.submit(2, "0123456789", n_predict=12, n_logprobs=0, echo=True)
+    house.run()
+    assert b"".join(each.chosen.data for each in house.logprobs(2, Echo)) == b"0123456789"
+    assert len(house.logprobs(2, Piece)) == 12
+    assert house.text(2) == expected("0123456789", 12)
+
+
+def test_a_beginning_that_many_prompts_share_is_computed_once() -> None:
+    house = House(FakeBackend(n_ctx=4096, n_batch=64, n_sequences=4))
+    beginning = "the same long instruction for everybody; " * 8
+    prompts = {number: beginning + f"question {number}" for number in range(6)}
+    for number, prompt in prompts.items():
+        house.submit(number, prompt, n_predict=4)
+    house.run()
+    assert {number: house.text(number) for number in prompts} == {
+        number: expected(prompt, 4) for number, prompt in prompts.items()
+    }
+    n_decoded = sum(map(len, house.backend.batches))
+    assert n_decoded < len(beginning) + 6 * 20
+    assert [house.finished(number).usage.n_cached >= len(beginning) for number in prompts] == [False] + [True] * 5
+
+
+def test_who_waits_for_a_shared_beginning_lets_others_pass() -> None:
+    house = House(FakeBackend(n_ctx=4096, n_batch=64, n_sequences=4))
+    house.submit(1, "x" * 400, n_predict=4)
+    house.submit(2, "x" * 400 + "y", n_predict=4)
+    house.submit(3, "short", n_predict=4)
+    house.scheduler.step()
+    assert (house.scheduler.n_running, house.scheduler.n_waiting) == (2, 1)
+    house.run()
+    assert house.text(2) == expected("x" * 400 + "y", 4)
+
+
+def test_a_model_that_cannot_share_keeps_nobody_waiting() -> None:
+    house = House(FakeBackend(n_ctx=4096, n_batch=64))
+    house.backend.can_rewind = False
+    house.scheduler = Scheduler(house.backend, house.events.extend, clock=house.clock)
+    for number in (1, 2):
+        house.submit(number, "x" * 200, n_predict=2)
+    house.scheduler.step()
+    assert house.scheduler.n_running == 2

@@ -1,0 +1,177 @@
+"""Turns what jobs ask for into what the scheduler runs: tokens, a chain of samplers, and what it has to obey.
+
+Knows the loaded model, its template and its adapters; nothing of the socket or of other jobs.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from shimmy.engine import adapters, sampling, wire
+from shimmy.engine.embedding import EmbeddingTask
+from shimmy.engine.llama import LlamaModel
+from shimmy.engine.task import Task
+from shimmy.engine.template import ChatTemplate
+from shimmy.errors import BadRequest, ContextExceeded, ModelUnavailable, TemplateFailed
+from shimmy.formats.unconvertible import Unconvertible
+from shimmy.messages import Adapter, ChatPrompt, EmbeddingJob, FillPrompt, Job, Prompt, TextPrompt, TokenPrompt
+
+if TYPE_CHECKING:
+    from shimmy.formats.normalizer import Normalizer
+
+logger = logging.getLogger(__name__)
+
+
+class Preparer:
+    """Turns prompts into tokens and jobs into tasks. Runs on its own thread, beside the decoding one."""
+
+    def __init__(self, model: LlamaModel, template_source: str | None, loaded: tuple[Adapter, ...] = ()) -> None:
+        self._model = model
+        self.adapters = loaded
+        self._template: ChatTemplate | TemplateFailed
+        source = model.chat_template() if template_source is None else template_source
+        self.has_chat_template = source is not None
+        try:
+            self._template = ChatTemplate(source, bos=model.special_text("bos"), eos=model.special_text("eos"))
+        except TemplateFailed as error:
+            # A model with a broken template still completes plain text; only chats are refused.
+            logger.warning("the chat template of the model does not compile: %s", error.message)
+            self._template = error
+        self._end_tokens: list[int] | None = None
+        self._normalizer = _normalizer(model)
+
+    def task(self, job: Job) -> Task:
+        """Check and prepare a job; raises BadRequest, ContextExceeded or TemplateFailed."""
+        if not self._model.writes:
+            raise BadRequest("the model makes embeddings and writes no text", param="model")
+        received_s = perf_counter()
+        biases = list(job.sampling.logit_bias)
+        n_forbidden = 0
+        if job.sampling.ignore_eos:
+            biases += [(token, float("-inf")) for token in self._ends()]
+            n_forbidden = len(self._ends())
+        sampling.check(job.sampling, n_vocab=self._model.n_vocab, n_forbidden=n_forbidden)
+        tokens = self.tokens(job.prompt)
+        if len(tokens) >= self._model.n_ctx:
+            raise ContextExceeded(
+                f"the prompt has {len(tokens)} tokens, the context of this server has {self._model.n_ctx}: "
+                "shorten the prompt or raise `--ctx-size`"
+            )
+        scales = adapters.scales(self.adapters, job.lora)
+        seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
+        chain = sampling.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
+        sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers)
+        sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
+        return Task(job, tokens, sampler, received_s, scales)
+
+    def echo(self, task: Task) -> str:
+        """The prompt of a task as its caller wrote it, and tokens as the vocabulary spells them."""
+        prompt = task.job.prompt
+        return prompt.text if isinstance(prompt, TextPrompt) else self._model.detokenize(task.tokens)
+
+    def embedding_task(self, job: EmbeddingJob, is_cancelled: Callable[[], bool]) -> EmbeddingTask | None:
+        """Check and prepare a job of embeddings; None once it is cancelled. Raises BadRequest or ContextExceeded."""
+        received_s = perf_counter()
+        context = self._model.embeddings
+        if context is None:
+            raise BadRequest("the model makes no embeddings", param="model")
+        if (job.n_dimensions or 0) > context.n_embd:
+            message = f"dimensions: the model makes vectors of {context.n_embd} numbers, got {job.n_dimensions}"
+            raise BadRequest(message, param="dimensions")
+        inputs = []
+        for index, given in enumerate(job.inputs):
+            if is_cancelled():
+                return None
+            name = f"input[{index}]" if len(job.inputs) > 1 else "input"
+            prompt = TextPrompt(given) if isinstance(given, str) else TokenPrompt(given)
+            inputs.append(self.tokens(prompt, name))
+            if len(inputs[-1]) > context.n_ctx:
+                raise ContextExceeded(
+                    f"`{name}` has {len(inputs[-1])} tokens, the model takes {context.n_ctx} here: shorten it"
+                    + (" or raise `--ctx-size`" if context.n_ctx < self._model.n_ctx_train else ""),
+                    param=name,
+                )
+        return EmbeddingTask(job.id, inputs, job.n_dimensions or context.n_embd, received_s)
+
+    def tokens(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """The prompt as tokens, at least one; `name` is that of its field."""
+        match prompt:
+            case ChatPrompt():
+                # Templates write the beginning-of-sequence token themselves; the tokenizer must not add a second.
+                text = self.render(prompt)
+                if self._model.adds_bos:
+                    text = text.removeprefix(self._model.special_text("bos"))
+                tokens = self.tokenize(text, add_special=True, parse_special=True)
+            case TextPrompt(text):
+                tokens = self.tokenize(text, add_special=True, parse_special=True)
+            case FillPrompt(prefix, suffix):
+                tokens = self._around_a_gap(prefix, suffix)
+            case TokenPrompt():
+                tokens = list(prompt.tokens)
+                self.check_tokens(tokens, name)
+        if not tokens:
+            bos = self._model.bos_token()
+            if bos is None:
+                raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
+            tokens = [bos]
+        return tokens
+
+    def _around_a_gap(self, prefix: str, suffix: str) -> list[int]:
+        """llama-server's order: what stands before, what stands behind, and the token that asks for the middle."""
+        marks = self._model.fill_tokens()
+        if marks is None:
+            raise BadRequest("suffix: the model has no tokens for filling in the middle", param="suffix")
+        before, behind, middle = marks
+        tokens = [before, *self.tokenize(prefix, add_special=False, parse_special=False)]
+        tokens += [behind, *self.tokenize(suffix, add_special=False, parse_special=False), middle]
+        bos = self._model.bos_token() if self._model.adds_bos else None
+        return tokens if bos is None else [bos, *tokens]
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if self._normalizer is not None:
+            text = self._normalizer.apply(text, parse_special=parse_special)
+        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def render(self, prompt: ChatPrompt) -> str:
+        if isinstance(self._template, TemplateFailed):
+            raise TemplateFailed(self._template.message)
+        return self._template.render(prompt)
+
+    def check_tokens(self, tokens: list[int], param: str) -> None:
+        for token in tokens:
+            if not 0 <= token < self._model.n_vocab:
+                message = f"`{param}` has token {token}, the vocabulary has 0 to {self._model.n_vocab - 1}"
+                raise BadRequest(message, param=param)
+
+    def call(self, name: str, arguments: dict[str, Any]) -> object:
+        """The answer to a `call` frame: the small questions about text and tokens."""
+        match name:
+            case "tokenize":
+                return self.tokenize(**arguments)
+            case "detokenize":
+                self.check_tokens(arguments["tokens"], "tokens")
+                return self._model.detokenize(arguments["tokens"])
+            case _:
+                prompt = wire.prompt_from_wire(arguments["prompt"])
+                assert isinstance(prompt, ChatPrompt)
+                return self.render(prompt)
+
+    def _ends(self) -> list[int]:
+        if self._end_tokens is None:
+            self._end_tokens = self._model.end_tokens()
+        return self._end_tokens
+
+
+def _normalizer(model: LlamaModel) -> "Normalizer | None":
+    """What the tokenizer of a converted model does to text before llama.cpp sees it; raises ModelUnavailable."""
+    stored = model.metadata("shimmy.tokenizer.normalizer")
+    if stored is None:
+        return None
+    from shimmy.formats.normalizer import Normalizer  # few models need it
+
+    try:
+        return Normalizer.from_text(stored)
+    except Unconvertible as exc:
+        raise ModelUnavailable(f"the model cannot be used: {exc}") from exc

@@ -1,0 +1,199 @@
+"""One job's choice of tokens with llama.cpp's samplers, within what a guide allows; and how likely tokens were.
+
+Knows ctypes and llama.cpp's rules; what the stages of a chain are, `sampling.py` knows, and what a guide wants, nobody
+here does.
+"""
+
+import ctypes
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import compress
+from typing import TYPE_CHECKING, Any
+
+from shimmy.engine.binding import llama
+from shimmy.errors import Internal
+
+if TYPE_CHECKING:
+    from shimmy.engine.task import Guide
+
+# Up to so many allowed tokens their ids are picked out of the mask bit by bit; more are quicker in one pass.
+_FEW = 2048
+_ZERO_ONE = bytes.maketrans(b"01", b"\0\1")
+_Apply = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(llama.llama_token_data_array))
+
+
+class _Interface(ctypes.Structure):
+    """llama_sampler_i of include/llama.h: pointers to functions, all but `apply` may be null."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("accept", ctypes.c_void_p),
+        ("apply", _Apply),
+        ("others", ctypes.c_void_p * 9),
+    )
+
+
+class Candidates:
+    """The candidates of a row, while a function looks at them: (id, logit, p) for each token, in the order of ids."""
+
+    def __init__(self, struct: Any) -> None:
+        self._struct = struct
+        n_values = 3 * struct.size
+        address = ctypes.addressof(struct.data.contents)
+        memory = memoryview((ctypes.c_float * n_values).from_address(address)).cast("B")
+        self.n_tokens: int = struct.size
+        self.logits = memory.cast("f")[1::3]
+        self.probabilities = memory.cast("f")[2::3]
+        self.ids = memory.cast("i")[0::3]
+
+    def apply(self, sampler: Any) -> None:
+        llama.llama_sampler_apply(sampler, self._struct)
+
+    @property
+    def n_left(self) -> int:
+        """How many there are after a sampler has cut some away."""
+        return int(self._struct.size)
+
+    @property
+    def selected(self) -> int:
+        """The token that a chain has picked."""
+        return int(self._struct.data[self._struct.selected].id)  # some samplers move the beginning of the array
+
+    def keep(self, mask: bytes) -> int:
+        """Leave only the tokens whose bits are set in `mask`, if there are any; returns how many they are.
+
+        The lowest bit of a byte comes first; bits beyond the vocabulary mean nothing.
+        """
+        allowed = int.from_bytes(mask, "little") & ((1 << self.n_tokens) - 1)
+        if allowed.bit_count() <= _FEW:
+            tokens = array("i", _bits(allowed))
+            logits = array("f", [self.logits[token] for token in tokens])
+        else:
+            chosen = f"{allowed:b}"[::-1].encode().translate(_ZERO_ONE)
+            tokens = array("i", compress(range(self.n_tokens), chosen))
+            logits = array("f", compress(array("f", self.logits.tobytes()), chosen))
+        if not tokens:
+            return 0
+        self.ids[: len(tokens)] = memoryview(tokens)
+        self.logits[: len(tokens)] = memoryview(logits)
+        self._struct.size = len(tokens)
+        return len(tokens)
+
+
+class Probe:
+    """A sampler that lends Python the candidates: llama.cpp fills them from the logits a hundred times faster."""
+
+    def __init__(self) -> None:
+        self._look: Callable[[Candidates], None] | None = None
+        self._error: Exception | None = None
+        # The engine calls the pointer as long as it has the sampler; a collected callback would be a segfault.
+        self._interface = _Interface(apply=_Apply(self._on_apply))
+        interface = ctypes.cast(ctypes.pointer(self._interface), ctypes.POINTER(llama.llama_sampler_i))
+        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        llama.llama_sampler_chain_add(self._chain, llama.llama_sampler_init(interface, None))
+
+    def look(self, context: Any, row: int, function: Callable[[Candidates], None]) -> None:
+        """Have `function` see the candidates of a row of the last decode; raises what it raises."""
+        self._look, self._error = function, None
+        llama.llama_sampler_sample(self._chain, context, row)
+        if self._error is not None:
+            raise self._error
+
+    def _on_apply(self, _sampler: object, pointer: Any) -> None:
+        struct = pointer.contents
+        try:
+            assert self._look is not None
+            self._look(Candidates(struct))
+        except Exception as exc:  # noqa: BLE001 - no exception passes through C; `look` raises it
+            self._error = exc
+        struct.selected = 0  # anything else than a candidate would abort the process
+
+
+class Sampler:
+    """One job's sampler chain, freed by `close`; all but `accept` belong to the thread that decodes."""
+
+    def __init__(self, chain: Any, context: Any, probe: Probe) -> None:
+        self._chain = chain
+        self._context = context
+        self._probe = probe
+        self._token = 0
+
+    def sample(self, row: int) -> int:
+        """Pick a token from the logits of batch row `row`, and remember it as history."""
+        return int(llama.llama_sampler_sample(self._chain, self._context, row))
+
+    def sample_within(self, row: int, guide: "Guide") -> int:
+        """Pick a token that `guide` allows, and remember it as history; raises what the guide raises.
+
+        As in llama.cpp, the chain picks freely first, and only when that is not allowed it picks again from what is:
+        mostly the model knows what has to come, and then nobody has to look at the whole vocabulary.
+        """
+        self._probe.look(self._context, row, self._pick)
+        if not guide.allows(self._token):
+            mask = guide.allowed()
+            self._probe.look(self._context, row, lambda candidates: self._pick_of(candidates, mask))
+        llama.llama_sampler_accept(self._chain, self._token)
+        return self._token
+
+    def _pick(self, candidates: Candidates) -> None:
+        candidates.apply(self._chain)
+        self._token = candidates.selected
+
+    def _pick_of(self, candidates: Candidates, mask: bytes) -> None:
+        if not candidates.keep(mask):
+            raise Internal("the grammar of the request leaves no token to go on with")
+        self._pick(candidates)
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Show the chain tokens it did not pick itself: the end of the prompt, or what a guide has forced."""
+        for token in tokens:
+            llama.llama_sampler_accept(self._chain, token)
+
+    def close(self) -> None:
+        if self._chain:
+            llama.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+class Likelihood:
+    """Logarithms of the probabilities of tokens, before any sampler."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._softmax = llama.llama_sampler_init_dist(0)  # also picks a token, which nobody looks at
+        self._best: dict[int, Any] = {}  # top-k samplers by their k
+
+    def of(self, context: Any, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """That of `token` in a row of the last decode, and the `n_top` most likely tokens with theirs, best first."""
+        n_kept = max(1, n_top)
+        if n_kept not in self._best:
+            self._best[n_kept] = llama.llama_sampler_init_top_k(n_kept)
+        chosen = math.nan
+        top: list[tuple[int, float]] = []
+
+        def look(candidates: Candidates) -> None:
+            nonlocal chosen
+            logit = candidates.logits[token]
+            candidates.apply(self._softmax)
+            candidates.apply(self._best[n_kept])
+            # Of the most likely token the probability is never too small to be exact.
+            log_total = candidates.logits[0] - math.log(candidates.probabilities[0])
+            chosen = logit - log_total
+            n_told = min(n_top, candidates.n_left)
+            top.extend((candidates.ids[place], candidates.logits[place] - log_total) for place in range(n_told))
+
+        self._probe.look(context, row, look)
+        return chosen, top
+
+
+def _bits(number: int) -> list[int]:
+    """The places of the set bits, lowest first; quick where few of many are set."""
+    words = memoryview(number.to_bytes(8 * (number.bit_length() // 64 + 1), "little")).cast("Q")
+    places = []
+    for start, word in enumerate(words):
+        while word:
+            lowest = word & -word
+            places.append(64 * start + lowest.bit_length() - 1)
+            word ^= lowest  # noqa: PLW2901
+    return places
