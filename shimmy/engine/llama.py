@@ -316,9 +316,9 @@ class LlamaModel:
         before, behind, middle = (int(getattr(llama, f"llama_vocab_{name}")(self._vocab)) for name in names)
         return None if min(before, behind, middle) < 0 else (before, behind, middle)
 
-    def chat_template(self) -> str | None:
-        """The template stored in the model file, unread and untrusted."""
-        source = llama.llama_model_chat_template(self._model, None)
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The template stored in the model file, or its variant called `name`, unread and untrusted."""
+        source = llama.llama_model_chat_template(self._model, name and name.encode())
         return None if source is None else bytes(source).decode("utf-8", "replace")
 
     def metadata(self, key: str) -> str | None:
