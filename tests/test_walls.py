@@ -32,6 +32,7 @@ FLOORS = (
 # The only importers of a foreign package: a folder ends with a dot.
 BORDERS = {
     "llama_cpp": ("shimmy.engine.llama",),
+    "llguidance": ("shimmy.engine.grammar",),
     "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "starlette": ("shimmy.api.", "shimmy.server"),
@@ -42,7 +43,19 @@ DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
     f"shimmy.engine.{name}"
     for name in (
-        *("adapters", "checkpoint", "embedding", "llama", "quantize", "scheduler", "template", "jinja"),
+        *(
+            "adapters",
+            "checkpoint",
+            "embedding",
+            "gbnf",
+            "grammar",
+            "llama",
+            "quantize",
+            "schema",
+            "scheduler",
+            "template",
+            "jinja",
+        ),
         "worker",
     )
 }

@@ -445,10 +445,11 @@ class LlamaModel:
         """The bytes of a token as text shows them; control tokens are empty."""
         piece = self._pieces[token]
         if piece is None:
-            piece = self._pieces[token] = self._token_bytes(token, special=False)
+            piece = self._pieces[token] = self.token_bytes(token, special=False)
         return piece
 
-    def _token_bytes(self, token: int, *, special: bool) -> bytes:
+    def token_bytes(self, token: int, *, special: bool) -> bytes:
+        """The bytes of a token, those of control tokens only with `special`."""
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)
         n_bytes = _llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if n_bytes < 0:
@@ -468,14 +469,18 @@ class LlamaModel:
             )
         return list(buffer[:n_tokens])
 
+    def tokenizer_addresses(self) -> tuple[int, int]:
+        """Of the vocabulary, which lives as long as the model, and of llama_tokenize, for who calls it without us."""
+        return int(self._vocab), ctypes.cast(_llama._lib.llama_tokenize, ctypes.c_void_p).value or 0
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` (all inside the vocabulary), special tokens written out."""
-        return b"".join(self._token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
+        return b"".join(self.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
 
     def special_text(self, which: str) -> str:
         """How a template writes the `bos` or `eos` token; empty when the model has none."""
         token = getattr(_llama, f"llama_vocab_{which}")(self._vocab)
-        return "" if token < 0 else self._token_bytes(token, special=True).decode("utf-8", "replace")
+        return "" if token < 0 else self.token_bytes(token, special=True).decode("utf-8", "replace")
 
     def bos_token(self) -> int | None:
         token = int(_llama.llama_vocab_bos(self._vocab))
