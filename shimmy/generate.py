@@ -131,10 +131,8 @@ class Whole:
     """All that one job said, and how it ended; `echo` is its prompt where that was wanted."""
 
     format: ReplyFormat
-    echo: str
-    echo_logprobs: tuple[TokenLogprob, ...]
-    text: str
-    logprobs: tuple[TokenLogprob, ...]
+    echo: Echo
+    said: Piece
     finished: Finished
 
 
@@ -150,13 +148,15 @@ async def whole(generation: Generation) -> Whole:
             case Echo():
                 echoes.append(event)
             case Finished():
-                return Whole(accepted.format, *_joined(echoes), *_joined(pieces), event)
+                echo = Echo("".join([part.text for part in echoes]), _logprobs(echoes))
+                n_tokens = sum(piece.n_tokens for piece in pieces)
+                said = Piece("".join([piece.text for piece in pieces]), n_tokens, _logprobs(pieces))
+                return Whole(accepted.format, echo, said, event)
     raise Internal("the generation ended without a reason")
 
 
-def _joined(parts: Sequence[Echo | Piece]) -> tuple[str, tuple[TokenLogprob, ...]]:
-    text = "".join([part.text for part in parts])
-    return text, tuple([logprob for part in parts for logprob in part.logprobs])
+def _logprobs(parts: Sequence[Echo | Piece]) -> tuple[TokenLogprob, ...]:
+    return tuple([logprob for part in parts for logprob in part.logprobs])
 
 
 async def together(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -25,6 +25,7 @@ from shimmy.api.fields import (
     refuse,
     text,
 )
+from shimmy.errors import BadRequest, ShimmyError
 from shimmy.messages import Grammar, GrammarKind
 
 N_CHOICES_MAX = 1024  # texts of which a reply has to be one
@@ -160,6 +161,19 @@ def schema_grammar(schema: str) -> Grammar:
 def read_grammar(given: Mapping[str, Any]) -> Grammar | None:
     """The one grammar among the fields that were read; raises BadRequest where there are two."""
     return _only((name, given.get(name)) for name in GRAMMAR_FIELDS if name in given)
+
+
+def constraining(given: Mapping[str, Any]) -> str | None:
+    """The field that says most about what a reply may be: a worker that objects to a grammar knows no fields."""
+    names = (name for name in (*GRAMMAR_FIELDS, "tools", "functions") if given.get(name))
+    return next(names, None)
+
+
+def blame(error: ShimmyError, field: str | None) -> ShimmyError:
+    """`error`, which names `field` from now on where it is an objection that names none."""
+    if type(error) is BadRequest and error.param is None:
+        error.param = field
+    return error
 
 
 def _only(found: Iterable[tuple[str, Grammar | None]]) -> Grammar | None:

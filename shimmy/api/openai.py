@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 from shimmy.api.exchange import encode
 from shimmy.api.fields import read_model
+from shimmy.api.grammar import blame
 from shimmy.api.openai_chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.openai_parse import Call, chat_call, completion_call
 from shimmy.api.openai_reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage
 from shimmy.api.stream import EventStream, unless_gone
+from shimmy.errors import BadRequest
 from shimmy.generate import Whole, close, generate, together, whole
 
 if TYPE_CHECKING:
@@ -45,18 +47,19 @@ async def model(exchange: "Exchange") -> None:
 
 
 async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
-    options = call.options
     generations = [generate(exchange.services, job) for job in call.jobs]
-    head = envelope(CHAT if is_chat else TEXT, generations[0].model.name, is_chunk=options.stream)
-    if options.stream:
-        chunks = Chunks(head, options, ChatChoice if is_chat else TextChoice)
-        await EventStream(exchange, generations, chunks).run()
-        return
+    head = envelope(CHAT if is_chat else TEXT, generations[0].model.name, is_chunk=call.options.stream)
     try:
-        wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
+        if call.options.stream:
+            chunks = Chunks(head, call.options, ChatChoice if is_chat else TextChoice)
+            await EventStream(exchange, generations, chunks).run()
+        else:
+            wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
+            await exchange.reply_json(await _reply(head, wholes, call, is_chat=is_chat))
+    except BadRequest as error:
+        raise blame(error, call.options.constrained_by) from None
     finally:
         await close(generations)
-    await exchange.reply_json(await _reply(head, wholes, call, is_chat=is_chat))
 
 
 async def _reply(head: "Json", wholes: list[Whole], call: Call, *, is_chat: bool) -> bytes:

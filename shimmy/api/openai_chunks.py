@@ -9,6 +9,7 @@ from typing import Protocol
 
 from shimmy.api.exchange import error_body
 from shimmy.api.fields import Json
+from shimmy.api.grammar import blame
 from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
 from shimmy.api.openai_reply import finish_reason, timings, usage
@@ -104,8 +105,8 @@ class TextChoice:
 
     def event(self, event: Echo | Piece) -> str:
         told = "null"
-        if self._logprobs is not None and event.logprobs:
-            told = _encode(self._logprobs.part(event.logprobs))
+        if self._logprobs is not None and (event.logprobs or isinstance(event, Echo)):
+            told = _encode(self._logprobs.part(event))
         elif not event.text:
             return ""
         return f'{self._head}{json.dumps(event.text)},"logprobs":{told}{self._tail}'
@@ -154,7 +155,7 @@ class Chunks:
         return _event(self._timed(chunk)) + DONE
 
     def failed(self, error: ShimmyError) -> bytes:
-        return b"data: %b\n\n" % error_body(error)
+        return b"data: %b\n\n" % error_body(blame(error, self._options.constrained_by))
 
     def _timed(self, chunk: Json) -> Json:
         return chunk | {"timings": timings(self._ended[0])} if len(self._choices) == 1 else chunk

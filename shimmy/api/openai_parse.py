@@ -25,6 +25,7 @@ from shimmy.api.fields import (
     refuse,
     text,
 )
+from shimmy.api.grammar import constraining
 from shimmy.api.job_fields import JOB_FIELDS, generate_request, limit
 from shimmy.api.openai_messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
 from shimmy.messages import FillPrompt, GenerateRequest, ModelDefaults, Prompt, TextPrompt, TokenPrompt
@@ -154,6 +155,7 @@ class ReplyOptions:
     n_logprobs: int | None = None  # candidates told beside each token; None: no log-probabilities
     splits_reasoning: bool = True
     is_legacy: bool = False  # calls are written as `function_call`
+    constrained_by: str | None = None  # the field that says what a reply has to look like
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_D
 
 def _options(given: Mapping[str, Any], **others: Any) -> ReplyOptions:
     include_usage = given.get("stream_options", {}).get("include_usage", False)
-    return ReplyOptions(given.get("stream", False), include_usage, **others)
+    return ReplyOptions(given.get("stream", False), include_usage, constrained_by=constraining(given), **others)
 
 
 def _samples(job: GenerateRequest, n: int) -> Iterator[GenerateRequest]:

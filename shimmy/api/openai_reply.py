@@ -45,7 +45,7 @@ def envelope(form: Form, model_name: str, *, is_chunk: bool) -> Json:
 
 def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> Json:
     parser, reply = ReplyParser(whole.format, split_reasoning=options.splits_reasoning), Reply()
-    reply.add(parser.feed(whole.text))
+    reply.add(parser.feed(whole.said.text))
     reply.add(parser.flush())
     message: Json = {"role": "assistant", "content": reply.content or (None if reply.calls else ""), "refusal": None}
     if reply.reasoning:
@@ -61,19 +61,25 @@ def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> Json:
     return {
         "index": index,
         "message": message,
-        "logprobs": None if options.n_logprobs is None else chat_logprobs(whole.logprobs),
+        "logprobs": None if options.n_logprobs is None else chat_logprobs(whole.said.logprobs),
         "finish_reason": finish_reason(whole.finished, has_calls=bool(calls), options=options),
     }
 
 
 def text_choice(index: int, whole: Whole, options: ReplyOptions) -> Json:
-    tokens = whole.echo_logprobs + whole.logprobs
     return {
         "index": index,
-        "text": whole.echo + whole.text,
-        "logprobs": None if options.n_logprobs is None else TextLogprobs().part(tokens),
+        "text": whole.echo.text + whole.said.text,
+        "logprobs": None if options.n_logprobs is None else _text_logprobs(whole),
         "finish_reason": whole.finished.reason,
     }
+
+
+def _text_logprobs(whole: Whole) -> Json:
+    """Those of the prompt, where it is told, and those of the reply in one."""
+    logprobs = TextLogprobs()
+    echoed, said = logprobs.part(whole.echo), logprobs.part(whole.said)
+    return {name: [*echoed[name], *said[name]] for name in said}
 
 
 def finish_reason(finished: Finished, *, has_calls: bool, options: ReplyOptions) -> str:
@@ -93,7 +99,7 @@ def kept(wholes: Sequence[Whole], options: ReplyOptions) -> list[Whole]:
 
 def _likelihood(whole: Whole) -> float:
     """The mean of the log-probabilities of its tokens; a reply of none comes last."""
-    logprobs = [token.chosen.logprob for token in whole.logprobs]
+    logprobs = [token.chosen.logprob for token in whole.said.logprobs]
     return sum(logprobs) / len(logprobs) if logprobs else -inf
 
 
