@@ -185,7 +185,11 @@ class Call:
         return asyncio.create_task(self.run())
 
     async def run(self) -> None:
-        scope = {"type": "http", "method": self.method, "path": self.path, "headers": list(self.headers)}
+        path, _, query = self.path.partition("?")
+        scope = {
+            "type": "http", "method": self.method, "path": path, "query_string": query.encode(),
+            "headers": list(self.headers),
+        }  # fmt: skip
         await self.app(scope, self.received.get, self.sent.put)
 
     def leave(self) -> None:

@@ -16,6 +16,7 @@ from shimmy.api.fields import (
     Fields,
     Integer,
     Json,
+    NotServed,
     Texts,
     integer,
     kind_of,
@@ -150,6 +151,17 @@ JOB_FIELDS: Fields = {
     "lora": Lora(),
     **dict.fromkeys(THINKING_BUDGETS, limit),
     **GRAMMAR_FIELDS,
+    # llama-server's own
+    "samplers": NotServed(),
+    "id_slot": NotServed((-1,)),
+    "post_sampling_probs": NotServed((False,)),
+    "n_indent": NotServed((0,)),
+    "t_max_predict_ms": NotServed((0, -1)),
+    "return_tokens": NotServed((False,)),
+    "return_progress": NotServed((False,)),
+    "response_fields": NotServed(([],)),
+    "timings_per_token": NotServed((False,)),
+    "reasoning_budget_message": NotServed(("",)),
 }
 
 

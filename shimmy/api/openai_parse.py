@@ -92,17 +92,6 @@ _FIELDS: Fields = {
     "prompt_cache_options": WithoutEffect(),
     "prompt_cache_retention": WithoutEffect(),
     "prediction": WithoutEffect(),  # it makes OpenAI's models faster, and changes nothing that they say
-    # llama-server's own
-    "samplers": NotServed(),
-    "id_slot": NotServed((-1,)),
-    "post_sampling_probs": NotServed((False,)),
-    "n_indent": NotServed((0,)),
-    "t_max_predict_ms": NotServed((0, -1)),
-    "return_tokens": NotServed((False,)),
-    "return_progress": NotServed((False,)),
-    "response_fields": NotServed(([],)),
-    "timings_per_token": NotServed((False,)),
-    "reasoning_budget_message": NotServed(("",)),
 }
 CHAT = Record(
     {

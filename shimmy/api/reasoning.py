@@ -2,7 +2,7 @@
 
 from shimmy.api.fields import Json, JsonObject, OneOf
 
-EFFORT = OneOf(("none", "minimal", "low", "medium", "high", "xhigh"))
+EFFORT = OneOf(("none", "minimal", "low", "medium", "high", "xhigh", "max"))
 NO_EFFORT = EFFORT.texts[0]
 TEMPLATE_ARGUMENTS = "chat_template_kwargs"
 
