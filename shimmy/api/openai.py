@@ -57,20 +57,23 @@ async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
             wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
             await exchange.reply_json(await _reply(head, wholes, call, is_chat=is_chat))
     except BadRequest as error:
-        raise blame(error, call.options.constrained_by) from None
+        blame(error, call.options.constrained_by)
+        raise
     finally:
         await close(generations)
 
 
 async def _reply(head: "Json", wholes: list[Whole], call: Call, *, is_chat: bool) -> bytes:
-    choice = chat_choice if is_chat else text_choice
+    make = chat_choice if is_chat else text_choice
     ended = [each.finished for each in wholes]
-    choices = []
+    choices, n_reasoned = [], 0
     for index, each in enumerate(kept(wholes, call.options)):
         if index:
             await asyncio.sleep(0)  # many choices take a while, and the streams of others go on
-        choices.append(encode(choice(index, each, call.options)))
-    tail: Json = {"usage": usage(ended, call.options)}
+        choice, n_tokens = make(index, each, call.options)
+        choices.append(encode(choice))
+        n_reasoned += n_tokens
+    tail: Json = {"usage": usage(ended, call.options, n_reasoned)}
     if len(ended) == 1:
         tail["timings"] = timings(ended[0])
     return b'%b,"choices":[%b],%b' % (encode(head)[:-1], b",".join(choices), encode(tail)[1:])

@@ -393,6 +393,18 @@ async def test_functions_are_answered_in_their_own_form() -> None:
 
 
 @on_loop
+async def test_usage_tells_how_much_was_reasoning() -> None:
+    script = (Accepted(12, HERMES), Piece("<think>" + "Hm" * 50, 40), Piece(".</think>Well", 10), FINISHED)
+    ended = replace(FINISHED, usage=replace(FINISHED.usage, n_completion=50))
+    worker = FakeWorker((*script[:-1], ended))
+    usage = (await whole(worker, CHAT))["usage"]
+    assert 35 < usage["completion_tokens_details"]["reasoning_tokens"] < 50, "told in one piece"
+    told = (await chunks(worker, CHAT, n=2, stream_options={"include_usage": True}))[-1]["usage"]
+    assert 70 < told["completion_tokens_details"]["reasoning_tokens"] < 100
+    assert "completion_tokens_details" not in (await whole(worker, TEXT))["usage"]
+
+
+@on_loop
 async def test_reasoning_stays_in_the_text_on_request() -> None:
     script = (Accepted(12, HERMES), Piece("<think>Hm.</think>Well", 5), FINISHED)
     message = (await whole(FakeWorker(script), CHAT, reasoning_format="none"))["choices"][0]["message"]
