@@ -42,8 +42,20 @@ DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
     f"shimmy.engine.{name}"
     for name in (
-        *("adapters", "binding", "checkpoint", "context", "embedding", "jinja", "llama", "preparer", "quantize"),
-        *("sampler", "scheduler", "task", "template", "text", "thinking_budget", "turns", "worker"),
+        *(
+            "adapters",
+            "binding",
+            "chat",
+            "checkpoint",
+            "context",
+            "embedding",
+            "jinja",
+            "llama",
+            "preparer",
+            "quantize",
+        ),
+        *("sampler", "scheduler", "task", "template", "text", "thinking", "thinking_budget", "tool_format"),
+        *("tool_grammar", "turns", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

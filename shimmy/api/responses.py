@@ -26,7 +26,7 @@ from shimmy.api.responses_parse import (
 from shimmy.api.stream import EventStream, unless_gone
 from shimmy.errors import BadRequest, Internal, NotFound, PayloadTooLarge, PreviousResponseNotFound, ShimmyError
 from shimmy.generate import generate
-from shimmy.messages import Accepted, Delta, Echo, Finished, FinishReason, Piece, TokenLogprob, Usage
+from shimmy.messages import Accepted, Delta, Echo, Finished, FinishReason, Piece, ReplyFormat, TokenLogprob, Usage
 from shimmy.reply import ReplyParser
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Response:
         self._request = request
         self._head: Json = {"id": self.id, "object": "response", "created_at": int(time.time()), "model": model_name}
         self._output = Output(seals_reasoning=request.seals_reasoning)
-        self._parser = ReplyParser(Accepted(0).format)
+        self._parser = ReplyParser(ReplyFormat())  # until the job is accepted
         self._logprobs: list[TokenLogprob] = []  # of text that the parser still has
         self._n_reasoning = 0
         self._status: Json = {"status": "in_progress", "error": None, "incomplete_details": None, "completed_at": None}
