@@ -82,7 +82,11 @@ class Generation:
         if self._stream is None:
             await self.accepted()
             assert self._stream is not None
-        event = await anext(self._stream)
+        try:
+            event = await anext(self._stream)
+        except BadRequest as error:
+            self._name_field(error)
+            raise
         if isinstance(event, Finished):
             self._count(event)
         elif not self._has_begun:
@@ -102,7 +106,16 @@ class Generation:
         worker = await self._services.pool.ensure_ready(self.model, self._request.keep_alive_s)
         self._waited_s = monotonic() - self._started_s
         self._stream = worker.submit(self._request)
-        return await self._stream.accepted()
+        try:
+            return await self._stream.accepted()
+        except BadRequest as error:
+            self._name_field(error)
+            raise
+
+    def _name_field(self, error: BadRequest) -> None:
+        """A worker that objects to a grammar knows of no fields."""
+        if type(error) is BadRequest and error.param is None:
+            error.param = self._request.constrained_by
 
     def _count(self, finished: Finished) -> None:
         metrics, name, usage = self._services.metrics, self.model.name, finished.usage

@@ -25,7 +25,6 @@ from shimmy.api.fields import (
     refuse,
     text,
 )
-from shimmy.errors import BadRequest, ShimmyError
 from shimmy.messages import Grammar, GrammarKind
 
 N_CHOICES_MAX = 1024  # texts of which a reply has to be one
@@ -164,16 +163,9 @@ def read_grammar(given: Mapping[str, Any]) -> Grammar | None:
 
 
 def constraining(given: Mapping[str, Any]) -> str | None:
-    """The field that says most about what a reply may be: a worker that objects to a grammar knows no fields."""
+    """The field that says most about what a reply may be."""
     names = (name for name in (*GRAMMAR_FIELDS, "tools", "functions") if given.get(name))
     return next(names, None)
-
-
-def blame(error: ShimmyError, field: str | None) -> ShimmyError:
-    """`error`, which names `field` from now on where it is an objection that names none."""
-    if type(error) is BadRequest and error.param is None:
-        error.param = field
-    return error
 
 
 def _only(found: Iterable[tuple[str, Grammar | None]]) -> Grammar | None:

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 
 from shimmy.api.exchange import encode
 from shimmy.api.fields import read_model
-from shimmy.api.grammar import blame
 from shimmy.api.openai_chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.openai_parse import Call, chat_call, completion_call
 from shimmy.api.openai_reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage
 from shimmy.api.stream import EventStream, unless_gone
-from shimmy.errors import BadRequest
 from shimmy.generate import Whole, close, generate, together, whole
 
 if TYPE_CHECKING:
@@ -56,9 +54,6 @@ async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
         else:
             wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
             await exchange.reply_json(await _reply(head, wholes, call, is_chat=is_chat))
-    except BadRequest as error:
-        blame(error, call.options.constrained_by)
-        raise
     finally:
         await close(generations)
 

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from shimmy.api.exchange import error_body
 from shimmy.api.fields import Json
-from shimmy.api.grammar import blame
 from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
 from shimmy.api.openai_reply import finish_reason, timings, usage
@@ -162,7 +161,7 @@ class Chunks:
         return _event(self._timed(chunk)) + DONE
 
     def failed(self, error: ShimmyError) -> bytes:
-        return b"data: %b\n\n" % error_body(blame(error, self._options.constrained_by))
+        return b"data: %b\n\n" % error_body(error)
 
     def _timed(self, chunk: Json) -> Json:
         return chunk | {"timings": timings(self._ended[0])} if len(self._choices) == 1 else chunk

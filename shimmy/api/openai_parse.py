@@ -25,7 +25,6 @@ from shimmy.api.fields import (
     refuse,
     text,
 )
-from shimmy.api.grammar import constraining
 from shimmy.api.job_fields import JOB_FIELDS, generate_request, limit
 from shimmy.api.openai_messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
 from shimmy.messages import FillPrompt, GenerateRequest, ModelDefaults, Prompt, TextPrompt, TokenPrompt
@@ -144,7 +143,6 @@ class ReplyOptions:
     n_logprobs: int | None = None  # candidates told beside each token; None: no log-probabilities
     splits_reasoning: bool = True
     is_legacy: bool = False  # calls are written as `function_call`
-    constrained_by: str | None = None  # the field that says what a reply has to look like
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULT
     given = CHAT.read(body)
     n_logprobs = given.get("n_probs") or None
     if given.get("logprobs"):
-        n_logprobs = given.get("top_logprobs", 0)
+        n_logprobs = given.get("top_logprobs", n_logprobs or 0)
     elif given.get("top_logprobs"):
         refuse("logprobs", "true where there is top_logprobs", "false" if "logprobs" in given else "nothing")
     prompt = chat_prompt(given).with_system(defaults.system)
@@ -180,7 +178,7 @@ def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULT
 def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> Call:
     """`defaults` are the model's; raises BadRequest for a body that cannot be honoured as it is written."""
     given = COMPLETION.read(body)
-    n, n_logprobs = given.get("n", 1), given.get("logprobs", given.get("n_probs") or None)
+    n, n_logprobs = given.get("n", 1), given.get("n_probs") or given.get("logprobs")
     best_of = given.get("best_of", n)
     if best_of < n:
         refuse("best_of", f"an integer not below n, which is {n}", str(best_of))
@@ -201,7 +199,7 @@ def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_D
 
 def _options(given: Mapping[str, Any], **others: Any) -> ReplyOptions:
     include_usage = given.get("stream_options", {}).get("include_usage", False)
-    return ReplyOptions(given.get("stream", False), include_usage, constrained_by=constraining(given), **others)
+    return ReplyOptions(given.get("stream", False), include_usage, **others)
 
 
 def _samples(job: GenerateRequest, n: int) -> Iterator[GenerateRequest]:

@@ -465,10 +465,18 @@ def test_log_probabilities_are_asked_for_in_two_ways() -> None:
         (0, {"logprobs": True}),
         (20, {"logprobs": True, "top_logprobs": 20}),
         (3, {"n_probs": 3}),
+        (3, {"n_probs": 3, "logprobs": True}),
+        (2, {"n_probs": 3, "logprobs": True, "top_logprobs": 2}),
         (None, {"n_probs": 0}),
     ):
         assert chat(**body).n_logprobs == options(**body).n_logprobs == n_logprobs
-    for n_logprobs, body in ((None, {}), (0, {"logprobs": 0}), (5, {"logprobs": 5}), (3, {"n_probs": 3})):
+    for n_logprobs, body in (
+        (None, {}),
+        (0, {"logprobs": 0}),
+        (5, {"logprobs": 5}),
+        (3, {"n_probs": 3}),
+        (3, {"n_probs": 3, "logprobs": 5}),
+    ):
         assert completion(**body).n_logprobs == text_call(**body).options.n_logprobs == n_logprobs
     assert refusal(top_logprobs=2).message == "logprobs: expected true where there is top_logprobs, got nothing"
     assert refusal(logprobs=False, top_logprobs=2).message.endswith("got false")
@@ -593,10 +601,10 @@ def test_a_grammar_reaches_chats_and_completions() -> None:
 
 
 def test_what_a_worker_objects_to_has_a_name() -> None:
-    assert options(tools=[TOOL]).constrained_by == "tools"
-    assert options(functions=[TOOL["function"]]).constrained_by == "functions"
-    assert options(tools=[TOOL], guided_regex="a").constrained_by == "guided_regex"
-    assert options(tools=[], response_format={"type": "text"}).constrained_by is None
+    assert chat(tools=[TOOL]).constrained_by == "tools"
+    assert chat(functions=[TOOL["function"]]).constrained_by == "functions"
+    assert chat(tools=[TOOL], guided_regex="a").constrained_by == "guided_regex"
+    assert chat(tools=[], response_format={"type": "text"}).constrained_by is None
 
 
 ANYTHING: tuple[object, ...] = (
