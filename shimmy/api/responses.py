@@ -12,6 +12,7 @@ from starlette.datastructures import QueryParams
 
 from shimmy.api.exchange import encode
 from shimmy.api.fields import Integer, Json, read_model, refuse
+from shimmy.api.reasoning import n_reasoning
 from shimmy.api.response_store import ResponseStore, StoredResponse
 from shimmy.api.responses_items import Item, new_id
 from shimmy.api.responses_output import Event, Output
@@ -126,10 +127,7 @@ class Response:
 
     def read(self, piece: Piece) -> list[Event]:
         delta = self._parser.feed(piece.text)
-        if delta.reasoning:
-            # Pieces that nobody read in time came joined: of such a one the reasoning has its share.
-            share = min(1.0, len(delta.reasoning) / max(1, len(piece.text)))
-            self._n_reasoning += max(1, round(piece.n_tokens * share))
+        self._n_reasoning += n_reasoning(delta, piece)
         self._logprobs += piece.logprobs
         return self._say(delta)
 
