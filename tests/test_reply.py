@@ -1,115 +1,528 @@
-"""The decoder and the stop filter give the same output however their input is cut."""
+"""The parser of replies says the same however a text is cut, and loses nothing of what it does not understand."""
+
+# ruff: noqa: RUF001 -- DeepSeek's marks are written with letters that look like others
+
+import json
+import random
+import re
+from dataclasses import dataclass, replace
 
 import pytest
 
-from shimmy.reply import StopFilter, TextDecoder
+from shimmy.messages import Delta, ReplyFormat, ToolCall, ToolFormat
+from shimmy.reply import Reply, ReplyParser
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# The forms of models in use, as their chat templates write them.
+HERMES = ToolFormat(call_start="<tool_call>\n", call_end="\n</tool_call>", between="\n")
+LLAMA = ToolFormat(arguments_key="parameters")
+NEMO = ToolFormat(section_start="[TOOL_CALLS][", between=", ", section_end="]", id_key="id")
+MISTRAL = ToolFormat(call_start="[TOOL_CALLS]", separator="[ARGS]")
+MISTRAL_SMALL = replace(MISTRAL, id_key="[CALL_ID]")
+PHI = ToolFormat(section_start="<|tool_call|>[", between=",", section_end="]<|/tool_call|>")
+GRANITE = ToolFormat(section_start="<|tool_call|>[", between=", ", section_end="]")
+FUNCTION_TAG = ToolFormat(call_start="<function=", separator=">", call_end="</function>")
+DEEPSEEK = ToolFormat(
+    section_start="<｜tool▁calls▁begin｜>",
+    call_start="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    separator="\n```json\n",
+    call_end="\n```<｜tool▁call▁end｜>",
+    between="\n",
+    section_end="<｜tool▁calls▁end｜>",
+)
+DEEPSEEK_V3_1 = replace(
+    DEEPSEEK,
+    call_start="<｜tool▁call▁begin｜>",
+    separator="<｜tool▁sep｜>",
+    call_end="<｜tool▁call▁end｜>",
+    between="",
+)
+WRAPPED = ToolFormat(
+    section_start='{"tool_calls": [', between=", ", section_end="]}", name_key="tool", arguments_key="input"
+)
+APERTUS = ToolFormat("<|tools_prefix|>[", '{"', "}", ", ", "]<|tools_suffix|>", separator='": ')
+NAME_AND_LINE = ToolFormat(section_start="<calls>", separator="\n", between=";", section_end="</calls>")
+BARE_ARRAY = ToolFormat(section_start="[", between=", ", section_end="]")
+BARE_NAME = ToolFormat(separator=": ")
+FORMATS = {
+    "hermes": HERMES, "llama": LLAMA, "nemo": NEMO, "mistral": MISTRAL, "mistral_small": MISTRAL_SMALL, "phi": PHI,
+    "granite": GRANITE, "function_tag": FUNCTION_TAG, "deepseek": DEEPSEEK, "deepseek_v3_1": DEEPSEEK_V3_1,
+    "apertus": APERTUS, "wrapped": WRAPPED, "name_and_line": NAME_AND_LINE, "bare_array": BARE_ARRAY,
+    "bare_name": BARE_NAME,
+}  # fmt: skip
+THINK = ("<think>\n", "\n</think>\n\n")
+
+ARGUMENTS = (
+    "{}",
+    '{"city": "Köln"}',
+    '{ "a" : [1, {"b": "}"}, "]"], "c": {"d": {"e": null}} }',
+    r'{"text": "a \"quoted\" } \\", "more": "\u00e9 🦀 <tool_call> {[("}',
+    '{\n  "lines": "one\\ntwo",\n  "n": -1.5e3\n}',
+    r'{"\\": "\\\\\"", "": ""}',
+)
+
+Whole = tuple[str, str, tuple[tuple[str, str], ...]]  # content, reasoning, and the name and arguments of each call
 
 
-def decode(pieces: list[bytes]) -> str:
-    decoder = TextDecoder()
-    return "".join([*map(decoder.feed, pieces), decoder.flush()])
+def join(deltas: list[Delta]) -> Reply:
+    reply = Reply()
+    for delta in deltas:
+        reply.add(delta)
+    return reply
 
 
-def filter_text(stop: tuple[str, ...], pieces: list[str]) -> tuple[str, str | None]:
-    stop_filter = StopFilter(stop)
-    text = "".join([*map(stop_filter.feed, pieces), stop_filter.flush()])
-    return text, stop_filter.matched
+def parse(pieces: list[str], form: ReplyFormat, *, split_reasoning: bool = True) -> Whole:
+    """The whole reply; every delta is checked on the way, ids too."""
+    parser = ReplyParser(form, split_reasoning=split_reasoning)
+    reply = join([*map(parser.feed, pieces), parser.flush()])
+    assert parser.has_calls == bool(reply.calls)
+    assert all(call.id for call in reply.calls)
+    return reply.content, reply.reasoning, tuple((call.name, call.arguments) for call in reply.calls)
+
+
+def parse_everywhere(text: str, form: ReplyFormat, *, split_reasoning: bool = True) -> Whole:
+    """The same for the text at once, cut at every place, cut at two places, and cut into characters."""
+    whole = parse([text], form, split_reasoning=split_reasoning)
+    assert parse(list(text), form, split_reasoning=split_reasoning) == whole
+    for cut in range(len(text) + 1):
+        assert parse([text[:cut], text[cut:]], form, split_reasoning=split_reasoning) == whole, text[:cut]
+    dice = random.Random(text)
+    for _ in range(40):
+        cuts = sorted(dice.choices(range(len(text) + 1), k=dice.randrange(2, 8)))
+        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        assert parse(pieces, form, split_reasoning=split_reasoning) == whole, pieces
+    return whole
+
+
+def write(form: ToolFormat, *calls: tuple[str, str]) -> str:
+    """What a model writes that calls these functions with these arguments."""
+    return form.section_start + form.between.join(write_call(form, *call) for call in calls) + form.section_end
+
+
+def write_call(form: ToolFormat, name: str, arguments: str) -> str:
+    if form.separator is not None:
+        call_id = f"{form.id_key}abcdef123" if form.id_key else ""
+        body = name + call_id + form.separator + arguments
+    else:
+        call_id = f', "{form.id_key}": "abcdef123"' if form.id_key else ""
+        body = f'{{"{form.name_key}": "{name}", "{form.arguments_key}": {arguments}{call_id}}}'
+    return form.call_start + body + form.call_end
+
+
+@pytest.fixture(params=FORMATS)
+def tools(request: pytest.FixtureRequest) -> ToolFormat:
+    return FORMATS[request.param]
+
+
+# -- every form of calls
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_a_call_is_read_in_every_form(tools: ToolFormat, arguments: str) -> None:
+    text = write(tools, ("get_weather", arguments))
+    assert parse_everywhere(text, ReplyFormat(tools=tools)) == ("", "", (("get_weather", arguments),))
+
+
+def test_several_calls_have_indices_of_their_own(tools: ToolFormat) -> None:
+    calls = (("one", ARGUMENTS[2]), ("two", ARGUMENTS[3]), ("three", "{}"))
+    if tools is BARE_NAME:  # nothing tells where the next name begins
+        return
+    assert parse_everywhere(write(tools, *calls), ReplyFormat(tools=tools)) == ("", "", calls)
+
+
+def test_white_space_around_calls_is_dropped(tools: ToolFormat) -> None:
+    text = f" \n{write(tools, ('now', '{}'))}\n \t\n"
+    assert parse_everywhere(text, ReplyFormat(tools=tools)) == ("", "", (("now", "{}"),))
+
+
+def test_text_in_front_of_calls_and_behind_them_is_content() -> None:
+    text = f"Let me see.\n{write(HERMES, ('now', '{}'), ('then', '{}'))}\nThat is all."
+    expected = ("Let me see.\n\nThat is all.", "", (("now", "{}"), ("then", "{}")))
+    assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == expected
+
+
+def test_calls_after_reasoning_are_read_in_every_form(tools: ToolFormat) -> None:
+    inside = write(tools, ("never", "{}"))
+    text = f"<think>\nHm, {inside}?\n</think>\n\n{write(tools, ('now', '{}'))}"
+    expected = ("", f"Hm, {inside}?\n", (("now", "{}"),))
+    assert parse_everywhere(text, ReplyFormat(THINK, tools=tools)) == expected
+    assert parse_everywhere(text.removeprefix("<think>"), ReplyFormat(THINK, True, tools)) == expected
 
 
 @pytest.mark.parametrize(
-    "data",
+    "text",
     [
-        b"plain",
-        "Grüße, 世界 🦀👩‍💻!".encode(),
-        b"\xff\xfe ok \xc3",
-        b"a\xe2\x82",
-        b"a\xe2\x82b\xf0\x9f\xa6\x80",
-        b"\xf0\x9f\xa6",
-        b"\xed\xa0\x80 surrogate, \xc0\xaf overlong, \xf5\x80 too high",
-        b"",
+        "",
+        " \n ",
+        "Just text, with < and [ and { in it.",
+        '{"answer": {"name": "x", "arguments": {}}}',
+        "[1, 2, 3]",
+        "<think",
+        "```json\n{}\n```",
+        "[TOOL_CALL",
+        "a <b> c </tool_call> ]",
     ],
 )
-def test_bytes_cut_at_every_two_positions_decode_like_the_whole(data: bytes) -> None:
-    whole = data.decode("utf-8", "replace")
-    assert decode([data[i : i + 1] for i in range(len(data))]) == whole
-    for first in range(len(data) + 1):
-        for second in range(first, len(data) + 1):
-            assert decode([data[:first], data[first:second], data[second:]]) == whole
+def test_text_without_calls_is_content(tools: ToolFormat, text: str) -> None:
+    assert parse_everywhere(text, ReplyFormat(tools=tools)) == (text, "", ())
+    assert parse_everywhere(text, ReplyFormat()) == (text, "", ())
 
 
-def test_a_character_appears_with_its_last_byte_and_not_before() -> None:
-    decoder = TextDecoder()
-    assert [decoder.feed(bytes([byte])) for byte in "🦀".encode()] == ["", "", "", "🦀"]
-    assert decoder.flush() == ""
-
-
-def test_a_character_that_cannot_be_finished_is_replaced_at_once() -> None:
-    decoder = TextDecoder()
-    assert decoder.feed(b"\xe2\x82") == ""
-    assert decoder.feed(b"x") == REPLACEMENT + "x"
-
-
-def test_decoder_flush_replaces_the_unfinished_character_once() -> None:
-    decoder = TextDecoder()
-    decoder.feed(b"\xf0\x9f")
-    assert decoder.flush() == REPLACEMENT
-    assert decoder.flush() == ""
-    assert decoder.feed(b"next") == "next"
+# -- objects
 
 
 @pytest.mark.parametrize(
-    ("stop", "text", "expected", "matched"),
+    "body",
     [
-        ((), "anything at all", "anything at all", None),
-        (("STOP",), "one STOP two", "one ", "STOP"),
-        (("STOP",), "one STO two", "one STO two", None),
-        (("STOP",), "ends with ST", "ends with ST", None),
-        (("STOP",), "SSTOSTOP", "SSTO", "STOP"),
-        (("aab",), "aaab", "a", "aab"),
-        (("abab", "b!"), "abab!", "", "abab"),
-        (("\n\n",), "a\n\n\nb", "a", "\n\n"),
-        (("late", "early"), "early and late", "", "early"),
-        (("cat", "concatenate"), "concatenate", "con", "cat"),  # complete first, although it began later
-        (("ab", "b"), "ab", "", "ab"),  # complete at once: the one that began first
-        (("b", "ab"), "ab", "", "ab"),
-        (("a", "ab"), "ab", "", "a"),
-        (("abcd", "bcx"), "abcx", "a", "bcx"),  # a false start holds the true one
-        (("<|im_end|>", "<|im_start|>"), "x<|im_<|im_end|>y", "x<|im_", "<|im_end|>"),
-        (("🦀🦀", "é"), "caf🦀é🦀🦀", "caf🦀", "é"),
-        (("", "x"), "axb", "a", "x"),
-        (("x",), "", "", None),
+        '{"name":"f","arguments":{"a":1}}',
+        '\n\t{ "name" : "f" ,\n"arguments" : {"a":1} }\n',
+        '{"arguments": {"a":1}, "name": "f"}',
+        '{"type": "function", "x": [1, "]", {}], "arguments": {"a":1}, "y": -2.5, "z": null, "name": "f", "w": true}',
+        r'{"name": "\u0066", "arguments": {"a":1}, "arguments": {"b":2}, "name": "g"}',
+        '{"name": "f", "arguments": {"a":1}',  # the last brace is forgotten
     ],
 )
-def test_text_cut_at_every_two_positions_stops_at_the_same_place(
-    stop: tuple[str, ...], text: str, expected: str, matched: str | None
+def test_an_object_may_have_its_keys_in_any_order_and_others_beside_them(body: str) -> None:
+    text = f"<tool_call>{body}</tool_call>"
+    assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == ("", "", (("f", '{"a":1}'),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "f", "parameters": {"a": 1}}',
+        '<|python_tag|>{"name": "f", "parameters": {"a": 1}}',
+        '\n<|python_tag|> {"type": "function", "name": "f", "parameters": {"a": 1}}\n',
+        '{"parameters": {"a": 1}, "name": "f"}',
+    ],
+)
+def test_a_reply_that_is_an_object_is_a_call_where_nothing_marks_them(text: str) -> None:
+    assert parse_everywhere(text, ReplyFormat(tools=LLAMA)) == ("", "", (("f", '{"a": 1}'),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "Ada", "born": 1815}',
+        '{"name": "Ada"}',
+        '{"parameters": {"a": 1}}',
+        'Like {"name": "f", "parameters": {}}.',
+        '<|python_tag|>search.call(query="x")',
+        '{"id": 1, "name": "f", "parameters": {}}',
+    ],
+)
+def test_a_reply_that_is_no_call_is_content_where_nothing_marks_them(text: str) -> None:
+    assert parse_everywhere(text, ReplyFormat(tools=LLAMA)) == (text, "", ())
+
+
+def test_an_answer_in_json_is_not_held_back_where_nothing_marks_calls() -> None:
+    parser = ReplyParser(ReplyFormat(tools=LLAMA))
+    assert parser.feed('{"answer": [1') == Delta('{"answer": [1')
+    assert parser.feed(", 2") == Delta(", 2")
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    text = '<tool_call>{"name": "now"}</tool_call>'
+    assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == ("", "", (("now", "{}"),))
+
+
+@pytest.mark.parametrize("start", ["[TOOL_CALLS][", "[TOOL_CALLS] [\n", "[TOOL_CALLS]"])
+def test_the_bracket_of_an_array_may_stand_apart(start: str) -> None:
+    text = f'{start}{{"name": "f", "arguments": {{}}}}]'
+    assert parse_everywhere(text, ReplyFormat(tools=NEMO)) == ("", "", (("f", "{}"),))
+
+
+def test_a_call_outside_of_a_section_is_content() -> None:
+    text = write_call(APERTUS, "f", '{"a": 1}')
+    assert parse_everywhere(text, ReplyFormat(tools=APERTUS)) == (text, "", ())
+
+
+# -- ids
+
+
+def ids(text: str, tools: ToolFormat) -> list[str]:
+    parser = ReplyParser(ReplyFormat(tools=tools))
+    return [call.id for call in join([parser.feed(text), parser.flush()]).calls]
+
+
+def test_calls_have_random_ids() -> None:
+    first, second = ids(write(HERMES, ("f", "{}"), ("f", "{}")), HERMES)
+    assert first != second
+    assert re.fullmatch(r"call_[0-9a-z]{24}", first)
+
+
+def test_the_models_own_id_is_kept_when_it_comes_before_the_arguments() -> None:
+    assert ids('[TOOL_CALLS][{"id": "abcdef123", "name": "f", "arguments": {}}]', NEMO) == ["abcdef123"]
+    assert ids('[TOOL_CALLS][{"arguments": {}, "id": "abcdef123", "name": "f"}]', NEMO) == ["abcdef123"]
+    assert ids(write(MISTRAL_SMALL, ("f", "{}")), MISTRAL_SMALL) == ["abcdef123"]
+
+
+@pytest.mark.parametrize("own", ['""', "7", r'"\ud800"', "null", r'"a\nb"'])
+def test_an_id_that_is_none_is_replaced(own: str) -> None:
+    (found,) = ids(f'[TOOL_CALLS][{{"id": {own}, "name": "f", "arguments": {{}}}}]', NEMO)
+    assert found.startswith("call_")
+
+
+# -- what is told, and when
+
+
+def test_a_call_is_told_as_soon_as_its_arguments_begin_and_they_as_they_come() -> None:
+    parser = ReplyParser(ReplyFormat(tools=HERMES))
+    for piece in ("<tool", "_call>", "\n", '{"name": "get', '_weather", ', '"arguments"', ": "):
+        assert not parser.feed(piece)
+        assert not parser.has_calls
+    begun, arguments = parser.feed('{"ci').calls
+    assert parser.has_calls is True
+    assert (begun.index, begun.name, begun.arguments) == (0, "get_weather", "")
+    assert begun.id is not None
+    assert (arguments.index, arguments.name, arguments.id, arguments.arguments) == (0, None, None, '{"ci')
+    assert [call.arguments for call in parser.feed('ty": "}').calls] == ['ty": "}']
+    assert [call.arguments for call in parser.feed('"}').calls] == ['"}']
+    assert not parser.feed("}\n</tool_call>")
+    (second, _) = parser.feed('<tool_call>{"name": "now", "arguments": {}}').calls
+    assert second.index == 1
+    assert not parser.flush()
+
+
+def test_arguments_in_front_of_the_name_are_held_until_it_is_known() -> None:
+    parser = ReplyParser(ReplyFormat(tools=HERMES))
+    assert not parser.feed('<tool_call>{"arguments": {"a": 1}, "na')
+    begun, arguments = parser.feed('me": "f"').calls
+    assert begun.name == "f"
+    assert arguments.arguments == '{"a": 1}'
+
+
+def test_only_what_may_become_a_mark_is_held_back() -> None:
+    parser = ReplyParser(ReplyFormat(THINK, tools=HERMES))
+    assert parser.feed("<thin") == Delta()
+    assert parser.feed("k>\n") == Delta()
+    assert parser.feed("so </th") == Delta(reasoning="so ")
+    assert parser.feed("at") == Delta(reasoning="</that")
+    assert parser.feed("</think>\n") == Delta()
+    assert parser.feed("a <tool_") == Delta("a ")
+    assert parser.feed("kit>") == Delta("<tool_kit>")
+
+
+# -- what does not parse
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>",
+        "<tool_call>\n{",
+        '<tool_call>{"name": "f"',
+        '<tool_call>{"name": "f", "argum',
+        '<tool_call>{"name": "f", "arguments": ',
+        '<tool_call>{"name": "f", "arguments": "text"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>{"name": 7, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "", "arguments": {}}</tool_call>',
+        r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>',
+        r'<tool_call>{"name": "\x", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "a\nb", "arguments": {}}</tool_call>',
+        '<tool_call>{"arguments": {"a": 1}}</tool_call>',
+        '<tool_call>{"arguments": {"a": [1',
+        '<tool_call>{"arguments": {"a": 1}, "name"',
+        "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>",
+        "<tool_call>{}</tool_call>",
+        "<tool_call>[]</tool_call> and more",
+        "<tool_call>call me</tool_call>",
+        '<tool_call>{"name": "f" "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", , "arguments": {}}</tool_call>',
+        "<tool_call>{name: f}</tool_call>\n\n",
+    ],
+)
+def test_a_broken_call_is_content(text: str) -> None:
+    assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == (text, "", ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<function=",
+        "<function=f",
+        "<function=f>",
+        "<function=f>[1]</function>",
+        "<function=>{}</function>",
+        "<function=f\n>x",
+        "<function=a\nb>{}</function>",
+        "<function=" + "f" * 300 + ">{}</function>",
+    ],
+)
+def test_a_broken_name_is_content(text: str) -> None:
+    assert parse_everywhere(text, ReplyFormat(tools=FUNCTION_TAG)) == (text, "", ())
+
+
+def test_a_call_behind_a_broken_one_is_read() -> None:
+    text = '<tool_call>\n<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == ("<tool_call>\n", "", (("f", "{}"),))
+    text = "<function=" + "x" * 300 + "<function=f>{}</function>"
+    expected = ("<function=" + "x" * 300, "", (("f", "{}"),))
+    assert parse_everywhere(text, ReplyFormat(tools=FUNCTION_TAG)) == expected
+
+
+@pytest.mark.parametrize("rest", ['{"a": [1}\n</tool_call>', '{"a": "', '{"a', "{"])
+def test_arguments_that_never_end_go_on_to_the_end(rest: str) -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {rest}'
+    assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == ("", "", (("f", rest),))
+
+
+@pytest.mark.parametrize("rest", ["; and more", ', "id"', ', "x": "</tool_call>', ", }</tool_call>", "}</tool_"])
+def test_what_is_broken_behind_the_arguments_is_content(rest: str) -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {{}}{rest}'
+    content = rest.removeprefix("}")
+    assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == (content, "", (("f", "{}"),))
+
+
+def test_what_is_broken_in_a_section_is_content_and_the_calls_before_it_stand() -> None:
+    text = '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": 1}]'
+    assert parse_everywhere(text, ReplyFormat(tools=NEMO)) == (', {"name": 1}]', "", (("f", "{}"),))
+
+
+def test_no_depth_is_too_great() -> None:
+    arguments = '{"a":' * 50_000 + "1" + "}" * 50_000
+    text = f'<tool_call>{{"name": "f", "x": {"[" * 50_000}{"]" * 50_000}, "arguments": {arguments}}}</tool_call>'
+    assert parse([text], ReplyFormat(tools=HERMES)) == ("", "", (("f", arguments),))
+
+
+# -- reasoning
+
+
+@pytest.mark.parametrize("form", [ReplyFormat(THINK), ReplyFormat(THINK, tools=HERMES)])
+@pytest.mark.parametrize(
+    ("text", "content", "reasoning"),
+    [
+        ("<think>\nHm.\n</think>\n\nYes.", "Yes.", "Hm.\n"),
+        (" <think>Hm.</think>Yes. \n", "Yes. \n", "Hm."),
+        ("<think>\n\n</think>\n\nYes.", "Yes.", ""),
+        ("<think>Hm", "", "Hm"),
+        ("<think>Hm</thi", "", "Hm</thi"),
+        ("<think>", "", ""),
+        ("<thin", "<thin", ""),
+        ("  Yes <think>no</think>", "  Yes <think>no</think>", ""),
+        ("<think>a</think>b<think>c</think>d", "b<think>c</think>d", "a"),
+        ("<think><think>a</think>", "", "<think>a"),
+        ("Yes.", "Yes.", ""),
+        (" \n", " \n", ""),
+        ("", "", ""),
+    ],
+)
+def test_text_between_the_marks_is_reasoning(form: ReplyFormat, text: str, content: str, reasoning: str) -> None:
+    assert parse_everywhere(text, form) == (content, reasoning, ())
+    assert parse_everywhere(text, form, split_reasoning=False) == (text, "", ())
+
+
+@pytest.mark.parametrize("form", [ReplyFormat(THINK, True), ReplyFormat(THINK, True, HERMES)])
+@pytest.mark.parametrize(
+    ("text", "content", "reasoning"),
+    [
+        ("\nHm.\n</think>\n\nYes.", "Yes.", "Hm.\n"),
+        ("</think>Yes.", "Yes.", ""),
+        ("Hm <tool_call>", "", "Hm <tool_call>"),
+        ("<think>\nHm.</think>", "", "Hm."),  # the prompt has begun it, and the model begins it again
+        ("<thi", "", "<thi"),
+        ("", "", ""),
+    ],
+)
+def test_reasoning_that_the_prompt_began_needs_no_mark(
+    form: ReplyFormat, text: str, content: str, reasoning: str
 ) -> None:
-    assert filter_text(stop, list(text)) == (expected, matched)
-    for first in range(len(text) + 1):
-        for second in range(first, len(text) + 1):
-            assert filter_text(stop, [text[:first], text[first:second], text[second:]]) == (expected, matched)
+    assert parse_everywhere(text, form) == (content, reasoning, ())
+    assert parse_everywhere(text, form, split_reasoning=False) == (text, "", ())
 
 
-def test_only_the_longest_possible_beginning_is_held_back() -> None:
-    stop_filter = StopFilter(("abcd", "cdef"))
-    assert stop_filter.feed("xxabc") == "xx"
-    assert stop_filter.feed("x") == "abcx"
-    assert stop_filter.feed("cd") == ""
-    assert stop_filter.flush() == "cd"
+def test_calls_are_found_behind_reasoning_that_is_content() -> None:
+    call = write(HERMES, ("f", "{}"))
+    text = f"<think>{call}</think>{call}"
+    expected = (f"<think>{call}</think>", "", (("f", "{}"),))
+    assert parse_everywhere(text, ReplyFormat(THINK, tools=HERMES), split_reasoning=False) == expected
 
 
-def test_what_follows_a_stop_string_is_dropped() -> None:
-    stop_filter = StopFilter(("END",))
-    assert stop_filter.feed("a END b EN") == "a "
-    assert stop_filter.matched == "END"
-    assert stop_filter.feed("more") == ""
-    assert stop_filter.flush() == ""
+# -- anything at all
 
 
-def test_nothing_is_matched_before_the_stop_string_is_complete() -> None:
-    stop_filter = StopFilter(("END",))
-    assert stop_filter.feed("EN") == ""
-    assert stop_filter.matched is None
-    assert stop_filter.feed("D") == ""
-    assert stop_filter.matched == "END"
+@dataclass(frozen=True)
+class Mutations:
+    """Texts that are almost replies."""
+
+    tools: ToolFormat
+    dice: random.Random
+
+    def text(self) -> str:
+        calls = [(f"f{index}", self.dice.choice(ARGUMENTS)) for index in range(self.dice.randrange(1, 3))]
+        text = self.dice.choice(("", "<think>x</think>", "Well: ")) + write(self.tools, *calls) + "\nDone."
+        for _ in range(self.dice.randrange(4)):
+            start, end = sorted(self.dice.choices(range(len(text) + 1), k=2))
+            piece = text[start : min(end, start + 12)]
+            inserted = self.dice.choice(
+                ("", piece * 2, piece[::-1], '"', "\\", "{", "}", "[", "]", ",", " ", "\n", "🦀")
+            )
+            text = text[:start] + inserted + text[start + len(piece) :]
+        return text
+
+
+@pytest.mark.parametrize("split_reasoning", [True, False])
+def test_mutated_replies_are_read_alike_however_they_are_cut(tools: ToolFormat, split_reasoning: bool) -> None:
+    dice = random.Random(7)
+    form = ReplyFormat(THINK, tools=tools)
+    for _ in range(60):
+        text = Mutations(tools, dice).text()
+        whole = parse([text], form, split_reasoning=split_reasoning)
+        assert parse(list(text), form, split_reasoning=split_reasoning) == whole, text
+        for _ in range(10):
+            cut = dice.randrange(len(text) + 1)
+            assert parse([text[:cut], text[cut:]], form, split_reasoning=split_reasoning) == whole, text
+        assert_nothing_is_lost(text, whole)
+
+
+def assert_nothing_is_lost(text: str, whole: Whole) -> None:
+    """All that is said stands in the text; and all of the text that is neither markup nor white space is said."""
+    content, reasoning, calls = whole
+    said = content + reasoning + "".join(name + arguments for name, arguments in calls)
+    assert all(arguments in text or arguments == "{}" for _, arguments in calls)
+    if not calls:
+        marked = (content, f"<think>{reasoning}</think>{content}", f"<think>{reasoning}")
+        assert "".join(text.split()) in {"".join(candidate.split()) for candidate in marked}
+    for word in ("Done.", "Well:", "🦀"):
+        assert said.count(word) == text.count(word)
+
+
+def test_text_of_nothing_but_marks_is_read_alike_however_it_is_cut(tools: ToolFormat) -> None:
+    dice = random.Random(11)
+    parts = [
+        "<think>",
+        "</think>",
+        "<|python_tag|>",
+        '{"name": "f", ',
+        '"arguments": ',
+        '"parameters": ',
+        "{}",
+        '"x": ',
+    ]
+    parts += [tools.section_start, tools.call_start, tools.call_end, tools.between, tools.section_end]
+    parts += [tools.separator or ",", "}", "]", "{", " ", "f", '"', "\\"]
+    form = ReplyFormat(THINK, tools=tools)
+    for _ in range(400):
+        text = "".join(dice.choices(parts, k=dice.randrange(1, 12)))
+        whole = parse([text], form)
+        assert parse(list(text), form) == whole, text
+        cut = dice.randrange(len(text) + 1)
+        assert parse([text[:cut], text[cut:]], form) == whole, text
+
+
+def test_a_long_text_at_once_is_read_like_its_pieces() -> None:
+    calls = tuple((f"f{index}", json.dumps({"n": index, "text": "x" * (index % 50)})) for index in range(500))
+    text = write(PHI, *calls)
+    assert parse([text], ReplyFormat(tools=PHI)) == ("", "", calls)
+    assert parse([text[i : i + 7] for i in range(0, len(text), 7)], ReplyFormat(tools=PHI)) == ("", "", calls)
+
+
+# -- deltas together
+
+
+def test_a_reply_is_put_together_from_its_deltas() -> None:
+    parser = ReplyParser(ReplyFormat(THINK, tools=MISTRAL_SMALL))
+    text = f"<think>Hm.</think>Well. {write(MISTRAL_SMALL, ('f', '{}'))}"
+    reply = join([*map(parser.feed, text), parser.flush()])
+    assert (reply.content, reply.reasoning) == ("Well. ", "Hm.")
+    assert reply.calls == (ToolCall("abcdef123", "f", "{}"),)

@@ -15,8 +15,8 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors"},
-    {"messages"},
+    {"errors", "marks"},
+    {"messages", "reading"},
     {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote"},
     {"discovery"},
@@ -32,6 +32,7 @@ FLOORS = (
 # The only importers of a foreign package: a folder ends with a dot.
 BORDERS = {
     "llama_cpp": ("shimmy.engine.binding",),
+    "llguidance": ("shimmy.engine.grammar",),
     "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "starlette": ("shimmy.api.", "shimmy.server"),
@@ -45,13 +46,19 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
         *(
             "adapters",
             "binding",
+            "chat",
             "checkpoint",
             "context",
             "embedding",
+            "gbnf",
+            "grammar",
+            "jinja",
             "llama",
+            "preparer",
             "quantize",
         ),
-        *("preparer", "sampler", "scheduler", "task", "thinking", "turns", "template", "jinja", "worker"),
+        *("rules", "sampler", "scheduler", "schema", "task", "template", "text", "thinking", "thinking_budget"),
+        *("tool_format", "tool_grammar", "turns", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

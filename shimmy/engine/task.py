@@ -9,8 +9,8 @@ from typing import Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.speculation import Lookup
-from shimmy.messages import Finished, FinishReason, Job, Piece, Timings, TokenLogprob, Usage
-from shimmy.reply import StopFilter, TextDecoder
+from shimmy.engine.text import StopFilter, TextDecoder
+from shimmy.messages import Finished, FinishReason, Job, Piece, ReplyFormat, Timings, TokenLogprob, Usage
 
 # The limit of a job that may generate until the context is full.
 _NO_LIMIT = 2**31
@@ -49,6 +49,7 @@ class Task:
     received_s: float
     scales: tuple[float, ...] = ()  # of each adapter of the model
     guide: Guide | None = None
+    format: ReplyFormat = field(default_factory=ReplyFormat)
     marks: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that the reader of the reply has to see
     n_prompt: int = field(init=False)
     n_limit: int = field(init=False)

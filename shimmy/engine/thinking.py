@@ -1,96 +1,57 @@
-"""Ends a job's reasoning after so many tokens: a guide that forces the end of it, and otherwise asks the one within.
+"""What begins and what ends a model's reasoning, read from its chat template. Knows nothing of tokens."""
 
-Knows the marks of reasoning as bytes and tokens; nothing of templates or grammars.
-"""
+import re
+from contextlib import suppress
 
-from collections.abc import Callable, Sequence
+from shimmy.engine.template import ChatTemplate
+from shimmy.errors import ShimmyError
+from shimmy.messages import ChatPrompt, Message
 
-from shimmy.engine.task import Guide
+PROBE_DEADLINE_S = 2.0
+MAX_PROBE_CHARACTERS = 64 * 1024
+
+# Templates rarely write reasoning, but name what ends it, to cut it off earlier replies.
+_ENDS_TAG = re.compile(r"</((?:\w{1,20}:)?think(?:ing)?)>")
+_PAIRS = (
+    ("[THINK]", "[/THINK]"),  # Mistral's reasoning models
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+)
+_REASONING = "Probereasoning"
+_TAG = r"(<[^<>\s\ud800-\udfff]{1,40}>|\[[^\[\]\s\ud800-\udfff]{1,40}\])"  # without half characters
+_SHOWN = re.compile(rf"{_TAG}\s*{_REASONING}\s*{_TAG}")
 
 
-class ThinkingBudget:
-    """Reasoning begins at once where `is_thinking`, else where the reply itself begins with `start`.
+def tags(template: ChatTemplate) -> tuple[str, str] | None:
+    """What begins and what ends reasoning; None where the template knows of none. Raises nothing."""
+    for pair in _PAIRS:
+        if pair[0] in template.source and pair[1] in template.source:
+            return pair
+    named = _ENDS_TAG.search(template.source)
+    if named is not None:
+        return f"<{named[1]}>", named[0]
+    return _shown(template) if "reasoning_content" in template.source else None
 
-    `end_tokens` are what it is ended with, `n_max` is how many tokens may come before. `spelled` gives the bytes of a
-    token. `inner` hears of every token.
+
+def _shown(template: ChatTemplate) -> tuple[str, str] | None:
+    reply = Message("assistant", "Probecontent", reasoning_content=_REASONING)
+    with suppress(ShimmyError):
+        text = template.render(ChatPrompt((Message("user", "Hi."), reply), False), deadline_s=PROBE_DEADLINE_S)
+        shown = _SHOWN.search(text[-MAX_PROBE_CHARACTERS:])
+        # A template may as well put reasoning between the marks of a turn.
+        if shown is not None and "think" in shown[1].lower():
+            return shown[1], shown[2]
+    return None
+
+
+def is_begun(prompt: ChatPrompt, text: str, pair: tuple[str, str]) -> bool:
+    """Whether `text`, which a prompt has become, ends inside reasoning.
+
+    Only its end counts, and in a reply that goes on what it says itself: a user may well write of such tags.
     """
-
-    def __init__(
-        self,
-        inner: Guide | None,
-        *,
-        marks: tuple[bytes, bytes],
-        end_tokens: Sequence[int],
-        spelled: Callable[[int], bytes],
-        n_max: int,
-        is_thinking: bool,
-    ) -> None:
-        self._inner = inner
-        self._start, self._end = marks
-        self._end_tokens = list(end_tokens)
-        self._spelled = spelled
-        self._n_left = n_max
-        self._tail = b""
-        self._is_thinking = is_thinking
-        self._is_done = False
-        self._ending: list[int] = []  # of the tokens that end it, those that have not come yet
-        if is_thinking and not n_max:
-            self._ending = list(end_tokens)
-
-    @property
-    def is_over(self) -> bool:
-        return self._inner is not None and self._inner.is_over
-
-    def allows(self, token: int) -> bool:
-        if self._ending:
-            return token == self._ending[0]
-        return self._inner is None or self._inner.allows(token)
-
-    def allowed(self) -> bytes:
-        if self._ending:
-            token = self._ending[0]
-            return bytes(token // 8) + bytes([1 << token % 8])
-        assert self._inner is not None  # who allows everything is not asked what
-        return self._inner.allowed()
-
-    def accept(self, token: int) -> None:
-        if self._inner is not None:
-            self._inner.accept(token)
-        if not self._is_done:
-            self._follow(token)
-
-    def forced(self) -> list[int]:
-        if self._ending:
-            return list(self._ending)
-        return [] if self._inner is None else self._inner.forced()
-
-    def _follow(self, token: int) -> None:
-        if self._ending and token == self._ending[0]:
-            del self._ending[0]
-            self._is_done = not self._ending
-            return
-        self._tail += self._spelled(token)
-        if not self._is_thinking:
-            self._look_for_start()
-            return
-        if self._end in self._tail:
-            self._is_done = True
-            return
-        self._tail = self._tail[-len(self._end) :]
-        self._n_left -= 1
-        if self._n_left <= 0 and not self._is_ending():
-            self._ending = list(self._end_tokens)
-
-    def _is_ending(self) -> bool:
-        """Whether the model is about to end it by itself."""
-        return any(self._tail.endswith(self._end[:n]) for n in range(1, len(self._end)))
-
-    def _look_for_start(self) -> None:
-        said = self._tail.lstrip()
-        if said.startswith(self._start):
-            self._is_thinking = True
-            self._tail = b""
-            if not self._n_left:
-                self._ending = list(self._end_tokens)
-        elif not self._start.startswith(said):
-            self._is_done = True  # the reply does without
+    begins, ends = pair
+    if prompt.continue_final_message:
+        last = prompt.messages[-1]
+        content = last.content or ""
+        return (not content and bool(last.reasoning_content)) or content.rfind(begins) > content.rfind(ends)
+    return text[-256:].rstrip().endswith(begins)  # longer than any of the marks

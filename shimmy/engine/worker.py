@@ -31,6 +31,7 @@ from shimmy.formats import gguf
 from shimmy.messages import (
     Accepted,
     ChatPrompt,
+    Echo,
     Message,
     ModelFacts,
 )
@@ -200,7 +201,10 @@ class Worker:
             self._emit([(job_id, Internal("the worker could not prepare the job"))])
         else:
             if isinstance(task, Task):
-                self._emit([(job_id, Accepted(task.n_prompt))])
+                events: list[JobEvent] = [(job_id, Accepted(task.n_prompt, task.format))]
+                if task.job.echo:
+                    events.append((job_id, Echo(self._preparer.echo(task))))
+                self._emit(events)
             if task is not None:
                 self._to_schedule.put(task)
 

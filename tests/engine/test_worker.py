@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import struct
@@ -28,6 +29,8 @@ from shimmy.messages import (
     Accepted,
     Adapter,
     ChatPrompt,
+    Echo,
+    FillPrompt,
     Finished,
     FinishReason,
     GenerateRequest,
@@ -337,6 +340,36 @@ async def test_a_scale_that_is_too_much_for_the_model_costs_only_its_own_job(tin
 
 
 # -- small questions -------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_log_probabilities_of_prompt_and_reply_agree(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        prompt = "hello world " * 9  # more tokens than a decode has rows with logits
+        said = [event async for event in client.submit(request(prompt, n_logprobs=3, echo=True))]
+        echoes = [event for event in said if isinstance(event, Echo)]
+        pieces = [event for event in said if isinstance(event, Piece)]
+        assert said[: len(echoes)] == echoes
+        assert echoes[0].text == prompt
+        in_prompt = [logprob for echo in echoes for logprob in echo.logprobs]
+        in_reply = [logprob for piece in pieces for logprob in piece.logprobs]
+        tokens = [each.chosen.token for each in (*in_prompt, *in_reply)]
+        assert tokens[: len(in_prompt)] == await client.tokenize(prompt, add_special=True, parse_special=True)
+        assert math.isnan(in_prompt[0].chosen.logprob)
+        assert all(each.chosen == each.top[0] for each in in_reply), "greedy takes the most likely token"
+        # What was said, read as a prompt, is as likely as it was while it was said.
+        again = client.submit(request(TokenPrompt(tuple(tokens)), n_logprobs=0, echo=True, n_predict=0))
+        told = [each async for event in again if isinstance(event, Echo) for each in event.logprobs]
+        assert [each.chosen.logprob for each in told[1:]] == pytest.approx(
+            [each.chosen.logprob for each in (*in_prompt[1:], *in_reply)], abs=2e-2
+        )
+
+
+@on_loop
+async def test_a_model_without_marks_for_a_gap_fills_none(tiny_model: Path) -> None:
+    async with worker(tiny_model) as client:
+        error = await refusal(client, FillPrompt("before", "behind"))
+        assert (error.param, error.status) == ("suffix", 400)
 
 
 @on_loop

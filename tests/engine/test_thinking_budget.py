@@ -2,7 +2,7 @@
 
 import pytest
 
-from shimmy.engine.thinking import ThinkingBudget
+from shimmy.engine.thinking_budget import ThinkingBudget
 from tests.engine.fake_backend import FakeGuide
 
 END = b"</t>"

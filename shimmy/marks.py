@@ -1,0 +1,33 @@
+"""Finding marks in text that comes in pieces. Knows strings; knows nothing of what the marks mean."""
+
+
+class Marks:
+    """Some strings that mean something wherever they are complete; empty ones are none."""
+
+    __slots__ = ("_first_characters", "_longest", "_marks")
+
+    def __init__(self, *marks: str) -> None:
+        self._marks = tuple(mark for mark in marks if mark)
+        self._first_characters = frozenset(mark[0] for mark in self._marks)
+        self._longest = max(map(len, self._marks), default=0)
+
+    def cannot_begin_in(self, text: str) -> bool:
+        """That neither a mark nor the beginning of one is in `text`; cheap, and what is true of most pieces."""
+        return self._first_characters.isdisjoint(text)
+
+    def find(self, text: str) -> tuple[int, str] | None:
+        """Where the mark that is complete first starts, and which it is.
+
+        When several are complete at the same character, the one that began first counts.
+        """
+        found = [(start + len(mark), start, mark) for mark in self._marks if (start := text.find(mark)) >= 0]
+        return min(found)[1:] if found else None
+
+    def start_of_unfinished(self, text: str) -> int:
+        """Where the longest ending of `text` starts that is the beginning of a mark."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            if text[start] in self._first_characters:
+                ending = text[start:]
+                if any(mark.startswith(ending) for mark in self._marks):
+                    return start
+        return len(text)
