@@ -26,6 +26,7 @@ FLOORS = (
     {"generate"},
     {"api"},
     {"server"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
