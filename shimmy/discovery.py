@@ -18,7 +18,8 @@ from shimmy.config import SAFETENSORS_TYPES
 from shimmy.engine import sampling
 from shimmy.errors import BadRequest
 from shimmy.formats import huggingface, ollama
-from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
+from shimmy.formats.gguf import InvalidGguf, shard_paths
+from shimmy.formats.gguf_header import GgufHeader, Kind
 from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults, SamplingParams
 from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, printable, shown

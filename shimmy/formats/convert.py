@@ -16,7 +16,7 @@ from typing import Any
 from shimmy.formats import cache, huggingface
 from shimmy.formats.architectures import Recipe, family_of, recipe, text_config
 from shimmy.formats.cache import Converted, Progress
-from shimmy.formats.gguf import Array, GgufHeader, Value, describe
+from shimmy.formats.gguf_header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.pooling import config_path, pooling_type
 from shimmy.formats.safetensors import Checkpoint, Reader, read_folder, read_json

@@ -16,7 +16,8 @@ from typing import Any
 from shimmy.formats import cache, gguf
 from shimmy.formats.architectures import CODES
 from shimmy.formats.families import FAMILIES, Row
-from shimmy.formats.gguf import Array, Contents, GgufHeader, Kind
+from shimmy.formats.gguf import Contents
+from shimmy.formats.gguf_header import Array, GgufHeader, Kind
 from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.huggingface import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shimmy.formats.hyperparameters import MAX_LAYERS
