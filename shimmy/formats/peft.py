@@ -19,14 +19,13 @@ from shimmy.formats.families import FAMILIES, Row
 from shimmy.formats.gguf import Contents
 from shimmy.formats.gguf_header import Array, GgufHeader, Kind
 from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, write_file
-from shimmy.formats.huggingface import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shimmy.formats.huggingface import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAX_CONFIG_BYTES
 from shimmy.formats.hyperparameters import MAX_LAYERS
 from shimmy.formats.safetensors import Reader, Tensor, read_file, read_json, shown
 from shimmy.formats.transforms import ELEMENT_BYTES, Output, Piece, Transform, chunks
 from shimmy.formats.unconvertible import Unconvertible
 
 CONVERTER_VERSION = 1  # another one makes another file of the same folder
-MAX_CONFIG_BYTES = 1 << 20
 
 _PREFIX = "base_model.model."
 _PARTS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b"}
