@@ -18,7 +18,7 @@ FLOORS = (
     {"errors", "marks"},
     {"messages", "reading"},
     {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
-    {"headers", "watcher", "engine", "room", "remote"},
+    {"headers", "watcher", "engine", "room", "remote", "folders"},
     {"discovery", "processor", "slot"},
     {"librarian", "workers"},
     {"launch"},
