@@ -273,7 +273,7 @@ def test_a_list_of_nothing_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture
     ("number", "text"), [(0, "0"), (999, "999"), (1000, "1.0K"), (134_500_000, "134.5M"), (7_240_000_000, "7.2B")]
 )
 def test_counts_as_people_read_them(number: int, text: str) -> None:
-    assert models._count(number) == text
+    assert models.count(number) == text
 
 
 def test_probe_says_what_the_engine_found(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:

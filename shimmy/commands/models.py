@@ -29,11 +29,11 @@ _INNER_FIELDS = {
 def list_models(call: Call) -> int:
     models = _catalog(call.config).models
     if call.options.json:
-        print(json.dumps([_model_fields(model) for model in models], indent=2))
+        print(json.dumps([model_fields(model) for model in models], indent=2))
         return 0
     rows = [("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT")]
     rows += [
-        (m.name, m.architecture, m.quantization, _count(m.n_params), f"{m.size_bytes / 1e6:.0f} MB", str(m.n_ctx_train))
+        (m.name, m.architecture, m.quantization, count(m.n_params), f"{m.size_bytes / 1e6:.0f} MB", str(m.n_ctx_train))
         for m in models
     ]
     print_table(rows)
@@ -45,9 +45,9 @@ def probe(call: Call) -> int:
 
     async def facts_of(services: "Services", model: Model) -> dict[str, Any]:
         facts = (await services.pool.ensure_ready(model)).facts
-        return _model_fields(model) | asdict(facts)
+        return model_fields(model) | asdict(facts)
 
-    fields = _with_model(call.config, call.options.name, facts_of)
+    fields = with_model(call.config, call.options.name, facts_of)
     if call.options.json:
         print(json.dumps(fields, indent=2))
     else:
@@ -84,7 +84,7 @@ def generate(call: Call) -> int:
                     print(event.text, end="", flush=True)
         return 0
 
-    code: int = _with_model(call.config, call.options.name, generate_text)
+    code: int = with_model(call.config, call.options.name, generate_text)
     return code
 
 
@@ -105,7 +105,7 @@ def _print_end(call: Call, model: Model, text: str, finished: Finished) -> None:
     print(json.dumps(fields))
 
 
-def _with_model(config: Config, name: str, use: Callable[["Services", Model], Any]) -> Any:
+def with_model(config: Config, name: str, use: Callable[["Services", Model], Any]) -> Any:
     """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
     from shimmy.events import Events
     from shimmy.generate import Services, no_discovery
@@ -139,14 +139,16 @@ def _with_model(config: Config, name: str, use: Callable[["Services", Model], An
     return asyncio.run(run())
 
 
-def _model_fields(model: Model) -> dict[str, Any]:
+def model_fields(model: Model) -> dict[str, Any]:
+    """What a person may want to know of it, as JSON has it."""
     fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
     adapters = [shown(path) for path in model.adapters]
     projector = shown(model.projector) if model.projector else None
     return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """For a person: `134.5M`."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if number >= size:
             return f"{number / size:.1f}{unit}"
