@@ -1,4 +1,5 @@
-"""The command line: `serve`, `list`, `probe`, `generate`, `version`; `ps`, `load`, `unload`, `discover` ask a server.
+"""The command line. `serve`, `list`, `probe`, `generate`, `bench`, `convert` and `version` work by themselves; `ps`,
+`load`, `unload` and `discover` ask a server.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start. Knows
 the sub-commands and how their results look; what they do is elsewhere, imported only by the command that needs it.
@@ -32,6 +33,7 @@ _INNER_FIELDS = {
     "files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state", "is_causal", "pooling",
 }  # fmt: skip
 _SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
+_MAX_SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
@@ -40,6 +42,7 @@ _ENGINE_OPTIONS = (
     *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "chat_template", "chat_template_file",
     "lora", "cpu_variant",
 )  # fmt: skip
+_BENCH_OPTIONS = (*_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "lora", "cpu_variant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +345,38 @@ def _print_end(call: Call, model: "Model", text: str, finished: Finished) -> Non
     print(json.dumps(fields))
 
 
+def _bench(call: Call) -> int:
+    from shimmy.bench import Result, measure, trials
+    from shimmy.engine.machine import n_physical_cores
+
+    options, config = call.options, call.config
+    chosen = trials(options.n_prompt, options.n_gen, options.sequences)
+    if not chosen:
+        raise ConfigError("--n-prompt and --n-gen are both 0: there is nothing to measure")
+    n_sequences = max(config.n_sequences, *options.sequences)
+    # Guessing ahead would measure the text: what follows random tokens soon repeats itself.
+    config = replace(config, speculate=False, n_sequences=n_sequences, n_threads=config.n_threads or n_physical_cores())
+    bar = _ProgressBar("measuring")
+
+    async def bench(services: "Services", model: "Model") -> tuple["Model", str, list[Result]]:
+        worker = await services.pool.ensure_ready(model)
+        try:
+            return model, worker.facts.cpu_variant, await measure(worker, chosen, options.repetitions, bar.show)
+        finally:
+            bar.end()
+
+    model, cpu_variant, results = _with_model(config, options.name, bench)
+    if options.json:
+        about = _model_fields(model) | {"cpu_variant": cpu_variant, "n_threads": config.n_threads}
+        print(json.dumps(about | {"results": [result.fields() for result in results]}, indent=2))
+        return 0
+    print(f"{model.name}, {model.quantization}, {model.size_bytes / 1e6:.0f} MB, {_count(model.n_params)} parameters")
+    print(f"{config.n_threads} threads, CPU variant {cpu_variant}\n")
+    rows = [(result.trial.name, f"{result.mean:.2f} ± {result.deviation:.2f}") for result in results]
+    _print_table([("TEST", "TOKENS/S"), *rows])
+    return 0
+
+
 def _version(call: Call) -> int:
     print(json.dumps({"version": __version__}) if call.options.json else f"shimmy {__version__}")
     return 0
@@ -434,6 +469,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
+    bench = _command(
+        commands, "bench", _bench, "measure how fast a model is on this machine", _BENCH_OPTIONS, json=True
+    )
+    bench.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
+    bench.add_argument(
+        "-p", "--n-prompt", type=_natural, default=512, metavar="N", help="tokens of the prompt (default: 512; 0: none)"
+    )
+    bench.add_argument(
+        "-n", "--n-gen", type=_natural, default=128, metavar="N", help="tokens to generate (default: 128; 0: none)"
+    )
+    bench.add_argument(
+        "--sequences", type=_several, default=(1, 4, 8), metavar="N,...",
+        help="how many sequences are generated at once (default: 1,4,8)",
+    )  # fmt: skip
+    bench.add_argument("-r", "--repetitions", type=_positive, default=5, metavar="N", help="of each test (default: 5)")
     convert = _command(
         commands, "convert", _convert, "make a GGUF file of a SafeTensors folder",
         ("threads", "safetensors_type", "log_level", "log_format"),
@@ -464,6 +514,20 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return value
+
+
+def _several(text: str) -> tuple[int, ...]:
+    values = tuple(_positive(part) for part in text.split(","))
+    if max(values) > _MAX_SEQUENCES:
+        raise argparse.ArgumentTypeError(f"must be at most {_MAX_SEQUENCES}")
+    return values
 
 
 def _command(

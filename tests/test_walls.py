@@ -23,7 +23,7 @@ FLOORS = (
     {"librarian"},
     {"launch"},
     {"pool"},
-    {"generate"},
+    {"generate", "bench"},
     {"api"},
     {"server"},
     {"cli"},
