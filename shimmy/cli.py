@@ -20,6 +20,7 @@ from shimmy.errors import ShimmyError
 from shimmy.frozen import Home
 
 _SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
+_MAX_SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
@@ -28,6 +29,7 @@ _ENGINE_OPTIONS = (
     *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "chat_template", "chat_template_file",
     "lora", "cpu_variant",
 )  # fmt: skip
+_BENCH_OPTIONS = (*_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "lora", "cpu_variant")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,6 +103,12 @@ def _with_models(call: Call) -> int:
     return COMMANDS[call.options.command](call)
 
 
+def _bench(call: Call) -> int:
+    from shimmy.commands.bench import bench
+
+    return bench(call)
+
+
 def _with_a_server(call: Call) -> int:
     from shimmy.commands.running import COMMANDS
 
@@ -133,6 +141,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
+    bench = _command(
+        commands, "bench", _bench, "measure how fast a model is on this machine", _BENCH_OPTIONS, json=True
+    )
+    bench.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
+    bench.add_argument(
+        "-p", "--n-prompt", type=_natural, default=512, metavar="N", help="tokens of the prompt (default: 512; 0: none)"
+    )
+    bench.add_argument(
+        "-n", "--n-gen", type=_natural, default=128, metavar="N", help="tokens to generate (default: 128; 0: none)"
+    )
+    bench.add_argument(
+        "--sequences", type=_several, default=(1, 4, 8), metavar="N,...",
+        help="how many sequences are generated at once (default: 1,4,8)",
+    )  # fmt: skip
+    bench.add_argument("-r", "--repetitions", type=_positive, default=5, metavar="N", help="of each test (default: 5)")
     convert = _command(
         commands, "convert", _convert, "make a GGUF file of a SafeTensors folder",
         ("threads", "safetensors_type", "log_level", "log_format"),
@@ -163,6 +186,20 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return value
+
+
+def _several(text: str) -> tuple[int, ...]:
+    values = tuple(_positive(part) for part in text.split(","))
+    if max(values) > _MAX_SEQUENCES:
+        raise argparse.ArgumentTypeError(f"must be at most {_MAX_SEQUENCES}")
+    return values
 
 
 def _command(

@@ -23,7 +23,7 @@ FLOORS = (
     {"librarian", "workers"},
     {"launch"},
     {"pool"},
-    {"generate"},
+    {"generate", "bench"},
     {"api"},
     {"server"},
     {"commands"},
