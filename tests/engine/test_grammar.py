@@ -17,7 +17,8 @@ import pytest
 
 from shimmy.engine import variants
 from shimmy.engine.grammar import Grammars, Guide
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.packed import GRAMMAR_ARCHIVE
 from shimmy.errors import BadRequest
 from shimmy.messages import Grammar, GrammarKind
@@ -432,7 +433,8 @@ import sys
 from pathlib import Path
 from shimmy.engine import variants
 from shimmy.engine.grammar import Grammars
-from shimmy.engine.llama import LIBRARY_FOLDER, CpuBackend, LlamaModel
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.messages import Grammar, GrammarKind
 sys._MEIPASS = {str(tmp_path)!r}
 model = LlamaModel(Path({str(tiny_model)!r}), CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
