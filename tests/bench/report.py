@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench.figures import Figure, Figures
+from tests.bench.figures import TIMES, Figure, Figures
 from tests.bench.plot import Bar, plot
 from tests.bench.workloads import FIGURES
 from tools.steps import ROOT, BuildError
@@ -79,6 +79,8 @@ def _bars(rounds: Rounds) -> list[Bar]:
         return []
     bars = []
     for figure in _measured(rounds):
+        if figure.unit is TIMES:
+            continue  # it compares a server with itself
         better = [figure.better(ratio) for ratio in _ratios(rounds, figure.key, THEIRS) if ratio]
         goal = figure.goals.get(THEIRS)
         if better:
