@@ -6,7 +6,8 @@
     │   └── TemplateFailed    400  the chat template refused or broke on the messages
     ├── Unauthorized          401  a key is required
     ├── NotFound              404  no such route or object
-    │   └── ModelNotFound     404  no such model, or a name that fits several
+    │   ├── ModelNotFound     404  no such model, or a name that fits several
+    │   └── PreviousResponseNotFound  404  a response that a request goes on from, or one before it
     ├── MethodNotAllowed      405
     ├── PayloadTooLarge       413
     ├── Overloaded            503  the queue is full; try again later
@@ -63,6 +64,10 @@ class NotFound(ShimmyError):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class PreviousResponseNotFound(NotFound):
+    code = "previous_response_not_found"
 
 
 class MethodNotAllowed(ShimmyError):

@@ -4,22 +4,34 @@ Knows no dialect and no wire. A dialect makes a GenerateRequest, awaits `accepte
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shimmy.config import Config
 from shimmy.engine import pooling
-from shimmy.errors import BadRequest
+from shimmy.errors import BadRequest, Internal
 from shimmy.events import Events
-from shimmy.messages import Accepted, Echo, Embeddings, EmbedRequest, Finished, GenerateRequest, Piece
+from shimmy.messages import (
+    Accepted,
+    Echo,
+    Embeddings,
+    EmbedRequest,
+    Finished,
+    GenerateRequest,
+    Piece,
+    ReplyFormat,
+    TokenLogprob,
+)
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
 from shimmy.registry import Model, Registry
 
 if TYPE_CHECKING:
     from shimmy.engine.streams import JobStream
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -70,7 +82,11 @@ class Generation:
         if self._stream is None:
             await self.accepted()
             assert self._stream is not None
-        event = await anext(self._stream)
+        try:
+            event = await anext(self._stream)
+        except BadRequest as error:
+            self._name_field(error)
+            raise
         if isinstance(event, Finished):
             self._count(event)
         elif not self._has_begun:
@@ -90,7 +106,16 @@ class Generation:
         worker = await self._services.pool.ensure_ready(self.model, self._request.keep_alive_s)
         self._waited_s = monotonic() - self._started_s
         self._stream = worker.submit(self._request)
-        return await self._stream.accepted()
+        try:
+            return await self._stream.accepted()
+        except BadRequest as error:
+            self._name_field(error)
+            raise
+
+    def _name_field(self, error: BadRequest) -> None:
+        """A worker that objects to a grammar knows of no fields."""
+        if type(error) is BadRequest and error.param is None:
+            error.param = self._request.constrained_by
 
     def _count(self, finished: Finished) -> None:
         metrics, name, usage = self._services.metrics, self.model.name, finished.usage
@@ -112,6 +137,57 @@ def generate(services: Services, request: GenerateRequest) -> Generation:
         message = f"`{model.name}` was made for embeddings and writes no text: ask another model, or `/v1/embeddings`"
         raise BadRequest(message, param="model")
     return Generation(services, model, request)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All that one job said, and how it ended; `echo` is its prompt where that was wanted."""
+
+    format: ReplyFormat
+    echo: Echo
+    said: Piece
+    finished: Finished
+
+
+async def whole(generation: Generation) -> Whole:
+    """Wait for the end of `generation`, whatever it says in between; raises what stands against it or ends it."""
+    accepted = await generation.accepted()
+    echoes: list[Echo] = []
+    pieces: list[Piece] = []
+    async for event in generation:
+        match event:
+            case Piece():
+                pieces.append(event)
+            case Echo():
+                echoes.append(event)
+            case Finished():
+                echo = Echo("".join([part.text for part in echoes]), _logprobs(echoes))
+                n_tokens = sum(piece.n_tokens for piece in pieces)
+                said = Piece("".join([piece.text for piece in pieces]), n_tokens, _logprobs(pieces))
+                return Whole(accepted.format, echo, said, event)
+    raise Internal("the generation ended without a reason")
+
+
+def _logprobs(parts: Sequence[Echo | Piece]) -> tuple[TokenLogprob, ...]:
+    return tuple([logprob for part in parts for logprob in part.logprobs])
+
+
+async def together(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What each of `works` returns; the first error of any ends the others, and is raised as it is."""
+    if len(works) == 1:
+        return [await works[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def close(generations: Sequence[Generation]) -> None:
+    """Cancel what still runs of them; safe at any moment and more than once."""
+    for generation in generations:
+        await generation.aclose()
 
 
 async def embed(services: Services, request: EmbedRequest) -> tuple[Model, Embeddings]:

@@ -110,12 +110,11 @@ class ReplyParser:
         may_begin = calls.is_bare  # the first text decides whether the whole reply is calls
         while True:
             yield from reader.space()
-            mark = "" if may_begin else (yield from reader.until(calls.marks, self._say_content))
-            if not mark and not may_begin:
+            if not may_begin and not (yield from reader.until(calls.marks, self._say_content)):
                 return
             may_begin = False
             try:
-                yield from calls.read(mark)
+                yield from calls.read()
             except Unexpected:
                 if not reader.has_only_space():
                     self._say_unsaid()
@@ -189,21 +188,22 @@ class _CallReader:
             text.strip() for text in (tools.call_start, tools.call_end, tools.between, tools.section_end)
         )
         # Models write white space in front of the bracket of an array, whatever the template does.
-        section_start = tools.section_start.strip()
-        self._section_start = section_start.rstrip(f"[{SPACE}")
-        self._bracket = section_start[len(self._section_start) :].strip()
+        section_start = tools.section_start.strip().rstrip(f"[{SPACE}")
+        self._bracket = tools.section_start.strip()[len(section_start) :].strip()
         self._separator: re.Pattern[str] | None = None
         if tools.separator is not None:
             self._separator = re.compile(re.escape(tools.separator.strip()) or r"(?=[\s{])")
-        self.is_bare = not (self._section_start or self._call_start)
-        self.marks = Marks(_PYTHON_TAG) if self.is_bare else Marks(self._section_start, self._call_start)
+        self.is_bare = not (section_start or self._call_start)
+        # Inside of a section the start of a call may be short, so nothing but the section's announces calls then.
+        self._is_opened_by_call = bool(self._call_start) and not section_start
+        self.marks = Marks(section_start or self._call_start or _PYTHON_TAG)
         # Of an object that no mark announced; with other keys it is an answer in JSON, which need not be held back.
         self._first_keys = {tools.name_key, tools.arguments_key, tools.id_key, "type"}
 
-    def read(self, mark: str) -> Reading[None]:
-        """Read the calls behind `mark`, to the end of their section or to what is no call."""
+    def read(self) -> Reading[None]:
+        """Read the calls behind a mark, to the end of their section or to what is no call."""
         reader = self._reader
-        if self.is_bare or mark != self._call_start:
+        if not self._is_opened_by_call:
             yield from reader.space()
             yield from reader.expect(self._bracket)
             yield from reader.require(self._call_start)
@@ -243,8 +243,8 @@ class _CallReader:
         yield from reader.space()
         if (yield from reader.peek()) != "{":
             raise Unexpected
-        if self._tools.id_mark:
-            name, _, call_id = name.partition(self._tools.id_mark)
+        if self._tools.id_key:
+            name, _, call_id = name.partition(self._tools.id_key)
             self._begin(name.strip(), call_id.strip())
         else:
             self._begin(name.strip(), None)

@@ -82,7 +82,10 @@ def model(name: str = "tiny.q4-1") -> Model:
 
 
 class FakeWorker:
-    """Takes jobs as a worker does. Without a script a test drives `streams` itself; with one, every job gets it."""
+    """Takes jobs as a worker does. Without a script a test drives `streams` itself; with one, every job gets it.
+
+    `scripts` are for jobs that say different things, each of them for one job, in turn.
+    """
 
     name = "tiny.q4-1"
     is_alive = True
@@ -92,19 +95,28 @@ class FakeWorker:
     pid = 4321
     facts = ModelFacts(2048, 2048, 256, 4, 135, 1000, "tiny", "haswell", has_chat_template=True)
 
-    def __init__(self, script: Sequence[Event | ShimmyError] = ()) -> None:
+    def __init__(
+        self, script: Sequence[Event | ShimmyError] = (), *, scripts: Sequence[Sequence[Event | ShimmyError]] = ()
+    ) -> None:
         self.script = script
+        self.scripts = scripts
         self.requests: list[GenerateRequest] = []
         self.streams: asyncio.Queue[JobStream] = asyncio.Queue()
         self.cancelled = asyncio.Event()
+        self.cancelled_ids: list[int] = []
 
     def submit(self, request: GenerateRequest) -> JobStream:
         self.requests.append(request)
-        stream = JobStream(len(self.requests), lambda _: self.cancelled.set())
-        for event in self.script:
+        stream = JobStream(len(self.requests), self._cancel)
+        scripts = self.scripts
+        for event in scripts[(len(self.requests) - 1) % len(scripts)] if scripts else self.script:
             stream.put(event)
         self.streams.put_nowait(stream)
         return stream
+
+    def _cancel(self, job_id: int) -> None:
+        self.cancelled_ids.append(job_id)
+        self.cancelled.set()
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [int(add_special), int(parse_special), *text.encode()]
@@ -173,7 +185,11 @@ class Call:
         return asyncio.create_task(self.run())
 
     async def run(self) -> None:
-        scope = {"type": "http", "method": self.method, "path": self.path, "headers": list(self.headers)}
+        path, _, query = self.path.partition("?")
+        scope = {
+            "type": "http", "method": self.method, "path": path, "query_string": query.encode(),
+            "headers": list(self.headers),
+        }  # fmt: skip
         await self.app(scope, self.received.get, self.sent.put)
 
     def leave(self) -> None:

@@ -17,7 +17,7 @@ HERMES = ToolFormat(call_start="<tool_call>\n", call_end="\n</tool_call>", betwe
 LLAMA = ToolFormat(arguments_key="parameters")
 NEMO = ToolFormat(section_start="[TOOL_CALLS][", between=", ", section_end="]", id_key="id")
 MISTRAL = ToolFormat(call_start="[TOOL_CALLS]", separator="[ARGS]")
-MISTRAL_SMALL = replace(MISTRAL, id_mark="[CALL_ID]")
+MISTRAL_SMALL = replace(MISTRAL, id_key="[CALL_ID]")
 PHI = ToolFormat(section_start="<|tool_call|>[", between=",", section_end="]<|/tool_call|>")
 GRANITE = ToolFormat(section_start="<|tool_call|>[", between=", ", section_end="]")
 FUNCTION_TAG = ToolFormat(call_start="<function=", separator=">", call_end="</function>")
@@ -39,13 +39,15 @@ DEEPSEEK_V3_1 = replace(
 WRAPPED = ToolFormat(
     section_start='{"tool_calls": [', between=", ", section_end="]}", name_key="tool", arguments_key="input"
 )
+APERTUS = ToolFormat("<|tools_prefix|>[", '{"', "}", ", ", "]<|tools_suffix|>", separator='": ')
 NAME_AND_LINE = ToolFormat(section_start="<calls>", separator="\n", between=";", section_end="</calls>")
 BARE_ARRAY = ToolFormat(section_start="[", between=", ", section_end="]")
 BARE_NAME = ToolFormat(separator=": ")
 FORMATS = {
     "hermes": HERMES, "llama": LLAMA, "nemo": NEMO, "mistral": MISTRAL, "mistral_small": MISTRAL_SMALL, "phi": PHI,
     "granite": GRANITE, "function_tag": FUNCTION_TAG, "deepseek": DEEPSEEK, "deepseek_v3_1": DEEPSEEK_V3_1,
-    "wrapped": WRAPPED, "name_and_line": NAME_AND_LINE, "bare_array": BARE_ARRAY, "bare_name": BARE_NAME,
+    "apertus": APERTUS, "wrapped": WRAPPED, "name_and_line": NAME_AND_LINE, "bare_array": BARE_ARRAY,
+    "bare_name": BARE_NAME,
 }  # fmt: skip
 THINK = ("<think>\n", "\n</think>\n\n")
 
@@ -98,7 +100,7 @@ def write(form: ToolFormat, *calls: tuple[str, str]) -> str:
 
 def write_call(form: ToolFormat, name: str, arguments: str) -> str:
     if form.separator is not None:
-        call_id = f"{form.id_mark}abcdef123" if form.id_mark else ""
+        call_id = f"{form.id_key}abcdef123" if form.id_key else ""
         body = name + call_id + form.separator + arguments
     else:
         call_id = f', "{form.id_key}": "abcdef123"' if form.id_key else ""
@@ -229,9 +231,9 @@ def test_the_bracket_of_an_array_may_stand_apart(start: str) -> None:
     assert parse_everywhere(text, ReplyFormat(tools=NEMO)) == ("", "", (("f", "{}"),))
 
 
-def test_calls_whose_section_has_no_beginning_are_calls() -> None:
-    text = write_call(DEEPSEEK, "f", '{"a": 1}')
-    assert parse_everywhere(text, ReplyFormat(tools=DEEPSEEK)) == ("", "", (("f", '{"a": 1}'),))
+def test_a_call_outside_of_a_section_is_content() -> None:
+    text = write_call(APERTUS, "f", '{"a": 1}')
+    assert parse_everywhere(text, ReplyFormat(tools=APERTUS)) == (text, "", ())
 
 
 # -- ids

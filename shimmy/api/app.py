@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, NoReturn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
-from shimmy.api import control, embeddings, openai, ops
+from shimmy.api import control, embeddings, openai, ops, responses
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Replies
+from shimmy.api.response_store import ResponseStore
 from shimmy.errors import MethodNotAllowed, NotFound
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
     ("POST", "/v1/embeddings", embeddings.embeddings),
+    ("POST", "/v1/responses", responses.create),
+    ("POST", "/v1/responses/input_tokens", responses.input_tokens),
+    ("GET", "/v1/responses/{rest}", responses.retrieve),
+    ("DELETE", "/v1/responses/{rest}", responses.delete),
+    ("GET", "/v1/responses/{rest}/input_items", responses.input_items),
+    ("POST", "/v1/responses/{rest}/cancel", responses.cancel),
     ("GET", "/api/events", control.events),
     ("GET", "/api/models", control.models),
     ("POST", "/api/models/discover", control.discover),
@@ -41,6 +48,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/tokenize", ops.tokenize),
     ("POST", "/detokenize", ops.detokenize),
     ("POST", "/apply-template", ops.apply_template),
+)
+_OPENAI_PATHS = tuple(
+    dict.fromkeys(f"`{path}`" for _, path, _ in ROUTES if path.startswith("/v1/") and "{" not in path)
 )
 OPEN_PATHS = frozenset({"/health", "/ready"})  # probes carry no key and learn one word
 
@@ -52,6 +62,7 @@ def create_app(services: "Services") -> Starlette:
         middleware.append(Middleware(ApiKey, keys=services.config.api_keys, open_paths=OPEN_PATHS))
     routes = [Route(path, Endpoint(handler, services), methods=[method]) for method, path, handler in ROUTES]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
+    app.state.responses = ResponseStore()
     app.router.redirect_slashes = False  # an unknown path is an error in our shape, not a redirect to another one
     return app
 
@@ -71,7 +82,16 @@ def _routing_error(request: "Request", exc: Exception) -> NoReturn:
     """Starlette's own refusals, an unknown path and a wrong method, as errors of ours."""
     assert isinstance(exc, HTTPException)
     path = request.url.path[:200]
-    if exc.status_code != 405:
-        raise NotFound(f"there is no `{path}` here; the OpenAI API is under `/v1`")
-    allowed = ", ".join(sorted((exc.headers or {})["Allow"].split(", ")))
-    raise MethodNotAllowed(f"`{path}` takes {allowed}, not {request.method[:20]}", allowed=allowed)
+    if exc.status_code == 405:
+        allowed = ", ".join(sorted(_methods(request)))
+        raise MethodNotAllowed(f"`{path}` takes {allowed}, not {request.method[:20]}", allowed=allowed)
+    if path.startswith("/v1/"):
+        raise NotFound(f"Shimmy does not serve `{path}`; of the OpenAI API it has {', '.join(_OPENAI_PATHS)}")
+    raise NotFound(f"there is no `{path}` here; the OpenAI API is under `/v1`")
+
+
+def _methods(request: "Request") -> set[str]:
+    """All that the path takes: each method is a route of its own."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in route.methods or ()}

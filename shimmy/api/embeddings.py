@@ -1,16 +1,28 @@
-"""OpenAI's embeddings: what a body may be, as a pure function, and the reply.
-
-Known and without effect by their nature: user.
-"""
+"""OpenAI's embeddings: what a body may be, as a pure function, and the reply."""
 
 import asyncio
 import struct
 from binascii import b2a_base64
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from shimmy.api.exchange import encode
-from shimmy.api.fields import Integer, Json, TokenIds, read_array, read_keep_alive, read_text, refuse, required
-from shimmy.api.openai_parse import read_model, refuse_not_served
+from shimmy.api.fields import (
+    Duration,
+    Integer,
+    Json,
+    NotServed,
+    OneOf,
+    Record,
+    Text,
+    TokenIds,
+    WithoutEffect,
+    read_array,
+    read_model,
+    refuse,
+    text,
+)
 from shimmy.api.stream import unless_gone
 from shimmy.generate import embed
 from shimmy.messages import EmbeddingInput, EmbedRequest
@@ -20,60 +32,66 @@ if TYPE_CHECKING:
     from shimmy.config import Config
 
 N_INPUTS_MAX = 2048
-FORMATS = ("float", "base64")
-# llama-server's own, each with the values that ask for nothing.
-NOT_SERVED: dict[str, tuple[object, ...]] = {"embd_normalize": (2,), "lora": ([],)}
 
 _INPUT = "a string, an array of strings, an array of token ids, or an array of such arrays"
-_dimensions = Integer(at_least=1)
+_text = Text(may_be_empty=False)
 _token_ids = TokenIds()
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One text or array of token ids, or an array of either."""
+
+    def read(self, value: object, path: str) -> tuple[EmbeddingInput, ...]:
+        if isinstance(value, str):
+            return (_text.read(value, path),)
+        items = read_array(value, path, _INPUT)
+        if not items:
+            refuse(path, _INPUT, "an empty array")
+        if not isinstance(items[0], str | list):
+            return (_tokens(items, path),)
+        if len(items) > N_INPUTS_MAX:
+            refuse(path, f"at most {N_INPUTS_MAX} inputs", str(len(items)))
+        read = _text.read if isinstance(items[0], str) else _tokens
+        return tuple(read(item, f"{path}[{index}]") for index, item in enumerate(items))
+
+    def schema(self) -> Json:
+        one = (_text.schema(), _token_ids.schema() | {"minItems": 1})
+        several = ({"type": "array", "items": kind, "minItems": 1, "maxItems": N_INPUTS_MAX} for kind in one)
+        return {"anyOf": [*one, *several]}
+
+
+BODY = Record(
+    {
+        "model": text,
+        "input": Inputs(),
+        "encoding_format": OneOf(("float", "base64")),
+        "dimensions": Integer(at_least=1),
+        "keep_alive": Duration(),
+        "user": WithoutEffect(),
+        # llama-server's own
+        "embd_normalize": NotServed((2,)),
+        "lora": NotServed(([],)),
+    },
+    {"input": _INPUT},
+)
+
+
 async def embeddings(exchange: "Exchange") -> None:
-    body = await exchange.json()
-    request = embed_request(body, exchange.services.config)
-    is_base64 = read_format(body) == "base64"
+    given = BODY.read(await exchange.json())
+    request = embed_request(given, exchange.services.config)
+    is_base64 = given.get("encoding_format") == "base64"
     await exchange.reply_json(await unless_gone(exchange, _reply(exchange, request, is_base64=is_base64)))
 
 
-def embed_request(body: Json, config: "Config") -> EmbedRequest:
-    refuse_not_served(body, NOT_SERVED)
-    dimensions = body.get("dimensions")
+def embed_request(given: Mapping[str, Any], config: "Config") -> EmbedRequest:
+    """What the fields of BODY ask for."""
     return EmbedRequest(
-        model=read_model(body, config.default_model),
-        inputs=_inputs(required(body, "input", _INPUT)),
-        n_dimensions=None if dimensions is None else _dimensions.read(dimensions, "dimensions"),
-        keep_alive_s=read_keep_alive(body),
+        model=read_model(given, config.default_model),
+        inputs=given["input"],
+        n_dimensions=given.get("dimensions"),
+        keep_alive_s=given.get("keep_alive"),
     )
-
-
-def read_format(body: Json) -> str:
-    """How the numbers of the reply are written."""
-    value = body.get("encoding_format")
-    if value is None:
-        return FORMATS[0]
-    name = read_text(value, "encoding_format")
-    if name not in FORMATS:
-        refuse("encoding_format", f"one of {', '.join(FORMATS)}", repr(name)[:40])
-    return name
-
-
-def _inputs(value: object) -> tuple[EmbeddingInput, ...]:
-    if isinstance(value, str):
-        return (_text(value, "input"),)
-    items = read_array(value, "input", _INPUT)
-    if not items:
-        refuse("input", _INPUT, "an empty array")
-    if not isinstance(items[0], str | list):
-        return (_tokens(items, "input"),)
-    if len(items) > N_INPUTS_MAX:
-        refuse("input", f"at most {N_INPUTS_MAX} inputs", str(len(items)))
-    read = _text if isinstance(items[0], str) else _tokens
-    return tuple(read(item, f"input[{index}]") for index, item in enumerate(items))
-
-
-def _text(value: object, path: str) -> str:
-    return read_text(value, path) or refuse(path, "a string that is not empty", "an empty one")
 
 
 def _tokens(value: object, path: str) -> tuple[int, ...]:

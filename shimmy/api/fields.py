@@ -1,30 +1,36 @@
 """What a request field must be, and the one message its caller gets when it is not.
 
-A kind reads one decoded JSON value. `SAMPLING` is the table of llama.cpp's own names, which every dialect shares;
-the other names of a dialect are its own matter, and the ranges of sampling values are `engine.sampling`'s.
+A kind reads one decoded JSON value, and can say its JSON Schema. A body is a `Record`: a table of fields and kinds,
+from which it is validated. Knows no dialect and no field of one, but for the few that every route may have.
 """
 
-from dataclasses import dataclass, replace
-from math import inf
-from typing import Any, NoReturn, Protocol
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from shimmy.config import seconds
 from shimmy.errors import BadRequest
-from shimmy.messages import MAX_ADAPTER_SCALE, AdapterScales, SamplingParams
 
 Json = dict[str, object]
+Read_co = TypeVar("Read_co", covariant=True)
 
 # llama.cpp takes 32-bit numbers; ctypes would wrap larger integers and overflow larger floats without a word.
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 FLOAT32_MAX = 3.4028234e38
-N_ADAPTERS_MAX = 256  # named in one request
 N_STRINGS_MAX = 64  # stop strings are looked for at every token, DRY's breakers in the whole vocabulary
 
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+_NULL: Json = {"type": "null"}
 
 
 def kind_of(value: object) -> str:
     return _KINDS.get(type(value), "null")
+
+
+def shown(value: object) -> str:
+    """`value` as a message quotes it; only for numbers, booleans and short texts."""
+    return repr(value)[:40]
 
 
 def refuse(path: str, expected: str, got: str) -> NoReturn:
@@ -33,6 +39,10 @@ def refuse(path: str, expected: str, got: str) -> NoReturn:
 
 def wrong_kind(path: str, expected: str, value: object) -> NoReturn:
     refuse(path, expected, kind_of(value))
+
+
+def not_together(first: str, second: str) -> NoReturn:
+    raise BadRequest(f"{first}: cannot be combined with {second}; leave one of them out", param=first)
 
 
 def read_text(value: object, path: str, expected: str = "a string") -> str:
@@ -58,17 +68,15 @@ def read_object(value: object, path: str, expected: str = "an object") -> Json:
     return value
 
 
-def required(body: Json, name: str, expected: str) -> object:
-    """The value of a field that must be there."""
-    if name not in body:
-        refuse(name, expected, "nothing")
-    return body[name]
+class Kind(Protocol[Read_co]):
+    """Reads a value that is not null, or raises BadRequest naming `path`; `schema` is for the documentation."""
+
+    def read(self, value: object, path: str) -> Read_co: ...
+
+    def schema(self) -> Json: ...
 
 
-class Kind(Protocol):
-    """Reads a value that is not null, or raises BadRequest naming `path`."""
-
-    def read(self, value: object, path: str) -> object: ...
+Fields = Mapping[str, Kind[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +87,11 @@ class Number:
         if type(value) is not int and type(value) is not float:
             wrong_kind(path, "a number", value)
         if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
-            refuse(path, "a finite number", _shown(value))
+            refuse(path, "a finite number", shown(value))
         return float(value)
+
+    def schema(self) -> Json:
+        return {"type": "number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +103,13 @@ class Integer:
 
     def read(self, value: object, path: str) -> int:
         if type(value) is not int:
-            refuse(path, "an integer", _shown(value) if type(value) is float else kind_of(value))
+            refuse(path, "an integer", shown(value) if type(value) is float else kind_of(value))
         if not self.at_least <= value <= self.at_most:
-            refuse(path, f"an integer from {self.at_least} to {self.at_most}", _shown(value))
+            refuse(path, f"an integer from {self.at_least} to {self.at_most}", shown(value))
         return value
+
+    def schema(self) -> Json:
+        return {"type": "integer", "minimum": self.at_least, "maximum": self.at_most}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +121,85 @@ class Boolean:
             wrong_kind(path, "a boolean", value)
         return value
 
+    def schema(self) -> Json:
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Unicode text."""
+
+    expected: str = "a string"
+    may_be_empty: bool = True
+
+    def read(self, value: object, path: str) -> str:
+        text = read_text(value, path, self.expected)
+        if not text and not self.may_be_empty:
+            refuse(path, f"{self.expected} that is not empty", "an empty one")
+        return text
+
+    def schema(self) -> Json:
+        return {"type": "string"} if self.may_be_empty else {"type": "string", "minLength": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of some texts."""
+
+    texts: tuple[str, ...]
+
+    def read(self, value: object, path: str) -> str:
+        if isinstance(value, str) and value in self.texts:
+            return value
+        expected = f"one of {', '.join(self.texts)}" if len(self.texts) > 1 else json.dumps(self.texts[0])
+        refuse(path, expected, json.dumps(read_text(value, path))[:40])
+
+    def schema(self) -> Json:
+        return {"type": "string", "enum": list(self.texts)}
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf(Generic[Read_co]):
+    """An array whose items are all of one kind."""
+
+    kind: Kind[Read_co]
+    expected: str = "an array"
+    at_least: int = 0
+    at_most: int | None = None
+    noun: str = "items"
+
+    def read(self, value: object, path: str) -> tuple[Read_co, ...]:
+        items = read_array(value, path, self.expected)
+        if len(items) < self.at_least:
+            refuse(path, self.expected, "an empty one")
+        if self.at_most is not None and len(items) > self.at_most:
+            refuse(path, f"at most {self.at_most} {self.noun}", str(len(items)))
+        read = self.kind.read
+        return tuple([read(item, f"{path}[{index}]") for index, item in enumerate(items)])
+
+    def schema(self) -> Json:
+        schema: Json = {"type": "array", "items": self.kind.schema()}
+        if self.at_least:
+            schema["minItems"] = self.at_least
+        return schema if self.at_most is None else schema | {"maxItems": self.at_most}
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
     """An array of strings that are not empty, or one such string where `or_one`."""
 
     or_one: bool = False
+    at_most: int = N_STRINGS_MAX
 
     def read(self, value: object, path: str) -> tuple[str, ...]:
         if self.or_one and isinstance(value, str):
-            return (self._text(value, path),)
-        items = read_array(value, path, "a string or an array of strings" if self.or_one else "an array of strings")
-        if len(items) > N_STRINGS_MAX:
-            refuse(path, f"at most {N_STRINGS_MAX} strings", str(len(items)))
-        return tuple(self._text(item, f"{path}[{index}]") for index, item in enumerate(items))
+            return (_words.read(value, path),)
+        expected = "a string or an array of strings" if self.or_one else "an array of strings"
+        return ListOf(_words, expected, at_most=self.at_most, noun="strings").read(value, path)
 
-    @staticmethod
-    def _text(value: object, path: str) -> str:
-        return read_text(value, path) or refuse(path, "a string that is not empty", "an empty one")
+    def schema(self) -> Json:
+        array = ListOf(_words, at_most=self.at_most).schema()
+        return {"anyOf": [_words.schema(), array]} if self.or_one else array
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,62 +209,103 @@ class TokenIds:
     def read(self, value: object, path: str) -> tuple[int, ...]:
         items = read_array(value, path, "an array of token ids")
         return tuple(
-            item if type(item) is int and 0 <= item <= INT32_MAX else _natural.read(item, f"{path}[{index}]")
+            item if type(item) is int and 0 <= item <= INT32_MAX else natural.read(item, f"{path}[{index}]")
             for index, item in enumerate(items)
         )
 
-
-@dataclass(frozen=True, slots=True)
-class Seed:
-    """Any integer, of which the low 32 bits count; -1 draws a seed at random, as in llama.cpp."""
-
-    def read(self, value: object, path: str) -> int | None:
-        if type(value) is not int:
-            wrong_kind(path, "an integer", value)
-        return None if value == -1 else value % 2**32
+    def schema(self) -> Json:
+        return {"type": "array", "items": natural.schema()}
 
 
 @dataclass(frozen=True, slots=True)
-class LogitBias:
-    """OpenAI's object {"id": bias} or llama-server's array [[id, bias], [id, false]]; -100 and false mean never."""
+class Record:
+    """An object with fields of these kinds: null is the same as leaving a field out, and one not named here is let be.
 
-    def read(self, value: object, path: str) -> tuple[tuple[int, float], ...]:
-        if isinstance(value, dict):
-            return tuple(self._pair(_id_of_key(key), bias, f"{path}.{key[:20]}") for key, bias in value.items())
-        items = read_array(value, path, "an object or an array of [token id, bias] pairs")
-        return tuple(self._item(item, f"{path}[{index}]") for index, item in enumerate(items))
+    `required` names the fields that must be there, and what is expected of each, in words.
+    """
 
-    def _item(self, item: object, path: str) -> tuple[int, float]:
-        pair = read_array(item, path, "a [token id, bias] pair")
-        if len(pair) != 2:
-            refuse(path, "a [token id, bias] pair", f"{len(pair)} values")
-        return self._pair(pair[0], pair[1], path)
+    fields: Fields
+    required: Mapping[str, str] = field(default_factory=dict)
+    expected: str = "an object"
 
-    @staticmethod
-    def _pair(token: object, bias: object, path: str) -> tuple[int, float]:
-        if type(token) is not int or not 0 <= token <= INT32_MAX:
-            refuse(path, "a token id", _shown(token) if type(token) is int else kind_of(token))
-        amount = -inf if bias is False else _number.read(bias, path)
-        return token, amount if amount > -100 else -inf
+    def read(self, value: object, path: str = "") -> dict[str, Any]:
+        """What is there, read, in the order of the object's own fields."""
+        source = read_object(value, path, self.expected)
+        prefix = f"{path}." if path else ""
+        fields = self.fields
+        given = {
+            name: fields[name].read(item, prefix + name)
+            for name, item in source.items()
+            if item is not None and name in fields
+        }
+        for name, expected in self.required.items():
+            if name not in given:
+                refuse(prefix + name, expected, "null" if name in source else "nothing")
+        return given
+
+    def schema(self) -> Json:
+        properties: Json = {
+            name: kind.schema() if name in self.required else {"anyOf": [kind.schema(), _NULL]}
+            for name, kind in self.fields.items()
+        }
+        schema: Json = {"type": "object", "properties": properties}
+        return schema | {"required": list(self.required)} if self.required else schema
 
 
 @dataclass(frozen=True, slots=True)
-class Lora:
-    """llama-server's array [{"id": 0, "scale": 0.5}]; the worker, which has the adapters, checks their ids."""
+class FreeObject:
+    """Any object, as it is."""
 
-    def read(self, value: object, path: str) -> AdapterScales:
-        items = read_array(value, path, "an array of objects with id and scale")
-        if len(items) > N_ADAPTERS_MAX:
-            refuse(path, f"at most {N_ADAPTERS_MAX} adapters", str(len(items)))
-        return tuple(self._item(item, f"{path}[{index}]") for index, item in enumerate(items))
+    def read(self, value: object, path: str) -> Json:
+        return read_object(value, path)
 
-    @staticmethod
-    def _item(value: object, path: str) -> tuple[int, float]:
-        item = read_object(value, path, "an object with id and scale")
-        scale = _number.read(item.get("scale"), f"{path}.scale")
-        if abs(scale) > MAX_ADAPTER_SCALE:
-            refuse(f"{path}.scale", f"a number from {-MAX_ADAPTER_SCALE:g} to {MAX_ADAPTER_SCALE:g}", _shown(scale))
-        return _natural.read(item.get("id"), f"{path}.id"), scale
+    def schema(self) -> Json:
+        return {"type": "object"}
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """Any object, as JSON text."""
+
+    expected: str = "an object"
+
+    def read(self, value: object, path: str) -> str:
+        try:
+            text = json.dumps(read_object(value, path, self.expected), ensure_ascii=False, separators=(",", ":"))
+        except RecursionError as exc:  # it was decoded with a few frames more to go
+            raise BadRequest(f"{path}: is nested too deeply", param=path) from exc
+        return read_text(text, path)
+
+    def schema(self) -> Json:
+        return {"type": "object"}
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutEffect:
+    """A field whose purpose is a matter of OpenAI's own house, such as billing; any value will do."""
+
+    def read(self, value: object, path: str) -> None:  # noqa: ARG002 - of a Kind
+        return
+
+    def schema(self) -> Json:
+        return {"description": "Accepted, and without effect."}
+
+
+@dataclass(frozen=True, slots=True)
+class NotServed:
+    """A field that is not served: it takes the values that ask for nothing, and refuses all others."""
+
+    idle: tuple[object, ...] = ()
+
+    def read(self, value: object, path: str) -> None:
+        # Types are compared too, because 1 == True.
+        if any(type(value) is type(idle) and value == idle for idle in self.idle):
+            return
+        idle_values = "".join(f" or send {json.dumps(idle)}" for idle in self.idle)
+        raise BadRequest(f"{path}: this value is not supported; leave the field out{idle_values}", param=path)
+
+    def schema(self) -> Json:
+        return {"description": "Not served.", "enum": [*self.idle, None]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,58 +313,31 @@ class Duration:
     """Ollama's form: a number of seconds, or a text like `10m`; negative means without end."""
 
     def read(self, value: object, path: str) -> float:
-        text = value if isinstance(value, str) else str(_number.read(value, path))
+        text = value if isinstance(value, str) else str(number.read(value, path))
         try:
             return seconds(text)
         except ValueError:
-            refuse(path, "seconds, or a text like `10m`", _shown(value))
+            refuse(path, "seconds, or a text like `10m`", shown(value))
+
+    def schema(self) -> Json:
+        return {"anyOf": [{"type": "number"}, {"type": "string", "examples": ["10m"]}]}
 
 
-_natural = Integer(at_least=0)
-_integer, _number = Integer(), Number()
-
-# Field name, which is also the attribute of SamplingParams, and what it must be.
-SAMPLING: dict[str, Kind] = {
-    "seed": Seed(),
-    "temperature": _number,
-    "dynatemp_range": _number,
-    "dynatemp_exponent": _number,
-    "top_k": _integer,
-    "top_p": _number,
-    "min_p": _number,
-    "typical_p": _number,
-    "top_n_sigma": _number,
-    "min_keep": _integer,
-    "repeat_last_n": _integer,
-    "repeat_penalty": _number,
-    "presence_penalty": _number,
-    "frequency_penalty": _number,
-    "dry_multiplier": _number,
-    "dry_base": _number,
-    "dry_allowed_length": _integer,
-    "dry_penalty_last_n": _integer,
-    "dry_sequence_breakers": Texts(),
-    "xtc_probability": _number,
-    "xtc_threshold": _number,
-    "mirostat": _integer,
-    "mirostat_tau": _number,
-    "mirostat_eta": _number,
-    "logit_bias": LogitBias(),
-    "ignore_eos": Boolean(),
-}
+natural, integer, number = Integer(at_least=0), Integer(), Number()
+boolean, text = Boolean(), Text()
+_words = Text(may_be_empty=False)
 
 
-def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
-    """`defaults` with what `body` sets; null is the same as leaving a field out."""
-    given: dict[str, Any] = {
-        name: kind.read(body[name], name) for name, kind in SAMPLING.items() if body.get(name) is not None
-    }
-    return replace(defaults, **given) if given else defaults
+def required(body: Mapping[str, object], name: str, expected: str) -> object:
+    """The value of a field that must be there."""
+    if name not in body:
+        refuse(name, expected, "nothing")
+    return body[name]
 
 
 def read_flag(body: Json, name: str, default: bool) -> bool:
     value = body.get(name)
-    return default if value is None else Boolean().read(value, name)
+    return default if value is None else boolean.read(value, name)
 
 
 def read_keep_alive(body: Json) -> float | None:
@@ -257,15 +346,8 @@ def read_keep_alive(body: Json) -> float | None:
     return None if value is None else Duration().read(value, "keep_alive")
 
 
-def read_lora(body: Json) -> AdapterScales | None:
-    """The scales of adapters; None, also for an empty array, where the adapters' own ones count, as in llama-server."""
-    value = body.get("lora")
-    return None if value is None else Lora().read(value, "lora") or None
-
-
-def _id_of_key(key: str) -> object:
-    return int(key) if key.isdecimal() and key.isascii() and len(key) < 12 else key
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:40]
+def read_model(body: Mapping[str, object], default: str | None = None) -> str:
+    """The name of a model; `default` where there is none."""
+    if default is not None and body.get("model") is None:
+        return default
+    return read_text(required(body, "model", "the name of a model"), "model")

@@ -4,8 +4,18 @@ and chat template, in llama-server's shapes."""
 from typing import TYPE_CHECKING
 
 from shimmy import __version__
-from shimmy.api.fields import Json, TokenIds, read_flag, read_keep_alive, read_text, refuse, required
-from shimmy.api.openai_parse import chat_prompt, read_model
+from shimmy.api.fields import (
+    Json,
+    Record,
+    TokenIds,
+    read_flag,
+    read_keep_alive,
+    read_model,
+    read_text,
+    refuse,
+    required,
+)
+from shimmy.api.openai_messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
 from shimmy.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -13,6 +23,7 @@ if TYPE_CHECKING:
     from shimmy.engine.client import WorkerClient
     from shimmy.registry import Model
 
+TEMPLATE = Record(PROMPT_FIELDS, PROMPT_REQUIRED)
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -66,7 +77,7 @@ async def detokenize(exchange: "Exchange") -> None:
 
 async def apply_template(exchange: "Exchange") -> None:
     body = await exchange.json()
-    prompt = chat_prompt(body).with_system(_model(exchange, body).defaults.system)
+    prompt = chat_prompt(TEMPLATE.read(body)).with_system(_model(exchange, body).defaults.system)
     worker = await _worker(exchange, body)
     await exchange.reply({"prompt": await worker.apply_template(prompt)})
 

@@ -1,16 +1,19 @@
-"""Server-sent events of one generation, and the watch for a client that leaves. It knows no dialect: frames are bytes.
+"""Server-sent events of the jobs of one request, and the watch for a client that leaves. It knows no dialect: frames
+are bytes.
 
 Three tasks take part. The request's own waits for the client to leave and pings while nothing else is written; a
-second runs the generation and writes; a third listens for `http.disconnect`.
+second runs the generation and writes, or one for each generation where there are several; a third listens for
+`http.disconnect`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from shimmy.api.exchange import ClientGone, Exchange, error_body, error_of
+from shimmy.api.exchange import ClientGone, Exchange, error_of
 from shimmy.errors import Internal, ShimmyError
-from shimmy.messages import Finished
+from shimmy.generate import close, together
+from shimmy.messages import Accepted, Echo, Finished, Piece
 
 if TYPE_CHECKING:
     from shimmy.generate import Generation
@@ -30,13 +33,21 @@ Result = TypeVar("Result")
 
 
 class Frames(Protocol):
-    """The bytes of a dialect's events, each of them one or more whole events."""
+    """The bytes of a dialect's events: whole ones, or none where there is nothing to say.
 
-    opening: bytes  # sent once the worker has accepted the job; may be empty
+    `begin` comes first, once every job is accepted; then what happens to the jobs, by their index; `end` or `failed`
+    is the last, and `failed` may be the only one.
+    """
 
-    def piece(self, text: str) -> bytes: ...
+    def begin(self, accepted: Sequence[Accepted]) -> bytes: ...
 
-    def last(self, finished: Finished) -> bytes: ...
+    def event(self, index: int, event: Echo | Piece) -> bytes: ...
+
+    def finished(self, index: int, finished: Finished) -> bytes: ...
+
+    def end(self) -> bytes: ...
+
+    def failed(self, error: ShimmyError) -> bytes: ...
 
 
 async def unless_gone(
@@ -62,15 +73,16 @@ async def unless_gone(
 
 
 class EventStream:
-    """Writes `generation` to `exchange`. Nothing is sent before the job is accepted or ACCEPT_WAIT_S have passed."""
+    """Writes `generations` to `exchange`. Nothing is sent before they are accepted or ACCEPT_WAIT_S have passed."""
 
-    def __init__(self, exchange: Exchange, generation: "Generation", frames: Frames) -> None:
+    def __init__(self, exchange: Exchange, generations: "Sequence[Generation]", frames: Frames) -> None:
         self._exchange = exchange
-        self._generation = generation
+        self._generations = generations
         self._frames = frames
+        self._n_unfinished = len(generations)
         self._is_open = False
         self._is_quiet = True
-        self._is_writing = False
+        self._n_writing = 0
 
     async def run(self) -> None:
         """Raises only what fails before the first byte; a later error is the stream's last event."""
@@ -79,53 +91,61 @@ class EventStream:
             # Outside of the watch: servers report a disconnect to whoever still listens once the reply is complete.
             await self._exchange.end(last)
         finally:
-            await self._generation.aclose()
+            await close(self._generations)
 
     async def _run(self) -> bytes:
         """Write all but the end of the stream, and return that."""
-        is_accepted = await self._accepted_in_time()
+        accepted = await self._accepted_in_time()
         await self._exchange.start(HEADERS)
         self._is_open = True
         try:
-            if not is_accepted:
+            if accepted is None:
                 await self._write(PING)
-                await self._generation.accepted()
-            return await self._events()
+                accepted = await self._accepted()
+            if opening := self._frames.begin(accepted):
+                await self._write(opening)
+            works = [self._events(index, generation) for index, generation in enumerate(self._generations)]
+            last = await together(works)
+            return b"".join(last) + self._frames.end()
         except Exception as exc:  # noqa: BLE001 - error_of logs what is a bug
-            return error_event(error_of(exc))
+            return self._frames.failed(error_of(exc))
 
-    async def _accepted_in_time(self) -> bool:
+    async def _accepted(self) -> list[Accepted]:
+        return await together([generation.accepted() for generation in self._generations])
+
+    async def _accepted_in_time(self) -> list[Accepted] | None:
         try:
             async with asyncio.timeout(ACCEPT_WAIT_S):
-                await self._generation.accepted()
+                return await self._accepted()
         except TimeoutError:
-            return False
-        return True
+            return None
 
-    async def _events(self) -> bytes:
-        if self._frames.opening:
-            await self._write(self._frames.opening)
-        finished = None
-        async for event in self._generation:
+    async def _events(self, index: int, generation: "Generation") -> bytes:
+        """Write what the job says; where it was the last that ran, the end of it is returned and not written."""
+        frames = self._frames
+        async for event in generation:
             if isinstance(event, Finished):
-                finished = event
-            elif event.text:
-                await self._write(self._frames.piece(event.text))
-        if finished is None:
-            raise Internal("the generation ended without a reason")
-        return self._frames.last(finished)
+                last = frames.finished(index, event)
+                self._n_unfinished -= 1
+                if not self._n_unfinished:
+                    return last
+                await self._write(last)
+                return b""
+            if frame := frames.event(index, event):
+                await self._write(frame)
+        raise Internal("the generation ended without a reason")
 
     async def _write(self, data: bytes) -> None:
-        # Two tasks write, and neither cuts the other's event in two: a write is handed over whole, at once.
+        # Several tasks write, and none cuts another's event in two: a write is handed over whole, at once.
         self._is_quiet = False
-        self._is_writing = True
+        self._n_writing += 1
         await self._exchange.write(data)
-        self._is_writing = False
+        self._n_writing -= 1
 
     async def _ping(self) -> None:
         """Ping if nothing was written since the last call."""
-        if self._is_open and self._is_quiet and not self._is_writing:
-            percent = self._generation.converted_percent
+        if self._is_open and self._is_quiet and not self._n_writing:
+            percent = self._generations[0].converted_percent
             await self._write(PING if percent is None else b": the model is being converted, %d %%\n\n" % percent)
         self._is_quiet = True
 
@@ -149,7 +169,3 @@ async def broadcast(exchange: Exchange, frames: AsyncIterator[bytes]) -> None:
 
     await unless_gone(exchange, write_all(), ping)
     await exchange.end(b"")
-
-
-def error_event(error: ShimmyError) -> bytes:
-    return b"data: %b\n\n" % error_body(error)

@@ -60,13 +60,25 @@ class Candidates:
         """The token that a chain has picked."""
         return int(self._struct.data[self._struct.selected].id)  # some samplers move the beginning of the array
 
-    def keep(self, tokens: Sequence[int]) -> None:
-        """Leave only `tokens`, in ascending order and at least one, as if there were no others."""
-        logits = array("f", [self.logits[token] for token in tokens])
-        n_tokens = len(tokens)
-        self.ids[:n_tokens] = memoryview(array("i", tokens))
-        self.logits[:n_tokens] = memoryview(logits)
-        self._struct.size = n_tokens
+    def keep(self, mask: bytes) -> int:
+        """Leave only the tokens whose bits are set in `mask`, if there are any; returns how many they are.
+
+        The lowest bit of a byte comes first; bits beyond the vocabulary mean nothing.
+        """
+        allowed = int.from_bytes(mask, "little") & ((1 << self.n_tokens) - 1)
+        if allowed.bit_count() <= _FEW:
+            tokens = array("i", _bits(allowed))
+            logits = array("f", [self.logits[token] for token in tokens])
+        else:
+            chosen = f"{allowed:b}"[::-1].encode().translate(_ZERO_ONE)
+            tokens = array("i", compress(range(self.n_tokens), chosen))
+            logits = array("f", compress(array("f", self.logits.tobytes()), chosen))
+        if not tokens:
+            return 0
+        self.ids[: len(tokens)] = memoryview(tokens)
+        self.logits[: len(tokens)] = memoryview(logits)
+        self._struct.size = len(tokens)
+        return len(tokens)
 
 
 class Probe:
@@ -119,8 +131,8 @@ class Sampler:
         """
         self._probe.look(self._context, row, self._pick)
         if not guide.allows(self._token):
-            allowed = allowed_tokens(guide.allowed())
-            self._probe.look(self._context, row, lambda candidates: self._pick_of(candidates, allowed))
+            mask = guide.allowed()
+            self._probe.look(self._context, row, lambda candidates: self._pick_of(candidates, mask))
         llama.llama_sampler_accept(self._chain, self._token)
         return self._token
 
@@ -128,10 +140,9 @@ class Sampler:
         candidates.apply(self._chain)
         self._token = candidates.selected
 
-    def _pick_of(self, candidates: Candidates, allowed: Sequence[int]) -> None:
-        if not allowed:
+    def _pick_of(self, candidates: Candidates, mask: bytes) -> None:
+        if not candidates.keep(mask):
             raise Internal("the grammar of the request leaves no token to go on with")
-        candidates.keep(allowed)
         self._pick(candidates)
 
     def accept(self, tokens: Sequence[int]) -> None:
@@ -176,20 +187,13 @@ class Likelihood:
         return chosen, top
 
 
-def allowed_tokens(mask: bytes) -> list[int]:
-    """The tokens whose bits are set in `mask`, in ascending order; the lowest bit of a byte comes first."""
-    number = int.from_bytes(mask, "little")
-    if number.bit_count() <= _FEW:
-        words = memoryview(mask + bytes(-len(mask) % 8)).cast("Q")
-        return [64 * place + bit for place, word in enumerate(words) if word for bit in _bits(word)]
-    selectors = f"{number:b}"[::-1].encode().translate(_ZERO_ONE)
-    return list(compress(range(len(selectors)), selectors))
-
-
-def _bits(word: int) -> list[int]:
-    bits = []
-    while word:
-        lowest = word & -word
-        bits.append(lowest.bit_length() - 1)
-        word ^= lowest
-    return bits
+def _bits(number: int) -> list[int]:
+    """The places of the set bits, lowest first; quick where few of many are set."""
+    words = memoryview(number.to_bytes(8 * (number.bit_length() // 64 + 1), "little")).cast("Q")
+    places = []
+    for start, word in enumerate(words):
+        while word:
+            lowest = word & -word
+            places.append(64 * start + lowest.bit_length() - 1)
+            word ^= lowest  # noqa: PLW2901
+    return places

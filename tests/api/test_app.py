@@ -15,8 +15,11 @@ from shimmy.registry import Model
 from tests.fakes import SCRIPT, Call, FakeWorker, Reply, fetch, model, on_loop, services
 
 # A path and a method for every entry of the route table.
-ENTRIES = [(path.replace("{rest:path}", "tiny.q4-1"), method) for method, path, _ in ROUTES]
-POSTS = [path for path, method in ENTRIES if method == "POST" and not path.startswith("/api/models")]
+ENTRIES = [(path.replace("{rest:path}", "tiny.q4-1").replace("{rest}", "resp_1"), method) for method, path, _ in ROUTES]
+BODYLESS = ("/api/models", "/v1/responses/resp_1")
+POSTS = [path for path, method in ENTRIES if method == "POST" and not path.startswith(BODYLESS)]
+# `input_tokens` looks like the id of a response to those who ask with another method.
+ALIASES = {"/v1/responses/input_tokens": {"GET", "DELETE"}}
 
 
 def assert_error(reply: Reply, status: int, code: str) -> dict[str, Any]:
@@ -41,11 +44,20 @@ async def test_an_unknown_route_is_a_404(path: str) -> None:
 
 @pytest.mark.parametrize(("path", "method"), ENTRIES)
 @on_loop
-async def test_a_wrong_method_is_a_405_that_names_the_right_one(path: str, method: str) -> None:
-    for wrong in {"GET", "POST", "PUT", "DELETE", "OPTIONS"} - {method}:
+async def test_a_wrong_method_is_a_405_that_names_the_right_ones(path: str, method: str) -> None:
+    right = {method} | {other for same, other in ENTRIES if same == path} | ALIASES.get(path, set())
+    for wrong in {"GET", "POST", "PUT", "DELETE", "OPTIONS"} - right:
         reply = await fetch(create_app(services()), wrong, path)
         assert_error(reply, 405, "method_not_allowed")
-        assert reply.headers[b"allow"] == {"GET": b"GET, HEAD"}.get(method, method.encode())
+        assert set(reply.headers[b"allow"].decode().split(", ")) == right | ({"HEAD"} if "GET" in right else set())
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/batches/batch_1/cancel", "/v1/assistants"])
+@on_loop
+async def test_what_is_not_served_of_the_openai_api_says_what_is(path: str) -> None:
+    error = assert_error(await fetch(create_app(services()), "POST", path), 404, "not_found")
+    assert error["message"].startswith(f"Shimmy does not serve `{path}`")
+    assert "`/v1/chat/completions`" in error["message"]
 
 
 @pytest.mark.parametrize("path", POSTS)

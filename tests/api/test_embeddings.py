@@ -10,7 +10,7 @@ import pytest
 
 from shimmy import config
 from shimmy.api.app import create_app
-from shimmy.api.embeddings import N_INPUTS_MAX, embed_request, read_format
+from shimmy.api.embeddings import BODY, N_INPUTS_MAX, embed_request
 from shimmy.engine.streams import EmbeddingStream
 from shimmy.errors import BadRequest, ContextExceeded, ShimmyError
 from shimmy.messages import EmbeddingJob, EmbedRequest, Event, Finished, FinishReason, Timings, Usage, Vectors
@@ -45,7 +45,7 @@ async def ask(worker: FakeWorker, body: dict[str, Any]) -> Reply:
 
 
 def read(**fields: object) -> EmbedRequest:
-    return embed_request({"model": "bert", **fields}, CONFIG)
+    return embed_request(BODY.read({"model": "bert", **fields}), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,11 @@ def test_the_other_fields() -> None:
 
 
 def test_a_format_is_one_of_two() -> None:
-    assert [read_format({"encoding_format": value}) for value in (None, "float", "base64")] == [
-        "float", "float", "base64",
-    ]  # fmt: skip
+    for right in (None, "float", "base64"):
+        assert BODY.read({"input": "a", "encoding_format": right}).get("encoding_format") == right
     for wrong in ("hex", 5):
         with pytest.raises(BadRequest) as caught:
-            read_format({"encoding_format": wrong})
+            read(input="a", encoding_format=wrong)
         assert caught.value.param == "encoding_format"
 
 

@@ -1,25 +1,34 @@
 """Request bodies to GenerateRequest: every field good and bad, and the words of the refusals."""
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from math import inf
+from random import Random
 
 import pytest
 
 from shimmy import config
 from shimmy.api.exchange import decode_object
-from shimmy.api.fields import SAMPLING
-from shimmy.api.openai_parse import NOT_SERVED, chat_request, completion_request, reply_options
+from shimmy.api.fields import NotServed, Record
+from shimmy.api.job_fields import SAMPLING
+from shimmy.api.openai_parse import CHAT, COMPLETION, PROMPT, Call, ReplyOptions, chat_call, completion_call
 from shimmy.errors import BadRequest
 from shimmy.messages import (
     ChatPrompt,
+    FillPrompt,
     GenerateRequest,
+    Grammar,
+    GrammarKind,
     Message,
     ModelDefaults,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
+    Tool,
     ToolCall,
+    ToolChoice,
 )
 
 CONFIG = config.load({}, {})
@@ -27,11 +36,15 @@ TURN = {"role": "user", "content": "hi"}
 
 
 def chat(**body: object) -> GenerateRequest:
-    return chat_request({"model": "m", "messages": [TURN]} | body, CONFIG)
+    """The one job of a chat."""
+    (job,) = chat_call({"model": "m", "messages": [TURN]} | body, CONFIG).jobs
+    return job
 
 
 def completion(**body: object) -> GenerateRequest:
-    return completion_request({"model": "m", "prompt": "hi"} | body, CONFIG)
+    """The one job of a completion."""
+    (job,) = completion_call({"model": "m", "prompt": "hi"} | body, CONFIG).jobs
+    return job
 
 
 def message(turn: object) -> Message:
@@ -104,7 +117,7 @@ BROUGHT = ModelDefaults((("temperature", 0.3), ("seed", 4)), n_predict=9, stop=(
 def test_what_a_model_brings_holds_where_nobody_says_otherwise() -> None:
     body: dict[str, object] = {"model": "m", "messages": [TURN]}
     system = Message("system", "Be brief.")
-    brought = chat_request(body, CONFIG, BROUGHT)
+    (brought,) = chat_call(body, CONFIG, BROUGHT).jobs
     assert brought == GenerateRequest(
         "m",
         ChatPrompt((system, Message("user", "hi"))),
@@ -112,32 +125,32 @@ def test_what_a_model_brings_holds_where_nobody_says_otherwise() -> None:
         n_predict=9,
         stop=("END",),
     )
-    text = completion_request({"model": "m", "prompt": "hi"}, CONFIG, BROUGHT)
+    (text,) = completion_call({"model": "m", "prompt": "hi"}, CONFIG, BROUGHT).jobs
     assert text == replace(brought, prompt=TextPrompt("hi"))
-    other = chat_request(body | {"temperature": 1, "max_tokens": 5, "stop": [], "seed": -1}, CONFIG, BROUGHT)
+    (other,) = chat_call(body | {"temperature": 1, "max_tokens": 5, "stop": [], "seed": -1}, CONFIG, BROUGHT).jobs
     assert (other.sampling, other.n_predict, other.stop) == (SamplingParams(temperature=1), 5, ())
-    assert chat_request(body | {"max_tokens": -1}, CONFIG, BROUGHT).n_predict is None
+    assert chat_call(body | {"max_tokens": -1}, CONFIG, BROUGHT).jobs[0].n_predict is None
     server = config.load({"temp": "0.8", "n_predict": "7"}, {})
-    assert chat_request(body, server, BROUGHT).sampling == SamplingParams(temperature=0.8, seed=4)
-    assert chat_request(body, server, BROUGHT).n_predict == 7
+    (job,) = chat_call(body, server, BROUGHT).jobs
+    assert (job.sampling, job.n_predict) == (SamplingParams(temperature=0.8, seed=4), 7)
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_a_conversation_keeps_its_own_system_message(role: str) -> None:
     own = {"role": role, "content": "Be long."}
     for messages in ([own, TURN], [TURN, own]):
-        prompt = chat_request({"model": "m", "messages": messages}, CONFIG, BROUGHT).prompt
+        prompt = chat_call({"model": "m", "messages": messages}, CONFIG, BROUGHT).jobs[0].prompt
         assert prompt == chat(messages=messages).prompt
 
 
 def test_the_servers_defaults_hold_where_a_field_is_null_or_missing() -> None:
     own = replace(CONFIG, sampling=SamplingParams(seed=42, temperature=0.2), n_predict=9)
     body: dict[str, object] = {"model": "m", "prompt": "hi", "seed": None, "top_k": 3, "max_tokens": None}
-    request = completion_request(body, own)
+    (request,) = completion_call(body, own).jobs
     assert request.sampling == SamplingParams(seed=42, temperature=0.2, top_k=3)
     assert request.n_predict == 9
-    assert completion_request(body | {"seed": -1, "n_predict": -1}, own).sampling.seed is None
-    assert completion_request(body | {"seed": -1, "n_predict": -1}, own).n_predict is None
+    (request,) = completion_call(body | {"seed": -1, "n_predict": -1}, own).jobs
+    assert (request.sampling.seed, request.n_predict) == (None, None)
 
 
 NUMBERS = [name for name, kind in SAMPLING.items() if type(kind).__name__ == "Number"]
@@ -198,7 +211,7 @@ def test_an_integer_must_be_one_of_32_bits(name: str, value: object) -> None:
         ({"logit_bias": [["a", 1]]}, "logit_bias[0]: expected a token id, got a string"),
         ({"logit_bias": [[2**31, 1]]}, "logit_bias[0]: expected a token id, got 2147483648"),
         ({"logit_bias": [5]}, "logit_bias[0]: expected a [token id, bias] pair, got a number"),
-        ({"model": None}, "model: expected a string, got null"),
+        ({"model": None}, "model: expected the name of a model, got nothing"),
         ({"model": 5}, "model: expected a string, got a number"),
         ({"messages": None}, "messages: expected an array of messages, got null"),
         ({"messages": []}, "messages: expected an array of messages, got an empty one"),
@@ -217,7 +230,7 @@ def test_a_required_field_that_is_missing_is_named(name: str) -> None:
     body: dict[str, object] = {"model": "m", "messages": [TURN]}
     del body[name]
     with pytest.raises(BadRequest, match="got nothing") as caught:
-        chat_request(body, CONFIG)
+        chat_call(body, CONFIG)
     assert caught.value.param == name
 
 
@@ -244,19 +257,31 @@ def test_unknown_fields_and_those_without_effect_are_ignored() -> None:
     assert chat(user="u", metadata={}, store=True, service_tier="auto", parallel_tool_calls=True, foo=[1]) == chat()
 
 
-@pytest.mark.parametrize("name", NOT_SERVED)
-def test_a_field_that_is_not_served_yet_is_refused_unless_it_asks_for_nothing(name: str) -> None:
-    for idle in (None, *NOT_SERVED[name]):
-        assert chat(**{name: idle}) == chat()
+@pytest.mark.parametrize(
+    ("read", "name", "kind"),
+    [
+        (read, name, kind)
+        for read, record in ((chat, CHAT), (completion, COMPLETION))
+        for name, kind in record.fields.items()
+        if isinstance(kind, NotServed)
+    ],
+)
+def test_a_field_that_is_not_served_is_refused_unless_it_asks_for_nothing(
+    read: Callable[..., GenerateRequest], name: str, kind: NotServed
+) -> None:
+    for idle in (None, *kind.idle):
+        assert read(**{name: idle}) == read()
     for active in (2, True, "x", ["x"], {"x": 1}):
-        error = refusal(**{name: active})
-        assert error.message.startswith(f"{name}: this value is not supported yet; leave the field out")
-        assert error.param == name
+        with pytest.raises(BadRequest) as caught:
+            read(**{name: active})
+        assert caught.value.message.startswith(f"{name}: this value is not supported; leave the field out")
+        assert caught.value.param == name
 
 
-def test_a_boolean_does_not_pass_for_a_number_that_asks_for_nothing() -> None:
+def test_a_boolean_does_not_pass_for_a_number_nor_a_number_for_a_boolean() -> None:
     assert refusal(n=True).param == "n"
     assert refusal(logprobs=0).param == "logprobs"
+    assert refusal(best_of=True).param == "best_of"
 
 
 @pytest.mark.parametrize(
@@ -287,6 +312,14 @@ def test_a_boolean_does_not_pass_for_a_number_that_asks_for_nothing() -> None:
             Message("assistant", None, tool_calls=(ToolCall("1", "f", "{}"),)),
         ),
         ({"role": "tool", "content": "42", "tool_call_id": "1"}, Message("tool", "42", tool_call_id="1")),
+        ({"role": "function", "content": "42", "name": "f"}, Message("tool", "42", name="f")),
+        (
+            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            Message("assistant", None, tool_calls=(ToolCall("", "f", "{}"),)),
+        ),
+        ({"role": "assistant", "content": None, "refusal": "No."}, Message("assistant", "No.")),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, Message("assistant", "No.")),
+        ({"role": "assistant", "reasoning_content": "Hm."}, Message("assistant", None, reasoning_content="Hm.")),
     ],
 )
 def test_messages_are_read(turn: object, read: Message) -> None:
@@ -297,7 +330,8 @@ def test_messages_are_read(turn: object, read: Message) -> None:
     ("turn", "complaint"),
     [
         ("hi", ": expected a message object, got a string"),
-        ({"content": "a"}, ".role: expected a string, got null"),
+        ({"content": "a"}, ".role: expected a string, got nothing"),
+        ({"role": None, "content": "a"}, ".role: expected a string, got null"),
         ({"role": ["user"], "content": "a"}, ".role: expected a string, got an array"),
         (
             {"role": "king", "content": "a"},
@@ -311,7 +345,7 @@ def test_messages_are_read(turn: object, read: Message) -> None:
         ({"role": "user", "content": [{"type": "text"}]}, ".content[0].text: expected a string, got null"),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
-            '.content[0]: parts of type "image_url" are not supported yet',
+            '.content[0]: parts of type "image_url" are not supported',
         ),
         ({"role": "user", "content": "a", "name": 5}, ".name: expected a string, got a number"),
         ({"role": "tool", "content": "a", "tool_call_id": 5}, ".tool_call_id: expected a string, got a number"),
@@ -326,9 +360,15 @@ def test_messages_are_read(turn: object, read: Message) -> None:
             ".tool_calls[0].function.arguments: expected a string of JSON, got an object",
         ),
         (
-            {"role": "assistant", "content": "a", "function_call": {"name": "f"}},
-            ".function_call: not supported; write it as tool_calls",
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
+            ".tool_calls[0].function.arguments: expected a string of JSON, got nothing",
         ),
+        (
+            {"role": "assistant", "content": "a", "function_call": {"arguments": "{}"}},
+            ".function_call.name: expected a string, got nothing",
+        ),
+        ({"role": "assistant", "content": [{"type": "refusal"}]}, ".content[0].refusal: expected a string, got null"),
+        ({"role": "assistant", "content": None, "refusal": 1}, ".refusal: expected a string, got a number"),
     ],
 )
 def test_a_bad_message_is_refused_by_its_path(turn: object, complaint: str) -> None:
@@ -337,7 +377,7 @@ def test_a_bad_message_is_refused_by_its_path(turn: object, complaint: str) -> N
     assert error.param == error.message.partition(": ")[0]
 
 
-def test_a_prompt_is_text_or_token_ids_or_one_of_them_in_an_array() -> None:
+def test_a_prompt_is_text_or_token_ids() -> None:
     assert completion(prompt="").prompt == TextPrompt("")
     assert completion(prompt=["a"]).prompt == TextPrompt("a")
     assert completion(prompt=[1, 0, 2]).prompt == completion(prompt=[[1, 0, 2]]).prompt == TokenPrompt((1, 0, 2))
@@ -346,12 +386,12 @@ def test_a_prompt_is_text_or_token_ids_or_one_of_them_in_an_array() -> None:
 @pytest.mark.parametrize(
     ("prompt", "complaint"),
     [
-        (None, "prompt: expected a string or an array of token ids, got null"),
-        ({}, "prompt: expected a string or an array of token ids, got an object"),
-        ([], "prompt: expected a string or an array of token ids, got an empty array"),
+        (None, f"prompt: expected {PROMPT}, got null"),
+        ({}, f"prompt: expected {PROMPT}, got an object"),
+        ([], f"prompt: expected {PROMPT}, got an empty array"),
         ([[]], "prompt[0]: expected a string or an array of token ids, got an empty array"),
-        (["a", "b"], "prompt: 2 prompts in one request are not supported yet; send a request for each"),
-        ([[1], [2]], "prompt: 2 prompts in one request are not supported yet; send a request for each"),
+        (["a", 5], "prompt[1]: expected a string or an array of token ids, got a number"),
+        (["a"] * 257, "prompt: expected at most 256 prompts, got 257"),
         ([[["a"]]], "prompt[0][0]: expected an integer, got an array"),
         ([1, "a"], "prompt[1]: expected an integer, got a string"),
         ([1, -1], "prompt[1]: expected an integer from 0 to 2147483647, got -1"),
@@ -364,20 +404,255 @@ def test_a_bad_prompt_is_refused(prompt: object, complaint: str) -> None:
     assert caught.value.message == complaint
 
 
+def options(**body: object) -> ReplyOptions:
+    return chat_call({"model": "m", "messages": [TURN]} | body, CONFIG).options
+
+
+def text_call(**body: object) -> Call:
+    return completion_call({"model": "m", "prompt": "hi"} | body, CONFIG)
+
+
+def text_refusal(**body: object) -> str:
+    with pytest.raises(BadRequest) as caught:
+        text_call(**body)
+    assert caught.value.param is not None
+    assert caught.value.message.startswith(f"{caught.value.param}: ")
+    return caught.value.message
+
+
 def test_reply_options() -> None:
-    assert not reply_options({}).stream
-    options = reply_options({"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}})
-    assert options.stream
-    assert options.include_usage
-    assert not reply_options({"stream": True, "stream_options": {"include_usage": None}}).include_usage
+    assert options() == ReplyOptions()
+    asked = options(stream=True, stream_options={"include_usage": True, "include_obfuscation": False})
+    assert asked == ReplyOptions(stream=True, include_usage=True)
+    assert options(stream=True, stream_options={"include_usage": None}) == ReplyOptions(stream=True)
+    assert not options(reasoning_format="none").splits_reasoning
+    assert options(reasoning_format="auto").splits_reasoning
     for body, param in (
         ({"stream": "true"}, "stream"),
         ({"stream_options": True}, "stream_options"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"reasoning_format": "deepseek-legacy"}, "reasoning_format"),
     ):
-        with pytest.raises(BadRequest) as caught:
-            reply_options(body)  # type: ignore[arg-type] # each is a decoded JSON object
-        assert caught.value.param == param
+        assert refusal(**body).param == param
+
+
+def test_prompts_times_choices_are_jobs() -> None:
+    call = text_call(prompt=["a", [1, 2]], n=2, seed=2**32 - 1)
+    assert [(job.prompt, job.sampling.seed) for job in call.jobs] == [
+        (TextPrompt("a"), 2**32 - 1),
+        (TextPrompt("a"), 0),
+        (TokenPrompt((1, 2)), 2**32 - 1),
+        (TokenPrompt((1, 2)), 0),
+    ]
+    assert (call.options.n, call.options.best_of) == (2, 2)
+    chats = chat_call({"model": "m", "messages": [TURN], "n": 3}, CONFIG)
+    assert chats.jobs == (chat(),) * 3, "each draws a seed of its own"
+    assert chats.options.n == 3
+
+
+def test_best_of_asks_for_the_probabilities_it_chooses_by() -> None:
+    call = text_call(n=2, best_of=3)
+    assert [job.n_logprobs for job in call.jobs] == [0, 0, 0]
+    assert (call.options.n, call.options.best_of, call.options.n_logprobs) == (2, 3, None)
+    assert text_call(best_of=3, logprobs=4).jobs[0].n_logprobs == 4
+    assert text_call(n=2, best_of=2).jobs[0].n_logprobs is None
+
+
+def test_log_probabilities_are_asked_for_in_two_ways() -> None:
+    for n_logprobs, body in (
+        (None, {}),
+        (None, {"logprobs": False, "top_logprobs": 0}),
+        (0, {"logprobs": True}),
+        (20, {"logprobs": True, "top_logprobs": 20}),
+        (3, {"n_probs": 3}),
+        (3, {"n_probs": 3, "logprobs": True}),
+        (2, {"n_probs": 3, "logprobs": True, "top_logprobs": 2}),
+        (None, {"n_probs": 0}),
+    ):
+        assert chat(**body).n_logprobs == options(**body).n_logprobs == n_logprobs
+    for n_logprobs, body in (
+        (None, {}),
+        (0, {"logprobs": 0}),
+        (5, {"logprobs": 5}),
+        (3, {"n_probs": 3}),
+        (3, {"n_probs": 3, "logprobs": 5}),
+    ):
+        assert completion(**body).n_logprobs == text_call(**body).options.n_logprobs == n_logprobs
+    assert refusal(top_logprobs=2).message == "logprobs: expected true where there is top_logprobs, got nothing"
+    assert refusal(logprobs=False, top_logprobs=2).message.endswith("got false")
+    assert refusal(logprobs=True, top_logprobs=21).param == "top_logprobs"
+    assert text_refusal(logprobs=21) == "logprobs: expected an integer from 0 to 20, got 21"
+
+
+def test_echo_and_the_gap_before_a_suffix() -> None:
+    assert completion(echo=True).echo
+    assert completion(suffix=" b").prompt == FillPrompt("hi", " b")
+    assert completion(suffix="").prompt == TextPrompt("hi")
+    assert [job.prompt for job in text_call(prompt=["a", "b"], suffix="c").jobs] == [
+        FillPrompt("a", "c"),
+        FillPrompt("b", "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ({"echo": True, "suffix": "x"}, "suffix: cannot be combined with echo; leave one of them out"),
+        ({"prompt": [1], "suffix": "x"}, "prompt: expected text where there is a suffix, got token ids"),
+        ({"n": 3, "best_of": 2}, "best_of: expected an integer not below n, which is 3, got 2"),
+        ({"best_of": 2, "stream": True}, "best_of: cannot be combined with stream; leave one of them out"),
+        ({"prompt": ["a"] * 100, "n": 3}, "prompt: expected at most 256 prompts times choices, got 300"),
+        ({"n": 0}, "n: expected an integer from 1 to 128, got 0"),
+        ({"n": 129}, "n: expected an integer from 1 to 128, got 129"),
+        ({"echo": 1}, "echo: expected a boolean, got a number"),
+    ],
+)
+def test_what_cannot_be_honoured_together_is_refused(body: dict[str, object], complaint: str) -> None:
+    assert text_refusal(**body) == complaint
+
+
+def chat_prompt(**body: object) -> ChatPrompt:
+    prompt = chat(**body).prompt
+    assert isinstance(prompt, ChatPrompt)
+    return prompt
+
+
+def test_reasoning_is_steered_by_effort_arguments_and_budget() -> None:
+    assert chat_prompt(reasoning_effort="none").template_arguments == '{"enable_thinking":false}'
+    assert chat_prompt(reasoning_effort="high").template_arguments == '{"reasoning_effort":"high"}'
+    own = {"enable_thinking": True, "é": [1]}
+    both = chat_prompt(reasoning_effort="none", chat_template_kwargs=own)
+    assert both.template_arguments == '{"enable_thinking":true,"é":[1]}'
+    assert chat_prompt(chat_template_kwargs={}).template_arguments == "{}"
+    for name in ("reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget"):
+        assert chat(**{name: 0}).n_thinking == 0
+        assert chat(**{name: -1}).n_thinking is None
+        assert refusal(**{name: -2}).param == name
+    assert refusal(reasoning_effort="huge").param == "reasoning_effort"
+    assert refusal(chat_template_kwargs=[]).param == "chat_template_kwargs"
+    assert refusal(chat_template_kwargs={"a": "\ud800"}).param == "chat_template_kwargs"
+
+
+CALLING = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+OWN = {"role": "assistant", "content": "Once upon"}
+
+
+@pytest.mark.parametrize(
+    ("body", "is_continued", "has_generation_prompt"),
+    [
+        ({"messages": [TURN]}, False, True),
+        ({"messages": [TURN], "add_generation_prompt": False}, False, False),
+        ({"messages": [TURN, OWN]}, True, False),
+        ({"messages": [TURN, OWN], "continue_final_message": True}, True, False),
+        ({"messages": [TURN, OWN], "continue_final_message": True, "add_generation_prompt": False}, True, False),
+        ({"messages": [TURN, OWN], "continue_final_message": False}, False, True),
+        ({"messages": [TURN, OWN], "add_generation_prompt": True}, False, True),
+        ({"messages": [TURN, OWN], "add_generation_prompt": False}, False, False),
+    ],
+)
+def test_a_reply_goes_on_with_the_assistants_last_words(
+    body: dict[str, object], is_continued: bool, has_generation_prompt: bool
+) -> None:
+    prompt = chat_prompt(**body)
+    assert (prompt.continue_final_message, prompt.add_generation_prompt) == (is_continued, has_generation_prompt)
+
+
+def test_only_words_of_the_assistants_can_be_gone_on_with() -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    for messages in ([TURN], [TURN, call]):
+        error = refusal(messages=messages, continue_final_message=True)
+        assert error.param == "continue_final_message"
+    assert not chat_prompt(messages=[TURN, call]).continue_final_message
+    error = refusal(messages=[TURN, OWN], continue_final_message=True, add_generation_prompt=True)
+    assert error.message.startswith("continue_final_message: cannot be combined with add_generation_prompt")
+
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "f"}}
+READ_TOOL = Tool("f", "d", '{"type":"object"}')
+
+
+def test_tools_reach_the_prompt() -> None:
+    prompt = chat_prompt(tools=[TOOL], parallel_tool_calls=False)
+    assert (prompt.tools, prompt.tool_choice) == ((READ_TOOL,), ToolChoice(parallel=False))
+    assert chat_prompt(tools=[TOOL], tool_choice="none") == chat_prompt(tools=[]) == chat_prompt()
+    named = chat_prompt(tools=[TOOL], tool_choice=NAMED)
+    assert named.tool_choice == ToolChoice(required=True, name="f")
+    assert not options(tools=[TOOL]).is_legacy
+
+
+def test_functions_are_tools_without_parallel_calls() -> None:
+    functions = [TOOL["function"]]
+    prompt = chat_prompt(functions=functions)
+    assert (prompt.tools, prompt.tool_choice) == ((READ_TOOL,), ToolChoice(parallel=False))
+    assert chat_prompt(functions=functions, function_call="none") == chat_prompt(functions=[]) == chat_prompt()
+    named = chat_prompt(functions=functions, function_call={"name": "f"})
+    assert named.tool_choice == ToolChoice(required=True, name="f", parallel=False)
+    assert options(functions=functions).is_legacy
+    assert refusal(functions=functions, tools=[TOOL]).param == "functions"
+    assert refusal(functions=functions, function_call={"name": "g"}).param == "function_call"
+
+
+def test_a_grammar_reaches_chats_and_completions() -> None:
+    for job in (chat(grammar="root ::= x"), completion(grammar="root ::= x")):
+        assert job.grammar == Grammar(GrammarKind.GBNF, "root ::= x")
+    assert chat(response_format={"type": "text"}) == chat()
+    assert refusal(grammar="x", response_format={"type": "json_object"}).param == "grammar"
+
+
+def test_what_a_worker_objects_to_has_a_name() -> None:
+    assert chat(tools=[TOOL]).constrained_by == "tools"
+    assert chat(functions=[TOOL["function"]]).constrained_by == "functions"
+    assert chat(tools=[TOOL], guided_regex="a").constrained_by == "guided_regex"
+    assert chat(tools=[], response_format={"type": "text"}).constrained_by is None
+
+
+ANYTHING: tuple[object, ...] = (
+    *(None, True, False, 0, 1, -1, 2**31, 2**70, 0.5, "", "x", "auto", "function", "json_schema", "\ud800", "[[[["),
+    *([], {}, [[]], [{}], ["x"], [1], {"type": "function"}, {"type": "json_schema"}, {"name": "f"}),
+)
+
+
+def scrambled(value: object, dice: Random) -> object:
+    """`value` with something else here and there."""
+    if dice.random() < 0.03:
+        return dice.choice(ANYTHING)
+    if isinstance(value, dict):
+        return {name: scrambled(item, dice) for name, item in value.items() if dice.random() < 0.98}
+    return [scrambled(item, dice) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "sound"),
+    [
+        (chat_call, CHAT, {"messages": [TURN, CALLING, OWN], "tools": [TOOL], "tool_choice": NAMED}),
+        (completion_call, COMPLETION, {"prompt": ["a", [1]], "echo": True, "n": 2}),
+    ],
+)
+def test_any_body_is_read_or_refused(read: Callable[..., Call], record: Record, sound: dict[str, object]) -> None:
+    """A thousand bodies that are wrong in some place or none: a refusal names a field."""
+    dice, n_read, refusals = Random(5), 0, list[BadRequest]()
+    for _ in range(1000):
+        wrong = {name: scrambled(value, dice) for name, value in (sound | {"model": "m"}).items()}
+        wrong[dice.choice(list(record.fields))] = dice.choice(ANYTHING)
+        try:
+            read(wrong, CONFIG)
+        except BadRequest as error:
+            refusals.append(error)
+        else:
+            n_read += 1
+    assert min(n_read, len(refusals)) > 50
+    for refused in refusals:
+        assert refused.message.startswith(f"{refused.param}: ")
+
+
+def test_the_tables_can_be_written_down_as_json_schema() -> None:
+    for record in (CHAT, COMPLETION):
+        schema = json.loads(json.dumps(record.schema()))
+        assert schema["properties"].keys() == record.fields.keys()
+        assert schema["required"] == list(record.required)
+    messages = CHAT.schema()["properties"]["messages"]  # type: ignore[index] # it is an object
+    assert (messages["type"], messages["minItems"], messages["items"]["required"]) == ("array", 1, ["role"])
 
 
 @pytest.mark.parametrize(

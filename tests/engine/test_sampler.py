@@ -9,7 +9,7 @@ import pytest
 from shimmy.engine import binding, sampling, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
-from shimmy.engine.sampler import Sampler, allowed_tokens
+from shimmy.engine.sampler import Candidates, Sampler
 from shimmy.errors import Internal
 from shimmy.messages import SamplingParams
 
@@ -127,9 +127,15 @@ def test_log_probabilities_are_a_softmax_of_the_logits(n_top: int, model: LlamaM
         )
 
 
-def test_a_mask_is_read_bit_by_bit_or_at_once() -> None:
-    for n_vocab in (1, 63, 64, 65, 5000, 40_000):
-        for step in (1, 3, 1000):
-            tokens = list(range(n_vocab % 7, n_vocab, step))
-            mask = sum(1 << token for token in tokens).to_bytes(n_vocab // 8 + 1, "little")
-            assert allowed_tokens(mask) == tokens
+@pytest.mark.parametrize("n_vocab", [1, 63, 64, 65, 5000, 40_000])
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_a_mask_leaves_what_it_allows(n_vocab: int, step: int) -> None:
+    data = (binding.llama.llama_token_data * n_vocab)()
+    struct = binding.llama.llama_token_data_array(data, n_vocab, -1, False)
+    for token in range(n_vocab):
+        data[token].id, data[token].logit = token, token / 2
+    tokens = list(range(n_vocab % 7 if n_vocab > 7 else 0, n_vocab, step))
+    mask = sum(1 << token for token in tokens).to_bytes(n_vocab // 8 + 1, "little")
+    beyond = bytes(len(mask)) + b"\xff"
+    assert Candidates(struct).keep(mask + beyond) == struct.size == len(tokens)
+    assert [(entry.id, entry.logit) for entry in data[: struct.size]] == [(token, token / 2) for token in tokens]

@@ -1,0 +1,174 @@
+"""The events of a streamed reply in OpenAI's form: chunks of each choice, then usage where it is wanted, and [DONE].
+
+What stays the same in all of them is encoded once: this runs for every token.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from shimmy.api.exchange import error_body
+from shimmy.api.fields import Json
+from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
+from shimmy.api.openai_parse import ReplyOptions
+from shimmy.api.openai_reply import finish_reason, timings, usage
+from shimmy.api.reasoning import n_reasoning
+from shimmy.errors import ShimmyError
+from shimmy.messages import Accepted, Delta, Echo, Finished, Piece, TokenLogprob
+from shimmy.reply import ReplyParser
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Choice(Protocol):
+    """One choice of a stream as JSON texts, each that of a chunk; empty where there is nothing to say.
+
+    After the events comes `rest`, what was held back until then, and `last`, which has the finish reason.
+    """
+
+    opening: str
+    n_reasoned: int  # tokens
+
+    def event(self, event: Echo | Piece) -> str: ...
+
+    def rest(self) -> str: ...
+
+    def last(self, finished: Finished) -> Json: ...
+
+
+class ChatChoice:
+    """A choice of chat completions: its text is read for reasoning and calls."""
+
+    def __init__(self, index: int, accepted: Accepted, options: ReplyOptions) -> None:
+        self._options = options
+        self._parser = ReplyParser(accepted.format, split_reasoning=options.splits_reasoning)
+        self._has_logprobs = options.n_logprobs is not None
+        self.n_reasoned = 0
+        self._index = index
+        start = f'{{"index":{index},"delta":{{'
+        self._head = f'{start}"content":'
+        self._tail = '},"logprobs":null,"finish_reason":null}'
+        self.opening = f'{start}"role":"assistant","content":""{self._tail}'
+
+    def event(self, event: Echo | Piece) -> str:
+        delta = self._parser.feed(event.text)
+        if delta.reasoning and isinstance(event, Piece):
+            self.n_reasoned += n_reasoning(delta, event)
+        if self._has_logprobs or delta.calls or delta.reasoning:
+            return self._chunk(delta, event.logprobs)
+        return f"{self._head}{json.dumps(delta.content)}{self._tail}" if delta.content else ""
+
+    def rest(self) -> str:
+        return self._chunk(self._parser.flush(), ())
+
+    def last(self, finished: Finished) -> Json:
+        reason = finish_reason(finished, has_calls=self._parser.has_calls, options=self._options)
+        return {"index": self._index, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+    def _chunk(self, delta: Delta, logprobs: Sequence[TokenLogprob]) -> str:
+        if not delta and not logprobs:
+            return ""
+        said: Json = {}
+        if delta.reasoning:
+            said["reasoning_content"] = delta.reasoning
+        if delta.content:
+            said["content"] = delta.content
+        if delta.calls:
+            said |= self._calls(delta)
+        told = chat_logprobs(logprobs) if logprobs else None
+        return _encode({"index": self._index, "delta": said, "logprobs": told, "finish_reason": None})
+
+    def _calls(self, delta: Delta) -> Json:
+        # Clients take what stands under one index in one chunk for the whole of it, so its parts are joined.
+        calls: dict[int, Json] = {}
+        functions: dict[int, dict[str, str]] = {}
+        for call in delta.calls:
+            if call.name is not None:
+                functions[call.index] = {"name": call.name, "arguments": ""}
+                calls[call.index] = {"index": call.index, "id": call.id, "type": "function"}
+            function = functions.setdefault(call.index, {"arguments": ""})
+            function["arguments"] += call.arguments
+            calls.setdefault(call.index, {"index": call.index})["function"] = function
+        if self._options.is_legacy:
+            return {"function_call": functions[0]} if 0 in functions else {}
+        return {"tool_calls": list(calls.values())}
+
+
+class TextChoice:
+    """A choice of completions: text as it comes, the prompt before it where that is wanted."""
+
+    opening = ""
+    n_reasoned = 0
+
+    def __init__(self, index: int, accepted: Accepted, options: ReplyOptions) -> None:  # noqa: ARG002 - as a ChatChoice
+        self._logprobs = None if options.n_logprobs is None else TextLogprobs()
+        self._index = index
+        self._head = f'{{"index":{index},"text":'
+        self._tail = ',"finish_reason":null}'
+
+    def event(self, event: Echo | Piece) -> str:
+        told = "null"
+        if self._logprobs is not None and (event.logprobs or isinstance(event, Echo)):
+            told = _encode(self._logprobs.part(event))
+        elif not event.text:
+            return ""
+        return f'{self._head}{json.dumps(event.text)},"logprobs":{told}{self._tail}'
+
+    def rest(self) -> str:
+        return ""
+
+    def last(self, finished: Finished) -> Json:
+        return {"index": self._index, "text": "", "logprobs": None, "finish_reason": finished.reason}
+
+
+class Chunks:
+    """Frames of a streamed reply."""
+
+    def __init__(
+        self, envelope: Json, options: ReplyOptions, choice: Callable[[int, Accepted, ReplyOptions], Choice]
+    ) -> None:
+        self._envelope = envelope
+        self._options = options
+        self._make_choice = choice
+        self._choices: list[Choice] = []
+        self._ended: dict[int, Finished] = {}
+        self._before = f'data: {_encode(envelope)[:-1]},"choices":['
+        # Where usage is asked for, OpenAI sends null in every chunk but the one that has it.
+        self._after = '],"usage":null}\n\n' if options.include_usage else "]}\n\n"
+
+    def begin(self, accepted: Sequence[Accepted]) -> bytes:
+        self._choices = [self._make_choice(index, each, self._options) for index, each in enumerate(accepted)]
+        return b"".join([self._frame(choice.opening) for choice in self._choices])
+
+    def event(self, index: int, event: Echo | Piece) -> bytes:
+        return self._frame(self._choices[index].event(event))
+
+    def finished(self, index: int, finished: Finished) -> bytes:
+        """What was held back, and the finish reason; timings are in the last chunk of a reply with one choice."""
+        self._ended[index] = finished
+        choice = self._choices[index]
+        rest, chunk = self._frame(choice.rest()), self._envelope | {"choices": [choice.last(finished)]}
+        return rest + _event(chunk | {"usage": None} if self._options.include_usage else self._timed(chunk))
+
+    def end(self) -> bytes:
+        if not self._options.include_usage:
+            return DONE
+        ended = [self._ended[index] for index in range(len(self._choices))]
+        n_reasoned = sum(choice.n_reasoned for choice in self._choices)
+        chunk = self._envelope | {"choices": [], "usage": usage(ended, self._options, n_reasoned)}
+        return _event(self._timed(chunk)) + DONE
+
+    def failed(self, error: ShimmyError) -> bytes:
+        return b"data: %b\n\n" % error_body(error)
+
+    def _timed(self, chunk: Json) -> Json:
+        return chunk | {"timings": timings(self._ended[0])} if len(self._choices) == 1 else chunk
+
+    def _frame(self, choice: str) -> bytes:
+        return f"{self._before}{choice}{self._after}".encode() if choice else b""
+
+
+def _event(chunk: Json) -> bytes:
+    return f"data: {_encode(chunk)}\n\n".encode()

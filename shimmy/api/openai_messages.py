@@ -1,0 +1,172 @@
+"""The conversation in a body of chat completions, to a ChatPrompt: pure functions of the decoded JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shimmy.api.fields import (
+    Fields,
+    FreeObject,
+    Json,
+    ListOf,
+    OneOf,
+    Record,
+    Text,
+    boolean,
+    not_together,
+    read_text,
+    refuse,
+    text,
+    wrong_kind,
+)
+from shimmy.api.reasoning import EFFORT, template_arguments
+from shimmy.api.tools import BareFunction, Choice, FunctionCallChoice, NestedTool, Tools, Wish, offered
+from shimmy.errors import BadRequest
+from shimmy.messages import ChatPrompt, Message, Tool, ToolCall, ToolChoice
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+_PART = Record({"type": text, "text": text, "refusal": text}, required={"type": "a string"}, expected="a part object")
+_TEXT_PARTS = ("text", "refusal")
+_FUNCTION = Record(
+    {"name": text, "arguments": Text("a string of JSON")},
+    required={"name": "a string", "arguments": "a string of JSON"},
+)
+_CALL = Record({"id": text, "type": OneOf(("function",)), "function": _FUNCTION}, required={"function": "an object"})
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A string, or an array of parts that are text, or a refusal of the model's."""
+
+    def read(self, value: object, path: str) -> str:
+        if isinstance(value, list):
+            # A line for each part, as llama-server joins them for templates that know only strings.
+            return "\n".join([self._part(part, f"{path}[{index}]") for index, part in enumerate(value)])
+        return read_text(value, path, "a string or an array of parts")
+
+    def schema(self) -> Json:
+        return {"anyOf": [text.schema(), {"type": "array", "items": _PART.schema()}]}
+
+    @staticmethod
+    def _part(value: object, path: str) -> str:
+        given = _PART.read(value, path)
+        kind = given["type"]
+        if kind not in _TEXT_PARTS:
+            raise BadRequest(f"{path}: parts of type {json.dumps(kind)[:40]} are not supported", param=path)
+        if kind not in given:
+            wrong_kind(f"{path}.{kind}", "a string", None)
+        return str(given[kind])
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallKind:
+    """A call in the history."""
+
+    def read(self, value: object, path: str) -> ToolCall:
+        given = _CALL.read(value, path)
+        return ToolCall(given.get("id", ""), **given["function"])
+
+    def schema(self) -> Json:
+        return _CALL.schema()
+
+
+_TURN = Record(
+    {
+        "role": OneOf(ROLES),
+        "content": Content(),
+        "name": text,
+        "tool_calls": ListOf(ToolCallKind()),
+        "tool_call_id": text,
+        "function_call": _FUNCTION,
+        "refusal": text,
+        "reasoning_content": text,
+    },
+    required={"role": "a string"},
+    expected="a message object",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message; a legacy `function_call` is a call without an id, and its result one of a tool."""
+
+    def read(self, value: object, path: str) -> Message:
+        given = _TURN.read(value, path)
+        calls = given.get("tool_calls", ())
+        if "function_call" in given:
+            calls = (*calls, ToolCall("", **given["function_call"]))
+        content = given.get("content", given.get("refusal"))
+        reasoning = given.get("reasoning_content")
+        if content is None and not calls and reasoning is None:
+            wrong_kind(f"{path}.content", "a string or an array of parts", None)
+        role = given["role"]
+        return Message(
+            role="tool" if role == "function" else role,
+            content=content,
+            name=given.get("name"),
+            tool_calls=calls,
+            tool_call_id=given.get("tool_call_id"),
+            reasoning_content=reasoning,
+        )
+
+    def schema(self) -> Json:
+        return _TURN.schema()
+
+
+AUTO = Wish()
+MESSAGES = "an array of messages"
+# What makes the prompt: also the body of `/apply-template`.
+PROMPT_FIELDS: Fields = {
+    "messages": ListOf(Turn(), MESSAGES, at_least=1),
+    "add_generation_prompt": boolean,
+    "continue_final_message": boolean,
+    "tools": Tools(NestedTool()),
+    "tool_choice": Choice(),
+    "parallel_tool_calls": boolean,
+    "functions": Tools(BareFunction()),
+    "function_call": FunctionCallChoice(),
+    "chat_template_kwargs": FreeObject(),
+    "reasoning_effort": EFFORT,
+}
+PROMPT_REQUIRED = {"messages": MESSAGES}
+
+
+def chat_prompt(given: Mapping[str, Any]) -> ChatPrompt:
+    """The prompt that fields of PROMPT_FIELDS make."""
+    messages = given["messages"]
+    is_continued = _is_continued(given, messages[-1])
+    tools, choice = _tools(given)
+    return ChatPrompt(
+        messages=messages,
+        add_generation_prompt=given.get("add_generation_prompt", not is_continued),
+        tools=tools,
+        tool_choice=choice,
+        template_arguments=template_arguments(given.get("reasoning_effort"), given.get("chat_template_kwargs")),
+        continue_final_message=is_continued,
+    )
+
+
+def _tools(given: Mapping[str, Any]) -> tuple[tuple[Tool, ...], ToolChoice]:
+    tools, functions = given.get("tools", ()), given.get("functions", ())
+    if tools and functions:
+        not_together("functions", "tools")
+    if functions:
+        return offered(functions, given.get("function_call", AUTO), parallel=False, path="function_call")
+    return offered(tools, given.get("tool_choice", AUTO), parallel=given.get("parallel_tool_calls", True))
+
+
+def _is_continued(given: Mapping[str, Any], last: Message) -> bool:
+    """Whether the reply goes on with the last message: also, as in llama-server, where that is plainly meant."""
+    can_be = last.role == "assistant" and not last.tool_calls
+    is_asked, has_prompt = given.get("continue_final_message"), given.get("add_generation_prompt")
+    if is_asked is None:
+        return can_be and has_prompt is None
+    if is_asked and not can_be:
+        refuse(
+            "continue_final_message", "a conversation that ends with text of the assistant's", "one that ends otherwise"
+        )
+    if is_asked and has_prompt:
+        not_together("continue_final_message", "add_generation_prompt")
+    return bool(is_asked)

@@ -1,0 +1,292 @@
+"""The items of OpenAI's Responses: what an input may hold, and what a chat template sees of it.
+
+An item is a plain JSON object in the form in which the API lists it, with an id. A kind of item or part that is not
+known here is refused by name.
+"""
+
+import json
+import os
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shimmy.api.fields import Json, Kind, ListOf, OneOf, Record, Text, read_array, read_object, read_text, refuse, text
+from shimmy.errors import BadRequest, NotFound
+from shimmy.messages import Message, ToolCall
+
+Item = dict[str, Any]  # what it holds has been checked
+FindItem = Callable[[str], Item | None]
+
+INSTRUCTING = ("system", "developer")
+THINKING, SPEAKING, CALLING = range(3)  # the order in which the assistant does it
+_ID_CHARACTERS = 128
+_ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+
+
+@dataclass(frozen=True, slots=True)
+class ItemId:
+    """An id as a client sends it back."""
+
+    def read(self, value: object, path: str) -> str:
+        if len(item_id := read_text(value, path)) > _ID_CHARACTERS:
+            refuse(path, f"at most {_ID_CHARACTERS} characters", str(len(item_id)))
+        return item_id
+
+    def schema(self) -> Json:
+        return {"type": "string", "maxLength": _ID_CHARACTERS}
+
+
+@dataclass(frozen=True, slots=True)
+class ByType:
+    """An object whose `type` says what else is in it; `untyped` tells the type of one that does not say."""
+
+    records: Mapping[str, Record]
+    noun: str  # of several such objects
+    untyped: Callable[[Json], str] | None = None
+
+    def read(self, value: object, path: str) -> Item:
+        source = read_object(value, path)
+        given = source.get("type")
+        kind = self.untyped(source) if given is None and self.untyped else read_text(given, f"{path}.type")
+        if kind not in self.records:
+            known = ", ".join(self.records)
+            message = f"{path}.type: {self.noun} of type {json.dumps(kind)[:60]} are not supported here, but {known}"
+            raise BadRequest(message, param=f"{path}.type")
+        return {"type": kind, **self.records[kind].read(source, path)}
+
+    def schema(self) -> Json:
+        return {"anyOf": [_typed(kind, record, needed=not self.untyped) for kind, record in self.records.items()]}
+
+
+def _typed(kind: str, record: Record, *, needed: bool) -> Json:
+    names = ["type", *record.required] if needed else [*record.required]
+    properties = {"type": {"const": kind}, **{name: field.schema() for name, field in record.fields.items()}}
+    return {"type": "object", "properties": properties, "required": names}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A text, or an array of parts, which are read to their texts."""
+
+    part: ByType
+
+    def read(self, value: object, path: str) -> str | list[str]:
+        if isinstance(value, str):
+            return read_text(value, path)
+        parts = read_array(value, path, "a string or an array of parts")
+        read = [self.part.read(part, f"{path}[{index}]") for index, part in enumerate(parts)]
+        return [part.get("text") or part.get("refusal", "") for part in read]
+
+    def schema(self) -> Json:
+        return {"anyOf": [text.schema(), {"type": "array", "items": self.part.schema()}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Reasoning as `encrypted_content` has it, which a client hands back unread. It is no secret here."""
+
+    def read(self, value: object, path: str) -> str:
+        try:
+            return a2b_base64(read_text(value, path), strict_mode=True).decode()
+        except (Base64Error, ValueError) as exc:
+            raise BadRequest(f"{path}: this is not what a response of this server had here", param=path) from exc
+
+    def schema(self) -> Json:
+        return text.schema()
+
+
+def sealed(reasoning: str) -> str:
+    """What Sealed reads."""
+    return b2a_base64(reasoning.encode(), newline=False).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A text, which stands for a message of the user, or an array of items. They are read to items without new ids."""
+
+    def read(self, value: object, path: str) -> tuple[Item, ...]:
+        if isinstance(value, str):
+            return (_whole({"type": "message", "role": "user", "content": read_text(value, path)}),)
+        items = read_array(value, path, "a string or an array of items")
+        return tuple([_whole(_item.read(item, f"{path}[{index}]")) for index, item in enumerate(items)])
+
+    def schema(self) -> Json:
+        return {"anyOf": [text.schema(), {"type": "array", "items": _item.schema()}]}
+
+
+def _parts(*kinds: str) -> ByType:
+    return ByType({kind: Record({"text": text}, required={"text": "a string"}) for kind in kinds}, "parts")
+
+
+_refusal = Record({"refusal": text}, required={"refusal": "a string"})
+_text_part = _parts("input_text", "output_text", "text")
+_said_part = replace(_text_part, records={**_text_part.records, "refusal": _refusal})
+_call_id: Kind[str] = Text("the id of a call", may_be_empty=False)
+_id = {"id": ItemId()}
+_item = ByType(
+    {
+        "message": Record(
+            {**_id, "role": OneOf(("user", "assistant", "system", "developer")), "content": Content(_said_part)},
+            required={"role": "the role of a message", "content": "a string or an array of parts"},
+        ),
+        "function_call": Record(
+            {**_id, "call_id": _call_id, "name": text, "arguments": text},
+            required={"call_id": "the id of a call", "name": "a string", "arguments": "a string of JSON"},
+        ),
+        "function_call_output": Record(
+            {**_id, "call_id": _call_id, "output": Content(_text_part)},
+            required={"call_id": "the id of a call", "output": "a string or an array of parts"},
+        ),
+        "reasoning": Record(
+            {
+                **_id,
+                "summary": ListOf(_parts("summary_text")),
+                "content": ListOf(_parts("reasoning_text")),
+                "encrypted_content": Sealed(),
+            }
+        ),
+        "item_reference": Record(_id, required={"id": "the id of an item"}),
+    },
+    "items",
+    untyped=lambda source: "item_reference" if "id" in source and "role" not in source else "message",
+)
+
+
+def _whole(item: Item) -> Item:
+    """An item as the API lists it, but for its id where it has none."""
+    match item["type"]:
+        case "message" if item["role"] == "assistant":
+            content = [{"type": "output_text", "text": said, "annotations": []} for said in _several(item["content"])]
+            return item | {"content": content, "status": "completed"}
+        case "message":
+            return item | {"content": _input_parts(_several(item["content"])), "status": "completed"}
+        case "function_call_output" if not isinstance(item["output"], str):
+            return item | {"output": _input_parts(item["output"]), "status": "completed"}
+        case "reasoning":
+            unsealed = item.pop("encrypted_content", "")
+            content = [*item.get("content", ())]
+            if unsealed and not content:
+                content = [{"type": "reasoning_text", "text": unsealed}]
+            return item | {"summary": [*item.get("summary", ())], "content": content, "status": "completed"}
+    return item | {"status": "completed"}
+
+
+def _several(content: str | list[str]) -> list[str]:
+    return [content] if isinstance(content, str) else content
+
+
+def _input_parts(texts: Iterable[str]) -> list[Item]:
+    return [{"type": "input_text", "text": said} for said in texts]
+
+
+def new_id(prefix: str) -> str:
+    """Nobody guesses it."""
+    return f"{prefix}_{os.urandom(24).hex()}"
+
+
+def identified(items: Iterable[Item], find_item: FindItem) -> tuple[list[Item], list[str]]:
+    """`items` with ids, and what references stand for in their places; and the ids that were made.
+
+    Raises NotFound for a reference to an item that `find_item` does not know.
+    """
+    whole, made_ids = [], []
+    for item in items:
+        if item["type"] == "item_reference":
+            whole.append(_found(item["id"], find_item))
+        elif "id" in item:
+            whole.append(item)
+        else:
+            made_ids.append(new_id(_ID_PREFIXES[item["type"]]))
+            whole.append({"id": made_ids[-1], **item})
+    return whole, made_ids
+
+
+def _found(item_id: str, find_item: FindItem) -> Item:
+    item = find_item(item_id)
+    if item is None:
+        raise NotFound(
+            f"Item with id '{item_id}' not found. Items are not persisted when `store` is set to false, and this "
+            "server forgets old responses. Send the item itself instead.",
+            param="input",
+        )
+    return item
+
+
+def conversation(items: Iterable[Item], instructions: str = "") -> tuple[Message, ...]:
+    """The turns of a chat. What the assistant did in a row, thinking, speaking and calling, is one of them.
+
+    Raises BadRequest for the output of a call that nobody made.
+    """
+    turns = [_Turn("system", [instructions])] if instructions else []
+    names: dict[str, str] = {}  # of the functions called, by the ids of their calls
+    for item in items:
+        match item["type"]:
+            case "message" if item["role"] == "assistant":
+                _assistant(turns, up_to=THINKING).texts.append(_joined(item["content"]))
+            case "message":
+                _other(turns, item["role"]).texts.append(_joined(item["content"]))
+            case "function_call":
+                names[item["call_id"]] = item["name"]
+                call = ToolCall(item["call_id"], item["name"], item["arguments"])
+                _assistant(turns, up_to=CALLING).calls.append(call)
+            case "function_call_output":
+                turns.append(_answer(item, names))
+            case "reasoning" if item["content"]:
+                _assistant(turns, up_to=THINKING).thoughts.append(_joined(item["content"]))
+    return tuple([turn.message() for turn in turns])
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A message as it grows: a body may have so many items that nothing of it may be copied for each of them."""
+
+    role: str
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    name: str | None = None
+    call_id: str | None = None
+
+    @property
+    def stage(self) -> int:
+        return CALLING if self.calls else SPEAKING if self.texts else THINKING
+
+    def message(self) -> Message:
+        return Message(
+            self.role,
+            "\n\n".join(self.texts) if self.texts else None,
+            self.name,
+            tuple(self.calls),
+            self.call_id,
+            "\n".join(self.thoughts) if self.thoughts else None,
+        )
+
+
+def _assistant(turns: list[_Turn], *, up_to: int) -> _Turn:
+    """The assistant's turn that goes on, where it has come no further than this, or a new one."""
+    if not turns or turns[-1].role != "assistant" or turns[-1].stage > up_to:
+        turns.append(_Turn("assistant"))
+    return turns[-1]
+
+
+def _other(turns: list[_Turn], role: str) -> _Turn:
+    # Many templates take one system message, as the first: instructions at the head become one.
+    if not (role in INSTRUCTING and len(turns) == 1 and turns[0].role in INSTRUCTING):
+        turns.append(_Turn(role))
+    return turns[-1]
+
+
+def _answer(item: Item, names: Mapping[str, str]) -> _Turn:
+    call_id, output = item["call_id"], item["output"]
+    if call_id not in names:
+        message = f"No tool call found for function call output with call_id {call_id[:80]}."
+        raise BadRequest(message, param="input")
+    content = output if isinstance(output, str) else _joined(output)
+    return _Turn("tool", [content], name=names[call_id], call_id=call_id)
+
+
+def _joined(parts: Sequence[Item]) -> str:
+    # A line for each part, as in chats.
+    return "\n".join([part["text"] for part in parts])
