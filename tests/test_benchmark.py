@@ -102,13 +102,14 @@ def results(monkeypatch: pytest.MonkeyPatch) -> report.Results:
     figures = (
         Figure("rate", "one stream", TOKENS_PER_S, {"llama-server": 1.1}),
         Figure("first_s", "first token", MILLISECONDS, {"llama-server": 1.0, "shimmy": 0.15}),
-        Figure("odd", "only ours", TOKENS_PER_S, {"llama-server": 1.0}),
+        Figure("ours", "only ours", TOKENS_PER_S, {"llama-server": 1.0}),
+        Figure("theirs", "only theirs", TOKENS_PER_S, {"llama-server": 1.0}),
     )
     monkeypatch.setattr(report, "FIGURES", {figure.key: figure for figure in figures})
     rounds = [
         {
-            "shimmy": {"rate": 120.0 + n, "first_s": 0.2, "odd": 1.0},
-            "llama-server": {"rate": 100.0, "first_s": 0.1, "odd": None},
+            "shimmy": {"rate": 120.0 + n, "first_s": 0.2, "ours": 1.0, "theirs": None},
+            "llama-server": {"rate": 100.0, "first_s": 0.1, "ours": None, "theirs": 1.0},
         }
         for n in range(3)
     ]
@@ -123,6 +124,7 @@ def test_the_table_says_what_was_reached_and_what_was_not(results: report.Result
         "| one stream | tok/s | 121.0 (120.0-122.0) | 100.0 (100.0-100.0) | 1.21 (1.20-1.22) ≥ 1.10 |",
         "| first token | ms | 200 (200-200) **≤ 150** | 100 (100-100) | 2.00 (2.00-2.00) **≤ 1.00** |",
         "| only ours | tok/s | 1.0 (1.0-1.0) | fails |  |",
+        "| only theirs | tok/s | fails | 1.0 (1.0-1.0) |  **≥ 1.00** |",
     ]
 
 

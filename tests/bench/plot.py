@@ -61,7 +61,9 @@ def _grid(axis: _Axis, top: float, n_rows: int) -> list[str]:
     for power in range(axis.low, axis.high + 1):
         x, bottom = axis.x(2**power), top + HEAD + n_rows * ROW
         lines.append(_stroke(x, top + HEAD - 4, x, bottom, INK if power == 0 else PALE))
-        lines.append(_text(x, top + HEAD - 10, f"{2.0**power:g}x", 'text-anchor="middle"'))
+        lines.append(
+            _text(x, top + HEAD - 10, f"{2**power}x" if power >= 0 else f"1/{2**-power}x", 'text-anchor="middle"')
+        )
     return lines
 
 

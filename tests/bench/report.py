@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench.figures import Figure, Figures
+from tests.bench.figures import TIMES, Figure, Figures
 from tests.bench.plot import Bar, plot
 from tests.bench.workloads import FIGURES
 from tools.steps import ROOT, BuildError
@@ -62,7 +62,9 @@ def _table(model: str, rounds: Rounds) -> str:
             cells.append(_spread(values, figure.unit.write) + _judged(figure, goal, values, figure.unit.write))
         for peer in others:
             ratios = _ratios(rounds, figure.key, peer)
-            cells.append(_spread(ratios, _times, "") + _judged(figure, figure.goals.get(peer), ratios, _times))
+            # Where only the peer fails, there is nothing to compare with, and nothing missed.
+            goal = figure.goals.get(peer) if any(figures[peer][figure.key] is not None for figures in rounds) else None
+            cells.append(_spread(ratios, _times, "") + _judged(figure, goal, ratios, _times))
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -77,6 +79,8 @@ def _bars(rounds: Rounds) -> list[Bar]:
         return []
     bars = []
     for figure in _measured(rounds):
+        if figure.unit is TIMES:
+            continue  # it compares a server with itself
         better = [figure.better(ratio) for ratio in _ratios(rounds, figure.key, THEIRS) if ratio]
         goal = figure.goals.get(THEIRS)
         if better:
@@ -102,10 +106,10 @@ def _spread(values: list[float | None], write: Callable[[float], str], nothing: 
 
 def _judged(figure: Figure, goal: float | None, values: list[float | None], write: Callable[[float], str]) -> str:
     """What was to be reached; in bold where it was not."""
-    known = [value for value in values if value is not None]
-    if goal is None or not known:
+    if goal is None:
         return ""
     bound = f"{'≥' if figure.unit.more_is_better else '≤'} {write(goal)}"
+    known = [value for value in values if value is not None]
     is_met = len(known) == len(values) and figure.meets(goal, statistics.median(known))
     return f" {bound}" if is_met else f" **{bound}**"
 
