@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from shimmy.engine import variants
-from shimmy.engine.grammar import Grammars, Guide
 from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.grammar import Grammars, Guide
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.packed import GRAMMAR_ARCHIVE
 from shimmy.errors import BadRequest
