@@ -245,11 +245,22 @@ class Record:
 
     def schema(self) -> Json:
         properties: Json = {
-            name: kind.schema() if name in self.required else {"anyOf": [kind.schema(), _NULL]}
+            name: kind.schema() if name in self.required else _or_null(kind.schema())
             for name, kind in self.fields.items()
         }
         schema: Json = {"type": "object", "properties": properties}
         return schema | {"required": list(self.required)} if self.required else schema
+
+
+def _or_null(schema: Json) -> Json:
+    match schema:
+        case {"enum": [*values]}:
+            return schema if None in values else {"anyOf": [schema, _NULL]}
+        case {"type": str(name)}:
+            return schema | {"type": [name, "null"]}
+        case {"anyOf": [*kinds]}:
+            return schema | {"anyOf": [*kinds, _NULL]}
+    return schema  # takes any value
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,17 +344,6 @@ def required(body: Mapping[str, object], name: str, expected: str) -> object:
     if name not in body:
         refuse(name, expected, "nothing")
     return body[name]
-
-
-def read_flag(body: Json, name: str, default: bool) -> bool:
-    value = body.get(name)
-    return default if value is None else boolean.read(value, name)
-
-
-def read_keep_alive(body: Json) -> float | None:
-    """How long the model shall stay loaded after its last job, in seconds; None where nothing is said."""
-    value = body.get("keep_alive")
-    return None if value is None else Duration().read(value, "keep_alive")
 
 
 def read_model(body: Mapping[str, object], default: str | None = None) -> str:
