@@ -88,8 +88,8 @@ class Exchange:
         """A reply that is encoded already."""
         await send_reply(self._send, 200, body)
 
-    async def reply_text(self, text: str, content_type: bytes) -> None:
-        await send_reply(self._send, 200, text.encode(), content_type)
+    async def reply_text(self, text: str, content_type: bytes, headers: Headers = ()) -> None:
+        await send_reply(self._send, 200, text.encode(), content_type, headers)
 
     async def start(self, headers: Headers) -> None:
         """Begin a reply of unknown length; `write` and `end` follow."""
