@@ -63,6 +63,7 @@ function kind(schema) {
   if (schema.$ref) return schema.$ref.split("/").pop();
   if ("const" in schema) return JSON.stringify(schema.const);
   if (schema.enum) return schema.enum.filter((one) => one !== null).map((one) => JSON.stringify(one)).join(" | ");
+  if (schema.properties) return "object";
   const several = schema.anyOf || schema.allOf;
   if (several) return [...new Set(several.map(kind))].filter((text) => text && text !== "null").join(" | ");
   const names = [schema.type ?? "anything"].flat().filter((name, _, all) => name !== "null" || all.length === 1);

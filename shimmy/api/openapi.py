@@ -4,7 +4,6 @@ Knows what a route is for and which errors it may answer with. What a field may 
 like, `openapi_replies`. Imported when the document is asked for.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from shimmy.api.app import OPEN_PATHS, ROUTES
 from shimmy.api.fields import Json, Record
 from shimmy.api.openapi_notes import EXAMPLES, NOTES, TAGS
 from shimmy.api.openapi_replies import components, ref
-from shimmy.engine.sampling import BOUNDS
 from shimmy.errors import BY_CODE
 
 _DESCRIPTION = (
@@ -192,18 +190,16 @@ def _responses(operation: Operation, *, is_open: bool) -> Json:
 
 def _content(operation: Operation, event: str = "") -> Json:
     if operation.media_type == _EVENTS or event:
-        # OpenAPI can say what the events of a stream are from 3.2 on, as `itemSchema`.
-        return {"schema": {"type": "string"}, "x-item-schema": ref(event or operation.reply)}
+        # What the events of a stream are, OpenAPI can say from 3.2 on, as `itemSchema`.
+        return {"x-item-schema": ref(event or operation.reply)}
     return {"schema": ref(operation.reply)}
 
 
 def _body(record: Record) -> Json:
-    """The schema of a body, with what the tables do not know: what fields are for, and how far numbers go."""
+    """The schema of a body, with what the tables do not know: what fields are for."""
     schema = record.schema()
     properties: dict[str, Json] = schema["properties"]  # type: ignore[assignment] # a Record's
     for name, field in properties.items():
-        bounds = zip(("minimum", "maximum"), BOUNDS.get(name, ()), strict=False)
-        field.update({keyword: bound for keyword, bound in bounds if math.isfinite(bound)})
         if name in NOTES:
             field.setdefault("description", NOTES[name])
     return schema
