@@ -82,7 +82,11 @@ class Generation:
         if self._stream is None:
             await self.accepted()
             assert self._stream is not None
-        event = await anext(self._stream)
+        try:
+            event = await anext(self._stream)
+        except BadRequest as error:
+            self._name_field(error)
+            raise
         if isinstance(event, Finished):
             self._count(event)
         elif not self._has_begun:
@@ -102,7 +106,16 @@ class Generation:
         worker = await self._services.pool.ensure_ready(self.model, self._request.keep_alive_s)
         self._waited_s = monotonic() - self._started_s
         self._stream = worker.submit(self._request)
-        return await self._stream.accepted()
+        try:
+            return await self._stream.accepted()
+        except BadRequest as error:
+            self._name_field(error)
+            raise
+
+    def _name_field(self, error: BadRequest) -> None:
+        """A worker that objects to a grammar knows of no fields."""
+        if type(error) is BadRequest and error.param is None:
+            error.param = self._request.constrained_by
 
     def _count(self, finished: Finished) -> None:
         metrics, name, usage = self._services.metrics, self.model.name, finished.usage
@@ -131,10 +144,8 @@ class Whole:
     """All that one job said, and how it ended; `echo` is its prompt where that was wanted."""
 
     format: ReplyFormat
-    echo: str
-    echo_logprobs: tuple[TokenLogprob, ...]
-    text: str
-    logprobs: tuple[TokenLogprob, ...]
+    echo: Echo
+    said: Piece
     finished: Finished
 
 
@@ -150,13 +161,15 @@ async def whole(generation: Generation) -> Whole:
             case Echo():
                 echoes.append(event)
             case Finished():
-                return Whole(accepted.format, *_joined(echoes), *_joined(pieces), event)
+                echo = Echo("".join([part.text for part in echoes]), _logprobs(echoes))
+                n_tokens = sum(piece.n_tokens for piece in pieces)
+                said = Piece("".join([piece.text for piece in pieces]), n_tokens, _logprobs(pieces))
+                return Whole(accepted.format, echo, said, event)
     raise Internal("the generation ended without a reason")
 
 
-def _joined(parts: Sequence[Echo | Piece]) -> tuple[str, tuple[TokenLogprob, ...]]:
-    text = "".join([part.text for part in parts])
-    return text, tuple([logprob for part in parts for logprob in part.logprobs])
+def _logprobs(parts: Sequence[Echo | Piece]) -> tuple[TokenLogprob, ...]:
+    return tuple([logprob for part in parts for logprob in part.logprobs])
 
 
 async def together(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -176,6 +176,7 @@ class GenerateRequest:
     n_logprobs: int | None = None  # how many candidates are told beside each token; None: no log-probabilities at all
     echo: bool = False  # the reply begins with the prompt, with its log-probabilities where they are wanted
     n_thinking: int | None = None  # tokens of reasoning, after which it is ended; None: as many as the model likes
+    constrained_by: str | None = None  # the caller's name for the grammar or the tools, for errors about them
 
 
 # Text, or token ids used as they are.
@@ -253,8 +254,8 @@ class ToolFormat:
     """How a model writes tool calls: `section_start`, calls joined by `between`, `section_end`.
 
     A call is `call_start`, its body and `call_end`. The body is a JSON object with a name and arguments under the keys
-    given here, or, where there is a `separator`, the bare name, the separator and the arguments as a JSON object; where
-    there is an `id_mark`, it and an id stand between the name and the separator.
+    given here, or, where there is a `separator`, the bare name, the separator and the arguments as a JSON object.
+    Where nothing at all stands between two calls, neither `call_start` nor `between`, a reply has one call at most.
     """
 
     section_start: str = ""
@@ -264,9 +265,10 @@ class ToolFormat:
     section_end: str = ""
     name_key: str = "name"
     arguments_key: str = "arguments"
-    id_key: str = ""  # of an id that the model writes itself; empty where it writes none
+    # Of an id that the model writes itself, behind the arguments; empty where it writes none. Beside a bare name there
+    # are no keys: there it is what stands between the name and the id, which the separator follows.
+    id_key: str = ""
     separator: str | None = None
-    id_mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

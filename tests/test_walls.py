@@ -32,6 +32,7 @@ FLOORS = (
 # The only importers of a foreign package: a folder ends with a dot.
 BORDERS = {
     "llama_cpp": ("shimmy.engine.binding",),
+    "llguidance": ("shimmy.engine.grammar",),
     "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "starlette": ("shimmy.api.", "shimmy.server"),
@@ -42,8 +43,22 @@ DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
     f"shimmy.engine.{name}"
     for name in (
-        *("adapters", "binding", "checkpoint", "context", "embedding", "jinja", "llama", "preparer", "quantize"),
-        *("sampler", "scheduler", "task", "template", "text", "thinking_budget", "turns", "worker"),
+        *(
+            "adapters",
+            "binding",
+            "chat",
+            "checkpoint",
+            "context",
+            "embedding",
+            "gbnf",
+            "grammar",
+            "jinja",
+            "llama",
+            "preparer",
+            "quantize",
+        ),
+        *("rules", "sampler", "scheduler", "schema", "task", "template", "text", "thinking", "thinking_budget"),
+        *("tool_format", "tool_grammar", "turns", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

@@ -167,6 +167,12 @@ def read_grammar(given: Mapping[str, Any]) -> Grammar | None:
     return _only((name, given.get(name)) for name in GRAMMAR_FIELDS if name in given)
 
 
+def constraining(given: Mapping[str, Any]) -> str | None:
+    """The field that says most about what a reply may be."""
+    names = (name for name in (*GRAMMAR_FIELDS, "tools", "functions") if given.get(name))
+    return next(names, None)
+
+
 def _only(found: Iterable[tuple[str, Grammar | None]]) -> Grammar | None:
     asked = [(name, grammar) for name, grammar in found if grammar is not None]
     if len(asked) > 1:

@@ -33,7 +33,7 @@ from shimmy.api.fields import (
     text,
     wrong_kind,
 )
-from shimmy.api.grammar import GRAMMAR_FIELDS, read_grammar
+from shimmy.api.grammar import GRAMMAR_FIELDS, constraining, read_grammar
 from shimmy.engine.sampling import BOUNDS
 from shimmy.messages import MAX_ADAPTER_SCALE, AdapterScales, GenerateRequest, ModelDefaults, Prompt
 
@@ -182,4 +182,5 @@ def generate_request(
         lora=given.get("lora") or None,  # an empty array leaves the adapters at their own scales, as in llama-server
         grammar=read_grammar(given),
         n_thinking=first_limit(given, THINKING_BUDGETS),
+        constrained_by=constraining(given),
     )

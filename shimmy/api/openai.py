@@ -45,29 +45,30 @@ async def model(exchange: "Exchange") -> None:
 
 
 async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
-    options = call.options
     generations = [generate(exchange.services, job) for job in call.jobs]
-    head = envelope(CHAT if is_chat else TEXT, generations[0].model.name, is_chunk=options.stream)
-    if options.stream:
-        chunks = Chunks(head, options, ChatChoice if is_chat else TextChoice)
-        await EventStream(exchange, generations, chunks).run()
-        return
+    head = envelope(CHAT if is_chat else TEXT, generations[0].model.name, is_chunk=call.options.stream)
     try:
-        wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
+        if call.options.stream:
+            chunks = Chunks(head, call.options, ChatChoice if is_chat else TextChoice)
+            await EventStream(exchange, generations, chunks).run()
+        else:
+            wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
+            await exchange.reply_json(await _reply(head, wholes, call, is_chat=is_chat))
     finally:
         await close(generations)
-    await exchange.reply_json(await _reply(head, wholes, call, is_chat=is_chat))
 
 
 async def _reply(head: "Json", wholes: list[Whole], call: Call, *, is_chat: bool) -> bytes:
-    choice = chat_choice if is_chat else text_choice
+    make = chat_choice if is_chat else text_choice
     ended = [each.finished for each in wholes]
-    choices = []
+    choices, n_reasoned = [], 0
     for index, each in enumerate(kept(wholes, call.options)):
         if index:
             await asyncio.sleep(0)  # many choices take a while, and the streams of others go on
-        choices.append(encode(choice(index, each, call.options)))
-    tail: Json = {"usage": usage(ended, call.options)}
+        choice, n_tokens = make(index, each, call.options)
+        choices.append(encode(choice))
+        n_reasoned += n_tokens
+    tail: Json = {"usage": usage(ended, call.options, n_reasoned)}
     if len(ended) == 1:
         tail["timings"] = timings(ended[0])
     return b'%b,"choices":[%b],%b' % (encode(head)[:-1], b",".join(choices), encode(tail)[1:])

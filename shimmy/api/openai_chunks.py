@@ -12,6 +12,7 @@ from shimmy.api.fields import Json
 from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
 from shimmy.api.openai_reply import finish_reason, timings, usage
+from shimmy.api.reasoning import n_reasoning
 from shimmy.errors import ShimmyError
 from shimmy.messages import Accepted, Delta, Echo, Finished, Piece, TokenLogprob
 from shimmy.reply import ReplyParser
@@ -28,6 +29,7 @@ class Choice(Protocol):
     """
 
     opening: str
+    n_reasoned: int  # tokens
 
     def event(self, event: Echo | Piece) -> str: ...
 
@@ -43,6 +45,7 @@ class ChatChoice:
         self._options = options
         self._parser = ReplyParser(accepted.format, split_reasoning=options.splits_reasoning)
         self._has_logprobs = options.n_logprobs is not None
+        self.n_reasoned = 0
         self._index = index
         start = f'{{"index":{index},"delta":{{'
         self._head = f'{start}"content":'
@@ -51,6 +54,8 @@ class ChatChoice:
 
     def event(self, event: Echo | Piece) -> str:
         delta = self._parser.feed(event.text)
+        if delta.reasoning and isinstance(event, Piece):
+            self.n_reasoned += n_reasoning(delta, event)
         if self._has_logprobs or delta.calls or delta.reasoning:
             return self._chunk(delta, event.logprobs)
         return f"{self._head}{json.dumps(delta.content)}{self._tail}" if delta.content else ""
@@ -95,6 +100,7 @@ class TextChoice:
     """A choice of completions: text as it comes, the prompt before it where that is wanted."""
 
     opening = ""
+    n_reasoned = 0
 
     def __init__(self, index: int, accepted: Accepted, options: ReplyOptions) -> None:  # noqa: ARG002 - as a ChatChoice
         self._logprobs = None if options.n_logprobs is None else TextLogprobs()
@@ -104,8 +110,8 @@ class TextChoice:
 
     def event(self, event: Echo | Piece) -> str:
         told = "null"
-        if self._logprobs is not None and event.logprobs:
-            told = _encode(self._logprobs.part(event.logprobs))
+        if self._logprobs is not None and (event.logprobs or isinstance(event, Echo)):
+            told = _encode(self._logprobs.part(event))
         elif not event.text:
             return ""
         return f'{self._head}{json.dumps(event.text)},"logprobs":{told}{self._tail}'
@@ -150,7 +156,8 @@ class Chunks:
         if not self._options.include_usage:
             return DONE
         ended = [self._ended[index] for index in range(len(self._choices))]
-        chunk = self._envelope | {"choices": [], "usage": usage(ended, self._options)}
+        n_reasoned = sum(choice.n_reasoned for choice in self._choices)
+        chunk = self._envelope | {"choices": [], "usage": usage(ended, self._options, n_reasoned)}
         return _event(self._timed(chunk)) + DONE
 
     def failed(self, error: ShimmyError) -> bytes:

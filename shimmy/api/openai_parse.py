@@ -158,7 +158,7 @@ def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULT
     given = CHAT.read(body)
     n_logprobs = given.get("n_probs") or None
     if given.get("logprobs"):
-        n_logprobs = given.get("top_logprobs", 0)
+        n_logprobs = given.get("top_logprobs", n_logprobs or 0)
     elif given.get("top_logprobs"):
         refuse("logprobs", "true where there is top_logprobs", "false" if "logprobs" in given else "nothing")
     prompt = chat_prompt(given).with_system(defaults.system)
@@ -178,7 +178,7 @@ def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULT
 def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> Call:
     """`defaults` are the model's; raises BadRequest for a body that cannot be honoured as it is written."""
     given = COMPLETION.read(body)
-    n, n_logprobs = given.get("n", 1), given.get("logprobs", given.get("n_probs") or None)
+    n, n_logprobs = given.get("n", 1), given.get("n_probs") or given.get("logprobs")
     best_of = given.get("best_of", n)
     if best_of < n:
         refuse("best_of", f"an integer not below n, which is {n}", str(best_of))

@@ -13,8 +13,9 @@ from shimmy import __version__
 from shimmy.api.fields import Json
 from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
+from shimmy.api.reasoning import n_reasoning
 from shimmy.generate import Whole
-from shimmy.messages import Finished, FinishReason
+from shimmy.messages import Delta, Finished, FinishReason
 from shimmy.reply import Reply, ReplyParser
 
 FINGERPRINT = f"shimmy-{__version__}"
@@ -43,9 +44,10 @@ def envelope(form: Form, model_name: str, *, is_chunk: bool) -> Json:
     }
 
 
-def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> Json:
+def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, int]:
+    """A choice, and how many of its tokens were reasoning."""
     parser, reply = ReplyParser(whole.format, split_reasoning=options.splits_reasoning), Reply()
-    reply.add(parser.feed(whole.text))
+    reply.add(parser.feed(whole.said.text))
     reply.add(parser.flush())
     message: Json = {"role": "assistant", "content": reply.content or (None if reply.calls else ""), "refusal": None}
     if reply.reasoning:
@@ -58,22 +60,31 @@ def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> Json:
         message["function_call"] = calls[0]["function"]
     elif calls:
         message["tool_calls"] = calls
-    return {
+    choice: Json = {
         "index": index,
         "message": message,
-        "logprobs": None if options.n_logprobs is None else chat_logprobs(whole.logprobs),
+        "logprobs": None if options.n_logprobs is None else chat_logprobs(whole.said.logprobs),
         "finish_reason": finish_reason(whole.finished, has_calls=bool(calls), options=options),
     }
+    return choice, n_reasoning(Delta(reasoning=reply.reasoning), whole.said)
 
 
-def text_choice(index: int, whole: Whole, options: ReplyOptions) -> Json:
-    tokens = whole.echo_logprobs + whole.logprobs
-    return {
+def text_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, int]:
+    """A choice as the model wrote it; its reasoning is not told apart."""
+    choice: Json = {
         "index": index,
-        "text": whole.echo + whole.text,
-        "logprobs": None if options.n_logprobs is None else TextLogprobs().part(tokens),
+        "text": whole.echo.text + whole.said.text,
+        "logprobs": None if options.n_logprobs is None else _text_logprobs(whole),
         "finish_reason": whole.finished.reason,
     }
+    return choice, 0
+
+
+def _text_logprobs(whole: Whole) -> Json:
+    """Those of the prompt, where it is told, and those of the reply in one."""
+    logprobs = TextLogprobs()
+    echoed, said = logprobs.part(whole.echo), logprobs.part(whole.said)
+    return {name: [*echoed[name], *said[name]] for name in said}
 
 
 def finish_reason(finished: Finished, *, has_calls: bool, options: ReplyOptions) -> str:
@@ -93,22 +104,25 @@ def kept(wholes: Sequence[Whole], options: ReplyOptions) -> list[Whole]:
 
 def _likelihood(whole: Whole) -> float:
     """The mean of the log-probabilities of its tokens; a reply of none comes last."""
-    logprobs = [token.chosen.logprob for token in whole.logprobs]
+    logprobs = [token.chosen.logprob for token in whole.said.logprobs]
     return sum(logprobs) / len(logprobs) if logprobs else -inf
 
 
-def usage(ended: Sequence[Finished], options: ReplyOptions) -> Json:
+def usage(ended: Sequence[Finished], options: ReplyOptions, n_reasoned: int) -> Json:
     """What all jobs took together; those of one prompt share it, and it was cached as far as it was for the first."""
     groups = [ended[start : start + options.best_of] for start in range(0, len(ended), options.best_of)]
     n_prompt = sum(group[0].usage.n_prompt for group in groups)
     n_cached = sum(min(finished.usage.n_cached for finished in group) for group in groups)
     n_completion = sum(finished.usage.n_completion for finished in ended)
-    return {
+    counts: Json = {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_completion,
         "total_tokens": n_prompt + n_completion,
         "prompt_tokens_details": {"cached_tokens": n_cached},
     }
+    if n_reasoned:
+        counts["completion_tokens_details"] = {"reasoning_tokens": min(n_reasoned, n_completion)}
+    return counts
 
 
 def timings(finished: Finished) -> dict[str, float]:

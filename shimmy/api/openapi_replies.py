@@ -115,7 +115,10 @@ def _counts() -> Json:
     }
     usage: Json = {"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT}
     return {
-        "Usage": record({**usage, "prompt_tokens_details": record({"cached_tokens": COUNT})}),
+        "Usage": record(
+            {**usage, "prompt_tokens_details": record({"cached_tokens": COUNT})},
+            {"completion_tokens_details": record({"reasoning_tokens": COUNT})},
+        ),
         "Timings": record({"cache_n": COUNT, **rates}, {"draft_n": COUNT, "draft_n_accepted": COUNT}),
     }
 

@@ -1,10 +1,19 @@
-"""How much a model shall think, as callers write it, to what its chat template is given."""
+"""How much a model shall think, as callers write it, to what its chat template is given; and how much it did."""
 
 from shimmy.api.fields import Json, JsonObject, OneOf
+from shimmy.messages import Delta, Piece
 
 EFFORT = OneOf(("none", "minimal", "low", "medium", "high", "xhigh", "max"))
 NO_EFFORT = EFFORT.texts[0]
 TEMPLATE_ARGUMENTS = "chat_template_kwargs"
+
+
+def n_reasoning(delta: Delta, piece: Piece) -> int:
+    """How many tokens of `piece`, which said `delta`, were reasoning: where pieces were joined, its share by length."""
+    if not delta.reasoning:
+        return 0
+    share = min(1.0, len(delta.reasoning) / max(1, len(piece.text)))
+    return max(1, round(piece.n_tokens * share))
 
 
 def template_arguments(effort: str | None, own: Json | None = None) -> str:

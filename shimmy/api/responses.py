@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shimmy.api.exchange import encode
 from shimmy.api.fields import Integer, Json, NotServed, OneOf, Record, read_model, refuse
+from shimmy.api.reasoning import n_reasoning
 from shimmy.api.response_store import ResponseStore, StoredResponse
 from shimmy.api.responses_items import Item, ItemId, new_id
 from shimmy.api.responses_output import Event, Output
@@ -23,7 +24,7 @@ from shimmy.api.responses_parse import (
 from shimmy.api.stream import EventStream, unless_gone
 from shimmy.errors import BadRequest, Internal, NotFound, PayloadTooLarge, PreviousResponseNotFound, ShimmyError
 from shimmy.generate import generate
-from shimmy.messages import Accepted, Delta, Echo, Finished, FinishReason, Piece, TokenLogprob, Usage
+from shimmy.messages import Accepted, Delta, Echo, Finished, FinishReason, Piece, ReplyFormat, TokenLogprob, Usage
 from shimmy.reply import ReplyParser
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Response:
         self._request = request
         self._head: Json = {"id": self.id, "object": "response", "created_at": int(time.time()), "model": model_name}
         self._output = Output(seals_reasoning=request.seals_reasoning)
-        self._parser = ReplyParser(Accepted(0).format)
+        self._parser = ReplyParser(ReplyFormat())  # until the job is accepted
         self._logprobs: list[TokenLogprob] = []  # of text that the parser still has
         self._n_reasoning = 0
         self._status: Json = {"status": "in_progress", "error": None, "incomplete_details": None, "completed_at": None}
@@ -128,10 +129,7 @@ class Response:
 
     def read(self, piece: Piece) -> list[Event]:
         delta = self._parser.feed(piece.text)
-        if delta.reasoning:
-            # Pieces that nobody read in time came joined: of such a one the reasoning has its share.
-            share = min(1.0, len(delta.reasoning) / max(1, len(piece.text)))
-            self._n_reasoning += max(1, round(piece.n_tokens * share))
+        self._n_reasoning += n_reasoning(delta, piece)
         self._logprobs += piece.logprobs
         return self._say(delta)
 

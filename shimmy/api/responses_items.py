@@ -20,6 +20,7 @@ Item = dict[str, Any]  # what it holds has been checked
 FindItem = Callable[[str], Item | None]
 
 INSTRUCTING = ("system", "developer")
+THINKING, SPEAKING, CALLING = range(3)  # the order in which the assistant does it
 _ID_CHARACTERS = 128
 _ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
@@ -223,17 +224,17 @@ def conversation(items: Iterable[Item], instructions: str = "") -> tuple[Message
     for item in items:
         match item["type"]:
             case "message" if item["role"] == "assistant":
-                _assistant(turns, may_have=("thoughts",)).texts.append(_joined(item["content"]))
+                _assistant(turns, up_to=THINKING).texts.append(_joined(item["content"]))
             case "message":
                 _other(turns, item["role"]).texts.append(_joined(item["content"]))
             case "function_call":
                 names[item["call_id"]] = item["name"]
                 call = ToolCall(item["call_id"], item["name"], item["arguments"])
-                _assistant(turns, may_have=("thoughts", "texts", "calls")).calls.append(call)
+                _assistant(turns, up_to=CALLING).calls.append(call)
             case "function_call_output":
                 turns.append(_answer(item, names))
             case "reasoning" if item["content"]:
-                _assistant(turns, may_have=("thoughts",)).thoughts.append(_joined(item["content"]))
+                _assistant(turns, up_to=THINKING).thoughts.append(_joined(item["content"]))
     return tuple([turn.message() for turn in turns])
 
 
@@ -248,6 +249,10 @@ class _Turn:
     name: str | None = None
     call_id: str | None = None
 
+    @property
+    def stage(self) -> int:
+        return CALLING if self.calls else SPEAKING if self.texts else THINKING
+
     def message(self) -> Message:
         return Message(
             self.role,
@@ -259,11 +264,9 @@ class _Turn:
         )
 
 
-def _assistant(turns: list[_Turn], may_have: tuple[str, ...]) -> _Turn:
-    """The assistant's turn that goes on, where it has nothing but this yet, or a new one."""
-    last = turns[-1] if turns else None
-    has = {name for name in ("thoughts", "texts", "calls") if last is not None and getattr(last, name)}
-    if last is None or last.role != "assistant" or not has <= {*may_have}:
+def _assistant(turns: list[_Turn], *, up_to: int) -> _Turn:
+    """The assistant's turn that goes on, where it has come no further than this, or a new one."""
+    if not turns or turns[-1].role != "assistant" or turns[-1].stage > up_to:
         turns.append(_Turn("assistant"))
     return turns[-1]
 

@@ -238,9 +238,11 @@ def response_request(body: Json, config: "Config", defaults: ModelDefaults, hist
     job = generate_request(given, prompt, config, defaults, ("max_output_tokens",))
     include = given.get("include", ())
     wants_logprobs = LOGPROBS in include or "top_logprobs" in given
+    grammar = _grammar(given, job.grammar)
     job = replace(
         job,
-        grammar=_grammar(given, job.grammar),
+        grammar=grammar,
+        constrained_by="text.format" if grammar is not job.grammar else job.constrained_by,
         n_logprobs=given.get("top_logprobs", 0) if wants_logprobs else None,
     )
     return ResponseRequest(

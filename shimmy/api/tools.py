@@ -23,7 +23,6 @@ from shimmy.errors import BadRequest
 from shimmy.messages import Tool, ToolChoice
 
 N_TOOLS_MAX = 512
-MODES = ("none", "auto", "required")
 
 # OpenAI's names, and those with dots and slashes that bridges to other protocols make. They become part of grammars.
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")

@@ -272,14 +272,15 @@ class LlamaModel:
         """The bytes of a token as text shows them; control tokens are empty."""
         piece = self._pieces[token]
         if piece is None:
-            piece = self._pieces[token] = self._token_bytes(token, special=False)
+            piece = self._pieces[token] = self.token_bytes(token, special=False)
         return piece
 
     def spelled(self, token: int) -> bytes:
         """The bytes of a token as a vocabulary lists them; control tokens have theirs too."""
-        return self.piece(token) or self._token_bytes(token, special=True)
+        return self.piece(token) or self.token_bytes(token, special=True)
 
-    def _token_bytes(self, token: int, *, special: bool) -> bytes:
+    def token_bytes(self, token: int, *, special: bool) -> bytes:
+        """The bytes of a token, those of control tokens only with `special`."""
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)
         n_bytes = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if n_bytes < 0:
@@ -297,14 +298,18 @@ class LlamaModel:
             n_tokens = llama.llama_tokenize(self._vocab, data, len(data), buffer, -n_tokens, add_special, parse_special)
         return list(buffer[:n_tokens])
 
+    def tokenizer_addresses(self) -> tuple[int, int]:
+        """Of the vocabulary, which lives as long as the model, and of llama_tokenize, for who calls it without us."""
+        return int(self._vocab), ctypes.cast(llama._lib.llama_tokenize, ctypes.c_void_p).value or 0
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` (all inside the vocabulary), special tokens written out."""
-        return b"".join(self._token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
+        return b"".join(self.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
 
     def special_text(self, which: str) -> str:
         """How a template writes the `bos` or `eos` token; empty when the model has none."""
         token = getattr(llama, f"llama_vocab_{which}")(self._vocab)
-        return "" if token < 0 else self._token_bytes(token, special=True).decode("utf-8", "replace")
+        return "" if token < 0 else self.token_bytes(token, special=True).decode("utf-8", "replace")
 
     def bos_token(self) -> int | None:
         token = int(llama.llama_vocab_bos(self._vocab))
@@ -316,9 +321,9 @@ class LlamaModel:
         before, behind, middle = (int(getattr(llama, f"llama_vocab_{name}")(self._vocab)) for name in names)
         return None if min(before, behind, middle) < 0 else (before, behind, middle)
 
-    def chat_template(self) -> str | None:
-        """The template stored in the model file, unread and untrusted."""
-        source = llama.llama_model_chat_template(self._model, None)
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The template stored in the model file, or its variant called `name`, unread and untrusted."""
+        source = llama.llama_model_chat_template(self._model, name and name.encode())
         return None if source is None else bytes(source).decode("utf-8", "replace")
 
     def metadata(self, key: str) -> str | None:

@@ -10,13 +10,25 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from shimmy.engine import adapters, sampling, wire
+from shimmy.engine.chat import Chat
 from shimmy.engine.embedding import EmbeddingTask
 from shimmy.engine.llama import LlamaModel
+from shimmy.engine.rules import Rules
 from shimmy.engine.task import Task
 from shimmy.engine.template import ChatTemplate
 from shimmy.errors import BadRequest, ContextExceeded, ModelUnavailable, TemplateFailed
 from shimmy.formats.unconvertible import Unconvertible
-from shimmy.messages import Adapter, ChatPrompt, EmbeddingJob, FillPrompt, Job, Prompt, TextPrompt, TokenPrompt
+from shimmy.messages import (
+    Adapter,
+    ChatPrompt,
+    EmbeddingJob,
+    FillPrompt,
+    Job,
+    Prompt,
+    ReplyFormat,
+    TextPrompt,
+    TokenPrompt,
+)
 
 if TYPE_CHECKING:
     from shimmy.formats.normalizer import Normalizer
@@ -30,15 +42,17 @@ class Preparer:
     def __init__(self, model: LlamaModel, template_source: str | None, loaded: tuple[Adapter, ...] = ()) -> None:
         self._model = model
         self.adapters = loaded
-        self._template: ChatTemplate | TemplateFailed
+        self._chat: Chat | TemplateFailed
         source = model.chat_template() if template_source is None else template_source
+        for_tools = model.chat_template("tool_use") if template_source is None else None
         self.has_chat_template = source is not None
         try:
-            self._template = ChatTemplate(source, bos=model.special_text("bos"), eos=model.special_text("eos"))
+            self._chat = Chat(self._compiled(source), None if for_tools is None else self._compiled(for_tools))
         except TemplateFailed as error:
             # A model with a broken template still completes plain text; only chats are refused.
             logger.warning("the chat template of the model does not compile: %s", error.message)
-            self._template = error
+            self._chat = error
+        self._rules = Rules(model)
         self._end_tokens: list[int] | None = None
         self._normalizer = _normalizer(model)
 
@@ -53,18 +67,25 @@ class Preparer:
             biases += [(token, float("-inf")) for token in self._ends()]
             n_forbidden = len(self._ends())
         sampling.check(job.sampling, n_vocab=self._model.n_vocab, n_forbidden=n_forbidden)
-        tokens = self.tokens(job.prompt)
+        reply_format = ReplyFormat()
+        if isinstance(job.prompt, ChatPrompt):
+            text, reply_format = self._render(job.prompt)
+            tokens = self._at_least_one(self._tokens_of_chat(text), "prompt")
+        else:
+            tokens = self.tokens(job.prompt)
         if len(tokens) >= self._model.n_ctx:
             raise ContextExceeded(
                 f"the prompt has {len(tokens)} tokens, the context of this server has {self._model.n_ctx}: "
                 "shorten the prompt or raise `--ctx-size`"
             )
         scales = adapters.scales(self.adapters, job.lora)
+        guide = self._rules.guide(job, reply_format)
         seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
         chain = sampling.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
         sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers)
         sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
-        return Task(job, tokens, sampler, received_s, scales)
+        marks = self._rules.marks(reply_format)
+        return Task(job, tokens, sampler, received_s, scales, guide, reply_format, marks)
 
     def echo(self, task: Task) -> str:
         """The prompt of a task as its caller wrote it, and tokens as the vocabulary spells them."""
@@ -99,11 +120,7 @@ class Preparer:
         """The prompt as tokens, at least one; `name` is that of its field."""
         match prompt:
             case ChatPrompt():
-                # Templates write the beginning-of-sequence token themselves; the tokenizer must not add a second.
-                text = self.render(prompt)
-                if self._model.adds_bos:
-                    text = text.removeprefix(self._model.special_text("bos"))
-                tokens = self.tokenize(text, add_special=True, parse_special=True)
+                tokens = self._tokens_of_chat(self.render(prompt))
             case TextPrompt(text):
                 tokens = self.tokenize(text, add_special=True, parse_special=True)
             case FillPrompt(prefix, suffix):
@@ -111,12 +128,21 @@ class Preparer:
             case TokenPrompt():
                 tokens = list(prompt.tokens)
                 self.check_tokens(tokens, name)
-        if not tokens:
-            bos = self._model.bos_token()
-            if bos is None:
-                raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
-            tokens = [bos]
-        return tokens
+        return self._at_least_one(tokens, name)
+
+    def _at_least_one(self, tokens: list[int], name: str) -> list[int]:
+        if tokens:
+            return tokens
+        bos = self._model.bos_token()
+        if bos is None:
+            raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
+        return [bos]
+
+    def _tokens_of_chat(self, text: str) -> list[int]:
+        # Templates write the beginning-of-sequence token themselves; the tokenizer must not add a second.
+        if self._model.adds_bos:
+            text = text.removeprefix(self._model.special_text("bos"))
+        return self.tokenize(text, add_special=True, parse_special=True)
 
     def _around_a_gap(self, prefix: str, suffix: str) -> list[int]:
         """llama-server's order: what stands before, what stands behind, and the token that asks for the middle."""
@@ -135,9 +161,15 @@ class Preparer:
         return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def render(self, prompt: ChatPrompt) -> str:
-        if isinstance(self._template, TemplateFailed):
-            raise TemplateFailed(self._template.message)
-        return self._template.render(prompt)
+        return self._render(prompt)[0]
+
+    def _render(self, prompt: ChatPrompt) -> tuple[str, ReplyFormat]:
+        if isinstance(self._chat, TemplateFailed):
+            raise TemplateFailed(self._chat.message)
+        return self._chat.render(prompt)
+
+    def _compiled(self, source: str | None) -> ChatTemplate:
+        return ChatTemplate(source, bos=self._model.special_text("bos"), eos=self._model.special_text("eos"))
 
     def check_tokens(self, tokens: list[int], param: str) -> None:
         for token in tokens:

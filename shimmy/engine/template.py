@@ -6,16 +6,18 @@ Knows the conventions of Hugging Face and llama.cpp; the language and its limits
 import ctypes
 import json
 from _thread import allocate_lock, start_new_thread
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from shimmy.engine.jinja import compile_template
-from shimmy.errors import TemplateFailed
-from shimmy.messages import ChatPrompt, Message, ToolCall
+from shimmy.errors import BadRequest, TemplateFailed
+from shimmy.messages import ChatPrompt, Message, Tool, ToolCall
 
 COMPILE_DEADLINE_S = 5.0
+# What a caller's `template_arguments` may not name: it is said elsewhere in the request, or by the model.
+RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"))
 FALLBACK = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -38,28 +40,53 @@ class ChatTemplate:
         self._fill = _within(COMPILE_DEADLINE_S, partial(compile_template, text))
         self._constants = {"tools": None, "documents": None, "bos_token": bos, "eos_token": eos}
         self._knows_developers = "developer" in text
+        self.source = text
+        self._reads_tools_of_system = "message['tools']" in text
+        self.source = text
 
-    def render(self, prompt: ChatPrompt, *, deadline_s: float = 2.0) -> str:
+    def render(self, prompt: ChatPrompt, *, deadline_s: float = 2.0, calls_lack_content: bool = False) -> str:
         """The prompt's text. Raises TemplateFailed, with the template's own words where it refuses the messages.
 
         Two things are as in llama-server. A `developer` is a `system` to a template that does not know the word. And
-        where a template fails on a system message, its text goes to the head of the next message.
-        """
-        return _within(deadline_s, partial(self._render, prompt))
+        where a template fails on a system message, its text goes to the head of the next message. A template that is
+        made for tools alone, and fails without any, gets an empty list of them.
 
-    def _render(self, prompt: ChatPrompt) -> str:
-        messages = [_as_template_sees(message) for message in prompt.messages]
+        With `continue_final_message` the text ends behind the last message as the template shows it, as in
+        transformers: behind its content, or behind its reasoning where it has nothing else. There is no end of a turn
+        then, nor the beginning of another. Raises BadRequest where the last message is none to be continued, and for
+        `template_arguments` that are none.
+
+        With `calls_lack_content` the content of a message is none, instead of an empty text, where it has calls alone.
+        """
+        return _within(deadline_s, partial(self._render, prompt, calls_lack_content))
+
+    def _render(self, prompt: ChatPrompt, calls_lack_content: bool) -> str:
+        messages = _as_template_sees(prompt.messages)
         for message in messages:
             if message["role"] == "developer" and not self._knows_developers:
                 message["role"] = "system"
-        variables = self._constants | {"messages": messages, "add_generation_prompt": prompt.add_generation_prompt}
+            if calls_lack_content and message.get("tool_calls"):
+                message["content"] = message["content"] or None
+        if prompt.tools and self._reads_tools_of_system:
+            messages = _with_tools_of_system(messages, prompt.tools)
+        begins_reply = prompt.add_generation_prompt
+        if prompt.continue_final_message:
+            _mark_end(prompt.messages, messages)
+            begins_reply = False
+        variables = self._constants | _template_arguments(prompt.template_arguments)
+        variables |= {"messages": messages, "add_generation_prompt": begins_reply}
+        if prompt.tools:
+            variables["tools"] = [described(tool) for tool in prompt.tools]
+        text = self._filled(variables)
+        return _until_mark(text) if prompt.continue_final_message else text
+
+    def _filled(self, variables: dict[str, Any]) -> str:
         try:
             return self._fill(variables)
         except TemplateFailed:
-            merged = _system_merged(messages)
-            if merged is not None:
+            for change in _second_tries(variables):
                 with suppress(TemplateFailed):
-                    return self._fill(variables | {"messages": merged})
+                    return self._fill(variables | change)
             raise  # the first failure: it is about the messages as the caller wrote them
 
 
@@ -83,17 +110,28 @@ class _Arguments(dict[str, Any]):
         return other + self._text
 
 
-def _as_template_sees(message: Message) -> dict[str, Any]:
+def _as_template_sees(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
     """Only the keys that are set, but always `content`: an empty text where there is none beside tool calls.
 
     llama.cpp does so too: many templates add to the content of every message without looking at it first, and those
-    that look treat an empty text like none.
+    that look treat an empty text like none. The result of a call has a name too: templates ask for it, but OpenAI's API
+    knows it by the call alone.
     """
+    names: dict[str | None, str] = {}
+    seen = []
+    for message in messages:
+        names |= {call.id: call.name for call in message.tool_calls}
+        name = names.get(message.tool_call_id) if message.name is None else message.name
+        seen.append(_keys(message, name))
+    return seen
+
+
+def _keys(message: Message, name: str | None) -> dict[str, Any]:
     seen: dict[str, Any] = {"role": message.role, "content": message.content or ""}
     if message.reasoning_content is not None:
         seen["reasoning_content"] = message.reasoning_content
-    if message.name is not None:
-        seen["name"] = message.name
+    if name is not None:
+        seen["name"] = name
     if message.tool_call_id is not None:
         seen["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
@@ -104,12 +142,72 @@ def _as_template_sees(message: Message) -> dict[str, Any]:
     return seen
 
 
+def described(tool: Tool) -> dict[str, Any]:
+    """A tool in OpenAI's shape, with all of its keys: some templates read them without a look."""
+    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _with_tools_of_system(messages: list[dict[str, Any]], tools: tuple[Tool, ...]) -> list[dict[str, Any]]:
+    """Phi-4 reads the tools, as JSON text, from the system message."""
+    if not messages or messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": ""}, *messages]
+    text = json.dumps([described(tool)["function"] for tool in tools], ensure_ascii=False)
+    return [{**messages[0], "tools": text}, *messages[1:]]
+
+
+def _template_arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest(f"chat_template_kwargs: no JSON: {exc}", param="chat_template_kwargs") from exc
+    if not isinstance(arguments, dict):
+        raise BadRequest("chat_template_kwargs: expected an object", param="chat_template_kwargs")
+    if not RESERVED.isdisjoint(arguments):
+        names = ", ".join(f"`{name}`" for name in sorted(RESERVED & arguments.keys()))
+        raise BadRequest(f"chat_template_kwargs: {names} cannot be set here", param="chat_template_kwargs")
+    return arguments
+
+
+# What marks the place where a message is to be continued, for as long as it takes to render it.
+_END_MARK = "SHIMMY_CONTINUES_HERE"
+
+
+def _mark_end(messages: tuple[Message, ...], seen: list[dict[str, Any]]) -> None:
+    """Writes the mark at the end of the last message; raises BadRequest where there is none to be continued."""
+    if not messages or messages[-1].role != "assistant":
+        raise BadRequest("continue_final_message: the last message is not the assistant's", param="messages")
+    if messages[-1].tool_calls:
+        raise BadRequest("continue_final_message: a message with tool calls cannot be continued", param="messages")
+    last = seen[-1]
+    key = "reasoning_content" if last.get("reasoning_content") and not last["content"] else "content"
+    last[key] += _END_MARK
+
+
+def _until_mark(text: str) -> str:
+    end = text.rfind(_END_MARK)  # the last one is ours, whatever a message says
+    if end < 0:
+        raise TemplateFailed(
+            "continue_final_message: the chat template does not show the end of the last message", param="messages"
+        )
+    return text[:end]
+
+
 def _arguments(call: ToolCall) -> _Arguments | str:
     try:
         parsed = json.loads(call.arguments)
     except (ValueError, RecursionError):
         return call.arguments
     return _Arguments(call.arguments, parsed) if isinstance(parsed, dict) else call.arguments
+
+
+def _second_tries(variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What to change of the variables on which a template failed."""
+    merged = _system_merged(variables["messages"])
+    if merged is not None:
+        yield {"messages": merged}
+    if variables["tools"] is None:
+        yield {"tools": []}
 
 
 def _system_merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

@@ -9,14 +9,12 @@ libraries in that order. The variants resemble each other, so together they take
 one; those of common processors come first, because a reader has to decompress what stands before its own.
 """
 
-import contextlib
 import json
 import lzma
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from shimmy.engine.packed import in_memory
 from shimmy.errors import ModelUnavailable
 
 ARCHIVE_NAME = "variants.xz"
@@ -97,7 +95,7 @@ def libraries(folder: Path, forced: str | None) -> Iterator[tuple[str, str]]:
         raise ModelUnavailable(f"there is no CPU variant `{forced}`; there are: {names}")
     for name in [forced] if forced else ranked(available, processor_flags()):
         if archive.exists():
-            with _in_memory(name, _unpack(archive, name)) as path:
+            with in_memory(name, _unpack(archive, name)) as path:
                 yield name, path
         else:
             yield name, str(paths[name])
@@ -111,18 +109,3 @@ def _unpack(archive: Path, wanted: str) -> bytes:
             if name == wanted:
                 return data
     raise ModelUnavailable(f"the packed engine has no CPU variant `{wanted}`")
-
-
-@contextlib.contextmanager
-def _in_memory(name: str, data: bytes) -> Iterator[str]:
-    """A path the dynamic loader can open. No file is left behind, and a full or read-only disk is no obstacle."""
-    if hasattr(os, "memfd_create"):
-        with os.fdopen(os.memfd_create(name), "wb") as file:
-            file.write(data)
-            file.flush()
-            yield f"/proc/self/fd/{file.fileno()}"
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".so") as file:
-            file.write(data)
-            file.flush()
-            yield file.name

@@ -185,6 +185,22 @@ async def test_a_client_that_leaves_cancels_every_job(stream: bool) -> None:
     assert sorted(worker.cancelled_ids) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("grammar", "root ::="), ("response_format", {"type": "json_object"}), ("tools", [TOOL]), ("stop", None)],
+)
+@on_loop
+async def test_an_objection_to_a_grammar_names_its_field(field: str, value: object, stream: bool) -> None:
+    worker = FakeWorker([BadRequest("the grammar cannot be enforced: …")])
+    body = CHAT | {field: value, "stream": stream}
+    reply = await fetch(create_app(services(worker)), "POST", "/v1/chat/completions", body)
+    assert (reply.status, reply.json()["error"]["param"]) == (400, value and field)
+    later = FakeWorker([Accepted(12), Piece("a", 1), BadRequest("the grammar cannot be followed any further: …")])
+    reply = await fetch(create_app(services(later)), "POST", "/v1/chat/completions", body)
+    assert (reply.chunks()[-1] if stream else reply.json())["error"]["param"] == (value and field)
+
+
 ODDS = (token("H", -0.5, ("H", -0.5), ("J", -1.5)), token(b"\xc3", -20000.0), token(b"\xa9", -inf))
 WITH_ODDS = (Accepted(12), Piece("Hé", 3, ODDS), FINISHED)
 CHAT_LOGPROBS = [
@@ -269,6 +285,20 @@ async def test_an_echo_comes_first_and_its_first_token_has_no_probability() -> N
     parts = [event["choices"][0]["logprobs"] for event in events[:-1]]
     for name, values in choice["logprobs"].items():
         assert [value for part in parts for value in part[name]] == values
+
+
+@on_loop
+async def test_the_text_of_a_prompt_is_its_callers_whatever_its_tokens_spell() -> None:
+    """As a tokenizer does that begins prompts with a token and words with a space, and that drops spaces."""
+    tokens = [token("<s>", nan), token(" A", -1.0), token(b"\xc3", -1.0), token(b"\xa9", -1.0), token(" b", -1.0)]
+    script = (Accepted(5), Echo("Aé   b"), Echo("", tuple(tokens)), Piece("c", 1, (token("c", -1.0),)), FINISHED)
+    (choice,) = (await whole(FakeWorker(script), TEXT, echo=True, logprobs=0))["choices"]
+    assert choice["text"] == "Aé   bc"
+    offsets = [0, 0, 1, 1, 4, 6]
+    assert choice["logprobs"]["text_offset"] == offsets
+    events = await chunks(FakeWorker(script), TEXT, echo=True, logprobs=0)
+    parts = [event["choices"][0]["logprobs"] for event in events[:-1]]
+    assert [offset for part in parts for offset in part["text_offset"]] == offsets
 
 
 @on_loop
@@ -360,6 +390,18 @@ async def test_functions_are_answered_in_their_own_form() -> None:
     _, call, last = await chunks(FakeWorker(script), CHAT, functions=[{"name": "f"}])
     assert call["choices"][0]["delta"] == {"function_call": function}
     assert last["choices"][0]["finish_reason"] == "function_call"
+
+
+@on_loop
+async def test_usage_tells_how_much_was_reasoning() -> None:
+    script = (Accepted(12, HERMES), Piece("<think>" + "Hm" * 50, 40), Piece(".</think>Well", 10), FINISHED)
+    ended = replace(FINISHED, usage=replace(FINISHED.usage, n_completion=50))
+    worker = FakeWorker((*script[:-1], ended))
+    usage = (await whole(worker, CHAT))["usage"]
+    assert 35 < usage["completion_tokens_details"]["reasoning_tokens"] < 50, "told in one piece"
+    told = (await chunks(worker, CHAT, n=2, stream_options={"include_usage": True}))[-1]["usage"]
+    assert 70 < told["completion_tokens_details"]["reasoning_tokens"] < 100
+    assert "completion_tokens_details" not in (await whole(worker, TEXT))["usage"]
 
 
 @on_loop

@@ -345,9 +345,10 @@ async def test_a_stream_tells_how_far_the_conversion_of_its_model_is() -> None:
     await task
 
 
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.usefixtures("_impatient")
 @on_loop
-async def test_a_model_that_fails_to_load_after_the_first_ping_is_an_error_event() -> None:
+async def test_a_model_that_fails_to_load_after_the_first_ping_is_an_error_event(n: int) -> None:
     fails = asyncio.Event()
 
     async def load() -> None:
@@ -355,7 +356,10 @@ async def test_a_model_that_fails_to_load_after_the_first_ping_is_an_error_event
         raise ModelUnavailable("no room")
 
     call = Call(
-        create_app(services(load=load)), "POST", "/v1/chat/completions", json.dumps(CHAT | {"stream": True}).encode()
+        create_app(services(load=load)),
+        "POST",
+        "/v1/chat/completions",
+        json.dumps(CHAT | {"stream": True, "n": n}).encode(),
     )
     task = call.start()
     assert await call.write() == b": ping\n\n"

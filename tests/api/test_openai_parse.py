@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from math import inf
+from random import Random
 
 import pytest
 
 from shimmy import config
 from shimmy.api.exchange import decode_object
-from shimmy.api.fields import NotServed
+from shimmy.api.fields import NotServed, Record
 from shimmy.api.job_fields import SAMPLING
 from shimmy.api.openai_parse import CHAT, COMPLETION, PROMPT, Call, ReplyOptions, chat_call, completion_call
 from shimmy.errors import BadRequest
@@ -479,10 +480,18 @@ def test_log_probabilities_are_asked_for_in_two_ways() -> None:
         (0, {"logprobs": True}),
         (20, {"logprobs": True, "top_logprobs": 20}),
         (3, {"n_probs": 3}),
+        (3, {"n_probs": 3, "logprobs": True}),
+        (2, {"n_probs": 3, "logprobs": True, "top_logprobs": 2}),
         (None, {"n_probs": 0}),
     ):
         assert chat(**body).n_logprobs == options(**body).n_logprobs == n_logprobs
-    for n_logprobs, body in ((None, {}), (0, {"logprobs": 0}), (5, {"logprobs": 5}), (3, {"n_probs": 3})):
+    for n_logprobs, body in (
+        (None, {}),
+        (0, {"logprobs": 0}),
+        (5, {"logprobs": 5}),
+        (3, {"n_probs": 3}),
+        (3, {"n_probs": 3, "logprobs": 5}),
+    ):
         assert completion(**body).n_logprobs == text_call(**body).options.n_logprobs == n_logprobs
     assert refusal(top_logprobs=2).message == "logprobs: expected true where there is top_logprobs, got nothing"
     assert refusal(logprobs=False, top_logprobs=2).message.endswith("got false")
@@ -539,6 +548,7 @@ def test_reasoning_is_steered_by_effort_arguments_and_budget() -> None:
     assert refusal(chat_template_kwargs={"a": "\ud800"}).param == "chat_template_kwargs"
 
 
+CALLING = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
 OWN = {"role": "assistant", "content": "Once upon"}
 
 
@@ -573,6 +583,7 @@ def test_only_words_of_the_assistants_can_be_gone_on_with() -> None:
 
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "f"}}
 READ_TOOL = Tool("f", "d", '{"type":"object"}')
 
 
@@ -580,7 +591,7 @@ def test_tools_reach_the_prompt() -> None:
     prompt = chat_prompt(tools=[TOOL], parallel_tool_calls=False)
     assert (prompt.tools, prompt.tool_choice) == ((READ_TOOL,), ToolChoice(parallel=False))
     assert chat_prompt(tools=[TOOL], tool_choice="none") == chat_prompt(tools=[]) == chat_prompt()
-    named = chat_prompt(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "f"}})
+    named = chat_prompt(tools=[TOOL], tool_choice=NAMED)
     assert named.tool_choice == ToolChoice(required=True, name="f")
     assert not options(tools=[TOOL]).is_legacy
 
@@ -602,6 +613,52 @@ def test_a_grammar_reaches_chats_and_completions() -> None:
         assert job.grammar == Grammar(GrammarKind.GBNF, "root ::= x")
     assert chat(response_format={"type": "text"}) == chat()
     assert refusal(grammar="x", response_format={"type": "json_object"}).param == "grammar"
+
+
+def test_what_a_worker_objects_to_has_a_name() -> None:
+    assert chat(tools=[TOOL]).constrained_by == "tools"
+    assert chat(functions=[TOOL["function"]]).constrained_by == "functions"
+    assert chat(tools=[TOOL], guided_regex="a").constrained_by == "guided_regex"
+    assert chat(tools=[], response_format={"type": "text"}).constrained_by is None
+
+
+ANYTHING: tuple[object, ...] = (
+    *(None, True, False, 0, 1, -1, 2**31, 2**70, 0.5, "", "x", "auto", "function", "json_schema", "\ud800", "[[[["),
+    *([], {}, [[]], [{}], ["x"], [1], {"type": "function"}, {"type": "json_schema"}, {"name": "f"}),
+)
+
+
+def scrambled(value: object, dice: Random) -> object:
+    """`value` with something else here and there."""
+    if dice.random() < 0.03:
+        return dice.choice(ANYTHING)
+    if isinstance(value, dict):
+        return {name: scrambled(item, dice) for name, item in value.items() if dice.random() < 0.98}
+    return [scrambled(item, dice) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "sound"),
+    [
+        (chat_call, CHAT, {"messages": [TURN, CALLING, OWN], "tools": [TOOL], "tool_choice": NAMED}),
+        (completion_call, COMPLETION, {"prompt": ["a", [1]], "echo": True, "n": 2}),
+    ],
+)
+def test_any_body_is_read_or_refused(read: Callable[..., Call], record: Record, sound: dict[str, object]) -> None:
+    """A thousand bodies that are wrong in some place or none: a refusal names a field."""
+    dice, n_read, refusals = Random(5), 0, list[BadRequest]()
+    for _ in range(1000):
+        wrong = {name: scrambled(value, dice) for name, value in (sound | {"model": "m"}).items()}
+        wrong[dice.choice(list(record.fields))] = dice.choice(ANYTHING)
+        try:
+            read(wrong, CONFIG)
+        except BadRequest as error:
+            refusals.append(error)
+        else:
+            n_read += 1
+    assert min(n_read, len(refusals)) > 50
+    for refused in refusals:
+        assert refused.message.startswith(f"{refused.param}: ")
 
 
 def test_the_tables_can_be_written_down_as_json_schema() -> None:

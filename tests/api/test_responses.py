@@ -498,6 +498,7 @@ async def test_every_field_arrives() -> None:
     assert request.prompt.tool_choice == ToolChoice(required=True, parallel=False)
     assert json.loads(request.prompt.template_arguments)["reasoning_effort"] == "high"
     assert request.grammar == Grammar(GrammarKind.JSON_SCHEMA, '{"type":"array"}')
+    assert request.constrained_by == "text.format"
     assert (request.sampling.top_p, request.sampling.top_k, request.sampling.seed) == (0.5, 3, 7)
     assert request.stop == ("STOP",)
     assert not request.cache_prompt

@@ -131,6 +131,39 @@ def test_choices_with_a_seed_are_those_of_the_seeds_that_follow_it(client: OpenA
     assert len({*three}) > 2, "they differ"
 
 
+def test_a_stream_of_choices_is_whole_for_each(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="alpha", messages=MESSAGES, max_tokens=20, n=5, stream=True, stream_options={"include_usage": True}
+    )
+    *chunks, last = stream
+    for index in range(5):
+        own = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
+        assert own[0].delta.role == "assistant"
+        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + ["length"]
+        assert "".join(choice.delta.content or "" for choice in own)
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 100
+
+
+def test_an_echo_is_the_prompt_with_its_log_probabilities(client: OpenAI) -> None:
+    prompt = "a b é c"
+    reply = client.completions.create(model="alpha", prompt=prompt, echo=True, logprobs=2, max_tokens=3, temperature=0)
+    (choice,) = reply.choices
+    assert choice.text.startswith(prompt)
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.token_logprobs is not None
+    assert logprobs.text_offset is not None
+    assert logprobs.token_logprobs[0] is None
+    assert all(value <= 0 for value in logprobs.token_logprobs[1:])
+    assert logprobs.text_offset == sorted(logprobs.text_offset)
+    first, *tokens = zip(logprobs.tokens, logprobs.text_offset, strict=True)
+    assert first == ("<s>", 0), "it begins the prompt, and is in no text"
+    for token, offset in tokens:
+        assert token.startswith("bytes:") or choice.text[offset:].startswith((token, token.lstrip(" ")))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(client: OpenAI, *, stream: bool) -> None:
     with pytest.raises(BadRequestError, match=r"\b4321\b.*\b4096\b") as caught:

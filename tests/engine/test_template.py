@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from shimmy.engine.template import ChatTemplate, _within
-from shimmy.errors import TemplateFailed
-from shimmy.messages import ChatPrompt, Message, ToolCall
+from shimmy.engine.template import RESERVED, ChatTemplate, _within
+from shimmy.errors import BadRequest, TemplateFailed
+from shimmy.messages import ChatPrompt, Message, Tool, ToolCall
+from tests.real_templates import PHI_4_MINI
 
 SYSTEM = Message("system", "Be kind.")
 HELLO = Message("user", "Hello")
@@ -59,6 +60,100 @@ def test_only_keys_that_are_set_are_there_and_content_always_is() -> None:
     assert render("{{ messages[0].content is string }}", assistant) == "True"
 
 
+def test_tools_are_in_the_shape_of_openai_with_all_keys() -> None:
+    template = ChatTemplate("{{ tools | tojson }}", bos="", eos="")
+    schema = '{"type": "object", "properties": {"é": {"type": "integer"}}}'
+    prompt = ChatPrompt((HELLO,), tools=(Tool("f", "Does f.", schema), Tool("g")))
+    assert template.render(prompt) == (
+        '[{"type": "function", "function": {"name": "f", "description": "Does f.", "parameters": ' + schema + "}}, "
+        '{"type": "function", "function": {"name": "g", "description": "", '
+        '"parameters": {"type": "object", "properties": {}}}}]'
+    )
+
+
+def test_a_template_that_reads_tools_from_the_system_message_finds_them_there() -> None:
+    template = ChatTemplate(PHI_4_MINI, bos="", eos="")
+    shown = '<|tool|>[{"name": "f", "description": "", "parameters": {"type": "object"}}]<|/tool|>'
+    tools = (Tool("f", parameters='{"type": "object"}'),)
+    assert template.render(ChatPrompt((SYSTEM, HELLO), tools=tools)) == (
+        f"<|system|>Be kind.{shown}<|end|><|user|>Hello<|end|><|assistant|>"
+    )
+    assert template.render(ChatPrompt((HELLO,), tools=tools)) == (
+        f"<|system|>{shown}<|end|><|user|>Hello<|end|><|assistant|>"
+    )
+    assert "<|tool|>" not in template.render(ChatPrompt((SYSTEM, HELLO)))
+
+
+def test_the_result_of_a_call_has_the_name_of_its_call() -> None:
+    source = "{% for message in messages %}{{ message.name | default('-') }};{% endfor %}"
+    assistant = Message("assistant", None, tool_calls=(CALL,))
+    results = [Message("tool", "x", tool_call_id=call_id) for call_id in ("call_1", "unknown")]
+    named = Message("tool", "x", name="mine", tool_call_id="call_1")
+    assert render(source, HELLO, assistant, *results, named) == "-;-;weather;-;mine;"
+
+
+def test_content_beside_calls_may_be_none() -> None:
+    template = ChatTemplate("{{ messages | map(attribute='content') | list }}", bos="", eos="")
+    calling = Message("assistant", "", tool_calls=(CALL,))
+    prompt = ChatPrompt((Message("assistant", ""), calling, Message("assistant", "text", tool_calls=(CALL,))))
+    assert template.render(prompt, calls_lack_content=True) == "['', None, 'text']"
+    assert template.render(prompt) == "['', '', 'text']"
+
+
+def test_template_arguments_are_variables() -> None:
+    template = ChatTemplate("{{ enable_thinking }} {{ documents[0].title }}", bos="", eos="")
+    prompt = ChatPrompt((HELLO,), template_arguments='{"enable_thinking": false, "documents": [{"title": "T"}]}')
+    assert template.render(prompt) == "False T"
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_template_arguments_replace_nothing_that_is_said_elsewhere(name: str) -> None:
+    prompt = ChatPrompt((HELLO,), template_arguments='{"%s": 1}' % name)  # noqa: UP031 - braces
+    with pytest.raises(BadRequest, match=f"`{name}` cannot be set here") as caught:
+        ChatTemplate("", bos="", eos="").render(prompt)
+    assert caught.value.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "{", '{"a": ' + "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_template_arguments_that_are_no_object_are_refused(text: str) -> None:
+    with pytest.raises(BadRequest, match="chat_template_kwargs"):
+        ChatTemplate("", bos="", eos="").render(ChatPrompt((HELLO,), template_arguments=text))
+
+
+CHATML_THAT_TRIMS = (
+    "{% for message in messages %}<{{ message.role }}>"
+    "{% if message.reasoning_content %}<think>{{ message.reasoning_content | trim }}</think>{% endif %}"
+    "{{ message.content | trim }}</{{ message.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (Message("assistant", "Well, "), "<user>Hello</user><assistant>Well, "),
+        (Message("assistant", ""), "<user>Hello</user><assistant>"),
+        (Message("assistant", "So", reasoning_content="hm"), "<user>Hello</user><assistant><think>hm</think>So"),
+        (Message("assistant", "", reasoning_content="hm, "), "<user>Hello</user><assistant><think>hm, "),
+        (Message("assistant", "SHIMMY_CONTINUES_HERE!"), "<user>Hello</user><assistant>SHIMMY_CONTINUES_HERE!"),
+    ],
+)
+def test_a_message_is_continued_where_it_ends(last: Message, expected: str) -> None:
+    template = ChatTemplate(CHATML_THAT_TRIMS, bos="", eos="")
+    assert template.render(ChatPrompt((HELLO, last), continue_final_message=True)) == expected
+
+
+@pytest.mark.parametrize("messages", [(), (HELLO,), (HELLO, Message("assistant", "x", tool_calls=(CALL,)))])
+def test_only_text_of_the_assistant_can_be_continued(messages: tuple[Message, ...]) -> None:
+    with pytest.raises(BadRequest, match="continue_final_message"):
+        ChatTemplate(CHATML_THAT_TRIMS, bos="", eos="").render(ChatPrompt(messages, continue_final_message=True))
+
+
+def test_a_message_that_the_template_does_not_show_cannot_be_continued() -> None:
+    last = Message("assistant", "", reasoning_content="hm")
+    with pytest.raises(TemplateFailed, match="does not show the end of the last message"):
+        ChatTemplate(None, bos="", eos="").render(ChatPrompt((HELLO, last), continue_final_message=True))
+
+
 def test_tools_and_documents_are_none_and_unknown_names_undefined() -> None:
     assert render("{{ tools is none }} {{ documents is none }} {{ enable_thinking is defined }}") == "True True False"
 
@@ -105,6 +200,11 @@ def test_a_system_message_that_is_refused_joins_the_next_message() -> None:
     assert render(source, SYSTEM, HELLO, HELLO) == "[user|Be kind.\nHello][user|Hello]"
     with pytest.raises(TemplateFailed, match="no system"):
         render(source, SYSTEM)
+
+
+def test_a_template_that_always_wants_tools_gets_an_empty_list() -> None:
+    """Such as the `tool_use` templates of Hermes 2 Pro and Command R."""
+    assert render("{% for tool in tools %}{{ tool }}{% endfor %}{{ messages[0].content }}", HELLO) == "Hello"
 
 
 def test_when_merging_does_not_help_the_first_refusal_counts() -> None:

@@ -1,0 +1,111 @@
+"""A conversation as a model wants to see it, and how its reply is to be read.
+
+Renders with the model's template, and writes as text whatever of tools and calls the template has no place for.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+from hashlib import sha256
+
+from shimmy.engine import thinking
+from shimmy.engine.template import ChatTemplate, described
+from shimmy.engine.tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
+from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
+
+_ID_LENGTH = 9  # of the ids of calls that Mistral's templates take
+
+
+class Chat:
+    """A chat template and what is known of its model's replies. It belongs to one thread.
+
+    The template is looked into where a prompt first needs it: for reasoning with the first prompt, for tools with the
+    first that has tools, or calls and results in its history. Those are rendered with `tool_use` where a model has a
+    template of its own for them.
+    """
+
+    def __init__(self, template: ChatTemplate, tool_use: ChatTemplate | None = None) -> None:
+        self._template = template
+        self._tool_use = tool_use or template
+
+    @cached_property
+    def tooling(self) -> Tooling:
+        """What the template does about tools."""
+        return recognise(self._tool_use)
+
+    @cached_property
+    def thinking(self) -> tuple[str, str] | None:
+        """What begins and what ends the model's reasoning."""
+        return thinking.tags(self._template)
+
+    def render(self, prompt: ChatPrompt) -> tuple[str, ReplyFormat]:
+        """The text of a prompt and the format of its reply. Raises TemplateFailed and BadRequest, as the template."""
+        tools = self.tooling.format if prompt.tools else None
+        if prompt.tools or any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages):
+            prompt = _adapted(prompt, self.tooling)
+            text = self._tool_use.render(prompt, calls_lack_content=self.tooling.calls_lack_content)
+        else:
+            text = self._template.render(prompt)
+        begun = self.thinking is not None and thinking.is_begun(prompt, text, self.thinking)
+        return text, ReplyFormat(self.thinking, begun, tools)
+
+
+def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
+    """The same prompt without what the template cannot show."""
+    turns: list[Message] = []
+    for turn in prompt.messages:
+        if tooling.has_short_ids:
+            turn = _with_short_ids(turn)  # noqa: PLW2901 - the same turn
+        if turn.tool_calls and not tooling.shows_calls:
+            text = "\n".join(filter(None, (turn.content, written(turn.tool_calls, tooling.format))))
+            turns.append(replace(turn, content=text, tool_calls=()))
+        elif len(turn.tool_calls) > 1 and not may_be_several(tooling.format):
+            turns += [replace(turn, content=None, tool_calls=(call,)) for call in turn.tool_calls]
+            turns[-len(turn.tool_calls)] = replace(turn, tool_calls=turn.tool_calls[:1])
+        elif turn.tool_calls and turn.content and tooling.calls_lack_content:
+            turns += [replace(turn, tool_calls=()), replace(turn, content=None, reasoning_content=None)]
+        elif turn.role == "tool" and not tooling.shows_results:
+            text = f"<tool_response>\n{turn.content or ''}\n</tool_response>"
+            if turns and turns[-1].role == "tool":
+                turns[-1] = replace(turns[-1], content=f"{turns[-1].content}\n{text}")
+            else:
+                turns.append(Message("tool", text))
+        else:
+            turns.append(turn)
+    if not tooling.shows_results:
+        turns = [replace(turn, role="user") if turn.role == "tool" else turn for turn in turns]
+    if prompt.tools and not tooling.shows_tools:
+        turns = _with_instructions(turns, instructions(prompt.tools, tooling.format))
+        prompt = replace(prompt, tools=())
+    return replace(prompt, messages=tuple(turns))
+
+
+def instructions(tools: tuple[Tool, ...], format: ToolFormat = GENERIC) -> str:  # noqa: A002 - as in ToolFormat's users
+    """What a system message says of the tools to a model whose template does not."""
+    shown = "\n".join(quoted(described(tool)) for tool in tools)
+    call = ToolCall("<id>", "<function-name>", "<arguments-as-json-object>")
+    return (
+        "# Tools\n\nYou may call functions to answer the user. These are their names, what they do, and the JSON "
+        f"Schemas of their arguments:\n<tools>\n{shown}\n</tools>\n\n"
+        f"To call a function, write this and nothing after it:\n{written((call,), format)}"
+    )
+
+
+def _with_instructions(turns: list[Message], text: str) -> list[Message]:
+    if turns and turns[0].role in {"system", "developer"}:
+        said = f"{turns[0].content}\n\n{text}" if turns[0].content else text
+        return [replace(turns[0], content=said), *turns[1:]]
+    return [Message("system", text), *turns]
+
+
+def _with_short_ids(turn: Message) -> Message:
+    calls = tuple(replace(call, id=_short(call.id)) for call in turn.tool_calls)
+    return replace(
+        turn, tool_calls=calls, tool_call_id=None if turn.tool_call_id is None else _short(turn.tool_call_id)
+    )
+
+
+def _short(call_id: str) -> str:
+    """An id of the one length that the template takes: always the same for the same id."""
+    if len(call_id) == _ID_LENGTH and call_id.isascii() and call_id.isalnum():
+        return call_id
+    return sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:_ID_LENGTH]

@@ -1,0 +1,260 @@
+"""The only importer of llguidance: what a reply has to look like, as a Guide of its tokens.
+
+Knows how grammars are put together and what they may cost. Knows no scheduler and no llama.cpp: a model's tokens come
+by way of a Vocabulary. JSON Schemas are checked in schema.py, GBNF is read in gbnf.py.
+"""
+
+import functools
+import importlib.machinery
+import importlib.util
+import json
+import lzma
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from shimmy import frozen
+from shimmy.engine import gbnf
+from shimmy.engine.packed import in_memory
+from shimmy.engine.schema import MAX_CHARACTERS, Schema, keyword_at_fault, prepared
+from shimmy.errors import BadRequest, Internal, ModelUnavailable
+from shimmy.messages import Grammar, GrammarKind
+
+ARCHIVE_NAME = "llguidance.xz"  # in the frozen file, in the place of the package
+
+# Before the bytes of a token that text does not show; no text in UTF-8 has this byte.
+_HIDDEN = b"\xff"
+# A mask of what may stand in a string is put together from that of its longest part that is known beforehand. One such
+# part takes a third of the time that the tokenizer takes, and saves most of what several would save.
+_SLICES = ['[^"\\\\\\x00-\\x1F\\x7F]{1,30}']
+# llguidance recurses over what refers to each other: 9 KB of stack for 22 characters was the worst that was found.
+_STACK_BYTES = 16 << 20
+_STACK_BYTES_FOR_EACH = 1 << 10
+# Symbols of a grammar (a schema of 200 properties has 2,000), and how many of its rules may apply at one place: four
+# for each property that may come next.
+_MAX_GRAMMAR_SIZE = 60_000
+_MAX_ITEMS = 20_000
+_stack_size_lock = threading.Lock()
+_MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
+_MAX_REASON = 300  # characters
+
+
+class Vocabulary(Protocol):
+    """What is to be known of a model's tokens: of `llama.LlamaModel`."""
+
+    n_vocab: int
+
+    def token_bytes(self, token: int, *, special: bool) -> bytes: ...  # without `special`, as text shows it
+    def end_tokens(self) -> list[int]: ...
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    def tokenizer_addresses(
+        self,
+    ) -> tuple[int, int]: ...  # of llama.cpp's vocabulary, and of its function llama_tokenize
+
+
+class Guide:
+    """Follows the tokens of one reply, and knows which may come next. One thread at a time may use it.
+
+    Its methods raise BadRequest when the grammar outgrows its limits, or turns out to lead nowhere.
+    """
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may follow any more."""
+        if not self._matcher.is_stopped():
+            return False
+        self._check()
+        return True
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` may come next; takes some microseconds, where `allowed` takes up to milliseconds."""
+        if self._matcher.is_stopped():
+            self._check()
+        return bool(self._matcher.validate_tokens([token]))
+
+    def allowed(self) -> bytes:
+        """A bit for each token of the vocabulary, the lowest of a byte first; what is behind them means nothing."""
+        mask: bytes = self._matcher.compute_bitmask()
+        self._check()
+        return mask
+
+    def accept(self, token: int) -> None:
+        """Go on with `token`, which has to be allowed."""
+        if not self._matcher.consume_token(token):
+            self._check()
+            raise Internal(f"token {token} is not what the grammar allows")
+
+    def forced(self) -> list[int]:
+        """The tokens that have to come next, as the model's tokenizer makes them; none where there is a choice."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._check()
+        return tokens
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise BadRequest(f"the grammar cannot be followed any further: {_reason(self._matcher)}")
+        if self._matcher.is_stopped() and not self._matcher.is_accepting():
+            raise BadRequest("the grammar leads to a place where nothing can follow")
+
+
+class Grammars:
+    """Makes the guides of one model; what they share is made for the first of them. One thread at a time may use it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._hidden: set[int] = set()  # tokens that text does not show
+        self._library: Any = None
+        self._tokenizer: Any = None
+
+    def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
+        """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
+
+        `tool_lark` is a grammar of llguidance, with its `start`. With both, the reply is what one of them allows: it
+        should then allow calls only, because where it allows free text the other grammar would say nothing. With
+        `thinking_end` all of this applies behind that text, and free text, which has to end with it, comes first.
+        """
+        if self._tokenizer is None:
+            self._library = _import_library()
+            self._tokenizer = self._new_tokenizer()
+        parts: list[dict[str, Any]] = []
+        if tool_lark is not None:
+            parts.append({"lark_grammar": tool_lark})
+        if grammar is not None:
+            parts.append(self._part(grammar))
+        if not parts:
+            raise Internal("a guide needs a grammar")
+        if len(parts) == 1 and thinking_end is None:
+            return self._compiled(parts)
+        named = [{"name": f"part{index}", **part} for index, part in enumerate(parts)]
+        reply = " | ".join(f"@{part['name']}" for part in named)
+        top = f"start: {reply}" if thinking_end is None else f"start: thinking reply\nreply: {reply}\n"
+        return self._compiled([{"lark_grammar": top + self._thinking(thinking_end)}, *named])
+
+    def _part(self, grammar: Grammar) -> dict[str, Any]:
+        """A grammar as one of those that llguidance puts together."""
+        if len(grammar.text) > MAX_CHARACTERS:
+            raise BadRequest(f"the grammar is too large: {len(grammar.text)} characters, {MAX_CHARACTERS} are allowed")
+        _check_characters(grammar.text)
+        match grammar.kind:
+            case GrammarKind.JSON_SCHEMA:
+                return {"json_schema": prepared(grammar.text)}
+            case GrammarKind.GBNF:
+                return {"lark_grammar": gbnf.to_lark(grammar.text)}
+            case GrammarKind.CHOICE:
+                choices = [json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text)]
+                return {"lark_grammar": f"start: CHOICE\nCHOICE: {' | '.join(choices)}"}
+            case GrammarKind.REGEX:
+                pattern = self._library.regex_to_lark(grammar.text).replace("\n", "\\n")
+                return {"lark_grammar": f"start: TEXT\nTEXT: {f'/{pattern}/' if pattern else json.dumps('')}"}
+
+    def _thinking(self, end: str | None) -> str:
+        """The rule `thinking`: any text that ends with `end`, of which tokens that text does not show are a part."""
+        if end is None:
+            return ""
+        tokens = self._vocabulary.tokenize(end, add_special=False, parse_special=True)
+        first = next((index for index, token in enumerate(tokens) if token in self._hidden), None)
+        if first is None:
+            return f"thinking[suffix={json.dumps(end)}]: /(?s:.*)/"
+        # Text before the first such token belongs to the thoughts.
+        return f"thinking: THOUGHTS {' '.join(map(self._lark_of, tokens[first:]))}\nTHOUGHTS: /(?s:.*)/"
+
+    def _lark_of(self, token: int) -> str:
+        if token in self._hidden:
+            return f"<[{token}]>"
+        return json.dumps(self._vocabulary.token_bytes(token, special=False).decode("utf-8", "replace"))
+
+    def _compiled(self, grammars: list[dict[str, Any]]) -> Guide:
+        text = json.dumps({"grammars": grammars}, ensure_ascii=False)
+        if len(text) > _MAX_TEXT:
+            raise BadRequest(f"the grammars are too large together: {len(text)} characters, {_MAX_TEXT} are allowed")
+        _check_characters(text)
+        limits = self._library.LLParserLimits(
+            max_grammar_size=_MAX_GRAMMAR_SIZE, max_items_in_row=_MAX_ITEMS, verbose_errors=False
+        )
+        matcher = _on_deep_stack(
+            lambda: self._library.LLMatcher(self._tokenizer, text, log_level=0, limits=limits), len(text)
+        )
+        if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
+            schemas: list[Schema] = [part["json_schema"] for part in grammars if "json_schema" in part]
+            fault = next(filter(None, map(keyword_at_fault, schemas)), "") or _reason(matcher)
+            raise BadRequest(f"the {'schema' if schemas else 'grammar'} cannot be enforced: {fault}")
+        return Guide(matcher)
+
+    def _new_tokenizer(self) -> Any:
+        tokens = []
+        for token in range(self._vocabulary.n_vocab):
+            data = self._vocabulary.token_bytes(token, special=False)
+            if not data:
+                self._hidden.add(token)
+                name = self._vocabulary.token_bytes(token, special=True)
+                data = _HIDDEN + name if name else b""  # llguidance never allows a token without bytes
+            tokens.append(data)
+        ends = self._vocabulary.end_tokens()
+        if not ends:  # llguidance insists on one
+            ends = [len(tokens)]
+            tokens.append(_HIDDEN + b"end")
+        vocabulary, tokenize = self._vocabulary.tokenizer_addresses()
+        return self._library.LLTokenizer.from_llamacpp(
+            tokens=tokens, vocab_ptr=vocabulary, tokenize_fptr=tokenize, eos_token=ends, slices=_SLICES
+        )
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise BadRequest("the grammar has half a character (a lone surrogate)") from exc
+
+
+def _reason(matcher: Any) -> str:
+    """The beginning of what llguidance says; what follows is for its own developers."""
+    text = " ".join(str(matcher.get_error()).partition("<non-verbose/>")[0].split())
+    return text.partition(". ")[0][:_MAX_REASON] or "nothing satisfies it"
+
+
+def _on_deep_stack(call: Callable[[], Any], size: int) -> Any:
+    """The result of `call`, which reads a text of `size` characters, on a thread with room for its recursions."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    with _stack_size_lock:
+        previous = threading.stack_size(_STACK_BYTES + size * _STACK_BYTES_FOR_EACH)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(previous)
+    thread.join()
+    if not results:
+        raise Internal("the grammar could not be compiled")
+    return results[0]
+
+
+@functools.cache  # a process can initialise it only once
+def _import_library() -> Any:
+    """Import only the compiled module: the package's `__init__` would bring importlib.metadata and more (40 ms)."""
+    folder = frozen.folder()
+    if folder is None:
+        return _extension(_installed())
+    with in_memory("llguidance", lzma.decompress((folder / ARCHIVE_NAME).read_bytes())) as path:
+        return _extension(path)
+
+
+def _installed() -> str:
+    package = importlib.util.find_spec("llguidance")
+    folders = (package and package.submodule_search_locations) or ()
+    paths = [str(path) for folder in folders for path in Path(folder).glob("_lib*.so")]
+    if not paths:
+        raise ModelUnavailable("grammars need llguidance, which is not installed: run `make` to install it")
+    return paths[0]
+
+
+def _extension(path: str) -> Any:
+    loader = importlib.machinery.ExtensionFileLoader("llguidance._lib", path)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module

@@ -1,0 +1,38 @@
+"""Chat templates as the makers of models publish them: the engine's source package carries many of them."""
+
+import tarfile
+from functools import cache
+from pathlib import PurePosixPath
+
+import pytest
+
+from tools.engine import SOURCES
+
+PHI_4_MINI = (  # https://huggingface.co/microsoft/Phi-4-mini-instruct; not in the package
+    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message"
+    " and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>'"
+    " + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+@cache
+def real_templates() -> dict[str, str]:
+    """The sources of templates by the name of their file without its ending. Skips the test where there is no package.
+
+    It is there where the engine was built, and is not fetched for a test.
+    """
+    packages = sorted(SOURCES.glob("llama_cpp_python-*.tar.gz"))
+    if not packages:
+        pytest.skip(f"no source package of the engine in `{SOURCES}`")
+    found = {}
+    with tarfile.open(packages[-1]) as package:
+        for member in package:
+            path = PurePosixPath(member.name)
+            if path.match("llama.cpp/models/templates/*.jinja"):
+                data = package.extractfile(member)
+                assert data is not None
+                found[path.stem] = data.read().decode()
+    assert found
+    return found
