@@ -5,10 +5,13 @@ PYTHON := .venv/bin/python
 ADDRESS := 127.0.0.1:11435
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: help run build check test docs bench clean
+SECONDS := 600
+CLIENTS_PYTHON := .cache/clients-venv/bin/python
+
+.PHONY: help run build check test clients fuzz-api docs bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 run: ## build what is missing and serve the demo model
 	@$(BUILD) all >/dev/null
@@ -27,9 +30,20 @@ check: ## lint, types, and the tests on the source tree
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -m 'not frozen'
 
-test: check ## everything: check, then the end-to-end tests on the frozen file
+test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e
+	@$(MAKE) --no-print-directory clients
+
+clients: ## the frozen file under the clients of others: openai, langchain, lm-eval and more
+	@$(BUILD) freeze
+	@$(BUILD) clients
+	SHIMMY_BIN=dist/shimmy $(CLIENTS_PYTHON) -m pytest tests/clients
+
+fuzz-api: ## invalid and odd requests to the frozen file, made from /openapi.json; SECONDS=600
+	@$(BUILD) freeze
+	@$(BUILD) clients
+	SHIMMY_FUZZ_SECONDS=$(SECONDS) SHIMMY_BIN=dist/shimmy $(CLIENTS_PYTHON) -m pytest tests/clients/test_fuzz.py
 
 docs: ## write docs/reference.md from the tables in the code
 	@$(BUILD) env

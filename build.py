@@ -10,6 +10,7 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("Shimmy is built with Python 3.11 or newer; run `python3.11 build.py`, or make that your `python3`.")
 
+from tools.clients import install_clients
 from tools.demo_models import DEMO_MODELS, fetch_model
 from tools.engine import install_engine, source_package
 from tools.environment import PEER_VENV, make_environment
@@ -28,6 +29,8 @@ def build(step: str, model: str) -> None:
         print(freeze())
     if step == "all":
         print(fetch_model())
+    if step == "clients":
+        install_clients()
     if step == "peer":
         make_environment(PEER_VENV, ("bench",))
         install_engine(PEER_VENV)
@@ -44,6 +47,7 @@ def main() -> int:
     model.add_argument("model", nargs="?", choices=[*DEMO_MODELS], default="smollm2")
     steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
     steps.add_parser("all", help="all of the above")
+    steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("peer", help="what the benchmark compares with: another environment and llama.cpp's sources")
     arguments = parser.parse_args()
     CACHE.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The virtual environments: `.venv` to work in and build with, and one for the benchmark's peer.
+"""The virtual environments: `.venv` to work in and build with, others for the benchmark's peer and for clients.
 
 Knows the pins of pyproject.toml. The engine is not among what it installs, because that is built: see tools/engine.py.
 """

@@ -74,9 +74,10 @@ class Preparer:
         else:
             tokens = self.tokens(job.prompt)
         if len(tokens) >= self._model.n_ctx:
+            # OpenAI's words: some clients know this error by them alone.
             raise ContextExceeded(
-                f"the prompt has {len(tokens)} tokens, the context of this server has {self._model.n_ctx}: "
-                "shorten the prompt or raise `--ctx-size`"
+                f"the prompt has {len(tokens)} tokens, this model's maximum context length is {self._model.n_ctx} "
+                "tokens: shorten the prompt or raise `--ctx-size`"
             )
         scales = adapters.scales(self.adapters, job.lora)
         guide = self._rules.guide(job, reply_format)

@@ -1,0 +1,33 @@
+"""Schemathesis against /openapi.json: whatever is sent, valid or not, no server error comes back and nothing hangs.
+
+A minute of it belongs to the tests; SHIMMY_FUZZ_SECONDS asks for more (`make fuzz-api`).
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import serving
+from tests.tiny_models import write_tiny_model
+
+SECONDS = int(os.environ.get("SHIMMY_FUZZ_SECONDS", "40"))
+REQUEST_TIMEOUT_S = 30
+
+
+@pytest.mark.timeout(SECONDS + 120)
+def test_no_server_error_and_no_hang(tmp_path: Path) -> None:
+    # A model that fills its context in no time, for requests that name any model, or none.
+    write_tiny_model(tmp_path, "tiny")
+    with serving(tmp_path / "server", "--model-path", tmp_path, "--default-model", "tiny") as server:
+        command: list[str | Path] = [
+            Path(sys.executable).with_name("schemathesis"), "run", f"{server.url.removesuffix('/v1')}/openapi.json",
+            "--max-time", str(SECONDS), "--request-timeout", str(REQUEST_TIMEOUT_S),
+            "--checks", "not_a_server_error", "--generation-database", "none", "--no-color", "--workers", "2",
+        ]  # fmt: skip
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert server.get("/health").status == 200
+        assert server.chat("Still there?", "tiny", max_tokens=4)
