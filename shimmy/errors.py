@@ -123,9 +123,9 @@ def _tree(root: type[ShimmyError]) -> dict[str, type[ShimmyError]]:
     return classes
 
 
-_BY_CODE = _tree(ShimmyError)
+BY_CODE = _tree(ShimmyError)
 
 
 def from_code(code: str, message: str, param: str | None = None) -> ShimmyError:
     """The error of the tree with this `code`; an unknown code is an `Internal` with the same message."""
-    return _BY_CODE.get(code, Internal)(message, param=param)
+    return BY_CODE.get(code, Internal)(message, param=param)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shimmy.api.app import ROUTES
 from shimmy.config import OPTIONS, Bind, Option
-from shimmy.errors import ShimmyError
+from shimmy.errors import BY_CODE
 from shimmy.metrics import Metrics
 
 FILE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -72,13 +72,9 @@ def _errors() -> str:
         "| status | code | type |",
         "|---|---|---|",
     ]
-    rows = sorted({(error.status, error.code, error.type) for error in _classes(ShimmyError)})
+    rows = sorted({(error.status, error.code, error.type) for error in BY_CODE.values()})
     lines += [f"| {status} | `{code}` | `{type_name}` |" for status, code, type_name in rows]
     return "\n".join([*lines, ""])
-
-
-def _classes(root: type[ShimmyError]) -> list[type[ShimmyError]]:
-    return [root, *(found for child in root.__subclasses__() for found in _classes(child))]
 
 
 def _metrics() -> str:

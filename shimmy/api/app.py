@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match, Route
 
-from shimmy.api import control, embeddings, openai, ops, responses
+from shimmy.api import control, docs, embeddings, openai, ops, responses
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Replies
 from shimmy.api.response_store import ResponseStore
@@ -28,6 +28,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/ready", ops.ready),
     ("GET", "/version", ops.version),
     ("GET", "/metrics", ops.metrics),
+    ("GET", "/openapi.json", docs.openapi),
+    ("GET", "/docs", docs.page),
     ("GET", "/v1/models", openai.models),
     ("GET", "/v1/models/{rest:path}", openai.model),
     ("POST", "/v1/chat/completions", openai.chat_completions),
@@ -52,7 +54,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 _OPENAI_PATHS = tuple(
     dict.fromkeys(f"`{path}`" for _, path, _ in ROUTES if path.startswith("/v1/") and "{" not in path)
 )
-OPEN_PATHS = frozenset({"/health", "/ready"})  # probes carry no key and learn one word
+# Probes carry no key and learn one word; the page of documentation, the same everywhere, asks for a key by itself.
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs"})
 
 
 def create_app(services: "Services") -> Starlette:

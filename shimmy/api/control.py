@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shimmy.api import stream
 from shimmy.api.exchange import encode
-from shimmy.api.fields import read_keep_alive
+from shimmy.api.fields import Duration, Record
 from shimmy.registry import Entry, Rejected, shown
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 UNLOADED = "unloaded"
 UNAVAILABLE = "unavailable"
+LOAD = Record({"keep_alive": Duration()})
 
 
 async def models(exchange: "Exchange") -> None:
@@ -32,9 +33,9 @@ async def status(exchange: "Exchange") -> None:
 
 async def load(exchange: "Exchange") -> None:
     """Returns when the model can take jobs; `keep_alive` may say how long it stays."""
-    keep_alive_s = read_keep_alive(await exchange.json_or_nothing())
+    given = LOAD.read(await exchange.json_or_nothing())
     model = exchange.services.registry.resolve(exchange.rest)
-    await exchange.services.pool.ensure_ready(model, keep_alive_s)
+    await exchange.services.pool.ensure_ready(model, given.get("keep_alive"))
     await exchange.reply(_entry(exchange.services, model))
 
 

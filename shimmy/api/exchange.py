@@ -6,8 +6,9 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
-from shimmy.api.fields import Json, kind_of
+from shimmy.api.fields import Integer, Json, Record, kind_of
 from shimmy.errors import BadRequest, Internal, MethodNotAllowed, PayloadTooLarge, ShimmyError
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class Exchange:
         """What the route's `{rest}` stands for, percent-decoded."""
         return str(self.scope["path_params"]["rest"])
 
+    def query(self, record: Record) -> dict[str, Any]:
+        """The query as an object with the fields of `record`; what is to be an integer is one where it can be read."""
+        query = parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        return record.read({name: _query_value(record, name, value) for name, value in query})
+
     async def json(self) -> Json:
         """The body, which must be a JSON object."""
         return decode_object(await self._body(self.services.config.max_body_bytes))
@@ -82,8 +88,8 @@ class Exchange:
         """A reply that is encoded already."""
         await send_reply(self._send, 200, body)
 
-    async def reply_text(self, text: str, content_type: bytes) -> None:
-        await send_reply(self._send, 200, text.encode(), content_type)
+    async def reply_text(self, text: str, content_type: bytes, headers: Headers = ()) -> None:
+        await send_reply(self._send, 200, text.encode(), content_type, headers)
 
     async def start(self, headers: Headers) -> None:
         """Begin a reply of unknown length; `write` and `end` follow."""
@@ -99,6 +105,11 @@ class Exchange:
 def header(scope: Scope, name: bytes) -> bytes:
     """The first header called `name` (lower case), or nothing."""
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _query_value(record: Record, name: str, value: str) -> object:
+    is_number = isinstance(record.fields.get(name), Integer) and value.isascii() and value.isdecimal()
+    return int(value) if is_number and len(value) < 12 else value
 
 
 def _too_large(limit_bytes: int) -> str:

@@ -5,6 +5,7 @@ from which it is validated. Knows no dialect and no field of one, but for the fe
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
@@ -22,6 +23,7 @@ N_STRINGS_MAX = 64  # stop strings are looked for at every token, DRY's breakers
 
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
 _NULL: Json = {"type": "null"}
+_DURATION = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?[smh]?")
 
 
 def kind_of(value: object) -> str:
@@ -83,15 +85,24 @@ Fields = Mapping[str, Kind[object]]
 class Number:
     """A finite number that a 32-bit float can hold."""
 
+    at_least: float = -FLOAT32_MAX
+    at_most: float = FLOAT32_MAX
+
     def read(self, value: object, path: str) -> float:
         if type(value) is not int and type(value) is not float:
             wrong_kind(path, "a number", value)
-        if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
-            refuse(path, "a finite number", shown(value))
+        if not self.at_least <= value <= self.at_most:
+            refuse(path, self._expected(), shown(value))
         return float(value)
 
     def schema(self) -> Json:
-        return {"type": "number"}
+        return {"type": "number", "minimum": self.at_least, "maximum": self.at_most}
+
+    def _expected(self) -> str:
+        low, high = self.at_least, self.at_most
+        if low == -FLOAT32_MAX:
+            return "a finite number" if high == FLOAT32_MAX else f"a number not above {high:g}"
+        return f"a number from {low:g} to {high:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +256,22 @@ class Record:
 
     def schema(self) -> Json:
         properties: Json = {
-            name: kind.schema() if name in self.required else {"anyOf": [kind.schema(), _NULL]}
+            name: kind.schema() if name in self.required else _or_null(kind.schema())
             for name, kind in self.fields.items()
         }
         schema: Json = {"type": "object", "properties": properties}
         return schema | {"required": list(self.required)} if self.required else schema
+
+
+def _or_null(schema: Json) -> Json:
+    match schema:
+        case {"enum": [*values]}:
+            return schema if None in values else {"anyOf": [schema, _NULL]}
+        case {"type": str(name)}:
+            return schema | {"type": [name, "null"]}
+        case {"anyOf": [*kinds]}:
+            return schema | {"anyOf": [*kinds, _NULL]}
+    return schema  # takes any value
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,14 +335,14 @@ class Duration:
     """Ollama's form: a number of seconds, or a text like `10m`; negative means without end."""
 
     def read(self, value: object, path: str) -> float:
-        text = value if isinstance(value, str) else str(number.read(value, path))
-        try:
-            return seconds(text)
-        except ValueError:
+        if not isinstance(value, str):
+            return seconds(str(number.read(value, path)))
+        if not _DURATION.fullmatch(value):
             refuse(path, "seconds, or a text like `10m`", shown(value))
+        return seconds(value)
 
     def schema(self) -> Json:
-        return {"anyOf": [{"type": "number"}, {"type": "string", "examples": ["10m"]}]}
+        return {"anyOf": [number.schema(), {"type": "string", "pattern": f"^(?:{_DURATION.pattern})$"}]}
 
 
 natural, integer, number = Integer(at_least=0), Integer(), Number()
@@ -333,17 +355,6 @@ def required(body: Mapping[str, object], name: str, expected: str) -> object:
     if name not in body:
         refuse(name, expected, "nothing")
     return body[name]
-
-
-def read_flag(body: Json, name: str, default: bool) -> bool:
-    value = body.get(name)
-    return default if value is None else boolean.read(value, name)
-
-
-def read_keep_alive(body: Json) -> float | None:
-    """How long the model shall stay loaded after its last job, in seconds; None where nothing is said."""
-    value = body.get("keep_alive")
-    return None if value is None else Duration().read(value, "keep_alive")
 
 
 def read_model(body: Mapping[str, object], default: str | None = None) -> str:

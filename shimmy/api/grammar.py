@@ -116,7 +116,7 @@ class ResponseFormat:
         return None
 
     def schema(self) -> Json:
-        return _format.schema()
+        return {"anyOf": [_plain_format.schema(), _schema_format.schema()]}
 
 
 _choices = Texts(at_most=N_CHOICES_MAX)
@@ -137,6 +137,11 @@ _format = Record(
         "json_schema": Record(SCHEMA_FIELDS),
     },
     required={"type": "a string"},
+)
+_plain_format = Record({**_format.fields, "type": OneOf(("text", "json_object"))}, _format.required)
+_schema_format = Record(
+    {"type": OneOf(("json_schema",)), "json_schema": Record(SCHEMA_FIELDS)},
+    {**_format.required, "json_schema": "an object with a name and a schema"},
 )
 GRAMMAR_FIELDS: Mapping[str, Kind[Grammar | None]] = {
     "response_format": ResponseFormat(),

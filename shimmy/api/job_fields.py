@@ -10,15 +10,18 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from shimmy.api.fields import (
+    FLOAT32_MAX,
     INT32_MAX,
+    INT32_MIN,
     Boolean,
     Duration,
     Fields,
     Integer,
     Json,
+    Kind,
     NotServed,
+    Number,
     Texts,
-    integer,
     kind_of,
     natural,
     number,
@@ -31,6 +34,7 @@ from shimmy.api.fields import (
     wrong_kind,
 )
 from shimmy.api.grammar import GRAMMAR_FIELDS, constraining, read_grammar
+from shimmy.engine.sampling import BOUNDS
 from shimmy.messages import MAX_ADAPTER_SCALE, AdapterScales, GenerateRequest, ModelDefaults, Prompt
 
 if TYPE_CHECKING:
@@ -110,32 +114,19 @@ def _id_of_key(key: str) -> object:
     return int(key) if key.isdecimal() and key.isascii() and len(key) < 12 else key
 
 
+def _sampling(name: str) -> Kind[object]:
+    """A number in the range that llama.cpp can take, whole where the range is."""
+    low, high = BOUNDS[name]
+    if type(high) is int:
+        return Integer(int(max(low, INT32_MIN)), high)
+    return Number(max(low, -FLOAT32_MAX), high)
+
+
 # Field name, which is also the attribute of SamplingParams, and what it must be.
 SAMPLING: Fields = {
     "seed": Seed(),
-    "temperature": number,
-    "dynatemp_range": number,
-    "dynatemp_exponent": number,
-    "top_k": integer,
-    "top_p": number,
-    "min_p": number,
-    "typical_p": number,
-    "top_n_sigma": number,
-    "min_keep": integer,
-    "repeat_last_n": integer,
-    "repeat_penalty": number,
-    "presence_penalty": number,
-    "frequency_penalty": number,
-    "dry_multiplier": number,
-    "dry_base": number,
-    "dry_allowed_length": integer,
-    "dry_penalty_last_n": integer,
+    **{name: _sampling(name) for name in BOUNDS},
     "dry_sequence_breakers": Texts(),
-    "xtc_probability": number,
-    "xtc_threshold": number,
-    "mirostat": integer,
-    "mirostat_tau": number,
-    "mirostat_eta": number,
     "logit_bias": LogitBias(),
     "ignore_eos": Boolean(),
 }

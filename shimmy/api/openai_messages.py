@@ -87,6 +87,8 @@ _TURN = Record(
     expected="a message object",
 )
 
+_SAYS_SOMETHING = ("content", "refusal", "tool_calls", "function_call", "reasoning_content")  # one of these is there
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -112,7 +114,7 @@ class Turn:
         )
 
     def schema(self) -> Json:
-        return _TURN.schema()
+        return _TURN.schema() | {"anyOf": [{"required": [name]} for name in _SAYS_SOMETHING]}
 
 
 AUTO = Wish()

@@ -8,13 +8,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import QueryParams
-
 from shimmy.api.exchange import encode
-from shimmy.api.fields import Integer, Json, read_model, refuse
+from shimmy.api.fields import Integer, Json, NotServed, OneOf, Record, read_model, refuse
 from shimmy.api.reasoning import n_reasoning
 from shimmy.api.response_store import ResponseStore, StoredResponse
-from shimmy.api.responses_items import Item, new_id
+from shimmy.api.responses_items import Item, ItemId, new_id
 from shimmy.api.responses_output import Event, Output
 from shimmy.api.responses_parse import (
     History,
@@ -35,6 +33,16 @@ if TYPE_CHECKING:
     from shimmy.messages import ModelDefaults
 
 N_LISTED, N_LISTED_MAX = 20, 100  # items of one page, OpenAI's
+# A stored response is given as it is: it is not streamed again, and nothing is added to it.
+RETRIEVE_QUERY = Record(
+    {
+        "stream": NotServed(("false",)),
+        "starting_after": NotServed(),
+        "include": NotServed(),
+        "include[]": NotServed(),
+    }
+)
+ITEMS_QUERY = Record({"limit": Integer(1, N_LISTED_MAX), "order": OneOf(("asc", "desc")), "after": ItemId()})
 
 
 async def create(exchange: "Exchange") -> None:
@@ -54,10 +62,7 @@ async def create(exchange: "Exchange") -> None:
 
 
 async def retrieve(exchange: "Exchange") -> None:
-    query = _query(exchange)
-    for name in ("stream", "starting_after", "include", "include[]"):
-        if query.get(name) not in (None, "false"):
-            raise BadRequest(f"{name}: a stored response is given as it is; leave this out", param=name)
+    exchange.query(RETRIEVE_QUERY)
     await exchange.reply_json(_stored(exchange).response)
 
 
@@ -75,13 +80,10 @@ async def cancel(exchange: "Exchange") -> None:
 
 async def input_items(exchange: "Exchange") -> None:
     """All that the model was given but for instructions, a page at a time, the newest first unless asked otherwise."""
-    stored, query = _stored(exchange), _query(exchange)
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        refuse("order", "one of asc, desc", repr(order)[:40])
-    n_listed = _page_size(query.get("limit"))
+    stored, query = _stored(exchange), exchange.query(ITEMS_QUERY)
+    n_listed = query.get("limit", N_LISTED)
     items = [*_items_before(exchange, stored.previous_id), *json.loads(stored.input_items)]
-    if order == "desc":
+    if query.get("order") != "asc":
         items.reverse()
     after = query.get("after")
     if after is not None:
@@ -244,17 +246,6 @@ def _store(exchange: "Exchange") -> ResponseStore:
     store = exchange.scope["app"].state.responses
     assert isinstance(store, ResponseStore)
     return store
-
-
-def _query(exchange: "Exchange") -> QueryParams:
-    return QueryParams(exchange.scope.get("query_string", b""))
-
-
-def _page_size(text: str | None) -> int:
-    if text is None:
-        return N_LISTED
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
-    return Integer(1, N_LISTED_MAX).read(number, "limit")
 
 
 def _stored(exchange: "Exchange") -> StoredResponse:

@@ -45,6 +45,7 @@ class ByType:
     records: Mapping[str, Record]
     noun: str  # of several such objects
     untyped: Callable[[Json], str] | None = None
+    may_be_untyped: tuple[str, ...] = ()
 
     def read(self, value: object, path: str) -> Item:
         source = read_object(value, path)
@@ -57,13 +58,11 @@ class ByType:
         return {"type": kind, **self.records[kind].read(source, path)}
 
     def schema(self) -> Json:
-        return {"anyOf": [_typed(kind, record, needed=not self.untyped) for kind, record in self.records.items()]}
+        return {"anyOf": [self._typed(kind, record).schema() for kind, record in self.records.items()]}
 
-
-def _typed(kind: str, record: Record, *, needed: bool) -> Json:
-    names = ["type", *record.required] if needed else [*record.required]
-    properties = {"type": {"const": kind}, **{name: field.schema() for name, field in record.fields.items()}}
-    return {"type": "object", "properties": properties, "required": names}
+    def _typed(self, kind: str, record: Record) -> Record:
+        needed = {} if kind in self.may_be_untyped else {"type": "a string"}
+        return Record({"type": OneOf((kind,)), **record.fields}, {**needed, **record.required})
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +150,7 @@ _item = ByType(
     },
     "items",
     untyped=lambda source: "item_reference" if "id" in source and "role" not in source else "message",
+    may_be_untyped=("message", "item_reference"),
 )
 
 

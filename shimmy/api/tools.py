@@ -153,8 +153,9 @@ class Choice:
         return Wish(allowed["mode"], allowed=tuple(self._name(tool) for tool in allowed["tools"]))
 
     def schema(self) -> Json:
-        allowed = self._allowed_record().schema()
-        return {"anyOf": [_MODES.schema(), _named(is_flat=self.is_flat).schema(), allowed]}
+        named, allowed = _named(is_flat=self.is_flat), self._allowed_record()
+        records = [Record(record.fields, {**_CHOICE.required, **record.required}) for record in (named, allowed)]
+        return {"anyOf": [_MODES.schema(), *(record.schema() for record in records)]}
 
     def _allowed_record(self) -> Record:
         allowed, kind = _allowed(is_flat=self.is_flat), {"type": OneOf(("allowed_tools",))}

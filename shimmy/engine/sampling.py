@@ -11,7 +11,7 @@ from shimmy.errors import BadRequest
 from shimmy.messages import SamplingParams
 
 # Outside these bounds a float32 logit can overflow to infinity, and a softmax over infinities is not a number.
-_BOUNDS: dict[str, tuple[float, float]] = {
+BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (-math.inf, 100.0),
     "dynatemp_range": (0.0, 100.0),
     "dynatemp_exponent": (0.0, 4.0),
@@ -65,7 +65,7 @@ def check(params: SamplingParams, *, n_vocab: int, n_forbidden: int = 0) -> None
 
     `n_forbidden` is how many tokens are ruled out already (end-of-generation tokens with `ignore_eos`).
     """
-    for name, (low, high) in _BOUNDS.items():
+    for name, (low, high) in BOUNDS.items():
         value = getattr(params, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise BadRequest(f"`{name}` must be {_range_text(low, high)}, got {value!r}", param=name)

@@ -1,5 +1,8 @@
 """Schemathesis against /openapi.json: whatever is sent, valid or not, no server error comes back and nothing hangs.
 
+Replies are those that are described, and what a schema does not take is refused. (That whatever it takes is accepted is
+not asked: two fields may exclude each other, and a token id may be beyond a vocabulary.)
+
 A minute of it belongs to the tests; SHIMMY_FUZZ_SECONDS asks for more (`make fuzz-api`).
 """
 
@@ -15,6 +18,10 @@ from tests.tiny_models import write_tiny_model
 
 SECONDS = int(os.environ.get("SHIMMY_FUZZ_SECONDS", "40"))
 REQUEST_TIMEOUT_S = 30
+CHECKS = (
+    *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"),
+    *("negative_data_rejection", "unsupported_method"),
+)
 
 
 @pytest.mark.timeout(SECONDS + 120)
@@ -25,7 +32,8 @@ def test_no_server_error_and_no_hang(tmp_path: Path) -> None:
         command: list[str | Path] = [
             Path(sys.executable).with_name("schemathesis"), "run", f"{server.url.removesuffix('/v1')}/openapi.json",
             "--max-time", str(SECONDS), "--request-timeout", str(REQUEST_TIMEOUT_S),
-            "--checks", "not_a_server_error", "--generation-database", "none", "--no-color", "--workers", "2",
+            "--exclude-path", "/api/events",  # it has no end
+            "--checks", ",".join(CHECKS), "--generation-database", "none", "--no-color", "--workers", "2",
         ]  # fmt: skip
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
