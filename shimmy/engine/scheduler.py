@@ -411,12 +411,13 @@ class Scheduler:
     def _take(self, task: Task, token: int, row: int | None = None) -> bool:
         """Add a token to a job; whether it goes on. `row` is the one that predicted it, where that may be told."""
         task.count()
-        if self._backend.is_end(token):
-            self._finish(task, FinishReason.STOP)
-            return False
         logprob = None
         if row is not None and task.job.n_logprobs is not None:
             logprob = self._backend.logprob(row, token, task.job.n_logprobs)
+        if self._backend.is_end(token):
+            task.end(logprob)
+            self._finish(task, FinishReason.STOP)
+            return False
         if task.guide is not None:
             task.guide.accept(token)
         self._say(task, task.take(token, self._backend.piece(token), logprob))

@@ -106,7 +106,14 @@ class Task:
         self.tokens.append(token)
         if logprob is not None:
             self._unsent.append(logprob)
-        return self._piece(self._stops.feed(self._decoder.feed(self.marks.get(token, data))))
+        text = self._stops.feed(self._decoder.feed(self.marks.get(token, data)))
+        return self._piece(text) if text else None
+
+    def end(self, logprob: TokenLogprob | None) -> None:
+        """Note how likely the token was that ends the reply. It is told where the prompt is scored: evaluation
+        harnesses have one token generated behind their text and drop the last entry, whatever that token is."""
+        if logprob is not None and self.wants_prompt_logprobs:
+            self._unsent.append(logprob)
 
     def count(self) -> None:
         """One more token was generated, be it the one that ends the reply."""
@@ -115,11 +122,12 @@ class Task:
 
     def rest(self) -> Piece | None:
         """What was held back, now that nothing follows."""
-        return None if self.is_stopped else self._piece(self._stops.feed(self._decoder.flush()) + self._stops.flush())
-
-    def _piece(self, text: str) -> Piece | None:
-        if not text:
+        if self.is_stopped:
             return None
+        text = self._stops.feed(self._decoder.flush()) + self._stops.flush()
+        return self._piece(text) if text or self._unsent else None
+
+    def _piece(self, text: str) -> Piece:
         piece = Piece(text, self._n_unsent, tuple(self._unsent))
         self._n_unsent, self._unsent = 0, []
         return piece

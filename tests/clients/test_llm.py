@@ -17,6 +17,7 @@ CITY = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 20}, "continent": {"enum": ["Asia", "Europe"]}},
     "required": ["name", "continent"],
+    "additionalProperties": False,
 }
 
 Run = Callable[..., str]

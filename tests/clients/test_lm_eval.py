@@ -12,12 +12,13 @@ from lm_eval.tasks import TaskManager
 from tests.clients.reference import Reference
 from tests.e2e.harness import CHAT, COMPLETION, Server
 from tests.models import demo_model
-from tests.tokenizer_folders import smollm2, write_folder
+from tests.tokenizer_folders import BYTE_LEVEL, smollm2, write_folder
 
 Json = dict[str, Any]
 
-# llama.cpp computes a token among others a little differently than alone, some thousandths for a whole answer.
-NATS = 0.02
+NATS = 1e-3
+# With 64 rows and more in a batch, llama.cpp takes other kernels: of the weights of 4 bits here that makes tenths.
+NATS_IN_COMPANY = 1.5
 
 QUESTIONS: list[Json] = [
     {"question": "What is the capital of France?", "choices": ["Paris", "London", "a small dog"], "answer": 0},
@@ -70,7 +71,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's, as lm-eval would fetch it from the hub."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     return write_folder(
-        tmp_path_factory.mktemp("tokenizer"), tokenizer_json=smollm2(demo_model()), tokenizer_config_json=config
+        tmp_path_factory.mktemp("tokenizer"),
+        tokenizer_json=smollm2(demo_model()) | {"decoder": BYTE_LEVEL},
+        tokenizer_config_json=config,
     )
 
 
@@ -100,20 +103,13 @@ def evaluate(server: Server, questions: Path, tmp_path_factory: pytest.TempPathF
     return evaluate
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_concurrent": 1},
-        {"num_concurrent": 8},
-        {"batch_size": 4},  # several prompts in one request
-        {"tokenized_requests": False},  # prompts as text
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("tokenized_requests", [True, False], ids=["tokens", "texts"])
 def test_loglikelihoods_are_those_of_the_binding(
-    evaluate: Any, tokenizer: Path, reference: Reference, arguments: Json
+    evaluate: Any, tokenizer: Path, reference: Reference, *, tokenized_requests: bool
 ) -> None:
-    results = evaluate("local-completions", COMPLETION, CHOICE, tokenizer=str(tokenizer), **arguments)
+    results = evaluate(
+        "local-completions", COMPLETION, CHOICE, tokenizer=str(tokenizer), tokenized_requests=tokenized_requests
+    )
     assert len(results["samples"]) == len(QUESTIONS)
     n_ended = n_right = 0
     for sample in results["samples"]:
@@ -126,12 +122,23 @@ def test_loglikelihoods_are_those_of_the_binding(
             n_ended += reference.ends_after(tokens)
             likelihoods.append(expected)
         n_right += likelihoods.index(max(likelihoods)) == sample["target"]
-    assert n_ended
+    assert n_ended  # there was a text behind which the one token that lm-eval asks for ends the reply
     assert results["acc,none"] == pytest.approx(n_right / len(QUESTIONS))
 
 
+@pytest.mark.parametrize("arguments", [{"num_concurrent": 8}, {"batch_size": 4}], ids=["at once", "in batches"])
+def test_loglikelihoods_in_company(evaluate: Any, tokenizer: Path, reference: Reference, arguments: Json) -> None:
+    """Each answer belongs to its question: the likelihoods of one and another are tens of nats apart."""
+    results = evaluate("local-completions", COMPLETION, CHOICE, tokenizer=str(tokenizer), **arguments)
+    for sample in results["samples"]:
+        for (context, continuation), ((found, _),) in zip(sample["arguments"], sample["resps"], strict=True):
+            tokens = reference.tokens(context + continuation)
+            expected, _ = reference.loglikelihood(tokens, len(reference.tokens(context)))
+            assert found == pytest.approx(expected, abs=NATS_IN_COMPANY)
+
+
 def test_perplexity_is_that_of_the_binding(evaluate: Any, tokenizer: Path, reference: Reference) -> None:
-    results = evaluate("local-completions", COMPLETION, PERPLEXITY, tokenizer=str(tokenizer), num_concurrent=4)
+    results = evaluate("local-completions", COMPLETION, PERPLEXITY, tokenizer=str(tokenizer))
     total, n_bytes = 0.0, 0
     for sample in results["samples"]:
         text = sample["target"]

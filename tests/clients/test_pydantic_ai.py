@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
-from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
+from pydantic_ai import Agent, NativeOutput, ToolOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
 MODEL = "gpt-4o-mini"
@@ -45,13 +45,6 @@ def test_streamed_text(model: Any) -> None:
 def test_answer_is_a_model(model: Any, output: Any) -> None:
     agent = Agent(model, output_type=output(City), model_settings={"temperature": 0, "parallel_tool_calls": False})
     assert isinstance(agent.run_sync("Paris is a city in Europe.").output, City)
-
-
-def test_answer_is_a_model_by_a_prompt() -> None:
-    """It sends the schema in the prompt, and asks for any JSON object: what a model of this size makes of it may not
-    validate, so that the agent asks again; the conversation with its retries is what is looked at."""
-    agent = Agent(OpenAIChatModel(MODEL), output_type=PromptedOutput(dict[str, Any]), model_settings={"temperature": 0})
-    assert isinstance(agent.run_sync("Describe Ada, in JSON with a name and an age.").output, dict)
 
 
 def test_streamed_answer_is_a_model(model: Any) -> None:

@@ -659,6 +659,17 @@ def test_the_log_probabilities_of_a_prompt(n_predict: int) -> None:
         assert house.text(number) == expected(prompt, n_predict)
 
 
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("text", [b"", b"ab"])
+def test_the_token_that_ends_a_reply_is_told_where_its_prompt_is(text: bytes, *, echo: bool) -> None:
+    house = House()
+    house.submit(1, "say", n_predict=None, script=text + bytes([END]), n_logprobs=0, echo=echo)
+    house.run()
+    told = b"".join(each.chosen.data for each in house.logprobs(1, Piece))
+    assert told == (text + bytes([END]) if echo else text)
+    assert house.text(1) == text.decode()
+
+
 def test_a_prompt_is_told_once_though_its_job_starts_over() -> None:
     house = House(FakeBackend(n_ctx=48, n_batch=16, n_sequences=2))
     house.submit(1, "a" * 20, n_predict=26)
