@@ -49,7 +49,7 @@ docs: ## write docs/reference.md from the tables in the code
 	@$(BUILD) env
 	$(PYTHON) -m tools.reference
 
-bench: ## compare with llama-server and llama-cpp-python (takes long)
+bench: ## compare with llama-server (takes long)
 	@$(BUILD) peer >/dev/null
 	@$(BUILD) model >/dev/null
 	$(PYTHON) -m tests.bench

@@ -1,14 +1,14 @@
 """What models the disk holds: one pass over files and folders, a pure function of what lies there.
 
-Knows folders, shards, links and names. What a file is, its header says (`formats.gguf`), never its name; only the
-shards of a model are found by name, as llama.cpp does. A file that cannot be served becomes an entry with the reason,
-and never ends a scan.
+Knows shards, manifests and names; `folders` walks. What a file is, its header says (`formats.gguf`), never its name;
+only the shards of a model are found by name, as llama.cpp does. A file that cannot be served becomes an entry with the
+reason, and never ends a scan.
 """
 
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from shimmy.config import SAFETENSORS_TYPES
 from shimmy.engine import sampling
 from shimmy.errors import BadRequest
+from shimmy.folders import Folder, Warn, walk
 from shimmy.formats import huggingface, ollama
-from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, shard_paths
+from shimmy.formats.gguf import InvalidGguf, shard_paths
+from shimmy.formats.gguf_header import GgufHeader, Kind
 from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults, SamplingParams
 from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, printable, shown
@@ -27,13 +29,9 @@ if TYPE_CHECKING:
     from shimmy.config import Config
     from shimmy.formats.peft import Adapter
 
-MAX_DEPTH = 8  # folders below a root; the Hugging Face cache needs four
-
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
-
-Warn = Callable[[Path, str], None]
 
 
 def warn_of(path: Path, reason: str) -> None:
@@ -60,7 +58,7 @@ def scan(config: "Config", headers: Headers, warn: Warn = warn_of) -> Catalog:
         elif not is_folder and os.path.exists(path):  # noqa: PTH110 - never raises
             found.add(path)
         else:
-            for folder in _walk(path, warn):
+            for folder in walk(path, warn):
                 found.add_folder(folder)
     return found.catalog()
 
@@ -139,7 +137,7 @@ class _Found:
         else:
             self._others.setdefault(path.parent, {})[path] = file
 
-    def add_folder(self, folder: "_Folder") -> None:
+    def add_folder(self, folder: Folder) -> None:
         """Take in the models in `folder`."""
         for path in folder.files:
             self.add(path)
@@ -382,57 +380,6 @@ def _against_shard(file: _File | _Broken | None, index: int, n_shards: int) -> s
     if isinstance(file, _Broken):
         return f"is broken: {file.reason}"
     return "" if (file.header.shard, file.header.n_shards) == (index, n_shards) else "is not what its name says"
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """What is in one folder, each in order of name; which of it are links makes no difference."""
-
-    path: Path
-    status: os.stat_result
-    files: list[Path]  # GGUF
-    folders: list[Path]
-    is_safetensors: bool
-    is_adapter: bool
-
-
-def _walk(root: Path, warn: Warn) -> Iterator[_Folder]:
-    """`root` and the folders below it, each once, whatever links lead to it."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [(root, 0)]
-    while waiting:
-        path, depth = waiting.pop()
-        try:
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folder = _look_into(path, status, warn)
-        except OSError as exc:
-            warn(path, str(exc.strerror))
-            continue
-        yield folder
-        if folder.folders and depth == MAX_DEPTH:
-            warn(folder.folders[0], f"it lies more than {MAX_DEPTH} folders deep")
-        else:
-            waiting.extend((below, depth + 1) for below in reversed(folder.folders))
-
-
-def _look_into(path: Path, status: os.stat_result, warn: Warn) -> _Folder:
-    files: list[Path] = []
-    folders: list[Path] = []
-    with os.scandir(path) as scanned:
-        entries = sorted(scanned, key=lambda entry: entry.name)
-    for entry in entries:
-        try:
-            if entry.is_dir():
-                folders.append(Path(entry.path))
-            elif entry.name.lower().endswith(".gguf"):
-                files.append(Path(entry.path))
-        except OSError as exc:  # a link that leads into a circle
-            warn(Path(entry.path), str(exc.strerror))
-    names = [entry.name for entry in entries]
-    return _Folder(path, status, files, folders, huggingface.is_model(names), huggingface.is_adapter(names))
 
 
 def _stem(path: Path) -> str:

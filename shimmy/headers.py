@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shimmy import __version__
-from shimmy.formats.gguf import GgufHeader, InvalidGguf, Kind, read_header
+from shimmy.formats.gguf import InvalidGguf, read_header
+from shimmy.formats.gguf_header import GgufHeader, Kind
 
 MAX_REMEMBERED = 20_000
 MAX_CACHE_BYTES = 64 * 2**20

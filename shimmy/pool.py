@@ -2,23 +2,18 @@
 it is not needed or another one needs its memory.
 
 Knows models, workers and their life; nothing of requests, folders or why a file changed. The event loop is the one
-thread that writes here. A slot holds what runs for one name, and `active` in it is the atomic reference that every
-request reads once; `State` says what a slot is doing. Memory is given out by `room.Room`.
+thread that writes here. A `slot.Slot` holds what runs for one name, and `active` in it is the atomic reference that
+every request reads once. Processes are the matter of `workers.Workers`, and memory is given out by `room.Room`.
 """
 
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from time import monotonic, time
-from typing import Any
 
-from shimmy import memory
 from shimmy.config import Config
-from shimmy.engine.client import Hooks, WorkerClient, start_worker
-from shimmy.engine.wire import Share, WorkerOptions
+from shimmy.engine.client import WorkerClient, start_worker
+from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
 from shimmy.events import Events
 from shimmy.launch import Launch
@@ -26,71 +21,12 @@ from shimmy.memory import Need
 from shimmy.metrics import Metrics
 from shimmy.registry import CatalogDiff, Model
 from shimmy.room import Lot, Room
+from shimmy.slot import Failure, Slot
+from shimmy.workers import StartWorker, Workers
 
 logger = logging.getLogger(__name__)
 
 _IDLE_LOOK_EVERY_S = 0.5
-_SHARE_TIMEOUT_S = 1.0
-
-StartWorker = Callable[[str, WorkerOptions, Hooks], Awaitable[WorkerClient]]
-
-
-class State(StrEnum):
-    """What a slot is doing.
-
-        (no slot) ── asked for ──► LOADING ── opened ──► READY ── its file changed ──► SWAPPING
-            ▲                         │ ▲                │  │                           │  │ │
-            ├────────── refused ──────┘ │                │  │       the old one stays ◄─┘  │ │
-            │                           │                │  │       (refused)              │ │
-            │                           │                │  └── opened: one assignment ────┘ │
-            │                           └────────────────│────── no room for both ───────────┘
-            └── idle too long, unloaded, evicted, file ◄─┘
-                gone, died
-
-    A slot is LOADING also while it waits for memory. A worker that is replaced, unloaded or evicted drains: it finishes
-    its jobs, then it ends.
-    """
-
-    LOADING = "loading"
-    READY = "ready"
-    SWAPPING = "swapping"
-
-
-@dataclass(slots=True)
-class Slot:
-    """What runs for one name; `wanted` is what the name means now."""
-
-    wanted: Model
-    keep_alive_s: float  # infinite: until unloaded
-    is_pinned: bool = False  # somebody asked for it to be kept without end: it is never evicted
-    active: WorkerClient | None = None
-    loading: "asyncio.Task[None] | None" = None  # of the first worker, or of the next one
-    progress: float | None = None  # of a conversion that its load begins with
-    waiters: "list[asyncio.Future[WorkerClient]]" = field(default_factory=list)  # for a worker
-
-    @property
-    def worker(self) -> WorkerClient | None:
-        """The active worker, if it lives."""
-        return self.active if self.active is not None and self.active.is_alive else None
-
-    @property
-    def state(self) -> State:
-        if self.worker is None:
-            return State.LOADING
-        return State.READY if self.loading is None else State.SWAPPING
-
-    @property
-    def n_jobs(self) -> int:
-        """Jobs of its worker, and those that wait for one."""
-        return len(self.waiters) + (self.worker.n_jobs if self.worker else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a model could not be loaded the last time."""
-
-    model: Model
-    reason: str
 
 
 class Pool:
@@ -107,17 +43,13 @@ class Pool:
         self._config = config
         self._metrics = metrics
         self._events = events
-        self._start = start
         self._launch = Launch(config)
         self._room = Room(config.max_memory_bytes) if room is None else room
+        self._workers = Workers(metrics, events, self._room, start, self._on_end)
         self._slots: dict[str, Slot] = {}
         self._failures: dict[str, Failure] = {}
         self._last_used_s: dict[str, float] = {}
-        self._lots: dict[WorkerClient, Lot] = {}  # of active and draining workers
-        self._retiring: dict[WorkerClient, asyncio.Task[None]] = {}
-        self._n_starting = 0  # workers that load
         self._is_draining = False
-        self._is_closed = False
 
     # -- for requests --------------------------------------------------------------------------------------------
 
@@ -156,7 +88,7 @@ class Pool:
                 slot.waiters.remove(waiter)
                 if not slot.waiters:
                     self._room.look_again()  # the worker has its jobs, and may be evicted when they have ended
-            if worker.is_alive and worker not in self._retiring:  # it may have been unloaded meanwhile
+            if worker.is_alive and not self._workers.is_retiring(worker):  # it may have been unloaded meanwhile
                 return worker
 
     # -- for operators and the catalog ---------------------------------------------------------------------------
@@ -189,11 +121,11 @@ class Pool:
         if slot.loading is not None:
             slot.loading.cancel()
         if slot.worker is None:
-            self._wake(slot, ModelUnloaded(f"`{name}` was unloaded while it was loading"))
-        if slot.active in self._lots:
+            slot.wake(ModelUnloaded(f"`{name}` was unloaded while it was loading"))
+        if slot.active is not None and slot.active in self._workers:
             logger.info("unloading `%s` (%s)", name, reason)
             self._metrics.unloads.add(1, reason)
-            self._retire(slot.active, reason)
+            self._workers.retire(slot.active, reason)
         return True
 
     def slot(self, name: str) -> Slot | None:
@@ -209,12 +141,13 @@ class Pool:
     def need(self, model: Model) -> Need:
         """The memory of its worker, or what one would take."""
         slot = self._slots.get(model.name)
-        lot = self._lots.get(slot.active) if slot and slot.active else None
-        return lot.need if lot else self._launch.need(model, self._launch.options(model))
+        if slot is not None and slot.active is not None and slot.active in self._workers:
+            return self._workers.need(slot.active)
+        return self._launch.need(model, self._launch.options(model))
 
     def ready(self) -> tuple[WorkerClient, ...]:
         """The workers that have loaded their model, now."""
-        return tuple(self._lots)
+        return tuple(self._workers)
 
     @property
     def n_jobs(self) -> int:
@@ -252,23 +185,22 @@ class Pool:
 
     async def close(self) -> None:
         """End every worker, also one that is still loading."""
-        self._is_draining = self._is_closed = True
-        tasks: list[asyncio.Task[Any]] = [slot.loading for slot in self._slots.values() if slot.loading is not None]
-        tasks += self._retiring.values()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._is_draining = True
+        loads = [slot.loading for slot in self._slots.values() if slot.loading is not None]
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
         slots, self._slots = self._slots, {}
         for slot in slots.values():
             slot.active = None
-            self._wake(slot, ShuttingDown("the server is shutting down"))
-        await asyncio.gather(*(client.close() for client in self.ready()))
+            slot.wake(ShuttingDown("the server is shutting down"))
+        await self._workers.close()
 
     # -- loading and swapping ------------------------------------------------------------------------------------
 
     def _load(self, slot: Slot) -> None:
         slot.loading = asyncio.create_task(self._bring_up(slot))
-        slot.loading.add_done_callback(lambda _: self._share_processor())
+        slot.loading.add_done_callback(lambda _: self._workers.processor.divide())
 
     async def _bring_up(self, slot: Slot) -> None:
         """Load what the slot wants, and what it wants by then, until it has that; then wake those who wait."""
@@ -285,19 +217,8 @@ class Pool:
         slot.loading = None
         if slot.worker is None and self._slots.get(model.name) is slot:
             del self._slots[model.name]
-        self._wake(slot, error or ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready"))
+        slot.wake(error or ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready"))
         self._room.look_again()  # what is loaded now may be evicted
-
-    @staticmethod
-    def _wake(slot: Slot, error: Exception) -> None:
-        """Give those who wait the worker of `slot`, or `error` where it has none."""
-        for waiter in slot.waiters:
-            if waiter.done():
-                continue
-            if slot.worker is not None:
-                waiter.set_result(slot.worker)
-            else:
-                waiter.set_exception(error)
 
     async def _try(self, slot: Slot, model: Model) -> ShimmyError | None:
         """Make a worker of `model` the active one; returns why it could not be."""
@@ -308,13 +229,13 @@ class Pool:
             self._note_failure(model, error, is_swap=is_swap, stays=slot.worker is not None)
             return error
         if self._slots.get(model.name) is not slot:  # unloaded at the very moment it was ready
-            self._retire(client, "asked")
+            self._workers.retire(client, "asked")
             return ModelUnloaded(f"`{model.name}` was unloaded while it was loading")
         opened_s = monotonic()
         old, slot.active = slot.active, client  # the switch
         self._failures.pop(model.name, None)
-        if old in self._lots:
-            self._retire(old, "swapped")
+        if old is not None and old in self._workers:
+            self._workers.retire(old, "swapped")
         if is_swap:
             self._metrics.swaps.add(1, model.name, "done")
             phases = (client.facts.load_s, client.facts.validation_s, monotonic() - opened_s)
@@ -339,11 +260,11 @@ class Pool:
             logger.warning("%s; trying again without the models that are idle", error.message)
             for other in idle:
                 self.unload(other.wanted.name, "memory")
-            await asyncio.wait(self._retiring.values())
+            await self._workers.until_retired()
             client = await self._start_in(slot, await self._take(slot, model, options), model, options)
         load_s, facts = monotonic() - started_s, client.facts
         if slot.worker is not None and facts.template_error and not slot.worker.facts.template_error:
-            self._retire(client, "failed")
+            self._workers.retire(client, "failed")
             raise ModelUnavailable(f"its chat template does not work: {facts.template_error}")
         self._metrics.model_load_s.observe(load_s, model.name)
         logger.info(
@@ -363,11 +284,11 @@ class Pool:
             return await self._room.take(model.name, need, make_room)
         except OutOfMemory:
             old = slot.active
-            if old not in self._lots:
+            if old is None or old not in self._workers:
                 raise
             logger.info("there is no memory for the old and the new `%s` at once: the old one ends first", model.name)
             slot.active = None
-            self._retire(old, "swapped")
+            self._workers.retire(old, "swapped")
             return await self._room.take(model.name, need, make_room)
 
     async def _start_in(self, slot: Slot, lot: Lot, model: Model, options: WorkerOptions) -> WorkerClient:
@@ -378,33 +299,15 @@ class Pool:
                 slot.progress = fraction
                 self._events.tell("converting", model.name, percent=int(100 * fraction))
 
-        n_busy = sum(client.n_jobs > 0 for client in self._lots)
-        options = replace(options, share=Share(n_busy + 1))
-        self._n_starting += 1
-        self._share_processor()
         try:
-            await self._until_shared()
-            client = await self._start(model.name, options, Hooks(self._on_death, self._share_processor, on_progress))
-            if not client.is_alive:
-                raise ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready")
-        except OutOfMemory as error:
-            self._room.give_back(lot)
-            raise OutOfMemory(f"{error.message}; {self._room.explain(model.name, lot.need)}") from error
-        except BaseException:
-            self._room.give_back(lot)
-            raise
+            return await self._workers.start(model.name, options, lot, on_progress)
         finally:
             slot.progress = None
-            self._n_starting -= 1
-        self._lots[client] = lot
-        self._metrics.models_loaded.add(1)
-        self._room.settle(lot, memory.resident_bytes(client.pid))
-        return client
 
     def _make_room(self, slot: Slot, n_missing: int) -> bool:
         """Evict what `n_missing` bytes need, for a worker of `slot`; False when that is not to be had."""
-        n_coming = sum(self._lots[client].need.total for client in self._retiring if client in self._lots)
-        victims = [(other, self._lots[other.active].need.total) for other in self._victims(slot) if other.active]
+        n_coming = self._workers.n_retiring_bytes
+        victims = [(other, self._workers.need(other.active).total) for other in self._victims(slot) if other.active]
         if n_coming + sum(n_bytes for _, n_bytes in victims) < n_missing:
             # Those that load can be evicted once those who wait for them have had their turn.
             return self._room.n_loading > 0 or any(other.waiters and other.worker for other in self._slots.values())
@@ -422,7 +325,9 @@ class Pool:
         """
         others = (other for other in self._slots.values() if other is not slot)
         slots = [other for other in others if not (other.is_pinned or other.waiters)]
-        workers = [(other, other.active) for other in slots if other.active in self._lots and other.worker]
+        workers = [
+            (other, other.worker) for other in slots if other.worker is not None and other.worker in self._workers
+        ]
         by_use = sorted(workers, key=lambda pair: (not pair[1].is_idle, pair[1].idle_since_s))
         return [other for other, _ in by_use]
 
@@ -434,58 +339,8 @@ class Pool:
         outcome = "the old one stays" if stays else "it is not served"
         logger.error("`%s` could not be loaded, %s: %s", model.name, outcome, error.message)
 
-    # -- workers that end ----------------------------------------------------------------------------------------
-
-    def _retire(self, client: WorkerClient, reason: str) -> None:
-        """End `client` when its last job has ended."""
-        if client not in self._retiring:
-            task = self._retiring[client] = asyncio.create_task(self._finish(client, reason))
-            task.add_done_callback(lambda _: self._retiring.pop(client, None))
-
-    async def _finish(self, client: WorkerClient, reason: str) -> None:
-        started_s = monotonic()
-        await client.until_idle()
-        if reason == "swapped":
-            self._metrics.swap_s.observe(monotonic() - started_s, client.name, "drain")
-        await client.close()
-        self._events.tell("unloaded", client.name, reason=reason)
-
-    def _share_processor(self) -> None:
-        """Called when a worker gets its first job or has ended its last, and when a load begins and ends.
-
-        Those that decode divide the cores that those that load leave them: a decode whose threads have to wait for one
-        that is not running takes several times as long.
-        """
-        replaced = {client.name for client in self._retiring}  # whose new workers will have jobs at once
-        busy = [client for client in self._lots if client.n_jobs or client.name in replaced]
-        for client in busy:
-            client.share(Share(len(busy), self._n_starting))
-
-    async def _until_shared(self) -> None:
-        """Return when every busy worker has left the core to a load that is about to begin, or takes too long.
-
-        A decode that is under way on all cores while another process takes one of them may take ten times as long.
-        """
-        waits = [asyncio.create_task(client.until_shared()) for client in self._lots if client.n_jobs]
-        if waits:
-            await asyncio.wait(waits, timeout=_SHARE_TIMEOUT_S)
-        for wait in waits:
-            wait.cancel()
-
-    def _on_death(self, client: WorkerClient) -> None:
-        """Called once for a worker that has ended, however it ended."""
-        lot = self._lots.pop(client, None)
-        if lot is None:
-            return  # it never got ready, and `_open` has the reason
-        self._room.give_back(lot)
-        self._metrics.models_loaded.add(-1)
-        self._share_processor()
+    def _on_end(self, client: WorkerClient) -> None:
+        """A worker is gone, and its slot with it unless another one is on its way."""
         slot = self._slots.get(client.name)
         if slot is not None and slot.active is client and slot.loading is None:
             del self._slots[client.name]
-        if not client.is_closing:
-            self._metrics.worker_deaths.add(1, client.name)
-            self._events.tell("died", client.name)
-        if not any(other.name == client.name for other in self._lots):
-            self._metrics.jobs_running.set(0, client.name)
-            self._metrics.jobs_queued.set(0, client.name)

@@ -45,7 +45,7 @@ class Model:
     pooling: str = ""
     adapters: tuple[Path, ...] = ()  # LoRA files of its architecture that lie beside it
     projector: Path | None = field(default=None, compare=False)  # no worker loads it, so another one changes nothing
-    defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor do these
+    defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor these: requests read them
     needs_adapters: bool = False  # they are a part of it, and not just an offer
     notices: tuple[str, ...] = ()  # what is different from what its folder says, for a person
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 from shimmy import __version__, cli, pool, server
+from shimmy.commands import models
 from shimmy.config import OPTIONS, Bind, Config
 from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import WorkerOptions
@@ -105,7 +107,7 @@ def test_no_command_is_wrong_usage_and_shows_what_there_is(capsys: pytest.Captur
     assert cli.main([]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert all(name in printed.err for name in ("serve", "list", "probe", "generate", "version"))
+    assert all(name in printed.err for name in ("serve", "list", "probe", "generate", "bench", "version"))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,9 @@ def test_no_command_is_wrong_usage_and_shows_what_there_is(capsys: pytest.Captur
         ["dance"], ["serve", "--dance"], ["serve", "extra"], ["probe"], ["generate", "tiny"],
         ["generate", "--prompt", "hi"], ["generate", "tiny", "--prompt", "hi", "--max-tokens", "0"],
         ["generate", "tiny", "--prompt", "hi", "--max-tokens", "many"], ["list", "--parallel", "3"],
+        ["bench"], ["bench", "tiny", "-p", "-1"], ["bench", "tiny", "-r", "0"],
+        ["bench", "tiny", "--sequences", "1,,2"], ["bench", "tiny", "--sequences", "257"],
+        ["bench", "tiny", "--no-speculation"],
     ],
 )  # fmt: skip
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
@@ -135,7 +140,7 @@ def test_every_option_is_a_flag_of_serve_with_its_help(option: Any, capsys: pyte
     assert option.help in help_text
 
 
-@pytest.mark.parametrize("name", ["serve", "list", "probe", "generate", "version"])
+@pytest.mark.parametrize("name", ["serve", "list", "probe", "generate", "bench", "version"])
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])
@@ -272,7 +277,7 @@ def test_a_list_of_nothing_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture
     ("number", "text"), [(0, "0"), (999, "999"), (1000, "1.0K"), (134_500_000, "134.5M"), (7_240_000_000, "7.2B")]
 )
 def test_counts_as_people_read_them(number: int, text: str) -> None:
-    assert cli._count(number) == text
+    assert models.count(number) == text
 
 
 def test_probe_says_what_the_engine_found(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,6 +361,54 @@ def test_the_servers_limit_of_tokens_counts_where_the_command_has_none(
         cli.main(["generate", str(path), "--prompt", "hi"])
         cli.main(["generate", str(path), "--prompt", "hi", "--max-tokens", "2"])
     assert [request.n_predict for request in worker.requests] == [9, 2]
+
+
+# -- how fast it is --------------------------------------------------------------------------------------------------
+
+
+def test_bench_is_a_table_for_people(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", str(path), "-p", "12", "-n", "3", "--sequences", "1,2", "-r", "2", "--threads", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "", "no terminal, no bar"
+    lines = printed.out.splitlines()
+    assert lines[:2] == ["tiny, F32, 1 MB, 157.6K parameters", "1 threads, CPU variant haswell"]
+    assert lines[3].split() == ["TEST", "TOKENS/S"]
+    assert [line.rsplit("  ", 1)[0].strip() for line in lines[4:]] == ["pp12", "tg3", "tg3 x 2"]
+    assert all(re.search(r"[1-9]\d*\.\d\d ± \d+\.\d\d$", line) for line in lines[4:])
+    assert not worker.options.speculate
+    assert worker.options.n_threads == 1
+    assert worker.is_closed
+
+
+def test_bench_is_json_for_scripts(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", str(path), "-p", "0", "-n", "3", "--sequences", "40", "-r", "2", "--json"]) == 1
+    assert "`tg3 x 40` takes 40 sequences, there are 4" in capsys.readouterr().err
+    assert worker.options.n_sequences == 40, "it was asked for as many"
+    assert cli.main(["bench", str(path), "-p", "0", "-n", "3", "--sequences", "2", "-r", "2", "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["name"], fields["cpu_variant"]) == ("tiny", "haswell")
+    (result,) = fields["results"]
+    assert (result["test"], result["n_prompt"], result["n_gen"], result["n_sequences"]) == ("tg3 x 2", 0, 3, 2)
+    assert len(result["samples"]) == 2
+    assert min(result["samples"]) <= result["tokens_per_s"] <= max(result["samples"])
+
+
+def test_a_bench_of_nothing_is_wrong_usage(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", str(path), "-p", "0", "-n", "0"]) == 2
+    assert "--n-prompt and --n-gen are both 0" in capsys.readouterr().err
+    assert worker.requests == []
+
+
+def test_a_terminal_sees_a_bar_that_fills(
+    worker: Worker, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cli.main(["bench", str(path), "-p", "12", "-n", "3", "--sequences", "1", "-r", "1"]) == 0
+    shown = [int(percent) for percent in re.findall(r"\rmeasuring \[#* *\] +(\d+) %", capsys.readouterr().err)]
+    assert shown == sorted(set(shown))
+    assert shown[-1] == 100
+    assert len(shown) > 3
+    assert worker.is_closed
 
 
 @pytest.mark.parametrize(

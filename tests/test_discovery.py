@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import pytest
 
 from shimmy import config
-from shimmy.discovery import MAX_DEPTH, report, scan
+from shimmy.discovery import report, scan
+from shimmy.folders import MAX_DEPTH
 from shimmy.formats import gguf
 from shimmy.headers import Headers
 from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.formats.gguf import GGML_TYPES, GgufHeader, InvalidGguf, Kind, read_header, validate
+from shimmy.formats.gguf import GGML_TYPES, InvalidGguf, read_header, validate
+from shimmy.formats.gguf_header import GgufHeader, Kind
 from tests.tiny_models import (
     ARRAY,
     BOOL,

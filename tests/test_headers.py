@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shimmy import headers as module
-from shimmy.formats.gguf import GgufHeader, InvalidGguf, read_header
+from shimmy.formats.gguf import InvalidGguf, read_header
+from shimmy.formats.gguf_header import GgufHeader
 from shimmy.headers import Headers
 from tests.tiny_models import write_tiny_model
 

@@ -11,9 +11,11 @@ import pytest
 from shimmy import config, librarian
 from shimmy.headers import Headers
 from shimmy.librarian import SETTLE_S, Librarian
+from shimmy.messages import ModelDefaults
 from shimmy.registry import CatalogDiff, Registry
 from tests.fakes import on_loop, until
-from tests.tiny_models import STRING, Tensor, encode_gguf, write_tiny_model
+from tests.ollama_store import put_in_ollama
+from tests.tiny_models import STRING, Tensor, encode_gguf, write_tiny_adapter, write_tiny_model
 
 
 class House:
@@ -182,6 +184,30 @@ async def test_a_projector_that_comes_is_shown_and_swaps_nothing(tmp_path: Path)
     assert await house.look() == [True]
     assert house.registry.catalog.models[0].projector == path
     assert house.told == []
+
+
+@on_loop
+async def test_a_manifest_that_changes_holds_from_the_first_look_and_swaps_nothing(tmp_path: Path) -> None:
+    name = "registry.ollama.ai/library/tiny/latest"
+    put_in_ollama(tmp_path, name, params=b'{"num_predict": 3}', system=b"Be brief.")
+    house = House(tmp_path)
+    assert house.registry.resolve("tiny").defaults == ModelDefaults(n_predict=3, system="Be brief.")
+    put_in_ollama(tmp_path, name, params=b'{"num_predict": 5}')
+    assert await house.look() == [True]
+    assert house.registry.resolve("tiny").defaults == ModelDefaults(n_predict=5)
+    assert house.told == []
+
+
+@on_loop
+async def test_a_manifest_that_gets_an_adapter_is_another_model(tmp_path: Path) -> None:
+    name = "registry.ollama.ai/library/tiny/latest"
+    put_in_ollama(tmp_path, name)
+    house = House(tmp_path)
+    adapter = write_tiny_adapter(tmp_path).read_bytes()
+    put_in_ollama(tmp_path, name, adapter=adapter, params=b'{"num_predict": 5}')
+    assert await house.look(2) == [False, True]
+    assert [model.defaults.n_predict for change in house.told for model in change.changed] == [5]
+    assert house.registry.resolve("tiny").needs_adapters
 
 
 @on_loop

@@ -427,7 +427,7 @@ def test_an_adapter_is_no_model_to_convert(tmp_path: Path) -> None:
 
 def test_a_config_of_any_size_or_depth_is_refused_in_no_time(model: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a", pairs(tiny_families.tensors("mistral"), ATTENTION))
-    for content in ("[" * 100_000, "{}" + " " * peft.MAX_CONFIG_BYTES, "[]", '{"r": 1, "r": 2}', "\xff", ""):
+    for content in ("[" * 100_000, "{}" + " " * huggingface.MAX_CONFIG_BYTES, "[]", '{"r": 1, "r": 2}', "\xff", ""):
         (adapter / "adapter_config.json").write_text(content, encoding="latin-1")
         assert "adapter_config.json" in reason(adapter, model)
 

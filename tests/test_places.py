@@ -14,6 +14,7 @@ from shimmy.errors import ModelNotFound
 from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults
 from shimmy.registry import Catalog, diff
+from tests.ollama_store import put_in_ollama
 from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, write_tiny_model
 
 
@@ -47,24 +48,6 @@ def put_in_hub(hub: Path, repository: str, file: str, seed: int = 0, revision: s
     (snapshot / file).symlink_to(Path("../../blobs") / blob.name)
     (folder / "refs").mkdir(exist_ok=True)
     (folder / "refs" / "main").write_text(revision)
-
-
-def put_in_ollama(store: Path, name: str, seed: int = 0, **layers: bytes) -> None:
-    """As `ollama pull` stores a model; `name` is HOST/NAMESPACE/NAME/TAG, `layers` what comes with it."""
-    content = put(store, "new", seed).read_bytes()
-    (store / "new.gguf").unlink()
-    contents = {"template": b"{{ .Prompt }}", "model": content, **layers}
-    (store / "blobs").mkdir(exist_ok=True)
-    rows = []
-    for kind, blob in contents.items():
-        digest = "sha256:" + hashlib.sha256(blob).hexdigest()
-        path = store / "blobs" / digest.replace(":", "-")
-        if not path.exists():
-            path.write_bytes(blob)
-        rows.append({"mediaType": f"application/vnd.ollama.image.{kind}", "digest": digest, "size": len(blob)})
-    manifest = store / "manifests" / name
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": rows}))
 
 
 def adapter(kind: str = "adapter", seed: int = 0) -> bytes:

@@ -16,11 +16,13 @@ from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import Share, WorkerOptions
 from shimmy.errors import ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShuttingDown
 from shimmy.events import Events
+from shimmy.launch import Launch
 from shimmy.memory import SERVER_BYTES
 from shimmy.metrics import Metrics
-from shimmy.pool import Pool, State
+from shimmy.pool import Pool
 from shimmy.registry import BROKEN, CatalogDiff, Model, Rejected
 from shimmy.room import Room
+from shimmy.slot import State
 from tests.fakes import FakeWorker, model, on_loop, until
 
 TINY = model()
@@ -107,11 +109,11 @@ class Load:
 class House:
     """A pool, its metrics, and the hand on its loads."""
 
-    def __init__(self, **flags: str | list[str]) -> None:
+    def __init__(self, room: Room | None = None, /, **flags: str | list[str]) -> None:
         self.metrics = Metrics()
         self.start = Start()
         self.events = Events()
-        self.pool = Pool(config.load(flags, {}), self.metrics, self.events, self.start)
+        self.pool = Pool(config.load(flags, {}), self.metrics, self.events, self.start, room)
 
     def ask(self, name: str = TINY.name) -> "asyncio.Task[WorkerClient]":
         return asyncio.create_task(self.pool.ensure_ready(model(name)))
@@ -563,10 +565,8 @@ MB = 10**6
 
 def crowded(n_models: int, **flags: str) -> House:
     """A house with memory for so many models."""
-    house = House(**flags)
-    n_bytes = house.pool.need(TINY).total
-    house.pool._room = Room(SERVER_BYTES + n_models * n_bytes, lambda: None)
-    return house
+    n_bytes = House(**flags).pool.need(TINY).total
+    return House(Room(SERVER_BYTES + n_models * n_bytes, lambda: None), **flags)
 
 
 async def served(house: House, *names: str) -> list[Client]:
@@ -713,16 +713,15 @@ async def test_the_context_is_the_smaller_of_training_length_and_a_default(n_ctx
 async def test_the_default_context_shrinks_to_what_fits_and_one_asked_for_does_not() -> None:
     wide = replace(TINY, n_ctx_train=8192, n_kv=10_000)
     for flags, n_ctx in (({}, 2048), ({"ctx_size": "2048"}, 2048)):
-        house = House(**flags)
-        least = house.pool._launch.need(wide, house.pool._launch.options(wide, 2048))
-        house.pool._room = Room(SERVER_BYTES + least.total, lambda: None)
+        launch = Launch(config.load(flags, {}))
+        least = launch.need(wide, launch.options(wide, 2048))
+        house = House(Room(SERVER_BYTES + least.total, lambda: None), **flags)
         asking = asyncio.create_task(house.pool.ensure_ready(wide))
         load = await house.loading()
         assert load.options.n_ctx == n_ctx
         load.succeed()
         await asking
-    house = House(ctx_size="8192")
-    house.pool._room = Room(SERVER_BYTES + least.total, lambda: None)
+    house = House(Room(SERVER_BYTES + least.total, lambda: None), ctx_size="8192")
     with pytest.raises(OutOfMemory):
         await house.pool.ensure_ready(wide)
 

@@ -7,26 +7,11 @@ import pytest
 
 from shimmy.errors import ModelNotFound
 from shimmy.registry import BROKEN, Catalog, CatalogDiff, Model, Registry, Rejected, diff, model_name, shown
+from tests import fakes
 
 
 def model(name: str, quantization: str = "") -> Model:
-    return Model(
-        name=name,
-        path=Path("/models") / f"{name}.gguf",
-        files=((1, 1),),
-        size_bytes=1,
-        mtime_ns=1,
-        architecture="llama",
-        quantization=quantization,
-        n_params=1,
-        n_ctx_train=512,
-        n_vocab=1000,
-        n_embd=64,
-        n_ff=128,
-        n_kv=256,
-        n_state=0,
-        has_chat_template=True,
-    )
+    return replace(fakes.model(name), path=Path("/models") / f"{name}.gguf", quantization=quantization)
 
 
 def rejected(name: str, kind: str = BROKEN, reason: str = "it is cut off") -> Rejected:

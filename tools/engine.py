@@ -4,14 +4,11 @@ Knows how llama.cpp is configured. Knows nothing of what is done with the librar
 """
 
 import platform
-import re
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from tools.environment import ENGINE_PACKAGE
+from tools.progress import compile_with_progress
 from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, pip, requirements, say, venv_python
 
 # The source package forces LLAMA_BUILD_COMMON on, as a cache entry. A normal variable of the same name wins over that
@@ -33,8 +30,6 @@ CMAKE_FLAGS = {
     "CMAKE_INSTALL_INCLUDEDIR": "llama_cpp/include",
 }
 SOURCES = CACHE / "sources"
-NINJA_STEP = re.compile(rb"\s*\[(\d+)/(\d+)\]")
-REPORT_INTERVAL_S = 20.0
 
 
 def engine_key() -> str:
@@ -97,44 +92,10 @@ def _build_wheel() -> Path:
     for name, value in defines.items():
         command += ["--config-settings", f"cmake.define.{name}={value}"]
     say(f"engine: compiling llama.cpp with all CPU variants, about 10 minutes on 2 cores (log: `{log}`)")
-    exit_code = _run_with_progress(command, log)
+    with log.open("wb") as log_file:
+        exit_code = compile_with_progress("engine", command, log_file)
     wheel = _cached_wheel()
     if exit_code != 0 or wheel is None:
         last_lines = "\n".join(log.read_text(errors="replace")[-2000:].splitlines()[-15:])
         raise BuildError(f"the engine did not build; the whole log is in `{log}`, its end:\n{last_lines}")
     return wheel
-
-
-def _run_with_progress(command: Sequence[str], log: Path) -> int:
-    progress = _Progress()
-    with (
-        log.open("wb") as log_file,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as build,
-    ):
-        assert build.stdout is not None
-        for line in build.stdout:
-            log_file.write(line)
-            progress.read(line)
-    return build.returncode
-
-
-class _Progress:
-    """Turns ninja's `[12/330]` into one changing line on a terminal, and into a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.start_s = self.last_s = time.monotonic()
-        self.is_terminal = sys.stderr.isatty()
-
-    def read(self, line: bytes) -> None:
-        step = NINJA_STEP.match(line)
-        now_s = time.monotonic()
-        if step is None or (now_s - self.last_s < REPORT_INTERVAL_S and not self.is_terminal):
-            return
-        self.last_s = now_s
-        n_done, n_all = (int(number) for number in step.groups())
-        minutes, seconds = divmod(int(now_s - self.start_s), 60)
-        text = f"engine: {n_done} of {n_all} steps, {minutes}:{seconds:02} min"
-        if self.is_terminal:
-            print(f"\r{text}", end="\n" if n_done == n_all else "", file=sys.stderr, flush=True)
-        else:
-            say(text)

@@ -4,16 +4,18 @@ Knows what the finished file must hold. How it is composed stands in shimmy.spec
 """
 
 import hashlib
+import lzma
 import platform
 import re
 import shutil
 import sys
 from pathlib import Path
 
+from shimmy.engine.packed import GRAMMAR_ARCHIVE
 from tools import variants
 from tools.engine import engine_key, library_folder
 from tools.licenses import license_texts
-from tools.steps import CACHE, DIST, ROOT, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
+from tools.steps import CACHE, DIST, ROOT, VENV, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
 
 LIMIT_BYTES = 25_000_000
 TARGET_BYTES = 20_000_000
@@ -30,6 +32,7 @@ FILES = {
     *("libffi.so", "libgcc_s.so", "libgomp.so", "liblzma.so", "libpython.so", "libstdc++.so", "libz.so"),
     *("llama_cpp/lib/libllama.so", "llama_cpp/lib/libggml.so", "llama_cpp/lib/libggml-base.so"),
     f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
+    GRAMMAR_ARCHIVE,
     "markupsafe/_speedups.so",
 }
 
@@ -41,6 +44,7 @@ def freeze() -> Path:
         return DIST / "shimmy"
     say("freeze: making `dist/shimmy`")
     _pack_variants()
+    _pack_grammar_library()
     pyinstaller = [venv_python(), "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR"]
     folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]
     run([*pyinstaller, *folders, ROOT / "shimmy.spec"], PYTHONHASHSEED="1")
@@ -72,6 +76,20 @@ def _pack_variants() -> None:
         unfinished.rename(cached)
     WORK.mkdir(exist_ok=True)
     shutil.copyfile(cached, WORK / variants.ARCHIVE_NAME)
+
+
+def _pack_grammar_library() -> None:
+    """Leave llguidance, of which only the compiled module is used, where shimmy.spec looks for it, in a quarter of its
+    size; packing takes 4 s, so the result is cached."""
+    library = next(VENV.glob("lib/python3*/site-packages/llguidance/_lib*.so"))
+    cached = CACHE / "grammar" / f"{key_of(library.read_bytes())}.xz"
+    if not cached.exists():
+        say("freeze: packing llguidance")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = cached.with_suffix(".part")
+        unfinished.write_bytes(lzma.compress(library.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
+        unfinished.rename(cached)
+    shutil.copyfile(cached, WORK / GRAMMAR_ARCHIVE)
 
 
 def _check_contents(program: Path) -> None:
@@ -112,6 +130,6 @@ def _publish(program: Path) -> None:
     """Put the checked file and its papers into dist/; whoever runs the old one keeps it."""
     DIST.mkdir(exist_ok=True)
     digest = hashlib.sha256(program.read_bytes()).hexdigest()
-    (DIST / "THIRD_PARTY_LICENSES.txt").write_text(license_texts(PACKAGES - {"shimmy"}))
+    (DIST / "THIRD_PARTY_LICENSES.txt").write_text(license_texts(PACKAGES - {"shimmy"} | {"llguidance"}))
     (DIST / "shimmy.sha256").write_text(f"{digest}  shimmy\n")
     program.replace(DIST / "shimmy")

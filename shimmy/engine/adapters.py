@@ -15,7 +15,8 @@ from shimmy.engine.llama import LlamaModel
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable
 from shimmy.formats import gguf, lora
-from shimmy.formats.gguf import GgufHeader, InvalidGguf, Tensor
+from shimmy.formats.gguf import InvalidGguf, Tensor
+from shimmy.formats.gguf_header import GgufHeader
 from shimmy.messages import Adapter, AdapterScales
 
 logger = logging.getLogger(__name__)

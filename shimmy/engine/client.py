@@ -315,6 +315,10 @@ class WorkerClient(asyncio.Protocol):
 
 
 def _describe(status: int) -> str:
+    if status == -signal.SIGBUS:
+        return (
+            f"signal {-status}: its file was cut off or rewritten in place; replace it by renaming another one over it"
+        )
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 

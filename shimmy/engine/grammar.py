@@ -16,12 +16,10 @@ from typing import Any, Protocol
 
 from shimmy import frozen
 from shimmy.engine import gbnf
-from shimmy.engine.packed import in_memory
+from shimmy.engine.packed import GRAMMAR_ARCHIVE, in_memory
 from shimmy.engine.schema import MAX_CHARACTERS, Schema, keyword_at_fault, prepared
 from shimmy.errors import BadRequest, Internal, ModelUnavailable
 from shimmy.messages import Grammar, GrammarKind
-
-ARCHIVE_NAME = "llguidance.xz"  # in the frozen file, in the place of the package
 
 # Before the bytes of a token that text does not show; no text in UTF-8 has this byte.
 _HIDDEN = b"\xff"
@@ -238,7 +236,7 @@ def _import_library() -> Any:
     folder = frozen.folder()
     if folder is None:
         return _extension(_installed())
-    with in_memory("llguidance", lzma.decompress((folder / ARCHIVE_NAME).read_bytes())) as path:
+    with in_memory("llguidance", lzma.decompress((folder / GRAMMAR_ARCHIVE).read_bytes())) as path:
         return _extension(path)
 
 

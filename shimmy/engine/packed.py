@@ -5,6 +5,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+GRAMMAR_ARCHIVE = "llguidance.xz"
+
 
 @contextlib.contextmanager
 def in_memory(name: str, data: bytes) -> Iterator[str]:

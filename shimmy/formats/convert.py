@@ -16,7 +16,7 @@ from typing import Any
 from shimmy.formats import cache, huggingface
 from shimmy.formats.architectures import Recipe, family_of, recipe, text_config
 from shimmy.formats.cache import Converted, Progress
-from shimmy.formats.gguf import Array, GgufHeader, Value, describe
+from shimmy.formats.gguf_header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.pooling import config_path, pooling_type
 from shimmy.formats.safetensors import Checkpoint, Reader, read_folder, read_json
@@ -25,7 +25,6 @@ from shimmy.formats.unconvertible import Unconvertible
 from shimmy.formats.vocab import vocabulary
 
 CONVERTER_VERSION = 1  # another one makes another file of the same folder
-MAX_CONFIG_BYTES = 1 << 20
 
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama_ftype
@@ -69,7 +68,7 @@ def plan(folder: Path) -> Plan:
     """
     if (folder / huggingface.ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise Unconvertible("it is a LoRA adapter, which is converted for a model when it is loaded: see `--lora`")
-    config = text_config(read_json(folder / "config.json", MAX_CONFIG_BYTES))
+    config = text_config(read_json(folder / "config.json", huggingface.MAX_CONFIG_BYTES))
     family = family_of(config)
     checkpoint = read_folder(folder)
     pooling = pooling_type(folder)
@@ -158,7 +157,7 @@ def _has_chat_template(folder: Path) -> bool:
         path = folder / "tokenizer_config.json"
         if path.is_file():
             with path.open("rb") as file:
-                return b'"chat_template"' in file.read(MAX_CONFIG_BYTES)
+                return b'"chat_template"' in file.read(huggingface.MAX_CONFIG_BYTES)
     return False
 
 

@@ -1,7 +1,7 @@
 """The header of a GGUF file, versions 2 and 3, read without numpy and without trusting one byte of it.
 
-Knows the layout of metadata and tensor infos as ggml/src/gguf.cpp reads them, and what `general.*` says about the file.
-Knows nothing of weights, tokens or folders. Time and memory are bounded by the limits below, whatever a file claims.
+Knows the layout of metadata and tensor infos as ggml/src/gguf.cpp reads them; nothing of weights, tokens or folders.
+What the metadata mean, `gguf_header` says. Time and memory are bounded by the limits below, whatever a file claims.
 """
 
 import os
@@ -9,18 +9,18 @@ import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from io import FileIO
 from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
+
+from shimmy.formats.gguf_header import MAX_KEPT_NUMBERS, Array, GgufHeader, Kind, Value, describe
 
 # Far above any real model; a hostile file costs less than a second.
 MAX_HEADER_BYTES = 256 * 1024 * 1024
 MAX_KEYS = 4_096
 MAX_KEY_BYTES = 1_024
 MAX_KEPT_BYTES = 256  # longer strings (templates, licences) are only known to be there
-MAX_KEPT_NUMBERS = 1_024  # of an array; one for each layer is the most that is wanted
 MAX_TENSORS = 65_536
 MAX_SHARDS = 1_024
 MAX_STRINGS = 2_097_152  # in all string arrays together; gemma-4 has 262 k tokens and 514 k merges
@@ -53,72 +53,11 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }
 
-# llama_ftype in include/llama.h, under the names people write into file names.
-_FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
-    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
-    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4",
-    40: "Q1_0", 41: "Q2_0",
-}
 # fmt: on
-
-# Architectures that only make embeddings; any other does where it says how to pool.
-_ENCODERS = frozenset(
-    ("bert", "modern-bert", "neo-bert", "eurobert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3",
-     "t5encoder", "gemma-embedding", "llama-embed")
-)  # fmt: skip
-_WITHOUT_CACHE = _ENCODERS - {"t5encoder"}  # llama.cpp gives it one that it never uses
-_POOLING_TYPES = {1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_type in include/llama.h
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """An array: how long it is, and its numbers where they are few."""
-
-    n_items: int
-    numbers: tuple[Any, ...] = ()
-
-
-Value = int | float | bytes | Array | None  # None: a string too long to keep
 
 
 class InvalidGguf(ValueError):
     """Why a file is no GGUF that can be served, in words for a person. The message does not name the file."""
-
-
-class Kind(StrEnum):
-    """What a GGUF file is; only a model can be served by itself."""
-
-    MODEL = "model"
-    PROJECTOR = "projector"
-    ADAPTER = "adapter"
-    IMPORTANCE_MATRIX = "importance matrix"
-    VOCABULARY = "vocabulary"
-
-
-@dataclass(frozen=True, slots=True)
-class GgufHeader:
-    """What one file says of itself. The second and later shards of a model know only their own tensors."""
-
-    kind: Kind
-    architecture: str  # '' in a later shard
-    name: str  # general.name, '' when absent
-    quantization: str  # of general.file_type, like 'Q4_K_M'; '' when unknown
-    n_params: int  # elements of all tensors in this file
-    n_ctx_train: int  # 0 when unknown
-    n_vocab: int  # 0 when unknown, as are the next two
-    n_embd: int
-    n_ff: int  # of the widest layer
-    n_kv: int  # elements of K and V that one token takes in the KV cache of all layers
-    n_state: int  # elements of the state that one sequence takes in all recurrent layers
-    has_chat_template: bool
-    is_embedding: bool  # made for embeddings, not for text
-    is_causal: bool  # each token sees only those before it
-    pooling: str  # 'mean', 'cls', 'last', or 'rank' for one that ranks texts; '' when the file does not say
-    shard: int  # counted from 0
-    n_shards: int
-    size_bytes: int
 
 
 class Tensor(NamedTuple):
@@ -322,7 +261,9 @@ def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], None]) -> Content
     # Without tensors nothing behind the vocabulary would prove a jump right.
     metadata, types = _read_metadata(cursor, n_keys, skip_strings if n_tensors else _Cursor.walk_strings)
     tensors, n_params = _read_tensors(cursor, n_tensors, _alignment(metadata))
-    return Contents(describe(metadata, n_tensors, n_params, cursor.size_bytes), metadata, types, tensors)
+    header = describe(metadata, n_tensors, n_params, cursor.size_bytes)
+    _check_header(header)
+    return Contents(header, metadata, types, tensors)
 
 
 def _check_version(cursor: _Cursor) -> None:
@@ -401,96 +342,11 @@ def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[Tensor, int, int, int]:
     return Tensor(tuple(dimensions), code), n_elements, n_elements // block_elements * block_bytes, offset
 
 
-def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_bytes: int) -> GgufHeader:
-    shard, n_shards = _integer(metadata, b"split.no"), _integer(metadata, b"split.count") or 1
-    if not 0 <= shard < n_shards <= MAX_SHARDS:
-        raise InvalidGguf(f"it says it is shard {shard + 1} of {n_shards}")
-    architecture = _text(metadata, b"general.architecture")
-    kind = _kind(metadata, n_tensors or n_shards > 1)
-    if not architecture and shard == 0 and kind is not Kind.IMPORTANCE_MATRIX:
+def _check_header(header: GgufHeader) -> None:
+    if not 0 <= header.shard < header.n_shards <= MAX_SHARDS:
+        raise InvalidGguf(f"it says it is shard {header.shard + 1} of {header.n_shards}")
+    if not header.architecture and header.shard == 0 and header.kind is not Kind.IMPORTANCE_MATRIX:
         raise InvalidGguf("its `general.architecture` is missing")
-    file_type = metadata.get(b"general.file_type")
-    is_causal = architecture not in _ENCODERS and metadata.get(f"{architecture}.attention.causal".encode(), 1) != 0
-    pooling = _POOLING_TYPES.get(_integer(metadata, f"{architecture}.pooling_type".encode()), "")
-    return GgufHeader(
-        kind=kind,
-        architecture=architecture,
-        name=_text(metadata, b"general.name"),
-        quantization=_FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
-        n_params=n_params,
-        n_ctx_train=max(0, _integer(metadata, f"{architecture}.context_length".encode())),
-        n_vocab=_n_vocab(metadata, architecture),
-        n_embd=_largest(metadata, architecture, "embedding_length"),
-        n_ff=_largest(metadata, architecture, "feed_forward_length"),
-        n_kv=_n_kv(metadata, architecture),
-        n_state=_n_state(metadata, architecture),
-        has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",
-        is_embedding=architecture in _ENCODERS or bool(pooling),
-        is_causal=is_causal,
-        pooling=pooling,
-        shard=shard,
-        n_shards=n_shards,
-        size_bytes=size_bytes,
-    )
-
-
-def _n_vocab(metadata: dict[bytes, Value], architecture: str) -> int:
-    tokens = metadata.get(b"tokenizer.ggml.tokens")
-    return tokens.n_items if isinstance(tokens, Array) else _largest(metadata, architecture, "vocab_size")
-
-
-def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
-    """As llama.cpp sizes its KV cache: for each layer its KV heads times the length of a key and a value."""
-    if architecture in _WITHOUT_CACHE:
-        return 0
-    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
-    n_heads = _numbers(metadata, architecture, "attention.head_count")
-    n_heads_kv = _numbers(metadata, architecture, "attention.head_count_kv") or n_heads
-    n_embd_head = _largest(metadata, architecture, "embedding_length") // max((1, *n_heads))
-    n_key = _largest(metadata, architecture, "attention.key_length") or n_embd_head
-    n_value = _largest(metadata, architecture, "attention.value_length") or n_embd_head
-    n_heads_in_all = sum(n_heads_kv[:n_layers]) if len(n_heads_kv) > 1 else n_layers * sum(n_heads_kv)
-    return n_heads_in_all * (n_key + n_value)
-
-
-def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:
-    """As llama.cpp sizes the state of Mamba and its kin: for each layer that of its convolution and that of its SSM."""
-    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
-    keys = ("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
-    n_conv, n_inner, n_state, n_groups = (_largest(metadata, architecture, key) for key in keys)
-    return n_layers * (max(0, n_conv - 1) * (n_inner + 2 * n_groups * n_state) + n_state * n_inner)
-
-
-def _numbers(metadata: dict[bytes, Value], architecture: str, key: str) -> tuple[int, ...]:
-    """The whole numbers under `key`, one for each layer or one for all; what cannot be a size counts as 0."""
-    value = metadata.get(f"{architecture}.{key}".encode())
-    values = value.numbers if isinstance(value, Array) else (value,) if value is not None else ()
-    return tuple(number if isinstance(number, int) and 0 <= number < 2**32 else 0 for number in values)
-
-
-def _largest(metadata: dict[bytes, Value], architecture: str, key: str) -> int:
-    return max(_numbers(metadata, architecture, key), default=0)
-
-
-def _kind(metadata: dict[bytes, Value], has_tensors: int | bool) -> Kind:
-    declared = _text(metadata, b"general.type")
-    if declared == "mmproj" or _text(metadata, b"general.architecture") == "clip":
-        return Kind.PROJECTOR
-    if declared == "adapter" or b"adapter.type" in metadata:
-        return Kind.ADAPTER
-    if declared == "imatrix":
-        return Kind.IMPORTANCE_MATRIX
-    return Kind.MODEL if has_tensors else Kind.VOCABULARY
-
-
-def _text(metadata: dict[bytes, Value], key: bytes) -> str:
-    value = metadata.get(key)
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
-
-
-def _integer(metadata: dict[bytes, Value], key: bytes) -> int:
-    value = metadata.get(key)
-    return value if isinstance(value, int) else 0
 
 
 def _align(position: int, alignment: int) -> int:

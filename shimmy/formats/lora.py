@@ -7,7 +7,8 @@ shapes or types that do not go together aborts the process, long after the adapt
 from collections.abc import Mapping
 from pathlib import Path
 
-from shimmy.formats.gguf import Contents, InvalidGguf, Kind, Tensor, contents
+from shimmy.formats.gguf import Contents, InvalidGguf, Tensor, contents
+from shimmy.formats.gguf_header import Kind
 
 _FLOAT32 = 6  # gguf_type
 _PAIR = (b".lora_a", b".lora_b")

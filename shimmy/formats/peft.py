@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from shimmy.formats import cache, gguf
+from shimmy.formats.adaptable import Adaptable
 from shimmy.formats.architectures import CODES
 from shimmy.formats.families import FAMILIES, Row
-from shimmy.formats.gguf import Array, Contents, GgufHeader, Kind
+from shimmy.formats.gguf import Contents
+from shimmy.formats.gguf_header import Array, GgufHeader, Kind
 from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, write_file
-from shimmy.formats.huggingface import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shimmy.formats.hyperparameters import MAX_LAYERS
+from shimmy.formats.huggingface import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAX_CONFIG_BYTES
 from shimmy.formats.safetensors import Reader, Tensor, read_file, read_json, shown
 from shimmy.formats.transforms import ELEMENT_BYTES, Output, Piece, Transform, chunks
 from shimmy.formats.unconvertible import Unconvertible
 
 CONVERTER_VERSION = 1  # another one makes another file of the same folder
-MAX_CONFIG_BYTES = 1 << 20
 
 _PREFIX = "base_model.model."
 _PARTS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b"}
@@ -38,9 +38,6 @@ _REFUSED = (
 # Starts that leave the model's own weights as they are; PiSSA, OLoRA, LoftQ and others change them as well.
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 _LEAST_ALPHA, _MOST_ALPHA = 1e-6, 1e6  # llama.cpp takes 0 for no alpha at all
-# What llama.cpp only looks up, without a thought for adapters.
-_UNADAPTED = ("position_embd.weight", "token_types.weight")
-_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,4})(?=\.)")
 _LITERAL = re.compile(r"[\w.]+", re.ASCII)
 
 
@@ -85,7 +82,7 @@ class Adapter:
 
     def suits(self, architecture: str, n_embd: int | None = None) -> bool:
         """Whether models of this architecture, whose vectors have `n_embd` numbers, have all that it changes."""
-        table = _Table.of(architecture)
+        table = Adaptable.of(architecture)
         rows = {name: table.row(name)[0] for name in self.pairs if not table.ignores(name)}
         return bool(rows) and all(
             row is not None and (n_embd is None or _agrees(row, self.pairs[name], n_embd)) for name, row in rows.items()
@@ -163,7 +160,7 @@ def version(folder: Path) -> tuple[int, int]:
 
 def plan(adapter: Adapter, base: Base) -> Plan:
     """The GGUF of `adapter` for the model `base`; raises Unconvertible with the reason."""
-    table = _Table.of(base.architecture)
+    table = Adaptable.of(base.architecture)
     if not table.rows:
         known = ", ".join(dict.fromkeys(family.architecture for family in FAMILIES))
         raise Unconvertible(
@@ -299,43 +296,6 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     if missing := next((name for name in frozen if name.removeprefix(_PREFIX) not in pairs), None):
         raise Unconvertible(f"its tensor `{shown(missing + _FROZEN)}` is none of LoRA's two matrices")
     return pairs
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """What adapters can change in models of one architecture, by transformers' names."""
-
-    rows: Mapping[str, Row]
-    prefixes: tuple[str, ...]
-    ignored: tuple[str, ...]
-
-    @classmethod
-    def of(cls, architecture: str) -> "_Table":
-        """Of all families that are one architecture for llama.cpp; no two of them mean different things by a name."""
-        families = [family for family in FAMILIES if family.architecture == architecture]
-        rows = {
-            row.source: row
-            for family in families
-            for row in family.rows
-            if len(row.shape) > 1 and row.target not in _UNADAPTED
-        }
-        prefixes = dict.fromkeys(prefix for family in families for prefix in family.prefixes)
-        return cls(rows, tuple(prefixes), tuple(name for family in families for name in family.ignored_prefixes))
-
-    def row(self, name: str) -> tuple[Row | None, tuple[int, int]]:
-        """The row of the module `name`, or None; its layer, and its expert, 0 where it has none."""
-        numbers = [int(number) for number in _NUMBER.findall(f"{self._plain(name)}.")]
-        signs = iter("#@")
-        pattern = _NUMBER.sub(lambda _: next(signs, "?"), self._plain(name) + ".").removesuffix(".")
-        layer, expert, *_ = (*numbers, 0, 0)
-        return (self.rows.get(pattern) if layer < MAX_LAYERS else None), (layer, expert)
-
-    def ignores(self, name: str) -> bool:
-        """Whether it is of a part of the model that the engine does not have, such as Gemma's eyes."""
-        return self._plain(name).startswith(self.ignored)
-
-    def _plain(self, name: str) -> str:
-        return name.removeprefix(next((prefix for prefix in self.prefixes if name.startswith(prefix)), ""))
 
 
 def _agrees(row: Row, pair: Pair, n_embd: int) -> bool:

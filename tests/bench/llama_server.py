@@ -4,15 +4,14 @@ Knows how it is configured and where it lies; knows nothing of measuring it.
 """
 
 import os
-import re
 import shutil
-import subprocess
 import tarfile
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from tools.engine import source_package
 from tools.environment import PEER_VENV, make_environment
+from tools.progress import compile_with_progress
 from tools.steps import CACHE, BuildError, pip, say, venv_python
 
 SOURCES = CACHE / "bench" / "llama.cpp"
@@ -27,7 +26,6 @@ FLAGS = {
     "LLAMA_BUILD_UI": "OFF",
     "LLAMA_USE_PREBUILT_UI": "OFF",
 }
-MAKE_STEP = re.compile(r"\[\s*(\d+)%\]")
 
 
 def llama_server() -> Path:
@@ -36,7 +34,7 @@ def llama_server() -> Path:
         _unpack_sources()
         cmake, n_jobs = _cmake(), len(os.sched_getaffinity(0))
         say(f"llama-server: compiling, about 10 minutes on 2 cores (log: `{LOG}`)")
-        with LOG.open("w") as log:
+        with LOG.open("wb") as log:
             _run([cmake, "-S", SOURCES, "-B", BUILD, *(f"-D{name}={value}" for name, value in FLAGS.items())], log)
             _run([cmake, "--build", BUILD, "--target", PROGRAM.name, "--parallel", str(n_jobs)], log)
     return PROGRAM
@@ -66,17 +64,6 @@ def _cmake() -> Path:
     return PEER_VENV / "bin" / "cmake"
 
 
-def _run(command: list[str | Path], log: TextIO) -> None:
-    """Output goes to the log; every tenth percent of it is told."""
-    told_percent = -1
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            log.write(line)
-            step = MAKE_STEP.match(line)
-            if step and int(step[1]) // 10 > told_percent:
-                told_percent = int(step[1]) // 10
-                say(f"llama-server: {step[1]} %")
-    if process.returncode != 0:
-        log.flush()
+def _run(command: list[str | Path], log: BinaryIO) -> None:
+    if compile_with_progress("llama-server", command, log) != 0:
         raise BuildError(f"`llama-server` did not build; the whole log is in `{LOG}`")

@@ -1,84 +1,51 @@
-"""Measures one server, from its start to its end. Knows what is asked of it, and nothing of who it is."""
+"""Measures one server in one round: starts it, hands it to the workloads, and ends it. Knows nothing of who it is."""
 
-import random
-import statistics
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.client import ReplyFailed, complete
-from tests.bench.memory import tree_memory_mb
-from tests.bench.peers import Peer, running
-from tools.steps import say
-
-N_TOKENS = 128
-STREAMS = (1, 4, 8)
-N_SHORT = 5
-N_LONG = 3
-SHORT_WORDS = 12
-LONG_WORDS = 440
-SETTLE_S = 1.0  # until what a start used is given back
-WORDS = (  # noqa: SIM905 - one word a line would fill a page
-    "river stone window garden winter silver market candle forest bridge letter shadow morning harbor engine island"
-    " meadow thunder basket paper orange summer doctor kitchen"
-).split()
-
-Figures = dict[str, float | None]
+from tests.bench.client import ReplyFailed
+from tests.bench.figures import Figures
+from tests.bench.peers import Peer, RunningServer, running
+from tests.bench.session import Session
+from tests.bench.workloads import Workload
+from tools.steps import BuildError, say
 
 
-def measure(peer: Peer, model: Path, n_threads: int, round_number: int) -> Figures:
-    """Every figure of one round, None where the server failed at it. The first request loads the model, if need be."""
-    with running(peer, model, n_threads) as server:
-        asker = _Asker(server.port, model.stem, round_number)
-        time.sleep(SETTLE_S)
-        figures: Figures = {"start_s": server.start_s, "idle_memory_mb": tree_memory_mb(server.process_id)}
-        first_s = asker.first_text_s(asker.new_prompt(SHORT_WORDS))
-        figures["start_to_first_text_s"] = None if first_s is None else server.start_s + first_s
-        figures["first_text_short_s"] = _median(
-            [asker.first_text_s(asker.new_prompt(SHORT_WORDS)) for _ in range(N_SHORT)]
-        )
-        long_prompts = [asker.new_prompt(LONG_WORDS) for _ in range(N_LONG)]
-        new_and_again = [(asker.first_text_s(prompt), asker.first_text_s(prompt)) for prompt in long_prompts]
-        figures["first_text_long_s"] = _median([new for new, _ in new_and_again])
-        figures["first_text_again_s"] = _median([again for _, again in new_and_again])
-        for n_streams in STREAMS:
-            figures[f"tokens_per_s_{n_streams}"] = asker.tokens_per_s(n_streams)
-        figures["tokens_per_s_sampled"] = asker.tokens_per_s(1, temperature=1.0)
-        figures["loaded_memory_mb"] = tree_memory_mb(server.process_id)
-        return figures
+def measure(
+    peer: Peer, model: Path, n_threads: int, round_number: int, workloads: Sequence[Workload]
+) -> tuple[Figures, dict[str, float]]:
+    """Every figure of the workloads, and the seconds that each of them took."""
+    figures: Figures = {}
+    seconds: dict[str, float] = {}
 
-
-class _Asker:
-    """Asks one server; no two of its prompts share a beginning, in one round or in two."""
-
-    def __init__(self, port: int, model: str, round_number: int) -> None:
-        self._port = port
-        self._model = model
-        self._random = random.Random(round_number)
-
-    def new_prompt(self, n_words: int) -> str:
-        words = self._random.choices(WORDS, k=n_words)
-        return f"{self._random.randrange(10**6)} {' '.join(words)}. The story is about"
-
-    def first_text_s(self, prompt: str) -> float | None:
+    def attempt(workload: Workload, server: RunningServer) -> None:
+        session = Session(server, peer, model, n_threads, f"{workload.name} {round_number}")
+        started_s = time.perf_counter()
         try:
-            return complete(self._port, self._model, [prompt], 2)[0].first_text_s
-        except ReplyFailed as exc:
-            say(f"  failed: {exc}")
-            return None
+            figures.update(asyncio.run(_measured(workload, session)))
+        except (ReplyFailed, BuildError, OSError, TimeoutError) as exc:
+            say(f"  {workload.name} failed: {exc}")
+            figures.update({figure.key: None for figure in workload.figures})
+        seconds[workload.name] = time.perf_counter() - started_s
+        say(f"  {workload.name}: {seconds[workload.name]:.1f} s")
 
-    def tokens_per_s(self, n_streams: int, *, temperature: float = 0.0) -> float | None:
-        """From the first request to the last byte, prompts included; None when a stream was refused or cut off."""
-        prompts = [self.new_prompt(SHORT_WORDS) for _ in range(n_streams)]
-        start_s = time.perf_counter()
-        try:
-            replies = complete(self._port, self._model, prompts, N_TOKENS, temperature=temperature)
-        except ReplyFailed as exc:
-            say(f"  {n_streams} streams failed: {exc}")
-            return None
-        return sum(reply.n_tokens for reply in replies) / (time.perf_counter() - start_s)
+    for workload in workloads:
+        if workload.needs_new_server:
+            with running(peer, model, n_threads) as server:
+                attempt(workload, server)
+    others = [workload for workload in workloads if not workload.needs_new_server]
+    if others:
+        with running(peer, model, n_threads) as server:
+            # The first request may load the model, which only `start` is about.
+            asyncio.run(Session(server, peer, model, n_threads, f"warm-up {round_number}").complete("Hello", 8))
+            for workload in others:
+                attempt(workload, server)
+    return figures, seconds
 
 
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if len(known) == len(values) else None
+async def _measured(workload: Workload, session: Session) -> Figures:
+    figures = await workload.measure(session)
+    assert figures.keys() == {figure.key for figure in workload.figures}
+    return figures

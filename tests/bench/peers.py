@@ -24,11 +24,16 @@ N_FILES = 50
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server; `command` takes the model's path, the port and the number of threads."""
+    """A server; `command` takes the model's path, the port and the number of threads.
+
+    `generate` is a command that completes a prompt without a server and writes the text to its standard output; it
+    takes the model's path, the prompt and the number of threads.
+    """
 
     name: str
     health_path: str
     command: Callable[[Path, int, int], list[str | Path]]
+    generate: Callable[[Path, str, int], list[str | Path]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,15 @@ class RunningServer:
 def _shimmy(model: Path, port: int, n_threads: int) -> list[str | Path]:
     command: list[str | Path] = [shimmy_program(), "serve", "--bind", f"127.0.0.1:{port}", "--threads", str(n_threads)]
     return [*command, "--model-path", model, "--model-dirs", model_folder(model)]
+
+
+def _shimmy_without_speculation(model: Path, port: int, n_threads: int) -> list[str | Path]:
+    return [*_shimmy(model, port, n_threads), "--no-speculation"]
+
+
+def _shimmy_generate(model: Path, prompt: str, n_threads: int) -> list[str | Path]:
+    command: list[str | Path] = [shimmy_program(), "generate", model, "--raw", "--prompt", prompt, "--temp", "0"]
+    return [*command, "--max-tokens", "2", "--threads", str(n_threads)]
 
 
 def shimmy_program() -> Path:
@@ -72,9 +86,10 @@ def _llama_cpp_python(model: Path, port: int, n_threads: int) -> list[str | Path
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("shimmy", "/health", _shimmy),
+        Peer("shimmy", "/health", _shimmy, _shimmy_generate),
         Peer("llama-server", "/health", _llama_server),
         Peer("llama-cpp-python", "/v1/models", _llama_cpp_python),
+        Peer("shimmy-no-speculation", "/health", _shimmy_without_speculation),
     )
 }
 

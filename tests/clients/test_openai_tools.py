@@ -87,9 +87,12 @@ def test_tools_loop(client: OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, tool_choice="none")
     assert answer.choices[0].message.content
     assert answer.choices[0].message.tool_calls is None
+    alone = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=TOOLS, tool_choice="none", max_completion_tokens=1
+    )
     assert answer.usage is not None
-    assert reply.usage is not None
-    assert answer.usage.prompt_tokens > reply.usage.prompt_tokens
+    assert alone.usage is not None
+    assert answer.usage.prompt_tokens > alone.usage.prompt_tokens  # call and result are in the prompt
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])

@@ -74,8 +74,24 @@ def test_generate_takes_a_file_and_a_seed(tmp_path: Path, models: Path) -> None:
     assert first == second != third
 
 
+def test_bench(tmp_path: Path, models: Path) -> None:
+    command = ("bench", "alpha", "--model-path", models, "-p", "32", "-n", "8", "--sequences", "1,3", "-r", "2")
+    measured = run(tmp_path, *command, "--threads", "1", "--json")
+    assert measured.returncode == 0, measured.stderr
+    assert measured.stderr == ""
+    fields = json.loads(measured.stdout)
+    assert (fields["name"], fields["n_threads"]) == ("alpha", 1)
+    assert [result["test"] for result in fields["results"]] == ["pp32", "tg8", "tg8 x 3"]
+    assert all(sample > 0 for result in fields["results"] for sample in result["samples"])
+    plain = run(tmp_path, *command, "--threads", "1")
+    assert [line.split("  ")[0] for line in plain.stdout.splitlines()[-3:]] == ["pp32", "tg8", "tg8 x 3"]
+    too_long = run(tmp_path, *command, "-p", "9999")
+    assert too_long.returncode == 1
+    assert "raise `--ctx-size`" in too_long.stderr
+
+
 def test_an_unknown_model_fails_with_close_names(tmp_path: Path, models: Path) -> None:
-    for command in (("generate", "alfa", "--prompt", "x"), ("probe", "alfa")):
+    for command in (("generate", "alfa", "--prompt", "x"), ("probe", "alfa"), ("bench", "alfa")):
         ended = run(tmp_path, *command, "--model-path", models)
         assert ended.returncode == 1
         assert ended.stdout == ""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGSTOP
+from signal import SIGBUS, SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 
@@ -94,6 +94,34 @@ def test_a_file_that_is_deleted_while_it_is_loaded(start: StartServer, tmp_path:
     assert (reply.status, reply.error["code"]) == (503, "model_unavailable")
     wait_for("the catalog", lambda: server.post(CHAT, chat_body("hello")).status == 404)
     assert server.chat("hello", "beta")
+
+
+def test_a_file_that_is_rewritten_in_place_costs_its_jobs_an_error_and_no_more(
+    start: StartServer, tmp_path: Path
+) -> None:
+    """Weights are pages of the file: who cuts it off takes them from under the worker, which gets SIGBUS."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    path = write_tiny_model(folder, "alpha", n_ctx_train=65536, seed=STEADY_SEED)
+    write_tiny_model(folder, "beta")
+    content = path.read_bytes()
+    server = start("--model-path", folder, "--ctx-size", "65536")
+    text = server.chat(PROMPTS[0])
+    with server.stream(PROMPTS[0], **ENDLESS) as stream:
+        stream.read(3)
+        os.truncate(path, 0)
+        stream.finish()
+    assert stream.error is not None
+    assert stream.error["code"] == "worker_died"
+    assert f"signal {SIGBUS}" in stream.error["message"]
+    assert "rewritten in place" in stream.error["message"]
+    reply = server.post(CHAT, chat_body(PROMPTS[0]))
+    assert (reply.status, reply.error["code"]) == (503, "model_unavailable")
+    assert "0 bytes" in reply.error["message"]
+    assert server.chat("hello", "beta")
+    path.write_bytes(content)
+    wait_for("the model", lambda: server.post(CHAT, chat_body(PROMPTS[0])).status == 200)
+    assert server.chat(PROMPTS[0]) == text
 
 
 def test_a_client_that_leaves_while_the_model_loads_ends_nothing_for_others(start: StartServer) -> None:

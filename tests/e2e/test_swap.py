@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, Server, chat_body
 from tests.e2e.processes import wait_for
+from tests.ollama_store import put_in_ollama
 from tests.tiny_models import write_tiny_model
 
 N_CLIENTS = 6
@@ -165,6 +166,22 @@ def test_a_broken_file_in_its_place_leaves_the_old_one_serving(house: House, bro
     house.put("blue")
     house.wait_for_colour("blue")
     assert error() is None
+
+
+def test_what_a_manifest_brings_holds_at_once_when_it_changes(start: StartServer, tmp_path: Path) -> None:
+    store, name = tmp_path / "store", "registry.ollama.ai/library/tiny/latest"
+    put_in_ollama(store, name, params=b'{"num_predict": 3}')
+    server = start("--model-path", store)
+
+    def n_completion() -> object:
+        body = {key: value for key, value in chat_body("hello", "tiny").items() if key != "max_tokens"}
+        return server.post(CHAT, body).json()["usage"]["completion_tokens"]
+
+    assert n_completion() == 3
+    worker = server.worker()
+    put_in_ollama(store, name, params=b'{"num_predict": 5}')
+    wait_for("the new manifest", lambda: n_completion() == 5)
+    assert server.worker() == worker, "another default is no other model"
 
 
 def test_a_folder_that_vanishes_and_returns(house: House) -> None:

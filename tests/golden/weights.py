@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.tokenizer_folders import BYTE_LEVEL, Json, added_token, bpe, minilm, tokenizer
+
 FOLDER = Path(__file__).parent / "families"
 
 N_VOCAB = 320
@@ -141,36 +143,15 @@ def byte_level_tokenizer(n_tokens: int) -> dict[str, Any]:
     assert len(merges) == n_merges
     tokens = [*alphabet, *(left + right for left, right in merges)]
     specials = ["<|begin|>", "<|end|>"]
-    added = [{"id": n_tokens - 2 + index, "content": text, **_SPECIAL} for index, text in enumerate(specials)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    added = [added_token(n_tokens - 2 + index, text) for index, text in enumerate(specials)]
+    model = bpe({text: index for index, text in enumerate(tokens)}, [list(pair) for pair in merges])
     return {
-        "tokenizer.json": {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": byte_level,
-            "post_processor": None,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": {text: index for index, text in enumerate(tokens)},
-                "merges": [list(pair) for pair in merges],
-            },
-        },
+        "tokenizer.json": tokenizer(model, added_tokens=added, pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL),
         "tokenizer_config.json": {
             "tokenizer_class": "GPT2Tokenizer",
             "bos_token": specials[0],
             "eos_token": specials[1],
-            "added_tokens_decoder": {str(row["id"]): {"content": row["content"], **_SPECIAL} for row in added},
+            "added_tokens_decoder": _decoder(added),
         },
     }
 
@@ -182,31 +163,11 @@ def wordpiece_tokenizer() -> dict[str, Any]:
     pieces = [*"0123456789", *letters, *(consonant + vowel for consonant in letters for vowel in "aeiou")]
     words = [text for piece in dict.fromkeys(pieces) for text in (piece, "##" + piece)]
     tokens = [*specials, *words[: N_VOCAB - len(specials)]]
-    added = [{"id": index, "content": text, **_SPECIAL} for index, text in enumerate(specials)]
+    added = [added_token(index, text) for index, text in enumerate(specials)]
+    around = {"type": "BertProcessing", "sep": ["[SEP]", SEP], "cls": ["[CLS]", CLS]}
+    decoder = {"type": "WordPiece", "prefix": "##", "cleanup": True}
     return {
-        "tokenizer.json": {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": {
-                "type": "BertNormalizer",
-                "clean_text": True,
-                "handle_chinese_chars": True,
-                "strip_accents": None,
-                "lowercase": True,
-            },
-            "pre_tokenizer": {"type": "BertPreTokenizer"},
-            "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", SEP], "cls": ["[CLS]", CLS]},
-            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-            "model": {
-                "type": "WordPiece",
-                "unk_token": "[UNK]",
-                "continuing_subword_prefix": "##",
-                "max_input_chars_per_word": 100,
-                "vocab": {text: index for index, text in enumerate(tokens)},
-            },
-        },
+        "tokenizer.json": {**minilm(tokens), "post_processor": around, "decoder": decoder},
         "tokenizer_config.json": {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": True,
@@ -215,12 +176,14 @@ def wordpiece_tokenizer() -> dict[str, Any]:
             "cls_token": "[CLS]",
             "sep_token": "[SEP]",
             "mask_token": "[MASK]",
-            "added_tokens_decoder": {str(row["id"]): {"content": row["content"], **_SPECIAL} for row in added},
+            "added_tokens_decoder": _decoder(added),
         },
     }
 
 
-_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+def _decoder(added: list[Json]) -> Json:
+    """The same tokens once more, as tokenizer_config.json has them."""
+    return {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added}
 
 
 def _byte_characters() -> list[str]:

@@ -1,0 +1,45 @@
+"""What the commands share: the call of one, and how tables and progress look in a terminal."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shimmy.config import Config
+from shimmy.frozen import Home
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One run of a command: what the person typed, and what it means."""
+
+    config: Config
+    options: argparse.Namespace
+    home: Home
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class ProgressBar:
+    """One line on stderr that grows; nothing where stderr is no terminal."""
+
+    WIDTH = 40
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._is_shown = sys.stderr.isatty()
+        self._percent = -1
+
+    def show(self, share: float) -> None:
+        if self._is_shown and int(100 * share) != self._percent:
+            self._percent = int(100 * share)
+            bar = "#" * int(self.WIDTH * share)
+            print(f"\r{self._label} [{bar:<{self.WIDTH}}] {self._percent:3} %", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._percent >= 0:
+            print(file=sys.stderr)

@@ -1,0 +1,62 @@
+"""`convert`: the GGUF file of a SafeTensors folder."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from shimmy.commands.console import Call, ProgressBar
+from shimmy.engine.client import own_program
+from shimmy.engine.machine import n_physical_cores
+from shimmy.errors import NotFound
+from shimmy.formats import convert as conversion
+from shimmy.formats.safetensors import InvalidSafetensors
+from shimmy.formats.unconvertible import Unconvertible
+
+
+def convert(call: Call) -> int:
+    folder, file_type = Path(call.options.folder), call.config.safetensors_type
+    target = Path(call.options.output or f"{folder.absolute().name}.gguf")
+    bar = ProgressBar(f"{folder.absolute().name} -> {target.name}")
+    try:
+        notices = _write_gguf(folder, target, file_type, call.config.n_threads, bar.show)
+    finally:
+        bar.end()
+    for notice in notices:
+        print(f"shimmy: {notice}", file=sys.stderr)
+    print(target)
+    return 0
+
+
+def _write_gguf(
+    folder: Path, target: Path, file_type: str | None, n_threads: int | None, on_progress: Callable[[float], None]
+) -> tuple[str, ...]:
+    """Write the GGUF of a SafeTensors folder, replacing `target` once it is whole; returns what a person has to know.
+
+    Raises NotFound with what stands against it.
+    """
+    lossless, part = (target.with_name(f"{target.name}.{suffix}") for suffix in ("lossless", "quantized"))
+    try:
+        if file_type is None:
+            return conversion.convert(folder, target, on_progress).notices
+        notices = conversion.convert(folder, lossless, lambda share: on_progress(share / 2)).notices
+        _quantize(lossless, part, file_type, n_threads or n_physical_cores())
+        part.replace(target)
+        on_progress(1.0)
+        return notices
+    except (Unconvertible, InvalidSafetensors) as exc:
+        raise NotFound(f"`{folder}` cannot be converted: {exc}") from exc
+    except OSError as exc:
+        raise NotFound(f"`{folder}` cannot be converted: {exc.strerror or exc}") from exc
+    finally:
+        for path in (lossless, part):
+            path.unlink(missing_ok=True)
+
+
+def _quantize(source: Path, target: Path, file_type: str, n_threads: int) -> None:
+    """In a process of its own, which has the engine."""
+    command = [*own_program(), "quantize", str(source), str(target), file_type, str(n_threads)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip() or f"the engine ended with {done.returncode}"
+        raise NotFound(f"`{target.name}` could not be made: {reason}")

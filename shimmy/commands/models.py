@@ -1,0 +1,178 @@
+"""`list`, `probe`, `generate`: what the disk holds, and one model of it used without a server."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shimmy.commands.console import Call, ProgressBar, print_table
+from shimmy.config import Config
+from shimmy.discovery import report, scan
+from shimmy.errors import NotFound
+from shimmy.headers import Headers
+from shimmy.messages import ChatPrompt, Finished, GenerateRequest, Message, TextPrompt
+from shimmy.registry import Catalog, Model, Registry, shown
+
+if TYPE_CHECKING:
+    from shimmy.events import Events
+    from shimmy.generate import Services
+
+# What a model is to us, and nothing that a person asked for.
+_INNER_FIELDS = {
+    "files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state", "is_causal", "pooling",
+}  # fmt: skip
+
+
+def list_models(call: Call) -> int:
+    models = _catalog(call.config).models
+    if call.options.json:
+        print(json.dumps([model_fields(model) for model in models], indent=2))
+        return 0
+    rows = [("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT")]
+    rows += [
+        (m.name, m.architecture, m.quantization, count(m.n_params), f"{m.size_bytes / 1e6:.0f} MB", str(m.n_ctx_train))
+        for m in models
+    ]
+    print_table(rows)
+    return 0
+
+
+def probe(call: Call) -> int:
+    """Load a model for real, so that the answer is the engine's."""
+
+    async def facts_of(services: "Services", model: Model) -> dict[str, Any]:
+        facts = (await services.pool.ensure_ready(model)).facts
+        return model_fields(model) | asdict(facts)
+
+    fields = with_model(call.config, call.options.name, facts_of)
+    if call.options.json:
+        print(json.dumps(fields, indent=2))
+    else:
+        for name, value in fields.items():
+            print(f"{name}: {value}")
+    return 0
+
+
+def generate(call: Call) -> int:
+    prompt_text = sys.stdin.read() if call.options.prompt == "-" else call.options.prompt
+
+    async def generate_text(services: "Services", model: Model) -> int:
+        from shimmy.generate import generate
+
+        worker = await services.pool.ensure_ready(model)
+        is_chat = worker.facts.has_chat_template and not call.options.raw
+        defaults = model.defaults
+        chat = ChatPrompt((Message("user", prompt_text),)).with_system(defaults.system)
+        request = GenerateRequest(
+            model.name,
+            chat if is_chat else TextPrompt(prompt_text),
+            call.config.sampling_of(defaults),
+            call.options.max_tokens or call.config.n_predict or defaults.n_predict,
+            tuple(call.options.stop or defaults.stop),
+        )
+        generation = generate(services, request)
+        texts: list[str] = []
+        async for event in generation:
+            if isinstance(event, Finished):
+                _print_end(call, model, "".join(texts), event)
+            else:
+                texts.append(event.text)
+                if not call.options.json:
+                    print(event.text, end="", flush=True)
+        return 0
+
+    code: int = with_model(call.config, call.options.name, generate_text)
+    return code
+
+
+def _print_end(call: Call, model: Model, text: str, finished: Finished) -> None:
+    if not call.options.json:
+        print()
+        return
+    usage, timings = finished.usage, finished.timings
+    fields = {
+        "model": model.name,
+        "text": text,
+        "finish_reason": finished.reason.value,
+        "prompt_tokens": usage.n_prompt,
+        "completion_tokens": usage.n_completion,
+        "prompt_ms": round(timings.prompt_ms, 2),
+        "predicted_ms": round(timings.predicted_ms, 2),
+    }
+    print(json.dumps(fields))
+
+
+def with_model(config: Config, name: str, use: Callable[["Services", Model], Any]) -> Any:
+    """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
+    from shimmy.events import Events
+    from shimmy.generate import Services, no_discovery
+    from shimmy.metrics import Metrics
+    from shimmy.pool import Pool
+
+    path = Path(name)
+    is_place = path.is_file() or (path / "config.json").is_file()  # of a GGUF, or of a model in SafeTensors
+    if is_place:
+        config = replace(config, model_paths=(path,), model_dirs=(), usual_dirs=())
+    catalog = _catalog(config)
+    if is_place:
+        if not catalog.models:
+            reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
+            raise NotFound(f"`{name}` cannot be served: {reason}")
+        name = catalog.models[0].name
+    model = catalog.resolve(name)
+
+    async def run() -> Any:
+        metrics, events, registry = Metrics(), Events(), Registry()
+        pool = Pool(config, metrics, events)
+        services = Services(config, registry, pool, metrics, events, no_discovery, ready=True)
+        registry.publish(catalog)
+        watching = asyncio.create_task(_show_conversion(events))
+        try:
+            return await use(services, model)
+        finally:
+            watching.cancel()
+            await services.pool.close()
+
+    return asyncio.run(run())
+
+
+def model_fields(model: Model) -> dict[str, Any]:
+    """What a person may want to know of it, as JSON has it."""
+    fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
+    adapters = [shown(path) for path in model.adapters]
+    projector = shown(model.projector) if model.projector else None
+    return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}
+
+
+def count(number: int) -> str:
+    """For a person: `134.5M`."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _catalog(config: Config) -> Catalog:
+    headers = Headers(config.cache_dir)
+    catalog = scan(config, headers)
+    report(catalog.rejected)
+    headers.save()
+    return catalog
+
+
+async def _show_conversion(events: "Events") -> None:
+    """A bar while a SafeTensors folder is converted before it can be loaded."""
+    bar = None
+    async for event in events.listen():
+        if event.kind == "converting":
+            bar = bar or ProgressBar(f"converting {event.model}")
+            bar.show(float(str(event.details["percent"])) / 100)
+        elif bar is not None:
+            bar.end()
+            bar = None
+
+
+COMMANDS: Mapping[str, Callable[[Call], int]] = {"list": list_models, "probe": probe, "generate": generate}

@@ -1,0 +1,104 @@
+"""JSON by a schema: beside free text, and what it costs those who stream at the same time."""
+
+import asyncio
+import json
+
+from tests.bench.client import ReplyFailed
+from tests.bench.figures import MILLISECONDS, TIMES, TOKENS_PER_S, Figure, Figures
+from tests.bench.session import Session
+
+N_TOKENS = 400  # no record is that long
+PROMPT = "A record of a customer and what was ordered, as JSON:\n"
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "customer_name": {"type": "string", "maxLength": 30},
+        "customer_number": {"type": "integer", "minimum": 1, "maximum": 99999},
+        "delivery_address": {
+            "type": "object",
+            "properties": {
+                "street": {"type": "string", "maxLength": 30},
+                "city": {"type": "string", "maxLength": 20},
+                "postal_code": {"type": "string", "pattern": "^[0-9]{5}$"},
+            },
+            "required": ["street", "city", "postal_code"],
+            "additionalProperties": False,
+        },
+        "payment_method": {"enum": ["invoice", "credit card", "bank transfer"]},
+        "is_returning_customer": {"type": "boolean"},
+        "ordered_items": {
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 2,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "description": {"type": "string", "maxLength": 20},
+                    "quantity": {"type": "integer", "minimum": 1, "maximum": 99},
+                },
+                "required": ["description", "quantity"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": [
+        *("customer_name", "customer_number", "delivery_address", "payment_method", "is_returning_customer"),
+        "ordered_items",
+    ],
+    "additionalProperties": False,
+}
+LARGE_NAMES = [f"measured_value_{number:03}" for number in range(200)]
+LARGE_SCHEMA = {
+    "type": "object",
+    "properties": {name: {"type": "integer", "minimum": 0, "maximum": 9} for name in LARGE_NAMES},
+    "required": LARGE_NAMES[:3],
+    "additionalProperties": False,
+}
+
+N_BESIDE, N_BESIDE_TOKENS, N_RECORD_TOKENS = 3, 96, 64
+
+STRUCTURED = (
+    Figure("record", "a record by its JSON schema", TOKENS_PER_S, {"llama-server": 1.0}),
+    Figure("record_share", "the same over free text of that length", TIMES),
+)
+LARGE = (
+    Figure("first_record_s", "first token of a record of 200 properties", MILLISECONDS, {"llama-server": 1.0}),
+    Figure("beside_share", "3 streams beside such records over beside free text", TIMES),
+)
+
+
+async def structured(session: Session) -> Figures:
+    prompt = f"{session.words(1)}: {PROMPT}"
+    guided = await session.complete(prompt, N_TOKENS, json_schema=SCHEMA, ignore_eos=False)
+    try:
+        json.loads(guided.text)
+    except ValueError as exc:
+        raise ReplyFailed(f"the record is no JSON: {guided.text!r}") from exc
+    free = await session.complete(f"{session.words(1)}: {PROMPT}", guided.n_tokens)
+    return {"record": guided.tokens_per_s, "record_share": guided.tokens_per_s / free.tokens_per_s}
+
+
+async def large(session: Session) -> Figures:
+    first = await session.complete(f"{session.words(1)}: {PROMPT}", 2, json_schema=LARGE_SCHEMA, ignore_eos=False)
+    free = await _beside(session, {})
+    return {
+        "first_record_s": first.first_text_s,
+        "beside_share": await _beside(session, {"json_schema": LARGE_SCHEMA, "ignore_eos": False}) / free,
+    }
+
+
+async def _beside(session: Session, fields: dict[str, object]) -> float:
+    """Tokens per second of streams while another client asks with `fields` again and again."""
+    over = asyncio.Event()
+
+    async def ask_again() -> None:
+        while not over.is_set():
+            await session.complete(f"{session.words(1)}: {PROMPT}", N_RECORD_TOKENS, **fields)
+
+    asking = asyncio.create_task(ask_again())
+    asked = [session.complete(session.story(), N_BESIDE_TOKENS) for _ in range(N_BESIDE)]
+    replies = await asyncio.gather(*asked)
+    over.set()
+    await asking
+    elapsed_s = max(reply.ended_s for reply in replies) - min(reply.asked_s for reply in replies)
+    return sum(reply.n_tokens for reply in replies) / elapsed_s
