@@ -9,6 +9,7 @@
     │   ├── ModelNotFound     404  no such model, or a name that fits several
     │   └── PreviousResponseNotFound  404  a response that a request goes on from, or one before it
     ├── MethodNotAllowed      405
+    ├── ModelUnloaded         409  somebody else unloaded the model before it was loaded; ask again
     ├── PayloadTooLarge       413
     ├── Overloaded            503  the queue is full; try again later
     ├── ModelUnavailable      503  the model could not be loaded
@@ -80,6 +81,12 @@ class MethodNotAllowed(ShimmyError):
     def __init__(self, message: str, *, param: str | None = None, allowed: str = "") -> None:
         super().__init__(message, param=param)
         self.allowed = allowed
+
+
+class ModelUnloaded(ShimmyError):
+    status = 409
+    code = "model_unloaded"
+    type = "invalid_request_error"
 
 
 class PayloadTooLarge(ShimmyError):

@@ -14,7 +14,7 @@ from time import monotonic, time
 from shimmy.config import Config
 from shimmy.engine.client import WorkerClient, start_worker
 from shimmy.engine.wire import WorkerOptions
-from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
+from shimmy.errors import ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
 from shimmy.events import Events
 from shimmy.launch import Launch
 from shimmy.memory import Need
@@ -59,7 +59,8 @@ class Pool:
         What the caller wants of the worker it has to ask before it awaits anything else: from then on the worker has
         something to do, and will not be ended. While a changed file is being loaded, the worker of the old one answers.
         `keep_alive_s` holds from now on. Raises ModelUnavailable with the reason when the model cannot be loaded,
-        Overloaded when too many wait for it already, ShuttingDown when the server ends.
+        ModelUnloaded when somebody unloads it meanwhile, Overloaded when too many wait for it already, ShuttingDown
+        when the server ends.
         """
         while True:
             if self._is_draining:
@@ -120,7 +121,7 @@ class Pool:
         if slot.loading is not None:
             slot.loading.cancel()
         if slot.worker is None:
-            slot.wake(ModelUnavailable(f"`{name}` was unloaded while it was loading"))
+            slot.wake(ModelUnloaded(f"`{name}` was unloaded while it was loading"))
         if slot.active is not None and slot.active in self._workers:
             logger.info("unloading `%s` (%s)", name, reason)
             self._metrics.unloads.add(1, reason)
@@ -229,7 +230,7 @@ class Pool:
             return error
         if self._slots.get(model.name) is not slot:  # unloaded at the very moment it was ready
             self._workers.retire(client, "asked")
-            return ModelUnavailable(f"`{model.name}` was unloaded while it was loading")
+            return ModelUnloaded(f"`{model.name}` was unloaded while it was loading")
         opened_s = monotonic()
         old, slot.active = slot.active, client  # the switch
         self._failures.pop(model.name, None)

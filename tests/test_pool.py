@@ -14,7 +14,7 @@ import pytest
 from shimmy import config
 from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import Share, WorkerOptions
-from shimmy.errors import ModelUnavailable, OutOfMemory, Overloaded, ShuttingDown
+from shimmy.errors import ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShuttingDown
 from shimmy.events import Events
 from shimmy.launch import Launch
 from shimmy.memory import SERVER_BYTES
@@ -477,7 +477,7 @@ async def test_unloading_during_a_load_tells_its_waiters_so() -> None:
     task = house.ask()
     await house.loading()
     assert house.pool.unload(TINY.name)
-    with pytest.raises(ModelUnavailable, match="unloaded"):
+    with pytest.raises(ModelUnloaded, match="unloaded"):
         await task
     assert not house.pool.unload(TINY.name)
 

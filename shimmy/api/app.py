@@ -8,18 +8,76 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match, Route
 
-from shimmy.api import control, docs, embeddings, openai, ops, responses
+from shimmy.api import ops
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Replies
 from shimmy.api.response_store import ResponseStore
 from shimmy.errors import MethodNotAllowed, NotFound
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from starlette.requests import Request
 
     from shimmy.generate import Services
 
 Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class Later:
+    """Handlers whose module is imported with its first request: a start needs none of them, and most servers few.
+
+    They are as quick as others from then on. `load` imports the module and returns it.
+    """
+
+    def __init__(self, load: "Callable[[], ModuleType]") -> None:
+        self._load = load
+
+    def __getattr__(self, name: str) -> Handler:
+        async def handle(exchange: Exchange) -> None:
+            await getattr(self._load(), name)(exchange)
+
+        return handle
+
+
+def _control() -> "ModuleType":
+    from shimmy.api import control
+
+    return control
+
+
+def _docs() -> "ModuleType":
+    from shimmy.api import docs
+
+    return docs
+
+
+def _embeddings() -> "ModuleType":
+    from shimmy.api import embeddings
+
+    return embeddings
+
+
+def _openai() -> "ModuleType":
+    from shimmy.api import openai
+
+    return openai
+
+
+def _responses() -> "ModuleType":
+    from shimmy.api import responses
+
+    return responses
+
+
+def _tokens() -> "ModuleType":
+    from shimmy.api import tokens
+
+    return tokens
+
+
+control, docs, embeddings = Later(_control), Later(_docs), Later(_embeddings)
+openai, responses, tokens = Later(_openai), Later(_responses), Later(_tokens)
 
 # HEAD is answered wherever GET is. `{rest:path}` takes what is left of a path, slashes included.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -47,9 +105,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/models/{rest:path}/status", control.status),
     ("POST", "/api/models/{rest:path}/load", control.load),
     ("POST", "/api/models/{rest:path}/unload", control.unload),
-    ("POST", "/tokenize", ops.tokenize),
-    ("POST", "/detokenize", ops.detokenize),
-    ("POST", "/apply-template", ops.apply_template),
+    ("POST", "/tokenize", tokens.tokenize),
+    ("POST", "/detokenize", tokens.detokenize),
+    ("POST", "/apply-template", tokens.apply_template),
 )
 _OPENAI_PATHS = tuple(
     dict.fromkeys(f"`{path}`" for _, path, _ in ROUTES if path.startswith("/v1/") and "{" not in path)

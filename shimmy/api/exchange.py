@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from shimmy.api.fields import Integer, Json, Record, kind_of
 from shimmy.errors import BadRequest, Internal, MethodNotAllowed, PayloadTooLarge, ShimmyError
 
 if TYPE_CHECKING:
+    from shimmy.api.fields import Json
     from shimmy.generate import Services
 
 Scope = MutableMapping[str, Any]
@@ -47,16 +47,16 @@ class Exchange:
         """What the route's `{rest}` stands for, percent-decoded."""
         return str(self.scope["path_params"]["rest"])
 
-    def query(self, record: Record) -> dict[str, Any]:
-        """The query as an object with the fields of `record`; what is to be an integer is one where it can be read."""
-        query = parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-        return record.read({name: _query_value(record, name, value) for name, value in query})
+    @property
+    def query(self) -> dict[str, str]:
+        """The query, undecoded beyond its texts."""
+        return dict(parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
 
-    async def json(self) -> Json:
+    async def json(self) -> "Json":
         """The body, which must be a JSON object."""
         return decode_object(await self._body(self.services.config.max_body_bytes))
 
-    async def json_or_nothing(self) -> Json:
+    async def json_or_nothing(self) -> "Json":
         """The body as a JSON object; an empty one where there is no body."""
         body = await self._body(self.services.config.max_body_bytes)
         return decode_object(body) if body.strip() else {}
@@ -107,11 +107,6 @@ def header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-def _query_value(record: Record, name: str, value: str) -> object:
-    is_number = isinstance(record.fields.get(name), Integer) and value.isascii() and value.isdecimal()
-    return int(value) if is_number and len(value) < 12 else value
-
-
 def _too_large(limit_bytes: int) -> str:
     return f"the body is larger than {limit_bytes} bytes, the limit of this server"
 
@@ -124,7 +119,7 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 _encoder = json.JSONEncoder(separators=(",", ":"))
 
 
-def decode_object(body: bytes) -> Json:
+def decode_object(body: bytes) -> "Json":
     """The JSON object in `body`; raises BadRequest for anything else."""
     try:
         value = _decoder.decode(body.decode())
@@ -137,6 +132,8 @@ def decode_object(body: bytes) -> Json:
     except ValueError as exc:  # Python refuses to convert integers of several thousand digits
         raise BadRequest("the body is not acceptable JSON: it has a number with too many digits") from exc
     if not isinstance(value, dict):
+        from shimmy.api.fields import kind_of  # a start needs nothing of it
+
         raise BadRequest(f"the body: expected an object, got {kind_of(value)}")
     return value
 

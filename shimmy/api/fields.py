@@ -357,6 +357,16 @@ def required(body: Mapping[str, object], name: str, expected: str) -> object:
     return body[name]
 
 
+def read_query(record: Record, query: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of `record` as the query of a request has them; what is to be an integer is one where it can be."""
+    return record.read({name: _query_value(record, name, value) for name, value in query.items()})
+
+
+def _query_value(record: Record, name: str, value: str) -> object:
+    is_number = isinstance(record.fields.get(name), Integer) and value.isascii() and value.isdecimal()
+    return int(value) if is_number and len(value) < 12 else value
+
+
 def read_model(body: Mapping[str, object], default: str | None = None) -> str:
     """The name of a model; `default` where there is none."""
     if default is not None and body.get("model") is None:

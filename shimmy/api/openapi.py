@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from shimmy import __version__
-from shimmy.api import control, embeddings, openai_parse, ops, responses, responses_parse
+from shimmy.api import control, embeddings, openai_parse, responses, responses_parse, tokens
 from shimmy.api.app import OPEN_PATHS, ROUTES
 from shimmy.api.fields import Json, Record
 from shimmy.api.openapi_notes import EXAMPLES, NOTES, TAGS
@@ -28,7 +28,7 @@ _PARAMETERS: dict[str, tuple[str, str]] = {
 }
 
 # What any route may say, what one that reads a body, names an object, or runs a model may say besides.
-_ANY, _BODY, _NAMED, _MODEL = (401, 500), (400, 413), (404,), (404, 502, 503)
+_ANY, _BODY, _NAMED, _MODEL = (401, 500), (400, 413), (404,), (404, 409, 502, 503)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +94,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/api/events"): Operation(
         "Models", "What happens to models, as it happens", "ModelEvent", media_type=_EVENTS
     ),
-    ("POST", "/tokenize"): _tool("Text to token ids", ("TokenizeRequest", ops.TOKENIZE), "Tokens"),
-    ("POST", "/detokenize"): _tool("Token ids to text", ("DetokenizeRequest", ops.DETOKENIZE), "Content"),
+    ("POST", "/tokenize"): _tool("Text to token ids", ("TokenizeRequest", tokens.TOKENIZE), "Tokens"),
+    ("POST", "/detokenize"): _tool("Token ids to text", ("DetokenizeRequest", tokens.DETOKENIZE), "Content"),
     ("POST", "/apply-template"): _tool(
-        "The prompt that a conversation makes", ("ApplyTemplateRequest", ops.TEMPLATE), "Prompt"
+        "The prompt that a conversation makes", ("ApplyTemplateRequest", tokens.TEMPLATE), "Prompt"
     ),
     ("GET", "/"): Operation("Server", "What this is", "About"),
     ("GET", "/health"): Operation("Server", "Whether the server is alive", "Status"),

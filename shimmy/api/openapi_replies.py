@@ -6,7 +6,7 @@ Field names and their order are those of the modules that write the replies; a t
 from shimmy.api.control import UNAVAILABLE, UNLOADED
 from shimmy.api.fields import Json
 from shimmy.errors import BY_CODE
-from shimmy.pool import State
+from shimmy.slot import State
 
 TEXT: Json = {"type": "string"}
 COUNT: Json = {"type": "integer", "minimum": 0}

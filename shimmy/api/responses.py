@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from shimmy.api.exchange import encode
-from shimmy.api.fields import Integer, Json, NotServed, OneOf, Record, read_model, refuse
+from shimmy.api.fields import Integer, Json, NotServed, OneOf, Record, read_model, read_query, refuse
 from shimmy.api.reasoning import n_reasoning
 from shimmy.api.response_store import ResponseStore, StoredResponse
 from shimmy.api.responses_items import Item, ItemId, new_id
@@ -62,7 +62,7 @@ async def create(exchange: "Exchange") -> None:
 
 
 async def retrieve(exchange: "Exchange") -> None:
-    exchange.query(RETRIEVE_QUERY)
+    read_query(RETRIEVE_QUERY, exchange.query)
     await exchange.reply_json(_stored(exchange).response)
 
 
@@ -80,7 +80,7 @@ async def cancel(exchange: "Exchange") -> None:
 
 async def input_items(exchange: "Exchange") -> None:
     """All that the model was given but for instructions, a page at a time, the newest first unless asked otherwise."""
-    stored, query = _stored(exchange), exchange.query(ITEMS_QUERY)
+    stored, query = _stored(exchange), read_query(ITEMS_QUERY, exchange.query)
     n_listed = query.get("limit", N_LISTED)
     items = [*_items_before(exchange, stored.previous_id), *json.loads(stored.input_items)]
     if query.get("order") != "asc":
