@@ -4,8 +4,11 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from itertools import count
 
 GRAMMAR_ARCHIVE = "llguidance.xz"
+
+_n_loaded = count()
 
 
 @contextlib.contextmanager
@@ -15,7 +18,8 @@ def in_memory(name: str, data: bytes) -> Iterator[str]:
         with os.fdopen(os.memfd_create(name), "wb") as file:
             file.write(data)
             file.flush()
-            yield f"/proc/self/fd/{file.fileno()}"
+            # The loader knows a library that it has loaded by its path, and descriptors are used again.
+            yield f"/proc/self/fd/{'./' * next(_n_loaded)}{file.fileno()}"
     else:
         with tempfile.NamedTemporaryFile(suffix=".so") as file:
             file.write(data)
