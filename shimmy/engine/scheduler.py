@@ -30,6 +30,8 @@ _IDLE_SHARE = 0.25
 _MIN_IDLE_SEQUENCES = 3
 # Tokens that a guide may force at once: a batch has to hold those of all jobs.
 _MAX_FORCED = 32
+# Beside other jobs, forced tokens may make a decode so many times as long.
+_FORCED_COST = 1.05
 # A prompt waits for another that is computing the same beginning when that has so many tokens.
 _WORTH_WAITING = 64
 
@@ -396,17 +398,27 @@ class Scheduler:
         return token if task.sequence is not None else None
 
     def _force(self, task: Task, guide: Guide) -> None:
-        """Take the tokens that have to come next: nobody samples them, and one decode computes them all.
+        """Take the tokens that have to come next: nobody samples them, and one decode computes many of them.
 
         Not where each token's log-probability is wanted, which the decode of the one before it tells.
         """
         if task.job.n_logprobs is not None:
             return
-        for token in guide.forced()[: self._n_forced_max]:
-            task.sampler.accept([token])
+        if not task.forced:
+            task.forced.extend(guide.forced())
+        for _ in range(min(len(task.forced), self._n_forced_now())):
+            token = task.pick_forced()
             task.n_forced += 1
             if not self._take(task, token):
                 return
+
+    def _n_forced_now(self) -> int:
+        """How many tokens may be forced at once; beside others, as many as hardly make the next decode longer."""
+        n_others = len(self._running) - 1
+        if not n_others:
+            return self._n_forced_max
+        limit = _FORCED_COST * self._costs.of(n_others + 1)
+        return sum(self._costs.of(n_others + 1 + n) <= limit for n in range(1, self._n_forced_max + 1))
 
     def _take(self, task: Task, token: int, row: int | None = None) -> bool:
         """Add a token to a job; whether it goes on. `row` is the one that predicted it, where that may be told."""

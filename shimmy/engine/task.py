@@ -3,6 +3,7 @@
 Knows text, stop strings and limits; nothing of batches or of other jobs.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,6 +59,7 @@ class Task:
     n_echoed: int = field(init=False, default=0)  # tokens of the prompt whose log-probabilities have been said
     n_generated: int = field(init=False, default=0)
     n_forced: int = field(init=False, default=0)  # of the pending tokens, those that a guide has added to the last one
+    forced: deque[int] = field(init=False, default_factory=deque)  # tokens that have to come next, not taken yet
     n_drafted: int = field(init=False, default=0)
     n_accepted: int = field(init=False, default=0)
     lookup: Lookup = field(init=False, default_factory=Lookup)
@@ -98,8 +100,16 @@ class Task:
         return self._stops.matched is not None
 
     def pick(self, row: int) -> int:
-        """Sample the next token from a row of the last decode; raises what the guide raises."""
+        """The next token, forced or sampled from a row of the last decode; raises what the guide raises."""
+        if self.forced:
+            return self.pick_forced()
         return self.sampler.sample(row) if self.guide is None else self.sampler.sample_within(row, self.guide)
+
+    def pick_forced(self) -> int:
+        """The next of `forced`; penalties count it too."""
+        token = self.forced.popleft()
+        self.sampler.accept([token])
+        return token
 
     def take(self, token: int, data: bytes, logprob: TokenLogprob | None) -> Piece | None:
         """Add a token that stands for `data`; what can be said of the text now."""

@@ -609,6 +609,19 @@ def test_guided_and_free_jobs_decode_together() -> None:
     assert house.text(3) == expected("c" * 100, 20)
 
 
+def test_what_is_forced_does_not_hold_up_others() -> None:
+    house = House(FakeBackend(n_ctx=256, n_batch=64))
+    house.submit(1, "free", n_predict=20)
+    house.submit(2, "guided", n_predict=None, pattern=".abcdefghijkl.", script=b"xy")
+    house.run()
+    assert house.text(2) == "xabcdefghijkly"
+    # The prompts come first; then each has one row while rows are dear.
+    together = [rows for rows in house.backend.batches[1:] if len({sequence for _, _, sequence, _ in rows}) == 2]
+    assert len(together) == len(house.text(2)) - 1
+    assert all(len(rows) == 2 for rows in together)
+    assert len(house.samplers[2].shown) == len("abcdefghijkl")
+
+
 def test_a_guided_job_that_gave_its_cells_up_goes_on_where_it_was() -> None:
     house = House(FakeBackend(n_ctx=40, n_batch=16, n_sequences=2))
     house.submit(1, "a" * 10, n_predict=18)
