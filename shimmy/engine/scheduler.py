@@ -217,6 +217,7 @@ class Scheduler:
 
     def _trim(self, sequence: prefix.Sequence, n_keep: int) -> int:
         """Drop what follows the first `n_keep` tokens; recurrent models can only drop all. Returns what was kept."""
+        n_keep = min(n_keep, len(sequence.tokens))
         if n_keep < len(sequence.tokens) and not self._backend.forget(sequence.id, n_keep):
             n_keep = 0
             self._backend.forget(sequence.id, 0)
@@ -261,7 +262,7 @@ class Scheduler:
         while not self._make_room(sum(task.n_pending for task in turn if task.is_generating)):
             self._preempt(self._running[-1])
             turn = [task for task in turn if task.sequence is not None]
-        if len(self._running) == len(turn) == 1 and turn[0].is_generating and turn[0].guide is None:
+        if len(self._running) == len(turn) == 1 and turn[0].is_generating and not turn[0].n_forced:
             return [self._add_with_draft(turn[0])]
         rows = [self._add(task, task.n_pending) for task in turn if task.is_generating]
         prefilling = [task for task in turn if not task.is_generating]
@@ -365,37 +366,39 @@ class Scheduler:
         return False
 
     def _verify(self, task: Task, row: int, draft: list[int]) -> None:
-        """Sample one row after the other while each gives the token that was guessed; drop the cells of the rest."""
+        """Sample one row after the other as long as what was guessed is what comes; drop the cells of the rest.
+
+        What a guide forces after a token needs no row: it is right or wrong like the guess that stands in its place.
+        """
         assert task.sequence is not None
         sequence, n_known, n_accepted = task.sequence, len(task.tokens), 0
-        for guess in draft:
-            if self._sample(task, row + n_accepted) != guess:
-                break
-            n_accepted += 1
-        else:
+        while task.sequence is not None:
             self._sample(task, row + n_accepted)
+            new = task.tokens[n_known:]
+            while n_accepted < min(len(draft), len(new)) and draft[n_accepted] == new[n_accepted]:
+                n_accepted += 1
+            if n_accepted < len(new):
+                break
         task.lookup.learn(len(draft), n_accepted)
         task.n_drafted += len(draft)
         task.n_accepted += n_accepted
         self._trim(sequence, n_known + n_accepted)
+        if task.sequence is not None:
+            task.n_forced = task.n_pending - 1
 
-    def _sample(self, task: Task, row: int) -> int | None:
-        """The next token of a job, and those that its guide forces after it, said as far as they can be.
-
-        None when they ended the job, else the token that was sampled.
-        """
+    def _sample(self, task: Task, row: int) -> None:
+        """The next token of a job, and those that its guide forces after it, said as far as they can be."""
         if not task.first_token_s:
             task.first_token_s = self._clock()
         if task.n_limit == 0:
             self._finish(task, FinishReason.LENGTH)
-            return None
+            return
         try:
             token = task.pick(row)
             if self._take(task, token, row) and task.guide is not None:
                 self._force(task, task.guide)
         except ShimmyError as error:  # the guide's
             self._fail_task(task, error)
-        return token if task.sequence is not None else None
 
     def _force(self, task: Task, guide: Guide) -> None:
         """Take the tokens that have to come next: nobody samples them, and one decode computes many of them.

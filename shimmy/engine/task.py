@@ -18,7 +18,7 @@ _NO_LIMIT = 2**31
 
 
 class Guide(Protocol):
-    """What the tokens of a job have to obey. It is told all of them, in order, and is never asked about a draft.
+    """What the tokens of a job have to obey. It is told all of them, in order, and of a guess only what was right.
 
     Its methods raise BadRequest when what the caller wants has outgrown their limits.
     """

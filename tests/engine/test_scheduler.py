@@ -622,6 +622,29 @@ def test_what_is_forced_does_not_hold_up_others() -> None:
     assert len(house.samplers[2].shown) == len("abcdefghijkl")
 
 
+@pytest.mark.parametrize("pattern", ["." * 60, "." * 27 + "d" + "." * 32, "." * 27 + "defabcdef" + "." * 24])
+def test_a_guided_text_that_repeats_itself_is_guessed_too(pattern: str) -> None:
+    text = "abcdef" * 10
+    sampled = bytes(letter for letter, place in zip(text.encode(), pattern, strict=True) if place == ".")
+    house = drafting_house(cost_of_a_row=0.1)
+    house.submit(1, "abcdef" * 4, n_predict=None, pattern=pattern, script=sampled)
+    house.run()
+    assert house.text(1) == text
+    timings = house.finished(1).timings
+    assert timings.n_drafted >= timings.n_accepted > 20
+    assert len(house.backend.batches) < 30
+
+
+def test_a_wrong_guess_costs_a_guided_text_nothing() -> None:
+    house = drafting_house(cost_of_a_row=0.0)
+    house.submit(
+        1, "abcdef" * 6, n_predict=None, pattern="." * 8 + "xyz" + "." * 40, script=b"abcdefab" + b"cdefab" * 7
+    )
+    house.run()
+    assert house.text(1) == "abcdefab" + "xyz" + ("cdefab" * 7)[:40]
+    assert house.finished(1).timings.n_drafted > house.finished(1).timings.n_accepted > 0
+
+
 def test_a_guided_job_that_gave_its_cells_up_goes_on_where_it_was() -> None:
     house = House(FakeBackend(n_ctx=40, n_batch=16, n_sequences=2))
     house.submit(1, "a" * 10, n_predict=18)
