@@ -10,6 +10,7 @@ import importlib.util
 import json
 import lzma
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ _STACK_BYTES_FOR_EACH = 1 << 10
 # for each property that may come next.
 _MAX_GRAMMAR_SIZE = 60_000
 _MAX_ITEMS = 20_000
+# Applications ask with the same few schemas again and again; a large one takes tens of milliseconds to compile.
+_N_KNOWN = 8
 _stack_size_lock = threading.Lock()
 _MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
 _MAX_REASON = 300  # characters
@@ -107,6 +110,7 @@ class Grammars:
         self._hidden: set[int] = set()  # tokens that text does not show
         self._library: Any = None
         self._tokenizer: Any = None
+        self._known: OrderedDict[str, Any] = OrderedDict()  # matchers at the beginning, by the text of their grammars
 
     def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
@@ -170,6 +174,15 @@ class Grammars:
         if len(text) > _MAX_TEXT:
             raise BadRequest(f"the grammars are too large together: {len(text)} characters, {_MAX_TEXT} are allowed")
         _check_characters(text)
+        matcher = self._known.get(text)
+        if matcher is None:
+            matcher = self._known[text] = self._new_matcher(grammars, text)
+            if len(self._known) > _N_KNOWN:
+                self._known.popitem(last=False)
+        self._known.move_to_end(text)
+        return Guide(matcher.deep_copy())
+
+    def _new_matcher(self, grammars: list[dict[str, Any]], text: str) -> Any:
         limits = self._library.LLParserLimits(
             max_grammar_size=_MAX_GRAMMAR_SIZE, max_items_in_row=_MAX_ITEMS, verbose_errors=False
         )
@@ -180,7 +193,7 @@ class Grammars:
             schemas: list[Schema] = [part["json_schema"] for part in grammars if "json_schema" in part]
             fault = next(filter(None, map(keyword_at_fault, schemas)), "") or _reason(matcher)
             raise BadRequest(f"the {'schema' if schemas else 'grammar'} cannot be enforced: {fault}")
-        return Guide(matcher)
+        return matcher
 
     def _new_tokenizer(self) -> Any:
         tokens = []

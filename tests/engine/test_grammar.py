@@ -144,6 +144,18 @@ def test_what_is_forced_is_what_the_tokenizer_would_write(subject: Subject) -> N
     assert n_forced >= len(tokens) * 0.4
 
 
+def test_replies_by_the_same_schema_know_nothing_of_each_other(tiny: Subject) -> None:
+    whole = tiny.tokens('{"name": "Anna Maria", "age": 41, "city": "London"}')
+    first = tiny.guide("json_schema", PERSON)
+    for token in whole[:-3]:
+        first.accept(token)
+    assert tiny.accepts(tiny.guide("json_schema", PERSON), whole)
+    for number in range(20):  # more than are remembered
+        assert tiny.takes("choice", [f"number {number}"], f"number {number}")
+    assert tiny.accepts(tiny.guide("json_schema", PERSON), whole)
+    assert tiny.accepts(first, whole[-3:])
+
+
 def test_random_replies_satisfy_their_schema(tiny: Subject) -> None:
     chance = random.Random(1)
     finished = 0
