@@ -121,7 +121,9 @@ class Pool:
         if slot.loading is not None:
             slot.loading.cancel()
         if slot.worker is None:
-            slot.wake(ModelUnloaded(f"`{name}` was unloaded while it was loading"))
+            was_asked = reason == "asked"
+            kind = ModelUnloaded if was_asked else ModelUnavailable
+            slot.wake(kind(f"`{name}` was {'unloaded' if was_asked else 'removed'} while it was loading"))
         if slot.active is not None and slot.active in self._workers:
             logger.info("unloading `%s` (%s)", name, reason)
             self._metrics.unloads.add(1, reason)
