@@ -152,13 +152,13 @@ class _Found:
     def _add_checkpoint(self, folder: Path, identity: tuple[int, int]) -> None:
         """Take in the model in SafeTensors that `folder` is, as the GGUF it will become."""
         # Only who has such a folder pays for these.
-        from shimmy.formats import convert
+        from shimmy.formats import convert, converted
         from shimmy.formats.safetensors import InvalidSafetensors
         from shimmy.formats.unconvertible import Unconvertible
 
         name = huggingface.name(folder)
         try:
-            version = (*identity, *convert.version(folder))
+            version = (*identity, *converted.version(folder))
             plan = convert.plan(folder)
         except (InvalidSafetensors, Unconvertible) as exc:
             reason = printable(str(exc))

@@ -16,7 +16,8 @@ from shimmy.engine import sampling, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.formats import convert, gguf, gguf_writer
-from shimmy.formats.convert import cache_name, cached
+from shimmy.formats.convert import cached
+from shimmy.formats.converted import cache_name
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
 from shimmy.messages import SamplingParams
@@ -130,7 +131,7 @@ def test_the_engine_says_the_text_of_the_same_model(tmp_path: Path, cpu: CpuBack
 CHILD = """
 import sys, time
 from pathlib import Path
-from shimmy.formats.convert import cache_name, cached
+from shimmy.formats.convert import cached
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
 #X cached

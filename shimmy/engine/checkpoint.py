@@ -9,12 +9,16 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shimmy.engine.quantize import quantize
 from shimmy.errors import ModelUnavailable
-from shimmy.formats import convert, peft
+from shimmy.formats import converted
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
+
+if TYPE_CHECKING:
+    from shimmy.formats.peft import Base
 
 CACHE_FOLDER = "converted"  # in the cache folder
 
@@ -28,6 +32,12 @@ def gguf_of(
     """
     finish = None if file_type is None else partial(quantize, file_type=file_type, n_threads=n_threads)
     try:
+        made = converted.found(folder, _cache(cache_dir), file_type or "")
+        if made is not None:
+            on_progress(1.0)
+            return made
+        from shimmy.formats import convert  # a start with a folder that was converted before does without
+
         return convert.cached(folder, _cache(cache_dir), on_progress, target_type=file_type or "", finish=finish).path
     except (Unconvertible, InvalidSafetensors) as exc:
         raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc}") from exc
@@ -36,11 +46,13 @@ def gguf_of(
 
 
 @contextlib.contextmanager
-def adapter_gguf_of(folder: Path, base: peft.Base, cache_dir: Path | None) -> Iterator[Path | None]:
+def adapter_gguf_of(folder: Path, base: "Base", cache_dir: Path | None) -> Iterator[Path | None]:
     """The GGUF of the adapter in `folder` for the model `base`, good until the end of the `with`.
 
     None when the adapter is for models of another architecture. Raises ModelUnavailable.
     """
+    from shimmy.formats import peft
+
     try:
         made = peft.cached(peft.read(folder), base, _cache(cache_dir))
     except (Unconvertible, InvalidSafetensors) as exc:

@@ -16,19 +16,17 @@ from typing import Any
 from shimmy.formats import cache, huggingface
 from shimmy.formats.architectures import Recipe, family_of, recipe, text_config
 from shimmy.formats.cache import Converted, Progress
+from shimmy.formats.converted import cache_name
 from shimmy.formats.gguf_header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf_writer import GgufType, Metadata, TensorInfo, data_size, write_file
-from shimmy.formats.pooling import config_path, pooling_type
+from shimmy.formats.pooling import pooling_type
 from shimmy.formats.safetensors import Checkpoint, Reader, read_folder, read_json
 from shimmy.formats.transforms import Output, chunks
 from shimmy.formats.unconvertible import Unconvertible
 from shimmy.formats.vocab import vocabulary
 
-CONVERTER_VERSION = 1  # another one makes another file of the same folder
-
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama_ftype
-_SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}  # of Phi-3 and 3.5, whose tokenizer strips; Phi-4's does not
 
 
@@ -130,23 +128,6 @@ def cached(
         _make(folder, found, path, on_progress, finish)
 
     return cache.make(target, found.size_bytes, write, on_progress)
-
-
-def cache_name(folder: Path, target_type: str = "") -> str:
-    """The file's name in the cache."""
-    return cache.name(folder, target_type or "lossless", CONVERTER_VERSION, target_type, _sources(folder))
-
-
-def version(folder: Path) -> tuple[int, int]:
-    """What `cache.version` tells of all files that the GGUF of `folder` depends on."""
-    return cache.version(_sources(folder))
-
-
-def _sources(folder: Path) -> list[cache.Source]:
-    pooling = config_path(folder)
-    paths = [path for path in folder.iterdir() if path.name.endswith(_SOURCE_SUFFIXES)]
-    paths += [pooling] if pooling is not None and pooling.exists() else []
-    return cache.sources(folder, paths)
 
 
 def _has_chat_template(folder: Path) -> bool:
