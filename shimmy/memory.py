@@ -21,6 +21,10 @@ PROCESS_BYTES = 40 * 10**6
 # The server itself, which has to fit under a limit too.
 SERVER_BYTES = 35 * 10**6
 
+# A KV pool that grows holds what is resident twice for a moment; it takes all its cells before that is more than this
+# share of them.
+MOVING_SHARE = 1 / 4
+
 _KV_BYTES = 2  # of an element: F16
 _STATE_BYTES = 4  # of an element of a recurrent state: F32
 _TOKEN_BYTES = 160  # of a token of the vocabulary: its text, its score, and the tables to find it by
@@ -62,7 +66,7 @@ def need(
     kv, compute = 0, PROCESS_BYTES + vocabulary + n_adapter_bytes
     if not model.is_embedding:
         kv += model.n_kv * n_ctx * _KV_BYTES + model.n_state * n_sequences * _STATE_BYTES
-        compute += _compute(model, n_ctx, n_batch, 2 * n_outputs)
+        compute += _compute(model, n_ctx, n_batch, 2 * n_outputs) + int(MOVING_SHARE * kv)
     if plan is not None:
         kv += model.n_kv * plan.n_ctx * _KV_BYTES + model.n_state * plan.n_sequences * _STATE_BYTES
         # llama.cpp keeps room for the logits of every row, and an encoder does not compute them.

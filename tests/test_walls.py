@@ -47,6 +47,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
         *(
             "adapters",
             "binding",
+            "cells",
             "chat",
             "checkpoint",
             "context",

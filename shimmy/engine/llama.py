@@ -7,13 +7,14 @@ but `tokenize`, `detokenize` and `chat_template` belong to the thread that decod
 import ctypes
 import logging
 import math
+import mmap
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from shimmy.engine.binding import function, llama, log
-from shimmy.engine.context import Batch, EmbeddingContext, context_params
+from shimmy.engine.context import CELLS_STEP, Batch, EmbeddingContext, context_params
 from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.engine.sampler import Likelihood, Probe, Sampler
 from shimmy.engine.sampling import Chain, Stage
@@ -87,6 +88,7 @@ class LlamaModel:
         self._suppressed = self._suppress_tokens()
         self._adapters: list[int] = []  # pointers
         self._context: Any = None
+        self._scales: Sequence[float] = ()
         self._probe = Probe()
         self._likelihood = Likelihood(self._probe)
         self.embeddings: EmbeddingContext | None = None
@@ -122,30 +124,73 @@ class LlamaModel:
         _adapter_free(self._adapters.pop(index))
 
     def open_context(
-        self, *, n_ctx: int, n_batch: int, n_sequences: int, n_outputs: int, n_threads: int, exact: bool = False
+        self,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        n_sequences: int,
+        n_outputs: int,
+        n_threads: int,
+        n_cells: int | None = None,
+        exact: bool = False,
     ) -> None:
-        """Make the KV pool of `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory, and
+        """Make a KV pool that may have `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory, and
         ModelUnavailable when the model cannot generate text.
 
+        It has `n_cells` at first; all of them where that is None, or where a model cannot move what it holds.
         `n_outputs` is how many rows of one decode may have logits. `exact` keeps the pool in F32 and does without flash
         attention, which rounds to F16: slower and twice the memory, for comparing with a reference.
         """
-        params = context_params(n_ctx, n_batch, n_sequences, n_threads)
+        self._params = context_params(n_ctx, n_batch, n_sequences, n_threads)
         # 0 would reserve n_ubatch rows, exceeding it aborts.
-        self.n_outputs = params.n_outputs_max = n_outputs
+        self.n_outputs = self._params.n_outputs_max = n_outputs
         if exact:
-            params.type_k = params.type_v = llama.GGML_TYPE_F32
-            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = llama.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise OutOfMemory(f"no context of {n_ctx} tokens: {log.reason()}")
-        self._memory = llama.llama_get_memory(self._context)
+            self._params.type_k = self._params.type_v = llama.GGML_TYPE_F32
+            self._params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.n_ctx = -(-n_ctx // CELLS_STEP) * CELLS_STEP
+        self._open(min(n_cells or n_ctx, n_ctx) if self._can_resize() else n_ctx)
         if not (llama.llama_model_has_decoder(self._model) and self._memory):
             raise ModelUnavailable(f"`{self._name}` does not write one token after the other: it cannot generate text")
-        self.n_ctx: int = llama.llama_n_ctx(self._context)
         self.n_batch = n_batch
         self.n_sequences = n_sequences
         self.batch = Batch(n_batch)
+
+    def _open(self, n_cells: int) -> None:
+        self._params.n_ctx = n_cells
+        self._context = self._probe.context = llama.llama_init_from_model(self._model, self._params)
+        if not self._context:
+            raise OutOfMemory(f"no context of {n_cells} tokens: {log.reason()}")
+        self._memory = llama.llama_get_memory(self._context)
+        self.n_cells: int = llama.llama_n_ctx(self._context)
+
+    def _can_resize(self) -> bool:
+        """Not where states cannot be moved, nor where the engine takes other position factors in larger contexts."""
+        architecture = self.metadata("general.architecture")
+        n_original = self.metadata(f"{architecture}.rope.scaling.original_context_length")
+        return self.can_rewind and (n_original is None or self.n_ctx <= int(n_original))
+
+    def resize(self, n_cells: int) -> bool:
+        """Give the pool `n_cells`, and to its new cells what it holds; False without the memory for it.
+
+        For a moment there is what is resident twice. The rows of the last decode are gone.
+        """
+        n_bytes = llama.llama_state_get_size(self._context)
+        try:
+            state = mmap.mmap(-1, n_bytes)
+        except OSError:
+            return False
+        copy = (ctypes.c_uint8 * n_bytes).from_buffer(state)
+        llama.llama_state_get_data(self._context, copy, n_bytes)
+        n_before = self.n_cells
+        llama.llama_free(self._context)
+        try:
+            self._open(n_cells)
+        except OutOfMemory:
+            self._open(n_before)
+        if llama.llama_state_set_data(self._context, copy, n_bytes) != n_bytes:
+            raise OutOfMemory(f"could not move {n_bytes} bytes into a context of {self.n_cells} tokens")
+        self._set_scales(self._context, self._scales)
+        return self.n_cells != n_before
 
     def open_embeddings(self, plan: EmbeddingPlan, n_threads: int) -> None:
         """Make a context for embeddings, after the one for text where there is one; OutOfMemory without the memory,
@@ -177,6 +222,8 @@ class LlamaModel:
 
     def set_threads(self, n_threads: int) -> None:
         """From the next decode on."""
+        if self._context is not None:
+            self._params.n_threads = self._params.n_threads_batch = n_threads
         for context in filter(None, (self._context, self.embeddings and self.embeddings.pointer)):
             llama.llama_set_n_threads(context, n_threads, n_threads)
 
@@ -202,6 +249,7 @@ class LlamaModel:
         if self._context is None:
             self.set_embedding_scales(scales)
         else:
+            self._scales = scales
             self._set_scales(self._context, scales)
 
     def set_embedding_scales(self, scales: Sequence[float]) -> None:
@@ -221,7 +269,7 @@ class LlamaModel:
 
     def logprob(self, row: int, token: int, n_top: int) -> TokenLogprob:
         """How likely the model found `token` in batch row `row`, and the `n_top` tokens it found most likely there."""
-        chosen, top = self._likelihood.of(self._context, row, token, n_top)
+        chosen, top = self._likelihood.of(row, token, n_top)
         return TokenLogprob(
             self._candidate(token, chosen), tuple(self._candidate(other, logprob) for other, logprob in top)
         )
@@ -247,7 +295,7 @@ class LlamaModel:
             llama.llama_sampler_chain_add(pointer, stage)
         for stage in chain.stages:
             llama.llama_sampler_chain_add(pointer, self._new_stage(stage, breakers))
-        return Sampler(pointer, self._context, self._probe)
+        return Sampler(pointer, self._probe)
 
     def _new_stage(self, stage: Stage, breakers: Sequence[str]) -> Any:
         create = getattr(llama, f"llama_sampler_init_{stage.name}")

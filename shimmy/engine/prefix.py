@@ -1,7 +1,8 @@
-"""Which resident sequence a new prompt should continue, and which one to give up for room.
+"""Which resident sequence a new prompt should continue, which one to give up for room, and which share their cells.
 
 Knows token lists and times of use; nothing of jobs or the engine. One `Sequence` stands for one llama.cpp sequence id,
-and its `tokens` are exactly the tokens whose cells lie in the KV pool under that id.
+and its `tokens` are exactly the tokens whose cells lie in the KV pool under that id. Together the runs of all sequences
+are a radix tree: a run is an edge of it, and a sequence the way from the root to where its tokens end.
 """
 
 from array import array
@@ -16,12 +17,21 @@ _MIN_KEPT_SHARE = 0.5
 _PROMPTS_PER_SEQUENCE = 8
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
+class Run:
+    """Consecutive cells that belong to the same sequences."""
+
+    n_tokens: int
+    holders: "list[Sequence]"
+
+
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One sequence id of the context and what is resident under it."""
 
     id: int
     tokens: list[int] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)  # whose cells hold them, in their order
     scales: tuple[float, ...] = ()  # of the adapters its cells were computed with
     last_used: int = 0  # the scheduler's step count
     busy: bool = False
@@ -78,9 +88,61 @@ def choose(sequences: Iterable[Sequence], prompt: list[int], scales: tuple[float
 
 
 def evictable(sequences: Iterable[Sequence]) -> Sequence | None:
-    """The least recently used idle sequence that holds cells."""
+    """The idle sequence to give up: one that was used longest ago, of those that have cells for themselves.
+
+    What a sequence would cost to compute again grows with the cells that it frees, so only its use decides.
+    """
     idle = [sequence for sequence in sequences if sequence.tokens and not sequence.busy]
-    return min(idle, key=lambda sequence: sequence.last_used, default=None)
+    return min(idle, key=lambda sequence: (not _has_own_cells(sequence), sequence.last_used), default=None)
+
+
+def _has_own_cells(sequence: Sequence) -> bool:
+    return any(len(run.holders) == 1 for run in sequence.runs)
+
+
+def extend(sequence: Sequence, tokens: list[int]) -> None:
+    """Put `tokens` behind those of `sequence`, in new cells."""
+    last = sequence.runs[-1] if sequence.runs else None
+    if last is None or len(last.holders) > 1:
+        last = Run(0, [sequence])
+        sequence.runs.append(last)
+    last.n_tokens += len(tokens)
+    sequence.tokens += tokens
+
+
+def cut(sequence: Sequence, n_keep: int) -> int:
+    """Take all but the first `n_keep` tokens from `sequence`; returns how many cells nobody holds any more."""
+    n_freed = 0
+    n_runs = _split(sequence, n_keep)
+    for run in sequence.runs[n_runs:]:
+        run.holders.remove(sequence)
+        if not run.holders:
+            n_freed += run.n_tokens
+    del sequence.runs[n_runs:]
+    del sequence.tokens[n_keep:]
+    return n_freed
+
+
+def share(source: Sequence, target: Sequence, n_tokens: int) -> None:
+    """Let `target`, which is empty, hold the first cells of `source` too."""
+    target.tokens += source.tokens[:n_tokens]
+    target.runs += source.runs[: _split(source, n_tokens)]
+    for run in target.runs:
+        run.holders.append(target)
+
+
+def _split(sequence: Sequence, n_tokens: int) -> int:
+    """See that a run of `sequence` ends after `n_tokens`; returns how many runs these are."""
+    for place, run in enumerate(sequence.runs):
+        if n_tokens <= 0:
+            return place
+        if n_tokens < run.n_tokens:
+            rest = Run(run.n_tokens - n_tokens, run.holders.copy())
+            run.n_tokens = n_tokens
+            for holder in run.holders:
+                holder.runs.insert(holder.runs.index(run) + 1, rest)
+        n_tokens -= run.n_tokens
+    return len(sequence.runs)
 
 
 class Allowance:

@@ -84,6 +84,8 @@ class Candidates:
 class Probe:
     """A sampler that lends Python the candidates: llama.cpp fills them from the logits a hundred times faster."""
 
+    context: Any = None  # the one that decodes; a pool that grows gets another
+
     def __init__(self) -> None:
         self._look: Callable[[Candidates], None] | None = None
         self._error: Exception | None = None
@@ -93,10 +95,10 @@ class Probe:
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         llama.llama_sampler_chain_add(self._chain, llama.llama_sampler_init(interface, None))
 
-    def look(self, context: Any, row: int, function: Callable[[Candidates], None]) -> None:
+    def look(self, row: int, function: Callable[[Candidates], None]) -> None:
         """Have `function` see the candidates of a row of the last decode; raises what it raises."""
         self._look, self._error = function, None
-        llama.llama_sampler_sample(self._chain, context, row)
+        llama.llama_sampler_sample(self._chain, self.context, row)
         if self._error is not None:
             raise self._error
 
@@ -113,15 +115,14 @@ class Probe:
 class Sampler:
     """One job's sampler chain, freed by `close`; all but `accept` belong to the thread that decodes."""
 
-    def __init__(self, chain: Any, context: Any, probe: Probe) -> None:
+    def __init__(self, chain: Any, probe: Probe) -> None:
         self._chain = chain
-        self._context = context
         self._probe = probe
         self._token = 0
 
     def sample(self, row: int) -> int:
         """Pick a token from the logits of batch row `row`, and remember it as history."""
-        return int(llama.llama_sampler_sample(self._chain, self._context, row))
+        return int(llama.llama_sampler_sample(self._chain, self._probe.context, row))
 
     def sample_within(self, row: int, guide: "Guide") -> int:
         """Pick a token that `guide` allows, and remember it as history; raises what the guide raises.
@@ -129,10 +130,10 @@ class Sampler:
         As in llama.cpp, the chain picks freely first, and only when that is not allowed it picks again from what is:
         mostly the model knows what has to come, and then nobody has to look at the whole vocabulary.
         """
-        self._probe.look(self._context, row, self._pick)
+        self._probe.look(row, self._pick)
         if not guide.allows(self._token):
             mask = guide.allowed()
-            self._probe.look(self._context, row, lambda candidates: self._pick_of(candidates, mask))
+            self._probe.look(row, lambda candidates: self._pick_of(candidates, mask))
         llama.llama_sampler_accept(self._chain, self._token)
         return self._token
 
@@ -164,7 +165,7 @@ class Likelihood:
         self._softmax = llama.llama_sampler_init_dist(0)  # also picks a token, which nobody looks at
         self._best: dict[int, Any] = {}  # top-k samplers by their k
 
-    def of(self, context: Any, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+    def of(self, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
         """That of `token` in a row of the last decode, and the `n_top` most likely tokens with theirs, best first."""
         n_kept = max(1, n_top)
         if n_kept not in self._best:
@@ -183,7 +184,7 @@ class Likelihood:
             n_told = min(n_top, candidates.n_left)
             top.extend((candidates.ids[place], candidates.logits[place] - log_total) for place in range(n_told))
 
-        self._probe.look(context, row, look)
+        self._probe.look(row, look)
         return chosen, top
 
 

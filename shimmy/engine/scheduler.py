@@ -13,21 +13,19 @@ from time import perf_counter
 from typing import Protocol
 
 from shimmy.engine import prefix
+from shimmy.engine.cells import Cells, Pool
 from shimmy.engine.speculation import Costs
 from shimmy.engine.task import Guide, Task
 from shimmy.engine.turns import Turns
-from shimmy.errors import BadRequest, Internal, ShimmyError
+from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
 from shimmy.messages import Echo, Event, FinishReason, Piece, TokenLogprob
 
 # Prompt rows beside decode rows: enough to keep the processor busy, few enough that the streams go on flowing.
 _SHARED_PREFILL_ROWS = 128
 # Cells a job must find free beyond its prompt before it joins others, so that it does not have to leave at once.
 _ADMISSION_SLACK = 64
-# Each resident cell costs every later row a look at its mask (2,000 of them slow a decode by 7 %, SmolLM2 on 2 cores),
-# so idle sequences, beside the one used last, may hold this share of the pool,
-_IDLE_SHARE = 0.25
-# and there may be this many of them before prompts have shown that they come back to more.
-_MIN_IDLE_SEQUENCES = 3
+# A reply is expected to have so many tokens, where its limit says no less.
+_EXPECTED_REPLY = 256
 # Tokens that a guide may force at once: a batch has to hold those of all jobs.
 _MAX_FORCED = 32
 # Beside other jobs, forced tokens may make a decode so many times as long.
@@ -45,25 +43,19 @@ class Batch(Protocol):
     def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int: ...
 
 
-class Backend(Protocol):
+class Backend(Pool, Protocol):
     """What the scheduler needs of an engine: `llama.LlamaModel`, or a few lines of arithmetic in a test."""
 
-    n_ctx: int
     n_batch: int
-    n_sequences: int
     n_outputs: int
-    can_rewind: bool
 
     @property
     def batch(self) -> Batch: ...
     def decode(self) -> int: ...
-    def forget(self, sequence: int, start: int) -> bool: ...
-    def share(self, source: int, target: int, n_tokens: int) -> bool: ...
     def set_scales(self, scales: Sequence[float]) -> None: ...
     def has_numbers(self, row: int) -> bool: ...
     def logprob(self, row: int, token: int, n_top: int) -> TokenLogprob: ...
     def first_logprob(self, token: int) -> TokenLogprob: ...
-    def wipe(self) -> None: ...
     def is_end(self, token: int) -> bool: ...
     def piece(self, token: int) -> bytes: ...
 
@@ -97,16 +89,14 @@ class Scheduler:
         self._emit = emit
         self._clock = clock
         self._drafts = speculate and backend.can_rewind
-        self._sequences = [prefix.Sequence(number) for number in range(backend.n_sequences)]
+        self._cells = Cells(backend)
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
         self._costs = Costs()
-        self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, backend.n_sequences)
         self._turns = Turns(backend.set_scales)
         self._n_forced_max = max(0, min(_MAX_FORCED, backend.n_batch // backend.n_sequences - 1))
         self._n_steps = 0
-        self._n_resident = 0  # tokens of all sequences
 
     @property
     def n_running(self) -> int:
@@ -132,11 +122,16 @@ class Scheduler:
                 self._release(task)
                 return
 
+    def rest(self) -> None:
+        """Give memory back that nobody is going to miss, while there is nothing to do."""
+        if not self._running:
+            self._cells.shrink()
+
     def step(self) -> None:
         """One decode of the jobs that can move together, and the events it led to."""
         self._n_steps += 1
-        start_s = self._clock()
         self._admit()
+        start_s = self._clock()
         rows = self._plan(self._turns.of(self._running))
         if rows:
             status = self._backend.decode()
@@ -153,26 +148,24 @@ class Scheduler:
             events, self._events = self._events, []
             self._emit(events)
 
-    # -- room in the pool ----------------------------------------------------------------------------------------
+    # -- who runs ------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Give waiting tasks a sequence, first come first served, while the pool has room for their prompts.
 
         One whose prompt begins like another that is being computed lets others pass until it can share that.
         """
-        for task in tuple(self._waiting) if len(self._running) < self._backend.n_sequences else ():
+        n_before = len(self._running)
+        for task in tuple(self._waiting) if n_before < self._backend.n_sequences else ():
             if self._can_share_soon(task):
                 continue
-            choice = prefix.choose(self._sequences, task.tokens, task.scales)
-            if choice is None:
-                return
-            n_spoken_for = sum(len(other.tokens) for other in self._running)
-            if self._running and n_spoken_for + len(task.tokens) + _ADMISSION_SLACK > self._backend.n_ctx:
-                return
+            choice = self._cells.choose(task.tokens, task.scales)
+            if choice is None or not self._has_room_for(task, choice):
+                break
             self._waiting.remove(task)
             self._start(task, choice)
-            if len(self._running) == self._backend.n_sequences:
-                return
+        if len(self._running) > n_before:
+            self._cells.expect(sum(task.n_pending + min(task.n_left, _EXPECTED_REPLY) for task in self._running))
 
     def _can_share_soon(self, task: Task) -> bool:
         if not (task.uses_cache and self._backend.can_rewind):
@@ -180,76 +173,41 @@ class Scheduler:
         computing = [other for other in self._running if other.scales == task.scales and not other.is_generating]
         if not computing:
             return False
-        alike = [sequence for sequence in self._sequences if sequence.scales == task.scales]
-        n_there = max(prefix.n_common(sequence.tokens, task.tokens) for sequence in alike)
         n_soon = max(prefix.n_common(other.tokens, task.tokens) for other in computing)
-        return n_soon >= _WORTH_WAITING and n_soon > n_there
+        return n_soon >= _WORTH_WAITING and n_soon > self._cells.n_common(task.tokens, task.scales)
+
+    def _has_room_for(self, task: Task, choice: prefix.Choice) -> bool:
+        """Whether a task can join those that run without taking the cells they need next."""
+        if not self._running:
+            return True
+        n_kept = choice.n_kept if task.uses_cache else 0
+        n_wanted = sum(other.n_pending for other in self._running) + len(task.tokens) - n_kept + _ADMISSION_SLACK
+        return self._cells.n_taken_with(choice, n_kept) + n_wanted <= self._backend.n_ctx
 
     def _start(self, task: Task, choice: prefix.Choice) -> None:
-        sequence = choice.sequence
-        n_keep = 0
-        if not task.uses_cache or choice.source is not None:
-            self._trim(sequence, 0)
-        if task.uses_cache:
-            n_keep = self._share(choice) if choice.source else self._trim(sequence, choice.n_kept)
-        sequence.busy = True
-        sequence.scales = task.scales
-        task.sequence = sequence
+        n_kept = self._cells.take(choice, task.scales, uses_cache=task.uses_cache)
+        task.sequence = choice.sequence
         if not task.started_s:
-            self._allowance.asked(task.tokens)
+            self._cells.asked(task.tokens)
             task.started_s = self._clock()
-            task.n_cached = n_keep
+            task.n_cached = n_kept
         self._running.append(task)
 
-    def _share(self, choice: prefix.Choice) -> int:
-        """Give an empty sequence a prefix that another one has computed; 0 where the engine cannot.
-
-        Shared cells count for both, so the pool may look fuller than it is, and never emptier.
-        """
-        assert choice.source is not None
-        if not self._make_room(choice.n_kept, keep=choice.source):
-            return 0
-        if not self._backend.share(choice.source.id, choice.sequence.id, choice.n_kept):
-            return 0
-        choice.sequence.tokens += choice.source.tokens[: choice.n_kept]
-        self._n_resident += choice.n_kept
-        return choice.n_kept
-
-    def _trim(self, sequence: prefix.Sequence, n_keep: int) -> int:
-        """Drop what follows the first `n_keep` tokens; recurrent models can only drop all. Returns what was kept."""
-        n_keep = min(n_keep, len(sequence.tokens))
-        if n_keep < len(sequence.tokens) and not self._backend.forget(sequence.id, n_keep):
-            n_keep = 0
-            self._backend.forget(sequence.id, 0)
-        self._n_resident -= len(sequence.tokens) - n_keep
-        del sequence.tokens[n_keep:]
-        return n_keep
-
-    def _make_room(self, n_cells: int, keep: prefix.Sequence | None = None) -> bool:
-        """Evict idle sequences but `keep` until `n_cells` are free; False when there are none left to evict."""
-        while self._backend.n_ctx - self._n_resident < n_cells:
-            victim = prefix.evictable(sequence for sequence in self._sequences if sequence is not keep)
-            if victim is None:
-                return False
-            self._trim(victim, 0)
-        return True
-
     def _give_up_cells(self) -> None:
-        """Free a sequence although the pool seemed to have room: an idle one, else that of the youngest job."""
-        victim = prefix.evictable(self._sequences)
-        if victim is not None:
-            self._trim(victim, 0)
-        elif len(self._running) > 1:
+        """Free a sequence where the pool has no room although it should: an idle one, else that of the youngest job."""
+        if self._cells.evict():
+            return
+        if len(self._running) > 1:
             self._preempt(self._running[-1])
         else:
-            self._fail_task(self._running[0], Internal("no room for one more token in an empty KV pool"))
+            message = f"there is no memory for more than {self._backend.n_cells} tokens of context: shorten the prompt"
+            self._fail_task(self._running[0], OutOfMemory(message))
 
     def _preempt(self, task: Task) -> None:
         """Take a job's cells away; it starts over, with what it has generated so far, when there is room again."""
         assert task.sequence is not None
         self._running.remove(task)
-        self._trim(task.sequence, 0)
-        task.sequence.busy = False
+        self._cells.free(task.sequence)
         task.sequence = None
         task.n_forced = 0
         self._waiting.appendleft(task)
@@ -259,8 +217,8 @@ class Scheduler:
     def _plan(self, turn: list[Task]) -> list[_Rows]:
         """Fill the batch: the last tokens of each generating job of `turn`, then prompt chunks in turn."""
         self._backend.batch.clear()
-        while not self._make_room(sum(task.n_pending for task in turn if task.is_generating)):
-            self._preempt(self._running[-1])
+        while not self._cells.make_room(sum(task.n_pending for task in turn if task.is_generating)):
+            self._give_up_cells()
             turn = [task for task in turn if task.sequence is not None]
         if len(self._running) == len(turn) == 1 and turn[0].is_generating and not turn[0].n_forced:
             return [self._add_with_draft(turn[0])]
@@ -277,11 +235,13 @@ class Scheduler:
             n_chunk = min(n_left, task.n_pending)
             if task.wants_prompt_logprobs:
                 n_chunk = min(n_chunk, n_outputs_left)
-            if n_chunk <= 0 or not self._make_room(self._n_planned(rows) + n_chunk):
+            if n_chunk <= 0 or not self._cells.make_room(self._n_planned(rows) + n_chunk):
                 break
             rows.append(self._add(task, n_chunk))
             n_left -= n_chunk
             n_outputs_left -= n_chunk if task.wants_prompt_logprobs else 1
+        if prefilling and not rows:
+            self._give_up_cells()
         return rows
 
     @staticmethod
@@ -302,8 +262,8 @@ class Scheduler:
         assert task.sequence is not None
         draft: list[int] = []
         if self._drafts:
-            n_free = self._backend.n_ctx - self._n_resident  # nothing is evicted for a guess
-            n_max = min(self._backend.n_outputs, n_free, task.n_limit - task.n_generated) - 1
+            n_free = self._cells.n_free  # nothing is evicted for a guess
+            n_max = min(self._backend.n_outputs, n_free, task.n_left) - 1
             draft = task.lookup.draft(task.tokens, n_max, self._costs)
         start = len(task.sequence.tokens)
         tokens = [task.tokens[-1], *draft]
@@ -317,9 +277,8 @@ class Scheduler:
             assert task.sequence is not None
             if task.wants_prompt_logprobs and task.n_echoed < task.n_prompt:
                 self._echo(planned, len(task.sequence.tokens))
-            task.sequence.tokens += planned.tokens
+            self._cells.extend(task.sequence, planned.tokens)
             task.n_forced = 0
-            self._n_resident += len(planned.tokens)
         if self._turns.scales and not self._are_numbers(rows):
             return
         for planned in rows:
@@ -360,9 +319,7 @@ class Scheduler:
                 self._fail_task(task, Internal("the adapters of another job spoilt what was computed for this one"))
         for task in reversed(self._running.copy()):
             self._preempt(task)
-        for sequence in self._sequences:
-            self._trim(sequence, 0)
-        self._backend.wipe()
+        self._cells.wipe()
         return False
 
     def _verify(self, task: Task, row: int, draft: list[int]) -> None:
@@ -382,7 +339,7 @@ class Scheduler:
         task.lookup.learn(len(draft), n_accepted)
         task.n_drafted += len(draft)
         task.n_accepted += n_accepted
-        self._trim(sequence, n_known + n_accepted)
+        self._cells.trim(sequence, n_known + n_accepted)
         if task.sequence is not None:
             task.n_forced = task.n_pending - 1
 
@@ -461,26 +418,12 @@ class Scheduler:
         self._release(task)
 
     def _release(self, task: Task) -> None:
-        """Let the job go and keep its tokens resident, at the expense of those that were used longer ago."""
+        """Let the job go and keep its tokens resident."""
         assert task.sequence is not None
-        latest = task.sequence
-        task.sequence = None
         self._running.remove(task)
+        self._cells.release(task.sequence)
+        task.sequence = None
         task.sampler.close()
-        self._allowance.ended(latest.tokens)
-        self._thin_out()
-        latest.busy = False
-        latest.last_used = self._n_steps
-
-    def _thin_out(self) -> None:
-        """Let the idle sequences go that are not worth their cells; the one that comes to them now is."""
-        idle = [sequence for sequence in self._sequences if sequence.tokens and not sequence.busy]
-        idle.sort(key=lambda sequence: sequence.last_used)
-        n_cells = sum(len(sequence.tokens) for sequence in idle)
-        while len(idle) >= self._allowance.n_sequences or n_cells > _IDLE_SHARE * self._backend.n_ctx:
-            victim = idle.pop(0)
-            n_cells -= len(victim.tokens)
-            self._trim(victim, 0)
 
     def _fail(self, rows: list[_Rows], status: int) -> None:
         """The engine could not decode these rows; what it left in the pool under their sequences is not trusted."""
@@ -489,7 +432,6 @@ class Scheduler:
 
     def _fail_task(self, task: Task, error: ShimmyError) -> None:
         assert task.sequence is not None
-        self._trim(task.sequence, 0)
-        self._backend.forget(task.sequence.id, 0)
+        self._cells.free(task.sequence)
         self._events.append((task.job.id, error))
         self._release(task)

@@ -81,6 +81,11 @@ class Task:
         return len(self.tokens) - (len(self.sequence.tokens) if self.sequence else 0)
 
     @property
+    def n_left(self) -> int:
+        """Tokens that it may still generate."""
+        return self.n_limit - self.n_generated
+
+    @property
     def is_generating(self) -> bool:
         """Only what it has generated last is not in the KV pool yet: the next decode gives its next token."""
         return self.n_pending == 1 + self.n_forced

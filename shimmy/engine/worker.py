@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 
 from shimmy import log
@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 _READ_BYTES = 1 << 16
 # The threads of Python take turns this often; the default of 5 ms would let a template delay a decode by that much.
 _SWITCH_INTERVAL_S = 0.0005
+# The cells of a KV pool at first: enough for a short conversation.
+_FIRST_N_CELLS = 512
+# A worker with nothing to do for so long gives memory back.
+_REST_AFTER_S = 10.0
 
 
 class Connection:
@@ -143,7 +147,7 @@ class Worker:
 
     def _take_orders(self, *, block: bool) -> None:
         while block or not self._to_schedule.empty():
-            order = self._to_schedule.get()
+            order = self._next_order()
             block = False
             match order:
                 case wire.Share():
@@ -158,6 +162,15 @@ class Worker:
                         self._scheduler.cancel(order)
                     if self._embedder:
                         self._embedder.cancel(order)
+
+    def _next_order(self) -> Task | EmbeddingTask | int | wire.Share:
+        """The next one, however long that takes; while there is none for long, memory is given back."""
+        try:
+            return self._to_schedule.get(timeout=_REST_AFTER_S)
+        except Empty:
+            if self._scheduler:
+                self._scheduler.rest()
+            return self._to_schedule.get()
 
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
@@ -254,6 +267,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     if not header.is_embedding:
         model.open_context(
             n_ctx=options.n_ctx,
+            n_cells=_FIRST_N_CELLS,
             n_batch=max(options.n_batch, options.n_sequences),
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,

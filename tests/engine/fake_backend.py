@@ -5,6 +5,7 @@ so a row decoded with wrong or missing history gives a wrong text. Tokens are by
 """
 
 from collections.abc import Sequence
+from itertools import count
 
 from shimmy.engine.task import Guide
 from shimmy.messages import Candidate, TokenLogprob
@@ -101,16 +102,21 @@ class FakeGuide:
 
 
 class FakeBackend:
-    """`cells[sequence]` are the tokens resident under a sequence id."""
+    """`cells[sequence]` are the tokens resident under a sequence id, and `places` where they are."""
 
-    def __init__(self, *, n_ctx: int = 64, n_batch: int = 32, n_sequences: int = 4) -> None:
+    def __init__(self, *, n_ctx: int = 64, n_batch: int = 32, n_sequences: int = 4, n_cells: int | None = None) -> None:
         self.n_ctx = n_ctx
+        self.n_cells = n_cells or n_ctx
+        self.n_cells_max = n_ctx  # there is no memory for more
+        self.sizes = [self.n_cells]  # that the pool has had
         self.n_batch = n_batch
         self.n_sequences = n_sequences
         self.n_outputs = max(n_sequences, 32)
         self.can_rewind = True
         self.batch = FakeBatch()
         self.cells: list[list[int]] = [[] for _ in range(n_sequences)]
+        self.places: list[list[int]] = [[] for _ in range(n_sequences)]
+        self._new_places = count()
         self.logits: dict[int, list[int]] = {}  # batch row -> the history its logits were computed from
         self.batches: list[list[tuple[int, int, int, bool]]] = []
         self.status = 0
@@ -126,7 +132,7 @@ class FakeBackend:
         assert sum(output for *_, output in rows) <= self.n_outputs
         if self.status:
             return self.status
-        if sum(map(len, self.cells)) + len(rows) > self.n_ctx:
+        if self.n_used + len(rows) > self.n_cells:
             return 1
         self.batches.append(rows)
         self.scales_of_batches.append(self.scales)
@@ -139,14 +145,30 @@ class FakeBackend:
             if self.scales == self.spoils or self.spoilt:
                 self.spoilt.add(sequence)
             self.cells[sequence].append(token)
+            self.places[sequence].append(next(self._new_places))
             if output:
                 self.logits[index] = list(self.cells[sequence])
         return 0
+
+    @property
+    def n_used(self) -> int:
+        return len({place for places in self.places for place in places})
+
+    def resize(self, n_cells: int) -> bool:
+        assert n_cells != self.n_cells
+        assert self.n_used <= n_cells <= self.n_ctx
+        if n_cells > self.n_cells_max:
+            return False
+        self.n_cells = n_cells
+        self.sizes.append(n_cells)
+        self.logits = {}
+        return True
 
     def forget(self, sequence: int, start: int) -> bool:
         if start and not self.can_rewind:
             return False
         del self.cells[sequence][start:]
+        del self.places[sequence][start:]
         return True
 
     def share(self, source: int, target: int, n_tokens: int) -> bool:
@@ -155,6 +177,7 @@ class FakeBackend:
             return False
         self.scales_of_cells[target] = self.scales_of_cells[source]
         self.cells[target] = self.cells[source][:n_tokens]
+        self.places[target] = self.places[source][:n_tokens]
         assert len(self.cells[target]) == n_tokens
         return True
 

@@ -20,6 +20,7 @@ from tests.tiny_models import (
     BOS_TOKEN,
     EOS_TOKEN,
     N_EMBD,
+    UINT32,
     UNKNOWN_TOKEN,
     Tensor,
     vocabulary,
@@ -194,6 +195,23 @@ def test_a_full_pool_says_so_and_goes_on_when_there_is_room(model: LlamaModel) -
     assert model.decode() == 1
     model.forget(2, 0)
     assert model.decode() == 0
+
+
+def test_what_is_resident_moves_with_a_pool_that_grows_or_shrinks(model: LlamaModel) -> None:
+    first = tokens_of(model, "the user and the assistant")
+    other = [*first[:4], *model.tokenize(" system", add_special=False, parse_special=False)]
+    expected_first, expected_other = anew(model, first, 12), anew(model, other, 12)
+    model.forget(0, 0)
+    decode(model, first[:-1])
+    assert model.share(0, 1, 4)
+    for n_cells in (256, 512):  # both are more than it has been opened with, and llama.cpp takes multiples of 256
+        assert model.resize(n_cells) == (n_cells != 256)
+        assert model.n_cells == n_cells
+    assert generate(model, first, 12, n_kept=len(first) - 1) == expected_first
+    assert model.resize(256)
+    assert generate(model, other, 12, sequence=1, n_kept=4) == expected_other
+    model.forget(0, len(first))
+    assert generate(model, first[:-1], 1, n_kept=0, sequence=2) == anew(model, first[:-1], 1)
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------
@@ -422,6 +440,25 @@ def test_end_tokens_are_the_models_own_and_those_of_chat_formats(model: LlamaMod
 
 
 # -- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_is_opened_small_where_it_can_grow(tiny_model: Path, cpu: CpuBackend) -> None:
+    model = LlamaModel(tiny_model, cpu)
+    model.open_context(n_ctx=2048, n_cells=256, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    assert (model.n_ctx, model.n_cells) == (2048, 256)
+    assert model.facts(has_chat_template=False).n_ctx == 2048
+
+
+def test_a_model_with_other_positions_in_larger_contexts_gets_all_its_cells_at_once(
+    tmp_path: Path, cpu: CpuBackend
+) -> None:
+    path = write_tiny_model(tmp_path, more=[("llama.rope.scaling.original_context_length", UINT32, 1024)])
+    for n_ctx, n_cells in ((1024, 256), (2048, 2048)):
+        model = LlamaModel(path, cpu)
+        model.open_context(
+            n_ctx=n_ctx, n_cells=256, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1
+        )
+        assert model.n_cells == n_cells
 
 
 def test_facts(model: LlamaModel, cpu: CpuBackend) -> None:

@@ -1,5 +1,6 @@
 """The scheduler against a fake engine: who is in which batch, what is reused, and that every job gets its own text."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -8,7 +9,7 @@ import pytest
 
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
-from shimmy.errors import BadRequest, Internal, ShimmyError
+from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
 from shimmy.messages import Echo, Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
 from tests.engine.fake_backend import END, FakeBackend, FakeGuide, FakeSampler, Scales, continuation
 
@@ -317,6 +318,33 @@ def test_jobs_that_outgrow_the_pool_together_all_finish_with_their_own_text() ->
         assert house.finished(number).usage.n_completion == 60
 
 
+@pytest.mark.parametrize("n_cells_max", [200, 1000])
+def test_jobs_in_a_pool_that_grows_get_their_own_texts(n_cells_max: int) -> None:
+    backend = FakeBackend(n_ctx=1000, n_sequences=4, n_cells=16)
+    backend.n_cells_max = n_cells_max
+    house = House(backend)
+    for number in range(12):
+        house.submit(number, "all begin alike, and then comes " + f"job {number} " * (number % 3 + 1), n_predict=60)
+        house.scheduler.step()
+    house.run()
+    for number in range(12):
+        prompt = "all begin alike, and then comes " + f"job {number} " * (number % 3 + 1)
+        assert house.text(number) == expected(prompt, 60)
+    assert 16 < max(backend.sizes) <= n_cells_max
+    house.scheduler.rest()
+    assert backend.n_cells < 600
+
+
+def test_a_pool_grows_before_the_prompts_that_need_it_are_computed() -> None:
+    house = House(FakeBackend(n_ctx=4000, n_batch=2000, n_sequences=4, n_cells=16))
+    for number in range(4):
+        house.submit(number, f"{number}" * 100, n_predict=20)
+    house.scheduler.step()
+    assert house.backend.sizes == [16, 480]
+    house.run()
+    assert house.backend.sizes == [16, 480]
+
+
 def test_a_job_that_fills_the_context_ends_by_length() -> None:
     house = House(FakeBackend(n_ctx=32))
     house.submit(1, "twelve bytes", n_predict=None)
@@ -415,7 +443,23 @@ def test_no_room_although_there_should_be_ends_the_last_job_and_not_the_loop() -
     house.submit(1, "a")
     house.backend.status = 1
     house.run()
-    assert isinstance(house.end(1), Internal)
+    assert isinstance(house.end(1), OutOfMemory)
+
+
+@pytest.mark.parametrize(("n_prompt", "n_predict"), [(300, 1), (90, 60)])
+def test_a_job_that_memory_has_no_room_for_says_so_and_takes_nobody_with_it(n_prompt: int, n_predict: int) -> None:
+    backend = FakeBackend(n_ctx=1000, n_cells=16)
+    backend.n_cells_max = 100
+    house = House(backend)
+    house.submit(1, "first", n_predict=20)
+    house.submit(2, "x" * n_prompt, n_predict=n_predict)
+    house.submit(3, "third", n_predict=20)
+    house.run()
+    error = house.end(2)
+    assert isinstance(error, OutOfMemory)
+    assert re.search(r"more than (9\d|100) tokens", error.message)
+    assert house.text(1) == expected("first", 20)
+    assert house.text(3) == expected("third", 20)
 
 
 def test_times_are_told_apart() -> None:

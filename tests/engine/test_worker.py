@@ -587,8 +587,10 @@ def test_an_unknown_variant_is_refused_with_those_there_are(tiny_model: Path) ->
 
 
 def test_a_context_that_memory_has_no_room_for_is_refused_with_the_reason(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # One that cannot grow later.
+    path = write_tiny_model(tmp_path, more=[("llama.rope.scaling.original_context_length", UINT32, 1024)])
     command = client_module.worker_command
 
     def with_one_gigabyte(socket_fd: int, name: str) -> list[str]:
@@ -596,7 +598,7 @@ def test_a_context_that_memory_has_no_room_for_is_refused_with_the_reason(
 
     monkeypatch.setattr(client_module, "worker_command", with_one_gigabyte)
     with pytest.raises(ModelUnavailable, match=r"no context of 4194304 tokens: .*memory"):
-        asyncio.run(_start(options(tiny_model, n_ctx=2**22)))
+        asyncio.run(_start(options(path, n_ctx=2**22)))
 
 
 async def _start(wanted: WorkerOptions) -> None:

@@ -1,0 +1,194 @@
+"""The KV pool: which sequence holds which tokens, how many cells that takes, and how many there are.
+
+Sequences that begin alike share the cells of their beginning, so what is resident is a radix tree whose edges are
+`prefix.Run`s. The pool starts small, grows when prompts and replies need it, and shrinks when nobody does. Knows token
+lists and a pool that can be resized; nothing of jobs, batches or llama_cpp.
+"""
+
+from typing import Protocol
+
+from shimmy.engine import prefix
+from shimmy.engine.prefix import Sequence
+from shimmy.memory import MOVING_SHARE
+
+# Each resident cell costs every later row a look at its mask (2,000 of them slow a decode by 7 %, SmolLM2 on 2 cores),
+# so idle sequences, beside the one used last, may hold this share of the pool,
+_IDLE_SHARE = 0.25
+# and there may be this many of them before prompts have shown that they come back to more.
+_MIN_IDLE_SEQUENCES = 3
+# A pool that grows becomes so many times as large, at least: what is resident has to move each time.
+_GROWTH = 1.5
+# Where there is no memory for that, less will do, down to this.
+_LEAST_GROWTH = 1.1
+# One that shrinks keeps room for the next turn of the conversations that stay.
+_SLACK = 256
+
+
+class Pool(Protocol):
+    """What is needed of an engine: `llama.LlamaModel`."""
+
+    n_ctx: int  # cells that the pool may have at most
+    n_cells: int  # cells that it has
+    n_sequences: int
+    can_rewind: bool
+
+    def resize(self, n_cells: int) -> bool: ...
+    def forget(self, sequence: int, start: int) -> bool: ...
+    def share(self, source: int, target: int, n_tokens: int) -> bool: ...
+    def wipe(self) -> None: ...
+
+
+class Cells:
+    """Owns the KV pool of an engine: nobody else adds to its sequences or takes from them."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.sequences = [Sequence(number) for number in range(pool.n_sequences)]
+        self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, pool.n_sequences)
+        self._n_least = pool.n_cells
+        self._n_most = pool.n_ctx  # less where there was no memory for more
+        self._n_used = 0  # cells that hold a token of one sequence or more
+        self._n_releases = 0
+
+    @property
+    def n_free(self) -> int:
+        """Cells that are there and hold nothing."""
+        return self._pool.n_cells - self._n_used
+
+    def n_common(self, tokens: list[int], scales: tuple[float, ...]) -> int:
+        """The longest beginning of `tokens` that is resident."""
+        alike = [sequence for sequence in self.sequences if sequence.scales == scales]
+        return max((prefix.n_common(sequence.tokens, tokens) for sequence in alike), default=0)
+
+    def choose(self, tokens: list[int], scales: tuple[float, ...]) -> prefix.Choice | None:
+        """Where a prompt should run; None when every sequence is busy."""
+        return prefix.choose(self.sequences, tokens, scales)
+
+    def n_taken_with(self, choice: prefix.Choice, n_kept: int) -> int:
+        """Cells that can be taken from nobody when a prompt runs where `choice` says and keeps `n_kept` of its tokens:
+        these, and those of busy sequences."""
+        taken = {run: run.n_tokens for sequence in self.sequences if sequence.busy for run in sequence.runs}
+        for run in (choice.source or choice.sequence).runs:
+            taken[run] = max(taken.get(run, 0), min(n_kept, run.n_tokens))
+            n_kept = max(0, n_kept - run.n_tokens)
+        return sum(taken.values())
+
+    def take(self, choice: prefix.Choice, scales: tuple[float, ...], *, uses_cache: bool) -> int:
+        """Make a sequence busy; returns how many tokens of the prompt it holds already, none without `uses_cache`."""
+        sequence, n_kept = choice.sequence, 0
+        if not uses_cache or choice.source is not None:
+            self.trim(sequence, 0)
+        if uses_cache:
+            n_kept = self.trim(sequence, choice.n_kept) if choice.source is None else self._share(choice)
+        sequence.busy = True
+        sequence.scales = scales
+        return n_kept
+
+    def asked(self, prompt: list[int]) -> None:
+        """Learn from a prompt which idle sequences are worth their cells."""
+        self._allowance.asked(prompt)
+
+    def extend(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Note that a decode has put `tokens` behind those of `sequence`."""
+        prefix.extend(sequence, tokens)
+        self._n_used += len(tokens)
+
+    def trim(self, sequence: Sequence, n_keep: int) -> int:
+        """Drop what follows the first `n_keep` tokens; recurrent models can only drop all. Returns what was kept."""
+        n_keep = min(n_keep, len(sequence.tokens))
+        if n_keep < len(sequence.tokens) and not self._pool.forget(sequence.id, n_keep):
+            n_keep = 0
+            self._pool.forget(sequence.id, 0)
+        self._n_used -= prefix.cut(sequence, n_keep)
+        return n_keep
+
+    def make_room(self, n_cells: int, keep: Sequence | None = None) -> bool:
+        """See that `n_cells` are free: let the pool grow, and evict idle sequences but `keep` where it cannot; False
+        when neither helps."""
+        if self.n_free >= n_cells or self._grow(self._n_used + n_cells):
+            return True
+        while self.n_free < n_cells:
+            victim = self._victim(keep)
+            if victim is None:
+                return False
+            self.trim(victim, 0)
+        return True
+
+    def expect(self, n_cells: int) -> None:
+        """Let the pool grow now rather than later when so many cells more are going to be wanted, evicting nobody."""
+        n_cells = min(self._n_used + n_cells, self._n_most)
+        if n_cells > self._pool.n_cells:
+            self._grow(n_cells)
+
+    def evict(self) -> bool:
+        """Give up the idle sequence that was used longest ago; False when there is none."""
+        victim = self._victim(None)
+        if victim is not None:
+            self.trim(victim, 0)
+        return victim is not None
+
+    def free(self, sequence: Sequence) -> None:
+        """Empty a busy sequence and let others have it."""
+        self.trim(sequence, 0)
+        self._pool.forget(sequence.id, 0)  # also what a failed decode has left there
+        sequence.busy = False
+
+    def release(self, sequence: Sequence) -> None:
+        """Keep what a sequence holds for the next prompt like it, at the expense of those that were used longer ago."""
+        self._allowance.ended(sequence.tokens)
+        self._thin_out()
+        self._n_releases += 1
+        sequence.busy = False
+        sequence.last_used = self._n_releases
+
+    def shrink(self) -> None:
+        """Give memory back that nobody uses, as long as no sequence is busy."""
+        self._n_most = self._pool.n_ctx
+        n_wanted = max(self._n_least, self._n_used + _SLACK)
+        if n_wanted * _GROWTH <= self._pool.n_cells:
+            self._pool.resize(n_wanted)
+
+    def wipe(self) -> None:
+        """Empty the pool and clear its memory."""
+        for sequence in self.sequences:
+            self.trim(sequence, 0)
+        self._pool.wipe()
+
+    def _grow(self, n_cells: int) -> bool:
+        """Have at least `n_cells`; False when that is more than was asked for, or than the memory has."""
+        if n_cells > self._n_most:
+            return False
+        n_before = self._pool.n_cells
+        n_wanted = max(n_cells, int(_GROWTH * n_before))
+        if n_wanted > MOVING_SHARE * self._pool.n_ctx:
+            n_wanted = self._pool.n_ctx
+        n_wanted = min(n_wanted, self._n_most)
+        while not self._pool.resize(n_wanted):
+            self._n_most = n_wanted - 1
+            n_wanted = (n_before + n_wanted) // 2
+            if n_wanted < _LEAST_GROWTH * n_before:
+                self._n_most = n_before  # to try again costs time, and who rests may find more memory
+                break
+        return self._pool.n_cells >= n_cells
+
+    def _share(self, choice: prefix.Choice) -> int:
+        """Give an empty sequence a prefix that another one has computed; 0 where the engine cannot."""
+        assert choice.source is not None
+        if not self._pool.share(choice.source.id, choice.sequence.id, choice.n_kept):
+            return 0
+        prefix.share(choice.source, choice.sequence, choice.n_kept)
+        return choice.n_kept
+
+    def _victim(self, keep: Sequence | None) -> Sequence | None:
+        return prefix.evictable(sequence for sequence in self.sequences if sequence is not keep)
+
+    def _thin_out(self) -> None:
+        """Let the idle sequences go that are not worth their cells; the one that comes to them now is."""
+        idle = [sequence for sequence in self.sequences if sequence.tokens and not sequence.busy]
+        idle.sort(key=lambda sequence: sequence.last_used)
+        while len(idle) >= self._allowance.n_sequences or self._n_distinct(idle) > _IDLE_SHARE * self._pool.n_ctx:
+            self.trim(idle.pop(0), 0)
+
+    @staticmethod
+    def _n_distinct(sequences: list[Sequence]) -> int:
+        return sum(run.n_tokens for run in {run for sequence in sequences for run in sequence.runs})
