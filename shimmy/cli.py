@@ -26,8 +26,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 # The options that make sense without a server.
 _MODEL_OPTIONS = ("model_path", "model_dirs", "cache_dir", "log_level", "log_format")
 _ENGINE_OPTIONS = (
-    *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "chat_template", "chat_template_file",
-    "lora", "cpu_variant",
+    *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "draft_model", "chat_template",
+    "chat_template_file", "lora", "cpu_variant",
 )  # fmt: skip
 _BENCH_OPTIONS = (*_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "lora", "cpu_variant")
 

@@ -194,7 +194,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("parallel", _integer(1, 256), 32, "how many jobs of a model may run at once; more wait in line", "N"),
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
     Option("threads", _integer(1, 512), None, "threads of a worker (default: the physical cores)", "N"),
-    Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
+    Option("speculation", _switch, True, "guess text ahead where that is faster"),
+    Option("draft_model", _path, None,
+           "a small GGUF model that guesses ahead for models of the same vocabulary, where that is faster", "FILE"),
     Option("embeddings", _switch, False,
            "let models that were not made for embeddings make some, too; each takes a second KV memory for them"),
     Option("pooling", _one_of(POOLINGS), None,
@@ -247,6 +249,7 @@ class Config:
     n_batch: int
     n_threads: int | None
     speculate: bool
+    draft_model: Path | None
     embeddings: bool
     pooling: str | None  # None: the model's own
     keep_alive_s: float  # infinite: for ever
@@ -309,6 +312,7 @@ def load(
         n_batch=values["batch_size"],
         n_threads=values["threads"],
         speculate=values["speculation"],
+        draft_model=values["draft_model"],
         embeddings=values["embeddings"],
         pooling=values["pooling"],
         keep_alive_s=values["keep_alive"],

@@ -123,8 +123,11 @@ class Generation:
         metrics.prompt_tokens.add(usage.n_prompt, name)
         metrics.cached_tokens.add(usage.n_cached, name)
         metrics.completion_tokens.add(usage.n_completion, name)
-        metrics.drafted_tokens.add(finished.timings.n_drafted, name)
-        metrics.accepted_tokens.add(finished.timings.n_accepted, name)
+        timings = finished.timings
+        metrics.drafted_tokens.add(timings.n_drafted - timings.n_model_drafted, name, "lookup")
+        metrics.accepted_tokens.add(timings.n_accepted - timings.n_model_accepted, name, "lookup")
+        metrics.drafted_tokens.add(timings.n_model_drafted, name, "draft_model")
+        metrics.accepted_tokens.add(timings.n_model_accepted, name, "draft_model")
 
 
 def generate(services: Services, request: GenerateRequest) -> Generation:

@@ -4,13 +4,15 @@ Knows the person's options and what a header says; nothing of which workers run.
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from shimmy import memory
-from shimmy.config import Config
+from shimmy.config import Config, ConfigError
 from shimmy.engine import pooling
-from shimmy.engine.wire import WorkerOptions
-from shimmy.formats import huggingface
+from shimmy.engine.wire import DRAFT_BATCH, MAX_VOCABULARY_DIFFERENCE, WorkerOptions
+from shimmy.formats import gguf, huggingface
+from shimmy.formats.gguf_header import GgufHeader
 from shimmy.memory import Need
 from shimmy.registry import Model
 
@@ -22,15 +24,45 @@ _LEAST_N_CTX = 2048
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """The draft model: what its file says, and how large it is in all shards. Whether it fits, a worker finds out."""
+
+    path: Path
+    header: GgufHeader
+    size_bytes: int
+
+    @classmethod
+    def read(cls, path: Path) -> "_Draft":
+        """Raises ConfigError when there is no GGUF file at `path`."""
+        try:
+            header = gguf.read_header(path)
+            shards = map(str, gguf.shard_paths(path, header))
+        except gguf.InvalidGguf as exc:
+            raise ConfigError(f"the draft model `{path}` cannot be used: {exc}") from exc
+        except OSError as exc:
+            raise ConfigError(f"the draft model `{path}` cannot be read: {exc.strerror}") from exc
+        return cls(path.absolute(), header, memory.size_of(shards))
+
+    def need(self, model: Model, options: WorkerOptions) -> Need:
+        """What it takes in a worker of `model`: nothing where headers tell already that it does not fit."""
+        if model.is_embedding or abs(self.header.n_vocab - model.n_vocab) > MAX_VOCABULARY_DIFFERENCE:
+            return Need(0, 0, 0)
+        n_ctx = options.n_ctx_draft
+        return memory.draft_need(self.header, size_bytes=self.size_bytes, n_ctx=n_ctx, n_batch=DRAFT_BATCH)
+
+
 class Launch:
-    """The terms on which workers start with one configuration."""
+    """The terms on which workers start with one configuration; ConfigError when there is no draft model to read."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._draft = _Draft.read(config.draft_model) if config.draft_model and config.speculate else None
 
     def options(self, model: Model, n_ctx: int | None = None) -> WorkerOptions:
         """For a worker with a pool of `n_ctx` tokens; None: what was asked for, or a default."""
         own = [(path, 1.0) for path in model.adapters] if model.needs_adapters else []
+        draft = self._draft.path if self._draft and self._draft.path != model.path else None
         return WorkerOptions(
             model_path=str(model.path),
             n_ctx=n_ctx or self._config.n_ctx or min(model.n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX),
@@ -42,6 +74,7 @@ class Launch:
             lora=tuple((str(path), scale) for path, scale in (*own, *self._config.lora)),
             siblings=() if own else tuple(map(str, model.adapters)),
             speculate=self._config.speculate,
+            draft_model=None if draft is None else str(draft),
             embeddings=self._config.embeddings,
             pooling=self._config.pooling,
             log_level=self._config.log_level,
@@ -60,10 +93,9 @@ class Launch:
             logger.warning("`%s` gets a context of %d tokens: there is no memory for more", model.name, options.n_ctx)
         return options
 
-    @staticmethod
-    def need(model: Model, options: WorkerOptions) -> Need:
+    def need(self, model: Model, options: WorkerOptions) -> Need:
         """The memory of a worker with these `options`."""
-        return memory.need(
+        need = memory.need(
             model,
             n_adapter_bytes=memory.size_of(
                 str(huggingface.adapter_file(Path(path)))
@@ -81,3 +113,4 @@ class Launch:
                 embeddings=options.embeddings,
             ),
         )
+        return need if self._draft is None or options.draft_model is None else need + self._draft.need(model, options)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shimmy.engine.pooling import EmbeddingPlan
+    from shimmy.formats.gguf_header import GgufHeader
     from shimmy.registry import Model
 
 # What a worker takes before it has opened a model: Python, the engine's code and its buffers of fixed size.
@@ -48,6 +49,9 @@ class Need:
     def total(self) -> int:
         return self.weights + self.kv + self.compute
 
+    def __add__(self, other: "Need") -> "Need":
+        return Need(self.weights + other.weights, self.kv + other.kv, self.compute + other.compute)
+
 
 def need(
     model: "Model",
@@ -74,7 +78,13 @@ def need(
     return Need(model.size_bytes, kv, compute)
 
 
-def _compute(model: "Model", n_ctx: int, n_batch: int, n_logits: int) -> int:
+def draft_need(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> Need:
+    """What a draft model of `size_bytes` in all shards takes beside the model it guesses for."""
+    vocabulary = header.n_vocab * (_TOKEN_BYTES + _CANDIDATE_BYTES)
+    return Need(size_bytes, header.n_kv * n_ctx * _KV_BYTES, vocabulary + _compute(header, n_ctx, n_batch, 2))
+
+
+def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int) -> int:
     """The buffers llama.cpp reports at its start: `n_logits` rows of logits (in the graph and handed out), the
     attention mask of a batch in F16, the activations of a batch in F32."""
     logits = n_logits * model.n_vocab * 4

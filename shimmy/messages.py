@@ -239,7 +239,8 @@ class Usage:
 class Timings:
     """Wall time of one job in milliseconds: in the queue, for its prompt, and from its first token to its last.
 
-    Beside it, how many tokens were guessed, and how many of the guesses were right.
+    Beside it, how many tokens were guessed and decoded ahead, and how many of them were what then came; and the same of
+    those that a draft model guessed, which are among them.
     """
 
     queue_ms: float
@@ -247,6 +248,8 @@ class Timings:
     predicted_ms: float
     n_drafted: int = 0
     n_accepted: int = 0
+    n_model_drafted: int = 0
+    n_model_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

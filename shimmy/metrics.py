@@ -101,8 +101,15 @@ class Metrics:
             "shimmy_cached_tokens_total", "Prompt tokens that were not computed anew.", "model"
         )
         self.completion_tokens = Counter("shimmy_completion_tokens_total", "Tokens generated.", "model")
-        self.drafted_tokens = Counter("shimmy_drafted_tokens_total", "Tokens guessed ahead by prompt lookup.", "model")
-        self.accepted_tokens = Counter("shimmy_accepted_tokens_total", "Guessed tokens that were right.", "model")
+        self.drafted_tokens = Counter(
+            "shimmy_drafted_tokens_total",
+            "Tokens guessed and decoded ahead, by prompt lookup (lookup) or by a draft model (draft_model).",
+            "model",
+            "by",
+        )
+        self.accepted_tokens = Counter(
+            "shimmy_accepted_tokens_total", "Guessed tokens that were what then came.", "model", "by"
+        )
         self.jobs_running = Gauge("shimmy_jobs_running", "Jobs that hold a sequence.", "model")
         self.jobs_queued = Gauge("shimmy_jobs_queued", "Jobs that wait for a worker or a sequence.", "model")
         self.queue_wait_s = Histogram(

@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "default_model": ("tiny", "tiny", "default_model", "tiny"),
     "safetensors_type": ("Q8_0", "q8_0", "safetensors_type", "q8_0"),
     "speculation": ("off", False, "speculate", False),
+    "draft_model": ("/draft.gguf", "/draft.gguf", "draft_model", Path("/draft.gguf")),
     "embeddings": ("on", True, "embeddings", True),
     "pooling": ("LAST", "last", "pooling", "last"),
     "seed": ("0", 0, "sampling", SamplingParams(seed=0)),
@@ -51,7 +52,7 @@ OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
     "speculation": "true", "embeddings": "false", "pooling": "mean", "cache_dir": "/other", "alias": "x=y",
-    "safetensors_type": "f16", "lora": "/other",
+    "safetensors_type": "f16", "lora": "/other", "draft_model": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 

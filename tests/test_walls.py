@@ -51,6 +51,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "chat",
             "checkpoint",
             "context",
+            "draft",
             "embedding",
             "gbnf",
             "grammar",
@@ -60,7 +61,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "quantize",
         ),
         *("rules", "sampler", "scheduler", "schema", "task", "template", "text", "thinking", "thinking_budget"),
-        *("tool_format", "tool_grammar", "turns", "worker"),
+        *("tool_format", "tool_grammar", "turns", "vocabulary", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

@@ -75,7 +75,7 @@ class LlamaModel:
             kind = OutOfMemory if any(sign in reason for sign in _SIGNS_OF_NO_MEMORY) else ModelUnavailable
             raise kind(f"the engine could not load `{path.name}`: {reason}")
         self._name = path.name
-        self._cpu = cpu
+        self.cpu = cpu
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
@@ -201,6 +201,12 @@ class LlamaModel:
         if self._context is None:
             self.n_ctx, self.n_sequences = self.embeddings.n_ctx, self.embeddings.n_sequences
 
+    def close(self) -> None:
+        """Free a model that will not be used after all, and its context for text."""
+        if self._context is not None:
+            llama.llama_free(self._context)
+        llama.llama_model_free(self._model)
+
     def warm_up(self) -> None:
         """Decode one token, or embed a word where the model does nothing else: a model that cannot is refused, and the
         first request does not pay for first-use allocations and mapped pages. Leaves the pool empty. Raises
@@ -273,6 +279,10 @@ class LlamaModel:
         return TokenLogprob(
             self._candidate(token, chosen), tuple(self._candidate(other, logprob) for other, logprob in top)
         )
+
+    def likeliest(self, row: int) -> tuple[int, float]:
+        """The most likely token in batch row `row`, and its probability among the few most likely ones."""
+        return self._likelihood.best(row)
 
     def first_logprob(self, token: int) -> TokenLogprob:
         """The same of the first token of a text, which nothing predicts."""
@@ -407,7 +417,7 @@ class LlamaModel:
             n_params=llama.llama_model_n_params(self._model),
             size_bytes=llama.llama_model_size(self._model),
             description=buffer.value.decode("utf-8", "replace"),
-            cpu_variant=self._cpu.name,
+            cpu_variant=self.cpu.name,
             has_chat_template=has_chat_template,
             adapters=adapters,
         )

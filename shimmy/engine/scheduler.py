@@ -14,7 +14,7 @@ from typing import Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.cells import Cells, Pool
-from shimmy.engine.speculation import Costs
+from shimmy.engine.speculation import Costs, Drafter, Guess
 from shimmy.engine.task import Guide, Task
 from shimmy.engine.turns import Turns
 from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
@@ -64,14 +64,15 @@ class Backend(Pool, Protocol):
 class _Rows:
     """Consecutive rows of one task in the batch, from the row `first` on.
 
-    `output` is the row with the logits of the task's last token, if that is among them; those of a draft follow.
+    `output` is the row with the logits of the task's last token, if that is among them; those of a guess follow.
     """
 
     task: Task
     tokens: list[int]
     first: int
     output: int | None
-    n_drafted: int = 0
+    guess: Guess | None = None
+    guessing_s: float = 0.0  # what it took to make the guess, or to find that there is none
 
 
 class Scheduler:
@@ -83,12 +84,14 @@ class Scheduler:
         emit: Callable[[list[JobEvent]], None],
         *,
         speculate: bool = True,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._backend = backend
         self._emit = emit
         self._clock = clock
         self._drafts = speculate and backend.can_rewind
+        self._drafter = drafter
         self._cells = Cells(backend)
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []  # in the order of their admission
@@ -139,7 +142,7 @@ class Scheduler:
                 self._advance(rows)
                 # Setting other adapter scales takes time, which the first decode after it pays.
                 if len(rows) == 1 and rows[0].output is not None and self._turns.n_steps > 1:
-                    self._costs.observe(len(rows[0].tokens), self._clock() - start_s)
+                    self._costs.observe(len(rows[0].tokens), self._clock() - start_s - rows[0].guessing_s)
             elif status == 1:
                 self._give_up_cells()
             else:
@@ -260,15 +263,19 @@ class Scheduler:
     def _add_with_draft(self, task: Task) -> _Rows:
         """The last token of a job that has the engine for itself, and a guess at what follows it."""
         assert task.sequence is not None
-        draft: list[int] = []
+        guess, guessing_s = None, 0.0
         if self._drafts:
             n_free = self._cells.n_free  # nothing is evicted for a guess
             n_max = min(self._backend.n_outputs, n_free, task.n_left) - 1
-            draft = task.lookup.draft(task.tokens, n_max, self._costs)
-        start = len(task.sequence.tokens)
-        tokens = [task.tokens[-1], *draft]
-        last = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=len(tokens))
-        return _Rows(task, tokens, last - len(draft), last - len(draft), len(draft))
+            guess = task.lookup.draft(task.tokens, n_max, self._costs)
+            if self._drafter is not None:
+                start_s = self._clock()
+                guess = self._drafter.draft(task.tokens, n_max, self._costs, task.outlook, guess) or guess
+                guessing_s = self._clock() - start_s
+        tokens = [task.tokens[-1], *(guess.tokens if guess else ())]
+        last = self._backend.batch.add(tokens, len(task.sequence.tokens), task.sequence.id, n_outputs=len(tokens))
+        first = last - len(tokens) + 1
+        return _Rows(task, tokens, first, first, guess, guessing_s)
 
     def _advance(self, rows: list[_Rows]) -> None:
         """Book the decoded rows, and sample where a job's last token was among them."""
@@ -284,8 +291,8 @@ class Scheduler:
         for planned in rows:
             if planned.output is None:
                 continue
-            if planned.n_drafted:
-                self._verify(planned.task, planned.output, planned.tokens[1:])
+            if planned.guess is not None:
+                self._verify(planned.task, planned.output, planned.guess)
             else:
                 self._sample(planned.task, planned.output)
 
@@ -322,13 +329,13 @@ class Scheduler:
         self._cells.wipe()
         return False
 
-    def _verify(self, task: Task, row: int, draft: list[int]) -> None:
+    def _verify(self, task: Task, row: int, guess: Guess) -> None:
         """Sample one row after the other as long as what was guessed is what comes; drop the cells of the rest.
 
         What a guide forces after a token needs no row: it is right or wrong like the guess that stands in its place.
         """
         assert task.sequence is not None
-        sequence, n_known, n_accepted = task.sequence, len(task.tokens), 0
+        sequence, draft, n_known, n_accepted = task.sequence, guess.tokens, len(task.tokens), 0
         while task.sequence is not None:
             self._sample(task, row + n_accepted)
             new = task.tokens[n_known:]
@@ -336,9 +343,7 @@ class Scheduler:
                 n_accepted += 1
             if n_accepted < len(new):
                 break
-        task.lookup.learn(len(draft), n_accepted)
-        task.n_drafted += len(draft)
-        task.n_accepted += n_accepted
+        guess.outcomes.learn(len(draft), n_accepted)
         self._cells.trim(sequence, n_known + n_accepted)
         if task.sequence is not None:
             task.n_forced = task.n_pending - 1

@@ -1,23 +1,35 @@
-"""Prompt lookup: guesses what a job will say next from what it has said and read, and knows whether a guess pays.
+"""Guesses at what a job will say next, and whether they pay: prompt lookup, and when to ask a draft model.
 
-Knows tokens and measured times; nothing of the engine or of jobs. A draft is decoded in one batch with the token before
+Knows tokens and measured times; nothing of the engine or of jobs. A guess is decoded in one batch with the token before
 it, every row is sampled with the job's own chain, and what follows the first mismatch is dropped: the result is what
 one row at a time would give.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-# A guess copies what followed the last place where so many tokens stood in the same order; the longest is tried first.
+# A lookup copies what followed the last place where so many tokens stood in the same order; the longest is tried first.
 _N_GRAMS = (12, 6, 3)
 _MAX_MATCH = 32
-# Rows of a batch that may be tried: more sizes would each be measured less often.
-_SIZES = (4, 8, 16, 32)
+# Rows of a batch that may be tried: more sizes would each be measured less often. What is looked up is free, and pays
+# in long copies; what a draft model says costs something for each token, and is seldom right for long.
+_LOOKUP_SIZES = (4, 8, 16, 32)
+_DRAFT_SIZES = (2, 3, 4, 6, 8, 12, 16)
+_SIZES = frozenset((*_LOOKUP_SIZES, *_DRAFT_SIZES))
 # A batch must promise this many times the tokens per second of single rows: what is promised is only an estimate.
 _MIN_GAIN = 1.1
+# What so few rows cost says little of more: the second row costs more than the eighth (gemma-3-270m on 2 cores: 2 rows
+# cost 2.2, 8 rows 4.1).
+_FEW = 3
 # What a further row costs, in single rows, where nothing was measured yet (2 cores; more cores make it less).
 _ROW_COST = 0.5
 _COST_WEIGHT = 0.2  # of the latest measurement
-_OUTCOME_DECAY = 0.9  # of what earlier drafts of the job say, for each draft
+_OUTCOME_DECAY = 0.9  # of what earlier guesses of the job say, for each guess
+# The same for each token for which a draft model is not asked: a text may become easier, and it is tried again.
+_FADING = 0.995
+# What a draft model is good for, until a job has shown it: so many of so many tokens.
+_PRIOR = (1.5, 2.0)
 
 
 class Costs:
@@ -35,43 +47,101 @@ class Costs:
             self._ratios[n_rows] = known + _COST_WEIGHT * (seconds / self._single_s - known)
 
     def of(self, n_rows: int) -> float:
-        """The cost of `n_rows`; where they were never measured, in proportion to the next fewer that were."""
-        measured = max(size for size in self._ratios if size <= n_rows)
-        return self._ratios[measured] * _assumed(n_rows) / _assumed(measured)
+        """The cost of `n_rows`; where they were never measured, in proportion to the next fewer that were, and no more
+        than that of more rows."""
+        if n_rows in self._ratios:
+            return self._ratios[n_rows]
+        fewer = [size for size in self._ratios if size < n_rows and (n_rows <= _FEW or size > _FEW)]
+        measured = max(fewer, default=1)
+        more = [ratio for size, ratio in self._ratios.items() if size > n_rows]
+        estimate = self._ratios[measured] * _assumed(n_rows) / _assumed(measured)
+        return min([estimate, *more])
+
+    def in_rows(self, seconds: float) -> float | None:
+        """How many decodes of one row take so long; None while none was measured."""
+        return seconds / self._single_s if self._single_s else None
 
 
 def _assumed(n_rows: int) -> float:
     return 1 + _ROW_COST * (n_rows - 1)
 
 
-class Lookup:
-    """The guesses of one job."""
+class _Share:
+    """How often something was so, the latest counting most."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[int, ...], int] = {}  # of an n-gram: where the token after its last occurrence stands
-        self._n_indexed = 0
-        self._n_accepted = 0.0
-        self._n_tried = 0.0
+        self._n_so = 0.0
+        self._n_in_all = 0.0
 
-    def draft(self, tokens: Sequence[int], n_max: int, costs: Costs) -> list[int]:
-        """What may follow `tokens`, at most `n_max` of it; empty when no guess promises to pay."""
-        place = self._place(tokens)
-        if place is None:
-            return []
-        n_match = _n_matching(tokens, place)
-        chance = (self._n_accepted + n_match) / (self._n_tried + n_match + 1)
-        sizes = [size for size in _SIZES if size <= n_max + 1]
-        gains = {size: _n_expected(chance, size) / costs.of(size) for size in sizes}
-        best = max(gains, key=gains.__getitem__, default=0)
-        if not best or gains[best] < _MIN_GAIN:
-            return []
-        period = len(tokens) - place  # past the end of what is known, a copy goes on as a loop would
-        return [tokens[place + offset % period] for offset in range(best - 1)]
+    def learn(self, n_so: int, n_in_all: int) -> None:
+        self.fade(_OUTCOME_DECAY)
+        self._n_so += n_so
+        self._n_in_all += n_in_all
+
+    def fade(self, factor: float) -> None:
+        self._n_so *= factor
+        self._n_in_all *= factor
+
+    def after(self, n_so: float, n_in_all: float) -> float:
+        """It, where it was so many times so before anything was learnt."""
+        return (self._n_so + n_so) / (self._n_in_all + n_in_all)
+
+
+class Outcomes:
+    """What became of the guesses of one kind for one job."""
+
+    def __init__(self) -> None:
+        self.n_drafted = 0
+        self.n_accepted = 0
+        self.right = _Share()
 
     def learn(self, n_drafted: int, n_accepted: int) -> None:
-        """Of a draft, the accepted tokens and the first one that was not have been tried."""
-        self._n_accepted = self._n_accepted * _OUTCOME_DECAY + n_accepted
-        self._n_tried = self._n_tried * _OUTCOME_DECAY + min(n_accepted + 1, n_drafted)
+        """Of a guess, the accepted tokens and the first one that was not have been tried."""
+        self.n_drafted += n_drafted
+        self.n_accepted += n_accepted
+        self.right.learn(n_accepted, min(n_accepted + 1, n_drafted))
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Tokens that may come next; `gain` is how many times the tokens per second of single rows they promise."""
+
+    tokens: list[int]
+    gain: float
+    outcomes: Outcomes
+
+
+class Drafter(Protocol):
+    """What computes guesses: `draft.DraftModel`."""
+
+    def draft(
+        self, tokens: list[int], n_max: int, costs: Costs, outlook: "Outlook", rival: Guess | None
+    ) -> Guess | None:
+        """What may follow `tokens`, at most `n_max` of it; None where that does not promise more than `rival`."""
+
+
+class Lookup:
+    """The guesses of one job that are looked up in what it has read and said."""
+
+    def __init__(self) -> None:
+        self.outcomes = Outcomes()
+        self._places: dict[tuple[int, ...], int] = {}  # of an n-gram: where the token after its last occurrence stands
+        self._n_indexed = 0
+
+    def draft(self, tokens: Sequence[int], n_max: int, costs: Costs) -> Guess | None:
+        """What may follow `tokens`, at most `n_max` of it; None when no guess promises to pay."""
+        place = self._place(tokens)
+        if place is None:
+            return None
+        n_match = _n_matching(tokens, place)
+        chance = self.outcomes.right.after(n_match, n_match + 1)
+        gains = {size: _n_expected(chance, size) / costs.of(size) for size in _LOOKUP_SIZES if size <= n_max + 1}
+        best = max(gains, key=gains.__getitem__, default=0)
+        if not best or gains[best] < _MIN_GAIN:
+            return None
+        period = len(tokens) - place  # past the end of what is known, a copy goes on as a loop would
+        copy = [tokens[place + offset % period] for offset in range(best - 1)]
+        return Guess(copy, gains[best], self.outcomes)
 
     def _place(self, tokens: Sequence[int]) -> int | None:
         """Where the token stands that followed the longest n-gram that `tokens` end with, the last time."""
@@ -85,6 +155,57 @@ class Lookup:
             if place is not None:
                 return place
         return None
+
+
+class Outlook:
+    """Whether the guesses of a draft model pay for one job, and how many at a time."""
+
+    def __init__(self) -> None:
+        self.outcomes = Outcomes()
+        self._sure = _Share()  # of the tokens it has computed, those it was sure enough of to go on
+
+    def learn(self, n_sure: int, n_computed: int) -> None:
+        """It was asked, computed so many tokens and was sure of so many."""
+        self._sure.learn(n_sure, n_computed)
+
+    def plan(self, n_max: int, costs: Costs, token_cost: float, rival: Guess | None = None) -> tuple[int, float]:
+        """How many tokens to draft for the most tokens per second, and how many times those of single rows that is.
+
+        A token of the draft model costs `token_cost` single rows. 0 tokens where that promises no gain, or less than
+        `rival`, which costs nothing to ask.
+        """
+        sure = self._sure.after(*_PRIOR)
+        # Of drafts that ended where the draft model was not sure: what they give and cost, each as often as it comes.
+        n_tokens = cost = drafting = 0.0
+        reach, best = 1.0, (0, _MIN_GAIN if rival is None else rival.gain)
+        for n, (_, n_given, n_paid) in enumerate(self._values(min(n_max, _DRAFT_SIZES[-1] - 1), costs)):
+            gain = (n_tokens + reach * n_given) / (cost + reach * n_paid + drafting)
+            if n and gain > best[1]:
+                best = n, gain
+            n_tokens += reach * (1 - sure) * n_given
+            cost += reach * (1 - sure) * n_paid
+            drafting += reach * token_cost
+            reach *= sure
+        if not best[0]:
+            self._sure.fade(_FADING)
+            self.outcomes.right.fade(_FADING)
+        return best
+
+    def n_worth(self, n_drafted: int, costs: Costs) -> int:
+        """How many of the first tokens of a draft to decode, now that they are computed."""
+        return self._values(n_drafted, costs)[-1][0]
+
+    def _values(self, n_max: int, costs: Costs) -> list[tuple[int, float, float]]:
+        """Of drafts of 0 to `n_max` tokens: how many of these are worth their rows, what they give, what they cost."""
+        right = self.outcomes.right.after(*_PRIOR)
+        values = [(0, 1.0, 1.0)]
+        for n in range(1, n_max + 1):
+            best = values[-1]
+            if n + 1 in _DRAFT_SIZES:
+                value = n, _n_expected(right, n + 1), costs.of(n + 1)
+                best = max(best, value, key=lambda each: each[1] / each[2])
+            values.append(best)
+        return values
 
 
 def _n_matching(tokens: Sequence[int], place: int) -> int:

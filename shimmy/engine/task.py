@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shimmy.engine import prefix
-from shimmy.engine.speculation import Lookup
+from shimmy.engine.speculation import Lookup, Outlook
 from shimmy.engine.text import StopFilter, TextDecoder
 from shimmy.messages import Finished, FinishReason, Job, Piece, ReplyFormat, Timings, TokenLogprob, Usage
 
@@ -60,9 +60,8 @@ class Task:
     n_generated: int = field(init=False, default=0)
     n_forced: int = field(init=False, default=0)  # of the pending tokens, those that a guide has added to the last one
     forced: deque[int] = field(init=False, default_factory=deque)  # tokens that have to come next, not taken yet
-    n_drafted: int = field(init=False, default=0)
-    n_accepted: int = field(init=False, default=0)
     lookup: Lookup = field(init=False, default_factory=Lookup)
+    outlook: Outlook = field(init=False, default_factory=Outlook)  # of asking a draft model
     started_s: float = field(init=False, default=0.0)
     first_token_s: float = field(init=False, default=0.0)
     _decoder: TextDecoder = field(init=False, default_factory=TextDecoder)
@@ -149,11 +148,14 @@ class Task:
 
     def finished(self, reason: FinishReason, now: float) -> Finished:
         usage = Usage(self.n_prompt, self.n_cached, self.n_generated)
+        looked_up, computed = self.lookup.outcomes, self.outlook.outcomes
         timings = Timings(
             queue_ms=(self.started_s - self.received_s) * 1e3,
             prompt_ms=(self.first_token_s - self.started_s) * 1e3,
             predicted_ms=(now - self.first_token_s) * 1e3,
-            n_drafted=self.n_drafted,
-            n_accepted=self.n_accepted,
+            n_drafted=looked_up.n_drafted + computed.n_drafted,
+            n_accepted=looked_up.n_accepted + computed.n_accepted,
+            n_model_drafted=computed.n_drafted,
+            n_model_accepted=computed.n_accepted,
         )
         return Finished(reason, usage, timings, self._stops.matched)

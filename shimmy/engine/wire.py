@@ -50,6 +50,13 @@ from shimmy.messages import (
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 * 2**20
 MAX_DRAFT_ROWS = 32
+# Tokens that a draft model looks at: what comes next hardly hangs on what stood farther back.
+_MAX_DRAFT_CTX = 2048
+MIN_DRAFT_CTX = 256
+# Tokens that it reads in one decode, of those that it has not seen yet: the model itself waits for that.
+DRAFT_BATCH = 32
+# Vocabularies of one family may differ by a few tokens at the end (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE).
+MAX_VOCABULARY_DIFFERENCE = 128
 
 Frame = dict[str, Any]
 
@@ -88,6 +95,7 @@ class WorkerOptions:
     lora: tuple[tuple[str, float], ...] = ()  # path and scale of the adapters that were asked for
     siblings: tuple[str, ...] = ()  # and those that lie beside the model, which it does not depend on
     speculate: bool = True
+    draft_model: str | None = None  # path of a GGUF that guesses what the model will say
     embeddings: bool = False  # also of a model that was not made for them
     pooling: str | None = None  # None: the model's own
     log_level: str = "info"
@@ -100,6 +108,11 @@ class WorkerOptions:
     def n_outputs(self) -> int:
         """Rows of logits that one decode may ask for: one for each sequence, or those of a draft."""
         return max(self.n_sequences, MAX_DRAFT_ROWS)
+
+    @property
+    def n_ctx_draft(self) -> int:
+        """Tokens that the draft model looks at, unless its training length is smaller."""
+        return max(MIN_DRAFT_CTX, min(self.n_ctx, _MAX_DRAFT_CTX))
 
 
 def frame(message: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 
 from shimmy import log
-from shimmy.engine import adapters, machine, pooling, variants, wire
+from shimmy.engine import adapters, draft, machine, pooling, variants, wire
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.llama import CpuBackend, LlamaModel
@@ -79,6 +79,7 @@ class Worker:
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
         self._scheduler: Scheduler | None = None  # of a model that writes text
         self._embedder: Embedder | None = None  # of one that makes embeddings; it may do both
+        self._drafter: draft.DraftModel | None = None
         self._preparer: Preparer
         self._model: LlamaModel
         self._n_threads: int
@@ -100,12 +101,13 @@ class Worker:
             self._model, offers = load(options, options.share.n_threads(self._n_threads))
             loaded_s = perf_counter()
             self._preparer, facts = validate(self._model, offers, options)
+            self._drafter = draft.load(options, self._model, options.share.n_threads(self._n_threads))
         except ShimmyError as error:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         if self._model.writes:
-            self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
+            self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate, drafter=self._drafter)
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
@@ -152,6 +154,8 @@ class Worker:
             match order:
                 case wire.Share():
                     self._model.set_threads(order.n_threads(self._n_threads))
+                    if self._drafter:
+                        self._drafter.set_threads(order.n_threads(self._n_threads))
                     self._connection.send({"op": "shared"})
                 case Task() if self._scheduler:
                     self._scheduler.submit(order)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from shimmy.engine.scheduler import JobEvent, Scheduler
+from shimmy.engine.speculation import Costs, Drafter, Guess, Outlook
 from shimmy.engine.task import Task
 from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
 from shimmy.messages import Echo, Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
@@ -22,9 +23,10 @@ class House:
     events: list[JobEvent] = field(default_factory=list)
     samplers: dict[int, FakeSampler] = field(default_factory=dict)
     clock: Callable[[], float] = field(default_factory=lambda: iter(range(10**6)).__next__)
+    drafter: Drafter | None = None
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.backend, self.events.extend, clock=self.clock)
+        self.scheduler = Scheduler(self.backend, self.events.extend, drafter=self.drafter, clock=self.clock)
 
     def submit(
         self,
@@ -276,6 +278,79 @@ def test_the_end_of_generation_and_stop_strings_are_heeded_inside_a_guess() -> N
     house.submit(1, "sing: ", n_predict=None, stop=("submarine, " + SONG[:35].decode() + "we all",), script=SONG)
     house.run()
     assert house.text(1) == "we all live in a yellow "
+
+
+class FakeDrafter:
+    """Knows the arithmetic, and is wrong about the last of `n_guessed` tokens where it is not `is_right`."""
+
+    def __init__(self, n_guessed: int, *, is_right: bool = True) -> None:
+        self.n_guessed, self.is_right = n_guessed, is_right
+        self.rivals: list[Guess | None] = []
+        self.costs = Costs()
+
+    def draft(self, tokens: list[int], n_max: int, costs: Costs, outlook: Outlook, rival: Guess | None) -> Guess | None:
+        self.rivals.append(rival)
+        self.costs = costs
+        text = bytearray(continuation(tokens, min(n_max, self.n_guessed)).encode())
+        if text and not self.is_right:
+            text[-1] = ord("A")
+        return Guess(list(text), 2.0, outlook.outcomes) if text else None
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_what_a_draft_model_guesses_comes_out_the_same_and_is_counted_as_its_own(is_right: bool) -> None:
+    house = House(FakeBackend(n_ctx=256), drafter=FakeDrafter(3, is_right=is_right))
+    house.submit(1, "hello", n_predict=81)
+    house.run()
+    assert house.text(1) == expected("hello", 81)
+    timings = house.finished(1).timings
+    assert len(house.backend.batches) < 32
+    assert timings.n_drafted == timings.n_model_drafted
+    assert timings.n_accepted == timings.n_model_accepted
+    assert (timings.n_accepted == timings.n_drafted) == is_right
+
+
+def test_what_is_looked_up_competes_with_a_draft_model_and_is_taken_where_that_guesses_nothing() -> None:
+    house = drafting_house(cost_of_a_row=0.1)
+    house.drafter = drafter = FakeDrafter(0)
+    house.__post_init__()
+    house.submit(1, "sing: ", n_predict=120, script=SONG)
+    house.run()
+    assert house.text(1) == SONG[:120].decode()
+    timings = house.finished(1).timings
+    assert timings.n_accepted > 40
+    assert timings.n_model_drafted == 0
+    assert None in drafter.rivals
+    assert any(rival is not None and rival.gain > 1 for rival in drafter.rivals)
+
+
+def test_the_time_that_guessing_takes_is_none_of_the_decodes() -> None:
+    now_s = 0.0
+
+    class SlowDrafter(FakeDrafter):
+        def draft(
+            self, tokens: list[int], n_max: int, costs: Costs, outlook: Outlook, rival: Guess | None
+        ) -> Guess | None:
+            nonlocal now_s
+            now_s += 100
+            return super().draft(tokens, n_max, costs, outlook, rival)
+
+    drafter = SlowDrafter(0)
+    backend = FakeBackend()
+    house = House(backend, clock=lambda: now_s + len(backend.batches), drafter=drafter)
+    house.submit(1, "hello", n_predict=20)
+    house.run()
+    assert drafter.costs.in_rows(3.0) == pytest.approx(3.0), "a decode takes a second"
+
+
+def test_a_draft_model_is_asked_only_for_a_job_that_has_the_engine_for_itself() -> None:
+    drafter = FakeDrafter(3)
+    house = House(FakeBackend(n_ctx=256), drafter=drafter)
+    for number in (1, 2):
+        house.submit(number, f"job {number}", n_predict=20)
+    house.run()
+    assert not drafter.rivals
+    assert [house.text(number) for number in (1, 2)] == [expected(f"job {number}", 20) for number in (1, 2)]
 
 
 def test_nothing_is_guessed_where_rows_are_dear_or_the_tail_cannot_be_dropped_or_others_run() -> None:

@@ -34,6 +34,8 @@ from shimmy.messages import (
     Finished,
     FinishReason,
     GenerateRequest,
+    Grammar,
+    GrammarKind,
     Message,
     Piece,
     Prompt,
@@ -414,6 +416,28 @@ async def test_a_template_given_by_the_person_replaces_the_models_own(tiny_model
         error = await refusal(client, ChatPrompt((Message("user", "a"), Message("user", "b"))))
         assert isinstance(error, TemplateFailed)
         assert "no!" in error.message
+
+
+@on_loop
+async def test_a_draft_model_changes_no_text_and_one_that_does_not_fit_keeps_nothing_from_being_served(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    other, junk = write_tiny_model(tmp_path, "other", seed=1), write_junk(tmp_path)
+    loose = SamplingParams(temperature=3, seed=3, top_p=1, min_p=0)
+
+    async def texts(**changes: Any) -> list[str]:
+        async with worker(tiny_model, n_ctx=512, **changes) as client:
+            client.share(Share(2))
+            guided = Grammar(GrammarKind.REGEX, "[a-z ]{40}")
+            return [
+                await answer(client, "hello", n_predict=60),
+                await answer(client, "hello", n_predict=60, sampling=loose),
+                await answer(client, "hello", n_predict=60, grammar=guided),
+            ]
+
+    plain = await texts(speculate=False)
+    for path in (tiny_model, other, junk):
+        assert await texts(draft_model=str(path)) == plain
 
 
 # -- cancelling and slow readers -------------------------------------------------------------------------------------

@@ -1,0 +1,60 @@
+"""What workers are told of a draft model, and the memory it counts as."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shimmy import config, memory
+from shimmy.config import ConfigError
+from shimmy.engine.wire import DRAFT_BATCH
+from shimmy.formats import gguf
+from shimmy.launch import Launch
+from tests.fakes import model
+from tests.tiny_models import write_tiny_model
+
+TINY = model()
+
+
+def launch(path: Path, **flags: str) -> Launch:
+    return Launch(config.load({"draft_model": str(path), **flags}, {}))
+
+
+def test_a_worker_is_told_of_the_draft_model_unless_that_is_its_own_model_or_nothing_is_guessed(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    assert launch(path).options(TINY).draft_model == str(path)
+    assert launch(path).options(replace(TINY, path=path)).draft_model is None
+    assert launch(path, speculation="off").options(TINY).draft_model is None
+    assert Launch(config.load({}, {})).options(TINY).draft_model is None
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_the_memory_of_the_draft_model_counts_where_it_may_fit(n_shards: int, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path, n_ctx_train=4096, n_shards=n_shards)
+    header = gguf.read_header(path)
+    wide = replace(TINY, n_vocab=header.n_vocab, n_ctx_train=4096)
+    with_draft, plain = launch(path), Launch(config.load({}, {}))
+
+    def more(**changes: object) -> memory.Need:
+        of = replace(wide, **changes)  # type: ignore[arg-type]
+        need, least = (each.need(of, each.options(of)) for each in (with_draft, plain))
+        return memory.Need(need.weights - least.weights, need.kv - least.kv, need.compute - least.compute)
+
+    assert more().weights == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert more().kv == header.n_kv * 2048 * 2
+    assert more().compute > header.n_vocab * 4 + DRAFT_BATCH * 2048 * 2
+    assert more(n_ctx_train=1024).kv == header.n_kv * 1024 * 2
+    assert more(n_vocab=header.n_vocab + 128).total > 0
+    assert more(n_vocab=header.n_vocab + 129).total == 0
+    assert more(is_embedding=True, pooling="mean").total == 0
+
+
+def test_a_draft_model_that_is_not_there_or_no_model_keeps_the_server_from_starting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^the draft model `.*nothing.gguf` cannot be read: No such file"):
+        launch(tmp_path / "nothing.gguf")
+    with pytest.raises(ConfigError, match=r"^the draft model `.*` cannot be used: it is not a regular file"):
+        launch(tmp_path)
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(bytes(range(100)))
+    with pytest.raises(ConfigError, match=r"cannot be used: it does not begin with `GGUF`"):
+        launch(junk)
