@@ -335,16 +335,16 @@ class Scheduler:
         What a guide forces after a token needs no row: it is right or wrong like the guess that stands in its place.
         """
         assert task.sequence is not None
-        sequence, draft, n_known, n_accepted = task.sequence, guess.tokens, len(task.tokens), 0
+        sequence, n_known = task.sequence, len(task.tokens)
+        task.guess = guess
+        guess.begin()
         while task.sequence is not None:
-            self._sample(task, row + n_accepted)
-            new = task.tokens[n_known:]
-            while n_accepted < min(len(draft), len(new)) and draft[n_accepted] == new[n_accepted]:
-                n_accepted += 1
-            if n_accepted < len(new):
+            self._sample(task, row + guess.n_accepted)
+            if guess.n_accepted < len(task.tokens) - n_known:
                 break
-        guess.outcomes.learn(len(draft), n_accepted)
-        self._cells.trim(sequence, n_known + n_accepted)
+        guess.end()
+        task.guess = None
+        self._cells.trim(sequence, n_known + guess.n_accepted)
         if task.sequence is not None:
             task.n_forced = task.n_pending - 1
 
@@ -387,7 +387,7 @@ class Scheduler:
 
     def _take(self, task: Task, token: int, row: int | None = None) -> bool:
         """Add a token to a job; whether it goes on. `row` is the one that predicted it, where that may be told."""
-        task.count()
+        task.count(token)
         logprob = None
         if row is not None and task.job.n_logprobs is not None:
             logprob = self._backend.logprob(row, token, task.job.n_logprobs)

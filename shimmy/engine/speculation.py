@@ -97,18 +97,31 @@ class Outcomes:
 
     def learn(self, n_drafted: int, n_accepted: int) -> None:
         """Of a guess, the accepted tokens and the first one that was not have been tried."""
-        self.n_drafted += n_drafted
-        self.n_accepted += n_accepted
         self.right.learn(n_accepted, min(n_accepted + 1, n_drafted))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Guess:
     """Tokens that may come next; `gain` is how many times the tokens per second of single rows they promise."""
 
     tokens: list[int]
     gain: float
     outcomes: Outcomes
+    n_accepted: int = 0
+    _is_right: bool = True
+
+    def begin(self) -> None:
+        """It has been decoded; the tokens that come are going to be told."""
+        self.outcomes.n_drafted += len(self.tokens)
+
+    def meet(self, token: int) -> None:
+        """The next token that has come, be it the one that ends the reply: as guessed, or the guess is over."""
+        self._is_right = self._is_right and self.tokens[self.n_accepted : self.n_accepted + 1] == [token]
+        self.n_accepted += self._is_right
+        self.outcomes.n_accepted += self._is_right
+
+    def end(self) -> None:
+        self.outcomes.learn(len(self.tokens), self.n_accepted)
 
 
 class Drafter(Protocol):

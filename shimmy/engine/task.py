@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shimmy.engine import prefix
-from shimmy.engine.speculation import Lookup, Outlook
+from shimmy.engine.speculation import Guess, Lookup, Outlook
 from shimmy.engine.text import StopFilter, TextDecoder
 from shimmy.messages import Finished, FinishReason, Job, Piece, ReplyFormat, Timings, TokenLogprob, Usage
 
@@ -61,6 +61,7 @@ class Task:
     n_forced: int = field(init=False, default=0)  # of the pending tokens, those that a guide has added to the last one
     forced: deque[int] = field(init=False, default_factory=deque)  # tokens that have to come next, not taken yet
     lookup: Lookup = field(init=False, default_factory=Lookup)
+    guess: Guess | None = field(init=False, default=None)  # what its next tokens are compared with
     outlook: Outlook = field(init=False, default_factory=Outlook)  # of asking a draft model
     started_s: float = field(init=False, default=0.0)
     first_token_s: float = field(init=False, default=0.0)
@@ -129,10 +130,12 @@ class Task:
         if logprob is not None and self.wants_prompt_logprobs:
             self._unsent.append(logprob)
 
-    def count(self) -> None:
+    def count(self, token: int) -> None:
         """One more token was generated, be it the one that ends the reply."""
         self.n_generated += 1
         self._n_unsent += 1
+        if self.guess is not None:
+            self.guess.meet(token)
 
     def rest(self) -> Piece | None:
         """What was held back, now that nothing follows."""

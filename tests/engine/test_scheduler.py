@@ -304,7 +304,7 @@ def test_what_a_draft_model_guesses_comes_out_the_same_and_is_counted_as_its_own
     house.run()
     assert house.text(1) == expected("hello", 81)
     timings = house.finished(1).timings
-    assert len(house.backend.batches) < 32
+    assert len(house.backend.batches) == 81 - timings.n_accepted < 32, "the last guess counts as well"
     assert timings.n_drafted == timings.n_model_drafted
     assert timings.n_accepted == timings.n_model_accepted
     assert (timings.n_accepted == timings.n_drafted) == is_right
@@ -351,6 +351,21 @@ def test_a_draft_model_is_asked_only_for_a_job_that_has_the_engine_for_itself() 
     house.run()
     assert not drafter.rivals
     assert [house.text(number) for number in (1, 2)] == [expected(f"job {number}", 20) for number in (1, 2)]
+
+
+def test_the_end_of_a_reply_that_was_guessed_counts_and_stays_for_the_next_prompt() -> None:
+    house = drafting_house(cost_of_a_row=0.0)
+    verses, reply = "tralala, tralalee\0" * 3, b"tralala, tralalee"
+    house.submit(1, verses, n_predict=None, script=reply + bytes([END]))
+    house.run()
+    assert house.text(1) == reply.decode()
+    n_sampled = len(house.backend.batches) - 1  # but for the first part of the prompt
+    assert house.finished(1).timings.n_accepted == len(reply) + 1 - n_sampled + 1, "no other token follows the end"
+    prompt = verses + reply.decode() + "\0and on"
+    house.submit(2, prompt)
+    house.run()
+    assert house.text(2) == expected(prompt)
+    assert house.finished(2).usage.n_cached == len(verses) + len(reply) + 1
 
 
 def test_nothing_is_guessed_where_rows_are_dear_or_the_tail_cannot_be_dropped_or_others_run() -> None:
