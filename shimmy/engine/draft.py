@@ -97,6 +97,7 @@ class DraftModel:
     def _compute(self, pending: list[int], n_wanted: int, outlook: Outlook) -> list[int]:
         """The most likely continuation after `pending`, as long as it is sure of each token of it."""
         drafted: list[int] = []
+        is_in_step = len(pending) <= 2  # the last token, and before it what it had guessed itself
         n_computed, start_s = 0, self._clock()
         while len(drafted) < n_wanted:
             row = self._decode(pending, n_outputs=1)
@@ -108,8 +109,9 @@ class DraftModel:
                 break
             drafted.append(token)
             pending = [token]
-        token_s = (self._clock() - start_s) / n_computed
-        self._token_s += _TIME_WEIGHT * (token_s - self._token_s) if self._token_s else token_s
+        if is_in_step:
+            token_s = (self._clock() - start_s) / n_computed
+            self._token_s += _TIME_WEIGHT * (token_s - self._token_s) if self._token_s else token_s
         outlook.learn(len(drafted), n_computed)
         return drafted
 

@@ -24,12 +24,14 @@ _MIN_GAIN = 1.1
 _FEW = 3
 # What a further row costs, in single rows, where nothing was measured yet (2 cores; more cores make it less).
 _ROW_COST = 0.5
+# The same with a draft model, which pays where rows are cheap: a size that nobody tries is never measured.
+_HOPED_ROW_COST = 0.15
 _COST_WEIGHT = 0.2  # of the latest measurement
 _OUTCOME_DECAY = 0.9  # of what earlier guesses of the job say, for each guess
 # The same for each token for which a draft model is not asked: a text may become easier, and it is tried again.
 _FADING = 0.995
 # What a draft model is good for, until a job has shown it: so many of so many tokens.
-_PRIOR = (1.5, 2.0)
+_PRIOR = (3, 4)
 
 
 class Costs:
@@ -57,6 +59,10 @@ class Costs:
         estimate = self._ratios[measured] * _assumed(n_rows) / _assumed(measured)
         return min([estimate, *more])
 
+    def hoped(self, n_rows: int) -> float:
+        """The same, but where `n_rows` were never measured what they would have to cost to be worth a try."""
+        return self._ratios[n_rows] if n_rows in self._ratios else 1 + _HOPED_ROW_COST * (n_rows - 1)
+
     def in_rows(self, seconds: float) -> float | None:
         """How many decodes of one row take so long; None while none was measured."""
         return seconds / self._single_s if self._single_s else None
@@ -82,7 +88,7 @@ class _Share:
         self._n_so *= factor
         self._n_in_all *= factor
 
-    def after(self, n_so: float, n_in_all: float) -> float:
+    def after(self, n_so: int, n_in_all: int) -> float:
         """It, where it was so many times so before anything was learnt."""
         return (self._n_so + n_so) / (self._n_in_all + n_in_all)
 
@@ -215,7 +221,7 @@ class Outlook:
         for n in range(1, n_max + 1):
             best = values[-1]
             if n + 1 in _DRAFT_SIZES:
-                value = n, _n_expected(right, n + 1), costs.of(n + 1)
+                value = n, _n_expected(right, n + 1), costs.hoped(n + 1)
                 best = max(best, value, key=lambda each: each[1] / each[2])
             values.append(best)
         return values

@@ -243,6 +243,17 @@ def test_it_leaves_what_is_looked_up_for_sure_to_that(small: LlamaModel) -> None
         assert (drafter.draft([BOS_TOKEN], 15, cheap(), Outlook(), rival) is not None) == is_asked
 
 
+def test_reading_what_is_new_to_it_is_not_the_price_of_a_token(tiny_model: Path, cpu: CpuBackend) -> None:
+    clock = Clock()
+    slow = Timed(tiny_model, cpu, clock, 0.1, 1.0)
+    slow.open_context(n_ctx=N_CTX_DRAFT, n_batch=DRAFT_BATCH, n_sequences=1, n_outputs=1, n_threads=1)
+    drafter = DraftModel(slow, N_CTX_DRAFT, slow.n_vocab, sure=1.1, clock=clock)
+    tokens, outlook = slow.tokenize(PROMPT, add_special=True, parse_special=True), Outlook()
+    for n_tokens in range(DRAFT_BATCH + 1):
+        drafter.draft([*tokens, *tokens[1:2] * n_tokens], 15, cheap(), outlook, None)
+    assert drafter._token_s == pytest.approx(0.1)
+
+
 def test_tokens_that_only_one_of_the_models_knows_are_neither_read_nor_guessed(small: LlamaModel) -> None:
     tokens = small.tokenize(PROMPT, add_special=True, parse_special=True)
     assert max(tokens) > 270
