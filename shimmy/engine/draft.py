@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # It goes on guessing while its own probability of a token is at least this (llama.cpp's p_min).
 _SURE = 0.75
 _TIME_WEIGHT = 0.2  # of the latest measurement
+# Tokens that are new to it while it is in step: the last one, and before that the last of its own guess.
+_IN_STEP = 2
 # Cells that stay free for what it guesses.
 _SLACK = 32
 
@@ -46,7 +48,8 @@ class DraftModel:
         self._sure = sure
         self._clock = clock
         self._resident: list[int] = []  # tokens whose cells its sequence has
-        self._token_s = 0.0  # of computing one token
+        self._token_s = 0.0  # of computing one token; this and the next are 0 until they are measured
+        self._read_s = 0.0  # of reading one of many
         self._is_broken = False
 
     def set_threads(self, n_threads: int) -> None:
@@ -55,7 +58,7 @@ class DraftModel:
     def draft(self, tokens: list[int], n_max: int, costs: Costs, outlook: Outlook, rival: Guess | None) -> Guess | None:
         """What may follow `tokens`, at most `n_max` of it; None where that does not promise more than `rival`.
 
-        It reads a long text that is new to it in several calls, and guesses nothing before it is done.
+        It reads a long text that is new to it in several calls, once that promises to pay, and guesses nothing before.
         """
         token_cost = costs.in_rows(self._token_s)
         if token_cost is None or self._is_broken:
@@ -63,12 +66,19 @@ class DraftModel:
         n_wanted, gain = outlook.plan(n_max, costs, token_cost, rival)
         if not n_wanted:
             return None
-        pending = self._follow(self._window(tokens))
+        window = self._window(tokens)
+        n_kept = min(prefix.n_common(self._resident, window), len(window) - 1)
+        n_unread = len(window) - n_kept - _IN_STEP
+        if not outlook.pays_back(costs.in_rows(self._read_s * n_unread) or 0.0, gain):
+            return None
+        pending = self._follow(window, n_kept)
         if pending is None:
             return None
         drafted = self._compute(pending, n_wanted, outlook)
-        n_worth = outlook.n_worth(len(drafted), costs)
-        return Guess(drafted[:n_worth], gain, outlook.outcomes) if n_worth else None
+        n_worth, gain = outlook.worth(len(drafted), costs)
+        if not n_worth or (rival is not None and gain < rival.gain):
+            return None
+        return Guess(drafted[:n_worth], gain, outlook.outcomes)
 
     def _window(self, tokens: list[int]) -> list[int]:
         """What it looks at: all of `tokens`, or the first and the latest ones.
@@ -80,10 +90,9 @@ class DraftModel:
         n_skipped = max(0, -(-n_excess // step) * step)
         return [*tokens[:1], *tokens[n_skipped + 1 :]] if n_skipped else tokens
 
-    def _follow(self, window: list[int]) -> list[int] | None:
-        """Keep what is resident of `window` and return the rest of it, the last token at least; None while there is too
-        much of that for one decode, or where it has tokens that only the other model knows."""
-        n_kept = min(prefix.n_common(self._resident, window), len(window) - 1)
+    def _follow(self, window: list[int], n_kept: int) -> list[int] | None:
+        """Keep the first tokens of `window`, which are resident, and return the others; None while they are too many
+        for one decode, or where there are some among them that only the other model knows."""
         self._model.forget(0, n_kept)
         del self._resident[n_kept:]
         pending = window[n_kept:]
@@ -91,13 +100,15 @@ class DraftModel:
             return None
         if len(pending) <= DRAFT_BATCH:
             return pending
+        start_s = self._clock()
         self._decode(pending[:DRAFT_BATCH], n_outputs=0)
+        self._read_s = _mean(self._read_s, (self._clock() - start_s) / DRAFT_BATCH)
         return None
 
     def _compute(self, pending: list[int], n_wanted: int, outlook: Outlook) -> list[int]:
         """The most likely continuation after `pending`, as long as it is sure of each token of it."""
         drafted: list[int] = []
-        is_in_step = len(pending) <= 2  # the last token, and before it what it had guessed itself
+        is_in_step = len(pending) <= _IN_STEP
         n_computed, start_s = 0, self._clock()
         while len(drafted) < n_wanted:
             row = self._decode(pending, n_outputs=1)
@@ -110,8 +121,7 @@ class DraftModel:
             drafted.append(token)
             pending = [token]
         if is_in_step:
-            token_s = (self._clock() - start_s) / n_computed
-            self._token_s += _TIME_WEIGHT * (token_s - self._token_s) if self._token_s else token_s
+            self._token_s = _mean(self._token_s, (self._clock() - start_s) / n_computed)
         outlook.learn(len(drafted), n_computed)
         return drafted
 
@@ -126,6 +136,10 @@ class DraftModel:
             return None
         self._resident += tokens
         return row
+
+
+def _mean(known_s: float, latest_s: float) -> float:
+    return known_s + _TIME_WEIGHT * (latest_s - known_s) if known_s else latest_s
 
 
 def load(options: WorkerOptions, model: LlamaModel, n_threads: int) -> DraftModel | None:

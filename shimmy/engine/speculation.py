@@ -182,6 +182,7 @@ class Outlook:
     def __init__(self) -> None:
         self.outcomes = Outcomes()
         self._sure = _Share()  # of the tokens it has computed, those it was sure enough of to go on
+        self._n_steps = 0
 
     def learn(self, n_sure: int, n_computed: int) -> None:
         """It was asked, computed so many tokens and was sure of so many."""
@@ -193,6 +194,7 @@ class Outlook:
         A token of the draft model costs `token_cost` single rows. 0 tokens where that promises no gain, or less than
         `rival`, which costs nothing to ask.
         """
+        self._n_steps += 1
         sure = self._sure.after(*_PRIOR)
         # Of drafts that ended where the draft model was not sure: what they give and cost, each as often as it comes.
         n_tokens = cost = drafting = 0.0
@@ -210,9 +212,17 @@ class Outlook:
             self.outcomes.right.fade(_FADING)
         return best
 
-    def n_worth(self, n_drafted: int, costs: Costs) -> int:
-        """How many of the first tokens of a draft to decode, now that they are computed."""
-        return self._values(n_drafted, costs)[-1][0]
+    def pays_back(self, cost: float, gain: float) -> bool:
+        """Whether `cost`, in single rows, is saved again by guessing with `gain` before the job ends.
+
+        Nobody knows when that is: a reply is expected to go on for as long as it has gone.
+        """
+        return cost <= self._n_steps * (1 - 1 / gain)
+
+    def worth(self, n_drafted: int, costs: Costs) -> tuple[int, float]:
+        """How many of the first tokens of a draft to decode, now that they are computed, and the gain of that."""
+        n_worth, n_given, cost = self._values(n_drafted, costs)[-1]
+        return n_worth, n_given / cost
 
     def _values(self, n_max: int, costs: Costs) -> list[tuple[int, float, float]]:
         """Of drafts of 0 to `n_max` tokens: how many of these are worth their rows, what they give, what they cost."""

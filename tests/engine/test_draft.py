@@ -184,6 +184,21 @@ def test_a_long_text_is_read_piece_by_piece_and_only_its_latest_part(
     assert house.drafter._resident[0] == BOS_TOKEN
 
 
+def test_a_text_that_is_dear_to_read_is_read_for_a_long_reply_only(
+    tiny_model: Path, plain: House, cpu: CpuBackend
+) -> None:
+    house = House(tiny_model, cpu, tiny_model)
+    house.answer("the user " * 40, 40)  # a piece of that tells what reading costs
+    house.small._row_s = 1.0
+    house.answer("and system " * 40, 20)
+    n_before = house.small.n_decodes
+    assert house.answer("hello world " * 40, 30) == plain.answer("hello world " * 40, 30)
+    assert house.small.n_decodes == n_before, "not worth it"
+    house.small._row_s = 0.01
+    assert house.answer("hello world " * 30 + PROMPT, 400) == plain.answer("hello world " * 30 + PROMPT, 400)
+    assert house.small.n_decodes > n_before
+
+
 def test_one_that_fails_is_not_asked_again(
     tiny_model: Path, plain: House, cpu: CpuBackend, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -159,5 +159,17 @@ def test_of_a_draft_only_what_is_worth_its_rows_is_decoded() -> None:
         for n_rows in (4, 6, 8, 12, 16):
             costs.observe(n_rows, 2.8)
     outlook = experienced(n_accepted=10)
-    assert [outlook.n_worth(n, costs) for n in (0, 1, 2, 3, 4, 5, 15)] == [0, 0, 2, 3, 3, 5, 15]
-    assert outlook.n_worth(6, cheap()) == 5, "in sizes that are measured"
+    assert [outlook.worth(n, costs)[0] for n in (0, 1, 2, 3, 4, 5, 15)] == [0, 0, 2, 3, 3, 5, 15]
+    assert outlook.worth(1, costs)[1] == 1
+    assert outlook.worth(2, costs)[1] < outlook.worth(3, costs)[1]
+    assert outlook.worth(6, cheap())[0] == 5, "in sizes that are measured"
+
+
+def test_a_reply_is_expected_to_go_on_for_as_long_as_it_has_gone() -> None:
+    outlook = Outlook()
+    assert outlook.pays_back(0.0, 1.5)
+    for _ in range(30):
+        assert not outlook.pays_back(10.01, 1.5)
+        plan(outlook, cheap(), 0.1)
+    assert outlook.pays_back(9.99, 1.5), "a third of 30 single rows is saved"
+    assert not outlook.pays_back(9.99, 1.2)
