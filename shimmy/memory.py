@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # What a worker takes before it has opened a model: Python, the engine's code and its buffers of fixed size.
 PROCESS_BYTES = 40 * 10**6
+# What a second model takes of that (SmolLM2 as a draft model: 68 MB beside its weights, 57 of them KV and logits).
+_MODEL_BYTES = 15 * 10**6
 # The server itself, which has to fit under a limit too.
 SERVER_BYTES = 35 * 10**6
 
@@ -81,7 +83,8 @@ def need(
 def draft_need(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> Need:
     """What a draft model of `size_bytes` in all shards takes beside the model it guesses for."""
     vocabulary = header.n_vocab * (_TOKEN_BYTES + _CANDIDATE_BYTES)
-    return Need(size_bytes, header.n_kv * n_ctx * _KV_BYTES, vocabulary + _compute(header, n_ctx, n_batch, 2))
+    compute = _MODEL_BYTES + vocabulary + _compute(header, n_ctx, n_batch, 2)
+    return Need(size_bytes, header.n_kv * n_ctx * _KV_BYTES, compute)
 
 
 def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int) -> int:
