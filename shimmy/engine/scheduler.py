@@ -223,7 +223,13 @@ class Scheduler:
         while not self._cells.make_room(sum(task.n_pending for task in turn if task.is_generating)):
             self._give_up_cells()
             turn = [task for task in turn if task.sequence is not None]
-        if len(self._running) == len(turn) == 1 and turn[0].is_generating and not turn[0].n_forced:
+        # Whoever waits for the first token does not wait for guesses at more.
+        if (
+            len(self._running) == len(turn) == 1
+            and turn[0].is_generating
+            and turn[0].n_generated
+            and not turn[0].n_forced
+        ):
             return [self._add_with_draft(turn[0])]
         rows = [self._add(task, task.n_pending) for task in turn if task.is_generating]
         prefilling = [task for task in turn if not task.is_generating]

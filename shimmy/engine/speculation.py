@@ -12,15 +12,14 @@ from typing import Protocol
 # A lookup copies what followed the last place where so many tokens stood in the same order; the longest is tried first.
 _N_GRAMS = (12, 6, 3)
 _MAX_MATCH = 32
-# Rows of a batch that may be tried: more sizes would each be measured less often. What is looked up is free, and pays
-# in long copies; what a draft model says costs something for each token, and is seldom right for long.
-_LOOKUP_SIZES = (4, 8, 16, 32)
-_DRAFT_SIZES = (2, 3, 4, 6, 8, 12, 16)
-_SIZES = frozenset((*_LOOKUP_SIZES, *_DRAFT_SIZES))
+# Rows of a batch that may be tried: more sizes would each be measured less often.
+_SIZES = (2, 3, 4, 6, 8, 12, 16, 32)
+# What a draft model says costs something for each token, and is seldom right for long.
+_MAX_DRAFT_ROWS = 16
 # A batch must promise this many times the tokens per second of single rows: what is promised is only an estimate.
 _MIN_GAIN = 1.1
-# What so few rows cost says little of more: the second row costs more than the eighth (gemma-3-270m on 2 cores: 2 rows
-# cost 2.2, 8 rows 4.1).
+# What so few rows cost does not rule more of them out: the second row may cost more than the eighth (gemma-3-270m on 2
+# cores, in one measurement: 2 rows cost 2.2, 8 rows 4.1).
 _FEW = 3
 # What a further row costs, in single rows, where nothing was measured yet (2 cores; more cores make it less).
 _ROW_COST = 0.5
@@ -49,15 +48,16 @@ class Costs:
             self._ratios[n_rows] = known + _COST_WEIGHT * (seconds / self._single_s - known)
 
     def of(self, n_rows: int) -> float:
-        """The cost of `n_rows`; where they were never measured, in proportion to the next fewer that were, and no more
-        than that of more rows."""
+        """The cost of `n_rows`; where they were never measured, each row costs as much as one of the next fewer that
+        were, and all of them no more than more rows."""
         if n_rows in self._ratios:
             return self._ratios[n_rows]
-        fewer = [size for size in self._ratios if size < n_rows and (n_rows <= _FEW or size > _FEW)]
-        measured = max(fewer, default=1)
+        measured = max(size for size in self._ratios if size < n_rows)
+        each = (self._ratios[measured] - 1) / (measured - 1) if measured > 1 else _ROW_COST
+        if measured <= _FEW < n_rows:
+            each = min(each, _ROW_COST)
         more = [ratio for size, ratio in self._ratios.items() if size > n_rows]
-        estimate = self._ratios[measured] * _assumed(n_rows) / _assumed(measured)
-        return min([estimate, *more])
+        return min([1 + each * (n_rows - 1), *more])
 
     def hoped(self, n_rows: int) -> float:
         """The same, but where `n_rows` were never measured what they would have to cost to be worth a try."""
@@ -66,10 +66,6 @@ class Costs:
     def in_rows(self, seconds: float) -> float | None:
         """How many decodes of one row take so long; None while none was measured."""
         return seconds / self._single_s if self._single_s else None
-
-
-def _assumed(n_rows: int) -> float:
-    return 1 + _ROW_COST * (n_rows - 1)
 
 
 class _Share:
@@ -154,7 +150,7 @@ class Lookup:
             return None
         n_match = _n_matching(tokens, place)
         chance = self.outcomes.right.after(n_match, n_match + 1)
-        gains = {size: _n_expected(chance, size) / costs.of(size) for size in _LOOKUP_SIZES if size <= n_max + 1}
+        gains = {size: _n_expected(chance, size) / costs.of(size) for size in _SIZES if size <= n_max + 1}
         best = max(gains, key=gains.__getitem__, default=0)
         if not best or gains[best] < _MIN_GAIN:
             return None
@@ -199,7 +195,7 @@ class Outlook:
         # Of drafts that ended where the draft model was not sure: what they give and cost, each as often as it comes.
         n_tokens = cost = drafting = 0.0
         reach, best = 1.0, (0, _MIN_GAIN if rival is None else rival.gain)
-        for n, (_, n_given, n_paid) in enumerate(self._values(min(n_max, _DRAFT_SIZES[-1] - 1), costs)):
+        for n, (_, n_given, n_paid) in enumerate(self._values(min(n_max, _MAX_DRAFT_ROWS - 1), costs)):
             gain = (n_tokens + reach * n_given) / (cost + reach * n_paid + drafting)
             if n and gain > best[1]:
                 best = n, gain
@@ -230,7 +226,7 @@ class Outlook:
         values = [(0, 1.0, 1.0)]
         for n in range(1, n_max + 1):
             best = values[-1]
-            if n + 1 in _DRAFT_SIZES:
+            if n + 1 in _SIZES:
                 value = n, _n_expected(right, n + 1), costs.hoped(n + 1)
                 best = max(best, value, key=lambda each: each[1] / each[2])
             values.append(best)

@@ -28,7 +28,16 @@ def test_the_cost_of_more_rows_is_learnt_in_single_rows() -> None:
         costs.observe(8, 1.0)
     assert abs(costs.of(8) - 2.0) < 0.01
     assert costs.of(4) == costs.of(8), "fewer rows do not cost more"
-    assert abs(costs.of(16) - 2.0 * 8.5 / 4.5) < 0.01, "in proportion to the next fewer that were measured"
+    assert abs(costs.of(15) - 3.0) < 0.01, "each row as much as one of the next fewer that were measured"
+
+
+def test_a_dear_second_row_does_not_rule_out_more() -> None:
+    costs = Costs()
+    for _ in range(60):
+        costs.observe(1, 1.0)
+        costs.observe(2, 2.2)
+    assert costs.of(2) > 2
+    assert costs.of(8) == 4.5
 
 
 def test_a_size_that_was_never_measured_is_hoped_to_be_cheap() -> None:
@@ -68,7 +77,8 @@ def test_new_text_is_not_guessed() -> None:
 def test_no_more_than_asked_for_is_guessed() -> None:
     tokens = [1, 2, 3, 4, 5] * 8
     assert len(looked_up(Lookup(), tokens, 10, cheap())) == 7
-    assert looked_up(Lookup(), tokens, 2, cheap()) == []
+    assert len(looked_up(Lookup(), tokens, 2, cheap())) == 2
+    assert looked_up(Lookup(), tokens, 0, cheap()) == []
     assert looked_up(Lookup(), tokens, -1, cheap()) == []
 
 
