@@ -1,15 +1,15 @@
-"""Greedy replies are the same with each feature of the scheduler on and off: guesses, kept and shared prompts, batches.
+"""Greedy replies are the same with each feature of the scheduler on and off: guesses, shared prompts, batches, pools.
 
 A real engine computes a tiny model all in F32, so that the shape of a batch hardly changes a logit (by 1e-5). Each
 reply is followed with its log-probabilities up to the first token that differs from the plain reply's. There both ways
 have to find the two tokens closer than a tie, and up to there each token as likely as the other way found it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,9 +18,12 @@ from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
-from shimmy.messages import Finished, Job, Piece, SamplingParams, TextPrompt, TokenLogprob, Usage
+from shimmy.messages import Finished, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
 from tests.bench.session import WORDS
 from tests.tiny_models import vocabulary, write_tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TIE, NOISE = 1e-3, 1e-4  # of log-probabilities; noise was at most 3e-6, and one wrong cell of 360 moved them by 0.2
 N_PROMPTS, N_TOKENS, N_TOP = 20, 64, 20
@@ -40,27 +43,28 @@ class Reply:
     """What one prompt led to."""
 
     tokens: list[TokenLogprob] = field(default_factory=list)
-    usage: Usage | None = None
+    share_cached: float = 0.0  # of its prompt
     n_guessed: int = 0
 
 
-Proof = Callable[[list[Reply]], bool]
-
-
-def anything(_: list[Reply]) -> bool:
+def anything(_: "House") -> bool:
     return True
 
 
-def guessed(replies: list[Reply]) -> bool:
-    return all(reply.n_guessed for reply in replies)
+def guessed(house: "House") -> bool:
+    return all(reply.n_guessed for reply in house.replies.values())
 
 
-def shared(replies: list[Reply]) -> bool:
-    return sum(reply.usage is not None and reply.usage.n_cached > 0 for reply in replies) >= N_PROMPTS - N_SEQUENCES
+def shared(house: "House") -> bool:
+    return sum(reply.share_cached > 0.5 for reply in house.replies.values()) >= N_PROMPTS - N_SEQUENCES
 
 
-def kept(replies: list[Reply]) -> bool:
-    return all(reply.usage is not None and reply.usage.n_cached > reply.usage.n_prompt / 2 for reply in replies)
+def kept(house: "House") -> bool:
+    return all(reply.share_cached > 0.5 for reply in house.replies.values())
+
+
+def grown(house: "House") -> bool:
+    return len(house.pool_sizes) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +76,13 @@ class Way:
 
     name: str
     n_ctx: int = N_CTX
+    n_cells: int | None = None  # of the pool at first
     n_batch: int = 512
     speculate: bool = False
     cache_prompt: bool = False
     n_at_once: int = 1
     is_second: bool = False
-    proof: Proof = anything
+    proof: "Callable[[House], bool]" = anything
 
 
 PLAIN = Way("plain")
@@ -90,7 +95,8 @@ WAYS = (
     Way("small batches", n_batch=32, n_at_once=4),
     # Two prompts fit, and what they lead to does not.
     Way("small pool", n_ctx=1024, n_at_once=N_SEQUENCES),
-    Way("everything", speculate=True, cache_prompt=True, n_at_once=N_SEQUENCES, is_second=True, proof=kept),
+    Way("growing pool", n_cells=512, n_at_once=N_SEQUENCES, proof=grown),
+    Way("everything", N_CTX, 512, speculate=True, cache_prompt=True, n_at_once=N_SEQUENCES, is_second=True, proof=kept),
 )
 
 
@@ -100,6 +106,7 @@ class House:
     def __init__(self, model: LlamaModel, way: Way) -> None:
         self.model = model
         self.replies: dict[int, Reply] = {}
+        self.pool_sizes = {model.n_cells}
         # A clock that stands still: what a guess costs is never learnt, so it does not hang on the machine.
         self.scheduler = Scheduler(model, self._take, speculate=way.speculate, clock=lambda: 0.0)
 
@@ -113,11 +120,14 @@ class House:
     def run(self, way: Way, biases: Biases) -> list[Reply]:
         for number, prompt in enumerate(PROMPTS):
             self.ask(number, prompt, way, biases)
-            while self.scheduler.n_running + self.scheduler.n_waiting >= way.n_at_once:
-                self.scheduler.step()
-        while self.scheduler.n_running + self.scheduler.n_waiting:
-            self.scheduler.step()
+            self._until_fewer_than(way.n_at_once)
+        self._until_fewer_than(1)
         return [self.replies[number] for number in range(N_PROMPTS)]
+
+    def _until_fewer_than(self, n_jobs: int) -> None:
+        while self.scheduler.n_running + self.scheduler.n_waiting >= n_jobs:
+            self.scheduler.step()
+            self.pool_sizes.add(self.model.n_cells)
 
     def _take(self, events: list[JobEvent]) -> None:
         for number, event in events:
@@ -126,7 +136,8 @@ class House:
                 reply.tokens += event.logprobs
             else:
                 assert isinstance(event, Finished), event
-                reply.usage, reply.n_guessed = event.usage, event.timings.n_accepted
+                reply.share_cached = event.usage.n_cached / event.usage.n_prompt
+                reply.n_guessed = event.timings.n_accepted
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +153,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def replies(path: Path, cpu: CpuBackend, way: Way, biases: Biases | None = None) -> list[Reply]:
     model = LlamaModel(path, cpu)
     rows = {"n_batch": way.n_batch, "n_sequences": N_SEQUENCES, "n_outputs": N_OUTPUTS}
-    model.open_context(n_ctx=way.n_ctx, **rows, n_threads=1, exact=True)
+    model.open_context(n_ctx=way.n_ctx, n_cells=way.n_cells, **rows, n_threads=1, exact=True)
     house = House(model, way)
     if way.is_second:
         house.run(way, biases or [])
     found = house.run(way, biases or [])
     assert all(len(reply.tokens) == N_TOKENS for reply in found)
-    assert way.proof(found), "this did not take place"
+    assert way.proof(house), "this did not take place"
     return found
 
 
