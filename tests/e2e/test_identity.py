@@ -34,7 +34,7 @@ REAL_PROMPTS = [
     f"{NOTES} Write about a {subject}.\n\n{NOTES} Write about a {subject}.\n\n" for subject in ("fox", "sea", "city")
 ]
 # About 300 tokens: shorter ones are not worth a disk.
-TINY_PROMPTS = [f"{number} " + "a tale of the user and the world of long ago " * 10 for number in range(4)]
+TINY_PROMPTS = [f"{number} " + "a tale of the user and the world of long ago " * 16 for number in range(4)]
 
 
 @dataclass(frozen=True, slots=True)
