@@ -216,6 +216,10 @@ class Pool:
                 error = exc
             if slot.wanted is model:
                 break
+            if slot.worker is not None:
+                # It answers until the newer file is loaded. A worker that somebody waits for is not evicted, and who is
+                # before this slot in the line for memory may need that.
+                slot.wake(ModelUnavailable(""))
         slot.loading = None
         if slot.worker is None and self._slots.get(model.name) is slot:
             del self._slots[model.name]

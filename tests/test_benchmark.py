@@ -8,12 +8,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.bench import report
+from tests.bench import limits, report
 from tests.bench.client import Reply, ReplyFailed, stream, stream_chat
 from tests.bench.figures import MILLISECONDS, TOKENS_PER_S, Figure
+from tests.bench.peers import PEERS
 from tests.bench.plot import Bar, plot
 from tests.bench.workloads import FIGURES, WORKLOADS
 from tests.fakes import on_loop
+from tools.steps import BuildError
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -93,22 +95,33 @@ def test_gaps_are_those_under_way_in_a_time() -> None:
 def test_every_figure_has_one_workload_and_goals_for_servers_there_are() -> None:
     keys = [figure.key for workload in WORKLOADS.values() for figure in workload.figures]
     assert len(keys) == len(set(keys)) == len(FIGURES)
-    known = {"shimmy", "llama-server", "llama-cpp-python", "shimmy-no-speculation"}
-    assert all(figure.goals.keys() <= known for figure in FIGURES.values())
+    assert all(figure.goals.keys() <= PEERS.keys() for figure in FIGURES.values())
+
+
+def test_a_goal_stands_only_beside_a_server_that_takes_part() -> None:
+    for workload in WORKLOADS.values():
+        for name in {name for figure in workload.figures for name in figure.goals}:
+            taken = PEERS[name].workloads
+            assert taken is None or workload.name in taken, (workload.name, name)
+    assert all(peer.workloads is None or peer.workloads <= WORKLOADS.keys() for peer in PEERS.values())
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> report.Results:
+def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> report.Results:
     figures = (
         Figure("rate", "one stream", TOKENS_PER_S, {"llama-server": 1.1}),
         Figure("first_s", "first token", MILLISECONDS, {"llama-server": 1.0, "shimmy": 0.15}),
         Figure("ours", "only ours", TOKENS_PER_S, {"llama-server": 1.0}),
         Figure("theirs", "only theirs", TOKENS_PER_S, {"llama-server": 1.0}),
+        Figure("size", "not asked of everybody", TOKENS_PER_S),
     )
-    monkeypatch.setattr(report, "FIGURES", {figure.key: figure for figure in figures})
+    for module in (report, limits):
+        monkeypatch.setattr(module, "FIGURES", {figure.key: figure for figure in figures})
+    monkeypatch.setattr(limits, "FILE", tmp_path / "limits.md")
+    (tmp_path / "limits.md").write_text("# Why\n\n## first_s\nThe clock.\n\nAnd more.\n\n## rate\nIt was reached.\n")
     rounds = [
         {
-            "shimmy": {"rate": 120.0 + n, "first_s": 0.2, "ours": 1.0, "theirs": None},
+            "shimmy": {"rate": 120.0 + n, "first_s": 0.2, "ours": 1.0, "theirs": None, "size": 9.0},
             "llama-server": {"rate": 100.0, "first_s": 0.1, "ours": None, "theirs": 1.0},
         }
         for n in range(3)
@@ -125,7 +138,35 @@ def test_the_table_says_what_was_reached_and_what_was_not(results: report.Result
         "| first token | ms | 200 (200-200) **≤ 150** | 100 (100-100) | 2.00 (2.00-2.00) **≤ 1.00** |",
         "| only ours | tok/s | 1.0 (1.0-1.0) | fails |  |",
         "| only theirs | tok/s | fails | 1.0 (1.0-1.0) |  **≥ 1.00** |",
+        "| not asked of everybody | tok/s | 9.0 (9.0-9.0) |  |  |",
     ]
+
+
+def test_missed_targets_are_listed_with_what_was_written_about_them(results: report.Results) -> None:
+    assert report.missed(results).splitlines() == [
+        "Targets that were missed:",
+        "",
+        "- **first token**: small: 200 (≤ 150); small: 2.00 x llama-server (≤ 1.00).",
+        "",
+        "  The clock.",
+        "",
+        "  And more.",
+        "",
+        "- **only theirs**: small: fails (≥ 1.00).",
+        "",
+        "  What limits it was not found yet.",
+    ]
+
+
+@pytest.mark.usefixtures("results")
+def test_what_is_written_about_a_figure_there_is_not_is_an_error() -> None:
+    limits.FILE.write_text("## frist_s\nThe clock.\n")
+    with pytest.raises(BuildError, match="frist_s"):
+        limits.limits()
+
+
+def test_what_is_really_written_is_about_figures_there_are() -> None:
+    assert limits.limits().keys() <= FIGURES.keys()
 
 
 def test_the_page_keeps_what_was_written_by_hand(
@@ -142,7 +183,7 @@ def test_the_page_keeps_what_was_written_by_hand(
     assert text.startswith(f"by hand\n\n{report.BEGIN}\n- Machine: a machine.")
     assert text.endswith(f"\n\n{report.END}\nafter\n")
     assert "old" not in text
-    assert text.count("| one stream |") == 1
+    assert text.count("| one stream |") == text.count("The clock.") == 1
     assert "](page.svg)" in text
     assert (tmp_path / "page.svg").read_text() == report.plotted(results)
 

@@ -440,9 +440,11 @@ async def test_a_change_during_the_first_load_is_followed() -> None:
     task = house.ask()
     first = await house.loading()
     house.pool.follow(changed(version(2)))
-    first.succeed()
+    old = first.succeed()
+    assert await task is cast("WorkerClient", old), "which answers as long as the new one is loading"
     new = (await house.loading()).succeed()
-    assert await task is cast("WorkerClient", new)
+    await until(lambda: state(house) is State.READY)
+    assert await house.pool.ensure_ready(version(2)) is cast("WorkerClient", new)
 
 
 @on_loop
@@ -641,6 +643,22 @@ async def test_those_who_waited_for_a_model_get_their_jobs_in_before_it_is_evict
         client.n_jobs = 0
     await asyncio.gather(*workers)
     assert len(jobs) == 5
+
+
+@on_loop
+async def test_a_model_that_changed_while_it_loaded_makes_room_for_who_is_before_it_in_the_line() -> None:
+    """Its callers waited for the newer file, and the other model for them."""
+    house = crowded(1)
+    first_asking = house.ask()
+    first = await house.loading()
+    second_asking = house.ask("second")
+    await asyncio.sleep(0.01)
+    house.pool.follow(changed(version(2)))
+    old = first.succeed()
+    assert await first_asking is cast("WorkerClient", old)
+    second = (await house.loading()).succeed()
+    assert second.name == "second"
+    assert await second_asking is cast("WorkerClient", second)
 
 
 @on_loop

@@ -23,6 +23,7 @@ CHATML = (
 )
 
 N_EMBD, N_LAYER, N_HEAD, N_FF = 64, 2, 4, 128
+SHARP = 20.0  # weights with which every head looks at one token only
 UNKNOWN_TOKEN, BOS_TOKEN, EOS_TOKEN = range(3)
 
 BERT_N_EMBD, BERT_N_LAYER, BERT_N_HEAD, BERT_N_FF = 32, 2, 2, 64
@@ -102,14 +103,16 @@ def write_tiny_model(
     chat_template: str | None = CHATML,
     seed: int = 0,
     n_shards: int = 1,
+    focus: float = SHARP,
     more: Sequence[tuple[str, int, Value]] = (),
 ) -> Path:
     """Write `name`.gguf, or its shards, into `folder` and return the path of the (first) file: about 0.6 MB in all.
 
-    `more` is added to its metadata.
+    `focus` is the size of the weights of queries and keys: with a small one, heads look at many tokens. `more` is added
+    to its metadata.
     """
     metadata = [*_model_metadata(name, n_ctx_train, chat_template), *more]
-    tensors = model_tensors(seed)
+    tensors = model_tensors(seed, focus)
     if n_shards == 1:
         path = folder / f"{name}.gguf"
         path.write_bytes(encode_gguf(metadata, tensors))
@@ -300,12 +303,12 @@ def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None) -> M
 
 
 @cache
-def model_tensors(seed: int) -> tuple[Tensor, ...]:
-    """All tensors of the model that `write_tiny_model` writes with this seed."""
-    return tuple(_tensors(Random(seed)))
+def model_tensors(seed: int, focus: float = SHARP) -> tuple[Tensor, ...]:
+    """All tensors of the model that `write_tiny_model` writes with this seed and focus."""
+    return tuple(_tensors(Random(seed), focus))
 
 
-def _tensors(random: Random) -> Iterator[Tensor]:
+def _tensors(random: Random, focus: float) -> Iterator[Tensor]:
     """Weights under which a batch's shape moves a logit by about 1e-6, where a trained model's moves by 1e-3.
 
     Two things keep F16 rounding in the KV cache out of the text: keys and queries so large that every head looks at
@@ -320,8 +323,8 @@ def _tensors(random: Random) -> Iterator[Tensor]:
     for layer in range(N_LAYER):
         block = f"blk.{layer}"
         yield _norm(f"{block}.attn_norm.weight")
-        yield _spread(random, f"{block}.attn_q.weight", (N_EMBD, N_EMBD), 20.0)
-        yield _spread(random, f"{block}.attn_k.weight", (N_EMBD, N_EMBD), 20.0)
+        yield _spread(random, f"{block}.attn_q.weight", (N_EMBD, N_EMBD), focus)
+        yield _spread(random, f"{block}.attn_k.weight", (N_EMBD, N_EMBD), focus)
         yield _signs(random, f"{block}.attn_v.weight", (N_EMBD, N_EMBD), 0.25)
         yield _spread(random, f"{block}.attn_output.weight", (N_EMBD, N_EMBD), 0.25 if layer == 0 else 0.08)
         yield _norm(f"{block}.ffn_norm.weight")

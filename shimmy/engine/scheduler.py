@@ -234,7 +234,8 @@ class Scheduler:
         rows = [self._add(task, task.n_pending) for task in turn if task.is_generating]
         prefilling = [task for task in turn if not task.is_generating]
         n_left = self._backend.n_batch - self._n_planned(rows)
-        n_outputs_left = self._backend.n_outputs - len(rows)
+        # Beyond the last row of each job; an echo takes more, and what it takes the others have no use for.
+        n_outputs_left = self._backend.n_outputs - len(rows) - len(prefilling)
         if any(task.is_generating for task in self._running):
             n_left = min(n_left, _SHARED_PREFILL_ROWS)
         if prefilling:
@@ -243,12 +244,12 @@ class Scheduler:
         for task in prefilling[first:] + prefilling[:first]:
             n_chunk = min(n_left, task.n_pending)
             if task.wants_prompt_logprobs:
-                n_chunk = min(n_chunk, n_outputs_left)
+                n_chunk = min(n_chunk, n_outputs_left + 1)
             if n_chunk <= 0 or not self._cells.make_room(self._n_planned(rows) + n_chunk):
                 break
             rows.append(self._add(task, n_chunk))
             n_left -= n_chunk
-            n_outputs_left -= n_chunk if task.wants_prompt_logprobs else 1
+            n_outputs_left -= n_chunk - 1 if task.wants_prompt_logprobs else 0
         if prefilling and not rows:
             self._give_up_cells()
         return rows

@@ -22,7 +22,8 @@ from shimmy import config
 from shimmy.formats.gguf import GGML_TYPES, read_header, tensors
 from tests.bench.client import ReplyFailed, stream
 from tests.bench.memory import tree_memory_mb
-from tests.bench.peers import RunningServer, shimmy_serving
+from tests.bench.peers import shimmy_serving
+from tests.bench.running import RunningServer
 from tools.demo_models import fetch_model
 
 PROMPT = "The capital of France is Paris, and the longest river of the world"

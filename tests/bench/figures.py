@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# By their keys; None where a server failed at it, or cannot do it.
+# By their keys; None where a server failed at it. What a server has no part in is left out.
 Figures = dict[str, float | None]
 
 
@@ -24,6 +24,7 @@ MILLISECONDS = Unit("ms", 1e3, 0, more_is_better=False)
 SECONDS = Unit("s", 1, 1, more_is_better=False)
 MEGABYTES = Unit("MB", 1, 0, more_is_better=False)
 TOKENS_PER_S = Unit("tok/s", 1, 1, more_is_better=True)
+REPLIES = Unit("replies", 1, 0, more_is_better=True)
 TIMES = Unit("times", 1, 2, more_is_better=True)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tests.bench.client import ReplyFailed
 from tests.bench.figures import Figures
-from tests.bench.peers import Peer, RunningServer, running
+from tests.bench.peers import Peer, running
+from tests.bench.running import RunningServer
 from tests.bench.session import Session
 from tests.bench.workloads import Workload
 from tools.steps import BuildError, say
@@ -16,9 +17,14 @@ from tools.steps import BuildError, say
 def measure(
     peer: Peer, model: Path, n_threads: int, round_number: int, workloads: Sequence[Workload]
 ) -> tuple[Figures, dict[str, float]]:
-    """Every figure of the workloads, and the seconds that each of them took."""
+    """Every figure of the workloads that the peer takes part in, and the seconds that each of them took."""
+    workloads = [workload for workload in workloads if peer.workloads is None or workload.name in peer.workloads]
     figures: Figures = {}
     seconds: dict[str, float] = {}
+
+    def fail(workload: Workload, reason: Exception) -> None:
+        say(f"  {workload.name} failed: {reason}")
+        figures.update({figure.key: None for figure in workload.figures})
 
     def attempt(workload: Workload, server: RunningServer) -> None:
         session = Session(server, peer, model, n_threads, f"{workload.name} {round_number}")
@@ -26,15 +32,17 @@ def measure(
         try:
             figures.update(asyncio.run(_measured(workload, session)))
         except (ReplyFailed, BuildError, OSError, TimeoutError) as exc:
-            say(f"  {workload.name} failed: {exc}")
-            figures.update({figure.key: None for figure in workload.figures})
+            fail(workload, exc)
         seconds[workload.name] = time.perf_counter() - started_s
         say(f"  {workload.name}: {seconds[workload.name]:.1f} s")
 
     for workload in workloads:
         if workload.needs_new_server:
-            with running(peer, model, n_threads) as server:
-                attempt(workload, server)
+            try:
+                with running(peer, model, n_threads, keeps_prompts=workload.keeps_prompts) as server:
+                    attempt(workload, server)
+            except BuildError as exc:
+                fail(workload, exc)
     others = [workload for workload in workloads if not workload.needs_new_server]
     if others:
         with running(peer, model, n_threads) as server:
@@ -47,5 +55,5 @@ def measure(
 
 async def _measured(workload: Workload, session: Session) -> Figures:
     figures = await workload.measure(session)
-    assert figures.keys() == {figure.key for figure in workload.figures}
+    assert figures.keys() <= {figure.key for figure in workload.figures}
     return figures

@@ -1,23 +1,18 @@
 """The servers that are compared: how each is had, how it is started, and where it tells that it is alive."""
 
 import os
-import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.llama_server import llama_server
+from tests.bench.running import RunningServer, free_port, started
 from tools.engine import install_engine
 from tools.environment import PEER_VENV, make_environment
 from tools.steps import CACHE, DIST, BuildError, venv_python
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
-POLL_INTERVAL_S = 0.002
 HEADER_BYTES = 8 * 1024 * 1024  # as much of a model file as discovery may want to read
 N_FILES = 50
 
@@ -27,23 +22,18 @@ class Peer:
     """A server; `command` takes the model's path, the port and the number of threads.
 
     `generate` is a command that completes a prompt without a server and writes the text to its standard output; it
-    takes the model's path, the prompt and the number of threads.
+    takes the model's path, the prompt and the number of threads. `files` are those that someone has to have to run it.
+    `prompt_cache` has the options with which it keeps prompts in a folder, for its next start. A peer with `workloads`
+    takes part in those and in no other.
     """
 
     name: str
     health_path: str
     command: Callable[[Path, int, int], list[str | Path]]
     generate: Callable[[Path, str, int], list[str | Path]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunningServer:
-    """A started server that answered its health request `start_s` after its process was asked for."""
-
-    process_id: int
-    port: int
-    started_at_s: float
-    start_s: float
+    files: Callable[[], list[Path]] | None = None
+    prompt_cache: Callable[[Path], list[str | Path]] | None = None
+    workloads: frozenset[str] | None = None
 
 
 def _shimmy(model: Path, port: int, n_threads: int) -> list[str | Path]:
@@ -60,6 +50,10 @@ def _shimmy_generate(model: Path, prompt: str, n_threads: int) -> list[str | Pat
     return [*command, "--max-tokens", "2", "--threads", str(n_threads)]
 
 
+def _shimmy_prompt_cache(folder: Path) -> list[str | Path]:
+    return ["--cache-dir", folder, "--prompt-cache", "1G"]
+
+
 def shimmy_program() -> Path:
     program = Path(os.environ.get("SHIMMY_BIN", DIST / "shimmy"))
     if not program.exists():
@@ -69,6 +63,11 @@ def shimmy_program() -> Path:
 
 def _llama_server(model: Path, port: int, n_threads: int) -> list[str | Path]:
     return [llama_server(), "-m", model, "--host", "127.0.0.1", "--port", str(port), "-t", str(n_threads)]
+
+
+def _llama_server_files() -> list[Path]:
+    """The program and its libraries, each under one of its names."""
+    return sorted({path.resolve() for path in (llama_server(), *llama_server().parent.glob("lib*.so*"))})
 
 
 def _llama_cpp_python(model: Path, port: int, n_threads: int) -> list[str | Path]:
@@ -83,13 +82,16 @@ def _llama_cpp_python(model: Path, port: int, n_threads: int) -> list[str | Path
     return [*command, "--host", "127.0.0.1", "--port", str(port)]
 
 
+# One request at a time is what `llama_cpp.server` is for: a second one cuts the first off, which `whole` shows.
+_OF_ONE_CLIENT = frozenset(("start", "memory", "stream", "ordinary", "whole", "long", "chat"))
+_WITH_GUESSES = frozenset(("stream", "ordinary", "copying"))
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("shimmy", "/health", _shimmy, _shimmy_generate),
-        Peer("llama-server", "/health", _llama_server),
-        Peer("llama-cpp-python", "/v1/models", _llama_cpp_python),
-        Peer("shimmy-no-speculation", "/health", _shimmy_without_speculation),
+        Peer("shimmy", "/health", _shimmy, _shimmy_generate, lambda: [shimmy_program()], _shimmy_prompt_cache),
+        Peer("llama-server", "/health", _llama_server, files=_llama_server_files),
+        Peer("llama-cpp-python", "/v1/models", _llama_cpp_python, workloads=_OF_ONE_CLIENT),
+        Peer("shimmy-no-speculation", "/health", _shimmy_without_speculation, workloads=_WITH_GUESSES),
     )
 }
 
@@ -109,55 +111,21 @@ def model_folder(model: Path) -> Path:
 
 
 @contextmanager
-def running(peer: Peer, model: Path, n_threads: int) -> Iterator[RunningServer]:
-    """Starts the server, waits until it is alive, and ends it."""
-    port = _free_port()
-    with _started(peer.name, peer.command(model, port, n_threads), port, peer.health_path) as server:
-        yield server
+def running(peer: Peer, model: Path, n_threads: int, *, keeps_prompts: bool = False) -> Iterator[RunningServer]:
+    """The server for the length of the block, with a prompt cache on disk where it `keeps_prompts` and can."""
+    port = free_port()
+    command = peer.command(model, port, n_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if keeps_prompts and peer.prompt_cache is not None:
+            command += peer.prompt_cache(Path(folder))
+        with started(peer.name, command, port, peer.health_path) as server:
+            yield server
 
 
 @contextmanager
 def shimmy_serving(*options: str | Path) -> Iterator[RunningServer]:
     """Shimmy's frozen file with `options` of the caller's own."""
-    port = _free_port()
+    port = free_port()
     command: list[str | Path] = [shimmy_program(), "serve", "--bind", f"127.0.0.1:{port}", *options]
-    with _started("shimmy", command, port, "/health") as server:
+    with started("shimmy", command, port, "/health") as server:
         yield server
-
-
-@contextmanager
-def _started(name: str, command: list[str | Path], port: int, health_path: str) -> Iterator[RunningServer]:
-    with tempfile.TemporaryFile() as log:
-        started_at_s = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            while not _is_alive(port, health_path):
-                if process.poll() is not None or time.perf_counter() - started_at_s > START_TIMEOUT_S:
-                    log.seek(0)
-                    raise BuildError(f"`{name}` did not start:\n{log.read()[-2000:].decode(errors='replace')}")
-                time.sleep(POLL_INTERVAL_S)
-            yield RunningServer(process.pid, port, started_at_s, time.perf_counter() - started_at_s)
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _is_alive(port: int, path: str) -> bool:
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(request.encode())
-            return connection.recv(64).startswith(b"HTTP/1.1 200")
-    except OSError:
-        return False

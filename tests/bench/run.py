@@ -73,9 +73,7 @@ def _measure_all(options: argparse.Namespace) -> Results:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Compares Shimmy with its peers.")
     parser.add_argument("--models", type=_names(DEMO_MODELS), default=["smollm2"], help=f"of {', '.join(DEMO_MODELS)}")
-    parser.add_argument(
-        "--peers", type=_names(PEERS), default=["shimmy", "llama-server"], help=f"of {', '.join(PEERS)}"
-    )
+    parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument(
         "--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help=f"of {', '.join(WORKLOADS)}"
     )

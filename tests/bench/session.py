@@ -10,7 +10,8 @@ from pathlib import Path
 
 from shimmy.formats.gguf import read_header
 from tests.bench.client import Message, Reply, ReplyFailed, stream, stream_chat
-from tests.bench.peers import Peer, RunningServer
+from tests.bench.peers import Peer
+from tests.bench.running import RunningServer
 
 WORDS = (  # noqa: SIM905 - one word a line would fill a page
     "river stone window garden winter silver market candle forest bridge letter shadow morning harbor engine island"

@@ -840,6 +840,19 @@ def test_the_log_probabilities_of_a_prompt(n_predict: int) -> None:
         assert house.text(number) == expected(prompt, n_predict)
 
 
+@pytest.mark.parametrize("n_steps", range(4))
+def test_a_prompt_that_is_told_leaves_an_output_for_those_beside_it(n_steps: int) -> None:
+    """All outputs of a decode went to the echo, and one more to a prompt that ended in it, which aborted the engine."""
+    house = House(FakeBackend(n_ctx=512, n_batch=128))
+    for _ in range(n_steps):  # whose turn it is to be first
+        house.scheduler.step()
+    house.submit(1, "a prompt of more tokens than one decode may have outputs", n_predict=1, n_logprobs=0, echo=True)
+    for number in (2, 3, 4):
+        house.submit(number, f"another {number}", n_predict=1)
+    house.run()
+    assert [house.text(number) for number in (2, 3, 4)] == [expected(f"another {number}", 1) for number in (2, 3, 4)]
+
+
 @pytest.mark.parametrize("echo", [False, True])
 @pytest.mark.parametrize("text", [b"", b"ab"])
 def test_the_token_that_ends_a_reply_is_told_where_its_prompt_is(text: bytes, *, echo: bool) -> None:

@@ -10,12 +10,13 @@ from tests.bench.workloads import chats, copying, process, prompts, streams, str
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`measure` gives a value for each of `figures`, or raises ReplyFailed."""
+    """`measure` gives a value for each of `figures` that the server has a part in, or raises ReplyFailed."""
 
     name: str
     measure: Callable[[Session], Awaitable[Figures]]
     figures: tuple[Figure, ...]
     needs_new_server: bool = False  # one that nobody has asked anything; the others share one
+    keeps_prompts: bool = False  # the server may keep them on disk
 
 
 MANY = tuple(streams.Many(n_streams) for n_streams in streams.GOALS)
@@ -27,7 +28,9 @@ WORKLOADS = {
         Workload("stream", streams.one, streams.ONE),
         Workload("ordinary", streams.ordinary, streams.ORDINARY),
         *(Workload(f"streams-{many.n_streams}", many, many.figures) for many in MANY),
+        Workload("whole", streams.whole, streams.WHOLE),
         Workload("long", prompts.long, prompts.LONG),
+        Workload("restart", prompts.restart, prompts.RESTART, needs_new_server=True, keeps_prompts=True),
         Workload("arriving", prompts.arriving, prompts.ARRIVING),
         Workload("shared", prompts.shared, prompts.SHARED),
         Workload("chat", chats.ten_turns, chats.TURNS),

@@ -1,4 +1,4 @@
-"""What a server's process costs: its start, and its memory."""
+"""What a server's program costs: its start, its memory, and its size."""
 
 import asyncio
 import time
@@ -13,9 +13,12 @@ GENERATE_TIMEOUT_S = 60.0
 
 START = (
     Figure("start_s", "start to alive, with 50 models in the folder", MILLISECONDS, {"shimmy": 0.25}),
-    Figure("start_to_first_text_s", "start to the first token of the first request", MILLISECONDS),
+    Figure(
+        "start_to_first_text_s", "start to the first token of the first request", MILLISECONDS, {"llama-server": 1.0}
+    ),
     Figure("generate_s", "`generate`: start to the first token", MILLISECONDS, {"llama-server": 0.8}),
     Figure("idle_mb", "memory before the first request", MEGABYTES, {"shimmy": 25}),
+    Figure("size_mb", "size of the program with its libraries", MEGABYTES, {"shimmy": 20}),
 )
 LOADED = (Figure("loaded_mb", "memory after one conversation of 500 tokens", MEGABYTES, {"llama-server": 0.5}),)
 
@@ -26,12 +29,15 @@ async def start(session: Session) -> Figures:
     idle_mb = tree_memory_mb(session.server.process_id)
     first_s = session.server.start_s + (await session.complete(session.story(), 2)).first_text_s
     generate_s = await _generate_s(session)
-    return {
+    figures: Figures = {
         "start_s": session.server.start_s,
         "start_to_first_text_s": first_s,
         "generate_s": first_s if generate_s is None else generate_s,
         "idle_mb": idle_mb,
     }
+    if session.peer.files is not None:
+        figures["size_mb"] = sum(path.stat().st_size for path in session.peer.files()) / 1e6
+    return figures
 
 
 async def _generate_s(session: Session) -> float | None:

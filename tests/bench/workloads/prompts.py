@@ -1,9 +1,9 @@
-"""Long prompts: alone, beside streams, and shared by many."""
+"""Long prompts: alone, after a restart, beside streams, and shared by many."""
 
 import asyncio
 import statistics
 
-from tests.bench.figures import MILLISECONDS, TOKENS_PER_S, Figure, Figures
+from tests.bench.figures import MILLISECONDS, TIMES, TOKENS_PER_S, Figure, Figures
 from tests.bench.session import Session, system, user
 
 LONG_WORDS = 1480  # about 1,500 tokens
@@ -18,6 +18,10 @@ QUESTIONS = ("place", "season", "tool", "person", "colour", "animal", "sound", "
 LONG = (
     Figure("first_long_s", "first token of a 1,500-token prompt", MILLISECONDS, {"llama-server": 1.0}),
     Figure("first_again_s", "first token of the same prompt again", MILLISECONDS, {"llama-server": 1.0}),
+)
+RESTART = (
+    Figure("first_restarted_s", "first token of the same prompt after a restart", MILLISECONDS, {"llama-server": 1.0}),
+    Figure("restart_gain", "its first time over the time after the restart", TIMES),
 )
 ARRIVING = (
     Figure("worst_gap_s", "a 1,500-token prompt arrives: worst gap of 4 streams", MILLISECONDS, {"llama-server": 0.25}),
@@ -35,6 +39,17 @@ async def long(session: Session) -> Figures:
     prompt = session.story(LONG_WORDS)
     new, again = await session.complete(prompt, 2), await session.complete(prompt, 2)
     return {"first_long_s": new.first_text_s, "first_again_s": again.first_text_s}
+
+
+async def restart(session: Session) -> Figures:
+    """A short prompt goes before, so that neither time has the loading of the model in it."""
+    prompt = session.story(LONG_WORDS)
+    await session.complete(session.story(), 2)
+    before = await session.complete(prompt, 2)
+    await asyncio.to_thread(session.server.restart)
+    await session.complete(session.story(), 2)
+    after = await session.complete(prompt, 2)
+    return {"first_restarted_s": after.first_text_s, "restart_gain": before.first_text_s / after.first_text_s}
 
 
 async def arriving(session: Session) -> Figures:

@@ -3,13 +3,14 @@
 import asyncio
 import statistics
 
-from tests.bench.client import Reply
-from tests.bench.figures import MILLISECONDS, TOKENS_PER_S, Figure, Figures
+from tests.bench.client import Reply, ReplyFailed
+from tests.bench.figures import MILLISECONDS, REPLIES, TOKENS_PER_S, Figure, Figures
 from tests.bench.session import Session
 
 N_TOKENS = 128
 N_TOKENS_EACH = 64  # of many streams
 N_FIRSTS = 5
+N_WHOLE = 4
 # Shimmy's ratio to llama-server; one stream has a goal against its other peers, too.
 GOALS = {4: 1.0, 8: 1.0, 16: 1.2, 32: 1.3}
 SUBJECTS = (
@@ -24,6 +25,7 @@ ONE = (
 ORDINARY = (
     Figure("ordinary", "1 stream of ordinary text, temperature 0.8", TOKENS_PER_S, {"shimmy-no-speculation": 0.98}),
 )
+WHOLE = (Figure("whole", f"of {N_WHOLE} streams at once, replies that came whole", REPLIES, {"shimmy": N_WHOLE}),)
 
 
 async def one(session: Session) -> Figures:
@@ -41,6 +43,15 @@ async def ordinary_replies(session: Session) -> list[Reply]:
     """Text in which there is next to nothing to guess: small models at temperature 0 soon repeat themselves."""
     prompts = [f"{session.words(2)}\n\n{subject}" for subject in SUBJECTS]
     return [await session.complete(prompt, N_TOKENS, temperature=0.8) for prompt in prompts]
+
+
+async def whole(session: Session) -> Figures:
+    """A reply that was refused or cut off is counted here, where the rows of many streams just fail."""
+    asked = [session.complete(session.story(), N_TOKENS_EACH) for _ in range(N_WHOLE)]
+    replies = await asyncio.gather(*asked, return_exceptions=True)
+    if unforeseen := [reply for reply in replies if not isinstance(reply, Reply | ReplyFailed)]:
+        raise unforeseen[0]
+    return {"whole": sum(isinstance(reply, Reply) for reply in replies)}
 
 
 class Many:
