@@ -55,6 +55,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "grammar",
             "jinja",
             "llama",
+            "pace",
             "preparer",
             "quantize",
         ),

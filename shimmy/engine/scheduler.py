@@ -13,14 +13,13 @@ from time import perf_counter
 from typing import Protocol
 
 from shimmy.engine import prefix
+from shimmy.engine.pace import Pace
 from shimmy.engine.speculation import Costs
 from shimmy.engine.task import Guide, Task
 from shimmy.engine.turns import Turns
 from shimmy.errors import BadRequest, Internal, ShimmyError
 from shimmy.messages import Echo, Event, FinishReason, Piece, TokenLogprob
 
-# Prompt rows beside decode rows: enough to keep the processor busy, few enough that the streams go on flowing.
-_SHARED_PREFILL_ROWS = 128
 # Cells a job must find free beyond its prompt before it joins others, so that it does not have to leave at once.
 _ADMISSION_SLACK = 64
 # Each resident cell costs every later row a look at its mask (2,000 of them slow a decode by 7 %, SmolLM2 on 2 cores),
@@ -80,6 +79,7 @@ class _Rows:
     first: int
     output: int | None
     n_drafted: int = 0
+    is_prompt: bool = False
 
 
 class Scheduler:
@@ -102,6 +102,7 @@ class Scheduler:
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
         self._costs = Costs()
+        self._pace = Pace()
         self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, backend.n_sequences)
         self._turns = Turns(backend.set_scales)
         self._n_forced_max = max(0, min(_MAX_FORCED, backend.n_batch // backend.n_sequences - 1))
@@ -143,8 +144,8 @@ class Scheduler:
             if status == 0:
                 self._advance(rows)
                 # Setting other adapter scales takes time, which the first decode after it pays.
-                if len(rows) == 1 and rows[0].output is not None and self._turns.n_steps > 1:
-                    self._costs.observe(len(rows[0].tokens), self._clock() - start_s)
+                if self._turns.n_steps > 1:
+                    self._learn(rows, self._clock() - start_s)
             elif status == 1:
                 self._give_up_cells()
             else:
@@ -152,6 +153,15 @@ class Scheduler:
         if self._events:
             events, self._events = self._events, []
             self._emit(events)
+
+    def _learn(self, rows: list[_Rows], seconds: float) -> None:
+        """What a decode of `rows` took, for those who plan the next ones."""
+        if len(rows) == 1 and rows[0].output is not None:
+            self._costs.observe(len(rows[0].tokens), seconds)
+        prompts = [planned for planned in rows if planned.is_prompt]
+        if not any(planned.task.wants_prompt_logprobs for planned in prompts):  # telling them takes longer
+            n_prompt_rows = self._n_planned(prompts)
+            self._pace.observe(self._n_planned(rows) - n_prompt_rows, n_prompt_rows, seconds)
 
     # -- room in the pool ----------------------------------------------------------------------------------------
 
@@ -268,8 +278,9 @@ class Scheduler:
         prefilling = [task for task in turn if not task.is_generating]
         n_left = self._backend.n_batch - self._n_planned(rows)
         n_outputs_left = self._backend.n_outputs - len(rows)
-        if any(task.is_generating for task in self._running):
-            n_left = min(n_left, _SHARED_PREFILL_ROWS)
+        n_streams = sum(task.is_generating for task in self._running)
+        if n_streams and prefilling:
+            n_left = min(n_left, self._pace.n_prompt_rows(self._n_planned(rows), n_streams, len(prefilling)))
         if prefilling:
             self._turns.end()  # a chunk takes as long as a few decodes
         first = self._n_steps % len(prefilling) if prefilling else 0
@@ -295,7 +306,7 @@ class Scheduler:
         is_last = start + n_tokens == len(task.tokens)
         n_outputs = n_tokens if task.wants_prompt_logprobs else int(is_last)
         row = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=n_outputs)
-        return _Rows(task, tokens, row - n_tokens + 1, row if is_last else None)
+        return _Rows(task, tokens, row - n_tokens + 1, row if is_last else None, is_prompt=not task.is_generating)
 
     def _add_with_draft(self, task: Task) -> _Rows:
         """The last token of a job that has the engine for itself, and a guess at what follows it."""
