@@ -278,11 +278,10 @@ class Scheduler:
         prefilling = [task for task in turn if not task.is_generating]
         n_left = self._backend.n_batch - self._n_planned(rows)
         n_outputs_left = self._backend.n_outputs - len(rows)
-        n_streams = sum(task.is_generating for task in self._running)
-        if n_streams and prefilling:
-            n_left = min(n_left, self._pace.n_prompt_rows(self._n_planned(rows), n_streams, len(prefilling)))
         if prefilling:
             self._turns.end()  # a chunk takes as long as a few decodes
+            if n_streams := sum(task.is_generating for task in self._running):
+                n_left = min(n_left, self._pace.n_prompt_rows(self._n_planned(rows), n_streams, len(prefilling)))
         first = self._n_steps % len(prefilling) if prefilling else 0
         for task in prefilling[first:] + prefilling[:first]:
             n_chunk = min(n_left, task.n_pending)
