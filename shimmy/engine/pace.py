@@ -5,7 +5,7 @@ suit its kernels.
 """
 
 # A decode with prompt rows in it may take so long, which is a pause that a reader of a stream notices and bears,
-_TARGET_S = 0.4
+_TARGET_S = 0.3
 # or so many times as long as one without them, where that is slow already: prompts get the rest of the time.
 _TARGET_DECODES = 4
 # Rows of a whole batch. llama.cpp's fast attention works on tiles of 64 rows (GGML_FA_TILE_Q); rows of smaller batches,
