@@ -23,6 +23,7 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_FORMATS = ("text", "json")
+_WEIGHTS = ("auto", "mapped", "repacked")
 POOLINGS = ("mean", "cls", "last")
 
 
@@ -195,6 +196,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
     Option("threads", _integer(1, 512), None,
            "threads of a worker (default: the physical cores, within the limits of a container)", "N"),
+    Option("weights", _one_of(_WEIGHTS), "auto",
+           "weights are pages of the file, `mapped`, or a copy that suits the processor, `repacked`; `auto`: what is "
+           "faster, as threads are chosen too; tried while a model is idle, and used from its next load on", "KIND"),
     Option("speculation", _switch, True, "guess repeated text ahead where that is faster"),
     Option("embeddings", _switch, False,
            "let models that were not made for embeddings make some, too; each takes a second KV memory for them"),
@@ -247,6 +251,7 @@ class Config:
     n_sequences: int
     n_batch: int
     n_threads: int | None
+    weights: str
     speculate: bool
     embeddings: bool
     pooling: str | None  # None: the model's own
@@ -309,6 +314,7 @@ def load(
         n_sequences=values["parallel"],
         n_batch=values["batch_size"],
         n_threads=values["threads"],
+        weights=values["weights"],
         speculate=values["speculation"],
         embeddings=values["embeddings"],
         pooling=values["pooling"],

@@ -9,6 +9,7 @@ from shimmy import cgroups
 from shimmy.cgroups import Group
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
+_FAST_PROCESSORS = Path("/sys/devices/cpu_core/cpus")
 
 
 def n_physical_cores() -> int:
@@ -21,9 +22,44 @@ def n_physical_cores() -> int:
     threads and 14 with one, and on a busy machine some take seconds.) What remains is for the server and for the
     worker's other threads.
     """
-    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_core_of(processor) for processor in processors}
+    cores = {_core_of(processor) for processor in _processors()}
     return max(1, int(min(len(cores), *_limits())))
+
+
+def thread_counts() -> list[int]:
+    """How many threads may be good for a decode, the usual number first: all physical cores, those of the fastest kind
+    alone, or all hardware threads. Under a limit of processor time only the first: short trials would not feel it.
+    """
+    processors = _processors()
+    n_cores = n_physical_cores()
+    if min(_limits()) < len(processors):
+        return [n_cores]
+    fast = {_core_of(processor) for processor in processors & _fast_processors()}
+    return list(dict.fromkeys(n for n in (n_cores, len(fast), len(processors)) if n))
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The model of the first processor; empty where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text(encoding="ascii", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in {"model name", "CPU part"}:
+                return value.strip()
+    return ""
+
+
+def _processors() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _fast_processors() -> set[int]:
+    """Those of the performance cores of a hybrid Intel processor; none on others. The form is `0-7,16`."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError, ValueError):
+        for part in _FAST_PROCESSORS.read_text().strip().split(","):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _core_of(processor: int) -> str:

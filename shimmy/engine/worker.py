@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 
 from shimmy import log
@@ -26,6 +26,7 @@ from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.preparer import Preparer
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
+from shimmy.engine.tuning import Tuner, Tuning
 from shimmy.errors import Internal, ModelUnavailable, ShimmyError, TemplateFailed
 from shimmy.formats import gguf
 from shimmy.messages import (
@@ -78,6 +79,7 @@ class Worker:
         self._preparer: Preparer
         self._model: LlamaModel
         self._n_threads: int
+        self._tuner: Tuner
 
     def run(self) -> int:
         """Load the model the parent names and serve it; returns an exit code only when it cannot be loaded."""
@@ -93,6 +95,9 @@ class Worker:
         started_s = perf_counter()
         try:
             options = self._with_gguf(options)
+            tuning = Tuning(options)
+            self._n_threads = tuning.settings.n_threads
+            options = replace(options, weights=tuning.settings.weights)
             self._model, offers = load(options, options.share.n_threads(self._n_threads))
             loaded_s = perf_counter()
             self._preparer, facts = validate(self._model, offers, options)
@@ -104,6 +109,7 @@ class Worker:
             self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
+        self._tuner = Tuner(tuning, may_start=self._model.writes)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
@@ -143,7 +149,7 @@ class Worker:
 
     def _take_orders(self, *, block: bool) -> None:
         while block or not self._to_schedule.empty():
-            order = self._to_schedule.get()
+            order = self._next_order()
             block = False
             match order:
                 case wire.Share():
@@ -158,6 +164,17 @@ class Worker:
                         self._scheduler.cancel(order)
                     if self._embedder:
                         self._embedder.cancel(order)
+
+    def _next_order(self) -> Task | EmbeddingTask | int | wire.Share:
+        """Wait for it; where that takes long, the time is used to find better settings."""
+        while True:
+            try:
+                order = self._to_schedule.get(timeout=self._tuner.wait_s)
+            except Empty:
+                self._tuner.idle()
+            else:
+                self._tuner.interrupt()
+                return order
 
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
@@ -249,7 +266,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     if header.is_embedding and reason:
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
-    model = LlamaModel(path, cpu)
+    model = LlamaModel(path, cpu, repacks=options.weights != "mapped")
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
         model.open_context(

@@ -118,3 +118,44 @@ def test_a_system_without_affinity_has_all_its_processors(computer: Computer, mo
 
 def test_this_machine_has_a_core() -> None:
     assert 1 <= n_physical_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "fast", "limits", "counts"),
+    [
+        (["0", "1", "2", "3"], None, {}, [4]),
+        (["0,4", "1,5", "2,6", "3,7"], None, {}, [4, 8]),
+        # Two performance cores with two threads each, and four others.
+        (["0,1", "2,3", "4", "5", "6", "7"], "0-3", {}, [6, 2, 8]),
+        (["0,1", "2,3", "4", "5", "6", "7"], "0,2", {}, [6, 2, 8]),
+        (["0", "1"], "nonsense", {}, [2]),
+        # Short trials would not feel a limit.
+        (["0,4", "1,5", "2,6", "3,7"], None, {"cpu.max": "300000 100000"}, [3]),
+        (["0,4", "1,5", "2,6", "3,7"], None, {"cpu.max": "400000 100000"}, [4]),
+    ],
+)
+def test_other_numbers_of_threads_may_be_better(
+    cores: list[str], fast: str | None, limits: Mapping[str, str], counts: list[int],
+    computer: Computer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    n_processors = sum(len(siblings.split(",")) for siblings in cores)
+    computer(cores, range(n_processors), limits=limits)
+    monkeypatch.setattr(machine, "_FAST_PROCESSORS", tmp_path / "fast")
+    if fast is not None:
+        _write(tmp_path / "fast", fast)
+    assert machine.thread_counts() == counts
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor\t: 0\nmodel\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel name\t: other\n", "AMD EPYC"),
+        ("processor\t: 0\nCPU part\t: 0xd40\n", "0xd40"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_processor_has_a_name(cpuinfo: str | None, name: str, tmp_path: Path) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert machine.processor_name(tmp_path / "cpuinfo") == name
