@@ -13,6 +13,10 @@ def main() -> int:
         from shimmy.engine.quantize import main as quantize_main
 
         return quantize_main(sys.argv[2:])
+    if sys.argv[1:2] == ["trial"]:
+        from shimmy.engine.trial import main as trial_main
+
+        return trial_main(sys.argv[2:])
     from shimmy.cli import main as cli_main
 
     return cli_main(sys.argv[1:])

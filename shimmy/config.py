@@ -23,6 +23,7 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_FORMATS = ("text", "json")
+_WEIGHTS = ("auto", "mapped", "repacked")
 POOLINGS = ("mean", "cls", "last")
 
 
@@ -193,7 +194,11 @@ OPTIONS: tuple[Option, ...] = (
            "N", ("SHIMMY_MAX_CTX",)),
     Option("parallel", _integer(1, 256), 32, "how many jobs of a model may run at once; more wait in line", "N"),
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),
-    Option("threads", _integer(1, 512), None, "threads of a worker (default: the physical cores)", "N"),
+    Option("threads", _integer(1, 512), None,
+           "threads of a worker (default: the physical cores, within the limits of a container)", "N"),
+    Option("weights", _one_of(_WEIGHTS), "auto",
+           "weights are pages of the file, `mapped`, or a copy that suits the processor, `repacked`; `auto`: what is "
+           "faster, as threads are chosen too; tried while a model is idle, and used from its next load on", "KIND"),
     Option("speculation", _switch, True, "guess text ahead where that is faster"),
     Option("draft_model", _path, None,
            "a small GGUF model that guesses ahead for models of the same vocabulary, where that is faster", "FILE"),
@@ -248,6 +253,7 @@ class Config:
     n_sequences: int
     n_batch: int
     n_threads: int | None
+    weights: str
     speculate: bool
     draft_model: Path | None
     embeddings: bool
@@ -311,6 +317,7 @@ def load(
         n_sequences=values["parallel"],
         n_batch=values["batch_size"],
         n_threads=values["threads"],
+        weights=values["weights"],
         speculate=values["speculation"],
         draft_model=values["draft_model"],
         embeddings=values["embeddings"],

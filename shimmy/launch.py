@@ -80,6 +80,8 @@ class Launch:
             log_level=self._config.log_level,
             log_format=self._config.log_format,
             cache_dir=None if self._config.cache_dir is None else str(self._config.cache_dir),
+            weights=self._config.weights,
+            may_tune=self._config.max_memory_bytes is None,
             safetensors_type=self._config.safetensors_type,
         )
 

@@ -12,6 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shimmy import cgroups
+from shimmy.cgroups import Group
+
 if TYPE_CHECKING:
     from shimmy.engine.pooling import EmbeddingPlan
     from shimmy.formats.gguf_header import GgufHeader
@@ -35,8 +38,8 @@ _CANDIDATE_BYTES = 12  # llama_token_data, of which each job's sampler holds one
 _N_SAMPLERS = 8  # jobs that sample at once, as a rule
 
 _MEMINFO = Path("/proc/meminfo")
-_OWN_CGROUP = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
+# The files of a control group with its limit and its usage, in both versions.
+_CGROUP_FILES = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,34 +142,24 @@ def _available() -> int | None:
 def _left_in_cgroups() -> list[int]:
     """For each control group we are in that has a limit: what is left of it, its page cache counted as left."""
     left = []
-    for folder, limit, usage in _cgroups():
+    for group in _limited_groups():
+        limit, usage = _CGROUP_FILES[group.version]
         with contextlib.suppress(OSError, ValueError, IndexError):
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            stat = dict(line.split() for line in group.read("memory.stat").splitlines())
             n_cached = int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
-            left.append(int((folder / limit).read_text()) - int((folder / usage).read_text()) + n_cached)
+            left.append(int(group.read(limit)) - int(group.read(usage)) + n_cached)
     return left
 
 
 @cache
-def _cgroups() -> list[tuple[Path, str, str]]:
-    """Folder, limit file and usage file of our control groups, of either version, that have a limit."""
-    files = {"v2": ("memory.max", "memory.current"), "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in _OWN_CGROUP.read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            if number != "0" and "memory" not in controllers.split(","):
-                continue
-            root = _CGROUPS if number == "0" else _CGROUPS / "memory"
-            own = root / path.lstrip("/")
-            limit, usage = files["v2" if number == "0" else "v1"]
-            folders = (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
-            found += [(folder, limit, usage) for folder in folders if _is_limit(folder / limit)]
-    return found
+def _limited_groups() -> list[Group]:
+    return [group for group in cgroups.groups("memory") if _is_limit(group)]
 
 
-def _is_limit(file: Path) -> bool:
+def _is_limit(group: Group) -> bool:
     try:
-        return 0 < int(file.read_text()) < 2**60  # version 1 has a number near 2**63 for none
+        return (
+            0 < int(group.read(_CGROUP_FILES[group.version][0])) < 2**60
+        )  # version 1 has a number near 2**63 for none
     except (OSError, ValueError):  # there is no such file, or it says `max`
         return False

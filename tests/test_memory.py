@@ -1,12 +1,13 @@
 """What a model takes is reckoned from its header; what is left comes from the system's files."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shimmy import memory
+from shimmy import cgroups, memory
 from shimmy.engine.pooling import EmbeddingPlan, plan
 from shimmy.memory import Need, need, shown
 from shimmy.registry import Model
@@ -65,6 +66,15 @@ def test_this_process_takes_memory_and_another_one_nobody_knows() -> None:
     assert memory.resident_bytes(2**30) is None
 
 
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Which control groups have a limit is looked up once; a test with others begins and ends without knowing any."""
+    memory._limited_groups.cache_clear()
+    yield
+    memory._limited_groups.cache_clear()
+
+
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize(
     ("line", "limit", "usage", "folder"),
     [
@@ -85,21 +95,16 @@ def test_the_limit_of_a_control_group_counts(
     (tmp_path / "self").write_text(f"1:name=systemd:/\n{line}\n")
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 2000 kB\n")  # the true one changes all the time
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "self")
-    memory._cgroups.cache_clear()
-    try:
-        assert memory.free_bytes() == 650_000
-        (group / limit).write_text("max\n")
-        memory._cgroups.cache_clear()
-        assert memory.free_bytes() == 2_048_000
-    finally:
-        memory._cgroups.cache_clear()
+    monkeypatch.setattr(cgroups, "_ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "_OWN", tmp_path / "self")
+    assert memory.free_bytes() == 650_000
+    (group / limit).write_text("max\n")
+    memory._limited_groups.cache_clear()
+    assert memory.free_bytes() == 2_048_000
 
 
+@pytest.mark.usefixtures("forgetful")
 def test_a_system_without_such_files_has_no_known_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
-    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "none")
-    memory._cgroups.cache_clear()
+    monkeypatch.setattr(cgroups, "_OWN", tmp_path / "none")
     assert memory.free_bytes() is None
-    memory._cgroups.cache_clear()

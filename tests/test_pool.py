@@ -156,17 +156,27 @@ async def test_every_model_has_its_own_worker() -> None:
 async def test_a_worker_is_told_what_the_person_configured() -> None:
     house = House(
         ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}",
-        lora=["a.gguf=0.5", "b.gguf"], cache_dir="/cache", safetensors_type="q8_0",
+        lora=["a.gguf=0.5", "b.gguf"], cache_dir="/cache", safetensors_type="q8_0", weights="mapped",
     )  # fmt: skip
     with_sibling = replace(TINY, adapters=(Path("beside.gguf"),))
     caller = asyncio.create_task(house.pool.ensure_ready(with_sibling))
     load = await house.loading()
     assert load.options == WorkerOptions(
         "tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}", (("a.gguf", 0.5), ("b.gguf", 1.0)), ("beside.gguf",),
-        cache_dir="/cache", safetensors_type="q8_0",
+        cache_dir="/cache", safetensors_type="q8_0", weights="mapped", may_tune=True,
     )  # fmt: skip
     load.succeed()
     await caller
+
+
+@on_loop
+async def test_a_worker_takes_no_memory_for_trials_where_that_is_limited() -> None:
+    for house, may_tune in ((House(), True), (House(max_memory="64G"), False)):
+        caller = house.ask()
+        load = await house.loading()
+        assert (load.options.weights, load.options.may_tune) == ("auto", may_tune)
+        load.succeed()
+        await caller
 
 
 @on_loop

@@ -15,7 +15,7 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors", "marks"},
+    {"errors", "marks", "cgroups", "program"},
     {"messages", "reading"},
     {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},
@@ -57,11 +57,12 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "grammar",
             "jinja",
             "llama",
+            "pace",
             "preparer",
             "quantize",
         ),
         *("rules", "sampler", "scheduler", "schema", "task", "template", "text", "thinking", "thinking_budget"),
-        *("tool_format", "tool_grammar", "turns", "vocabulary", "worker"),
+        *("tool_format", "tool_grammar", "trial", "tuning", "turns", "vocabulary", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

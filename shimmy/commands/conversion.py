@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shimmy.commands.console import Call, ProgressBar
-from shimmy.engine.client import own_program
 from shimmy.engine.machine import n_physical_cores
 from shimmy.errors import NotFound
 from shimmy.formats import convert as conversion
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
+from shimmy.program import own_program
 
 
 def convert(call: Call) -> int:

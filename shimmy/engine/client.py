@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
@@ -30,16 +29,12 @@ from shimmy.messages import (
     Job,
     ModelFacts,
 )
+from shimmy.program import own_program
 
 logger = logging.getLogger(__name__)
 
 _KILL_AFTER_S = 5.0
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
-
-
-def own_program() -> list[str]:
-    """How this program is started once more."""
-    return [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-m", "shimmy"]
 
 
 def worker_command(socket_fd: int, name: str) -> list[str]:

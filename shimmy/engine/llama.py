@@ -66,9 +66,11 @@ def quantize(source: Path, target: Path, file_type: int, n_threads: int) -> None
 class LlamaModel:
     """A model in memory with one context over one unified KV pool, one for embeddings, or both."""
 
-    def __init__(self, path: Path, cpu: CpuBackend) -> None:
-        """Map the weights of `path`; raises ModelUnavailable with the engine's own reason."""
+    def __init__(self, path: Path, cpu: CpuBackend, *, repacks: bool = True) -> None:
+        """Map the weights of `path`, or with `repacks` copy those into an order of the processor's for which ggml has
+        one; raises ModelUnavailable with the engine's own reason."""
         params = llama.llama_model_default_params()
+        params.use_extra_bufts = repacks
         self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             reason = log.reason()

@@ -14,14 +14,13 @@ from typing import Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.cells import Cells, Pool
+from shimmy.engine.pace import Pace
 from shimmy.engine.speculation import Costs, Drafter, Guess
 from shimmy.engine.task import Guide, Task
 from shimmy.engine.turns import Turns
 from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
 from shimmy.messages import Echo, Event, FinishReason, Piece, TokenLogprob
 
-# Prompt rows beside decode rows: enough to keep the processor busy, few enough that the streams go on flowing.
-_SHARED_PREFILL_ROWS = 128
 # Cells a job must find free beyond its prompt before it joins others, so that it does not have to leave at once.
 _ADMISSION_SLACK = 64
 # A reply is expected to have so many tokens, where its limit says no less.
@@ -73,6 +72,7 @@ class _Rows:
     output: int | None
     guess: Guess | None = None
     guessing_s: float = 0.0  # what it took to make the guess, or to find that there is none
+    is_prompt: bool = False
 
 
 class Scheduler:
@@ -97,6 +97,7 @@ class Scheduler:
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
         self._costs = Costs()
+        self._pace = Pace()
         self._turns = Turns(backend.set_scales)
         self._n_forced_max = max(0, min(_MAX_FORCED, backend.n_batch // backend.n_sequences - 1))
         self._n_steps = 0
@@ -141,8 +142,8 @@ class Scheduler:
             if status == 0:
                 self._advance(rows)
                 # Setting other adapter scales takes time, which the first decode after it pays.
-                if len(rows) == 1 and rows[0].output is not None and self._turns.n_steps > 1:
-                    self._costs.observe(len(rows[0].tokens), self._clock() - start_s - rows[0].guessing_s)
+                if self._turns.n_steps > 1:
+                    self._learn(rows, self._clock() - start_s)
             elif status == 1:
                 self._give_up_cells()
             else:
@@ -150,6 +151,15 @@ class Scheduler:
         if self._events:
             events, self._events = self._events, []
             self._emit(events)
+
+    def _learn(self, rows: list[_Rows], seconds: float) -> None:
+        """What a decode of `rows` took, for those who plan the next ones."""
+        if len(rows) == 1 and rows[0].output is not None:
+            self._costs.observe(len(rows[0].tokens), seconds - rows[0].guessing_s)
+        prompts = [planned for planned in rows if planned.is_prompt]
+        if not any(planned.task.wants_prompt_logprobs for planned in prompts):  # telling them takes longer
+            n_prompt_rows = self._n_planned(prompts)
+            self._pace.observe(self._n_planned(rows) - n_prompt_rows, n_prompt_rows, seconds)
 
     # -- who runs ------------------------------------------------------------------------------------------------
 
@@ -236,10 +246,10 @@ class Scheduler:
         n_left = self._backend.n_batch - self._n_planned(rows)
         # Beyond the last row of each job; an echo takes more, and what it takes the others have no use for.
         n_outputs_left = self._backend.n_outputs - len(rows) - len(prefilling)
-        if any(task.is_generating for task in self._running):
-            n_left = min(n_left, _SHARED_PREFILL_ROWS)
         if prefilling:
             self._turns.end()  # a chunk takes as long as a few decodes
+            if n_streams := sum(task.is_generating for task in self._running):
+                n_left = min(n_left, self._pace.n_prompt_rows(self._n_planned(rows), n_streams, len(prefilling)))
         first = self._n_steps % len(prefilling) if prefilling else 0
         for task in prefilling[first:] + prefilling[:first]:
             n_chunk = min(n_left, task.n_pending)
@@ -265,7 +275,7 @@ class Scheduler:
         is_last = start + n_tokens == len(task.tokens)
         n_outputs = n_tokens if task.wants_prompt_logprobs else int(is_last)
         row = self._backend.batch.add(tokens, start, task.sequence.id, n_outputs=n_outputs)
-        return _Rows(task, tokens, row - n_tokens + 1, row if is_last else None)
+        return _Rows(task, tokens, row - n_tokens + 1, row if is_last else None, is_prompt=not task.is_generating)
 
     def _add_with_draft(self, task: Task) -> _Rows:
         """The last token of a job that has the engine for itself, and a guess at what follows it."""

@@ -102,6 +102,8 @@ class WorkerOptions:
     log_format: str = "text"
     share: Share = Share()  # until another one is told
     cache_dir: str | None = None  # for what can be made again
+    weights: str = "repacked"  # or `mapped`; `auto`: what a trial has found
+    may_tune: bool = False  # whether a trial may take memory for a while that nobody has reckoned with
     safetensors_type: str | None = None  # what the weights of a SafeTensors folder become; None: what they are
 
     @property

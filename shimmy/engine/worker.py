@@ -26,6 +26,7 @@ from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.preparer import Preparer
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
+from shimmy.engine.tuning import Tuner, Tuning
 from shimmy.errors import Internal, ModelUnavailable, ShimmyError, TemplateFailed
 from shimmy.formats import gguf
 from shimmy.messages import (
@@ -83,6 +84,7 @@ class Worker:
         self._preparer: Preparer
         self._model: LlamaModel
         self._n_threads: int
+        self._tuner: Tuner
 
     def run(self) -> int:
         """Load the model the parent names and serve it; returns an exit code only when it cannot be loaded."""
@@ -98,6 +100,9 @@ class Worker:
         started_s = perf_counter()
         try:
             options = self._with_gguf(options)
+            tuning = Tuning(options)
+            self._n_threads = tuning.settings.n_threads
+            options = replace(options, weights=tuning.settings.weights)
             self._model, offers = load(options, options.share.n_threads(self._n_threads))
             loaded_s = perf_counter()
             self._preparer, facts = validate(self._model, offers, options)
@@ -110,6 +115,7 @@ class Worker:
             self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate, drafter=self._drafter)
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
+        self._tuner = Tuner(tuning, may_start=self._model.writes)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
@@ -168,13 +174,20 @@ class Worker:
                         self._embedder.cancel(order)
 
     def _next_order(self) -> Task | EmbeddingTask | int | wire.Share:
-        """The next one, however long that takes; while there is none for long, memory is given back."""
-        try:
-            return self._to_schedule.get(timeout=_REST_AFTER_S)
-        except Empty:
-            if self._scheduler:
-                self._scheduler.rest()
-            return self._to_schedule.get()
+        """Wait for it; where that takes long, memory is given back, and the time is used to find better settings."""
+        has_rested = False
+        while True:
+            try:
+                order = self._to_schedule.get(timeout=self._tuner.wait_s if has_rested else _REST_AFTER_S)
+            except Empty:
+                if has_rested:
+                    self._tuner.idle()
+                elif self._scheduler:
+                    self._scheduler.rest()
+                has_rested = True
+            else:
+                self._tuner.interrupt()
+                return order
 
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
@@ -266,7 +279,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     if header.is_embedding and reason:
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
-    model = LlamaModel(path, cpu)
+    model = LlamaModel(path, cpu, repacks=options.weights != "mapped")
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
         model.open_context(

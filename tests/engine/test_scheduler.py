@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 
@@ -22,7 +22,7 @@ class House:
     backend: FakeBackend = field(default_factory=FakeBackend)
     events: list[JobEvent] = field(default_factory=list)
     samplers: dict[int, FakeSampler] = field(default_factory=dict)
-    clock: Callable[[], float] = field(default_factory=lambda: iter(range(10**6)).__next__)
+    clock: Callable[[], float] = field(default_factory=lambda: count(1, 0.001).__next__)
     drafter: Drafter | None = None
 
     def __post_init__(self) -> None:
@@ -105,17 +105,71 @@ def test_many_jobs_share_a_batch_and_each_gets_its_own_text() -> None:
     assert max(len({sequence for _, _, sequence, _ in rows}) for rows in house.backend.batches) == 4
 
 
+def timed(backend: FakeBackend, row_s: float, decode_s: float = 0.02) -> Callable[[], float]:
+    """The clock of a machine on which each decode takes `decode_s`, and `row_s` more for each of its rows."""
+    return lambda: sum(decode_s + row_s * len(rows) for rows in backend.batches)
+
+
 def test_a_long_prompt_is_cut_into_chunks_beside_decode_rows() -> None:
-    house = House(FakeBackend(n_ctx=512, n_batch=200))
+    backend = FakeBackend(n_ctx=1024, n_batch=200)
+    house = House(backend, clock=timed(backend, row_s=0.003))
     house.submit(1, "a", n_predict=20)
     house.scheduler.step()
-    house.submit(2, "b" * 300, n_predict=4)
+    house.submit(2, "b" * 500, n_predict=4)
     house.run()
     assert house.text(1) == expected("a", 20)
-    assert house.text(2) == expected("b" * 300, 4)
-    mixed = [rows for rows in house.backend.batches if len({sequence for _, _, sequence, _ in rows}) == 2]
-    assert [len(rows) for rows in mixed[:3]] == [129, 129, 45], "one decode row, first, and a chunk of at most 128"
-    assert all(rows[0][2] == 0 for rows in mixed)
+    assert house.text(2) == expected("b" * 500, 4)
+    mixed = [rows for rows in backend.batches if len({sequence for _, _, sequence, _ in rows}) == 2]
+    assert [len(rows) for rows in mixed[:4]] == [129, 128, 128, 119]
+    assert all(rows[0][2] == 0 for rows in mixed), "one decode row, first"
+
+
+def test_chunks_are_smaller_where_rows_take_longer() -> None:
+    largest = {}
+    for row_s in (0.0001, 0.003, 0.03):
+        backend = FakeBackend(n_ctx=4096, n_batch=512)
+        house = House(backend, clock=timed(backend, row_s))
+        house.submit(1, "x" * 600, n_predict=40)
+        while not house.text(1):
+            house.scheduler.step()
+        n_before = len(backend.batches)
+        house.submit(2, "y" * 1500, n_predict=4)
+        house.run()
+        assert house.text(2) == expected("y" * 1500, 4)
+        mixed = [rows for rows in backend.batches[n_before:] if len({sequence for _, _, sequence, _ in rows}) == 2]
+        largest[row_s] = max(len(rows) for rows in mixed)
+    assert largest == {0.0001: 512, 0.003: 128, 0.03: 16 + 1}
+
+
+def test_short_prompts_that_come_together_start_together() -> None:
+    backend = FakeBackend(n_ctx=4096, n_batch=512, n_sequences=8)
+    house = House(backend, clock=timed(backend, row_s=0.003))
+    house.submit(1, "x" * 60, n_predict=40)
+    while not house.text(1):
+        house.scheduler.step()
+    n_before = len(backend.batches)
+    for number in range(2, 9):
+        house.submit(number, f"{number}" * 60, n_predict=4)
+    house.scheduler.step()
+    assert len(backend.batches[n_before]) == 1 + 7 * 60
+    house.run()
+    assert all(house.text(number) == expected(f"{number}" * 60, 4) for number in range(2, 9))
+
+
+def test_telling_what_a_prompt_is_worth_teaches_nothing_of_the_pace() -> None:
+    backend = FakeBackend(n_ctx=4096, n_batch=512)
+    house = House(backend, clock=timed(backend, row_s=0.0001))
+    house.submit(1, "x" * 600, n_predict=60)
+    while not house.text(1):
+        house.scheduler.step()
+    house.clock = house.scheduler._clock = timed(backend, row_s=1.0)
+    house.submit(2, "y" * 200, n_predict=1, n_logprobs=0, echo=True)
+    while house.scheduler.n_running != 1:
+        house.scheduler.step()
+    house.submit(3, "z" * 600, n_predict=1)
+    n_before = len(backend.batches)
+    house.scheduler.step()
+    assert len(backend.batches[n_before]) == 512
 
 
 def test_prompts_take_turns() -> None:
@@ -641,7 +695,8 @@ def test_the_only_sequence_starts_over_with_other_scales() -> None:
 
 
 def test_a_prompt_beside_a_stream_of_other_scales_comes_in_chunks() -> None:
-    house = House(FakeBackend(n_ctx=1024, n_batch=512))
+    backend = FakeBackend(n_ctx=1024, n_batch=512)
+    house = House(backend, clock=timed(backend, row_s=0.003))
     house.submit(1, "a", n_predict=40, scales=OFF)
     house.scheduler.step()
     house.submit(2, "b" * 400, n_predict=4, scales=HALF)
