@@ -97,8 +97,9 @@ class Tuning:
         with contextlib.suppress(OSError):
             if os.getloadavg()[0] > _MAX_LOAD * (os.cpu_count() or 1):
                 return False
-        free = memory.free_bytes()
-        return free is None or free > memory.size_of([self._options.model_path]) + _TRIAL_BYTES
+        # The copy must not drive out the pages that the worker has mapped, which count as free.
+        free, size = memory.free_bytes(), memory.size_of([self._options.model_path])
+        return free is None or free > 2 * size + _TRIAL_BYTES
 
     def command(self) -> list[str]:
         candidates = json.dumps([[each.weights, each.n_threads] for each in self.candidates])

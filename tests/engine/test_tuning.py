@@ -1,5 +1,6 @@
 """Settings by measurement: which are tried, which of them win, when a trial runs, and what is remembered."""
 
+import asyncio
 import json
 import os
 import socket
@@ -12,15 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shimmy import memory
-from shimmy.engine import machine, tuning, variants
+from shimmy.engine import client, machine, tuning, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.quantize import quantize
 from shimmy.engine.sampling import chain
 from shimmy.engine.tuning import Result, Settings, Tuner, Tuning, fastest
 from shimmy.engine.wire import WorkerOptions
 from shimmy.engine.worker import Connection, Worker
-from shimmy.messages import SamplingParams
+from shimmy.messages import GenerateRequest, Piece, SamplingParams, TextPrompt
+from tests.fakes import on_loop
 from tests.tiny_models import write_tiny_model
 
 if TYPE_CHECKING:
@@ -157,8 +160,10 @@ def test_a_trial_takes_neither_memory_nor_processors_from_others(
     options: WorkerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Tuning(options).is_affordable
-    monkeypatch.setattr(memory, "free_bytes", lambda: 10**8)
-    assert not Tuning(options).is_affordable
+    size = Path(options.model_path).stat().st_size
+    for n_free, is_affordable in ((10**8, False), (300_000_000 + size, False), (300_000_001 + 2 * size, True)):
+        monkeypatch.setattr(memory, "free_bytes", lambda n_free=n_free: n_free)
+        assert Tuning(options).is_affordable is is_affordable
     monkeypatch.setattr(memory, "free_bytes", lambda: None)
     assert Tuning(options).is_affordable
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
@@ -373,3 +378,38 @@ def test_a_trial_of_a_broken_file_says_so(options: WorkerOptions, tmp_path: Path
     process = tuning.start(Tuning(replace(options, model_path=str(tmp_path / "broken.gguf"))).command())
     assert process.wait() == 1
     process.communicate()
+
+
+# A worker that does not wait for long, on a machine that is never busy.
+HASTY = """
+import os, sys
+os.getloadavg = lambda: (0.0, 0.0, 0.0)
+from shimmy.engine import tuning, worker
+tuning._IDLE_S = 0.05
+sys.exit(worker.main(int(sys.argv[1])))
+"""
+
+
+@on_loop
+async def test_an_idle_worker_finds_its_settings_and_goes_on_serving(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "worker_command", lambda fd, _name: [sys.executable, "-c", HASTY, str(fd)])
+    options = WorkerOptions(
+        *(str(tiny_model), 256, 2, 64, 1, None, None), cache_dir=str(tmp_path), weights="auto", may_tune=True
+    )
+    request = GenerateRequest("tiny", TextPrompt("hello"), SamplingParams(temperature=0), n_predict=4)
+
+    async def text(worker: WorkerClient) -> str:
+        return "".join([event.text async for event in worker.submit(request) if isinstance(event, Piece)])
+
+    worker = await start_worker("tiny", options, Hooks())
+    first, pause_s = await text(worker), 0.1
+    while not (tmp_path / "tuning.json").exists():
+        await asyncio.sleep(pause_s)  # at first too short for a trial, which the job behind it ends
+        assert await text(worker) == first
+        pause_s *= 2
+    await worker.close()
+    worker = await start_worker("tiny", options, Hooks())
+    assert await text(worker) == first
+    await worker.close()
