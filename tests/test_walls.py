@@ -58,7 +58,18 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "preparer",
             "quantize",
         ),
-        *("rules", "sampler", "scheduler", "schema", "task", "template", "text", "thinking", "thinking_budget"),
+        *(
+            "rules",
+            "sampler",
+            "scheduler",
+            "schema",
+            "state",
+            "task",
+            "template",
+            "text",
+            "thinking",
+            "thinking_budget",
+        ),
         *("tool_format", "tool_grammar", "turns", "worker"),
     )
 }

@@ -17,6 +17,7 @@ from shimmy.engine.context import Batch, EmbeddingContext, context_params
 from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.engine.sampler import Likelihood, Probe, Sampler
 from shimmy.engine.sampling import Chain, Stage
+from shimmy.engine.state import State, States
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 
@@ -196,6 +197,24 @@ class LlamaModel:
             return False  # its state is that of the whole sequence; there is none of a prefix
         llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         return True
+
+    def save_sequence(self, sequence: int, n_tokens: int) -> State | None:
+        """The cells of `sequence`, those of `n_tokens`, as bytes in parts; None where some are gone."""
+        return self._states().save(sequence, n_tokens)
+
+    def load_sequence(self, sequence: int, n_tokens: int, data: memoryview) -> bool:
+        """Put what `save_sequence` gave, joined, into the empty `sequence`; False: it is empty, nothing fits.
+
+        `data` is writable, and it has been proven that it is what this engine saved of this model: it is not checked.
+        """
+        return self._states().load(sequence, n_tokens, data)
+
+    def sequence_bytes(self, sequence: int) -> int:
+        """About how much `save_sequence` would copy."""
+        return self._states().size(sequence)
+
+    def _states(self) -> States:
+        return States(self._model, self._context, self.n_sequences, can_rewind=self.can_rewind)
 
     def set_scales(self, scales: Sequence[float]) -> None:
         """Of each adapter, for what is decoded from now on; one of scale 0 costs nothing."""
