@@ -53,9 +53,13 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "embedding",
             "gbnf",
             "grammar",
+            "identity",
             "jinja",
             "llama",
             "preparer",
+            "private_folder",
+            "prompt_cache",
+            "prompts",
             "quantize",
         ),
         *(
