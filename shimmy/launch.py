@@ -48,6 +48,7 @@ class Launch:
             log_format=self._config.log_format,
             cache_dir=None if self._config.cache_dir is None else str(self._config.cache_dir),
             safetensors_type=self._config.safetensors_type,
+            prompt_cache_bytes=self._config.prompt_cache_bytes,
         )
 
     def fitting(self, model: Model, n_most_bytes: float) -> WorkerOptions:
