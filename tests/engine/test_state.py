@@ -9,6 +9,7 @@ from shimmy.engine.binding import LIBRARY_FOLDER, llama
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.formats.convert import convert
 from tests.golden.weights import write_folder
+from tests.tiny_models import write_tiny_mamba
 
 N_CTX, N_BATCH, N_SEQUENCES = 512, 64, 4
 PROMPT = [(7 * place) % 300 for place in range(150)]
@@ -124,6 +125,23 @@ def test_what_does_not_fit_leaves_the_sequence_empty(model: LlamaModel) -> None:
     assert llama.llama_memory_seq_pos_max(model._memory, 3) == -1
     for sequence in (1, 2):
         assert llama.llama_memory_seq_pos_max(model._memory, sequence) == len(PROMPT) - 1
+
+
+def test_a_recurrent_sequence_goes_on_as_before(cpu: CpuBackend, tmp_path: Path) -> None:
+    model = opened(write_tiny_mamba(tmp_path), cpu)
+    assert not model.can_rewind
+    expected = compute(model, [*PROMPT, 5, 6, 7], 0)
+    model.wipe()
+    assert max(abs(a - b) for a, b in zip(compute(model, [5, 6, 7], 1), expected, strict=True)) > 0.1, "it forgets"
+    compute(model, PROMPT, 0)
+    data = saved(model, 0, len(PROMPT))
+    assert model.save_sequence(0, len(PROMPT) - 1) is None
+    model.wipe()
+
+    assert model.load_sequence(2, len(PROMPT), data)
+
+    assert_alike(compute(model, [*PROMPT, 5, 6, 7], 2, start=len(PROMPT)), expected)
+    assert not model.forget(2, 10), "which is why it is taken whole or not at all"
 
 
 def test_a_state_of_other_length_is_not_taken(model: LlamaModel) -> None:
