@@ -84,6 +84,7 @@ class LlamaModel:
         self.can_rewind: bool = not (
             llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
         )
+        self._n_window: int = llama.llama_model_n_swa(self._model) if self.can_rewind else 0
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
         self._adapters: list[int] = []  # pointers
@@ -188,13 +189,27 @@ class LlamaModel:
         return int(llama.llama_decode(self._context, self.batch.struct))
 
     def forget(self, sequence: int, start: int) -> bool:
-        """Drop the cells of `sequence` from position `start` on. False: this kind of memory cannot drop only a tail."""
+        """Drop the cells of `sequence` from position `start` on. False: what is before it could not be gone on from, or
+        this kind of memory cannot drop only a tail."""
+        if start and not self._reaches_back(sequence, start):
+            return False
         return bool(llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def _reaches_back(self, sequence: int, n_tokens: int) -> bool:
+        """Whether what follows the first `n_tokens` finds all cells that it looks at.
+
+        A sliding window that has passed some may have lost them to another sequence, although the pool has room for
+        all: llama.cpp takes the first cells that it may take.
+        """
+        first = llama.llama_memory_seq_pos_min(self._memory, sequence) if self._n_window else 0
+        return bool(first <= max(0, n_tokens - self._n_window + 1))
 
     def share(self, source: int, target: int, n_tokens: int) -> bool:
         """Let the empty sequence `target` use the first cells of `source`; nothing is copied. False: it cannot."""
         if not self.can_rewind:
             return False  # its state is that of the whole sequence; there is none of a prefix
+        if not self._reaches_back(source, n_tokens):
+            return False
         llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         return True
 

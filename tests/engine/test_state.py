@@ -127,6 +127,23 @@ def test_what_does_not_fit_leaves_the_sequence_empty(model: LlamaModel) -> None:
         assert llama.llama_memory_seq_pos_max(model._memory, sequence) == len(PROMPT) - 1
 
 
+def test_a_window_that_lost_cells_is_not_gone_on_from(model: LlamaModel) -> None:
+    """A pool with room for all gave cells of one sequence to the next, and what shared them said something else."""
+    other = [*PROMPT[:40], 9, 8, 9]
+    expected = compute(model, other, 3)
+    model.wipe()
+    compute(model, [(13 * place) % 300 for place in range(120)], 1)
+    compute(model, PROMPT, 0)
+    model.forget(1, 0)
+    compute(model, [(17 * place) % 300 for place in range(150)], 2)
+
+    n_shared = 40 if model.share(0, 3, 40) else 0
+    assert_alike(compute(model, other, 3, start=n_shared), expected)
+    n_kept = 40 if model.forget(0, 40) else 0
+    model.forget(0, n_kept)
+    assert_alike(compute(model, other, 0, start=n_kept), expected)
+
+
 def test_a_recurrent_sequence_goes_on_as_before(cpu: CpuBackend, tmp_path: Path) -> None:
     model = opened(write_tiny_mamba(tmp_path), cpu)
     assert not model.can_rewind
