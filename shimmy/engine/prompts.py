@@ -119,6 +119,10 @@ class Prompts:
         is_worth = n_gained >= max(_WORTH_READING, _WORTH_READING_SHARE * len(found.stored.tokens))
         return found if is_worth else None
 
+    def put(self, ready: Ready, sequence: int) -> bool:
+        """Give the empty `sequence` the cells of all tokens of `ready`; False, and it is empty, where that failed."""
+        return self._backend.load_sequence(sequence, len(ready.tokens), ready.cells)
+
     # -- to the disk ---------------------------------------------------------------------------------------------
 
     def keep(self, tokens: Sequence[int], scales: Scales, sequence: int, *, is_urgent: bool = False) -> bool:

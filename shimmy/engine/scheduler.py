@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.speculation import Costs
@@ -18,6 +18,9 @@ from shimmy.engine.task import Guide, Task
 from shimmy.engine.turns import Turns
 from shimmy.errors import BadRequest, Internal, ShimmyError
 from shimmy.messages import Echo, Event, FinishReason, Piece, TokenLogprob
+
+if TYPE_CHECKING:
+    from shimmy.engine.prompts import Ready  # few workers need it
 
 # Prompt rows beside decode rows: enough to keep the processor busy, few enough that the streams go on flowing.
 _SHARED_PREFILL_ROWS = 128
@@ -35,6 +38,7 @@ _FORCED_COST = 1.05
 # A prompt waits for another that is computing the same beginning when that has so many tokens.
 _WORTH_WAITING = 64
 
+Scales = tuple[float, ...]
 JobEvent = tuple[int, Event | ShimmyError]
 
 
@@ -43,6 +47,19 @@ class Batch(Protocol):
 
     def clear(self) -> None: ...
     def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int: ...
+
+
+class StoredPrompts(Protocol):
+    """What the scheduler needs of the prompts on the disk: `prompts.Prompts`."""
+
+    @property
+    def is_writing(self) -> bool: ...
+    def is_coming(self, prompt: Sequence[int], scales: Scales, n_resident: int, *, wait: bool) -> bool: ...
+    def take(self, prompt: Sequence[int], scales: Scales, n_resident: int) -> "Ready | None": ...
+    def put(self, ready: "Ready", sequence: int) -> bool: ...
+    def keep(self, tokens: Sequence[int], scales: Scales, sequence: int, *, is_urgent: bool = False) -> bool: ...
+    def rest(self) -> None: ...
+    def flush(self, timeout_s: float) -> None: ...
 
 
 class Backend(Protocol):
@@ -91,11 +108,13 @@ class Scheduler:
         emit: Callable[[list[JobEvent]], None],
         *,
         speculate: bool = True,
+        prompts: StoredPrompts | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._backend = backend
         self._emit = emit
         self._clock = clock
+        self._prompts = prompts
         self._drafts = speculate and backend.can_rewind
         self._sequences = [prefix.Sequence(number) for number in range(backend.n_sequences)]
         self._waiting: deque[Task] = deque()
@@ -161,7 +180,7 @@ class Scheduler:
         One whose prompt begins like another that is being computed lets others pass until it can share that.
         """
         for task in tuple(self._waiting) if len(self._running) < self._backend.n_sequences else ():
-            if self._can_share_soon(task):
+            if self._can_share_soon(task) or self._is_coming(task):
                 continue
             choice = prefix.choose(self._sequences, task.tokens, task.scales)
             if choice is None:
@@ -185,13 +204,54 @@ class Scheduler:
         n_soon = max(prefix.n_common(other.tokens, task.tokens) for other in computing)
         return n_soon >= _WORTH_WAITING and n_soon > n_there
 
+    # -- prompts on the disk -------------------------------------------------------------------------------------
+
+    def _is_coming(self, task: Task) -> bool:
+        """Whether more of its prompt is being read from the disk than the pool has; awaited where no job runs."""
+        if self._prompts is None or not task.uses_cache:
+            return False
+        alike = (sequence for sequence in self._sequences if sequence.scales == task.scales)
+        n_there = max((prefix.n_common(sequence.tokens, task.tokens) for sequence in alike), default=0)
+        return self._prompts.is_coming(task.tokens, task.scales, n_there, wait=not self._running)
+
+    def _put(self, ready: "Ready", sequence: prefix.Sequence) -> int:
+        """Give `sequence`, instead of what it holds, what has come from the disk; returns how much of it is of use."""
+        assert self._prompts is not None
+        self._trim(sequence, 0)
+        if not self._make_room(len(ready.tokens)) or not self._prompts.put(ready, sequence.id):
+            return 0
+        sequence.tokens += ready.tokens
+        self._n_resident += len(ready.tokens)
+        return self._trim(sequence, ready.n_tokens)
+
+    def _keep(self, sequence: prefix.Sequence) -> None:
+        """Let the disk have a sequence that is about to go, where that takes no time."""
+        if self._prompts is not None:
+            self._prompts.keep(sequence.tokens, sequence.scales, sequence.id, is_urgent=True)
+
+    def store_one(self) -> bool:
+        """Let the disk have one of the resident sequences while no job runs; whether to ask again soon."""
+        if self._prompts is None or self._running or self._waiting:
+            return False
+        self._prompts.rest()
+        if self._prompts.is_writing:
+            return True
+        return any(self._prompts.keep(each.tokens, each.scales, each.id) for each in self._by_use())
+
+    def store_all(self, deadline_s: float) -> None:
+        """Let the disk have all sequences, the latest first, until `deadline_s` of the clock: it is the end."""
+        for sequence in self._by_use():
+            if self._prompts is None or self._clock() >= deadline_s:
+                return
+            self._prompts.keep(sequence.tokens, sequence.scales, sequence.id)
+            self._prompts.flush(deadline_s - self._clock())
+
+    def _by_use(self) -> list[prefix.Sequence]:
+        return sorted(self._sequences, key=lambda sequence: (sequence.busy, sequence.last_used), reverse=True)
+
     def _start(self, task: Task, choice: prefix.Choice) -> None:
         sequence = choice.sequence
-        n_keep = 0
-        if not task.uses_cache or choice.source is not None:
-            self._trim(sequence, 0)
-        if task.uses_cache:
-            n_keep = self._share(choice) if choice.source else self._trim(sequence, choice.n_kept)
+        n_keep = self._resume(task, choice)
         sequence.busy = True
         sequence.scales = task.scales
         task.sequence = sequence
@@ -200,6 +260,19 @@ class Scheduler:
             task.started_s = self._clock()
             task.n_cached = n_keep
         self._running.append(task)
+
+    def _resume(self, task: Task, choice: prefix.Choice) -> int:
+        """Give the sequence of `choice` what there is of the task's prompt, in the pool or on the disk."""
+        sequence = choice.sequence
+        if not task.uses_cache:
+            return self._trim(sequence, 0)
+        ready = self._prompts.take(task.tokens, task.scales, choice.n_kept) if self._prompts is not None else None
+        if ready is not None:
+            return self._put(ready, sequence)
+        if choice.source is None:
+            return self._trim(sequence, choice.n_kept)
+        self._trim(sequence, 0)
+        return self._share(choice)
 
     def _share(self, choice: prefix.Choice) -> int:
         """Give an empty sequence a prefix that another one has computed; 0 where the engine cannot.
@@ -231,6 +304,7 @@ class Scheduler:
             victim = prefix.evictable(sequence for sequence in self._sequences if sequence is not keep)
             if victim is None:
                 return False
+            self._keep(victim)
             self._trim(victim, 0)
         return True
 
@@ -480,6 +554,7 @@ class Scheduler:
         while len(idle) >= self._allowance.n_sequences or n_cells > _IDLE_SHARE * self._backend.n_ctx:
             victim = idle.pop(0)
             n_cells -= len(victim.tokens)
+            self._keep(victim)
             self._trim(victim, 0)
 
     def _fail(self, rows: list[_Rows], status: int) -> None:

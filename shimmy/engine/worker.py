@@ -2,7 +2,8 @@
 
 Four threads. The reader takes frames off the socket; the preparer renders templates, tokenizes and builds samplers; the
 main thread owns the engine and decodes; the sender writes what a decode led to while the next one runs. Whatever ends
-the reader (the parent closed the socket, or died) ends the process at once, so a worker never outlives its server.
+the reader (the parent closed the socket, or died) ends the process, at once or when the prompts are stored that shall
+outlive it, so a worker never outlives its server by more than that.
 """
 
 import contextlib
@@ -12,15 +13,17 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from shimmy import log
 from shimmy.engine import adapters, machine, pooling, variants, wire
-from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.binding import LIBRARY, LIBRARY_FOLDER
+from shimmy.engine.context import form_of_cells
 from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.preparer import Preparer
@@ -34,13 +37,22 @@ from shimmy.messages import (
     Echo,
     Message,
     ModelFacts,
+    PromptTraffic,
 )
+
+if TYPE_CHECKING:  # few workers need them
+    from shimmy.engine.identity import Sources
+    from shimmy.engine.prompts import Prompts
 
 logger = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16
 # The threads of Python take turns this often; the default of 5 ms would let a template delay a decode by that much.
 _SWITCH_INTERVAL_S = 0.0005
+# Nothing has run for so long: whoever comes next will hardly come while a prompt is copied for the disk.
+_LEISURE_S = 1.0
+# What a worker that shall end may still write; its server kills it after five seconds.
+_LAST_WRITES_S = 3.0
 
 
 class Connection:
@@ -68,13 +80,15 @@ class Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
-        # An int is the id of a job to cancel.
-        self._to_schedule: SimpleQueue[Task | EmbeddingTask | int | wire.Share] = SimpleQueue()
+        # An int is the id of a job to cancel, None the end.
+        self._to_schedule: SimpleQueue[Task | EmbeddingTask | int | wire.Share | None] = SimpleQueue()
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
         self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
         self._scheduler: Scheduler | None = None  # of a model that writes text
         self._embedder: Embedder | None = None  # of one that makes embeddings; it may do both
+        self._prompts: Prompts | None = None  # those on the disk, where some shall be kept
+        self._is_stored = threading.Event()  # at the end, what is worth it
         self._preparer: Preparer
         self._model: LlamaModel
         self._n_threads: int
@@ -93,6 +107,7 @@ class Worker:
         started_s = perf_counter()
         try:
             options = self._with_gguf(options)
+            sources = open_sources(options)
             self._model, offers = load(options, options.share.n_threads(self._n_threads))
             loaded_s = perf_counter()
             self._preparer, facts = validate(self._model, offers, options)
@@ -101,7 +116,8 @@ class Worker:
             return 1
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         if self._model.writes:
-            self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate)
+            self._prompts = open_prompts(sources, self._model, self._preparer, options, self._tell_of_prompts)
+            self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate, prompts=self._prompts)
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
@@ -143,9 +159,13 @@ class Worker:
 
     def _take_orders(self, *, block: bool) -> None:
         while block or not self._to_schedule.empty():
-            order = self._to_schedule.get()
+            order = self._next_order() if block else self._to_schedule.get()
             block = False
             match order:
+                case None:
+                    if self._scheduler:
+                        self._scheduler.store_all(perf_counter() + _LAST_WRITES_S)
+                    self._is_stored.set()
                 case wire.Share():
                     self._model.set_threads(order.n_threads(self._n_threads))
                     self._connection.send({"op": "shared"})
@@ -158,6 +178,19 @@ class Worker:
                         self._scheduler.cancel(order)
                     if self._embedder:
                         self._embedder.cancel(order)
+
+    def _next_order(self) -> Task | EmbeddingTask | int | wire.Share | None:
+        """Wait for one; while none comes, the prompts are stored that are worth it."""
+        while self._prompts is not None and self._scheduler is not None:
+            try:
+                return self._to_schedule.get(timeout=_LEISURE_S)
+            except Empty:
+                if not self._scheduler.store_one():
+                    break
+        return self._to_schedule.get()
+
+    def _tell_of_prompts(self, traffic: PromptTraffic) -> None:
+        self._connection.send(wire.traffic_frame(traffic))
 
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
@@ -173,6 +206,9 @@ class Worker:
         except (OSError, wire.ProtocolError) as exc:
             logger.error("lost the server: %s", exc)
         finally:
+            if self._prompts is not None:
+                self._to_schedule.put(None)
+                self._is_stored.wait(_LAST_WRITES_S)
             os._exit(0)  # the main thread may be deep in a decode; nothing here needs cleaning up
 
     def _prepare(self) -> None:
@@ -234,6 +270,49 @@ class Worker:
             events, load = self._to_send.get()
             wire_events = [wire.event_to_wire(job_id, event) for job_id, event in events]
             self._connection.send({"op": "step", "events": wire_events, "load": load})
+
+
+def open_sources(options: wire.WorkerOptions) -> "Sources | None":
+    """The files that are about to be loaded, so that prompts can be kept under what they are; None: none shall be."""
+    if options.prompt_cache_bytes is None:
+        return None
+    from shimmy.engine.identity import Sources  # few workers need it
+
+    adapters = (*(path for path, _ in options.lora), *options.siblings)
+    with contextlib.suppress(OSError, gguf.InvalidGguf):  # the load will say why
+        return Sources(Path(options.model_path), map(Path, adapters))
+    return None
+
+
+def open_prompts(
+    sources: "Sources | None",
+    model: LlamaModel,
+    preparer: Preparer,
+    options: wire.WorkerOptions,
+    tell: Callable[[PromptTraffic], None],
+) -> "Prompts | None":
+    """The prompts on the disk for the loaded `model`; it works without them, so what stands against them is logged."""
+    if sources is None or options.prompt_cache_bytes is None:
+        return None
+    from shimmy.engine.identity import digest_of  # few workers need them
+    from shimmy.engine.prompt_cache import PromptCache
+    from shimmy.engine.prompts import Prompts
+
+    try:
+        if options.cache_dir is None:
+            raise OSError(0, "there is no cache folder; `--cache-dir` names one")
+        cache = PromptCache(
+            Path(options.cache_dir) / "prompts",
+            options.prompt_cache_bytes,
+            max_tokens=model.n_ctx,
+            in_part=model.can_rewind,
+            on_written=lambda n, n_all: tell(PromptTraffic(written_bytes=n, stored_bytes=n_all)),
+        )
+        keys = sources.keys(preparer.adapters, digest_of(LIBRARY), form_of_cells())
+    except OSError as exc:
+        logger.warning("no prompts are kept: %s", exc.strerror or exc)
+        return None
+    return Prompts(cache, keys.of, model, tell)
 
 
 def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:

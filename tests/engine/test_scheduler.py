@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from shimmy.engine.scheduler import JobEvent, Scheduler
+from shimmy.engine.scheduler import JobEvent, Scheduler, StoredPrompts
 from shimmy.engine.task import Task
 from shimmy.errors import BadRequest, Internal, ShimmyError
 from shimmy.messages import Echo, Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
@@ -21,9 +21,10 @@ class House:
     events: list[JobEvent] = field(default_factory=list)
     samplers: dict[int, FakeSampler] = field(default_factory=dict)
     clock: Callable[[], float] = field(default_factory=lambda: iter(range(10**6)).__next__)
+    prompts: StoredPrompts | None = None
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.backend, self.events.extend, clock=self.clock)
+        self.scheduler = Scheduler(self.backend, self.events.extend, clock=self.clock, prompts=self.prompts)
 
     def submit(
         self,
