@@ -212,6 +212,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_memory", n_bytes, None,
            "memory for the server with all its models, such as 4G; models that are idle make room for others "
            "(default: what the system has)", "SIZE"),
+    Option("prompt_cache", n_bytes, None,
+           "keep computed prompts in the cache folder, up to this size for all models together, such as 2G; so they "
+           "outlive restarts and unloads (default: none is kept)", "SIZE"),
     Option("max_queue", _integer(0, 2**20), 512, "how many jobs of a model may wait, beyond those that run", "N"),
     Option("preload", str, (), "load this model at the start (repeatable)", "NAME", (), ","),
     Option("alias", _alias, (), "another name for a model, a pattern such as `gpt-*` too (repeatable)",
@@ -260,6 +263,7 @@ class Config:
     pooling: str | None  # None: the model's own
     keep_alive_s: float  # infinite: for ever
     max_memory_bytes: int | None  # None: what the system has
+    prompt_cache_bytes: int | None  # None: no prompt goes to the disk
     max_queue: int
     preload: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]  # another name, which may be a pattern, and a model's
@@ -324,6 +328,7 @@ def load(
         pooling=values["pooling"],
         keep_alive_s=values["keep_alive"],
         max_memory_bytes=values["max_memory"],
+        prompt_cache_bytes=values["prompt_cache"],
         max_queue=values["max_queue"],
         preload=values["preload"],
         aliases=values["alias"],

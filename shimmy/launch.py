@@ -83,6 +83,7 @@ class Launch:
             weights=self._config.weights,
             may_tune=self._config.max_memory_bytes is None,
             safetensors_type=self._config.safetensors_type,
+            prompt_cache_bytes=self._config.prompt_cache_bytes,
         )
 
     def fitting(self, model: Model, n_most_bytes: float) -> WorkerOptions:

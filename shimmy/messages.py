@@ -380,6 +380,18 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTraffic:
+    """What has happened between a worker and the prompts on the disk since it was told last."""
+
+    n_hits: int = 0  # prompts that went on from what was stored
+    n_misses: int = 0  # those that had to be computed
+    n_tokens: int = 0  # of the hits: that were not computed
+    read_bytes: int = 0
+    written_bytes: int = 0
+    stored_bytes: int | None = None  # of all files, once something was written
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What a worker knows of its model once it is loaded."""
 

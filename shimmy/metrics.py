@@ -100,6 +100,21 @@ class Metrics:
         self.cached_tokens = Counter(
             "shimmy_cached_tokens_total", "Prompt tokens that were not computed anew.", "model"
         )
+        self.stored_prompt_lookups = Counter(
+            "shimmy_stored_prompt_lookups_total",
+            "Prompts that the disk was asked for (`--prompt-cache`), and whether it had enough of them: hit, miss.",
+            "model",
+            "outcome",
+        )
+        self.stored_prompt_tokens = Counter(
+            "shimmy_stored_prompt_tokens_total", "Prompt tokens that came from the disk.", "model"
+        )
+        self.stored_prompt_bytes = Counter(
+            "shimmy_stored_prompt_bytes_total", "What was read and written of stored prompts.", "model", "direction"
+        )
+        self.stored_prompts_size = Gauge(
+            "shimmy_stored_prompts_size_bytes", "All stored prompts, when the last one was written."
+        )
         self.completion_tokens = Counter("shimmy_completion_tokens_total", "Tokens generated.", "model")
         self.drafted_tokens = Counter(
             "shimmy_drafted_tokens_total",

@@ -6,6 +6,7 @@ Knows processes; nothing of why one is started or ended. The event loop is the o
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 
 from shimmy import memory
@@ -14,6 +15,7 @@ from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.events import Events
 from shimmy.memory import Need
+from shimmy.messages import PromptTraffic
 from shimmy.metrics import Metrics
 from shimmy.processor import Processor
 from shimmy.room import Lot, Room
@@ -69,7 +71,7 @@ class Workers:
         try:
             with self.processor.loading() as share:
                 await self.processor.until_divided()
-                hooks = Hooks(self._on_death, self.processor.divide, on_progress)
+                hooks = Hooks(self._on_death, self.processor.divide, on_progress, partial(self._count, name))
                 client = await self._start(name, replace(options, share=share), hooks)
             if not client.is_alive:
                 raise ModelUnavailable(f"the worker of `{name}` ended as soon as it was ready")
@@ -109,6 +111,16 @@ class Workers:
             self._metrics.swap_s.observe(monotonic() - started_s, client.name, "drain")
         await client.close()
         self._events.tell("unloaded", client.name, reason=reason)
+
+    def _count(self, name: str, traffic: PromptTraffic) -> None:
+        metrics = self._metrics
+        metrics.stored_prompt_lookups.add(traffic.n_hits, name, "hit")
+        metrics.stored_prompt_lookups.add(traffic.n_misses, name, "miss")
+        metrics.stored_prompt_tokens.add(traffic.n_tokens, name)
+        metrics.stored_prompt_bytes.add(traffic.read_bytes, name, "read")
+        metrics.stored_prompt_bytes.add(traffic.written_bytes, name, "written")
+        if traffic.stored_bytes is not None:
+            metrics.stored_prompts_size.set(traffic.stored_bytes)
 
     def _on_death(self, client: WorkerClient) -> None:
         """Called once for a worker that has ended, however it ended."""

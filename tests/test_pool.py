@@ -18,6 +18,7 @@ from shimmy.errors import ModelUnavailable, ModelUnloaded, OutOfMemory, Overload
 from shimmy.events import Events
 from shimmy.launch import Launch
 from shimmy.memory import SERVER_BYTES
+from shimmy.messages import PromptTraffic
 from shimmy.metrics import Metrics
 from shimmy.pool import Pool
 from shimmy.registry import BROKEN, CatalogDiff, Model, Rejected
@@ -95,6 +96,7 @@ class Load:
     def __init__(self, name: str, options: WorkerOptions, hooks: Hooks) -> None:
         self.options = options
         self.on_progress = hooks.on_progress
+        self.on_prompts = hooks.on_prompts
         self.client = Client(name, hooks.on_death)
         self.outcome: asyncio.Future[WorkerClient] = asyncio.get_running_loop().create_future()
 
@@ -157,13 +159,14 @@ async def test_a_worker_is_told_what_the_person_configured() -> None:
     house = House(
         ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}",
         lora=["a.gguf=0.5", "b.gguf"], cache_dir="/cache", safetensors_type="q8_0", weights="mapped",
+        prompt_cache="1M",
     )  # fmt: skip
     with_sibling = replace(TINY, adapters=(Path("beside.gguf"),))
     caller = asyncio.create_task(house.pool.ensure_ready(with_sibling))
     load = await house.loading()
     assert load.options == WorkerOptions(
         "tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}", (("a.gguf", 0.5), ("b.gguf", 1.0)), ("beside.gguf",),
-        cache_dir="/cache", safetensors_type="q8_0", weights="mapped", may_tune=True,
+        cache_dir="/cache", prompt_cache_bytes=10**6, safetensors_type="q8_0", weights="mapped", may_tune=True,
     )  # fmt: skip
     load.succeed()
     await caller
@@ -240,6 +243,26 @@ async def test_a_failed_load_that_everybody_left_makes_no_noise(caplog: pytest.L
         await house.loaded()
     assert [record.name for record in caplog.records] == ["shimmy.pool"]
     assert "it is no model" in caplog.text
+
+
+@on_loop
+async def test_what_a_worker_reads_and_writes_of_prompts_is_counted() -> None:
+    house = House()
+    caller = house.ask()
+    load = await house.loading()
+    load.succeed()
+    await caller
+    load.on_prompts(PromptTraffic(n_hits=1, n_tokens=400, read_bytes=1000))
+    load.on_prompts(PromptTraffic(n_misses=1))
+    load.on_prompts(PromptTraffic(n_misses=1, written_bytes=2000, stored_bytes=5000))
+    assert house.metric('shimmy_stored_prompt_lookups_total{model="tiny.q4-1",outcome="hit"}') == 1
+    assert house.metric('shimmy_stored_prompt_lookups_total{model="tiny.q4-1",outcome="miss"}') == 2
+    assert house.metric('shimmy_stored_prompt_tokens_total{model="tiny.q4-1"}') == 400
+    assert house.metric('shimmy_stored_prompt_bytes_total{model="tiny.q4-1",direction="read"}') == 1000
+    assert house.metric('shimmy_stored_prompt_bytes_total{model="tiny.q4-1",direction="written"}') == 2000
+    assert house.metric("shimmy_stored_prompts_size_bytes") == 5000
+    load.on_prompts(PromptTraffic(n_hits=1))
+    assert house.metric("shimmy_stored_prompts_size_bytes") == 5000
 
 
 @on_loop

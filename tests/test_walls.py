@@ -55,14 +55,19 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "embedding",
             "gbnf",
             "grammar",
+            "identity",
             "jinja",
             "llama",
+            "loading",
             "pace",
             "preparer",
+            "private_folder",
+            "prompt_cache",
+            "prompts",
             "quantize",
         ),
-        *("rules", "sampler", "scheduler", "schema", "task", "template", "text", "thinking", "thinking_budget"),
-        *("tool_format", "tool_grammar", "trial", "tuning", "turns", "vocabulary", "worker"),
+        *("rules", "sampler", "scheduler", "schema", "state", "task", "template", "text", "thinking"),
+        *("thinking_budget", "tool_format", "tool_grammar", "trial", "tuning", "turns", "vocabulary", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

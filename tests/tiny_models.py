@@ -1,4 +1,4 @@
-"""Writes GGUF files: byte for byte what a test asks for, and tiny models that the real engine loads: llama, and BERT.
+"""Writes GGUF files: byte for byte what a test asks for, and tiny models the real engine loads: llama, Mamba and BERT.
 
 The models have random weights, so they say nothing of sense, but greedy text is steady, differs from prompt to prompt
 and from seed to seed, and does not end by itself. The same arguments give the same bytes.
@@ -25,6 +25,8 @@ CHATML = (
 N_EMBD, N_LAYER, N_HEAD, N_FF = 64, 2, 4, 128
 SHARP = 20.0  # weights with which every head looks at one token only
 UNKNOWN_TOKEN, BOS_TOKEN, EOS_TOKEN = range(3)
+
+MAMBA_N_CONV, MAMBA_N_STATE, MAMBA_N_RANK = 4, 8, 4
 
 BERT_N_EMBD, BERT_N_LAYER, BERT_N_HEAD, BERT_N_FF = 32, 2, 2, 64
 BERT_EPSILON = 1e-12
@@ -126,6 +128,25 @@ def write_tiny_model(
         ]
         path.write_bytes(encode_gguf([*(metadata if index == 0 else []), *split], tensors[index::n_shards]))
     return paths[0]
+
+
+def write_tiny_mamba(folder: Path, name: str = "mamba", *, n_ctx_train: int = 512, seed: int = 0) -> Path:
+    """Write `name`.gguf, a recurrent model with the vocabulary of the others, and return its path: about 0.6 MB."""
+    sizes = {
+        "context_length": n_ctx_train, "embedding_length": N_EMBD, "block_count": N_LAYER, "feed_forward_length": 0,
+        "attention.head_count": 0, "ssm.conv_kernel": MAMBA_N_CONV, "ssm.inner_size": 2 * N_EMBD,
+        "ssm.state_size": MAMBA_N_STATE, "ssm.time_step_rank": MAMBA_N_RANK,
+    }  # fmt: skip
+    others = [each for each in _model_metadata(name, n_ctx_train, CHATML)[1:] if not each[0].startswith("llama.")]
+    metadata: Metadata = [
+        ("general.architecture", STRING, "mamba"),
+        *others,
+        *((f"mamba.{key}", UINT32, size) for key, size in sizes.items()),
+        ("mamba.attention.layer_norm_rms_epsilon", FLOAT32, 1e-5),
+    ]
+    path = folder / f"{name}.gguf"
+    path.write_bytes(encode_gguf(metadata, tuple(_mamba_tensors(Random(seed)))))
+    return path
 
 
 def write_tiny_bert(
@@ -331,6 +352,25 @@ def _tensors(random: Random, focus: float) -> Iterator[Tensor]:
         yield _spread(random, f"{block}.ffn_gate.weight", (N_EMBD, N_FF), 0.1)
         yield _spread(random, f"{block}.ffn_up.weight", (N_EMBD, N_FF), 0.1)
         yield _spread(random, f"{block}.ffn_down.weight", (N_FF, N_EMBD), 0.1)
+
+
+def _mamba_tensors(random: Random) -> Iterator[Tensor]:
+    n_inner = 2 * N_EMBD
+    yield _signs(random, "token_embd.weight", (N_EMBD, len(vocabulary())), 1.0)
+    yield _norm("output_norm.weight")
+    yield _spread(random, "output.weight", (N_EMBD, len(vocabulary())), 0.5, zero_rows=_silent_tokens())
+    for layer in range(N_LAYER):
+        block = f"blk.{layer}"
+        yield _norm(f"{block}.attn_norm.weight")
+        yield _spread(random, f"{block}.ssm_in.weight", (N_EMBD, 2 * n_inner), 0.2)
+        yield _spread(random, f"{block}.ssm_conv1d.weight", (MAMBA_N_CONV, n_inner), 0.5)
+        yield _spread(random, f"{block}.ssm_conv1d.bias", (n_inner,), 0.1)
+        yield _spread(random, f"{block}.ssm_x.weight", (n_inner, MAMBA_N_RANK + 2 * MAMBA_N_STATE), 0.2)
+        yield _spread(random, f"{block}.ssm_dt.weight", (MAMBA_N_RANK, n_inner), 0.5)
+        yield _spread(random, f"{block}.ssm_dt.bias", (n_inner,), 0.5, mean=-4.0)  # which makes it forget slowly
+        yield _spread(random, f"{block}.ssm_a", (MAMBA_N_STATE, n_inner), 0.2, mean=-1.0)
+        yield _spread(random, f"{block}.ssm_d", (n_inner,), 0.2, mean=1.0)
+        yield _spread(random, f"{block}.ssm_out.weight", (n_inner, N_EMBD), 0.2)
 
 
 def _norm(name: str) -> Tensor:

@@ -38,6 +38,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 llama = _import_binding()
 # Where libllama and, in an installed engine or packed in the frozen file, the CPU variants are.
 LIBRARY_FOLDER = Path(llama._base_path)
+LIBRARY = Path(llama._lib._name)
 
 
 def function(name: str, restype: Any, *argtypes: Any) -> Any:

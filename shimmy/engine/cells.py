@@ -2,14 +2,18 @@
 
 Sequences that begin alike share the cells of their beginning, so what is resident is a radix tree whose edges are
 `prefix.Run`s. The pool starts small, grows when prompts and replies need it, and shrinks when nobody does. Knows token
-lists and a pool that can be resized; nothing of jobs, batches or llama_cpp.
+lists, a pool that can be resized and prompts on the disk; nothing of jobs, batches or llama_cpp.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.prefix import Sequence
 from shimmy.memory import MOVING_SHARE
+
+if TYPE_CHECKING:
+    from shimmy.engine.prompts import Ready  # few workers need it
 
 # Each resident cell costs every later row a look at its mask (2,000 of them slow a decode by 7 %, SmolLM2 on 2 cores),
 # so idle sequences, beside the one used last, may hold this share of the pool,
@@ -22,6 +26,8 @@ _GROWTH = 1.5
 _LEAST_GROWTH = 1.1
 # One that shrinks keeps room for the next turn of the conversations that stay.
 _SLACK = 256
+
+Scales = tuple[float, ...]  # of the adapters that cells are computed with
 
 
 class Pool(Protocol):
@@ -38,11 +44,25 @@ class Pool(Protocol):
     def wipe(self) -> None: ...
 
 
+class StoredPrompts(Protocol):
+    """What is needed of the prompts on the disk: `prompts.Prompts`."""
+
+    @property
+    def is_writing(self) -> bool: ...
+    def is_coming(self, prompt: list[int], scales: Scales, n_resident: int, *, wait: bool) -> bool: ...
+    def take(self, prompt: list[int], scales: Scales, n_resident: int) -> "Ready | None": ...
+    def put(self, ready: "Ready", sequence: int) -> bool: ...
+    def keep(self, tokens: list[int], scales: Scales, sequence: int, *, is_urgent: bool = False) -> bool: ...
+    def rest(self) -> None: ...
+    def flush(self, timeout_s: float) -> None: ...
+
+
 class Cells:
     """Owns the KV pool of an engine: nobody else adds to its sequences or takes from them."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, prompts: StoredPrompts | None = None) -> None:
         self._pool = pool
+        self._prompts = prompts
         self.sequences = [Sequence(number) for number in range(pool.n_sequences)]
         self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, pool.n_sequences)
         self._n_least = pool.n_cells
@@ -55,12 +75,18 @@ class Cells:
         """Cells that are there and hold nothing."""
         return self._pool.n_cells - self._n_used
 
-    def n_common(self, tokens: list[int], scales: tuple[float, ...]) -> int:
+    def n_common(self, tokens: list[int], scales: Scales) -> int:
         """The longest beginning of `tokens` that is resident."""
         alike = [sequence for sequence in self.sequences if sequence.scales == scales]
         return max((prefix.n_common(sequence.tokens, tokens) for sequence in alike), default=0)
 
-    def choose(self, tokens: list[int], scales: tuple[float, ...]) -> prefix.Choice | None:
+    def is_coming(self, tokens: list[int], scales: Scales, *, wait: bool) -> bool:
+        """Whether more of a prompt is being read from the disk than is resident; with `wait`, that is awaited."""
+        if self._prompts is None:
+            return False
+        return self._prompts.is_coming(tokens, scales, self.n_common(tokens, scales), wait=wait)
+
+    def choose(self, tokens: list[int], scales: Scales) -> prefix.Choice | None:
         """Where a prompt should run; None when every sequence is busy."""
         return prefix.choose(self.sequences, tokens, scales)
 
@@ -73,13 +99,22 @@ class Cells:
             n_kept = max(0, n_kept - run.n_tokens)
         return sum(taken.values())
 
-    def take(self, choice: prefix.Choice, scales: tuple[float, ...], *, uses_cache: bool) -> int:
-        """Make a sequence busy; returns how many tokens of the prompt it holds already, none without `uses_cache`."""
-        sequence, n_kept = choice.sequence, 0
-        if not uses_cache or choice.source is not None:
+    def take(self, choice: prefix.Choice, tokens: list[int], scales: Scales, *, uses_cache: bool) -> int:
+        """Make a sequence busy for the prompt `tokens`; returns how many of them it holds already, from the pool or the
+        disk, none without `uses_cache`."""
+        sequence = choice.sequence
+        ready = None
+        if uses_cache and self._prompts is not None:
+            ready = self._prompts.take(tokens, scales, choice.n_kept)
+        if not uses_cache:
+            n_kept = self.trim(sequence, 0)
+        elif ready is not None:
+            n_kept = self._put(ready, sequence)
+        elif choice.source is None:
+            n_kept = self.trim(sequence, choice.n_kept)
+        else:
             self.trim(sequence, 0)
-        if uses_cache:
-            n_kept = self.trim(sequence, choice.n_kept) if choice.source is None else self._share(choice)
+            n_kept = self._share(choice)
         sequence.busy = True
         sequence.scales = scales
         return n_kept
@@ -111,7 +146,7 @@ class Cells:
             victim = self._victim(keep)
             if victim is None:
                 return False
-            self.trim(victim, 0)
+            self._give_up(victim)
         return True
 
     def expect(self, n_cells: int) -> None:
@@ -140,6 +175,23 @@ class Cells:
         self._n_releases += 1
         sequence.busy = False
         sequence.last_used = self._n_releases
+
+    def store_one(self) -> bool:
+        """Let the disk have one of the sequences while none is busy; whether to ask again soon."""
+        if self._prompts is None:
+            return False
+        self._prompts.rest()
+        return self._prompts.is_writing or any(
+            self._prompts.keep(each.tokens, each.scales, each.id) for each in self._by_use()
+        )
+
+    def store_all(self, left_s: Callable[[], float]) -> None:
+        """Let the disk have all sequences, the latest first, as long as `left_s` gives more than 0 seconds."""
+        for sequence in self._by_use():
+            if self._prompts is None or left_s() <= 0:
+                return
+            self._prompts.keep(sequence.tokens, sequence.scales, sequence.id)
+            self._prompts.flush(left_s())
 
     def shrink(self) -> None:
         """Give memory back that nobody uses, as long as no sequence is busy."""
@@ -179,6 +231,24 @@ class Cells:
         prefix.share(choice.source, choice.sequence, choice.n_kept)
         return choice.n_kept
 
+    def _put(self, ready: "Ready", sequence: Sequence) -> int:
+        """Give `sequence`, instead of what it holds, what has come from the disk; returns how much of it is of use."""
+        assert self._prompts is not None
+        self.trim(sequence, 0)
+        if not self.make_room(len(ready.tokens)) or not self._prompts.put(ready, sequence.id):
+            return 0
+        self.extend(sequence, ready.tokens)
+        return self.trim(sequence, ready.n_tokens)
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """Empty an idle sequence, and let the disk have it where that takes no time."""
+        if self._prompts is not None:
+            self._prompts.keep(sequence.tokens, sequence.scales, sequence.id, is_urgent=True)
+        self.trim(sequence, 0)
+
+    def _by_use(self) -> list[Sequence]:
+        return sorted(self.sequences, key=lambda sequence: (sequence.busy, sequence.last_used), reverse=True)
+
     def _victim(self, keep: Sequence | None) -> Sequence | None:
         return prefix.evictable(sequence for sequence in self.sequences if sequence is not keep)
 
@@ -187,7 +257,7 @@ class Cells:
         idle = [sequence for sequence in self.sequences if sequence.tokens and not sequence.busy]
         idle.sort(key=lambda sequence: sequence.last_used)
         while len(idle) >= self._allowance.n_sequences or self._n_distinct(idle) > _IDLE_SHARE * self._pool.n_ctx:
-            self.trim(idle.pop(0), 0)
+            self._give_up(idle.pop(0))
 
     @staticmethod
     def _n_distinct(sequences: list[Sequence]) -> int:

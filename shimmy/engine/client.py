@@ -28,6 +28,7 @@ from shimmy.messages import (
     GenerateRequest,
     Job,
     ModelFacts,
+    PromptTraffic,
 )
 from shimmy.program import own_program
 
@@ -49,6 +50,7 @@ class Hooks:
     on_death: "Callable[[WorkerClient], None]" = lambda _: None  # once, however it ended
     on_busy: Callable[[], None] = lambda: None  # it got its first job, or has ended its last
     on_progress: Callable[[float], None] = lambda _: None  # how much of a conversion is done, from 0 to 1
+    on_prompts: Callable[[PromptTraffic], None] = lambda _: None  # what went to the disk and came from there
 
 
 class WorkerClient(asyncio.Protocol):
@@ -183,6 +185,8 @@ class WorkerClient(asyncio.Protocol):
                 self._on_result(message)
             case "progress" if not self.opened.done():
                 self._hooks.on_progress(min(1.0, max(0.0, float(message["fraction"]))))
+            case "prompts":
+                self._hooks.on_prompts(wire.read_traffic(message))
             case "shared":
                 self._n_untaken -= 1
                 if self._n_untaken == 0:

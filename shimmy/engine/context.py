@@ -69,6 +69,15 @@ def context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -
     return params
 
 
+def form_of_cells() -> bytes:
+    """What the parameters of a context say of its cells: pools of other forms cannot take over each other's."""
+    params = context_params(n_ctx=1, n_batch=1, n_sequences=1, n_threads=1)
+    of_memory = ("type_k", "type_v", "flash_attn_type", "swa_full", "attention_type")
+    of_rope = ("rope_scaling_type", "rope_freq_base", "rope_freq_scale")
+    of_yarn = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")
+    return repr([getattr(params, name) for name in (*of_memory, *of_rope, *of_yarn)]).encode()
+
+
 class EmbeddingContext:
     """A context that gives one vector for each sequence instead of logits, as the embedder's Backend."""
 

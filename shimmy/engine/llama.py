@@ -18,6 +18,7 @@ from shimmy.engine.context import CELLS_STEP, Batch, EmbeddingContext, context_p
 from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.engine.sampler import Likelihood, Probe, Sampler
 from shimmy.engine.sampling import Chain, Stage
+from shimmy.engine.state import State, States
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 
@@ -86,6 +87,7 @@ class LlamaModel:
         self.can_rewind: bool = not (
             llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
         )
+        self._n_window: int = llama.llama_model_n_swa(self._model) if self.can_rewind else 0
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
         self._adapters: list[int] = []  # pointers
@@ -242,15 +244,47 @@ class LlamaModel:
         return int(llama.llama_decode(self._context, self.batch.struct))
 
     def forget(self, sequence: int, start: int) -> bool:
-        """Drop the cells of `sequence` from position `start` on. False: this kind of memory cannot drop only a tail."""
+        """Drop the cells of `sequence` from position `start` on. False: what is before it could not be gone on from, or
+        this kind of memory cannot drop only a tail."""
+        if start and not self._reaches_back(sequence, start):
+            return False
         return bool(llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def _reaches_back(self, sequence: int, n_tokens: int) -> bool:
+        """Whether what follows the first `n_tokens` finds all cells that it looks at.
+
+        A sliding window that has passed some may have lost them to another sequence, although the pool has room for
+        all: llama.cpp takes the first cells that it may take.
+        """
+        first = llama.llama_memory_seq_pos_min(self._memory, sequence) if self._n_window else 0
+        return bool(first <= max(0, n_tokens - self._n_window + 1))
 
     def share(self, source: int, target: int, n_tokens: int) -> bool:
         """Let the empty sequence `target` use the first cells of `source`; nothing is copied. False: it cannot."""
         if not self.can_rewind:
             return False  # its state is that of the whole sequence; there is none of a prefix
+        if not self._reaches_back(source, n_tokens):
+            return False
         llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         return True
+
+    def save_sequence(self, sequence: int, n_tokens: int) -> State | None:
+        """The cells of `sequence`, those of `n_tokens`, as bytes in parts; None where some are gone."""
+        return self._states().save(sequence, n_tokens)
+
+    def load_sequence(self, sequence: int, n_tokens: int, data: memoryview) -> bool:
+        """Put what `save_sequence` gave, joined, into the empty `sequence`; False: it is empty, nothing fits.
+
+        `data` is writable, and it has been proven that it is what this engine saved of this model: it is not checked.
+        """
+        return self._states().load(sequence, n_tokens, data)
+
+    def sequence_bytes(self, sequence: int) -> int:
+        """About how much `save_sequence` would copy."""
+        return self._states().size(sequence)
+
+    def _states(self) -> States:
+        return States(self._model, self._context, self.n_sequences, can_rewind=self.can_rewind)
 
     def set_scales(self, scales: Sequence[float]) -> None:
         """Of each adapter, for what is decoded from now on; one of scale 0 costs nothing."""

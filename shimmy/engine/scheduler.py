@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Protocol
 
 from shimmy.engine import prefix
-from shimmy.engine.cells import Cells, Pool
+from shimmy.engine.cells import Cells, Pool, StoredPrompts
 from shimmy.engine.pace import Pace
 from shimmy.engine.speculation import Costs, Drafter, Guess
 from shimmy.engine.task import Guide, Task
@@ -85,6 +85,7 @@ class Scheduler:
         *,
         speculate: bool = True,
         drafter: Drafter | None = None,
+        prompts: StoredPrompts | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._backend = backend
@@ -92,7 +93,7 @@ class Scheduler:
         self._clock = clock
         self._drafts = speculate and backend.can_rewind
         self._drafter = drafter
-        self._cells = Cells(backend)
+        self._cells = Cells(backend, prompts)
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
@@ -125,6 +126,14 @@ class Scheduler:
             if task.job.id == job_id:
                 self._release(task)
                 return
+
+    def store_one(self) -> bool:
+        """Let the disk have one of the resident sequences while no job runs; whether to ask again soon."""
+        return not (self._running or self._waiting) and self._cells.store_one()
+
+    def store_all(self, deadline_s: float) -> None:
+        """Let the disk have all sequences, the latest first, until `deadline_s` of the clock: it is the end."""
+        self._cells.store_all(lambda: deadline_s - self._clock())
 
     def rest(self) -> None:
         """Give memory back that nobody is going to miss, while there is nothing to do."""
@@ -170,7 +179,7 @@ class Scheduler:
         """
         n_before = len(self._running)
         for task in tuple(self._waiting) if n_before < self._backend.n_sequences else ():
-            if self._can_share_soon(task):
+            if self._can_share_soon(task) or self._is_coming(task):
                 continue
             choice = self._cells.choose(task.tokens, task.scales)
             if choice is None or not self._has_room_for(task, choice):
@@ -189,6 +198,10 @@ class Scheduler:
         n_soon = max(prefix.n_common(other.tokens, task.tokens) for other in computing)
         return n_soon >= _WORTH_WAITING and n_soon > self._cells.n_common(task.tokens, task.scales)
 
+    def _is_coming(self, task: Task) -> bool:
+        """Whether more of its prompt is being read from the disk; awaited where no job runs."""
+        return task.uses_cache and self._cells.is_coming(task.tokens, task.scales, wait=not self._running)
+
     def _has_room_for(self, task: Task, choice: prefix.Choice) -> bool:
         """Whether a task can join those that run without taking the cells they need next."""
         if not self._running:
@@ -198,7 +211,7 @@ class Scheduler:
         return self._cells.n_taken_with(choice, n_kept) + n_wanted <= self._backend.n_ctx
 
     def _start(self, task: Task, choice: prefix.Choice) -> None:
-        n_kept = self._cells.take(choice, task.scales, uses_cache=task.uses_cache)
+        n_kept = self._cells.take(choice, task.tokens, task.scales, uses_cache=task.uses_cache)
         task.sequence = choice.sequence
         if not task.started_s:
             self._cells.asked(task.tokens)

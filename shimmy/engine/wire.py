@@ -2,7 +2,7 @@
 
 Knows how each message is written and read back; the two ends decide what to do with it. Parent to worker: `open`,
 `job`, `embed`, `cancel`, `call`, `share`. Worker to parent: `progress`, `opened`, `refused`, `step`, `result`,
-`shared`.
+`shared`, `prompts`.
 A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a malformed frame raises ProtocolError.
 """
 
@@ -33,6 +33,7 @@ from shimmy.messages import (
     ModelFacts,
     Piece,
     Prompt,
+    PromptTraffic,
     ReplyFormat,
     SamplingParams,
     TextPrompt,
@@ -105,6 +106,7 @@ class WorkerOptions:
     weights: str = "repacked"  # or `mapped`; `auto`: what a trial has found
     may_tune: bool = False  # whether a trial may take memory for a while that nobody has reckoned with
     safetensors_type: str | None = None  # what the weights of a SafeTensors folder become; None: what they are
+    prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is
 
     @property
     def n_outputs(self) -> int:
@@ -331,6 +333,21 @@ def read_facts(fields: object) -> ModelFacts:
         return ModelFacts(**known, adapters=adapters)
     except (TypeError, ValueError, KeyError, OverflowError) as exc:
         raise ProtocolError("facts that are none") from exc
+
+
+def traffic_frame(traffic: PromptTraffic) -> Frame:
+    return {"op": "prompts", **asdict(traffic)}
+
+
+def read_traffic(message: Frame) -> PromptTraffic:
+    try:
+        traffic = PromptTraffic(**{key: value for key, value in message.items() if key != "op"})
+    except TypeError as exc:
+        raise ProtocolError("traffic that is none") from exc
+    *counts, stored_bytes = astuple(traffic)
+    if not all(type(count) is int and 0 <= count < 2**63 for count in (*counts, stored_bytes or 0)):
+        raise ProtocolError("traffic that is none")
+    return traffic
 
 
 def error_to_wire(error: ShimmyError) -> Frame:

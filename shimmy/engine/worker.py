@@ -2,7 +2,8 @@
 
 Four threads. The reader takes frames off the socket; the preparer renders templates, tokenizes and builds samplers; the
 main thread owns the engine and decodes; the sender writes what a decode led to while the next one runs. Whatever ends
-the reader (the parent closed the socket, or died) ends the process at once, so a worker never outlives its server.
+the reader (the parent closed the socket, or died) ends the process, at once or when the prompts are stored that shall
+outlive it, so a worker never outlives its server by more than that.
 """
 
 import contextlib
@@ -12,40 +13,41 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from shimmy import log
-from shimmy.engine import adapters, draft, machine, pooling, variants, wire
-from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine import draft, loading, machine, wire
 from shimmy.engine.embedding import Embedder, EmbeddingTask
-from shimmy.engine.llama import CpuBackend, LlamaModel
-from shimmy.engine.preparer import Preparer
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
 from shimmy.engine.tuning import Tuner, Tuning
-from shimmy.errors import Internal, ModelUnavailable, ShimmyError, TemplateFailed
-from shimmy.formats import gguf
-from shimmy.messages import (
-    Accepted,
-    ChatPrompt,
-    Echo,
-    Message,
-    ModelFacts,
-)
+from shimmy.errors import Internal, ShimmyError
+from shimmy.messages import Accepted, Echo, PromptTraffic
+
+if TYPE_CHECKING:
+    from shimmy.engine.llama import LlamaModel
+    from shimmy.engine.preparer import Preparer
+    from shimmy.engine.prompts import Prompts  # few workers need them
 
 logger = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16
 # The threads of Python take turns this often; the default of 5 ms would let a template delay a decode by that much.
 _SWITCH_INTERVAL_S = 0.0005
-# The cells of a KV pool at first: enough for a short conversation.
-_FIRST_N_CELLS = 512
 # A worker with nothing to do for so long gives memory back.
 _REST_AFTER_S = 10.0
+# Nothing has run for so long: whoever comes next will hardly come while a prompt is copied for the disk.
+_LEISURE_S = 1.0
+# What a worker that shall end may still write; its server kills it after five seconds.
+_LAST_WRITES_S = 3.0
+
+# An int is the id of a job to cancel, None the end.
+_Order = Task | EmbeddingTask | int | wire.Share | None
 
 
 class Connection:
@@ -73,14 +75,15 @@ class Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
-        # An int is the id of a job to cancel.
-        self._to_schedule: SimpleQueue[Task | EmbeddingTask | int | wire.Share] = SimpleQueue()
+        self._to_schedule: SimpleQueue[_Order] = SimpleQueue()
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
         self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
         self._scheduler: Scheduler | None = None  # of a model that writes text
         self._embedder: Embedder | None = None  # of one that makes embeddings; it may do both
         self._drafter: draft.DraftModel | None = None
+        self._prompts: Prompts | None = None  # those on the disk, where some shall be kept
+        self._is_stored = threading.Event()  # at the end, what is worth it
         self._preparer: Preparer
         self._model: LlamaModel
         self._n_threads: int
@@ -103,16 +106,24 @@ class Worker:
             tuning = Tuning(options)
             self._n_threads = tuning.settings.n_threads
             options = replace(options, weights=tuning.settings.weights)
-            self._model, offers = load(options, options.share.n_threads(self._n_threads))
+            sources = loading.open_sources(options)
+            self._model, offers = loading.load(options, options.share.n_threads(self._n_threads))
             loaded_s = perf_counter()
-            self._preparer, facts = validate(self._model, offers, options)
+            self._preparer, facts = loading.validate(self._model, offers, options)
             self._drafter = draft.load(options, self._model, options.share.n_threads(self._n_threads))
         except ShimmyError as error:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         if self._model.writes:
-            self._scheduler = Scheduler(self._model, self._emit, speculate=options.speculate, drafter=self._drafter)
+            self._prompts = loading.open_prompts(sources, self._model, self._preparer, options, self._tell_of_prompts)
+            self._scheduler = Scheduler(
+                self._model,
+                self._emit,
+                speculate=options.speculate,
+                drafter=self._drafter,
+                prompts=self._prompts,
+            )
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
         self._tuner = Tuner(tuning, may_start=self._model.writes)
@@ -158,6 +169,10 @@ class Worker:
             order = self._next_order()
             block = False
             match order:
+                case None:
+                    if self._scheduler:
+                        self._scheduler.store_all(perf_counter() + _LAST_WRITES_S)
+                    self._is_stored.set()
                 case wire.Share():
                     self._model.set_threads(order.n_threads(self._n_threads))
                     if self._drafter:
@@ -173,21 +188,31 @@ class Worker:
                     if self._embedder:
                         self._embedder.cancel(order)
 
-    def _next_order(self) -> Task | EmbeddingTask | int | wire.Share:
-        """Wait for it; where that takes long, memory is given back, and the time is used to find better settings."""
-        has_rested = False
-        while True:
+    def _next_order(self) -> _Order:
+        """Wait for it; what is worth doing meanwhile is done where that takes long."""
+        for wait_s in self._pastimes():
             try:
-                order = self._to_schedule.get(timeout=self._tuner.wait_s if has_rested else _REST_AFTER_S)
+                order = self._to_schedule.get(timeout=wait_s)
             except Empty:
-                if has_rested:
-                    self._tuner.idle()
-                elif self._scheduler:
-                    self._scheduler.rest()
-                has_rested = True
-            else:
-                self._tuner.interrupt()
-                return order
+                continue
+            self._tuner.interrupt()
+            return order
+        raise AssertionError("pastimes never end")
+
+    def _pastimes(self) -> Iterator[float | None]:
+        """Does one thing after the other that no job needs now, and before each tells how long to wait for an order."""
+        if self._scheduler is not None:
+            yield _LEISURE_S
+            while self._scheduler.store_one():
+                yield _LEISURE_S
+            yield _REST_AFTER_S
+            self._scheduler.rest()
+        while True:
+            yield self._tuner.wait_s
+            self._tuner.idle()
+
+    def _tell_of_prompts(self, traffic: PromptTraffic) -> None:
+        self._connection.send(wire.traffic_frame(traffic))
 
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
@@ -203,6 +228,9 @@ class Worker:
         except (OSError, wire.ProtocolError) as exc:
             logger.error("lost the server: %s", exc)
         finally:
+            if self._prompts is not None:
+                self._to_schedule.put(None)
+                self._is_stored.wait(_LAST_WRITES_S)
             os._exit(0)  # the main thread may be deep in a decode; nothing here needs cleaning up
 
     def _prepare(self) -> None:
@@ -264,64 +292,6 @@ class Worker:
             events, load = self._to_send.get()
             wire_events = [wire.event_to_wire(job_id, event) for job_id, event in events]
             self._connection.send({"op": "step", "events": wire_events, "load": load})
-
-
-def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
-    """The model and the adapters it was loaded with, all untried; raises ModelUnavailable."""
-    path = Path(options.model_path)
-    try:
-        header = gguf.validate(path)  # what the engine would abort on has to be found before it looks
-    except gguf.InvalidGguf as exc:
-        raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
-    except OSError as exc:
-        raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc.strerror}") from exc
-    reason = pooling.refusal(header, pooling=options.pooling, embeddings=options.embeddings)
-    if header.is_embedding and reason:
-        raise ModelUnavailable(f"`{path.name}` {reason}")
-    cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
-    model = LlamaModel(path, cpu, repacks=options.weights != "mapped")
-    offers = adapters.load(model, path, header, options)
-    if not header.is_embedding:
-        model.open_context(
-            n_ctx=options.n_ctx,
-            n_cells=_FIRST_N_CELLS,
-            n_batch=max(options.n_batch, options.n_sequences),
-            n_sequences=options.n_sequences,
-            n_outputs=options.n_outputs,
-            n_threads=n_threads,
-        )
-    plan = pooling.plan(
-        header,
-        n_ctx=options.n_ctx,
-        n_batch=options.n_batch,
-        pooling=options.pooling,
-        embeddings=options.embeddings,
-    )
-    if plan is not None:
-        model.open_embeddings(plan, n_threads)
-    return model, offers
-
-
-def validate(
-    model: LlamaModel, offers: Sequence[adapters.Offer], options: wire.WorkerOptions
-) -> tuple[Preparer, ModelFacts]:
-    """What prepares the jobs of `model`, and what it is, once it has shown that it works.
-
-    Raises ModelUnavailable when it computes no tokens, or no embeddings where it makes nothing else. A chat template
-    that does not render is only a fact: plain text can be completed without it.
-    """
-    model.warm_up()
-    preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))
-    if model.embeddings is not None:
-        model.set_embedding_scales([adapter.scale for adapter in preparer.adapters])
-    template_error = None
-    if model.writes:
-        try:
-            preparer.render(ChatPrompt((Message("user", "Hello"),)))
-        except TemplateFailed as error:
-            template_error = error.message
-    facts = model.facts(has_chat_template=preparer.has_chat_template, adapters=preparer.adapters)
-    return preparer, replace(facts, template_error=template_error)
 
 
 def main(socket_fd: int) -> int:

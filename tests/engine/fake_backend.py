@@ -113,6 +113,8 @@ class FakeBackend:
         self.n_sequences = n_sequences
         self.n_outputs = max(n_sequences, 32)
         self.can_rewind = True
+        self.can_load = True
+        self.scales_of_stored: Scales = ()
         self.batch = FakeBatch()
         self.cells: list[list[int]] = [[] for _ in range(n_sequences)]
         self.places: list[list[int]] = [[] for _ in range(n_sequences)]
@@ -180,6 +182,23 @@ class FakeBackend:
         self.places[target] = self.places[source][:n_tokens]
         assert len(self.cells[target]) == n_tokens
         return True
+
+    def save_sequence(self, sequence: int, n_tokens: int) -> list[bytes | memoryview] | None:
+        tokens = self.cells[sequence]
+        return [bytes(tokens)] if len(tokens) == n_tokens else None
+
+    def load_sequence(self, sequence: int, n_tokens: int, data: memoryview) -> bool:
+        assert not self.cells[sequence]
+        assert self.n_used + n_tokens <= self.n_cells
+        if not self.can_load:
+            return False
+        self.cells[sequence] = list(data)
+        self.places[sequence] = [next(self._new_places) for _ in data]
+        self.scales_of_cells[sequence] = self.scales_of_stored
+        return True
+
+    def sequence_bytes(self, sequence: int) -> int:
+        return len(self.cells[sequence])
 
     def set_scales(self, scales: Sequence[float]) -> None:
         assert tuple(scales) != self.scales, "setting the same scales again costs time"

@@ -13,7 +13,7 @@ def fill(cells: Cells, backend: FakeBackend, prompt: list[int], *, uses_cache: b
     """Run a prompt as the scheduler would: a sequence for it, room, and a decode of what is not there."""
     choice = cells.choose(prompt, NO_SCALES)
     assert choice is not None
-    n_kept = cells.take(choice, NO_SCALES, uses_cache=uses_cache)
+    n_kept = cells.take(choice, prompt, NO_SCALES, uses_cache=uses_cache)
     rest = prompt[n_kept:]
     assert cells.make_room(len(rest))
     for start in range(0, len(rest), backend.n_batch):

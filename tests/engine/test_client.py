@@ -30,6 +30,7 @@ from shimmy.messages import (
     GenerateRequest,
     Message,
     Piece,
+    PromptTraffic,
     SamplingParams,
     TextPrompt,
     Vectors,
@@ -65,10 +66,17 @@ class FakeProcess:
 class Peer:
     """A client, and the worker's end of its socket in the hand of the test."""
 
-    def __init__(self, client: WorkerClient, process: FakeProcess, deaths: list[WorkerClient]) -> None:
+    def __init__(
+        self,
+        client: WorkerClient,
+        process: FakeProcess,
+        deaths: list[WorkerClient],
+        traffic: list[PromptTraffic],
+    ) -> None:
         self.client = client
         self.process = process
         self.deaths = deaths
+        self.traffic = traffic
         self._frames: list[wire.Frame] = []
         self._parser = wire.FrameReader()
         self.reader: asyncio.StreamReader
@@ -106,11 +114,12 @@ class Peer:
 @contextlib.asynccontextmanager
 async def connected() -> AsyncIterator[Peer]:
     ours, theirs = socket.socketpair()
-    process, deaths = FakeProcess(), list[WorkerClient]()
+    process, deaths, traffic = FakeProcess(), list[WorkerClient](), list[PromptTraffic]()
+    hooks = Hooks(deaths.append, on_prompts=traffic.append)
     _, client = await asyncio.get_running_loop().create_unix_connection(
-        lambda: WorkerClient("tiny", cast("subprocess.Popen[bytes]", process), Hooks(deaths.append)), sock=ours
+        lambda: WorkerClient("tiny", cast("subprocess.Popen[bytes]", process), hooks), sock=ours
     )
-    peer = Peer(client, process, deaths)
+    peer = Peer(client, process, deaths, traffic)
     peer.reader, peer.writer = await asyncio.open_unix_connection(sock=theirs)
     try:
         yield peer
@@ -335,6 +344,15 @@ async def test_a_worker_that_answers_text_with_vectors_is_ended() -> None:
 
 
 @on_loop
+async def test_what_a_worker_reads_and_writes_of_prompts_is_passed_on() -> None:
+    async with connected() as peer:
+        peer.say(wire.traffic_frame(PromptTraffic(n_misses=1)))
+        peer.say(wire.traffic_frame(PromptTraffic(1, 0, 400, 1000, 2000, 5000)))
+        await peer.until_heard()
+        assert peer.traffic == [PromptTraffic(n_misses=1), PromptTraffic(1, 0, 400, 1000, 2000, 5000)]
+
+
+@on_loop
 async def test_calls_are_answered_in_any_order() -> None:
     async with connected() as peer:
         prompt = ChatPrompt((Message("user", "hi"),))
@@ -492,6 +510,7 @@ NONSENSE: dict[str, bytes | dict[str, Any]] = {
         "events": [[1, "finished", "bored", [1, 1, 1], [1, 1, 1], None]],
         "load": [0, 0],
     },
+    "traffic that is none": {"op": "prompts", "n_hits": -1},
     "an answer without an id": {"op": "result", "value": 1},
     "an answer without a value": {"op": "result", "id": 2},
     "an error that is none": {"op": "result", "id": 2, "error": "no"},

@@ -7,6 +7,7 @@ from itertools import count, pairwise
 
 import pytest
 
+from shimmy.engine.cells import StoredPrompts
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.speculation import Costs, Drafter, Guess, Outlook
 from shimmy.engine.task import Task
@@ -24,9 +25,12 @@ class House:
     samplers: dict[int, FakeSampler] = field(default_factory=dict)
     clock: Callable[[], float] = field(default_factory=lambda: count(1, 0.001).__next__)
     drafter: Drafter | None = None
+    prompts: StoredPrompts | None = None
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.backend, self.events.extend, drafter=self.drafter, clock=self.clock)
+        self.scheduler = Scheduler(
+            self.backend, self.events.extend, drafter=self.drafter, prompts=self.prompts, clock=self.clock
+        )
 
     def submit(
         self,

@@ -20,6 +20,7 @@ from shimmy.messages import (
     ModelFacts,
     Piece,
     Prompt,
+    PromptTraffic,
     SamplingParams,
     TextPrompt,
     Timings,
@@ -62,6 +63,30 @@ def test_options_survive_the_wire() -> None:
     )  # fmt: skip
     (message,) = wire.FrameReader().feed(wire.frame(wire.open_frame(options)))
     assert wire.read_options(message) == options
+
+
+@pytest.mark.parametrize("traffic", [PromptTraffic(), PromptTraffic(1, 2, 3, 4, 5, 6)])
+def test_traffic_survives_the_wire(traffic: PromptTraffic) -> None:
+    (message,) = wire.FrameReader().feed(wire.frame(wire.traffic_frame(traffic)))
+    assert wire.read_traffic(message) == traffic
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"new": 1},
+        {"n_hits": None},
+        {"n_hits": -1},
+        {"read_bytes": "1"},
+        {"n_hits": True},
+        {"stored_bytes": -1},
+        {"stored_bytes": 2**63},
+        {"n_hits": 0.5},
+    ],
+)
+def test_traffic_that_is_none_is_a_protocol_error(wrong: dict[str, object]) -> None:
+    with pytest.raises(wire.ProtocolError):
+        wire.read_traffic(wire.traffic_frame(PromptTraffic(1, 2, 3, 4, 5, 6)) | wrong)
 
 
 def test_facts_survive_the_wire_and_broken_ones_are_a_protocol_error() -> None:

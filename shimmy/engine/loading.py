@@ -1,0 +1,130 @@
+"""From what a worker is told to a model that has shown that it works, and the prompts that were kept of it.
+
+Knows what has to be checked before the engine looks, and in which order; nothing of sockets, threads or jobs.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shimmy.engine import adapters, pooling, variants, wire
+from shimmy.engine.binding import LIBRARY, LIBRARY_FOLDER
+from shimmy.engine.context import form_of_cells
+from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.preparer import Preparer
+from shimmy.errors import ModelUnavailable, TemplateFailed
+from shimmy.formats import gguf
+from shimmy.messages import ChatPrompt, Message, ModelFacts, PromptTraffic
+
+if TYPE_CHECKING:  # few workers need them
+    from shimmy.engine.identity import Sources
+    from shimmy.engine.prompts import Prompts
+
+logger = logging.getLogger(__name__)
+
+# The cells of a KV pool at first: enough for a short conversation.
+_FIRST_N_CELLS = 512
+
+
+def open_sources(options: wire.WorkerOptions) -> "Sources | None":
+    """The files that are about to be loaded, so that prompts can be kept under what they are; None: none shall be."""
+    if options.prompt_cache_bytes is None:
+        return None
+    from shimmy.engine.identity import Sources  # few workers need it
+
+    adapters = (*(path for path, _ in options.lora), *options.siblings)
+    with contextlib.suppress(OSError, gguf.InvalidGguf):  # the load will say why
+        return Sources(Path(options.model_path), map(Path, adapters))
+    return None
+
+
+def open_prompts(
+    sources: "Sources | None",
+    model: LlamaModel,
+    preparer: Preparer,
+    options: wire.WorkerOptions,
+    tell: Callable[[PromptTraffic], None],
+) -> "Prompts | None":
+    """The prompts on the disk for the loaded `model`; it works without them, so what stands against them is logged."""
+    if sources is None or options.prompt_cache_bytes is None:
+        return None
+    from shimmy.engine.identity import digest_of  # few workers need them
+    from shimmy.engine.prompt_cache import PromptCache
+    from shimmy.engine.prompts import Prompts
+
+    try:
+        if options.cache_dir is None:
+            raise OSError(0, "there is no cache folder; `--cache-dir` names one")
+        cache = PromptCache(
+            Path(options.cache_dir) / "prompts",
+            options.prompt_cache_bytes,
+            max_tokens=model.n_ctx,
+            in_part=model.can_rewind,
+            on_written=lambda n, n_all: tell(PromptTraffic(written_bytes=n, stored_bytes=n_all)),
+        )
+        keys = sources.keys(preparer.adapters, digest_of(LIBRARY), form_of_cells())
+    except OSError as exc:
+        logger.warning("no prompts are kept: %s", exc.strerror or exc)
+        return None
+    return Prompts(cache, keys.of, model, tell)
+
+
+def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
+    """The model and the adapters it was loaded with, all untried; raises ModelUnavailable."""
+    path = Path(options.model_path)
+    try:
+        header = gguf.validate(path)  # what the engine would abort on has to be found before it looks
+    except gguf.InvalidGguf as exc:
+        raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
+    except OSError as exc:
+        raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc.strerror}") from exc
+    reason = pooling.refusal(header, pooling=options.pooling, embeddings=options.embeddings)
+    if header.is_embedding and reason:
+        raise ModelUnavailable(f"`{path.name}` {reason}")
+    cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
+    model = LlamaModel(path, cpu, repacks=options.weights != "mapped")
+    offers = adapters.load(model, path, header, options)
+    if not header.is_embedding:
+        model.open_context(
+            n_ctx=options.n_ctx,
+            n_cells=_FIRST_N_CELLS,
+            n_batch=max(options.n_batch, options.n_sequences),
+            n_sequences=options.n_sequences,
+            n_outputs=options.n_outputs,
+            n_threads=n_threads,
+        )
+    plan = pooling.plan(
+        header,
+        n_ctx=options.n_ctx,
+        n_batch=options.n_batch,
+        pooling=options.pooling,
+        embeddings=options.embeddings,
+    )
+    if plan is not None:
+        model.open_embeddings(plan, n_threads)
+    return model, offers
+
+
+def validate(
+    model: LlamaModel, offers: Sequence[adapters.Offer], options: wire.WorkerOptions
+) -> tuple[Preparer, ModelFacts]:
+    """What prepares the jobs of `model`, and what it is, once it has shown that it works.
+
+    Raises ModelUnavailable when it computes no tokens, or no embeddings where it makes nothing else. A chat template
+    that does not render is only a fact: plain text can be completed without it.
+    """
+    model.warm_up()
+    preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))
+    if model.embeddings is not None:
+        model.set_embedding_scales([adapter.scale for adapter in preparer.adapters])
+    template_error = None
+    if model.writes:
+        try:
+            preparer.render(ChatPrompt((Message("user", "Hello"),)))
+        except TemplateFailed as error:
+            template_error = error.message
+    facts = model.facts(has_chat_template=preparer.has_chat_template, adapters=preparer.adapters)
+    return preparer, replace(facts, template_error=template_error)

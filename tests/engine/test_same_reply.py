@@ -1,0 +1,216 @@
+"""Greedy replies are the same with each feature of the scheduler on and off: guesses, shared prompts, batches, pools.
+
+A real engine computes a tiny model all in F32, so that the shape of a batch hardly changes a logit (by 1e-5). Each
+reply is followed with its log-probabilities up to the first token that differs from the plain reply's. There both ways
+have to find the two tokens closer than a tie, and up to there each token as likely as the other way found it.
+"""
+
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shimmy.engine import sampling, variants
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.scheduler import JobEvent, Scheduler
+from shimmy.engine.task import Task
+from shimmy.messages import Finished, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
+from tests.bench.session import WORDS
+from tests.tiny_models import vocabulary, write_tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TIE, NOISE = 1e-3, 1e-4  # of log-probabilities; noise was at most 3e-6, and one wrong cell of 360 moved them by 0.2
+N_PROMPTS, N_TOKENS, N_TOP = 20, 64, 20
+N_CTX, N_SEQUENCES, N_OUTPUTS = 8192, 8, 64
+FOCUS = 0.1  # each head looks at all tokens, so that each cell counts
+GREEDY = SamplingParams(temperature=0)
+BEGINNING = " ".join(Random(1).choices(WORDS, k=60))
+PROMPTS = [f"{BEGINNING} {number} hello {number} world" for number in range(N_PROMPTS)]
+# With three tokens to choose from there is something to guess.
+FEW = ("▁xa", "b", "c")
+
+Biases = list[tuple[int, float]]
+
+
+@dataclass(slots=True)
+class Reply:
+    """What one prompt led to."""
+
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    share_cached: float = 0.0  # of its prompt
+    n_guessed: int = 0
+
+
+def anything(_: "House") -> bool:
+    return True
+
+
+def guessed(house: "House") -> bool:
+    return all(reply.n_guessed for reply in house.replies.values())
+
+
+def shared(house: "House") -> bool:
+    return sum(reply.share_cached > 0.5 for reply in house.replies.values()) >= N_PROMPTS - N_SEQUENCES
+
+
+def kept(house: "House") -> bool:
+    return all(reply.share_cached > 0.5 for reply in house.replies.values())
+
+
+def grown(house: "House") -> bool:
+    return len(house.pool_sizes) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the same prompts may be computed: `n_at_once` of them, a second time if `is_second`.
+
+    `proof` tells whether what is tried here took place at all.
+    """
+
+    name: str
+    n_ctx: int = N_CTX
+    n_cells: int | None = None  # of the pool at first
+    n_batch: int = 512
+    speculate: bool = False
+    cache_prompt: bool = False
+    n_at_once: int = 1
+    is_second: bool = False
+    proof: "Callable[[House], bool]" = anything
+
+
+PLAIN = Way("plain")
+GUESSES = Way("guesses", speculate=True, proof=guessed)
+WAYS = (
+    Way("beside others", n_at_once=N_SEQUENCES),
+    Way("beginnings shared", cache_prompt=True, proof=shared),
+    Way("beginnings shared beside others", cache_prompt=True, n_at_once=N_SEQUENCES, proof=shared),
+    Way("prompts kept", cache_prompt=True, is_second=True, proof=kept),
+    Way("small batches", n_batch=32, n_at_once=4),
+    # Two prompts fit, and what they lead to does not.
+    Way("small pool", n_ctx=1024, n_at_once=N_SEQUENCES),
+    Way("growing pool", n_cells=512, n_at_once=N_SEQUENCES, proof=grown),
+    Way("everything", N_CTX, 512, speculate=True, cache_prompt=True, n_at_once=N_SEQUENCES, is_second=True, proof=kept),
+)
+
+
+class House:
+    """A scheduler over a real engine."""
+
+    def __init__(self, model: LlamaModel, way: Way) -> None:
+        self.model = model
+        self.replies: dict[int, Reply] = {}
+        self.pool_sizes = {model.n_cells}
+        # A clock that stands still: what a guess costs is never learnt, so it does not hang on the machine.
+        self.scheduler = Scheduler(model, self._take, speculate=way.speculate, clock=lambda: 0.0)
+
+    def ask(self, number: int, prompt: str, way: Way, biases: Biases) -> None:
+        self.replies[number] = Reply()
+        job = Job(number, TextPrompt(prompt), GREEDY, N_TOKENS, (), way.cache_prompt, n_logprobs=N_TOP)
+        tokens = self.model.tokenize(prompt, add_special=True, parse_special=True)
+        sampler = self.model.new_sampler(sampling.chain(GREEDY, seed=0, n_ctx=way.n_ctx), biases, ())
+        self.scheduler.submit(Task(job, tokens, sampler, 0.0))
+
+    def run(self, way: Way, biases: Biases) -> list[Reply]:
+        for number, prompt in enumerate(PROMPTS):
+            self.ask(number, prompt, way, biases)
+            self._until_fewer_than(way.n_at_once)
+        self._until_fewer_than(1)
+        return [self.replies[number] for number in range(N_PROMPTS)]
+
+    def _until_fewer_than(self, n_jobs: int) -> None:
+        while self.scheduler.n_running + self.scheduler.n_waiting >= n_jobs:
+            self.scheduler.step()
+            self.pool_sizes.add(self.model.n_cells)
+
+    def _take(self, events: list[JobEvent]) -> None:
+        for number, event in events:
+            reply = self.replies[number]
+            if isinstance(event, Piece):
+                reply.tokens += event.logprobs
+            else:
+                assert isinstance(event, Finished), event
+                reply.share_cached = event.usage.n_cached / event.usage.n_prompt
+                reply.n_guessed = event.timings.n_accepted
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuBackend:
+    return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("identity"), n_ctx_train=N_CTX, focus=FOCUS)
+
+
+def replies(path: Path, cpu: CpuBackend, way: Way, biases: Biases | None = None) -> list[Reply]:
+    model = LlamaModel(path, cpu)
+    rows = {"n_batch": way.n_batch, "n_sequences": N_SEQUENCES, "n_outputs": N_OUTPUTS}
+    model.open_context(n_ctx=way.n_ctx, n_cells=way.n_cells, **rows, n_threads=1, exact=True)
+    house = House(model, way)
+    if way.is_second:
+        house.run(way, biases or [])
+    found = house.run(way, biases or [])
+    assert all(len(reply.tokens) == N_TOKENS for reply in found)
+    assert way.proof(house), "this did not take place"
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(path: Path, cpu: CpuBackend) -> list[Reply]:
+    found = replies(path, cpu, PLAIN)
+    texts = {tuple(told.chosen.token for told in reply.tokens) for reply in found}
+    assert len(texts) > N_PROMPTS / 2
+    return found
+
+
+def distances(plain: Reply, other: Reply) -> tuple[float, float]:
+    """How far the two are apart in the likelihood of what both said, and in that of the first tokens that differ."""
+    farthest = 0.0
+    for mine, its in zip(plain.tokens, other.tokens, strict=True):
+        if mine.chosen.token != its.chosen.token:
+            return farthest, max(_gap(told, mine.chosen.token, its.chosen.token) for told in (mine, its))
+        farthest = max(farthest, abs(mine.chosen.logprob - its.chosen.logprob))
+    return farthest, 0.0
+
+
+def _gap(told: TokenLogprob, one: int, other: int) -> float:
+    """Between the log-probabilities of two tokens; infinite where one of them is not among the likeliest."""
+    known = {candidate.token: candidate.logprob for candidate in (*told.top, told.chosen)}
+    return abs(known.get(one, inf) - known[other]) if other in known else inf
+
+
+def check(plain: list[Reply], others: list[Reply]) -> None:
+    for one, other in zip(plain, others, strict=True):
+        farthest, gap = distances(one, other)
+        assert farthest <= NOISE
+        assert gap <= TIE
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_how_it_is_computed_makes_no_difference(path: Path, cpu: CpuBackend, plain: list[Reply], way: Way) -> None:
+    check(plain, replies(path, cpu, way))
+
+
+def test_guessing_ahead_makes_no_difference(path: Path, cpu: CpuBackend) -> None:
+    texts = [text for text, _ in vocabulary()]
+    biases = [(texts.index(text), 100.0) for text in FEW]
+    check(replies(path, cpu, PLAIN, biases), replies(path, cpu, GUESSES, biases))
+
+
+def test_a_token_that_differs_is_seen_and_a_tie_is_told_from_it(plain: list[Reply]) -> None:
+    told = plain[0].tokens[3]
+    best, second = told.top[:2]
+    assert best == told.chosen
+    for gap in (0.5 * TIE, 2 * TIE):
+        close = replace(second, logprob=best.logprob - gap)
+        mine, its = (replace(told, chosen=chosen, top=(best, close)) for chosen in (best, close))
+        one, other = (Reply([*plain[0].tokens[:3], third]) for third in (mine, its))
+        assert distances(one, other)[1] == pytest.approx(gap)
