@@ -91,15 +91,14 @@ class Tuning:
         is_open = len(self.candidates) > 1 and not self.is_known
         return self._options.may_tune and is_open and None not in (self._file, self._key)
 
-    @property
-    def is_affordable(self) -> bool:
-        """Whether a trial would neither take memory that others need nor processors that they use."""
+    def is_affordable(self, size_bytes: int) -> bool:
+        """Whether a trial with `size_bytes` of weights would take neither memory nor processors that others need."""
         with contextlib.suppress(OSError):
             if os.getloadavg()[0] > _MAX_LOAD * (os.cpu_count() or 1):
                 return False
         # The copy must not drive out the pages that the worker has mapped, which count as free.
-        free, size = memory.free_bytes(), memory.size_of([self._options.model_path])
-        return free is None or free > 2 * size + _TRIAL_BYTES
+        free = memory.free_bytes()
+        return free is None or free > 2 * size_bytes + _TRIAL_BYTES
 
     def command(self) -> list[str]:
         candidates = json.dumps([[each.weights, each.n_threads] for each in self.candidates])
@@ -171,17 +170,19 @@ class Tuner:
     def __init__(
         self,
         tuning: Tuning,
+        size_bytes: int | None,
         *,
-        may_start: bool = True,
         start: Callable[[Sequence[str]], "subprocess.Popen[bytes]"] = start,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        """`size_bytes` are those of the weights; None: nothing can be tried with this model."""
         self._tuning = tuning
+        self._size_bytes = size_bytes or 0
         self._start = start
         self._clock = clock
         self._trial: subprocess.Popen[bytes] | None = None
         self._started_s = 0.0
-        self._is_over = not (may_start and tuning.is_wanted)
+        self._is_over = size_bytes is None or not tuning.is_wanted
         self._has_worked = False
 
     @property
@@ -200,7 +201,7 @@ class Tuner:
     def idle(self) -> None:
         """No order came for `wait_s`: begin a trial, or see whether it has ended."""
         if self._trial is None:
-            if self._tuning.is_affordable:
+            if self._tuning.is_affordable(self._size_bytes):
                 self._begin()
         elif self._trial.poll() is not None:
             self._is_over = True

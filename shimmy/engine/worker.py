@@ -126,7 +126,7 @@ class Worker:
             )
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
-        self._tuner = Tuner(tuning, may_start=self._model.writes)
+        self._tuner = Tuner(tuning, facts.size_bytes if self._model.writes else None)
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()

@@ -159,15 +159,14 @@ def test_a_model_in_the_memory_of_its_worker_is_not_tried(options: WorkerOptions
 def test_a_trial_takes_neither_memory_nor_processors_from_others(
     options: WorkerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Tuning(options).is_affordable
-    size = Path(options.model_path).stat().st_size
-    for n_free, is_affordable in ((10**8, False), (300_000_000 + size, False), (300_000_001 + 2 * size, True)):
+    assert Tuning(options).is_affordable(10**6)
+    for n_free, is_affordable in ((4 * 10**9, False), (7 * 10**9, True)):
         monkeypatch.setattr(memory, "free_bytes", lambda n_free=n_free: n_free)
-        assert Tuning(options).is_affordable is is_affordable
+        assert Tuning(options).is_affordable(3 * 10**9) is is_affordable
     monkeypatch.setattr(memory, "free_bytes", lambda: None)
-    assert Tuning(options).is_affordable
+    assert Tuning(options).is_affordable(10**6)
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
-    assert not Tuning(options).is_affordable
+    assert not Tuning(options).is_affordable(10**6)
     assert not Tuning(replace(options, may_tune=False)).is_wanted
 
 
@@ -200,12 +199,12 @@ def run_out(tuner: Tuner, trials: Trials) -> None:
 
 
 def test_a_worker_without_jobs_waits_for_ever(options: WorkerOptions) -> None:
-    assert Tuner(Tuning(options)).wait_s is None
+    assert Tuner(Tuning(options), 10**6).wait_s is None
 
 
 def test_the_first_idle_time_after_a_job_is_used_once(options: WorkerOptions) -> None:
     trials = Trials(printing(times(0.01, 0.02)))
-    tuner = Tuner(Tuning(options), start=trials)
+    tuner = Tuner(Tuning(options), 10**6, start=trials)
     tuner.interrupt()
     wait_s = tuner.wait_s
     assert wait_s is not None
@@ -223,7 +222,7 @@ def test_the_first_idle_time_after_a_job_is_used_once(options: WorkerOptions) ->
 
 def test_a_job_ends_a_trial_at_once_and_the_next_idle_time_has_another(options: WorkerOptions) -> None:
     trials = Trials(ENDLESS)
-    tuner = Tuner(Tuning(options), start=trials)
+    tuner = Tuner(Tuning(options), 10**6, start=trials)
     tuner.interrupt()
     tuner.idle()
     tuner.idle()
@@ -238,7 +237,7 @@ def test_a_job_ends_a_trial_at_once_and_the_next_idle_time_has_another(options: 
 
 def test_a_trial_that_fails_is_not_repeated(options: WorkerOptions) -> None:
     trials = Trials(printing(times(0.01, 0.02), code=1))
-    tuner = Tuner(Tuning(options), start=trials)
+    tuner = Tuner(Tuning(options), 10**6, start=trials)
     tuner.interrupt()
     tuner.idle()
     run_out(tuner, trials)
@@ -249,7 +248,7 @@ def test_a_trial_that_fails_is_not_repeated(options: WorkerOptions) -> None:
 def test_a_trial_that_takes_too_long_is_given_up(options: WorkerOptions) -> None:
     now_s = 0.0
     trials = Trials(ENDLESS)
-    tuner = Tuner(Tuning(options), start=trials, clock=lambda: now_s)
+    tuner = Tuner(Tuning(options), 10**6, start=trials, clock=lambda: now_s)
     tuner.interrupt()
     tuner.idle()
     now_s = 1000.0
@@ -259,7 +258,7 @@ def test_a_trial_that_takes_too_long_is_given_up(options: WorkerOptions) -> None
 
 
 def test_a_program_that_cannot_be_started_is_not_tried_again(options: WorkerOptions) -> None:
-    tuner = Tuner(Tuning(options), start=lambda _: tuning.start(["/not/there"]))
+    tuner = Tuner(Tuning(options), 10**6, start=lambda _: tuning.start(["/not/there"]))
     tuner.interrupt()
     tuner.idle()
     assert tuner.wait_s is None
@@ -267,7 +266,7 @@ def test_a_program_that_cannot_be_started_is_not_tried_again(options: WorkerOpti
 
 def test_a_busy_machine_is_left_alone_until_it_is_not(options: WorkerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = Trials(ENDLESS)
-    tuner = Tuner(Tuning(options), start=trials)
+    tuner = Tuner(Tuning(options), 10**6, start=trials)
     tuner.interrupt()
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
     tuner.idle()
@@ -279,7 +278,7 @@ def test_a_busy_machine_is_left_alone_until_it_is_not(options: WorkerOptions, mo
 
 
 def test_a_model_that_writes_nothing_is_not_tried(options: WorkerOptions) -> None:
-    tuner = Tuner(Tuning(options), may_start=False)
+    tuner = Tuner(Tuning(options), None)
     tuner.interrupt()
     assert tuner.wait_s is None
 
