@@ -22,11 +22,10 @@ TARGET_BYTES = 20_000_000
 
 # Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
 PACKAGES = {
-    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette"),
-    *("typing_extensions", "watchdog"),
+    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette", "watchdog"),
 }
 # Under the names of packages that are not in it; `ssl` and `multiprocessing` are stood in for as well.
-STAND_INS = {"h2"}
+STAND_INS = {"h2", "typing_extensions"}
 FILES = {
     "base_library.zip",
     *("libffi.so", "libgcc_s.so", "libgomp.so", "liblzma.so", "libpython.so", "libstdc++.so", "libz.so"),
