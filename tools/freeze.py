@@ -28,8 +28,9 @@ PACKAGES = {
 STAND_INS = {"h2", "typing_extensions"}
 FILES = {
     "base_library.zip",
-    *("libffi.so", "libgcc_s.so", "libgomp.so", "liblzma.so", "libpython.so", "libstdc++.so", "libz.so"),
-    *("llama_cpp/lib/libllama.so", "llama_cpp/lib/libggml.so", "llama_cpp/lib/libggml-base.so"),
+    *("libffi.so", "libgcc_s.so", "liblzma.so", "libpython.so", "libz.so"),
+    *("llama_cpp/lib/libllama.so.z", "llama_cpp/lib/libggml.so.z", "llama_cpp/lib/libggml-base.so.z"),
+    *("llama_cpp/lib/libstdc++.so.z", "llama_cpp/lib/libgomp.so.z"),
     f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
     GRAMMAR_ARCHIVE,
     "markupsafe/_speedups.so",
@@ -104,7 +105,7 @@ def _plain_name(name: str) -> str:
     """A file's name without the versions that depend on the Python and on the system it was made with."""
     name = re.sub(r"^python3\.\d+/", "", name)
     name = re.sub(r"libpython3\.\d+", "libpython", name)
-    return re.sub(r"(\.cpython-[^/]*)?\.so(\.\d+)*$", ".so", name)
+    return re.sub(r"(\.cpython-[^/]*)?\.so(\.\d+)*(\.z)?$", r".so\3", name)
 
 
 def _compare(what: str, expected: set[str], found: set[str]) -> None:
