@@ -53,13 +53,15 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "embedding",
             "gbnf",
             "grammar",
+            "head_start",
             "jinja",
             "llama",
+            "packed",
             "preparer",
             "quantize",
         ),
         *("rules", "sampler", "scheduler", "schema", "task", "template", "text", "thinking", "thinking_budget"),
-        *("tool_format", "tool_grammar", "turns", "worker"),
+        *("tool_format", "tool_grammar", "turns", "variants", "worker"),
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

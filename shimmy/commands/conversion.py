@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shimmy.commands.console import Call, ProgressBar
-from shimmy.engine.client import own_program
 from shimmy.engine.machine import n_physical_cores
+from shimmy.engine.process import own_program
 from shimmy.errors import NotFound
 from shimmy.formats import convert as conversion
 from shimmy.formats.safetensors import InvalidSafetensors

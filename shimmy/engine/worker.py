@@ -14,16 +14,17 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from shimmy import log
 from shimmy.engine import adapters, machine, pooling, variants, wire
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.llama import CpuBackend, LlamaModel
-from shimmy.engine.preparer import Preparer
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
 from shimmy.errors import Internal, ModelUnavailable, ShimmyError, TemplateFailed
@@ -35,6 +36,9 @@ from shimmy.messages import (
     Message,
     ModelFacts,
 )
+
+if TYPE_CHECKING:
+    from shimmy.engine.preparer import Preparer
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +95,8 @@ class Worker:
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
         self._n_threads = options.n_threads or machine.n_physical_cores()
         started_s = perf_counter()
+        # It brings jinja2, which takes as long as a small model; `validate` needs it, behind the model.
+        threading.Thread(target=import_module, args=("shimmy.engine.preparer",), daemon=True).start()
         try:
             options = self._with_gguf(options)
             self._model, offers = load(options, options.share.n_threads(self._n_threads))
@@ -273,12 +279,14 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
 
 def validate(
     model: LlamaModel, offers: Sequence[adapters.Offer], options: wire.WorkerOptions
-) -> tuple[Preparer, ModelFacts]:
+) -> "tuple[Preparer, ModelFacts]":
     """What prepares the jobs of `model`, and what it is, once it has shown that it works.
 
     Raises ModelUnavailable when it computes no tokens, or no embeddings where it makes nothing else. A chat template
     that does not render is only a fact: plain text can be completed without it.
     """
+    from shimmy.engine.preparer import Preparer
+
     model.warm_up()
     preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))
     if model.embeddings is not None:
