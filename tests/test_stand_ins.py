@@ -1,9 +1,14 @@
 """The stand-ins of the frozen file behave like what they stand in for."""
 
+import asyncio
 import copy
 import dataclasses
+import functools
 import importlib.util
-from collections.abc import Callable
+import inspect
+import sys
+import types
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -152,3 +157,59 @@ def test_a_matched_object_and_the_second_of_a_class() -> None:
         match second:
             case point(x, y):
                 assert (x, y) == (1, 2)
+
+
+def plain() -> None: ...
+def generating() -> Iterator[int]:
+    yield 1
+
+
+async def waiting() -> None: ...
+async def streaming() -> AsyncIterator[int]:
+    yield 1
+
+
+@types.coroutine
+def old_coroutine() -> Iterator[None]:
+    yield
+
+
+class Service:
+    async def __call__(self) -> None: ...
+    async def method(self) -> None: ...
+
+
+async def things() -> list[object]:
+    """Of every kind that may be asked about; made in a loop, so that none is left unawaited."""
+    coroutine = waiting()
+    found = [plain, generating, waiting, streaming, old_coroutine, Service, Service(), Service().method, len, 3, None]
+    found += [functools.partial(waiting), functools.partial(functools.partial(Service().method)), generating()]
+    found += [streaming(), old_coroutine(), coroutine, asyncio.ensure_future(asyncio.sleep(0))]
+    await coroutine
+    return found
+
+
+NAMES = [name for name in vars(stand_in("inspect")) if name.startswith("is")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inspect_answers_as_the_real_one(name: str) -> None:
+    ask, ask_the_real_one = getattr(stand_in("inspect"), name), getattr(inspect, name)
+    answers = [(ask_the_real_one(thing), ask(thing)) for thing in asyncio.run(things())]
+    assert [theirs for theirs, _ in answers] == [ours for _, ours in answers]
+    assert {True, False} == {ours for _, ours in answers}
+
+
+def test_what_was_wrapped() -> None:
+    unwrap = stand_in("inspect").unwrap
+    assert unwrap(functools.wraps(plain)(lambda: None)) is plain
+    circle = functools.wraps(plain)(lambda: None)
+    circle.__wrapped__ = circle
+    with pytest.raises(ValueError, match="wrapper loop"):
+        unwrap(circle)
+
+
+def test_all_else_of_inspect_is_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "inspect_in_full", inspect)
+    assert stand_in("inspect").getattr_static is inspect.getattr_static
+    assert not hasattr(stand_in("inspect"), "of_no_module")
