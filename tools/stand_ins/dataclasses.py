@@ -139,7 +139,7 @@ def _made(
 
 
 def _own_fields(cls: Any) -> Iterator[Field]:
-    for name, kind in cls.__dict__.get("__annotations__", {}).items():  # noqa: RUF063 - `inspect` is not wanted
+    for name, kind in cls.__annotations__.items():  # its own: classes inherit none
         if getattr(kind, "__origin__", kind) is ClassVar or str(kind).startswith(("ClassVar", "typing.ClassVar")):
             continue
         given = cls.__dict__.get(name, MISSING)
