@@ -39,6 +39,7 @@ def classes(module: Any) -> SimpleNamespace:
         x: int
         y: int = 2
         kind: ClassVar[str] = "point"
+        unit: "ClassVar[str]" = "cm"
         names: dict[str, int] = field(default_factory=dict, compare=False)
 
         def far(self) -> int:

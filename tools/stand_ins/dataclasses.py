@@ -140,7 +140,8 @@ def _made(
 
 def _own_fields(cls: Any) -> Iterator[Field]:
     for name, kind in cls.__annotations__.items():  # its own: classes inherit none
-        if getattr(kind, "__origin__", kind) is ClassVar or str(kind).startswith(("ClassVar", "typing.ClassVar")):
+        text = kind if isinstance(kind, str) else ""
+        if getattr(kind, "__origin__", kind) is ClassVar or text.startswith(("ClassVar", "typing.ClassVar")):
             continue
         given = cls.__dict__.get(name, MISSING)
         known = given if isinstance(given, Field) else field(default=given)
