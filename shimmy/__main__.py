@@ -2,10 +2,15 @@
 
 import sys
 
+_NEEDS_A_WORKER = ("generate", "probe", "bench")
+
 
 def main() -> int:
     """Run the command line in `sys.argv`; returns the exit code."""
     if sys.argv[1:2] == ["worker"]:
+        from shimmy.engine import head_start
+
+        head_start.begin()
         from shimmy.engine.worker import main as worker_main
 
         return worker_main(int(sys.argv[2]))
@@ -17,6 +22,15 @@ def main() -> int:
         from shimmy.engine.trial import main as trial_main
 
         return trial_main(sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1] in _NEEDS_A_WORKER:
+        from shimmy.engine import process
+
+        with process.ahead():
+            return _command_line()
+    return _command_line()
+
+
+def _command_line() -> int:
     from shimmy.cli import main as cli_main
 
     return cli_main(sys.argv[1:])

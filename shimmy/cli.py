@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,23 @@ def _config_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _serve(call: Call) -> int:
     gc.disable()  # what a start makes is there to stay; the server looks for garbage once it runs
-    from shimmy.server import BindError, serve
+    with _worker_ahead(call):
+        from shimmy.server import BindError, serve
 
-    try:
-        serve(call.config, call.home)
-    except BindError as error:
-        return _complain(error, EXIT_START)
+        try:
+            serve(call.config, call.home)
+        except BindError as error:
+            return _complain(error, EXIT_START)
     return 0
+
+
+def _worker_ahead(call: Call) -> AbstractContextManager[None]:
+    """A worker gets ready for the first model that is wanted from the start, while the server does."""
+    if not call.config.preload:
+        return nullcontext()
+    from shimmy.engine import process
+
+    return process.ahead()
 
 
 def _version(call: Call) -> int:

@@ -4,11 +4,9 @@ PyInstaller's outer process unpacks into a temporary folder, starts the program 
 when the child ends. Knows what happens when one of the two is killed; in a source tree everything here does nothing.
 """
 
-import asyncio
 import fcntl
 import logging
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -39,18 +37,24 @@ class Home:
 
     async def until_orphaned(self) -> None:
         """Return when the outer process has been killed, which would leave the folder and this server behind."""
+        import asyncio  # a worker asks this module for its folder, and has neither this nor `shutil`
+
         while self._folder is None or os.getppid() == self._outer_pid:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_EVERY_S)  # no event tells a process that its parent has died
 
     def leave(self) -> None:
         """Remove the folder if the outer process no longer can. The last act of this process."""
         if self._folder is not None and os.getppid() != self._outer_pid:
+            import shutil
+
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove the folders of programs that were killed with their outer process."""
         if self._folder is None:
             return
+        import shutil
+
         for path in self._folder.parent.glob("_MEI*"):
             if path != self._folder and _is_abandoned(path):
                 logger.info("removing `%s`, left behind by a killed server", path)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,9 +16,11 @@ from typing import Any, cast
 
 import pytest
 
+from shimmy import __main__ as entry
 from shimmy import __version__, cli, pool, server
 from shimmy.commands import models
 from shimmy.config import OPTIONS, Bind, Config
+from shimmy.engine import process
 from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
@@ -203,6 +206,29 @@ def test_a_bad_value_is_wrong_usage_and_names_the_flag(
     assert cli.main(["serve", "--parallel", "0"]) == 2
     assert capsys.readouterr().err.startswith("shimmy: --parallel: must be between 1 and 256")
     assert served == []
+
+
+def test_a_worker_gets_ready_while_a_server_starts_that_will_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", "exec sleep 60"])
+    ahead: list[int] = []
+    monkeypatch.setattr(server, "serve", lambda _config, _home: ahead.append(len(process._ahead)))
+    assert cli.main(["serve", "--preload", "some"]) == 0
+    assert cli.main(["serve"]) == 0
+    assert ahead == [1, 0]
+    assert not process._ahead
+
+
+@pytest.mark.parametrize(
+    ("command", "n_ahead"), [("generate", 1), ("probe", 1), ("bench", 1), ("list", 0), ("serve", 0), ("version", 0)]
+)
+def test_a_command_that_needs_a_worker_starts_it_first(
+    command: str, n_ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", "exec sleep 60"])
+    monkeypatch.setattr(cli, "main", lambda _arguments: 5 + len(process._ahead))
+    monkeypatch.setattr(sys, "argv", ["shimmy", command])
+    assert entry.main() == 5 + n_ahead
+    assert not process._ahead
 
 
 def test_an_address_in_use_is_could_not_start(

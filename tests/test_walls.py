@@ -55,11 +55,13 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "embedding",
             "gbnf",
             "grammar",
+            "head_start",
             "identity",
             "jinja",
             "llama",
             "loading",
             "pace",
+            "packed",
             "preparer",
             "private_folder",
             "prompt_cache",
@@ -67,7 +69,8 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "quantize",
         ),
         *("rules", "sampler", "scheduler", "schema", "state", "task", "template", "text", "thinking"),
-        *("thinking_budget", "tool_format", "tool_grammar", "trial", "tuning", "turns", "vocabulary", "worker"),
+        *("thinking_budget", "tool_format", "tool_grammar", "trial", "tuning", "turns", "variants", "vocabulary"),
+        "worker",
     )
 }
 IMPORTERS_BY_NAME = {"import_module", "find_spec", "__import__"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from shimmy.engine import packed
 from shimmy.errors import ModelUnavailable
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def _import_binding() -> Any:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:
         raise ModelUnavailable("the engine is not installed: run `make` to build it")
+    packed.unpack(Path(spec.submodule_search_locations[0]) / "lib")
     package = ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     package.__spec__ = spec

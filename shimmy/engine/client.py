@@ -7,16 +7,14 @@ the event loop only. The worker is not trusted: what it sends is data, and a fra
 import asyncio
 import itertools
 import logging
-import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
 
-from shimmy.engine import wire
+from shimmy.engine import process, wire
 from shimmy.engine.streams import EmbeddingStream, JobStream
 from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import (
@@ -30,17 +28,10 @@ from shimmy.messages import (
     ModelFacts,
     PromptTraffic,
 )
-from shimmy.program import own_program
 
 logger = logging.getLogger(__name__)
 
 _KILL_AFTER_S = 5.0
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
-
-
-def worker_command(socket_fd: int, name: str) -> list[str]:
-    """The program itself with its hidden sub-command; `name` is only there for a person reading `ps`."""
-    return [*own_program(), "worker", str(socket_fd), name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +52,14 @@ class WorkerClient(asyncio.Protocol):
     def __init__(
         self,
         name: str,
-        process: "subprocess.Popen[bytes]",
+        child: "subprocess.Popen[bytes]",
         hooks: Hooks,
     ) -> None:
         self.name = name
         self.n_running = 0
         self.n_waiting = 0
         self.is_alive = True
-        self._process = process
+        self._process = child
         self._hooks = hooks
         self._share = wire.Share()
         self._n_untaken = 0  # shares that were told and are not taken yet
@@ -321,32 +312,18 @@ def _describe(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
-def _spawn(command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
-    """A child that inherits the socket and our stderr, and no input.
-
-    Its malloc asks for huge pages, where the system gives them to those who ask: the engine's buffers and the KV pool
-    are walked from end to end for every token, and a decode is up to 7 % faster. The C library reads the setting only
-    when a program starts; one that the user has made stays.
-    """
-    environment = {"GLIBC_TUNABLES": _HUGE_PAGES, **os.environ}
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(socket_fd,), env=environment)
-
-
 async def start_worker(
     name: str,
     options: wire.WorkerOptions,
     hooks: Hooks,
 ) -> WorkerClient:
     """Start a process, have it load the model, and return it ready; raises ModelUnavailable with the reason."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            process = _spawn(worker_command(theirs.fileno(), name), theirs.fileno())
-        except OSError as exc:
-            ours.close()
-            raise ModelUnavailable(f"no worker could be started for `{name}`: {exc.strerror}") from exc
+    try:
+        child, ours = process.start(name)
+    except OSError as exc:
+        raise ModelUnavailable(f"no worker could be started for `{name}`: {exc.strerror}") from exc
     _, client = await asyncio.get_running_loop().create_unix_connection(
-        lambda: WorkerClient(name, process, hooks), sock=ours
+        lambda: WorkerClient(name, child, hooks), sock=ours
     )
     client.open(options)
     try:

@@ -14,13 +14,13 @@ from shimmy.engine import adapters, pooling, variants, wire
 from shimmy.engine.binding import LIBRARY, LIBRARY_FOLDER
 from shimmy.engine.context import form_of_cells
 from shimmy.engine.llama import CpuBackend, LlamaModel
-from shimmy.engine.preparer import Preparer
 from shimmy.errors import ModelUnavailable, TemplateFailed
 from shimmy.formats import gguf
 from shimmy.messages import ChatPrompt, Message, ModelFacts, PromptTraffic
 
-if TYPE_CHECKING:  # few workers need them
+if TYPE_CHECKING:
     from shimmy.engine.identity import Sources
+    from shimmy.engine.preparer import Preparer
     from shimmy.engine.prompts import Prompts
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def open_sources(options: wire.WorkerOptions) -> "Sources | None":
 def open_prompts(
     sources: "Sources | None",
     model: LlamaModel,
-    preparer: Preparer,
+    preparer: "Preparer",
     options: wire.WorkerOptions,
     tell: Callable[[PromptTraffic], None],
 ) -> "Prompts | None":
@@ -110,12 +110,14 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
 
 def validate(
     model: LlamaModel, offers: Sequence[adapters.Offer], options: wire.WorkerOptions
-) -> tuple[Preparer, ModelFacts]:
+) -> "tuple[Preparer, ModelFacts]":
     """What prepares the jobs of `model`, and what it is, once it has shown that it works.
 
     Raises ModelUnavailable when it computes no tokens, or no embeddings where it makes nothing else. A chat template
     that does not render is only a fact: plain text can be completed without it.
     """
+    from shimmy.engine.preparer import Preparer  # imported on another thread meanwhile, as it takes long
+
     model.warm_up()
     preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))
     if model.embeddings is not None:

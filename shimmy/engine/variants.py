@@ -12,9 +12,10 @@ one; those of common processors come first, because a reader has to decompress w
 import json
 import lzma
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from shimmy.engine.packed import in_memory
+from shimmy.engine.packed import unpacked
 from shimmy.errors import ModelUnavailable
 
 ARCHIVE_NAME = "variants.xz"
@@ -79,8 +80,8 @@ def libraries(folder: Path, forced: str | None) -> Iterator[tuple[str, str]]:
     """Name and path of each variant worth trying, best first; only `forced` when it is given.
 
     An installed engine has the libraries in `folder` beside libllama. The frozen file has them packed there, and one
-    is unpacked, into memory, when the iterator gets to it; its path holds until the next step. Raises ModelUnavailable
-    when `forced` is none of those that are there.
+    is unpacked beside the archive when the iterator gets to it. Raises ModelUnavailable when it cannot be, and when
+    `forced` is none of those that are there.
     """
     archive = folder / ARCHIVE_NAME
     if archive.exists():
@@ -95,8 +96,8 @@ def libraries(folder: Path, forced: str | None) -> Iterator[tuple[str, str]]:
         raise ModelUnavailable(f"there is no CPU variant `{forced}`; there are: {names}")
     for name in [forced] if forced else ranked(available, processor_flags()):
         if archive.exists():
-            with in_memory(name, _unpack(archive, name)) as path:
-                yield name, path
+            library = folder / f"{LIBRARY_PREFIX}{name}.so"
+            yield name, str(unpacked(library, partial(_unpack, archive, name)))
         else:
             yield name, str(paths[name])
 

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -101,6 +102,8 @@ class Worker:
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
         self._n_threads = options.n_threads or machine.n_physical_cores()
         started_s = perf_counter()
+        # It brings jinja2, which takes as long as a small model; `loading.validate` needs it, behind the model.
+        threading.Thread(target=import_module, args=("shimmy.engine.preparer",), daemon=True).start()
         try:
             options = self._with_gguf(options)
             tuning = Tuning(options)

@@ -14,8 +14,9 @@ from typing import Any, cast
 import pytest
 
 from shimmy.engine import client as client_module
-from shimmy.engine import wire
-from shimmy.engine.client import Hooks, WorkerClient, start_worker, worker_command
+from shimmy.engine import process, wire
+from shimmy.engine.client import Hooks, WorkerClient, start_worker
+from shimmy.engine.process import worker_command
 from shimmy.engine.streams import JobStream
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError, ShuttingDown, WorkerDied
@@ -566,7 +567,7 @@ def test_a_worker_is_this_program_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 @on_loop
 async def test_a_program_that_ends_at_once_is_a_load_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "worker_command", lambda _fd, _name: ["sh", "-c", "exit 5"])
+    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", "exit 5"])
     deaths: list[WorkerClient] = []
     with pytest.raises(ModelUnavailable, match="exit code 5"):
         await start_worker("tiny", OPTIONS, Hooks(deaths.append))
@@ -576,6 +577,6 @@ async def test_a_program_that_ends_at_once_is_a_load_that_failed(monkeypatch: py
 @on_loop
 async def test_a_program_that_cannot_be_started_is_a_load_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No memory, no processes or no files left: the caller gets an error of the tree, and nothing stays open."""
-    monkeypatch.setattr(client_module, "worker_command", lambda _fd, _name: ["/nowhere/shimmy"])
+    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["/nowhere/shimmy"])
     with pytest.raises(ModelUnavailable, match="tiny"):
         await start_worker("tiny", OPTIONS, Hooks())

@@ -1,8 +1,13 @@
-"""Libraries that are loaded from memory are not taken for each other."""
+"""Packed libraries are unpacked once, and those that are loaded from memory are not taken for each other."""
 
+import errno
+import zlib
 from pathlib import Path
 
-from shimmy.engine.packed import in_memory
+import pytest
+
+from shimmy.engine.packed import in_memory, unpack, unpacked
+from shimmy.errors import ModelUnavailable
 
 
 def test_a_library_is_read_from_its_path() -> None:
@@ -18,3 +23,23 @@ def test_no_two_libraries_have_the_same_path() -> None:
             paths.append(path)
             assert Path(path).read_bytes() == name.encode()
     assert len(set(paths)) == 3
+
+
+def test_what_is_packed_is_unpacked_beside_it_and_once(tmp_path: Path) -> None:
+    (tmp_path / "libsome.so.1.z").write_bytes(zlib.compress(b"a library"))
+    (tmp_path / "other.xz").write_bytes(b"not ours")
+    unpack(tmp_path)
+    assert (tmp_path / "libsome.so.1").read_bytes() == b"a library"
+    assert len([*tmp_path.iterdir()]) == 3
+    (tmp_path / "libsome.so.1").write_bytes(b"as it was left")
+    unpack(tmp_path)
+    assert (tmp_path / "libsome.so.1").read_bytes() == b"as it was left"
+
+
+def test_no_room_to_unpack_is_a_load_that_failed(tmp_path: Path) -> None:
+    def full() -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ModelUnavailable, match=r"cannot be unpacked to .*: No space left on device"):
+        unpacked(tmp_path / "libsome.so", full)
+    assert [*tmp_path.iterdir()] == []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shimmy import memory
-from shimmy.engine import client, machine, tuning, variants
+from shimmy.engine import machine, process, tuning, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.llama import CpuBackend, LlamaModel
@@ -393,7 +393,7 @@ sys.exit(worker.main(int(sys.argv[1])))
 async def test_an_idle_worker_finds_its_settings_and_goes_on_serving(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "worker_command", lambda fd, _name: [sys.executable, "-c", HASTY, str(fd)])
+    monkeypatch.setattr(process, "worker_command", lambda fd, _name: [sys.executable, "-c", HASTY, str(fd)])
     options = WorkerOptions(
         *(str(tiny_model), 256, 2, 64, 1, None, None), cache_dir=str(tmp_path), weights="auto", may_tune=True
     )

@@ -134,8 +134,15 @@ def test_packed_libraries_are_unpacked_one_at_a_time(packed: Path) -> None:
     for name, path in libraries(packed, None):
         assert Path(path).read_bytes() == LIBRARIES[name]
         names.append(name)
+        assert len([*packed.iterdir()]) == 1 + len(names)
     assert names == ["haswell", "piledriver", "ivybridge", "sandybridge", "sse42", "x64"]
-    assert [path.name for path in packed.iterdir()] == [ARCHIVE_NAME], "nothing is left on the disk"
+
+
+@pytest.mark.usefixtures("on_haswell")
+def test_a_library_is_unpacked_once(packed: Path) -> None:
+    first, _ = next(libraries(packed, None)), (packed / "libggml-cpu-haswell.so").write_bytes(b"as it was left")
+    assert next(libraries(packed, None)) == first
+    assert Path(first[1]).read_bytes() == b"as it was left"
 
 
 @pytest.mark.usefixtures("on_haswell")

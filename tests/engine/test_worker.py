@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.engine import client as client_module
+from shimmy.engine import process
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.streams import JobStream
 from shimmy.engine.wire import Share, WorkerOptions
@@ -615,12 +615,12 @@ def test_a_context_that_memory_has_no_room_for_is_refused_with_the_reason(
 ) -> None:
     # One that cannot grow later.
     path = write_tiny_model(tmp_path, more=[("llama.rope.scaling.original_context_length", UINT32, 1024)])
-    command = client_module.worker_command
+    command = process.worker_command
 
     def with_one_gigabyte(socket_fd: int, name: str) -> list[str]:
         return ["sh", "-c", 'ulimit -v 1000000 && exec "$@"', "sh", *command(socket_fd, name)]
 
-    monkeypatch.setattr(client_module, "worker_command", with_one_gigabyte)
+    monkeypatch.setattr(process, "worker_command", with_one_gigabyte)
     with pytest.raises(ModelUnavailable, match=r"no context of 4194304 tokens: .*memory"):
         asyncio.run(_start(options(path, n_ctx=2**22)))
 

@@ -1,0 +1,30 @@
+"""What a worker does on a second thread while its first one imports it: the frozen file's engine is unpacked.
+
+A head start and nothing more: whoever needs the engine unpacks it, or waits for whoever is at it, and finds the errors.
+Imports next to nothing before the thread runs, and on it only what unpacking takes.
+"""
+
+import sys
+from _thread import start_new_thread
+
+
+def begin() -> None:
+    """Start the thread; in a source tree there is nothing to unpack."""
+    home: str | None = getattr(sys, "_MEIPASS", None)  # `frozen.folder()`; that module has `logging`, which can wait
+    if home is not None:
+        start_new_thread(_unpack, (home,))
+
+
+def _unpack(home: str) -> None:
+    from contextlib import suppress
+    from pathlib import Path
+
+    from shimmy.engine import packed
+    from shimmy.errors import ModelUnavailable
+
+    folder = Path(home, packed.ENGINE_FOLDER)
+    with suppress(ModelUnavailable):
+        packed.unpack(folder)
+        from shimmy.engine import variants
+
+        next(variants.libraries(folder, None), None)
