@@ -1,9 +1,9 @@
 """Greedy replies of a whole server are the same with its features on and off, up to what kernels make of a batch.
 
-tests/engine/test_same_reply.py compares strictly, with a model in F32. A server keeps its pool in F16, and the engine has
-other kernels for other shapes of a batch: with SmolLM2 in Q4_1 one and the same token's log-probability moved by up to
-0.22 from one way to another, and where replies parted, both ways had the two tokens within 0.33 of each other. A token
-that has no business there is several times as far away, half of all the time more than 1.5.
+tests/engine/test_same_reply.py compares strictly, with a model in F32. A server keeps its pool in F16, and the engine
+has other kernels for other shapes of a batch: with SmolLM2 in Q4_1 one and the same token's log-probability moved by up
+to 0.22 from one way to another, and where replies parted, both ways had the two tokens within 0.33 of each other. A
+token that has no business there is several times as far away, half of all the time more than 1.5.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,8 @@
 
 A server under random mixes of everything. The first model is loaded all the time; the file of the second is replaced by
 the first and the second in turn, and it is loaded and unloaded; a third, all-MiniLM-L6-v2, makes embeddings. There is
-memory for the first and one more, and a little of the disk for prompts. SHIMMY_BIN names the program; without it the source tree runs.
+memory for the first and one more, and a little of the disk for prompts. SHIMMY_BIN names the program; without it the
+source tree runs.
 """
 
 import argparse
