@@ -36,20 +36,24 @@ def measure(
         seconds[workload.name] = time.perf_counter() - started_s
         say(f"  {workload.name}: {seconds[workload.name]:.1f} s")
 
+    def attempt_all(workloads: Sequence[Workload], *, keeps_prompts: bool = False) -> None:
+        try:
+            with running(peer, model, n_threads, keeps_prompts=keeps_prompts) as server:
+                if not workloads[0].needs_new_server:
+                    # The first request may load the model, which only `start` is about.
+                    warm_up = Session(server, peer, model, n_threads, f"warm-up {round_number}")
+                    asyncio.run(warm_up.complete("Hello", 8))
+                for workload in workloads:
+                    attempt(workload, server)
+        except (ReplyFailed, BuildError) as exc:
+            for workload in workloads:
+                fail(workload, exc)
+
     for workload in workloads:
         if workload.needs_new_server:
-            try:
-                with running(peer, model, n_threads, keeps_prompts=workload.keeps_prompts) as server:
-                    attempt(workload, server)
-            except BuildError as exc:
-                fail(workload, exc)
-    others = [workload for workload in workloads if not workload.needs_new_server]
-    if others:
-        with running(peer, model, n_threads) as server:
-            # The first request may load the model, which only `start` is about.
-            asyncio.run(Session(server, peer, model, n_threads, f"warm-up {round_number}").complete("Hello", 8))
-            for workload in others:
-                attempt(workload, server)
+            attempt_all([workload], keeps_prompts=workload.keeps_prompts)
+    if others := [workload for workload in workloads if not workload.needs_new_server]:
+        attempt_all(others)
     return figures, seconds
 
 

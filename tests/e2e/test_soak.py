@@ -37,7 +37,7 @@ def test_everything_at_once_leaves_everything_as_it_was(
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     folder = models.place.parent
     limit = memory_limit(start("--model-path", folder), models)
-    server = start("--model-path", folder, "--max-memory", str(limit))
+    server = start("--model-path", folder, "--max-memory", str(limit), "--prompt-cache", "16M")
     soak = Soak(server, models, N_CLIENTS, SEED, TIMEOUT_S)
 
     def over_after(n_requests: int) -> Callable[[], bool]:

@@ -2,7 +2,8 @@
 
 A server under random mixes of everything. The first model is loaded all the time; the file of the second is replaced by
 the first and the second in turn, and it is loaded and unloaded; a third, all-MiniLM-L6-v2, makes embeddings. There is
-memory for the first and one more. SHIMMY_BIN names the program; without it the source tree runs.
+memory for the first and one more, and a little of the disk for prompts. SHIMMY_BIN names the program; without it the
+source tree runs.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from tools.demo_models import DEMO_MODELS, fetch_minilm, fetch_model
 
 SERVER_BYTES = 40_000_000  # what the parent takes of the limit
 OTHER_SHARE = 1.2  # of the largest of those that come and go, which is less than two of them take
+EXTRAS = ("--prompt-cache", "256M")
 WINDOW_S = 60.0
 REQUEST_TIMEOUT_S = 300.0
 N_LONG_WORDS, N_TOO_MANY_WORDS = 700, 20_000
@@ -77,7 +79,7 @@ def main() -> int:
         paths = ("--model-path", models.place.parent)
         with serving(Path(text) / "roomy", *paths, threads="") as server:
             limit = memory_limit(server, models)
-        with serving(Path(text) / "server", *paths, "--max-memory", str(limit), threads="") as server:
+        with serving(Path(text) / "server", *paths, *EXTRAS, "--max-memory", str(limit), threads="") as server:
             soak = Soak(server, models, options.clients, options.seed, REQUEST_TIMEOUT_S)
             asyncio.run(run(soak, options.minutes))
             soak.end()
