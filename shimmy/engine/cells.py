@@ -35,10 +35,11 @@ class Pool(Protocol):
 
     n_ctx: int  # cells that the pool may have at most
     n_cells: int  # cells that it has
-    n_sequences: int
+    n_sequences: int  # and sequences
+    n_open: int
     can_rewind: bool
 
-    def resize(self, n_cells: int) -> bool: ...
+    def resize(self, n_cells: int, n_open: int) -> bool: ...
     def forget(self, sequence: int, start: int) -> bool: ...
     def share(self, source: int, target: int, n_tokens: int) -> bool: ...
     def wipe(self) -> None: ...
@@ -63,9 +64,9 @@ class Cells:
     def __init__(self, pool: Pool, prompts: StoredPrompts | None = None) -> None:
         self._pool = pool
         self._prompts = prompts
-        self.sequences = [Sequence(number) for number in range(pool.n_sequences)]
+        self.sequences = [Sequence(number) for number in range(pool.n_open)]
         self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, pool.n_sequences)
-        self._n_least = pool.n_cells
+        self._least = pool.n_cells, pool.n_open
         self._n_most = pool.n_ctx  # less where there was no memory for more
         self._n_used = 0  # cells that hold a token of one sequence or more
         self._n_releases = 0
@@ -88,6 +89,7 @@ class Cells:
 
     def choose(self, tokens: list[int], scales: Scales) -> prefix.Choice | None:
         """Where a prompt should run; None when every sequence is busy."""
+        self._open_more()
         return prefix.choose(self.sequences, tokens, scales)
 
     def n_taken_with(self, choice: prefix.Choice, n_kept: int) -> int:
@@ -196,15 +198,30 @@ class Cells:
     def shrink(self) -> None:
         """Give memory back that nobody uses, as long as no sequence is busy."""
         self._n_most = self._pool.n_ctx
-        n_wanted = max(self._n_least, self._n_used + _SLACK)
-        if n_wanted * _GROWTH <= self._pool.n_cells:
-            self._pool.resize(n_wanted)
+        n_least, n_open = self._least
+        if any(sequence.tokens for sequence in self.sequences[n_open:]):
+            n_open = self._pool.n_open
+        n_wanted = max(n_least, self._n_used + _SLACK)
+        if (n_wanted * _GROWTH <= self._pool.n_cells or n_open < self._pool.n_open) and self._pool.resize(
+            min(n_wanted, self._pool.n_cells), n_open
+        ):
+            del self.sequences[n_open:]
 
     def wipe(self) -> None:
         """Empty the pool and clear its memory."""
         for sequence in self.sequences:
             self.trim(sequence, 0)
         self._pool.wipe()
+
+    def _open_more(self) -> None:
+        """Have all sequences that there may be when fewer are not enough for jobs and what is worth keeping."""
+        n_open, n_all = len(self.sequences), self._pool.n_sequences
+        if all(sequence.busy for sequence in self.sequences):
+            is_needed = True
+        else:
+            is_needed = self._allowance.n_sequences >= n_open and all(each.tokens for each in self.sequences)
+        if n_open < n_all and is_needed and self._pool.resize(self._pool.n_cells, n_all):
+            self.sequences += [Sequence(number) for number in range(n_open, n_all)]
 
     def _grow(self, n_cells: int) -> bool:
         """Have at least `n_cells`; False when that is more than was asked for, or than the memory has."""
@@ -215,7 +232,7 @@ class Cells:
         if n_wanted > MOVING_SHARE * self._pool.n_ctx:
             n_wanted = self._pool.n_ctx
         n_wanted = min(n_wanted, self._n_most)
-        while not self._pool.resize(n_wanted):
+        while not self._pool.resize(n_wanted, self._pool.n_open):
             self._n_most = n_wanted - 1
             n_wanted = (n_before + n_wanted) // 2
             if n_wanted < _LEAST_GROWTH * n_before:

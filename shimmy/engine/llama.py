@@ -25,6 +25,7 @@ from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 logger = logging.getLogger(__name__)
 
 _PIECE_BYTES = 256
+_MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
 _NEVER = -9999.0  # the logarithm of the probability of what cannot come, as OpenAI writes it
 _SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
 
@@ -135,37 +136,43 @@ class LlamaModel:
         n_sequences: int,
         n_outputs: int,
         n_threads: int,
-        n_cells: int | None = None,
+        first: tuple[int, int] | None = None,
         exact: bool = False,
     ) -> None:
         """Make a KV pool that may have `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory, and
         ModelUnavailable when the model cannot generate text.
 
-        It has `n_cells` at first; all of them where that is None, or where a model cannot move what it holds.
-        `n_outputs` is how many rows of one decode may have logits. `exact` keeps the pool in F32 and does without flash
-        attention, which rounds to F16: slower and twice the memory, for comparing with a reference.
+        `first` is how many cells and sequences it has at first; all of them where that is None, or where a model cannot
+        move what it holds: cells are memory, and each sequence is room for one row of logits. `n_outputs` is how many
+        rows of one decode may have logits. `exact` keeps the pool in F32 and does without flash attention, which rounds
+        to F16: slower and twice the memory, for comparing with a reference.
         """
         self._params = context_params(n_ctx, n_batch, n_sequences, n_threads)
-        # 0 would reserve n_ubatch rows, exceeding it aborts.
-        self.n_outputs = self._params.n_outputs_max = n_outputs
+        # 0 would reserve n_ubatch rows, exceeding it aborts; llama.cpp itself makes room for one row of each sequence.
+        self.n_outputs = n_outputs
+        self._params.n_outputs_max = max(n_outputs, n_sequences + 1)
         if exact:
             self._params.type_k = self._params.type_v = llama.GGML_TYPE_F32
             self._params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.n_ctx = -(-n_ctx // CELLS_STEP) * CELLS_STEP
-        self._open(min(n_cells or n_ctx, n_ctx) if self._can_resize() else n_ctx)
+        n_cells, n_open = first if first and self._can_resize() else (n_ctx, n_sequences)
+        self._open(min(n_cells, n_ctx), min(n_open, n_sequences))
         if not (llama.llama_model_has_decoder(self._model) and self._memory):
             raise ModelUnavailable(f"`{self._name}` does not write one token after the other: it cannot generate text")
         self.n_batch = n_batch
         self.n_sequences = n_sequences
         self.batch = Batch(n_batch)
 
-    def _open(self, n_cells: int) -> None:
+    def _open(self, n_cells: int, n_open: int) -> None:
         self._params.n_ctx = n_cells
+        # What is behind a sliding window passes through a sequence that nobody else uses.
+        self._params.n_seq_max = min(n_open + bool(self._n_window), _MAX_SEQUENCES)
         self._context = self._probe.context = llama.llama_init_from_model(self._model, self._params)
         if not self._context:
             raise OutOfMemory(f"no context of {n_cells} tokens: {log.reason()}")
         self._memory = llama.llama_get_memory(self._context)
         self.n_cells: int = llama.llama_n_ctx(self._context)
+        self.n_open = n_open
 
     def _can_resize(self) -> bool:
         """Not where states cannot be moved, nor where the engine takes other position factors in larger contexts."""
@@ -173,8 +180,9 @@ class LlamaModel:
         n_original = self.metadata(f"{architecture}.rope.scaling.original_context_length")
         return self.can_rewind and (n_original is None or self.n_ctx <= int(n_original))
 
-    def resize(self, n_cells: int) -> bool:
-        """Give the pool `n_cells`, and to its new cells what it holds; False without the memory for it.
+    def resize(self, n_cells: int, n_open: int) -> bool:
+        """Give the pool `n_cells` for the sequences below `n_open`, which are all that hold anything, and to its new
+        cells what it holds; False without the memory for it.
 
         For a moment there is what is resident twice. The rows of the last decode are gone.
         """
@@ -185,16 +193,16 @@ class LlamaModel:
             return False
         copy = (ctypes.c_uint8 * n_bytes).from_buffer(state)
         llama.llama_state_get_data(self._context, copy, n_bytes)
-        n_before = self.n_cells
+        before = self.n_cells, self.n_open
         llama.llama_free(self._context)
         try:
-            self._open(n_cells)
+            self._open(n_cells, n_open)
         except OutOfMemory:
-            self._open(n_before)
+            self._open(*before)
         if llama.llama_state_set_data(self._context, copy, n_bytes) != n_bytes:
             raise OutOfMemory(f"could not move {n_bytes} bytes into a context of {self.n_cells} tokens")
         self._set_scales(self._context, self._scales)
-        return self.n_cells != n_before
+        return (self.n_cells, self.n_open) != before
 
     def open_embeddings(self, plan: EmbeddingPlan, n_threads: int) -> None:
         """Make a context for embeddings, after the one for text where there is one; OutOfMemory without the memory,
@@ -284,7 +292,7 @@ class LlamaModel:
         return self._states().size(sequence)
 
     def _states(self) -> States:
-        return States(self._model, self._context, self.n_sequences, can_rewind=self.can_rewind)
+        return States(self._model, self._context, self._params.n_seq_max, can_rewind=self.can_rewind)
 
     def set_scales(self, scales: Sequence[float]) -> None:
         """Of each adapter, for what is decoded from now on; one of scale 0 costs nothing."""

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The cells of a KV pool at first: enough for a short conversation.
-_FIRST_N_CELLS = 512
+# The cells and the sequences of a KV pool at first: enough for a short conversation, and for what is worth keeping
+# beside it.
+_FIRST = (512, 4)
 
 
 def open_sources(options: wire.WorkerOptions) -> "Sources | None":
@@ -90,7 +91,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     if not header.is_embedding:
         model.open_context(
             n_ctx=options.n_ctx,
-            n_cells=_FIRST_N_CELLS,
+            first=_FIRST,
             n_batch=max(options.n_batch, options.n_sequences),
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,

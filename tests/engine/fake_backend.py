@@ -104,13 +104,22 @@ class FakeGuide:
 class FakeBackend:
     """`cells[sequence]` are the tokens resident under a sequence id, and `places` where they are."""
 
-    def __init__(self, *, n_ctx: int = 64, n_batch: int = 32, n_sequences: int = 4, n_cells: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        n_ctx: int = 64,
+        n_batch: int = 32,
+        n_sequences: int = 4,
+        n_cells: int | None = None,
+        n_open: int | None = None,
+    ) -> None:
         self.n_ctx = n_ctx
         self.n_cells = n_cells or n_ctx
         self.n_cells_max = n_ctx  # there is no memory for more
         self.sizes = [self.n_cells]  # that the pool has had
         self.n_batch = n_batch
         self.n_sequences = n_sequences
+        self.n_open = n_open or n_sequences
         self.n_outputs = max(n_sequences, 32)
         self.can_rewind = True
         self.can_load = True
@@ -140,6 +149,7 @@ class FakeBackend:
         self.scales_of_batches.append(self.scales)
         self.logits = {}
         for index, (token, position, sequence, output) in enumerate(rows):
+            assert sequence < self.n_open
             assert position == len(self.cells[sequence]), "a hole in the sequence"
             if position == 0:
                 self.scales_of_cells[sequence] = self.scales
@@ -156,13 +166,16 @@ class FakeBackend:
     def n_used(self) -> int:
         return len({place for places in self.places for place in places})
 
-    def resize(self, n_cells: int) -> bool:
-        assert n_cells != self.n_cells
+    def resize(self, n_cells: int, n_open: int) -> bool:
+        assert (n_cells, n_open) != (self.n_cells, self.n_open)
         assert self.n_used <= n_cells <= self.n_ctx
+        assert not any(self.cells[n_open:])
         if n_cells > self.n_cells_max:
             return False
+        self.n_open = n_open
+        if n_cells != self.n_cells:
+            self.sizes.append(n_cells)
         self.n_cells = n_cells
-        self.sizes.append(n_cells)
         self.logits = {}
         return True
 

@@ -124,6 +124,32 @@ def test_a_pool_takes_what_memory_there_is_and_tries_again_after_a_rest() -> Non
     assert backend.sizes[-1] == 1000
 
 
+def test_more_sequences_are_opened_for_more_jobs_and_closed_when_they_hold_nothing() -> None:
+    cells, backend = pool(n_ctx=400, n_sequences=8, n_open=2)
+    busy = [fill(cells, backend, [number] * 5) for number in range(1, 3)]
+    assert backend.n_open == 2
+    busy.append(fill(cells, backend, [3] * 5))
+    assert backend.n_open == len(cells.sequences) == 8
+    for sequence in busy[:2]:
+        cells.free(sequence)
+    cells.shrink()
+    assert backend.n_open == len(cells.sequences) == 8, "what the third holds may be wanted again"
+    cells.free(busy[2])
+    cells.shrink()
+    assert backend.n_open == len(cells.sequences) == 2
+
+
+def test_more_sequences_are_opened_for_what_prompts_come_back_to() -> None:
+    cells, backend = pool(n_ctx=4000, n_sequences=8, n_open=3)
+    for _ in range(2):
+        for number in range(1, 5):
+            prompt = [number] * 20
+            cells.asked(prompt)
+            cells.release(fill(cells, backend, prompt))
+    assert backend.n_open == 8
+    assert sorted(sequence.tokens[0] for sequence in cells.sequences if sequence.tokens) == [1, 2, 3, 4]
+
+
 def test_idle_sequences_make_room_where_the_pool_cannot_grow() -> None:
     cells, backend = pool(n_ctx=1000, n_cells=32)
     backend.n_cells_max = 32

@@ -204,11 +204,11 @@ def test_what_is_resident_moves_with_a_pool_that_grows_or_shrinks(model: LlamaMo
     model.forget(0, 0)
     decode(model, first[:-1])
     assert model.share(0, 1, 4)
-    for n_cells in (256, 512):  # both are more than it has been opened with, and llama.cpp takes multiples of 256
-        assert model.resize(n_cells) == (n_cells != 256)
-        assert model.n_cells == n_cells
+    for n_cells, n_open in ((512, N_SEQUENCES), (256, 2), (512, N_SEQUENCES)):
+        assert model.resize(n_cells, n_open)
+        assert (model.n_cells, model.n_open) == (n_cells, n_open)
     assert generate(model, first, 12, n_kept=len(first) - 1) == expected_first
-    assert model.resize(256)
+    assert model.resize(256, N_SEQUENCES)
     assert generate(model, other, 12, sequence=1, n_kept=4) == expected_other
     model.forget(0, len(first))
     assert generate(model, first[:-1], 1, n_kept=0, sequence=2) == anew(model, first[:-1], 1)
@@ -444,8 +444,8 @@ def test_end_tokens_are_the_models_own_and_those_of_chat_formats(model: LlamaMod
 
 def test_a_pool_is_opened_small_where_it_can_grow(tiny_model: Path, cpu: CpuBackend) -> None:
     model = LlamaModel(tiny_model, cpu)
-    model.open_context(n_ctx=2048, n_cells=256, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    assert (model.n_ctx, model.n_cells) == (2048, 256)
+    model.open_context(n_ctx=2048, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    assert (model.n_ctx, model.n_cells, model.n_sequences, model.n_open) == (2048, 256, N_SEQUENCES, 2)
     assert model.facts(has_chat_template=False).n_ctx == 2048
 
 
@@ -456,7 +456,7 @@ def test_a_model_with_other_positions_in_larger_contexts_gets_all_its_cells_at_o
     for n_ctx, n_cells in ((1024, 256), (2048, 2048)):
         model = LlamaModel(path, cpu)
         model.open_context(
-            n_ctx=n_ctx, n_cells=256, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1
+            n_ctx=n_ctx, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1
         )
         assert model.n_cells == n_cells
 

@@ -76,7 +76,7 @@ class Way:
 
     name: str
     n_ctx: int = N_CTX
-    n_cells: int | None = None  # of the pool at first
+    first: tuple[int, int] | None = None  # cells and sequences of the pool
     n_batch: int = 512
     speculate: bool = False
     cache_prompt: bool = False
@@ -95,8 +95,17 @@ WAYS = (
     Way("small batches", n_batch=32, n_at_once=4),
     # Two prompts fit, and what they lead to does not.
     Way("small pool", n_ctx=1024, n_at_once=N_SEQUENCES),
-    Way("growing pool", n_cells=512, n_at_once=N_SEQUENCES, proof=grown),
-    Way("everything", N_CTX, 512, speculate=True, cache_prompt=True, n_at_once=N_SEQUENCES, is_second=True, proof=kept),
+    Way("growing pool", first=(512, 2), n_at_once=N_SEQUENCES, proof=grown),
+    Way(
+        "everything",
+        N_CTX,
+        (512, 2),
+        speculate=True,
+        cache_prompt=True,
+        n_at_once=N_SEQUENCES,
+        is_second=True,
+        proof=kept,
+    ),
 )
 
 
@@ -153,7 +162,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def replies(path: Path, cpu: CpuBackend, way: Way, biases: Biases | None = None) -> list[Reply]:
     model = LlamaModel(path, cpu)
     rows = {"n_batch": way.n_batch, "n_sequences": N_SEQUENCES, "n_outputs": N_OUTPUTS}
-    model.open_context(n_ctx=way.n_ctx, n_cells=way.n_cells, **rows, n_threads=1, exact=True)
+    model.open_context(n_ctx=way.n_ctx, first=way.first, **rows, n_threads=1, exact=True)
     house = House(model, way)
     if way.is_second:
         house.run(way, biases or [])
