@@ -38,7 +38,7 @@ def test_everything_at_once_leaves_everything_as_it_was(
     folder = models.place.parent
     limit = memory_limit(start("--model-path", folder), models)
     server = start("--model-path", folder, "--max-memory", str(limit), "--prompt-cache", "16M")
-    soak = Soak(server, models, N_CLIENTS, SEED, TIMEOUT_S)
+    soak = Soak(server, models, N_CLIENTS, SEED, TIMEOUT_S, rest_s=0)
 
     def over_after(n_requests: int) -> Callable[[], bool]:
         return lambda: soak.n_asked >= n_requests

@@ -22,6 +22,7 @@ BAD_SHARE = 0.15
 QUIET_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.05
 N_FAILURES_SHOWN = 20
+N_SMALL_PROMPTS = 40  # more than the worker keeps
 SPARE_TOKENS = 32  # between the longest prompt and the end of the context
 
 
@@ -37,11 +38,15 @@ class Kind:
 class Soak:
     """Runs against a server that stays the caller's."""
 
-    def __init__(self, server: Server, models: Models, n_clients: int, seed: int, timeout_s: float) -> None:
+    def __init__(
+        self, server: Server, models: Models, n_clients: int, seed: int, timeout_s: float, rest_s: float
+    ) -> None:
+        """After `rest_s` without a job the steady worker has given back what it does not need."""
         self._server = server
         self._models = models
         self._clients = [Client(server.port, models, f"{seed} {number}") for number in range(n_clients)]
         self._timeout_s = timeout_s
+        self._rest_s = rest_s
         self._worker = 0
         self.kinds: dict[str, Kind] = {}
         self.failures: list[str] = []
@@ -65,6 +70,7 @@ class Soak:
             for client in self._clients:
                 group.create_task(self._ask_until(is_over, client))
         await self._settle()
+        await self._tidy()
         self.moments.append(quiet(self._server.process.pid, self._server.pid, self._worker))
 
     def end(self) -> None:
@@ -129,6 +135,13 @@ class Soak:
                     await asyncio.sleep(POLL_INTERVAL_S)
         except TimeoutError:
             self.failures.append(f"jobs or workers were left: {self._server.workers()}")
+
+    async def _tidy(self) -> None:
+        """Have conversations of one size resident, always the same number, and nothing of those that happened to be."""
+        for number in range(N_SMALL_PROMPTS):
+            body = {"model": self._models.steady, "prompt": f"{number} of many", "max_tokens": 1, "temperature": 0}
+            await self._ask(COMPLETION, body)
+        await asyncio.sleep(self._rest_s)
 
     async def _is_settled(self) -> bool:
         for name in (self._models.other, self._models.encoder):
