@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.bench.soak.bad import BAD
@@ -17,9 +18,11 @@ from tests.bench.soak.connection import Connection, Failed, Refused
 from tests.bench.soak.mix import COMPLETION, MIX
 from tests.bench.soak.resources import Quiet, Trend, quiet, trends
 from tests.e2e.harness import Server
+from tests.e2e.processes import wait_for
 
 BAD_SHARE = 0.15
 QUIET_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.05
 N_FAILURES_SHOWN = 20
 N_SMALL_PROMPTS = 40  # more than the worker keeps
@@ -81,8 +84,13 @@ class Soak:
             self.failures.append(f"a traceback in the log: ...{self._server.log.partition('Traceback')[2][:2000]}")
         if code := self._server.stop():
             self.failures.append(f"the server ended with {code}")
-        if left := [*self._server.leftovers(), *self._server.processes()]:
+        with suppress(AssertionError):
+            wait_for("all that was started to end", lambda: not self._left(), END_TIMEOUT_S)
+        if left := self._left():
             self.failures.append(f"the server left {left}")
+
+    def _left(self) -> list[str | int]:
+        return [*self._server.leftovers(), *self._server.processes()]
 
     def trends(self) -> list[Trend]:
         return trends(self.moments)
