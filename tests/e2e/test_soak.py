@@ -13,7 +13,7 @@ from tests.e2e.conftest import StartServer
 from tests.tiny_models import write_tiny_bert, write_tiny_model
 
 N_CLIENTS, SEED, TIMEOUT_S = 6, 1, 30.0
-N_WINDOWS, N_REQUESTS = 4, 80  # of each window, the first of which warms up
+N_WINDOWS, N_REQUESTS = 4, 80  # of each window, the first of which belongs to the warming up
 
 
 @pytest.fixture
