@@ -118,13 +118,13 @@ def distance(plain: Said, other: Said) -> float:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Said]:
-    return replies(tmp_path_factory.mktemp("plain"), demo_model(), REAL_PROMPTS, 24, PLAIN, "")
+    return replies(tmp_path_factory.mktemp("plain"), demo_model(), REAL_PROMPTS, 24, PLAIN, "1")
 
 
 @pytest.mark.parametrize("way", [GUESSES, EVERYTHING], ids=lambda way: way.name)
 @pytest.mark.timeout(300)
 def test_a_real_model_says_the_same(tmp_path: Path, plain: list[Said], way: Way) -> None:
-    others = replies(tmp_path, demo_model(), REAL_PROMPTS, 24, way, "")
+    others = replies(tmp_path, demo_model(), REAL_PROMPTS, 24, way, "1")
     assert any(said.n_guessed for said in others) or way is not GUESSES
     assert all(said.n_cached for said in others) or way is not EVERYTHING
     assert max(map(distance, plain, others)) <= REAL_NOISE

@@ -13,7 +13,7 @@ from tests.e2e.conftest import StartServer
 from tests.tiny_models import write_tiny_bert, write_tiny_model
 
 N_CLIENTS, SEED, TIMEOUT_S = 6, 1, 30.0
-N_WINDOWS, N_REQUESTS = 4, 80  # of each window, the first of which warms up
+N_WINDOWS, N_REQUESTS = 4, 80  # of each window, the first of which belongs to the warming up
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_everything_at_once_leaves_everything_as_it_was(
     folder = models.place.parent
     limit = memory_limit(start("--model-path", folder), models)
     server = start("--model-path", folder, "--max-memory", str(limit), "--prompt-cache", "16M")
-    soak = Soak(server, models, N_CLIENTS, SEED, TIMEOUT_S)
+    soak = Soak(server, models, N_CLIENTS, SEED, TIMEOUT_S, rest_s=0)
 
     def over_after(n_requests: int) -> Callable[[], bool]:
         return lambda: soak.n_asked >= n_requests

@@ -25,6 +25,7 @@ OTHER_SHARE = 1.2  # of the largest of those that come and go, which is less tha
 EXTRAS = ("--prompt-cache", "256M")
 WINDOW_S = 60.0
 REQUEST_TIMEOUT_S = 300.0
+REST_S = 12.0  # a worker does so after 10 s
 N_LONG_WORDS, N_TOO_MANY_WORDS = 700, 20_000
 
 
@@ -80,7 +81,7 @@ def main() -> int:
         with serving(Path(text) / "roomy", *paths, threads="") as server:
             limit = memory_limit(server, models)
         with serving(Path(text) / "server", *paths, *EXTRAS, "--max-memory", str(limit), threads="") as server:
-            soak = Soak(server, models, options.clients, options.seed, REQUEST_TIMEOUT_S)
+            soak = Soak(server, models, options.clients, options.seed, REQUEST_TIMEOUT_S, REST_S)
             asyncio.run(run(soak, options.minutes))
             soak.end()
             print(soak.report())

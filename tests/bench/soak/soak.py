@@ -9,19 +9,24 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.bench.soak.bad import BAD
 from tests.bench.soak.client import Client, Json, Models
 from tests.bench.soak.connection import Connection, Failed, Refused
-from tests.bench.soak.mix import COMPLETION, MIX
+from tests.bench.soak.mix import COMPLETION, MIX, Ask
 from tests.bench.soak.resources import Quiet, Trend, quiet, trends
 from tests.e2e.harness import Server
+from tests.e2e.processes import wait_for
 
 BAD_SHARE = 0.15
 QUIET_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.05
 N_FAILURES_SHOWN = 20
+N_WARM_UPS = 3  # of each kind
+N_SMALL_PROMPTS = 40  # more than the worker keeps
 SPARE_TOKENS = 32  # between the longest prompt and the end of the context
 
 
@@ -37,11 +42,15 @@ class Kind:
 class Soak:
     """Runs against a server that stays the caller's."""
 
-    def __init__(self, server: Server, models: Models, n_clients: int, seed: int, timeout_s: float) -> None:
+    def __init__(
+        self, server: Server, models: Models, n_clients: int, seed: int, timeout_s: float, rest_s: float
+    ) -> None:
+        """After `rest_s` without a job the steady worker has given back what it does not need."""
         self._server = server
         self._models = models
         self._clients = [Client(server.port, models, f"{seed} {number}") for number in range(n_clients)]
         self._timeout_s = timeout_s
+        self._rest_s = rest_s
         self._worker = 0
         self.kinds: dict[str, Kind] = {}
         self.failures: list[str] = []
@@ -52,12 +61,16 @@ class Soak:
         return sum(len(kind.seconds) + kind.refused.total() + kind.n_failed for kind in self.kinds.values())
 
     async def begin(self) -> None:
-        """Load the steady model for good and touch all its memory once, which is not what is to be seen growing."""
+        """Load the steady model for good, and let it do everything it can: what that takes once is not what is to be
+        seen growing."""
         status = await self._status("load", {"keep_alive": -1})
         self._worker, n_ctx = status["pid"], status["n_ctx"]
         words = await self._ask("/tokenize", {"model": self._models.steady, "content": "harbor " * n_ctx})
         body = {"model": self._models.steady, "prompt": words["tokens"][: n_ctx - SPARE_TOKENS], "max_tokens": 1}
         await self._ask(COMPLETION, body)
+        for ask in N_WARM_UPS * [*MIX, *BAD]:
+            await self._ask_once(ask, self._clients[0])
+        self._clients[0].connection.close()
 
     async def window(self, is_over: Callable[[], bool]) -> None:
         """Everybody asks until `is_over`; then nobody does, and what is held is noted."""
@@ -65,6 +78,7 @@ class Soak:
             for client in self._clients:
                 group.create_task(self._ask_until(is_over, client))
         await self._settle()
+        await self._tidy()
         self.moments.append(quiet(self._server.process.pid, self._server.pid, self._worker))
 
     def end(self) -> None:
@@ -75,8 +89,13 @@ class Soak:
             self.failures.append(f"a traceback in the log: ...{self._server.log.partition('Traceback')[2][:2000]}")
         if code := self._server.stop():
             self.failures.append(f"the server ended with {code}")
-        if left := [*self._server.leftovers(), *self._server.processes()]:
+        with suppress(AssertionError):
+            wait_for("all that was started to end", lambda: not self._left(), END_TIMEOUT_S)
+        if left := self._left():
             self.failures.append(f"the server left {left}")
+
+    def _left(self) -> list[str | int]:
+        return [*self._server.leftovers(), *self._server.processes()]
 
     def trends(self) -> list[Trend]:
         return trends(self.moments)
@@ -104,22 +123,25 @@ class Soak:
         while not is_over():
             table = BAD if client.chance(BAD_SHARE) else MIX
             (ask,) = client.random.choices(list(table), list(table.values()))
-            kind = self.kinds.setdefault(ask.__name__, Kind())
-            started_s = time.perf_counter()
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await ask(client)
-            except Refused as refusal:
-                kind.refused[str(refusal)] += 1
-                client.connection.close()
-                await asyncio.sleep(POLL_INTERVAL_S)
-            except (Failed, TimeoutError, OSError) as exc:
-                kind.n_failed += 1
-                self.failures.append(f"{ask.__name__}: {exc!r}")
-                client.connection.close()
-            else:
-                kind.seconds.append(time.perf_counter() - started_s)
+            await self._ask_once(ask, client)
         client.connection.close()
+
+    async def _ask_once(self, ask: Ask, client: Client) -> None:
+        kind = self.kinds.setdefault(ask.__name__, Kind())
+        started_s = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await ask(client)
+        except Refused as refusal:
+            kind.refused[str(refusal)] += 1
+            client.connection.close()
+            await asyncio.sleep(POLL_INTERVAL_S)
+        except (Failed, TimeoutError, OSError) as exc:
+            kind.n_failed += 1
+            self.failures.append(f"{ask.__name__}: {exc!r}")
+            client.connection.close()
+        else:
+            kind.seconds.append(time.perf_counter() - started_s)
 
     async def _settle(self) -> None:
         """Wait until no job is left and only the steady model's worker runs."""
@@ -129,6 +151,13 @@ class Soak:
                     await asyncio.sleep(POLL_INTERVAL_S)
         except TimeoutError:
             self.failures.append(f"jobs or workers were left: {self._server.workers()}")
+
+    async def _tidy(self) -> None:
+        """Have conversations of one size resident, always the same number, and nothing of those that happened to be."""
+        for number in range(N_SMALL_PROMPTS):
+            body = {"model": self._models.steady, "prompt": f"{number} of many", "max_tokens": 1, "temperature": 0}
+            await self._ask(COMPLETION, body)
+        await asyncio.sleep(self._rest_s)
 
     async def _is_settled(self) -> bool:
         for name in (self._models.other, self._models.encoder):
