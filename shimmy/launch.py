@@ -105,7 +105,7 @@ class Launch:
                 for path in (*(path for path, _ in options.lora), *options.siblings)
             ),
             n_ctx=options.n_ctx,
-            n_batch=options.n_batch,
+            n_batch=options.n_ubatch,
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,
             plan=pooling.plan(

@@ -68,8 +68,8 @@ def need(
     n_adapter_bytes: int = 0,
     plan: "EmbeddingPlan | None" = None,
 ) -> Need:
-    """What `model` takes with a KV pool of `n_ctx` tokens, decoding `n_batch` rows of which `n_outputs` have logits,
-    and with a context for embeddings opened to `plan`: beside the pool, or without it where it writes no text.
+    """What `model` takes with a KV pool of `n_ctx` tokens, computing `n_batch` rows at once of which `n_outputs` have
+    logits, and with a context for embeddings opened to `plan`: beside the pool, or without it where it writes no text.
     """
     vocabulary = model.n_vocab * (_TOKEN_BYTES + min(n_sequences, _N_SAMPLERS) * _CANDIDATE_BYTES)
     kv, compute = 0, PROCESS_BYTES + vocabulary + n_adapter_bytes

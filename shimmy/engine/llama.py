@@ -136,6 +136,7 @@ class LlamaModel:
         n_sequences: int,
         n_outputs: int,
         n_threads: int,
+        n_ubatch: int | None = None,
         first: tuple[int, int] | None = None,
         exact: bool = False,
     ) -> None:
@@ -143,11 +144,12 @@ class LlamaModel:
         ModelUnavailable when the model cannot generate text.
 
         `first` is how many cells and sequences it has at first; all of them where that is None, or where a model cannot
-        move what it holds: cells are memory, and each sequence is room for one row of logits. `n_outputs` is how many
-        rows of one decode may have logits. `exact` keeps the pool in F32 and does without flash attention, which rounds
-        to F16: slower and twice the memory, for comparing with a reference.
+        move what it holds: cells are memory, and each sequence is room for one row of logits. `n_ubatch` rows of a
+        decode are computed together, and `n_outputs` of it may have logits. `exact` keeps the pool in F32 and does
+        without flash attention, which rounds to F16: slower and twice the memory, for comparing with a reference.
         """
         self._params = context_params(n_ctx, n_batch, n_sequences, n_threads)
+        self._params.n_ubatch = n_ubatch or n_batch
         # 0 would reserve n_ubatch rows, exceeding it aborts; llama.cpp itself makes room for one row of each sequence.
         self.n_outputs = n_outputs
         self._params.n_outputs_max = max(n_outputs, n_sequences + 1)

@@ -93,6 +93,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
             n_ctx=options.n_ctx,
             first=_FIRST,
             n_batch=max(options.n_batch, options.n_sequences),
+            n_ubatch=options.n_ubatch,
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,
             n_threads=n_threads,
