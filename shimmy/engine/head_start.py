@@ -1,7 +1,7 @@
-"""What a worker does on a second thread while its first one imports it: the frozen file's engine is unpacked.
+"""What a worker does on other threads while its first one imports it: the frozen file's engine is unpacked.
 
 A head start and nothing more: whoever needs the engine unpacks it, or waits for whoever is at it, and finds the errors.
-Imports next to nothing before the thread runs, and on it only what unpacking takes.
+Imports next to nothing before the threads run, and on them only what unpacking takes.
 """
 
 import sys
@@ -9,9 +9,10 @@ from _thread import start_new_thread
 
 
 def begin() -> None:
-    """Start the thread; in a source tree there is nothing to unpack."""
+    """Start the threads; in a source tree there is nothing to unpack."""
     home: str | None = getattr(sys, "_MEIPASS", None)  # `frozen.folder()`; that module has `logging`, which can wait
     if home is not None:
+        start_new_thread(_unpack_variant, (home,))  # which takes longer
         start_new_thread(_unpack, (home,))
 
 
@@ -22,9 +23,16 @@ def _unpack(home: str) -> None:
     from shimmy.engine import packed
     from shimmy.errors import ModelUnavailable
 
-    folder = Path(home, packed.ENGINE_FOLDER)
     with suppress(ModelUnavailable):
-        packed.unpack(folder)
-        from shimmy.engine import variants
+        packed.unpack(Path(home, packed.ENGINE_FOLDER))
 
-        next(variants.libraries(folder, None), None)
+
+def _unpack_variant(home: str) -> None:
+    from contextlib import suppress
+    from pathlib import Path
+
+    from shimmy.engine import packed, variants
+    from shimmy.errors import ModelUnavailable
+
+    with suppress(ModelUnavailable):
+        next(variants.libraries(Path(home, packed.ENGINE_FOLDER), None), None)

@@ -20,7 +20,7 @@ ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked progra
 _SUFFIX = ".z"
 
 _n_loaded = count()
-_lock = threading.Lock()
+_locks: dict[Path, threading.Lock] = {}  # of the files that are being unpacked, or have been
 
 
 def unpack(folder: Path) -> None:
@@ -34,7 +34,7 @@ def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
 
     Threads wait for each other; of two processes each may write it, and either file will do.
     """
-    with _lock:
+    with _locks.setdefault(path, threading.Lock()):
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.{os.getpid()}")
             try:
