@@ -21,7 +21,7 @@ _IDLE_SHARE = 0.25
 # and there may be this many of them before prompts have shown that they come back to more.
 _MIN_IDLE_SEQUENCES = 3
 # A pool that grows becomes so many times as large, at least: what is resident has to move each time.
-_GROWTH = 1.5
+_GROWTH = 2
 # Where there is no memory for that, less will do, down to this.
 _LEAST_GROWTH = 1.1
 # One that shrinks keeps room for the next turn of the conversations that stay.
@@ -228,7 +228,7 @@ class Cells:
         if n_cells > self._n_most:
             return False
         n_before = self._pool.n_cells
-        n_wanted = max(n_cells, int(_GROWTH * n_before))
+        n_wanted = max(n_cells, _GROWTH * n_before)
         if n_wanted > MOVING_SHARE * self._pool.n_ctx:
             n_wanted = self._pool.n_ctx
         n_wanted = min(n_wanted, self._n_most)

@@ -191,6 +191,8 @@ class LlamaModel:
         n_bytes = llama.llama_state_get_size(self._context)
         try:
             state = mmap.mmap(-1, n_bytes)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                state.madvise(mmap.MADV_HUGEPAGE)  # to touch it for the first time takes longer than to fill it
         except OSError:
             return False
         copy = (ctypes.c_uint8 * n_bytes).from_buffer(state)
