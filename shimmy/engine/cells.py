@@ -24,7 +24,9 @@ _MIN_IDLE_SEQUENCES = 3
 _GROWTH = 2
 # Where there is no memory for that, less will do, down to this.
 _LEAST_GROWTH = 1.1
-# One that shrinks keeps room for the next turn of the conversations that stay.
+# One shrinks to this share of it, or less,
+_WORTH_SHRINKING = 0.75
+# and keeps room for the next turn of the conversations that stay.
 _SLACK = 256
 
 Scales = tuple[float, ...]  # of the adapters that cells are computed with
@@ -67,7 +69,7 @@ class Cells:
         self.sequences = [Sequence(number) for number in range(pool.n_open)]
         self._allowance = prefix.Allowance(_MIN_IDLE_SEQUENCES, pool.n_sequences)
         self._least = pool.n_cells, pool.n_open
-        self._n_most = pool.n_ctx  # less where there was no memory for more
+        self.n_most = pool.n_ctx  # cells that it may have; fewer than that where there was no memory for more
         self._n_used = 0  # cells that hold a token of one sequence or more
         self._n_releases = 0
 
@@ -153,7 +155,7 @@ class Cells:
 
     def expect(self, n_cells: int) -> None:
         """Let the pool grow now rather than later when so many cells more are going to be wanted, evicting nobody."""
-        n_cells = min(self._n_used + n_cells, self._n_most)
+        n_cells = min(self._n_used + n_cells, self.n_most)
         if n_cells > self._pool.n_cells:
             self._grow(n_cells)
 
@@ -197,12 +199,12 @@ class Cells:
 
     def shrink(self) -> None:
         """Give memory back that nobody uses, as long as no sequence is busy."""
-        self._n_most = self._pool.n_ctx
+        self.n_most = self._pool.n_ctx
         n_least, n_open = self._least
         if any(sequence.tokens for sequence in self.sequences[n_open:]):
             n_open = self._pool.n_open
         n_wanted = max(n_least, self._n_used + _SLACK)
-        if (n_wanted * _GROWTH <= self._pool.n_cells or n_open < self._pool.n_open) and self._pool.resize(
+        if (n_wanted <= _WORTH_SHRINKING * self._pool.n_cells or n_open < self._pool.n_open) and self._pool.resize(
             min(n_wanted, self._pool.n_cells), n_open
         ):
             del self.sequences[n_open:]
@@ -225,18 +227,18 @@ class Cells:
 
     def _grow(self, n_cells: int) -> bool:
         """Have at least `n_cells`; False when that is more than was asked for, or than the memory has."""
-        if n_cells > self._n_most:
+        if n_cells > self.n_most:
             return False
         n_before = self._pool.n_cells
         n_wanted = max(n_cells, _GROWTH * n_before)
         if n_wanted > MOVING_SHARE * self._pool.n_ctx:
             n_wanted = self._pool.n_ctx
-        n_wanted = min(n_wanted, self._n_most)
+        n_wanted = min(n_wanted, self.n_most)
         while not self._pool.resize(n_wanted, self._pool.n_open):
-            self._n_most = n_wanted - 1
+            self.n_most = n_wanted - 1
             n_wanted = (n_before + n_wanted) // 2
             if n_wanted < _LEAST_GROWTH * n_before:
-                self._n_most = n_before  # to try again costs time, and who rests may find more memory
+                self.n_most = n_before  # to try again costs time, and who rests may find more memory
                 break
         return self._pool.n_cells >= n_cells
 

@@ -353,7 +353,7 @@ class LlamaModel:
             llama.llama_sampler_chain_add(pointer, stage)
         for stage in chain.stages:
             llama.llama_sampler_chain_add(pointer, self._new_stage(stage, breakers))
-        return Sampler(pointer, self._probe)
+        return Sampler(pointer, self._probe, has_history=chain.n_history > 0)
 
     def _new_stage(self, stage: Stage, breakers: Sequence[str]) -> Any:
         create = getattr(llama, f"llama_sampler_init_{stage.name}")

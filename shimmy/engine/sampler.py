@@ -116,9 +116,11 @@ class Probe:
 class Sampler:
     """One job's sampler chain, freed by `close`; all but `accept` belong to the thread that decodes."""
 
-    def __init__(self, chain: Any, probe: Probe) -> None:
+    def __init__(self, chain: Any, probe: Probe, *, has_history: bool) -> None:
+        """With `has_history` the chain goes by the tokens it was shown, so it must not see one that is not taken."""
         self._chain = chain
         self._probe = probe
+        self._has_history = has_history
         self._token = 0
 
     def sample(self, row: int) -> int:
@@ -131,7 +133,10 @@ class Sampler:
         As in llama.cpp, the chain picks freely first, and only when that is not allowed it picks again from what is:
         mostly the model knows what has to come, and then nobody has to look at the whole vocabulary.
         """
-        self._probe.look(row, self._pick)
+        if self._has_history:
+            self._probe.look(row, self._pick)
+        else:
+            self._token = self.sample(row)  # quicker, and what it remembers makes no difference
         if not guide.allows(self._token):
             mask = guide.allowed()
             self._probe.look(row, lambda candidates: self._pick_of(candidates, mask))

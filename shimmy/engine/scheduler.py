@@ -208,7 +208,7 @@ class Scheduler:
             return True
         n_kept = choice.n_kept if task.uses_cache else 0
         n_wanted = sum(other.n_pending for other in self._running) + len(task.tokens) - n_kept + _ADMISSION_SLACK
-        return self._cells.n_taken_with(choice, n_kept) + n_wanted <= self._backend.n_ctx
+        return self._cells.n_taken_with(choice, n_kept) + n_wanted <= self._cells.n_most
 
     def _start(self, task: Task, choice: prefix.Choice) -> None:
         n_kept = self._cells.take(choice, task.tokens, task.scales, uses_cache=task.uses_cache)
@@ -297,7 +297,7 @@ class Scheduler:
         if self._drafts:
             n_free = self._cells.n_free  # nothing is evicted for a guess
             n_max = min(self._backend.n_outputs, n_free, task.n_left) - 1
-            guess = task.lookup.draft(task.tokens, n_max, self._costs)
+            guess = task.lookup.draft(task.tokens, n_max, self._costs, is_guided=task.guide is not None)
             if self._drafter is not None:
                 start_s = self._clock()
                 guess = self._drafter.draft(task.tokens, n_max, self._costs, task.outlook, guess) or guess

@@ -18,6 +18,8 @@ _SIZES = (2, 3, 4, 6, 8, 12, 16, 32)
 _MAX_DRAFT_ROWS = 16
 # A batch must promise this many times the tokens per second of single rows: what is promised is only an estimate.
 _MIN_GAIN = 1.1
+# The same for a job whose guide forces tokens: those come many at a time without a guess.
+_MIN_GUIDED_GAIN = 1.5
 # What so few rows cost does not rule more of them out: the second row may cost more than the eighth (gemma-3-270m on 2
 # cores, in one measurement: 2 rows cost 2.2, 8 rows 4.1).
 _FEW = 3
@@ -143,7 +145,7 @@ class Lookup:
         self._places: dict[tuple[int, ...], int] = {}  # of an n-gram: where the token after its last occurrence stands
         self._n_indexed = 0
 
-    def draft(self, tokens: Sequence[int], n_max: int, costs: Costs) -> Guess | None:
+    def draft(self, tokens: Sequence[int], n_max: int, costs: Costs, *, is_guided: bool = False) -> Guess | None:
         """What may follow `tokens`, at most `n_max` of it; None when no guess promises to pay."""
         place = self._place(tokens)
         if place is None:
@@ -152,7 +154,7 @@ class Lookup:
         chance = self.outcomes.right.after(n_match, n_match + 1)
         gains = {size: _n_expected(chance, size) / costs.of(size) for size in _SIZES if size <= n_max + 1}
         best = max(gains, key=gains.__getitem__, default=0)
-        if not best or gains[best] < _MIN_GAIN:
+        if not best or gains[best] < (_MIN_GUIDED_GAIN if is_guided else _MIN_GAIN):
             return None
         period = len(tokens) - place  # past the end of what is known, a copy goes on as a loop would
         copy = [tokens[place + offset % period] for offset in range(best - 1)]

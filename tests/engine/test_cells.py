@@ -92,9 +92,9 @@ def test_a_pool_grows_with_what_is_needed_and_shrinks_when_nobody_needs_it() -> 
     first = fill(cells, backend, [1] * 10)
     assert backend.sizes == [16]
     second = fill(cells, backend, [2] * 8)
-    assert backend.sizes == [16, 24], "a half more"
+    assert backend.sizes == [16, 32], "twice as many"
     third = fill(cells, backend, [3] * 300)
-    assert backend.sizes == [16, 24, 1000], "all, before there is much to be moved"
+    assert backend.sizes == [16, 32, 1000], "all, before there is much to be moved"
     for sequence in (first, second, third):
         cells.free(sequence)
     cells.shrink()
