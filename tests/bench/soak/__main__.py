@@ -36,8 +36,8 @@ def serve(folder: Path, names: list[str]) -> Models:
     sources.mkdir()
     files = [Path(shutil.copy(fetch_model(name), sources)) for name in names]
     steady, place = served / "steady.gguf", served / "other.gguf"
-    for source, target in zip(files, (steady, place), strict=True):
-        target.hardlink_to(source)
+    shutil.copy(files[0], steady)  # another path to the same file would be passed over, whichever comes first
+    place.hardlink_to(files[1])
     shutil.copytree(fetch_minilm(), served / "encoder")
     return Models("steady", "other", "encoder", place, files, N_LONG_WORDS, N_TOO_MANY_WORDS)
 
