@@ -47,10 +47,10 @@ def _start(name: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
     """A child that inherits the other end of the socket and our stderr, and no input.
 
     Its malloc asks for huge pages, where the system gives them to those who ask: the engine's buffers and the KV pool
-    are walked from end to end for every token, and a decode is up to 7 % faster. Buffers of 4 MB and more are mapped and
-    not taken from the heap, which would keep holes of the pools that there were (40 MB after a hundred that grew and
-    shrank); what a sampler allocates for each token is smaller. The C library reads the settings only when a program
-    starts; those that the user has made stay.
+    are walked from end to end for every token, and a decode is up to 7 % faster. Buffers of 4 MB and more are mapped
+    and not taken from the heap, which would keep holes of the pools that there were (40 MB after a hundred that grew
+    and shrank); what a sampler allocates for each token is smaller. The C library reads the settings only when a
+    program starts; those that the user has made stay.
     """
     environment = {"GLIBC_TUNABLES": _MALLOC, **os.environ}
     ours, theirs = socket.socketpair()

@@ -34,7 +34,7 @@ def ask(server: Server, number: int) -> None:
 @pytest.mark.timeout(180)
 def test_hundreds_of_requests_leave_the_memory_flat(start: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without huge pages, which the worker's malloc else asks for: one of them would look like a leak of 2 MiB.
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0:glibc.malloc.mmap_threshold=4194304")
     server = start()
     server.chat("hello")
     pids = server.pid, server.worker()

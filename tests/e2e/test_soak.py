@@ -34,7 +34,7 @@ def test_everything_at_once_leaves_everything_as_it_was(
     start: StartServer, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without huge pages, which the worker's malloc else asks for: one of them would look like a leak of 2 MiB.
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0:glibc.malloc.mmap_threshold=4194304")
     folder = models.place.parent
     limit = memory_limit(start("--model-path", folder), models)
     server = start("--model-path", folder, "--max-memory", str(limit), "--prompt-cache", "16M")
