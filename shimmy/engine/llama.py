@@ -127,6 +127,7 @@ class LlamaModel:
         """Free an adapter that is not set for embeddings; those behind it move up, and none is set."""
         self.set_scales([0.0] * len(self._adapters))
         _adapter_free(self._adapters.pop(index))
+        self._scales = [0.0] * len(self._adapters)
 
     def open_context(
         self,

@@ -621,3 +621,23 @@ def test_the_other_adapters_stay_when_one_is_removed(tiny_model: Path, cpu: CpuB
     assert anew(model, prompt, 12) != second, "none is set"
     model.set_scales((1.0,))
     assert anew(model, prompt, 12) == second
+
+
+def test_a_pool_grows_with_its_adapters_as_they_are_set(tiny_model: Path, cpu: CpuBackend, tmp_path: Path) -> None:
+    model = LlamaModel(tiny_model, cpu)
+    for seed in (1, 2):
+        model.add_adapter(write_tiny_adapter(tmp_path, seed=seed))
+    model.open_context(n_ctx=2048, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    prompt = tokens_of(model, PROMPT)
+    for n_cells in (512, 256):
+        model.set_scales((0.0, 1.0))
+        adapted = anew(model, prompt, 12)
+        assert model.resize(n_cells, 2)
+        assert anew(model, prompt, 12) == adapted
+    model.set_scales((0.0, 0.0))
+    plain = anew(model, prompt, 12)
+    assert plain != adapted
+    for n_cells in (512, 256):
+        model.remove_adapter(0)
+        assert model.resize(n_cells, 2)
+        assert anew(model, prompt, 12) == plain, "none is set"
