@@ -4,7 +4,6 @@ Knows files and their identity, and nothing of what a header means. What is reme
 and checks the file itself before it loads it. A cache that cannot be read or written costs time and nothing else.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from shimmy import __version__
+from shimmy import __version__, whole
 from shimmy.formats.gguf import InvalidGguf, read_header
 from shimmy.formats.gguf_header import GgufHeader, Kind
 
@@ -58,21 +57,16 @@ class Headers:
         return header
 
     def save(self) -> None:
-        """Write what is new, so that a crash at any moment leaves the old file or the new one."""
+        """Write what is new."""
         if self._cache is None or not self._is_changed or self._known is None:
             return
         self._is_changed = False
         latest = dict(list(self._known.items())[-MAX_REMEMBERED:])
         text = json.dumps({"form": _FORM, "files": latest}, separators=(",", ":"))
-        unfinished = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
         try:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(text)
-            unfinished.replace(self._cache)
+            whole.write(self._cache, text.encode())
         except OSError as exc:
             logger.debug("the header cache `%s` cannot be written: %s", self._cache, exc.strerror)
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
 
     def _load(self) -> dict[str, Any]:
         if self._cache is None:

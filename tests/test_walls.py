@@ -15,7 +15,7 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors", "marks", "cgroups", "program"},
+    {"errors", "marks", "cgroups", "program", "whole"},
     {"messages", "reading"},
     {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+from shimmy import whole
 from shimmy.errors import ModelUnavailable
 
 GRAMMAR_ARCHIVE = "llguidance.xz"
@@ -36,10 +37,8 @@ def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
     """
     with _locks.setdefault(path, threading.Lock()):
         if not path.exists():
-            unfinished = path.with_name(f"{path.name}.{os.getpid()}")
             try:
-                unfinished.write_bytes(content())
-                unfinished.rename(path)
+                whole.write(path, content())
             except OSError as exc:
                 raise ModelUnavailable(f"the engine cannot be unpacked to `{path.parent}`: {exc.strerror}") from exc
         return path

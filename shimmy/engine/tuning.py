@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from shimmy import __version__, memory
+from shimmy import __version__, memory, whole
 from shimmy.engine import machine
 from shimmy.engine.wire import WorkerOptions
 from shimmy.program import own_program
@@ -141,20 +141,14 @@ class Tuning:
         return known if isinstance(known, dict) else {}
 
     def _remember(self, settings: Settings) -> None:
-        """Write it so that a crash at any moment leaves the old file or the new one; of two writers one is heard."""
         assert self._file is not None
         assert self._key is not None
         known = self._remembered() | {self._key: [settings.weights, settings.n_threads]}
         text = json.dumps(dict(list(known.items())[-MAX_REMEMBERED:]))
-        unfinished = self._file.with_name(f"{self._file.name}.{os.getpid()}")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(text)
-            unfinished.replace(self._file)
+            whole.write(self._file, text.encode())
         except OSError as exc:
             logger.debug("`%s` cannot be written: %s", self._file, exc.strerror)
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
