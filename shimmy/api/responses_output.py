@@ -3,6 +3,7 @@
 Knows the shapes and the order of the events of items; nothing of responses, requests or connections.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
 from shimmy.api.fields import Json
@@ -75,7 +76,7 @@ class Output:
         yield "response.output_item.done", {"output_index": item.index, "item": item.item}
 
 
-class _TextItem:
+class _TextItem(ABC):
     """An item with one part, which is text: what a message and reasoning have in common."""
 
     kind: str  # of its part, and in the names of its events
@@ -115,8 +116,9 @@ class _TextItem:
         """What stands beside a text in events."""
         return {}
 
+    @abstractmethod
     def _head(self) -> Item:
-        raise NotImplementedError
+        """What an item of this kind begins with."""
 
 
 class _Message(_TextItem):

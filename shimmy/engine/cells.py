@@ -141,16 +141,14 @@ class Cells:
         self._n_used -= prefix.cut(sequence, n_keep)
         return n_keep
 
-    def make_room(self, n_cells: int, keep: Sequence | None = None) -> bool:
-        """See that `n_cells` are free: let the pool grow, and evict idle sequences but `keep` where it cannot; False
-        when neither helps."""
+    def make_room(self, n_cells: int) -> bool:
+        """See that `n_cells` are free: let the pool grow, and evict idle sequences where it cannot; False when neither
+        helps."""
         if self.n_free >= n_cells or self._grow(self._n_used + n_cells):
             return True
         while self.n_free < n_cells:
-            victim = self._victim(keep)
-            if victim is None:
+            if not self.evict():
                 return False
-            self._give_up(victim)
         return True
 
     def expect(self, n_cells: int) -> None:
@@ -161,9 +159,9 @@ class Cells:
 
     def evict(self) -> bool:
         """Give up the idle sequence that was used longest ago; False when there is none."""
-        victim = self._victim(None)
+        victim = prefix.evictable(self.sequences)
         if victim is not None:
-            self.trim(victim, 0)
+            self._give_up(victim)
         return victim is not None
 
     def free(self, sequence: Sequence) -> None:
@@ -218,10 +216,8 @@ class Cells:
     def _open_more(self) -> None:
         """Have all sequences that there may be when fewer are not enough for jobs and what is worth keeping."""
         n_open, n_all = len(self.sequences), self._pool.n_sequences
-        if all(sequence.busy for sequence in self.sequences):
-            is_needed = True
-        else:
-            is_needed = self._allowance.n_sequences >= n_open and all(each.tokens for each in self.sequences)
+        are_too_few = self._allowance.n_sequences >= n_open and all(each.tokens for each in self.sequences)
+        is_needed = are_too_few or all(each.busy for each in self.sequences)
         if n_open < n_all and is_needed and self._pool.resize(self._pool.n_cells, n_all):
             self.sequences += [Sequence(number) for number in range(n_open, n_all)]
 
@@ -267,9 +263,6 @@ class Cells:
 
     def _by_use(self) -> list[Sequence]:
         return sorted(self.sequences, key=lambda sequence: (sequence.busy, sequence.last_used), reverse=True)
-
-    def _victim(self, keep: Sequence | None) -> Sequence | None:
-        return prefix.evictable(sequence for sequence in self.sequences if sequence is not keep)
 
     def _thin_out(self) -> None:
         """Let the idle sequences go that are not worth their cells; the one that comes to them now is."""
