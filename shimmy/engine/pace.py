@@ -1,4 +1,4 @@
-"""How many rows of prompts a decode takes beside streams, so that their next tokens do not come too late.
+"""How many rows of prompts a decode takes, so that the next tokens of streams and the first ones of prompts come soon.
 
 Knows row counts and measured times, learnt while serving; nothing of jobs or of the engine, but that some batch sizes
 suit its kernels.
@@ -15,6 +15,9 @@ _SIZES = (16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048)
 _SMALL = 128
 # Prompts get on by at least so many rows. Fewer in a batch tell nothing of what one costs.
 _LEAST_ROWS = 16
+# A decode reads all weights, however few rows it has: one of a single row takes as long as that. Prompt rows that take
+# so many times as long have nearly the speed of any number of rows.
+_WORTH_DECODES = 4
 # A first guess, for streams that got here before any prompt was measured.
 _FIRST_ROWS = 128
 _WEIGHT = 0.5  # of the latest measurement: what a row costs grows with what stands before it
@@ -50,6 +53,12 @@ class Pace:
             if decode_s + (size - n_decode_rows) * self._row_s <= limit_s:
                 n_rows = max(n_rows, size - n_decode_rows)
         return n_rows
+
+    def n_enough_rows(self) -> int:
+        """With so many prompt rows a decode is about as fast for each as with more."""
+        if not self._row_s or 1 not in self._decodes_s:
+            return _SIZES[-1]
+        return max(_LEAST_ROWS, round(_WORTH_DECODES * self._decodes_s[1] / self._row_s))
 
     def _decode_s(self, n_rows: int) -> float:
         """Of so many rows without prompts; where they were never measured, of the next fewer that were."""

@@ -241,7 +241,7 @@ class Scheduler:
     # -- one decode ----------------------------------------------------------------------------------------------
 
     def _plan(self, turn: list[Task]) -> list[_Rows]:
-        """Fill the batch: the last tokens of each generating job of `turn`, then prompt chunks in turn."""
+        """Fill the batch: the last tokens of each generating job of `turn`, then a chunk of a prompt or more."""
         self._backend.batch.clear()
         while not self._cells.make_room(sum(task.n_pending for task in turn if task.is_generating)):
             self._give_up_cells()
@@ -263,19 +263,25 @@ class Scheduler:
             self._turns.end()  # a chunk takes as long as a few decodes
             if n_streams := sum(task.is_generating for task in self._running):
                 n_left = min(n_left, self._pace.n_prompt_rows(self._n_planned(rows), n_streams, len(prefilling)))
-        first = self._n_steps % len(prefilling) if prefilling else 0
-        for task in prefilling[first:] + prefilling[:first]:
+        n_enough = self._pace.n_enough_rows()
+        for task in self._in_order(prefilling):
             n_chunk = min(n_left, task.n_pending)
             if task.wants_prompt_logprobs:
                 n_chunk = min(n_chunk, n_outputs_left + 1)
             if n_chunk <= 0 or not self._cells.make_room(self._n_planned(rows) + n_chunk):
                 break
             rows.append(self._add(task, n_chunk))
-            n_left -= n_chunk
+            # Others join it where that makes the decode better, not where its first token would wait for theirs.
+            n_enough -= n_chunk
+            n_left = min(n_left - n_chunk, n_enough)
             n_outputs_left -= n_chunk - 1 if task.wants_prompt_logprobs else 0
         if prefilling and not rows:
             self._give_up_cells()
         return rows
+
+    def _in_order(self, prefilling: list[Task]) -> list[Task]:
+        """The shortest first, as most wait least then; the oldest first in every other step, so that it gets on."""
+        return prefilling if self._n_steps % 2 else sorted(prefilling, key=lambda task: task.n_pending)
 
     @staticmethod
     def _n_planned(rows: list[_Rows]) -> int:

@@ -91,3 +91,14 @@ def test_a_clock_that_stands_still_is_borne() -> None:
     pace.observe(1, 0, 0.0)
     pace.observe(1, 64, 0.0)
     assert pace.n_prompt_rows(1, 1, 1) == 128
+
+
+def test_prompt_rows_are_enough_when_reading_the_weights_is_a_small_part_of_them() -> None:
+    pace = Pace()
+    pace.observe(0, 256, 256 * 0.002)
+    assert pace.n_enough_rows() >= 2048, "how long a decode of one row takes is not known"
+    pace.observe(1, 0, 0.017)
+    assert pace.n_enough_rows() == 34
+    cheap = learnt(0.005, 0.0001, n_decode_rows=1)
+    assert cheap.n_enough_rows() == 200
+    assert learnt(0.1, 0.1, n_decode_rows=1).n_enough_rows() == 16

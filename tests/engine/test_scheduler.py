@@ -1,6 +1,7 @@
 """The scheduler against a fake engine: who is in which batch, what is reused, and that every job gets its own text."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -176,13 +177,57 @@ def test_telling_what_a_prompt_is_worth_teaches_nothing_of_the_pace() -> None:
     assert len(backend.batches[n_before]) == 512
 
 
-def test_prompts_take_turns() -> None:
-    house = House(FakeBackend(n_ctx=512, n_batch=32))
-    house.submit(1, "a" * 100, n_predict=1)
-    house.submit(2, "b" * 100, n_predict=1)
+def prompt_rows(backend: FakeBackend) -> list[dict[int, int]]:
+    """Of each decode with prompts in it: how many rows of which sequences."""
+    counted = [Counter(sequence for _, _, sequence, _ in rows) for rows in backend.batches]
+    return [dict(counts) for counts in counted if max(counts.values()) > 1]
+
+
+def test_prompts_are_computed_one_after_the_other_where_a_larger_decode_is_not_faster() -> None:
+    backend = FakeBackend(n_ctx=1024, n_batch=512)
+    house = House(backend, clock=timed(backend, row_s=0.01, decode_s=0.01))
+    house.submit(1, "a" * 100, n_predict=4)
     house.run()
-    turns = [rows[0][2] for rows in house.backend.batches[:4]]
-    assert [set(turns[:2]), set(turns[2:4])] == [{0, 1}, {0, 1}]
+    n_before = len(prompt_rows(backend))
+    for number in (2, 3, 4):
+        house.submit(number, chr(ord("b") + number) * 40, n_predict=1)
+    house.run()
+    assert [list(rows.values()) for rows in prompt_rows(backend)[n_before:]] == [[40], [40], [40]]
+
+
+def test_short_prompts_are_computed_together_where_that_is_faster_for_each() -> None:
+    backend = FakeBackend(n_ctx=1024, n_batch=512)
+    house = House(backend, clock=timed(backend, row_s=0.001, decode_s=0.02))
+    house.submit(1, "a" * 200, n_predict=4)
+    house.run()
+    n_before = len(prompt_rows(backend))
+    for number in (2, 3, 4):
+        house.submit(number, chr(ord("b") + number) * 40, n_predict=1)
+    house.run()
+    together, *rest = [sorted(rows.values()) for rows in prompt_rows(backend)[n_before:]]
+    assert sum(together) == 76  # 4 decodes of one row, which take 21 ms, where a prompt's row has taken 1.1 ms
+    assert sum(map(sum, rest)) == 3 * 40 - 76
+
+
+def test_before_a_machine_is_known_a_decode_is_filled() -> None:
+    house = House(FakeBackend(n_ctx=512, n_batch=64))
+    for number in (1, 2):
+        house.submit(number, chr(ord("a") + number) * 40, n_predict=1)
+    house.run()
+    assert prompt_rows(house.backend)[0] == {0: 40, 1: 24}
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_nor_a_long_one_for_many_short_ones() -> None:
+    backend = FakeBackend(n_ctx=2048, n_batch=32)
+    house = House(backend)
+    house.submit(1, "a" * 320, n_predict=1)
+    for number in range(2, 60):
+        house.submit(number, f"{number}" * 12, n_predict=1)
+        house.scheduler.step()
+        house.scheduler.step()
+        assert house.finished(number).reason is FinishReason.LENGTH
+        if number == 2 + 10:
+            assert house.finished(1).reason is FinishReason.LENGTH, "it had every other step"
 
 
 def test_a_prompt_continues_the_sequence_it_extends() -> None:
