@@ -7,7 +7,7 @@ from tests.bench.figures import MILLISECONDS, SECONDS, Figure, Figures
 from tests.bench.session import Session, assistant, system, user
 
 N_TURNS, N_TOKENS, N_WORDS = 10, 32, 30
-N_EARLIER_TURNS = 5
+N_CHATS, N_EARLIER_TURNS = 3, 5
 
 TURNS = (
     Figure("first_chat_s", "chat of 10 turns: first token, median", MILLISECONDS, {"llama-server": 1.0}),
@@ -26,6 +26,12 @@ async def ten_turns(session: Session) -> Figures:
 
 
 async def changes(session: Session) -> Figures:
+    """The medians of some chats: what changes is one short moment of each."""
+    chats = [await _changed_chat(session) for _ in range(N_CHATS)]
+    return {figure.key: statistics.median(chat[figure.key] for chat in chats) for figure in CHANGES}
+
+
+async def _changed_chat(session: Session) -> dict[str, float]:
     """After five turns the last answer is wanted again, then the third question is put otherwise, and then the first
     version goes on after all."""
     _, messages, _ = await _chat(session, N_EARLIER_TURNS)

@@ -10,6 +10,7 @@ LONG_WORDS = 1480  # about 1,500 tokens
 # The streams end at different times, as they do: where a server takes no more than four requests at once, the fifth
 # waits for the first of them to end, and then it is the others that it comes upon.
 N_STREAM_TOKENS = (48, 144, 144, 144)
+N_AGAIN = 5
 LEAD_S = 1.0  # the streams flow when the long prompt comes
 N_CLIENTS, N_CLIENT_TOKENS = 16, 32
 QUESTIONS = ("place", "season", "tool", "person", "colour", "animal", "sound", "road", "house", "meal", "game", "song",
@@ -37,8 +38,12 @@ SHARED = (
 
 async def long(session: Session) -> Figures:
     prompt = session.story(LONG_WORDS)
-    new, again = await session.complete(prompt, 2), await session.complete(prompt, 2)
-    return {"first_long_s": new.first_text_s, "first_again_s": again.first_text_s}
+    new = await session.complete(prompt, 2)
+    again = [await session.complete(prompt, 2) for _ in range(N_AGAIN)]
+    return {
+        "first_long_s": new.first_text_s,
+        "first_again_s": statistics.median(reply.first_text_s for reply in again),
+    }
 
 
 async def restart(session: Session) -> Figures:

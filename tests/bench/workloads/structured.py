@@ -3,8 +3,9 @@
 import asyncio
 import json
 import statistics
+from collections.abc import Sequence
 
-from tests.bench.client import ReplyFailed
+from tests.bench.client import Reply, ReplyFailed
 from tests.bench.figures import MILLISECONDS, TIMES, TOKENS_PER_S, Figure, Figures
 from tests.bench.session import Session
 
@@ -83,8 +84,16 @@ async def structured(session: Session) -> Figures:
             raise ReplyFailed(f"the record is no JSON: {records[-1].text!r}") from exc
         prompt = f"{session.words(1)}: {PROMPT}"
         texts.append(await session.complete(prompt, records[-1].n_tokens, temperature=0.8, seed=seed))
-    record, text = (statistics.mean(reply.tokens_per_s for reply in replies) for replies in (records, texts))
+    # What begins a record comes many tokens at once, so its first text does not tell when the prompt was read; that of
+    # the others does, whose prompts are as long.
+    prompt_s = statistics.median(reply.first_text_s for reply in texts)
+    record, text = (_generated_per_s(replies, prompt_s) for replies in (records, texts))
     return {"record": record, "record_share": record / text}
+
+
+def _generated_per_s(replies: Sequence[Reply], prompt_s: float) -> float:
+    """Tokens per second once the prompts were read."""
+    return statistics.mean(reply.n_tokens / (reply.ended_s - reply.asked_s - prompt_s) for reply in replies)
 
 
 async def large(session: Session) -> Figures:
