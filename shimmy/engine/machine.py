@@ -38,6 +38,14 @@ def thread_counts() -> list[int]:
     return list(dict.fromkeys(n for n in (n_cores, len(fast), len(processors)) if n))
 
 
+def cores() -> list[set[int]]:
+    """The processors that this thread may run on, those of a core together."""
+    found: dict[object, set[int]] = {}
+    for processor in sorted(_processors()):
+        found.setdefault(_core_of(processor), set()).add(processor)
+    return list(found.values())
+
+
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The model of the first processor; empty where the system does not tell."""
     with contextlib.suppress(OSError):

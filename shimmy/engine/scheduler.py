@@ -102,6 +102,7 @@ class Scheduler:
         self._turns = Turns(backend.set_scales)
         self._n_forced_max = max(0, min(_MAX_FORCED, backend.n_batch // backend.n_sequences - 1))
         self._n_steps = 0
+        self.n_begun = 0  # jobs that have had their first token
 
     @property
     def n_running(self) -> int:
@@ -110,6 +111,11 @@ class Scheduler:
     @property
     def n_waiting(self) -> int:
         return len(self._waiting)
+
+    def n_new(self, task: Task) -> int:
+        """How many tokens of its prompt are not resident."""
+        n_common = self._cells.n_common(task.tokens, task.scales) if task.uses_cache else 0
+        return len(task.tokens) - n_common
 
     def submit(self, task: Task) -> None:
         """Queue a task whose prompt fits into the context."""
@@ -388,6 +394,7 @@ class Scheduler:
         """The next token of a job, and those that its guide forces after it, said as far as they can be."""
         if not task.first_token_s:
             task.first_token_s = self._clock()
+            self.n_begun += 1
         if task.n_limit == 0:
             self._finish(task, FinishReason.LENGTH)
             return

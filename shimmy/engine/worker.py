@@ -18,12 +18,13 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from time import perf_counter
-from typing import TYPE_CHECKING
+from time import perf_counter, sleep
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from shimmy import log
 from shimmy.engine import draft, loading, machine, wire
 from shimmy.engine.embedding import Embedder, EmbeddingTask
+from shimmy.engine.placement import Placement, engine_threads
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
 from shimmy.engine.tuning import Tuner, Tuning
@@ -47,8 +48,21 @@ _LEISURE_S = 1.0
 # What a worker that shall end may still write; its server kills it after five seconds.
 _LAST_WRITES_S = 3.0
 
+# A job with no more new tokens than this has its first one as soon as it could be told that it is accepted.
+_FEW_TOKENS = 16
+# Whoever waits for a first token is told it before the next decode takes all processors.
+_FIRST_TOKEN_S = 0.001
+
+
+class _Prepared(NamedTuple):
+    """A job, and what nobody has been told about it yet."""
+
+    task: Task
+    unsaid: list[JobEvent]
+
+
 # An int is the id of a job to cancel, None the end.
-_Order = Task | EmbeddingTask | int | wire.Share | None
+_Order = _Prepared | EmbeddingTask | int | wire.Share | None
 
 
 class Connection:
@@ -77,6 +91,7 @@ class Worker:
         self._connection = connection
         self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
         self._to_schedule: SimpleQueue[_Order] = SimpleQueue()
+        self._unsaid: list[JobEvent] = []  # until the next decode has been done; of the thread that decodes
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
         self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
@@ -87,11 +102,13 @@ class Worker:
         self._is_stored = threading.Event()  # at the end, what is worth it
         self._preparer: Preparer
         self._model: LlamaModel
-        self._n_threads: int
+        self._n_threads: int  # those that are good for it
+        self._n_threads_now: int  # of these, what its share is
         self._tuner: Tuner
+        self._placement: Placement
 
     def run(self) -> int:
-        """Load the model the parent names and serve it; returns an exit code only when it cannot be loaded."""
+        """Load the model the parent names and serve it until the end; returns an exit code only when it cannot."""
         frames = self._connection.frames()
         first = next(frames, None)
         if first is None:
@@ -110,10 +127,11 @@ class Worker:
             self._n_threads = tuning.settings.n_threads
             options = replace(options, weights=tuning.settings.weights)
             sources = loading.open_sources(options)
-            self._model, offers = loading.load(options, options.share.n_threads(self._n_threads))
+            self._n_threads_now = options.share.n_threads(self._n_threads)
+            self._model, offers = loading.load(options, self._n_threads_now)
             loaded_s = perf_counter()
             self._preparer, facts = loading.validate(self._model, offers, options)
-            self._drafter = draft.load(options, self._model, options.share.n_threads(self._n_threads))
+            self._drafter = draft.load(options, self._model, self._n_threads_now)
         except ShimmyError as error:
             self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
             return 1
@@ -122,7 +140,7 @@ class Worker:
             self._prompts = loading.open_prompts(sources, self._model, self._preparer, options, self._tell_of_prompts)
             self._scheduler = Scheduler(
                 self._model,
-                self._emit,
+                self._tell,
                 speculate=options.speculate,
                 drafter=self._drafter,
                 prompts=self._prompts,
@@ -130,17 +148,24 @@ class Worker:
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
         self._tuner = Tuner(tuning, facts.size_bytes if self._model.writes else None)
+        self._placement = Placement(engine_threads())
         self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
+        return self._serve()
+
+    def _serve(self) -> NoReturn:
         while True:
             self._take_orders(block=not any(self._load))
             if self._scheduler and (self._scheduler.n_running or self._scheduler.n_waiting):
+                n_begun = self._scheduler.n_begun
                 self._scheduler.step()
+                if self._scheduler.n_begun > n_begun:
+                    sleep(_FIRST_TOKEN_S)
             if self._embedder and self._embedder.n_tasks:
                 self._embedder.step()
             if self._reported != self._load:
-                self._emit([])  # a cancelled job says nothing itself
+                self._tell([])  # a cancelled job says nothing itself
 
     @property
     def _load(self) -> tuple[int, int]:
@@ -177,12 +202,17 @@ class Worker:
                         self._scheduler.store_all(perf_counter() + _LAST_WRITES_S)
                     self._is_stored.set()
                 case wire.Share():
-                    self._model.set_threads(order.n_threads(self._n_threads))
+                    self._placement.release()
+                    self._n_threads_now = order.n_threads(self._n_threads)
+                    self._model.set_threads(self._n_threads_now)
                     if self._drafter:
-                        self._drafter.set_threads(order.n_threads(self._n_threads))
+                        self._drafter.set_threads(self._n_threads_now)
                     self._connection.send({"op": "shared"})
-                case Task() if self._scheduler:
-                    self._scheduler.submit(order)
+                case _Prepared(task, unsaid) if self._scheduler:
+                    self._unsaid += unsaid
+                    if self._scheduler.n_new(task) > _FEW_TOKENS:
+                        self._tell([])
+                    self._scheduler.submit(task)
                 case EmbeddingTask() if self._embedder:
                     self._embedder.submit(order)
                 case int():
@@ -193,12 +223,14 @@ class Worker:
 
     def _next_order(self) -> _Order:
         """Wait for it; what is worth doing meanwhile is done where that takes long."""
+        self._placement.release()
         for wait_s in self._pastimes():
             try:
                 order = self._to_schedule.get(timeout=wait_s)
             except Empty:
                 continue
             self._tuner.interrupt()
+            self._placement.hold(self._n_threads_now)
             return order
         raise AssertionError("pastimes never end")
 
@@ -262,12 +294,19 @@ class Worker:
             self._emit([(job_id, Internal("the worker could not prepare the job"))])
         else:
             if isinstance(task, Task):
-                events: list[JobEvent] = [(job_id, Accepted(task.n_prompt, task.format))]
-                if task.job.echo:
-                    events.append((job_id, Echo(self._preparer.echo(task))))
-                self._emit(events)
-            if task is not None:
+                self._hand_on(task)
+            elif task is not None:
                 self._to_schedule.put(task)
+
+    def _hand_on(self, task: Task) -> None:
+        job_id = task.job.id
+        events: list[JobEvent] = [(job_id, Accepted(task.n_prompt, task.format))]
+        if task.job.echo:
+            events.append((job_id, Echo(self._preparer.echo(task))))
+        if any(self._load):  # the thread that decodes may be long in coming to it
+            self._emit(events)
+            events = []
+        self._to_schedule.put(_Prepared(task, events))
 
     def _prepared(self, message: wire.Frame) -> Task | EmbeddingTask | None:
         if message["op"] == "job":
@@ -284,6 +323,11 @@ class Worker:
             logger.exception("could not answer a call")
             reply["error"] = wire.error_to_wire(Internal("the worker could not answer"))
         self._connection.send(reply)
+
+    def _tell(self, events: list[JobEvent]) -> None:
+        """Say what a decode led to, and before that what was not said when it began."""
+        unsaid, self._unsaid = self._unsaid, []
+        self._emit(unsaid + events)
 
     def _emit(self, events: list[JobEvent]) -> None:
         """Say what happened, in order; encoding and writing it takes a tenth of a millisecond that no job waits for."""

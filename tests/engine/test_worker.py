@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.engine import process
+from shimmy.engine import machine, process
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.streams import JobStream
 from shimmy.engine.wire import Share, WorkerOptions
@@ -646,3 +646,15 @@ def test_a_batch_is_never_smaller_than_the_jobs_that_run(tiny_model: Path) -> No
             return list(await asyncio.gather(*(answer(client, "hello", cache_prompt=False) for _ in range(40))))
 
     assert len(set(asyncio.run(run()))) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux places threads")
+@on_loop
+async def test_a_worker_that_has_nothing_to_do_may_run_on_any_core(tiny_model: Path) -> None:
+    async with worker(tiny_model, n_threads=len(machine.cores())) as client:
+        for _ in range(3):
+            await outcome(client.submit(request("hello")))
+            await client.tokenize("hello", add_special=True, parse_special=False)
+            async with asyncio.timeout(10):
+                while os.sched_getaffinity(client.pid) != os.sched_getaffinity(0):  # noqa: ASYNC110 - it is no event
+                    await asyncio.sleep(0.01)
