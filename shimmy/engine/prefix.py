@@ -167,7 +167,8 @@ class Allowance:
         for place, tokens in enumerate(self._ended):
             if n_common(tokens, sought) >= _MIN_KEPT_SHARE * len(tokens):
                 del self._ended[place]
-                self._n_shares = max(self._n_shares, (place + 1) * _PROMPTS_PER_SEQUENCE)
+                # And one share for each of the prompts that may come before it comes back again.
+                self._n_shares = max(self._n_shares, (place + 1) * (_PROMPTS_PER_SEQUENCE + 1))
                 return
         self._n_shares = max(self._n_shares - 1, self._n_least * _PROMPTS_PER_SEQUENCE)
 

@@ -827,6 +827,20 @@ def test_a_guide_shapes_the_text_and_what_it_forces_is_one_decode() -> None:
     assert bytes(house.samplers[1].shown) == b"name: ; end", "penalties count forced tokens too"
 
 
+def test_what_comes_back_again_and_again_is_kept_while_others_come_once() -> None:
+    house = House(FakeBackend(n_ctx=4096, n_batch=64, n_sequences=16))
+    numbers = count(1)
+    n_cached = []
+    for _ in range(3):
+        for prompt in ["the same " * 5, *(f"{number} once" * 4 for number in range(6))]:
+            number = next(numbers)
+            house.submit(number, prompt if prompt[0] == "t" else f"{number} {prompt}", n_predict=2)
+            house.run()
+            if prompt[0] == "t":
+                n_cached.append(house.finished(number).usage.n_cached)
+    assert n_cached == [0, 0, 44], "the first time it came back, it was gone"
+
+
 def test_a_sampled_token_that_is_not_allowed_is_sampled_again() -> None:
     house = House()
     house.submit(1, "say", n_predict=None, pattern="a.c", script=b"zZz")
