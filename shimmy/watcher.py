@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import stat
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,8 @@ def _place(root: Path) -> tuple[Path, _Identity | None, bool]:
 def _start_observer() -> Any:
     from watchdog.observers import Observer  # after the start, which does not wait for it
 
+    # It says so of a folder that appears within another new one and is told of twice, and watches it once.
+    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
     observer = Observer()
     observer.daemon = True
     observer.start()

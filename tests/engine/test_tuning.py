@@ -17,6 +17,7 @@ from shimmy.engine import machine, process, tuning, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.placement import Placement
 from shimmy.engine.quantize import quantize
 from shimmy.engine.sampling import chain
 from shimmy.engine.tuning import Result, Settings, Tuner, Tuning, fastest
@@ -308,6 +309,7 @@ def test_a_worker_tells_its_tuner_when_it_waits_and_when_it_does_not() -> None:
     with ours, theirs:
         worker = Worker(Connection(theirs))
         worker._tuner = tuner = RestlessTuner(worker)
+        worker._placement = Placement([])
         assert worker._next_order() == 7
         assert tuner.said == ["idle", "idle", "interrupt"]
 
