@@ -309,7 +309,7 @@ def test_a_worker_tells_its_tuner_when_it_waits_and_when_it_does_not() -> None:
     with ours, theirs:
         worker = Worker(Connection(theirs))
         worker._tuner = tuner = RestlessTuner(worker)
-        worker._placement = Placement([])
+        worker._placement, worker._n_threads_now = Placement([]), 1
         assert worker._next_order() == 7
         assert tuner.said == ["idle", "idle", "interrupt"]
 
