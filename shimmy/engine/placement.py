@@ -28,8 +28,11 @@ class Placement:
 
     def hold(self, n_threads: int) -> None:
         """Let each thread have a core for itself, the caller the one where it is, if all `n_threads` that compute now
-        are these and there are as many cores: on fewer the system finds idle ones itself, and others may want some."""
-        if self._processor is not None and n_threads == len(self._threads) == len(self._cores) > 1:
+        are these and there are as many cores: on fewer the system finds idle ones itself, and others may want some.
+        Nothing changes while they have theirs."""
+        if self._is_held or self._processor is None:
+            return
+        if n_threads == len(self._threads) == len(self._cores) > 1:
             here = self._processor()
             self._place(sorted(self._cores, key=lambda core: here not in core))
             self._is_held = True

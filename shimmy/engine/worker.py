@@ -157,6 +157,7 @@ class Worker:
     def _serve(self) -> NoReturn:
         while True:
             self._take_orders(block=not any(self._load))
+            self._placement.hold(self._n_threads_now)
             if self._scheduler and (self._scheduler.n_running or self._scheduler.n_waiting):
                 n_begun = self._scheduler.n_begun
                 self._scheduler.step()
@@ -223,6 +224,8 @@ class Worker:
 
     def _next_order(self) -> _Order:
         """Wait for it; what is worth doing meanwhile is done where that takes long."""
+        with contextlib.suppress(Empty):
+            return self._to_schedule.get_nowait()
         self._placement.release()
         for wait_s in self._pastimes():
             try:
@@ -230,7 +233,6 @@ class Worker:
             except Empty:
                 continue
             self._tuner.interrupt()
-            self._placement.hold(self._n_threads_now)
             return order
         raise AssertionError("pastimes never end")
 

@@ -38,6 +38,15 @@ def test_the_caller_stays_and_the_other_thread_has_the_other_core(other: int, he
     assert os.sched_getaffinity(0) == os.sched_getaffinity(other) == {FIRST, LAST}
 
 
+def test_what_is_held_stays_where_it_is(other: int) -> None:
+    asked = iter([FIRST])
+    placed = Placement([other], lambda: next(asked))
+    placed.hold(2)
+    placed.hold(2)
+    assert os.sched_getaffinity(0) == {FIRST}
+    placed.release()
+
+
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_threads_that_are_not_all_at_work_are_left_alone(other: int, n_threads: int) -> None:
     placed = Placement([other])
