@@ -183,28 +183,25 @@ def prompt_rows(backend: FakeBackend) -> list[dict[int, int]]:
     return [dict(counts) for counts in counted if max(counts.values()) > 1]
 
 
-def test_prompts_are_computed_one_after_the_other_where_a_larger_decode_is_not_faster() -> None:
+def rows_of_three_prompts(*, n_first: int, row_s: float, decode_s: float) -> list[list[int]]:
+    """How many rows of which of three prompts of 40 tokens each decode has, behind one of `n_first` tokens."""
     backend = FakeBackend(n_ctx=1024, n_batch=512)
-    house = House(backend, clock=timed(backend, row_s=0.01, decode_s=0.01))
-    house.submit(1, "a" * 100, n_predict=4)
+    house = House(backend, clock=timed(backend, row_s=row_s, decode_s=decode_s))
+    house.submit(1, "a" * n_first, n_predict=4)
     house.run()
     n_before = len(prompt_rows(backend))
     for number in (2, 3, 4):
         house.submit(number, chr(ord("b") + number) * 40, n_predict=1)
     house.run()
-    assert [list(rows.values()) for rows in prompt_rows(backend)[n_before:]] == [[40], [40], [40]]
+    return [sorted(rows.values()) for rows in prompt_rows(backend)[n_before:]]
+
+
+def test_prompts_are_computed_one_after_the_other_where_a_larger_decode_is_not_faster() -> None:
+    assert rows_of_three_prompts(n_first=100, row_s=0.01, decode_s=0.01) == [[40], [40], [40]]
 
 
 def test_short_prompts_are_computed_together_where_that_is_faster_for_each() -> None:
-    backend = FakeBackend(n_ctx=1024, n_batch=512)
-    house = House(backend, clock=timed(backend, row_s=0.001, decode_s=0.02))
-    house.submit(1, "a" * 200, n_predict=4)
-    house.run()
-    n_before = len(prompt_rows(backend))
-    for number in (2, 3, 4):
-        house.submit(number, chr(ord("b") + number) * 40, n_predict=1)
-    house.run()
-    together, *rest = [sorted(rows.values()) for rows in prompt_rows(backend)[n_before:]]
+    together, *rest = rows_of_three_prompts(n_first=200, row_s=0.001, decode_s=0.02)
     assert sum(together) == 76  # 4 decodes of one row, which take 21 ms, where a prompt's row has taken 1.1 ms
     assert sum(map(sum, rest)) == 3 * 40 - 76
 
