@@ -1,4 +1,4 @@
-"""The engine: llama-cpp-python's wheel, built from its source package with our own flags, and cached.
+"""The engine: llama-cpp-python's wheel, built from its source package with our own flags and kernels, and cached.
 
 Knows how llama.cpp is configured. Knows nothing of what is done with the libraries afterwards.
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tools.environment import ENGINE_PACKAGE
 from tools.progress import compile_with_progress
-from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, pip, requirements, say, venv_python
+from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, key_of_files, pip, requirements, say, venv_python
 
-# The source package forces LLAMA_BUILD_COMMON on, as a cache entry. A normal variable of the same name wins over that
-# entry (CMP0126), and this file is read right after its project() call. libllama-common exports no C function.
-CMAKE_HOOK = "set(LLAMA_BUILD_COMMON OFF)\n"
+# Read by CMake in the middle of the package's own configuration; it names the kernels that lie beside it.
+KERNELS = Path(__file__).parent / "kernels"
+CMAKE_HOOK = KERNELS / "engine.cmake"
 CMAKE_FLAGS = {
     "LLAVA_BUILD": "OFF",
     "LLAMA_BUILD_IS_DEV": "OFF",  # else the version carries a `-dev`
@@ -33,10 +33,10 @@ SOURCES = CACHE / "sources"
 
 
 def engine_key() -> str:
-    """Names the wheel: the version, the flags, the Python and the machine."""
+    """Names the wheel: the version, the flags, our kernels, the Python and the machine."""
     flags = [f"{name}={value}" for name, value in CMAKE_FLAGS.items()]
     tag = f"{sys.implementation.cache_tag}-{platform.machine()}"
-    return key_of(_requirement(), CMAKE_HOOK, tag, *flags)
+    return key_of(_requirement(), key_of_files(KERNELS.iterdir()), tag, *flags)
 
 
 def install_engine(venv: Path = VENV) -> None:
@@ -82,11 +82,9 @@ def _cached_wheel() -> Path | None:
 
 
 def _build_wheel() -> Path:
-    hook = CACHE / "engine-hook.cmake"
     log = CACHE / "engine-build.log"
     source = source_package()
-    hook.write_text(CMAKE_HOOK)
-    defines = {"CMAKE_PROJECT_llama_cpp_INCLUDE": str(hook), **CMAKE_FLAGS}
+    defines = {"CMAKE_PROJECT_llama_cpp_INCLUDE": str(CMAKE_HOOK), **CMAKE_FLAGS}
     command = [venv_python(), "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir", f"{source}"]
     command += ["--disable-pip-version-check", f"--wheel-dir={_wheel_folder()}"]
     for name, value in defines.items():
