@@ -16,11 +16,21 @@ COMMON = ("haswell", "zen4", "alderlake", "icelake", "skylakex", "armv8.2_2", "a
 
 
 def pack(libraries: dict[str, bytes]) -> bytes:
-    """The archive of these stripped libraries, by the name of the variant."""
+    """The archive of these stripped libraries, by the name of the variant: a stream for each width of registers."""
     names = sorted(libraries, key=lambda name: (COMMON.index(name) if name in COMMON else len(COMMON), name))
-    index = json.dumps([[name, len(libraries[name])] for name in names])
-    content = index.encode() + b"\n" + b"".join(libraries[name] for name in names)
-    return lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
+    needed = dict(VARIANTS)
+    wide = [name for name in names if "avx512f" in needed[name]]
+    narrow = [name for name in names if "avx2" in needed[name] and name not in wide]
+    others = [name for name in names if name not in (*wide, *narrow)]
+    groups = [group for group in (wide, narrow, others) if group]
+    streams = [
+        lzma.compress(b"".join(libraries[name] for name in group), preset=9 | lzma.PRESET_EXTREME) for group in groups
+    ]
+    index = [
+        (len(stream), [(name, len(libraries[name])) for name in group])
+        for stream, group in zip(streams, groups, strict=True)
+    ]
+    return json.dumps(index).encode() + b"\n" + b"".join(streams)
 
 
 def read_libraries(folder: Path) -> dict[str, bytes]:

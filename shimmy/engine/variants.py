@@ -4,9 +4,10 @@ Knows processor flags, the names ggml gives its variants, and the archive the fr
 llama.cpp. ggml checks the processor again when it loads one (its own score function), so a wrong guess here costs
 speed and never an illegal instruction.
 
-The archive (written by `build.py`) is one xz stream: a line of JSON, `[[name, size_bytes], ...]`, and behind it the
-libraries in that order. The variants resemble each other, so together they take a quarter of what they take one by
-one; those of common processors come first, because a reader has to decompress what stands before its own.
+The archive (written by `build.py`) begins with a line of JSON, `[[size_bytes, [[name, size_bytes], ...]], ...]`: the xz
+streams behind it, and the libraries in each, one after the other. Libraries of one stream resemble each other, so that
+together they take a quarter of what they take one by one; those of common processors come first, because a reader has
+to decompress what stands before its own in the stream.
 """
 
 import json
@@ -14,6 +15,7 @@ import lzma
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from shimmy.engine.packed import unpacked
 from shimmy.errors import ModelUnavailable
@@ -57,6 +59,8 @@ VARIANTS: tuple[tuple[str, frozenset[str]], ...] = (
     ("armv8.0_1", frozenset()),
 )
 
+_Sizes = list[tuple[str, int]]  # of the libraries of a stream, unpacked, in bytes
+
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
     """The flags of the first processor; None where the system does not tell."""
@@ -85,9 +89,8 @@ def libraries(folder: Path, forced: str | None) -> Iterator[tuple[str, str]]:
     """
     archive = folder / ARCHIVE_NAME
     if archive.exists():
-        with lzma.open(archive) as packed:
-            sizes: dict[str, int] = dict(json.loads(packed.readline()))
-        available = frozenset(sizes)
+        with archive.open("rb") as file:
+            available = frozenset(name for _, sizes in _streams(file) for name, _ in sizes)
     else:
         paths = {path.stem.removeprefix(LIBRARY_PREFIX): path for path in folder.glob(f"{LIBRARY_PREFIX}*.so")}
         available = frozenset(paths)
@@ -102,11 +105,25 @@ def libraries(folder: Path, forced: str | None) -> Iterator[tuple[str, str]]:
             yield name, str(paths[name])
 
 
+def _streams(file: BinaryIO) -> Iterator[tuple[int, _Sizes]]:
+    """Where each stream of the archive begins, and what is in it."""
+    index: list[tuple[int, _Sizes]] = json.loads(file.readline())
+    start = file.tell()
+    for n_bytes, sizes in index:
+        yield start, sizes
+        start += n_bytes
+
+
 def _unpack(archive: Path, wanted: str) -> bytes:
-    """The library of a variant; what stands behind it in the archive is not even decompressed."""
-    with lzma.open(archive) as packed:
-        for name, size_bytes in json.loads(packed.readline()):
-            data = packed.read(size_bytes)
-            if name == wanted:
-                return data
+    """The library of a variant; what stands behind it in its stream is not even decompressed."""
+    with archive.open("rb") as file:
+        for start, sizes in _streams(file):
+            before = 0
+            for name, n_bytes in sizes:
+                if name == wanted:
+                    file.seek(start)
+                    with lzma.open(file) as stream:
+                        stream.read(before)
+                        return stream.read(n_bytes)
+                before += n_bytes
     raise ModelUnavailable(f"the packed engine has no CPU variant `{wanted}`")
