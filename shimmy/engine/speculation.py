@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 # A lookup copies what followed the last place where so many tokens stood in the same order; the longest is tried first.
-_N_GRAMS = (12, 6, 3)
+_N_GRAMS = (12, 6, 3, 2)
 _MAX_MATCH = 32
 # Rows of a batch that may be tried: more sizes would each be measured less often.
 _SIZES = (2, 3, 4, 6, 8, 12, 16, 32)

@@ -26,6 +26,7 @@ class Disk:
 
     def house(self, n_ctx: int = 2048, *, in_part: bool = True) -> House:
         backend = FakeBackend(n_ctx=n_ctx, n_batch=128)
+        backend.can_rewind = in_part
         cache = PromptCache(self.folder, 10**6, max_tokens=n_ctx, in_part=in_part)
         return House(backend, prompts=Prompts(cache, self.key_of, backend, self.traffic.append))
 
@@ -142,7 +143,6 @@ def test_a_model_that_cannot_rewind_takes_all_of_it_or_nothing(disk: Disk) -> No
     ended(disk, LONG)
     for prompt, n_cached in ((LONG + "?", 0), (LONG + expected(LONG) + "?", 407)):
         house = disk.house(in_part=False)
-        house.backend.can_rewind = False
         house.submit(1, prompt)
         house.run()
         assert house.text(1) == expected(prompt)
