@@ -14,6 +14,7 @@ from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, key_of_files, pi
 # Read by CMake in the middle of the package's own configuration; it names the kernels that lie beside it.
 KERNELS = Path(__file__).parent / "kernels"
 CMAKE_HOOK = KERNELS / "engine.cmake"
+KERNEL_FILES = (CMAKE_HOOK, KERNELS / "quantized_rows.cpp")
 CMAKE_FLAGS = {
     "LLAVA_BUILD": "OFF",
     "LLAMA_BUILD_IS_DEV": "OFF",  # else the version carries a `-dev`
@@ -36,7 +37,7 @@ def engine_key() -> str:
     """Names the wheel: the version, the flags, our kernels, the Python and the machine."""
     flags = [f"{name}={value}" for name, value in CMAKE_FLAGS.items()]
     tag = f"{sys.implementation.cache_tag}-{platform.machine()}"
-    return key_of(_requirement(), key_of_files(KERNELS.iterdir()), tag, *flags)
+    return key_of(_requirement(), key_of_files(KERNEL_FILES), tag, *flags)
 
 
 def install_engine(venv: Path = VENV) -> None:

@@ -4,27 +4,25 @@
 // ggml takes one row of weights and one of activations at a time, and unpacks the weights again for each. Here a panel
 // of 16 rows of weights (8 without AVX-512) is unpacked once for up to 16 rows of activations (8), and lies in the
 // registers so that each lane belongs to one row of weights: no lane is ever added to another, the scales of a panel are
-// applied at once, and the next panel is fetched from memory meanwhile, which is what a single row has of it.
+// applied at once, and the next panel is fetched from memory meanwhile, which makes even a single row faster.
 //
-// The linker puts this in front of llamafile_sgemm (`--wrap`, see engine.cmake), which ggml asks first and which still
-// answers for whatever is not done here. Blocks are those of ggml-common.h: 32 weights with one scale, `d * (q - offset)`
-// or `d * q + m`; a block of activations has 32 signed bytes, their scale, and in Q8_1 their sum times the scale.
+// The linker puts this in front of llamafile_sgemm (`--wrap`, see engine.cmake), which ggml asks before it uses its plain
+// loops, and which still answers for whatever is not done here. Blocks are those of ggml-common.h: 32 weights with one
+// scale, `d * (q - offset)` or `d * q + m`; a block of activations has 32 signed bytes, their scale, and in Q8_1 their sum
+// times the scale.
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
 
 #include "ggml-cpu-impl.h"
+#include "llamafile/sgemm.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-extern "C" {
-bool __real_llamafile_sgemm(const ggml_compute_params *, int64_t, int64_t, int64_t, const void *, int64_t, const void *,
-                            int64_t, void *, int64_t, int, int, int);
-bool __wrap_llamafile_sgemm(const ggml_compute_params *, int64_t, int64_t, int64_t, const void *, int64_t, const void *,
-                            int64_t, void *, int64_t, int, int, int);
-}
+extern "C" decltype(llamafile_sgemm) __real_llamafile_sgemm, __wrap_llamafile_sgemm;
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
@@ -62,10 +60,10 @@ using Float = __m512;
 
 inline Int set8(int value) { return _mm512_set1_epi8((char) value); }
 inline Int set32(int value) { return _mm512_set1_epi32(value); }
-inline Int set128(__m128i value) { return _mm512_broadcast_i32x4(value); }
-inline Int both(Int a, Int b) { return _mm512_and_si512(a, b); }
-inline Int flip(Int a, Int b) { return _mm512_xor_si512(a, b); }
-inline Int high_nibbles(Int a) { return both(_mm512_srli_epi16(a, 4), set8(15)); }
+inline Int broadcast128(__m128i value) { return _mm512_broadcast_i32x4(value); }
+inline Int bit_and(Int a, Int b) { return _mm512_and_si512(a, b); }
+inline Int bit_xor(Int a, Int b) { return _mm512_xor_si512(a, b); }
+inline Int high_nibbles(Int a) { return bit_and(_mm512_srli_epi16(a, 4), set8(15)); }
 inline Int low32(Int a, Int b) { return _mm512_unpacklo_epi32(a, b); }
 inline Int high32(Int a, Int b) { return _mm512_unpackhi_epi32(a, b); }
 inline Int low64(Int a, Int b) { return _mm512_unpacklo_epi64(a, b); }
@@ -98,7 +96,7 @@ inline Int words(const uint8_t * from, int64_t stride) {
     return _mm512_inserti32x4(all, four_words(from + 12 * stride, stride), 3);
 }
 
-// The lower halves of 32-bit words, and the upper ones, as numbers of 16 bits.
+// The lower halves of 32-bit words, and the upper ones, each a number of half precision.
 inline Float low_half(Int a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
 inline Float high_half(Int a) { return low_half(_mm512_srli_epi32(a, 16)); }
 
@@ -123,10 +121,10 @@ using Float = __m256;
 
 inline Int set8(int value) { return _mm256_set1_epi8((char) value); }
 inline Int set32(int value) { return _mm256_set1_epi32(value); }
-inline Int set128(__m128i value) { return _mm256_broadcastsi128_si256(value); }
-inline Int both(Int a, Int b) { return _mm256_and_si256(a, b); }
-inline Int flip(Int a, Int b) { return _mm256_xor_si256(a, b); }
-inline Int high_nibbles(Int a) { return both(_mm256_srli_epi16(a, 4), set8(15)); }
+inline Int broadcast128(__m128i value) { return _mm256_broadcastsi128_si256(value); }
+inline Int bit_and(Int a, Int b) { return _mm256_and_si256(a, b); }
+inline Int bit_xor(Int a, Int b) { return _mm256_xor_si256(a, b); }
+inline Int high_nibbles(Int a) { return bit_and(_mm256_srli_epi16(a, 4), set8(15)); }
 inline Int low32(Int a, Int b) { return _mm256_unpacklo_epi32(a, b); }
 inline Int high32(Int a, Int b) { return _mm256_unpackhi_epi32(a, b); }
 inline Int low64(Int a, Int b) { return _mm256_unpacklo_epi64(a, b); }
@@ -139,8 +137,8 @@ inline Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
 inline void store(float * to, Float value) { _mm256_storeu_ps(to, value); }
 
 inline Int with_fifth_bit(Int a, Int fifth, Int bytes, Int bits) {
-    const Int found = _mm256_cmpeq_epi8(both(_mm256_shuffle_epi8(fifth, bytes), bits), bits);
-    return _mm256_or_si256(a, both(found, set8(16)));
+    const Int found = _mm256_cmpeq_epi8(bit_and(_mm256_shuffle_epi8(fifth, bytes), bits), bits);
+    return _mm256_or_si256(a, bit_and(found, set8(16)));
 }
 
 // Sixteen bytes of rows `r` and `r + 4`.
@@ -152,12 +150,12 @@ inline Int words(const uint8_t * from, int64_t stride) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(four_words(from, stride)), four_words(from + 4 * stride, stride), 1);
 }
 
-inline Float upper_halves(Int a) {
+inline Float halves_to_float(Int a) {
     const Int packed = _mm256_packus_epi32(a, a);
     return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 }
-inline Float low_half(Int a) { return upper_halves(both(a, set32(0xffff))); }
-inline Float high_half(Int a) { return upper_halves(_mm256_srli_epi32(a, 16)); }
+inline Float low_half(Int a) { return halves_to_float(bit_and(a, set32(0xffff))); }
+inline Float high_half(Int a) { return halves_to_float(_mm256_srli_epi32(a, 16)); }
 
 #if defined(__AVXVNNI__)
 #define HAS_BYTE_DOT 1
@@ -183,7 +181,7 @@ inline Int dot(Int sum, const Int (&weights)[WORDS], const int8_t * activations)
     }
     return sum;
 #else
-    // Four sums of two products fit into 16 bits where weights have no more than five: 4 * 2 * 31 * 127 = 31,496.
+    // Four sums of two products fit into 16 bits where weights have no more than five: 4 * 2 * 31 * 128 = 31,744.
     Int halves[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -212,7 +210,7 @@ inline void unpack_nibbles(const uint8_t * from, int64_t stride, Int (&weights)[
     transpose(from, stride, packed);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-        weights[i] = both(packed[i], set8(15));
+        weights[i] = bit_and(packed[i], set8(15));
         weights[i + 4] = high_nibbles(packed[i]);
     }
 }
@@ -222,10 +220,16 @@ inline void add_fifth_bits(const uint8_t * from, int64_t stride, Int (&weights)[
 #pragma GCC unroll 8
     for (int i = 0; i < WORDS; ++i) {
         const Int bits = set32(i % 2 ? (int) 0x80402010 : 0x08040201);
-        const Int bytes = set128(_mm_add_epi8(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12), _mm_set1_epi8(i / 2)));
+        const __m128i first_bytes = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+        const Int bytes = broadcast128(_mm_add_epi8(first_bytes, _mm_set1_epi8(i / 2)));
         weights[i] = with_fifth_bit(weights[i], fifth, bytes, bits);
     }
 }
+
+static_assert(offsetof(block_q4_1, qs) == 4 && offsetof(block_q5_1, qh) == 4 && offsetof(block_q8_1, qs) == 4,
+              "the scale and what goes with it are the first two numbers of a block");
+static_assert(offsetof(block_q4_0, qs) == 2 && offsetof(block_q5_0, qh) == 2 && offsetof(block_q8_0, qs) == 2,
+              "the scale is the first number of a block");
 
 // How the blocks of a format are read. `OFFSET` is what their weights are larger by than those that are meant.
 
@@ -271,7 +275,7 @@ struct Q5_1 {
     }
 };
 
-#if HAS_BYTE_DOT
+#if HAS_BYTE_DOT  // without it, sums of products of eight bits each do not fit
 struct Q8_0 {
     using Weights = block_q8_0;
     using Activations = block_q8_0;
@@ -285,7 +289,7 @@ struct Q8_0 {
             transpose(from + 16 * half, stride, quarters);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
-                weights[4 * half + i] = flip(quarters[i], set8(0x80));
+                weights[4 * half + i] = bit_xor(quarters[i], set8(0x80));
             }
         }
     }
@@ -293,7 +297,7 @@ struct Q8_0 {
 #endif
 
 // What the activations of some columns bring along: their scale, and for each block what their sum is good for.
-template <class Format> struct Scales {
+struct Scales {
     float d[MAX_BLOCKS * COLUMNS];
     union {
         float sum[MAX_BLOCKS * COLUMNS];      // times the scale: what the minimum of the weights is multiplied with
@@ -326,11 +330,11 @@ template <class Format> class Product {
         : n_blocks(n_blocks), a(a), lda(lda), b(b), ldb(ldb), c(c), ldc(ldc) {}
 
     // The rows of weights that thread `ith` of `nth` has, for all columns.
-    void compute(int64_t n_rows, int64_t n_columns, int ith, int nth) const {
+    __attribute__((noinline)) void compute(int64_t n_rows, int64_t n_columns, int ith, int nth) const {
         const int64_t n_panels = (n_rows + ROWS - 1) / ROWS;
         const int64_t first = n_panels * ith / nth, last = n_panels * (ith + 1) / nth;
         const int64_t n_tiles = (n_columns + COLUMNS - 1) / COLUMNS;
-        Scales<Format> scales;
+        Scales scales;
         for (int64_t chunk = first; chunk < last; chunk += CHUNK_PANELS) {
             const int64_t chunk_end = std::min(chunk + CHUNK_PANELS, last);
             for (int64_t tile = 0; tile < n_tiles; ++tile) {
@@ -346,7 +350,7 @@ template <class Format> class Product {
     }
 
   private:
-    void note_scales(Scales<Format> & scales, int64_t column, int n) const {
+    void note_scales(Scales & scales, int64_t column, int n) const {
         for (int j = 0; j < n; ++j) {
             const Activations * from = b + (column + j) * ldb;
             for (int64_t l = 0; l < n_blocks; ++l) {
@@ -360,7 +364,7 @@ template <class Format> class Product {
         }
     }
 
-    template <int MAX> void compute_panel(const Scales<Format> & scales, int64_t row, int64_t column, int n) const {
+    template <int MAX> void compute_panel(const Scales & scales, int64_t row, int64_t column, int n) const {
         if (n == MAX) {
             compute_tile<MAX>(scales, row, column);
         } else if constexpr (MAX > 1) {
@@ -368,7 +372,7 @@ template <class Format> class Product {
         }
     }
 
-    template <int N> __attribute__((noinline)) void compute_tile(const Scales<Format> & scales, int64_t row, int64_t column) const {
+    template <int N> __attribute__((noinline)) void compute_tile(const Scales & scales, int64_t row, int64_t column) const {
         const int64_t stride = lda * (int64_t) sizeof(Weights);
         const uint8_t * block = (const uint8_t *) (a + row * lda);
         const uint8_t * const next = block + ROWS * stride;
@@ -379,8 +383,8 @@ template <class Format> class Product {
             sums[j] = zero();
         }
         for (int64_t l = 0; l < n_blocks; ++l, block += sizeof(Weights)) {
-            // The rows of a panel are read side by side, which no processor foresees; the next panel is asked for as it
-            // lies in memory. It is larger than the first cache, so that it goes to the second.
+            // The rows of a panel are read side by side, which no processor foresees, so the next panel is asked for, one
+            // line after the other. It may be larger than the first cache, so that it goes to the second.
             const uint8_t * const ahead = next + l * ROWS * (int64_t) sizeof(Weights);
 #pragma GCC unroll 9
             for (int byte = 0; byte < (int) (ROWS * sizeof(Weights)); byte += 64) {
@@ -389,14 +393,14 @@ template <class Format> class Product {
             Int weights[WORDS];
             Format::unpack(block, stride, weights);
             const Int head = words(block, stride);
-            const Float d = low_half(head);
+            const Float d = low_half(head), m = high_half(head);  // the latter where the format has one
             const float * const ds = scales.d + l * N;
 #pragma GCC unroll 16
             for (int j = 0; j < N; ++j) {
                 const int8_t * const qs = activations[j * ldb + l].qs;
                 if constexpr (Format::HAS_MIN) {
                     sums[j] = times_plus(to_float(dot(set32(0), weights, qs)), times(d, set(ds[j])), sums[j]);
-                    sums[j] = times_plus(high_half(head), set(scales.sum[l * N + j]), sums[j]);
+                    sums[j] = times_plus(m, set(scales.sum[l * N + j]), sums[j]);
                 } else {
                     const Int excess = set32(scales.excess[l * N + j]);
                     sums[j] = times_plus(to_float(dot(excess, weights, qs)), times(d, set(ds[j])), sums[j]);
