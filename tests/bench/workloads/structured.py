@@ -10,6 +10,7 @@ from tests.bench.figures import MILLISECONDS, TIMES, TOKENS_PER_S, Figure, Figur
 from tests.bench.session import Session
 
 N_RECORDS, N_TOKENS = 4, 400  # no record is that long
+FREE_TEMPERATURE = 1.5  # with 0.8 gemma-3-270m counts through the alphabet, and ends at z-z-z-z
 PROMPT = "A record of a customer and what was ordered, as JSON:\n"
 SCHEMA = {
     "type": "object",
@@ -70,8 +71,8 @@ LARGE = (
 
 
 async def structured(session: Session) -> Figures:
-    """Records and free texts in turn. A record does not say the same things again and again, as greedy text of a small
-    model does, which guesses make faster: so the free text is sampled."""
+    """Records and free texts in turn. A record does not say the same things again and again, as a small model does that
+    writes what is likely, which guesses make faster: so the free text is sampled with a high temperature."""
     # The first grammar of a model prepares its vocabulary; `large` tells what a first request takes.
     await session.complete(f"{session.words(1)}: {PROMPT}", 8, json_schema=SCHEMA, ignore_eos=False)
     records, texts = [], []
@@ -83,7 +84,7 @@ async def structured(session: Session) -> Figures:
         except ValueError as exc:
             raise ReplyFailed(f"the record is no JSON: {records[-1].text!r}") from exc
         prompt = f"{session.words(1)}: {PROMPT}"
-        texts.append(await session.complete(prompt, records[-1].n_tokens, temperature=0.8, seed=seed))
+        texts.append(await session.complete(prompt, records[-1].n_tokens, temperature=FREE_TEMPERATURE, seed=seed))
     # What begins a record comes many tokens at once, so its first text does not tell when the prompt was read; that of
     # the others does, whose prompts are as long.
     prompt_s = statistics.median(reply.first_text_s for reply in texts)
