@@ -8,7 +8,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 MODEL = "gpt-4o-mini"
 QUESTION = "What is the capital of France? Answer in one sentence."
@@ -16,6 +16,9 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 
 class City(BaseModel):
     """A city and where it lies."""
+
+    # Not every agent asks for the strict form, and without it a small model may go on with members of its own.
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=20)
     continent: Literal["Africa", "America", "Asia", "Australia", "Europe"]
