@@ -6,9 +6,7 @@ here does.
 
 import ctypes
 import math
-from array import array
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.binding import llama
@@ -17,10 +15,15 @@ from shimmy.errors import Internal
 if TYPE_CHECKING:
     from shimmy.engine.task import Guide
 
-# Up to so many allowed tokens their ids are picked out of the mask bit by bit; more are quicker in one pass.
-_FEW = 2048
+_CANDIDATE_BYTES = 12
+_BIAS_BYTES = 8  # of a llama_logit_bias, which is a token and a float
+# Moving one run of candidates takes as long as the engine needs to look at so many.
+_MOVE_COST = 50
+# The float -infinity is 00 00 80 FF: two of its bytes, for a token that is forbidden, and those of 0.0 for any other.
+_THIRD_OF_INFINITY = bytes.maketrans(b"01", b"\x80\0")
+_LAST_OF_INFINITY = bytes.maketrans(b"01", b"\xff\0")
+_SMALLEST = 1e-45  # float above 0
 _N_COMPARED = 10  # tokens that the probability of the best one is reckoned among
-_ZERO_ONE = bytes.maketrans(b"01", b"\0\1")
 _Apply = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(llama.llama_token_data_array))
 
 
@@ -40,13 +43,13 @@ class Candidates:
 
     def __init__(self, struct: Any) -> None:
         self._struct = struct
-        n_values = 3 * struct.size
-        address = ctypes.addressof(struct.data.contents)
-        memory = memoryview((ctypes.c_float * n_values).from_address(address)).cast("B")
         self.n_tokens: int = struct.size
-        self.logits = memory.cast("f")[1::3]
-        self.probabilities = memory.cast("f")[2::3]
-        self.ids = memory.cast("i")[0::3]
+        address = ctypes.addressof(struct.data.contents)
+        memory = (ctypes.c_char * (_CANDIDATE_BYTES * self.n_tokens)).from_address(address)
+        self._memory = memoryview(memory).cast("B")
+        self.logits = self._memory.cast("f")[1::3]
+        self.probabilities = self._memory.cast("f")[2::3]
+        self.ids = self._memory.cast("i")[0::3]
 
     def apply(self, sampler: Any) -> None:
         llama.llama_sampler_apply(sampler, self._struct)
@@ -67,19 +70,43 @@ class Candidates:
         The lowest bit of a byte comes first; bits beyond the vocabulary mean nothing.
         """
         allowed = int.from_bytes(mask, "little") & ((1 << self.n_tokens) - 1)
-        if allowed.bit_count() <= _FEW:
-            tokens = array("i", _bits(allowed))
-            logits = array("f", [self.logits[token] for token in tokens])
-        else:
-            chosen = f"{allowed:b}"[::-1].encode().translate(_ZERO_ONE)
-            tokens = array("i", compress(range(self.n_tokens), chosen))
-            logits = array("f", compress(array("f", self.logits.tobytes()), chosen))
-        if not tokens:
-            return 0
-        self.ids[: len(tokens)] = memoryview(tokens)
-        self.logits[: len(tokens)] = memoryview(logits)
-        self._struct.size = len(tokens)
-        return len(tokens)
+        edges = allowed ^ (allowed << 1)
+        n_runs = edges.bit_count() // 2
+        if allowed and (n_runs * _MOVE_COST < self.n_tokens or not self._forbid_others(allowed)):
+            self._move_runs(_places(edges))
+        return allowed.bit_count()
+
+    def _move_runs(self, edges: list[int]) -> None:
+        """Move those together that stand from the first edge to the second, from the third to the fourth, ..."""
+        n_kept = 0
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            run = self._memory[_CANDIDATE_BYTES * start : _CANDIDATE_BYTES * end]
+            self._memory[_CANDIDATE_BYTES * n_kept :][: len(run)] = run
+            n_kept += end - start
+        self._struct.size = n_kept
+
+    def _forbid_others(self, allowed: int) -> bool:
+        """Have the engine forbid all other tokens and drop them, where there are too many runs to be moved.
+
+        That drops what is 10^45 times less likely than the best, too. If it has, all is as before, and the answer no.
+        """
+        before = self._memory.tobytes()
+        biases = bytearray(_BIAS_BYTES * self.n_tokens)
+        memoryview(biases).cast("i")[0::2] = self.ids
+        flags = f"{allowed:0{self.n_tokens}b}"[::-1].encode()
+        biases[6::_BIAS_BYTES] = flags.translate(_THIRD_OF_INFINITY)
+        biases[7::_BIAS_BYTES] = flags.translate(_LAST_OF_INFINITY)
+        pointer = (llama.llama_logit_bias * self.n_tokens).from_buffer(biases)
+        forbid = llama.llama_sampler_init_logit_bias(self.n_tokens, self.n_tokens, pointer)
+        drop = llama.llama_sampler_init_min_p(_SMALLEST, 1)
+        for sampler in (forbid, drop):
+            self.apply(sampler)
+            llama.llama_sampler_free(sampler)
+        if self.n_left == allowed.bit_count():
+            return True
+        self._memory[:] = before
+        self._struct.sorted = False
+        return False
 
 
 class Probe:
@@ -211,7 +238,7 @@ class Likelihood:
         return found
 
 
-def _bits(number: int) -> list[int]:
+def _places(number: int) -> list[int]:
     """The places of the set bits, lowest first; quick where few of many are set."""
     words = memoryview(number.to_bytes(8 * (number.bit_length() // 64 + 1), "little")).cast("Q")
     places = []

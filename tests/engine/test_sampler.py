@@ -1,6 +1,7 @@
 """Guided sampling and log-probabilities on the real llama.cpp with a tiny model."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,15 +128,43 @@ def test_log_probabilities_are_a_softmax_of_the_logits(n_top: int, model: LlamaM
         )
 
 
+ALLOWED: dict[str, Callable[[int], bool]] = {
+    "all": lambda token: token >= 0,
+    "all but one": lambda token: token != 7,
+    "every other": lambda token: token % 2 == 1,
+    "two of three": lambda token: token % 3 > 0,
+    "one of forty": lambda token: token % 40 == 0,
+    "long runs": lambda token: token % 1000 < 300,
+    "one": lambda token: token == 0,
+}
+
+
 @pytest.mark.parametrize("n_vocab", [1, 63, 64, 65, 5000, 40_000])
-@pytest.mark.parametrize("step", [1, 3, 1000])
-def test_a_mask_leaves_what_it_allows(n_vocab: int, step: int) -> None:
+@pytest.mark.parametrize("logit", [lambda token: -(token % 100), lambda token: -token / 2], ids=["near", "far apart"])
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_mask_leaves_what_it_allows(name: str, logit: Callable[[int], float], n_vocab: int) -> None:
     data = (binding.llama.llama_token_data * n_vocab)()
     struct = binding.llama.llama_token_data_array(data, n_vocab, -1, False)
     for token in range(n_vocab):
-        data[token].id, data[token].logit = token, token / 2
-    tokens = list(range(n_vocab % 7 if n_vocab > 7 else 0, n_vocab, step))
+        data[token].id, data[token].logit = token, logit(token)
+    tokens = [token for token in range(n_vocab) if ALLOWED[name](token)]
     mask = sum(1 << token for token in tokens).to_bytes(n_vocab // 8 + 1, "little")
     beyond = bytes(len(mask)) + b"\xff"
-    assert Candidates(struct).keep(mask + beyond) == struct.size == len(tokens)
-    assert [(entry.id, entry.logit) for entry in data[: struct.size]] == [(token, token / 2) for token in tokens]
+    assert Candidates(struct).keep(mask + beyond) == len(tokens)
+    if tokens:
+        assert [(entry.id, entry.logit) for entry in data[: struct.size]] == [(each, logit(each)) for each in tokens]
+        assert not struct.sorted
+    else:
+        assert struct.size == n_vocab, "whoever asked has to see that there is nothing to pick from"
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_mask_forbids_the_others_even_where_no_logit_is_a_number(value: float) -> None:
+    n_vocab = 5000
+    data = (binding.llama.llama_token_data * n_vocab)()
+    struct = binding.llama.llama_token_data_array(data, n_vocab, -1, False)
+    for token in range(n_vocab):
+        data[token].id, data[token].logit = token, value
+    mask = bytes([0b01010101]) * (n_vocab // 8)
+    assert Candidates(struct).keep(mask) == struct.size == n_vocab // 2
+    assert [entry.id for entry in data[: struct.size]] == list(range(0, n_vocab, 2))
