@@ -5,6 +5,7 @@ Knows the loaded model, its template and its adapters; nothing of the socket or 
 
 import logging
 import random
+from array import array
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The tokens of shorter texts are found sooner than anybody could notice.
+_WORTH_REMEMBERING = 512
+# Of texts that were tokenized, so many characters in all.
+_N_REMEMBERED = 1 << 18
+
+_Asked = tuple[str, bool, bool]  # a text, and how to tokenize it
+
+
+class _Remembered:
+    """The tokens of the texts that were asked for last: a reply is made again, or several are made of one prompt.
+
+    Belongs to the thread that prepares jobs.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[_Asked, array[int]] = {}  # the one asked for last is last
+        self._n_characters = 0
+
+    def get(self, asked: _Asked) -> list[int] | None:
+        tokens = self._tokens.pop(asked, None)
+        if tokens is None:
+            return None
+        self._tokens[asked] = tokens
+        return tokens.tolist()
+
+    def add(self, asked: _Asked, tokens: list[int]) -> None:
+        """Remember those of a text that is not known yet, where it is neither short nor too long."""
+        if not _WORTH_REMEMBERING <= len(asked[0]) <= _N_REMEMBERED:
+            return
+        self._tokens[asked] = array("i", tokens)
+        self._n_characters += len(asked[0])
+        while self._n_characters > _N_REMEMBERED:
+            eldest = next(iter(self._tokens))
+            del self._tokens[eldest]
+            self._n_characters -= len(eldest[0])
+
 
 class Preparer:
     """Turns prompts into tokens and jobs into tasks. Runs on its own thread, beside the decoding one."""
@@ -54,6 +91,7 @@ class Preparer:
             self._chat = error
         self._rules = Rules(model)
         self._end_tokens: list[int] | None = None
+        self._remembered = _Remembered()
         self._normalizer = _normalizer(model)
 
     def task(self, job: Job) -> Task:
@@ -157,9 +195,14 @@ class Preparer:
         return tokens if bos is None else [bos, *tokens]
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        if self._normalizer is not None:
-            text = self._normalizer.apply(text, parse_special=parse_special)
-        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        asked = text, add_special, parse_special
+        tokens = self._remembered.get(asked)
+        if tokens is None:
+            if self._normalizer is not None:
+                text = self._normalizer.apply(text, parse_special=parse_special)
+            tokens = self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+            self._remembered.add(asked, tokens)
+        return tokens
 
     def render(self, prompt: ChatPrompt) -> str:
         return self._render(prompt)[0]

@@ -1,0 +1,94 @@
+"""What the preparer remembers: the tokens of texts that are asked for again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shimmy.engine import variants
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.preparer import Preparer
+
+LONG = "hello world and the user " * 100
+MANY = 1 << 18  # characters, as many as are remembered
+
+
+class Counting(LlamaModel):
+    """A model that counts the texts it was given."""
+
+    n_texts = 0
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        self.n_texts += 1
+        return super().tokenize(text, add_special=add_special, parse_special=parse_special)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Counting]:
+    model = Counting(tiny_model, CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
+    yield model
+    model.close()
+
+
+def tokens_and_texts(preparer: Preparer, model: Counting, text: str) -> tuple[list[int], int]:
+    """The tokens of `text`, and how many texts the model had to tokenize for them."""
+    n_before = model.n_texts
+    tokens = preparer.tokenize(text, add_special=True, parse_special=True)
+    return tokens, model.n_texts - n_before
+
+
+def test_a_text_that_is_asked_for_again_is_not_tokenized_again(model: Counting) -> None:
+    preparer = Preparer(model, None)
+    first, n_first = tokens_and_texts(preparer, model, LONG)
+    again, n_again = tokens_and_texts(preparer, model, LONG)
+    assert (n_first, n_again) == (1, 0)
+    assert first == again == model.tokenize(LONG, add_special=True, parse_special=True)
+
+
+def test_a_caller_may_change_the_tokens(model: Counting) -> None:
+    preparer = Preparer(model, None)
+    expected = model.tokenize(LONG, add_special=True, parse_special=True)
+    for _ in range(3):
+        tokens, _ = tokens_and_texts(preparer, model, LONG)
+        assert tokens == expected
+        tokens.append(7)
+
+
+@pytest.mark.parametrize(("add_special", "parse_special"), [(True, False), (False, True), (False, False)])
+def test_other_ways_to_tokenize_are_other_questions(add_special: bool, parse_special: bool, model: Counting) -> None:
+    preparer = Preparer(model, None)
+    text = f"{LONG}{model.special_text('eos')}{LONG}"
+    as_prompt, _ = tokens_and_texts(preparer, model, text)
+    tokens = preparer.tokenize(text, add_special=add_special, parse_special=parse_special)
+    assert tokens == model.tokenize(text, add_special=add_special, parse_special=parse_special) != as_prompt
+
+
+def test_short_texts_are_tokenized_each_time(model: Counting) -> None:
+    preparer = Preparer(model, None)
+    assert [tokens_and_texts(preparer, model, "hello world")[1] for _ in range(3)] == [1, 1, 1]
+
+
+def test_texts_of_a_limited_length_are_remembered(model: Counting) -> None:
+    preparer = Preparer(model, None)
+    texts = [f"{number} {LONG}" for number in range(2 * MANY // len(LONG))]
+    for text in texts:
+        tokens_and_texts(preparer, model, text)
+    assert tokens_and_texts(preparer, model, texts[-1])[1] == 0
+    assert tokens_and_texts(preparer, model, texts[0])[1] == 1, "it was forgotten"
+
+
+def test_what_is_asked_for_again_and_again_is_not_forgotten(model: Counting) -> None:
+    preparer = Preparer(model, None)
+    tokens_and_texts(preparer, model, LONG)
+    for number in range(2 * MANY // len(LONG)):
+        tokens_and_texts(preparer, model, f"{number} {LONG}")
+        assert tokens_and_texts(preparer, model, LONG)[1] == 0
+
+
+def test_a_text_longer_than_all_that_is_remembered_makes_none_forgotten(model: Counting) -> None:
+    preparer = Preparer(model, None)
+    tokens_and_texts(preparer, model, LONG)
+    for _ in range(2):
+        assert tokens_and_texts(preparer, model, "a" * (MANY + 1))[1] == 1
+    assert tokens_and_texts(preparer, model, LONG)[1] == 0
