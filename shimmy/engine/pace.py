@@ -1,4 +1,4 @@
-"""How many rows of prompts a decode takes, so that the next tokens of streams and the first ones of prompts come soon.
+"""How many rows a decode takes, so that the next tokens of streams and the first ones of prompts come soon.
 
 Knows row counts and measured times, learnt while serving; nothing of jobs or of the engine, but that some batch sizes
 suit its kernels.
@@ -20,6 +20,8 @@ _LEAST_ROWS = 16
 _WORTH_DECODES = 4
 # A first guess, for streams that got here before any prompt was measured.
 _FIRST_ROWS = 128
+# So many times as long is hardly longer: forced tokens of one job may hold up others by that.
+_HARDLY_LONGER = 1.05
 _WEIGHT = 0.5  # of the latest measurement: what a row costs grows with what stands before it
 _MAX_SURPRISE = 2.0  # what takes longer than so many times what was expected was disturbed
 
@@ -59,6 +61,20 @@ class Pace:
         if not self._row_s or 1 not in self._decodes_s:
             return _SIZES[-1]
         return max(_LEAST_ROWS, round(_WORTH_DECODES * self._decodes_s[1] / self._row_s))
+
+    def n_more_rows(self, n_rows: int, n_most: int) -> int:
+        """How many rows, at most `n_most`, make a decode of `n_rows` rows without prompts hardly longer.
+
+        A further row is taken to cost what one did on the way from the fewest rows that were measured, and not less
+        than one of a prompt: rows are cheapest there, and what was measured with others at other times is uncertain.
+        """
+        fewest = min(self._decodes_s, default=n_rows)
+        if fewest >= n_rows or n_rows not in self._decodes_s or not self._row_s:
+            return 0
+        decode_s = self._decodes_s[n_rows]
+        row_s = max(self._row_s, (decode_s - self._decodes_s[fewest]) / (n_rows - fewest))
+        spare_s = (_HARDLY_LONGER - 1) * decode_s
+        return n_most if n_most * row_s <= spare_s else int(spare_s / row_s)
 
     def _decode_s(self, n_rows: int) -> float:
         """Of so many rows without prompts; where they were never measured, of the next fewer that were."""

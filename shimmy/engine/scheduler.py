@@ -27,8 +27,6 @@ _ADMISSION_SLACK = 64
 _EXPECTED_REPLY = 256
 # Tokens that a guide may force at once: a batch has to hold those of all jobs.
 _MAX_FORCED = 32
-# Beside other jobs, forced tokens may make a decode so many times as long.
-_FORCED_COST = 1.05
 # A prompt waits for another that is computing the same beginning when that has so many tokens.
 _WORTH_WAITING = 64
 
@@ -169,8 +167,9 @@ class Scheduler:
 
     def _learn(self, rows: list[_Rows], seconds: float) -> None:
         """What a decode of `rows` took, for those who plan the next ones."""
+        seconds -= sum(planned.guessing_s for planned in rows)
         if len(rows) == 1 and rows[0].output is not None:
-            self._costs.observe(len(rows[0].tokens), seconds - rows[0].guessing_s)
+            self._costs.observe(len(rows[0].tokens), seconds)
         prompts = [planned for planned in rows if planned.is_prompt]
         if not any(planned.task.wants_prompt_logprobs for planned in prompts):  # telling them takes longer
             n_prompt_rows = self._n_planned(prompts)
@@ -422,11 +421,10 @@ class Scheduler:
 
     def _n_forced_now(self) -> int:
         """How many tokens may be forced at once; beside others, as many as hardly make the next decode longer."""
-        n_others = len(self._running) - 1
-        if not n_others:
+        if len(self._running) == 1:
             return self._n_forced_max
-        limit = _FORCED_COST * self._costs.of(n_others + 1)
-        return sum(self._costs.of(n_others + 1 + n) <= limit for n in range(1, self._n_forced_max + 1))
+        n_others = sum(task.n_forced for task in self._running)  # forced tokens of other jobs in the same decode
+        return max(0, self._pace.n_more_rows(len(self._running), self._n_forced_max) - n_others)
 
     def _take(self, task: Task, token: int, row: int | None = None) -> bool:
         """Add a token to a job; whether it goes on. `row` is the one that predicted it, where that may be told."""

@@ -102,3 +102,26 @@ def test_prompt_rows_are_enough_when_reading_the_weights_is_a_small_part_of_them
     cheap = learnt(0.005, 0.0001, n_decode_rows=1)
     assert cheap.n_enough_rows() == 200
     assert learnt(0.1, 0.1, n_decode_rows=1).n_enough_rows() == 16
+
+
+@pytest.mark.parametrize(
+    ("row_s", "n_rows"),
+    [(-0.001, 20), (0.0, 20), (0.00005, 20), (0.0001, 10), (0.0005, 2), (0.002, 0)],  # beside 20 ms for the first row
+)
+def test_so_many_more_rows_hardly_make_a_decode_longer(row_s: float, n_rows: int) -> None:
+    pace = learnt(0.0202, 0.00005, n_decode_rows=4)  # no row is taken to cost less than one of a prompt
+    pace.observe(1, 0, 0.0202 - 3 * row_s)
+    assert pace.n_more_rows(4, 32) == n_rows
+    assert pace.n_more_rows(4, 3) == min(n_rows, 3)
+
+
+def test_nobody_knows_what_more_rows_cost_before_decodes_of_two_sizes() -> None:
+    pace = Pace()
+    assert pace.n_more_rows(4, 32) == 0
+    pace.observe(4, 0, 0.02)
+    assert pace.n_more_rows(4, 32) == 0
+    pace.observe(1, 0, 0.02)
+    assert pace.n_more_rows(4, 32) == 0, "nor what those of a prompt do"
+    pace.observe(0, 256, 256 * 0.00001)
+    assert pace.n_more_rows(4, 32) == 32
+    assert pace.n_more_rows(5, 32) == 0

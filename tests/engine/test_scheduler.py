@@ -319,9 +319,9 @@ def test_as_many_sequences_stay_as_prompts_come_back_to() -> None:
     assert last_turn == [21] * 5, "the first time they came back, two of the five were gone"
 
 
-def drafting_house(*, cost_of_a_row: float, n_ctx: int = 256) -> House:
+def drafting_house(*, cost_of_a_row: float, n_ctx: int = 256, n_batch: int = 32) -> House:
     """One whose decodes take a second and `cost_of_a_row` for each further row."""
-    backend = FakeBackend(n_ctx=n_ctx)
+    backend = FakeBackend(n_ctx=n_ctx, n_batch=n_batch)
 
     def clock() -> float:
         return sum(1 + cost_of_a_row * (len(rows) - 1) for rows in backend.batches)
@@ -869,17 +869,39 @@ def test_guided_and_free_jobs_decode_together() -> None:
     assert house.text(3) == expected("c" * 100, 20)
 
 
-def test_what_is_forced_does_not_hold_up_others() -> None:
-    house = House(FakeBackend(n_ctx=256, n_batch=64))
-    house.submit(1, "free", n_predict=20)
-    house.submit(2, "guided", n_predict=None, pattern=".abcdefghijkl.", script=b"xy")
+def rows_with_guided_jobs(cost_of_a_row: float, n_guided: int = 1) -> list[int]:
+    """How many rows each decode has that these and another job are in, after the prompts."""
+    house = drafting_house(cost_of_a_row=cost_of_a_row, n_batch=256)
+    house.submit(100, "a prompt that shows what its rows cost" * 5, n_predict=3)
     house.run()
-    assert house.text(2) == "xabcdefghijkly"
-    # The prompts come first; then each has one row while rows are dear.
-    together = [rows for rows in house.backend.batches[1:] if len({sequence for _, _, sequence, _ in rows}) == 2]
-    assert len(together) == len(house.text(2)) - 1
-    assert all(len(rows) == 2 for rows in together)
-    assert len(house.samplers[2].shown) == len("abcdefghijkl")
+    house.submit(101, "free", n_predict=24)
+    for _ in range(3):
+        house.scheduler.step()
+    guided = range(n_guided)
+    for job_id in guided:
+        house.submit(job_id, f"no. {job_id}", n_predict=None, pattern="..abcdefghijkl.", script=b"wxy")
+    house.run()
+    assert [house.text(job_id) for job_id in guided] == ["wxabcdefghijkly"] * n_guided
+    assert house.text(101) == expected("free", 24)
+    assert [len(house.samplers[job_id].shown) for job_id in guided] == [len("abcdefghijkl")] * n_guided
+    together = [rows for rows in house.backend.batches if len({sequence for _, _, sequence, _ in rows}) == n_guided + 1]
+    return [len(rows) for rows in together[1:]]
+
+
+def test_what_is_forced_does_not_hold_up_others() -> None:
+    assert rows_with_guided_jobs(cost_of_a_row=0.1) == [2] * 14
+
+
+def test_where_rows_cost_next_to_nothing_what_is_forced_comes_at_once() -> None:
+    first, second, third, *rest = rows_with_guided_jobs(cost_of_a_row=0.0001)
+    assert (first, second) == (2, 2), "two tokens are free"
+    assert third > 8
+    assert len(rest) == 1
+
+
+def test_forced_tokens_of_several_jobs_hold_others_up_no_more_than_those_of_one() -> None:
+    most = max(rows_with_guided_jobs(cost_of_a_row=0.0001)) - 2
+    assert max(rows_with_guided_jobs(cost_of_a_row=0.0001, n_guided=2)) - 3 <= most
 
 
 @pytest.mark.parametrize("pattern", ["." * 60, "." * 27 + "d" + "." * 32, "." * 27 + "defabcdef" + "." * 24])
