@@ -34,8 +34,10 @@ _STACK_BYTES_FOR_EACH = 1 << 10
 # for each property that may come next.
 _MAX_GRAMMAR_SIZE = 60_000
 _MAX_ITEMS = 20_000
-# Applications ask with the same few schemas again and again; a large one takes tens of milliseconds to compile.
+# Applications ask with the same few schemas again and again; a large one takes milliseconds to read and tens of them to
+# compile.
 _N_KNOWN = 8
+_Asked = tuple[Grammar | None, str | None, str | None]  # what a guide was asked for with
 _stack_size_lock = threading.Lock()
 _MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
 _MAX_REASON = 300  # characters
@@ -110,7 +112,7 @@ class Grammars:
         self._hidden: set[int] = set()  # tokens that text does not show
         self._library: Any = None
         self._tokenizer: Any = None
-        self._known: OrderedDict[str, Any] = OrderedDict()  # matchers at the beginning, by the text of their grammars
+        self._known: OrderedDict[_Asked, Any] = OrderedDict()  # matchers at the beginning
 
     def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
@@ -119,6 +121,17 @@ class Grammars:
         should then allow calls only, because where it allows free text the other grammar would say nothing. With
         `thinking_end` all of this applies behind that text, and free text, which has to end with it, comes first.
         """
+        asked = grammar, tool_lark, thinking_end
+        matcher = self._known.get(asked)
+        if matcher is None:
+            matcher = self._known[asked] = self._matcher(*asked)
+            if len(self._known) > _N_KNOWN:
+                self._known.popitem(last=False)
+        self._known.move_to_end(asked)
+        return Guide(matcher.deep_copy())
+
+    def _matcher(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Any:
+        """What llguidance makes of it; to be copied for each reply."""
         if self._tokenizer is None:
             self._library = _import_library()
             self._tokenizer = self._new_tokenizer()
@@ -169,20 +182,11 @@ class Grammars:
             return f"<[{token}]>"
         return json.dumps(self._vocabulary.token_bytes(token, special=False).decode("utf-8", "replace"))
 
-    def _compiled(self, grammars: list[dict[str, Any]]) -> Guide:
+    def _compiled(self, grammars: list[dict[str, Any]]) -> Any:
         text = json.dumps({"grammars": grammars}, ensure_ascii=False)
         if len(text) > _MAX_TEXT:
             raise BadRequest(f"the grammars are too large together: {len(text)} characters, {_MAX_TEXT} are allowed")
         _check_characters(text)
-        matcher = self._known.get(text)
-        if matcher is None:
-            matcher = self._known[text] = self._new_matcher(grammars, text)
-            if len(self._known) > _N_KNOWN:
-                self._known.popitem(last=False)
-        self._known.move_to_end(text)
-        return Guide(matcher.deep_copy())
-
-    def _new_matcher(self, grammars: list[dict[str, Any]], text: str) -> Any:
         limits = self._library.LLParserLimits(
             max_grammar_size=_MAX_GRAMMAR_SIZE, max_items_in_row=_MAX_ITEMS, verbose_errors=False
         )

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from shimmy.engine import variants
+from shimmy.engine import grammar, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.grammar import Grammars, Guide
 from shimmy.engine.llama import CpuBackend, LlamaModel
@@ -154,6 +155,15 @@ def test_replies_by_the_same_schema_know_nothing_of_each_other(tiny: Subject) ->
         assert tiny.takes("choice", [f"number {number}"], f"number {number}")
     assert tiny.accepts(tiny.guide("json_schema", PERSON), whole)
     assert tiny.accepts(first, whole[-3:])
+
+
+def test_a_schema_is_read_once_for_the_replies_that_follow(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = PERSON | {"title": "read once"}
+    tiny.guide("json_schema", schema)
+    monkeypatch.setattr(grammar, "prepared", Mock(side_effect=AssertionError("it is read again")))
+    tiny.guide("json_schema", schema)
+    with pytest.raises(AssertionError, match="read again"):
+        tiny.guide("json_schema", schema, thinking_end="</think>")
 
 
 def test_random_replies_satisfy_their_schema(tiny: Subject) -> None:
