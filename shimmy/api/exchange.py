@@ -23,6 +23,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 JSON_TYPE = b"application/json"
 RETRY_AFTER_S = b"2"
+_WHITE_SPACE = b" \t\r\n"  # of JSON (RFC 8259, 2)
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Exchange:
     async def json_or_nothing(self) -> "Json":
         """The body as a JSON object; an empty one where there is no body."""
         body = await self._body(self.services.config.max_body_bytes)
-        return decode_object(body) if body.strip() else {}
+        return decode_object(body) if body.strip(_WHITE_SPACE) else {}
 
     async def _body(self, limit_bytes: int) -> bytes:
         declared = header(self.scope, b"content-length")

@@ -144,3 +144,8 @@ def test_a_preloaded_model_is_there_before_anybody_asks(start: StartServer) -> N
 @pytest.mark.parametrize("what", ["load", "unload"])
 def test_an_unknown_model_can_be_neither(server: Server, what: str) -> None:
     assert server.post(f"/api/models/gamma/{what}", None).status == 404
+
+
+@pytest.mark.parametrize(("body", "status"), [(b" \r\n\t", 200), (b"\x0c", 400), (b"\xa0", 400)])
+def test_a_body_of_nothing_but_white_space_is_none(server: Server, body: bytes, status: int) -> None:
+    assert server.request("POST", "/api/models/beta/load", body).status == status
