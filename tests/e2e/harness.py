@@ -34,10 +34,17 @@ CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 ENDLESS: Json = {"max_tokens": None}  # fields of a request that generates until the context is full
 
-# Where a text is compared with the same text made in other company, no token in it may be a close call: with this seed
-# the logits of the best two are never closer than 0.001 in 64 tokens after these prompts, and in 2,000 after the fifth.
+# Where a text is compared with the same text made in other company, rounding must not decide a token of it. The shape
+# of a batch changes the last bit of a number now and then, and that of a key in F16 is enough for a head that hesitates
+# between two tokens to look at the other one. With this seed these prompts lead to the same texts when all keys and
+# values are rounded otherwise (tests/engine/test_llama.py), and the long one does so for 2,000 tokens.
 STEADY_SEED = 29
-PROMPTS = tuple(f"hello world {number} tell the user" for number in range(32))
+_STEADY = (
+    *(0, 1, 2, 3, 4, 5, 6, 11, 12, 14, 15, 16, 19, 20, 22, 23),
+    *(24, 26, 31, 32, 33, 36, 39, 40, 41, 43, 44, 45, 47, 50, 52, 53),
+)
+PROMPTS = tuple(f"hello world {number} tell the user" for number in _STEADY)
+LONG_PROMPT = "hello world 11 tell the user"
 
 
 def environment(temporary: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import CHAT, PROMPTS, Server, chat_body
+from tests.e2e.harness import CHAT, LONG_PROMPT, PROMPTS, STEADY_SEED, Server, chat_body
 from tests.tiny_models import write_tiny_model
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
@@ -166,12 +166,12 @@ def test_values_that_would_abort_the_engine_do_not_reach_it(server: Server, fiel
 )
 def test_a_hostile_template_fails_its_chats_only(start: StartServer, tmp_path: Path, template: str) -> None:
     write_tiny_model(tmp_path, "hostile", chat_template=template)
-    write_tiny_model(tmp_path, "alpha")
+    write_tiny_model(tmp_path, "alpha", seed=STEADY_SEED)
     own = start("--model-path", tmp_path)
-    text = own.chat(PROMPTS[0], max_tokens=4000)
+    text = own.chat(LONG_PROMPT, max_tokens=4000)
     completion = {"model": "hostile", "prompt": "hello", "max_tokens": 4}
     assert own.post("/v1/completions", completion).status == 200
-    with own.later(CHAT, chat_body("hello", "hostile")) as chat, own.stream(PROMPTS[0], max_tokens=4000) as stream:
+    with own.later(CHAT, chat_body("hello", "hostile")) as chat, own.stream(LONG_PROMPT, max_tokens=4000) as stream:
         assert stream.finish().text == text
         assert own.post("/v1/completions", completion).status == 200
         refused = chat.reply()

@@ -8,7 +8,7 @@ from subprocess import TimeoutExpired
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import ENDLESS, PROMPTS, Server
+from tests.e2e.harness import ENDLESS, LONG_PROMPT, PROMPTS, Server
 from tests.e2e.processes import wait_for
 from tests.tiny_models import write_tiny_model
 
@@ -44,9 +44,9 @@ def test_an_idle_server_ends(start: StartServer, number: Signals, *, is_loaded: 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 def test_running_streams_may_finish(start: StartServer, number: Signals) -> None:
     server = start()
-    text = server.chat(PROMPTS[4], max_tokens=1500)
+    text = server.chat(LONG_PROMPT, max_tokens=1500)
     with ExitStack() as connections:
-        streams = [connections.enter_context(server.stream(PROMPTS[4], max_tokens=1500)) for _ in range(2)]
+        streams = [connections.enter_context(server.stream(LONG_PROMPT, max_tokens=1500)) for _ in range(2)]
         for stream in streams:
             stream.read(1)
         server.send(number)
@@ -60,8 +60,8 @@ def test_running_streams_may_finish(start: StartServer, number: Signals) -> None
 def test_a_signal_to_the_whole_group_lets_streams_finish_too(start: StartServer, number: Signals) -> None:
     """A terminal sends SIGINT to every process of the program, `timeout` and systemd send SIGTERM so."""
     server = start()
-    text = server.chat(PROMPTS[4], max_tokens=1500)
-    with server.stream(PROMPTS[4], max_tokens=1500) as stream:
+    text = server.chat(LONG_PROMPT, max_tokens=1500)
+    with server.stream(LONG_PROMPT, max_tokens=1500) as stream:
         stream.read(1)
         os.killpg(server.process.pid, number)
         assert stream.finish().text == text

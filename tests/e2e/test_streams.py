@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import CHAT, ENDLESS, PROMPTS, STEADY_SEED, Server, Stream, chat_body
+from tests.e2e.harness import CHAT, ENDLESS, LONG_PROMPT, PROMPTS, STEADY_SEED, Server, Stream, chat_body
 from tests.e2e.processes import wait_for
 from tests.tiny_models import write_tiny_model
 
@@ -78,8 +78,8 @@ def test_clients_that_leave_in_their_request_start_no_job(endless: Server, texts
 
 def test_a_slow_reader_holds_nobody_up_and_gets_its_whole_text(endless: Server, texts: list[str]) -> None:
     n_tokens = 2000
-    whole = endless.stream(PROMPTS[4], max_tokens=n_tokens).finish()
-    with endless.stream(PROMPTS[4], max_tokens=n_tokens, buffer_bytes=4096) as slow:
+    whole = endless.stream(LONG_PROMPT, max_tokens=n_tokens).finish()
+    with endless.stream(LONG_PROMPT, max_tokens=n_tokens, buffer_bytes=4096) as slow:
         slow.read(1)
         assert [endless.chat(prompt) for prompt in PROMPTS[:3]] == texts
         endless.wait_until_idle("alpha")  # its job has ended although hardly a byte of it was read

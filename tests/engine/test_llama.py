@@ -16,6 +16,7 @@ from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.sampler import Sampler
 from shimmy.errors import ModelUnavailable
 from shimmy.messages import SamplingParams
+from tests.e2e.harness import LONG_PROMPT, PROMPTS, STEADY_SEED
 from tests.tiny_models import (
     BOS_TOKEN,
     EOS_TOKEN,
@@ -641,3 +642,23 @@ def test_a_pool_grows_with_its_adapters_as_they_are_set(tiny_model: Path, cpu: C
         model.remove_adapter(0)
         assert model.resize(n_cells, 2)
         assert anew(model, prompt, 12) == plain, "none is set"
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the end-to-end tests that compare texts."""
+    return write_tiny_model(tmp_path_factory.mktemp("steady"), n_ctx_train=4096, seed=STEADY_SEED)
+
+
+@pytest.mark.parametrize(("prompts", "n_tokens"), [(PROMPTS, 64), ([LONG_PROMPT], 2000)], ids=["all", "long"])
+def test_rounding_does_not_decide_what_end_to_end_tests_compare(
+    steady: Path, cpu: CpuBackend, prompts: Sequence[str], n_tokens: int
+) -> None:
+    texts = []
+    for exact in (True, False):
+        model = LlamaModel(steady, cpu)
+        model.open_context(n_ctx=4096, n_batch=N_BATCH, n_sequences=1, n_outputs=1, n_threads=1, exact=exact)
+        chats = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in prompts]
+        texts.append([tuple(anew(model, tokens_of(model, chat), n_tokens)) for chat in chats])
+    assert len(set(texts[0])) == len(prompts)
+    assert texts[0] == texts[1]
