@@ -218,7 +218,9 @@ def test_what_nobody_came_for_gives_way(house: House) -> None:
 def test_a_damaged_file_is_a_miss_and_nobody_waits_for_it_again(house: House, tmp_path: Path) -> None:
     house.keep(PROMPT)
     (path,) = tmp_path.glob("*.prompt")
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
     assert house.fetch([*PROMPT, 5]) is None
     assert house.told[-1] == PromptTraffic(n_misses=1)
     assert not house.prompts.is_coming([*PROMPT, 5], (), 0, wait=False)
