@@ -14,7 +14,7 @@ from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, key_of_files, pi
 # Read by CMake in the middle of the package's own configuration; it names the kernels that lie beside it.
 KERNELS = Path(__file__).parent / "kernels"
 CMAKE_HOOK = KERNELS / "engine.cmake"
-KERNEL_FILES = (CMAKE_HOOK, KERNELS / "quantized_rows.cpp")
+KERNEL_FILES = (CMAKE_HOOK, KERNELS / "quantized_rows.cpp", KERNELS / "amx_tile_config.h")
 CMAKE_FLAGS = {
     "LLAVA_BUILD": "OFF",
     "LLAMA_BUILD_IS_DEV": "OFF",  # else the version carries a `-dev`

@@ -6,6 +6,8 @@ set(LLAMA_BUILD_COMMON OFF)
 
 # Our kernels go into each CPU variant, in front of those that ggml would ask. The variants exist when all is read.
 set(SHIMMY_KERNELS "${CMAKE_CURRENT_LIST_DIR}/quantized_rows.cpp")
+# What the compiler's own headers declare wrongly.
+set(SHIMMY_AMX_HEADER "${CMAKE_CURRENT_LIST_DIR}/amx_tile_config.h")
 
 function(shimmy_add_kernels)
     get_property(targets DIRECTORY "${CMAKE_SOURCE_DIR}/vendor/llama.cpp/ggml/src" PROPERTY BUILDSYSTEM_TARGETS)
@@ -16,6 +18,7 @@ function(shimmy_add_kernels)
     endif()
     foreach (target ${targets})
         target_sources(${target} PRIVATE "${SHIMMY_KERNELS}")
+        target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include \"${SHIMMY_AMX_HEADER}\">")
         # With `defs`, a name that is not there any more fails here and not when the library is loaded.
         target_link_options(${target} PRIVATE "-Wl,--wrap=llamafile_sgemm" "-Wl,-z,defs")
     endforeach()
