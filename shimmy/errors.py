@@ -5,12 +5,15 @@
     │   ├── ContextExceeded   400  the prompt is longer than the context
     │   └── TemplateFailed    400  the chat template refused or broke on the messages
     ├── Unauthorized          401  a key is required
+    ├── Forbidden             403  a web page, or a name of this server, that was not allowed
     ├── NotFound              404  no such route or object
     │   ├── ModelNotFound     404  no such model, or a name that fits several
     │   └── PreviousResponseNotFound  404  a response that a request goes on from, or one before it
     ├── MethodNotAllowed      405
     ├── ModelUnloaded         409  somebody else unloaded the model before it was loaded; ask again
+    ├── RequestTimeout        408  the request did not come to its end in time
     ├── PayloadTooLarge       413
+    ├── UnsupportedEncoding   415  the body is compressed in a way that is not known here
     ├── Overloaded            503  the queue is full; try again later
     ├── ModelUnavailable      503  the model could not be loaded
     │   └── OutOfMemory       503  it takes more memory than there is
@@ -57,6 +60,12 @@ class Unauthorized(ShimmyError):
     type = "invalid_request_error"
 
 
+class Forbidden(ShimmyError):
+    status = 403
+    code = "forbidden"
+    type = "invalid_request_error"
+
+
 class NotFound(ShimmyError):
     status = 404
     code = "not_found"
@@ -89,9 +98,21 @@ class ModelUnloaded(ShimmyError):
     type = "invalid_request_error"
 
 
+class RequestTimeout(ShimmyError):
+    status = 408
+    code = "request_timeout"
+    type = "invalid_request_error"
+
+
 class PayloadTooLarge(ShimmyError):
     status = 413
     code = "payload_too_large"
+    type = "invalid_request_error"
+
+
+class UnsupportedEncoding(ShimmyError):
+    status = 415
+    code = "unsupported_encoding"
     type = "invalid_request_error"
 
 

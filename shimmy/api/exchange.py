@@ -23,7 +23,13 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 JSON_TYPE = b"application/json"
 RETRY_AFTER_S = b"2"
+ACCEPTED_ENCODINGS = b"gzip, deflate"  # content_encoding.py reads them
 _WHITE_SPACE = b" \t\r\n"  # of JSON (RFC 8259, 2)
+
+# Those of UTF-32 begin like those of UTF-16.
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_UTF_32_MARKS = (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +69,17 @@ class Exchange:
         return decode_object(body) if body.strip(_WHITE_SPACE) else {}
 
     async def _body(self, limit_bytes: int) -> bytes:
+        """The body as its client meant it: inflated where it came compressed."""
+        encoding = b", ".join(value for name, value in self.scope["headers"] if name == b"content-encoding")
+        if not encoding:
+            return await self._received(limit_bytes)
+        from shimmy.api.content_encoding import container_of, inflate  # few clients compress what they send
+
+        container = container_of(encoding)
+        body = await self._received(limit_bytes)
+        return body if container is None else await inflate(body, container, limit_bytes)
+
+    async def _received(self, limit_bytes: int) -> bytes:
         declared = header(self.scope, b"content-length")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise PayloadTooLarge(_too_large(limit_bytes))
@@ -120,16 +137,25 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 _encoder = json.JSONEncoder(separators=(",", ":"))
 
 
+def text_of(body: bytes) -> str:
+    """The text in `body`: UTF-8 (RFC 8259, 8.1), or what its byte order mark says; Windows' programs write one."""
+    if body.startswith(_UTF_32_MARKS):
+        return body.decode("utf-32")
+    if body.startswith(_UTF_16_MARKS):
+        return body.decode("utf-16")
+    return body.removeprefix(_UTF_8_MARK).decode()
+
+
 def decode_object(body: bytes) -> "Json":
     """The JSON object in `body`; raises BadRequest for anything else."""
     try:
-        value = _decoder.decode(body.decode())
+        value = _decoder.decode(text_of(body))
     except RecursionError as exc:
         raise BadRequest("the body is not acceptable JSON: it is nested too deeply") from exc
     except json.JSONDecodeError as exc:
         raise BadRequest(f"the body is not valid JSON: {exc}") from exc
     except UnicodeDecodeError as exc:
-        raise BadRequest(f"the body is not UTF-8 text: byte {exc.start} is wrong") from exc
+        raise BadRequest(f"the body is not {exc.encoding.upper()} text: byte {exc.start} is wrong") from exc
     except ValueError as exc:  # Python refuses to convert integers of several thousand digits
         raise BadRequest("the body is not acceptable JSON: it has a number with too many digits") from exc
     if not isinstance(value, dict):
@@ -172,6 +198,8 @@ async def send_error(send: Send, error: ShimmyError) -> None:
         extra.append((b"allow", error.allowed.encode()))
     if error.status == 503:
         extra.append((b"retry-after", RETRY_AFTER_S))
+    if error.status == 415:
+        extra.append((b"accept-encoding", ACCEPTED_ENCODINGS))
     if error.status == 401:
         extra.append((b"www-authenticate", b"Bearer"))
     await send_reply(send, error.status, error_body(error), headers=extra)

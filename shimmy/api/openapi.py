@@ -28,7 +28,7 @@ _PARAMETERS: dict[str, tuple[str, str]] = {
 }
 
 # What any route may say, what one that reads a body, names an object, or runs a model may say besides.
-_ANY, _BODY, _NAMED, _MODEL = (401, 500), (400, 413), (404,), (404, 409, 502, 503)
+_ANY, _BODY, _NAMED, _MODEL = (401, 403, 500), (400, 408, 413, 415), (404,), (404, 409, 502, 503)
 
 
 @dataclass(frozen=True, slots=True)
