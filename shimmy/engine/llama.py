@@ -19,12 +19,12 @@ from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.engine.sampler import Likelihood, Probe, Sampler
 from shimmy.engine.sampling import Chain, Stage
 from shimmy.engine.state import State, States
+from shimmy.engine.tokenizer import Tokenizer
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
-_PIECE_BYTES = 256
 _MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
 _NEVER = -9999.0  # the logarithm of the probability of what cannot come, as OpenAI writes it
 _SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
@@ -68,9 +68,10 @@ def quantize(source: Path, target: Path, file_type: int, n_threads: int) -> None
 class LlamaModel:
     """A model in memory with one context over one unified KV pool, one for embeddings, or both."""
 
-    def __init__(self, path: Path, cpu: CpuBackend, *, repacks: bool = True) -> None:
+    def __init__(self, path: Path, cpu: CpuBackend, *, repacks: bool = True, longest_token_bytes: int = 0) -> None:
         """Map the weights of `path`, or with `repacks` copy those into an order of the processor's for which ggml has
-        one; raises ModelUnavailable with the engine's own reason."""
+        one; raises ModelUnavailable with the engine's own reason. `longest_token_bytes` is what its vocabulary has of
+        the longest token; 0 where that is not known."""
         params = llama.llama_model_default_params()
         params.use_extra_bufts = repacks
         self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
@@ -81,6 +82,7 @@ class LlamaModel:
         self._name = path.name
         self.cpu = cpu
         self._vocab = llama.llama_model_get_vocab(self._model)
+        self.tokenizer = Tokenizer(self._vocab, self.metadata, longest_token_bytes)
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)
@@ -388,22 +390,10 @@ class LlamaModel:
 
     def token_bytes(self, token: int, *, special: bool) -> bytes:
         """The bytes of a token, those of control tokens only with `special`."""
-        buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        n_bytes = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        if n_bytes < 0:
-            buffer = ctypes.create_string_buffer(-n_bytes)
-            n_bytes = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        return buffer.raw[:n_bytes]
+        return self.tokenizer.token_bytes(token, special=special)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        data = text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8 form
-        n_max = len(data) + 8
-        buffer = (ctypes.c_int32 * n_max)()
-        n_tokens = llama.llama_tokenize(self._vocab, data, len(data), buffer, n_max, add_special, parse_special)
-        if n_tokens < 0:
-            buffer = (ctypes.c_int32 * -n_tokens)()
-            n_tokens = llama.llama_tokenize(self._vocab, data, len(data), buffer, -n_tokens, add_special, parse_special)
-        return list(buffer[:n_tokens])
+        return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def tokenizer_addresses(self) -> tuple[int, int]:
         """Of the vocabulary, which lives as long as the model, and of llama_tokenize, for who calls it without us."""
@@ -469,4 +459,5 @@ class LlamaModel:
             cpu_variant=self.cpu.name,
             has_chat_template=has_chat_template,
             adapters=adapters,
+            longest_token_bytes=self.tokenizer.longest_token_bytes(),
         )

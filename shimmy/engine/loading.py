@@ -77,16 +77,18 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     """The model and the adapters it was loaded with, all untried; raises ModelUnavailable."""
     path = Path(options.model_path)
     try:
-        header = gguf.validate(path)  # what the engine would abort on has to be found before it looks
+        found = gguf.validated(path)  # what the engine would abort on has to be found before it looks
     except gguf.InvalidGguf as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
     except OSError as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc.strerror}") from exc
+    header = found.header
     reason = pooling.refusal(header, pooling=options.pooling, embeddings=options.embeddings)
     if header.is_embedding and reason:
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
-    model = LlamaModel(path, cpu, repacks=options.weights != "mapped")
+    repacks = options.weights != "mapped"
+    model = LlamaModel(path, cpu, repacks=repacks, longest_token_bytes=found.longest_token_bytes)
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
         model.open_context(

@@ -76,6 +76,12 @@ class Contents:
     types: dict[bytes, int]  # gguf_type of each key
     tensors: dict[bytes, Tensor]
 
+    @property
+    def longest_token_bytes(self) -> int:
+        """Of the text of any token; 0 where no strings were walked."""
+        tokens = self.metadata.get(b"tokenizer.ggml.tokens")
+        return tokens.longest_bytes if isinstance(tokens, Array) else 0
+
 
 def read_header(path: Path) -> GgufHeader:
     """The header of `path`, in about a millisecond. Raises InvalidGguf, or OSError when the file cannot be read.
@@ -93,13 +99,19 @@ def read_header(path: Path) -> GgufHeader:
 
 def validate(path: Path) -> GgufHeader:
     """Like `read_header`, with every string of every shard walked: for the worker, before the engine opens them."""
-    header = contents(path).header
+    return validated(path).header
+
+
+def validated(path: Path) -> "Contents":
+    """All that the file at `path` says, once `validate` has nothing against it and its shards."""
+    found = contents(path)
+    header = found.header
     if header.n_shards > 1:
         for index, shard_path in enumerate(shard_paths(path, header)):
             shard = contents(shard_path).header
             if (shard.shard, shard.n_shards) != (index, header.n_shards):
                 raise InvalidGguf(f"its shard `{shard_path.name}` is not what its name says")
-    return header
+    return found
 
 
 def contents(path: Path) -> "Contents":
@@ -190,7 +202,7 @@ class _Cursor:
             raise InvalidGguf(f"the {what} at byte {self.position} has {n_bytes} bytes, more than {max_bytes}")
         return self.take(n_bytes)
 
-    def value(self, code: int, skip_strings: Callable[["_Cursor", int], None]) -> Value:
+    def value(self, code: int, skip_strings: Callable[["_Cursor", int], int]) -> Value:
         """One value of the gguf_type `code`; of an array only what `Array` tells is kept."""
         if layout := _SCALARS.get(code):
             scalar: int | float = self.unpack(layout)[0]
@@ -209,37 +221,40 @@ class _Cursor:
                 return Array(n_items, tuple(n for (n,) in layout.iter_unpack(self.take(n_items * layout.size))))
             self.skip(n_items * layout.size)
         elif code == _STRING:
-            self._skip_strings(n_items, skip_strings)
+            return Array(n_items, longest_bytes=self._skip_strings(n_items, skip_strings))
         else:  # ggml knows no arrays of arrays either
             raise InvalidGguf(f"the array at byte {self.position} has items of the unsupported type {code}")
         return Array(n_items)
 
-    def _skip_strings(self, n_strings: int, skip_strings: Callable[["_Cursor", int], None]) -> None:
+    def _skip_strings(self, n_strings: int, skip_strings: Callable[["_Cursor", int], int]) -> int:
+        """Go behind so many strings; how long the longest is, 0 where they were jumped over."""
         self._n_strings_left -= n_strings
         if self._n_strings_left < 0:
             raise InvalidGguf(f"its arrays claim more than {MAX_STRINGS} strings")
-        if n_strings < _LONG_ARRAY:
-            self.walk_strings(n_strings)
-        else:
-            skip_strings(self, n_strings)
+        return self.walk_strings(n_strings) if n_strings < _LONG_ARRAY else skip_strings(self, n_strings)
 
-    def walk_strings(self, n_strings: int) -> None:
-        """Skip strings one by one: 0.1 µs each."""
+    def walk_strings(self, n_strings: int) -> int:
+        """Skip strings one by one: 0.1 µs each. Returns the length of the longest."""
         length_at = _UINT64.unpack_from
+        longest = 0
         while n_strings:
             buffer, index = self._buffer, self._index
             try:
                 for n_left in range(n_strings, 0, -1):
                     n_strings = n_left
-                    index += 8 + length_at(buffer, index)[0]
+                    (n_bytes,) = length_at(buffer, index)
+                    index += 8 + n_bytes
+                    if n_bytes > longest:  # noqa: PLR1730 - `max` would double the time of the walk
+                        longest = n_bytes
                 n_strings = 0
             except (struct.error, OverflowError):  # the next length lies behind the window
                 pass
             self.skip(index - self._index)
             if n_strings:
                 self._fill(8)
+        return longest
 
-    def jump_strings(self, n_strings: int) -> None:
+    def jump_strings(self, n_strings: int) -> int:
         """Go to the next `tokenizer.*` key at the speed of a byte search. It may be a wrong one: see `read_header`."""
         self.skip(8 * n_strings)  # each string has at least its length
         end = self.position + 64 * n_strings
@@ -250,9 +265,10 @@ class _Cursor:
             self._index = max(self._index, len(self._buffer) - len(key))
             self._fill(len(key) + 1)
         self._index = max(found - 1, 0)
+        return 0
 
 
-def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], None]) -> Contents:
+def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], int]) -> Contents:
     cursor = _Cursor(file)
     _check_version(cursor)
     n_tensors, n_keys = cursor.unpack(_COUNTS)
@@ -281,7 +297,7 @@ def _check_version(cursor: _Cursor) -> None:
 
 
 def _read_metadata(
-    cursor: _Cursor, n_keys: int, skip_strings: Callable[[_Cursor, int], None]
+    cursor: _Cursor, n_keys: int, skip_strings: Callable[[_Cursor, int], int]
 ) -> tuple[dict[bytes, Value], dict[bytes, int]]:
     """The value of each key, and its gguf_type."""
     metadata: dict[bytes, Value] = {}

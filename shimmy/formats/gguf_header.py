@@ -31,10 +31,11 @@ _POOLING_TYPES = {1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_ty
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array: how long it is, and its numbers where they are few."""
+    """An array: how long it is, its numbers where they are few, and how long the longest of its strings is."""
 
     n_items: int
     numbers: tuple[Any, ...] = ()
+    longest_bytes: int = 0  # 0 where they were not walked one by one
 
 
 Value = int | float | bytes | Array | None  # None: a string too long to keep
