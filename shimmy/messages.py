@@ -409,3 +409,4 @@ class ModelFacts:
     validation_s: float = 0.0  # of which the first decode and the first rendering took
     adapters: tuple[Adapter, ...] = ()  # in the order of their ids
     longest_token_bytes: int | None = None  # bytes of UTF-8 that one token stands for at most; None: any number
+    cpu_variant_note: str = ""  # which better variants do not work on this machine, and why

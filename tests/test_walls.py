@@ -17,7 +17,7 @@ FLOORS = (
     {"shimmy"},
     {"errors", "marks", "cgroups", "program", "whole"},
     {"messages", "reading"},
-    {"log", "frozen", "config", "metrics", "events", "registry", "reply", "formats", "memory"},
+    {"log", "frozen", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},
     {"discovery", "processor", "slot"},
     {"librarian", "workers"},
@@ -70,6 +70,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
         ),
         *("rules", "sampler", "scheduler", "schema", "state", "task", "template", "text", "thinking"),
         *("thinking_budget", "tool_format", "tool_grammar", "trial", "tuning", "turns", "variants", "vocabulary"),
+        *("variant_check", "variant_trust"),
         "worker",
     )
 }

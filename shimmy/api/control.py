@@ -123,6 +123,8 @@ def _entry(services: "Services", model: Entry) -> "Json":
     worker = slot.worker
     if worker is not None:
         entry["n_ctx"] = worker.facts.n_ctx
+        entry["cpu_variant"] = worker.facts.cpu_variant
+        entry["cpu_variant_note"] = worker.facts.cpu_variant_note
         # As it has loaded them, with those of `--lora`.
         entry["adapters"] = [asdict(adapter) for adapter in worker.facts.adapters]
         entry["pid"] = worker.pid

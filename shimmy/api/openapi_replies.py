@@ -237,6 +237,8 @@ def _control() -> Json:
         "pinned": FLAG,
         "jobs": COUNT,
         "n_ctx": COUNT,
+        "cpu_variant": TEXT,
+        "cpu_variant_note": TEXT | {"description": "Which better variants do not work on this machine, and why."},
         "pid": COUNT,
         "idle_s": NUMBER,
     }

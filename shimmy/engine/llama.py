@@ -42,6 +42,8 @@ _set_adapters = function(
 class CpuBackend:
     """The CPU variant of ggml this process runs on; loaded once, before any model."""
 
+    note = ""  # what a person should know of better variants that do not work here
+
     def __init__(self, libraries: Iterable[tuple[str, str]]) -> None:
         """Take the first of `libraries` (name, path) that ggml accepts here; ModelUnavailable when it accepts none."""
         tried = []
@@ -457,6 +459,7 @@ class LlamaModel:
             size_bytes=llama.llama_model_size(self._model),
             description=buffer.value.decode("utf-8", "replace"),
             cpu_variant=self.cpu.name,
+            cpu_variant_note=self.cpu.note,
             has_chat_template=has_chat_template,
             adapters=adapters,
             longest_token_bytes=self.tokenizer.longest_token_bytes(),

@@ -14,6 +14,7 @@ from shimmy.engine import adapters, pooling, variants, wire
 from shimmy.engine.binding import LIBRARY, LIBRARY_FOLDER
 from shimmy.engine.context import form_of_cells
 from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.variant_trust import TrustedVariants
 from shimmy.errors import ModelUnavailable, TemplateFailed
 from shimmy.formats import gguf
 from shimmy.messages import ChatPrompt, Message, ModelFacts, PromptTraffic
@@ -73,6 +74,18 @@ def open_prompts(
     return Prompts(cache, keys.of, model, tell)
 
 
+def trusted_backend(forced: str | None, cache_dir: str | None) -> CpuBackend:
+    """The best CPU variant that computes right on this machine, or the one that is forced; raises ModelUnavailable."""
+    folder = None if cache_dir is None else Path(cache_dir)
+    trusted = TrustedVariants(variants.libraries(LIBRARY_FOLDER, forced), folder, is_forced=forced is not None)
+    try:
+        cpu = CpuBackend(trusted)
+    except ModelUnavailable as error:
+        raise ModelUnavailable("; ".join(filter(None, (error.message, trusted.note)))) from error
+    cpu.note = trusted.note
+    return cpu
+
+
 def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
     """The model and the adapters it was loaded with, all untried; raises ModelUnavailable."""
     path = Path(options.model_path)
@@ -86,7 +99,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     reason = pooling.refusal(header, pooling=options.pooling, embeddings=options.embeddings)
     if header.is_embedding and reason:
         raise ModelUnavailable(f"`{path.name}` {reason}")
-    cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, options.cpu_variant))
+    cpu = trusted_backend(options.cpu_variant, options.cache_dir)
     repacks = options.weights != "mapped"
     model = LlamaModel(path, cpu, repacks=repacks, longest_token_bytes=found.longest_token_bytes)
     offers = adapters.load(model, path, header, options)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from shimmy.engine import variants
-from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine import loading
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.errors import ModelUnavailable
 
@@ -20,17 +19,18 @@ _N_ROUNDS = 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`trial MODEL VARIANT SETTINGS`: the variant may be empty, the settings are JSON, `[[weights, threads], ...]`.
+    """`trial MODEL VARIANT CACHE SETTINGS`: the variant and the cache folder may be empty, the settings are JSON,
+    `[[weights, threads], ...]`.
 
     Prints `[[seconds for a token, seconds for a row of a prompt], ...]`. Returns the exit code; ends, too, with its
     standard input.
     """
     threading.Thread(target=_end_with_input, daemon=True).start()
     os.nice(10)
-    path, variant, text = arguments
+    path, variant, cache_dir, text = arguments
     settings: list[tuple[str, int]] = [(weights, n_threads) for weights, n_threads in json.loads(text)]
     try:
-        times = measure(Path(path), variant or None, settings)
+        times = measure(Path(path), loading.trusted_backend(variant or None, cache_dir or None), settings)
     except ModelUnavailable:
         return 1
     sys.stdout.write(json.dumps(times))
@@ -42,9 +42,8 @@ def _end_with_input() -> None:
     os._exit(1)  # the main thread may be deep in the engine
 
 
-def measure(path: Path, variant: str | None, settings: Sequence[tuple[str, int]]) -> list[tuple[float, float]]:
+def measure(path: Path, cpu: CpuBackend, settings: Sequence[tuple[str, int]]) -> list[tuple[float, float]]:
     """The best seconds for a token and for a row of a prompt, with each of `settings`; raises ModelUnavailable."""
-    cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, variant))
     models = {weights: _open(path, cpu, weights) for weights, _ in settings}
     times = [(float("inf"), float("inf"))] * len(settings)
     for _ in range(_N_ROUNDS):

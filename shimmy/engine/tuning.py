@@ -15,10 +15,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from shimmy import __version__, memory, whole
+from shimmy import __version__, memory
 from shimmy.engine import machine
 from shimmy.engine.wire import WorkerOptions
 from shimmy.program import own_program
+from shimmy.remembered import Remembered
 
 if TYPE_CHECKING:
     import subprocess
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 # Weights as llama.cpp takes them: pages of the file, which all workers of it share, or copied into an order that suits
 # the processor where the engine has one for their type. The first is better where they are as fast.
 WEIGHTS = ("mapped", "repacked")
-MAX_REMEMBERED = 1000
-MAX_CACHE_BYTES = 2**20
 
 _IDLE_S = 20.0  # without a job, until a trial
 _LOOK_EVERY_S = 0.2  # whether a trial has ended
@@ -74,12 +73,12 @@ class Tuning:
     def __init__(self, options: WorkerOptions) -> None:
         """Of the model that `options` name, a file by now. What a person has set stays."""
         self._options = options
-        self._file = None if options.cache_dir is None else Path(options.cache_dir) / "tuning.json"
+        self._memory = Remembered(None if options.cache_dir is None else Path(options.cache_dir), "tuning.json")
         counts = machine.thread_counts() if options.n_threads is None else [options.n_threads]
         weights = WEIGHTS if options.weights == "auto" else (options.weights,)
         self.candidates = [Settings(each, n_threads) for n_threads, each in product(counts, weights)]
         self._key = self._identity(counts)
-        known = self._remembered().get(self._key or "")
+        known = self._memory.get(self._key or "")
         found = [each for each in self.candidates if [each.weights, each.n_threads] == known]
         self.is_known = bool(found)
         # llama.cpp's own default where nothing is known.
@@ -89,7 +88,7 @@ class Tuning:
     def is_wanted(self) -> bool:
         """Whether there is a choice, nobody knows it, and the outcome can be used."""
         is_open = len(self.candidates) > 1 and not self.is_known
-        return self._options.may_tune and is_open and None not in (self._file, self._key)
+        return self._options.may_tune and is_open and self._memory.is_possible and self._key is not None
 
     def is_affordable(self, size_bytes: int) -> bool:
         """Whether a trial with `size_bytes` of weights would take neither memory nor processors that others need."""
@@ -102,7 +101,10 @@ class Tuning:
 
     def command(self) -> list[str]:
         candidates = json.dumps([[each.weights, each.n_threads] for each in self.candidates])
-        return [*own_program(), "trial", self._options.model_path, self._options.cpu_variant or "", candidates]
+        options = self._options
+        return [
+            *own_program(), "trial", options.model_path, options.cpu_variant or "", options.cache_dir or "", candidates,
+        ]  # fmt: skip
 
     def learn(self, output: bytes) -> None:
         """Choose by what a trial has printed, and remember it for the next load."""
@@ -116,7 +118,8 @@ class Tuning:
             "`%s` is fastest with %s weights and %d threads here, which holds from its next load on",
             Path(self._options.model_path).name, settings.weights, settings.n_threads,
         )  # fmt: skip
-        self._remember(settings)
+        assert self._key is not None
+        self._memory.put(self._key, [settings.weights, settings.n_threads])
 
     def _identity(self, counts: Sequence[int]) -> str | None:
         """What the outcome depends on; None where the model is not a file that stays."""
@@ -129,26 +132,6 @@ class Tuning:
             return None
         file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return json.dumps([__version__, *file, machine.processor_name(), self._options.cpu_variant, *counts])
-
-    def _remembered(self) -> dict[str, object]:
-        if self._file is None:
-            return {}
-        try:
-            with self._file.open("rb") as file:
-                known = json.loads(file.read(MAX_CACHE_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return known if isinstance(known, dict) else {}
-
-    def _remember(self, settings: Settings) -> None:
-        assert self._file is not None
-        assert self._key is not None
-        known = self._remembered() | {self._key: [settings.weights, settings.n_threads]}
-        text = json.dumps(dict(list(known.items())[-MAX_REMEMBERED:]))
-        try:
-            whole.write(self._file, text.encode())
-        except OSError as exc:
-            logger.debug("`%s` cannot be written: %s", self._file, exc.strerror)
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":

@@ -24,6 +24,7 @@ from shimmy.engine.tuning import Result, Settings, Tuner, Tuning, fastest
 from shimmy.engine.wire import WorkerOptions
 from shimmy.engine.worker import Connection, Worker
 from shimmy.messages import GenerateRequest, Piece, SamplingParams, TextPrompt
+from shimmy.remembered import MAX_ENTRIES
 from tests.fakes import on_loop
 from tests.tiny_models import write_tiny_model
 
@@ -129,7 +130,7 @@ def test_the_file_does_not_grow_for_ever(options: WorkerOptions) -> None:
     file.parent.mkdir()
     file.write_text(json.dumps({str(number): ["mapped", 1] for number in range(2000)}))
     Tuning(options).learn(times(0.01, 0.02))
-    assert len(json.loads(file.read_bytes())) == tuning.MAX_REMEMBERED
+    assert len(json.loads(file.read_bytes())) == MAX_ENTRIES
     assert Tuning(options).settings == MAPPED
 
 
@@ -184,7 +185,7 @@ class Trials:
         self.started: list[subprocess.Popen[bytes]] = []
 
     def __call__(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        assert command[-4] == "trial"
+        assert command[-5] == "trial"
         self.started.append(tuning.start(self._command))
         return self.started[-1]
 
