@@ -8,7 +8,7 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SECONDS := 600
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 
-.PHONY: help run build check test clients fuzz-api docs bench clean
+.PHONY: help run build check test emulated clients fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -33,7 +33,11 @@ check: ## lint, types, and the tests on the source tree
 test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e
-	@$(MAKE) --no-print-directory clients
+	@$(MAKE) --no-print-directory emulated clients
+
+emulated: ## which CPU variant older processors get, in an emulator
+	@$(BUILD) engine
+	SHIMMY_EMULATOR="$$($(BUILD) emulator)" $(PYTHON) -m pytest tests/emulated
 
 clients: ## the frozen file under the clients of others: openai, langchain, lm-eval and more
 	@$(BUILD) freeze

@@ -12,6 +12,7 @@ if sys.version_info < (3, 11):
 
 from tools.clients import install_clients
 from tools.demo_models import DEMO_MODELS, fetch_model
+from tools.emulator import emulator
 from tools.engine import install_engine, source_package
 from tools.environment import PEER_VENV, make_environment
 from tools.freeze import freeze
@@ -29,6 +30,8 @@ def build(step: str, model: str) -> None:
         print(freeze())
     if step == "all":
         print(fetch_model())
+    if step == "emulator":
+        print(emulator())
     if step == "clients":
         install_clients()
     if step == "peer":
@@ -47,6 +50,7 @@ def main() -> int:
     model.add_argument("model", nargs="?", choices=[*DEMO_MODELS], default="smollm2")
     steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
     steps.add_parser("all", help="all of the above")
+    steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("peer", help="what the benchmark compares with: another environment and llama.cpp's sources")
     arguments = parser.parse_args()
