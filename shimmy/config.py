@@ -38,6 +38,11 @@ class Bind:
     host: str
     port: int | None
 
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether the host stands for all addresses of the machine."""
+        return self.host in {"0.0.0.0", "::", "0"}
+
     @classmethod
     def parse(cls, text: str) -> "Bind":
         """`auto`, `HOST:PORT`, `[v6]:PORT`, `:PORT`, `HOST` or `v6`."""
@@ -145,6 +150,32 @@ def _switch(text: str) -> bool:
     raise ValueError("must be true or false")
 
 
+def _host(text: str) -> str:
+    """A host's name without its port, in which `*` may stand for a part, or an address."""
+    name = text.strip().lower().removeprefix("[").removesuffix("]")
+    if not name or "/" in name or (":" in name and name.count(":") < 2):
+        raise ValueError("must be a host's name such as ai.example.com or *.example.com, without a port")
+    return name
+
+
+def _origin(text: str) -> str:
+    """`SCHEME://HOST[:PORT]`, in which `*` may stand for a part; `*`, `null` and `none` by themselves."""
+    origin = text.strip().lower().removesuffix("/")
+    scheme, separator, authority = origin.partition("://")
+    if origin in {"*", "null", "none"}:
+        return origin
+    if not (scheme and separator and authority) or "/" in authority:
+        raise ValueError("must be an origin such as https://example.com or http://localhost:*, or `*`")
+    return origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))  # browsers leave these out
+
+
+def _key(text: str) -> str:
+    """A key for the API, which cannot be blank: who sets one wants the server closed."""
+    if not text.strip():
+        raise ValueError("is blank, which is no key: give one, or leave the option out")
+    return text.strip()
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -233,8 +264,14 @@ OPTIONS: tuple[Option, ...] = (
            "apply a LoRA adapter, a GGUF file or a folder that PEFT wrote, to the models of its architecture, at this "
            "scale (default: 1) or the one that a request brings (repeatable)",
            "PATH[=SCALE]", ("SHIMMY_LORA_GGUF",), os.pathsep),
-    Option("api_key", str, (), "accept only requests with this key (repeatable)", "KEY", (), ","),
+    Option("api_key", _key, (), "accept only requests with this key (repeatable)", "KEY", (), ","),
     Option("api_key_file", _keys, None, "accept the keys in this file, one a line", "FILE"),
+    Option("allowed_hosts", _host, (),
+           "names by which clients may call the server, beside its addresses, such as ai.example.com or *.example.com; "
+           "`*`: any (default: on a loopback address none but its own, otherwise any)", "NAME,...", (), ",", ","),
+    Option("cors_origins", _origin, (),
+           "web pages that may use the server, by their origins, such as https://example.com; `*`: all, `none`: none "
+           "(default: those of this machine, such as http://localhost:3000)", "ORIGIN,...", (), ",", ","),
     Option("metrics", _switch, True, "serve Prometheus figures under /metrics"),
     Option("max_body_mb", _integer(1, 1024), 16, "largest request body accepted, in MiB", "N"),
     Option("cpu_variant", str, None, "force one of the engine's CPU variants, such as `haswell`", "NAME"),
@@ -275,6 +312,8 @@ class Config:
     safetensors_type: str | None  # None: what the weights are
     lora: tuple[tuple[Path, float], ...]  # adapters and their scales
     api_keys: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]  # patterns of names; none: by the address that is bound
+    cors_origins: tuple[str, ...]  # patterns of origins; none: this machine's
     metrics: bool
     max_body_bytes: int
     cpu_variant: str | None
@@ -339,7 +378,9 @@ def load(
         chat_template=template[0],
         safetensors_type=values["safetensors_type"],
         lora=values["lora"],
-        api_keys=values["api_key"] + (values["api_key_file"] or ()),
+        api_keys=_api_keys(values, environment),
+        allowed_hosts=values["allowed_hosts"],
+        cors_origins=values["cors_origins"],
         metrics=values["metrics"],
         max_body_bytes=values["max_body_mb"] * 2**20,
         cpu_variant=values["cpu_variant"],
@@ -416,10 +457,26 @@ def _default_cache_dir(environment: Mapping[str, str]) -> Path | None:
         return None
 
 
+def _api_keys(values: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """All keys. A variable that was meant to have some must not leave the server open because it is empty."""
+    keys: tuple[str, ...] = values["api_key"] + (values["api_key_file"] or ())
+    for option in OPTIONS:
+        if option.name in {"api_key", "api_key_file"} and option.variable in environment and not keys:
+            raise ConfigError(f"{option.variable} is set, but to nothing: give it a value, or unset it to need no key")
+    return keys
+
+
 def _legacy_bind(bind: Bind, environment: Mapping[str, str]) -> Bind:
-    """SHIMMY_HOST and SHIMMY_PORT, where no address was given as a whole."""
+    """SHIMMY_HOST and SHIMMY_PORT, where no address was given as a whole.
+
+    Kubernetes and Docker set SHIMMY_PORT to the URL of a service that is called `shimmy`, for all its neighbours: that
+    is no word of anybody's about this server.
+    """
+    host = environment.get("SHIMMY_HOST", "").strip().removeprefix("[").removesuffix("]")
+    port = environment.get("SHIMMY_PORT", "").strip()
+    if not port or "://" in port:
+        return Bind(host or bind.host, bind.port)
     try:
-        port = _integer(0, 65535)(environment["SHIMMY_PORT"]) if environment.get("SHIMMY_PORT") else bind.port
+        return Bind(host or bind.host, _integer(0, 65535)(port))
     except ValueError as exc:
         raise ConfigError(f"SHIMMY_PORT: {exc}") from exc
-    return Bind(environment.get("SHIMMY_HOST") or bind.host, port)

@@ -21,8 +21,9 @@ class NoServer(Exception):
 def ask(address: Bind, key: str | None, method: str, path: str, body: bytes = b"") -> Any:
     """The JSON that the server at `address` answers; raises what it answers instead, or NoServer."""
     host, port = _EVERYWHERE.get(address.host, address.host), address.port or DEFAULT_PORT
-    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    headers = [("Host", f"{host}:{port}"), ("Connection", "close"), ("Content-Length", str(len(body)))]
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = f"http://{authority}"
+    headers = [("Host", authority), ("Connection", "close"), ("Content-Length", str(len(body)))]
     if key is not None:
         headers.append(("Authorization", f"Bearer {key}"))
     try:

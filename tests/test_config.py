@@ -43,6 +43,13 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
         ((Path("/a.gguf"), 0.5), (Path("/b=c.gguf"), -1.0), (Path("/d.gguf"), 1.0)),
     ),
     "api_key": ("one,two", ["one", "two"], "api_keys", ("one", "two")),
+    "allowed_hosts": ("A.example, *.b", ["a.example", "*.b"], "allowed_hosts", ("a.example", "*.b")),
+    "cors_origins": (
+        "https://A.example:443/,null",
+        ["https://a.example", "null"],
+        "cors_origins",
+        ("https://a.example", "null"),
+    ),
     "metrics": ("false", False, "metrics", False),
     "max_body_mb": ("2", 2, "max_body_bytes", 2 * 2**20),
     "cpu_variant": ("haswell", "haswell", "cpu_variant", "haswell"),
@@ -54,7 +61,7 @@ OTHERS = {
     "bind": "9.9.9.9:9", "model_path": "/other", "model_dirs": "/other", "metrics": "true", "log_level": "debug",
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
     "speculation": "true", "embeddings": "false", "pooling": "mean", "cache_dir": "/other", "alias": "x=y",
-    "safetensors_type": "f16", "weights": "repacked", "lora": "/other", "draft_model": "/other",
+    "cors_origins": "*", "safetensors_type": "f16", "weights": "repacked", "lora": "/other", "draft_model": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 
@@ -163,6 +170,7 @@ def test_no_two_rows_claim_one_name() -> None:
         ("SHIMMY_BIND_ADDRESS", "[::1]:5", "bind", Bind("::1", 5)),
         ("SHIMMY_PORT", "80", "bind", Bind(DEFAULT_HOST, 80)),
         ("SHIMMY_HOST", "0.0.0.0", "bind", Bind("0.0.0.0", None)),
+        ("SHIMMY_HOST", "[::1]", "bind", Bind("::1", None)),
         ("SHIMMY_MAX_CTX", "256", "n_ctx", 256),
         ("SHIMMY_LOG_LEVEL", "debug", "log_level", "debug"),
         ("SHIMMY_LORA_GGUF", "/a.gguf:/b.gguf=0", "lora", ((Path("/a.gguf"), 1.0), (Path("/b.gguf"), 0.0))),
@@ -217,6 +225,51 @@ def test_a_port_that_is_none_is_named() -> None:
         load({}, {"SHIMMY_PORT": "65536"})
 
 
+@pytest.mark.parametrize("url", ["tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp://[fd00::1]:80", "sctp://1.2.3.4:5"])
+def test_what_kubernetes_and_docker_set_for_a_service_called_shimmy_means_nothing(url: str) -> None:
+    environment = {
+        "SHIMMY_PORT": url, "SHIMMY_SERVICE_HOST": "10.0.0.1", "SHIMMY_SERVICE_PORT": "80",
+        "SHIMMY_SERVICE_PORT_HTTP": "80", "SHIMMY_PORT_80_TCP": url, "SHIMMY_PORT_80_TCP_PROTO": "tcp",
+        "SHIMMY_PORT_80_TCP_PORT": "80", "SHIMMY_PORT_80_TCP_ADDR": "10.0.0.1", "SHIMMY_NAME": "/web/shimmy",
+        "SHIMMY_ENV_PATH": "/bin",
+    }  # fmt: skip
+    assert load({}, environment) == load({}, {})
+    assert load({}, environment | {"SHIMMY_HOST": "1.2.3.4"}).bind == Bind("1.2.3.4", None)
+    assert load({}, environment | {"SHIMMY_BIND": "1.2.3.4:5"}).bind == Bind("1.2.3.4", 5)
+
+
+# -- keys, hosts and origins -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["SHIMMY_API_KEY", "SHIMMY_API_KEY_FILE"])
+@pytest.mark.parametrize("blank", ["", " ", "\n", ",", " , "])
+def test_a_key_that_is_set_to_nothing_does_not_open_the_server(variable: str, blank: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{variable}"):
+        load({}, {variable: blank})
+
+
+@pytest.mark.parametrize("blank", [[""], [" "], ["\t"], ["secret", " "]])
+def test_no_flag_is_a_blank_key(blank: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^--api-key: is "):
+        load({"api_key": blank}, {})
+
+
+@pytest.mark.parametrize("file", [{"api_key": ""}, {"api_key": []}, {"api_key": [" "]}, {"api_key_file": ""}])
+def test_a_configuration_file_with_a_blank_key_is_refused(file: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        load({}, {}, file)
+
+
+def test_an_empty_variable_is_no_matter_where_there_is_a_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\n")
+    assert load({"api_key": ["one"]}, {"SHIMMY_API_KEY": ""}).api_keys == ("one",)
+    assert load({}, {"SHIMMY_API_KEY": "", "SHIMMY_API_KEY_FILE": str(tmp_path / "keys")}).api_keys == ("one",)
+
+
+def test_white_space_around_a_key_is_none_of_it() -> None:
+    assert load({}, {"SHIMMY_API_KEY": "secret\n"}).api_keys == ("secret",)
+
+
 # -- values that cannot be -------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -224,7 +277,9 @@ REFUSED = [
     ("batch_size", "31"), ("threads", "0"), ("seed", "-1"), ("seed", str(2**32)), ("n_predict", "0"),
     ("temp", "-0.1"), ("temp", "nan"), ("temp", "inf"), ("temp", "warm"), ("metrics", "perhaps"),
     ("lora", "/a.gguf=x"), ("lora", "/a.gguf=nan"), ("lora", "/a.gguf=101"), ("lora", "/a.gguf="), ("lora", "=1"),
-    ("log_level", "loud"), ("log_format", "xml"), ("max_body_mb", "0"),
+    ("log_level", "loud"), ("log_format", "xml"), ("max_body_mb", "0"), ("allowed_hosts", "a.example:80"),
+    ("allowed_hosts", "http://a.example"), ("cors_origins", "a.example"), ("cors_origins", "https://a/b"),
+    ("cors_origins", "https://"),
 ]  # fmt: skip
 
 

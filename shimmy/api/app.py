@@ -9,6 +9,8 @@ from starlette.middleware import Middleware
 from starlette.routing import Match, Route
 
 from shimmy.api import ops
+from shimmy.api.access import CorsHeaders, Hosts, Origins, Policy
+from shimmy.api.base_urls import BaseUrls
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Replies
 from shimmy.api.response_store import ResponseStore
@@ -118,9 +120,17 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/docs"})
 
 def create_app(services: "Services") -> Starlette:
     """The application; its middleware stands from the outermost to the innermost."""
-    middleware = [Middleware(Replies, metrics=services.metrics)]
-    if services.config.api_keys:
-        middleware.append(Middleware(ApiKey, keys=services.config.api_keys, open_paths=OPEN_PATHS))
+    config = services.config
+    policy = Policy(config.cors_origins, has_keys=bool(config.api_keys))
+    middleware = [
+        Middleware(CorsHeaders, policy=policy),
+        Middleware(Replies, metrics=services.metrics),
+        Middleware(BaseUrls, paths=[path for _, path, _ in ROUTES]),
+        Middleware(Hosts, bind=config.bind, allowed=config.allowed_hosts),
+        Middleware(Origins, policy=policy),
+    ]
+    if config.api_keys:
+        middleware.append(Middleware(ApiKey, keys=config.api_keys, open_paths=OPEN_PATHS))
     routes = [Route(path, Endpoint(handler, services), methods=[method]) for method, path, handler in ROUTES]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
     app.state.responses = ResponseStore()

@@ -7,6 +7,7 @@ from shimmy.api.exchange import ASGIApp, ASGIMessage, ClientGone, Receive, Scope
 from shimmy.errors import Unauthorized
 from shimmy.metrics import Metrics
 
+_KEY_HEADERS = (b"x-api-key", b"api-key")  # Anthropic's and Azure's clients send their key so
 CLIENT_GONE_STATUS = "499"  # nginx's number for a client that left before its reply began
 
 
@@ -53,12 +54,14 @@ class ApiKey:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in self._open_paths and not self._is_known(header(scope, b"authorization")):
-            raise Unauthorized("this server needs an API key: send `Authorization: Bearer KEY`")
+        if scope["type"] == "http" and scope["path"] not in self._open_paths and not self._is_known(scope):
+            raise Unauthorized("this server needs an API key: send `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
         await self._app(scope, receive, send)
 
-    def _is_known(self, authorization: bytes) -> bool:
-        scheme, _, key = authorization.partition(b" ")
+    def _is_known(self, scope: Scope) -> bool:
+        scheme, _, bearer = header(scope, b"authorization").partition(b" ")
+        given = [bearer.strip()] if scheme.lower() == b"bearer" else []
+        given += [header(scope, name) for name in _KEY_HEADERS]
         # Every key is compared, each in constant time: how long it takes tells nothing.
-        matches = [compare_digest(key.strip(), known) for known in self._keys]
-        return scheme.lower() == b"bearer" and any(matches)
+        matches = [compare_digest(key, known) for key in given for known in self._keys]
+        return any(matches)

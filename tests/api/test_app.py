@@ -34,7 +34,7 @@ def assert_error(reply: Reply, status: int, code: str) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1", "/health/", "/v1/chat"])
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/healthy", "/v1/chat"])
 @on_loop
 async def test_an_unknown_route_is_a_404(path: str) -> None:
     error = assert_error(await fetch(create_app(services()), "GET", path), 404, "not_found")
@@ -129,8 +129,9 @@ async def test_a_key_is_needed_everywhere_but_for_probes(path: str, method: str)
         else:
             assert_error(reply, 401, "invalid_api_key")
             assert reply.headers[b"www-authenticate"] == b"Bearer"
-    for authorization in (b"Bearer secret", b"bearer other"):
-        call = Call(app, method, path, headers=[(b"authorization", authorization)])
+    rights = [(b"authorization", b"Bearer secret"), (b"authorization", b"bearer other")]
+    for right in [*rights, (b"x-api-key", b"secret"), (b"api-key", b"other")]:
+        call = Call(app, method, path, headers=[(b"authorization", b""), right][right in rights :])
         task = call.start()
         first = await call.sent.get()
         assert first["status"] != 401

@@ -13,7 +13,7 @@ from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, LONG_PROMPT, PROMPTS, STEADY_SEED, Server, chat_body
 from tests.tiny_models import write_tiny_model
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_bytes_that_are_not_http_get_no_further(server: Server) -> None:
     assert said.startswith(b"HTTP/1.1 400") or not said
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/chat", "/v1/models/../../etc/passwd", "/%00", "/" + "a" * 5000, "//"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/chat", "/v1/models/../../etc/passwd", "/%00", "/" + "a" * 5000])
 def test_unknown_paths_are_not_found(server: Server, path: str) -> None:
     reply = server.get(path)
     assert reply.status == 404
@@ -190,7 +190,7 @@ def test_a_hostile_template_fails_its_chats_only(start: StartServer, tmp_path: P
     ids=["http2", "websocket"],
 )
 def test_an_offer_to_change_the_protocol_is_passed_over(server: Server, offer: bytes) -> None:
-    said = answer(server, b"GET /health HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n")
+    said = answer(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + offer + b"\r\n")
     assert said.startswith(b"HTTP/1.1 200")
     assert json.loads(said.partition(b"\r\n\r\n")[2])["status"] == "ok"
 

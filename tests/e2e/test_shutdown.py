@@ -123,7 +123,7 @@ def test_a_worker_that_hangs_is_killed(start: StartServer) -> None:
 def test_a_client_that_holds_its_connection_open_holds_up_no_shutdown(start: StartServer) -> None:
     server = start()
     with server.connect() as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         check_gone(server, server.stop())
 

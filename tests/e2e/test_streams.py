@@ -68,7 +68,7 @@ def test_a_client_that_leaves_before_a_whole_reply_ends_its_job(endless: Server,
 
 def test_clients_that_leave_in_their_request_start_no_job(endless: Server, texts: list[str]) -> None:
     body = json.dumps(chat_body(PROMPTS[3], **ENDLESS)).encode()
-    request = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
+    request = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
     for length in (0, 1, 30, len(request) // 2, len(request) - 1):
         with endless.connect() as client:
             client.sendall(request[:length])

@@ -31,8 +31,8 @@ UNKNOWN = ("/v1", "/v1/chat", "/%00", "/v1/models/no-such-model", "/v1/responses
 # No HTTP at all, or not as it is written; what is said to it is no more than 4xx or 5xx of HTTP itself.
 BYTES = (
     bytes(range(256)) * 16, b"GET\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"\r\n" * 100,
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"\r\n" * 100,
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
 )  # fmt: skip
 
 
