@@ -5,17 +5,15 @@ the event loop only. The worker is not trusted: what it sends is data, and a fra
 """
 
 import asyncio
-import itertools
 import logging
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shimmy.engine import process, wire
-from shimmy.engine.streams import EmbeddingStream, JobStream
+from shimmy.engine import process, reports, wire
+from shimmy.engine.streams import Answer, EmbeddingStream, JobStream
 from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import (
     ChatPrompt,
@@ -29,9 +27,21 @@ from shimmy.messages import (
     PromptTraffic,
 )
 
+if TYPE_CHECKING:
+    import subprocess
+
 logger = logging.getLogger(__name__)
 
 _KILL_AFTER_S = 5.0
+# Of what a worker has said, so much is read before others have their turn.
+_READ_BYTES = 64 * 1024
+# So many events of a job that was cancelled may have been on their way.
+_N_LATE_EVENTS = 100_000
+# Tokens that a character of a text can become (normal forms make many characters of one), and the reverse.
+_TOKENS_FOR_EACH = 32
+_CHARACTERS_FOR_EACH = 1024
+_SLACK = 1024
+_MAX_PROMPT = 2**26  # characters of a rendered one
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,7 @@ class Hooks:
     on_prompts: Callable[[PromptTraffic], None] = lambda _: None  # what went to the disk and came from there
 
 
-class WorkerClient(asyncio.Protocol):
+class WorkerClient(asyncio.BufferedProtocol):
     """A running worker with its model loaded; made by `start_worker`."""
 
     facts: ModelFacts
@@ -65,11 +75,15 @@ class WorkerClient(asyncio.Protocol):
         self._n_untaken = 0  # shares that were told and are not taken yet
         self._taken = asyncio.Event()
         self._taken.set()
-        self._reader = wire.FrameReader()
+        self._buffer = bytearray(_READ_BYTES)
+        self._reader = wire.FrameReader(reports.MAX_REPORT_BYTES)
         self._transport: asyncio.Transport
-        self._ids = itertools.count(1)
+        self._last_id = 0  # of a job or a call
+        self._n_late_events = 0  # that may still come of cancelled ones
+        self._n_tokens_max = 2**24  # of a job, once it is known
         self._streams: dict[int, JobStream | EmbeddingStream] = {}
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._calls: dict[int, Answer] = {}
+        self._broken: str | None = None  # why it is killed, where it is
         self.is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,7 +115,7 @@ class WorkerClient(asyncio.Protocol):
         """Hand a job to the worker; the answer to whether it takes it comes as `accepted`."""
         self._require_alive()
         job = Job(
-            id=next(self._ids),
+            id=self._next_id(),
             prompt=request.prompt,
             sampling=request.sampling,
             n_predict=request.n_predict,
@@ -113,27 +127,32 @@ class WorkerClient(asyncio.Protocol):
             echo=request.echo,
             n_thinking=request.n_thinking,
         )
-        stream = JobStream(job.id, self._cancel)
+        stream = JobStream(job.id, self._cancel, self._n_tokens_max, echoed=job.echo)
         self._begin(job.id, stream, wire.job_frame(job))
         return stream
 
     def embed(self, request: EmbedRequest) -> EmbeddingStream:
         """Hand a job of embeddings to the worker."""
         self._require_alive()
-        job = EmbeddingJob(next(self._ids), request.inputs, request.n_dimensions)
+        job = EmbeddingJob(self._next_id(), request.inputs, request.n_dimensions)
         stream = EmbeddingStream(job, self._cancel)
         self._begin(job.id, stream, wire.embed_frame(job))
         return stream
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         arguments = {"text": text, "add_special": add_special, "parse_special": parse_special}
-        return [int(token) for token in await self._call("tokenize", arguments)]
+        tokens: list[int] = await self._call("tokenize", arguments, Answer(_most_tokens(text), is_text=False))
+        return tokens
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        return str(await self._call("detokenize", {"tokens": list(tokens)}))
+        answer = Answer(_CHARACTERS_FOR_EACH * len(tokens) + _SLACK, is_text=True)
+        text: str = await self._call("detokenize", {"tokens": list(tokens)}, answer)
+        return text
 
     async def apply_template(self, prompt: ChatPrompt) -> str:
-        return str(await self._call("apply_template", {"prompt": wire.prompt_to_wire(prompt)}))
+        answer = Answer(_MAX_PROMPT, is_text=True)
+        text: str = await self._call("apply_template", {"prompt": wire.prompt_to_wire(prompt)}, answer)
+        return text
 
     async def close(self) -> None:
         """End the worker and wait for its end: its jobs fail, its memory is back when this returns."""
@@ -148,6 +167,7 @@ class WorkerClient(asyncio.Protocol):
             await self.ended.wait()
 
     def open(self, options: wire.WorkerOptions) -> None:
+        self._n_tokens_max = options.n_ctx
         self._share = options.share
         self._send(wire.open_frame(options))
 
@@ -157,56 +177,72 @@ class WorkerClient(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for message in self._reader.feed(data):
+            for message in self._reader.feed(self._buffer[:nbytes]):
                 self._on_frame(message)
-        except (wire.ProtocolError, KeyError, TypeError, ValueError, OverflowError):
-            logger.exception("worker `%s` (pid %d) sent nonsense and is ended", self.name, self.pid)
-            self._process.kill()
-            self._transport.abort()
+        except Exception as exc:  # whatever it is that a worker brings about, it is the worker that ends
+            if not isinstance(exc, wire.ProtocolError):
+                logger.exception("what worker `%s` (pid %d) said cannot be acted on", self.name, self.pid)
+            self.break_off(f"it said what makes no sense: {exc}")
+
+    def break_off(self, reason: str) -> None:
+        """Kill the worker, and let everybody who waits for something of it know why."""
+        if self._broken is None:
+            self._broken = reason
+            logger.error("worker `%s` (pid %d) is killed: %s", self.name, self.pid, reason)
+        self._process.kill()
+        self._transport.abort()
 
     def _on_frame(self, message: wire.Frame) -> None:
         match message["op"]:
             case "step":
-                self.n_running, self.n_waiting = (int(number) for number in message["load"])
-                for fields in message["events"]:
-                    self._on_event(*wire.read_event(fields))
+                (self.n_running, self.n_waiting), events = reports.read_step(message)
+                for job_id, event in events:
+                    self._on_event(job_id, event)
             case "result":
-                self._on_result(message)
+                self._on_result(*reports.read_result(message))
             case "progress" if not self.opened.done():
-                self._hooks.on_progress(min(1.0, max(0.0, float(message["fraction"]))))
+                self._hooks.on_progress(reports.read_progress(message))
             case "prompts":
-                self._hooks.on_prompts(wire.read_traffic(message))
-            case "shared":
+                self._hooks.on_prompts(reports.read_traffic(message))
+            case "shared" if self._n_untaken:
                 self._n_untaken -= 1
                 if self._n_untaken == 0:
                     self._taken.set()
             case "opened" if not self.opened.done():
-                self.facts = wire.read_facts(message["facts"])
+                self.facts = reports.read_facts(message.get("facts"))
                 self.idle_since_s = monotonic()
                 self.opened.set_result(self.facts)
             case "refused" if not self.opened.done():
-                self.opened.set_exception(wire.read_error(message["error"]))
+                self.opened.set_exception(reports.read_error(message.get("error")))
             case op:
-                raise wire.ProtocolError(f"a frame `{op}` that has no place here")
+                raise wire.ProtocolError(f"a frame `{reports.printable(op, 40)}` that has no place here")
 
     def _on_event(self, job_id: int, event: Event | ShimmyError) -> None:
         stream = self._streams.get(job_id)
         if stream is None:
-            return  # cancelled meanwhile
+            self._note_late(job_id)
+            return
         stream.put(event)  # one that it cannot have ends the worker, and it hears of that
         if isinstance(event, Finished | ShimmyError):
             self._forget(job_id)
 
-    def _on_result(self, message: wire.Frame) -> None:
-        future = self._calls.get(message["id"])  # `_call` takes it out; until then `_bury` must find it
-        if future is None or future.done():
-            return
-        if "error" in message:
-            future.set_exception(wire.read_error(message["error"]))
+    def _on_result(self, call_id: int, part: list[int] | str | ShimmyError, more: bool) -> None:
+        answer = self._calls.get(call_id)  # `_call` takes it out; until then `_bury` must find it
+        if answer is None:
+            self._note_late(call_id)
         else:
-            future.set_result(message["value"])
+            answer.put(part, more=more)
+
+    def _note_late(self, job_id: int) -> None:
+        """Something of a job that nobody waits for: it was on its way when the job was cancelled, or it is nonsense."""
+        self._n_late_events -= 1
+        if job_id > self._last_id or self._n_late_events < 0:
+            raise wire.ProtocolError("events of jobs that there are not")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.is_alive = False
@@ -214,15 +250,15 @@ class WorkerClient(asyncio.Protocol):
 
     async def _bury(self) -> None:
         """Wait for the process, then tell everybody who waits for it."""
-        loop = asyncio.get_running_loop()
-        status = await loop.run_in_executor(None, self._wait)
+        status = await self._wait()
+        how = self._broken or _describe(status)
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:
-            error = WorkerDied(f"the worker of `{self.name}` ended ({_describe(status)}) while the request was running")
-            logger.error("worker `%s` (pid %d) ended: %s", self.name, self.pid, _describe(status))
+            error = WorkerDied(f"the worker of `{self.name}` ended ({how}) while the request was running")
+            logger.error("worker `%s` (pid %d) ended: %s", self.name, self.pid, how)
         if not self.opened.done():
-            message = f"the worker ended while it loaded `{self.name}` ({_describe(status)}"
-            if status == -signal.SIGKILL and not self.is_closing:
+            message = f"the worker ended while it loaded `{self.name}` ({how}"
+            if status == -signal.SIGKILL and not self.is_closing and self._broken is None:
                 hint = ", which a system sends that has run out of memory)"
                 self.opened.set_exception(OutOfMemory(message + hint))
             else:
@@ -231,35 +267,45 @@ class WorkerClient(asyncio.Protocol):
         for stream in streams.values():
             stream.put(error)
         calls, self._calls = self._calls, {}
-        for future in calls.values():
-            if not future.done():
-                future.set_exception(error)
+        for answer in calls.values():
+            answer.put(error, more=False)
         self._note_idle()
         self._taken.set()
         self.n_running = self.n_waiting = 0
         self._hooks.on_death(self)
         self.ended.set()
 
-    def _wait(self) -> int:
-        try:
-            return self._process.wait(_KILL_AFTER_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+    async def _wait(self) -> int:
+        """The exit status. It is asked for again and again: a thread that waits may not be had when it is needed."""
+        loop = asyncio.get_running_loop()
+        killed_at_s, wait_s = loop.time() + _KILL_AFTER_S, 0.001
+        while (status := self._process.poll()) is None:
+            if loop.time() >= killed_at_s:
+                self._process.kill()
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, 0.05)
+        return status
 
     # -- sending -------------------------------------------------------------------------------------------------
 
-    async def _call(self, name: str, arguments: dict[str, object]) -> Any:
+    async def _call(self, name: str, arguments: dict[str, object], answer: Answer) -> Any:
         self._require_alive()
-        call_id = next(self._ids)
-        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        call_id = self._next_id()
+        self._calls[call_id] = answer
         self._idle.clear()
         self._send({"op": "call", "id": call_id, "name": name, "arguments": arguments})
         try:
-            return await future
+            return await answer.whole()
+        except asyncio.CancelledError:
+            self._n_late_events += _N_LATE_EVENTS
+            raise
         finally:
             self._calls.pop(call_id, None)
             self._note_idle()
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
 
     def _begin(self, job_id: int, stream: JobStream | EmbeddingStream, message: wire.Frame) -> None:
         self._streams[job_id] = stream
@@ -270,6 +316,7 @@ class WorkerClient(asyncio.Protocol):
 
     def _cancel(self, job_id: int) -> None:
         if self._forget(job_id) and self.is_alive:
+            self._n_late_events += _N_LATE_EVENTS
             self._send({"op": "cancel", "id": job_id})
 
     def _forget(self, job_id: int) -> bool:
@@ -302,6 +349,10 @@ class WorkerClient(asyncio.Protocol):
 
     def _send(self, message: wire.Frame) -> None:
         self._transport.write(wire.frame(message))
+
+
+def _most_tokens(text: str) -> int:
+    return _TOKENS_FOR_EACH * len(text) + _SLACK
 
 
 def _describe(status: int) -> str:

@@ -221,7 +221,7 @@ class Preparer:
                 message = f"`{param}` has token {token}, the vocabulary has 0 to {self._model.n_vocab - 1}"
                 raise BadRequest(message, param=param)
 
-    def call(self, name: str, arguments: dict[str, Any]) -> object:
+    def call(self, name: str, arguments: dict[str, Any]) -> list[int] | str:
         """The answer to a `call` frame: the small questions about text and tokens."""
         match name:
             case "tokenize":

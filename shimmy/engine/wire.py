@@ -1,51 +1,31 @@
 """What parent and worker say to each other over their socket: frames of JSON behind a length, never pickle.
 
-Knows how each message is written and read back; the two ends decide what to do with it. Parent to worker: `open`,
-`job`, `embed`, `cancel`, `call`, `share`. Worker to parent: `progress`, `opened`, `refused`, `step`, `result`,
-`shared`, `prompts`.
+Knows frames, and how each message to a worker is written and read back; the two ends decide what to do with it. Parent
+to worker: `open`, `job`, `embed`, `cancel`, `call`, `share`. What a worker says is in `reports`.
 A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a malformed frame raises ProtocolError.
 """
 
 import json
-import math
 import struct
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from shimmy.errors import ShimmyError, from_code
 from shimmy.messages import (
-    Accepted,
-    Adapter,
-    Candidate,
     ChatPrompt,
-    Echo,
     EmbeddingJob,
-    Event,
     FillPrompt,
-    Finished,
-    FinishReason,
     Grammar,
     GrammarKind,
     Job,
     Message,
-    ModelFacts,
-    Piece,
     Prompt,
-    PromptTraffic,
-    ReplyFormat,
     SamplingParams,
     TextPrompt,
-    Timings,
-    TokenLogprob,
     TokenPrompt,
     Tool,
     ToolCall,
     ToolChoice,
-    ToolFormat,
-    Usage,
-    Vectors,
 )
 
 _LENGTH = struct.Struct(">I")
@@ -127,24 +107,30 @@ class WorkerOptions:
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
-    payload = _encoder.encode(message).encode("ascii")
+    return packed(_encoder.encode(message))
+
+
+def packed(text: str) -> bytes:
+    """A frame of `text`, which is the JSON of a message, in ASCII."""
+    payload = text.encode("ascii")
     return _LENGTH.pack(len(payload)) + payload
 
 
 class FrameReader:
-    """Incremental: feed it what the socket gave, take the whole frames."""
+    """Incremental: feed it what the socket gave, take the whole frames, of which none has more than `max_bytes`."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
+    def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
         buffer = self._buffer
         buffer += data
         start = 0
         try:
             while (payload_start := start + _LENGTH.size) <= len(buffer):
                 (n_bytes,) = _LENGTH.unpack_from(buffer, start)
-                if n_bytes > MAX_FRAME_BYTES:
+                if n_bytes > self._max_bytes:
                     raise ProtocolError(f"a frame of {n_bytes} bytes")
                 end = payload_start + n_bytes
                 if end > len(buffer):
@@ -241,128 +227,3 @@ def prompt_from_wire(message: Frame) -> Prompt:
 def _read_message(fields: Frame) -> Message:
     calls = tuple(ToolCall(**call) for call in fields.pop("tool_calls"))
     return Message(**fields, tool_calls=calls)
-
-
-# -- worker to parent ----------------------------------------------------------------------------------------------
-
-
-def event_to_wire(job_id: int, event: Event | ShimmyError) -> list[object]:
-    match event:
-        case Piece(text, n_tokens, ()):
-            return [job_id, "piece", text, n_tokens]
-        case Piece(text, n_tokens, logprobs):
-            return [job_id, "piece", text, n_tokens, [_logprob_to_wire(each) for each in logprobs]]
-        case Echo(text, logprobs):
-            return [job_id, "echo", text, [_logprob_to_wire(each) for each in logprobs]]
-        case Vectors(vectors):
-            return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
-        case Accepted(n_prompt, reply_format):
-            return [job_id, "accepted", n_prompt, asdict(reply_format)]
-        case Finished(reason, usage, timings, stop_string):
-            usage_fields = (usage.n_prompt, usage.n_cached, usage.n_completion)
-            return [job_id, "finished", reason.value, usage_fields, astuple(timings), stop_string]
-        case ShimmyError():
-            return [job_id, "failed", event.code, event.message, event.param]
-
-
-def read_event(fields: list[Any]) -> tuple[int, Event | ShimmyError]:
-    """The event of a `step` frame; ProtocolError when it is none."""
-    try:
-        return fields[0], _read_event(*fields[1:])
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as exc:
-        raise ProtocolError("an event that is none") from exc
-
-
-def _read_event(kind: str, *fields: Any) -> Event | ShimmyError:
-    match kind:
-        case "piece":
-            return Piece(str(fields[0]), int(fields[1]), tuple(map(_read_logprob, *fields[2:])) if fields[2:] else ())
-        case "echo":
-            return Echo(str(fields[0]), tuple(map(_read_logprob, fields[1])))
-        case "vectors":
-            return Vectors(tuple(_read_vector(text) for text in fields[0]))
-        case "accepted":
-            return Accepted(int(fields[0]), _read_format(**fields[1]))
-        case "finished":
-            reason, usage, timings, stop_string = fields
-            return Finished(FinishReason(reason), Usage(*usage), Timings(*timings), stop_string)
-        case "failed":
-            code, message, param = fields
-            return from_code(code, message, param=param)
-    raise ValueError(kind)
-
-
-def _read_format(thinking: Any, is_thinking: object, tools: Any) -> ReplyFormat:
-    return ReplyFormat(
-        thinking=None if thinking is None else (str(thinking[0]), str(thinking[1])),
-        is_thinking=bool(is_thinking),
-        tools=None if tools is None else _read_tool_format(**tools),
-    )
-
-
-def _read_tool_format(separator: object, **texts: object) -> ToolFormat:
-    known = {name: str(text) for name, text in texts.items()}
-    return ToolFormat(**known, separator=None if separator is None else str(separator))
-
-
-def _logprob_to_wire(logprob: TokenLogprob) -> list[object]:
-    """The chosen token and the candidates, each as its id, its bytes as Latin-1, and its logarithm (null for nan)."""
-    return [
-        (each.token, each.data.decode("latin-1"), each.logprob if math.isfinite(each.logprob) else None)
-        for each in (logprob.chosen, *logprob.top)
-    ]
-
-
-def _read_logprob(fields: list[Any]) -> TokenLogprob:
-    chosen, *top = (
-        Candidate(int(token), text.encode("latin-1"), math.nan if logprob is None else float(logprob))
-        for token, text, logprob in fields
-    )
-    return TokenLogprob(chosen, tuple(top))
-
-
-def _read_vector(text: str) -> bytes:
-    """The floats in `text`; ValueError when one of them is no number, which JSON could not say."""
-    data = a2b_base64(text, strict_mode=True)
-    if len(data) % 4 or not math.isfinite(sum(struct.unpack(f"<{len(data) // 4}f", data))):
-        raise ValueError(text[:80])
-    return data
-
-
-def facts_to_wire(facts: ModelFacts) -> Frame:
-    return asdict(facts)
-
-
-def read_facts(fields: object) -> ModelFacts:
-    try:
-        known = dict(cast("Frame", fields))
-        adapters = tuple(Adapter(str(each["path"]), float(each["scale"])) for each in known.pop("adapters"))
-        return ModelFacts(**known, adapters=adapters)
-    except (TypeError, ValueError, KeyError, OverflowError) as exc:
-        raise ProtocolError("facts that are none") from exc
-
-
-def traffic_frame(traffic: PromptTraffic) -> Frame:
-    return {"op": "prompts", **asdict(traffic)}
-
-
-def read_traffic(message: Frame) -> PromptTraffic:
-    try:
-        traffic = PromptTraffic(**{key: value for key, value in message.items() if key != "op"})
-    except TypeError as exc:
-        raise ProtocolError("traffic that is none") from exc
-    *counts, stored_bytes = astuple(traffic)
-    if not all(type(count) is int and 0 <= count < 2**63 for count in (*counts, stored_bytes or 0)):
-        raise ProtocolError("traffic that is none")
-    return traffic
-
-
-def error_to_wire(error: ShimmyError) -> Frame:
-    return {"code": error.code, "message": error.message, "param": error.param}
-
-
-def read_error(fields: object) -> ShimmyError:
-    if not isinstance(fields, dict):
-        raise ProtocolError("an error that is none")
-    known = cast("Frame", fields)
-    return from_code(str(known.get("code")), str(known.get("message")), param=known.get("param"))

@@ -22,7 +22,7 @@ from time import perf_counter, sleep
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from shimmy import log
-from shimmy.engine import draft, loading, machine, wire
+from shimmy.engine import draft, loading, machine, reports, wire
 from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.placement import Placement, engine_threads
 from shimmy.engine.scheduler import JobEvent, Scheduler
@@ -74,7 +74,9 @@ class Connection:
         self._reader = wire.FrameReader()
 
     def send(self, message: wire.Frame) -> None:
-        data = wire.frame(message)
+        self.send_frame(wire.frame(message))
+
+    def send_frame(self, data: bytes) -> None:
         with self._lock, contextlib.suppress(OSError):  # the reader sees the end of the connection and ends us
             self._socket.sendall(data)
 
@@ -133,7 +135,7 @@ class Worker:
             self._preparer, facts = loading.validate(self._model, offers, options)
             self._drafter = draft.load(options, self._model, self._n_threads_now)
         except ShimmyError as error:
-            self._connection.send({"op": "refused", "error": wire.error_to_wire(error)})
+            self._connection.send(reports.refused_frame(error))
             return 1
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         if self._model.writes:
@@ -149,7 +151,7 @@ class Worker:
             self._embedder = Embedder(self._model.embeddings, self._emit)
         self._tuner = Tuner(tuning, facts.size_bytes if self._model.writes else None)
         self._placement = Placement(engine_threads())
-        self._connection.send({"op": "opened", "facts": wire.facts_to_wire(facts)})
+        self._connection.send(reports.opened_frame(facts))
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
         return self._serve()
@@ -187,7 +189,7 @@ class Worker:
             nonlocal told_percent
             if int(100 * share) != told_percent:
                 told_percent = int(100 * share)
-                self._connection.send({"op": "progress", "fraction": share})
+                self._connection.send(reports.progress_frame(share))
 
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
         path = checkpoint.gguf_of(folder, cache_dir, options.safetensors_type, self._n_threads, tell)
@@ -249,7 +251,7 @@ class Worker:
             self._tuner.idle()
 
     def _tell_of_prompts(self, traffic: PromptTraffic) -> None:
-        self._connection.send(wire.traffic_frame(traffic))
+        self._connection.send(reports.traffic_frame(traffic))
 
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
@@ -316,15 +318,17 @@ class Worker:
         return self._preparer.embedding_task(wire.read_embed(message), lambda: message["id"] in self._cancelled)
 
     def _answer(self, message: wire.Frame) -> None:
-        reply: wire.Frame = {"op": "result", "id": message["id"]}
+        call_id = message["id"]
         try:
-            reply["value"] = self._preparer.call(message["name"], message["arguments"])
+            value = self._preparer.call(message["name"], message["arguments"])
         except ShimmyError as error:
-            reply["error"] = wire.error_to_wire(error)
+            self._connection.send(reports.failure_frame(call_id, error))
         except Exception:
             logger.exception("could not answer a call")
-            reply["error"] = wire.error_to_wire(Internal("the worker could not answer"))
-        self._connection.send(reply)
+            self._connection.send(reports.failure_frame(call_id, Internal("the worker could not answer")))
+        else:
+            for part in reports.result_frames(call_id, value):
+                self._connection.send(part)
 
     def _tell(self, events: list[JobEvent]) -> None:
         """Say what a decode led to, and before that what was not said when it began."""
@@ -339,8 +343,8 @@ class Worker:
     def _send(self) -> None:
         while True:
             events, load = self._to_send.get()
-            wire_events = [wire.event_to_wire(job_id, event) for job_id, event in events]
-            self._connection.send({"op": "step", "events": wire_events, "load": load})
+            for data in reports.step_frames(events, load):
+                self._connection.send_frame(data)
 
 
 def main(socket_fd: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from shimmy.engine import client as client_module
-from shimmy.engine import process, wire
+from shimmy.engine import process, reports, wire
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.process import worker_command
 from shimmy.engine.streams import JobStream
@@ -32,6 +32,7 @@ from shimmy.messages import (
     Message,
     Piece,
     PromptTraffic,
+    ReplyFormat,
     SamplingParams,
     TextPrompt,
     Vectors,
@@ -43,24 +44,21 @@ REQUEST = GenerateRequest("tiny", TextPrompt("hi"), SamplingParams(seed=3), n_pr
 
 
 class FakeProcess:
-    """A process that ends when the test says so. A wait that it would outlast gives up at once, and is counted."""
+    """A process that ends when the test says so. Looks that find it running are counted."""
 
     pid = 4711
 
     def __init__(self) -> None:
         self.status: int | None = None
         self.n_kills = 0
-        self.n_waits_given_up = 0
+        self.n_vain_looks = 0
 
     def kill(self) -> None:
         self.n_kills += 1
         self.status = -9
 
-    def wait(self, timeout: float | None = None) -> int:
-        if self.status is None:
-            assert timeout is not None, "this would wait for ever"
-            self.n_waits_given_up += 1
-            raise subprocess.TimeoutExpired("worker", timeout)
+    def poll(self) -> int | None:
+        self.n_vain_looks += self.status is None
         return self.status
 
 
@@ -95,14 +93,14 @@ class Peer:
         self.writer.write(wire.frame(message))
 
     def step(self, *events: tuple[int, Event | ShimmyError], load: tuple[int, int] = (0, 0)) -> None:
-        self.say({"op": "step", "events": [wire.event_to_wire(*event) for event in events], "load": load})
+        self.say({"op": "step", "events": [reports.event_to_wire(*event) for event in events], "load": load})
 
     async def until_heard(self) -> None:
         """Return when the client has read everything said so far: it answers in the order of what it hears."""
         call = asyncio.ensure_future(self.client.tokenize("", add_special=False, parse_special=False))
         while (message := await self.hear())["op"] != "call":
             pass
-        self.say({"op": "result", "id": message["id"], "value": []})
+        self.say({"op": "result", "id": message["id"], "value": [], "more": False})
         await call
 
     def end(self, status: int) -> None:
@@ -174,7 +172,6 @@ async def test_a_yes_may_be_awaited_again_and_again() -> None:
     waiting = [asyncio.create_task(stream.accepted()) for _ in range(3)]
     waiting[0].cancel()
     stream.put(Accepted(7))
-    stream.put(Accepted(8))
     assert await asyncio.gather(*waiting[1:]) == [Accepted(7), Accepted(7)]
     assert await stream.accepted() == Accepted(7)
 
@@ -183,6 +180,7 @@ async def test_a_yes_may_be_awaited_again_and_again() -> None:
 async def test_closing_cancels_a_job_that_runs_once_and_one_that_has_ended_never() -> None:
     cancelled: list[int] = []
     running, ended = JobStream(1, cancelled.append), JobStream(2, cancelled.append)
+    ended.put(Accepted(1))
     ended.put(FINISHED)
     for stream in (running, running, ended, ended):
         stream.close()
@@ -208,7 +206,7 @@ async def test_what_a_worker_is_told_first_and_what_it_answers() -> None:
 @on_loop
 async def test_a_refused_load_is_the_workers_error() -> None:
     async with connected() as peer:
-        peer.say({"op": "refused", "error": wire.error_to_wire(ModelUnavailable("no decoder"))})
+        peer.say({"op": "refused", "error": reports.error_to_wire(ModelUnavailable("no decoder"))})
         with pytest.raises(ModelUnavailable, match="no decoder"):
             await peer.client.opened
 
@@ -236,6 +234,7 @@ async def test_each_job_gets_its_own_events() -> None:
         ids = [(await peer.hear())["id"] for _ in streams]
         assert len(set(ids)) == 3
         error = BadRequest("no", param="seed")
+        peer.step(*((job_id, Accepted(1)) for job_id in (ids[0], ids[2])))
         peer.step((ids[2], Piece("c", 1)), (ids[0], Piece("a", 1)), (ids[1], error))
         peer.step((ids[0], FINISHED), (ids[2], FINISHED))
         assert await end_of(streams[0]) == [Piece("a", 1), FINISHED]
@@ -347,8 +346,8 @@ async def test_a_worker_that_answers_text_with_vectors_is_ended() -> None:
 @on_loop
 async def test_what_a_worker_reads_and_writes_of_prompts_is_passed_on() -> None:
     async with connected() as peer:
-        peer.say(wire.traffic_frame(PromptTraffic(n_misses=1)))
-        peer.say(wire.traffic_frame(PromptTraffic(1, 0, 400, 1000, 2000, 5000)))
+        peer.say(reports.traffic_frame(PromptTraffic(n_misses=1)))
+        peer.say(reports.traffic_frame(PromptTraffic(1, 0, 400, 1000, 2000, 5000)))
         await peer.until_heard()
         assert peer.traffic == [PromptTraffic(n_misses=1), PromptTraffic(1, 0, 400, 1000, 2000, 5000)]
 
@@ -367,9 +366,11 @@ async def test_calls_are_answered_in_any_order() -> None:
         assert heard[0]["arguments"] == {"text": "é", "add_special": True, "parse_special": False}
         assert heard[1]["arguments"] == {"tokens": [5, 6]}
         assert wire.prompt_from_wire(heard[2]["arguments"]["prompt"]) == prompt
-        for message, value in zip(reversed(heard), ("rendered", "text", [1, 2]), strict=True):
-            peer.say({"op": "result", "id": message["id"], "value": value})
-        assert [await call for call in calls] == [[1, 2], "text", "rendered"]
+        answers: tuple[str | list[int], ...] = ("rendered" * 10_000, "text", [1, 2])
+        for message, value in zip(reversed(heard), answers, strict=True):
+            for part in reports.result_frames(message["id"], value):
+                peer.say(part)
+        assert [await call for call in calls] == [[1, 2], "text", "rendered" * 10_000]
 
 
 @on_loop
@@ -380,9 +381,8 @@ async def test_a_call_may_fail_and_an_answer_nobody_waits_for_is_dropped() -> No
         leaving.cancel()
         failing = asyncio.ensure_future(peer.client.detokenize((2,)))
         message = await peer.hear()
-        peer.say({"op": "result", "id": gone["id"], "value": "late"})
-        peer.say({"op": "result", "id": 999, "value": "nobody asked"})
-        peer.say({"op": "result", "id": message["id"], "error": wire.error_to_wire(BadRequest("no", param="tokens"))})
+        peer.say({"op": "result", "id": gone["id"], "value": "late", "more": False})
+        peer.say(reports.failure_frame(message["id"], BadRequest("no", param="tokens")))
         with pytest.raises(BadRequest, match="no"):
             await failing
         assert peer.client.is_alive
@@ -488,6 +488,8 @@ def test_close_returns_only_when_a_deaf_worker_has_really_ended(
         process.communicate()
 
 
+YES: list[Any] = [1, "accepted", 4, asdict(ReplyFormat())]
+USAGE, TIMINGS = asdict(FINISHED.usage), asdict(FINISHED.timings)
 NONSENSE: dict[str, bytes | dict[str, Any]] = {
     "a length beyond all measure": b"\xff\xff\xff\xff",
     "no JSON": b"\x00\x00\x00\x02{]",
@@ -501,19 +503,49 @@ NONSENSE: dict[str, bytes | dict[str, Any]] = {
     "a load of three": {"op": "step", "events": [], "load": [1, 2, 3]},
     "a load of words": {"op": "step", "events": [], "load": ["many", "few"]},
     "a load without end": {"op": "step", "events": [], "load": [math.inf, 0]},
+    "a load of 400 digits": {"op": "step", "events": [], "load": [int("9" * 400), 0]},
+    "a load below zero": {"op": "step", "events": [], "load": [-1, 0]},
+    "a load of halves": {"op": "step", "events": [], "load": [0.5, 0]},
+    "a load of truths": {"op": "step", "events": [], "load": [True, 0]},
     "an event that is none": {"op": "step", "events": [[1, "dance"]], "load": [0, 0]},
     "events that are none": {"op": "step", "events": 5, "load": [0, 0]},
     "an event that is an object": {"op": "step", "events": [{"kind": "piece"}], "load": [0, 0]},
+    "a job that there is not": {"op": "step", "events": [[7, "piece", "a", 1]], "load": [0, 0]},
+    "text before the yes": {"op": "step", "events": [[1, "piece", "a", 1]], "load": [0, 0]},
+    "an end before the yes": {
+        "op": "step",
+        "events": [[1, "finished", "stop", USAGE, TIMINGS, None]],
+        "load": [0, 0],
+    },
+    "two yeses": {"op": "step", "events": [YES, YES], "load": [0, 0]},
+    "a yes of 400 digits": {"op": "step", "events": [[1, "accepted", int("9" * 400), YES[3]]], "load": [0, 0]},
+    "a prompt that was not wanted": {"op": "step", "events": [YES, [1, "echo", "a", []]], "load": [0, 0]},
+    "more tokens than there are": {"op": "step", "events": [YES, [1, "piece", "a", 2**25]], "load": [0, 0]},
+    "an end of 400 digits": {
+        "op": "step",
+        "events": [YES, [1, "finished", "stop", USAGE | {"n_prompt": int("9" * 400)}, TIMINGS, None]],
+        "load": [0, 0],
+    },
+    "an end before its beginning": {
+        "op": "step",
+        "events": [YES, [1, "finished", "stop", USAGE, TIMINGS | {"queue_ms": -1.0}, None]],
+        "load": [0, 0],
+    },
+    "a share that nobody gave": {"op": "shared"},
     "a job that cannot be one": {"op": "step", "events": [[[1], "piece", "a", 1]], "load": [0, 0]},
-    "a piece without end": {"op": "step", "events": [[1, "piece", "a", math.inf]], "load": [0, 0]},
+    "a piece without end": {"op": "step", "events": [YES, [1, "piece", "a", math.inf]], "load": [0, 0]},
     "a reason that is none": {
         "op": "step",
-        "events": [[1, "finished", "bored", [1, 1, 1], [1, 1, 1], None]],
+        "events": [YES, [1, "finished", "bored", USAGE, TIMINGS, None]],
         "load": [0, 0],
     },
     "traffic that is none": {"op": "prompts", "n_hits": -1},
-    "an answer without an id": {"op": "result", "value": 1},
+    "an answer without an id": {"op": "result", "value": "1", "more": False},
     "an answer without a value": {"op": "result", "id": 2},
+    "an answer to nobody": {"op": "result", "id": 999, "value": "1", "more": False},
+    "an answer of another kind": {"op": "result", "id": 2, "value": [1], "more": False},
+    "an answer of numbers": {"op": "result", "id": 2, "value": 5, "more": False},
+    "an answer to no end": {"op": "result", "id": 2, "value": "x" * 10_000, "more": True},
     "an error that is none": {"op": "result", "id": 2, "error": "no"},
 }
 
@@ -538,7 +570,7 @@ def test_nonsense_ends_the_worker_and_not_the_server(nonsense: bytes | dict[str,
             assert isinstance(error, WorkerDied)
             assert call.done(), "nobody told the caller"
             assert isinstance(call.exception(), WorkerDied)
-            assert (peer.process.n_kills, peer.process.n_waits_given_up) == (1, 0), "it is killed at once"
+            assert (peer.process.n_kills, peer.process.n_vain_looks) == (1, 0), "it is killed at once"
             assert peer.deaths == [peer.client]
 
     asyncio.run(run())
