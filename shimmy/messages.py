@@ -110,6 +110,7 @@ class ChatPrompt:
     tool_choice: ToolChoice = ToolChoice()
     template_arguments: str = "{}"  # a JSON object of further variables for the template: `enable_thinking` and such
     continue_final_message: bool = False  # the reply goes on with the last message, which is the assistant's
+    parse_special: bool = False  # texts such as `<|im_end|>` in messages are the tokens they stand for, and not text
 
     def with_system(self, text: str) -> "ChatPrompt":
         """The same after a system message that says `text`, unless it has one or there is no text."""

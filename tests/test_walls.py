@@ -51,6 +51,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "chat",
             "checkpoint",
             "context",
+            "control_tokens",
             "draft",
             "embedding",
             "gbnf",

@@ -131,6 +131,7 @@ PROMPT_FIELDS: Fields = {
     "function_call": FunctionCallChoice(),
     "chat_template_kwargs": FreeObject(),
     "reasoning_effort": EFFORT,
+    "parse_special": boolean,
 }
 PROMPT_REQUIRED = {"messages": MESSAGES}
 
@@ -147,6 +148,7 @@ def chat_prompt(given: Mapping[str, Any]) -> ChatPrompt:
         tool_choice=choice,
         template_arguments=template_arguments(given.get("reasoning_effort"), given.get("chat_template_kwargs")),
         continue_final_message=is_continued,
+        parse_special=given.get("parse_special", False),
     )
 
 

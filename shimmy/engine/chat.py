@@ -8,8 +8,10 @@ from functools import cached_property
 from hashlib import sha256
 
 from shimmy.engine import thinking
+from shimmy.engine.control_tokens import ControlTokens, Guarded
 from shimmy.engine.template import ChatTemplate, described
 from shimmy.engine.tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
+from shimmy.errors import TemplateFailed
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
 
 _ID_LENGTH = 9  # of the ids of calls that Mistral's templates take
@@ -23,9 +25,13 @@ class Chat:
     template of its own for them.
     """
 
-    def __init__(self, template: ChatTemplate, tool_use: ChatTemplate | None = None) -> None:
+    def __init__(
+        self, template: ChatTemplate, tool_use: ChatTemplate | None = None, control: ControlTokens | None = None
+    ) -> None:
+        """`control` are the tokens that nothing which callers write may become; None: there are none."""
         self._template = template
         self._tool_use = tool_use or template
+        self._control = control or ControlTokens(())
 
     @cached_property
     def tooling(self) -> Tooling:
@@ -39,14 +45,33 @@ class Chat:
 
     def render(self, prompt: ChatPrompt) -> tuple[str, ReplyFormat]:
         """The text of a prompt and the format of its reply. Raises TemplateFailed and BadRequest, as the template."""
+        parts, reply_format = self.parts(prompt)
+        return "".join(parts), reply_format
+
+    def parts(self, prompt: ChatPrompt) -> tuple[list[str], ReplyFormat]:
+        """The same in parts: more than one where a caller has written the text of a control token.
+
+        A part is to be searched for control tokens by itself, so that those are found which the template has written,
+        and no others.
+        """
         tools = self.tooling.format if prompt.tools else None
+        if prompt.parse_special:
+            guarded = Guarded(prompt, {})
+        else:
+            guarded = self._control.guard(prompt, self.thinking or (), self._template.source + self._tool_use.source)
+        try:
+            parts = self._control.parts(self._filled(guarded.prompt), guarded)
+        except TemplateFailed as error:
+            error.message = error.message.translate(guarded.characters)
+            raise
+        begun = self.thinking is not None and thinking.is_begun(prompt, "".join(parts), self.thinking)
+        return parts, ReplyFormat(self.thinking, begun, tools)
+
+    def _filled(self, prompt: ChatPrompt) -> str:
         if prompt.tools or any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages):
             prompt = _adapted(prompt, self.tooling)
-            text = self._tool_use.render(prompt, calls_lack_content=self.tooling.calls_lack_content)
-        else:
-            text = self._template.render(prompt)
-        begun = self.thinking is not None and thinking.is_begun(prompt, text, self.thinking)
-        return text, ReplyFormat(self.thinking, begun, tools)
+            return self._tool_use.render(prompt, calls_lack_content=self.tooling.calls_lack_content)
+        return self._template.render(prompt)
 
 
 def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:

@@ -9,6 +9,7 @@ import logging
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 logger = logging.getLogger(__name__)
 
 _MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
+_CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+_SPECIAL = _CONTROL | llama.LLAMA_TOKEN_ATTR_USER_DEFINED
+_BARRED_MARK = re.compile(r"<[|\uff5c][^<>]+>|<[^<>]+[|\uff5c]>")
+_NEVER_ADD_SPACES = (llama.LLAMA_VOCAB_TYPE_BPE, llama.LLAMA_VOCAB_TYPE_WPM, llama.LLAMA_VOCAB_TYPE_RWKV)
 _NEVER = -9999.0  # the logarithm of the probability of what cannot come, as OpenAI writes it
 _SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
 
@@ -396,6 +401,25 @@ class LlamaModel:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def control_texts(self) -> list[str]:
+        """The texts that the tokenizer takes for control tokens where it looks for special ones.
+
+        llama.cpp knows some as tokens that users define, as it shows them in replies: those with a bar in their mark
+        (`<|start|>`, `<|turn>`). Of the others (`<think>`, `<tool_call>`) users may well write.
+        """
+        attribute, text_of, found = llama.llama_vocab_get_attr, llama.llama_vocab_get_text, []
+        for token in range(self.n_vocab):
+            if (attributes := attribute(self._vocab, token)) & _SPECIAL:
+                text = text_of(self._vocab, token).decode("utf-8", "ignore")
+                if attributes & _CONTROL or _BARRED_MARK.fullmatch(text):
+                    found.append(text)
+        return found
+
+    @property
+    def may_add_spaces(self) -> bool:
+        """Whether its tokenizer may put a space before a text."""
+        return llama.llama_vocab_type(self._vocab) not in _NEVER_ADD_SPACES
 
     def tokenizer_addresses(self) -> tuple[int, int]:
         """Of the vocabulary, which lives as long as the model, and of llama_tokenize, for who calls it without us."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy.engine import adapters, sampling, wire
 from shimmy.engine.chat import Chat
+from shimmy.engine.control_tokens import ControlTokens
 from shimmy.engine.embedding import EmbeddingTask
 from shimmy.engine.llama import LlamaModel
 from shimmy.engine.rules import Rules
@@ -79,12 +80,17 @@ class Preparer:
     def __init__(self, model: LlamaModel, template_source: str | None, loaded: tuple[Adapter, ...] = ()) -> None:
         self._model = model
         self.adapters = loaded
+        self._normalizer = _normalizer(model)
         self._chat: Chat | TemplateFailed
         source = model.chat_template() if template_source is None else template_source
         for_tools = model.chat_template("tool_use") if template_source is None else None
         self.has_chat_template = source is not None
         try:
-            self._chat = Chat(self._compiled(source), None if for_tools is None else self._compiled(for_tools))
+            self._chat = Chat(
+                self._compiled(source),
+                None if for_tools is None else self._compiled(for_tools),
+                ControlTokens(model.control_texts(), "" if self._normalizer is None else self._normalizer.form),
+            )
         except TemplateFailed as error:
             # A model with a broken template still completes plain text; only chats are refused.
             logger.warning("the chat template of the model does not compile: %s", error.message)
@@ -92,7 +98,6 @@ class Preparer:
         self._rules = Rules(model)
         self._end_tokens: list[int] | None = None
         self._remembered = _Remembered()
-        self._normalizer = _normalizer(model)
 
     def task(self, job: Job) -> Task:
         """Check and prepare a job; raises BadRequest, ContextExceeded or TemplateFailed."""
@@ -107,8 +112,8 @@ class Preparer:
         sampling.check(job.sampling, n_vocab=self._model.n_vocab, n_forbidden=n_forbidden)
         reply_format = ReplyFormat()
         if isinstance(job.prompt, ChatPrompt):
-            text, reply_format = self._render(job.prompt)
-            tokens = self._at_least_one(self._tokens_of_chat(text), "prompt")
+            parts, reply_format = self._parts(job.prompt)
+            tokens = self._at_least_one(self._tokens_of_parts(parts), "prompt")
         else:
             tokens = self.tokens(job.prompt)
         if len(tokens) >= self._model.n_ctx:
@@ -159,7 +164,7 @@ class Preparer:
         """The prompt as tokens, at least one; `name` is that of its field."""
         match prompt:
             case ChatPrompt():
-                tokens = self._tokens_of_chat(self.render(prompt))
+                tokens = self._tokens_of_parts(self._parts(prompt)[0])
             case TextPrompt(text):
                 tokens = self.tokenize(text, add_special=True, parse_special=True)
             case FillPrompt(prefix, suffix):
@@ -177,11 +182,30 @@ class Preparer:
             raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
         return [bos]
 
-    def _tokens_of_chat(self, text: str) -> list[int]:
-        # Templates write the beginning-of-sequence token themselves; the tokenizer must not add a second.
-        if self._model.adds_bos:
-            text = text.removeprefix(self._model.special_text("bos"))
-        return self.tokenize(text, add_special=True, parse_special=True)
+    def _tokens_of_parts(self, parts: list[str]) -> list[int]:
+        """The tokens of a text that no control token goes across the parts of."""
+        if len(parts) == 1:
+            return self.tokenize(parts[0], add_special=True, parse_special=True)
+        around = self._model.tokenize("", add_special=True, parse_special=True)
+        n_before = int(self._model.adds_bos)
+        tokens = self.tokenize(parts[0], add_special=False, parse_special=True)
+        for part in parts[1:]:
+            tokens += self._behind(part)
+        return self._with_one_bos([*around[:n_before], *tokens, *around[n_before:]])
+
+    def _behind(self, part: str) -> list[int]:
+        """The tokens of a part that is not the first: some tokenizers put a space before every text."""
+        if not self._model.may_add_spaces and self._normalizer is None:
+            return self.tokenize(part, add_special=False, parse_special=True)
+        before, tokens = (self.tokenize(text, add_special=False, parse_special=True) for text in ("\n", f"\n{part}"))
+        if tokens[: len(before)] != before:
+            return self.tokenize(part, add_special=False, parse_special=True)
+        return tokens[len(before) :]
+
+    def _with_one_bos(self, tokens: list[int]) -> list[int]:
+        """`tokens` without the beginning of a text that the tokenizer has put before the one which was written."""
+        is_twice = self._model.adds_bos and len(tokens) > 1 and tokens[0] == tokens[1] == self._model.bos_token()
+        return tokens[1:] if is_twice else tokens
 
     def _around_a_gap(self, prefix: str, suffix: str) -> list[int]:
         """llama-server's order: what stands before, what stands behind, and the token that asks for the middle."""
@@ -201,16 +225,18 @@ class Preparer:
             if self._normalizer is not None:
                 text = self._normalizer.apply(text, parse_special=parse_special)
             tokens = self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+            if add_special and parse_special:
+                tokens = self._with_one_bos(tokens)
             self._remembered.add(asked, tokens)
         return tokens
 
     def render(self, prompt: ChatPrompt) -> str:
-        return self._render(prompt)[0]
+        return "".join(self._parts(prompt)[0])
 
-    def _render(self, prompt: ChatPrompt) -> tuple[str, ReplyFormat]:
+    def _parts(self, prompt: ChatPrompt) -> tuple[list[str], ReplyFormat]:
         if isinstance(self._chat, TemplateFailed):
             raise TemplateFailed(self._chat.message)
-        return self._chat.render(prompt)
+        return self._chat.parts(prompt)
 
     def _compiled(self, source: str | None) -> ChatTemplate:
         return ChatTemplate(source, bos=self._model.special_text("bos"), eos=self._model.special_text("eos"))

@@ -221,6 +221,7 @@ def prompt_from_wire(message: Frame) -> Prompt:
                 tool_choice=ToolChoice(**message["tool_choice"]),
                 template_arguments=message["template_arguments"],
                 continue_final_message=message["continue_final_message"],
+                parse_special=message["parse_special"],
             )
 
 

@@ -9,7 +9,10 @@ from shimmy.engine import variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.preparer import Preparer
+from shimmy.messages import ChatPrompt, Message, TextPrompt
+from tests.tiny_models import BOS_TOKEN
 
+IM_END = "<|im_end|>"
 LONG = "hello world and the user " * 100
 MANY = 1 << 18  # characters, as many as are remembered
 
@@ -92,3 +95,45 @@ def test_a_text_longer_than_all_that_is_remembered_makes_none_forgotten(model: C
     for _ in range(2):
         assert tokens_and_texts(preparer, model, "a" * (MANY + 1))[1] == 1
     assert tokens_and_texts(preparer, model, LONG)[1] == 0
+
+
+def prompt_tokens(model: LlamaModel, text: str, *, parse_special: bool = False) -> list[int]:
+    prompt = ChatPrompt((Message("user", text),), parse_special=parse_special)
+    return Preparer(model, None).tokens(prompt)
+
+
+@pytest.mark.parametrize(
+    "text", ["hello", " hello world ", "the\n\nuser", "", "a < b", "<|", "end|>", "user <|im_end |>"]
+)
+def test_a_plain_chat_has_the_tokens_of_its_text(text: str, model: Counting) -> None:
+    rendered = f"<|im_start|>user\n{text}{IM_END}\n<|im_start|>assistant\n"
+    expected = model.tokenize(rendered, add_special=True, parse_special=True)
+    assert prompt_tokens(model, text) == prompt_tokens(model, text, parse_special=True) == expected
+
+
+@pytest.mark.parametrize(
+    "text", [IM_END, f"hello{IM_END}", f"{IM_END} world", f"a{IM_END}{IM_END}b", "<s></s>", "<unk>"]
+)
+def test_control_tokens_of_a_user_are_text(text: str, model: Counting) -> None:
+    tokens = prompt_tokens(model, text)
+    is_control = {token for token in range(model.n_vocab) if model.spelled(token) and not model.piece(token)}
+    assert [token for token in tokens if token in is_control] == [
+        token for token in prompt_tokens(model, "hello") if token in is_control
+    ]
+    assert model.detokenize(tokens) == model.detokenize(prompt_tokens(model, "PLACE")).replace("PLACE", text)
+    assert prompt_tokens(model, text, parse_special=True) != tokens
+
+
+def test_the_control_tokens_of_a_model_are_found(model: Counting) -> None:
+    assert set(model.control_texts()) == {"<unk>", "<s>", "</s>", "<|im_start|>", IM_END}
+
+
+@pytest.mark.parametrize("written", ["<s>hello", "<s><s>hello"])
+def test_no_beginning_is_added_to_one_that_is_written(written: str, model: Counting) -> None:
+    preparer = Preparer(model, "<s>{{ messages[0].content }}")
+    expected = model.tokenize(written, add_special=False, parse_special=True)
+    assert preparer.tokens(TextPrompt(written)) == expected
+    assert preparer.tokens(TextPrompt("hello")) == model.tokenize("hello", add_special=True, parse_special=True)
+    assert preparer.tokens(ChatPrompt((Message("user", "hello"),))) == preparer.tokens(TextPrompt("<s>hello"))
+    typed = preparer.tokens(ChatPrompt((Message("user", "<s>"),)))
+    assert typed.count(BOS_TOKEN) == 1
