@@ -6,9 +6,10 @@ ADDRESS := 127.0.0.1:11435
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 SECONDS := 600
+VARIANTS := haswell alderlake zen4 sse42
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 
-.PHONY: help run build check test emulated clients fuzz-api docs bench clean
+.PHONY: help run build check test variants emulated clients fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -34,6 +35,13 @@ test: check ## everything: check, then the end-to-end tests and the clients of o
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e
 	@$(MAKE) --no-print-directory emulated clients
+
+variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell sse42"
+	@$(BUILD) engine
+	@$(BUILD) model >/dev/null
+	set -e; for variant in $(VARIANTS); do \
+		SHIMMY_TEST_CPU_VARIANT=$$variant $(PYTHON) -m pytest -q tests/engine tests/e2e -m 'not frozen'; \
+	done
 
 emulated: ## which CPU variant older processors get, in an emulator
 	@$(BUILD) engine

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.e2e.processes import DEADLINE_S, children, command_line, session, wait_for
+from tests.forced_variant import FORCED
 
 ROOT = Path(__file__).resolve().parents[2]
 FROZEN_FILE = os.environ.get("SHIMMY_BIN")
@@ -48,9 +49,11 @@ LONG_PROMPT = "hello world 11 tell the user"
 
 
 def environment(temporary: Path) -> dict[str, str]:
-    """Ours without the variables that configure Shimmy."""
+    """Ours without the variables that configure Shimmy, but for the CPU variant."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHIMMY_")}
     python_path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
+    if FORCED:
+        kept["SHIMMY_CPU_VARIANT"] = FORCED
     return kept | {"TMPDIR": str(temporary), "XDG_CACHE_HOME": f"{temporary}-cache", "PYTHONPATH": python_path}
 
 

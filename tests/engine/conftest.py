@@ -1,10 +1,13 @@
-"""Tiny models, written once for all tests of the engine."""
+"""Tiny models, written once for all tests of the engine, and the CPU variant that it runs on."""
 
 from pathlib import Path
 
 import pytest
 
+from tests import forced_variant
 from tests.tiny_models import write_tiny_model
+
+forced_variant.force()  # before the tests look for variants, which some do when they are imported
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,7 @@ def write_variant(path: Path, kind: tuple[str, str], real: str | Path, *, score:
     source.write_text(_SOURCE)
     defines = {"REAL": f'"{real}"', "SCORE": score, "BEFORE": kind[0], "AFTER": kind[1]}
     base = ["-L", str(LIBRARY_FOLDER), "-l:libggml-base.so.0", f"-Wl,-rpath,{LIBRARY_FOLDER}"]
+    base.append("-Wl,-z,nodelete")  # ggml unloads what brings a backend that it has, and that points here by then
     command = [
         "cc",
         "-shared",

@@ -60,8 +60,9 @@ def saved(model: LlamaModel, sequence: int, n_tokens: int) -> memoryview:
 
 
 def assert_alike(found: list[float], expected: list[float]) -> None:
+    """Batches of another shape round the last bit of some keys the other way: 5e-4 with SSE 4.2, less with AVX."""
     assert max(expected) - min(expected) > 0.1
-    assert found == pytest.approx(expected, abs=5e-4)
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_sequence_that_was_put_back_goes_on_as_before(model: LlamaModel) -> None:

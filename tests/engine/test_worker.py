@@ -45,6 +45,7 @@ from shimmy.messages import (
     Usage,
 )
 from tests.fakes import on_loop
+from tests.forced_variant import FORCED
 from tests.tiny_models import (
     BOS_TOKEN,
     EOS_TOKEN,
@@ -66,7 +67,7 @@ VAST = 65536
 
 def options(path: Path, **changes: Any) -> WorkerOptions:
     defaults: dict[str, Any] = {
-        "model_path": str(path), "n_ctx": 256, "n_sequences": 4, "n_batch": 64, "n_threads": 1, "cpu_variant": None,
+        "model_path": str(path), "n_ctx": 256, "n_sequences": 4, "n_batch": 64, "n_threads": 1, "cpu_variant": FORCED,
         "chat_template": None,
     }  # fmt: skip
     return WorkerOptions(**defaults | changes)
