@@ -21,7 +21,6 @@ from shimmy.messages import (
     Finished,
     GenerateRequest,
     Piece,
-    ReplyFormat,
     TokenLogprob,
 )
 from shimmy.metrics import Metrics
@@ -146,7 +145,7 @@ def generate(services: Services, request: GenerateRequest) -> Generation:
 class Whole:
     """All that one job said, and how it ended; `echo` is its prompt where that was wanted."""
 
-    format: ReplyFormat
+    accepted: Accepted
     echo: Echo
     said: Piece
     finished: Finished
@@ -167,7 +166,7 @@ async def whole(generation: Generation) -> Whole:
                 echo = Echo("".join([part.text for part in echoes]), _logprobs(echoes))
                 n_tokens = sum(piece.n_tokens for piece in pieces)
                 said = Piece("".join([piece.text for piece in pieces]), n_tokens, _logprobs(pieces))
-                return Whole(accepted.format, echo, said, event)
+                return Whole(accepted, echo, said, event)
     raise Internal("the generation ended without a reason")
 
 

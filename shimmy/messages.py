@@ -88,7 +88,12 @@ class Tool:
     name: str
     description: str = ""
     parameters: str = '{"type":"object","properties":{}}'
-    strict: bool = False  # the caller wants the schema obeyed or refused; it is obeyed either way
+    strict: bool = False  # what of the schema cannot be enforced is refused, and not left to the model
+    lark: str = ""  # the grammar of the one argument, a text under `TEXT_ARGUMENT`; empty: what the schema says
+
+
+# The argument of a tool that takes one text and no object (OpenAI's `custom` tools).
+TEXT_ARGUMENT = "input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,8 @@ class GrammarKind(StrEnum):
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
     CHOICE = "choice"
-    GBNF = "gbnf"
+    GBNF = "gbnf"  # llama.cpp's notation
+    LARK = "lark"  # llguidance's dialect of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +165,7 @@ class Grammar:
 
     kind: GrammarKind
     text: str
+    strict: bool = True  # what of a schema cannot be enforced is refused, and not left to the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +297,7 @@ class Accepted:
 
     n_prompt: int
     format: ReplyFormat = ReplyFormat()
+    warnings: tuple[str, ...] = ()  # what the caller asked for and does not get, in words
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from shimmy.api.exchange import encode
 from shimmy.api.fields import read_model
 from shimmy.api.openai_chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.openai_parse import Call, chat_call, completion_call
-from shimmy.api.openai_reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage
+from shimmy.api.openai_reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage, warned
 from shimmy.api.stream import EventStream, unless_gone
 from shimmy.generate import Whole, close, generate, together, whole
 
@@ -71,6 +71,8 @@ async def _reply(head: "Json", wholes: list[Whole], call: Call, *, is_chat: bool
     tail: Json = {"usage": usage(ended, call.options, n_reasoned)}
     if len(ended) == 1:
         tail["timings"] = timings(ended[0])
+    if warnings := warned(wholes[0].accepted, call.options):
+        tail["warnings"] = warnings
     return b'%b,"choices":[%b],%b' % (encode(head)[:-1], b",".join(choices), encode(tail)[1:])
 
 

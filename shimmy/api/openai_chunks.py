@@ -11,7 +11,7 @@ from shimmy.api.exchange import error_body
 from shimmy.api.fields import Json
 from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
-from shimmy.api.openai_reply import finish_reason, timings, usage
+from shimmy.api.openai_reply import finish_reason, timings, usage, warned
 from shimmy.api.reasoning import n_reasoning
 from shimmy.errors import ShimmyError
 from shimmy.messages import Accepted, Delta, Echo, Finished, Piece, TokenLogprob
@@ -134,22 +134,29 @@ class Chunks:
         self._make_choice = choice
         self._choices: list[Choice] = []
         self._ended: dict[int, Finished] = {}
+        self._warnings: list[str] = []
         self._before = f'data: {_encode(envelope)[:-1]},"choices":['
         # Where usage is asked for, OpenAI sends null in every chunk but the one that has it.
         self._after = '],"usage":null}\n\n' if options.include_usage else "]}\n\n"
 
     def begin(self, accepted: Sequence[Accepted]) -> bytes:
         self._choices = [self._make_choice(index, each, self._options) for index, each in enumerate(accepted)]
+        self._warnings = warned(accepted[0], self._options)
         return b"".join([self._frame(choice.opening) for choice in self._choices])
 
     def event(self, index: int, event: Echo | Piece) -> bytes:
         return self._frame(self._choices[index].event(event))
 
     def finished(self, index: int, finished: Finished) -> bytes:
-        """What was held back, and the finish reason; timings are in the last chunk of a reply with one choice."""
+        """What was held back, and the finish reason; timings are in the last chunk of a reply with one choice.
+
+        Warnings are in the last chunk of the first choice.
+        """
         self._ended[index] = finished
         choice = self._choices[index]
         rest, chunk = self._frame(choice.rest()), self._envelope | {"choices": [choice.last(finished)]}
+        if self._warnings and not index:
+            chunk["warnings"] = self._warnings
         return rest + _event(chunk | {"usage": None} if self._options.include_usage else self._timed(chunk))
 
     def end(self) -> bytes:

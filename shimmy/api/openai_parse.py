@@ -143,6 +143,7 @@ class ReplyOptions:
     n_logprobs: int | None = None  # candidates told beside each token; None: no log-probabilities
     splits_reasoning: bool = True
     is_legacy: bool = False  # calls are written as `function_call`
+    warnings: tuple[str, ...] = ()  # of what was asked for and is not served, without which the reply is still right
 
 
 @dataclass(frozen=True, slots=True)

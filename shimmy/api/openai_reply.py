@@ -15,7 +15,7 @@ from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
 from shimmy.api.reasoning import n_reasoning
 from shimmy.generate import Whole
-from shimmy.messages import Delta, Finished, FinishReason
+from shimmy.messages import Accepted, Delta, Finished, FinishReason
 from shimmy.reply import Reply, ReplyParser
 
 FINGERPRINT = f"shimmy-{__version__}"
@@ -46,7 +46,7 @@ def envelope(form: Form, model_name: str, *, is_chunk: bool) -> Json:
 
 def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, int]:
     """A choice, and how many of its tokens were reasoning."""
-    parser, reply = ReplyParser(whole.format, split_reasoning=options.splits_reasoning), Reply()
+    parser, reply = ReplyParser(whole.accepted.format, split_reasoning=options.splits_reasoning), Reply()
     reply.add(parser.feed(whole.said.text))
     reply.add(parser.flush())
     message: Json = {"role": "assistant", "content": reply.content or (None if reply.calls else ""), "refusal": None}
@@ -123,6 +123,11 @@ def usage(ended: Sequence[Finished], options: ReplyOptions, n_reasoned: int) -> 
     if n_reasoned:
         counts["completion_tokens_details"] = {"reasoning_tokens": min(n_reasoned, n_completion)}
     return counts
+
+
+def warned(accepted: Accepted, options: ReplyOptions) -> list[str]:
+    """What the caller asked for and does not get, as this side and the worker know it."""
+    return [*options.warnings, *accepted.warnings]
 
 
 def timings(finished: Finished) -> dict[str, float]:

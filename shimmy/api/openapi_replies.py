@@ -104,7 +104,8 @@ def _completion() -> Json:
 def _envelope(kind: str, choice: Json, more: Json | None = None) -> Json:
     fields: Json = {"id": TEXT, "object": const(kind), "created": COUNT, "model": TEXT, "system_fingerprint": TEXT}
     optional: Json = {} if more else {"usage": either(ref("Usage"), NULL)}
-    return record({**fields, "choices": array(choice), **(more or {})}, {**optional, "timings": ref("Timings")})
+    optional |= {"timings": ref("Timings"), "warnings": array(TEXT)}
+    return record({**fields, "choices": array(choice), **(more or {})}, optional)
 
 
 def _counts() -> Json:
@@ -182,7 +183,7 @@ def _responses() -> Json:
     event: Json = {"type": TEXT, "sequence_number": COUNT}
     page: Json = {"object": const("list"), "data": array(ref("Item"))}
     return {
-        "Response": record({**head, **echoed, "output": array(ref("Item"))}),
+        "Response": record({**head, **echoed, "output": array(ref("Item"))}, {"warnings": array(TEXT)}),
         "ResponseEvent": record(event) | {"description": "What else is in it depends on its type, as at OpenAI's."},
         "Item": _item(),
         "ItemList": record({**page, "first_id": ID_OR_NULL, "last_id": ID_OR_NULL, "has_more": FLAG}),

@@ -123,9 +123,12 @@ class Response:
         self._n_reasoning = 0
         self._status: Json = {"status": "in_progress", "error": None, "incomplete_details": None, "completed_at": None}
         self._usage: Json | None = None
+        self._warnings: Json = {}
 
     def begin(self, accepted: Accepted) -> None:
         self._parser = ReplyParser(accepted.format)
+        if warnings := (*self._request.warnings, *accepted.warnings):
+            self._warnings = {"warnings": warnings}
 
     def read(self, piece: Piece) -> list[Event]:
         delta = self._parser.feed(piece.text)
@@ -156,7 +159,7 @@ class Response:
 
     def text(self) -> bytes:
         """OpenAI's response object as JSON text, which ends with its output."""
-        head = encode({**self._head, **self._status, "usage": self._usage})
+        head = encode({**self._head, **self._status, "usage": self._usage, **self._warnings})
         return b'%b,%b,"output":%b}' % (head[:-1], self._request.echoed, encode(self._output.items))
 
     def remembered(self, store: ResponseStore) -> bytes:

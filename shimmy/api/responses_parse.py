@@ -223,6 +223,7 @@ class ResponseRequest:
     stream: bool
     store: bool
     seals_reasoning: bool
+    warnings: tuple[str, ...] = ()  # of what was asked for and is not served, without which the reply is still right
 
 
 def previous_response_id(body: Json) -> str | None:

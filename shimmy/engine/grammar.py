@@ -1,7 +1,7 @@
 """The only importer of llguidance: what a reply has to look like, as a Guide of its tokens.
 
 Knows how grammars are put together and what they may cost. Knows no scheduler and no llama.cpp: a model's tokens come
-by way of a Vocabulary. JSON Schemas are checked in schema.py, GBNF is read in gbnf.py.
+by way of a Vocabulary. JSON Schemas are checked in schema.py, and loosened in enforceable.py; GBNF is read in gbnf.py.
 """
 
 import functools
@@ -17,8 +17,10 @@ from typing import Any, Protocol
 
 from shimmy import frozen
 from shimmy.engine import gbnf
+from shimmy.engine.enforceable import enforceable
 from shimmy.engine.packed import GRAMMAR_ARCHIVE, in_memory
-from shimmy.engine.schema import MAX_CHARACTERS, Schema, keyword_at_fault, prepared
+from shimmy.engine.schema import MAX_CHARACTERS, keyword_at_fault, prepared
+from shimmy.engine.simpler_schema import Schema
 from shimmy.errors import BadRequest, Internal, ModelUnavailable
 from shimmy.messages import Grammar, GrammarKind
 
@@ -28,6 +30,7 @@ _HIDDEN = b"\xff"
 # part takes a third of the time that the tokenizer takes, and saves most of what several would save.
 _SLICES = ['[^"\\\\\\x00-\\x1F\\x7F]{1,30}']
 # llguidance recurses over what refers to each other: 9 KB of stack for 22 characters was the worst that was found.
+_N_CHARACTERS_ON_ANY_STACK = 2_000
 _STACK_BYTES = 16 << 20
 _STACK_BYTES_FOR_EACH = 1 << 10
 # Symbols of a grammar (a schema of 200 properties has 2,000), and how many of its rules may apply at one place: four
@@ -37,6 +40,7 @@ _MAX_ITEMS = 20_000
 # Applications ask with the same few schemas again and again; a large one takes milliseconds to read and tens of them to
 # compile.
 _N_KNOWN = 8
+_N_SCHEMAS_KNOWN = 256  # of tools
 _Asked = tuple[Grammar | None, str | None, str | None]  # what a guide was asked for with
 _stack_size_lock = threading.Lock()
 _MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
@@ -59,11 +63,13 @@ class Vocabulary(Protocol):
 class Guide:
     """Follows the tokens of one reply, and knows which may come next. One thread at a time may use it.
 
-    Its methods raise BadRequest when the grammar outgrows its limits, or turns out to lead nowhere.
+    Its methods raise BadRequest when the grammar outgrows its limits, or turns out to lead nowhere. `lost` are the
+    parts of its schema that it does not enforce, in words.
     """
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, lost: tuple[str, ...] = ()) -> None:
         self._matcher = matcher
+        self.lost = lost
 
     @property
     def is_over(self) -> bool:
@@ -112,7 +118,8 @@ class Grammars:
         self._hidden: set[int] = set()  # tokens that text does not show
         self._library: Any = None
         self._tokenizer: Any = None
-        self._known: OrderedDict[_Asked, Any] = OrderedDict()  # matchers at the beginning
+        self._known: OrderedDict[_Asked, tuple[Any, tuple[str, ...]]] = OrderedDict()  # matchers at the beginning
+        self._known_schemas: OrderedDict[tuple[str, bool], tuple[Schema, tuple[str, ...]]] = OrderedDict()
 
     def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
@@ -122,49 +129,109 @@ class Grammars:
         `thinking_end` all of this applies behind that text, and free text, which has to end with it, comes first.
         """
         asked = grammar, tool_lark, thinking_end
-        matcher = self._known.get(asked)
-        if matcher is None:
-            matcher = self._known[asked] = self._matcher(*asked)
+        known = self._known.get(asked)
+        if known is None:
+            known = self._known[asked] = self._matcher(*asked)
             if len(self._known) > _N_KNOWN:
                 self._known.popitem(last=False)
         self._known.move_to_end(asked)
-        return Guide(matcher.deep_copy())
+        matcher, lost = known
+        return Guide(matcher.deep_copy(), lost)
 
-    def _matcher(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Any:
-        """What llguidance makes of it; to be copied for each reply."""
-        if self._tokenizer is None:
+    def schema(self, text: str, *, strict: bool) -> tuple[Schema, tuple[str, ...]]:
+        """The schema that llguidance takes for the one in `text`, and what of it is not enforced, in words.
+
+        Raises BadRequest for what is no schema of an object, and with `strict` for what would be lost.
+        """
+        known = self._known_schemas.get((text, strict))
+        if known is None:
+            known = self._strict_schema(text) if strict else enforceable(text, self.takes)
+            self._known_schemas[text, strict] = known
+            if len(self._known_schemas) > _N_SCHEMAS_KNOWN:
+                self._known_schemas.popitem(last=False)
+        return known
+
+    def _strict_schema(self, text: str) -> tuple[Schema, tuple[str, ...]]:
+        schema = prepared(text)
+        fault = keyword_at_fault(schema)
+        if not fault and not self.takes(schema):
+            _, lost = enforceable(text, self.takes)
+            fault = f"{lost[0] if lost else 'the schema'} cannot be enforced"
+        if fault:
+            raise BadRequest(fault)
+        return schema, ()
+
+    def takes(self, schema: Schema) -> bool:
+        """Whether llguidance can enforce a schema by itself."""
+        return not self._fault({"json_schema": schema})
+
+    def lark_fault(self, lark: str) -> str:
+        """Why llguidance does not take a grammar of its own notation; empty where it does."""
+        return _first_words(self._fault({"lark_grammar": lark}))
+
+    def _fault(self, grammar: dict[str, Any]) -> str:
+        library = self._loaded()
+        text = json.dumps({"grammars": [grammar]}, ensure_ascii=False)
+        _check_characters(text)
+        fault: str = _on_deep_stack(
+            lambda: library.LLMatcher.validate_grammar(text, None, limits=_limits(library)), text
+        )
+        return fault
+
+    def _loaded(self) -> Any:
+        if self._library is None:
             self._library = _import_library()
+        return self._library
+
+    def _matcher(
+        self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None
+    ) -> tuple[Any, tuple[str, ...]]:
+        """What llguidance makes of it, to be copied for each reply; and what of the grammar is not enforced."""
+        self._loaded()
+        if self._tokenizer is None:
             self._tokenizer = self._new_tokenizer()
         parts: list[dict[str, Any]] = []
+        lost: tuple[str, ...] = ()
         if tool_lark is not None:
             parts.append({"lark_grammar": tool_lark})
         if grammar is not None:
-            parts.append(self._part(grammar))
+            part, lost = self._part(grammar)
+            parts.append(part)
         if not parts:
             raise Internal("a guide needs a grammar")
+        return self._compiled(self._joined(parts, thinking_end)), lost
+
+    def _joined(self, parts: list[dict[str, Any]], thinking_end: str | None) -> list[dict[str, Any]]:
+        """The grammars of a reply that is what one of `parts` allows, behind thoughts."""
         if len(parts) == 1 and thinking_end is None:
-            return self._compiled(parts)
+            return parts
         named = [{"name": f"part{index}", **part} for index, part in enumerate(parts)]
         reply = " | ".join(f"@{part['name']}" for part in named)
         top = f"start: {reply}" if thinking_end is None else f"start: thinking reply\nreply: {reply}\n"
-        return self._compiled([{"lark_grammar": top + self._thinking(thinking_end)}, *named])
+        return [{"lark_grammar": top + self._thinking(thinking_end)}, *named]
 
-    def _part(self, grammar: Grammar) -> dict[str, Any]:
-        """A grammar as one of those that llguidance puts together."""
+    def _part(self, grammar: Grammar) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """A grammar as one of those that llguidance puts together, and what of it is not enforced."""
         if len(grammar.text) > MAX_CHARACTERS:
             raise BadRequest(f"the grammar is too large: {len(grammar.text)} characters, {MAX_CHARACTERS} are allowed")
         _check_characters(grammar.text)
+        if grammar.kind is GrammarKind.JSON_SCHEMA:
+            schema, lost = (prepared(grammar.text), ()) if grammar.strict else self.schema(grammar.text, strict=False)
+            return {"json_schema": schema}, lost
+        return {"lark_grammar": self._lark(grammar)}, ()
+
+    def _lark(self, grammar: Grammar) -> str:
         match grammar.kind:
-            case GrammarKind.JSON_SCHEMA:
-                return {"json_schema": prepared(grammar.text)}
             case GrammarKind.GBNF:
-                return {"lark_grammar": gbnf.to_lark(grammar.text)}
+                return gbnf.to_lark(grammar.text)
             case GrammarKind.CHOICE:
                 choices = [json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text)]
-                return {"lark_grammar": f"start: CHOICE\nCHOICE: {' | '.join(choices)}"}
+                return f"start: CHOICE\nCHOICE: {' | '.join(choices)}"
             case GrammarKind.REGEX:
                 pattern = self._library.regex_to_lark(grammar.text).replace("\n", "\\n")
-                return {"lark_grammar": f"start: TEXT\nTEXT: {f'/{pattern}/' if pattern else json.dumps('')}"}
+                return f"start: TEXT\nTEXT: {f'/{pattern}/' if pattern else json.dumps('')}"
+            case _:
+                return grammar.text
 
     def _thinking(self, end: str | None) -> str:
         """The rule `thinking`: any text that ends with `end`, of which tokens that text does not show are a part."""
@@ -187,11 +254,9 @@ class Grammars:
         if len(text) > _MAX_TEXT:
             raise BadRequest(f"the grammars are too large together: {len(text)} characters, {_MAX_TEXT} are allowed")
         _check_characters(text)
-        limits = self._library.LLParserLimits(
-            max_grammar_size=_MAX_GRAMMAR_SIZE, max_items_in_row=_MAX_ITEMS, verbose_errors=False
-        )
+        library = self._library
         matcher = _on_deep_stack(
-            lambda: self._library.LLMatcher(self._tokenizer, text, log_level=0, limits=limits), len(text)
+            lambda: library.LLMatcher(self._tokenizer, text, log_level=0, limits=_limits(library)), text
         )
         if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
             schemas: list[Schema] = [part["json_schema"] for part in grammars if "json_schema" in part]
@@ -225,14 +290,24 @@ def _check_characters(text: str) -> None:
         raise BadRequest("the grammar has half a character (a lone surrogate)") from exc
 
 
+def _limits(library: Any) -> Any:
+    return library.LLParserLimits(max_grammar_size=_MAX_GRAMMAR_SIZE, max_items_in_row=_MAX_ITEMS, verbose_errors=False)
+
+
 def _reason(matcher: Any) -> str:
+    return _first_words(str(matcher.get_error())) or "nothing satisfies it"
+
+
+def _first_words(error: str) -> str:
     """The beginning of what llguidance says; what follows is for its own developers."""
-    text = " ".join(str(matcher.get_error()).partition("<non-verbose/>")[0].split())
-    return text.partition(". ")[0][:_MAX_REASON] or "nothing satisfies it"
+    text = " ".join(error.partition("<non-verbose/>")[0].split())
+    return text.partition(". ")[0][:_MAX_REASON]
 
 
-def _on_deep_stack(call: Callable[[], Any], size: int) -> Any:
-    """The result of `call`, which reads a text of `size` characters, on a thread with room for its recursions."""
+def _on_deep_stack(call: Callable[[], Any], text: str) -> Any:
+    """The result of `call`, which reads `text`, on a thread with room for its recursions where that is long."""
+    if (size := len(text)) < _N_CHARACTERS_ON_ANY_STACK:
+        return call()
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(call()))
     with _stack_size_lock:

@@ -123,13 +123,13 @@ class Preparer:
                 "tokens: shorten the prompt or raise `--ctx-size`"
             )
         scales = adapters.scales(self.adapters, job.lora)
-        guide = self._rules.guide(job, reply_format)
+        guide, warnings = self._rules.guide(job, reply_format)
         seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
         chain = sampling.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
         sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers)
         sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
         marks = self._rules.marks(reply_format)
-        return Task(job, tokens, sampler, received_s, scales, guide, reply_format, marks)
+        return Task(job, tokens, sampler, received_s, scales, guide, reply_format, marks, warnings)
 
     def echo(self, task: Task) -> str:
         """The prompt of a task as its caller wrote it, and tokens as the vocabulary spells them."""

@@ -51,6 +51,7 @@ MAX_MESSAGE = 2_000
 MAX_LABEL = 500
 MAX_MARK = 8_192
 MAX_ADAPTERS = 1_000
+MAX_WARNINGS = 32  # of one job
 
 JobEvent = tuple[int, Event | ShimmyError]
 Made = TypeVar("Made")
@@ -124,8 +125,9 @@ def event_to_wire(job_id: int, event: Event | ShimmyError) -> list[object]:
             return [job_id, "echo", text, [_logprob_to_wire(each) for each in logprobs]]
         case Vectors(vectors):
             return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
-        case Accepted(n_prompt, reply_format):
-            return [job_id, "accepted", n_prompt, asdict(reply_format)]
+        case Accepted(n_prompt, reply_format, warnings):
+            told = [warning[:MAX_LABEL] for warning in warnings[:MAX_WARNINGS]]
+            return [job_id, "accepted", n_prompt, asdict(reply_format), told]
         case Finished(reason, usage, timings, stop_string):
             stopped_by = None if stop_string is None else stop_string[:MAX_TEXT]
             return [job_id, "finished", reason.value, asdict(usage), asdict(timings), stopped_by]
@@ -170,8 +172,15 @@ def _read_vectors(texts: object) -> Vectors:
     return Vectors(tuple(_read_vector(text) for text in _list(texts)))
 
 
-def _read_accepted(n_prompt: object, reply_format: object) -> Accepted:
-    return Accepted(_count(n_prompt), _read_format(reply_format))
+def _read_accepted(n_prompt: object, reply_format: object, warnings: object) -> Accepted:
+    told = _list(warnings)
+    if len(told) > MAX_WARNINGS:
+        raise ValueError("warnings")
+    return Accepted(
+        _count(n_prompt),
+        _read_format(reply_format),
+        tuple(printable(_text(warning), MAX_LABEL) for warning in told),
+    )
 
 
 def _read_finished(reason: str, usage: object, timings: object, stop_string: object) -> Finished:

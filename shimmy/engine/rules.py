@@ -3,6 +3,7 @@
 Puts together what others know: how calls look, how grammars are followed. Knows the tokens of the model.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,18 @@ from shimmy.engine.task import Guide
 from shimmy.engine.thinking_budget import ThinkingBudget
 from shimmy.engine.tool_format import marks
 from shimmy.errors import BadRequest
-from shimmy.messages import ChatPrompt, Job, ReplyFormat
+from shimmy.messages import ChatPrompt, Job, ReplyFormat, Tool
 
 if TYPE_CHECKING:
     from shimmy.engine.grammar import Grammars
 
 # May stand before a call in a format without marks; templates do not show it (see tool_grammar.py).
 _PYTHON_TAG = "<|python_tag|>"
+_ANY_OBJECT = '{"type":"object"}'
+_N_WARNINGS = 16  # of one job
+_N_TOLD = 256  # warnings that are in the log already
+
+logger = logging.getLogger(__name__)
 
 
 class Rules:
@@ -28,14 +34,27 @@ class Rules:
         self._model = model
         self._grammars: Grammars | None = None
         self._marks: dict[ReplyFormat, Mapping[int, bytes]] = {}
+        self._told: set[str] = set()
 
-    def guide(self, job: Job, form: ReplyFormat) -> Guide | None:
-        """None where the job may say anything; raises BadRequest for what cannot be enforced."""
-        lark = self._lark_of_tools(job, form)
+    def guide(self, job: Job, form: ReplyFormat) -> tuple[Guide | None, tuple[str, ...]]:
+        """What the job has to obey, None where it may say anything; and warnings of what is left to the model.
+
+        Raises BadRequest for what cannot be enforced and has to be.
+        """
+        tools = job.prompt.tools if isinstance(job.prompt, ChatPrompt) and form.tools is not None else ()
         guide: Guide | None = None
-        if lark is not None or job.grammar is not None:
-            thinking_end = form.thinking[1] if form.thinking and form.is_thinking else None
-            guide = self._loaded().guide(job.grammar, lark, thinking_end)
+        warnings: tuple[str, ...] = ()
+        if tools:
+            guide, warnings = self._of_tools(job, form, tools)
+        elif job.grammar is not None:
+            found = self._loaded().guide(job.grammar, None, _thinking_end(form))
+            guide, warnings = found, tuple(f"the schema: {part} is not enforced" for part in found.lost)
+        self._tell(warnings)
+        if len(warnings) > _N_WARNINGS:
+            warnings = (*warnings[:_N_WARNINGS], f"and {len(warnings) - _N_WARNINGS} more")
+        return self._within_budget(guide, job, form), warnings
+
+    def _within_budget(self, guide: Guide | None, job: Job, form: ReplyFormat) -> Guide | None:
         if form.thinking is None or job.n_thinking is None:
             return guide
         start, end = form.thinking
@@ -48,22 +67,54 @@ class Rules:
             is_thinking=form.is_thinking,
         )
 
-    def _lark_of_tools(self, job: Job, form: ReplyFormat) -> str | None:
-        if not isinstance(job.prompt, ChatPrompt) or not job.prompt.tools or form.tools is None:
-            return None
+    def _of_tools(self, job: Job, form: ReplyFormat, tools: tuple[Tool, ...]) -> tuple[Guide, tuple[str, ...]]:
+        grammars = self._loaded()
+        kept = set(tools)  # those whose schemas are enforced
+        while True:
+            lark, warnings = self._lark(job, form, tools, kept)
+            try:
+                guide = grammars.guide(job.grammar, lark, _thinking_end(form))
+            except BadRequest:
+                if job.grammar is not None:
+                    grammars.guide(job.grammar, None, _thinking_end(form))  # it may be at fault itself
+                # Each is taken by itself, so they are too large together.
+                loose = sorted((tool for tool in kept if not tool.strict), key=lambda tool: len(tool.parameters))
+                if not loose:
+                    raise
+                kept -= set(loose[len(loose) // 2 :])
+            else:
+                return guide, (*warnings, *(f"the schema: {part} is not enforced" for part in guide.lost))
+
+    def _lark(
+        self, job: Job, form: ReplyFormat, tools: tuple[Tool, ...], kept: set[Tool]
+    ) -> tuple[str, tuple[str, ...]]:
+        """The grammar of a reply with `tools`, where the schemas of those that are `kept` are held to."""
         from shimmy.engine.tool_grammar import tool_lark  # few jobs have tools
+
+        assert isinstance(job.prompt, ChatPrompt)
+        assert form.tools is not None
+        warnings: list[str] = []
+
+        def arguments(tool: Tool) -> dict[str, Any]:
+            if tool not in kept:
+                warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
+            schema, lost = self._loaded().schema(tool.parameters if tool in kept else _ANY_OBJECT, strict=tool.strict)
+            warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
+            return schema
 
         choice = job.prompt.tool_choice
         if job.grammar is not None:  # the reply is calls, or what the other grammar says, and never free text
             choice = replace(choice, required=True)
-        return tool_lark(
-            job.prompt.tools,
-            choice,
-            form.tools,
-            special=self._hidden_token,
-            thinking=None if form.is_thinking else form.thinking,
-            prepare=_enforceable,
-        )
+        thinking = None if form.is_thinking else form.thinking
+        lark = tool_lark(tools, choice, form.tools, special=self._hidden_token, thinking=thinking, prepare=arguments)
+        return lark, tuple(warnings)
+
+    def _tell(self, warnings: tuple[str, ...]) -> None:
+        """Log each warning once."""
+        for warning in warnings:
+            if warning not in self._told and len(self._told) < _N_TOLD:
+                self._told.add(warning)
+                logger.warning("%s", warning)
 
     def marks(self, form: ReplyFormat) -> Mapping[int, bytes]:
         """The control tokens that stand for parts of a reply, which its reader has to see."""
@@ -93,11 +144,5 @@ class Rules:
         return self._grammars
 
 
-def _enforceable(text: str) -> dict[str, Any]:
-    """The schema of a tool's arguments as llguidance is given it; raises BadRequest for what it would not enforce."""
-    from shimmy.engine.schema import keyword_at_fault, prepared
-
-    schema = prepared(text)
-    if fault := keyword_at_fault(schema):
-        raise BadRequest(fault)
-    return schema
+def _thinking_end(form: ReplyFormat) -> str | None:
+    return form.thinking[1] if form.thinking and form.is_thinking else None

@@ -52,6 +52,7 @@ class Task:
     guide: Guide | None = None
     format: ReplyFormat = field(default_factory=ReplyFormat)
     marks: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that the reader of the reply has to see
+    warnings: tuple[str, ...] = ()  # of what the caller asked for and does not get
     n_prompt: int = field(init=False)
     n_limit: int = field(init=False)
     sequence: prefix.Sequence | None = field(init=False, default=None)

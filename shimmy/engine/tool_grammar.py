@@ -22,10 +22,10 @@ _OPTIONAL_START = "<|python_tag|>"
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 
 
-def as_written(schema: str) -> dict[str, Any]:
-    """A schema as it is; raises BadRequest for one that is no object."""
+def as_written(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool as it is; raises BadRequest for one that is no object."""
     try:
-        parsed = json.loads(schema)
+        parsed = json.loads(tool.parameters)
     except (ValueError, RecursionError) as exc:
         raise BadRequest(f"no JSON: {exc}") from exc
     if not isinstance(parsed, dict):
@@ -40,7 +40,7 @@ def tool_lark(
     *,
     special: Callable[[str], int | None] = lambda _: None,
     thinking: tuple[str, str] | None = None,
-    prepare: Callable[[str], dict[str, Any]] = as_written,
+    prepare: Callable[[Tool], dict[str, Any]] = as_written,
 ) -> str:
     """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
 
@@ -49,9 +49,9 @@ def tool_lark(
     does. A choice that is `required` allows calls alone, and one with a name a single call.
 
     `special` has the id of a mark that is one control token, None for all others. `thinking` are the marks of reasoning
-    that may come first, None where the prompt has begun or ended it. `prepare` makes of the JSON text of a schema the
-    one that llguidance is given; the BadRequest that it raises gets the name of the tool. Raises BadRequest for a
-    choice that names no tool, and for parameters that are not those of an object.
+    that may come first, None where the prompt has begun or ended it. `prepare` has the schema that llguidance is given
+    for a tool; the BadRequest that it raises gets the name of the tool. Raises BadRequest for a choice that names no
+    tool, and for parameters that are not those of an object.
     """
     offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
     if not offered:
@@ -85,9 +85,9 @@ def tool_lark(
     return str(lark)
 
 
-def _schema(tool: Tool, prepare: Callable[[str], dict[str, Any]]) -> str:
+def _schema(tool: Tool, prepare: Callable[[Tool], dict[str, Any]]) -> str:
     try:
-        schema = prepare(tool.parameters)
+        schema = prepare(tool)
     except BadRequest as error:
         raise BadRequest(f"tools: the parameters of `{tool.name}`: {error.message}", param="tools") from error
     kind = schema.get("type", "object")

@@ -188,8 +188,8 @@ def read_job(message: Frame) -> Job:
     )
 
 
-def _read_grammar(kind: str, text: str) -> Grammar:
-    return Grammar(GrammarKind(kind), text)
+def _read_grammar(kind: str, text: str, strict: bool) -> Grammar:
+    return Grammar(GrammarKind(kind), text, strict)
 
 
 def embed_frame(job: EmbeddingJob) -> Frame:

@@ -304,7 +304,7 @@ class Worker:
 
     def _hand_on(self, task: Task) -> None:
         job_id = task.job.id
-        events: list[JobEvent] = [(job_id, Accepted(task.n_prompt, task.format))]
+        events: list[JobEvent] = [(job_id, Accepted(task.n_prompt, task.format, task.warnings))]
         if task.job.echo:
             events.append((job_id, Echo(self._preparer.echo(task))))
         if any(self._load):  # the thread that decodes may be long in coming to it

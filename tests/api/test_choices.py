@@ -432,3 +432,21 @@ async def test_what_was_held_back_comes_before_the_end() -> None:
 async def test_log_probabilities_are_told_only_where_they_were_asked_for() -> None:
     assert (await whole(FakeWorker(SCRIPT), CHAT))["choices"][0]["logprobs"] is None
     assert (await whole(FakeWorker(said("a")), TEXT, best_of=2))["choices"][0]["logprobs"] is None
+
+
+# -- warnings --------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_what_is_left_to_the_model_is_told_in_the_reply(path: str) -> None:
+    warned = Accepted(12, warnings=("tools: `f`: `not` at `#` is not enforced",))
+    body = (CHAT if path == "chat/completions" else TEXT) | {"n": 2}
+    app = create_app(services(FakeWorker(scripts=[(warned, Piece("a", 1), FINISHED)] * 4)))
+    whole = await fetch(app, "POST", f"/v1/{path}", body)
+    assert whole.json()["warnings"] == [*warned.warnings]
+
+    streamed = await fetch(app, "POST", f"/v1/{path}", body | {"stream": True})
+    told = [chunk for chunk in streamed.chunks() if isinstance(chunk, dict) and "warnings" in chunk]
+    assert [chunk["warnings"] for chunk in told] == [[*warned.warnings]]
+    assert told[0]["choices"][0]["finish_reason"] == "stop"

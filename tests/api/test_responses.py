@@ -510,6 +510,15 @@ async def test_every_field_arrives() -> None:
 
 
 @on_loop
+async def test_what_is_left_to_the_model_is_told_in_the_response() -> None:
+    warned = Accepted(12, warnings=("tools: `f`: `not` at `#` is not enforced",))
+    app = create_app(services(FakeWorker([warned, Piece("a", 1), FINISHED])))
+    assert (await created(app))["warnings"] == [*warned.warnings]
+    events = await streamed(app)
+    assert events[0]["response"]["warnings"] == events[-1]["response"]["warnings"] == [*warned.warnings]
+
+
+@on_loop
 async def test_what_a_model_brings_along_holds_where_nothing_else_is_said() -> None:
     worker = FakeWorker(SCRIPT)
     own = replace(model(), defaults=ModelDefaults(system="own", stop=("END",), n_predict=5))

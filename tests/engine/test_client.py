@@ -488,7 +488,7 @@ def test_close_returns_only_when_a_deaf_worker_has_really_ended(
         process.communicate()
 
 
-YES: list[Any] = [1, "accepted", 4, asdict(ReplyFormat())]
+YES: list[Any] = [1, "accepted", 4, asdict(ReplyFormat()), []]
 USAGE, TIMINGS = asdict(FINISHED.usage), asdict(FINISHED.timings)
 NONSENSE: dict[str, bytes | dict[str, Any]] = {
     "a length beyond all measure": b"\xff\xff\xff\xff",
@@ -518,7 +518,7 @@ NONSENSE: dict[str, bytes | dict[str, Any]] = {
         "load": [0, 0],
     },
     "two yeses": {"op": "step", "events": [YES, YES], "load": [0, 0]},
-    "a yes of 400 digits": {"op": "step", "events": [[1, "accepted", int("9" * 400), YES[3]]], "load": [0, 0]},
+    "a yes of 400 digits": {"op": "step", "events": [[1, "accepted", int("9" * 400), *YES[3:]]], "load": [0, 0]},
     "a prompt that was not wanted": {"op": "step", "events": [YES, [1, "echo", "a", []]], "load": [0, 0]},
     "more tokens than there are": {"op": "step", "events": [YES, [1, "piece", "a", 2**25]], "load": [0, 0]},
     "an end of 400 digits": {

@@ -8,6 +8,7 @@ import math
 import random
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any, cast
 
@@ -82,6 +83,7 @@ def test_facts_survive_the_wire_and_broken_ones_are_a_protocol_error() -> None:
     "event",
     [
         Accepted(12),
+        Accepted(12, ReplyFormat(), ("`not` at `#` is not enforced", "another")),
         Piece("é\n", 2),
         Vectors((b"\0\0\x80?", b"\0\0\0\0")),
         Vectors(()),
@@ -102,6 +104,7 @@ def test_an_error_keeps_its_class_message_and_field() -> None:
     assert type(errors.from_code("nonsense", "m")) is errors.Internal
 
 
+FORMAT_FIELDS = asdict(ReplyFormat())
 NOT_A_NUMBER = base64.b64encode(struct.pack("<2f", 1.0, math.nan)).decode()
 INFINITE = base64.b64encode(struct.pack("<2f", -math.inf, math.inf)).decode()
 
@@ -112,6 +115,8 @@ INFINITE = base64.b64encode(struct.pack("<2f", -math.inf, math.inf)).decode()
         [], [1], [1, "nonsense"], [1, "piece"], [1, "finished", "no reason", [], [], None], [1, "vectors"],
         [1, "vectors", 5], [1, "vectors", [5]], [1, "vectors", ["AAA="]], [1, "vectors", ["AAAAAA"]],
         [1, "vectors", ["AA AA"]], [1, "vectors", ["é"]], [1, "vectors", [NOT_A_NUMBER]], [1, "vectors", [INFINITE]],
+        [1, "accepted", 1, FORMAT_FIELDS, 5], [1, "accepted", 1, FORMAT_FIELDS, [5]],
+        [1, "accepted", 1, FORMAT_FIELDS, ["x"] * 1000],
     ],
 )  # fmt: skip
 def test_events_that_are_none_are_protocol_errors(fields: list[object]) -> None:

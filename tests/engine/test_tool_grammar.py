@@ -307,10 +307,10 @@ def test_parameters_that_are_no_object_are_refused_by_the_name_of_their_tool(par
 
 
 def test_a_schema_that_is_refused_is_refused_by_the_name_of_its_tool() -> None:
-    def prepare(schema: str) -> dict[str, Any]:
-        if "patternProperties" in schema:
+    def prepare(tool: Tool) -> dict[str, Any]:
+        if "patternProperties" in tool.parameters:
             raise BadRequest("`patternProperties` is not supported")
-        return as_written(schema)
+        return as_written(tool)
 
     bad = Tool("bad", "", '{"type": "object", "patternProperties": {}}')
     with pytest.raises(BadRequest, match="the parameters of `bad`: `patternProperties` is not supported"):

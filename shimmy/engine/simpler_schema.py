@@ -1,0 +1,170 @@
+"""What a JSON Schema says without constraining anything is taken out; what has a plainer equivalent becomes that.
+
+A schema means the same afterwards (JSON Schema 2020-12), so it may be done to every schema. Knows keywords; knows
+nothing of what can be enforced.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Schema = dict[str, Any]
+
+# The formats that llguidance 1.9.1 enforces. All others are annotations (JSON Schema 2020-12, Validation, 7).
+FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid", "unknown"}
+
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_CHILDREN = (
+    *("items", "prefixItems", "additionalItems", "additionalProperties", "allOf", "anyOf", "oneOf", "not", "if"),
+    *("then", "else", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
+)
+_IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "$recursiveRef", "if", "dependentSchemas", "not")
+_ANNOTATIONS = {
+    *("title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly"),
+    *("$schema", "$id"),
+}
+# Values of these may be null; elsewhere null stands for a keyword that a serializer left out.
+_MAY_BE_NULL = {"const", "default", "example"}
+# Keywords that say something about values of one type only.
+_ABOUT = {
+    **dict.fromkeys(("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"), "array"),
+    **dict.fromkeys(("propertyNames", "unevaluatedProperties", "dependencies", "dependentRequired"), "object"),
+    **dict.fromkeys(("dependentSchemas", "minProperties"), "object"),
+}
+
+
+def parts(schema: object, place: str = "#") -> Iterator[tuple[str, Schema]]:
+    """Every schema in a schema, itself included and first, with a JSON pointer to it."""
+    if not isinstance(schema, dict):
+        return
+    yield place, schema
+    for step, child in children(schema):
+        yield from parts(child, place + step)
+
+
+def children(schema: Schema) -> Iterator[tuple[str, object]]:
+    """What stands directly in a schema where a schema should, with the end of its pointer."""
+    for keyword in _BY_NAME:
+        value = schema.get(keyword)
+        if isinstance(value, dict):
+            for name, child in [*value.items()]:
+                yield f"/{keyword}/{name.replace('~', '~0').replace('/', '~1')}", child
+    for keyword in _CHILDREN:
+        value = schema.get(keyword)
+        if isinstance(value, list):
+            for index, child in enumerate(value):
+                yield f"/{keyword}/{index}", child
+        elif keyword in schema:
+            yield f"/{keyword}", value
+
+
+def each_child(schema: Schema, change: Callable[[Any], Any]) -> None:
+    """Put `change(child)` in the place of every child."""
+    for keyword in _BY_NAME:
+        value = schema.get(keyword)
+        if isinstance(value, dict):
+            schema[keyword] = {name: change(child) for name, child in value.items()}
+    for keyword in _CHILDREN:
+        value = schema.get(keyword)
+        if isinstance(value, list):
+            schema[keyword] = [change(child) for child in value]
+        elif keyword in schema:
+            schema[keyword] = change(value)
+
+
+def simplify(schema: Schema) -> None:
+    """Change `schema` to a plainer one that means the same."""
+    anchors: dict[object, list[str]] = {}
+    for place, part in parts(schema):
+        anchors.setdefault(part.get("$dynamicAnchor"), []).append(place)
+    for _, part in parts(schema):
+        for keyword in [name for name, value in part.items() if value is None and name not in _MAY_BE_NULL]:
+            del part[keyword]
+        each_child(part, _plain_false)
+        _without_dynamic_references(part, anchors)
+        for keyword in [name for name in part if _is_idle(name, part)]:
+            del part[keyword]
+        _close(part)
+
+
+def _plain_false(child: Any) -> Any:
+    """`false` for a child that says so in other words, as zod's `never` does."""
+    if isinstance(child, dict) and child.keys() - _ANNOTATIONS == {"not"} and _takes_anything(child["not"]):
+        return False
+    return child
+
+
+def _without_dynamic_references(part: Schema, anchors: dict[object, list[str]]) -> None:
+    """In one document, a dynamic reference to an anchor that stands there once is a plain one."""
+    dynamic = part.get("$dynamicRef")
+    places = anchors.get(dynamic[1:], []) if isinstance(dynamic, str) and dynamic.startswith("#") else []
+    if "$ref" not in part and len(places) == 1:
+        del part["$dynamicRef"]
+        part["$ref"] = places[0]
+    if part.get("$recursiveRef") == "#" and "$ref" not in part:
+        del part["$recursiveRef"]
+        part["$ref"] = "#"
+
+
+def _close(part: Schema) -> None:
+    """`unevaluated…: false` is `additional…: false` where no other schema speaks of the same value."""
+    if any(keyword in part for keyword in _IN_PLACE):
+        return
+    if part.get("unevaluatedProperties") is False:
+        part.setdefault("additionalProperties", part.pop("unevaluatedProperties"))
+    if part.get("unevaluatedItems") is False and "additionalItems" not in part:
+        part.setdefault("items", part.pop("unevaluatedItems"))
+
+
+def _is_idle(keyword: str, part: Schema) -> bool:
+    """Whether the keyword constrains nothing where it stands."""
+    kind = part.get("type")
+    types = [kind] if isinstance(kind, str) else kind
+    if isinstance(types, list) and keyword in _ABOUT and _ABOUT[keyword] not in types:
+        return True
+    return keyword in _IDLE and _IDLE[keyword](part[keyword], part)
+
+
+def _takes_anything(schema: object) -> bool:
+    return schema is True or (isinstance(schema, dict) and not schema.keys() - _ANNOTATIONS)
+
+
+def _takes_every_string(schema: object) -> bool:
+    if not isinstance(schema, dict):
+        return schema is True
+    kind = schema.get("type", "string")
+    return "string" in ([kind] if isinstance(kind, str) else kind) and _takes_anything(
+        {name: value for name, value in schema.items() if name != "type" and (name, value) != ("minLength", 0)}
+    )
+
+
+def _requires(part: Schema, names: object) -> bool:
+    required = part.get("required")
+    return isinstance(names, list) and isinstance(required, list) and all(name in required for name in names)
+
+
+_IDLE: dict[str, Callable[[Any, Schema], bool]] = {
+    "$schema": lambda value, _: "//json-schema.org/" not in str(value),
+    "$dynamicAnchor": lambda _value, _: True,
+    "$recursiveAnchor": lambda _value, _: True,
+    "format": lambda value, _: value not in FORMATS if isinstance(value, str) else True,
+    "not": lambda value, _: value is False,
+    "propertyNames": lambda value, _: _takes_every_string(value),
+    "uniqueItems": lambda value, part: value is False or part.get("maxItems") in (0, 1),
+    "contains": lambda _value, part: part.get("minContains") == 0 and "maxContains" not in part,
+    "minContains": lambda _value, part: "contains" not in part,
+    "maxContains": lambda _value, part: "contains" not in part,
+    "minProperties": lambda value, _: value == 0,
+    "unevaluatedProperties": lambda value, _: _takes_anything(value),
+    "unevaluatedItems": lambda value, _: _takes_anything(value),
+    "dependentRequired": lambda value, part: (
+        isinstance(value, dict) and all(not names or _requires(part, names) for names in value.values())
+    ),
+    "dependentSchemas": lambda value, _: isinstance(value, dict) and all(map(_takes_anything, value.values())),
+    "dependencies": lambda value, part: (
+        isinstance(value, dict)
+        and all(_takes_anything(each) or each == [] or _requires(part, each) for each in value.values())
+    ),
+    "if": lambda _value, part: _takes_anything(part.get("then", True)) and _takes_anything(part.get("else", True)),
+    "then": lambda value, part: "if" not in part or _takes_anything(value),
+    "else": lambda value, part: "if" not in part or _takes_anything(value),
+}

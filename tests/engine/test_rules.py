@@ -1,0 +1,97 @@
+"""What becomes of a job's tools and grammar with a real model: guides, and warnings of what is left to the model."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shimmy.engine import variants
+from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.rules import Rules
+from shimmy.engine.tool_format import GENERIC
+from shimmy.errors import BadRequest
+from shimmy.messages import (
+    ChatPrompt,
+    Grammar,
+    GrammarKind,
+    Job,
+    Message,
+    ReplyFormat,
+    SamplingParams,
+    Tool,
+    ToolChoice,
+)
+
+FORM = ReplyFormat(tools=GENERIC)
+SET = '{"type":"object","properties":{"tags":{"type":"array","uniqueItems":true}}}'
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[LlamaModel]:
+    model = LlamaModel(tiny_model, CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
+    yield model
+    model.close()
+
+
+def job(*tools: Tool, grammar: Grammar | None = None) -> Job:
+    prompt = ChatPrompt((Message("user", "hi"),), tools=tools, tool_choice=ToolChoice(required=bool(tools)))
+    return Job(1, prompt, SamplingParams(), None, (), cache_prompt=True, grammar=grammar)
+
+
+def large_tool(index: int, *, strict: bool = False) -> Tool:
+    properties = {f"p{i}": {"type": "string", "description": "x" * 40} for i in range(400)}
+    return Tool(f"f{index}", "", json.dumps({"type": "object", "properties": properties}), strict=strict)
+
+
+def test_tools_that_are_not_strict_are_taken_and_what_is_lost_is_told_once(
+    model: LlamaModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = Rules(model)
+    expected = "tools: `f`: `uniqueItems` at `#/properties/tags` is not enforced"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            guide, warnings = rules.guide(job(Tool("f", "", SET), Tool("g")), FORM)
+            assert guide is not None
+            assert warnings == (expected,)
+    assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+def test_a_strict_tool_is_refused_by_its_name_and_the_place(model: LlamaModel) -> None:
+    with pytest.raises(BadRequest) as caught:
+        Rules(model).guide(job(Tool("g"), Tool("f", "", SET, strict=True)), FORM)
+    assert caught.value.param == "tools"
+    assert caught.value.message == (
+        "tools: the parameters of `f`: `uniqueItems` at `#/properties/tags` cannot be enforced"
+    )
+
+
+def test_a_schema_for_the_reply_is_enforced_as_far_as_it_can_be_where_the_caller_does_not_insist(
+    model: LlamaModel,
+) -> None:
+    rules = Rules(model)
+    guide, warnings = rules.guide(job(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET, strict=False)), ReplyFormat())
+    assert guide is not None
+    assert warnings == ("the schema: `uniqueItems` at `#/properties/tags` is not enforced",)
+    with pytest.raises(BadRequest, match="`uniqueItems` at `#/properties/tags`"):
+        rules.guide(job(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET)), ReplyFormat())
+
+
+def test_tools_that_are_too_large_together_lose_the_largest_schemas(model: LlamaModel) -> None:
+    tools = [large_tool(index) for index in range(16)]
+    guide, warnings = Rules(model).guide(job(Tool("small", "", SET), *tools), FORM)
+    assert guide is not None
+    assert warnings[0] == "tools: `small`: `uniqueItems` at `#/properties/tags` is not enforced"
+    assert 1 < len(warnings) < 17
+    assert all("too large together" in warning for warning in warnings[1:])
+    with pytest.raises(BadRequest):
+        Rules(model).guide(job(*(large_tool(index, strict=True) for index in range(16))), FORM)
+
+
+def test_warnings_have_an_end(model: LlamaModel) -> None:
+    schema = {"type": "object", "properties": {f"p{i}": {"not": {"type": "null"}} for i in range(50)}}
+    _, warnings = Rules(model).guide(job(Tool("f", "", json.dumps(schema))), FORM)
+    assert len(warnings) == 17
+    assert warnings[-1] == "and 34 more"
