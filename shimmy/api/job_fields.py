@@ -130,12 +130,16 @@ SAMPLING: Fields = {
     "logit_bias": LogitBias(),
     "ignore_eos": Boolean(),
 }
+# The name of vLLM and Hugging Face, whose penalty goes by all of the prompt and the reply.
+REPETITION_PENALTY = "repetition_penalty"
+_WHOLE_CONTEXT = -1
 limit = Integer(at_least=-1)  # -1 is no limit
 # The first of these that is set says after how many tokens reasoning is ended.
 THINKING_BUDGETS = ("reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
 JOB_FIELDS: Fields = {
     "model": text,
     **SAMPLING,
+    REPETITION_PENALTY: _sampling("repeat_penalty"),
     "stop": Texts(or_one=True),
     "cache_prompt": Boolean(),
     "keep_alive": Duration(),
@@ -171,6 +175,8 @@ def generate_request(
     """
     own = config.sampling_of(defaults)
     chosen = {name: given[name] for name in SAMPLING.keys() & given.keys()}
+    if REPETITION_PENALTY in given and "repeat_penalty" not in given:  # llama.cpp's own name counts more
+        chosen = {"repeat_last_n": _WHOLE_CONTEXT, **chosen, "repeat_penalty": given[REPETITION_PENALTY]}
     return GenerateRequest(
         model=read_model(given, config.default_model),
         prompt=prompt,

@@ -28,7 +28,10 @@ NOTES = {
     "seed": "The same seed and prompt give the same text; -1 draws one at random.",
     "temperature": "0 takes the likeliest token.",
     "top_k": "How many of the likeliest tokens are considered; 0: all.",
-    "repeat_last_n": "How many tokens the penalties look back; -1: all of the context.",
+    "repeat_last_n": "How many tokens `repeat_penalty` looks back; -1: all of the context.",
+    "repetition_penalty": "`repeat_penalty` over all of the context, by vLLM's name.",
+    "presence_penalty": "For each token that the reply has already.",
+    "frequency_penalty": "For each time that a token is in the reply already.",
     "dry_penalty_last_n": "How many tokens DRY looks back; -1: all of the context.",
     "mirostat": "0: off, or the version.",
     "logit_bias": "Added to the logits of tokens; -100 or false: never.",
@@ -54,6 +57,7 @@ NOTES = {
     "chat_template_kwargs": "Variables for the model's chat template.",
     "add_generation_prompt": "Whether the prompt ends where the assistant begins to speak.",
     "continue_final_message": "Go on with the last message, which is the assistant's.",
+    "parse_special": "Whether to read texts such as `<|im_end|>` as the tokens they stand for.",
     "functions": "The older form of `tools`.",
     "function_call": "The older form of `tool_choice`.",
     "echo": "Begin the reply with the prompt, log-probabilities included.",
@@ -65,7 +69,6 @@ NOTES = {
     "store": "Whether the server remembers the response.",
     "include": "What to tell beside the text.",
     "add_special": "Whether to add the tokens that a prompt begins and ends with.",
-    "parse_special": "Whether to read texts such as `<|im_end|>` as the tokens they stand for.",
 }
 
 _MODEL = "MODEL"  # the page puts the name of a real one here

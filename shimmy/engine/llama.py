@@ -353,8 +353,16 @@ class LlamaModel:
         """Empty the KV pool and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
         llama.llama_memory_clear(self._memory, True)
 
-    def new_sampler(self, chain: Chain, biases: Sequence[tuple[int, float]], breakers: Sequence[str]) -> Sampler:
-        """Build `chain` on any thread. `biases` (and the tokens the model itself suppresses) come before its stages."""
+    def new_sampler(
+        self,
+        chain: Chain,
+        biases: Sequence[tuple[int, float]],
+        breakers: Sequence[str],
+        history: Sequence[int] = (),
+    ) -> Sampler:
+        """Build `chain` on any thread. `biases` (and the tokens the model itself suppresses) come before its stages.
+
+        Those that look back at the prompt are shown the end of `history`."""
         pointer = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         biases = [*biases, *self._suppressed]
         if biases:
@@ -362,8 +370,12 @@ class LlamaModel:
             stage = llama.llama_sampler_init_logit_bias(self.n_vocab, len(biases), array)
             llama.llama_sampler_chain_add(pointer, stage)
         for stage in chain.stages:
-            llama.llama_sampler_chain_add(pointer, self._new_stage(stage, breakers))
-        return Sampler(pointer, self._probe, has_history=chain.n_history > 0)
+            sampler = self._new_stage(stage, breakers)
+            for token in history[-stage.n_history :] if stage.n_history else ():
+                llama.llama_sampler_accept(sampler, token)
+            llama.llama_sampler_chain_add(pointer, sampler)
+        never = frozenset(token for token, bias in biases if bias == -math.inf)
+        return Sampler(pointer, self._probe, has_history=chain.looks_back, never=never)
 
     def _new_stage(self, stage: Stage, breakers: Sequence[str]) -> Any:
         create = getattr(llama, f"llama_sampler_init_{stage.name}")

@@ -126,8 +126,7 @@ class Preparer:
         guide, warnings = self._rules.guide(job, reply_format)
         seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
         chain = sampling.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
-        sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers)
-        sampler.accept(tokens[-chain.n_history :] if chain.n_history else [])
+        sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers, tokens)
         marks = self._rules.marks(reply_format)
         return Task(job, tokens, sampler, received_s, scales, guide, reply_format, marks, warnings)
 

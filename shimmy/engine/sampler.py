@@ -143,11 +143,15 @@ class Probe:
 class Sampler:
     """One job's sampler chain, freed by `close`; all but `accept` belong to the thread that decodes."""
 
-    def __init__(self, chain: Any, probe: Probe, *, has_history: bool) -> None:
-        """With `has_history` the chain goes by the tokens it was shown, so it must not see one that is not taken."""
+    def __init__(self, chain: Any, probe: Probe, *, has_history: bool, never: frozenset[int] = frozenset()) -> None:
+        """With `has_history` the chain goes by the tokens it was shown, so it must not see one that is not taken.
+
+        `never` are the tokens that its biases rule out.
+        """
         self._chain = chain
         self._probe = probe
         self._has_history = has_history
+        self._never = never
         self._token = 0
 
     def sample(self, row: int) -> int:
@@ -175,12 +179,17 @@ class Sampler:
         self._token = candidates.selected
 
     def _pick_of(self, candidates: Candidates, mask: bytes) -> None:
-        if not candidates.keep(mask):
+        n_allowed = candidates.keep(mask)
+        if not n_allowed:
             raise Internal("the grammar of the request leaves no token to go on with")
-        self._pick(candidates)
+        if n_allowed <= len(self._never) and self._never.issuperset(candidates.ids[:n_allowed]):
+            # All that may come is ruled out: the guide decides, as a chain would have no number to go by.
+            self._token = candidates.ids[max(range(n_allowed), key=candidates.logits.__getitem__)]
+        else:
+            self._pick(candidates)
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Show the chain tokens it did not pick itself: the end of the prompt, or what a guide has forced."""
+        """Show the chain tokens it did not pick itself: what a guide has forced."""
         for token in tokens:
             llama.llama_sampler_accept(self._chain, token)
 

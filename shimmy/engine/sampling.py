@@ -40,24 +40,38 @@ _MAX_BREAKERS = 64
 _MAX_BREAKER_LENGTH = 64
 # Dividing by less than this leaves the range of float32; the most likely token has all the probability long before.
 _MIN_TEMPERATURE = 1e-4
+# What is so much less likely than the best is never picked. llama.cpp's typical and mirostat 1 compute the logarithm of
+# each candidate's probability, and what it is multiplied with is not a number where that is 0: those go before.
+_NEGLIGIBLE = 1e-30
 # Mirostat 1 estimates its exponent from this many candidates, as llama.cpp does.
 _MIROSTAT_M = 100
 
 
+_LOOKING_BACK = ("penalties", "dry")
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One sampler of the chain: llama.cpp's name after `llama_sampler_init_`, and its scalar arguments in order."""
+    """One sampler of the chain: llama.cpp's name after `llama_sampler_init_`, and its scalar arguments in order.
+
+    `n_history` is how many tokens of the prompt's end it must have seen before the first new one.
+    """
 
     name: str
     arguments: tuple[float | int, ...] = ()
+    n_history: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The whole chain of a job. `n_history` is how many tokens before the first new one the chain must have seen."""
+    """The whole chain of a job."""
 
     stages: tuple[Stage, ...]
-    n_history: int
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it goes by the tokens that were picked before."""
+        return any(stage.name in _LOOKING_BACK for stage in self.stages)
 
 
 def check(params: SamplingParams, *, n_vocab: int, n_forbidden: int = 0) -> None:
@@ -99,9 +113,9 @@ def chain(params: SamplingParams, *, seed: int, n_ctx: int) -> Chain:
     """
     temperature = params.temperature if params.temperature >= _MIN_TEMPERATURE else 0.0
     if params.mirostat and temperature:
-        return Chain((Stage("temp", (temperature,)), _mirostat(params, seed)), n_history=0)
-    penalties, n_history = _penalties(params, n_ctx)
-    return Chain((*penalties, *_filters(params, seed, temperature), *_choice(params, seed, temperature)), n_history)
+        return Chain((Stage("temp", (temperature,)), *_mirostat(params, seed)))
+    penalties = _penalties(params, n_ctx)
+    return Chain((*penalties, *_filters(params, seed, temperature), *_choice(params, seed, temperature)))
 
 
 def _filters(params: SamplingParams, seed: int, temperature: float) -> list[Stage]:
@@ -116,7 +130,7 @@ def _filters(params: SamplingParams, seed: int, temperature: float) -> list[Stag
     if params.top_k > 0:
         stages.append(Stage("top_k", (params.top_k,)))
     if params.typical_p < 1:
-        stages.append(Stage("typical", (params.typical_p, keep)))
+        stages += [_without_negligible(), Stage("typical", (params.typical_p, keep))]
     if params.top_p < 1:
         stages.append(Stage("top_p", (params.top_p, keep)))
     if params.min_p > 0:
@@ -131,32 +145,42 @@ def _choice(params: SamplingParams, seed: int, temperature: float) -> tuple[Stag
     if not temperature:
         return (Stage("greedy"),)
     if params.dynatemp_range > 0:
-        extended = (temperature, params.dynatemp_range, params.dynatemp_exponent)
+        # The lowest temperature of the range may be none that logits can be divided by.
+        low = max(_MIN_TEMPERATURE, temperature - params.dynatemp_range)
+        high = temperature + params.dynatemp_range
+        extended = ((high + low) / 2, (high - low) / 2, params.dynatemp_exponent)
         return (Stage("temp_ext", extended), Stage("dist", (seed,)))
     if temperature != 1:
         return (Stage("temp", (temperature,)), Stage("dist", (seed,)))
     return (Stage("dist", (seed,)),)
 
 
-def _mirostat(params: SamplingParams, seed: int) -> Stage:
+def _without_negligible() -> Stage:
+    return Stage("min_p", (_NEGLIGIBLE, 1))
+
+
+def _mirostat(params: SamplingParams, seed: int) -> tuple[Stage, ...]:
     if params.mirostat == 1:
-        return Stage("mirostat", (seed, params.mirostat_tau, params.mirostat_eta, _MIROSTAT_M))
-    return Stage("mirostat_v2", (seed, params.mirostat_tau, params.mirostat_eta))
+        arguments = (seed, params.mirostat_tau, params.mirostat_eta, _MIROSTAT_M)
+        return (_without_negligible(), Stage("mirostat", arguments))
+    return (Stage("mirostat_v2", (seed, params.mirostat_tau, params.mirostat_eta)),)
 
 
-def _penalties(params: SamplingParams, n_ctx: int) -> tuple[tuple[Stage, ...], int]:
-    """The stages that look back at earlier tokens, and how far back they look."""
+def _penalties(params: SamplingParams, n_ctx: int) -> tuple[Stage, ...]:
+    """The stages that look back at earlier tokens.
+
+    `repeat_penalty` is llama.cpp's: the last tokens count, those of the prompt too. The penalties of OpenAI's API count
+    all tokens of the reply, and none of the prompt.
+    """
     stages: list[Stage] = []
-    n_history = 0
     window = n_ctx if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx)
-    penalised = params.repeat_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
-    if window and penalised:
-        amounts = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
-        stages.append(Stage("penalties", (window, *amounts)))
-        n_history = window
+    if window and params.repeat_penalty != 1:
+        stages.append(Stage("penalties", (window, params.repeat_penalty, 0.0, 0.0), window))
+    if params.frequency_penalty or params.presence_penalty:
+        amounts = (params.frequency_penalty, params.presence_penalty)
+        stages.append(Stage("penalties", (n_ctx, 1.0, *amounts)))
     window = n_ctx if params.dry_penalty_last_n < 0 else min(params.dry_penalty_last_n, n_ctx)
     if window and params.dry_multiplier > 0 and params.dry_base >= 1:
         amounts_dry = (params.dry_multiplier, params.dry_base, params.dry_allowed_length)
-        stages.append(Stage("dry", (*amounts_dry, window)))
-        n_history = max(n_history, window)
-    return tuple(stages), n_history
+        stages.append(Stage("dry", (*amounts_dry, window), window))
+    return tuple(stages)

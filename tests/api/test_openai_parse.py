@@ -112,6 +112,21 @@ def test_sampling_fields_are_honoured(name: str, written: object, read: object) 
         assert type(value) is type(read)
 
 
+@pytest.mark.parametrize(
+    ("given", "penalty", "window"),
+    [
+        ({"repetition_penalty": 1.5}, 1.5, -1),
+        ({"repetition_penalty": 1.5, "repeat_last_n": 8}, 1.5, 8),
+        ({"repetition_penalty": 1.5, "repeat_penalty": 1.1}, 1.1, 64),
+        ({"repeat_penalty": 1.1}, 1.1, 64),
+    ],
+)
+def test_a_repetition_penalty_goes_by_the_whole_context(given: dict[str, object], penalty: float, window: int) -> None:
+    for request in (chat(**given), completion(**given)):
+        assert (request.sampling.repeat_penalty, request.sampling.repeat_last_n) == (penalty, window)
+    assert refusal(repetition_penalty=0).param == "repetition_penalty"
+
+
 BROUGHT = ModelDefaults((("temperature", 0.3), ("seed", 4)), n_predict=9, stop=("END",), system="Be brief.")
 
 

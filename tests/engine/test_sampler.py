@@ -168,3 +168,16 @@ def test_a_mask_forbids_the_others_even_where_no_logit_is_a_number(value: float)
     mask = bytes([0b01010101]) * (n_vocab // 8)
     assert Candidates(struct).keep(mask) == struct.size == n_vocab // 2
     assert [entry.id for entry in data[: struct.size]] == list(range(0, n_vocab, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guide_counts_more_than_what_is_ruled_out(kind: str, model: LlamaModel) -> None:
+    """Of what the guide allows, that which is not ruled out; where all of it is, the most likely."""
+    by_logit = sorted(range(model.n_vocab), key=logits(model).__getitem__, reverse=True)
+    few, one = by_logit[100:110], by_logit[120]
+    params = KINDS[kind]
+    for allowed, picked in (([*few, one], one), (few, few[0])):
+        for seed in range(5):
+            chain = sampling.chain(params, seed=seed, n_ctx=256)
+            made = model.new_sampler(chain, [(token, -math.inf) for token in few], ())
+            assert made.sample_within(row(model), Allowing(set(allowed))) == picked

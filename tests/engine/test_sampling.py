@@ -23,7 +23,7 @@ def test_everything_on_keeps_llama_cpps_order() -> None:
         repeat_penalty=1.1, dry_multiplier=0.8, top_n_sigma=1.0, typical_p=0.9, xtc_probability=0.5, dynatemp_range=0.3
     )
     assert names(params) == [
-        "penalties", "dry", "top_n_sigma", "top_k", "typical", "top_p", "min_p", "xtc", "temp_ext", "dist",
+        *("penalties", "dry", "top_n_sigma", "top_k", "min_p", "typical", "top_p", "min_p", "xtc", "temp_ext", "dist"),
     ]  # fmt: skip
 
 
@@ -37,15 +37,32 @@ def test_a_temperature_too_small_for_float32_is_greedy() -> None:
     assert names(SamplingParams(temperature=1e-30)) == ["greedy"]
 
 
-@pytest.mark.parametrize(("version", "name"), [(1, "mirostat"), (2, "mirostat_v2")])
-def test_mirostat_replaces_the_filters(version: int, name: str) -> None:
-    assert names(SamplingParams(mirostat=version)) == ["temp", name]
+@pytest.mark.parametrize(("version", "expected"), [(1, ["temp", "min_p", "mirostat"]), (2, ["temp", "mirostat_v2"])])
+def test_mirostat_replaces_the_filters(version: int, expected: list[str]) -> None:
+    assert names(SamplingParams(mirostat=version)) == expected
 
 
 def test_a_window_of_minus_one_is_the_context() -> None:
     result = chain(SamplingParams(repeat_last_n=-1, repeat_penalty=1.5), seed=1, n_ctx=100)
-    assert result.stages[0] == Stage("penalties", (100, 1.5, 0.0, 0.0))
-    assert result.n_history == 100
+    assert result.stages[0] == Stage("penalties", (100, 1.5, 0.0, 0.0), n_history=100)
+
+
+def test_openais_penalties_count_the_whole_reply_and_none_of_the_prompt() -> None:
+    params = SamplingParams(frequency_penalty=0.5, presence_penalty=-0.5, repeat_last_n=0, repeat_penalty=2)
+    assert chain(params, seed=1, n_ctx=100).stages[0] == Stage("penalties", (100, 1.0, 0.5, -0.5), n_history=0)
+    both = chain(replace(params, repeat_last_n=8), seed=1, n_ctx=100)
+    assert both.stages[:2] == (
+        Stage("penalties", (8, 2, 0.0, 0.0), n_history=8),
+        Stage("penalties", (100, 1.0, 0.5, -0.5), n_history=0),
+    )
+    assert both.looks_back
+
+
+def test_a_dynamic_temperature_has_a_lowest_that_can_be_divided_by() -> None:
+    *_, stage, _ = chain(SamplingParams(temperature=0.5, dynatemp_range=0.5), seed=1, n_ctx=100).stages
+    temperature, spread, _ = stage.arguments
+    assert temperature - spread == pytest.approx(1e-4)
+    assert temperature + spread == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
