@@ -7,6 +7,7 @@ _NEEDS_A_WORKER = ("generate", "probe", "bench")
 
 def main() -> int:
     """Run the command line in `sys.argv`; returns the exit code."""
+    _hold_standard_streams()
     if sys.argv[1:2] == ["worker"]:
         from shimmy.engine import head_start
 
@@ -28,6 +29,19 @@ def main() -> int:
         with process.ahead():
             return _command_line()
     return _command_line()
+
+
+def _hold_standard_streams() -> None:
+    """Open what our caller has closed (`2>&-`): another file would get its number, and the lines meant for stderr."""
+    import os
+
+    for descriptor, mode in enumerate("rww"):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            stream = open(descriptor, mode, closefd=False)  # noqa: SIM115 - for the life of the process
+            setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
 
 
 def _command_line() -> int:

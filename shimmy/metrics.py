@@ -53,6 +53,10 @@ class Counter(_Scalar):
 
     type = "counter"
 
+    def follow(self, total: float) -> None:
+        """Take over a sum that is kept elsewhere."""
+        self._values[()] = total
+
 
 class Gauge(_Scalar):
     """A value that goes up and down."""
@@ -154,6 +158,9 @@ class Metrics:
         )
         self.unloads = Counter(
             "shimmy_unloads_total", "Workers ended on purpose: idle, asked, memory (evicted), removed.", "reason"
+        )
+        self.log_lines_dropped = Counter(
+            "shimmy_log_lines_dropped_total", "Lines of the server's log that what reads it was too slow for."
         )
         self.worker_deaths = Counter("shimmy_worker_deaths_total", "Workers that ended unasked.", "model")
 

@@ -21,7 +21,7 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 
-from shimmy import __version__
+from shimmy import __version__, log
 from shimmy.api.app import create_app
 from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
 from shimmy.errors import ModelNotFound, ShimmyError
@@ -215,6 +215,7 @@ class Server:
 
 def serve(config: Config, home: Home) -> None:
     """Run a server until it is told to stop; raises BindError before anything has been started."""
+    log.take_stderr()
     listener = listen(config.bind)
 
     async def main() -> None:

@@ -1,6 +1,15 @@
+import fcntl
 import json
 import logging
+import os
+import re
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
+from contextlib import closing
+from io import TextIOWrapper
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +78,146 @@ def test_setting_up_again_replaces_what_was_there(root: logging.Logger, capsys: 
     assert len(root.handlers) == 1
     logging.getLogger("shimmy").info("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+# -- what reads the log is slow, or gone ------------------------------------------------------------------------------
+
+
+class Pipe:
+    """A pipe of 4 KB in the place of stderr, which is read when the test reads it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, style: str = "text") -> None:
+        self._read_end, self._write_end = os.pipe()
+        fcntl.fcntl(self._write_end, fcntl.F_SETPIPE_SZ, 4096)
+        monkeypatch.setattr(sys, "stderr", TextIOWrapper(os.fdopen(self._write_end, "wb", 0, closefd=False)))
+        log.set_up("info", style)
+
+    def read(self, *, until: str) -> str:
+        said = ""
+        while until not in said:
+            said += os.read(self._read_end, 65536).decode()
+        return said
+
+    def fill(self) -> int:
+        """Log until lines are dropped; how many were."""
+        before = log.n_dropped()
+        for number in range(2000):
+            logging.getLogger("shimmy").info("%d %s", number, "x" * 1000)
+        return log.n_dropped() - before
+
+    def close_reader(self) -> None:
+        os.close(self._read_end)
+
+    def close(self) -> None:
+        os.close(self._write_end)
+
+
+def test_nothing_waits_for_a_reader_and_what_was_dropped_is_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    before = log.n_dropped()
+    n_dropped = pipe.fill()
+    assert 1000 < n_dropped < 2000
+    log.flush()  # it gives up
+    logging.getLogger("shimmy").info("no room for this either %s", "x" * 1000)
+    said = pipe.read(until="200 x")
+    logging.getLogger("shimmy").info("the last")
+    said += pipe.read(until="the last")
+    told = [int(number) for number in re.findall(r"WARNING (\d+) line\(s\) of the log were dropped", said)]
+    assert sum(told) == n_dropped + 1 == log.n_dropped() - before
+    numbers = [int(number) for number in re.findall(r"INFO    (\d+) x{1000}", said)]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 2000 - n_dropped
+    pipe.close()
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_tracebacks_and_warnings_do_not_wait_either(monkeypatch: pytest.MonkeyPatch, style: str) -> None:
+    pipe = Pipe(monkeypatch, style)
+    log.take_stderr()
+    pipe.fill()
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    sys.__excepthook__(KeyError, KeyError("lost"), None)
+    print("printed", file=sys.stderr)  # noqa: T201
+    pipe.read(until="200 x")
+    log.flush()
+    print("half", end="", file=sys.stderr)  # noqa: T201
+    print(" a line", file=sys.stderr)  # noqa: T201
+    said = pipe.read(until="half a line")
+    if style == "json":
+        assert json.loads(said.splitlines()[-1])["message"] == "half a line"
+    pipe.close()
+
+
+def test_a_reader_that_left_costs_its_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    pipe.close_reader()
+    before = log.n_dropped()
+    logging.getLogger("shimmy").info("to nobody")
+    log.flush()
+    assert log.n_dropped() == before + 1
+    pipe.close()
+
+
+def test_a_descriptor_that_another_process_made_nonblocking_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    os.set_blocking(sys.stderr.fileno(), False)
+    for number in range(20):
+        logging.getLogger("shimmy").info("%d %s", number, "x" * 1000)
+    said = pipe.read(until=" 19 x")
+    assert re.findall(r"INFO    (\d+) x", said) == [str(number) for number in range(20)]
+    pipe.close()
+
+
+def test_a_full_disk_costs_its_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Path("/dev/full").open("w")) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        log.set_up("info", "text")
+        before = log.n_dropped()
+        logging.getLogger("shimmy").info("no space left")
+        log.flush()
+        assert log.n_dropped() == before + 1
+
+
+def test_lines_come_out_without_a_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pipe = Pipe(monkeypatch)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    logging.getLogger("shimmy").error("can't start new thread")
+    assert "ERROR   can't start new thread" in pipe.read(until="thread")
+    assert pipe.fill() > 1900
+    pipe.close()
+
+
+def test_a_line_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    logging.getLogger("shimmy").info("x" * 1_000_000)
+    assert len(pipe.read(until="(cut)\n")) < 20_000
+    pipe.close()
+
+
+def test_a_message_with_a_mistake_in_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    logging.getLogger("shimmy").info("%d", "x")
+    assert "test_log.py" in pipe.read(until="cannot be written")
+    pipe.close()
+
+
+def test_a_forked_child_logs_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    logging.getLogger("shimmy").info("parent")
+    pipe.read(until="parent")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of forks beside threads
+        pid = os.fork()
+    if not pid:
+        logging.getLogger("shimmy").info("child")
+        log.flush()
+        os._exit(0)
+    assert "child" in pipe.read(until="child")
+    os.waitpid(pid, 0)
+    pipe.close()

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from shimmy import __version__
+from shimmy import __version__, log
 from shimmy.errors import NotFound
 
 if TYPE_CHECKING:
@@ -37,4 +37,5 @@ async def metrics(exchange: "Exchange") -> None:
     if not exchange.services.config.metrics:
         raise NotFound("metrics are switched off; start the server with `--metrics`")
     exchange.services.pool.update_gauges()
+    exchange.services.metrics.log_lines_dropped.follow(log.n_dropped())
     await exchange.reply_text(exchange.services.metrics.render(), METRICS_TYPE)

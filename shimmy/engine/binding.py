@@ -1,5 +1,6 @@
 """The only importer of llama_cpp: its low-level module, the functions it does not declare, and the engine's own log."""
 
+import ctypes
 import importlib.util
 import logging
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from shimmy import log as process_log
 from shimmy.engine import packed
 from shimmy.errors import ModelUnavailable
 
@@ -75,3 +77,13 @@ class _EngineLog:
 
 log = _EngineLog()
 llama.llama_log_set(log.callback, None)
+
+
+def _on_abort(message: bytes) -> None:
+    """Called before the engine ends this process. It would write to stderr itself, and wait there for a reader."""
+    logger.error("the engine gives up: %s", message.decode("utf-8", "replace"))
+    process_log.flush()
+
+
+_abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_on_abort)
+function("ggml_set_abort_callback", ctypes.c_void_p, ctypes.c_void_p)(_abort_callback)

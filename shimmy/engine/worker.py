@@ -117,6 +117,7 @@ class Worker:
             return 1  # the server ended before it said what to load
         options = wire.read_options(first)
         log.set_up(options.log_level, options.log_format)
+        log.take_stderr()
         # From here on the end of the connection ends the process, in the middle of a load too.
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
         self._n_threads = options.n_threads or machine.n_physical_cores()
@@ -270,6 +271,7 @@ class Worker:
             if self._prompts is not None:
                 self._to_schedule.put(None)
                 self._is_stored.wait(_LAST_WRITES_S)
+            log.flush()
             os._exit(0)  # the main thread may be deep in a decode; nothing here needs cleaning up
 
     def _prepare(self) -> None:
