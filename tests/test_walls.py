@@ -16,7 +16,7 @@ import shimmy
 FLOORS = (
     {"shimmy"},
     {"errors", "marks", "cgroups", "program", "whole"},
-    {"messages", "reading"},
+    {"messages", "reading", "writing"},
     {"log", "frozen", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},
     {"discovery", "processor", "slot"},

@@ -33,7 +33,7 @@ async def status(exchange: "Exchange") -> None:
 
 async def load(exchange: "Exchange") -> None:
     """Returns when the model can take jobs; `keep_alive` may say how long it stays."""
-    given = LOAD.read(await exchange.json_or_nothing())
+    given = await exchange.read_or_nothing(LOAD.read)
     model = exchange.services.registry.resolve(exchange.rest)
     await exchange.services.pool.ensure_ready(model, given.get("keep_alive"))
     await exchange.reply(_entry(exchange.services, model))

@@ -78,7 +78,7 @@ BODY = Record(
 
 
 async def embeddings(exchange: "Exchange") -> None:
-    given = BODY.read(await exchange.json())
+    given = await exchange.read(BODY.read)
     request = embed_request(given, exchange.services.config)
     is_base64 = given.get("encoding_format") == "base64"
     await exchange.reply_json(await unless_gone(exchange, _reply(exchange, request, is_base64=is_base64)))

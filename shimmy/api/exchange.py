@@ -5,10 +5,11 @@ client leaves. It knows no route and no model.
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
-from shimmy.errors import BadRequest, Internal, MethodNotAllowed, PayloadTooLarge, ShimmyError
+from shimmy.errors import Internal, MethodNotAllowed, PayloadTooLarge, ShimmyError
+from shimmy.writing import pieces
 
 if TYPE_CHECKING:
     from shimmy.api.fields import Json
@@ -20,16 +21,12 @@ Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
+Result = TypeVar("Result")
 
 JSON_TYPE = b"application/json"
 RETRY_AFTER_S = b"2"
 ACCEPTED_ENCODINGS = b"gzip, deflate"  # content_encoding.py reads them
 _WHITE_SPACE = b" \t\r\n"  # of JSON (RFC 8259, 2)
-
-# Those of UTF-32 begin like those of UTF-16.
-_UTF_8_MARK = b"\xef\xbb\xbf"
-_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_UTF_32_MARKS = (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +56,17 @@ class Exchange:
         """The query, undecoded beyond its texts."""
         return dict(parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
 
-    async def json(self) -> "Json":
-        """The body, which must be a JSON object."""
-        return decode_object(await self._body(self.services.config.max_body_bytes))
+    async def read(
+        self, meaning: Callable[["Json"], Result], is_work: "Callable[[Json], bool] | None" = None
+    ) -> Result:
+        """What `meaning` makes of the body, which must be a JSON object. A large one is read beside the event loop, and
+        so is one of which `is_work` says that a lot may come of it."""
+        return await _read(await self._body(self.services.config.max_body_bytes), meaning, is_work)
 
-    async def json_or_nothing(self) -> "Json":
-        """The body as a JSON object; an empty one where there is no body."""
+    async def read_or_nothing(self, meaning: Callable[["Json"], Result]) -> Result:
+        """The same, with an empty object where there is no body."""
         body = await self._body(self.services.config.max_body_bytes)
-        return decode_object(body) if body.strip(_WHITE_SPACE) else {}
+        return await _read(body if body.strip(_WHITE_SPACE) else b"{}", meaning, None)
 
     async def _body(self, limit_bytes: int) -> bytes:
         """The body as its client meant it: inflated where it came compressed."""
@@ -120,6 +120,20 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
+async def _read(
+    body: bytes, meaning: Callable[["Json"], Result], is_work: "Callable[[Json], bool] | None"
+) -> Result:
+    from shimmy.api.aside import aside  # a start needs nothing of them
+    from shimmy.api.body import SMALL_BODY_BYTES, decode_object
+
+    if len(body) > SMALL_BODY_BYTES:
+        return await aside(lambda: meaning(decode_object(body)))
+    decoded = decode_object(body)
+    if is_work is not None and is_work(decoded):
+        return await aside(lambda: meaning(decoded))
+    return meaning(decoded)
+
+
 def header(scope: Scope, name: bytes) -> bytes:
     """The first header called `name` (lower case), or nothing."""
     return next((value for key, value in scope["headers"] if key == name), b"")
@@ -129,44 +143,17 @@ def _too_large(limit_bytes: int) -> str:
     return f"the body is larger than {limit_bytes} bytes, the limit of this server"
 
 
-def _refuse_constant(name: str) -> object:
-    raise BadRequest(f"the body is not valid JSON: {name} is not a JSON number")
-
-
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 _encoder = json.JSONEncoder(separators=(",", ":"))
 
 
-def text_of(body: bytes) -> str:
-    """The text in `body`: UTF-8 (RFC 8259, 8.1), or what its byte order mark says; Windows' programs write one."""
-    if body.startswith(_UTF_32_MARKS):
-        return body.decode("utf-32")
-    if body.startswith(_UTF_16_MARKS):
-        return body.decode("utf-16")
-    return body.removeprefix(_UTF_8_MARK).decode()
-
-
-def decode_object(body: bytes) -> "Json":
-    """The JSON object in `body`; raises BadRequest for anything else."""
-    try:
-        value = _decoder.decode(text_of(body))
-    except RecursionError as exc:
-        raise BadRequest("the body is not acceptable JSON: it is nested too deeply") from exc
-    except json.JSONDecodeError as exc:
-        raise BadRequest(f"the body is not valid JSON: {exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise BadRequest(f"the body is not {exc.encoding.upper()} text: byte {exc.start} is wrong") from exc
-    except ValueError as exc:  # Python refuses to convert integers of several thousand digits
-        raise BadRequest("the body is not acceptable JSON: it has a number with too many digits") from exc
-    if not isinstance(value, dict):
-        from shimmy.api.fields import kind_of  # a start needs nothing of it
-
-        raise BadRequest(f"the body: expected an object, got {kind_of(value)}")
-    return value
-
-
 def encode(value: object) -> bytes:
+    """JSON of something small: it is made in one call of C's."""
     return _encoder.encode(value).encode()
+
+
+def encode_large(value: object) -> bytes:
+    """JSON of something that may be large, for a thread beside the event loop."""
+    return "".join(pieces(value)).encode("ascii")
 
 
 async def send_reply(

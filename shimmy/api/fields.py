@@ -12,6 +12,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from shimmy.config import seconds
 from shimmy.errors import BadRequest
+from shimmy.writing import pieces
 
 Json = dict[str, object]
 Read_co = TypeVar("Read_co", covariant=True)
@@ -19,7 +20,9 @@ Read_co = TypeVar("Read_co", covariant=True)
 # llama.cpp takes 32-bit numbers; ctypes would wrap larger integers and overflow larger floats without a word.
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 FLOAT32_MAX = 3.4028234e38
-N_STRINGS_MAX = 64  # stop strings are looked for at every token, DRY's breakers in the whole vocabulary
+# Stop strings are looked for at every token, DRY's breakers in the whole vocabulary.
+N_STRINGS_MAX, N_STRING_CHARACTERS_MAX = 64, 1 << 14
+_STEP = 1 << 16  # characters or items that are looked at in one call of C's, which holds Python's lock
 
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
 _NULL: Json = {"type": "null"}
@@ -32,7 +35,7 @@ def kind_of(value: object) -> str:
 
 def shown(value: object) -> str:
     """`value` as a message quotes it; only for numbers, booleans and short texts."""
-    return repr(value)[:40]
+    return repr(value[:40] if isinstance(value, str) else value)[:40]
 
 
 def refuse(path: str, expected: str, got: str) -> NoReturn:
@@ -52,7 +55,8 @@ def read_text(value: object, path: str, expected: str = "a string") -> str:
         wrong_kind(path, expected, value)
     if not value.isascii():
         try:
-            value.encode()
+            for start in range(0, len(value), _STEP):
+                value[start : start + _STEP].encode()
         except UnicodeEncodeError:  # JSON can write half of a surrogate pair; no tokenizer can read it
             refuse(path, "Unicode text", "a lone surrogate")
     return value
@@ -163,7 +167,7 @@ class OneOf:
         if isinstance(value, str) and value in self.texts:
             return value
         expected = f"one of {', '.join(self.texts)}" if len(self.texts) > 1 else json.dumps(self.texts[0])
-        refuse(path, expected, json.dumps(read_text(value, path))[:40])
+        refuse(path, expected, json.dumps(read_text(value, path)[:40])[:40])
 
     def schema(self) -> Json:
         return {"type": "string", "enum": list(self.texts)}
@@ -201,12 +205,17 @@ class Texts:
 
     or_one: bool = False
     at_most: int = N_STRINGS_MAX
+    n_characters_max: int = N_STRING_CHARACTERS_MAX  # of all of them together
 
     def read(self, value: object, path: str) -> tuple[str, ...]:
-        if self.or_one and isinstance(value, str):
-            return (_words.read(value, path),)
         expected = "a string or an array of strings" if self.or_one else "an array of strings"
-        return ListOf(_words, expected, at_most=self.at_most, noun="strings").read(value, path)
+        if self.or_one and isinstance(value, str):
+            texts: tuple[str, ...] = (_words.read(value, path),)
+        else:
+            texts = ListOf(_words, expected, at_most=self.at_most, noun="strings").read(value, path)
+        if (n_characters := sum(map(len, texts))) > self.n_characters_max:
+            refuse(path, f"strings of at most {self.n_characters_max} characters together", str(n_characters))
+        return texts
 
     def schema(self) -> Json:
         array = ListOf(_words, at_most=self.at_most).schema()
@@ -219,10 +228,13 @@ class TokenIds:
 
     def read(self, value: object, path: str) -> tuple[int, ...]:
         items = read_array(value, path, "an array of token ids")
-        return tuple(
-            item if type(item) is int and 0 <= item <= INT32_MAX else natural.read(item, f"{path}[{index}]")
-            for index, item in enumerate(items)
-        )
+        for start in range(0, len(items), _STEP):
+            some: list[Any] = items[start : start + _STEP]
+            # This is ten times as fast as one by one, and so are nearly all.
+            if {*map(type, some)} != {int} or min(some) < 0 or max(some) > INT32_MAX:
+                for index, item in enumerate(some, start):
+                    natural.read(item, f"{path}[{index}]")
+        return tuple(items)  # type: ignore[arg-type] # they are integers by now
 
     def schema(self) -> Json:
         return {"type": "array", "items": natural.schema()}
@@ -292,11 +304,7 @@ class JsonObject:
     expected: str = "an object"
 
     def read(self, value: object, path: str) -> str:
-        try:
-            text = json.dumps(read_object(value, path, self.expected), ensure_ascii=False, separators=(",", ":"))
-        except RecursionError as exc:  # it was decoded with a few frames more to go
-            raise BadRequest(f"{path}: is nested too deeply", param=path) from exc
-        return read_text(text, path)
+        return read_text("".join(pieces(read_object(value, path, self.expected), ensure_ascii=False)), path)
 
     def schema(self) -> Json:
         return {"type": "object"}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shimmy.api.body import decode
 from shimmy.api.fields import (
     Fields,
     Json,
@@ -25,9 +26,11 @@ from shimmy.api.fields import (
     refuse,
     text,
 )
+from shimmy.errors import BadRequest
 from shimmy.messages import Grammar, GrammarKind
 
-N_CHOICES_MAX = 1024  # texts of which a reply has to be one
+N_CHOICES_MAX, N_CHOICE_CHARACTERS_MAX = 1024, 1 << 18  # texts of which a reply has to be one
+N_GRAMMAR_CHARACTERS_MAX = 1 << 20
 ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
 SCHEMA = JsonObject("a JSON Schema object")
 
@@ -39,7 +42,8 @@ class Written:
     kind: GrammarKind
 
     def read(self, value: object, path: str) -> Grammar | None:
-        written = read_text(value, path)
+        if len(written := read_text(value, path)) > N_GRAMMAR_CHARACTERS_MAX:
+            refuse(path, f"at most {N_GRAMMAR_CHARACTERS_MAX} characters", str(len(written)))
         return Grammar(self.kind, written) if written else None
 
     def schema(self) -> Json:
@@ -55,8 +59,8 @@ class Schema:
     def read(self, value: object, path: str) -> Grammar:
         if self.or_text and isinstance(value, str):
             try:
-                value = json.loads(read_text(value, path))
-            except (ValueError, RecursionError):
+                value = decode(read_text(value, path).encode())
+            except BadRequest:
                 refuse(path, "a JSON Schema object, or the JSON text of one", "text that is not JSON")
         return schema_grammar(SCHEMA.read(value, path))
 
@@ -119,7 +123,7 @@ class ResponseFormat:
         return {"anyOf": [_plain_format.schema(), _schema_format.schema()]}
 
 
-_choices = Texts(at_most=N_CHOICES_MAX)
+_choices = Texts(at_most=N_CHOICES_MAX, n_characters_max=N_CHOICE_CHARACTERS_MAX)
 _STRUCTURED: dict[str, Kind[Grammar | None]] = {
     "json": Schema(or_text=True),
     "regex": Written(GrammarKind.REGEX),

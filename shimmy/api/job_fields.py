@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shimmy.config import Config
 
 N_ADAPTERS_MAX = 256  # named in one request
+N_BIASES_MAX = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class LogitBias:
     """OpenAI's object {"id": bias} or llama-server's array [[id, bias], [id, false]]; -100 and false mean never."""
 
     def read(self, value: object, path: str) -> tuple[tuple[int, float], ...]:
+        if isinstance(value, dict | list) and len(value) > N_BIASES_MAX:
+            refuse(path, f"at most {N_BIASES_MAX} biases", str(len(value)))
         if isinstance(value, dict):
             return tuple(self._pair(_id_of_key(key), bias, f"{path}.{key[:20]}") for key, bias in value.items())
         items = read_array(value, path, "an object or an array of [token id, bias] pairs")
@@ -70,7 +73,8 @@ class LogitBias:
         bias = {"anyOf": [number.schema(), {"const": False}]}
         pair = {"type": "array", "prefixItems": [natural.schema(), bias], "minItems": 2, "maxItems": 2}
         by_id = {"type": "object", "propertyNames": {"pattern": "^[0-9]{1,11}$"}, "additionalProperties": bias}
-        return {"anyOf": [by_id, {"type": "array", "items": pair}]}
+        array = {"type": "array", "items": pair, "maxItems": N_BIASES_MAX}
+        return {"anyOf": [by_id | {"maxProperties": N_BIASES_MAX}, array]}
 
     def _item(self, item: object, path: str) -> tuple[int, float]:
         pair = read_array(item, path, "a [token id, bias] pair")
@@ -111,7 +115,7 @@ class Lora:
 
 
 def _id_of_key(key: str) -> object:
-    return int(key) if key.isdecimal() and key.isascii() and len(key) < 12 else key
+    return int(key) if len(key) < 12 and key.isdecimal() and key.isascii() else key
 
 
 def _sampling(name: str) -> Kind[object]:

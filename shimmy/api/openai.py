@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 async def chat_completions(exchange: "Exchange") -> None:
-    body = await exchange.json()
-    await _answer(exchange, chat_call(body, exchange.services.config, _defaults(exchange, body)), is_chat=True)
+    config = exchange.services.config
+    call = await exchange.read(lambda body: chat_call(body, config, _defaults(exchange, body)))
+    await _answer(exchange, call, is_chat=True)
 
 
 async def completions(exchange: "Exchange") -> None:
-    body = await exchange.json()
-    await _answer(exchange, completion_call(body, exchange.services.config, _defaults(exchange, body)), is_chat=False)
+    config = exchange.services.config
+    call = await exchange.read(lambda body: completion_call(body, config, _defaults(exchange, body)))
+    await _answer(exchange, call, is_chat=False)
 
 
 def _defaults(exchange: "Exchange", body: "Json") -> "ModelDefaults":

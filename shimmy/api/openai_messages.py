@@ -25,6 +25,9 @@ from shimmy.api.tools import BareFunction, Choice, FunctionCallChoice, NestedToo
 from shimmy.errors import BadRequest
 from shimmy.messages import ChatPrompt, Message, Tool, ToolCall, ToolChoice
 
+N_MESSAGES_MAX = 1 << 14  # of a conversation
+N_PARTS_MAX = 1 << 12  # of a message
+N_CALLS_MAX = 1 << 10  # of a message
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 _PART = Record({"type": text, "text": text, "refusal": text}, required={"type": "a string"}, expected="a part object")
@@ -43,18 +46,20 @@ class Content:
     def read(self, value: object, path: str) -> str:
         if isinstance(value, list):
             # A line for each part, as llama-server joins them for templates that know only strings.
+            if len(value) > N_PARTS_MAX:
+                refuse(path, f"at most {N_PARTS_MAX} parts", str(len(value)))
             return "\n".join([self._part(part, f"{path}[{index}]") for index, part in enumerate(value)])
         return read_text(value, path, "a string or an array of parts")
 
     def schema(self) -> Json:
-        return {"anyOf": [text.schema(), {"type": "array", "items": _PART.schema()}]}
+        return {"anyOf": [text.schema(), {"type": "array", "items": _PART.schema(), "maxItems": N_PARTS_MAX}]}
 
     @staticmethod
     def _part(value: object, path: str) -> str:
         given = _PART.read(value, path)
         kind = given["type"]
         if kind not in _TEXT_PARTS:
-            raise BadRequest(f"{path}: parts of type {json.dumps(kind)[:40]} are not supported", param=path)
+            raise BadRequest(f"{path}: parts of type {json.dumps(kind[:40])[:40]} are not supported", param=path)
         if kind not in given:
             wrong_kind(f"{path}.{kind}", "a string", None)
         return str(given[kind])
@@ -77,7 +82,7 @@ _TURN = Record(
         "role": OneOf(ROLES),
         "content": Content(),
         "name": text,
-        "tool_calls": ListOf(ToolCallKind()),
+        "tool_calls": ListOf(ToolCallKind(), at_most=N_CALLS_MAX, noun="calls"),
         "tool_call_id": text,
         "function_call": _FUNCTION,
         "refusal": text,
@@ -121,7 +126,7 @@ AUTO = Wish()
 MESSAGES = "an array of messages"
 # What makes the prompt: also the body of `/apply-template`.
 PROMPT_FIELDS: Fields = {
-    "messages": ListOf(Turn(), MESSAGES, at_least=1),
+    "messages": ListOf(Turn(), MESSAGES, at_least=1, at_most=N_MESSAGES_MAX, noun="messages"),
     "add_generation_prompt": boolean,
     "continue_final_message": boolean,
     "tools": Tools(NestedTool()),

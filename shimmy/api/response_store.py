@@ -1,10 +1,12 @@
 """The responses that a server remembers, in memory and within limits: what was not used for longest goes first.
 
-It knows ids and JSON text; what the text means is the dialect's matter. Used on the event loop alone.
+It knows ids and JSON text; what the text means is the dialect's matter. The event loop uses it, and the thread beside
+it that reads large bodies.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from threading import RLock
 
 N_RESPONSES_MAX = 10_000
 BYTES_MAX = 64 * 2**20
@@ -44,20 +46,23 @@ class ResponseStore:
         self._responses: OrderedDict[str, StoredResponse] = OrderedDict()  # the one used last is the last
         self._response_of_item: dict[str, str] = {}
         self._size_bytes = 0
+        self._lock = RLock()
 
     def put(self, stored: StoredResponse) -> None:
         """Keep `stored`, whose ids are new, and let go of as many others as it takes."""
-        self._responses[stored.id] = stored
-        self._response_of_item.update(dict.fromkeys(stored.item_ids, stored.id))
-        self._size_bytes += stored.size_bytes
-        while len(self._responses) > self._n_max or self._size_bytes > self._bytes_max:
-            self.remove(next(iter(self._responses)))
+        with self._lock:
+            self._responses[stored.id] = stored
+            self._response_of_item.update(dict.fromkeys(stored.item_ids, stored.id))
+            self._size_bytes += stored.size_bytes
+            while len(self._responses) > self._n_max or self._size_bytes > self._bytes_max:
+                self.remove(next(iter(self._responses)))
 
     def get(self, response_id: str) -> StoredResponse | None:
-        stored = self._responses.get(response_id)
-        if stored is not None:
-            self._responses.move_to_end(response_id)
-        return stored
+        with self._lock:
+            stored = self._responses.get(response_id)
+            if stored is not None:
+                self._responses.move_to_end(response_id)
+            return stored
 
     def get_by_item(self, item_id: str) -> StoredResponse | None:
         """The response that has an item called `item_id` in its input or output."""
@@ -65,10 +70,11 @@ class ResponseStore:
 
     def remove(self, response_id: str) -> bool:
         """Whether it was there."""
-        stored = self._responses.pop(response_id, None)
-        if stored is None:
-            return False
-        for item_id in stored.item_ids:
-            del self._response_of_item[item_id]
-        self._size_bytes -= stored.size_bytes
-        return True
+        with self._lock:
+            stored = self._responses.pop(response_id, None)
+            if stored is None:
+                return False
+            for item_id in stored.item_ids:
+                del self._response_of_item[item_id]
+            self._size_bytes -= stored.size_bytes
+            return True

@@ -3,12 +3,13 @@
 The store belongs to the application. A response is remembered once it is over; one whose client left is not.
 """
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from shimmy.api.exchange import encode
+from shimmy.api.aside import aside
+from shimmy.api.body import decode
+from shimmy.api.exchange import encode, encode_large
 from shimmy.api.fields import Integer, Json, NotServed, OneOf, Record, read_model, read_query, refuse
 from shimmy.api.reasoning import n_reasoning
 from shimmy.api.response_store import ResponseStore, StoredResponse
@@ -28,9 +29,12 @@ from shimmy.messages import Accepted, Delta, Echo, Finished, FinishReason, Piece
 from shimmy.reply import ReplyParser
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from shimmy.api.exchange import Exchange
     from shimmy.generate import Generation
-    from shimmy.messages import ModelDefaults
+    from shimmy.messages import GenerateRequest, ModelDefaults
 
 N_LISTED, N_LISTED_MAX = 20, 100  # items of one page, OpenAI's
 # A stored response is given as it is: it is not streamed again, and nothing is added to it.
@@ -46,9 +50,11 @@ ITEMS_QUERY = Record({"limit": Integer(1, N_LISTED_MAX), "order": OneOf(("asc", 
 
 
 async def create(exchange: "Exchange") -> None:
-    body = await exchange.json()
-    history = _history(exchange, body)
-    request = response_request(body, exchange.services.config, _defaults(exchange, body), history)
+    def meaning(body: Json) -> ResponseRequest:
+        history = _history(exchange, body)
+        return response_request(body, exchange.services.config, _defaults(exchange, body), history)
+
+    request = await exchange.read(meaning, _has_history)
     generation = generate(exchange.services, request.job)
     response = Response(request, generation.model.name)
     if request.stream:
@@ -81,8 +87,12 @@ async def cancel(exchange: "Exchange") -> None:
 async def input_items(exchange: "Exchange") -> None:
     """All that the model was given but for instructions, a page at a time, the newest first unless asked otherwise."""
     stored, query = _stored(exchange), read_query(ITEMS_QUERY, exchange.query)
+    await exchange.reply_json(await aside(lambda: _page(exchange, stored, query)))
+
+
+def _page(exchange: "Exchange", stored: StoredResponse, query: "Mapping[str, Any]") -> bytes:
     n_listed = query.get("limit", N_LISTED)
-    items = [*_items_before(exchange, stored.previous_id), *json.loads(stored.input_items)]
+    items = [*_items_before(exchange, stored.previous_id), *decode(stored.input_items)]
     if query.get("order") != "asc":
         items.reverse()
     after = query.get("after")
@@ -94,14 +104,17 @@ async def input_items(exchange: "Exchange") -> None:
     page = items[:n_listed]
     first_id, last_id = (page[0]["id"], page[-1]["id"]) if page else (None, None)
     listed = {"object": "list", "data": page, "first_id": first_id, "last_id": last_id}
-    await exchange.reply(listed | {"has_more": len(items) > n_listed})
+    return encode_large(listed | {"has_more": len(items) > n_listed})
 
 
 async def input_tokens(exchange: "Exchange") -> None:
     """How many tokens the prompt has, as the worker counts them; one that is too long is refused with both numbers."""
-    body = await exchange.json()
-    history = _history(exchange, body)
-    request = counted_request(body, exchange.services.config, _defaults(exchange, body), history)
+
+    def meaning(body: Json) -> "GenerateRequest":
+        history = _history(exchange, body)
+        return counted_request(body, exchange.services.config, _defaults(exchange, body), history)
+
+    request = await exchange.read(meaning, _has_history)
     generation = generate(exchange.services, request)
     try:
         accepted = await unless_gone(exchange, generation.accepted())
@@ -171,7 +184,7 @@ class Response:
                 id=self.id,
                 response=text,
                 output=slice(len(text) - 1 - n_output_bytes, len(text) - 1),
-                input_items=encode(self._request.new_items),
+                input_items=self._request.input_items,
                 item_ids=(*self._request.made_ids, *(item["id"] for item in self._output.items)),
                 previous_id=self._request.previous_id,
             )
@@ -259,6 +272,11 @@ def _stored(exchange: "Exchange") -> StoredResponse:
     return stored
 
 
+def _has_history(body: Json) -> bool:
+    """Whether earlier responses may have to be decoded for it."""
+    return body.get("previous_response_id") is not None or isinstance(body.get("input"), list)
+
+
 def _history(exchange: "Exchange", body: Json) -> History:
     known = _KnownItems(_store(exchange), exchange.services.config.max_body_bytes)
     return History(_items_before(exchange, previous_response_id(body)), known.find)
@@ -281,7 +299,7 @@ class _KnownItems:
             self._spend(len(stored.input_items) + len(stored.response))
             self._decoded[stored.id] = {item["id"]: item for item in _items(stored)}
         item = self._decoded[stored.id][item_id]
-        self._spend(len(encode(item)))
+        self._spend(len(encode_large(item)))
         return item
 
     def _spend(self, n_bytes: int) -> None:
@@ -312,7 +330,7 @@ def _items_before(exchange: "Exchange", response_id: str | None) -> list[Item]:
 
 
 def _items(stored: StoredResponse) -> list[Item]:
-    return [*json.loads(stored.input_items), *json.loads(stored.response[stored.output])]
+    return [*decode(stored.input_items), *decode(stored.response[stored.output])]
 
 
 def _last_of(logprobs: Sequence[TokenLogprob], content: str) -> list[TokenLogprob]:

@@ -19,6 +19,8 @@ from shimmy.messages import Message, ToolCall
 Item = dict[str, Any]  # what it holds has been checked
 FindItem = Callable[[str], Item | None]
 
+N_ITEMS_MAX = 1 << 14  # of an input
+N_PARTS_MAX = 1 << 12  # of an item
 INSTRUCTING = ("system", "developer")
 THINKING, SPEAKING, CALLING = range(3)  # the order in which the assistant does it
 _ID_CHARACTERS = 128
@@ -53,7 +55,8 @@ class ByType:
         kind = self.untyped(source) if given is None and self.untyped else read_text(given, f"{path}.type")
         if kind not in self.records:
             known = ", ".join(self.records)
-            message = f"{path}.type: {self.noun} of type {json.dumps(kind)[:60]} are not supported here, but {known}"
+            shown = json.dumps(kind[:60])[:60]
+            message = f"{path}.type: {self.noun} of type {shown} are not supported here, but {known}"
             raise BadRequest(message, param=f"{path}.type")
         return {"type": kind, **self.records[kind].read(source, path)}
 
@@ -75,11 +78,13 @@ class Content:
         if isinstance(value, str):
             return read_text(value, path)
         parts = read_array(value, path, "a string or an array of parts")
+        if len(parts) > N_PARTS_MAX:
+            refuse(path, f"at most {N_PARTS_MAX} parts", str(len(parts)))
         read = [self.part.read(part, f"{path}[{index}]") for index, part in enumerate(parts)]
         return [part.get("text") or part.get("refusal", "") for part in read]
 
     def schema(self) -> Json:
-        return {"anyOf": [text.schema(), {"type": "array", "items": self.part.schema()}]}
+        return {"anyOf": [text.schema(), {"type": "array", "items": self.part.schema(), "maxItems": N_PARTS_MAX}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +114,12 @@ class Input:
         if isinstance(value, str):
             return (_whole({"type": "message", "role": "user", "content": read_text(value, path)}),)
         items = read_array(value, path, "a string or an array of items")
+        if len(items) > N_ITEMS_MAX:
+            refuse(path, f"at most {N_ITEMS_MAX} items", str(len(items)))
         return tuple([_whole(_item.read(item, f"{path}[{index}]")) for index, item in enumerate(items)])
 
     def schema(self) -> Json:
-        return {"anyOf": [text.schema(), {"type": "array", "items": _item.schema()}]}
+        return {"anyOf": [text.schema(), {"type": "array", "items": _item.schema(), "maxItems": N_ITEMS_MAX}]}
 
 
 def _parts(*kinds: str) -> ByType:
@@ -141,8 +148,8 @@ _item = ByType(
         "reasoning": Record(
             {
                 **_id,
-                "summary": ListOf(_parts("summary_text")),
-                "content": ListOf(_parts("reasoning_text")),
+                "summary": ListOf(_parts("summary_text"), at_most=N_PARTS_MAX),
+                "content": ListOf(_parts("reasoning_text"), at_most=N_PARTS_MAX),
                 "encrypted_content": Sealed(),
             }
         ),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shimmy.api.exchange import encode
+from shimmy.api.exchange import encode_large
 from shimmy.api.fields import (
     Boolean,
     Fields,
@@ -211,12 +211,12 @@ class History:
 class ResponseRequest:
     """A job, what is new in its input, and what becomes of its reply.
 
-    `made_ids` are ids of `new_items` that were made here. `echoed` are the fields of the response object that repeat
-    the request, as the JSON text of an object without its braces.
+    `input_items` are the new ones as a JSON array, and `made_ids` the ids of them that were made here. `echoed` are the
+    fields of the response object that repeat the request, as the JSON text of an object without its braces.
     """
 
     job: GenerateRequest
-    new_items: tuple[Item, ...]
+    input_items: bytes
     made_ids: tuple[str, ...]
     echoed: bytes
     previous_id: str | None
@@ -248,7 +248,7 @@ def response_request(body: Json, config: "Config", defaults: ModelDefaults, hist
     )
     return ResponseRequest(
         job=job,
-        new_items=tuple(new_items),
+        input_items=encode_large(new_items),
         made_ids=tuple(made_ids),
         echoed=_echoed(body, given, job),
         previous_id=given.get("previous_response_id"),
@@ -320,7 +320,4 @@ def _echoed(body: Json, given: Mapping[str, Any], job: GenerateRequest) -> bytes
         "truncation": "disabled",
         "user": given.get("user"),
     }
-    try:
-        return encode(echoed)[1:-1]
-    except RecursionError as exc:  # it was decoded with a few frames more to go
-        raise BadRequest("the body is nested too deeply") from exc
+    return encode_large(echoed)[1:-1]

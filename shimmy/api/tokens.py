@@ -27,7 +27,7 @@ TEMPLATE = Record({**_FIELDS, **PROMPT_FIELDS}, PROMPT_REQUIRED)
 
 
 async def tokenize(exchange: "Exchange") -> None:
-    given = TOKENIZE.read(await exchange.json())
+    given = await exchange.read(TOKENIZE.read)
     worker = await _worker(exchange, given)
     tokens = await worker.tokenize(
         given["content"], add_special=given.get("add_special", False), parse_special=given.get("parse_special", True)
@@ -36,13 +36,13 @@ async def tokenize(exchange: "Exchange") -> None:
 
 
 async def detokenize(exchange: "Exchange") -> None:
-    given = DETOKENIZE.read(await exchange.json())
+    given = await exchange.read(DETOKENIZE.read)
     worker = await _worker(exchange, given)
     await exchange.reply({"content": await worker.detokenize(given["tokens"])})
 
 
 async def apply_template(exchange: "Exchange") -> None:
-    given = TEMPLATE.read(await exchange.json())
+    given = await exchange.read(TEMPLATE.read)
     prompt = chat_prompt(given).with_system(_model(exchange, given).defaults.system)
     worker = await _worker(exchange, given)
     await exchange.reply({"prompt": await worker.apply_template(prompt)})

@@ -35,7 +35,7 @@ class ToolName:
     def read(self, value: object, path: str) -> str:
         name = read_text(value, path)
         if not _NAME.fullmatch(name):
-            refuse(path, "1 to 128 letters, digits and _ - . : /", repr(name)[:40])
+            refuse(path, "1 to 128 letters, digits and _ - . : /", repr(name[:40])[:40])
         return name
 
     def schema(self) -> Json:

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from shimmy import config
-from shimmy.api.exchange import decode_object
+from shimmy.api.body import decode_object
 from shimmy.api.fields import NotServed, Record
 from shimmy.api.job_fields import SAMPLING
 from shimmy.api.openai_parse import CHAT, COMPLETION, PROMPT, Call, ReplyOptions, chat_call, completion_call
@@ -695,7 +695,7 @@ def test_the_tables_can_be_written_down_as_json_schema() -> None:
         (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a":' * 200_000, "nested too deeply"),
-        (b'{"a": 1' + b"0" * 5000 + b"}", "a number with too many digits"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "a number of more than 400 characters"),
         (b"[]", "the body: expected an object, got an array"),
         (b"null", "the body: expected an object, got null"),
     ],
@@ -744,3 +744,38 @@ def test_a_bad_lora_is_refused_by_its_path(lora: object, complaint: str) -> None
     error = refusal(lora=lora)
     assert error.message == complaint
     assert error.param == complaint.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"stop": ["x" * 9000, "y" * 9000]}, "stop: expected strings of at most 16384 characters together, got 18000"),
+        ({"stop": "x" * 16_385}, "stop: expected strings of at most 16384 characters together, got 16385"),
+        (
+            {"logit_bias": {str(token): 1 for token in range(65_537)}},
+            "logit_bias: expected at most 65536 biases, got 65537",
+        ),
+        ({"logit_bias": [[1, 1]] * 65_537}, "logit_bias: expected at most 65536 biases, got 65537"),
+        ({"messages": [TURN] * 16_385}, "messages: expected at most 16384 messages, got 16385"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}] * 4097}]},
+            "messages[0].content: expected at most 4096 parts, got 4097",
+        ),
+        ({"grammar": "x" * (2**20 + 1)}, "grammar: expected at most 1048576 characters, got 1048577"),
+        ({"choice": ["x" * 300_000]}, "choice: expected strings of at most 262144 characters together, got 300000"),
+    ],
+    ids=["stops", "stop", "biases", "bias-pairs", "messages", "parts", "grammar", "choices"],
+)  # fmt: skip
+def test_there_are_bounds_on_how_much_of_something_a_body_has(fields: dict[str, object], complaint: str) -> None:
+    error = refusal(**fields)
+    assert error.message == complaint
+    assert error.param == complaint.partition(":")[0]
+
+
+def test_a_million_token_ids_are_read_and_a_wrong_one_among_them_is_named() -> None:
+    tokens: list[object] = [*range(1_000_000)]
+    assert completion(prompt=tokens).prompt == TokenPrompt(tuple(range(1_000_000)))
+    for wrong in (True, -1, 1.0, 2**31, "1", None):
+        tokens[999_999] = wrong
+        with pytest.raises(BadRequest, match=r"prompt\[999999\]: expected an integer"):
+            completion(prompt=tokens)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -139,11 +140,11 @@ async def test_no_route_looks_for_a_field_that_is_not_described(path: str, monke
     body = WatchedBody(EXAMPLES[READING[path]] | {"model": "tiny.q4-1"} if "{" not in path else {})
     body.names = set()
 
-    async def watched(_exchange: Exchange) -> Json:
-        return body
+    async def watched(_exchange: Exchange, meaning: Callable[[Json], object], _: object = None) -> object:
+        return meaning(body)
 
-    monkeypatch.setattr(Exchange, "json", watched)
-    monkeypatch.setattr(Exchange, "json_or_nothing", watched)
+    monkeypatch.setattr(Exchange, "read", watched)
+    monkeypatch.setattr(Exchange, "read_or_nothing", watched)
     app = create_app(services(FakeWorker(SCRIPT)))
     await fetch(app, "POST", path.replace("{rest:path}", "tiny.q4-1"), {})
     assert body.names <= BODIES[READING[path]].fields.keys()

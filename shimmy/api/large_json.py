@@ -1,0 +1,165 @@
+"""The decoder for JSON texts that are too large for the one in C to have them whole.
+
+That one holds Python's lock for as long as a text takes, a second for some of 16 MiB. Here it is given parts that take
+a millisecond or so, so that other threads have their turns. Both agree on what is valid and on what it means. Knows
+nothing of bodies and bounds; how deep a text may be is its caller's matter.
+"""
+
+import json
+import re
+from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined] # the stubs do not know it
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_STEP = 1 << 16  # characters that the decoder in C is given at once
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_INSIDE = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)  # of a string
+# Whole characters and escapes of a string, and never the first half of a surrogate pair without the second.
+_WHOLE = re.compile(
+    r"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}"
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u(?![dD][89abAB])[0-9a-fA-F]{4}|(?=[^\\]|\\[^u]|\\u[dD][89abAB])))++"
+)
+# Items of an array, or members of an object, each with its comma, whose values hold no values that hold others. What
+# is in them is for the decoder in C to check.
+_STRING = rf'"{_INSIDE.pattern}"'
+_FLAT = rf'(?:[^"\[\]{{}}]++|{_STRING})*+'
+_ITEMS = re.compile(rf'(?:(?:[^"\[\]{{}},]++|{_STRING}|\[{_FLAT}\]|\{{{_FLAT}\}})++,)++', re.DOTALL)
+
+
+class LargeJson:
+    """One text; `plain` decodes parts of it."""
+
+    def __init__(self, text: str, plain: json.JSONDecoder) -> None:
+        self._text = text
+        self._decode: Callable[[str], Any] = plain.decode
+        self._scan: Callable[[str, int], tuple[object, int]] = plain.scan_once  # type: ignore[attr-defined]
+        self._at = 0  # what comes next
+        self._names: dict[str, str] = {}  # each is kept once
+
+    def value(self) -> object:
+        """All of the text; raises JSONDecodeError."""
+        value = self._value()
+        if self._next():
+            self._fail("Extra data", self._at)
+        return value
+
+    def _next(self) -> str:
+        """The next character that is no space, which stays there; none at the end."""
+        text, at = self._text, self._at
+        while text[at : at + 1] in " \t\n\r" and at < len(text):
+            match = _SPACE.match(text, at, at + _STEP)
+            assert match
+            at = match.end()
+        self._at = at
+        return text[at : at + 1]
+
+    def _value(self) -> object:
+        match self._next():
+            case '"':
+                self._at += 1
+                return self._string()
+            case "{":
+                self._at += 1
+                return self._object()
+            case "[":
+                self._at += 1
+                return self._array()
+        try:
+            value, self._at = self._scan(self._text, self._at)
+        except StopIteration as exc:
+            self._fail("Expecting value", exc.value)
+        return value
+
+    def _object(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        if self._next() == "}":
+            self._at += 1
+            return found
+        while True:
+            while some := self._items("{", "}"):
+                found.update(some)
+            if self._next() != '"':
+                self._fail("Expecting property name enclosed in double quotes", self._at)
+            self._at += 1
+            name = self._string()
+            name = self._names.setdefault(name, name)
+            if self._next() != ":":
+                self._fail("Expecting ':' delimiter", self._at)
+            self._at += 1
+            found[name] = self._value()
+            if self._ends("}"):
+                return found
+
+    def _array(self) -> list[object]:
+        found: list[object] = []
+        if self._next() == "]":
+            self._at += 1
+            return found
+        while True:
+            while some := self._items("[", "]"):
+                found += some
+            found.append(self._value())
+            if self._ends("]"):
+                return found
+
+    def _ends(self, bracket: str) -> bool:
+        """Take what stands behind a value, and say whether it is this bracket."""
+        character = self._next()
+        if character not in (",", bracket) or not character:
+            self._fail("Expecting ',' delimiter", self._at)
+        self._at += 1
+        return character == bracket
+
+    def _items(self, opening: str, closing: str) -> Any:
+        """As many items, or members, as the decoder in C takes in one step, in what was opened; None where it cannot.
+
+        There are more behind them: each stands before a comma.
+        """
+        text, at = self._text, self._at
+        match = _ITEMS.match(text, at, at + _STEP)
+        if match is None:
+            return None
+        self._at = match.end()
+        try:
+            items = self._decode(f"{opening}{text[at : self._at - 1]}{closing}")
+        except JSONDecodeError as exc:
+            raise JSONDecodeError(exc.msg, text, at + exc.pos - 1) from None
+        return items or self._fail("Expecting value", at)
+
+    def _string(self) -> str:
+        """The string whose first character comes next."""
+        text, start = self._text, self._at
+        end = self._closing_quote(start)
+        if end - start <= _STEP:
+            self._at = end + 1
+            return str(scanstring(text, start, True)[0])
+        parts: list[str] = []
+        while start < end:
+            match = _WHOLE.match(text, start, min(start + _STEP, end))
+            stop = match.end() if match else end
+            try:
+                part, _ = scanstring(f'{text[start:stop]}"', 0, True)
+            except JSONDecodeError as exc:
+                raise JSONDecodeError(exc.msg, text, start + exc.pos) from None
+            parts.append(part)
+            start = stop
+        self._at = end + 1
+        return "".join(parts)
+
+    def _closing_quote(self, start: int) -> int:
+        text, end = self._text, start
+        while end < len(text):
+            match = _INSIDE.match(text, end, end + _STEP)
+            assert match
+            if match.end() < min(end + _STEP, len(text)) and text[match.end()] == '"':
+                return match.end()
+            if match.end() == end:  # a backslash, and nothing behind it
+                break
+            end = match.end()
+        raise JSONDecodeError("Unterminated string starting at", text, start - 1)
+
+    def _fail(self, reason: str, at: int) -> NoReturn:
+        raise JSONDecodeError(reason, self._text, at)
