@@ -130,6 +130,43 @@ def write_tiny_model(
     return paths[0]
 
 
+def write_tiny_bpe(folder: Path, name: str = "bpe", *, pre: str = "gpt-4o", n_ctx_train: int = 512) -> Path:
+    """Write `name`.gguf, a llama with a byte-level vocabulary of as many tokens as the others, and return its path.
+
+    `pre` is how its tokenizer cuts a text into words (`tokenizer.ggml.pre`).
+    """
+    tokens, merges = bpe_vocabulary()
+    kept = [each for each in _model_metadata(name, n_ctx_train, CHATML) if not each[0].startswith("tokenizer.ggml.")]
+    metadata: Metadata = [
+        *kept,
+        ("tokenizer.ggml.model", STRING, "gpt2"),
+        ("tokenizer.ggml.pre", STRING, pre),
+        ("tokenizer.ggml.tokens", ARRAY, Items(STRING, [text for text, _ in tokens])),
+        ("tokenizer.ggml.token_type", ARRAY, Items(INT32, [kind for _, kind in tokens])),
+        ("tokenizer.ggml.merges", ARRAY, Items(STRING, merges)),
+        ("tokenizer.ggml.bos_token_id", UINT32, BOS_TOKEN),
+        ("tokenizer.ggml.eos_token_id", UINT32, EOS_TOKEN),
+        ("tokenizer.ggml.add_bos_token", BOOL, False),
+    ]
+    path = folder / f"{name}.gguf"
+    path.write_bytes(encode_gguf(metadata, model_tensors(0)))
+    return path
+
+
+@cache
+def bpe_vocabulary() -> tuple[tuple[tuple[str, int], ...], list[str]]:
+    """All tokens with llama.cpp's token type, as many as `vocabulary` has, and the merges that lead to them."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in visible]
+    letters = [*map(chr, visible), *(chr(256 + index) for index in range(len(others)))]  # of the bytes, as in GPT-2
+    merges = ["A A", "AA AA", "h e", "l l", "he ll", "hell o", "Ġ t", "h i", "Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "- -", "-- --"]
+    tokens = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((letter, 1) for letter in letters)]
+    tokens += [(merge.replace(" ", ""), 1) for merge in merges]
+    n_filling = len(vocabulary()) - len(tokens) - 2
+    tokens += [(f"filling{number}", 1) for number in range(n_filling)]
+    return (*tokens, ("<|im_start|>", 3), ("<|im_end|>", 3)), merges
+
+
 def write_tiny_mamba(folder: Path, name: str = "mamba", *, n_ctx_train: int = 512, seed: int = 0) -> Path:
     """Write `name`.gguf, a recurrent model with the vocabulary of the others, and return its path: about 0.6 MB."""
     sizes = {
