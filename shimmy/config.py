@@ -439,7 +439,10 @@ def _split(texts: list[str], separators: str) -> list[str]:
 
 def _usual_dirs(environment: Mapping[str, str]) -> tuple[Path, ...]:
     """Where people and other programs keep models."""
-    hub = environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or '~/.cache/huggingface'}/hub"
+    # As huggingface_hub has them (constants.py).
+    hub_home = environment.get("HF_HOME") or f"{environment.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    hub = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or f"{hub_home}/hub"
+    hub = os.path.expandvars(hub)
     ollama = (environment.get("OLLAMA_MODELS") or "~/.ollama/models", "/usr/share/ollama/.ollama/models")
     lm_studio = ("~/.lmstudio/models", "~/.cache/lm-studio/models")
     own = ("models", "~/models", f"{environment.get('XDG_DATA_HOME') or '~/.local/share'}/shimmy/models")

@@ -1,66 +1,38 @@
-"""What models the disk holds: one pass over files and folders, a pure function of what lies there.
+"""What models the disk holds. The first look goes through everything; later ones may be told what has changed.
 
-Knows shards, manifests and names; `folders` walks. What a file is, its header says (`formats.gguf`), never its name;
-only the shards of a model are found by name, as llama.cpp does. A file that cannot be served becomes an entry with the
-reason, and never ends a scan.
+Knows what was there at the last look; `folders` walks, `model_files` reads, `assembly` puts together, `naming` names.
+What a file is, its header says, never its name; only the shards of a model are found by name, as llama.cpp does. A file
+that cannot be served becomes an entry with the reason, and never ends a look.
 """
 
 import logging
 import os
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from itertools import chain, count
+from collections.abc import Collection, Iterable
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from shimmy.config import SAFETENSORS_TYPES
-from shimmy.engine import sampling
-from shimmy.errors import BadRequest
-from shimmy.folders import Folder, Warn, walk
+from shimmy.assembly import Assembly, Models, Warn
+from shimmy.folders import Folder, targets, walk
 from shimmy.formats import huggingface, ollama
-from shimmy.formats.gguf import InvalidGguf, shard_paths
-from shimmy.formats.gguf_header import GgufHeader, Kind
 from shimmy.headers import Headers
-from shimmy.messages import ModelDefaults, SamplingParams
-from shimmy.registry import BROKEN, Catalog, Model, Rejected, model_name, printable, shown
+from shimmy.model_files import Files
+from shimmy.naming import Names
+from shimmy.registry import BROKEN, Catalog, Rejected, printable, shown
 
 if TYPE_CHECKING:
     from shimmy.config import Config
-    from shimmy.formats.peft import Adapter
-
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
+
+Identity = tuple[int, int]  # device and inode
+Watched = dict[Path, Identity | None]
+Warnings = list[tuple[Path, str]]
 
 
 def warn_of(path: Path, reason: str) -> None:
     """Log that nothing is known of `path`, and why."""
     logger.warning("`%s` is passed over: %s", shown(path), printable(reason))
-
-
-def scan(config: "Config", headers: Headers, warn: Warn = warn_of) -> Catalog:
-    """All that lies under `config.roots` and is a model or seems one; in a folder its files come before its folders.
-
-    The first path to a file names it; further paths to the same file are passed over. When a name is already taken by
-    another file, the later one is called `name@folder`, then `name@folder-2` and so on; a broken file has a name too,
-    so that no name depends on whether another file is whole. `warn` is told what is passed over without an entry.
-    """
-    found = _Found(headers, warn, config.safetensors_type)
-    for root in config.roots:
-        path = root.absolute()
-        is_folder = os.path.isdir(path)  # noqa: PTH112 - never raises
-        if not is_folder and root in config.usual_dirs:
-            continue
-        if ollama.is_store(path):
-            for manifest in ollama.manifests(path, warn):
-                found.add_manifest(manifest)
-        elif not is_folder and os.path.exists(path):  # noqa: PTH110 - never raises
-            found.add(path)
-        else:
-            for folder in walk(path, warn):
-                found.add_folder(folder)
-    return found.catalog()
 
 
 def report(rejected: Iterable[Rejected]) -> None:
@@ -70,318 +42,158 @@ def report(rejected: Iterable[Rejected]) -> None:
         logger.log(level, "`%s` is not listed: %s", shown(entry.path), entry.reason)
 
 
-@dataclass(frozen=True, slots=True)
-class _Broken:
-    reason: str
-    version: tuple[int, ...]  # device, inode, size, mtime
+def scan(config: "Config", headers: Headers, warn: Warn = warn_of, names: Names | None = None) -> Catalog:
+    """All that lies under `config.roots` and is a model or seems one. `warn` is told what is passed over."""
+    discovery = Discovery(config, headers, names or Names())
+    catalog = discovery.look()
+    for path, reason in discovery.warnings:
+        warn(path, reason)
+    return catalog
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    header: GgufHeader
-    version: tuple[int, ...]
+class Discovery:
+    """What lies under `config.roots`, in their order; in a folder its files come before its folders, links last.
 
-    @property
-    def identity(self) -> tuple[int, ...]:
-        """The same for all paths to one file."""
-        return self.version[:2]
+    Used by one thread at a time.
+    """
 
+    def __init__(self, config: "Config", headers: Headers, names: Names) -> None:
+        self._roots = tuple(root.absolute() for root in config.roots)
+        self._usual = frozenset(root.absolute() for root in config.usual_dirs)
+        self._names = names
+        self._files = Files(headers, config.safetensors_type)
+        self._models = Models()
+        self._folders: dict[Path, Folder] = {}
+        self._order: list[tuple[int, Folder]] = []  # of all folders, each with the number of its root
+        self._single: dict[int, Path] = {}  # roots that are files
+        self._manifests: dict[int, tuple[list[ollama.Manifest], Warnings]] = {}  # of stores, with warnings
+        self._current: dict[Path, str] = {}  # revisions of repositories in the hub's cache
+        self._linked_from: dict[Path, list[Path]] = {}  # the folders with links to a file elsewhere
+        self._walk_warnings: Warnings = []
+        self._catalog: Catalog | None = None
+        self.warnings: Warnings = []  # what the last look passed over, and why
+        self.watched: Watched = {}  # folders in which something may change, with their identity where it is known
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A model that has no name yet."""
+    def look(self, changed: Collection[Path] | None = None) -> Catalog:
+        """What is there now; the very catalog of the last look where nothing is different.
 
-    stem: str
-    path: Path
-    shards: list[_File]
-    manifest: ollama.Manifest | None = None
-    adapters: dict[Path, _File] = field(default_factory=dict)  # of the manifest
-    notices: tuple[str, ...] = ()
+        `changed`: files and folders that may be different, or whose folder's list may be, since the last look. What is
+        not among them is as it was. None: anything may be.
+        """
+        is_new = self._catalog is None or changed is None
+        if changed is None:
+            self._files.forget()
+            self._current.clear()
+        is_new |= self._look_at_roots(changed)
+        is_new |= self._look_at_folders(changed)
+        is_new |= changed is not None and self._files.renew(changed)
+        if is_new or self._catalog is None:
+            self._catalog = self._assemble()
+            self._files.end_look()
+        return self._catalog
 
+    def _look_at_roots(self, changed: Collection[Path] | None) -> bool:
+        """What each root is, and what is in Ollama's stores; whether something is different."""
+        single: dict[int, Path] = {}
+        manifests: dict[int, tuple[list[ollama.Manifest], Warnings]] = {}
+        for number, path in enumerate(self._roots):
+            if ollama.is_store(path):
+                known = self._manifests.get(number)
+                if known is None or changed is None or any(other.is_relative_to(path) for other in changed):
+                    known = _manifests(path)
+                manifests[number] = known
+            elif not os.path.isdir(path) and os.path.exists(path):  # noqa: PTH110, PTH112 - these never raise
+                single[number] = path
+        is_new = (single, manifests) != (self._single, self._manifests)
+        self._single, self._manifests = single, manifests
+        return is_new
 
-@dataclass(frozen=True, slots=True)
-class _AdapterFolder(_File):
-    """A LoRA adapter in SafeTensors. It does not say what architecture it is for."""
+    def _look_at_folders(self, changed: Collection[Path] | None) -> bool:
+        """Walk through the folders that are no stores; whether something is different."""
+        roots = {number: root for number, root in enumerate(self._roots) if self._is_walked(number, root)}
+        order, warnings = walk(roots, self._folders, None if changed is None else self._folders_of(changed))
+        folders = {folder.path: folder for _, folder in reversed(order)}
+        is_new = order != self._order
+        for path, old in self._folders.items():
+            new = folders.get(path)
+            if new is not old:
+                self._files.drop(set(old.files).difference(new.files if new else ()))
+        for path, folder in folders.items():
+            if folder is not self._folders.get(path):
+                is_new |= self._files.look_into(folder)
+        is_new |= self._look_at_revisions(changed or ())
+        self._walk_warnings = warnings
+        self._order, self._folders = order, folders
+        return is_new
 
-    adapter: "Adapter"
+    def _is_walked(self, number: int, root: Path) -> bool:
+        if number in self._single or number in self._manifests:
+            return False
+        return root not in self._usual or os.path.isdir(root)  # noqa: PTH112 - never raises
 
+    def _folders_of(self, changed: Collection[Path]) -> set[Path]:
+        """The folders that have to be looked into again."""
+        found: set[Path] = set()
+        for path in changed:
+            for folder in (path, path.parent, *self._linked_from.get(path, ())):
+                if folder in self._folders:
+                    found.add(folder)
+                    above = self._folders.get(folder.parent)
+                    if above is not None and above.is_safetensors:  # how to pool lies in a folder of its own
+                        found.add(above.path)
+        return found
 
-class _Found:
-    """What one scan has seen so far."""
+    def _look_at_revisions(self, changed: Iterable[Path]) -> bool:
+        """Which revision of a repository is the current one; whether there is another."""
+        is_new = False
+        for repository in {path.parents[depth] for path in changed for depth in range(min(3, len(path.parents)))}:
+            if repository in self._current:
+                old = self._current.pop(repository)
+                is_new |= self._current_revision(repository) != old
+        return is_new
 
-    def __init__(self, headers: Headers, warn: Warn, safetensors_type: str | None) -> None:
-        self._headers = headers
-        self._safetensors_type = safetensors_type
-        self._warn = warn
-        self._drafts: list[_Draft | Rejected] = []  # a rejected one has its stem for a name
-        self._others: dict[Path, dict[Path, _File]] = {}  # what is no model, by its folder
-        self._safetensors: list[Rejected] = []  # with the folder's name
-        self._files: dict[tuple[int, ...], _File | _Broken] = {}  # by identity
-        self._done: set[object] = set()  # files by identity, shards by their first path, Ollama's models by contents
-        self._names: set[str] = set()
+    def _current_revision(self, repository: Path) -> str:
+        revision = self._current.get(repository)
+        if revision is None:
+            revision = self._current[repository] = huggingface.current_revision(repository)
+        return revision
 
-    def add(self, path: Path) -> None:
-        """Take in the model that `path` is, or is a shard of."""
-        file = self._read(path)
-        if file is None or file.version[:2] in self._done:
-            return
-        if isinstance(file, _File) and file.header.kind is Kind.MODEL and file.header.n_shards > 1:
-            self._add_shards(path, file.header)
-            return
-        self._done.add(file.version[:2])
-        stem = _stem(path)
-        if isinstance(file, _Broken):
-            self._add_broken(path, stem, file)
-        elif file.header.kind is Kind.MODEL:
-            self._drafts.append(_Draft(stem, path, [file]))
-        else:
-            self._others.setdefault(path.parent, {})[path] = file
-
-    def add_folder(self, folder: Folder) -> None:
-        """Take in the models in `folder`."""
-        for path in folder.files:
-            self.add(path)
-        identity = (folder.status.st_dev, folder.status.st_ino)
-        if folder.is_safetensors and identity not in self._done:
-            self._done.add(identity)
-            self._add_checkpoint(folder.path, identity)
-        if folder.is_adapter and (*identity, Kind.ADAPTER) not in self._done:
-            self._done.add((*identity, Kind.ADAPTER))
-            self._add_adapter(folder.path, identity)
-
-    def _add_checkpoint(self, folder: Path, identity: tuple[int, int]) -> None:
-        """Take in the model in SafeTensors that `folder` is, as the GGUF it will become."""
-        # Only who has such a folder pays for these.
-        from shimmy.formats import convert, converted
-        from shimmy.formats.safetensors import InvalidSafetensors
-        from shimmy.formats.unconvertible import Unconvertible
-
-        name = huggingface.name(folder)
-        try:
-            version = (*identity, *converted.version(folder))
-            plan = convert.plan(folder)
-        except (InvalidSafetensors, Unconvertible) as exc:
-            reason = printable(str(exc))
-        except OSError as exc:
-            reason = f"it cannot be read: {exc.strerror}"
-        else:
-            header = plan.header()
-            if self._safetensors_type is not None:
-                bits = SAFETENSORS_TYPES[self._safetensors_type]
-                n_bytes = int(header.n_params * bits / 8)
-                header = replace(header, quantization=self._safetensors_type.upper(), size_bytes=n_bytes)
-            self._drafts.append(_Draft(name, folder, [_File(header, version)], notices=plan.notices))
-            return
-        rejected_version = (*identity, folder.stat().st_mtime_ns)
-        architecture = huggingface.architecture(folder)
-        self._safetensors.append(Rejected(name, folder, "safetensors", reason, rejected_version, architecture))
-
-    def _add_adapter(self, folder: Path, identity: tuple[int, int]) -> None:
-        """Take in the LoRA adapter in SafeTensors that `folder` is."""
-        # Only who has such a folder pays for these.
-        from shimmy.formats import peft
-        from shimmy.formats.safetensors import InvalidSafetensors
-        from shimmy.formats.unconvertible import Unconvertible
-
-        try:
-            adapter = peft.read(folder)
-            file = _AdapterFolder(adapter.header(), (*identity, *peft.version(folder)), adapter)
-        except (InvalidSafetensors, Unconvertible) as exc:
-            reason = printable(str(exc))
-        except OSError as exc:
-            reason = f"it cannot be read: {exc.strerror}"
-        else:
-            self._others.setdefault(folder.parent, {})[folder] = file
-            return
-        version = (*identity, folder.stat().st_mtime_ns)
-        self._safetensors.append(Rejected(folder.name, folder, Kind.ADAPTER.value, reason, version, ""))
-
-    def add_manifest(self, manifest: ollama.Manifest) -> None:
-        """Take in a model of Ollama's; the same file with other adapters or defaults is another model."""
-        file = self._read(manifest.model)
-        if file is None:
-            self._warn(manifest.model, f"`{manifest.name}` is not listed: this file of it is missing")
-            return
-        key = (file.version[:2], manifest.adapters, manifest.defaults)
-        if key in self._done or (manifest.is_plain and file.version[:2] in self._done):
-            return
-        self._done |= {key, file.version[:2]}
-        adapters = {path: self._read(path) for path in manifest.adapters}
-        reason = _against_model(file) or next(filter(None, map(_against_adapter, adapters.values())), "")
-        if reason:
-            self._drafts.append(Rejected(manifest.name, manifest.model, BROKEN, reason, file.version))
-        elif isinstance(file, _File):
-            whole = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, _File)}
-            checked = replace(manifest, defaults=self._checked(manifest))
-            self._drafts.append(_Draft(manifest.name, manifest.model, [file], checked, whole))
-
-    def _checked(self, manifest: ollama.Manifest) -> ModelDefaults:
-        """Its defaults, without those that the engine would refuse in every request."""
-        sound = []
-        for name, value in manifest.defaults.sampling:
-            values: dict[str, Any] = {name: value}
-            try:
-                sampling.check(SamplingParams(**values), n_vocab=1)
-            except BadRequest as exc:
-                self._warn(manifest.model, f"a default of `{manifest.name}`: {exc}")
+    def _assemble(self) -> Catalog:
+        warnings: Warnings = [*self._walk_warnings]
+        found = Assembly(self._files, self._current_revision, lambda path, reason: warnings.append((path, reason)))
+        by_root: dict[int, list[Folder]] = {}
+        for number, folder in self._order:
+            by_root.setdefault(number, []).append(folder)
+        for number in range(len(self._roots)):
+            if number in self._single:
+                found.add(self._single[number])
+            elif number in self._manifests:
+                for manifest in self._manifests[number][0]:
+                    found.add_manifest(manifest)
+                warnings += self._manifests[number][1]
             else:
-                sound.append((name, value))
-        return replace(manifest.defaults, sampling=tuple(sound))
+                for folder in by_root.get(number, ()):
+                    found.add_folder(folder)
+        catalog = found.catalog(self._names, self._models)
+        self.warnings = [*warnings, *self._files.warnings.items()]
+        self._follow_links()
+        return catalog
 
-    def _add_broken(self, path: Path, stem: str, file: _Broken) -> None:
-        if match := _SHARD.search(path.name):  # most likely one, and the others have nothing to add
-            first = path.with_name(f"{path.name[: match.start()]}-00001{path.name[match.start() + 6 :]}")
-            if first in self._done:
-                return
-            self._done.add(first)
-            stem = path.name[: match.start()]
-        self._drafts.append(Rejected(stem, path, BROKEN, file.reason, file.version))
-
-    def _add_shards(self, path: Path, header: GgufHeader) -> None:
-        try:
-            paths = shard_paths(path, header)
-        except InvalidGguf as exc:
-            self._drafts.append(Rejected(_stem(path), path, BROKEN, str(exc), ()))
-            return
-        if paths[0] in self._done:
-            return
-        self._done.add(paths[0])
-        stem = paths[0].name.removesuffix(f"-00001-of-{header.n_shards:05d}.gguf")
-        files = [self._read(shard_path) for shard_path in paths]
-        for index, file in enumerate(files):
-            reason = _against_shard(file, index, header.n_shards)
-            if reason:
-                version = tuple(number for file in files if file for number in file.version)
-                path = paths[0] if files[0] else path
-                reason = f"its shard `{shown(Path(paths[index].name))}` {reason}"
-                self._drafts.append(Rejected(stem, path, BROKEN, reason, version, header.architecture))
-                return
-        shards = [file for file in files if isinstance(file, _File)]
-        if shards[0].identity not in self._done:
-            self._done.add(shards[0].identity)
-            self._drafts.append(_Draft(stem, paths[0], shards))
-
-    def _read(self, path: Path) -> _File | _Broken | None:
-        """The file at `path`, looked into once per scan; None when there is none."""
-        try:
-            status = path.stat()
-        except OSError as exc:
-            if not isinstance(exc, FileNotFoundError) or os.path.islink(path):  # noqa: PTH114 - never raises
-                self._warn(path, str(exc.strerror))
-            return None
-        identity = (status.st_dev, status.st_ino)
-        file = self._files.get(identity)
-        if file is None:
-            version = (*identity, status.st_size, status.st_mtime_ns)
-            try:
-                file = _File(self._headers.read(path, status), version)
-            except InvalidGguf as exc:
-                file = _Broken(printable(str(exc)), version)  # it may quote the file
-            except OSError as exc:
-                file = _Broken(f"it cannot be read: {exc.strerror}", version)
-            self._files[identity] = file
-        return file
-
-    def catalog(self) -> Catalog:
-        """All of it under names. What is no model takes one that no model wants."""
-        models: list[Model] = []
-        rejected: list[Rejected] = []
-        for draft in self._drafts:
-            if isinstance(draft, Rejected):
-                rejected.append(replace(draft, name=self._take_name(draft.name, draft.path)))
-            else:
-                models.append(self._model(self._take_name(draft.stem, draft.path), draft))
-        attached = {path for model in models for path in (*model.adapters, model.projector)}
-        for path, file in chain.from_iterable(others.items() for others in self._others.values()):
-            if path not in attached:
-                name, kind = self._take_name(_stem(path), path), file.header.kind.value
-                reason = f"it is no model but this: {kind}"
-                rejected.append(Rejected(name, path, kind, reason, file.version, file.header.architecture))
-        rejected += [replace(entry, name=self._take_name(entry.name, entry.path)) for entry in self._safetensors]
-        return Catalog(models, rejected)
-
-    def _take_name(self, stem: str, path: Path) -> str:
-        name = model_name(stem)
-        if name in self._names:
-            in_folder = f"{name}@{model_name(path.parent.name)}"
-            numbered = (f"{in_folder}-{number}" for number in count(2))
-            name = next(free for free in chain([in_folder], numbered) if free not in self._names)
-        self._names.add(name)
-        return name
-
-    def _model(self, name: str, draft: _Draft) -> Model:
-        """With what lies in its folder and belongs to it; of several projectors the first by name."""
-        shards, header, manifest = draft.shards, draft.shards[0].header, draft.manifest
-        if manifest is None:
-            beside = self._others.get(draft.path.parent, {})
-            projectors = (path for path, file in beside.items() if file.header.kind is Kind.PROJECTOR)
-            projector = next(projectors, None)
-            adapters = {
-                path: file for path, file in beside.items() if file.header.kind is Kind.ADAPTER and _suits(file, header)
-            }
-        else:
-            projector, adapters = manifest.projector, draft.adapters
-        return Model(
-            name=name,
-            path=draft.path,
-            files=tuple(file.version for file in (*shards, *adapters.values())),
-            size_bytes=sum(shard.header.size_bytes for shard in shards),
-            mtime_ns=max(shard.version[3] for shard in shards),
-            architecture=header.architecture,
-            quantization=header.quantization,
-            n_params=sum(shard.header.n_params for shard in shards),
-            n_ctx_train=header.n_ctx_train,
-            n_vocab=header.n_vocab,
-            n_embd=header.n_embd,
-            n_ff=header.n_ff,
-            n_kv=header.n_kv,
-            n_state=header.n_state,
-            has_chat_template=header.has_chat_template,
-            is_embedding=header.is_embedding,
-            is_causal=header.is_causal,
-            pooling=header.pooling,
-            adapters=tuple(adapters),
-            projector=projector,
-            defaults=manifest.defaults if manifest else ModelDefaults(),
-            needs_adapters=manifest is not None and bool(adapters),
-            notices=draft.notices,
-        )
+    def _follow_links(self) -> None:
+        """Which folders hold the files that links lead to, and all in which something may change."""
+        self._linked_from = {}
+        self.watched = {folder.path: folder.identity for _, folder in self._order if folder.identity is not None}
+        for folder in self._folders.values():
+            for target in folder.targets:
+                self._linked_from.setdefault(target, []).append(folder.path)
+        elsewhere = chain.from_iterable((path, *targets(path)) for path in self._single.values())
+        for target in chain(self._linked_from, elsewhere):
+            self.watched.setdefault(target.parent, None)
+        for number in self._manifests:
+            for above, _, _ in os.walk(self._roots[number]):
+                self.watched.setdefault(Path(above), None)
 
 
-def _suits(file: _File, model: GgufHeader) -> bool:
-    """Whether the adapter that lies beside a model with this header may be for it."""
-    if isinstance(file, _AdapterFolder):
-        return file.adapter.suits(model.architecture, model.n_embd)
-    return file.header.architecture == model.architecture
-
-
-def _against_model(file: _File | _Broken) -> str:
-    """Why `file` cannot be Ollama's model; '' when it can."""
-    if isinstance(file, _Broken):
-        return file.reason
-    if file.header.kind is not Kind.MODEL:
-        return f"it is no model but this: {file.header.kind}"
-    return "it is only a part of a model" if file.header.n_shards > 1 else ""
-
-
-def _against_adapter(file: _File | _Broken | None) -> str:
-    """Why `file` cannot be an adapter; '' when it can."""
-    if file is None:
-        return "its adapter is missing"
-    if isinstance(file, _Broken):
-        return f"its adapter is broken: {file.reason}"
-    return "" if file.header.kind is Kind.ADAPTER else f"its adapter is none but this: {file.header.kind}"
-
-
-def _against_shard(file: _File | _Broken | None, index: int, n_shards: int) -> str:
-    """Why `file` cannot be this shard of a model; '' when it can."""
-    if file is None:
-        return "is missing"
-    if isinstance(file, _Broken):
-        return f"is broken: {file.reason}"
-    return "" if (file.header.shard, file.header.n_shards) == (index, n_shards) else "is not what its name says"
-
-
-def _stem(path: Path) -> str:
-    """The file's name without `.gguf`; another suffix is rather a part of the name, as in `llama.q4_0`."""
-    return path.stem if path.suffix.lower() == ".gguf" else path.name
+def _manifests(store: Path) -> tuple[list[ollama.Manifest], Warnings]:
+    warnings: Warnings = []
+    return [*ollama.manifests(store, lambda path, reason: warnings.append((path, reason)))], warnings

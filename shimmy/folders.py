@@ -1,66 +1,186 @@
-"""The folders below a root, each once whatever links lead to it, and what in them may be a model or an adapter.
+"""The folders below some roots, each once whatever links lead to it, and what in them may be a model or an adapter.
 
-Knows names of files; nothing of what is in one.
+Knows names of files: those of models, those that downloaders put beside what they have not finished, those of folders
+that hold what was thrown away. Nothing of what is in a file.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shimmy.formats import huggingface
 
 MAX_DEPTH = 8  # folders below a root; the Hugging Face cache needs four
+MAX_LINKS = 40  # from one to the next, as Linux has it
 
-Warn = Callable[[Path, str], None]
+# What was thrown away, older versions, indexes: of desktops, network storage, version control, the hub.
+_NO_FOLDERS = frozenset(
+    (".no_exist", ".locks", "$recycle.bin", "system volume information", "lost+found", "found.000", "#recycle"),
+) | frozenset(
+    (".spotlight-v100", ".fseventsd", ".documentrevisions-v100", ".temporaryitems", ".appledouble", "__macosx"),
+) | frozenset(
+    ("@eadir", "@recycle", "@recently-snapshot", "#snapshot", ".snapshot", ".snapshots", ".zfs", ".stversions"),
+) | frozenset(
+    (".git", ".svn", ".hg", ".ipynb_checkpoints", "__pycache__", ".sync", ".dropbox.cache", ".@__thumb", ".recycle"),
+)  # fmt: skip
+_TRASH = ".trash"  # `.Trash`, `.Trash-1000`, `.Trashes`
+_APPLE_DOUBLE = "._"  # a Mac's attributes of the file of this name, on file systems that have none
+# What a download puts beside a file that has its final name and perhaps its final size already, or has as its own name
+# until it is finished: aria2, axel, lftp, Chrome, Firefox, Opera, wget and curl by habit, the hub, Ollama, torrents.
+_MARKS = (
+    *(".aria2", ".aria2__temp", ".st", ".lftp-pget-status", ".part", ".partial", ".crdownload", ".opdownload"),
+    *(".download", ".downloading", ".incomplete", ".unfinished", ".tmp", ".temp", ".filepart", ".fdmdownload"),
+    *(".!ut", ".!qb", ".bc!", ".dctmp", ".ytdl", "-partial"),
+)
+
+_Identity = tuple[int, int]  # device and inode
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What is in one folder, each in order of name; which of it are links makes no difference."""
+    """What is in one folder, each in order of name. Equal to another look's where nothing of this is different."""
 
     path: Path
-    status: os.stat_result
-    files: list[Path]  # GGUF
-    folders: list[Path]
-    is_safetensors: bool
-    is_adapter: bool
+    identity: _Identity | None  # None where nobody can look into it
+    files: tuple[Path, ...] = ()  # GGUF
+    links: frozenset[Path] = frozenset()  # those of them that are links
+    folders: tuple[Path, ...] = ()
+    linked_folders: tuple[Path, ...] = ()
+    unfinished: tuple[tuple[str, str], ...] = ()  # a file's name, and that of the mark beside it
+    targets: tuple[Path, ...] = ()  # what links of files lead to, in other folders
+    is_safetensors: bool = False
+    is_linked_model: bool = False  # that, and the path is a link
+    is_adapter: bool = False
+    snapshot: huggingface.Snapshot | None = None
+    warnings: tuple[tuple[Path, str], ...] = ()
+
+    def mark(self, file_name: str) -> str:
+        """The name of what says that this file is not finished; '' where nothing does."""
+        return dict(self.unfinished).get(file_name, "")
 
 
-def walk(root: Path, warn: Warn) -> Iterator[Folder]:
-    """`root` and the folders below it, each once; `warn` is told what nobody can look into."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [(root, 0)]
-    while waiting:
-        path, depth = waiting.pop()
-        try:
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folder = _look_into(path, status, warn)
-        except OSError as exc:
-            warn(path, str(exc.strerror))
+def is_no_place(name: str) -> bool:
+    """Whether nobody keeps models in folders of this name."""
+    name = name.lower()
+    return name in _NO_FOLDERS or name.startswith(_TRASH)
+
+
+def walk(
+    roots: Mapping[int, Path], known: Mapping[Path, Folder], changed: Container[Path] | None
+) -> tuple[list[tuple[int, Folder]], list[tuple[Path, str]]]:
+    """The `roots` and the folders below them, each once, in order of their numbers; and what is passed over, with why.
+
+    A folder is found by its own path before a link to it; one that is a model is found by the links, too. What is
+    `known` and not in `changed` is taken as it was, None: nothing is.
+    """
+    found: list[tuple[int, Folder]] = []
+    warnings: list[tuple[Path, str]] = []
+    seen: set[_Identity] = set()
+    waiting = [(number, root, 0, False) for number, root in sorted(roots.items(), reverse=True)]
+    linked: list[tuple[int, Path, int, bool]] = []
+    while waiting or linked:
+        if not waiting:
+            waiting, linked = linked[::-1], []
+        number, path, depth, is_below_changed = waiting.pop()
+        old = None if changed is None or path in changed else known.get(path)
+        is_known = old is not None and not (is_below_changed and old.identity != _identity(path))
+        folder = old if old is not None and is_known else look_into(path)
+        if folder.identity in seen:
+            if folder.is_safetensors:
+                found.append((number, folder))
             continue
-        yield folder
-        if folder.folders and depth == MAX_DEPTH:
-            warn(folder.folders[0], f"it lies more than {MAX_DEPTH} folders deep")
-        else:
-            waiting.extend((below, depth + 1) for below in reversed(folder.folders))
+        if folder.identity is not None:
+            seen.add(folder.identity)
+        found.append((number, folder))
+        warnings += folder.warnings
+        if depth < MAX_DEPTH:
+            is_new = folder is not old
+            waiting += [(number, below, depth + 1, is_new) for below in reversed(folder.folders)]
+            linked += [(number, below, depth + 1, is_new) for below in folder.linked_folders]
+        elif below := (*folder.folders, *folder.linked_folders):
+            warnings.append((below[0], f"it lies more than {MAX_DEPTH} folders deep"))
+    found.sort(key=lambda entry: entry[0])
+    return found, warnings
 
 
-def _look_into(path: Path, status: os.stat_result, warn: Warn) -> Folder:
+def look_into(path: Path) -> Folder:
+    """What is in the folder `path` now."""
+    try:
+        identity = _identity(path)
+        with os.scandir(path) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except OSError as exc:
+        return Folder(path, None, warnings=((path, str(exc.strerror)),))
     files: list[Path] = []
+    links: list[Path] = []
     folders: list[Path] = []
-    with os.scandir(path) as scanned:
-        entries = sorted(scanned, key=lambda entry: entry.name)
+    linked_folders: list[Path] = []
+    warnings: list[tuple[Path, str]] = []
     for entry in entries:
+        name = entry.name
         try:
             if entry.is_dir():
-                folders.append(Path(entry.path))
-            elif entry.name.lower().endswith(".gguf"):
+                if not is_no_place(name):
+                    (linked_folders if entry.is_symlink() else folders).append(Path(entry.path))
+            elif name.lower().endswith(".gguf") and not name.startswith(_APPLE_DOUBLE):
                 files.append(Path(entry.path))
+            if entry.is_symlink():
+                links.append(Path(entry.path))
         except OSError as exc:  # a link that leads into a circle
-            warn(Path(entry.path), str(exc.strerror))
-    names = [entry.name for entry in entries]
-    return Folder(path, status, files, folders, huggingface.is_model(names), huggingface.is_adapter(names))
+            warnings.append((Path(entry.path), str(exc.strerror)))
+    names = [entry.name for entry in entries if not entry.name.startswith(_APPLE_DOUBLE)]
+    is_safetensors, is_adapter = huggingface.is_model(names), huggingface.is_adapter(names)
+    links_of_files = frozenset(links).intersection(files)
+    wanted = links if is_safetensors or is_adapter else links_of_files
+    return Folder(
+        path,
+        identity,
+        tuple(files),
+        links_of_files,
+        tuple(folders),
+        tuple(linked_folders),
+        tuple(_unfinished(names)),
+        tuple(sorted({target for link in wanted for target in targets(link)})),
+        is_safetensors,
+        is_safetensors and path.is_symlink(),
+        is_adapter,
+        huggingface.snapshot(path),
+        tuple(warnings),
+    )
+
+
+def targets(link: Path) -> Sequence[Path]:
+    """What a link leads to, from one to the next; nothing for what is no link."""
+    found: list[Path] = []
+    path = link
+    while len(found) < MAX_LINKS:
+        try:
+            to = Path(os.path.realpath(path.parent)) / path.readlink()
+        except OSError:
+            break
+        path = Path(os.path.realpath(to.parent)) / to.name
+        found.append(path)
+    return found
+
+
+def mark_beside(path: Path) -> str:
+    """What `Folder.mark` says of a file whose folder is not looked into."""
+    return next((path.name + mark for mark in _MARKS if os.path.lexists(f"{path}{mark}")), "")
+
+
+def _unfinished(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    known = set(names)
+    for name in names:
+        lowered = name.lower()
+        for mark in _MARKS:
+            if lowered.endswith(mark) and name[: -len(mark)] in known:
+                yield name[: -len(mark)], name
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

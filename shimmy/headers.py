@@ -1,4 +1,5 @@
-"""Model file headers, each read once: those of an earlier start are remembered in a file of the cache folder.
+"""Model file headers and plans of folders, each made once: those of an earlier start are remembered in a file of the
+cache folder.
 
 Knows files and their identity, and nothing of what a header means. What is remembered only describes: the worker reads
 and checks the file itself before it loads it. A cache that cannot be read or written costs time and nothing else.
@@ -7,6 +8,7 @@ and checks the file itself before it loads it. A cache that cannot be read or wr
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -18,11 +20,14 @@ from shimmy.formats.gguf_header import GgufHeader, Kind
 
 MAX_REMEMBERED = 20_000
 MAX_CACHE_BYTES = 64 * 2**20
+_AT_ONCE = 500
 
 _FIELDS = {field.name: str if field.type is Kind else field.type for field in fields(GgufHeader)}
 _FORM = [__version__, *_FIELDS]  # another version may read other things out of the same file
 _KINDS = frozenset(Kind)
 _values = attrgetter(*_FIELDS)
+
+Planned = tuple[GgufHeader, tuple[str, ...]]  # with notices for a person
 
 logger = logging.getLogger(__name__)
 
@@ -34,37 +39,49 @@ class Headers:
         """`folder` is where to remember them; None: only in memory."""
         self._cache = folder / "headers.json" if folder else None
         self._known: dict[str, Any] | None = None  # a header's fields, or why there is none; None: not looked yet
+        self._latest: dict[str, str] = {}  # the key of the state of a file that was read last
         self._is_changed = False
 
     def read(self, path: Path, status: os.stat_result) -> GgufHeader:
         """The header of `path`, whose `status` is given; raises InvalidGguf or OSError."""
+        file = f"{status.st_dev}:{status.st_ino}"
+        key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+        return self._remembered(file, key, lambda: (read_header(path), ()))[0]
+
+    def plan(self, version: tuple[int, ...], make: Callable[[], Planned]) -> Planned:
+        """What `make` says of the folder of this `version`; raises what it raises, InvalidGguf again each time."""
+        return self._remembered(f"folder:{version[:2]}", f"folder:{version}", make)
+
+    def _remembered(self, file: str, key: str, make: Callable[[], Planned]) -> Planned:
         if self._known is None:
             self._known = self._load()
-        times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
-        key = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{times}"
         known = self._known.get(key)
         if known is not None:
             # The ones in use move to the end; the others are forgotten first.
             self._known[key] = self._known.pop(key)
             return _recall(known)
         self._is_changed = True
+        self._known.pop(self._latest.get(file, ""), None)  # how it was, it will hardly be again
+        self._latest[file] = key
         try:
-            header = read_header(path)
+            header, notices = make()
         except InvalidGguf as exc:
             self._known[key] = str(exc)
             raise
-        self._known[key] = _values(header)
-        return header
+        self._known[key] = [*_values(header), *notices]
+        return header, notices
 
     def save(self) -> None:
         """Write what is new."""
         if self._cache is None or not self._is_changed or self._known is None:
             return
         self._is_changed = False
-        latest = dict(list(self._known.items())[-MAX_REMEMBERED:])
-        text = json.dumps({"form": _FORM, "files": latest}, separators=(",", ":"))
+        latest = list(self._known.items())[-MAX_REMEMBERED:]
+        # In parts, as one call of the encoder lets no other thread run.
+        parts = (json.dumps(dict(latest[i : i + _AT_ONCE])) for i in range(0, len(latest), _AT_ONCE))
+        files = ",".join(part[1:-1] for part in parts)
         try:
-            whole.write(self._cache, text.encode())
+            whole.write(self._cache, f'{{"form":{json.dumps(_FORM)},"files":{{{files}}}}}'.encode())
         except OSError as exc:
             logger.debug("the header cache `%s` cannot be written: %s", self._cache, exc.strerror)
 
@@ -85,12 +102,14 @@ class Headers:
 
 def _is_sound(known: object) -> bool:
     if isinstance(known, list):
-        return [type(value) for value in known] == list(_FIELDS.values()) and known[0] in _KINDS
+        types, n_fields = [type(value) for value in known], len(_FIELDS)
+        are_fields = types[:n_fields] == list(_FIELDS.values()) and known[0] in _KINDS
+        return are_fields and set(types[n_fields:]) <= {str}
     return isinstance(known, str)
 
 
-def _recall(known: Any) -> GgufHeader:
+def _recall(known: Any) -> Planned:
     if isinstance(known, str):
         raise InvalidGguf(known)
-    kind, *others = known
-    return GgufHeader(Kind(kind), *others)
+    kind, *others = known[: len(_FIELDS)]
+    return GgufHeader(Kind(kind), *others), tuple(known[len(_FIELDS) :])

@@ -3,22 +3,20 @@
 Knows names. Knows nothing of the disk, of workers or of requests.
 """
 
-import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
 
 from shimmy.errors import ModelNotFound
 from shimmy.messages import ModelDefaults
+from shimmy.naming import Place, base_and_tag, composed, model_name, spellings, without_suffix
 
 MAX_CLOSE_NAMES = 3
+MAX_COMPARED_NAMES = 500  # to find close ones; comparing many would hold up everybody else
 MAX_NAME_CHARACTERS = 256  # a longer request is not compared with anything
-
-# The last part of a name that says how the weights are stored: '.q4-1', '-ud-q4-k-xl', '-bf16'.
-_QUANTIZATION = re.compile(r"[.-]((?:ud-)?(?:i?q\d(?:-[a-z0-9]+)*|tq\d-\d|b?f16|f32|fp16|fp32|mxfp4(?:-moe)?|nvfp4))$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,8 @@ class Model:
     defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor these: requests read them
     needs_adapters: bool = False  # they are a part of it, and not just an offer
     notices: tuple[str, ...] = ()  # what is different from what its folder says, for a person
+    places: tuple[Place, ...] = field(default=(), compare=False)  # all that lead to it
+    other_names: tuple[str, ...] = field(default=(), compare=False)  # of links and copies of it; each its alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Rejected:
     reason: str  # a sentence without its end, for a person: 'it is cut off: ...'
     version: tuple[int, ...]  # another one when the content may be another
     architecture: str = ""  # '' when unknown
+    places: tuple[Place, ...] = field(default=(), compare=False)
 
 
 BROKEN = "gguf"
@@ -77,22 +78,19 @@ def shown(path: Path) -> str:
     return printable(str(path))
 
 
-def model_name(stem: str) -> str:
-    """The name of the file `stem`: lower case, with '-' for '_', for a space and for what cannot be printed."""
-    name = stem.lower().replace("_", "-").replace(" ", "-")
-    return name if name.isprintable() else "".join(char if char.isprintable() else "-" for char in name)
-
-
 class Catalog:
     """All models, and what cannot be served, each sorted by name. Never changes."""
 
-    __slots__ = ("_by_name", "_rejected_by_name", "models", "rejected")
+    __slots__ = ("_by_base", "_by_name", "_by_stem", "_rejected_by_name", "models", "rejected")
 
     def __init__(self, models: Iterable[Model] = (), rejected: Iterable[Rejected] = ()) -> None:
         self.models = tuple(sorted(models, key=lambda model: model.name))
         self.rejected = tuple(sorted(rejected, key=lambda entry: entry.name))
-        self._by_name = {model.name: model for model in self.models}
+        self._by_name = {other: model for model in self.models for other in model.other_names}
+        self._by_name |= {model.name: model for model in self.models}
         self._rejected_by_name = {entry.name: entry for entry in self.rejected}
+        self._by_stem = _by_stem([*self.models, *self.unavailable])
+        self._by_base = _by_base(self.models)
 
     @property
     def unavailable(self) -> tuple[Rejected, ...]:
@@ -109,7 +107,8 @@ class Catalog:
         return _servable(self.entry(name))
 
     def entry(self, name: str) -> Entry:
-        """What `name` means: its name or its file's stem in any case, or Ollama's `base[:tag]`.
+        """What `name` means: its name as it is listed, its file's as written, either in any case, Ollama's `base[:tag]`
+        or the hub's `OWNER/NAME[:tag]`.
 
         The tag is the quantisation; `latest` and no tag mean the only one there is. Raises ModelNotFound with the
         candidates when several fit, and with close names when none does.
@@ -120,45 +119,75 @@ class Catalog:
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            names = _enumerate([model.name for model in candidates], "and")
+            names = _enumerate(sorted(entry.name for entry in candidates), "and")
             raise ModelNotFound(f"`{name}` could be any of {names}; use one of these names", param="model")
         if (rejected := self.rejected_like(name)) is not None:
             return rejected
         if len(name) > MAX_NAME_CHARACTERS:
             raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
-        raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(_wanted(name))}", param="model")
+        raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(model_name(name))}", param="model")
 
     def find(self, name: str) -> Entry | None:
-        """The entry whose own name this is, in any case and with or without `.gguf`.
+        """The entry that is listed as `name`, whose file is called so, or of which either is true in another spelling.
 
-        No other model may answer for a broken one. What never was a model stands in nobody's way.
+        No other model may answer for a broken one. What never was a model stands in nobody's way. None also when
+        several files are called so, and none of them is listed under it.
         """
-        wanted = _wanted(name)
-        if (model := _named(wanted, self._by_name)) is not None:
+        if (listed := self._listed(name)) is not None:
+            return listed
+        if len(name) > MAX_NAME_CHARACTERS:
+            return None
+        written = self._by_stem.get(name, ())
+        if len(written) == 1:
+            return written[0]
+        for spelling in spellings(name):
+            entry = self._listed(spelling)
+            if entry is not None:
+                return entry if not written or any(entry is other for other in written) else None
+        return None
+
+    def _listed(self, name: str) -> Entry | None:
+        """What has exactly this name."""
+        if (model := self._by_name.get(name)) is not None:
             return model
-        rejected = _named(wanted, self._rejected_by_name)
+        rejected = self._rejected_by_name.get(name)
         return rejected if rejected is not None and rejected.kind == BROKEN else None
 
-    def candidates(self, name: str) -> list[Model]:
-        """The models that `base[:tag]` fits."""
+    def candidates(self, name: str) -> Sequence[Entry]:
+        """Several whose files are called so, or the models that `base[:tag]` fits."""
         if len(name) > MAX_NAME_CHARACTERS:
-            return []
-        base, _, tag = _wanted(name).partition(":")
-        return [model for model in self.models if _fits(model.name, model.quantization, base, tag)]
+            return ()
+        if len(written := self._by_stem.get(name, ())) > 1:
+            return written
+        for base, tag in _bases_and_tags(name):
+            found = [model for tags, model in self._by_base.get(base, ()) if tag in ("", "latest") or tag in tags]
+            if found:
+                return list({id(model): model for model in found}.values())
+        return ()
 
     def rejected_like(self, name: str) -> Rejected | None:
         """What cannot be served and has this name, or one that `base[:tag]` fits."""
         if len(name) > MAX_NAME_CHARACTERS:
             return None
-        wanted = _wanted(name)
-        base, _, tag = wanted.partition(":")
-        fitting = (entry for entry in self.rejected if _fits(entry.name, "", base, tag))
-        return _named(wanted, self._rejected_by_name) or next(fitting, None)
+        for spelling in spellings(name):
+            if (entry := self._rejected_by_name.get(spelling)) is not None:
+                return entry
+        wanted = dict(_bases_and_tags(name))
+        for entry in self.rejected:
+            base, own_tag = base_and_tag(entry.name)
+            if wanted.get(base) in ("", "latest", own_tag):
+                return entry
+        return None
 
     def _did_you_mean(self, wanted: str) -> str:
         import difflib  # only mistakes pay for it
 
-        close = difflib.get_close_matches(wanted, self._by_name, MAX_CLOSE_NAMES)
+        names = [model.name for model in self.models]
+        if len(names) > MAX_COMPARED_NAMES:
+            at = bisect_left(names, wanted)  # of many, those that begin alike
+            start = max(0, min(at - MAX_COMPARED_NAMES // 2, len(names) - MAX_COMPARED_NAMES))
+            names = names[start : start + MAX_COMPARED_NAMES]
+        close = difflib.get_close_matches(wanted, names, MAX_CLOSE_NAMES)
         return f"did you mean {_enumerate(close, 'or')}?" if close else self._how_to_list()
 
     def _how_to_list(self) -> str:
@@ -182,7 +211,7 @@ class Registry:
         """`aliases` are pairs of another name, a shell pattern if need be, and a model's. `default` answers for
         every name that means nothing."""
         self.catalog = Catalog()
-        self._aliases = tuple((alias.lower(), target) for alias, target in aliases)
+        self._aliases = tuple((composed(alias.lower()), target) for alias, target in aliases)
         self._default = default
 
     def publish(self, catalog: Catalog) -> None:
@@ -202,11 +231,17 @@ class Registry:
             return own
         if len(name) <= MAX_NAME_CHARACTERS:
             for alias, target in self._aliases:
-                if fnmatchcase(name.lower(), alias):
+                if fnmatchcase(composed(name.lower()), alias):
                     return catalog.entry(target)
         if self._default is not None and not catalog.candidates(name) and catalog.rejected_like(name) is None:
             return catalog.entry(self._default)
         return catalog.entry(name)
+
+    def listed(self) -> list[tuple[str, Model]]:
+        """Every name that a client may pick from a list, with its model: the models' own, their links', aliases."""
+        models = self.catalog.models
+        own = [(model.name, model) for model in models]
+        return own + [(other, model) for model in models for other in model.other_names] + self.aliases()
 
     def aliases(self) -> list[tuple[str, Model]]:
         """The aliases that are plain names and mean a model now."""
@@ -240,10 +275,14 @@ def diff(old: Catalog, new: Catalog) -> CatalogDiff:
     old_rejected = set(old.rejected)
     return CatalogDiff(
         added=tuple(model for model in new.models if model.name not in before),
-        changed=tuple(model for model in new.models if before.get(model.name, model) != model),
+        changed=tuple(model for model in new.models if _is_another(before.get(model.name, model), model)),
         removed=tuple(model for model in old.models if model.name not in after),
         rejected=tuple(entry for entry in new.rejected if entry not in old_rejected),
     )
+
+
+def _is_another(old: Model, new: Model) -> bool:
+    return old is not new and old != new
 
 
 def _servable(entry: Entry) -> Model:
@@ -252,25 +291,39 @@ def _servable(entry: Entry) -> Model:
     return entry
 
 
-def _wanted(name: str) -> str:
-    return model_name(name[: MAX_NAME_CHARACTERS + 1]).removesuffix(".gguf")
+def _by_stem(entries: Iterable[Entry]) -> dict[str, tuple[Entry, ...]]:
+    """What is called so on the disk, as written: stems first, then the names of files with their suffix."""
+    stems: dict[str, tuple[Entry, ...]] = {}
+    files: dict[str, tuple[Entry, ...]] = {}
+    for entry in entries:
+        for place in entry.places:
+            for name, known in ((place.stem, stems), (place.file_name, files)):
+                if name and entry not in (some := known.get(name, ())):
+                    known[name] = (*some, entry)
+    return files | stems
 
 
-_AnEntry = TypeVar("_AnEntry", Model, Rejected)
+def _by_base(models: Iterable[Model]) -> dict[str, list[tuple[tuple[str, str], Model]]]:
+    """The models of each base, with the tags that each has beside it."""
+    found: dict[str, list[tuple[tuple[str, str], Model]]] = {}
+    for model in models:
+        quantization = model_name(model.quantization)
+        for name in dict.fromkeys([place.name for place in model.places] or [model.name]):
+            base, tag = base_and_tag(name)
+            tags = (tag, tag) if ":" in name else (tag, quantization)
+            found.setdefault(base, []).append((tags, model))
+        for repository in dict.fromkeys(place.repository for place in model.places):
+            if repository:
+                tag = base_and_tag(model.name)[1]
+                found.setdefault(model_name(repository), []).append(((tag, quantization), model))
+    return found
 
 
-def _named(wanted: str, by_name: dict[str, _AnEntry]) -> _AnEntry | None:
-    return by_name.get(wanted) or by_name.get(f"{wanted}:latest")
-
-
-def _fits(name: str, quantization: str, base: str, tag: str) -> bool:
-    stem, _, _ = name.partition("@")  # the folder of a name that was taken
-    if ":" in stem:
-        own_base, _, own_tag = stem.partition(":")
-        return base == own_base and tag in ("", "latest", own_tag)
-    match = _QUANTIZATION.search(stem)
-    tags = {match[1] if match else "", model_name(quantization)}
-    return base == (stem[: match.start()] if match else stem) and (tag in ("", "latest") or tag in tags)
+def _bases_and_tags(name: str) -> Iterator[tuple[str, str]]:
+    """How `name` may be read as `base[:tag]`, the closest first."""
+    for spelling in dict.fromkeys((model_name(name), model_name(without_suffix(name)))):
+        base, _, tag = spelling.partition(":")
+        yield base, tag
 
 
 def _enumerate(names: list[str], conjunction: str) -> str:

@@ -1,6 +1,7 @@
 """A scan lists what can be served, whatever else lies around, and says why it leaves something out."""
 
 import os
+import socket
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -549,6 +550,86 @@ def test_circles_of_folders_and_bottomless_ones_end(tmp_path: Path, caplog: pyte
     (tmp_path / "level0" / "self").symlink_to(tmp_path / "level0" / "self")
     assert names(scan_paths(tmp_path)) == ["reached"]
     assert f"`{deepest}` is passed over: it lies more than {MAX_DEPTH} folders deep" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".Trash", ".Trash-1000", ".Trashes", "$RECYCLE.BIN", "@eaDir", "#recycle", "lost+found", ".git", ".no_exist"),
+        *(".ipynb_checkpoints", "__MACOSX", "System Volume Information", ".snapshots", ".stversions", "@Recycle"),
+    ],
+)
+def test_what_was_thrown_away_and_its_like_are_no_models(tmp_path: Path, name: str) -> None:
+    write_tiny_model(tmp_path, "good")
+    write_tiny_model(folder(tmp_path / name / "files"), "bad", seed=1)
+    write_tiny_llama(tmp_path / name / "whole")
+    catalog = scan_paths(tmp_path)
+    assert (names(catalog), catalog.rejected) == (["good"], ())
+    assert names(scan_paths(tmp_path / name)) == ["bad", "whole"], "but for one who names it"
+
+
+def test_a_macs_attributes_of_a_model_are_none(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "good").with_name("._good.gguf").write_bytes(bytes(4096))
+    for path in (*write_tiny_llama(tmp_path / "whole").iterdir(), *folder(tmp_path / "other").iterdir()):
+        path.with_name(f"._{path.name}").write_bytes(bytes(4096))
+    for name in ("._config.json", "._model.safetensors"):
+        (tmp_path / "other" / name).write_bytes(bytes(4096))
+    catalog = scan_paths(tmp_path)
+    assert (names(catalog), catalog.rejected) == (["good", "whole"], ())
+
+
+MARKS = (".aria2", ".st", ".lftp-pget-status", ".part", ".crdownload", ".incomplete", ".download", ".tmp", "-partial")
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_what_a_downloader_has_not_finished_is_not_served_though_its_size_is_right(tmp_path: Path, mark: str) -> None:
+    whole = write_tiny_llama(tmp_path / "whole")
+    paths = [write_tiny_model(tmp_path, "model"), write_tiny_model(tmp_path, "shards", n_shards=2, seed=1)]
+    marks = [path.with_name(f"{path.name}{mark}") for path in (*paths, whole / "model.safetensors")]
+    for path in marks:
+        path.write_bytes(b"")
+    found = reasons(scan_paths(tmp_path)) | reasons(scan_paths(paths[0]))
+    for name, path in zip(("model", "shards", "whole"), marks, strict=True):
+        assert found[name].endswith(f"it is still being downloaded: `{path.name}` lies beside it")
+        assert names(scan_paths(tmp_path)) == []
+    for path in marks:
+        path.unlink()
+    assert names(scan_paths(tmp_path)) == ["model", "shards", "whole"]
+
+
+def test_what_marks_no_file_hides_none(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "model")
+    for name in ("other.gguf.aria2", "model.aria2", ".model.gguf.Ab3dE6", "model.gguf.txt", "model.gguf.sha256"):
+        (tmp_path / name).touch()
+    assert names(scan_paths(tmp_path)) == ["model"]
+
+
+def test_a_linked_folder_comes_after_the_folder_and_is_a_name_of_the_model_it_is(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "models" / "qwen")
+    write_tiny_model(folder(tmp_path / "models" / "more"), "tiny")
+    for name, to in (("a-link", "more"), ("gpt-4", "qwen")):
+        (tmp_path / "models" / name).symlink_to(to)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "claude").symlink_to(tmp_path / "models" / "qwen")
+    for roots in ((tmp_path,), (tmp_path / "other", tmp_path / "models")):
+        catalog = scan_paths(*roots)
+        assert names(catalog) == ["qwen", "tiny"]
+        assert catalog.resolve("tiny").path.parent.name == "more"
+        for name in ("qwen", "gpt-4", "claude"):
+            assert catalog.resolve(name) is catalog.models[0]
+
+
+def test_things_that_are_no_files_harm_nothing(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "good")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.gguf"))
+        os.mkfifo(tmp_path / "fifo.gguf")
+        (tmp_path / "device.gguf").symlink_to("/dev/zero")
+        folder(tmp_path / "folder.gguf" / "inner.gguf")
+        catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["good"]
+    assert set(reasons(catalog).values()) == {"it is not a regular file"}
+    assert len(catalog.rejected) == 3
 
 
 def test_a_scan_has_no_memory(tmp_path: Path) -> None:

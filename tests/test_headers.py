@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -161,3 +162,36 @@ def test_what_is_not_used_is_forgotten_first(
     assert reads == []
     ask(again, paths[1])
     assert reads == [paths[1]]
+
+
+def test_a_plan_is_made_once_and_so_is_the_reason_against_one(model: Path, cache: Path) -> None:
+    made: list[str] = []
+
+    def make() -> tuple[GgufHeader, tuple[str, ...]]:
+        made.append("sound")
+        return read_header(model), ("it is shorter", "and slower")
+
+    def refuse() -> NoReturn:
+        made.append("unsound")
+        raise InvalidGguf("it has no config.json")
+
+    for _ in range(2):
+        headers = Headers(cache)
+        for _ in range(2):
+            assert headers.plan((1, 2, 3), make) == (read_header(model), ("it is shorter", "and slower"))
+            with pytest.raises(InvalidGguf, match="it has no config"):
+                headers.plan((1, 7, 3), refuse)
+        headers.save()
+    assert made == ["sound", "unsound"]
+
+
+def test_of_a_file_that_keeps_changing_the_last_state_is_remembered(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "growing.gguf"
+    headers = Headers(cache)
+    for n_bytes in range(100, 110):
+        path.write_bytes(bytes(n_bytes))
+        with pytest.raises(InvalidGguf):
+            ask(headers, path)
+    headers.save()
+    (file,) = cache.iterdir()
+    assert len(json.loads(file.read_text())["files"]) == 1

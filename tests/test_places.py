@@ -15,6 +15,7 @@ from shimmy.headers import Headers
 from shimmy.messages import ModelDefaults
 from shimmy.registry import Catalog, diff
 from tests.ollama_store import put_in_ollama
+from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import STRING, Metadata, Tensor, encode_gguf, write_tiny_model
 
 
@@ -86,6 +87,70 @@ def test_other_programs_variables_are_followed(home: Path) -> None:
     assert names(find(HF_HOME=str(home / "hf"), HF_HUB_CACHE=str(home / "cache"))) == ["b"]
 
 
+def test_the_hubs_cache_is_where_the_hub_looks_for_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_CACHES", str(home / "caches"))
+    put_in_hub(home / "xdg" / "huggingface" / "hub", "org/repo", "a.gguf")
+    put_in_hub(home / "hf" / "hub", "org/repo", "b.gguf", 1)
+    put_in_hub(home / "old", "org/repo", "c.gguf", 2)
+    put_in_hub(home / "caches" / "new", "org/repo", "d.gguf", 3)
+    variables = {
+        "XDG_CACHE_HOME": f"{home}/xdg", "HF_HOME": f"{home}/hf", "HUGGINGFACE_HUB_CACHE": f"{home}/old",
+        "HF_HUB_CACHE": "$MY_CACHES/new",
+    }  # fmt: skip
+    for number, name in enumerate("abcd", 1):
+        assert names(find(**dict([*variables.items()][:number]))) == [name], "the later variable decides"
+
+
+def test_the_plain_name_is_that_of_the_current_revision(home: Path) -> None:
+    hub = home / ".cache" / "huggingface" / "hub"
+    old, new = "0" * 40, "f" * 40
+    for seed, revision in enumerate((old, new)):
+        put_in_hub(hub, "org/repo-GGUF", "Tiny-Q4_K_M.gguf", seed, revision)
+    main = hub / "models--org--repo-GGUF" / "refs" / "main"
+    for current, other in ((old, new), (new, old)):
+        main.write_text(current)
+        catalog = find()
+        assert names(catalog) == ["tiny-q4-k-m", f"tiny-q4-k-m@{other}"]
+        for name in ("tiny-q4-k-m", "Tiny-Q4_K_M", "tiny-q4-k-m.gguf", "org/repo-GGUF", "ORG/repo-gguf:q4_k_m"):
+            assert catalog.resolve(name).path.parent.name == current, name
+        assert catalog.resolve(f"tiny-q4-k-m@{other}").path.parent.name == other
+
+
+@pytest.mark.parametrize("revision", ["", "..", "../../etc", "missing", "\0", "a" * 10_000])
+def test_a_revision_that_is_none_chooses_nothing(home: Path, revision: str) -> None:
+    hub = home / ".cache" / "huggingface" / "hub"
+    for seed, name in enumerate("ab"):
+        put_in_hub(hub, "org/repo", "tiny.gguf", seed, name)
+    (hub / "models--org--repo" / "refs" / "main").write_text(revision)
+    assert names(find()) == ["tiny", "tiny@b"]
+
+
+def test_a_repository_of_the_hub_is_a_name_of_what_is_in_it(home: Path) -> None:
+    hub = home / ".cache" / "huggingface" / "hub"
+    for seed, name in enumerate(("Some_Model-Q4_K_M.gguf", "Some_Model-Q8_0.gguf")):
+        put_in_hub(hub, "Some-Org/Some_Model-GGUF", name, seed)
+    put_in_hub(hub, "gpt2", "small.gguf", 2)
+    write_tiny_llama(hub / "models--Some-Org--Whole" / "snapshots" / ("0" * 40))
+    catalog = find()
+    for name, found in {
+        "Some-Org/Some_Model-GGUF:Q8_0": "some-model-q8-0", "some-org/some-model-gguf:q4_k_m": "some-model-q4-k-m",
+        "gpt2": "small", "Some-Org/Whole": "whole", "some-org/whole:latest": "whole",
+    }.items():  # fmt: skip
+        assert catalog.resolve(name).name == found, name
+    with pytest.raises(ModelNotFound, match="could be any of `some-model-q4-k-m` and `some-model-q8-0`"):
+        catalog.resolve("Some-Org/Some_Model-GGUF")
+    for name in ("Some-Org", "Some-Org/", "/Some_Model-GGUF", "Some-Org/Some_Model-GGUF:Q5_0", "models--gpt2"):
+        with pytest.raises(ModelNotFound):
+            catalog.resolve(name)
+
+
+def test_what_the_hub_knows_not_to_exist_is_no_model(home: Path) -> None:
+    repository = home / ".cache/huggingface/hub/models--org--repo"
+    put(repository / ".no_exist" / ("0" * 40), "nothing")
+    put_in_hub(repository.parent, "org/repo", "a.gguf", 1)
+    assert names(find()) == ["a"]
+
+
 def test_a_file_in_two_snapshots_is_one_model(home: Path) -> None:
     hub = home / ".cache" / "huggingface" / "hub"
     put_in_hub(hub, "org/repo", "a.gguf")
@@ -126,7 +191,10 @@ def test_a_tag_that_is_another_name_of_the_same_blob_finds_it(home: Path) -> Non
     put_in_ollama(store, "registry.ollama.ai/library/llama3/latest")
     catalog = find()
     assert names(catalog) == ["llama3:8b"]
-    assert catalog.resolve("llama3:latest").name == "llama3:8b"
+    for name in ("llama3", "llama3:latest", "llama3:8b"):
+        assert catalog.resolve(name).name == "llama3:8b"
+    put_in_ollama(store, "registry.ollama.ai/library/other/1b")
+    assert find().resolve("other:1b").other_names == ("llama3:latest", "other:1b")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from shimmy.errors import ModelNotFound
-from shimmy.registry import BROKEN, Catalog, CatalogDiff, Model, Registry, Rejected, diff, model_name, shown
+from shimmy.naming import Place, model_name
+from shimmy.registry import BROKEN, Catalog, CatalogDiff, Model, Registry, Rejected, diff, shown
 from tests import fakes
 
 
@@ -108,7 +109,8 @@ def test_a_very_long_name_is_not_compared() -> None:
 
 
 def test_a_name_given_to_another_folders_file() -> None:
-    catalog = Catalog([PLAIN, model("my-model@old", "BF16")])
+    path = Path("/models/old/My-Model.gguf")
+    catalog = Catalog([PLAIN, replace(model("my-model@old", "BF16"), path=path, places=(Place.of_file(path),))])
     assert catalog.resolve("my-model") is PLAIN
     assert catalog.resolve("My_Model@Old").name == "my-model@old"
     with pytest.raises(ModelNotFound, match="`my-model` and `my-model@old`"):

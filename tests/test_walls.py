@@ -15,10 +15,12 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors", "marks", "cgroups", "program", "whole"},
-    {"messages", "reading", "writing"},
+    {"errors", "marks", "cgroups", "program", "whole", "inotify"},
+    {"messages", "reading", "writing", "naming"},
     {"log", "frozen", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},
+    {"model_files"},
+    {"assembly"},
     {"discovery", "processor", "slot"},
     {"librarian", "workers"},
     {"launch"},
@@ -38,7 +40,6 @@ BORDERS = {
     "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "starlette": ("shimmy.api.", "shimmy.server"),
     "hypercorn": ("shimmy.server",),
-    "watchdog": ("shimmy.watcher",),
 }
 DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {

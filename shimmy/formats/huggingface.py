@@ -5,8 +5,10 @@ keys of config.json that name an architecture; nothing of weights. All of it is 
 """
 
 import json
+import os
 import stat
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -15,7 +17,11 @@ MAX_ARCHITECTURE_CHARACTERS = 64
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+MAX_REVISION_BYTES = 256
+
 _CONFIG = "config.json"
+_REPOSITORY = "models--"
+_SNAPSHOTS = "snapshots"
 
 
 def is_model(file_names: Collection[str]) -> bool:
@@ -55,9 +61,49 @@ def architecture(folder: Path) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One revision of a repository in the cache: `models--OWNER--NAME/snapshots/REVISION`."""
+
+    repository: Path  # its folder in the cache
+    revision: str
+    inner: str  # the folder within the revision; '' for the revision itself
+
+    @property
+    def owner_and_name(self) -> str:
+        return self.repository.name.removeprefix(_REPOSITORY).replace("--", "/")
+
+    @property
+    def name(self) -> str:
+        return self.owner_and_name.rpartition("/")[2]
+
+
+def snapshot(folder: Path) -> Snapshot | None:
+    """The revision that `folder` is, or lies in; None when it is not in the hub's cache."""
+    parts = folder.parts
+    for index in range(len(parts) - 2, 0, -1):
+        if parts[index] == _SNAPSHOTS and parts[index - 1].startswith(_REPOSITORY):
+            return Snapshot(Path(*parts[:index]), parts[index + 1], "/".join(parts[index + 2 :]))
+    return None
+
+
+def current_revision(repository: Path) -> str:
+    """The revision that `refs/main` of a repository in the cache names; '' when it names none that is there."""
+    path = repository / "refs" / "main"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
+            return ""
+        with path.open("rb") as file:
+            revision = os.fsdecode(file.read(MAX_REVISION_BYTES).strip())
+    except OSError:
+        return ""
+    # A name of one folder, and of nothing outside.
+    if not revision or revision in {".", ".."} or set(revision) & {"/", "\0"}:
+        return ""
+    return revision if os.path.isdir(repository / _SNAPSHOTS / revision) else ""  # noqa: PTH112 - never raises
+
+
 def name(folder: Path) -> str:
-    """The repository's where `folder` is a snapshot in the cache (`models--OWNER--NAME/snapshots/REVISION`)."""
-    repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.rpartition("--")[2]
-    return folder.name
+    """The repository's where `folder` is a revision in the cache."""
+    found = snapshot(folder)
+    return found.name if found is not None and not found.inner else folder.name

@@ -43,6 +43,7 @@ Warn = Callable[[Path, str], None]
 class Manifest:
     """What one `name:tag` is made of."""
 
+    path: Path  # its own
     name: str  # like `llama3:8b` or `somebody/llama3:8b`
     model: Path
     adapters: tuple[Path, ...]
@@ -75,6 +76,7 @@ def manifests(store: Path, warn: Warn) -> Iterator[Manifest]:
             continue
         if "model" in layers:
             yield Manifest(
+                path=path,
                 name=_name(path.relative_to(folder).parts),
                 model=layers["model"][0],
                 adapters=tuple(layers.get("adapter", ())[:MAX_ADAPTERS]),
