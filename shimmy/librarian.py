@@ -7,14 +7,15 @@ known model stays as it is until then, and for as long as what lies in its place
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Container
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from shimmy.config import Config
-from shimmy.discovery import report, scan, warn_of
+from shimmy.discovery import Discovery, Watched, report, warn_of
 from shimmy.headers import Headers
-from shimmy.registry import Catalog, CatalogDiff, Entry, Registry, diff, shown
+from shimmy.naming import Names
+from shimmy.registry import Catalog, CatalogDiff, Entry, Model, Registry, diff, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,11 @@ DEBOUNCE_S = 0.1
 # Between the first look at something and the one that publishes it: whoever writes a file pauses for less.
 SETTLE_S = 0.4
 MAX_LOOKS = 5  # of somebody who waits for what they find
+# A look is followed by a pause so many times as long, so that a file that keeps changing does not cost more of a
+# processor than this, however many folders there are.
+PAUSE_FOR_LOOK = 20
+MAX_CHANGED = 5_000  # places to be looked at again; from there on it is all of them
+MAX_TOLD = 50  # lines of the log for one change of the catalog and what happened to a model
 
 logger = logging.getLogger(__name__)
 
@@ -38,43 +44,66 @@ class Librarian:
         headers: Headers,
         on_change: Callable[[CatalogDiff], None],
         clock: Callable[[], float] = monotonic,
+        *,
+        names: Names | None = None,
+        watch: Callable[[Watched], None] = lambda _: None,
     ) -> None:
-        self._config = config
+        """`watch` is told of the folders in which something may change, after each look that found others."""
         self._registry = registry
         self._headers = headers
+        self._names = names or Names()
+        self._discovery = Discovery(config, headers, self._names)
         self._on_change = on_change
         self._clock = clock
+        self._watch = watch
         self._asked = asyncio.Event()
+        self._changed: set[Path] | None = set()  # since the last look; None: anything may have
         self._looking = asyncio.Lock()  # held by the one who looks; what follows is theirs
-        self._seen_since_s: dict[Entry, float] = {}  # what the last look saw
+        self._seen: Catalog | None = None
+        self._seen_since_s: dict[str, tuple[Entry, float]] = {}  # what the last look saw, by name
+        self._has_settled = False  # all of it
+        self._watched: Watched | None = None
         self._warnings: set[tuple[Path, str]] = set()  # of the last look
 
     def publish_first(self) -> None:
         """The catalog of a start: everything that is there now."""
-        catalog = self._scan()
+        catalog = self._discovery.look()
+        self._warn()
+        self._names.remember(catalog.models)
         self._registry.publish(catalog)
         report(catalog.rejected)
+        self._follow()
 
-    def look_again(self) -> None:
-        """Something may have changed."""
+    def look_again(self, changed: "Collection[Path] | None" = None) -> None:
+        """Something may have changed: anything, or these files and folders."""
+        if changed is None or self._changed is None or len(self._changed) + len(changed) > MAX_CHANGED:
+            self._changed = None
+        else:
+            self._changed |= {*changed}
         self._asked.set()
 
     async def run(self) -> None:
         """Look whenever asked to, until cancelled."""
-        await asyncio.to_thread(self._headers.save)
+        await asyncio.to_thread(self._save)
         while True:
             await self._asked.wait()
             await asyncio.sleep(DEBOUNCE_S)
             self._asked.clear()
+            changed, self._changed = self._changed, set()
+            began_s = monotonic()
             try:
-                if await self.look():
-                    await asyncio.to_thread(self._headers.save)
+                is_settled = await self.look(changed)
+                pause_s = PAUSE_FOR_LOOK * (monotonic() - began_s) - DEBOUNCE_S
+                if is_settled:
+                    await asyncio.to_thread(self._save)
                 else:
-                    await asyncio.sleep(SETTLE_S - DEBOUNCE_S)
-                    self.look_again()
+                    pause_s = max(pause_s, SETTLE_S - DEBOUNCE_S)
+                    self.look_again(changed)
+                await asyncio.sleep(max(0.0, pause_s))
             except Exception:
                 # A bug that one file brings out must not end all looking.
                 logger.exception("looking for models failed; the ones that are known stay")
+                self._changed = None
 
     async def discover(self) -> None:
         """Look now, and again until all has settled; what keeps changing for long is left to `run`."""
@@ -84,56 +113,96 @@ class Librarian:
             await asyncio.sleep(SETTLE_S)
         self.look_again()
 
-    async def look(self) -> bool:
-        """Look once and publish what has settled; False when something has not."""
+    async def look(self, changed: "Collection[Path] | None" = None) -> bool:
+        """Look once, at everything or at what has `changed`, and publish what has settled; False when something has
+        not."""
         async with self._looking:
-            catalog, change, is_settled = await asyncio.to_thread(self._look)
+            catalog, change, is_settled = await asyncio.to_thread(self._look, changed)
             self._registry.publish(catalog)
+            self._follow()
             if not change.is_empty:
                 self._tell(change)
             return is_settled
 
-    def _look(self) -> tuple[Catalog, CatalogDiff, bool]:
+    def _look(self, changed: "Collection[Path] | None") -> tuple[Catalog, CatalogDiff, bool]:
         """The next catalog, what is different in it, and whether all that was seen has settled; on another thread."""
         began_s = self._clock()
-        seen = self._scan()
+        seen = self._discovery.look(changed)
         now_s = self._clock()
-        entries: list[Entry] = [*seen.models, *seen.rejected]
-        self._seen_since_s = {entry: self._seen_since_s.get(entry, now_s) for entry in entries}
-        steady = {entry for entry, since_s in self._seen_since_s.items() if began_s - since_s >= SETTLE_S}
+        self._warn()
         published = self._registry.catalog
-        catalog = settled(published, seen, steady)
-        is_settled = self._seen_since_s.keys() <= {*catalog.models, *catalog.rejected}
-        return catalog, diff(published, catalog), is_settled
+        if seen is self._seen and self._has_settled:
+            return published, CatalogDiff((), (), ()), True
+        before, self._seen, self._seen_since_s = self._seen_since_s, seen, {}
+        entries: list[Entry] = [*seen.models, *seen.rejected]
+        for entry in entries:
+            old = before.get(entry.name)
+            self._seen_since_s[entry.name] = (entry, old[1] if old is not None and _same(old[0], entry) else now_s)
+        steady = {name for name, (_, since_s) in self._seen_since_s.items() if began_s - since_s >= SETTLE_S}
+        catalog, self._has_settled = settled(published, seen, steady)
+        change = diff(published, catalog)
+        self._names.remember(catalog.models)
+        return catalog, change, self._has_settled
 
-    def _scan(self) -> Catalog:
-        """What is there; a warning is said once for as long as it stays true."""
-        warnings: list[tuple[Path, str]] = []
-        catalog = scan(self._config, self._headers, lambda path, reason: warnings.append((path, reason)))
-        for path, reason in warnings:
+    def _save(self) -> None:
+        self._headers.save()
+        self._names.save()
+
+    def _follow(self) -> None:
+        watched = self._discovery.watched
+        if watched is not self._watched:
+            self._watched = watched
+            self._watch(watched)
+
+    def _warn(self) -> None:
+        """Say what the last look passed over, once for as long as it stays true."""
+        for path, reason in self._discovery.warnings:
             if (path, reason) not in self._warnings:
                 warn_of(path, reason)
-        self._warnings = set(warnings)
-        return catalog
+        self._warnings = set(self._discovery.warnings)
 
     def _tell(self, change: CatalogDiff) -> None:
         for what, models in (("found", change.added), ("changed", change.changed), ("gone", change.removed)):
-            for model in models:
+            for model in models[:MAX_TOLD]:
                 logger.info("%s: `%s` (%s)", what, model.name, shown(model.path))
-        report(change.rejected)
+            if len(models) > MAX_TOLD:
+                logger.info("%s: %d more, `GET /api/models` lists them", what, len(models) - MAX_TOLD)
+        report(change.rejected[:MAX_TOLD])
         self._on_change(change)
 
 
-def settled(published: Catalog, seen: Catalog, steady: Iterable[Entry]) -> Catalog:
-    """Of what was seen now, the `steady` things; of the others, what is known so far.
+def settled(published: Catalog, seen: Catalog, steady: Container[str]) -> tuple[Catalog, bool]:
+    """Of what was seen now, the things whose names are `steady`; of the others, what is known so far. And whether that
+    is all that was seen.
 
     A known model stays while there is something in its place that cannot be served: a broken file, or one that arrives.
     """
-    steady = {*steady, *published.models, *published.rejected}
     known = {model.name: model for model in published.models}
-    models = [model if model in steady else known.get(model.name) for model in seen.models]
-    for entry in seen.rejected:
-        model = known.get(entry.name)
-        if model is not None and model.path == entry.path:
+    known_files = {(model.path, model.files) for model in published.models}  # under another name perhaps
+    known_rejected = {entry.name: entry for entry in published.rejected}
+    is_all = True
+    models: list[Model] = []
+    for model in seen.models:
+        old = known.get(model.name)
+        is_known = (old is not None and _same(old, model)) or (model.path, model.files) in known_files
+        if is_known or model.name in steady:
             models.append(model)
-    return Catalog(filter(None, models), (entry for entry in seen.rejected if entry in steady))
+        else:
+            is_all = False
+            if old is not None:
+                models.append(old)
+    rejected = []
+    for entry in seen.rejected:
+        old = known.get(entry.name)
+        if old is not None and old.path == entry.path:
+            models.append(old)
+        old_entry = known_rejected.get(entry.name)
+        if entry.name in steady or (old_entry is not None and _same(old_entry, entry)):
+            rejected.append(entry)
+        else:
+            is_all = False
+    return Catalog(models, rejected), is_all
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    return one is other or one == other

@@ -24,6 +24,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from shimmy import __version__, log
 from shimmy.api.app import create_app
 from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
+from shimmy.discovery import Watched
 from shimmy.errors import ModelNotFound, ShimmyError
 from shimmy.events import Events
 from shimmy.frozen import Home
@@ -31,6 +32,7 @@ from shimmy.generate import Services
 from shimmy.headers import Headers
 from shimmy.librarian import Librarian
 from shimmy.metrics import Metrics
+from shimmy.naming import Names
 from shimmy.pool import Pool
 from shimmy.registry import CatalogDiff, Registry
 from shimmy.watcher import Watcher
@@ -118,7 +120,9 @@ class Server:
         pool = Pool(config, metrics, events)
         self._config = config
         self._home = home
-        self._librarian = Librarian(config, registry, Headers(config.cache_dir), self._follow)
+        headers, names = Headers(config.cache_dir), Names(config.cache_dir, config.roots)
+        self._librarian = Librarian(config, registry, headers, self._follow, names=names, watch=self._watch)
+        self._watcher = Watcher(config.roots, self._librarian.look_again)
         self._services = Services(config, registry, pool, metrics, events, self._librarian.discover)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -131,9 +135,8 @@ class Server:
             loop.add_signal_handler(number, self._on_signal)
         self._librarian.publish_first()
         self._services.ready = True
-        watcher = Watcher(self._config.roots, self._librarian.look_again)
         pool = self._services.pool
-        chores = (self._keep_house(), self._librarian.run(), watcher.run(), pool.unload_idle(), self._preload())
+        chores = (self._keep_house(), self._librarian.run(), self._watcher.run(), pool.unload_idle(), self._preload())
         housekeeping = [asyncio.create_task(chore) for chore in chores]
         self._greet(listener)
         gc.freeze()  # what is here now stays for good, and need not be looked at again
@@ -147,6 +150,10 @@ class Server:
                 chore.cancel()
             await asyncio.gather(*housekeeping, return_exceptions=True)
             await self._services.pool.close()
+
+    def _watch(self, folders: Watched) -> None:
+        """Called when models may lie in other folders than before."""
+        self._watcher.follow(folders)
 
     def _follow(self, change: CatalogDiff) -> None:
         """Called when another catalog has been published."""

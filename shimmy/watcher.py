@@ -1,141 +1,186 @@
-"""Says "look again" when something under a folder may have changed. The only importer of watchdog.
+"""Says where to look again when something may have changed in a folder with models.
 
-Knows folders and the events of operating systems, and nothing of models: what is there, a scan says. Folders may be
-missing, appear, vanish and return. Where events are not to be had (the system's limits, network folders), the time says
-it: a poll comes around anyway.
+Knows folders and the events of the operating system, and nothing of models: which folders there are, and what is in
+them, a look says. Roots may be missing, appear, vanish and return. Where events are not to be had (the system's limits,
+network folders), the time says it: a poll comes around anyway.
 """
 
 import asyncio
-import contextlib
+import errno
 import logging
-import os
-import stat
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shimmy.registry import shown
 
 if TYPE_CHECKING:
-    from watchdog.events import FileSystemEvent
+    from shimmy.inotify import Inotify
 
-# How often the folders themselves are looked at: a missing one has no events.
+# How often the roots themselves are looked at: a missing one has no events.
 CHECK_EVERY_S = 0.5
 # Network folders have no events of what others do to them.
 POLL_EVERY_S = 30.0
 # Folders that the system would not watch.
 POLL_UNWATCHED_EVERY_S = 2.0
+# Events wait for each other in the kernel, where those of one file are one.
+READ_EVERY_S = 0.1
 
 logger = logging.getLogger(__name__)
 
-_Identity = tuple[int, int]  # device and inode
+Identity = tuple[int, int]  # device and inode
 
 
 class Watcher:
-    """Watches `roots`, folders with all that is below them and files, and calls `on_change` on the event loop."""
+    """Watches the folders it is told to `follow`, and looks whether one of `roots` is there or another now.
 
-    def __init__(self, roots: Sequence[Path], on_change: Callable[[], None]) -> None:
-        self._roots = tuple(dict.fromkeys(root.absolute() for root in roots))
+    `on_change` is called on the event loop with the files and folders that may have changed; None: anything may have.
+    """
+
+    def __init__(self, roots: Sequence[Path], on_change: Callable[[Collection[Path] | None], None]) -> None:
+        self._roots: dict[Path, Identity | None] = {root.absolute(): None for root in roots}
         self._on_change = on_change
-        self._watched: dict[Path, tuple[_Identity, Any]] = {}  # folder -> its identity, and watchdog's watch
-        self._unwatched: dict[Path, _Identity] = {}  # those that the system refused
-        self._deleted: set[Path] = set()  # roots whose folder went; one that comes back may have its identity
+        self._wanted: Mapping[Path, Identity | None] = {}
+        self._woken = asyncio.Event()
+        self._inotify: Inotify | None = None
+        # Written by one check at a time, on another thread; values never change.
+        self._watches: dict[Path, tuple[Identity | None, int]] = {}
+        self._paths: dict[int, tuple[Path, ...]] = {}  # of a watch
+        self._unwatched: set[Path] = set()  # those that the system refused
+        self._has_warned = False
+        self._gone: set[Path] = set()  # what was moved or deleted; what comes back may have its identity
+
+    def follow(self, folders: Mapping[Path, Identity | None]) -> None:
+        """Watch these `folders` from now on, each of this identity, where it is known, and no others."""
+        self._wanted = folders
+        self._woken.set()
 
     async def run(self) -> None:
         """Watch until cancelled."""
         loop = asyncio.get_running_loop()
-        observer = await asyncio.to_thread(_start_observer)
+        await asyncio.to_thread(self._open)
+        self._listen(loop)
+        last_poll_s = last_full_poll_s = loop.time()
+        try:
+            while True:
+                gone, self._gone = self._gone, set()
+                changed = await asyncio.to_thread(self._check, gone)
+                now_s = loop.time()
+                if now_s - last_full_poll_s >= POLL_EVERY_S:
+                    last_full_poll_s = last_poll_s = now_s
+                    self._unwatched.clear()  # perhaps there are watches to be had now
+                    self._on_change(None)
+                elif self._unwatched and now_s - last_poll_s >= POLL_UNWATCHED_EVERY_S:
+                    last_poll_s = now_s
+                    changed |= self._unwatched
+                if changed:
+                    self._on_change(changed)
+                await self._rest()
+        finally:
+            self._has_warned = True  # a check that still runs finds nothing to watch with
+            if self._inotify is not None:
+                loop.remove_reader(self._inotify.descriptor)
+                self._inotify.close()
+                self._inotify = None
+
+    async def _rest(self) -> None:
+        try:
+            async with asyncio.timeout(CHECK_EVERY_S):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        self._woken.clear()
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._inotify is not None:
+            loop.add_reader(self._inotify.descriptor, self._on_events, loop, self._inotify)
+
+    def _on_events(self, loop: asyncio.AbstractEventLoop, inotify: "Inotify") -> None:
+        loop.remove_reader(inotify.descriptor)
+        loop.call_later(READ_EVERY_S, self._listen, loop)
+        happened = inotify.read()
+        if happened is None:
+            logger.debug("more happens in the model folders than can be followed; looking at all of them")
+            self._on_change(None)
+            return
+        changed = set()
+        for watch, name, is_gone in happened:
+            for path in self._paths.get(watch, ()):
+                changed.add(path / name if name else path)
+                if is_gone:
+                    self._gone.add(path)
+        if changed:
+            self._on_change(changed)
+        if self._gone:
+            self._woken.set()
+
+    def _open(self) -> None:
+        from shimmy.inotify import Inotify  # after the start, which does not wait for it
 
         try:
-            last_poll_s = loop.time()
-            while True:
-                if await asyncio.to_thread(self._check, observer, loop):
-                    self._on_change()
-                poll_every_s = POLL_UNWATCHED_EVERY_S if self._unwatched else POLL_EVERY_S
-                if loop.time() - last_poll_s >= poll_every_s:
-                    last_poll_s = loop.time()
-                    self._on_change()
-                await asyncio.sleep(CHECK_EVERY_S)
-        finally:
-            observer.stop()
+            self._inotify = Inotify()
+        except (OSError, AttributeError) as exc:  # the limit of instances; a system that has none
+            logger.warning(
+                "model folders cannot be watched (%s) and are looked at every %g s; on Linux, raise "
+                "fs.inotify.max_user_instances", exc, POLL_UNWATCHED_EVERY_S,
+            )  # fmt: skip
+            self._has_warned = True
 
-    def _on_event(self, loop: asyncio.AbstractEventLoop, root: Path, folder: str, event: "FileSystemEvent") -> None:
-        """On watchdog's thread."""
-        if event.event_type == "deleted" and event.src_path == folder:
-            self._deleted.add(root)
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(self._on_change)
+    def _check(self, gone: Collection[Path]) -> set[Path]:
+        """Watch what has to be and let go of the rest; the folders of which something may have been missed."""
+        changed = self._roots_that_changed()
+        wanted = self._wanted
+        for path, (identity, _) in [*self._watches.items()]:
+            if path in gone or path not in wanted or wanted[path] != identity:
+                self._let_go(path)
+        self._unwatched &= wanted.keys()
+        for path, identity in wanted.items():
+            if path not in self._watches and path not in self._unwatched and self._watch(path, identity):
+                changed.add(path)  # what happened to it between the look and now, no event tells
+        return changed
 
-    def _check(self, observer: Any, loop: asyncio.AbstractEventLoop) -> bool:
-        """Watch what has appeared, let go of what has vanished; whether there was any of it."""
-        is_changed = False
-        for root in self._roots:
-            folder, identity, recursive = _place(root)
-            known = self._watched.get(root, (None, None))[0] or self._unwatched.get(root)
-            if known == identity and root not in self._deleted:
-                continue
-            is_changed = True
-            self._deleted.discard(root)
-            self._unwatched.pop(root, None)
-            if (entry := self._watched.pop(root, None)) is not None:
-                _unschedule(observer, entry[1])
-            if identity is None:
-                continue
+    def _roots_that_changed(self) -> set[Path]:
+        changed = set()
+        for root, known in self._roots.items():
             try:
-                handler = partial(self._on_event, loop, root, os.fspath(folder))
-                watch = _schedule(observer, folder, handler, recursive=recursive)
-            except OSError as exc:  # the limit of inotify watches or instances, a file system without events
-                self._unwatched[root] = identity
-                logger.warning(
-                    "`%s` cannot be watched (%s) and is looked at every %g s; on Linux, raise "
-                    "fs.inotify.max_user_watches", folder, exc.strerror or exc, POLL_UNWATCHED_EVERY_S,
-                )  # fmt: skip
-            else:
-                self._watched[root] = (identity, watch)
-        return is_changed
+                status = root.stat()
+                identity = (status.st_dev, status.st_ino)
+            except OSError:
+                identity = None
+            if identity != known:
+                self._roots[root] = identity
+                changed.add(root)
+        return changed
 
+    def _watch(self, path: Path, identity: Identity | None) -> bool:
+        try:
+            if self._inotify is None:
+                raise OSError(errno.EMFILE, "no inotify instance")
+            watch = self._inotify.add(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as exc:
+            self._unwatched.add(path)
+            self._warn(path, exc)
+            return True
+        self._watches[path] = (identity, watch)
+        self._paths[watch] = (*(other for other in self._paths.get(watch, ()) if other != path), path)
+        return True
 
-def _place(root: Path) -> tuple[Path, _Identity | None, bool]:
-    """The folder to watch for `root`, its identity (None while it is missing), and whether with what is below it."""
-    try:
-        status = root.stat()
-        is_folder = stat.S_ISDIR(status.st_mode)
-        folder = root if is_folder else root.parent
-        if not is_folder:
-            status = folder.stat()
-    except OSError:
-        return root, None, False
-    return folder, (status.st_dev, status.st_ino), is_folder
+    def _let_go(self, path: Path) -> None:
+        _, watch = self._watches.pop(path)
+        others = tuple(other for other in self._paths.pop(watch, ()) if other != path)
+        if others:
+            self._paths[watch] = others
+        elif self._inotify is not None:
+            self._inotify.remove(watch)
 
-
-def _start_observer() -> Any:
-    from watchdog.observers import Observer  # after the start, which does not wait for it
-
-    # It says so of a folder that appears within another new one and is told of twice, and watches it once.
-    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
-    observer = Observer()
-    observer.daemon = True
-    observer.start()
-    return observer
-
-
-def _schedule(observer: Any, folder: Path, on_event: Callable[["FileSystemEvent"], None], *, recursive: bool) -> Any:
-    from watchdog import events
-
-    class Handler(events.FileSystemEventHandler):
-        """Any event of the kinds below."""
-
-        def on_any_event(self, event: "FileSystemEvent") -> None:
-            on_event(event)
-
-    # Not that a file was opened or closed unchanged: our own scans do that.
-    kinds = [
-        *(events.FileCreatedEvent, events.FileModifiedEvent, events.FileMovedEvent, events.FileDeletedEvent),
-        *(events.FileClosedEvent, events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent),
-    ]
-    return observer.schedule(Handler(), os.fspath(folder), recursive=recursive, event_filter=kinds)
-
-
-def _unschedule(observer: Any, watch: Any) -> None:
-    with contextlib.suppress(KeyError):  # watchdog let go of it when the folder vanished
-        observer.unschedule(watch)
+    def _warn(self, path: Path, exc: OSError) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        reason = "there are no more inotify watches to be had" if exc.errno == errno.ENOSPC else exc.strerror
+        logger.warning(
+            "`%s` and perhaps other model folders cannot be watched (%s) and are looked at every %g s; on Linux, raise "
+            "fs.inotify.max_user_watches", shown(path), reason, POLL_UNWATCHED_EVERY_S,
+        )  # fmt: skip

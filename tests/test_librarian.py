@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import pytest
 
-from shimmy import config, librarian
+from shimmy import config
+from shimmy.discovery import Discovery
 from shimmy.headers import Headers
 from shimmy.librarian import SETTLE_S, Librarian
 from shimmy.messages import ModelDefaults
@@ -248,7 +249,7 @@ async def test_a_look_that_fails_is_logged_and_is_not_the_last(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(librarian, "scan", fail)
+        patch.setattr(Discovery, "look", fail)
         task = asyncio.create_task(house.librarian.run())
         house.librarian.look_again()
         await until(lambda: "ZeroDivisionError" in caplog.text)

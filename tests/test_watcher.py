@@ -1,15 +1,22 @@
 """Real events of the real system: whatever happens to files and folders, somebody is told to look again."""
 
 import asyncio
+import errno
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from shimmy import config
 from shimmy import watcher as module
+from shimmy.discovery import Discovery
+from shimmy.headers import Headers
+from shimmy.inotify import Inotify
+from shimmy.naming import Names
 from shimmy.watcher import Watcher
 from tests.fakes import on_loop, until
 
@@ -17,13 +24,24 @@ DEADLINE_S = 10
 
 
 class Told:
-    """Counts how often the watcher spoke."""
+    """Counts how often the watcher spoke, and has it follow the folders that a look finds."""
 
-    def __init__(self) -> None:
+    def __init__(self, *roots: Path) -> None:
         self.n_times = 0
+        self.places: set[Path] = set()
+        self.is_everything = False
+        settings = config.load({"model_dirs": [str(root) for root in roots]}, {})
+        self._discovery = Discovery(settings, Headers(), Names())
+        self._discovery.look()
+        self.watcher = Watcher(roots, self)
+        self.watcher.follow(self._discovery.watched)
 
-    def __call__(self) -> None:
+    def __call__(self, changed: Collection[Path] | None) -> None:
         self.n_times += 1
+        self.places |= {*(changed or ())}
+        self.is_everything |= changed is None
+        self._discovery.look(changed)
+        self.watcher.follow(self._discovery.watched)
 
     async def quiet(self) -> int:
         """Wait until nothing is said for a while."""
@@ -43,8 +61,8 @@ class Told:
 
 @asynccontextmanager
 async def watching(*roots: Path) -> AsyncIterator[Told]:
-    told = Told()
-    task = asyncio.create_task(Watcher(roots, told).run())
+    told = Told(*roots)
+    task = asyncio.create_task(told.watcher.run())
     try:
         await until(lambda: told.n_times > 0)
         yield told
@@ -109,10 +127,10 @@ async def test_reading_is_no_change(tmp_path: Path) -> None:
 async def test_a_folder_that_the_system_will_not_watch_is_polled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(28, "inotify watch limit reached")
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_schedule", refuse)
+    monkeypatch.setattr(Inotify, "add", refuse)
     monkeypatch.setattr(module, "POLL_UNWATCHED_EVERY_S", 0.1)
     monkeypatch.setattr(module, "CHECK_EVERY_S", 0.05)
     async with watching(tmp_path) as told:

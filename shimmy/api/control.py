@@ -1,5 +1,6 @@
 """Routes that show and steer which models are loaded. Asking twice is as good as asking once."""
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 UNLOADED = "unloaded"
 UNAVAILABLE = "unavailable"
+_AT_ONCE = 100  # models, of a list
 LOAD = Record({"keep_alive": Duration()})
 
 
 async def models(exchange: "Exchange") -> None:
-    await exchange.reply({"models": _entries(exchange.services)})
+    await exchange.reply_json(b'{"models":%b}' % await _entries(exchange.services))
 
 
 async def status(exchange: "Exchange") -> None:
@@ -62,19 +64,25 @@ async def events(exchange: "Exchange") -> None:
 
 
 async def _frames(services: "Services", listener: "Listener") -> AsyncIterator[bytes]:
-    yield _frame("models", {"models": _entries(services)})
+    yield _frame("models", b'{"models":%b}' % await _entries(services))
     async for event in listener:
-        yield _frame(event.kind, {"model": event.model, "time": event.time_s, **event.details})
+        yield _frame(event.kind, encode({"model": event.model, "time": event.time_s, **event.details}))
 
 
-def _frame(kind: str, data: "Json") -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), encode(data))
+def _frame(kind: str, data: bytes) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 
-def _entries(services: "Services") -> "list[Json]":
+async def _entries(services: "Services") -> bytes:
+    """All models as a JSON list."""
     catalog = services.registry.catalog
     entries: list[Entry] = [*catalog.models, *catalog.unavailable]
-    return [_entry(services, entry) for entry in entries]
+    objects = []
+    for index, entry in enumerate(entries):
+        if index % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)  # many models take a while, and the streams of others go on
+        objects.append(encode(_entry(services, entry)))
+    return b"[%b]" % b",".join(objects)
 
 
 def _entry(services: "Services", model: Entry) -> "Json":

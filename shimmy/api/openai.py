@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from shimmy.messages import ModelDefaults
     from shimmy.registry import Model
 
+_AT_ONCE = 200  # models, of a list
+
 
 async def chat_completions(exchange: "Exchange") -> None:
     config = exchange.services.config
@@ -36,9 +38,12 @@ def _defaults(exchange: "Exchange", body: "Json") -> "ModelDefaults":
 
 
 async def models(exchange: "Exchange") -> None:
-    registry = exchange.services.registry
-    names = [(model.name, model) for model in registry.catalog.models] + registry.aliases()
-    await exchange.reply({"object": "list", "data": [_model_object(model, name) for name, model in names]})
+    objects = []
+    for index, (name, model) in enumerate(exchange.services.registry.listed()):
+        if index % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)  # many models take a while, and the streams of others go on
+        objects.append(encode(_model_object(model, name)))
+    await exchange.reply_json(b'{"object":"list","data":[%b]}' % b",".join(objects))
 
 
 async def model(exchange: "Exchange") -> None:

@@ -14,6 +14,7 @@ from shimmy.discovery import report, scan
 from shimmy.errors import NotFound
 from shimmy.headers import Headers
 from shimmy.messages import ChatPrompt, Finished, GenerateRequest, Message, TextPrompt
+from shimmy.naming import Names
 from shimmy.registry import Catalog, Model, Registry, shown
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 # What a model is to us, and nothing that a person asked for.
 _INNER_FIELDS = {
-    "files", "defaults", "needs_adapters", "n_vocab", "n_embd", "n_ff", "n_kv", "n_state", "is_causal", "pooling",
+    *("files", "defaults", "needs_adapters", "places", "other_names", "is_causal", "pooling"),
+    *("n_vocab", "n_embd", "n_ff", "n_kv", "n_state"),
 }  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def count(number: int) -> str:
 
 def _catalog(config: Config) -> Catalog:
     headers = Headers(config.cache_dir)
-    catalog = scan(config, headers)
+    catalog = scan(config, headers, names=Names(config.cache_dir, config.roots))
     report(catalog.rejected)
     headers.save()
     return catalog
