@@ -113,6 +113,14 @@ def seconds(text: str) -> float:
     return math.inf if duration_s < 0 else duration_s
 
 
+def _deadline(text: str) -> float:
+    """Like `seconds`, of one second at least."""
+    duration_s = seconds(text)
+    if duration_s < 1:
+        raise ValueError("must be a second at least")
+    return duration_s
+
+
 def n_bytes(text: str) -> int:
     """`1G`, `512M`, `1.5GB`, `2GiB`: powers of 1000, or of 1024 with an `i`. ValueError for anything else."""
     number = text.strip().lower().removesuffix("b")
@@ -246,6 +254,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("prompt_cache", n_bytes, None,
            "keep computed prompts in the cache folder, up to this size for all models together, such as 2G; so they "
            "outlive restarts and unloads (default: none is kept)", "SIZE"),
+    Option("worker_timeout", _deadline, 120.0,
+           "end a model's process that gives no sign of life, or does not get on with its jobs, for so long: 90, 10m "
+           "(default: 2m; negative: never)", "TIME"),
+    Option("load_timeout", _deadline, 300.0,
+           "the same while it loads its model, or makes it of SafeTensors (default: 5m; negative: never)", "TIME"),
     Option("max_queue", _integer(0, 2**20), 512, "how many jobs of a model may wait, beyond those that run", "N"),
     Option("preload", str, (), "load this model at the start (repeatable)", "NAME", (), ","),
     Option("alias", _alias, (), "another name for a model, a pattern such as `gpt-*` too (repeatable)",
@@ -301,6 +314,8 @@ class Config:
     keep_alive_s: float  # infinite: for ever
     max_memory_bytes: int | None  # None: what the system has
     prompt_cache_bytes: int | None  # None: no prompt goes to the disk
+    worker_timeout_s: float  # infinite: never
+    load_timeout_s: float
     max_queue: int
     preload: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]  # another name, which may be a pattern, and a model's
@@ -368,6 +383,8 @@ def load(
         keep_alive_s=values["keep_alive"],
         max_memory_bytes=values["max_memory"],
         prompt_cache_bytes=values["prompt_cache"],
+        worker_timeout_s=values["worker_timeout"],
+        load_timeout_s=values["load_timeout"],
         max_queue=values["max_queue"],
         preload=values["preload"],
         aliases=values["alias"],

@@ -83,6 +83,8 @@ class Launch:
             weights=self._config.weights,
             may_tune=self._config.max_memory_bytes is None,
             safetensors_type=self._config.safetensors_type,
+            worker_timeout_s=self._config.worker_timeout_s,
+            load_timeout_s=self._config.load_timeout_s,
             prompt_cache_bytes=self._config.prompt_cache_bytes,
         )
 

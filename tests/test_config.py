@@ -22,6 +22,8 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "keep_alive": ("10m", 600, "keep_alive_s", 600.0),
     "max_memory": ("1.5G", "1.5G", "max_memory_bytes", 1_500_000_000),
     "prompt_cache": ("2GiB", "2GiB", "prompt_cache_bytes", 2**31),
+    "worker_timeout": ("1.5m", "90", "worker_timeout_s", 90.0),
+    "load_timeout": ("-1", -1, "load_timeout_s", math.inf),
     "max_queue": ("0", 0, "max_queue", 0),
     "preload": ("a,b", ["a", "b"], "preload", ("a", "b")),
     "alias": ("a=b,c*=d", ["a=b", "c*=d"], "aliases", (("a", "b"), ("c*", "d"))),

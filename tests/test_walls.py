@@ -66,6 +66,7 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "packed",
             "preparer",
             "private_folder",
+            "pulse",
             "prompt_cache",
             "prompts",
             "quantize",

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from shimmy import log as process_log
-from shimmy.engine import packed
+from shimmy.engine import packed, pulse
 from shimmy.errors import ModelUnavailable
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class _EngineLog:
         self.callback = llama.llama_log_callback(self._on_line)
 
     def _on_line(self, level: int, text: bytes, _user_data: object) -> None:
+        pulse.engine.n_steps += 1
         self._level = self._level if level == _LOG_CONTINUED else level
         line = text.decode("utf-8", "replace").rstrip()
         if not line:

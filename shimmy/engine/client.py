@@ -5,7 +5,9 @@ the event loop only. The worker is not trusted: what it sends is data, and a fra
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy.engine import process, reports, wire
 from shimmy.engine.streams import Answer, EmbeddingStream, JobStream
+from shimmy.engine.watch import Watch
 from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import (
     ChatPrompt,
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KILL_AFTER_S = 5.0
+# A killed process that is still there then waits for a disk that does not answer: nobody waits for it any longer.
+_LET_GO_AFTER_S = 10.0
 # Of what a worker has said, so much is read before others have their turn.
 _READ_BYTES = 64 * 1024
 # So many events of a job that was cancelled may have been on their way.
@@ -84,6 +89,9 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._streams: dict[int, JobStream | EmbeddingStream] = {}
         self._calls: dict[int, Answer] = {}
         self._broken: str | None = None  # why it is killed, where it is
+        self._watch = Watch()
+        self._look: asyncio.TimerHandle | None = None
+        self._n_said = 0  # frames about its work
         self.is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -164,10 +172,13 @@ class WorkerClient(asyncio.BufferedProtocol):
         except TimeoutError:
             self._process.kill()
             self._transport.abort()  # what it has not read yet does not hold up the end
-            await self.ended.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), _LET_GO_AFTER_S)
 
     def open(self, options: wire.WorkerOptions) -> None:
-        self._n_tokens_max = options.n_ctx
+        self._n_tokens_max = options.n_ctx + _SLACK  # the engine rounds it up
+        self._watch.limit(options.worker_timeout_s, options.load_timeout_s)
+        self._look_later()
         self._share = options.share
         self._send(wire.open_frame(options))
 
@@ -181,6 +192,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._watch.heard()
         try:
             for message in self._reader.feed(self._buffer[:nbytes]):
                 self._on_frame(message)
@@ -200,11 +212,15 @@ class WorkerClient(asyncio.BufferedProtocol):
     def _on_frame(self, message: wire.Frame) -> None:
         match message["op"]:
             case "step":
+                self._n_said += 1
                 (self.n_running, self.n_waiting), events = reports.read_step(message)
                 for job_id, event in events:
                     self._on_event(job_id, event)
             case "result":
+                self._n_said += 1
                 self._on_result(*reports.read_result(message))
+            case "alive":
+                self._watch.told(reports.read_alive(message))
             case "progress" if not self.opened.done():
                 self._hooks.on_progress(reports.read_progress(message))
             case "prompts":
@@ -244,14 +260,30 @@ class WorkerClient(asyncio.BufferedProtocol):
         if job_id > self._last_id or self._n_late_events < 0:
             raise wire.ProtocolError("events of jobs that there are not")
 
+    def _look_later(self) -> None:
+        self._look = asyncio.get_running_loop().call_later(self._watch.look_every_s, self._look_after_it)
+
+    def _look_after_it(self) -> None:
+        is_loaded = self.opened.done()
+        verdict = self._watch.verdict(is_loaded=is_loaded, has_work=not self.is_idle, n_said=self._n_said)
+        if verdict is None:
+            self._look_later()
+        else:
+            self.break_off(verdict)
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.is_alive = False
+        if self._look is not None:
+            self._look.cancel()
         asyncio.get_running_loop().create_task(self._bury())
 
     async def _bury(self) -> None:
-        """Wait for the process, then tell everybody who waits for it."""
-        status = await self._wait()
-        how = self._broken or _describe(status)
+        """Wait for the process, then tell everybody who waits for it.
+
+        A process that waits for a disk which does not answer cannot be ended before that does: its jobs do not wait.
+        """
+        status = await self._wait(_KILL_AFTER_S + _LET_GO_AFTER_S)
+        how = self._broken or ("it cannot be ended" if status is None else _describe(status))
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:
             error = WorkerDied(f"the worker of `{self.name}` ended ({how}) while the request was running")
@@ -272,15 +304,21 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._note_idle()
         self._taken.set()
         self.n_running = self.n_waiting = 0
+        if status is None:
+            logger.error("worker `%s` (pid %d) was killed, and the system does not let go of it", self.name, self.pid)
+            await self._wait(math.inf)
         self._hooks.on_death(self)
         self.ended.set()
 
-    async def _wait(self) -> int:
-        """The exit status. It is asked for again and again: a thread that waits may not be had when it is needed."""
+    async def _wait(self, most_s: float) -> int | None:
+        """The exit status, None when there is none in time. It is killed when it does not end by itself.
+
+        Asked for again and again: a thread that waits may not be had when it is needed.
+        """
         loop = asyncio.get_running_loop()
-        killed_at_s, wait_s = loop.time() + _KILL_AFTER_S, 0.001
-        while (status := self._process.poll()) is None:
-            if loop.time() >= killed_at_s:
+        started_s, wait_s = loop.time(), 0.001
+        while (status := self._process.poll()) is None and (waited_s := loop.time() - started_s) < most_s:
+            if waited_s >= _KILL_AFTER_S:
                 self._process.kill()
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, 0.05)

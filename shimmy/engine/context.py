@@ -10,6 +10,7 @@ from typing import Any
 
 from shimmy.engine.binding import llama, log
 from shimmy.engine.pooling import EmbeddingPlan
+from shimmy.engine.pulse import nodes
 from shimmy.errors import ModelUnavailable, OutOfMemory
 
 # llama.cpp rounds the cells of a pool up to a multiple of this (llama_context's constructor).
@@ -66,6 +67,9 @@ def context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -
     params.kv_unified = True  # prompt and decode rows share one graph
     params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
     params.no_perf = True
+    if nodes.callback is not None:
+        params.abort_callback = llama.ggml_abort_callback(nodes.callback)
+        params.abort_callback_data = nodes.address
     return params
 
 

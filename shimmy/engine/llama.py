@@ -17,6 +17,7 @@ from typing import Any
 from shimmy.engine.binding import function, llama, log
 from shimmy.engine.context import CELLS_STEP, Batch, EmbeddingContext, context_params
 from shimmy.engine.pooling import EmbeddingPlan
+from shimmy.engine.pulse import engine as activity
 from shimmy.engine.sampler import Likelihood, Probe, Sampler
 from shimmy.engine.sampling import Chain, Stage
 from shimmy.engine.state import State, States
@@ -42,6 +43,13 @@ _adapter_free = function("llama_adapter_lora_free", None, ctypes.c_void_p)
 _set_adapters = function(
     "llama_set_adapters_lora", ctypes.c_int32, ctypes.c_void_p, _pointers, ctypes.c_size_t, _floats
 )
+
+
+@llama.llama_progress_callback  # type: ignore[untyped-decorator]
+def _on_progress(_share: float, _user_data: object) -> bool:
+    """Called for each tensor that is loaded; False would end the load."""
+    activity.n_steps += 1
+    return True
 
 
 class CpuBackend:
@@ -81,6 +89,7 @@ class LlamaModel:
         the longest token; 0 where that is not known."""
         params = llama.llama_model_default_params()
         params.use_extra_bufts = repacks
+        params.progress_callback = _on_progress
         self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             reason = log.reason()

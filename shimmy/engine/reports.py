@@ -55,6 +55,7 @@ MAX_WARNINGS = 32  # of one job
 
 JobEvent = tuple[int, Event | ShimmyError]
 Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -322,6 +323,18 @@ def read_progress(message: Frame) -> float:
         raise ProtocolError("progress that is none") from exc
 
 
+def alive_frame(stalled_s: float | None) -> Frame:
+    """How long the worker has been at the same step of its work; None: it has nothing to do."""
+    return {"op": "alive", "stalled_s": stalled_s}
+
+
+def read_alive(message: Frame) -> float | None:
+    try:
+        return _optional(_duration)(message["stalled_s"])
+    except (TypeError, ValueError, KeyError) as exc:
+        raise ProtocolError("a sign of life that is none") from exc
+
+
 def refused_frame(error: ShimmyError) -> Frame:
     """Why the model is not loaded."""
     return {"op": "refused", "error": error_to_wire(error)}
@@ -362,7 +375,7 @@ def _made(kind: Callable[..., Made], fields: object, readers: Mapping[object, Ca
     return kind(**values, **known)
 
 
-def _optional(read: Callable[[Any], object]) -> Callable[[Any], object]:
+def _optional(read: Callable[[Any], Value]) -> Callable[[Any], Value | None]:
     return lambda value: None if value is None else read(value)
 
 

@@ -6,6 +6,7 @@ A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a
 """
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -87,6 +88,8 @@ class WorkerOptions:
     weights: str = "repacked"  # or `mapped`; `auto`: what a trial has found
     may_tune: bool = False  # whether a trial may take memory for a while that nobody has reckoned with
     safetensors_type: str | None = None  # what the weights of a SafeTensors folder become; None: what they are
+    worker_timeout_s: float = math.inf  # without a sign of life or progress it is killed; the server sees to that
+    load_timeout_s: float = math.inf  # the same while it loads its model
     prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is
 
     @property

@@ -1,7 +1,8 @@
 """The worker process: loads one model and serves its jobs over the socket it was given, until the parent goes away.
 
-Four threads. The reader takes frames off the socket; the preparer renders templates, tokenizes and builds samplers; the
-main thread owns the engine and decodes; the sender writes what a decode led to while the next one runs. Whatever ends
+Five threads. The reader takes frames off the socket; the preparer renders templates, tokenizes and builds samplers; the
+main thread owns the engine and decodes; the sender writes what a decode led to while the next one runs; the pulse tells
+that they get on. Whatever ends
 the reader (the parent closed the socket, or died) ends the process, at once or when the prompts are stored that shall
 outlive it, so a worker never outlives its server by more than that.
 """
@@ -25,9 +26,11 @@ from shimmy import log
 from shimmy.engine import draft, loading, machine, reports, wire
 from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.placement import Placement, engine_threads
+from shimmy.engine.pulse import Pulse, engine
 from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
 from shimmy.engine.tuning import Tuner, Tuning
+from shimmy.engine.watch import look_every_s
 from shimmy.errors import Internal, ShimmyError
 from shimmy.messages import Accepted, Echo, PromptTraffic
 
@@ -89,8 +92,9 @@ class Connection:
 class Worker:
     """The threads around one loaded model."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, pulse: Pulse) -> None:
         self._connection = connection
+        self._pulse = pulse
         self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
         self._to_schedule: SimpleQueue[_Order] = SimpleQueue()
         self._unsaid: list[JobEvent] = []  # until the next decode has been done; of the thread that decodes
@@ -116,6 +120,7 @@ class Worker:
         if first is None:
             return 1  # the server ended before it said what to load
         options = wire.read_options(first)
+        self._pulse.set_interval(look_every_s(options.worker_timeout_s, options.load_timeout_s))
         log.set_up(options.log_level, options.log_format)
         log.take_stderr()
         # From here on the end of the connection ends the process, in the middle of a load too.
@@ -159,6 +164,7 @@ class Worker:
 
     def _serve(self) -> NoReturn:
         while True:
+            engine.n_steps += 1
             self._take_orders(block=not any(self._load))
             self._placement.hold(self._n_threads_now)
             if self._scheduler and (self._scheduler.n_running or self._scheduler.n_waiting):
@@ -188,6 +194,7 @@ class Worker:
 
         def tell(share: float) -> None:
             nonlocal told_percent
+            engine.n_steps += 1
             if int(100 * share) != told_percent:
                 told_percent = int(100 * share)
                 self._connection.send(reports.progress_frame(share))
@@ -230,11 +237,13 @@ class Worker:
         with contextlib.suppress(Empty):
             return self._to_schedule.get_nowait()
         self._placement.release()
+        engine.end()
         for wait_s in self._pastimes():
             try:
                 order = self._to_schedule.get(timeout=wait_s)
             except Empty:
                 continue
+            engine.begin()
             self._tuner.interrupt()
             return order
         raise AssertionError("pastimes never end")
@@ -276,7 +285,9 @@ class Worker:
 
     def _prepare(self) -> None:
         while True:
+            self._pulse.preparing.end()
             message = self._to_prepare.get()
+            self._pulse.preparing.begin()
             match message["op"]:
                 case "job" | "embed":
                     self._prepare_job(message)
@@ -317,7 +328,12 @@ class Worker:
     def _prepared(self, message: wire.Frame) -> Task | EmbeddingTask | None:
         if message["op"] == "job":
             return self._preparer.task(wire.read_job(message))
-        return self._preparer.embedding_task(wire.read_embed(message), lambda: message["id"] in self._cancelled)
+        return self._preparer.embedding_task(wire.read_embed(message), lambda: self._is_cancelled(message["id"]))
+
+    def _is_cancelled(self, job_id: int) -> bool:
+        """Asked for each input of a job of embeddings."""
+        self._pulse.preparing.n_steps += 1
+        return job_id in self._cancelled
 
     def _answer(self, message: wire.Frame) -> None:
         call_id = message["id"]
@@ -356,4 +372,8 @@ def main(socket_fd: int) -> int:
         signal.signal(
             number, signal.SIG_IGN
         )  # terminals and supervisors send them to all processes; the server decides
-    return Worker(Connection(socket.socket(fileno=socket_fd))).run()
+    connection = Connection(socket.socket(fileno=socket_fd))
+    engine.begin()
+    pulse = Pulse(lambda stalled_s: connection.send(reports.alive_frame(stalled_s)))
+    pulse.start()
+    return Worker(connection, pulse).run()

@@ -228,6 +228,7 @@ def _step(*events: reports.JobEvent) -> wire.Frame:
 TALK: list[wire.Frame] = [
     reports.progress_frame(0.5),
     reports.opened_frame(FACTS),
+    reports.alive_frame(0.5),
     reports.traffic_frame(PromptTraffic(1, 2, 3, 4, 5, 6)),
     _step((1, Accepted(12, FORMAT)), (2, Vectors((ONE,)))),
     _step((1, Echo("a", (LOGPROB,)))),
@@ -439,7 +440,7 @@ def test_a_flood_neither_holds_the_loop_nor_fills_the_memory(data: bytes) -> Non
         await asyncio.sleep(0)
         line.client._n_tokens_max = 64
         line.stream._n_tokens_max = 64
-        for message in TALK[:4]:
+        for message in TALK[:5]:
             line.hear(_frame(message))
         longest_s = 0.0
         for start in range(0, len(data), 1 << 16):

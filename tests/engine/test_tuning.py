@@ -18,6 +18,7 @@ from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.placement import Placement
+from shimmy.engine.pulse import Pulse
 from shimmy.engine.quantize import quantize
 from shimmy.engine.sampling import chain
 from shimmy.engine.tuning import Result, Settings, Tuner, Tuning, fastest
@@ -308,7 +309,7 @@ class RestlessTuner(Tuner):
 def test_a_worker_tells_its_tuner_when_it_waits_and_when_it_does_not() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        worker = Worker(Connection(theirs))
+        worker = Worker(Connection(theirs), Pulse(lambda _: None))
         worker._tuner = tuner = RestlessTuner(worker)
         worker._placement, worker._n_threads_now = Placement([]), 1
         assert worker._next_order() == 7
