@@ -120,9 +120,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-async def _read(
-    body: bytes, meaning: Callable[["Json"], Result], is_work: "Callable[[Json], bool] | None"
-) -> Result:
+async def _read(body: bytes, meaning: Callable[["Json"], Result], is_work: "Callable[[Json], bool] | None") -> Result:
     from shimmy.api.aside import aside  # a start needs nothing of them
     from shimmy.api.body import SMALL_BODY_BYTES, decode_object
 

@@ -6,8 +6,9 @@ is the worker's to say, which has the vocabulary. Every kind here reads to None 
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shimmy.api.body import decode
@@ -16,6 +17,7 @@ from shimmy.api.fields import (
     Json,
     JsonObject,
     Kind,
+    NotServed,
     OneOf,
     Record,
     Text,
@@ -29,22 +31,51 @@ from shimmy.api.fields import (
 from shimmy.errors import BadRequest
 from shimmy.messages import Grammar, GrammarKind
 
+_GBNF_RULE = re.compile(r"^[ \t]*[A-Za-z0-9_-]+[ \t]*::=", re.MULTILINE)
+_TYPES_OF_VALUES = ("object", "array", "string", "number", "integer", "boolean", "null")
+# Of JSON Schema; an object that has none of them is hardly meant for one.
+_KEYWORDS = {
+    *("type", "enum", "const", "properties", "required", "additionalProperties", "patternProperties", "items"),
+    *("prefixItems", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "format", "pattern", "default", "$ref"),
+    *("minProperties", "maxProperties", "minItems", "maxItems", "uniqueItems", "contains", "propertyNames"),
+    *("minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems"),
+    *("title", "description", "examples", "example", "$schema", "$id", "$defs", "definitions", "$comment"),
+    *("$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "nullable", "deprecated"),
+    *("additionalItems", "readOnly", "writeOnly", "discriminator"),
+}
 N_CHOICES_MAX, N_CHOICE_CHARACTERS_MAX = 1024, 1 << 18  # texts of which a reply has to be one
 N_GRAMMAR_CHARACTERS_MAX = 1 << 20
 ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
 SCHEMA = JsonObject("a JSON Schema object")
 
 
+def _read_written(value: object, path: str) -> str:
+    if len(written := read_text(value, path)) > N_GRAMMAR_CHARACTERS_MAX:
+        refuse(path, f"at most {N_GRAMMAR_CHARACTERS_MAX} characters", str(len(written)))
+    return written
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A grammar as text; an empty one asks for nothing."""
-
-    kind: GrammarKind
+    """A regular expression as text; an empty one asks for nothing."""
 
     def read(self, value: object, path: str) -> Grammar | None:
-        if len(written := read_text(value, path)) > N_GRAMMAR_CHARACTERS_MAX:
-            refuse(path, f"at most {N_GRAMMAR_CHARACTERS_MAX} characters", str(len(written)))
-        return Grammar(self.kind, written) if written else None
+        written = _read_written(value, path)
+        return Grammar(GrammarKind.REGEX, written) if written else None
+
+    def schema(self) -> Json:
+        return text.schema()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """A grammar as text, in GBNF or in Lark; an empty one asks for nothing."""
+
+    def read(self, value: object, path: str) -> Grammar | None:
+        written = _read_written(value, path)
+        kind = GrammarKind.GBNF if _GBNF_RULE.search(written) else GrammarKind.LARK
+        return Grammar(kind, written) if written else None
 
     def schema(self) -> Json:
         return text.schema()
@@ -62,10 +93,28 @@ class Schema:
                 value = decode(read_text(value, path).encode())
             except BadRequest:
                 refuse(path, "a JSON Schema object, or the JSON text of one", "text that is not JSON")
-        return schema_grammar(SCHEMA.read(value, path))
+        written = SCHEMA.read(value, path)
+        assert isinstance(value, dict)
+        _refuse_what_says_nothing(value, path)
+        return schema_grammar(written)
 
     def schema(self) -> Json:
-        return {"anyOf": [SCHEMA.schema(), text.schema()]} if self.or_text else SCHEMA.schema()
+        has_keyword = {"not": {"propertyNames": {"not": {"enum": sorted(_KEYWORDS)}}}}
+        has_no_object = {"additionalProperties": {"not": {"type": "object"}}}
+        schema = SCHEMA.schema() | {"anyOf": [has_keyword, has_no_object]}
+        return {"anyOf": [schema, text.schema()]} if self.or_text else schema
+
+
+def _refuse_what_says_nothing(schema: Json, path: str) -> None:
+    """Refuse an object without one word of JSON Schema but with objects in it, which would allow anything.
+
+    It is what wraps a schema, or its properties by themselves.
+    """
+    if schema.keys() & _KEYWORDS or not any(isinstance(value, dict) for value in schema.values()):
+        return
+    inside = next((name for name in ("schema", "json_schema") if isinstance(schema.get(name), dict)), None)
+    got = "an object without any of its keywords" if inside is None else f"an object that has one in `{inside}`"
+    refuse(path, "a JSON Schema object", got)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,34 +154,56 @@ class StructuredOutputs:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """OpenAI's `response_format`; a schema beside json_object is llama-server's. A schema is always obeyed."""
+    """OpenAI's `response_format`; a schema beside json_object is llama-server's."""
 
     def read(self, value: object, path: str) -> Grammar | None:
+        if isinstance(value, dict):
+            _refuse_misplaced(value, path)
         given = _format.read(value, path)
         match given["type"]:
             case "json_object":
                 return given.get("schema") or ANY_OBJECT
-            case "json_schema" if "json_schema" in given:
-                grammar: Grammar | None = given["json_schema"].get("schema")
-                return grammar or ANY_OBJECT
             case "json_schema":
-                refuse(f"{path}.json_schema", "an object with a name and a schema", "nothing")
+                return with_strictness(given["json_schema"])
         return None
 
     def schema(self) -> Json:
         return {"anyOf": [_plain_format.schema(), _schema_format.schema()]}
 
 
+def _refuse_misplaced(value: Json, path: str) -> None:
+    """Refuse a schema that does not stand where it is looked for: the reply would not be held to it."""
+    kind, wrapped = value.get("type"), value.get("json_schema")
+    place = f"{path}.json_schema.schema"
+    if kind in _TYPES_OF_VALUES or ("type" not in value and value.keys() & _KEYWORDS):
+        refuse(path, f'{{"type": "json_schema", …}} with the schema in {place}', "a schema")
+    if kind == "json_schema" and wrapped is None:
+        where = next((f"{path}.{name}" for name in ("schema", "parameters") if isinstance(value.get(name), dict)), None)
+        got = "nothing" if where is None else f"a schema in {where}, which belongs into {place}"
+        refuse(f"{path}.json_schema", "an object with a name and a schema", got)
+    if kind == "json_schema" and isinstance(wrapped, dict) and wrapped.get("schema") is None:
+        is_schema = wrapped.keys() & (_KEYWORDS - {"description", "title"})
+        refuse(place, "a JSON Schema object", f"nothing; the one in {path}.json_schema belongs there" if is_schema else
+               "nothing")  # fmt: skip
+    if kind in ("text", "json_object") and wrapped is not None:
+        refuse(f"{path}.type", '"json_schema" where there is a json_schema', f'"{kind}"')
+
+
+def with_strictness(given: Mapping[str, Any]) -> Grammar:
+    """The schema of SCHEMA_FIELDS, which a caller who says `strict: false` does not insist on as a whole."""
+    grammar: Grammar = given["schema"]
+    return replace(grammar, strict=False) if given.get("strict") is False else grammar
+
+
 _choices = Texts(at_most=N_CHOICES_MAX, n_characters_max=N_CHOICE_CHARACTERS_MAX)
 _STRUCTURED: dict[str, Kind[Grammar | None]] = {
     "json": Schema(or_text=True),
-    "regex": Written(GrammarKind.REGEX),
+    "regex": Written(),
     "choice": Choice(),
-    "grammar": Written(GrammarKind.GBNF),
+    "grammar": Rules(),
     "json_object": ObjectFlag(),
 }
 _structured = Record(_STRUCTURED)
-# A name, a description, and whether the schema is to be obeyed strictly: they change nothing about what it allows.
 SCHEMA_FIELDS: Fields = {"name": Text(), "description": Text(), "schema": Schema(), "strict": boolean}
 _format = Record(
     {
@@ -142,21 +213,23 @@ _format = Record(
     },
     required={"type": "a string"},
 )
-_plain_format = Record({**_format.fields, "type": OneOf(("text", "json_object"))}, _format.required)
+_plain_format = Record(
+    {"type": OneOf(("text", "json_object")), "schema": Schema(), "json_schema": NotServed()}, _format.required
+)
 _schema_format = Record(
-    {"type": OneOf(("json_schema",)), "json_schema": Record(SCHEMA_FIELDS)},
+    {"type": OneOf(("json_schema",)), "json_schema": Record(SCHEMA_FIELDS, {"schema": "a JSON Schema object"})},
     {**_format.required, "json_schema": "an object with a name and a schema"},
 )
 GRAMMAR_FIELDS: Mapping[str, Kind[Grammar | None]] = {
     "response_format": ResponseFormat(),
     "json_schema": Schema(),
-    "grammar": Written(GrammarKind.GBNF),
-    "regex": Written(GrammarKind.REGEX),
+    "grammar": Rules(),
+    "regex": Written(),
     "choice": Choice(),
     "guided_json": Schema(or_text=True),
-    "guided_regex": Written(GrammarKind.REGEX),
+    "guided_regex": Written(),
     "guided_choice": Choice(),
-    "guided_grammar": Written(GrammarKind.GBNF),
+    "guided_grammar": Rules(),
     "structured_outputs": StructuredOutputs(),
 }
 

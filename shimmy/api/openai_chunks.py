@@ -13,6 +13,7 @@ from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
 from shimmy.api.openai_reply import finish_reason, timings, usage, warned
 from shimmy.api.reasoning import n_reasoning
+from shimmy.api.stream import PING
 from shimmy.errors import ShimmyError
 from shimmy.messages import Accepted, Delta, Echo, Finished, Piece, TokenLogprob
 from shimmy.reply import ReplyParser
@@ -50,7 +51,9 @@ class ChatChoice:
         start = f'{{"index":{index},"delta":{{'
         self._head = f'{start}"content":'
         self._tail = '},"logprobs":null,"finish_reason":null}'
-        self.opening = f'{start}"role":"assistant","content":""{self._tail}'
+        # What turns out to be a call has no content: SDKs would make an empty part of an empty text.
+        content = '""' if accepted.format.tools is None else "null"
+        self.opening = f'{start}"role":"assistant","content":{content}{self._tail}'
 
     def event(self, event: Echo | Piece) -> str:
         delta = self._parser.feed(event.text)
@@ -169,6 +172,9 @@ class Chunks:
 
     def failed(self, error: ShimmyError) -> bytes:
         return b"data: %b\n\n" % error_body(error)
+
+    def ping(self) -> bytes:
+        return PING
 
     def _timed(self, chunk: Json) -> Json:
         return chunk | {"timings": timings(self._ended[0])} if len(self._choices) == 1 else chunk

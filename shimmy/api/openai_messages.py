@@ -20,7 +20,7 @@ from shimmy.api.fields import (
     text,
     wrong_kind,
 )
-from shimmy.api.reasoning import EFFORT, template_arguments
+from shimmy.api.reasoning import EFFORT, VERBOSITY, template_arguments
 from shimmy.api.tools import BareFunction, Choice, FunctionCallChoice, NestedTool, Tools, Wish, offered
 from shimmy.errors import BadRequest
 from shimmy.messages import ChatPrompt, Message, Tool, ToolCall, ToolChoice
@@ -136,6 +136,7 @@ PROMPT_FIELDS: Fields = {
     "function_call": FunctionCallChoice(),
     "chat_template_kwargs": FreeObject(),
     "reasoning_effort": EFFORT,
+    "verbosity": VERBOSITY,
     "parse_special": boolean,
 }
 PROMPT_REQUIRED = {"messages": MESSAGES}
@@ -151,7 +152,9 @@ def chat_prompt(given: Mapping[str, Any]) -> ChatPrompt:
         add_generation_prompt=given.get("add_generation_prompt", not is_continued),
         tools=tools,
         tool_choice=choice,
-        template_arguments=template_arguments(given.get("reasoning_effort"), given.get("chat_template_kwargs")),
+        template_arguments=template_arguments(
+            given.get("reasoning_effort"), given.get("chat_template_kwargs"), verbosity=given.get("verbosity")
+        ),
         continue_final_message=is_continued,
         parse_special=given.get("parse_special", False),
     )

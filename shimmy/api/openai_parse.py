@@ -105,7 +105,6 @@ CHAT = Record(
         "modalities": NotServed((["text"],)),
         "audio": NotServed(),
         "moderation": NotServed(),
-        "verbosity": NotServed(("medium",)),
         "web_search_options": NotServed(),
     },
     PROMPT_REQUIRED,

@@ -62,8 +62,8 @@ def _chat() -> Json:
     delta = record(
         {},
         {
-            "role": const("assistant"), "content": TEXT, "reasoning_content": TEXT, "tool_calls": array(call_delta),
-            "function_call": said,
+            "role": const("assistant"), "content": ID_OR_NULL, "reasoning_content": TEXT,
+            "tool_calls": array(call_delta), "function_call": said,
         },
     )  # fmt: skip
     logprobs = either(ref("ChatLogprobs"), NULL)
@@ -167,7 +167,7 @@ def _responses() -> Json:
         "parallel_tool_calls": FLAG,
         "previous_response_id": ID_OR_NULL,
         "prompt_cache_key": ID_OR_NULL,
-        "reasoning": record({"effort": ID_OR_NULL, "summary": NULL}),
+        "reasoning": record({"effort": ID_OR_NULL, "summary": ID_OR_NULL}),
         "safety_identifier": ID_OR_NULL,
         "service_tier": TEXT,
         "store": FLAG,

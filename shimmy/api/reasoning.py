@@ -4,6 +4,7 @@ from shimmy.api.fields import Json, JsonObject, OneOf
 from shimmy.messages import Delta, Piece
 
 EFFORT = OneOf(("none", "minimal", "low", "medium", "high", "xhigh", "max"))
+VERBOSITY = OneOf(("low", "medium", "high"))
 NO_EFFORT = EFFORT.texts[0]
 TEMPLATE_ARGUMENTS = "chat_template_kwargs"
 
@@ -16,7 +17,7 @@ def n_reasoning(delta: Delta, piece: Piece) -> int:
     return max(1, round(piece.n_tokens * share))
 
 
-def template_arguments(effort: str | None, own: Json | None = None) -> str:
+def template_arguments(effort: str | None, own: Json | None = None, *, verbosity: str | None = None) -> str:
     """Variables for the template as JSON text; the caller's `own` count more than those that come of the effort.
 
     `enable_thinking` is what the templates of most models that can do without reasoning ask for.
@@ -24,4 +25,6 @@ def template_arguments(effort: str | None, own: Json | None = None) -> str:
     arguments: Json = {}
     if effort is not None:
         arguments = {"enable_thinking": False} if effort == NO_EFFORT else {"reasoning_effort": effort}
+    if verbosity is not None:
+        arguments["verbosity"] = verbosity  # few templates look at it
     return JsonObject().read(arguments | (own or {}), TEMPLATE_ARGUMENTS) if arguments or own else "{}"

@@ -130,7 +130,9 @@ class Response:
         self.id = new_id("resp")
         self._request = request
         self._head: Json = {"id": self.id, "object": "response", "created_at": int(time.time()), "model": model_name}
-        self._output = Output(seals_reasoning=request.seals_reasoning)
+        self._output = Output(
+            seals_reasoning=request.seals_reasoning, summarizes_reasoning=request.summarizes_reasoning
+        )
         self._parser = ReplyParser(ReplyFormat())  # until the job is accepted
         self._logprobs: list[TokenLogprob] = []  # of text that the parser still has
         self._n_reasoning = 0
@@ -210,8 +212,17 @@ class Events:
 
     def begin(self, accepted: Sequence[Accepted]) -> bytes:
         self._response.begin(accepted[0])
-        fields = b'"response":%b' % self._response.text()
-        return self._frame("response.created", fields) + self._frame("response.in_progress", fields)
+        return b"" if self._n_events else self._opening()
+
+    def ping(self) -> bytes:
+        """That it is in progress, once more: some clients hear events alone, and give up where none comes."""
+        return self._in_progress() if self._n_events else self._opening()
+
+    def _opening(self) -> bytes:
+        return self._frame("response.created", b'"response":%b' % self._response.text()) + self._in_progress()
+
+    def _in_progress(self) -> bytes:
+        return self._frame("response.in_progress", b'"response":%b' % self._response.text())
 
     def event(self, index: int, event: Echo | Piece) -> bytes:  # noqa: ARG002 - of Frames; there is one job
         return self._frames(self._response.read(event)) if isinstance(event, Piece) else b""
@@ -350,7 +361,7 @@ def _usage(usage: Usage, n_reasoning: int) -> Json:
         "input_tokens": usage.n_prompt,
         "input_tokens_details": {
             "cached_tokens": usage.n_cached,
-            "cache_write_tokens": usage.n_prompt - usage.n_cached,
+            "cache_write_tokens": 0,  # what is kept costs nobody anything: clients subtract what was written
         },
         "output_tokens": usage.n_completion,
         "output_tokens_details": {"reasoning_tokens": min(n_reasoning, usage.n_completion)},

@@ -21,9 +21,11 @@ class Output:
     An item ends where another kind of thing begins, so text after a call is a message of its own.
     """
 
-    def __init__(self, *, seals_reasoning: bool = False) -> None:
+    def __init__(self, *, seals_reasoning: bool = False, summarizes_reasoning: bool = False) -> None:
+        """A summary is the reasoning once more, for clients that show nothing else of it."""
         self.items: list[Item] = []  # each in its final form once it is done
         self._seals_reasoning = seals_reasoning
+        self._reasoning_kind = _SummarizedReasoning if summarizes_reasoning else _Reasoning
         self._open: _TextItem | _CallItem | None = None
 
     @property
@@ -34,7 +36,7 @@ class Output:
     def feed(self, delta: Delta, logprobs: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
         """The events of `delta`; `logprobs` are those of its content. To be exhausted before the next call."""
         if delta.reasoning:
-            yield from self._text(_Reasoning, delta.reasoning)
+            yield from self._text(self._reasoning_kind, delta.reasoning)
         if delta.content:
             yield from self._text(_Message, delta.content, [_logprob(token) for token in logprobs])
         for call in delta.calls:
@@ -141,6 +143,33 @@ class _Reasoning(_TextItem):
 
     def _head(self) -> Item:
         return {"type": "reasoning", "summary": []}
+
+
+class _SummarizedReasoning(_Reasoning):
+    """The same, with a summary of one part that says all of it."""
+
+    def begin(self) -> Iterator[Event]:
+        yield from super().begin()
+        yield "response.reasoning_summary_part.added", {**self._summary_place(), "part": _summary("")}
+
+    def add(self, text: str, logprobs: Sequence[Json]) -> Iterator[Event]:
+        yield from super().add(text, logprobs)
+        if text:
+            yield "response.reasoning_summary_text.delta", {**self._summary_place(), "delta": text}
+
+    def end(self, status: str) -> Iterator[Event]:
+        yield from super().end(status)
+        part = _summary(self.text)
+        yield "response.reasoning_summary_text.done", {**self._summary_place(), "text": self.text}
+        yield "response.reasoning_summary_part.done", {**self._summary_place(), "part": part}
+        self.item["summary"] = [part]
+
+    def _summary_place(self) -> Json:
+        return {"item_id": self.item["id"], "output_index": self.index, "summary_index": 0}
+
+
+def _summary(text: str) -> Item:
+    return {"type": "summary_text", "text": text}
 
 
 class _CallItem:

@@ -4,6 +4,7 @@ A known field is honoured or refused, never dropped; null is the same as leaving
 What is not served is a built-in tool, a reply in the background, and state on the server other than stored responses.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,9 +29,9 @@ from shimmy.api.fields import (
     refuse,
     text,
 )
-from shimmy.api.grammar import ANY_OBJECT, GRAMMAR_FIELDS, SCHEMA_FIELDS
+from shimmy.api.grammar import ANY_OBJECT, GRAMMAR_FIELDS, SCHEMA_FIELDS, with_strictness
 from shimmy.api.job_fields import JOB_FIELDS, generate_request
-from shimmy.api.reasoning import EFFORT, template_arguments
+from shimmy.api.reasoning import EFFORT, VERBOSITY, template_arguments
 from shimmy.api.responses_items import FindItem, Input, Item, ItemId, conversation, identified
 from shimmy.api.tools import Choice, FlatTool, Tools, Wish, offered
 from shimmy.errors import BadRequest
@@ -114,8 +115,7 @@ class TextFormat:
     def read(self, value: object, path: str) -> Grammar | None:
         kind = _format.read(value, path)["type"]
         if kind == "json_schema":
-            grammar: Grammar = _schema_format.read(value, path)["schema"]
-            return grammar
+            return with_strictness(_schema_format.read(value, path))
         return ANY_OBJECT if kind == "json_object" else None
 
     def schema(self) -> Json:
@@ -125,21 +125,50 @@ class TextFormat:
 _format = Record({"type": OneOf(("text", "json_object", "json_schema"))}, required={"type": "a string"})
 _plain_format = Record({"type": OneOf(("text", "json_object"))}, required={"type": "a string"})
 _schema_format = Record(
-    {"type": OneOf(("json_schema",)), **SCHEMA_FIELDS}, required={"name": "a string", "schema": "a JSON Schema object"}
+    {"type": OneOf(("json_schema",)), **SCHEMA_FIELDS, "json_schema": Moved("text.format.schema")},
+    required={"name": "a string", "schema": "a JSON Schema object"},
 )
-_text = Record({"format": TextFormat(), "verbosity": NotServed(("medium",))})
-# A summary is what OpenAI shows in place of the reasoning; here the reasoning itself is there.
-_no_summary = NotServed(("auto",))
+
+_text = Record(
+    {
+        "format": TextFormat(),
+        "verbosity": VERBOSITY,
+        **dict.fromkeys(("type", "schema", "json_schema"), Moved("text.format")),
+    }
+)
+# A summary is what OpenAI shows in place of the reasoning; here it is the reasoning itself.
+_summary = OneOf(("auto", "concise", "detailed"))
 _reasoning = Record(
     {
         "effort": EFFORT,
-        "summary": _no_summary,
-        "generate_summary": _no_summary,
+        "summary": _summary,
+        "generate_summary": _summary,
         "context": NotServed(("auto",)),
         "mode": NotServed(("standard",)),
     }
 )
-_stream_options = Record({"include_obfuscation": NotServed((False,))})
+# Obfuscation hides how long deltas are from those who watch the network, and changes nothing that they say.
+_stream_options = Record({"include_obfuscation": boolean})
+
+
+@dataclass(frozen=True, slots=True)
+class Inclusion:
+    """What a response is to include beside its items: parts of this dialect, and parts of tools that there are not."""
+
+    def read(self, value: object, path: str) -> str:
+        name = read_text(value, path)
+        if not _INCLUDABLE.fullmatch(name):
+            refuse(path, f"{LOGPROBS}, {SEALED_REASONING}, or a part of a call of a built-in tool", repr(name)[:60])
+        return name
+
+    def schema(self) -> Json:
+        return {"type": "string", "pattern": f"^(?:{_INCLUDABLE.pattern})$"}
+
+
+_INCLUDABLE = re.compile(
+    r"message\.output_text\.logprobs|reasoning\.encrypted_content|message\.input_image\.image_url"
+    r"|[a-z0-9_]+_call(?:_output)?\.[a-z0-9_.]+"
+)
 
 # What makes the prompt: also the body that only asks for its length.
 PROMPT_FIELDS: Fields = {
@@ -152,7 +181,7 @@ PROMPT_FIELDS: Fields = {
     "reasoning": _reasoning,
     "text": _text,
     "chat_template_kwargs": FreeObject(),
-    "truncation": NotServed(("disabled",)),
+    "truncation": OneOf(("disabled", "auto")),  # what does not fit is refused either way
     "conversation": NotServed(),
     "personality": NotServed(),
 }
@@ -161,7 +190,7 @@ FIELDS: Fields = {
     **PROMPT_FIELDS,
     "max_output_tokens": Integer(at_least=1),
     "top_logprobs": Integer(0, N_TOP_LOGPROBS_MAX),
-    "include": ListOf(OneOf((LOGPROBS, SEALED_REASONING)), "an array of strings", at_most=64),
+    "include": ListOf(Inclusion(), "an array of strings", at_most=64),
     "stream": boolean,
     "stream_options": _stream_options,
     "store": boolean,
@@ -177,7 +206,7 @@ FIELDS: Fields = {
     "background_options": NotServed(),
     "prompt": NotServed(),
     "moderation": NotServed(),
-    "context_management": NotServed(([],)),
+    "context_management": WithoutEffect(),  # it would shorten what is too long, which is refused
     "access_programs": NotServed(),
     "image": NotServed(),
     "reasoning_format": NotServed(("auto",)),
@@ -223,6 +252,7 @@ class ResponseRequest:
     stream: bool
     store: bool
     seals_reasoning: bool
+    summarizes_reasoning: bool
     warnings: tuple[str, ...] = ()  # of what was asked for and is not served, without which the reply is still right
 
 
@@ -255,6 +285,7 @@ def response_request(body: Json, config: "Config", defaults: ModelDefaults, hist
         stream=given.get("stream", False),
         store=given.get("store", True),
         seals_reasoning=SEALED_REASONING in include,
+        summarizes_reasoning=_summary_of(given) is not None,
     )
 
 
@@ -280,7 +311,9 @@ def _prompt(given: Mapping[str, Any], items: Sequence[Item], defaults: ModelDefa
         tools=tools,
         tool_choice=choice,
         template_arguments=template_arguments(
-            given.get("reasoning", {}).get("effort"), given.get("chat_template_kwargs")
+            given.get("reasoning", {}).get("effort"),
+            given.get("chat_template_kwargs"),
+            verbosity=given.get("text", {}).get("verbosity"),
         ),
     )
     return prompt.with_system(defaults.system)
@@ -292,6 +325,11 @@ def _grammar(given: Mapping[str, Any], other: Grammar | None) -> Grammar | None:
     if grammar is not None and other is not None:
         not_together("text.format", next(name for name in GRAMMAR_FIELDS if given.get(name) is not None))
     return grammar or other
+
+
+def _summary_of(given: Mapping[str, Any]) -> str | None:
+    reasoning: dict[str, str] = given.get("reasoning", {})
+    return reasoning.get("summary", reasoning.get("generate_summary"))
 
 
 def _echoed(body: Json, given: Mapping[str, Any], job: GenerateRequest) -> bytes:
@@ -307,17 +345,20 @@ def _echoed(body: Json, given: Mapping[str, Any], job: GenerateRequest) -> bytes
         "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "previous_response_id": given.get("previous_response_id"),
         "prompt_cache_key": given.get("prompt_cache_key"),
-        "reasoning": {"effort": reasoning.get("effort"), "summary": None},
+        "reasoning": {"effort": reasoning.get("effort"), "summary": _summary_of(given)},
         "safety_identifier": given.get("safety_identifier"),
         "service_tier": "default",
         "store": given.get("store", True),
         "temperature": job.sampling.temperature,
-        "text": {"format": text_format or {"type": "text"}, "verbosity": "medium"},
+        "text": {
+            "format": text_format or {"type": "text"},
+            "verbosity": given.get("text", {}).get("verbosity", "medium"),
+        },
         "tool_choice": body.get("tool_choice") or "auto",
         "tools": body.get("tools") or [],
         "top_logprobs": job.n_logprobs or 0,
         "top_p": job.sampling.top_p,
-        "truncation": "disabled",
+        "truncation": given.get("truncation", "disabled"),
         "user": given.get("user"),
     }
     return encode_large(echoed)[1:-1]

@@ -49,6 +49,9 @@ class Frames(Protocol):
 
     def failed(self, error: ShimmyError) -> bytes: ...
 
+    def ping(self) -> bytes:
+        """What keeps a connection open while there is nothing to say; may come before `begin`."""
+
 
 async def unless_gone(
     exchange: Exchange, work: Coroutine[object, object, Result], on_quiet: Callable[[], Awaitable[None]] | None = None
@@ -100,7 +103,7 @@ class EventStream:
         self._is_open = True
         try:
             if accepted is None:
-                await self._write(PING)
+                await self._write(self._frames.ping())
                 accepted = await self._accepted()
             if opening := self._frames.begin(accepted):
                 await self._write(opening)
@@ -146,7 +149,9 @@ class EventStream:
         """Ping if nothing was written since the last call."""
         if self._is_open and self._is_quiet and not self._n_writing:
             percent = self._generations[0].converted_percent
-            await self._write(PING if percent is None else b": the model is being converted, %d %%\n\n" % percent)
+            told = b"" if percent is None else b": the model is being converted, %d %%\n\n" % percent
+            ping = self._frames.ping()
+            await self._write(told + (b"" if told and ping == PING else ping))
         self._is_quiet = True
 
 

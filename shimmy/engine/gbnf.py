@@ -17,7 +17,7 @@ from typing import Any
 
 from shimmy.errors import BadRequest
 
-_MAX_CHARACTERS = 1 << 15
+MAX_CHARACTERS = 1 << 15
 _MAX_REPETITIONS = 2000  # llama.cpp's limit
 _MAX_TERMINAL_SIZE = 2_000  # of a terminal, in literals and classes, when all it refers to is written out
 _MAX_GROUP = 8  # neighbours in a rule that are made into one terminal
@@ -81,8 +81,8 @@ _Node = _Token | _Reference | _Repeated | _Sequence | _Choice
 
 def to_lark(source: str) -> str:
     """The same grammar for llguidance, with `start` in the place of `root`; raises BadRequest."""
-    if len(source) > _MAX_CHARACTERS:
-        raise BadRequest(f"grammar: it has {len(source)} characters, {_MAX_CHARACTERS} are allowed")
+    if len(source) > MAX_CHARACTERS:
+        raise BadRequest(f"grammar: it has {len(source)} characters, {MAX_CHARACTERS} are allowed")
     try:
         return _Writer(_Reader(source).rules()).text()
     except RecursionError as exc:

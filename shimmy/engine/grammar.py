@@ -231,6 +231,8 @@ class Grammars:
                 pattern = self._library.regex_to_lark(grammar.text).replace("\n", "\\n")
                 return f"start: TEXT\nTEXT: {f'/{pattern}/' if pattern else json.dumps('')}"
             case _:
+                if (size := len(grammar.text)) > gbnf.MAX_CHARACTERS:
+                    raise BadRequest(f"the grammar is too large: {size} characters, {gbnf.MAX_CHARACTERS} are allowed")
                 return grammar.text
 
     def _thinking(self, end: str | None) -> str:

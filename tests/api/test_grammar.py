@@ -1,5 +1,7 @@
 """Every way to say what a reply has to look like."""
 
+from dataclasses import replace
+
 import pytest
 
 from shimmy.api.fields import Record
@@ -12,6 +14,7 @@ READ_SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, '{"type":"object","properties":{"
 REGEX = Grammar(GrammarKind.REGEX, "[a-z]+")
 CHOICE = Grammar(GrammarKind.CHOICE, '["a", "b"]')
 GBNF = Grammar(GrammarKind.GBNF, 'root ::= "a"')
+LARK = Grammar(GrammarKind.LARK, 'start: "a" | "b"')
 BODY = Record(GRAMMAR_FIELDS)
 
 
@@ -31,7 +34,17 @@ def read(**fields: object) -> Grammar | None:
             READ_SCHEMA,
         ),
         ("response_format", {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}, ANY_OBJECT),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "n"}}, ANY_OBJECT),
+        (
+            "response_format",
+            {"type": "json_schema", "json_schema": {"name": "n", "strict": False, "schema": SCHEMA}},
+            replace(READ_SCHEMA, strict=False),
+        ),
+        ("json_schema", {"description": "anything"}, Grammar(GrammarKind.JSON_SCHEMA, '{"description":"anything"}')),
+        ("grammar", LARK.text, LARK),
+        ("guided_grammar", LARK.text, LARK),
+        ("structured_outputs", {"grammar": LARK.text}, LARK),
+        ("grammar", 'start: "::="', Grammar(GrammarKind.LARK, 'start: "::="')),
+        ("grammar", '# one\nroot\t::= "a: b"', Grammar(GrammarKind.GBNF, '# one\nroot\t::= "a: b"')),
         ("json_schema", SCHEMA, READ_SCHEMA),
         ("json_schema", {}, ANY_OBJECT),
         ("grammar", GBNF.text, GBNF),
@@ -68,6 +81,65 @@ def test_a_grammar_has_many_names(field: str, value: object, grammar: Grammar | 
         (
             {"response_format": {"type": "json_schema"}},
             "response_format.json_schema: expected an object with a name and a schema, got nothing",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+            (
+                "response_format.json_schema.schema: expected a JSON Schema object, got nothing; the one in "
+                "response_format.json_schema belongs there"
+            ),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": True}}},
+            "response_format.json_schema.schema: expected a JSON Schema object, got nothing",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": None}}},
+            "response_format.json_schema.schema: expected a JSON Schema object, got nothing",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+            (
+                "response_format.json_schema: expected an object with a name and a schema, got a schema in "
+                "response_format.schema, which belongs into response_format.json_schema.schema"
+            ),
+        ),
+        (
+            {"response_format": SCHEMA},
+            (
+                'response_format: expected {"type": "json_schema", …} with the schema in '
+                "response_format.json_schema.schema, got a schema"
+            ),
+        ),
+        (
+            {"response_format": {"properties": {}}},
+            (
+                'response_format: expected {"type": "json_schema", …} with the schema in '
+                "response_format.json_schema.schema, got a schema"
+            ),
+        ),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": SCHEMA}}},
+            'response_format.type: expected "json_schema" where there is a json_schema, got "json_object"',
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": "{}"}},
+            "response_format.json_schema: expected an object, got a string",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"name": "n", "schema": SCHEMA}}}},
+            "response_format.json_schema.schema: expected a JSON Schema object, got an object that has one in `schema`",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"city": {"type": "string"}}}}},
+            (
+                "response_format.json_schema.schema: expected a JSON Schema object, got an object without any of its "
+                "keywords"
+            ),
+        ),
+        (
+            {"guided_json": {"name": "n", "json_schema": {"schema": SCHEMA}}},
+            "guided_json: expected a JSON Schema object, got an object that has one in `json_schema`",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": True}}},

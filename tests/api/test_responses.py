@@ -543,6 +543,16 @@ async def test_what_a_model_brings_along_holds_where_nothing_else_is_said() -> N
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_object"}}, "regex": "a*"}, "text.format"),
+        ({"text": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}, "text.type"),
+        ({"text": {"json_schema": {"name": "a", "schema": {"type": "object"}}}}, "text.json_schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}},
+            "text.format.json_schema",
+        ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"name": "a", "schema": {}}}}},
+            "text.format.schema",
+        ),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),

@@ -226,6 +226,8 @@ def test_the_mask_has_a_bit_for_each_token(subject: Subject) -> None:
         ("gbnf", 'root ::= "(" root ")" | [0-9]{2,3} # x\n', ["((12))", "123"], ["1", "((1)", "(12"]),
         ("gbnf", 'root ::= "\\x41\\u00e9\\U0001F600\\n/" [a-z\\]/\\-]+ [^a]', ["Aé😀\n/a]/-x"], ["A"]),
         ("gbnf", 'root ::= n root? "\\n"\nn ::= [0-9]+ s\ns ::= [ \\n]*', ["1\n", "1 \n\n", "1 2\n\n"], ["1", "\n"]),
+        ("lark", 'start: "a" | "b"', ["a", "b"], ["c", "ab"]),
+        ("lark", 'start: x ("," x)* // a list\nx: /[a-z]+/ | NUMBER\n%import common.NUMBER', ["a,1.5,b"], ["a,", ",a"]),
         ("gbnf", 'root ::= a-b | \n  "x"\na-b ::=\n [0-9] ( "+"\n [0-9] )*', ["1+2", "x"], ["1+", ""]),
     ],
 )
@@ -333,7 +335,13 @@ def nested(part: str, n: int, end: str = "{}") -> str:
         ("gbnf", 'root ::= "\\q"', "escape"),
         ("gbnf", "root ::= <think>", "tokens"),
         ("gbnf", 'root ::= "a"{3000}', "repetitions"),
+        ("lark", "start: x", "x"),
+        ("lark", 'begin: "a"', "start"),
+        ("lark", 'start: "a', "lexer"),
         # What would take too much time, memory or stack.
+        ("lark", "start: " + "(" * 5000 + '"a"' + ")" * 5000, "nested"),
+        ("lark", "start: " + "(" * 950 + '"a"' + ")" * 950, "nested"),
+        ("lark", 'start: "a"\n' + "// x\n" * 10_000, "too large"),
         ("json_schema", nested('{"properties":{"a":', 10_000), "deep"),
         ("json_schema", nested('{"items":', 101), "deep"),
         ("json_schema", {"enum": ["x" * 300_000]}, "too large"),
