@@ -51,20 +51,22 @@ class ChatChoice:
         start = f'{{"index":{index},"delta":{{'
         self._head = f'{start}"content":'
         self._tail = '},"logprobs":null,"finish_reason":null}'
-        # What turns out to be a call has no content: SDKs would make an empty part of an empty text.
-        content = '""' if accepted.format.tools is None else "null"
-        self.opening = f'{start}"role":"assistant","content":{content}{self._tail}'
+        opening = f'{start}"role":"assistant","content":""{self._tail}'
+        # What turns out to be a call must not begin with an empty text, of which SDKs would make an empty part: where
+        # there may be calls, the role waits for what is said.
+        self._waiting = opening if accepted.format.tools is not None else ""
+        self.opening = "" if self._waiting else opening
 
     def event(self, event: Echo | Piece) -> str:
         delta = self._parser.feed(event.text)
         if delta.reasoning and isinstance(event, Piece):
             self.n_reasoned += n_reasoning(delta, event)
-        if self._has_logprobs or delta.calls or delta.reasoning:
+        if self._has_logprobs or delta.calls or delta.reasoning or self._waiting:
             return self._chunk(delta, event.logprobs)
         return f"{self._head}{json.dumps(delta.content)}{self._tail}" if delta.content else ""
 
     def rest(self) -> str:
-        return self._chunk(self._parser.flush(), ())
+        return self._chunk(self._parser.flush(), ()) or self._waiting
 
     def last(self, finished: Finished) -> Json:
         reason = finish_reason(finished, has_calls=self._parser.has_calls, options=self._options)
@@ -73,7 +75,8 @@ class ChatChoice:
     def _chunk(self, delta: Delta, logprobs: Sequence[TokenLogprob]) -> str:
         if not delta and not logprobs:
             return ""
-        said: Json = {}
+        said: Json = {"role": "assistant", "content": None} if self._waiting else {}
+        self._waiting = ""
         if delta.reasoning:
             said["reasoning_content"] = delta.reasoning
         if delta.content:

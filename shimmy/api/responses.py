@@ -23,7 +23,15 @@ from shimmy.api.responses_parse import (
     response_request,
 )
 from shimmy.api.stream import EventStream, unless_gone
-from shimmy.errors import BadRequest, Internal, NotFound, PayloadTooLarge, PreviousResponseNotFound, ShimmyError
+from shimmy.errors import (
+    BadRequest,
+    ContextExceeded,
+    Internal,
+    NotFound,
+    PayloadTooLarge,
+    PreviousResponseNotFound,
+    ShimmyError,
+)
 from shimmy.generate import generate
 from shimmy.messages import Accepted, Delta, Echo, Finished, FinishReason, Piece, ReplyFormat, TokenLogprob, Usage
 from shimmy.reply import ReplyParser
@@ -165,7 +173,8 @@ class Response:
 
     def fail(self, error: ShimmyError) -> list[Event]:
         """The same where `error` ended it."""
-        self._status |= {"status": "failed", "error": {"code": "server_error", "message": error.message}}
+        code = error.code if isinstance(error, ContextExceeded) else "server_error"  # agents look for the former
+        self._status |= {"status": "failed", "error": {"code": code, "message": error.message}}
         return [*self._output.abandon()]
 
     @property
@@ -209,16 +218,19 @@ class Events:
         self._response = response
         self._store = store
         self._n_events = 0
+        self._is_accepted = self._has_opened = False
 
     def begin(self, accepted: Sequence[Accepted]) -> bytes:
         self._response.begin(accepted[0])
-        return b"" if self._n_events else self._opening()
+        self._is_accepted = True
+        return b"" if self._has_opened else self._opening()
 
     def ping(self) -> bytes:
         """That it is in progress, once more: some clients hear events alone, and give up where none comes."""
-        return self._in_progress() if self._n_events else self._opening()
+        return self._in_progress() if self._has_opened else self._opening()
 
     def _opening(self) -> bytes:
+        self._has_opened = True
         return self._frame("response.created", b'"response":%b' % self._response.text()) + self._in_progress()
 
     def _in_progress(self) -> bytes:
@@ -235,11 +247,18 @@ class Events:
         return self._frame(f"response.{self._response.status}", b'"response":%b' % text)
 
     def failed(self, error: ShimmyError) -> bytes:
-        """The end of a response that had begun; before that, an event in OpenAI's two forms: clients know either."""
-        if self._n_events:
-            return self._frames(self._response.fail(error)) + self.end()
-        plain = {"code": error.code, "message": error.message, "param": error.param}
-        return self._frames([("error", {**plain, "error": {"type": error.type, **plain}})])
+        """The end of a response that had begun; before that, an event in OpenAI's two forms: clients know either.
+
+        Where pings have told of a response that never came about, both: some clients raise at the one and some at the
+        other.
+        """
+        told = b""
+        if not self._is_accepted:
+            plain = {"code": error.code, "message": error.message, "param": error.param}
+            told = self._frames([("error", {**plain, "error": {"type": error.type, **plain}})])
+        if not (self._is_accepted or self._has_opened):
+            return told
+        return told + self._frames(self._response.fail(error)) + self.end()
 
     def _frames(self, events: Iterable[Event]) -> bytes:
         return b"".join([self._frame(kind, encode(fields)[1:-1]) for kind, fields in events])

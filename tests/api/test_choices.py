@@ -17,7 +17,6 @@ from shimmy.messages import (
     Candidate,
     Echo,
     Event,
-    Finished,
     FinishReason,
     Piece,
     ReplyFormat,
@@ -118,9 +117,8 @@ async def test_a_stream_of_choices_begins_each_with_its_role_and_ends_each_with_
     *events, usage = await chunks(FakeWorker(scripts=scripts), CHAT, n=2, stream_options={"include_usage": True})
     for index, content, reason in ((0, "a", "stop"), (1, "b", "length")):
         own = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
-        assert [choice["delta"] for choice in own] == [{"role": "assistant", "content": ""}, {"content": content}, {}]
-        assert [choice["finish_reason"] for choice in own] == [None, None, reason]
-    assert [event["choices"][0]["delta"].get("role") for event in events[:2]] == ["assistant", "assistant"]
+        assert [choice["delta"] for choice in own] == [{"role": "assistant", "content": content}, {}]
+        assert [choice["finish_reason"] for choice in own] == [None, reason]
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 6
     assert "timings" not in usage
@@ -341,15 +339,14 @@ async def test_calls_are_streamed_as_deltas() -> None:
     seen = []
     for event in CALLS:
         job.put(event)
-        if not isinstance(event, Finished):
+        if isinstance(event, Piece):
             seen.append(json.loads((await call.write()).removeprefix(b"data: "))["choices"][0]["delta"])
     end = await call.write()
     await task
     ids = [part.pop("id") for delta in seen for part in delta.get("tool_calls", []) if "id" in part]
     assert len(set(ids)) == 2
     assert seen == [
-        {"role": "assistant", "content": ""},
-        {"reasoning_content": "Hm"},
+        {"role": "assistant", "content": None, "reasoning_content": "Hm"},
         {"reasoning_content": ".", "content": "Well"},
         {"tool_calls": [{"index": 0, "type": "function", "function": {"name": "f", "arguments": '{"a"'}}]},
         {
@@ -360,6 +357,20 @@ async def test_calls_are_streamed_as_deltas() -> None:
         },
     ]
     assert b'"finish_reason":"tool_calls"' in end
+
+
+@on_loop
+async def test_a_stream_that_may_have_calls_begins_with_what_it_turns_out_to_be() -> None:
+    call = Piece('<tool_call>{"name": "f", "arguments": {}}</tool_call>', 9)
+    beginnings = [
+        (await chunks(FakeWorker([Accepted(12, HERMES), *said, FINISHED]), CHAT, tools=[TOOL]))[0]["choices"][0][
+            "delta"
+        ]
+        for said in ([call], [Piece("Well", 1)], [])
+    ]
+    assert [delta["role"] for delta in beginnings] == ["assistant"] * 3
+    assert [delta["content"] for delta in beginnings] == [None, "Well", ""]
+    assert "tool_calls" in beginnings[0]
 
 
 @on_loop
@@ -387,8 +398,8 @@ async def test_functions_are_answered_in_their_own_form() -> None:
     assert choice["message"]["function_call"] == function
     assert "tool_calls" not in choice["message"]
     assert choice["finish_reason"] == "function_call"
-    _, call, last = await chunks(FakeWorker(script), CHAT, functions=[{"name": "f"}])
-    assert call["choices"][0]["delta"] == {"function_call": function}
+    call, last = await chunks(FakeWorker(script), CHAT, functions=[{"name": "f"}])
+    assert call["choices"][0]["delta"] == {"role": "assistant", "content": None, "function_call": function}
     assert last["choices"][0]["finish_reason"] == "function_call"
 
 

@@ -43,7 +43,7 @@ from tests.fakes import FINISHED, SCRIPT, Call, FakeWorker, Reply, fetch, model,
 BODY = {"model": "tiny.q4-1", "input": "hi"}
 USAGE = {
     "input_tokens": 12,
-    "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 4},
+    "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 0},
     "output_tokens": 3,
     "output_tokens_details": {"reasoning_tokens": 0},
     "total_tokens": 15,
@@ -93,6 +93,11 @@ async def streamed(app: ASGIApp, **fields: object) -> list[dict[str, Any]]:
         TypeAdapter(ResponseStreamEvent).validate_python(event, strict=True)
         events.append(event)
     return events
+
+
+def told_in(body: bytes) -> list[dict[str, Any]]:
+    """The events in the bytes of a stream."""
+    return [json.loads(line[6:]) for line in body.decode().split("\n") if line.startswith("data: ")]
 
 
 def told(events: Sequence[dict[str, Any]]) -> list[str]:
@@ -505,7 +510,7 @@ async def test_every_field_arrives() -> None:
     assert body["text"]["format"]["name"] == "a"
     assert body["tool_choice"]["type"] == "allowed_tools"
     assert body["tools"][0] == WEATHER
-    assert body["reasoning"] == {"effort": "high", "summary": None}
+    assert body["reasoning"] == {"effort": "high", "summary": "auto"}
     assert (body["user"], body["max_tool_calls"], body["parallel_tool_calls"]) == ("me", 3, False)
 
 
@@ -516,6 +521,84 @@ async def test_what_is_left_to_the_model_is_told_in_the_response() -> None:
     assert (await created(app))["warnings"] == [*warned.warnings]
     events = await streamed(app)
     assert events[0]["response"]["warnings"] == events[-1]["response"]["warnings"] == [*warned.warnings]
+
+
+@on_loop
+async def test_options_that_ask_for_a_manner_are_taken() -> None:
+    worker = FakeWorker(SCRIPT)
+    body = await created(
+        create_app(services(worker)),
+        text={"verbosity": "low"},
+        truncation="auto",
+        stream_options={"include_obfuscation": True},
+        include=["web_search_call.action.sources", "file_search_call.results", "computer_call_output.output.image_url"],
+        context_management=[{"type": "compaction", "compact_threshold": 1000}],
+    )
+    assert body["text"]["verbosity"] == "low"
+    assert body["truncation"] == "auto"
+    prompt = worker.requests[0].prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert json.loads(prompt.template_arguments) == {"verbosity": "low"}
+
+
+@pytest.mark.parametrize("field", ["summary", "generate_summary"])
+@pytest.mark.parametrize("summary", ["auto", "concise", "detailed"])
+@on_loop
+async def test_a_summary_is_the_reasoning_where_one_is_asked_for(field: str, summary: str) -> None:
+    worker = FakeWorker(said("<think>", "hm, ", "yes", "</think>", "Yes."))
+    app = create_app(services(worker))
+    events = await streamed(app, reasoning={field: summary})
+    assert told(events)[2:12] == [
+        "output_item.added", "content_part.added", "reasoning_summary_part.added",
+        "reasoning_text.delta", "reasoning_summary_text.delta",
+        "reasoning_text.done", "content_part.done",
+        "reasoning_summary_text.done", "reasoning_summary_part.done", "output_item.done",
+    ]  # fmt: skip
+    deltas = [event["delta"] for event in events if event["type"] == "response.reasoning_summary_text.delta"]
+    assert "".join(deltas) == "hm, yes"
+    response = events[-1]["response"]
+    assert response["reasoning"]["summary"] == summary
+    item = response["output"][0]
+    assert item["summary"] == [{"type": "summary_text", "text": "hm, yes"}]
+    assert item["content"] == [{"type": "reasoning_text", "text": "hm, yes"}]
+
+    await created(app, input=[{"role": "user", "content": "hi"}, item, {"role": "user", "content": "and?"}])
+    assert messages(worker)[1].reasoning_content == "hm, yes", "once"
+
+
+@on_loop
+async def test_a_stream_says_that_it_is_in_progress_while_its_model_loads_and_while_its_prompt_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shimmy.api.stream.ACCEPT_WAIT_S", 0.001)
+    monkeypatch.setattr("shimmy.api.stream.PING_S", 0.001)
+    loaded = asyncio.Event()
+    worker = FakeWorker()
+
+    async def load() -> None:
+        await loaded.wait()
+
+    body = json.dumps(BODY | {"stream": True}).encode()
+    stream = Call(create_app(services(worker, load=load)), "POST", "/v1/responses", body)
+    task = stream.start()
+    written = [opening := await stream.write()]
+    assert opening.startswith(b"event: response.created\n")
+    assert b"\n\nevent: response.in_progress\n" in opening
+    for step in ("loading", "computing the prompt"):
+        for _ in range(3):
+            written.append(await stream.write())
+            assert written[-1].startswith(b"event: response.in_progress\n"), step
+        if step == "loading":
+            loaded.set()
+            job = await worker.streams.get()
+            job.put(Accepted(12))
+    job.put(Piece("Hello", 1))
+    job.put(FINISHED)
+    await task
+    events = told_in(b"".join([*written, *(stream.sent.get_nowait()["body"] for _ in range(stream.sent.qsize()))]))
+    assert [event["sequence_number"] for event in events] == [*range(len(events))]
+    assert [event["type"] for event in events].count("response.created") == 1
+    assert events[-1]["type"] == "response.completed"
 
 
 @on_loop
@@ -553,19 +636,18 @@ async def test_what_a_model_brings_along_holds_where_nothing_else_is_said() -> N
             {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"name": "a", "schema": {}}}}},
             "text.format.schema",
         ),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"verbosity": "loud"}}, "text.verbosity"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
-        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"reasoning": {"summary": "short"}}, "reasoning.summary"),
+        ({"truncation": "always"}, "truncation"),
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ({"include": ["file_search_call.results"]}, "include[0]"),
+        ({"include": ["message.output_text.logprob"]}, "include[0]"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {"a" * 65: "b"}}, "metadata"),
-        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": []}, "messages"),
@@ -640,3 +722,25 @@ async def test_the_openai_client_raises_where_a_stream_ends_before_its_response_
             async for _ in await asked:
                 pass
     assert caught.value.code == "context_length_exceeded"
+
+
+@on_loop
+async def test_a_response_that_pings_have_told_of_is_failed_where_it_never_comes_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shimmy.api.stream.ACCEPT_WAIT_S", 0.001)
+    worker = FakeWorker()
+    stream = Call(create_app(services(worker)), "POST", "/v1/responses", json.dumps(BODY | {"stream": True}).encode())
+    task = stream.start()
+    job = await worker.streams.get()
+    written = [await stream.write()]
+    job.put(ContextExceeded("the prompt has 9000 tokens, the context 8192"))
+    await task
+    events = told_in(b"".join([*written, *(stream.sent.get_nowait()["body"] for _ in range(stream.sent.qsize()))]))
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        "created",
+        "in_progress",
+        "error",
+        "failed",
+    ]
+    assert events[2]["error"]["code"] == events[3]["response"]["error"]["code"] == "context_length_exceeded"
