@@ -1,0 +1,322 @@
+/* What `dist/shimmy` does otherwise than PyInstaller's bootloader, whose sources stay as they are: the linker puts the
+ * functions below in front of its own (`--wrap`). Built by tools/bootloader.py; part of a work under PyInstaller's
+ * licence (GPL 2 or later, with its exception for what the bootloader is put in front of).
+ *
+ * - The program is the file that was started, whatever happens to its name afterwards: it is read through a descriptor.
+ * - It is unpacked where there is room and where programs may run, and a start that fails leaves nothing behind.
+ * - The folder is locked while the program runs, and says whose it is: see shimmy/frozen.py.
+ * - Libraries of others, to which LD_LIBRARY_PATH leads, are not used.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "pyi_global.h"
+#include "pyi_archive.h"
+#include "pyi_main.h"
+#include "pyi_utils.h"
+
+/* shimmy/frozen.py has the same two. */
+#define MARKER "shimmy.home"
+#define MARKER_TEXT "unpacked by shimmy\n"
+
+#define LOWEST_FD 10 /* those below have meanings for shells, and for systemd */
+
+#define MAX_REPORT 4096
+#define CHUNK_BYTES 65536
+
+
+/* -- the program as a file that is open ------------------------------------------------------------------------- */
+
+char *__real_realpath(const char *path, char *resolved);
+
+static int is_loader(void)
+{
+    char target[PYI_PATH_MAX];
+    ssize_t length = readlink("/proc/self/exe", target, sizeof(target) - 1);
+    const char *name;
+
+    if (length < 0) {
+        return 1;
+    }
+    target[length] = 0;
+    name = strrchr(target, '/');
+    return name != NULL && strncmp(name, "/ld-", 4) == 0;
+}
+
+/* The running program's path, for which the bootloader asks first, becomes one that leads to its very file for as long
+ * as this process lives. A process that was started by the same file belongs to the unpacked folder of the one that
+ * started it; the bootloader tells so by the path, which is another one in each process. */
+char *__wrap_realpath(const char *path, char *resolved)
+{
+    struct stat status;
+    char identity[64];
+    const char *inherited = getenv("_SHIMMY_PROGRAM");
+    int first, fd;
+
+    if (strcmp(path, "/proc/self/exe") != 0 || resolved == NULL || is_loader()) {
+        return __real_realpath(path, resolved);
+    }
+    first = open(path, O_RDONLY | O_CLOEXEC);
+    fd = fcntl(first, F_DUPFD_CLOEXEC, LOWEST_FD);
+    close(first);
+    if (fd < 0 || fstat(fd, &status) < 0) {
+        return __real_realpath(path, resolved);
+    }
+    snprintf(resolved, PYI_PATH_MAX, "/proc/self/fd/%d", fd);
+    snprintf(
+        identity, sizeof(identity), "%llx-%llx-%llx",
+        (unsigned long long)status.st_dev, (unsigned long long)status.st_ino, (unsigned long long)status.st_mtime
+    );
+    if (inherited != NULL && strcmp(inherited, identity) == 0) {
+        setenv("_PYI_ARCHIVE_FILE", resolved, 1);
+    } else {
+        unsetenv("_PYI_ARCHIVE_FILE");
+        setenv("_SHIMMY_PROGRAM", identity, 1);
+    }
+    return resolved;
+}
+
+
+/* -- the folder it is unpacked to ------------------------------------------------------------------------------- */
+
+/* Write `size` bytes of a file that begin at `place` to another; returns -1 with errno where that fails. */
+static int copy(int source, off_t place, size_t size, const char *path, mode_t mode)
+{
+    char buffer[CHUNK_BYTES];
+    int target = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    int error = 0;
+
+    if (target < 0) {
+        return -1;
+    }
+    while (size > 0 && error == 0) {
+        ssize_t n = pread(source, buffer, size < sizeof(buffer) ? size : sizeof(buffer), place);
+        n = n > 0 ? write(target, buffer, (size_t)n) : n;
+        if (n > 0) {
+            size -= (size_t)n;
+            place += n;
+        } else if (n == 0 || errno != EINTR) {
+            error = n == 0 ? EIO : errno; /* nothing left to read: the program's file was cut off */
+        }
+    }
+    if (fchmod(target, mode) < 0 && error == 0) {
+        error = errno;
+    }
+    if (close(target) < 0 && error == 0) {
+        error = errno;
+    }
+    errno = error;
+    return error ? -1 : 0;
+}
+
+static int write_marker(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    ssize_t n;
+
+    if (fd < 0) {
+        return -1;
+    }
+    n = write(fd, MARKER_TEXT, strlen(MARKER_TEXT));
+    return close(fd) < 0 || n != (ssize_t)strlen(MARKER_TEXT) ? -1 : 0;
+}
+
+/* Make the folders above a file of the folder. */
+static int make_parents(char *path, size_t home_length)
+{
+    char *slash = path + home_length;
+
+    while ((slash = strchr(slash + 1, '/')) != NULL) {
+        int failed;
+
+        *slash = 0;
+        failed = mkdir(path, 0700) < 0 && errno != EEXIST;
+        *slash = '/';
+        if (failed) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int is_unpacked(const struct TOC_ENTRY *entry)
+{
+    return entry->typecode == ARCHIVE_ITEM_BINARY || entry->typecode == ARCHIVE_ITEM_DATA
+        || entry->typecode == ARCHIVE_ITEM_ZIPFILE;
+}
+
+/* shimmy.spec stores all that is unpacked as it is: copying needs no memory, of which this process would keep some. */
+static int unpack(const struct ARCHIVE *archive, const char *home)
+{
+    const struct TOC_ENTRY *entry;
+    char path[PYI_PATH_MAX];
+    int source = open(archive->filename, O_RDONLY | O_CLOEXEC);
+    int error = source < 0 ? errno : 0;
+
+    for (entry = archive->toc; entry < archive->toc_end && !error; entry = pyi_archive_next_toc_entry(archive, entry)) {
+        mode_t mode = entry->typecode == ARCHIVE_ITEM_BINARY ? 0700 : 0600;
+        off_t place = (off_t)archive->pkg_offset + entry->offset;
+
+        if (!is_unpacked(entry)) {
+            continue;
+        }
+        if (entry->compression_flag) {
+            error = ENOTSUP;
+        } else if (snprintf(path, sizeof(path), "%s/%s", home, entry->name) >= (int)sizeof(path)) {
+            error = ENAMETOOLONG;
+        } else if (make_parents(path, strlen(home)) < 0 || copy(source, place, entry->length, path, mode) < 0) {
+            error = errno;
+        }
+    }
+    if (source >= 0) {
+        close(source);
+    }
+    errno = error;
+    return error ? -1 : 0;
+}
+
+/* Whether code in the folder may run, which a file system that is mounted `noexec` does not let it. */
+static int may_run(const char *marker)
+{
+    int fd = open(marker, O_RDONLY | O_CLOEXEC);
+    void *page = mmap(NULL, 1, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0);
+    int error = errno;
+
+    close(fd);
+    if (page == MAP_FAILED) {
+        errno = error;
+        return 0;
+    }
+    munmap(page, 1);
+    return 1;
+}
+
+/* Unpack into a new folder in `parent`; NULL, or why that cannot be, and then nothing is left there. The folder is
+ * locked before it can be told as ours, until this process and the one that it starts have ended. */
+static const char *settle(struct PYI_CONTEXT *pyi_ctx, const char *parent)
+{
+    char marker[PYI_PATH_MAX];
+    char *home = pyi_ctx->application_home_dir;
+    const char *reason = NULL;
+    int first, lock;
+
+    if (snprintf(home, PYI_PATH_MAX, "%s/_MEI%08xXXXXXX", parent, getpid()) >= PYI_PATH_MAX
+        || snprintf(marker, PYI_PATH_MAX, "%s/%s", home, MARKER) >= PYI_PATH_MAX) {
+        return strerror(ENAMETOOLONG);
+    }
+    if (mkdtemp(home) == NULL) {
+        return strerror(errno);
+    }
+    snprintf(marker, PYI_PATH_MAX, "%s/%s", home, MARKER);
+    first = open(home, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    lock = fcntl(first, F_DUPFD, LOWEST_FD); /* the program inherits this one */
+    close(first);
+    flock(lock, LOCK_SH); /* where there are no locks, nobody can be told to stay out */
+    if (write_marker(marker) < 0) {
+        reason = strerror(errno);
+    } else if (!may_run(marker)) {
+        reason = errno == EPERM || errno == EACCES ? "programs cannot run from there (mounted `noexec`)" : strerror(errno);
+    } else if (unpack(pyi_ctx->archive, home) < 0) {
+        reason = strerror(errno);
+    }
+    if (reason != NULL) {
+        pyi_recursive_rmdir(home);
+        close(lock);
+    }
+    return reason;
+}
+
+static double unpacked_mb(const struct ARCHIVE *archive)
+{
+    const struct TOC_ENTRY *entry;
+    double n_bytes = 0;
+
+    for (entry = archive->toc; entry < archive->toc_end; entry = pyi_archive_next_toc_entry(archive, entry)) {
+        n_bytes += is_unpacked(entry) ? entry->uncompressed_length : 0;
+    }
+    return n_bytes / 1e6;
+}
+
+/* The program's folder below one that a variable names, made if need be; where that fails, `settle` finds out. */
+static const char *made(const char *variable, const char *below, char *path)
+{
+    const char *base = getenv(variable);
+
+    if (base == NULL || base[0] != '/' || snprintf(path, PYI_PATH_MAX, "%s%s/", base, below) >= PYI_PATH_MAX) {
+        return NULL;
+    }
+    make_parents(path, strlen(base));
+    path[strlen(path) - 1] = 0;
+    return path;
+}
+
+/* Called by the bootloader's outer process, which has opened the archive and unpacks it next: that is done here
+ * as well, so that another folder can be tried. Ends the process where none will do. */
+int pyi_create_temporary_application_directory(struct PYI_CONTEXT *pyi_ctx);
+int __wrap_pyi_create_temporary_application_directory(struct PYI_CONTEXT *pyi_ctx)
+{
+    char report[MAX_REPORT] = "", cache[PYI_PATH_MAX], own_cache[PYI_PATH_MAX];
+    const char *folders[] = {
+        getenv("TMPDIR"), getenv("TEMP"), getenv("TMP"), "/tmp", "/var/tmp", getenv("XDG_RUNTIME_DIR"),
+        made("XDG_CACHE_HOME", "/shimmy", cache), made("HOME", "/.cache/shimmy", own_cache), "/dev/shm",
+    };
+    char tried[sizeof(folders) / sizeof(folders[0])][PYI_PATH_MAX];
+    size_t i, j, n_tried = 0, length = 0;
+
+    for (i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
+        char *folder = tried[n_tried];
+        const char *reason;
+
+        if (folders[i] == NULL || folders[i][0] == 0) {
+            continue;
+        }
+        if (__real_realpath(folders[i], folder) == NULL) {
+            snprintf(folder, PYI_PATH_MAX, "%s", folders[i]);
+        }
+        for (j = 0; j < n_tried && strcmp(tried[j], folder) != 0; j++) {
+        }
+        if (j < n_tried) {
+            continue;
+        }
+        n_tried++;
+        reason = settle(pyi_ctx, folder);
+        if (reason == NULL) {
+            return 0;
+        }
+        if (length < sizeof(report)) {
+            length += (size_t)snprintf(report + length, sizeof(report) - length, "  `%s`: %s\n", folder, reason);
+        }
+    }
+    fprintf(
+        stderr,
+        "shimmy: there is no folder to unpack to:\n%sset `TMPDIR` to a folder that has %.0f MB of room, may be written "
+        "to, and is not mounted `noexec`\n", report, unpacked_mb(pyi_ctx->archive) + 0.5
+    );
+    exit(3);
+}
+
+/* It has been done. */
+int __wrap_pyi_launch_extract_files_from_archive(struct PYI_CONTEXT *pyi_ctx)
+{
+    (void)pyi_ctx;
+    return 0;
+}
+
+
+/* -- the libraries it uses -------------------------------------------------------------------------------------- */
+
+/* The bootloader's own would leave the user's folders behind ours, for libraries that it does not know of: the engine's
+ * lie elsewhere. */
+int __wrap_pyi_utils_set_library_search_path(const char *path)
+{
+    return setenv("LD_LIBRARY_PATH", path, 1);
+}
