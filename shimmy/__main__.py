@@ -8,6 +8,10 @@ _NEEDS_A_WORKER = ("generate", "probe", "bench")
 def main() -> int:
     """Run the command line in `sys.argv`; returns the exit code."""
     _hold_standard_streams()
+    if getattr(sys, "frozen", False):
+        from shimmy import unpacked
+
+        unpacked.keep()
     if sys.argv[1:2] == ["worker"]:
         from shimmy.engine import head_start
 

@@ -16,7 +16,7 @@ import shimmy
 FLOORS = (
     {"shimmy"},
     {"errors", "marks", "cgroups", "program", "whole", "inotify"},
-    {"messages", "reading", "writing", "naming"},
+    {"messages", "reading", "writing", "naming", "unpacked"},
     {"log", "frozen", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},
     {"model_files"},

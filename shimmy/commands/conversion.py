@@ -11,7 +11,7 @@ from shimmy.errors import NotFound
 from shimmy.formats import convert as conversion
 from shimmy.formats.safetensors import InvalidSafetensors
 from shimmy.formats.unconvertible import Unconvertible
-from shimmy.program import own_program
+from shimmy.program import environment, executable, own_program
 
 
 def convert(call: Call) -> int:
@@ -56,7 +56,10 @@ def _write_gguf(
 def _quantize(source: Path, target: Path, file_type: str, n_threads: int) -> None:
     """In a process of its own, which has the engine."""
     command = [*own_program(), "quantize", str(source), str(target), file_type, str(n_threads)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, executable=executable(), env=environment(),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         reason = done.stderr.strip() or f"the engine ended with {done.returncode}"
         raise NotFound(f"`{target.name}` could not be made: {reason}")

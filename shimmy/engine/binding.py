@@ -20,6 +20,9 @@ _LOG_CONTINUED = 5
 # How often a thread looks for its fellows before it sleeps. libgomp's default (300,000) burns the time slices that the
 # fellows wait for when others use the processor as well; 1,000 costs 10 % of the speed when nobody does.
 _SPIN_COUNT = "100000"
+# What libllama needs, in the order of their needs, and settings that lead to other builds of these.
+_BENEATH = ("libstdc++.so.6", "libgomp.so.1", "libggml-base.so.0", "libggml.so.0")
+_MISLEADING = ("LLAMA_CPP_LIB_PATH", "GGML_BACKEND_PATH")
 
 
 def _import_binding() -> Any:
@@ -27,12 +30,28 @@ def _import_binding() -> Any:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:
         raise ModelUnavailable("the engine is not installed: run `make` to build it")
-    packed.unpack(Path(spec.submodule_search_locations[0]) / "lib")
+    library_folder = Path(spec.submodule_search_locations[0]) / "lib"
+    packed.unpack(library_folder)
+    _load_beneath(library_folder)
     package = ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     package.__spec__ = spec
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def _load_beneath(folder: Path) -> None:
+    """Load what libllama needs from where it lies itself.
+
+    LD_LIBRARY_PATH would come before the folder that libllama names, but what is loaded is looked for nowhere.
+    """
+    if hasattr(ctypes.CDLL(None), "ggml_init"):
+        raise ModelUnavailable(f"`LD_PRELOAD={os.environ.get('LD_PRELOAD', '')}` brings another engine: unset it")
+    for name in _MISLEADING:
+        os.environ.pop(name, None)
+    for name in _BENEATH:
+        if (folder / name).exists():
+            ctypes.CDLL(str(folder / name))
 
 
 # On an abort ggml would start a debugger where one is installed, and the dead worker would hang in it.

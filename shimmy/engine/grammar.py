@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from shimmy import frozen
+from shimmy import unpacked
 from shimmy.engine import gbnf
 from shimmy.engine.enforceable import enforceable
 from shimmy.engine.packed import GRAMMAR_ARCHIVE, in_memory
@@ -327,10 +327,9 @@ def _on_deep_stack(call: Callable[[], Any], text: str) -> Any:
 @functools.cache  # a process can initialise it only once
 def _import_library() -> Any:
     """Import only the compiled module: the package's `__init__` would bring importlib.metadata and more (40 ms)."""
-    folder = frozen.folder()
-    if folder is None:
+    if unpacked.folder() is None:
         return _extension(_installed())
-    with in_memory("llguidance", lzma.decompress((folder / GRAMMAR_ARCHIVE).read_bytes())) as path:
+    with in_memory("llguidance", lzma.decompress(unpacked.part(GRAMMAR_ARCHIVE).read_bytes())) as path:
         return _extension(path)
 
 

@@ -5,12 +5,12 @@ anything: the worker gets ready for its model while the command finds out which 
 """
 
 import contextlib
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
 
-from shimmy.program import own_program
+from shimmy import unpacked
+from shimmy.program import environment, executable, own_program
 
 _MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4194304"
 
@@ -52,15 +52,16 @@ def _start(name: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
     and shrank); what a sampler allocates for each token is smaller. The C library reads the settings only when a
     program starts; those that the user has made stay.
     """
-    environment = {"GLIBC_TUNABLES": _MALLOC, **os.environ}
+    unpacked.restore()
     ours, theirs = socket.socketpair()
     with theirs:
         try:
             process = subprocess.Popen(
                 worker_command(theirs.fileno(), name),
+                executable=executable(),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=environment,
+                env={"GLIBC_TUNABLES": _MALLOC, **environment()},
             )
         except OSError:
             ours.close()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from shimmy import __version__, memory
 from shimmy.engine import machine
 from shimmy.engine.wire import WorkerOptions
-from shimmy.program import own_program
+from shimmy.program import executable, own_program
 from shimmy.remembered import Remembered
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     """A trial, which ends when its standard input does: with us."""
     import subprocess  # most workers do without
 
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, executable=executable(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
 
 
 class Tuner:

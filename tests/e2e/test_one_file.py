@@ -1,0 +1,213 @@
+"""The one file among other people's habits: upgrades, tidied temporary folders, settings, full and forbidden disks."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import StartServer
+from tests.e2e.harness import CHAT, PROGRAM, PROMPTS, Json, Server, chat_body, environment, run
+from tests.e2e.processes import DEADLINE_S, mapped_files, wait_for
+
+pytestmark = pytest.mark.frozen
+
+ONE_WORD: Json = {"max_tokens": 1}
+GUIDED: Json = {"response_format": {"type": "json_object"}, "max_tokens": 2}
+FOREIGN = (
+    *("libggml-base.so.0", "libggml.so.0", "libllama.so", "libllama.so.0", "libstdc++.so.6", "libgomp.so.1"),
+    *("libpython3.11.so.1.0", "libz.so.1", "libffi.so.8", "liblzma.so.5"),
+)
+# Runs a program where folders are other file systems, which nobody else sees. It is opened before it may be hidden.
+MOUNTS = 'exec 9<"$1"; for folder in $2; do mount -t tmpfs -o "$3" tmpfs "$folder" || exit 99; done; shift 3'
+ANYWHERE = "/tmp /var/tmp /dev/shm"
+
+
+def mounted(folders: str, options: str, *program: str) -> list[str]:
+    """`program` with tmpfs mounted on folders."""
+    inside = f'{MOUNTS}; cd /; exec /proc/self/fd/9 "$@"'
+    alone = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
+    return [*alone, "sh", "-c", inside, "sh", program[0], folders, options, *program[1:]]
+
+
+# -- an upgrade ------------------------------------------------------------------------------------------------------
+
+
+def replaced(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text("#!/bin/sh\nexit 7\n")
+    other.chmod(0o755)
+    other.rename(path)
+
+
+def renamed(path: Path) -> None:
+    path.rename(path.with_name("shimmy.old"))
+    replaced(path)
+
+
+@pytest.mark.parametrize("change", [replaced, renamed, Path.unlink])
+def test_an_upgrade_disturbs_nothing_that_runs(
+    start: StartServer, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    program = tmp_path / "shimmy"
+    shutil.copy(PROGRAM[0], program)
+    server = start(program=(str(program),))
+    server.chat("hello", **ONE_WORD)
+    change(program)
+    works_for_all(server)
+    assert server.stop() == 0
+
+
+def works_for_all(server: Server) -> None:
+    """What it has not imported, loaded or unpacked yet is there."""
+    for path in ("/docs", "/openapi.json", "/metrics", "/v1/models", "/api/models"):
+        assert server.get(path).status == 200, path
+    assert server.post(CHAT, chat_body("hello", **GUIDED)).status == 200  # by a worker that knew no grammar yet
+    assert server.chat("hello", "beta", **ONE_WORD)
+    assert server.post("/v1/responses", {"model": "beta", "input": "hello", "max_output_tokens": 16}).status == 200
+    assert server.get("/health").status == 200
+
+
+# -- the temporary folder --------------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_locked_for_those_who_ask_before_they_tidy(start: StartServer) -> None:
+    server = start()
+    (name,) = server.leftovers()
+    descriptor = os.open(server.temporary / name, os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(BlockingIOError):  # what systemd-tmpfiles asks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("what", ["everything", "files", "libraries"])
+def test_a_folder_that_is_tidied_under_the_server_costs_nothing(start: StartServer, what: str) -> None:
+    server = start()
+    server.chat("hello", **ONE_WORD)
+    (home,) = server.temporary.iterdir()
+    if what == "everything":
+        shutil.rmtree(home)
+    else:
+        for path in [*home.rglob("*.so*" if what == "libraries" else "*")]:
+            with suppress(IsADirectoryError):
+                path.unlink()
+    works_for_all(server)
+    assert server.stop() == 0
+    assert server.leftovers() == []
+
+
+def test_what_was_removed_comes_back_and_is_locked(start: StartServer) -> None:
+    server = start()
+    (home,) = server.temporary.iterdir()
+    shutil.rmtree(home)
+    wait_for("the folder", lambda: (home / "base_library.zip").exists() and "is back" in server.log)
+    descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+def test_folders_of_other_programs_stay(start: StartServer, tmp_path: Path) -> None:
+    temporary = tmp_path / "server" / "tmp"
+    theirs, dead = temporary / "_MEIothers", temporary / "_MEI0000dead"
+    (theirs / "llama_cpp").mkdir(parents=True)
+    (theirs / "shimmy.lock").touch()
+    os.utime(theirs, (0, 0))
+    dead.mkdir()
+    (dead / "shimmy.home").write_text("unpacked by shimmy\n")
+    start(folder=tmp_path / "server")
+    wait_for("the sweep", lambda: not dead.exists())
+    assert (theirs / "llama_cpp").is_dir()
+
+
+# -- other libraries -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A folder with other builds of our libraries, which do not even load."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    for name in FOREIGN:
+        (folder / name).write_text("not a library")
+    return folder
+
+
+@pytest.mark.parametrize("setting", ["LD_LIBRARY_PATH", "LLAMA_CPP_LIB_PATH", "PYTHONPATH", "PYTHONHOME"])
+def test_no_setting_leads_to_other_libraries(start: StartServer, foreign: Path, setting: str) -> None:
+    server = start(program=("env", f"{setting}={foreign}", *PROGRAM))
+    assert server.chat("hello", **ONE_WORD)
+    assert server.post(CHAT, chat_body("hello", **GUIDED)).status == 200
+    (home,) = server.temporary.iterdir()
+    engine = [path for path in mapped_files(server.worker()) if "ggml" in path or "libllama" in path]
+    assert len(engine) >= 4
+    assert all(path.startswith(f"{home}/") for path in engine)
+
+
+def test_another_engine_that_is_preloaded_is_not_used(start: StartServer, tmp_path: Path) -> None:
+    server = start()
+    server.chat("hello", **ONE_WORD)
+    (home,) = server.temporary.iterdir()
+    other = tmp_path / "libggml-base.so.0"
+    shutil.copy(home / "llama_cpp" / "lib" / other.name, other)
+    shutil.copy(home / "llama_cpp" / "lib" / "libgomp.so.1", tmp_path)
+    neighbour = start(program=("env", f"LD_LIBRARY_PATH={tmp_path}", f"LD_PRELOAD={other}", *PROGRAM))
+    assert neighbour.chat("hello", **ONE_WORD)
+    assert str(other) not in mapped_files(neighbour.worker())
+
+
+# -- file systems ----------------------------------------------------------------------------------------------------
+
+
+def elsewhere(tmp_path: Path, command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run with no places but those that are the same on all machines."""
+    inherited = environment(tmp_path)
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "TEMP", "TMP"):
+        inherited.pop(name, None)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S, env=inherited)
+
+
+def test_another_place_is_found_where_programs_may_not_run_from_the_first(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    (folder / "tmp").mkdir(parents=True)
+    server = start(program=mounted(str(folder / "tmp"), "noexec", *PROGRAM), folder=folder)
+    assert server.chat(PROMPTS[0], **ONE_WORD)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=1m", "No space left on device"), ("ro", "Read-only file system")]
+)
+def test_where_there_is_no_place_a_start_says_what_to_set(tmp_path: Path, options: str, reason: str) -> None:
+    ended = elsewhere(tmp_path, mounted(ANYWHERE, options, *PROGRAM, "version"))
+    assert ended.returncode == 3
+    assert ended.stdout == ""
+    assert f"`/tmp`: {reason}" in ended.stderr
+    assert "TMPDIR" in ended.stderr
+
+
+def test_starts_that_find_no_room_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    script = f'for n in 1 2 3; do TMPDIR={tmp_path}/small "$0" version || exit; done; ls -A {tmp_path}/small'
+    inside = f"mount -t tmpfs -o size=4m tmpfs {tmp_path}/small && exec sh -c '{script}' {PROGRAM[0]}"
+    alone = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
+    ended = subprocess.run(
+        [*alone, "sh", "-c", inside], capture_output=True, text=True, check=False, env=environment(tmp_path)
+    )
+    assert ended.stdout.splitlines() == ["shimmy 0.1.0"] * 3, ended.stderr  # elsewhere, and nothing is listed
+
+
+def test_the_working_directory_may_be_gone(tmp_path: Path, models: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    ended = run(folder, "list", "--model-path", models, before=folder.rmdir)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    folder.mkdir()
+    ended = run(
+        folder, "generate", "alpha", "--prompt", "x", "--max-tokens", "1", "--model-path", models, before=folder.rmdir
+    )
+    assert ended.returncode == 0, ended.stderr
