@@ -124,6 +124,7 @@ class Overloaded(ShimmyError):
 class ModelUnavailable(ShimmyError):
     status = 503
     code = "model_unavailable"
+    is_death = False  # whether its worker ended in the middle of the load
 
 
 class OutOfMemory(ModelUnavailable):

@@ -144,6 +144,9 @@ class Metrics:
             bounds=FIRST_TOKEN_BUCKETS_S,
         )
         self.models_loaded = Gauge("shimmy_models_loaded", "Models with a running worker.")
+        self.models_quarantined = Gauge(
+            "shimmy_models_quarantined", "Models that are not loaded any more, as their workers ended again and again."
+        )
         self.memory_given = Gauge("shimmy_memory_given_bytes", "Memory that all workers may take, as predicted.")
         self.model_load_s = Histogram(
             "shimmy_model_load_seconds", "Time to load a model.", "model", bounds=LOAD_BUCKETS_S

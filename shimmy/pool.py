@@ -9,6 +9,7 @@ every request reads once. Processes are the matter of `workers.Workers`, and mem
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from time import monotonic, time
 
 from shimmy.config import Config
@@ -19,6 +20,7 @@ from shimmy.events import Events
 from shimmy.launch import Launch
 from shimmy.memory import Need
 from shimmy.metrics import Metrics
+from shimmy.quarantine import Quarantine
 from shimmy.registry import CatalogDiff, Model
 from shimmy.room import Lot, Room
 from shimmy.slot import Failure, Slot
@@ -39,6 +41,7 @@ class Pool:
         events: Events,
         start: StartWorker = start_worker,
         room: Room | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._config = config
         self._metrics = metrics
@@ -48,6 +51,7 @@ class Pool:
         self._workers = Workers(metrics, events, self._room, start, self._on_end)
         self._slots: dict[str, Slot] = {}
         self._failures: dict[str, Failure] = {}
+        self._quarantine = Quarantine(clock)
         self._last_used_s: dict[str, float] = {}
         self._is_draining = False
 
@@ -58,7 +62,8 @@ class Pool:
 
         What the caller wants of the worker it has to ask before it awaits anything else: from then on the worker has
         something to do, and will not be ended. While a changed file is being loaded, the worker of the old one answers.
-        `keep_alive_s` holds from now on. Raises ModelUnavailable with the reason when the model cannot be loaded,
+        `keep_alive_s` holds from now on. Raises ModelUnavailable with the reason when the model cannot be loaded, or is
+        not to be loaded again so soon,
         ModelUnloaded when somebody unloads it meanwhile, Overloaded when too many wait for it already, ShuttingDown
         when the server ends.
         """
@@ -79,7 +84,7 @@ class Pool:
             if slot.worker is not None:
                 return slot.worker
             if slot.loading is None:
-                self._load(slot)
+                self._load_unless_held(slot)
             waiter: asyncio.Future[WorkerClient] = asyncio.get_running_loop().create_future()
             slot.waiters.append(waiter)
             try:
@@ -102,9 +107,11 @@ class Pool:
                 if slot.worker is not None and slot.loading is None:
                     self._load(slot)
             self._failures.pop(model.name, None)
+            self._quarantine.forget(model.name)
         for model in diff.removed:
             self.unload(model.name, "removed")
             self._failures.pop(model.name, None)
+            self._quarantine.forget(model.name)
             self._last_used_s.pop(model.name, None)
         for rejected in diff.rejected:
             slot = self._slots.get(rejected.name)
@@ -125,10 +132,16 @@ class Pool:
             kind = ModelUnloaded if was_asked else ModelUnavailable
             slot.wake(kind(f"`{name}` was {'unloaded' if was_asked else 'removed'} while it was loading"))
         if slot.active is not None and slot.active in self._workers:
+            if slot.active.n_finished:
+                self._quarantine.forget(name)
             logger.info("unloading `%s` (%s)", name, reason)
             self._metrics.unloads.add(1, reason)
             self._workers.retire(slot.active, reason)
         return True
+
+    def forgive(self, name: str) -> None:
+        """A person wants `name` loaded, whatever became of it before."""
+        self._quarantine.forget(name)
 
     def slot(self, name: str) -> Slot | None:
         return self._slots.get(name)
@@ -165,6 +178,7 @@ class Pool:
         for name, n_waiting in queued.items():
             self._metrics.jobs_queued.set(n_waiting, name)
         self._metrics.memory_given.set(self._room.n_given)
+        self._metrics.models_quarantined.set(self._quarantine.n_held)
 
     async def unload_idle(self) -> None:
         """For ever: end the workers that had nothing to do for as long as they are kept."""
@@ -199,6 +213,15 @@ class Pool:
         await self._workers.close()
 
     # -- loading and swapping ------------------------------------------------------------------------------------
+
+    def _load_unless_held(self, slot: Slot) -> None:
+        try:
+            self._quarantine.check(slot.wanted)
+        except ModelUnavailable:
+            if slot.active is None and not slot.waiters:
+                del self._slots[slot.wanted.name]
+            raise
+        self._load(slot)
 
     def _load(self, slot: Slot) -> None:
         slot.loading = asyncio.create_task(self._bring_up(slot))
@@ -238,8 +261,9 @@ class Pool:
             self._workers.retire(client, "asked")
             return ModelUnloaded(f"`{model.name}` was unloaded while it was loading")
         opened_s = monotonic()
-        old, slot.active = slot.active, client  # the switch
+        old, slot.active, slot.loaded = slot.active, client, model  # the switch
         self._failures.pop(model.name, None)
+        self._quarantine.loaded(model)
         if old is not None and old in self._workers:
             self._workers.retire(old, "swapped")
         if is_swap:
@@ -253,8 +277,10 @@ class Pool:
 
     async def _open(self, slot: Slot, model: Model) -> WorkerClient:
         """A worker with `model` loaded, beside the active one where there is room for both; raises ModelUnavailable."""
-        logger.info("loading `%s`%s", model.name, ", whose file has changed" if slot.worker else "")
-        self._events.tell("loading", model.name)
+        before = self._quarantine.last_reason(model.name)
+        why = ", whose file has changed" if slot.worker else f" again: {before}" if before else ""
+        logger.info("loading `%s`%s", model.name, why)
+        self._events.tell("loading", model.name, **({"after": before} if before else {}))
         started_s = monotonic()
         options = self._launch.fitting(model, self._room.n_most())
         lot = await self._take(slot, model, options)
@@ -339,6 +365,10 @@ class Pool:
 
     def _note_failure(self, model: Model, error: ShimmyError, *, is_swap: bool, stays: bool) -> None:
         self._failures[model.name] = Failure(model, error.message)
+        if isinstance(error, ModelUnavailable) and error.is_death:
+            self._quarantine.died(model, error.message, has_worked=False)
+        elif not isinstance(error, OutOfMemory):  # others may have left when it is tried again
+            self._quarantine.refused(model, error.message)
         self._events.tell("failed", model.name, reason=error.message)
         if is_swap:
             self._metrics.swaps.add(1, model.name, "failed")
@@ -348,5 +378,10 @@ class Pool:
     def _on_end(self, client: WorkerClient) -> None:
         """A worker is gone, and its slot with it unless another one is on its way."""
         slot = self._slots.get(client.name)
-        if slot is not None and slot.active is client and slot.loading is None:
+        if slot is None or slot.active is not client:
+            return
+        if slot.loaded is not None and not client.is_closing:
+            self._quarantine.died(slot.loaded, client.end_reason, has_worked=client.n_finished > 0)
+            self._failures[client.name] = Failure(slot.loaded, f"its worker ended: {client.end_reason}")
+        if slot.loading is None:
             del self._slots[client.name]

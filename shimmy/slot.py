@@ -43,6 +43,7 @@ class Slot:
     keep_alive_s: float  # infinite: until unloaded
     is_pinned: bool = False  # somebody asked for it to be kept without end: it is never evicted
     active: WorkerClient | None = None
+    loaded: Model | None = None  # what `active` has loaded
     loading: "asyncio.Task[None] | None" = None  # of the first worker, or of the next one
     progress: float | None = None  # of a conversion that its load begins with
     waiters: "list[asyncio.Future[WorkerClient]]" = field(default_factory=list)  # for a worker

@@ -77,7 +77,9 @@ class Workers:
                 raise ModelUnavailable(f"the worker of `{name}` ended as soon as it was ready")
         except OutOfMemory as error:
             self._room.give_back(lot)
-            raise OutOfMemory(f"{error.message}; {self._room.explain(name, lot.need)}") from error
+            explained = OutOfMemory(f"{error.message}; {self._room.explain(name, lot.need)}")
+            explained.is_death = error.is_death
+            raise explained from error
         except BaseException:
             self._room.give_back(lot)
             raise

@@ -91,6 +91,7 @@ class FakeWorker:
     is_alive = True
     is_idle = True
     n_jobs = 0
+    n_finished = 0
     idle_since_s = 0.0
     pid = 4321
     facts = ModelFacts(2048, 2048, 256, 4, 135, 1000, "tiny", "haswell", has_chat_template=True)

@@ -39,6 +39,8 @@ class Client:
         self.n_running, self.n_waiting, self.n_jobs = 0, 0, 0
         self.is_alive = True
         self.is_closing = False
+        self.end_reason = "signal 9"
+        self.n_finished = 0
         self.pid = -1
         self.idle_since_s = monotonic()
         self.last_share = Share()
@@ -111,11 +113,13 @@ class Load:
 class House:
     """A pool, its metrics, and the hand on its loads."""
 
-    def __init__(self, room: Room | None = None, /, **flags: str | list[str]) -> None:
+    def __init__(
+        self, room: Room | None = None, clock: Callable[[], float] = monotonic, /, **flags: str | list[str]
+    ) -> None:
         self.metrics = Metrics()
         self.start = Start()
         self.events = Events()
-        self.pool = Pool(config.load(flags, {}), self.metrics, self.events, self.start, room)
+        self.pool = Pool(config.load(flags, {}), self.metrics, self.events, self.start, room, clock)
 
     def ask(self, name: str = TINY.name) -> "asyncio.Task[WorkerClient]":
         return asyncio.create_task(self.pool.ensure_ready(model(name)))
@@ -202,6 +206,116 @@ async def test_a_load_that_breaks_in_another_way_leaves_nothing_behind() -> None
     caller = house.ask()
     (await house.loading()).outcome.set_exception(OSError("no more processes"))
     with pytest.raises(OSError, match="no more processes"):
+        await caller
+    await house.loaded()
+
+
+# -- models that fail again and again ---------------------------------------------------------------------------------
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@on_loop
+async def test_after_three_deaths_in_a_row_a_model_is_not_loaded_any_more() -> None:
+    clock = Clock()
+    house = House(None, clock)
+    for _ in range(3):
+        (await house.loaded()).die()
+        clock.now_s += 60
+    with pytest.raises(ModelUnavailable, match=r"3 times in a row, lastly with signal 9.*/models/tiny.q4-1/load"):
+        await house.ask()
+    assert house.start.n_loads == 3
+    assert house.pool.slot(TINY.name) is None
+    failure = house.pool.failure(TINY.name)
+    assert failure is not None
+    assert "signal 9" in failure.reason
+    house.pool.update_gauges()
+    assert "shimmy_models_quarantined 1" in house.metrics.render()
+    await house.loaded("other")
+    house.pool.forgive(TINY.name)
+    await house.loaded()
+    house.pool.update_gauges()
+    assert "shimmy_models_quarantined 0" in house.metrics.render()
+
+
+@on_loop
+async def test_a_new_file_ends_the_quarantine() -> None:
+    clock = Clock()
+    house = House(None, clock)
+    for _ in range(3):
+        (await house.loaded()).die()
+        clock.now_s += 60
+    newer = replace(TINY, mtime_ns=TINY.mtime_ns + 1)
+    house.pool.follow(CatalogDiff(added=(), changed=(newer,), removed=()))
+    caller = asyncio.create_task(house.pool.ensure_ready(newer))
+    (await house.loading()).succeed()
+    await caller
+
+
+@on_loop
+async def test_a_death_after_finished_jobs_is_the_first_again() -> None:
+    clock = Clock()
+    house = House(None, clock)
+    for _ in range(10):
+        client = await house.loaded()
+        client.n_finished = 1
+        client.die()
+    await house.loaded()
+
+
+@on_loop
+async def test_deaths_in_the_middle_of_loads_count_and_the_next_load_hears_of_them() -> None:
+    clock = Clock()
+    house = House(None, clock)
+    listener = house.events.listen()
+    for _ in range(3):
+        caller = house.ask()
+        error = ModelUnavailable("the worker ended while it loaded `tiny` (signal 6)")
+        error.is_death = True
+        (await house.loading()).outcome.set_exception(error)
+        with pytest.raises(ModelUnavailable, match="signal 6"):
+            await caller
+        clock.now_s += 60
+    with pytest.raises(ModelUnavailable, match="not loaded any more"):
+        await house.ask()
+    house.events.leave(listener)
+    listener.end()
+    told = [event.details.get("after", "") async for event in listener if event.kind == "loading"]
+    assert told == ["", error.message, error.message]
+
+
+@on_loop
+async def test_loads_that_are_refused_are_tried_again_after_ever_longer_times() -> None:
+    clock = Clock()
+    house = House(None, clock)
+    for n_before, wait_s in enumerate((0, 1, 2, 4, 8, 16, 32, 60, 60)):
+        if wait_s:
+            clock.now_s += wait_s - 0.5
+            with pytest.raises(ModelUnavailable, match=r"it is no model \(`tiny.q4-1` is tried again in"):
+                await house.ask()
+            clock.now_s += 0.6
+        caller = house.ask()
+        (await house.loading()).fail("it is no model")
+        with pytest.raises(ModelUnavailable, match=r"^it is no model$"):
+            await caller
+        assert house.start.n_loads == n_before + 1
+        if not n_before:  # the second time it is tried at once
+            caller = house.ask()
+            (await house.loading()).fail("it is no model")
+            with pytest.raises(ModelUnavailable):
+                await caller
+            house.start.n_loads -= 1
+    clock.now_s += 61
+    await house.loaded()
+    house.pool.unload(TINY.name)
+    caller = house.ask()
+    (await house.loading()).fail("it is no model again")
+    with pytest.raises(ModelUnavailable, match=r"^it is no model again$"):
         await caller
     await house.loaded()
 

@@ -21,7 +21,7 @@ FLOORS = (
     {"headers", "watcher", "engine", "room", "remote", "folders"},
     {"model_files"},
     {"assembly"},
-    {"discovery", "processor", "slot"},
+    {"discovery", "processor", "slot", "quarantine"},
     {"librarian", "workers"},
     {"launch"},
     {"pool"},

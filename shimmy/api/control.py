@@ -34,9 +34,11 @@ async def status(exchange: "Exchange") -> None:
 
 
 async def load(exchange: "Exchange") -> None:
-    """Returns when the model can take jobs; `keep_alive` may say how long it stays."""
+    """Returns when the model can take jobs; `keep_alive` may say how long it stays. One that is not loaded any more, as
+    its workers ended again and again, is given another chance."""
     given = await exchange.read_or_nothing(LOAD.read)
     model = exchange.services.registry.resolve(exchange.rest)
+    exchange.services.pool.forgive(model.name)
     await exchange.services.pool.ensure_ready(model, given.get("keep_alive"))
     await exchange.reply(_entry(exchange.services, model))
 

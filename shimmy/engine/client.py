@@ -89,6 +89,8 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._streams: dict[int, JobStream | EmbeddingStream] = {}
         self._calls: dict[int, Answer] = {}
         self._broken: str | None = None  # why it is killed, where it is
+        self.end_reason = ""  # once it has ended
+        self.n_finished = 0  # jobs that came to a good end
         self._watch = Watch()
         self._look: asyncio.TimerHandle | None = None
         self._n_said = 0  # frames about its work
@@ -245,6 +247,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             return
         stream.put(event)  # one that it cannot have ends the worker, and it hears of that
         if isinstance(event, Finished | ShimmyError):
+            self.n_finished += isinstance(event, Finished)
             self._forget(job_id)
 
     def _on_result(self, call_id: int, part: list[int] | str | ShimmyError, more: bool) -> None:
@@ -284,17 +287,13 @@ class WorkerClient(asyncio.BufferedProtocol):
         """
         status = await self._wait(_KILL_AFTER_S + _LET_GO_AFTER_S)
         how = self._broken or ("it cannot be ended" if status is None else _describe(status))
+        self.end_reason = how
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:
             error = WorkerDied(f"the worker of `{self.name}` ended ({how}) while the request was running")
             logger.error("worker `%s` (pid %d) ended: %s", self.name, self.pid, how)
         if not self.opened.done():
-            message = f"the worker ended while it loaded `{self.name}` ({how}"
-            if status == -signal.SIGKILL and not self.is_closing and self._broken is None:
-                hint = ", which a system sends that has run out of memory)"
-                self.opened.set_exception(OutOfMemory(message + hint))
-            else:
-                self.opened.set_exception(ModelUnavailable(message + ")"))
+            self.opened.set_exception(self._failed_load(how, status))
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.put(error)
@@ -309,6 +308,14 @@ class WorkerClient(asyncio.BufferedProtocol):
             await self._wait(math.inf)
         self._hooks.on_death(self)
         self.ended.set()
+
+    def _failed_load(self, how: str, status: int | None) -> ModelUnavailable:
+        message = f"the worker ended while it loaded `{self.name}` ({how}"
+        error = ModelUnavailable(message + ")")
+        if status == -signal.SIGKILL and not self.is_closing and self._broken is None:
+            error = OutOfMemory(message + ", which a system sends that has run out of memory)")
+        error.is_death = True
+        return error
 
     async def _wait(self, most_s: float) -> int | None:
         """The exit status, None when there is none in time. It is killed when it does not end by itself.
