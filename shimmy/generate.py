@@ -13,6 +13,7 @@ from shimmy.config import Config
 from shimmy.engine import pooling
 from shimmy.errors import BadRequest, Internal
 from shimmy.events import Events
+from shimmy.fitting import refuse_longer, refuse_longer_inputs
 from shimmy.messages import (
     Accepted,
     Echo,
@@ -50,18 +51,59 @@ async def no_discovery() -> None:
     """`Services.discover` where the catalog is given."""
 
 
+class _Submission:
+    """Jobs that are handed over together, once their model's worker is ready; `streams` is what it says of each."""
+
+    def __init__(self, services: Services, model: Model, requests: Sequence[GenerateRequest]) -> None:
+        self.started_s = monotonic()
+        self.waited_s = 0.0  # for a worker
+        self._services = services
+        self.model = model
+        self._is_wanted = [True] * len(requests)
+        self._streams = asyncio.create_task(self._submit(requests))
+
+    async def streams(self) -> "list[JobStream]":
+        """Raises the ShimmyError that stands against all of them. May be awaited again, and by many."""
+        return await asyncio.shield(self._streams)
+
+    async def _submit(self, requests: Sequence[GenerateRequest]) -> "list[JobStream]":
+        pool = self._services.pool
+        n_ctx = pool.n_ctx(self.model)
+        for request in requests:
+            refuse_longer(request.prompt, n_ctx)
+        worker = await pool.ensure_ready(self.model, requests[0].keep_alive_s, len(requests))
+        self.waited_s = monotonic() - self.started_s
+        for request in requests:
+            refuse_longer(request.prompt, worker.facts.n_ctx, worker.facts.longest_token_bytes)
+        streams = worker.submit_all(requests)
+        for stream, is_wanted in zip(streams, self._is_wanted, strict=True):
+            if not is_wanted:
+                stream.close()
+        return streams
+
+    def leave(self, index: int) -> None:
+        """The job number `index` is not wanted any more; where none is, nothing is submitted. Safe to call twice."""
+        self._is_wanted[index] = False
+        if not self._streams.done():
+            if not any(self._is_wanted):
+                self._streams.cancel()
+        # An exception is taken note of: a caller that left before it came does not make it an unhandled one.
+        elif not self._streams.cancelled() and self._streams.exception() is None:
+            self._streams.result()[index].close()
+
+
 class Generation:
     """One job on its way. Await `accepted`, then iterate; `aclose` in a `finally`, whatever happened."""
 
-    def __init__(self, services: Services, model: Model, request: GenerateRequest) -> None:
-        self.model = model
+    def __init__(self, services: Services, submission: _Submission, index: int, field: str | None) -> None:
+        """The job number `index` of `submission`; `field` is the caller's name for what constrains it."""
+        self.model = submission.model
         self._services = services
-        self._request = request
-        self._started_s = monotonic()
+        self._submission = submission
+        self._index = index
+        self._field = field
         self._stream: JobStream | None = None
         self._has_begun = False
-        self._waited_s = 0.0  # for a worker
-        self._submission = asyncio.create_task(self._submit())
 
     @property
     def converted_percent(self) -> int | None:
@@ -71,7 +113,13 @@ class Generation:
 
     async def accepted(self) -> Accepted:
         """The worker's yes; raises the ShimmyError that stands against it. May be awaited again."""
-        return await asyncio.shield(self._submission)
+        if self._stream is None:
+            self._stream = (await self._submission.streams())[self._index]
+        try:
+            return await self._stream.accepted()
+        except BadRequest as error:
+            self._name_field(error)
+            raise
 
     def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
         """What the job says until it is finished; raises WorkerDied when its worker ends."""
@@ -90,35 +138,21 @@ class Generation:
             self._count(event)
         elif not self._has_begun:
             self._has_begun = True
-            self._services.metrics.first_token_s.observe(monotonic() - self._started_s, self.model.name)
+            self._services.metrics.first_token_s.observe(monotonic() - self._submission.started_s, self.model.name)
         return event
 
     async def aclose(self) -> None:
         """Cancel what still runs of it; safe at any moment and more than once."""
-        self._submission.cancel()
-        if self._submission.done() and not self._submission.cancelled():
-            self._submission.exception()  # taken note of: a caller that left before does not make it an unhandled one
-        if self._stream is not None:
-            self._stream.close()
-
-    async def _submit(self) -> Accepted:
-        worker = await self._services.pool.ensure_ready(self.model, self._request.keep_alive_s)
-        self._waited_s = monotonic() - self._started_s
-        self._stream = worker.submit(self._request)
-        try:
-            return await self._stream.accepted()
-        except BadRequest as error:
-            self._name_field(error)
-            raise
+        self._submission.leave(self._index)
 
     def _name_field(self, error: BadRequest) -> None:
         """A worker that objects to a grammar knows of no fields."""
         if type(error) is BadRequest and error.param is None:
-            error.param = self._request.constrained_by
+            error.param = self._field
 
     def _count(self, finished: Finished) -> None:
         metrics, name, usage = self._services.metrics, self.model.name, finished.usage
-        metrics.queue_wait_s.observe(self._waited_s + finished.timings.queue_ms / 1000, name)
+        metrics.queue_wait_s.observe(self._submission.waited_s + finished.timings.queue_ms / 1000, name)
         metrics.prompt_tokens.add(usage.n_prompt, name)
         metrics.cached_tokens.add(usage.n_cached, name)
         metrics.completion_tokens.add(usage.n_completion, name)
@@ -134,11 +168,19 @@ def generate(services: Services, request: GenerateRequest) -> Generation:
 
     Raises ModelNotFound at once, and BadRequest for a model that writes no text.
     """
-    model = services.registry.resolve(request.model)
+    return generate_all(services, [request])[0]
+
+
+def generate_all(services: Services, requests: Sequence[GenerateRequest]) -> list[Generation]:
+    """The same for requests that differ in their prompts and seeds alone: they reach their worker together."""
+    model = services.registry.resolve(requests[0].model)
     if model.is_embedding:
         message = f"`{model.name}` was made for embeddings and writes no text: ask another model, or `/v1/embeddings`"
         raise BadRequest(message, param="model")
-    return Generation(services, model, request)
+    submission = _Submission(services, model, requests)
+    return [Generation(services, submission, index, each.constrained_by) for index, each in enumerate(requests)]
+
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +243,10 @@ async def embed(services: Services, request: EmbedRequest) -> tuple[Model, Embed
     model, config, metrics = services.registry.resolve(request.model), services.config, services.metrics
     if reason := pooling.refusal(model, pooling=config.pooling, embeddings=config.embeddings):
         raise BadRequest(f"`{model.name}` {reason}", param="model")
+    refuse_longer_inputs(request.inputs, services.pool.n_ctx(model))
     worker = await services.pool.ensure_ready(model, request.keep_alive_s)
     waited_s = monotonic() - started_s
+    refuse_longer_inputs(request.inputs, worker.facts.n_ctx, worker.facts.longest_token_bytes)
     stream = worker.embed(request)
     try:
         embeddings = await stream.result()

@@ -57,8 +57,8 @@ class Pool:
 
     # -- for requests --------------------------------------------------------------------------------------------
 
-    async def ensure_ready(self, model: Model, keep_alive_s: float | None = None) -> WorkerClient:
-        """The worker of `model`, started if there is none; many callers cause one load.
+    async def ensure_ready(self, model: Model, keep_alive_s: float | None = None, n_jobs: int = 1) -> WorkerClient:
+        """The worker of `model`, started if there is none, for `n_jobs` jobs or calls; many callers cause one load.
 
         What the caller wants of the worker it has to ask before it awaits anything else: from then on the worker has
         something to do, and will not be ended. While a changed file is being loaded, the worker of the old one answers.
@@ -73,7 +73,7 @@ class Pool:
             slot = self._slots.get(model.name)
             if slot is None:
                 slot = self._slots[model.name] = Slot(model, self._config.keep_alive_s)
-            if slot.n_jobs >= self._config.n_sequences + self._config.max_queue:
+            if slot.n_jobs + n_jobs > self._config.n_sequences + self._config.max_queue:
                 raise Overloaded(
                     f"{slot.n_jobs} jobs of `{model.name}` run or wait already; try again later (the server's "
                     "`--max-queue` says how many may wait)"
@@ -86,11 +86,11 @@ class Pool:
             if slot.loading is None:
                 self._load_unless_held(slot)
             waiter: asyncio.Future[WorkerClient] = asyncio.get_running_loop().create_future()
-            slot.waiters.append(waiter)
+            slot.waiters[waiter] = n_jobs
             try:
                 worker = await waiter
             finally:
-                slot.waiters.remove(waiter)
+                del slot.waiters[waiter]
                 if not slot.waiters:
                     self._room.look_again()  # the worker has its jobs, and may be evicted when they have ended
             if worker.is_alive and not self._workers.is_retiring(worker):  # it may have been unloaded meanwhile
@@ -153,6 +153,13 @@ class Pool:
         """When a worker of `name` was asked for, in seconds since the epoch; None: not since the start."""
         return self._last_used_s.get(name)
 
+    def n_ctx(self, model: Model) -> int:
+        """Tokens that its worker has room for, or one would have."""
+        slot = self._slots.get(model.name)
+        if slot is not None and slot.worker is not None:
+            return slot.worker.facts.n_ctx
+        return self._launch.options(model).n_cells
+
     def need(self, model: Model) -> Need:
         """The memory of its worker, or what one would take."""
         slot = self._slots.get(model.name)
@@ -171,7 +178,7 @@ class Pool:
 
     def update_gauges(self) -> None:
         """Bring the metrics of what runs right now up to date, for somebody who is about to read them."""
-        queued = {name: len(slot.waiters) for name, slot in self._slots.items()}
+        queued = {name: sum(slot.waiters.values()) for name, slot in self._slots.items()}
         for client in self.ready():
             self._metrics.jobs_running.set(client.n_running, client.name)
             queued[client.name] = queued.get(client.name, 0) + client.n_waiting

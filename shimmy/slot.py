@@ -46,7 +46,8 @@ class Slot:
     loaded: Model | None = None  # what `active` has loaded
     loading: "asyncio.Task[None] | None" = None  # of the first worker, or of the next one
     progress: float | None = None  # of a conversion that its load begins with
-    waiters: "list[asyncio.Future[WorkerClient]]" = field(default_factory=list)  # for a worker
+    # Of those who wait for a worker: for how many jobs or calls each does.
+    waiters: "dict[asyncio.Future[WorkerClient], int]" = field(default_factory=dict)
 
     @property
     def worker(self) -> WorkerClient | None:
@@ -61,8 +62,8 @@ class Slot:
 
     @property
     def n_jobs(self) -> int:
-        """Jobs of its worker, and those that wait for one."""
-        return len(self.waiters) + (self.worker.n_jobs if self.worker else 0)
+        """Jobs and calls of its worker, and those that wait for one."""
+        return sum(self.waiters.values()) + (self.worker.n_asked if self.worker else 0)
 
     def wake(self, error: Exception) -> None:
         """Give those who wait the worker, or `error` where there is none."""

@@ -6,6 +6,7 @@ is given small values and parts of large ones here. Knows how JSON is written; n
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 # What is encoded in one step, half a millisecond or so: characters, and values that count as so many.
 _STEP = 1 << 16
@@ -18,16 +19,33 @@ _unicode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def pieces(value: object, *, ensure_ascii: bool = True) -> Iterator[str]:
-    """What `json.dumps` writes of `value` without spaces, in pieces; `value` has no circles and is not deep."""
-    if _left(value, _STEP) >= 0:
+    """What `json.dumps` writes of `value` without spaces, in pieces; `value` has no circles and is not deep.
+
+    An iterator in it is an array, whose items are asked for as they are written.
+    """
+    if is_small(value):
         yield (_ascii if ensure_ascii else _unicode)(value)
     elif isinstance(value, str):
         yield from _text(value, ensure_ascii=ensure_ascii)
     elif isinstance(value, dict):
         yield from _object(value, ensure_ascii=ensure_ascii)
+    elif isinstance(value, list | tuple):
+        yield "["
+        yield from _items(value, ensure_ascii=ensure_ascii)
+        yield "]"
     else:
-        assert isinstance(value, Sequence)
-        yield from _array(value, ensure_ascii=ensure_ascii)
+        assert isinstance(value, Iterator)
+        before = "["
+        while some := list(islice(value, _N_VALUES)):
+            yield before
+            yield from _items(some, ensure_ascii=ensure_ascii)
+            before = ","
+        yield "[]" if before == "[" else "]"
+
+
+def is_small(value: object) -> bool:
+    """Whether `pieces` makes one piece of it."""
+    return _left(value, _STEP) >= 0
 
 
 def _text(text: str, *, ensure_ascii: bool) -> Iterator[str]:
@@ -49,19 +67,18 @@ def _object(value: dict[str, object], *, ensure_ascii: bool) -> Iterator[str]:
     yield "}"
 
 
-def _array(value: Sequence[object], *, ensure_ascii: bool) -> Iterator[str]:
+def _items(value: Sequence[object], *, ensure_ascii: bool) -> Iterator[str]:
     encode = _ascii if ensure_ascii else _unicode
-    before, start = "[", 0
+    start = 0
     while start < len(value):
-        yield before
+        if start:
+            yield ","
         n_small = _n_small(value[start : start + _N_VALUES])
         if n_small:
             yield encode(value[start : start + n_small])[1:-1]
         else:
             yield from pieces(value[start], ensure_ascii=ensure_ascii)
         start += max(1, n_small)
-        before = ","
-    yield "]"
 
 
 def _n_small(values: Sequence[object]) -> int:
@@ -79,6 +96,8 @@ def _n_small(values: Sequence[object]) -> int:
 def _left(value: object, left: int) -> int:
     """What is left of a step behind `value`: below 0 where that is too large for it."""
     left -= _VALUE
+    if type(value) in _SCALARS:
+        return left
     if isinstance(value, str):
         return left - len(value)
     if isinstance(value, dict):
@@ -91,4 +110,6 @@ def _left(value: object, left: int) -> int:
             left = _left(item, left)
             if left < 0:
                 break
+    elif isinstance(value, Iterator):
+        return -1
     return left

@@ -90,7 +90,7 @@ class FakeWorker:
     name = "tiny.q4-1"
     is_alive = True
     is_idle = True
-    n_jobs = 0
+    n_jobs = n_asked = 0
     n_finished = 0
     idle_since_s = 0.0
     pid = 4321
@@ -105,6 +105,9 @@ class FakeWorker:
         self.streams: asyncio.Queue[JobStream] = asyncio.Queue()
         self.cancelled = asyncio.Event()
         self.cancelled_ids: list[int] = []
+
+    def submit_all(self, requests: Sequence[GenerateRequest]) -> list[JobStream]:
+        return [self.submit(request) for request in requests]
 
     def submit(self, request: GenerateRequest) -> JobStream:
         self.requests.append(request)

@@ -3,12 +3,31 @@
 import asyncio
 import gc
 import logging
+from dataclasses import replace
 
 import pytest
 
-from shimmy.errors import BadRequest, ModelNotFound, ModelUnavailable, ShimmyError, WorkerDied
-from shimmy.generate import Services, generate
-from shimmy.messages import Accepted, Echo, Event, Finished, GenerateRequest, Piece, TextPrompt
+from shimmy.errors import (
+    BadRequest,
+    ContextExceeded,
+    ModelNotFound,
+    ModelUnavailable,
+    Overloaded,
+    ShimmyError,
+    WorkerDied,
+)
+from shimmy.generate import Services, close, embed, generate, generate_all
+from shimmy.messages import (
+    Accepted,
+    Echo,
+    EmbedRequest,
+    Event,
+    Finished,
+    GenerateRequest,
+    Piece,
+    TextPrompt,
+    TokenPrompt,
+)
 from tests.fakes import FINISHED, SCRIPT, FakeWorker, model, on_loop, services
 
 
@@ -181,8 +200,79 @@ async def test_a_refusal_nobody_waited_for_makes_no_noise(caplog: pytest.LogCapt
     stream = await worker.streams.get()
     stream.put(BadRequest("no"))
     with caplog.at_level(logging.ERROR):
-        await asyncio.wait({generation._submission})
+        await asyncio.wait({generation._submission._streams})
         await generation.aclose()
         del generation, stream
         gc.collect()
     assert caplog.records == []
+
+
+@on_loop
+async def test_tokens_that_cannot_fit_are_refused_before_the_model_is_loaded() -> None:
+    loads = 0
+
+    async def load() -> None:
+        nonlocal loads
+        loads += 1
+
+    worker = FakeWorker(SCRIPT)
+    house = services(worker, load=load)
+    for prompt in (TokenPrompt((1,) * 2048), TokenPrompt((1,) * 3_000_000)):
+        generation = generate(house, replace(request(), prompt=prompt))
+        with pytest.raises(ContextExceeded, match=f"the prompt has {len(prompt.tokens)} tokens.* is 2048 tokens"):
+            await generation.accepted()
+        await generation.aclose()
+    with pytest.raises(ContextExceeded, match="`input` has 2049 tokens"):
+        await embed(services(worker, load=load, embeddings="true"), EmbedRequest("tiny.q4-1", ((1,) * 2049,)))
+    assert (loads, worker.requests) == (0, [])
+    generation = generate(house, replace(request(), prompt=TokenPrompt((1,) * 2047)))
+    await generation.accepted()
+    await generation.aclose()
+
+
+@on_loop
+async def test_text_that_cannot_fit_is_refused_before_it_is_sent() -> None:
+    worker = FakeWorker(SCRIPT)
+    worker.facts = replace(worker.facts, longest_token_bytes=16)
+    generation = generate(services(worker), replace(request(), prompt=TextPrompt("x" * 2048 * 16)))
+    with pytest.raises(ContextExceeded, match="at least 2048 tokens"):
+        await generation.accepted()
+    await generation.aclose()
+    assert worker.requests == []
+
+
+@on_loop
+async def test_jobs_of_one_request_reach_their_worker_together_and_each_may_leave() -> None:
+    loading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def load() -> None:
+        loading.set()
+        await go_on.wait()
+
+    worker = FakeWorker((Accepted(1), Piece("a", 1)))
+    house = services(worker, load=load)
+    generations = generate_all(house, [request()] * 3)
+    await loading.wait()
+    await generations[1].aclose()
+    go_on.set()
+    assert await generations[0].accepted() == await generations[2].accepted() == Accepted(1)
+    assert len(worker.requests) == 3
+    assert worker.cancelled_ids == [2]
+    await generations[0].aclose()
+    await generations[0].aclose()
+    assert worker.cancelled_ids == [2, 1]
+    assert await anext(generations[2]) == Piece("a", 1)
+    await close(generations)
+    assert worker.cancelled_ids == [2, 1, 3]
+
+
+@on_loop
+async def test_each_job_of_a_request_counts_for_the_queue() -> None:
+    house = services(FakeWorker(SCRIPT), parallel=2, max_queue=2)
+    refused = generate_all(house, [request()] * 5)
+    with pytest.raises(Overloaded):
+        await refused[0].accepted()
+    await close(refused)
+    taken = generate_all(house, [request()] * 4)
+    assert await taken[3].accepted() == Accepted(12)
+    await close(taken)

@@ -48,6 +48,10 @@ class Client:
         self.has_shared.set()
         self._on_death = on_death
 
+    @property
+    def n_asked(self) -> int:
+        return self.n_jobs
+
     def share(self, share: Share) -> None:
         self.last_share = share
 

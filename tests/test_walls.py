@@ -16,8 +16,8 @@ import shimmy
 FLOORS = (
     {"shimmy"},
     {"errors", "marks", "cgroups", "program", "whole", "inotify"},
-    {"messages", "reading", "writing", "naming", "unpacked"},
-    {"log", "frozen", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
+    {"messages", "reading", "writing", "large_json", "naming", "unpacked"},
+    {"log", "frozen", "fitting", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},
     {"model_files"},
     {"assembly"},

@@ -67,7 +67,7 @@ def decode(body: bytes) -> Any:
     try:
         if size.is_plain:
             return _plain.decode(text)
-        from shimmy.api.large_json import LargeJson  # few bodies are
+        from shimmy.large_json import LargeJson  # few bodies are
 
         return LargeJson(text, _plain).value()
     except JSONDecodeError as exc:

@@ -2,6 +2,7 @@
 client leaves. It knows no route and no model.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from shimmy.errors import Internal, MethodNotAllowed, PayloadTooLarge, ShimmyError
-from shimmy.writing import pieces
+from shimmy.writing import is_small, pieces
 
 if TYPE_CHECKING:
     from shimmy.api.fields import Json
@@ -24,6 +25,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
 JSON_TYPE = b"application/json"
+_PART_BYTES = 1 << 18
 RETRY_AFTER_S = b"2"
 ACCEPTED_ENCODINGS = b"gzip, deflate"  # content_encoding.py reads them
 _WHITE_SPACE = b" \t\r\n"  # of JSON (RFC 8259, 2)
@@ -102,6 +104,15 @@ class Exchange:
     async def reply(self, value: object, status: int = 200) -> None:
         await send_reply(self._send, status, encode(value))
 
+    async def reply_large(self, value: object) -> None:
+        """A reply that may be of any size."""
+        if is_small(value):
+            await self.reply(value)
+        else:
+            from shimmy.api.aside import aside  # a start needs nothing of it
+
+            await self.reply_json(await aside(lambda: encode_large(value)))
+
     async def reply_json(self, body: bytes) -> None:
         """A reply that is encoded already."""
         await send_reply(self._send, 200, body)
@@ -160,7 +171,12 @@ async def send_reply(
     length = str(len(body)).encode()
     all_headers = [(b"content-type", content_type), (b"content-length", length), *headers]
     await send({"type": "http.response.start", "status": status, "headers": all_headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    # A large one goes out in parts, each once the client has taken the one before.
+    for start in range(0, len(body) - _PART_BYTES, _PART_BYTES):
+        await send({"type": "http.response.body", "body": body[start : start + _PART_BYTES], "more_body": True})
+        await asyncio.sleep(0)
+    n_last = (len(body) - 1) % _PART_BYTES + 1 if body else 0
+    await send({"type": "http.response.body", "body": body[len(body) - n_last :], "more_body": False})
 
 
 def error_of(exc: Exception) -> ShimmyError:

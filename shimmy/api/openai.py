@@ -9,7 +9,7 @@ from shimmy.api.openai_chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.openai_parse import Call, chat_call, completion_call
 from shimmy.api.openai_reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage, warned
 from shimmy.api.stream import EventStream, unless_gone
-from shimmy.generate import Whole, close, generate, together, whole
+from shimmy.generate import Whole, close, generate_all, together, whole
 
 if TYPE_CHECKING:
     from shimmy.api.exchange import Exchange
@@ -52,7 +52,7 @@ async def model(exchange: "Exchange") -> None:
 
 
 async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
-    generations = [generate(exchange.services, job) for job in call.jobs]
+    generations = generate_all(exchange.services, call.jobs)
     head = envelope(CHAT if is_chat else TEXT, generations[0].model.name, is_chunk=call.options.stream)
     try:
         if call.options.stream:

@@ -1,15 +1,20 @@
 """Routes to a model's own tokenizer and chat template, in llama-server's shapes."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shimmy.api.fields import Duration, Fields, NotServed, Record, TokenIds, boolean, read_model, refuse, text
 from shimmy.api.openai_messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
+from shimmy.api.stream import unless_gone
 
 if TYPE_CHECKING:
     from shimmy.api.exchange import Exchange
+    from shimmy.api.fields import Json
     from shimmy.engine.client import WorkerClient
+    from shimmy.messages import ChatPrompt
     from shimmy.registry import Model
+
+Result = TypeVar("Result")
 
 _FIELDS: Fields = {"model": text, "keep_alive": Duration()}
 TOKENIZE = Record(
@@ -28,24 +33,41 @@ TEMPLATE = Record({**_FIELDS, **PROMPT_FIELDS}, PROMPT_REQUIRED)
 
 async def tokenize(exchange: "Exchange") -> None:
     given = await exchange.read(TOKENIZE.read)
-    worker = await _worker(exchange, given)
-    tokens = await worker.tokenize(
-        given["content"], add_special=given.get("add_special", False), parse_special=given.get("parse_special", True)
-    )
-    await exchange.reply({"tokens": tokens})
+    add_special, parse_special = given.get("add_special", False), given.get("parse_special", True)
+
+    async def ask(worker: "WorkerClient") -> list[int]:
+        return await worker.tokenize(given["content"], add_special=add_special, parse_special=parse_special)
+
+    await exchange.reply_large({"tokens": await _answer(exchange, given, ask)})
 
 
 async def detokenize(exchange: "Exchange") -> None:
     given = await exchange.read(DETOKENIZE.read)
-    worker = await _worker(exchange, given)
-    await exchange.reply({"content": await worker.detokenize(given["tokens"])})
+    text = await _answer(exchange, given, lambda worker: worker.detokenize(given["tokens"]))
+    await exchange.reply_large({"content": text})
 
 
 async def apply_template(exchange: "Exchange") -> None:
-    given = await exchange.read(TEMPLATE.read)
-    prompt = chat_prompt(given).with_system(_model(exchange, given).defaults.system)
-    worker = await _worker(exchange, given)
-    await exchange.reply({"prompt": await worker.apply_template(prompt)})
+    given, prompt = await exchange.read(_templated)
+    prompt = prompt.with_system(_model(exchange, given).defaults.system)
+    text = await _answer(exchange, given, lambda worker: worker.apply_template(prompt))
+    await exchange.reply_large({"prompt": text})
+
+
+def _templated(body: "Json") -> "tuple[dict[str, Any], ChatPrompt]":
+    given = TEMPLATE.read(body)
+    return given, chat_prompt(given)
+
+
+async def _answer(
+    exchange: "Exchange", given: Mapping[str, Any], ask: Callable[["WorkerClient"], Awaitable[Result]]
+) -> Result:
+    """What the worker of the model says to `ask`, which is called off when the client leaves."""
+
+    async def asked() -> Result:
+        return await ask(await exchange.services.pool.ensure_ready(_model(exchange, given), given.get("keep_alive")))
+
+    return await unless_gone(exchange, asked())
 
 
 def _model(exchange: "Exchange", given: Mapping[str, Any]) -> "Model":
@@ -57,7 +79,3 @@ def _model(exchange: "Exchange", given: Mapping[str, Any]) -> "Model":
     if "model" not in given and default is None:
         refuse("model", f"the name of one of the {len(models)} models", "nothing")
     return registry.resolve(read_model(given, default))
-
-
-async def _worker(exchange: "Exchange", given: Mapping[str, Any]) -> "WorkerClient":
-    return await exchange.services.pool.ensure_ready(_model(exchange, given), given.get("keep_alive"))

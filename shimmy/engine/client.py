@@ -9,12 +9,13 @@ import contextlib
 import logging
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from shimmy.engine import process, reports, wire
+from shimmy.engine.outbox import Outbox
 from shimmy.engine.streams import Answer, EmbeddingStream, JobStream
 from shimmy.engine.watch import Watch
 from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
@@ -83,6 +84,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._buffer = bytearray(_READ_BYTES)
         self._reader = wire.FrameReader(reports.MAX_REPORT_BYTES)
         self._transport: asyncio.Transport
+        self._outbox = Outbox(self._write)
         self._last_id = 0  # of a job or a call
         self._n_late_events = 0  # that may still come of cancelled ones
         self._n_tokens_max = 2**24  # of a job, once it is known
@@ -111,6 +113,11 @@ class WorkerClient(asyncio.BufferedProtocol):
         return len(self._streams)
 
     @property
+    def n_asked(self) -> int:
+        """The same, and calls that were not answered."""
+        return len(self._streams) + len(self._calls)
+
+    @property
     def is_idle(self) -> bool:
         """Nobody waits for anything of it."""
         return not (self._streams or self._calls)
@@ -122,46 +129,42 @@ class WorkerClient(asyncio.BufferedProtocol):
     # -- what the server asks ------------------------------------------------------------------------------------
 
     def submit(self, request: GenerateRequest) -> JobStream:
-        """Hand a job to the worker; the answer to whether it takes it comes as `accepted`."""
+        """Hand a job to the worker; the answer to whether it takes it comes as `accepted`. Raises Overloaded."""
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[GenerateRequest]) -> list[JobStream]:
+        """The same for jobs that differ in their prompts and seeds alone: what they share is told once."""
         self._require_alive()
-        job = Job(
-            id=self._next_id(),
-            prompt=request.prompt,
-            sampling=request.sampling,
-            n_predict=request.n_predict,
-            stop=request.stop,
-            cache_prompt=request.cache_prompt,
-            lora=request.lora,
-            grammar=request.grammar,
-            n_logprobs=request.n_logprobs,
-            echo=request.echo,
-            n_thinking=request.n_thinking,
-        )
-        stream = JobStream(job.id, self._cancel, self._n_tokens_max, echoed=job.echo)
-        self._begin(job.id, stream, wire.job_frame(job))
-        return stream
+        jobs = [_job(self._next_id(), request) for request in requests]
+        streams = [JobStream(job.id, self._cancel, self._n_tokens_max, echoed=job.echo) for job in jobs]
+        n_bytes = sum(map(wire.size_of, {id(job.prompt): job.prompt for job in jobs}.values()))
+        self._begin({job.id: stream for job, stream in zip(jobs, streams, strict=True)}, wire.jobs_frame(jobs), n_bytes)
+        return streams
 
     def embed(self, request: EmbedRequest) -> EmbeddingStream:
         """Hand a job of embeddings to the worker."""
         self._require_alive()
         job = EmbeddingJob(self._next_id(), request.inputs, request.n_dimensions)
         stream = EmbeddingStream(job, self._cancel)
-        self._begin(job.id, stream, wire.embed_frame(job))
+        n_bytes = sum(len(each) if isinstance(each, str) else 8 * len(each) for each in job.inputs)
+        self._begin({job.id: stream}, wire.embed_frame(job), n_bytes)
         return stream
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         arguments = {"text": text, "add_special": add_special, "parse_special": parse_special}
-        tokens: list[int] = await self._call("tokenize", arguments, Answer(_most_tokens(text), is_text=False))
+        answer = Answer(_most_tokens(text), is_text=False)
+        tokens: list[int] = await self._call("tokenize", arguments, answer, len(text))
         return tokens
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         answer = Answer(_CHARACTERS_FOR_EACH * len(tokens) + _SLACK, is_text=True)
-        text: str = await self._call("detokenize", {"tokens": list(tokens)}, answer)
+        text: str = await self._call("detokenize", {"tokens": tokens}, answer, 8 * len(tokens))
         return text
 
     async def apply_template(self, prompt: ChatPrompt) -> str:
         answer = Answer(_MAX_PROMPT, is_text=True)
-        text: str = await self._call("apply_template", {"prompt": wire.prompt_to_wire(prompt)}, answer)
+        arguments: dict[str, object] = {"prompt": wire.prompt_to_wire(prompt)}
+        text: str = await self._call("apply_template", arguments, answer, wire.size_of(prompt))
         return text
 
     async def close(self) -> None:
@@ -182,13 +185,19 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._watch.limit(options.worker_timeout_s, options.load_timeout_s)
         self._look_later()
         self._share = options.share
-        self._send(wire.open_frame(options))
+        self._transport.write(wire.frame(wire.open_frame(options)))  # before anything else
 
     # -- what the worker says ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+
+    def pause_writing(self) -> None:
+        self._outbox.pause()
+
+    def resume_writing(self) -> None:
+        self._outbox.resume()
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
         return self._buffer
@@ -278,6 +287,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self.is_alive = False
         if self._look is not None:
             self._look.cancel()
+        self._outbox.close()
         asyncio.get_running_loop().create_task(self._bury())
 
     async def _bury(self) -> None:
@@ -333,16 +343,16 @@ class WorkerClient(asyncio.BufferedProtocol):
 
     # -- sending -------------------------------------------------------------------------------------------------
 
-    async def _call(self, name: str, arguments: dict[str, object], answer: Answer) -> Any:
+    async def _call(self, name: str, arguments: dict[str, object], answer: Answer, n_bytes: int) -> Any:
         self._require_alive()
         call_id = self._next_id()
         self._calls[call_id] = answer
         self._idle.clear()
-        self._send({"op": "call", "id": call_id, "name": name, "arguments": arguments})
         try:
+            self._outbox.put({"op": "call", "id": call_id, "name": name, "arguments": arguments}, [call_id], n_bytes)
             return await answer.whole()
         except asyncio.CancelledError:
-            self._n_late_events += _N_LATE_EVENTS
+            self._call_off(call_id)
             raise
         finally:
             self._calls.pop(call_id, None)
@@ -352,17 +362,23 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._last_id += 1
         return self._last_id
 
-    def _begin(self, job_id: int, stream: JobStream | EmbeddingStream, message: wire.Frame) -> None:
-        self._streams[job_id] = stream
+    def _begin(self, streams: Mapping[int, JobStream | EmbeddingStream], message: wire.Frame, n_bytes: int) -> None:
+        was_busy = bool(self._streams)
+        self._outbox.put(message, streams, n_bytes)
+        self._streams.update(streams)
         self._idle.clear()
-        self._send(message)
-        if len(self._streams) == 1:
+        if not was_busy:
             self._hooks.on_busy()
 
     def _cancel(self, job_id: int) -> None:
-        if self._forget(job_id) and self.is_alive:
+        if self._forget(job_id):
+            self._call_off(job_id)
+
+    def _call_off(self, job_id: int) -> None:
+        """Let the worker do no more for a job or a call, which it is not even told of where that can be had."""
+        if self.is_alive and not self._outbox.call_back(job_id):
             self._n_late_events += _N_LATE_EVENTS
-            self._send({"op": "cancel", "id": job_id})
+            self._outbox.put({"op": "cancel", "id": job_id})
 
     def _forget(self, job_id: int) -> bool:
         is_known = self._streams.pop(job_id, None) is not None
@@ -382,7 +398,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             self._share = share
             self._n_untaken += 1
             self._taken.clear()
-            self._send({"op": "share", **asdict(share)})
+            self._outbox.put({"op": "share", **asdict(share)})
 
     async def until_shared(self) -> None:
         """Return when it takes the part that it was told last; that is so once the decode under way is done."""
@@ -391,9 +407,24 @@ class WorkerClient(asyncio.BufferedProtocol):
     def _require_alive(self) -> None:
         if not self.is_alive:
             raise WorkerDied(f"the worker of `{self.name}` has ended; the next request starts a new one")
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)
 
-    def _send(self, message: wire.Frame) -> None:
-        self._transport.write(wire.frame(message))
+
+def _job(job_id: int, request: GenerateRequest) -> Job:
+    return Job(
+        id=job_id,
+        prompt=request.prompt,
+        sampling=request.sampling,
+        n_predict=request.n_predict,
+        stop=request.stop,
+        cache_prompt=request.cache_prompt,
+        lora=request.lora,
+        grammar=request.grammar,
+        n_logprobs=request.n_logprobs,
+        echo=request.echo,
+        n_thinking=request.n_thinking,
+    )
 
 
 def _most_tokens(text: str) -> int:

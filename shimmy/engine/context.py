@@ -13,9 +13,6 @@ from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.engine.pulse import nodes
 from shimmy.errors import ModelUnavailable, OutOfMemory
 
-# llama.cpp rounds the cells of a pool up to a multiple of this (llama_context's constructor).
-CELLS_STEP = 256
-
 
 class Batch:
     """The rows of one decode, in arrays of our own: llama.cpp never frees them (never call llama_batch_free)."""

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from shimmy.engine.binding import function, llama, log
-from shimmy.engine.context import CELLS_STEP, Batch, EmbeddingContext, context_params
+from shimmy.engine.context import Batch, EmbeddingContext, context_params
 from shimmy.engine.pooling import EmbeddingPlan
 from shimmy.engine.pulse import engine as activity
 from shimmy.engine.sampler import Likelihood, Probe, Sampler
 from shimmy.engine.sampling import Chain, Stage
 from shimmy.engine.state import State, States
 from shimmy.engine.tokenizer import Tokenizer
+from shimmy.engine.wire import CELLS_STEP
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 

@@ -171,7 +171,8 @@ class Answer:
     def __init__(self, n_most: int, *, is_text: bool) -> None:
         self._is_text = is_text
         self._n_left = n_most
-        self._parts: list[Any] = []
+        self._texts: list[str] = []
+        self._tokens: list[int] = []
         self._whole: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def put(self, part: list[int] | str | ShimmyError, *, more: bool) -> None:
@@ -185,12 +186,12 @@ class Answer:
         self._n_left -= len(part)
         if isinstance(part, str) != self._is_text or self._n_left < 0:
             raise ProtocolError("an answer that nobody asked for")
-        self._parts.append(part)
+        if isinstance(part, str):
+            self._texts.append(part)
+        else:
+            self._tokens += part
         if not more:
-            self._whole.set_result(self._joined())
-
-    def _joined(self) -> Any:
-        return "".join(self._parts) if self._is_text else [token for part in self._parts for token in part]
+            self._whole.set_result("".join(self._texts) if self._is_text else self._tokens)
 
     async def whole(self) -> Any:
         """The answer; raises the error that it is."""

@@ -1,17 +1,21 @@
 """What parent and worker say to each other over their socket: frames of JSON behind a length, never pickle.
 
 Knows frames, and how each message to a worker is written and read back; the two ends decide what to do with it. Parent
-to worker: `open`, `job`, `embed`, `cancel`, `call`, `share`. What a worker says is in `reports`.
-A frame is its payload's length (4 bytes, big-endian) and the payload. Reading a malformed frame raises ProtocolError.
+to worker: `open`, `job`, `jobs`, `embed`, `cancel`, `call`, `share`. What a worker says is in `reports`.
+A frame is its payload's length (4 bytes, big-endian) and the payload. A large one comes in parts: the highest bit of a
+length says that more of the payload follows, behind a length of its own, so that no end has to have all of it at once
+before the first byte is written. Reading a malformed frame raises ProtocolError.
 """
 
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any
 
+from shimmy.large_json import LargeJson
 from shimmy.messages import (
     ChatPrompt,
     EmbeddingJob,
@@ -28,9 +32,15 @@ from shimmy.messages import (
     ToolCall,
     ToolChoice,
 )
+from shimmy.writing import pieces
 
 _LENGTH = struct.Struct(">I")
+_MORE = 1 << 31
+_PART_BYTES = 1 << 16  # roughly
+_N_AT_ONCE = 64  # messages, and what else a prompt has many of
+_LARGE_BYTES = 1 << 20  # is decoded in steps, so that other threads have their turns
 MAX_FRAME_BYTES = 256 * 2**20
+CELLS_STEP = 256  # llama.cpp rounds the cells of a pool up to a multiple of this (llama_context's constructor)
 MAX_DRAFT_ROWS = 32
 MAX_UBATCH_ROWS = 256
 # Tokens that a draft model looks at: what comes next hardly hangs on what stood farther back.
@@ -93,6 +103,11 @@ class WorkerOptions:
     prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is
 
     @property
+    def n_cells(self) -> int:
+        """Cells of the pool, at most: it grows in steps."""
+        return -(-self.n_ctx // CELLS_STEP) * CELLS_STEP
+
+    @property
     def n_ubatch(self) -> int:
         """Rows of a batch that the engine computes together, in memory that it keeps for so many. More of them are not
         faster (SmolLM2 and gemma-3-270m, 1,500 tokens in 512, 256 or 128 at a time: no difference beyond the noise)."""
@@ -113,6 +128,19 @@ def frame(message: Mapping[str, Any]) -> bytes:
     return packed(_encoder.encode(message))
 
 
+def parts(message: Frame) -> Iterator[bytes]:
+    """The same in parts, each of which takes a millisecond at most to make."""
+    text: list[str] = []
+    n_bytes = 0
+    for piece in pieces(message):
+        if n_bytes + len(piece) > _PART_BYTES and text:
+            yield _LENGTH.pack(n_bytes | _MORE) + "".join(text).encode("ascii")
+            text, n_bytes = [], 0
+        text.append(piece)
+        n_bytes += len(piece)
+    yield packed("".join(text))
+
+
 def packed(text: str) -> bytes:
     """A frame of `text`, which is the JSON of a message, in ASCII."""
     payload = text.encode("ascii")
@@ -125,6 +153,7 @@ class FrameReader:
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
+        self._begun = bytearray()  # the payload of a frame of which more follows
 
     def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
         buffer = self._buffer
@@ -132,13 +161,19 @@ class FrameReader:
         start = 0
         try:
             while (payload_start := start + _LENGTH.size) <= len(buffer):
-                (n_bytes,) = _LENGTH.unpack_from(buffer, start)
-                if n_bytes > self._max_bytes:
-                    raise ProtocolError(f"a frame of {n_bytes} bytes")
+                (length,) = _LENGTH.unpack_from(buffer, start)
+                n_bytes = length & ~_MORE
+                if len(self._begun) + n_bytes > self._max_bytes:
+                    raise ProtocolError(f"a frame of {len(self._begun) + n_bytes} bytes")
                 end = payload_start + n_bytes
                 if end > len(buffer):
                     return
                 payload, start = buffer[payload_start:end], end
+                if length & _MORE:
+                    self._begun += payload
+                    continue
+                if self._begun:
+                    payload, self._begun = self._begun + payload, bytearray()
                 yield _parse(payload)
         finally:
             del buffer[:start]
@@ -146,7 +181,8 @@ class FrameReader:
 
 def _parse(payload: bytearray) -> Frame:
     try:
-        message = _decoder.decode(payload.decode("ascii"))
+        text = payload.decode("ascii")
+        message = _decoder.decode(text) if len(text) <= _LARGE_BYTES else LargeJson(text).value()
     except (ValueError, RecursionError) as exc:
         raise ProtocolError("a frame that is not JSON") from exc
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
@@ -169,16 +205,77 @@ def read_options(message: Frame) -> WorkerOptions:
 
 
 def job_frame(job: Job) -> Frame:
-    return {"op": "job", **asdict(job), "prompt": prompt_to_wire(job.prompt)}
+    return {"op": "job", **_shallow(job), "prompt": prompt_to_wire(job.prompt)}
+
+
+def jobs_frame(jobs: Sequence[Job]) -> Frame:
+    """Jobs that differ in their ids, their prompts and their seeds alone: what they share, they say once."""
+    if len(jobs) == 1:
+        return job_frame(jobs[0])
+    prompts = {id(job.prompt): job.prompt for job in jobs}
+    places = {address: index for index, address in enumerate(prompts)}
+    return {
+        **_shallow(jobs[0]),
+        "op": "jobs",
+        "prompt": None,
+        "prompts": [prompt_to_wire(prompt) for prompt in prompts.values()],
+        "jobs": [(job.id, places[id(job.prompt)], job.sampling.seed) for job in jobs],
+    }
+
+
+def without(message: Frame, job_id: int) -> Frame:
+    """A `jobs` frame without one of its jobs; another frame has one at most, and stays as it is."""
+    if message["op"] != "jobs":
+        return message
+    return message | {"jobs": [job for job in message["jobs"] if job[0] != job_id]}
+
+
+def size_of(prompt: Prompt) -> int:
+    """Roughly how many bytes it has on the wire."""
+    match prompt:
+        case TextPrompt(text):
+            return len(text)
+        case TokenPrompt(tokens):
+            return 8 * len(tokens)
+        case FillPrompt(prefix, suffix):
+            return len(prefix) + len(suffix)
+        case ChatPrompt():
+            n_said = sum(len(turn.content or "") + len(turn.reasoning_content or "") for turn in prompt.messages)
+            n_called = sum(len(call.arguments) for turn in prompt.messages for call in turn.tool_calls)
+            return n_said + n_called + sum(len(tool.parameters) for tool in prompt.tools)
+
+
+def one_by_one(message: Frame) -> Iterator[Frame]:
+    """A `jobs` frame as `job` frames, and any other one as it is."""
+    if message["op"] != "jobs":
+        yield message
+        return
+    jobs, prompts = message.pop("jobs"), [_Shared(prompt) for prompt in message.pop("prompts")]
+    for job_id, place, seed in jobs:
+        sampling = message["sampling"] | {"seed": seed}
+        yield message | {"op": "job", "id": job_id, "prompt": prompts[place], "sampling": sampling}
+
+
+class _Shared:
+    """The prompt of several jobs, as it came; it is read when the first of them is, by the one thread that does."""
+
+    def __init__(self, fields: Frame) -> None:
+        self._fields = fields
+        self._prompt: Prompt | None = None
+
+    def read(self) -> Prompt:
+        if self._prompt is None:
+            self._prompt, self._fields = prompt_from_wire(self._fields), {}
+        return self._prompt
 
 
 def read_job(message: Frame) -> Job:
-    sampling = message["sampling"]
-    sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
+    prompt, sampling = message["prompt"], dict(message["sampling"])
+    sampling["logit_bias"] = tuple([(token, bias) for token, bias in sampling["logit_bias"]])
     sampling["dry_sequence_breakers"] = tuple(sampling["dry_sequence_breakers"])
     return Job(
         id=message["id"],
-        prompt=prompt_from_wire(message["prompt"]),
+        prompt=prompt.read() if isinstance(prompt, _Shared) else prompt_from_wire(prompt),
         sampling=SamplingParams(**sampling),
         n_predict=message["n_predict"],
         stop=tuple(message["stop"]),
@@ -196,7 +293,7 @@ def _read_grammar(kind: str, text: str, strict: bool) -> Grammar:
 
 
 def embed_frame(job: EmbeddingJob) -> Frame:
-    return {"op": "embed", **asdict(job)}
+    return {"op": "embed", **_shallow(job)}
 
 
 def read_embed(message: Frame) -> EmbeddingJob:
@@ -205,7 +302,24 @@ def read_embed(message: Frame) -> EmbeddingJob:
 
 
 def prompt_to_wire(prompt: Prompt) -> Frame:
-    return {"op": type(prompt).__name__, **asdict(prompt)}
+    return {"op": type(prompt).__name__, **_shallow(prompt)}
+
+
+def _shallow(message: Any) -> Frame:
+    """The fields of a dataclass, and of those in it; nothing else is copied. Of many, each is made as it is written."""
+    return {name: _on_wire(getattr(message, name)) for name in _names(message.__class__)}
+
+
+def _on_wire(value: Any) -> Any:
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        messages = map(_shallow, value)
+        return list(messages) if len(value) <= _N_AT_ONCE else messages
+    return _shallow(value) if is_dataclass(value) else value
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple([field.name for field in fields(kind)])
 
 
 def prompt_from_wire(message: Frame) -> Prompt:
@@ -229,5 +343,5 @@ def prompt_from_wire(message: Frame) -> Prompt:
 
 
 def _read_message(fields: Frame) -> Message:
-    calls = tuple(ToolCall(**call) for call in fields.pop("tool_calls"))
-    return Message(**fields, tool_calls=calls)
+    calls = tuple([ToolCall(**call) for call in fields["tool_calls"]])
+    return Message(**fields | {"tool_calls": calls})

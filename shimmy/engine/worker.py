@@ -86,7 +86,8 @@ class Connection:
     def frames(self) -> Iterator[wire.Frame]:
         """The parent's frames, until it closes its end."""
         while data := self._socket.recv(_READ_BYTES):
-            yield from self._reader.feed(data)
+            for message in self._reader.feed(data):
+                yield from wire.one_by_one(message)
 
 
 class Worker:

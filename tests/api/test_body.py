@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from shimmy.api import body, large_json
+from shimmy import large_json
+from shimmy.api import body
 from shimmy.api.aside import aside
 from shimmy.api.body import MAX_DEPTH, MAX_FIELDS, MAX_NUMBER_CHARACTERS, MAX_VALUES, decode, measure
 from shimmy.errors import BadRequest

@@ -7,19 +7,20 @@ import math
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import pytest
 
 from shimmy.engine import client as client_module
-from shimmy.engine import process, reports, wire
+from shimmy.engine import outbox, process, reports, wire
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.process import worker_command
 from shimmy.engine.streams import JobStream
 from shimmy.engine.wire import WorkerOptions
-from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError, ShuttingDown, WorkerDied
+from shimmy.errors import BadRequest, ModelUnavailable, Overloaded, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.messages import (
     Accepted,
     ChatPrompt,
@@ -31,10 +32,12 @@ from shimmy.messages import (
     GenerateRequest,
     Message,
     Piece,
+    Prompt,
     PromptTraffic,
     ReplyFormat,
     SamplingParams,
     TextPrompt,
+    TokenPrompt,
     Vectors,
 )
 from tests.fakes import FINISHED, FakeWorker, on_loop
@@ -257,6 +260,109 @@ async def test_a_cancelled_job_is_cancelled_in_the_worker_and_its_late_events_go
         assert peer.client.is_alive
 
 
+def choices(prompt: Prompt, n: int) -> list[GenerateRequest]:
+    return [replace(REQUEST, prompt=prompt, sampling=replace(REQUEST.sampling, seed=seed)) for seed in range(n)]
+
+
+@on_loop
+async def test_a_prompt_goes_out_once_for_all_its_choices() -> None:
+    async with connected() as peer:
+        requests = [*choices(TextPrompt("x" * 10_000), 128), *choices(TokenPrompt((1, 2)), 3)]
+        streams = peer.client.submit_all(requests)
+        message = await peer.hear()
+        assert len(wire.frame(message)) < 20_000
+        jobs = [wire.read_job(each) for each in wire.one_by_one(message)]
+        assert [(job.prompt, job.sampling) for job in jobs] == [(each.prompt, each.sampling) for each in requests]
+        assert jobs[0].prompt is jobs[127].prompt
+        assert [replace(job, id=0, prompt=REQUEST.prompt, sampling=REQUEST.sampling) for job in jobs] == [
+            replace(wire.read_job(wire.job_frame(jobs[0])), id=0, prompt=REQUEST.prompt, sampling=REQUEST.sampling)
+        ] * 131
+        streams[5].close()
+        assert await peer.hear() == {"op": "cancel", "id": jobs[5].id}
+        peer.step((jobs[130].id, Accepted(2)), (jobs[130].id, FINISHED))
+        assert await end_of(streams[130]) == [FINISHED]
+        assert peer.client.n_jobs == 129
+
+
+LARGE = GenerateRequest("tiny", TextPrompt("é" * 3_000_000))
+
+
+@on_loop
+async def test_a_worker_that_does_not_read_is_sent_no_more_than_its_socket_takes() -> None:
+    async with connected() as peer:
+        peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        streams = [peer.client.submit(LARGE) for _ in range(5)]
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert peer.client._transport.get_write_buffer_size() < 2**19
+        assert peer.client.n_jobs == 5
+        streams[3].close()
+        streams[4].close()
+        call = asyncio.ensure_future(peer.client.detokenize((7,)))
+        await asyncio.sleep(0)
+        call.cancel()
+        small = peer.client.submit(REQUEST)
+        peer.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        ops = [await peer.hear() for _ in range(4)]
+        # A small job is not behind all large ones, and what was called back before its turn has never been sent.
+        assert [(each["op"], len(each["prompt"]["text"])) for each in ops[:2]] == [("job", 3_000_000), ("job", 2)]
+        assert [len(each["prompt"]["text"]) for each in ops[2:]] == [3_000_000] * 2
+        small.close()
+        assert await peer.hear() == {"op": "cancel", "id": ops[1]["id"]}
+
+
+@on_loop
+async def test_a_job_that_is_being_sent_is_cancelled_behind_it() -> None:
+    async with connected() as peer:
+        stream = peer.client.submit(LARGE)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        stream.close()
+        job_id = (await peer.hear())["id"]
+        assert await peer.hear() == {"op": "cancel", "id": job_id}
+
+
+@on_loop
+async def test_choices_that_are_cancelled_before_their_frame_went_out_are_not_in_it() -> None:
+    async with connected() as peer:
+        first, *others = peer.client.submit_all(choices(LARGE.prompt, 4))
+        first.close()
+        others[1].close()
+        assert [seed for _, _, seed in (await peer.hear())["jobs"]] == [1, 3]
+
+
+@on_loop
+async def test_more_than_memory_should_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING_BYTES", 7_000_000)
+    async with connected() as peer:
+        peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        streams = [peer.client.submit(LARGE) for _ in range(2)]
+        with pytest.raises(Overloaded, match="try again later"):
+            peer.client.submit(LARGE)
+        assert peer.client.n_jobs == 2
+        for stream in streams:
+            stream.close()
+        peer.client.submit(LARGE)
+
+
+@on_loop
+async def test_writing_the_largest_frames_leaves_others_their_turns() -> None:
+    async with connected() as peer:
+        messages = tuple([Message("user", "hi")] * 16_384)
+        prompts = (ChatPrompt(messages), TextPrompt("\0" * 16_000_000), TokenPrompt(tuple(range(1_000_000))))
+        longest_s = 0.0
+        for prompt in prompts:
+            peer.client.submit(replace(REQUEST, prompt=prompt))
+            hearing = asyncio.ensure_future(peer.hear())
+            while not hearing.done():
+                before_s = time.thread_time()
+                peer.client._outbox._step()
+                longest_s = max(longest_s, time.thread_time() - before_s)
+                await asyncio.sleep(0)
+            assert wire.read_job(hearing.result()).prompt == prompt
+        assert longest_s < 0.05
+
+
 # -- embeddings ------------------------------------------------------------------------------------------------------
 
 EMBED = EmbedRequest("tiny", ("a", (1, 2)), 2)
@@ -379,6 +485,7 @@ async def test_a_call_may_fail_and_an_answer_nobody_waits_for_is_dropped() -> No
         leaving = asyncio.ensure_future(peer.client.detokenize((1,)))
         gone = await peer.hear()
         leaving.cancel()
+        assert await peer.hear() == {"op": "cancel", "id": gone["id"]}
         failing = asyncio.ensure_future(peer.client.detokenize((2,)))
         message = await peer.hear()
         peer.say({"op": "result", "id": gone["id"], "value": "late", "more": False})

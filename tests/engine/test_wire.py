@@ -58,6 +58,24 @@ def test_frames_cut_at_every_place_come_out_whole() -> None:
         assert [frame["op"] for frame in frames] == ["a", "b"]
 
 
+def test_a_large_frame_comes_in_parts_and_out_whole() -> None:
+    message = {"op": "a", "text": "é" * 500_000, "tokens": list(range(300_000)), "small": 1}
+    parts = [*wire.parts(message)]
+    assert max(map(len, parts)) < 2**20
+    reader = wire.FrameReader()
+    assert [frame for part in parts for frame in reader.feed(part)] == [message]
+    assert [*reader.feed(wire.frame({"op": "b"}))] == [{"op": "b"}]
+    assert [*wire.parts({"op": "b"})] == [wire.frame({"op": "b"})]
+
+
+def test_parts_are_bounded_together() -> None:
+    reader = wire.FrameReader(max_bytes=1000)
+    part = (1 << 31 | 600).to_bytes(4, "big") + b" " * 600
+    assert [*reader.feed(part)] == []
+    with pytest.raises(wire.ProtocolError, match="a frame of 1200 bytes"):
+        list(reader.feed(part))
+
+
 @pytest.mark.parametrize(
     "data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02{]", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x02{}"]
 )

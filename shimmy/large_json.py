@@ -29,10 +29,13 @@ _FLAT = rf'(?:[^"\[\]{{}}]++|{_STRING})*+'
 _ITEMS = re.compile(rf'(?:(?:[^"\[\]{{}},]++|{_STRING}|\[{_FLAT}\]|\{{{_FLAT}\}})++,)++', re.DOTALL)
 
 
+_PLAIN = json.JSONDecoder()
+
+
 class LargeJson:
     """One text; `plain` decodes parts of it."""
 
-    def __init__(self, text: str, plain: json.JSONDecoder) -> None:
+    def __init__(self, text: str, plain: json.JSONDecoder = _PLAIN) -> None:
         self._text = text
         self._decode: Callable[[str], Any] = plain.decode
         self._scan: Callable[[str, int], tuple[object, int]] = plain.scan_once  # type: ignore[attr-defined]
