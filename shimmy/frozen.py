@@ -32,10 +32,12 @@ class Home:
         """Return when the outer process has been killed, which leaves the folder, looked after until then, to us."""
         import asyncio
 
+        from shimmy.background import in_thread
+
         while self._folder is None or os.getppid() == self._outer_pid:
             await asyncio.sleep(_LOOK_EVERY_S)  # no event tells a process that its parent has died
             if self._folder is not None:
-                await asyncio.to_thread(self.look_after)
+                await in_thread(self.look_after)
 
     def look_after(self) -> None:
         """Put back what has been removed from the folder, and keep it from looking old."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Container
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from shimmy.background import in_thread
 from shimmy.config import Config
 from shimmy.discovery import Discovery, Watched, report, warn_of
 from shimmy.headers import Headers
@@ -84,7 +85,7 @@ class Librarian:
 
     async def run(self) -> None:
         """Look whenever asked to, until cancelled."""
-        await asyncio.to_thread(self._save)
+        await in_thread(self._save)
         while True:
             await self._asked.wait()
             await asyncio.sleep(DEBOUNCE_S)
@@ -95,7 +96,7 @@ class Librarian:
                 is_settled = await self.look(changed)
                 pause_s = PAUSE_FOR_LOOK * (monotonic() - began_s) - DEBOUNCE_S
                 if is_settled:
-                    await asyncio.to_thread(self._save)
+                    await in_thread(self._save)
                 else:
                     pause_s = max(pause_s, SETTLE_S - DEBOUNCE_S)
                     self.look_again(changed)
@@ -117,7 +118,7 @@ class Librarian:
         """Look once, at everything or at what has `changed`, and publish what has settled; False when something has
         not."""
         async with self._looking:
-            catalog, change, is_settled = await asyncio.to_thread(self._look, changed)
+            catalog, change, is_settled = await in_thread(self._look, changed)
             self._registry.publish(catalog)
             self._follow()
             if not change.is_empty:

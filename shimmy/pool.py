@@ -10,12 +10,14 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from time import monotonic, time
 
+from shimmy.background import watch
 from shimmy.config import Config
 from shimmy.engine.client import WorkerClient, start_worker
 from shimmy.engine.wire import WorkerOptions
-from shimmy.errors import ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
+from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
 from shimmy.events import Events
 from shimmy.launch import Launch
 from shimmy.memory import Need
@@ -232,7 +234,15 @@ class Pool:
 
     def _load(self, slot: Slot) -> None:
         slot.loading = asyncio.create_task(self._bring_up(slot))
+        watch(slot.loading, f"loading `{slot.wanted.name}`", partial(self._give_up, slot))
         slot.loading.add_done_callback(lambda _: self._workers.processor.divide())
+
+    def _give_up(self, slot: Slot, error: Exception) -> None:
+        """Called when a load came to an end that nothing in it expects."""
+        slot.loading = None
+        if slot.worker is None and self._slots.get(slot.wanted.name) is slot:
+            del self._slots[slot.wanted.name]
+        slot.wake(Internal(f"`{slot.wanted.name}` could not be loaded: {type(error).__name__}"))
 
     async def _bring_up(self, slot: Slot) -> None:
         """Load what the slot wants, and what it wants by then, until it has that; then wake those who wait."""

@@ -10,7 +10,7 @@ import gc
 import logging
 import signal
 import socket
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import h11
 import hypercorn.asyncio.run
@@ -23,6 +23,7 @@ from hypercorn.protocol.h11 import H11Protocol
 
 from shimmy import __version__, log
 from shimmy.api.app import create_app
+from shimmy.background import in_thread, keep_running
 from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
 from shimmy.discovery import Watched
 from shimmy.errors import ModelNotFound, ShimmyError
@@ -38,6 +39,8 @@ from shimmy.registry import CatalogDiff, Registry
 from shimmy.watcher import Watcher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from hypercorn.typing import Framework
 
 logger = logging.getLogger(__name__)
@@ -136,8 +139,14 @@ class Server:
         self._librarian.publish_first()
         self._services.ready = True
         pool = self._services.pool
-        chores = (self._keep_house(), self._librarian.run(), self._watcher.run(), pool.unload_idle(), self._preload())
-        housekeeping = [asyncio.create_task(chore) for chore in chores]
+        chores: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "looking after the program's folder": self._keep_house,
+            "looking for models": self._librarian.run,
+            "watching the model folders": self._watcher.run,
+            "unloading idle models": pool.unload_idle,
+            "preloading models": self._preload,
+        }
+        housekeeping = [asyncio.create_task(keep_running(what, chore)) for what, chore in chores.items()]
         self._greet(listener)
         gc.freeze()  # what is here now stays for good, and need not be looked at again
         gc.enable()
@@ -181,7 +190,7 @@ class Server:
             self._hurry.set()
 
     async def _keep_house(self) -> None:
-        await asyncio.to_thread(self._home.sweep)
+        await in_thread(self._home.sweep)
         await self._home.until_orphaned()
         logger.error("the program that started this server was killed; shutting down")
         self._hurry.set()

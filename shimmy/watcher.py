@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shimmy.background import in_thread
 from shimmy.registry import shown
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ class Watcher:
     async def run(self) -> None:
         """Watch until cancelled."""
         loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._open)
+        await in_thread(self._open)
         self._listen(loop)
         last_poll_s = last_full_poll_s = loop.time()
         try:
             while True:
                 gone, self._gone = self._gone, set()
-                changed = await asyncio.to_thread(self._check, gone)
+                changed = await in_thread(self._check, gone)
                 now_s = loop.time()
                 if now_s - last_full_poll_s >= POLL_EVERY_S:
                     last_full_poll_s = last_poll_s = now_s

@@ -10,6 +10,7 @@ from functools import partial
 from time import monotonic
 
 from shimmy import memory
+from shimmy.background import watch
 from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import ModelUnavailable, OutOfMemory
@@ -93,6 +94,7 @@ class Workers:
         if client not in self._retiring:
             task = self._retiring[client] = asyncio.create_task(self._finish(client, reason))
             task.add_done_callback(lambda _: self._retiring.pop(client, None))
+            watch(task, f"ending the worker of `{client.name}`", lambda _: client.break_off("it could not be ended"))
 
     async def until_retired(self) -> None:
         """Return when those that retire now have ended; there has to be one."""

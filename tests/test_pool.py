@@ -14,7 +14,7 @@ import pytest
 from shimmy import config
 from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.engine.wire import Share, WorkerOptions
-from shimmy.errors import ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShuttingDown
+from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShuttingDown
 from shimmy.events import Events
 from shimmy.launch import Launch
 from shimmy.memory import SERVER_BYTES
@@ -23,7 +23,7 @@ from shimmy.metrics import Metrics
 from shimmy.pool import Pool
 from shimmy.registry import BROKEN, CatalogDiff, Model, Rejected
 from shimmy.room import Room
-from shimmy.slot import State
+from shimmy.slot import Slot, State
 from tests.fakes import FakeWorker, model, on_loop, until
 
 TINY = model()
@@ -210,6 +210,25 @@ async def test_a_load_that_breaks_in_another_way_leaves_nothing_behind() -> None
     caller = house.ask()
     (await house.loading()).outcome.set_exception(OSError("no more processes"))
     with pytest.raises(OSError, match="no more processes"):
+        await caller
+    await house.loaded()
+
+
+@on_loop
+async def test_a_load_that_breaks_where_nothing_expects_it_wakes_its_waiters(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    caller = house.ask()
+    load = await house.loading()
+    wake, errors = Slot.wake, [KeyError("a bug")]
+
+    def broken_once(slot: Slot, error: Exception) -> None:
+        if errors:
+            raise errors.pop()
+        wake(slot, error)
+
+    monkeypatch.setattr(Slot, "wake", broken_once)
+    load.fail("no")
+    with pytest.raises(Internal, match="could not be loaded: KeyError"):
         await caller
     await house.loaded()
 

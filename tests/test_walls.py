@@ -15,7 +15,7 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors", "marks", "cgroups", "program", "whole", "inotify"},
+    {"errors", "background", "marks", "cgroups", "program", "whole", "inotify"},
     {"messages", "reading", "writing", "large_json", "naming", "unpacked"},
     {"log", "frozen", "fitting", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "engine", "room", "remote", "folders"},

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from shimmy import background
 from shimmy.engine import process, reports, wire
 from shimmy.engine.outbox import Outbox
 from shimmy.engine.streams import Answer, EmbeddingStream, JobStream
@@ -288,7 +289,8 @@ class WorkerClient(asyncio.BufferedProtocol):
         if self._look is not None:
             self._look.cancel()
         self._outbox.close()
-        asyncio.get_running_loop().create_task(self._bury())
+        burial = asyncio.get_running_loop().create_task(self._bury())
+        background.watch(burial, f"ending the worker of `{self.name}`")
 
     async def _bury(self) -> None:
         """Wait for the process, then tell everybody who waits for it.
@@ -296,6 +298,18 @@ class WorkerClient(asyncio.BufferedProtocol):
         A process that waits for a disk which does not answer cannot be ended before that does: its jobs do not wait.
         """
         status = await self._wait(_KILL_AFTER_S + _LET_GO_AFTER_S)
+        try:
+            self._tell_of_end(status)
+        finally:
+            if status is None:
+                logger.error("worker `%s` (pid %d) was killed, but the system keeps it", self.name, self.pid)
+                await self._wait(math.inf)
+            try:
+                self._hooks.on_death(self)
+            finally:
+                self.ended.set()
+
+    def _tell_of_end(self, status: int | None) -> None:
         how = self._broken or ("it cannot be ended" if status is None else _describe(status))
         self.end_reason = how
         error: ShimmyError = ShuttingDown("the model is being unloaded")
@@ -313,11 +327,6 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._note_idle()
         self._taken.set()
         self.n_running = self.n_waiting = 0
-        if status is None:
-            logger.error("worker `%s` (pid %d) was killed, and the system does not let go of it", self.name, self.pid)
-            await self._wait(math.inf)
-        self._hooks.on_death(self)
-        self.ended.set()
 
     def _failed_load(self, how: str, status: int | None) -> ModelUnavailable:
         message = f"the worker ended while it loaded `{self.name}` ({how}"
