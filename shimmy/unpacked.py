@@ -109,10 +109,27 @@ def restore() -> bool:
             with Path(sys.executable).open("rb") as archive:
                 for name, place, size in missing:
                     archive.seek(place)
-                    whole.write(home / name, archive.read(size))
+                    put(home / name, archive.read(size))
         except OSError as exc:
             raise OSError(exc.errno, f"the program cannot be put back into `{home}`: {exc.strerror}") from exc
         return True
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file whole; raises OSError.
+
+    Where code may not run from its folder, a library lies in memory, and is there as long as this process lives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ".so" not in path.suffixes or not os.statvfs(path.parent).f_flag & os.ST_NOEXEC:
+        whole.write(path, data)
+        return
+    descriptor = os.memfd_create(path.name)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+    link = path.with_name(f"{path.name}.{os.getpid()}")
+    link.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+    link.replace(path)
 
 
 def freshen() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,6 +113,16 @@ def test_no_room_to_put_a_file_back_is_told(home: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match=f"cannot be put back into `{home}`: No space left on device") as caught:
         unpacked.restore()
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_where_code_may_not_run_libraries_lie_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    for name in ("libsome.so.1", "_json.cpython-311-x86_64-linux-gnu.so", "base_library.zip"):
+        for data in (b"before", b"after"):
+            unpacked.put(tmp_path / "folder" / name, data)
+        assert (tmp_path / "folder" / name).read_bytes() == b"after"
+        assert (tmp_path / "folder" / name).is_symlink() == (".so" in name)
+    assert len([*(tmp_path / "folder").iterdir()]) == 3
 
 
 def test_in_a_source_tree_nothing_is_kept() -> None:

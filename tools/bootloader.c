@@ -3,7 +3,8 @@
  * licence (GPL 2 or later, with its exception for what the bootloader is put in front of).
  *
  * - The program is the file that was started, whatever happens to its name afterwards: it is read through a descriptor.
- * - It is unpacked where there is room and where programs may run, and a start that fails leaves nothing behind.
+ * - It is unpacked where there is room and where programs may run, if need be into memory, and a start that fails leaves
+ *   nothing behind.
  * - The folder is locked while the program runs, and says whose it is: see shimmy/frozen.py.
  * - Libraries of others, to which LD_LIBRARY_PATH leads, are not used.
  */
@@ -17,6 +18,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "pyi_global.h"
@@ -29,6 +31,8 @@
 #define MARKER_TEXT "unpacked by shimmy\n"
 
 #define LOWEST_FD 10 /* those below have meanings for shells, and for systemd */
+
+#define NO_EXECUTION -1 /* beside the numbers of errno */
 
 #define MAX_REPORT 4096
 #define CHUNK_BYTES 65536
@@ -88,46 +92,77 @@ char *__wrap_realpath(const char *path, char *resolved)
 
 /* -- the folder it is unpacked to ------------------------------------------------------------------------------- */
 
-/* Write `size` bytes of a file that begin at `place` to another; returns -1 with errno where that fails. */
-static int copy(int source, off_t place, size_t size, const char *path, mode_t mode)
+/* Write `size` bytes of a file that begin at `place` to another; returns 0 or what failed. */
+static int fill(int target, int source, off_t place, size_t size)
 {
     char buffer[CHUNK_BYTES];
-    int target = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-    int error = 0;
 
-    if (target < 0) {
-        return -1;
-    }
-    while (size > 0 && error == 0) {
+    while (size > 0) {
         ssize_t n = pread(source, buffer, size < sizeof(buffer) ? size : sizeof(buffer), place);
         n = n > 0 ? write(target, buffer, (size_t)n) : n;
         if (n > 0) {
             size -= (size_t)n;
             place += n;
-        } else if (n == 0 || errno != EINTR) {
-            error = n == 0 ? EIO : errno; /* nothing left to read: the program's file was cut off */
+        } else if (n == 0) {
+            return EIO; /* the program's file was cut off */
+        } else if (errno != EINTR) {
+            return errno;
         }
     }
+    return 0;
+}
+
+static int copy(const char *path, mode_t mode, int source, off_t place, size_t size)
+{
+    int target = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    int error;
+
+    if (target < 0) {
+        return errno;
+    }
+    error = fill(target, source, place, size);
     if (fchmod(target, mode) < 0 && error == 0) {
         error = errno;
     }
     if (close(target) < 0 && error == 0) {
         error = errno;
     }
-    errno = error;
-    return error ? -1 : 0;
+    return error;
+}
+
+/* The same as a file in memory, which this process holds as long as the program runs, and a link to it. */
+static int copy_to_memory(const char *path, int source, off_t place, size_t size)
+{
+    char target[64];
+    int fd = (int)syscall(SYS_memfd_create, "shimmy", MFD_CLOEXEC);
+    int error;
+
+    if (fd < 0) {
+        return errno;
+    }
+    error = fill(fd, source, place, size);
+    snprintf(target, sizeof(target), "/proc/%d/fd/%d", getpid(), fd);
+    if (error == 0 && (symlink(target, path) < 0 || access(path, R_OK) < 0)) {
+        error = errno;
+    }
+    if (error) {
+        close(fd);
+    }
+    return error;
 }
 
 static int write_marker(const char *path)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    ssize_t n;
+    int error = 0;
 
     if (fd < 0) {
-        return -1;
+        return errno;
     }
-    n = write(fd, MARKER_TEXT, strlen(MARKER_TEXT));
-    return close(fd) < 0 || n != (ssize_t)strlen(MARKER_TEXT) ? -1 : 0;
+    if (write(fd, MARKER_TEXT, strlen(MARKER_TEXT)) != (ssize_t)strlen(MARKER_TEXT)) {
+        error = errno ? errno : ENOSPC;
+    }
+    return close(fd) < 0 && error == 0 ? errno : error;
 }
 
 /* Make the folders above a file of the folder. */
@@ -155,7 +190,7 @@ static int is_unpacked(const struct TOC_ENTRY *entry)
 }
 
 /* shimmy.spec stores all that is unpacked as it is: copying needs no memory, of which this process would keep some. */
-static int unpack(const struct ARCHIVE *archive, const char *home)
+static int unpack(const struct ARCHIVE *archive, const char *home, int may_run)
 {
     const struct TOC_ENTRY *entry;
     char path[PYI_PATH_MAX];
@@ -163,7 +198,7 @@ static int unpack(const struct ARCHIVE *archive, const char *home)
     int error = source < 0 ? errno : 0;
 
     for (entry = archive->toc; entry < archive->toc_end && !error; entry = pyi_archive_next_toc_entry(archive, entry)) {
-        mode_t mode = entry->typecode == ARCHIVE_ITEM_BINARY ? 0700 : 0600;
+        int is_code = entry->typecode == ARCHIVE_ITEM_BINARY;
         off_t place = (off_t)archive->pkg_offset + entry->offset;
 
         if (!is_unpacked(entry)) {
@@ -173,66 +208,66 @@ static int unpack(const struct ARCHIVE *archive, const char *home)
             error = ENOTSUP;
         } else if (snprintf(path, sizeof(path), "%s/%s", home, entry->name) >= (int)sizeof(path)) {
             error = ENAMETOOLONG;
-        } else if (make_parents(path, strlen(home)) < 0 || copy(source, place, entry->length, path, mode) < 0) {
+        } else if (make_parents(path, strlen(home)) < 0) {
             error = errno;
+        } else if (is_code && !may_run) {
+            error = copy_to_memory(path, source, place, entry->length);
+        } else {
+            error = copy(path, is_code ? 0700 : 0600, source, place, entry->length);
         }
     }
     if (source >= 0) {
         close(source);
     }
-    errno = error;
-    return error ? -1 : 0;
+    return error;
 }
 
-/* Whether code in the folder may run, which a file system that is mounted `noexec` does not let it. */
-static int may_run(const char *marker)
+/* Whether code in the folder may run, which a file system that is mounted `noexec` does not let it: 0 or NO_EXECUTION. */
+static int run_error(const char *marker)
 {
     int fd = open(marker, O_RDONLY | O_CLOEXEC);
     void *page = mmap(NULL, 1, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0);
-    int error = errno;
 
     close(fd);
-    if (page == MAP_FAILED) {
-        errno = error;
-        return 0;
+    if (page != MAP_FAILED) {
+        munmap(page, 1);
     }
-    munmap(page, 1);
-    return 1;
+    return page == MAP_FAILED ? NO_EXECUTION : 0;
 }
 
-/* Unpack into a new folder in `parent`; NULL, or why that cannot be, and then nothing is left there. The folder is
- * locked before it can be told as ours, until this process and the one that it starts have ended. */
-static const char *settle(struct PYI_CONTEXT *pyi_ctx, const char *parent)
+/* Unpack into a new folder in `parent`; returns 0, or what failed, and then nothing is left there. With `in_memory`, the
+ * libraries are not in the folder, where they might not run. The folder is locked before it can be told as ours, until
+ * this process and the one that it starts have ended. */
+static int settle(struct PYI_CONTEXT *pyi_ctx, const char *parent, int in_memory)
 {
     char marker[PYI_PATH_MAX];
     char *home = pyi_ctx->application_home_dir;
-    const char *reason = NULL;
-    int first, lock;
+    int error, first, lock;
 
-    if (snprintf(home, PYI_PATH_MAX, "%s/_MEI%08xXXXXXX", parent, getpid()) >= PYI_PATH_MAX
-        || snprintf(marker, PYI_PATH_MAX, "%s/%s", home, MARKER) >= PYI_PATH_MAX) {
-        return strerror(ENAMETOOLONG);
+    if (snprintf(marker, PYI_PATH_MAX, "%s/_MEI%08xXXXXXX/%s", parent, getpid(), MARKER) >= PYI_PATH_MAX) {
+        return ENAMETOOLONG;
     }
+    snprintf(home, strlen(marker) - strlen(MARKER), "%s", marker);
     if (mkdtemp(home) == NULL) {
-        return strerror(errno);
+        return errno;
     }
-    snprintf(marker, PYI_PATH_MAX, "%s/%s", home, MARKER);
+    memcpy(marker, home, strlen(home));
     first = open(home, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     lock = fcntl(first, F_DUPFD, LOWEST_FD); /* the program inherits this one */
     close(first);
     flock(lock, LOCK_SH); /* where there are no locks, nobody can be told to stay out */
-    if (write_marker(marker) < 0) {
-        reason = strerror(errno);
-    } else if (!may_run(marker)) {
-        reason = errno == EPERM || errno == EACCES ? "programs cannot run from there (mounted `noexec`)" : strerror(errno);
-    } else if (unpack(pyi_ctx->archive, home) < 0) {
-        reason = strerror(errno);
+    error = write_marker(marker);
+    if (error == 0 && !in_memory) {
+        error = run_error(marker);
     }
-    if (reason != NULL) {
+    if (error == 0) {
+        error = unpack(pyi_ctx->archive, home, !in_memory);
+    }
+    if (error) {
         pyi_recursive_rmdir(home);
         close(lock);
     }
-    return reason;
+    return error;
 }
 
 static double unpacked_mb(const struct ARCHIVE *archive)
@@ -260,40 +295,42 @@ static const char *made(const char *variable, const char *below, char *path)
 }
 
 /* Called by the bootloader's outer process, which has opened the archive and unpacks it next: that is done here
- * as well, so that another folder can be tried. Ends the process where none will do. */
-int pyi_create_temporary_application_directory(struct PYI_CONTEXT *pyi_ctx);
+ * as well, so that another folder can be tried. Where code may run from none of them, it may from memory. Ends the
+ * process where nothing will do. */
 int __wrap_pyi_create_temporary_application_directory(struct PYI_CONTEXT *pyi_ctx)
 {
     char report[MAX_REPORT] = "", cache[PYI_PATH_MAX], own_cache[PYI_PATH_MAX];
-    const char *folders[] = {
+    const char *wanted[] = {
         getenv("TMPDIR"), getenv("TEMP"), getenv("TMP"), "/tmp", "/var/tmp", getenv("XDG_RUNTIME_DIR"),
         made("XDG_CACHE_HOME", "/shimmy", cache), made("HOME", "/.cache/shimmy", own_cache), "/dev/shm",
     };
-    char tried[sizeof(folders) / sizeof(folders[0])][PYI_PATH_MAX];
-    size_t i, j, n_tried = 0, length = 0;
+    char folders[sizeof(wanted) / sizeof(wanted[0])][PYI_PATH_MAX];
+    size_t i, j, n_folders = 0, length = 0;
+    int in_memory, error;
 
-    for (i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
-        char *folder = tried[n_tried];
-        const char *reason;
+    for (i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++) {
+        char *folder = folders[n_folders];
 
-        if (folders[i] == NULL || folders[i][0] == 0) {
+        if (wanted[i] == NULL || wanted[i][0] == 0) {
             continue;
         }
-        if (__real_realpath(folders[i], folder) == NULL) {
-            snprintf(folder, PYI_PATH_MAX, "%s", folders[i]);
+        if (__real_realpath(wanted[i], folder) == NULL) {
+            snprintf(folder, PYI_PATH_MAX, "%s", wanted[i]);
         }
-        for (j = 0; j < n_tried && strcmp(tried[j], folder) != 0; j++) {
+        for (j = 0; strcmp(folders[j], folder) != 0; j++) {
         }
-        if (j < n_tried) {
-            continue;
-        }
-        n_tried++;
-        reason = settle(pyi_ctx, folder);
-        if (reason == NULL) {
-            return 0;
-        }
-        if (length < sizeof(report)) {
-            length += (size_t)snprintf(report + length, sizeof(report) - length, "  `%s`: %s\n", folder, reason);
+        n_folders += j == n_folders; /* it is not there yet */
+    }
+    for (in_memory = 0; in_memory <= 1; in_memory++) {
+        for (i = 0; i < n_folders; i++) {
+            error = settle(pyi_ctx, folders[i], in_memory);
+            if (error == 0) {
+                return 0;
+            }
+            if (!in_memory && length < sizeof(report)) {
+                const char *reason = error == NO_EXECUTION ? "it is mounted `noexec`" : strerror(error);
+                length += (size_t)snprintf(report + length, sizeof(report) - length, "  `%s`: %s\n", folders[i], reason);
+            }
         }
     }
     fprintf(

@@ -13,8 +13,8 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from shimmy import whole
 from shimmy.errors import ModelUnavailable
+from shimmy.unpacked import put
 
 GRAMMAR_ARCHIVE = "llguidance.xz"
 ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked program
@@ -38,7 +38,7 @@ def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
     with _locks.setdefault(path, threading.Lock()):
         if not path.exists():
             try:
-                whole.write(path, content())
+                put(path, content())
             except OSError as exc:
                 raise ModelUnavailable(f"the engine cannot be unpacked to `{path.parent}`: {exc.strerror}") from exc
         return path

@@ -22,16 +22,18 @@ FOREIGN = (
     *("libggml-base.so.0", "libggml.so.0", "libllama.so", "libllama.so.0", "libstdc++.so.6", "libgomp.so.1"),
     *("libpython3.11.so.1.0", "libz.so.1", "libffi.so.8", "liblzma.so.5"),
 )
-# Runs a program where folders are other file systems, which nobody else sees. It is opened before it may be hidden.
-MOUNTS = 'exec 9<"$1"; for folder in $2; do mount -t tmpfs -o "$3" tmpfs "$folder" || exit 99; done; shift 3'
 ANYWHERE = "/tmp /var/tmp /dev/shm"
+# How a folder becomes another file system for a program and those that it starts, and for nobody else.
+TMPFS = "mount -t tmpfs -o {} tmpfs $folder"
+NOEXEC = "mount --bind $folder $folder && mount -o remount,bind,noexec $folder"
 
 
-def mounted(folders: str, options: str, *program: str) -> list[str]:
-    """`program` with tmpfs mounted on folders."""
-    inside = f'{MOUNTS}; cd /; exec /proc/self/fd/9 "$@"'
+def mounted(folders: str | Path, mount: str, *program: str) -> list[str]:
+    """The command that runs `program` where `mount` has been done for each of the folders, one of which may be its own:
+    it is opened before."""
+    script = f'exec 9<"$1"; for folder in {folders}; do {mount} || exit 99; done; shift; exec /proc/self/fd/9 "$@"'
     alone = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
-    return [*alone, "sh", "-c", inside, "sh", program[0], folders, options, *program[1:]]
+    return [*alone, "sh", "-c", script, "sh", *program]
 
 
 # -- an upgrade ------------------------------------------------------------------------------------------------------
@@ -163,27 +165,35 @@ def test_another_engine_that_is_preloaded_is_not_used(start: StartServer, tmp_pa
 # -- file systems ----------------------------------------------------------------------------------------------------
 
 
-def elsewhere(tmp_path: Path, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """Run with no places but those that are the same on all machines."""
+def nowhere_else(tmp_path: Path, command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run it with no places but those that are the same on all machines."""
     inherited = environment(tmp_path)
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "TEMP", "TMP"):
         inherited.pop(name, None)
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S, env=inherited)
 
 
-def test_another_place_is_found_where_programs_may_not_run_from_the_first(start: StartServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mount", [NOEXEC, TMPFS.format("ro"), TMPFS.format("size=1m")])
+def test_another_place_is_found(start: StartServer, tmp_path: Path, mount: str) -> None:
     folder = tmp_path / "server"
     (folder / "tmp").mkdir(parents=True)
-    server = start(program=mounted(str(folder / "tmp"), "noexec", *PROGRAM), folder=folder)
+    server = start(program=mounted(folder / "tmp", mount, *PROGRAM), folder=folder)
     assert server.chat(PROMPTS[0], **ONE_WORD)
     assert server.stop() == 0
+    assert server.leftovers() == []
+
+
+def test_code_runs_from_memory_where_it_may_from_no_folder(tmp_path: Path, models: Path) -> None:
+    generate = ("generate", "alpha", "--prompt", "hello", "--max-tokens", "2", "--model-path", str(models))
+    ended = nowhere_else(tmp_path, mounted(ANYWHERE, NOEXEC, *PROGRAM, *generate))
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "reason"), [("size=1m", "No space left on device"), ("ro", "Read-only file system")]
 )
 def test_where_there_is_no_place_a_start_says_what_to_set(tmp_path: Path, options: str, reason: str) -> None:
-    ended = elsewhere(tmp_path, mounted(ANYWHERE, options, *PROGRAM, "version"))
+    ended = nowhere_else(tmp_path, mounted(ANYWHERE, TMPFS.format(options), *PROGRAM, "version"))
     assert ended.returncode == 3
     assert ended.stdout == ""
     assert f"`/tmp`: {reason}" in ended.stderr
@@ -191,13 +201,10 @@ def test_where_there_is_no_place_a_start_says_what_to_set(tmp_path: Path, option
 
 
 def test_starts_that_find_no_room_leave_nothing(tmp_path: Path) -> None:
-    (tmp_path / "small").mkdir()
-    script = f'for n in 1 2 3; do TMPDIR={tmp_path}/small "$0" version || exit; done; ls -A {tmp_path}/small'
-    inside = f"mount -t tmpfs -o size=4m tmpfs {tmp_path}/small && exec sh -c '{script}' {PROGRAM[0]}"
-    alone = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
-    ended = subprocess.run(
-        [*alone, "sh", "-c", inside], capture_output=True, text=True, check=False, env=environment(tmp_path)
-    )
+    small = tmp_path / "small"
+    small.mkdir()
+    starts = f"for n in 1 2 3; do TMPDIR={small} {PROGRAM[0]} version || exit; done; ls -A {small}"
+    ended = nowhere_else(tmp_path, mounted(small, TMPFS.format("size=4m"), "/bin/sh", "-c", starts))
     assert ended.stdout.splitlines() == ["shimmy 0.1.0"] * 3, ended.stderr  # elsewhere, and nothing is listed
 
 
