@@ -7,11 +7,14 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shimmy import log as process_log
 from shimmy.engine import packed, pulse
 from shimmy.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +98,28 @@ class _EngineLog:
         return "; ".join(self.errors) or "the engine gave no reason"
 
 
+class _Aborts:
+    """Says why the engine gives up, which it does where one of its assertions fails: that ends the process.
+
+    It would write to stderr itself, and wait there for a reader.
+    """
+
+    def __init__(self) -> None:
+        self.handler: Callable[[str], None] | None = None  # is told the reason; the process ends when it returns
+        # The engine calls this pointer for the life of the process; a collected callback would be a segfault.
+        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._on_abort)
+
+    def _on_abort(self, text: bytes) -> None:
+        reason = text.decode("utf-8", "replace").strip()
+        place, _, rest = reason.partition(": ")
+        reason = f"{rest} ({Path(place).name})" if rest else reason  # without the folder that the engine was built in
+        logger.error("the engine gives up: %s", reason)
+        process_log.flush()
+        if self.handler is not None:
+            self.handler(reason)
+
+
 log = _EngineLog()
 llama.llama_log_set(log.callback, None)
-
-
-def _on_abort(message: bytes) -> None:
-    """Called before the engine ends this process. It would write to stderr itself, and wait there for a reader."""
-    logger.error("the engine gives up: %s", message.decode("utf-8", "replace"))
-    process_log.flush()
-
-
-_abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_on_abort)
-function("ggml_set_abort_callback", ctypes.c_void_p, ctypes.c_void_p)(_abort_callback)
+aborts = _Aborts()
+function("ggml_set_abort_callback", ctypes.c_void_p, ctypes.c_void_p)(ctypes.cast(aborts.callback, ctypes.c_void_p))

@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,28 @@ _MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
 _CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 _SPECIAL = _CONTROL | llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 _BARRED_MARK = re.compile(r"<[|\uff5c][^<>]+>|<[^<>]+[|\uff5c]>")
+# llama.cpp takes tokens with these texts for control tokens, whatever the file says (`llama_vocab::impl::load`).
+_ALWAYS_CONTROL = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>"),
+    *("[EOT]", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<end_of_utterance>", "<|eom_id|>", "<|fim_prefix|>"),
+    *("<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>", "\u2581<PRE>", "<|code_prefix|>"),
+    *("<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>"),
+    *("\u2581<SUF>", "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>"),
+    *(
+        "<\uff5cfim\u2581end\uff5c>",
+        "<MID>",
+        "\u2581<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+        "<|fim_pad|>",
+        "<fim-pad>",
+    ),
+    *("<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    *("<|file_sep|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "[EOS]", "<eos>", "<turn|>"),
+    *("<|tool_response>", "[e~["),
+    *("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"),  # and these for tokens that users define
+)
+_N_FIRST_TOKENS = 512  # among which the tokens of bytes mostly are
 _NEVER_ADD_SPACES = (llama.LLAMA_VOCAB_TYPE_BPE, llama.LLAMA_VOCAB_TYPE_WPM, llama.LLAMA_VOCAB_TYPE_RWKV)
 _NEVER = -9999.0  # the logarithm of the probability of what cannot come, as OpenAI writes it
 _SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
@@ -84,7 +107,15 @@ def quantize(source: Path, target: Path, file_type: int, n_threads: int) -> None
 class LlamaModel:
     """A model in memory with one context over one unified KV pool, one for embeddings, or both."""
 
-    def __init__(self, path: Path, cpu: CpuBackend, *, repacks: bool = True, longest_token_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        cpu: CpuBackend,
+        *,
+        repacks: bool = True,
+        longest_token_bytes: int = 0,
+        special_tokens: Sequence[int] | None = None,
+    ) -> None:
         """Map the weights of `path`, or with `repacks` copy those into an order of the processor's for which ggml has
         one; raises ModelUnavailable with the engine's own reason. `longest_token_bytes` is what its vocabulary has of
         the longest token; 0 where that is not known."""
@@ -108,6 +139,7 @@ class LlamaModel:
             llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
         )
         self._n_window: int = llama.llama_model_n_swa(self._model) if self.can_rewind else 0
+        self._special_tokens = special_tokens
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._suppressed = self._suppress_tokens()
         self._adapters: list[int] = []  # pointers
@@ -128,6 +160,19 @@ class LlamaModel:
         for which, is_wanted in wanted.items():
             if is_wanted and getattr(llama, f"llama_vocab_{which}")(self._vocab) < 0:
                 raise ModelUnavailable(f"`{self._name}` has no {which} token, which its tokenizer puts around a text")
+        if llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_SPM and (
+            missing := self._bytes_without_token()
+        ):
+            raise ModelUnavailable(f"`{self._name}` has no token for the byte {missing[0]:#04x}, which a text may have")
+
+    def _bytes_without_token(self) -> list[int]:
+        """The bytes that a tokenizer like SentencePiece has no token for: llama.cpp would abort at a text with one."""
+        texts = set(map(partial(llama.llama_vocab_get_text, self._vocab), range(min(self.n_vocab, _N_FIRST_TOKENS))))
+        missing = [byte for byte in range(256) if b"<0x%02X>" % byte not in texts]
+        if missing:  # they stand somewhere else
+            texts = set(map(partial(llama.llama_vocab_get_text, self._vocab), range(self.n_vocab)))
+            missing = [byte for byte in missing if b"<0x%02X>" % byte not in texts and bytes([byte]) not in texts]
+        return missing
 
     @property
     def writes(self) -> bool:
@@ -186,7 +231,7 @@ class LlamaModel:
         self.batch = Batch(n_batch)
 
     def _open(self, n_cells: int, n_open: int) -> None:
-        self._params.n_ctx = n_cells
+        self._params.n_ctx = -(-n_cells // CELLS_STEP) * CELLS_STEP  # less would also be the most rows of a batch
         # What is behind a sliding window passes through a sequence that nobody else uses.
         self._params.n_seq_max = min(n_open + bool(self._n_window), _MAX_SEQUENCES)
         self._context = self._probe.context = llama.llama_init_from_model(self._model, self._params)
@@ -431,12 +476,20 @@ class LlamaModel:
         (`<|start|>`, `<|turn>`). Of the others (`<think>`, `<tool_call>`) users may well write.
         """
         attribute, text_of, found = llama.llama_vocab_get_attr, llama.llama_vocab_get_text, []
-        for token in range(self.n_vocab):
+        for token in self._maybe_special():
             if (attributes := attribute(self._vocab, token)) & _SPECIAL:
                 text = text_of(self._vocab, token).decode("utf-8", "ignore")
                 if attributes & _CONTROL or _BARRED_MARK.fullmatch(text):
                     found.append(text)
         return found
+
+    def _maybe_special(self) -> Iterable[int]:
+        """The tokens that the file says are special, and those that llama.cpp takes for such by their texts."""
+        if self._special_tokens is None:
+            return range(self.n_vocab)
+        named = (self.tokenize(text, add_special=False, parse_special=True) for text in _ALWAYS_CONTROL)
+        tokens = {tokens[0] for tokens in named if len(tokens) == 1}
+        return sorted(tokens.union(token for token in self._special_tokens if token < self.n_vocab))
 
     @property
     def may_add_spaces(self) -> bool:

@@ -16,7 +16,7 @@ from shimmy.engine.context import form_of_cells
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.variant_trust import TrustedVariants
 from shimmy.errors import ModelUnavailable, TemplateFailed
-from shimmy.formats import gguf
+from shimmy.formats import gguf, gguf_vocabulary
 from shimmy.messages import ChatPrompt, Message, ModelFacts, PromptTraffic
 
 if TYPE_CHECKING:
@@ -101,7 +101,13 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = trusted_backend(options.cpu_variant, options.cache_dir)
     repacks = options.weights != "mapped"
-    model = LlamaModel(path, cpu, repacks=repacks, longest_token_bytes=found.longest_token_bytes)
+    model = LlamaModel(
+        path,
+        cpu,
+        repacks=repacks,
+        longest_token_bytes=found.longest_token_bytes,
+        special_tokens=gguf_vocabulary.special_tokens(path, found),
+    )
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
         model.open_context(
@@ -113,6 +119,8 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
             n_outputs=options.n_outputs,
             n_threads=n_threads,
         )
+        if found.n_positions is not None:  # what is beyond the table would be looked up nonetheless
+            model.n_ctx = min(model.n_ctx, found.n_positions)
     plan = pooling.plan(
         header,
         n_ctx=options.n_ctx,
@@ -123,6 +131,13 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     if plan is not None:
         model.open_embeddings(plan, n_threads)
     return model, offers
+
+
+def explained(path: Path, reason: str) -> str:
+    """Why the engine gave up on the model at `path`: in words where its vocabulary is at fault, else by `reason`."""
+    with contextlib.suppress(OSError, gguf.InvalidGguf):
+        return gguf_vocabulary.fault(path, gguf.contents(path)) or reason
+    return reason
 
 
 def validate(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from shimmy import log
 from shimmy.engine import draft, loading, machine, reports, wire
+from shimmy.engine.binding import aborts
 from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.placement import Placement, engine_threads
 from shimmy.engine.pulse import Pulse, engine
@@ -31,7 +32,7 @@ from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.task import Task
 from shimmy.engine.tuning import Tuner, Tuning
 from shimmy.engine.watch import look_every_s
-from shimmy.errors import Internal, ShimmyError
+from shimmy.errors import Internal, ModelUnavailable, ShimmyError
 from shimmy.messages import Accepted, Echo, PromptTraffic
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Worker:
         # From here on the end of the connection ends the process, in the middle of a load too.
         threading.Thread(target=self._read, args=(frames,), daemon=True).start()
         self._n_threads = options.n_threads or machine.n_physical_cores()
+        aborts.handler = lambda reason: self._refuse(Path(options.model_path), reason)
         started_s = perf_counter()
         # It brings jinja2, which takes as long as a small model; `loading.validate` needs it, behind the model.
         threading.Thread(target=import_module, args=("shimmy.engine.preparer",), daemon=True).start()
@@ -144,6 +146,7 @@ class Worker:
         except ShimmyError as error:
             self._connection.send(reports.refused_frame(error))
             return 1
+        aborts.handler = None
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         if self._model.writes:
             self._prompts = loading.open_prompts(sources, self._model, self._preparer, options, self._tell_of_prompts)
@@ -162,6 +165,12 @@ class Worker:
         threading.Thread(target=self._prepare, daemon=True).start()
         threading.Thread(target=self._send, daemon=True).start()
         return self._serve()
+
+    def _refuse(self, path: Path, reason: str) -> NoReturn:
+        """The engine gives up on a model that is being loaded."""
+        message = f"the engine cannot use `{path.name}`: {loading.explained(path, reason)}"
+        self._connection.send(reports.refused_frame(ModelUnavailable(message)))
+        os._exit(1)
 
     def _serve(self) -> NoReturn:
         while True:

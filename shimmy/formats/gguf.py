@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from shimmy.formats.gguf_header import MAX_KEPT_NUMBERS, Array, GgufHeader, Kind, Value, describe
+from shimmy.formats.gguf_limits import refusal
 
 # Far above any real model; a hostile file costs less than a second.
 MAX_HEADER_BYTES = 256 * 1024 * 1024
@@ -27,6 +28,9 @@ MAX_STRINGS = 2_097_152  # in all string arrays together; gemma-4 has 262 k toke
 MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, less the zero
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS = 2**63 - 1
+MAX_ALIGNMENT = (
+    2**20
+)  # ggml rounds sizes up to it, which must not wrap around; no less than ggml's own (TENSOR_ALIGNMENT)
 
 _WINDOW_BYTES = 256 * 1024
 _LONG_ARRAY = 1_024  # strings; walking fewer is faster than searching behind them
@@ -75,6 +79,12 @@ class Contents:
     metadata: dict[bytes, Value]
     types: dict[bytes, int]  # gguf_type of each key
     tensors: dict[bytes, Tensor]
+
+    @property
+    def n_positions(self) -> int | None:
+        """Rows of its table of positions, beyond which there are none; None for a model without one."""
+        table = self.tensors.get(b"position_embd.weight")
+        return table.shape[1] if table is not None and len(table.shape) > 1 else None
 
     @property
     def longest_token_bytes(self) -> int:
@@ -216,15 +226,17 @@ class _Cursor:
         if code != _ARRAY:
             raise InvalidGguf(f"the value at byte {self.position} has the unknown type {code}")
         code, n_items = self.unpack(_ARRAY_HEAD)
+        start = self.position
         if layout := _SCALARS.get(code):
             if n_items <= MAX_KEPT_NUMBERS:
-                return Array(n_items, tuple(n for (n,) in layout.iter_unpack(self.take(n_items * layout.size))))
+                numbers = tuple(n for (n,) in layout.iter_unpack(self.take(n_items * layout.size)))
+                return Array(n_items, numbers, code=code, start=start)
             self.skip(n_items * layout.size)
         elif code == _STRING:
-            return Array(n_items, longest_bytes=self._skip_strings(n_items, skip_strings))
+            return Array(n_items, (), self._skip_strings(n_items, skip_strings), code, start)
         else:  # ggml knows no arrays of arrays either
             raise InvalidGguf(f"the array at byte {self.position} has items of the unsupported type {code}")
-        return Array(n_items)
+        return Array(n_items, code=code, start=start)
 
     def _skip_strings(self, n_strings: int, skip_strings: Callable[["_Cursor", int], int]) -> int:
         """Go behind so many strings; how long the longest is, 0 where they were jumped over."""
@@ -279,6 +291,10 @@ def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], int]) -> Contents
     tensors, n_params = _read_tensors(cursor, n_tensors, _alignment(metadata))
     header = describe(metadata, n_tensors, n_params, cursor.size_bytes)
     _check_header(header)
+    if header.kind is Kind.MODEL:
+        sorts = ((name, len(tensor.shape), tensor.code) for name, tensor in tensors.items())
+        if reason := refusal(metadata, header.architecture, sorts):
+            raise InvalidGguf(reason)
     return Contents(header, metadata, types, tensors)
 
 
@@ -317,6 +333,8 @@ def _alignment(metadata: dict[bytes, Value]) -> int:
     alignment = metadata.get(b"general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise InvalidGguf("its `general.alignment` is not a power of two")
+    if not _DEFAULT_ALIGNMENT <= alignment <= MAX_ALIGNMENT:
+        raise InvalidGguf(f"its `general.alignment` is {alignment}, not {_DEFAULT_ALIGNMENT} to {MAX_ALIGNMENT} bytes")
     return alignment
 
 

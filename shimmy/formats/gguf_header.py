@@ -36,6 +36,8 @@ class Array:
     n_items: int
     numbers: tuple[Any, ...] = ()
     longest_bytes: int = 0  # 0 where they were not walked one by one
+    code: int = 0  # gguf_type of its items
+    start: int = 0  # where in the file they begin
 
 
 Value = int | float | bytes | Array | None  # None: a string too long to keep

@@ -9,8 +9,20 @@ from shimmy.engine import variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.preparer import Preparer
+from shimmy.formats import gguf
+from shimmy.formats.gguf_vocabulary import special_tokens
 from shimmy.messages import ChatPrompt, Message, TextPrompt
-from tests.tiny_models import BOS_TOKEN
+from tests.engine.damaged import with_items
+from tests.tiny_models import (
+    BOS_TOKEN,
+    INT32,
+    STRING,
+    _model_metadata,
+    encode_gguf,
+    model_tensors,
+    vocabulary,
+    write_tiny_model,
+)
 
 IM_END = "<|im_end|>"
 LONG = "hello world and the user " * 100
@@ -126,6 +138,25 @@ def test_control_tokens_of_a_user_are_text(text: str, model: Counting) -> None:
 
 def test_the_control_tokens_of_a_model_are_found(model: Counting) -> None:
     assert set(model.control_texts()) == {"<unk>", "<s>", "</s>", "<|im_start|>", IM_END}
+
+
+def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Path) -> None:
+    """And by what llama.cpp takes for such: looking at each token of a vocabulary would take long."""
+    texts = [text for text, _ in vocabulary()]
+    texts[-3:] = ["<|eot_id|>", "<|start|>", "<end_of_turn>"]
+    for kinds in ([1] * len(texts), [kind for _, kind in vocabulary()], [4] * len(texts)):
+        path = write_tiny_model(tmp_path)
+        metadata = with_items(_model_metadata("tiny", 512, None), "tokenizer.ggml.tokens", STRING, texts)
+        metadata = with_items(metadata, "tokenizer.ggml.token_type", INT32, kinds)
+        path.write_bytes(encode_gguf(metadata, model_tensors(0)))
+        special = special_tokens(path, gguf.contents(path))
+        assert special == [token for token, kind in enumerate(kinds) if kind in {2, 3, 4}]
+        cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
+        quick, slow = (LlamaModel(path, cpu, special_tokens=tokens) for tokens in (special, None))
+        assert quick.control_texts() == slow.control_texts()
+        assert {"<|eot_id|>", "<end_of_turn>", "</s>"} <= set(quick.control_texts())
+        quick.close()
+        slow.close()
 
 
 @pytest.mark.parametrize("written", ["<s>hello", "<s><s>hello"])
