@@ -285,6 +285,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("cors_origins", _origin, (),
            "web pages that may use the server, by their origins, such as https://example.com; `*`: all, `none`: none "
            "(default: those of this machine, such as http://localhost:3000)", "ORIGIN,...", (), ",", ","),
+    Option("max_connections", _integer(1, 2**20), 1024,
+           "how many clients may be connected at once; for a further one another is closed that has no request in "
+           "progress, and when there is none, requests are refused", "N"),
     Option("metrics", _switch, True, "serve Prometheus figures under /metrics"),
     Option("max_body_mb", _integer(1, 1024), 16, "largest request body accepted, in MiB", "N"),
     Option("cpu_variant", str, None, "force one of the engine's CPU variants, such as `haswell`", "NAME"),
@@ -329,6 +332,7 @@ class Config:
     api_keys: tuple[str, ...]
     allowed_hosts: tuple[str, ...]  # patterns of names; none: by the address that is bound
     cors_origins: tuple[str, ...]  # patterns of origins; none: this machine's
+    max_connections: int
     metrics: bool
     max_body_bytes: int
     cpu_variant: str | None
@@ -398,6 +402,7 @@ def load(
         api_keys=_api_keys(values, environment),
         allowed_hosts=values["allowed_hosts"],
         cors_origins=values["cors_origins"],
+        max_connections=values["max_connections"],
         metrics=values["metrics"],
         max_body_bytes=values["max_body_mb"] * 2**20,
         cpu_variant=values["cpu_variant"],

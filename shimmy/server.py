@@ -1,8 +1,8 @@
-"""Puts the server together: state, address, Hypercorn, signals, and the order of the shutdown.
+"""Puts the server together: state, address, connections, signals, and the order of the shutdown.
 
-The only importer of hypercorn. Start: bind, scan, publish, serve. End (SIGTERM, SIGINT, or the death of the one-file
-program's outer process): refuse new requests, let running jobs finish for a while, end the workers, which ends every
-stream, and only then let Hypercorn close the connections. A second signal skips the waiting.
+Start: bind, scan, publish, serve. End (SIGTERM, SIGINT, or the death of the one-file program's outer process): refuse
+new requests, let running jobs finish for a while, end the workers, which ends every stream, and only then close the
+connections. A second signal skips the waiting.
 """
 
 import asyncio
@@ -10,28 +10,23 @@ import gc
 import logging
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, cast
-
-import h11
-import hypercorn.asyncio.run
-import hypercorn.protocol
-from hypercorn.asyncio import serve as hypercorn_serve
-from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Event, RawData, Updated
-from hypercorn.protocol.h11 import H11Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from shimmy import __version__, log
+from shimmy.api.access import is_loopback
 from shimmy.api.app import create_app
 from shimmy.background import in_thread, keep_running
-from shimmy.config import DEFAULT_PORT, LAST_AUTO_PORT, Bind, Config
+from shimmy.config import Config
 from shimmy.discovery import Watched
 from shimmy.errors import ModelNotFound, ShimmyError
 from shimmy.events import Events
 from shimmy.frozen import Home
 from shimmy.generate import Services
 from shimmy.headers import Headers
+from shimmy.http1 import N_SPARE, Connections
 from shimmy.librarian import Librarian
+from shimmy.listening import BindError, listen, raise_descriptor_limit
 from shimmy.metrics import Metrics
 from shimmy.naming import Names
 from shimmy.pool import Pool
@@ -41,78 +36,16 @@ from shimmy.watcher import Watcher
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from hypercorn.typing import Framework
+__all__ = ["BindError", "Server", "serve"]
 
 logger = logging.getLogger(__name__)
 
 _DRAIN_S = 5.0
-_KEEP_ALIVE_S = 75.0
-_BACKLOG = 1024
+# Descriptors that are not for connections: workers, models, the watch of folders.
+_N_OTHER_FILES = 40
+_FEWEST_CONNECTIONS = 4
 # A signal to the whole process group reaches the frozen server twice: its outer process passes it on.
 _ONE_SIGNAL_S = 0.5
-
-
-class _Connection(TCPServer):
-    """Hypercorn's connection, but for two things.
-
-    It ends when its client has left; Hypercorn's own would stay, with its socket, for the whole keep-alive time. And
-    it waits for the client only when the socket is full, which is not so for nearly every token of a stream.
-    """
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        await self.idle_task.stop()
-
-    async def protocol_send(self, event: Event) -> None:
-        if isinstance(event, RawData) and not self.writer.is_closing():
-            self.writer.write(event.data)
-            if not self.writer.transport.get_write_buffer_size():
-                return
-            event = RawData(b"")  # nothing more to write, and all of it to wait for
-        if not (isinstance(event, Updated) and self.reader.at_eof()):  # it would start the idle task again
-            await super().protocol_send(event)
-
-
-class _Http1(H11Protocol):
-    """HTTP/1.1 and nothing else: an offer to change to HTTP/2 or to a websocket is passed over (RFC 9110, 7.8)."""
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        pass
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
-        plain = h11.Request(
-            method=request.method, target=request.target, headers=headers, http_version=request.http_version
-        )
-        await super()._create_stream(plain)
-
-
-# The only seams there are.
-hypercorn.asyncio.run.TCPServer = _Connection  # type: ignore[attr-defined]
-hypercorn.protocol.H11Protocol = _Http1  # type: ignore[attr-defined]
-
-
-class BindError(Exception):
-    """Nothing can listen on the address; the message says which one and why."""
-
-
-def listen(bind: Bind) -> socket.socket:
-    """A listening socket on `bind`; raises BindError."""
-    ports = range(DEFAULT_PORT, LAST_AUTO_PORT + 1) if bind.port is None else (bind.port,)
-    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
-    reason: OSError | None = None
-    for port in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((bind.host, port))
-            listener.listen(_BACKLOG)
-            return listener
-        except OSError as exc:
-            reason = exc
-            listener.close()
-    tried = f"port {ports[0]}" if len(ports) == 1 else f"a port from {ports[0]} to {ports[-1]}"
-    raise BindError(f"cannot listen on {bind.host}, {tried}: {reason}") from reason
 
 
 class Server:
@@ -131,8 +64,8 @@ class Server:
         self._hurry = asyncio.Event()
         self._stopped_s = 0.0
 
-    async def run(self, listener: socket.socket) -> None:
-        """Serve on `listener` until told to stop."""
+    async def run(self, listeners: Sequence[socket.socket], n_connections: int) -> None:
+        """Serve on `listeners` until told to stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
@@ -147,13 +80,11 @@ class Server:
             "preloading models": self._preload,
         }
         housekeeping = [asyncio.create_task(keep_running(what, chore)) for what, chore in chores.items()]
-        self._greet(listener)
+        self._greet(listeners)
         gc.freeze()  # what is here now stays for good, and need not be looked at again
         gc.enable()
         try:
-            # Both speak ASGI; Hypercorn spells its types out where Starlette has plain mappings.
-            app = cast("Framework", create_app(self._services))
-            await hypercorn_serve(app, self._hypercorn_config(listener), shutdown_trigger=self._wind_down)
+            await Connections(create_app(self._services), n_connections).serve(listeners, self._wind_down)
         finally:
             for chore in housekeeping:
                 chore.cancel()
@@ -197,7 +128,7 @@ class Server:
         self._stop.set()
 
     async def _wind_down(self) -> None:
-        """Wait for the order to stop, then bring every stream to its end: Hypercorn must not find one open."""
+        """Wait for the order to stop, then bring every stream to its end: the connections are closed next."""
         await self._stop.wait()
         self._services.ready = False
         pool = self._services.pool
@@ -209,22 +140,16 @@ class Server:
         await pool.close()
         self._services.events.close()
 
-    def _hypercorn_config(self, listener: socket.socket) -> HypercornConfig:
-        config = HypercornConfig()
-        config.bind = [f"fd://{listener.fileno()}"]
-        config.errorlog = logging.getLogger("hypercorn")
-        config.errorlog.setLevel(logging.WARNING)  # that it listens, we say ourselves
-        config.include_server_header = False
-        config.keep_alive_timeout = _KEEP_ALIVE_S
-        config.keep_alive_max_requests = 2**31
-        config.graceful_timeout = 1.0
-        return config
-
-    def _greet(self, listener: socket.socket) -> None:
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
+    def _greet(self, listeners: Sequence[socket.socket]) -> None:
+        addresses = [listener.getsockname()[:2] for listener in listeners]
+        urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}/v1" for host, port in addresses]
         n_models = len(self._services.registry.catalog.models)
-        logger.info("Shimmy %s serves %d model(s) on http://%s:%d/v1", __version__, n_models, shown, port)
+        logger.info("Shimmy %s serves %d model(s) on %s", __version__, n_models, " and ".join(urls))
+        if not self._config.api_keys and not all(is_loopback(host) for host, _ in addresses):
+            logger.warning(
+                "anybody who can reach this machine can use, load and unload its models, as no key is needed: set one "
+                "with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`", addresses[0][1],
+            )  # fmt: skip
         if not n_models:
             logger.warning("no models found: name a GGUF file or a folder with `--model-path`")
 
@@ -232,10 +157,11 @@ class Server:
 def serve(config: Config, home: Home) -> None:
     """Run a server until it is told to stop; raises BindError before anything has been started."""
     log.take_stderr()
-    listener = listen(config.bind)
+    n_free = raise_descriptor_limit() - _N_OTHER_FILES - N_SPARE
+    n_connections = min(config.max_connections, max(n_free, _FEWEST_CONNECTIONS))
+    listeners = listen(config.bind)
 
     async def main() -> None:
-        await Server(config, home).run(listener)
+        await Server(config, home).run(listeners, n_connections)
 
     asyncio.run(main())
-    listener.detach()  # Hypercorn has closed the file descriptor under it

@@ -52,6 +52,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
         "cors_origins",
         ("https://a.example", "null"),
     ),
+    "max_connections": ("7", 7, "max_connections", 7),
     "metrics": ("false", False, "metrics", False),
     "max_body_mb": ("2", 2, "max_body_bytes", 2 * 2**20),
     "cpu_variant": ("haswell", "haswell", "cpu_variant", "haswell"),

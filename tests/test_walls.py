@@ -18,7 +18,7 @@ FLOORS = (
     {"errors", "background", "marks", "cgroups", "program", "whole", "inotify"},
     {"messages", "reading", "writing", "large_json", "naming", "unpacked"},
     {"log", "frozen", "fitting", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
-    {"headers", "watcher", "engine", "room", "remote", "folders"},
+    {"headers", "watcher", "listening", "engine", "room", "remote", "folders"},
     {"model_files"},
     {"assembly"},
     {"discovery", "processor", "slot", "quarantine"},
@@ -27,6 +27,7 @@ FLOORS = (
     {"pool"},
     {"generate", "bench"},
     {"api"},
+    {"http1"},
     {"server"},
     {"commands"},
     {"cli"},
@@ -39,7 +40,7 @@ BORDERS = {
     "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "starlette": ("shimmy.api.", "shimmy.server"),
-    "hypercorn": ("shimmy.server",),
+    "hypercorn": ("shimmy.http1",),
 }
 DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {

@@ -8,6 +8,7 @@ send both, and no page can forge them. (RFC 9110, 7.2; https://fetch.spec.whatwg
 
 import re
 from collections.abc import Awaitable, Sequence
+from functools import cached_property
 
 from shimmy.api.exchange import ASGIApp, ASGIMessage, Headers, Receive, Scope, Send, header
 from shimmy.config import Bind
@@ -72,10 +73,13 @@ class Policy:
     """Which origins may use this server from a web page: `allowed` names them, or those of this machine may."""
 
     def __init__(self, allowed: Sequence[str], *, has_keys: bool) -> None:
-        named = [item for item in (allowed or OWN_PAGES) if item not in (ANY, NONE)]
-        self._named = _patterns(named)
+        self._items = [item for item in (allowed or OWN_PAGES) if item not in (ANY, NONE)]
         self.is_any = ANY in allowed
         self._has_keys = has_keys
+
+    @cached_property
+    def _named(self) -> re.Pattern[str]:
+        return _patterns(self._items)  # not at the start: it takes longer than all else here
 
     def headers_for(self, scope: Scope) -> Headers | None:
         """What tells a browser that the page may see the reply; None where it must not, or is not another origin."""

@@ -12,7 +12,7 @@ from shimmy.api import ops
 from shimmy.api.access import CorsHeaders, Hosts, Origins, Policy
 from shimmy.api.base_urls import BaseUrls
 from shimmy.api.exchange import Exchange, Receive, Scope, Send
-from shimmy.api.middleware import ApiKey, Replies
+from shimmy.api.middleware import ApiKey, Crowd, Replies
 from shimmy.api.response_store import ResponseStore
 from shimmy.errors import MethodNotAllowed, NotFound
 
@@ -126,6 +126,7 @@ def create_app(services: "Services") -> Starlette:
         Middleware(CorsHeaders, policy=policy),
         Middleware(Replies, metrics=services.metrics),
         Middleware(BaseUrls, paths=[path for _, path, _ in ROUTES]),
+        Middleware(Crowd, limit=config.max_connections, open_paths=OPEN_PATHS),
         Middleware(Hosts, bind=config.bind, allowed=config.allowed_hosts),
         Middleware(Origins, policy=policy),
     ]

@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 JSON_TYPE = b"application/json"
 _PART_BYTES = 1 << 18
 RETRY_AFTER_S = b"2"
+CROWDED = "shimmy.crowded"  # an extension in the scope: the connection is one more than there should be
 ACCEPTED_ENCODINGS = b"gzip, deflate"  # content_encoding.py reads them
 _WHITE_SPACE = b" \t\r\n"  # of JSON (RFC 8259, 2)
 

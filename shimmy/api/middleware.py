@@ -3,8 +3,19 @@
 from collections.abc import Awaitable
 from hmac import compare_digest
 
-from shimmy.api.exchange import ASGIApp, ASGIMessage, ClientGone, Receive, Scope, Send, error_of, header, send_error
-from shimmy.errors import Unauthorized
+from shimmy.api.exchange import (
+    CROWDED,
+    ASGIApp,
+    ASGIMessage,
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    error_of,
+    header,
+    send_error,
+)
+from shimmy.errors import Overloaded, Unauthorized
 from shimmy.metrics import Metrics
 
 _KEY_HEADERS = (b"x-api-key", b"api-key")  # Anthropic's and Azure's clients send their key so
@@ -43,6 +54,23 @@ class Replies:
         finally:
             route = scope.get("route")
             self._metrics.requests.add(1, route.path if route else "other", status or CLIENT_GONE_STATUS)
+
+
+class Crowd:
+    """Refuses requests of connections beyond the limit, but for `open_paths`: whether the server is alive is told."""
+
+    def __init__(self, app: ASGIApp, limit: int, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._limit = limit
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if CROWDED in scope.get("extensions", ()) and scope["path"] not in self._open_paths:
+            raise Overloaded(
+                "all connections of this server are in use: try again later, or raise "
+                f"`--max-connections` ({self._limit}) and `ulimit -n`"
+            )
+        await self._app(scope, receive, send)
 
 
 class ApiKey:

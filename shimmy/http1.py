@@ -1,0 +1,513 @@
+"""HTTP/1.1 connections: accepting them, their number, their deadlines, and what of a request is wrong before it is one.
+
+The only importer of hypercorn, whose reading and writing of HTTP/1.1 it uses. Knows an ASGI application and no route.
+A connection without a request in progress may be closed at any time: for its deadline, or the one that has been so for
+the longest when there is no room for another. All of it runs on the event loop's thread.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import re
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from time import monotonic
+from typing import Any, cast
+
+import h11
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, EndBody, Request
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from shimmy.api.exchange import CROWDED, JSON_TYPE, ASGIApp, ASGIMessage, Scope, error_body
+from shimmy.errors import BadRequest, RequestTimeout, ShimmyError
+
+logger = logging.getLogger(__name__)
+
+_HEAD_S = 30.0  # from a connection, or the first byte of a request, to the end of its head
+_KEEP_ALIVE_S = 75.0  # between two requests
+_BODY_S = 30.0  # for a body, and beyond that a second for each of these bytes
+_SLOWEST_BODY = 1000
+_UNREAD_S = 300.0  # a client that takes in nothing of its reply for so long has left
+_LINGER_S = 5.0  # a client that is refused while it still sends has so long to end, and to see why
+_END_S = 1.0  # at the end of the server, for what is not quite finished
+_LOOK_EVERY_S = 1.0
+
+# Beyond the limit so many are taken that get a refusal, or learn whether the server is alive.
+N_SPARE = 8
+_ACCEPTS_AT_ONCE = 16
+_PATIENCE_S = 5.0  # a body that takes longer may have to make room
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSE_S, _SHORT_PAUSE_S = 1.0, 0.02  # until the next connection is tried; short where one is about to end
+_TELL_EVERY_S = 60.0
+
+_MOST_WAITING = 10  # parts of a body, each as long as what was read at once
+_EVENTS_AT_ONCE = 200
+_NO_HOST = re.compile(rb"https?://([/?]|$)", re.IGNORECASE)
+_AUTHORITY_END = re.compile(rb"(?=[/?])")
+
+
+class _Inbox:
+    """What the application will receive. A body waits while there is enough of it, but not for an application that has
+    ended, and the word that the client has left waits for nothing."""
+
+    def __init__(self) -> None:
+        self._messages: deque[ASGIMessage] = deque()
+        self._has_some, self._has_room = asyncio.Event(), asyncio.Event()
+        self._is_closed = False
+
+    async def put(self, message: ASGIMessage) -> None:
+        while len(self._messages) >= _MOST_WAITING and message["type"] == "http.request" and not self._is_closed:
+            self._has_room.clear()
+            await self._has_room.wait()
+        if not self._is_closed:
+            self._messages.append(message)
+            self._has_some.set()
+
+    async def get(self) -> ASGIMessage:
+        while not self._messages:
+            self._has_some.clear()
+            await self._has_some.wait()
+        self._has_room.set()
+        return self._messages.popleft()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._messages.clear()
+        self._has_room.set()
+
+
+def _mistake_in(request: h11.Request) -> str:
+    """What is wrong with a request that is well-formed; empty where nothing is."""
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" in names and b"content-length" in names:
+        # What comes next would be read differently by others on the way (RFC 9112, 6.1).
+        return "a request has a Content-Length or a Transfer-Encoding, not both"
+    if not request.http_version.startswith(b"1."):
+        return f"HTTP/{request.http_version.decode()} is not spoken here, HTTP/1.1 is"
+    return "the target has no host" if _NO_HOST.match(request.target) else ""
+
+
+class _Http1(H11Protocol):
+    """The requests of one connection, one after the other.
+
+    HTTP/1.1 and nothing else: an offer to change to HTTP/2 or to a websocket is passed over (RFC 9110, 7.8).
+    """
+
+    connection: h11.Connection
+    stream: HTTPStream | None
+    _is_over = False  # nothing will be answered any more
+
+    async def handle(self, event: Event) -> None:
+        """Take in what the client sent, or that it has left."""
+        if isinstance(event, Closed):
+            self._is_over = True
+            await self.can_read.set()
+        await super().handle(event)
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Called by the stream with what the application says."""
+        if not self._is_over:
+            await super().stream_send(event)
+
+    async def _handle_events(self) -> None:
+        for n_events in count(1):
+            if not n_events % _EVENTS_AT_ONCE:
+                await asyncio.sleep(0)  # a body may come in pieces of a byte
+            try:
+                event = self.connection.next_event()
+            except h11.RemoteProtocolError as error:
+                await self.refuse(BadRequest(f"this is no HTTP/1.1: {error}"), error.error_status_hint)
+                return
+            if isinstance(event, h11.Request):
+                await self.send(Updated(idle=False))
+                await self._create_stream(event)
+            elif event is h11.PAUSED:
+                await self.can_read.clear()
+                await self.can_read.wait()
+                if self._is_over:
+                    return
+            elif event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed) or self.stream is None:
+                return
+            elif isinstance(event, h11.Data):
+                await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
+            elif isinstance(event, h11.EndOfMessage):
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        target, headers = request.target, [pair for pair in request.headers if pair[0] != b"upgrade"]
+        if mistake := _mistake_in(request):
+            await self.refuse(BadRequest(mistake))
+            return
+        scheme, is_absolute, rest = target.partition(b"://")
+        if is_absolute and scheme.lower() in {b"http", b"https"}:  # RFC 9112, 3.2.2
+            authority, *paths = _AUTHORITY_END.split(rest, 1)
+            target = b"/" + b"".join(paths).removeprefix(b"/")
+            headers = [(b"host", authority), *(pair for pair in headers if pair[0] != b"host")]
+        self.stream = HTTPStream(
+            self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server, self.stream_send,
+            STREAM_ID,
+        )  # fmt: skip
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=headers,
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+
+    @property
+    def is_in_body(self) -> bool:
+        """Whether the client has not come to the end of its request."""
+        return self.connection.their_state is h11.SEND_BODY
+
+    async def ask_for_body(self) -> None:
+        """Tell a client that waits for this that its body is wanted (RFC 9110, 10.1.1)."""
+        if self.connection.they_are_waiting_for_100_continue:
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+
+    async def refuse(self, error: ShimmyError, status: int | None = None) -> None:
+        """Answer with `error` where nothing has been answered yet, and end the connection."""
+        await self._close_stream()
+        self._is_over = True
+        if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            body = error_body(error)
+            headers = [
+                (b"content-type", JSON_TYPE), (b"content-length", b"%d" % len(body)), (b"connection", b"close"),
+                *self.config.response_headers("h11"),
+            ]  # fmt: skip
+            response = h11.Response(status_code=status or error.status, headers=headers)
+            with contextlib.suppress(h11.LocalProtocolError):  # the reply to a HEAD has no body
+                for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                    await self._send_h11_event(event)
+        await self.send(Closed())
+
+
+class _Connection(TCPServer):
+    """One client's connection, from its first byte to its last."""
+
+    protocol: _Http1  # type: ignore[assignment] # made here, without the wrapper that may change to HTTP/2
+
+    def __init__(
+        self, house: "Connections", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_spare: bool
+    ) -> None:
+        super().__init__(
+            cast("Any", house.app), house.loop, house.config, house.context, ConnectionState({}), reader, writer
+        )
+        self.task = asyncio.current_task()
+        self._house = house
+        self._is_spare = is_spare
+        self._is_busy = False  # there is a request in progress
+        self._is_reading = False
+        self._is_ending = False  # nothing will be written any more
+        self._deadline_s = house.loop.time() + _HEAD_S
+        self._has_begun = False  # part of a head is here
+        self._n_received = 0  # bytes of a body
+        self._n_written = 0
+        self._n_taken = 0  # of these, by the client or its system, when it was looked last
+        self._taken_s = 0.0  # when that had changed last
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        sock = self.writer.get_extra_info("socket")
+        try:
+            client, server = (parse_socket_addr(sock.family, name()) for name in (sock.getpeername, sock.getsockname))
+            async with TaskGroup(self.loop) as self._task_group:
+                self.protocol = _Http1(
+                    self.app, self.config, self.context, cast("TaskGroup", self), ConnectionState({}), False, client,
+                    server, self.protocol_send,
+                )  # fmt: skip
+                if self._is_spare:
+                    self.protocol.keep_alive_requests = self.config.keep_alive_max_requests
+                await self._read_data()
+        except OSError:
+            pass  # the client has left
+        finally:
+            self._house.forget(self)
+            await self._close()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def _read_data(self) -> None:
+        while not self.reader.at_eof():
+            self._is_reading = True
+            try:
+                data = await self.reader.read(MAX_RECV)
+            except OSError:
+                break
+            finally:
+                self._is_reading = False
+            if self._is_ending or not data:
+                continue
+            if self._is_busy:
+                self._n_received += len(data)
+            elif not self._has_begun:
+                data = data.lstrip(b"\r\n")  # some clients send these behind a body (RFC 9112, 2.2)
+                self._has_begun = bool(data)
+                self._deadline_s = self.loop.time() + _HEAD_S
+            await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
+
+    async def spawn_app(
+        self,
+        app: Any,
+        _config: HypercornConfig,
+        scope: Scope,
+        send: Callable[[ASGIMessage | None], Awaitable[None]],
+    ) -> Callable[[ASGIMessage], Awaitable[None]]:
+        """Run the application on a request; returns what takes in the rest of it. Called by Hypercorn's stream."""
+        inbox = _Inbox()
+        if self._is_spare:
+            scope["extensions"][CROWDED] = {}
+        self._task_group.spawn(self._run_app, app, scope, inbox, send)
+        return inbox.put
+
+    async def _run_app(
+        self, app: ASGIApp, scope: Scope, inbox: _Inbox, send: Callable[[ASGIMessage | None], Awaitable[None]]
+    ) -> None:
+        async def receive() -> ASGIMessage:
+            await self.protocol.ask_for_body()
+            return await inbox.get()
+
+        try:
+            await app(scope, receive, send)
+        except Exception:
+            logger.exception("a reply broke off")
+        finally:
+            inbox.close()
+            await send(None)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def protocol_send(self, event: Event) -> None:
+        """Called by the protocol. It waits for the client only when the socket is full, which is rare for a token."""
+        if isinstance(event, RawData):
+            if self._is_ending or self.writer.is_closing():
+                await self.protocol.handle(Closed())
+                return
+            self.writer.write(event.data)
+            self._n_written += len(event.data)
+            if self.writer.transport.get_write_buffer_size():
+                await self._until_taken()
+        elif isinstance(event, Closed):
+            self._end()
+        elif isinstance(event, Updated):
+            self._is_busy = not event.idle
+            self._has_begun = False
+            self._n_received = 0
+            self._deadline_s = self.loop.time() + (_KEEP_ALIVE_S if event.idle else _BODY_S)
+            self._house.note(self, is_busy=self._is_busy)
+
+    async def _until_taken(self) -> None:
+        try:
+            async with self.send_lock:
+                await self.writer.drain()
+        except (ConnectionError, RuntimeError):
+            await self.protocol.handle(Closed())
+
+    def _end(self) -> None:
+        """Close the connection. A client that still sends would lose the reply if that was done at once."""
+        if self._is_ending:
+            return
+        self._is_ending = True
+        self._deadline_s = self.loop.time() + _LINGER_S
+        self._house.note(self, is_busy=False)
+        if self.protocol.is_in_body or self.protocol.connection.their_state is h11.ERROR:
+            with contextlib.suppress(OSError, RuntimeError):
+                self.writer.write_eof()
+                return
+        self.writer.close()
+
+    # -- deadlines -------------------------------------------------------------------------------------------------
+
+    def look(self, now_s: float) -> None:
+        """Called every second: act on what has taken too long."""
+        n_unsent = self.writer.transport.get_write_buffer_size()
+        n_taken = self._n_written - n_unsent
+        if n_taken != self._n_taken or not n_unsent:
+            self._n_taken, self._taken_s = n_taken, now_s
+        elif now_s - self._taken_s > _UNREAD_S:
+            self.drop()
+        if not self._is_reading or now_s < self._deadline_s:
+            return
+        if self._is_ending or not (self._is_busy or self._has_begun):
+            if not n_unsent:
+                self.drop()
+        elif not self._is_busy or self._is_slow(now_s):
+            self._deadline_s = now_s + _LINGER_S
+            part = "body" if self._is_busy else "head"
+            late = RequestTimeout(f"the {part} of the request did not come in time")
+            self._task_group.spawn(self.protocol.refuse, late)
+
+    def _is_slow(self, now_s: float) -> bool:
+        return self.protocol.is_in_body and now_s > self._deadline_s + self._n_received / _SLOWEST_BODY
+
+    def began_s(self, now_s: float) -> float | None:
+        """When the request began whose body is still on its way; None where there is none that may make room."""
+        began_s = self._deadline_s - _BODY_S
+        is_late = self._is_busy and self._is_reading and self.protocol.is_in_body and now_s - began_s > _PATIENCE_S
+        return began_s if is_late else None
+
+    def close(self) -> None:
+        """End it when the client has taken all in; for one that nothing is in progress on."""
+        self._is_ending = True
+        self.writer.close()
+
+    def drop(self) -> None:
+        """End it at once."""
+        self._is_ending = True
+        self.writer.transport.abort()
+
+
+class Connections:
+    """All connections of a server that runs `app`, at most `n_most` and a few spare ones."""
+
+    def __init__(self, app: ASGIApp, n_most: int) -> None:
+        self.app = app
+        self.loop = asyncio.get_running_loop()
+        self.config = HypercornConfig()
+        self.config.include_server_header = False
+        self.config.keep_alive_max_requests = 2**31
+        self.context = WorkerContext(None)
+        self._n_most = n_most
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._counted: set[asyncio.Task[None] | None] = set()  # of these, those that are not about to end
+        self._open: set[_Connection] = set()
+        self._idle: dict[_Connection, None] = {}  # the one that has been so for the longest comes first
+        self._told_s = -_TELL_EVERY_S
+        self._looks: asyncio.TimerHandle | None = None
+
+    async def serve(self, listeners: Sequence[socket.socket], until: Callable[[], Awaitable[None]]) -> None:
+        """Serve what comes to `listeners` until `until` returns; closes them."""
+        for listener in listeners:
+            listener.setblocking(False)
+            self._listen(listener)
+        try:
+            await until()
+        finally:
+            for listener in listeners:
+                self.loop.remove_reader(listener)
+                listener.close()
+            await self.context.terminated.set()  # what has a request in progress ends after it
+            for connection in tuple(self._idle):
+                connection.close()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_END_S)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def note(self, connection: _Connection, *, is_busy: bool) -> None:
+        """A request has begun on `connection`, or the last one has ended."""
+        self._idle.pop(connection, None)
+        if not is_busy:
+            self._idle[connection] = None
+
+    def forget(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+
+    # -- accepting -------------------------------------------------------------------------------------------------
+
+    def _listen(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:  # it may have been closed meanwhile
+            self.loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            if len(self._counted) >= self._n_most + N_SPARE and not self._make_room():
+                self._rest(listener, _SHORT_PAUSE_S)  # who is refused makes room soon
+                return
+            try:
+                sock, _address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                self._pause(listener, exc)
+                return
+            self._take(sock)
+
+    def _pause(self, listener: socket.socket, reason: OSError) -> None:
+        """No descriptor is left, or no memory; the system goes on saying so until there is."""
+        has_room = reason.errno in _NO_ROOM and self._make_room()
+        self._rest(listener, _SHORT_PAUSE_S if has_room else _PAUSE_S)
+        self._tell("cannot take a new connection: %s; see `ulimit -n` and `--max-connections`", reason.strerror)
+
+    def _rest(self, listener: socket.socket, pause_s: float) -> None:
+        """Leave new connections to the system for a while."""
+        self.loop.remove_reader(listener)
+        self.loop.call_later(pause_s, self._listen, listener)
+
+    def _take(self, sock: socket.socket) -> None:
+        while len(self._counted) >= self._n_most and self._make_room():
+            pass
+        is_spare = len(self._counted) >= self._n_most
+        task = self.loop.create_task(self._run(sock, is_spare=is_spare))
+        for tasks in (self._tasks, self._counted):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if is_spare:
+            self._tell("all %d connections have requests in progress; others are refused", self._n_most)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has waited the longest for a request, or for its end; whether there was one."""
+        connection = next(iter(self._idle), None)
+        if connection is None:
+            now_s = self.loop.time()
+            begun = [(began_s, one) for one in self._open if (began_s := one.began_s(now_s)) is not None]
+            connection = min(begun, key=lambda pair: pair[0])[1] if begun else None
+        if connection is None:
+            return False
+        self.forget(connection)
+        self._counted.discard(connection.task)
+        connection.drop()
+        return True
+
+    def _tell(self, text: str, argument: object) -> None:
+        """Warn, but not of every connection of a flood."""
+        now_s = monotonic()
+        if now_s - self._told_s >= _TELL_EVERY_S:
+            self._told_s = now_s
+            logger.warning(text, argument)
+
+    async def _run(self, sock: socket.socket, *, is_spare: bool) -> None:
+        sock.setblocking(False)
+        reader = asyncio.StreamReader(limit=MAX_RECV, loop=self.loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self.loop)
+        try:
+            transport, _ = await self.loop.connect_accepted_socket(lambda: protocol, sock)
+        except OSError:
+            sock.close()
+            return
+        connection = _Connection(
+            self, reader, asyncio.StreamWriter(transport, protocol, reader, self.loop), is_spare=is_spare
+        )
+        self._open.add(connection)
+        self._idle[connection] = None
+        if self._looks is None:
+            self._looks = self.loop.call_later(_LOOK_EVERY_S, self._look)
+        try:
+            await connection
+        except Exception:
+            logger.exception("a connection broke off")
+
+    def _look(self) -> None:
+        now_s = self.loop.time()
+        for connection in tuple(self._open):
+            connection.look(now_s)
+        self._looks = self.loop.call_later(_LOOK_EVERY_S, self._look) if self._open else None
