@@ -72,10 +72,12 @@ def _measure_all(options: argparse.Namespace) -> Results:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Compares Shimmy with its peers.")
-    parser.add_argument("--models", type=_names(DEMO_MODELS), default=["smollm2"], help=f"of {', '.join(DEMO_MODELS)}")
-    parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument(
-        "--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help=f"of {', '.join(WORKLOADS)}"
+        "--models", type=names_of(DEMO_MODELS), default=["smollm2"], help=f"of {', '.join(DEMO_MODELS)}"
+    )
+    parser.add_argument("--peers", type=names_of(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--workloads", type=names_of(WORKLOADS), default=list(WORKLOADS), help=f"of {', '.join(WORKLOADS)}"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=n_cores(), help="for every server; all physical cores")
@@ -84,7 +86,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _names(known: Container[str]) -> Callable[[str], list[str]]:
+def names_of(known: Container[str]) -> Callable[[str], list[str]]:
     def names(text: str) -> list[str]:
         chosen = text.split(",")
         unknown = [name for name in chosen if name not in known]
