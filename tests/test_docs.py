@@ -25,7 +25,7 @@ def test_files_named_in_the_docs_exist() -> None:
 
 
 def test_the_page_on_chats_and_completions_has_all_their_fields() -> None:
-    _, both, chats, completions, _ = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").split("\n## ")
+    _, both, chats, completions, *_ = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").split("\n## ")
     named = [
         {name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
         for section in (both, chats, completions)

@@ -158,6 +158,22 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Matching:
+    """A text that a pattern fits as a whole; the pattern means the same in ECMAScript."""
+
+    pattern: re.Pattern[str]
+    expected: str
+
+    def read(self, value: object, path: str) -> str:
+        if not self.pattern.fullmatch(given := read_text(value, path)):
+            refuse(path, self.expected, json.dumps(given)[:40])
+        return given
+
+    def schema(self) -> Json:
+        return {"type": "string", "pattern": f"^(?:{self.pattern.pattern})$"}
+
+
+@dataclass(frozen=True, slots=True)
 class OneOf:
     """One of some texts."""
 

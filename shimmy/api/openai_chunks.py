@@ -14,6 +14,7 @@ from shimmy.api.openai_parse import ReplyOptions
 from shimmy.api.openai_reply import finish_reason, timings, usage, warned
 from shimmy.api.reasoning import n_reasoning
 from shimmy.api.stream import PING
+from shimmy.api.text_argument import TextArgument
 from shimmy.errors import ShimmyError
 from shimmy.messages import Accepted, Delta, Echo, Finished, Piece, TokenLogprob
 from shimmy.reply import ReplyParser
@@ -47,6 +48,7 @@ class ChatChoice:
         self._parser = ReplyParser(accepted.format, split_reasoning=options.splits_reasoning)
         self._has_logprobs = options.n_logprobs is not None
         self.n_reasoned = 0
+        self._texts: dict[int, TextArgument] = {}  # of calls, by their indices
         self._index = index
         start = f'{{"index":{index},"delta":{{'
         self._head = f'{start}"content":'
@@ -66,7 +68,7 @@ class ChatChoice:
         return f"{self._head}{json.dumps(delta.content)}{self._tail}" if delta.content else ""
 
     def rest(self) -> str:
-        return self._chunk(self._parser.flush(), ()) or self._waiting
+        return self._chunk(self._parser.flush(), ()) or self._waiting or self._unsaid_texts()
 
     def last(self, finished: Finished) -> Json:
         reason = finish_reason(finished, has_calls=self._parser.has_calls, options=self._options)
@@ -89,17 +91,28 @@ class ChatChoice:
     def _calls(self, delta: Delta) -> Json:
         # Clients take what stands under one index in one chunk for the whole of it, so its parts are joined.
         calls: dict[int, Json] = {}
-        functions: dict[int, dict[str, str]] = {}
+        called: dict[int, dict[str, str]] = {}
         for call in delta.calls:
+            if call.name in self._options.text_tools:
+                self._texts[call.index] = TextArgument()
+            text = self._texts.get(call.index)
+            kind, key = ("function", "arguments") if text is None else ("custom", "input")
             if call.name is not None:
-                functions[call.index] = {"name": call.name, "arguments": ""}
-                calls[call.index] = {"index": call.index, "id": call.id, "type": "function"}
-            function = functions.setdefault(call.index, {"arguments": ""})
-            function["arguments"] += call.arguments
-            calls.setdefault(call.index, {"index": call.index})["function"] = function
+                called[call.index] = {"name": call.name, key: ""}
+                calls[call.index] = {"index": call.index, "id": call.id, "type": kind}
+            own = called.setdefault(call.index, {key: ""})
+            own[key] += call.arguments if text is None else text.feed(call.arguments)
+            calls.setdefault(call.index, {"index": call.index})[kind] = own
         if self._options.is_legacy:
-            return {"function_call": functions[0]} if 0 in functions else {}
+            return {"function_call": called[0]} if 0 in called else {}
         return {"tool_calls": list(calls.values())}
+
+    def _unsaid_texts(self) -> str:
+        """What is left of calls of tools that take a text, where that was none."""
+        rest = {index: text for index, reader in self._texts.items() if (text := reader.flush())}
+        calls = [{"index": index, "custom": {"input": text}} for index, text in rest.items()]
+        choice = {"index": self._index, "delta": {"tool_calls": calls}, "logprobs": None, "finish_reason": None}
+        return _encode(choice) if calls else ""
 
 
 class TextChoice:

@@ -15,13 +15,15 @@ from shimmy.api.fields import (
     Text,
     boolean,
     not_together,
+    read_object,
     read_text,
     refuse,
     text,
     wrong_kind,
 )
 from shimmy.api.reasoning import EFFORT, VERBOSITY, template_arguments
-from shimmy.api.tools import BareFunction, Choice, FunctionCallChoice, NestedTool, Tools, Wish, offered
+from shimmy.api.tool_kinds import BareFunction, DeclaredTool, Tools, ToolSet, stand_in, text_arguments
+from shimmy.api.tools import Choice, FunctionCallChoice, Wish, offered
 from shimmy.errors import BadRequest
 from shimmy.messages import ChatPrompt, Message, Tool, ToolCall, ToolChoice
 
@@ -37,11 +39,18 @@ _FUNCTION = Record(
     required={"name": "a string", "arguments": "a string of JSON"},
 )
 _CALL = Record({"id": text, "type": OneOf(("function",)), "function": _FUNCTION}, required={"function": "an object"})
+_CUSTOM = Record({"name": text, "input": text}, required={"name": "a string", "input": "a string"})
+_CUSTOM_CALL = Record({"id": text, "type": OneOf(("custom",)), "custom": _CUSTOM}, required={"custom": "an object"})
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A string, or an array of parts that are text, or a refusal of the model's."""
+    """A string, or an array of parts that are text, or a refusal of the model's.
+
+    In the result of a tool, a line of text stands for any other part.
+    """
+
+    is_result: bool = False
 
     def read(self, value: object, path: str) -> str:
         if isinstance(value, list):
@@ -54,11 +63,12 @@ class Content:
     def schema(self) -> Json:
         return {"anyOf": [text.schema(), {"type": "array", "items": _PART.schema(), "maxItems": N_PARTS_MAX}]}
 
-    @staticmethod
-    def _part(value: object, path: str) -> str:
+    def _part(self, value: object, path: str) -> str:
         given = _PART.read(value, path)
         kind = given["type"]
         if kind not in _TEXT_PARTS:
+            if self.is_result:
+                return stand_in(kind)
             raise BadRequest(f"{path}: parts of type {json.dumps(kind[:40])[:40]} are not supported", param=path)
         if kind not in given:
             wrong_kind(f"{path}.{kind}", "a string", None)
@@ -70,11 +80,15 @@ class ToolCallKind:
     """A call in the history."""
 
     def read(self, value: object, path: str) -> ToolCall:
+        if read_object(value, path).get("type") == "custom":
+            custom = _CUSTOM_CALL.read(value, path)
+            return ToolCall(custom.get("id", ""), custom["custom"]["name"], text_arguments(custom["custom"]["input"]))
         given = _CALL.read(value, path)
         return ToolCall(given.get("id", ""), **given["function"])
 
     def schema(self) -> Json:
-        return _CALL.schema()
+        custom = Record(_CUSTOM_CALL.fields, {"type": "a string", **_CUSTOM_CALL.required})
+        return {"anyOf": [_CALL.schema(), custom.schema()]}
 
 
 _TURN = Record(
@@ -92,6 +106,9 @@ _TURN = Record(
     expected="a message object",
 )
 
+_RESULT_ROLES = ("tool", "function")
+_RESULT = Record({**_TURN.fields, "content": Content(is_result=True)}, _TURN.required, _TURN.expected)
+_MAY_BE_SILENT = ("assistant", *_RESULT_ROLES)
 _SAYS_SOMETHING = ("content", "refusal", "tool_calls", "function_call", "reasoning_content")  # one of these is there
 
 
@@ -100,15 +117,18 @@ class Turn:
     """One message; a legacy `function_call` is a call without an id, and its result one of a tool."""
 
     def read(self, value: object, path: str) -> Message:
-        given = _TURN.read(value, path)
+        source = read_object(value, path, "a message object")
+        given = (_RESULT if source.get("role") in _RESULT_ROLES else _TURN).read(source, path)
         calls = given.get("tool_calls", ())
         if "function_call" in given:
             calls = (*calls, ToolCall("", **given["function_call"]))
         content = given.get("content", given.get("refusal"))
         reasoning = given.get("reasoning_content")
-        if content is None and not calls and reasoning is None:
-            wrong_kind(f"{path}.content", "a string or an array of parts", None)
         role = given["role"]
+        if content is None and not calls and reasoning is None:
+            if role not in _MAY_BE_SILENT:
+                wrong_kind(f"{path}.content", "a string or an array of parts", None)
+            content = ""
         return Message(
             role="tool" if role == "function" else role,
             content=content,
@@ -119,7 +139,9 @@ class Turn:
         )
 
     def schema(self) -> Json:
-        return _TURN.schema() | {"anyOf": [{"required": [name]} for name in _SAYS_SOMETHING]}
+        says_something = [{"required": [name]} for name in _SAYS_SOMETHING]
+        may_be_silent = {"properties": {"role": {"enum": [*_MAY_BE_SILENT]}}}
+        return _TURN.schema() | {"anyOf": [*says_something, may_be_silent]}
 
 
 AUTO = Wish()
@@ -129,7 +151,7 @@ PROMPT_FIELDS: Fields = {
     "messages": ListOf(Turn(), MESSAGES, at_least=1, at_most=N_MESSAGES_MAX, noun="messages"),
     "add_generation_prompt": boolean,
     "continue_final_message": boolean,
-    "tools": Tools(NestedTool()),
+    "tools": Tools(DeclaredTool(is_flat=False)),
     "tool_choice": Choice(),
     "parallel_tool_calls": boolean,
     "functions": Tools(BareFunction()),
@@ -161,7 +183,7 @@ def chat_prompt(given: Mapping[str, Any]) -> ChatPrompt:
 
 
 def _tools(given: Mapping[str, Any]) -> tuple[tuple[Tool, ...], ToolChoice]:
-    tools, functions = given.get("tools", ()), given.get("functions", ())
+    tools, functions = given.get("tools", ToolSet()), given.get("functions", ToolSet())
     if tools and functions:
         not_together("functions", "tools")
     if functions:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shimmy.api.fields import (
     Boolean,
     Fields,
+    FreeObject,
     Integer,
     Json,
     NotServed,
@@ -27,6 +28,7 @@ from shimmy.api.fields import (
 )
 from shimmy.api.job_fields import JOB_FIELDS, generate_request, limit
 from shimmy.api.openai_messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
+from shimmy.api.tool_kinds import ToolSet
 from shimmy.messages import FillPrompt, GenerateRequest, ModelDefaults, Prompt, TextPrompt, TokenPrompt
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ CHAT = Record(
         "modalities": NotServed((["text"],)),
         "audio": NotServed(),
         "moderation": NotServed(),
-        "web_search_options": NotServed(),
+        "web_search_options": FreeObject(),
     },
     PROMPT_REQUIRED,
 )
@@ -142,6 +144,7 @@ class ReplyOptions:
     n_logprobs: int | None = None  # candidates told beside each token; None: no log-probabilities
     splits_reasoning: bool = True
     is_legacy: bool = False  # calls are written as `function_call`
+    text_tools: frozenset[str] = frozenset()  # whose calls are `custom` ones
     warnings: tuple[str, ...] = ()  # of what was asked for and is not served, without which the reply is still right
 
 
@@ -171,8 +174,16 @@ def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULT
         n_logprobs=n_logprobs,
         splits_reasoning=given.get("reasoning_format") != "none",
         is_legacy=bool(given.get("functions")),
+        text_tools=frozenset(given.get("tools", ToolSet()).special),
+        warnings=_warnings(given),
     )
     return Call(tuple(_samples(replace(job, n_logprobs=n_logprobs), n)), options)
+
+
+def _warnings(given: Mapping[str, Any]) -> tuple[str, ...]:
+    tools: ToolSet = given.get("tools", ToolSet())
+    searches = ("web_search_options: this server does not search the web",) if "web_search_options" in given else ()
+    return (*searches, *tools.warnings)
 
 
 def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> Call:

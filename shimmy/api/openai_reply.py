@@ -14,8 +14,9 @@ from shimmy.api.fields import Json
 from shimmy.api.openai_logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai_parse import ReplyOptions
 from shimmy.api.reasoning import n_reasoning
+from shimmy.api.text_argument import text_in
 from shimmy.generate import Whole
-from shimmy.messages import Accepted, Delta, Finished, FinishReason
+from shimmy.messages import Accepted, Delta, Finished, FinishReason, ToolCall
 from shimmy.reply import Reply, ReplyParser
 
 FINGERPRINT = f"shimmy-{__version__}"
@@ -52,10 +53,7 @@ def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, 
     message: Json = {"role": "assistant", "content": reply.content or (None if reply.calls else ""), "refusal": None}
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
-    calls = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in reply.calls
-    ]
+    calls = [_call(call, options) for call in reply.calls]
     if calls and options.is_legacy:
         message["function_call"] = calls[0]["function"]
     elif calls:
@@ -67,6 +65,12 @@ def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, 
         "finish_reason": finish_reason(whole.finished, has_calls=bool(calls), options=options),
     }
     return choice, n_reasoning(Delta(reasoning=reply.reasoning), whole.said)
+
+
+def _call(call: ToolCall, options: ReplyOptions) -> Json:
+    if call.name in options.text_tools:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": text_in(call.arguments)}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def text_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, int]:

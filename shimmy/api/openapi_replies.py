@@ -52,13 +52,21 @@ def _error() -> Json:
 
 def _chat() -> Json:
     function = record({"name": TEXT, "arguments": TEXT})
-    call = record({"id": TEXT, "type": const("function"), "function": function})
+    custom = record({"name": TEXT, "input": TEXT})
+    call = either(
+        record({"id": TEXT, "type": const("function"), "function": function}),
+        record({"id": TEXT, "type": const("custom"), "custom": custom}),
+    )
     message = record(
         {"role": const("assistant"), "content": ID_OR_NULL, "refusal": NULL},
         {"reasoning_content": TEXT, "tool_calls": array(call), "function_call": function},
     )
     said = record({"arguments": TEXT}, {"name": TEXT})
-    call_delta = record({"index": COUNT, "function": said}, {"id": TEXT, "type": const("function")})
+    said_text = record({"input": TEXT}, {"name": TEXT})
+    call_delta = either(
+        record({"index": COUNT, "function": said}, {"id": TEXT, "type": const("function")}),
+        record({"index": COUNT, "custom": said_text}, {"id": TEXT, "type": const("custom")}),
+    )
     delta = record(
         {},
         {
@@ -206,8 +214,13 @@ def _item() -> Json:
     return either(
         item("message", {"role": TEXT, "content": parts}),
         item("reasoning", {"summary": parts, "content": parts}, {"encrypted_content": TEXT}),
-        item("function_call", {"call_id": TEXT, "name": TEXT, "arguments": TEXT}),
-        item("function_call_output", {"call_id": TEXT, "output": either(TEXT, parts)}),
+        item("function_call", {"call_id": TEXT, "name": TEXT, "arguments": TEXT}, {"namespace": TEXT}),
+        item(
+            "function_call_output", {"output": either(TEXT, parts)}, {"call_id": TEXT, "name": TEXT, "namespace": TEXT}
+        ),
+        item("custom_tool_call", {"call_id": TEXT, "name": TEXT, "input": TEXT}, {"namespace": TEXT}),
+        item("custom_tool_call_output", {"call_id": TEXT, "output": either(TEXT, parts)}),
+        {"type": "object", "required": ["id", "type"], "description": "Of a tool that another server ran."},
     )
 
 

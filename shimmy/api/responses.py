@@ -139,7 +139,9 @@ class Response:
         self._request = request
         self._head: Json = {"id": self.id, "object": "response", "created_at": int(time.time()), "model": model_name}
         self._output = Output(
-            seals_reasoning=request.seals_reasoning, summarizes_reasoning=request.summarizes_reasoning
+            seals_reasoning=request.seals_reasoning,
+            summarizes_reasoning=request.summarizes_reasoning,
+            callees=request.callees,
         )
         self._parser = ReplyParser(ReplyFormat())  # until the job is accepted
         self._logprobs: list[TokenLogprob] = []  # of text that the parser still has

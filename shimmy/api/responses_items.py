@@ -6,13 +6,28 @@ known here is refused by name.
 
 import json
 import os
+import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shimmy.api.fields import Json, Kind, ListOf, OneOf, Record, Text, read_array, read_object, read_text, refuse, text
+from shimmy.api.fields import (
+    Json,
+    Kind,
+    ListOf,
+    Matching,
+    OneOf,
+    Record,
+    Text,
+    read_array,
+    read_object,
+    read_text,
+    refuse,
+    text,
+)
+from shimmy.api.tool_kinds import model_name, stand_in, text_arguments
 from shimmy.errors import BadRequest, NotFound
 from shimmy.messages import Message, ToolCall
 
@@ -24,7 +39,21 @@ N_PARTS_MAX = 1 << 12  # of an item
 INSTRUCTING = ("system", "developer")
 THINKING, SPEAKING, CALLING = range(3)  # the order in which the assistant does it
 _ID_CHARACTERS = 128
-_ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+}
+# What other servers have run, or keep for themselves.
+_HOSTED_ITEM = re.compile(
+    r"(?:web_search|web_fetch|file_search|computer|code_interpreter|image_generation|local_shell|shell|apply_patch|mcp"
+    r"|tool_search)_(?:call|call_output|output)"
+    r"|mcp_list_tools|mcp_approval_request|mcp_approval_response|additional_tools|configuration_update|compaction"
+    r"|compaction_summary|compaction_trigger|context_compaction|program|program_output|ghost_snapshot"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +117,61 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class Result:
+    """What a tool has answered: a text, or an array of parts, where a line of text stands for what is none."""
+
+    part: ByType
+
+    def read(self, value: object, path: str) -> str | list[str]:
+        if isinstance(value, str):
+            return read_text(value, path)
+        parts = read_array(value, path, "a string or an array of parts")
+        return [self._part(part, f"{path}[{index}]") for index, part in enumerate(parts)]
+
+    def schema(self) -> Json:
+        kind = {"type": "string", "not": {"enum": list(self.part.records)}}
+        other: Json = {"type": "object", "properties": {"type": kind}, "required": ["type"]}
+        return {"anyOf": [text.schema(), {"type": "array", "items": {"anyOf": [self.part.schema(), other]}}]}
+
+    def _part(self, value: object, path: str) -> str:
+        kind = read_object(value, path).get("type")
+        if isinstance(kind, str) and kind not in self.part.records:
+            return stand_in(read_text(kind, f"{path}.type"))
+        return str(self.part.read(value, path)["text"])
+
+
+@dataclass(frozen=True, slots=True)
+class AnyItem:
+    """An item that this server knows, or one about a tool that another server ran: that stays as it is."""
+
+    def read(self, value: object, path: str) -> Item:
+        source = read_object(value, path)
+        if not _is_hosted(source):
+            return _whole(_item.read(source, path))
+        known = _HOSTED.read(source, path)
+        return {name: item for name, item in source.items() if name != "id" or "id" in known}
+
+    def schema(self) -> Json:
+        return {"anyOf": [_item.schema(), _HOSTED.schema()]}
+
+
+def _is_hosted(item: Mapping[str, object]) -> bool:
+    kind = item.get("type")
+    return isinstance(kind, str) and _HOSTED_ITEM.fullmatch(kind) is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
-    """Reasoning as `encrypted_content` has it, which a client hands back unread. It is no secret here."""
+    """Reasoning as `encrypted_content` has it, which a client hands back unread. It is no secret here.
+
+    That of another server cannot be read, and says nothing.
+    """
 
     def read(self, value: object, path: str) -> str:
         try:
             return a2b_base64(read_text(value, path), strict_mode=True).decode()
-        except (Base64Error, ValueError) as exc:
-            raise BadRequest(f"{path}: this is not what a response of this server had here", param=path) from exc
+        except (Base64Error, ValueError):
+            return ""
 
     def schema(self) -> Json:
         return text.schema()
@@ -116,10 +192,10 @@ class Input:
         items = read_array(value, path, "a string or an array of items")
         if len(items) > N_ITEMS_MAX:
             refuse(path, f"at most {N_ITEMS_MAX} items", str(len(items)))
-        return tuple([_whole(_item.read(item, f"{path}[{index}]")) for index, item in enumerate(items)])
+        return tuple([_any_item.read(item, f"{path}[{index}]") for index, item in enumerate(items)])
 
     def schema(self) -> Json:
-        return {"anyOf": [text.schema(), {"type": "array", "items": _item.schema(), "maxItems": N_ITEMS_MAX}]}
+        return {"anyOf": [text.schema(), {"type": "array", "items": _any_item.schema(), "maxItems": N_ITEMS_MAX}]}
 
 
 def _parts(*kinds: str) -> ByType:
@@ -138,11 +214,20 @@ _item = ByType(
             required={"role": "the role of a message", "content": "a string or an array of parts"},
         ),
         "function_call": Record(
-            {**_id, "call_id": _call_id, "name": text, "arguments": text},
+            {**_id, "call_id": _call_id, "name": text, "namespace": text, "arguments": text},
             required={"call_id": "the id of a call", "name": "a string", "arguments": "a string of JSON"},
         ),
+        # Agents also tell of what nobody called, by a name and without the id of a call.
         "function_call_output": Record(
-            {**_id, "call_id": _call_id, "output": Content(_text_part)},
+            {**_id, "call_id": _call_id, "name": text, "namespace": text, "output": Result(_text_part)},
+            required={"output": "a string or an array of parts"},
+        ),
+        "custom_tool_call": Record(
+            {**_id, "call_id": _call_id, "name": text, "namespace": text, "input": text},
+            required={"call_id": "the id of a call", "name": "a string", "input": "a string"},
+        ),
+        "custom_tool_call_output": Record(
+            {**_id, "call_id": _call_id, "output": Result(_text_part)},
             required={"call_id": "the id of a call", "output": "a string or an array of parts"},
         ),
         "reasoning": Record(
@@ -161,6 +246,12 @@ _item = ByType(
 )
 
 
+_any_item = AnyItem()
+_HOSTED = Record(
+    {**_id, "type": Matching(_HOSTED_ITEM, "the type of an item")}, required={"type": "the type of an item"}
+)
+
+
 def _whole(item: Item) -> Item:
     """An item as the API lists it, but for its id where it has none."""
     match item["type"]:
@@ -169,7 +260,7 @@ def _whole(item: Item) -> Item:
             return item | {"content": content, "status": "completed"}
         case "message":
             return item | {"content": _input_parts(_several(item["content"])), "status": "completed"}
-        case "function_call_output" if not isinstance(item["output"], str):
+        case "function_call_output" | "custom_tool_call_output" if not isinstance(item["output"], str):
             return item | {"output": _input_parts(item["output"]), "status": "completed"}
         case "reasoning":
             unsealed = item.pop("encrypted_content", "")
@@ -205,7 +296,7 @@ def identified(items: Iterable[Item], find_item: FindItem) -> tuple[list[Item], 
         elif "id" in item:
             whole.append(item)
         else:
-            made_ids.append(new_id(_ID_PREFIXES[item["type"]]))
+            made_ids.append(new_id(_ID_PREFIXES.get(item["type"], "item")))
             whole.append({"id": made_ids[-1], **item})
     return whole, made_ids
 
@@ -234,14 +325,16 @@ def conversation(items: Iterable[Item], instructions: str = "") -> tuple[Message
                 _assistant(turns, up_to=THINKING).texts.append(_joined(item["content"]))
             case "message":
                 _other(turns, item["role"]).texts.append(_joined(item["content"]))
-            case "function_call":
-                names[item["call_id"]] = item["name"]
-                call = ToolCall(item["call_id"], item["name"], item["arguments"])
-                _assistant(turns, up_to=CALLING).calls.append(call)
-            case "function_call_output":
+            case "function_call" | "custom_tool_call":
+                names[item["call_id"]] = name = model_name(item["name"], item.get("namespace"))
+                arguments = item["arguments"] if "arguments" in item else text_arguments(item["input"])
+                _assistant(turns, up_to=CALLING).calls.append(ToolCall(item["call_id"], name, arguments))
+            case "function_call_output" | "custom_tool_call_output":
                 turns.append(_answer(item, names))
-            case "reasoning" if item["content"]:
-                _assistant(turns, up_to=THINKING).thoughts.append(_joined(item["content"]))
+            case "reasoning" if thoughts := item["content"] or item["summary"]:
+                _assistant(turns, up_to=THINKING).thoughts.append(_joined(thoughts))
+            case _ if said := _hosted_text(item):
+                turns.append(_Turn("user", [said]))
     return tuple([turn.message() for turn in turns])
 
 
@@ -285,8 +378,23 @@ def _other(turns: list[_Turn], role: str) -> _Turn:
     return turns[-1]
 
 
+def _hosted_text(item: Item) -> str:
+    """What a tool that another server ran has said; empty where that is no text."""
+    output = item.get("output")
+    if isinstance(output, list):
+        streams = [part.get(name) for part in output if isinstance(part, dict) for name in ("text", "stdout", "stderr")]
+        output = "\n".join([text for text in streams if isinstance(text, str) and text])
+    if not isinstance(output, str) or not output or not _is_hosted(item):
+        return ""
+    name = item.get("name")
+    return f"[{name if isinstance(name, str) else item['type']}]\n{output}"
+
+
 def _answer(item: Item, names: Mapping[str, str]) -> _Turn:
-    call_id, output = item["call_id"], item["output"]
+    call_id, output = item.get("call_id"), item["output"]
+    if call_id is None:
+        name = ".".join(filter(None, (item.get("namespace"), item.get("name")))) or "tool"
+        return _Turn("user", [f"[{name}]\n{output if isinstance(output, str) else _joined(output)}"])
     if call_id not in names:
         message = f"No tool call found for function call output with call_id {call_id[:80]}."
         raise BadRequest(message, param="input")

@@ -4,10 +4,12 @@ Knows the shapes and the order of the events of items; nothing of responses, req
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from shimmy.api.fields import Json
 from shimmy.api.responses_items import Item, new_id, sealed
+from shimmy.api.text_argument import TextArgument
+from shimmy.api.tool_kinds import Callee
 from shimmy.messages import Candidate, Delta, TokenLogprob, ToolCallDelta
 
 LEAST_LOGPROB = -9999.0  # OpenAI's, for what cannot be: JSON has no -inf
@@ -21,8 +23,18 @@ class Output:
     An item ends where another kind of thing begins, so text after a call is a message of its own.
     """
 
-    def __init__(self, *, seals_reasoning: bool = False, summarizes_reasoning: bool = False) -> None:
-        """A summary is the reasoning once more, for clients that show nothing else of it."""
+    def __init__(
+        self,
+        *,
+        seals_reasoning: bool = False,
+        summarizes_reasoning: bool = False,
+        callees: Mapping[str, Callee] | None = None,
+    ) -> None:
+        """A summary is the reasoning once more, for clients that show nothing else of it.
+
+        `callees` are the tools that are no plain functions, by the names that the model uses.
+        """
+        self._callees = callees or {}
         self.items: list[Item] = []  # each in its final form once it is done
         self._seals_reasoning = seals_reasoning
         self._reasoning_kind = _SummarizedReasoning if summarizes_reasoning else _Reasoning
@@ -62,10 +74,15 @@ class Output:
     def _call(self, delta: ToolCallDelta) -> Iterator[Event]:
         if not isinstance(self._open, _CallItem) or self._open.call_index != delta.index:
             yield from self._close()
-            self._open = _CallItem(len(self.items), delta)
+            self._open = self._call_item(delta)
             yield from self._open.begin()
         if delta.arguments:
             yield from self._open.add(delta.arguments)
+
+    def _call_item(self, delta: ToolCallDelta) -> "_CallItem":
+        callee = self._callees.get(delta.name or "")
+        kind = _TextCallItem if callee is not None and callee.is_custom else _CallItem
+        return kind(len(self.items), delta, callee)
 
     def _close(self, status: str = "completed") -> Iterator[Event]:
         if self._open is None:
@@ -175,17 +192,21 @@ def _summary(text: str) -> Item:
 class _CallItem:
     """A call of a function."""
 
-    def __init__(self, index: int, first: ToolCallDelta) -> None:
+    kind, prefix, argument, event = "function_call", "fc", "arguments", "function_call_arguments"
+
+    def __init__(self, index: int, first: ToolCallDelta, callee: Callee | None) -> None:
         self.index = index
         self.call_index = first.index
         self.item: Item = {
-            "id": new_id("fc"),
-            "type": "function_call",
+            "id": new_id(self.prefix),
+            "type": self.kind,
             "status": "in_progress",
             "call_id": first.id or new_id("call"),
-            "name": first.name or "",
-            "arguments": "",
+            "name": (first.name or "") if callee is None else callee.name,
+            self.argument: "",
         }
+        if callee is not None and callee.namespace is not None:
+            self.item["namespace"] = callee.namespace
         self._arguments: list[str] = []
         self._place: Json = {"item_id": self.item["id"], "output_index": index}
 
@@ -194,11 +215,36 @@ class _CallItem:
 
     def add(self, arguments: str) -> Iterator[Event]:
         self._arguments.append(arguments)
-        yield "response.function_call_arguments.delta", {**self._place, "delta": arguments}
+        yield f"response.{self.event}.delta", {**self._place, "delta": arguments}
 
     def end(self, status: str) -> Iterator[Event]:
-        self.item |= {"status": status, "arguments": "".join(self._arguments)}
-        yield "response.function_call_arguments.done", {**self._place, "arguments": self.item["arguments"]}
+        self.item |= {"status": status, self.argument: "".join(self._arguments)}
+        yield f"response.{self.event}.done", {**self._place, **self._done()}
+
+    def _done(self) -> Json:
+        return {"name": self.item["name"], self.argument: self.item[self.argument]}
+
+
+class _TextCallItem(_CallItem):
+    """A call of a tool that takes a text."""
+
+    kind, prefix, argument, event = "custom_tool_call", "ctc", "input", "custom_tool_call_input"
+
+    def __init__(self, index: int, first: ToolCallDelta, callee: Callee | None) -> None:
+        super().__init__(index, first, callee)
+        self._reader = TextArgument()
+
+    def add(self, arguments: str) -> Iterator[Event]:
+        if text := self._reader.feed(arguments):
+            yield from super().add(text)
+
+    def end(self, status: str) -> Iterator[Event]:
+        if text := self._reader.flush():
+            yield from super().add(text)
+        yield from super().end(status)
+
+    def _done(self) -> Json:
+        return {self.argument: self.item[self.argument]}
 
 
 def _logprob(token: TokenLogprob) -> Json:

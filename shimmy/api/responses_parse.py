@@ -17,6 +17,7 @@ from shimmy.api.fields import (
     Integer,
     Json,
     ListOf,
+    Matching,
     NotServed,
     OneOf,
     Record,
@@ -33,9 +34,10 @@ from shimmy.api.grammar import ANY_OBJECT, GRAMMAR_FIELDS, SCHEMA_FIELDS, with_s
 from shimmy.api.job_fields import JOB_FIELDS, generate_request
 from shimmy.api.reasoning import EFFORT, VERBOSITY, template_arguments
 from shimmy.api.responses_items import FindItem, Input, Item, ItemId, conversation, identified
-from shimmy.api.tools import Choice, FlatTool, Tools, Wish, offered
+from shimmy.api.tool_kinds import Callee, DeclaredTool, Tools, ToolSet
+from shimmy.api.tools import Choice, Wish, offered
 from shimmy.errors import BadRequest
-from shimmy.messages import ChatPrompt, GenerateRequest, Grammar, ModelDefaults, Tool
+from shimmy.messages import ChatPrompt, GenerateRequest, Grammar, ModelDefaults
 
 if TYPE_CHECKING:
     from shimmy.config import Config
@@ -85,30 +87,6 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseTool:
-    """A function that the caller calls, itself and at once."""
-
-    def read(self, value: object, path: str) -> Tool:
-        tool = _tool.read(value, path)
-        _tool_extras.read(value, path)
-        return tool
-
-    def schema(self) -> Json:
-        return {"allOf": [_tool.schema(), _tool_extras.schema()]}
-
-
-_tool = FlatTool()
-_tool_extras = Record(
-    {
-        "allowed_callers": NotServed((["direct"],)),
-        "async": NotServed((False,)),
-        "defer_loading": NotServed((False,)),
-        "output_schema": NotServed(),
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
 class TextFormat:
     """What a reply has to look like; a schema is always obeyed."""
 
@@ -150,21 +128,7 @@ _reasoning = Record(
 # Obfuscation hides how long deltas are from those who watch the network, and changes nothing that they say.
 _stream_options = Record({"include_obfuscation": boolean})
 
-
-@dataclass(frozen=True, slots=True)
-class Inclusion:
-    """What a response is to include beside its items: parts of this dialect, and parts of tools that there are not."""
-
-    def read(self, value: object, path: str) -> str:
-        name = read_text(value, path)
-        if not _INCLUDABLE.fullmatch(name):
-            refuse(path, f"{LOGPROBS}, {SEALED_REASONING}, or a part of a call of a built-in tool", repr(name)[:60])
-        return name
-
-    def schema(self) -> Json:
-        return {"type": "string", "pattern": f"^(?:{_INCLUDABLE.pattern})$"}
-
-
+# Parts of this dialect, and those of tools that there are not, of which nothing will be included.
 _INCLUDABLE = re.compile(
     r"message\.output_text\.logprobs|reasoning\.encrypted_content|message\.input_image\.image_url"
     r"|[a-z0-9_]+_call(?:_output)?\.[a-z0-9_.]+"
@@ -175,7 +139,7 @@ PROMPT_FIELDS: Fields = {
     "input": Input(),
     "instructions": text,
     "previous_response_id": ItemId(),
-    "tools": Tools(ResponseTool()),
+    "tools": Tools(DeclaredTool(is_flat=True, may_nest=True)),
     "tool_choice": Choice(is_flat=True),
     "parallel_tool_calls": Boolean(),
     "reasoning": _reasoning,
@@ -190,7 +154,7 @@ FIELDS: Fields = {
     **PROMPT_FIELDS,
     "max_output_tokens": Integer(at_least=1),
     "top_logprobs": Integer(0, N_TOP_LOGPROBS_MAX),
-    "include": ListOf(Inclusion(), "an array of strings", at_most=64),
+    "include": ListOf(Matching(_INCLUDABLE, "a part of a response"), "an array of strings", at_most=64),
     "stream": boolean,
     "stream_options": _stream_options,
     "store": boolean,
@@ -253,6 +217,7 @@ class ResponseRequest:
     store: bool
     seals_reasoning: bool
     summarizes_reasoning: bool
+    callees: Mapping[str, Callee]  # by the model's names, where they are not plain functions
     warnings: tuple[str, ...] = ()  # of what was asked for and is not served, without which the reply is still right
 
 
@@ -286,6 +251,8 @@ def response_request(body: Json, config: "Config", defaults: ModelDefaults, hist
         store=given.get("store", True),
         seals_reasoning=SEALED_REASONING in include,
         summarizes_reasoning=_summary_of(given) is not None,
+        callees=given.get("tools", ToolSet()).special,
+        warnings=given.get("tools", ToolSet()).warnings,
     )
 
 
@@ -305,7 +272,7 @@ def _new_items(given: Mapping[str, Any], history: History) -> tuple[list[Item], 
 
 def _prompt(given: Mapping[str, Any], items: Sequence[Item], defaults: ModelDefaults) -> ChatPrompt:
     parallel = given.get("parallel_tool_calls", True)
-    tools, choice = offered(given.get("tools", ()), given.get("tool_choice", Wish()), parallel=parallel)
+    tools, choice = offered(given.get("tools", ToolSet()), given.get("tool_choice", Wish()), parallel=parallel)
     prompt = ChatPrompt(
         messages=conversation(items, given.get("instructions", "")),
         tools=tools,

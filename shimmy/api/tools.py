@@ -1,45 +1,11 @@
-"""Tools and the choice among them, as OpenAI's dialects write them, to what a ChatPrompt carries.
+"""The choice among tools, as OpenAI's dialects write it, to what a ChatPrompt carries."""
 
-The dialects differ in where a name stands (`{"type":"function","function":{"name":…}}` or flat); both are read here.
-"""
-
-import re
 from dataclasses import dataclass
 
-from shimmy.api.fields import (
-    Fields,
-    Json,
-    JsonObject,
-    Kind,
-    ListOf,
-    OneOf,
-    Record,
-    boolean,
-    read_text,
-    refuse,
-    text,
-)
+from shimmy.api.fields import Json, ListOf, OneOf, Record, read_object, read_text
+from shimmy.api.tool_kinds import HOSTED, N_TOOLS_MAX, NAMED, ToolName, ToolSet, model_name
 from shimmy.errors import BadRequest
 from shimmy.messages import Tool, ToolChoice
-
-N_TOOLS_MAX = 512
-
-# OpenAI's names, and those with dots and slashes that bridges to other protocols make. They become part of grammars.
-_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-
-
-@dataclass(frozen=True, slots=True)
-class ToolName:
-    """The name of a function."""
-
-    def read(self, value: object, path: str) -> str:
-        name = read_text(value, path)
-        if not _NAME.fullmatch(name):
-            refuse(path, "1 to 128 letters, digits and _ - . : /", repr(name[:40])[:40])
-        return name
-
-    def schema(self) -> Json:
-        return {"type": "string", "pattern": f"^{_NAME.pattern}$"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,122 +17,78 @@ class Wish:
     allowed: tuple[str, ...] | None = None
 
 
-FUNCTION: Fields = {
-    "name": ToolName(),
-    "description": text,
-    "parameters": JsonObject("a JSON Schema object"),
-    "strict": boolean,
-}
 _MODES = OneOf(("none", "auto", "required"))
-_TYPE = {"type": OneOf(("function",))}
-_NAMED = {"name": "the name of a function"}
-_FUNCTION = Record(FUNCTION, required=_NAMED, expected="a function object")
-_FLAT = Record({**_TYPE, **FUNCTION}, required=_NAMED, expected="a tool object")
-_NESTED = Record({**_TYPE, "function": _FUNCTION}, required={"function": "a function object"}, expected="a tool object")
+_CALLED = ("function", "custom")
 
 
-@dataclass(frozen=True, slots=True)
-class BareFunction:
-    """A function as it stands in the legacy field `functions`."""
-
-    def read(self, value: object, path: str) -> Tool:
-        return Tool(**_FUNCTION.read(value, path))
-
-    def schema(self) -> Json:
-        return _FUNCTION.schema()
-
-
-@dataclass(frozen=True, slots=True)
-class NestedTool:
-    """`{"type":"function","function":{…}}`."""
-
-    def read(self, value: object, path: str) -> Tool:
-        return Tool(**_NESTED.read(value, path)["function"])
-
-    def schema(self) -> Json:
-        return _NESTED.schema()
-
-
-@dataclass(frozen=True, slots=True)
-class FlatTool:
-    """`{"type":"function","name":…}`."""
-
-    def read(self, value: object, path: str) -> Tool:
-        given = _FLAT.read(value, path)
-        given.pop("type", None)
-        return Tool(**given)
-
-    def schema(self) -> Json:
-        return _FLAT.schema()
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """An array of tools whose names differ."""
-
-    kind: Kind[Tool]
-
-    def read(self, value: object, path: str) -> tuple[Tool, ...]:
-        tools = self._list().read(value, path)
-        if len({tool.name for tool in tools}) < len(tools):
-            names = [tool.name for tool in tools]
-            twice = next(index for index, name in enumerate(names) if name in names[:index])
-            refuse(f"{path}[{twice}]", "a tool with a name of its own", f"{names[twice]} again")
-        return tools
-
-    def schema(self) -> Json:
-        return self._list().schema()
-
-    def _list(self) -> ListOf[Tool]:
-        return ListOf(self.kind, "an array of tools", at_most=N_TOOLS_MAX, noun="tools")
-
-
-def _named(*, is_flat: bool) -> Record:
-    """What names a function in a choice."""
-    name = Record({"name": ToolName()}, required=_NAMED)
+def _named(kind: str, *, is_flat: bool) -> Record:
+    """What names a tool of one of the kinds that can be called."""
     if is_flat:
-        return Record({"type": OneOf(("function",)), **name.fields}, required=_NAMED)
-    return Record({"type": OneOf(("function",)), "function": name}, required={"function": "an object with a name"})
+        return Record({"type": OneOf((kind,)), "name": ToolName(), "namespace": ToolName()}, required=NAMED)
+    name = Record({"name": ToolName()}, required=NAMED)
+    return Record({"type": OneOf((kind,)), kind: name}, required={kind: "an object with a name"})
+
+
+@dataclass(frozen=True, slots=True)
+class _NamedTool:
+    """What names a tool in a list of those that are allowed; None for one that is not offered anyway."""
+
+    is_flat: bool
+
+    def read(self, value: object, path: str) -> str | None:
+        kind = read_object(value, path).get("type")
+        kind = "function" if kind is None else read_text(kind, f"{path}.type")
+        if kind in _CALLED:
+            return _name(_named(kind, is_flat=self.is_flat).read(value, path), kind, is_flat=self.is_flat)
+        HOSTED.read(value, path)
+        return None
+
+    def schema(self) -> Json:
+        function, custom = (_named(kind, is_flat=self.is_flat) for kind in _CALLED)
+        typed = Record(custom.fields, {"type": "a string", **custom.required})
+        return {"anyOf": [function.schema(), typed.schema(), HOSTED.schema()]}
 
 
 def _allowed(*, is_flat: bool) -> Record:
     """A mode, and the tools that may be called."""
     required = {"mode": "auto or required", "tools": "an array of tools"}
-    tools = ListOf(_named(is_flat=is_flat), "an array of tools", at_least=1, at_most=N_TOOLS_MAX, noun="tools")
+    tools = ListOf(_NamedTool(is_flat), "an array of tools", at_least=1, at_most=N_TOOLS_MAX, noun="tools")
     return Record({"mode": OneOf(("auto", "required")), "tools": tools}, required=required)
+
+
+def _name(given: Json, kind: str, *, is_flat: bool) -> str:
+    source = given if is_flat else given[kind]
+    assert isinstance(source, dict)
+    return model_name(str(source["name"]), source.get("namespace"))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """OpenAI's `tool_choice`: a mode, the one function that has to be called, or a mode and the tools allowed."""
+    """OpenAI's `tool_choice`: a mode, the one tool that has to be called, or a mode and the tools allowed."""
 
     is_flat: bool = False
 
     def read(self, value: object, path: str) -> Wish:
         if isinstance(value, str):
             return Wish(_MODES.read(value, path))
-        given = _CHOICE.read(value, path)
-        if given["type"] == "function":
-            return Wish("required", name=self._name(_named(is_flat=self.is_flat).read(value, path)))
+        kind = _CHOICE.read(value, path)["type"]
+        if kind in _CALLED:
+            named = _named(kind, is_flat=self.is_flat).read(value, path)
+            return Wish("required", name=_name(named, kind, is_flat=self.is_flat))
         allowed = self._allowed_record().read(value, path)
         allowed = allowed if self.is_flat else allowed["allowed_tools"]
-        return Wish(allowed["mode"], allowed=tuple(self._name(tool) for tool in allowed["tools"]))
+        return Wish(allowed["mode"], allowed=tuple(name for name in allowed["tools"] if name is not None))
 
     def schema(self) -> Json:
-        named, allowed = _named(is_flat=self.is_flat), self._allowed_record()
-        records = [Record(record.fields, {**_CHOICE.required, **record.required}) for record in (named, allowed)]
-        return {"anyOf": [_MODES.schema(), *(record.schema() for record in records)]}
+        records = (*(_named(kind, is_flat=self.is_flat) for kind in _CALLED), self._allowed_record())
+        typed = [Record(record.fields, {**_CHOICE.required, **record.required}) for record in records]
+        return {"anyOf": [_MODES.schema(), *(record.schema() for record in typed)]}
 
     def _allowed_record(self) -> Record:
         allowed, kind = _allowed(is_flat=self.is_flat), {"type": OneOf(("allowed_tools",))}
         if self.is_flat:
             return Record(kind | dict(allowed.fields), allowed.required)
         return Record({**kind, "allowed_tools": allowed}, required={"allowed_tools": "an object with mode and tools"})
-
-    def _name(self, given: Json) -> str:
-        source = given if self.is_flat else given["function"]
-        assert isinstance(source, dict)
-        return str(source["name"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,17 +104,18 @@ class FunctionCallChoice:
         return {"anyOf": [_LEGACY_MODES.schema(), _LEGACY.schema()]}
 
 
-_CHOICE = Record({"type": OneOf(("function", "allowed_tools"))}, required={"type": "a string"})
+_CHOICE = Record({"type": OneOf((*_CALLED, "allowed_tools"))}, required={"type": "a string"})
 _LEGACY_MODES = OneOf(("none", "auto"))
-_LEGACY = Record({"name": ToolName()}, required=_NAMED)
+_LEGACY = Record({"name": ToolName()}, required=NAMED)
 
 
 def offered(
-    tools: tuple[Tool, ...], wish: Wish, *, parallel: bool, path: str = "tool_choice"
+    declared: ToolSet, wish: Wish, *, parallel: bool, path: str = "tool_choice"
 ) -> tuple[tuple[Tool, ...], ToolChoice]:
     """The tools a model is told of, and what it may do with them; BadRequest names `path`."""
-    names = {tool.name for tool in tools}
-    unknown = {wish.name, *(wish.allowed or ())} - names - {None}
+    tools = tuple(callee.tool for callee in declared.callees)
+    known = _known_names(declared)
+    unknown = {wish.name, *(wish.allowed or ())} - known.keys() - {None}
     if unknown:
         raise BadRequest(f"{path}: there is no tool named {min(map(str, unknown))} in this request", param=path)
     if wish.mode == "required" and not tools:
@@ -200,5 +123,18 @@ def offered(
     if wish.mode == "none":
         return (), ToolChoice()
     if wish.allowed is not None:
-        tools = tuple(tool for tool in tools if tool.name in wish.allowed)
-    return tools, ToolChoice(required=wish.mode == "required", name=wish.name, parallel=parallel)
+        allowed = {known[name] for name in wish.allowed}
+        tools = tuple(tool for tool in tools if tool.name in allowed)
+        if wish.mode == "required" and not tools:
+            raise BadRequest(f"{path}: a call is required, and none of the tools allowed can be called", param=path)
+    name = None if wish.name is None else known[wish.name]
+    return tools, ToolChoice(required=wish.mode == "required", name=name, parallel=parallel)
+
+
+def _known_names(declared: ToolSet) -> dict[str, str]:
+    """The model's names by those that a choice may use: a name in a namespace by itself where it is the only one."""
+    by_own: dict[str, list[str]] = {}
+    for callee in declared.callees:
+        by_own.setdefault(callee.name, []).append(callee.tool.name)
+    alone = {name: names[0] for name, names in by_own.items() if len(names) == 1}
+    return alone | {callee.tool.name: callee.tool.name for callee in declared.callees}

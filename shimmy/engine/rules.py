@@ -100,6 +100,8 @@ class Rules:
                 warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
             schema, lost = self._loaded().schema(tool.parameters if tool in kept else _ANY_OBJECT, strict=tool.strict)
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
+            if tool.lark:
+                warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced")
             return schema
 
         choice = job.prompt.tool_choice

@@ -1,5 +1,6 @@
 """Replies of several jobs, and what may stand in a choice beside its text: log-probabilities, calls, reasoning."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -388,6 +389,38 @@ async def test_a_reply_that_is_cut_off_says_so_also_within_a_call() -> None:
     assert choice["finish_reason"] == "length"
     assert choice["message"]["tool_calls"][0]["function"]["name"] == "f"
     assert (await chunks(FakeWorker(script), CHAT, tools=[TOOL]))[-1]["choices"][0]["finish_reason"] == "length"
+
+
+@on_loop
+async def test_calls_of_tools_that_take_a_text_are_told_as_such() -> None:
+    text = 'a "b"\n'
+    written = '<tool_call>{"name": "t", "arguments": {"input": "a \\"b\\"\\n"}}</tool_call>'
+    tools = [TOOL, {"type": "custom", "custom": {"name": "t"}}, {"type": "web_search"}]
+    script = (Accepted(12, HERMES), Piece(written, 9), FINISHED)
+    reply = await whole(FakeWorker(script), CHAT, tools=tools)
+    (call,) = reply["choices"][0]["message"]["tool_calls"]
+    assert call == {"id": call["id"], "type": "custom", "custom": {"name": "t", "input": text}}
+    assert reply["choices"][0]["finish_reason"] == "tool_calls"
+    assert "web_search" in reply["warnings"][0]
+
+    worker = FakeWorker()
+    body = json.dumps(CHAT | {"tools": tools, "stream": True}).encode()
+    stream = Call(create_app(services(worker)), "POST", "/v1/chat/completions", body)
+    task = stream.start()
+    job = await worker.streams.get()
+    said: list[Event] = [Accepted(12, HERMES), *(Piece(char, 1) for char in written), FINISHED]
+    for event in said:
+        job.put(event)
+        await asyncio.sleep(0)
+    await task
+    deltas = [
+        call
+        for chunk in stream.reply().chunks()
+        if isinstance(chunk, dict)
+        for call in chunk["choices"][0]["delta"].get("tool_calls", ())
+    ]
+    assert (deltas[0]["type"], deltas[0]["custom"]["name"]) == ("custom", "t")
+    assert "".join(delta["custom"]["input"] for delta in deltas) == text
 
 
 @on_loop

@@ -283,6 +283,12 @@ def test_cache_prompt_is_honoured() -> None:
     assert not chat(cache_prompt=False).cache_prompt
 
 
+def test_verbosity_is_a_variable_of_the_template_and_a_search_of_the_web_is_none() -> None:
+    assert json.loads(chat_prompt(verbosity="high").template_arguments) == {"verbosity": "high"}
+    assert options(web_search_options={}).warnings == ("web_search_options: this server does not search the web",)
+    assert refusal(verbosity="loud").message == 'verbosity: expected one of low, medium, high, got "loud"'
+
+
 def test_unknown_fields_and_those_without_effect_are_ignored() -> None:
     assert chat(user="u", metadata={}, store=True, service_tier="auto", parallel_tool_calls=True, foo=[1]) == chat()
 
@@ -350,6 +356,31 @@ def test_a_boolean_does_not_pass_for_a_number_nor_a_number_for_a_boolean() -> No
         ({"role": "assistant", "content": None, "refusal": "No."}, Message("assistant", "No.")),
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, Message("assistant", "No.")),
         ({"role": "assistant", "reasoning_content": "Hm."}, Message("assistant", None, reasoning_content="Hm.")),
+        ({"role": "assistant", "content": None}, Message("assistant", "")),
+        ({"role": "assistant", "content": [], "tool_calls": []}, Message("assistant", "")),
+        ({"role": "tool", "content": None, "tool_call_id": "c"}, Message("tool", "", tool_call_id="c")),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "f", "input": 'a "é"'}}],
+            },
+            Message("assistant", None, tool_calls=(ToolCall("c", "f", '{"input": "a \\"é\\""}'),)),
+        ),
+        (
+            {
+                "role": "tool",
+                "tool_call_id": "c",
+                "content": [
+                    {"type": "text", "text": "seen:", "cache_control": {"type": "ephemeral"}},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                ],
+            },
+            Message("tool", "seen:\n[a picture, which this model cannot see]", tool_call_id="c"),
+        ),
+        (
+            {"role": "tool", "content": [{"type": "x"}]},
+            Message("tool", "[a part of type x, which this model cannot see]"),
+        ),
     ],
 )
 def test_messages_are_read(turn: object, read: Message) -> None:
@@ -369,7 +400,7 @@ def test_messages_are_read(turn: object, read: Message) -> None:
         ),
         ({"role": "user", "content": 5}, ".content: expected a string or an array of parts, got a number"),
         ({"role": "user"}, ".content: expected a string or an array of parts, got null"),
-        ({"role": "assistant", "content": None}, ".content: expected a string or an array of parts, got null"),
+        ({"role": "system", "content": None}, ".content: expected a string or an array of parts, got null"),
         ({"role": "user", "content": "\udc00"}, ".content: expected Unicode text, got a lone surrogate"),
         ({"role": "user", "content": ["a"]}, ".content[0]: expected a part object, got a string"),
         ({"role": "user", "content": [{"type": "text"}]}, ".content[0].text: expected a string, got null"),
@@ -382,8 +413,12 @@ def test_messages_are_read(turn: object, read: Message) -> None:
         ({"role": "assistant", "tool_calls": 5}, ".tool_calls: expected an array, got a number"),
         ({"role": "assistant", "tool_calls": [5]}, ".tool_calls[0]: expected an object, got a number"),
         (
-            {"role": "assistant", "tool_calls": [{"type": "custom"}]},
-            '.tool_calls[0].type: expected "function", got "custom"',
+            {"role": "assistant", "tool_calls": [{"type": "mcp", "function": {"name": "f", "arguments": ""}}]},
+            '.tool_calls[0].type: expected "function", got "mcp"',
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "f"}}]},
+            ".tool_calls[0].custom.input: expected a string, got nothing",
         ),
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},

@@ -601,6 +601,67 @@ async def test_a_stream_says_that_it_is_in_progress_while_its_model_loads_and_wh
     assert events[-1]["type"] == "response.completed"
 
 
+PATCH = {"type": "custom", "name": "patch", "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}}
+OFTEN = [
+    {"type": "namespace", "name": "n", "description": "d", "tools": [WEATHER, PATCH]},
+    PATCH | {"name": "text", "format": {"type": "text"}},
+    {"type": "web_search", "external_web_access": False},
+]
+
+
+@on_loop
+async def test_calls_of_tools_in_namespaces_and_of_tools_that_take_a_text_are_told_as_such() -> None:
+    calls = (
+        '<tool_call>{"name": "n__weather", "arguments": {"city": "Rome"}}</tool_call>\n'
+        '<tool_call>{"name": "text", "arguments": {"input": "a \\"b\\"\\n"}}</tool_call>\n'
+        '<tool_call>{"name": "n__patch", "arguments": {"input": "x"}}</tool_call>'
+    )
+    worker = FakeWorker(said(*(calls[start : start + 7] for start in range(0, len(calls), 7))))
+    app = create_app(services(worker))
+    events = await streamed(app, tools=OFTEN)
+    output = events[-1]["response"]["output"]
+    plain, text, patch = output
+    assert (plain["type"], plain["namespace"], plain["name"]) == ("function_call", "n", "weather")
+    assert (text["type"], text["name"], text["input"]) == ("custom_tool_call", "text", 'a "b"\n')
+    assert "namespace" not in text
+    assert text["id"].startswith("ctc_")
+    assert (patch["type"], patch["namespace"], patch["name"], patch["input"]) == (
+        "custom_tool_call", "n", "patch", "x",
+    )  # fmt: skip
+    item = ["output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done", "output_item.done"]
+    assert told(events)[-9:-1] == [*item, *item]
+    done = next(event for event in events if event["type"] == "response.custom_tool_call_input.done")
+    assert (done["input"], done["item_id"]) == ('a "b"\n', text["id"])
+    assert events[0]["response"]["warnings"] == [
+        "tools: `web_search` is not offered to the model: this server runs no tools itself"
+    ]
+
+    answers = [{"type": "function_call_output", "call_id": plain["call_id"], "output": "sun"}]
+    answers += [
+        {"type": "custom_tool_call_output", "call_id": call["call_id"], "output": "ok"} for call in (text, patch)
+    ]
+    whole = await created(app, tools=OFTEN, previous_response_id=events[-1]["response"]["id"], input=answers)
+    asked, answered, *others = messages(worker)[1:]
+    assert [(call.name, json.loads(call.arguments)) for call in asked.tool_calls] == [
+        ("n__weather", {"city": "Rome"}), ("text", {"input": 'a "b"\n'}), ("n__patch", {"input": "x"}),
+    ]  # fmt: skip
+    assert (answered.name, answered.content) == ("n__weather", "sun")
+    assert [(turn.name, turn.content) for turn in others] == [("text", "ok"), ("n__patch", "ok")]
+    listed = await fetch(app, "GET", f"/v1/responses/{whole['id']}/input_items")
+    assert listed.status == 200
+
+
+@on_loop
+async def test_a_tool_that_takes_a_text_can_be_demanded() -> None:
+    worker = FakeWorker(SCRIPT)
+    await created(create_app(services(worker)), tools=OFTEN, tool_choice={"type": "custom", "name": "text"})
+    prompt = worker.requests[0].prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.tool_choice == ToolChoice(required=True, name="text")
+    assert [tool.name for tool in prompt.tools] == ["n__weather", "n__patch", "text"]
+    assert [tool.lark for tool in prompt.tools] == ["", "start: /x/", ""]
+
+
 @on_loop
 async def test_what_a_model_brings_along_holds_where_nothing_else_is_said() -> None:
     worker = FakeWorker(SCRIPT)
@@ -616,10 +677,13 @@ async def test_what_a_model_brings_along_holds_where_nothing_else_is_said() -> N
     [
         ({"input": None}, "input"),
         ({"input": []}, "input"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_seach"}]}, "tools[0].type"),
+        ({"tools": [{"type": "custom", "name": "x", "format": {"type": "grammar"}}]}, "tools[0].format.syntax"),
+        ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": [{}]}]}, "tools[0].tools[0].name"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1]"),
-        ({"tools": [WEATHER | {"defer_loading": True}]}, "tools[0].defer_loading"),
+        ({"tools": [WEATHER | {"async": True}]}, "tools[0].async"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "none"}, "tools": [WEATHER]}, "tool_choice"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),

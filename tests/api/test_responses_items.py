@@ -12,6 +12,8 @@ from shimmy.errors import BadRequest, NotFound
 from shimmy.messages import Message, ToolCall
 
 WEATHER = {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city":"Rome"}'}
+PATCH = {"type": "custom_tool_call", "call_id": "call_2", "name": "patch", "input": 'a "b"'}
+PATCHED = {"type": "custom_tool_call_output", "call_id": "call_2", "output": "done"}
 RAIN = {"type": "function_call_output", "call_id": "call_1", "output": "rain"}
 
 
@@ -109,7 +111,66 @@ def test_sealed_reasoning_is_read_where_there_is_none_in_the_open() -> None:
     item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": sealed("hm, é")}
     assert turns(item) == (Message("assistant", None, reasoning_content="hm, é"),)
     assert turns(item | {"content": [{"type": "reasoning_text", "text": "open"}]})[0].reasoning_content == "open"
-    assert turns({"type": "reasoning", "summary": [{"type": "summary_text", "text": "short"}]}) == ()
+    short = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "short"}]}
+    assert turns(short) == (Message("assistant", None, reasoning_content="short"),)
+    assert turns(item | {"encrypted_content": "gAAAAB-of_another_server=="}) == ()
+    assert turns(item | {"encrypted_content": "/////w=="}) == ()
+
+
+def test_what_nobody_called_is_a_text_with_its_name() -> None:
+    goal = {
+        "type": "function_call_output",
+        "id": "fco_1",
+        "name": "goal_objective",
+        "namespace": "agent",
+        "output": "win",
+    }
+    assert turns(goal) == (Message("user", "[agent.goal_objective]\nwin"),)
+    parts = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
+    assert turns({"type": "function_call_output", "output": parts}) == (Message("user", "[tool]\na\nb"),)
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [
+        ({"type": "input_image", "image_url": "data:image/png;base64,AAAA"}, "a picture"),
+        ({"type": "computer_screenshot", "file_id": "f"}, "a picture"),
+        ({"type": "input_file", "file_data": "AAAA"}, "a file"),
+        ({"type": "input_audio", "data": "AAAA"}, "a recording"),
+        ({"type": "hologram"}, "a part of type hologram"),
+    ],
+)
+def test_what_is_no_text_in_the_result_of_a_tool_becomes_one_line(part: dict[str, str], line: str) -> None:
+    output = [{"type": "input_text", "text": "seen:"}, part]
+    for call, answer in ((WEATHER, RAIN), (PATCH, PATCHED)):
+        assert turns(call, answer | {"output": output})[1].content == f"seen:\n[{line}, which this model cannot see]"
+    with pytest.raises(BadRequest):
+        turns({"role": "user", "content": [part]})
+
+
+def test_calls_keep_their_namespace_and_their_text() -> None:
+    asked, answered = turns(PATCH | {"namespace": "n"}, PATCHED)
+    assert asked.tool_calls == (ToolCall("call_2", "n__patch", '{"input": "a \\"b\\""}'),)
+    assert answered == Message("tool", "done", name="n__patch", tool_call_id="call_2")
+
+
+def test_items_about_tools_that_another_server_ran_are_kept() -> None:
+    given: list[dict[str, object]] = [
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}},
+        {"type": "mcp_call", "name": "look", "server_label": "s", "arguments": "{}", "output": "found"},
+        {"type": "mcp_list_tools", "id": None, "server_label": "s", "tools": []},
+        {"type": "shell_call_output", "call_id": "c", "output": [{"stdout": "out", "stderr": "err"}]},
+        {"type": "local_shell_call_output", "id": "l", "output": "listed"},
+        {"type": "image_generation_call", "id": "ig", "result": "AAAA"},
+        {"type": "tool_search_call", "arguments": {}}, {"type": "tool_search_output", "tools": []},
+        {"type": "compaction", "encrypted_content": "x"},
+    ]  # fmt: skip
+    kept = items(*given)
+    assert all(item["id"] for item in kept)
+    assert [{**item, "id": None} for item in kept] == [{**item, "id": None} for item in given]
+    assert [turn.content for turn in conversation(kept)] == [
+        "[look]\nfound", "[shell_call_output]\nout\nerr", "[local_shell_call_output]\nlisted",
+    ]  # fmt: skip
 
 
 def test_a_reference_stands_for_the_item() -> None:
@@ -135,12 +196,14 @@ def test_a_reference_stands_for_the_item() -> None:
         ([{"role": "user", "content": [{"type": "input_text"}]}], "input[0].content[0].text"),
         ([{"role": "user", "content": "\ud800"}], "input[0].content"),
         ([user("x") | {"id": "x" * 129}], "input[0].id"),
-        ([{"type": "web_search_call", "id": "ws_1"}], "input[0].type"),
+        ([{"type": "web_seach_call", "id": "ws_1"}], "input[0].type"),
+        ([{"type": "web_search_call", "id": 5}], "input[0].id"),
         ([WEATHER | {"arguments": {}}], "input[0].arguments"),
         ([WEATHER | {"call_id": ""}], "input[0].call_id"),
-        ([{"type": "function_call_output", "output": "x"}], "input[0].call_id"),
+        ([{"type": "function_call_output"}], "input[0].output"),
+        ([{"type": "custom_tool_call_output", "output": "x"}], "input[0].call_id"),
+        ([PATCH | {"input": None}], "input[0].input"),
         ([RAIN], "input"),
-        ([{"type": "reasoning", "summary": [], "encrypted_content": "no base64"}], "input[0].encrypted_content"),
         ([{"type": "reasoning", "summary": "text"}], "input[0].summary"),
     ],
 )  # fmt: skip
