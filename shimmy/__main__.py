@@ -15,10 +15,16 @@ def main() -> int:
     if sys.argv[1:2] == ["worker"]:
         from shimmy.engine import head_start
 
-        head_start.begin()
-        from shimmy.engine.worker import main as worker_main
+        socket_fd = int(sys.argv[2])
+        try:
+            head_start.begin()
+            from shimmy.engine.worker import main as worker_main
+        except BaseException as error:
+            from shimmy.engine import last_words
 
-        return worker_main(int(sys.argv[2]))
+            last_words.say(socket_fd, error)
+            raise
+        return worker_main(socket_fd)
     if sys.argv[1:2] == ["quantize"]:
         from shimmy.engine.quantize import main as quantize_main
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from shimmy.exhausted import NO_MORE_THREADS
+
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -19,14 +21,6 @@ Result = TypeVar("Result")
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 60.0
 _MAX_THREADS = 4
-
-NO_MORE_THREADS = (
-    "the system allows no more threads: raise `ulimit -u` or the container's limit of processes (pids), or update the "
-    "container runtime, whose seccomp profile may be older than the system call clone3"
-)
-NO_MORE_PROCESSES = (
-    "the system allows no more processes: raise `ulimit -u` or the container's limit of processes (pids)"
-)
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors", "background", "marks", "cgroups", "program", "whole", "inotify"},
-    {"messages", "reading", "writing", "large_json", "naming", "unpacked"},
+    {"errors", "exhausted", "marks", "cgroups", "program", "whole", "inotify"},
+    {"background", "messages", "reading", "writing", "large_json", "naming", "unpacked"},
     {"log", "frozen", "fitting", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "listening", "engine", "room", "remote", "folders"},
     {"model_files"},
@@ -68,6 +68,8 @@ WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safe
             "preparer",
             "private_folder",
             "pulse",
+            "threads",
+            "last_words",
             "prompt_cache",
             "prompts",
             "quantize",

@@ -6,6 +6,7 @@ the event loop only. The worker is not trusted: what it sends is data, and a fra
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import signal
@@ -19,7 +20,8 @@ from shimmy.engine import process, reports, wire
 from shimmy.engine.outbox import Outbox
 from shimmy.engine.streams import Answer, EmbeddingStream, JobStream
 from shimmy.engine.watch import Watch
-from shimmy.errors import ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
+from shimmy.errors import Internal, ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
+from shimmy.exhausted import NO_MORE_PROCESSES
 from shimmy.messages import (
     ChatPrompt,
     EmbeddingJob,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KILL_AFTER_S = 5.0
+_NO_PROCESS = (errno.EAGAIN, errno.EPERM)  # of fork: too many of this user or container; a filter of system calls
 # A killed process that is still there then waits for a disk that does not answer: nobody waits for it any longer.
 _LET_GO_AFTER_S = 10.0
 # Of what a worker has said, so much is read before others have their turn.
@@ -92,6 +95,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._streams: dict[int, JobStream | EmbeddingStream] = {}
         self._calls: dict[int, Answer] = {}
         self._broken: str | None = None  # why it is killed, where it is
+        self._last_words: ShimmyError | None = None  # of a worker that knew why it ends
         self.end_reason = ""  # once it has ended
         self.n_finished = 0  # jobs that came to a good end
         self._watch = Watch()
@@ -233,6 +237,8 @@ class WorkerClient(asyncio.BufferedProtocol):
                 self._on_result(*reports.read_result(message))
             case "alive":
                 self._watch.told(reports.read_alive(message))
+            case "dying":
+                self._last_words = reports.read_error(message.get("error"))
             case "progress" if not self.opened.done():
                 self._hooks.on_progress(reports.read_progress(message))
             case "prompts":
@@ -310,7 +316,8 @@ class WorkerClient(asyncio.BufferedProtocol):
                 self.ended.set()
 
     def _tell_of_end(self, status: int | None) -> None:
-        how = self._broken or ("it cannot be ended" if status is None else _describe(status))
+        said = None if self._last_words is None else self._last_words.message
+        how = self._broken or said or ("it cannot be ended" if status is None else _describe(status))
         self.end_reason = how
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:
@@ -330,10 +337,11 @@ class WorkerClient(asyncio.BufferedProtocol):
 
     def _failed_load(self, how: str, status: int | None) -> ModelUnavailable:
         message = f"the worker ended while it loaded `{self.name}` ({how}"
-        error = ModelUnavailable(message + ")")
+        error = (OutOfMemory if isinstance(self._last_words, OutOfMemory) else ModelUnavailable)(message + ")")
         if status == -signal.SIGKILL and not self.is_closing and self._broken is None:
             error = OutOfMemory(message + ", which a system sends that has run out of memory)")
-        error.is_death = True
+        # What stood in its way before it had a model is no fault of that: no room on a disk, no threads.
+        error.is_death = self._last_words is None or isinstance(self._last_words, Internal)
         return error
 
     async def _wait(self, most_s: float) -> int | None:
@@ -457,7 +465,9 @@ async def start_worker(
     try:
         child, ours = process.start(name)
     except OSError as exc:
-        raise ModelUnavailable(f"no worker could be started for `{name}`: {exc.strerror}") from exc
+        kind = OutOfMemory if exc.errno == errno.ENOMEM else ModelUnavailable
+        reason = NO_MORE_PROCESSES if exc.errno in _NO_PROCESS else exc.strerror
+        raise kind(f"no worker could be started for `{name}`: {reason}") from exc
     _, client = await asyncio.get_running_loop().create_unix_connection(
         lambda: WorkerClient(name, child, hooks), sock=ours
     )

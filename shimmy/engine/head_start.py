@@ -12,8 +12,11 @@ def begin() -> None:
     """Start the threads; in a source tree there is nothing to unpack."""
     home: str | None = getattr(sys, "_MEIPASS", None)  # `frozen.folder()`; that module has `logging`, which can wait
     if home is not None:
-        start_new_thread(_unpack_variant, (home,))  # which takes longer
-        start_new_thread(_unpack, (home,))
+        try:
+            start_new_thread(_unpack_variant, (home,))  # which takes longer
+            start_new_thread(_unpack, (home,))
+        except RuntimeError:  # there are no threads to be had, and it is told later
+            return
 
 
 def _unpack(home: str) -> None:

@@ -17,6 +17,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from shimmy.engine import threads
+
 FIRST_BEAT_EVERY_S = 1.0  # until another interval is told
 
 
@@ -74,7 +76,8 @@ class Pulse:
         self._seen: dict[Activity, tuple[int, float]] = dict.fromkeys((engine, self.preparing), (0, now_s))
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="pulse", daemon=True).start()
+        """Raises ModelUnavailable where the system allows no more threads."""
+        threads.start(self._run, name="pulse")
 
     def set_interval(self, every_s: float) -> None:
         self._every_s = every_s

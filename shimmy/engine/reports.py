@@ -340,6 +340,11 @@ def refused_frame(error: ShimmyError) -> Frame:
     return {"op": "refused", "error": error_to_wire(error)}
 
 
+def dying_frame(error: ShimmyError) -> Frame:
+    """Why the worker ends, as the last that it says."""
+    return {"op": "dying", "error": error_to_wire(error)}
+
+
 def error_to_wire(error: ShimmyError) -> Frame:
     param = None if error.param is None else error.param[:MAX_LABEL]
     return {"code": error.code, "message": error.message[:MAX_MESSAGE], "param": param}

@@ -23,7 +23,7 @@ from time import perf_counter, sleep
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from shimmy import log
-from shimmy.engine import draft, loading, machine, reports, wire
+from shimmy.engine import draft, last_words, loading, machine, reports, threads, wire
 from shimmy.engine.binding import aborts
 from shimmy.engine.embedding import Embedder, EmbeddingTask
 from shimmy.engine.placement import Placement, engine_threads
@@ -33,6 +33,7 @@ from shimmy.engine.task import Task
 from shimmy.engine.tuning import Tuner, Tuning
 from shimmy.engine.watch import look_every_s
 from shimmy.errors import Internal, ModelUnavailable, ShimmyError
+from shimmy.exhausted import NO_MORE_THREADS
 from shimmy.messages import Accepted, Echo, PromptTraffic
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ _REST_AFTER_S = 10.0
 _LEISURE_S = 1.0
 # What a worker that shall end may still write; its server kills it after five seconds.
 _LAST_WRITES_S = 3.0
+
+# Threads that a worker starts after the engine's: those that prepare and send, that write prompts, with deep stacks.
+_N_OTHER_THREADS = 4
 
 # A job with no more new tokens than this has its first one as soon as it could be told that it is accepted.
 _FEW_TOKENS = 16
@@ -126,16 +130,16 @@ class Worker:
         log.set_up(options.log_level, options.log_format)
         log.take_stderr()
         # From here on the end of the connection ends the process, in the middle of a load too.
-        threading.Thread(target=self._read, args=(frames,), daemon=True).start()
+        threads.start(self._read, frames, name="reader")
         self._n_threads = options.n_threads or machine.n_physical_cores()
         aborts.handler = lambda reason: self._refuse(Path(options.model_path), reason)
         started_s = perf_counter()
         # It brings jinja2, which takes as long as a small model; `loading.validate` needs it, behind the model.
-        threading.Thread(target=import_module, args=("shimmy.engine.preparer",), daemon=True).start()
+        threads.start(import_module, "shimmy.engine.preparer", name="import")
         try:
             options = self._with_gguf(options)
             tuning = Tuning(options)
-            self._n_threads = tuning.settings.n_threads
+            self._n_threads = _n_allowed(tuning.settings.n_threads)
             options = replace(options, weights=tuning.settings.weights)
             sources = loading.open_sources(options)
             self._n_threads_now = options.share.n_threads(self._n_threads)
@@ -162,8 +166,8 @@ class Worker:
         self._tuner = Tuner(tuning, facts.size_bytes if self._model.writes else None)
         self._placement = Placement(engine_threads())
         self._connection.send(reports.opened_frame(facts))
-        threading.Thread(target=self._prepare, daemon=True).start()
-        threading.Thread(target=self._send, daemon=True).start()
+        threads.start(self._prepare, name="preparer")
+        threads.start(self._send, name="sender")
         return self._serve()
 
     def _refuse(self, path: Path, reason: str) -> NoReturn:
@@ -375,6 +379,17 @@ class Worker:
                 self._connection.send_frame(data)
 
 
+def _n_allowed(n_threads: int) -> int:
+    """How many of the `n_threads` that are good for the engine the system allows beside those of our own."""
+    if n_threads == 1:
+        return 1
+    n_more = n_threads - 1 + _N_OTHER_THREADS  # the engine's first one is the main thread
+    n_missing = n_more - threads.n_startable(n_more)
+    if n_missing:
+        logger.warning("fewer threads than the %d that would be good: %s", n_threads, NO_MORE_THREADS)
+    return max(1, n_threads - n_missing)
+
+
 def main(socket_fd: int) -> int:
     """Serve on the inherited socket `socket_fd`."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -383,7 +398,20 @@ def main(socket_fd: int) -> int:
             number, signal.SIG_IGN
         )  # terminals and supervisors send them to all processes; the server decides
     connection = Connection(socket.socket(fileno=socket_fd))
+    threading.excepthook = lambda ended: _give_up(connection, ended.exc_value)
     engine.begin()
-    pulse = Pulse(lambda stalled_s: connection.send(reports.alive_frame(stalled_s)))
-    pulse.start()
-    return Worker(connection, pulse).run()
+    try:
+        pulse = Pulse(lambda stalled_s: connection.send(reports.alive_frame(stalled_s)))
+        pulse.start()
+        return Worker(connection, pulse).run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
+        _give_up(connection, error)
+
+
+def _give_up(connection: Connection, error: BaseException | None) -> NoReturn:
+    """End the process: one of its threads cannot go on, and the others are of no use without it."""
+    if not isinstance(error, ShimmyError):
+        logger.error("the worker cannot go on", exc_info=error)
+    connection.send(reports.dying_frame(last_words.reason(error or SystemExit())))
+    log.flush()
+    os._exit(1)

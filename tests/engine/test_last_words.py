@@ -1,0 +1,139 @@
+"""What fails in a worker, from its first import on, reaches those who wait for it with its reason."""
+
+import asyncio
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from shimmy.engine import last_words, process, threads
+from shimmy.engine.client import Hooks, WorkerClient, start_worker
+from shimmy.engine.wire import WorkerOptions
+from shimmy.errors import BadRequest, Internal, ModelUnavailable, OutOfMemory, ShimmyError, WorkerDied
+from shimmy.messages import GenerateRequest, TextPrompt
+from tests.fakes import on_loop
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUEST = GenerateRequest("tiny", TextPrompt("hello"), n_predict=4)
+
+
+def options(path: Path) -> WorkerOptions:
+    return WorkerOptions(str(path), 256, 4, 64, 1, None, None)
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, folder: Path, source: str) -> None:
+    """Have every Python that is started run `source` first."""
+    (folder / "sitecustomize.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(folder), str(ROOT))))
+
+
+def failing_import(module: str, error: str) -> str:
+    return f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise {error}
+sys.meta_path.insert(0, Finder())
+"""
+
+
+async def failed_load(path: Path) -> ModelUnavailable:
+    with pytest.raises(ModelUnavailable) as caught:
+        await start_worker("tiny", options(path), Hooks())
+    return caught.value
+
+
+@pytest.mark.parametrize("module", ["shimmy.engine.worker", "shimmy.engine.binding", "shimmy.engine.preparer"])
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ("OSError(28, 'No space left on device', '/tmp/x')", ModelUnavailable, "No space left on device: `/tmp/x`"),
+        ("OSError(12, 'Cannot allocate memory')", OutOfMemory, "Cannot allocate memory"),
+        ("MemoryError()", OutOfMemory, "Cannot allocate memory"),
+        ("ImportError('libgomp.so.1: cannot open shared object file')", ModelUnavailable, "libgomp.so.1: cannot open"),
+        ("RuntimeError(\"can't start new thread\")", ModelUnavailable, "allows no more threads"),
+    ],
+    ids=["room", "memory", "python's memory", "library", "threads"],
+)
+def test_what_fails_while_a_worker_imports_reaches_the_caller(
+    module: str, error: str, kind: type[ShimmyError], message: str,
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sabotage(monkeypatch, tmp_path, failing_import(module, error))
+    told = asyncio.run(failed_load(tiny_model))
+    assert type(told) is kind
+    assert message in told.message
+    assert "exit code" not in told.message
+    assert not told.is_death, "no fault of the model"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import shimmy.engine.scheduler as s; s.Scheduler.step = lambda *_: {}['no']",
+        "import shimmy.engine.reports as r; r.step_frames = lambda *_: {}['no']",
+    ],
+    ids=["the thread that decodes", "the thread that sends"],
+)
+def test_a_thread_that_fails_ends_the_worker_and_its_jobs(
+    source: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch, tmp_path, source)
+
+    async def run() -> WorkerClient:
+        client = await start_worker("tiny", options(tiny_model), Hooks())
+        with pytest.raises(WorkerDied, match="KeyError, which is a bug"):
+            async for _ in client.submit(REQUEST):
+                pass
+        await client.ended.wait()
+        return client
+
+    assert "KeyError" in asyncio.run(run()).end_reason
+
+
+@on_loop
+async def test_a_process_that_cannot_be_started_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(error: OSError) -> None:
+        raise error
+
+    for number, message in ((errno.EAGAIN, "allows no more processes"), (errno.EPERM, "allows no more processes")):
+        monkeypatch.setattr(process, "start", lambda _, number=number: cannot(OSError(number, os.strerror(number))))
+        assert message in (await failed_load(Path("x"))).message
+    monkeypatch.setattr(process, "start", lambda _: cannot(OSError(errno.ENOMEM, "Cannot allocate memory")))
+    assert isinstance(await failed_load(Path("x")), OutOfMemory)
+
+
+def test_an_error_of_ours_is_told_as_it_is_and_another_one_tells_no_internals() -> None:
+    error = BadRequest("no")
+    assert last_words.reason(error) is error
+    told = last_words.reason(ValueError("/secret/path"))
+    assert isinstance(told, Internal)
+    assert "secret" not in told.message
+
+
+def test_nobody_hears_last_words_when_the_server_has_left() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    last_words.say(theirs, MemoryError())
+    os.close(theirs)
+
+
+def test_as_many_threads_as_the_system_allows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, left = threading.Thread.start, [3]
+
+    def limited(thread: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    assert threads.n_startable(5) == 5
+    n_before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert threads.n_startable(5) == 3
+    assert threading.active_count() == n_before
+    with pytest.raises(ModelUnavailable, match="allows no more threads"):
+        threads.start(print, name="none")
