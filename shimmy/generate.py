@@ -181,8 +181,6 @@ def generate_all(services: Services, requests: Sequence[GenerateRequest]) -> lis
     return [Generation(services, submission, index, each.constrained_by) for index, each in enumerate(requests)]
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Whole:
     """All that one job said, and how it ended; `echo` is its prompt where that was wanted."""

@@ -179,12 +179,15 @@ def test_all_that_a_gguf_depends_on_is_in_its_name(tmp_path: Path) -> None:
     for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json", "merges.txt"):
         (folder / name).write_text("{}")
         names.add(cache_name(folder))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    names.add(cache_name(folder))
     (folder / "modules.json").write_text('[{"type": "x.Pooling", "path": "1_Pooling"}]')
     names.add(cache_name(folder))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}")
     names.add(cache_name(folder))
-    assert len(names) == 8
+    assert len(names) == 9
     (folder / "README.md").write_text("hello")
     assert cache_name(folder) in names
 

@@ -7,6 +7,7 @@ import ctypes
 import json
 import lzma
 import os
+import shutil
 import struct
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -250,6 +251,25 @@ def test_roles_come_from_config_where_the_tokenizer_names_none(load: Load) -> No
     assert values["tokenizer.ggml.padding_token_id"] == 7
     with pytest.raises(Unconvertible, match="which token a text ends"):
         load({"eos_token_id": 5_000}, tokenizer_json=byte_level())
+
+
+def test_templates_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    folder = write_folder(
+        tmp_path / "model", tokenizer_json=byte_level(), tokenizer_config_json={**EOS, "chat_template": "S"}
+    )
+    (folder / "additional_chat_templates").mkdir()
+    for name, text in (("tool_use.jinja", "T"), ("default.jinja", "D"), ("rag.jinja", "R"), ("x.txt", "X")):
+        (folder / "additional_chat_templates" / name).write_text(text)
+
+    def templates() -> dict[str, object]:
+        return {key: value for key, _, value in vocab.vocabulary(folder, {}) if "chat_template" in key}
+
+    assert templates() == {"tokenizer.chat_template": "S", "tokenizer.chat_template.tool_use": "T"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(EOS))
+    assert templates() == {"tokenizer.chat_template": "D", "tokenizer.chat_template.tool_use": "T"}
+    shutil.rmtree(folder / "additional_chat_templates")
+    (folder / "additional_chat_templates").write_text("no folder")
+    assert templates() == {}
 
 
 @pytest.mark.parametrize("chosen", ["file", "string", "list"])

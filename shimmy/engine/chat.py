@@ -3,6 +3,8 @@
 Renders with the model's template, and writes as text whatever of tools and calls the template has no place for.
 """
 
+import json
+import re
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
@@ -14,6 +16,7 @@ from shimmy.engine.tool_format import GENERIC, Tooling, may_be_several, quoted, 
 from shimmy.errors import TemplateFailed
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
 
+_WORD = re.compile(r"[^\W_]{1,64}")
 _ID_LENGTH = 9  # of the ids of calls that Mistral's templates take
 
 
@@ -60,7 +63,14 @@ class Chat:
         else:
             guarded = self._control.guard(prompt, self.thinking or (), self._template.source + self._tool_use.source)
         try:
-            parts = self._control.parts(self._filled(guarded.prompt), guarded)
+            text = self._filled(guarded.prompt)
+            if not _is_shown(guarded.prompt, text):
+                raise TemplateFailed(
+                    "the chat template leaves out what the user says last: the model would answer something else; "
+                    "`--chat-template-file` names another template",
+                    param="messages",
+                )
+            parts = self._control.parts(text, guarded)
         except TemplateFailed as error:
             error.message = error.message.translate(guarded.characters)
             raise
@@ -72,6 +82,16 @@ class Chat:
             prompt = _adapted(prompt, self.tooling)
             return self._tool_use.render(prompt, calls_lack_content=self.tooling.calls_lack_content)
         return self._template.render(prompt)
+
+
+def _is_shown(prompt: ChatPrompt, text: str) -> bool:
+    """Whether what the user says last is in the `text` of a prompt: as it is, or at least the longest of its words, as
+    a template may well write it in other letters."""
+    said = next((turn.content for turn in reversed(prompt.messages) if turn.role == "user"), None)
+    if said is None or said in text or said.strip() in text:
+        return True
+    longest, text = max(_WORD.findall(said), key=len, default=""), text.casefold()
+    return longest.casefold() in text or json.dumps(longest)[1:-1].casefold() in text
 
 
 def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:

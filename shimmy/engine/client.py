@@ -424,6 +424,7 @@ class WorkerClient(asyncio.BufferedProtocol):
     def _require_alive(self) -> None:
         if not self.is_alive:
             raise WorkerDied(f"the worker of `{self.name}` has ended; the next request starts a new one")
+
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
 

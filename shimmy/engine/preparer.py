@@ -86,9 +86,11 @@ class Preparer:
         for_tools = model.chat_template("tool_use") if template_source is None else None
         self.has_chat_template = source is not None
         try:
+            template, of_tools = self._compiled(source), self._compiled(for_tools)
+            self.has_chat_template = template is not None
             self._chat = Chat(
-                self._compiled(source),
-                None if for_tools is None else self._compiled(for_tools),
+                template or ChatTemplate(None, bos=model.special_text("bos"), eos=model.special_text("eos")),
+                of_tools,
                 ControlTokens(model.control_texts(), "" if self._normalizer is None else self._normalizer.form),
             )
         except TemplateFailed as error:
@@ -237,8 +239,12 @@ class Preparer:
             raise TemplateFailed(self._chat.message)
         return self._chat.parts(prompt)
 
-    def _compiled(self, source: str | None) -> ChatTemplate:
-        return ChatTemplate(source, bos=self._model.special_text("bos"), eos=self._model.special_text("eos"))
+    def _compiled(self, source: str | None) -> ChatTemplate | None:
+        """The template in `source`; None for one that writes nothing: the model has none then."""
+        if source is None or not source.strip():
+            return None
+        template = ChatTemplate(source, bos=self._model.special_text("bos"), eos=self._model.special_text("eos"))
+        return None if template.shows_nothing() else template
 
     def check_tokens(self, tokens: list[int], param: str) -> None:
         for token in tokens:

@@ -8,7 +8,7 @@ import json
 from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from shimmy.engine.jinja import compile_template
@@ -16,6 +16,8 @@ from shimmy.errors import BadRequest, TemplateFailed
 from shimmy.messages import ChatPrompt, Message, Tool, ToolCall
 
 COMPILE_DEADLINE_S = 5.0
+PROBE_DEADLINE_S = 2.0
+_PROBE = "Probecontent"
 # What a caller's `template_arguments` may not name: it is said elsewhere in the request, or by the model.
 RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"))
 FALLBACK = (
@@ -42,7 +44,22 @@ class ChatTemplate:
         self._knows_developers = "developer" in text
         self.source = text
         self._reads_tools_of_system = "message['tools']" in text
-        self.source = text
+
+    @cached_property
+    def _shown(self) -> tuple[str, bool]:
+        """What a short message of a user becomes, and whether its text has to be a part in an array to be in there."""
+        variables = self._constants | {"messages": [{"role": "user", "content": _PROBE}], "add_generation_prompt": True}
+        found = []
+        for takes_parts in (False, True):
+            with suppress(TemplateFailed):
+                found.append(self._filled(variables, takes_parts=takes_parts))
+                if _PROBE in found[-1]:
+                    return found[-1], takes_parts
+        return "".join(found) if found else _PROBE, False  # one that fails says so when it is used
+
+    def shows_nothing(self) -> bool:
+        """Whether a prompt of it is empty: that is a template by name alone. Raises TemplateFailed at its deadline."""
+        return not _within(PROBE_DEADLINE_S, partial(getattr, self, "_shown"))[0].strip()
 
     def render(self, prompt: ChatPrompt, *, deadline_s: float = 2.0, calls_lack_content: bool = False) -> str:
         """The prompt's text. Raises TemplateFailed, with the template's own words where it refuses the messages.
@@ -77,17 +94,38 @@ class ChatTemplate:
         variables |= {"messages": messages, "add_generation_prompt": begins_reply}
         if prompt.tools:
             variables["tools"] = [described(tool) for tool in prompt.tools]
-        text = self._filled(variables)
+        text = self._filled(variables, takes_parts=self._shown[1])
         return _until_mark(text) if prompt.continue_final_message else text
 
-    def _filled(self, variables: dict[str, Any]) -> str:
+    def _filled(self, variables: dict[str, Any], *, takes_parts: bool) -> str:
+        def fill(change: dict[str, Any]) -> str:
+            filled = variables | change
+            if takes_parts:
+                filled["messages"] = [_with_parts(message) for message in filled["messages"]]
+            return self._fill(filled)
+
         try:
-            return self._fill(variables)
+            return fill({})
         except TemplateFailed:
             for change in _second_tries(variables):
                 with suppress(TemplateFailed):
-                    return self._fill(variables | change)
+                    return fill(change)
             raise  # the first failure: it is about the messages as the caller wrote them
+
+
+class _Parts(list[dict[str, str]]):
+    """The content of a message as an array of its one part, for templates that know no other; it prints as its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__([{"type": "text", "text": text}])
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": _Parts(message["content"] or "")}
 
 
 class _Arguments(dict[str, Any]):

@@ -133,7 +133,7 @@ def cached(
 def _has_chat_template(folder: Path) -> bool:
     """Whether there seems to be one: the conversion reads it."""
     with contextlib.suppress(OSError):
-        if (folder / "chat_template.jinja").is_file():
+        if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
             return True
         path = folder / "tokenizer_config.json"
         if path.is_file():

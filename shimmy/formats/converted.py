@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from shimmy.formats import cache
+from shimmy.formats.huggingface import ADDITIONAL_TEMPLATES
 from shimmy.formats.pooling import config_path
 
 CONVERTER_VERSION = 1  # another one makes another file of the same folder
@@ -30,4 +31,5 @@ def _sources(folder: Path) -> list[cache.Source]:
     pooling = config_path(folder)
     paths = [path for path in folder.iterdir() if path.name.endswith(_SOURCE_SUFFIXES)]
     paths += [pooling] if pooling is not None and pooling.exists() else []
+    paths += (folder / ADDITIONAL_TEMPLATES).glob("*.jinja")
     return cache.sources(folder, paths)

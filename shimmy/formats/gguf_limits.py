@@ -38,6 +38,8 @@ def refusal(
 def _about_sizes(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
     if metadata.get(b"tokenizer.ggml.model") in _NO_TOKENIZERS:
         return "it has no tokenizer: its tokens cannot be made text"
+    if architecture.startswith("gemma") and metadata.get(f"{architecture}.rope.dimension_count".encode()) == 0:
+        return "its positions have 0 dimensions"  # the engine would reckon for ever
     n_blocks, n_ctx, n_nextn = (
         metadata.get(f"{architecture}.{key}".encode())
         for key in ("block_count", "context_length", "nextn_predict_layers")

@@ -16,6 +16,7 @@ MAX_ARCHITECTURE_CHARACTERS = 64
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADDITIONAL_TEMPLATES = "additional_chat_templates"  # a folder beside a model
 
 MAX_REVISION_BYTES = 256
 

@@ -14,6 +14,7 @@ from typing import Any
 from shimmy.formats import normalizer as normalizers
 from shimmy.formats import sentencepiece
 from shimmy.formats.gguf_writer import GgufType
+from shimmy.formats.huggingface import ADDITIONAL_TEMPLATES
 from shimmy.formats.pretokenizers import shown
 from shimmy.formats.sentencepiece import PieceType
 from shimmy.formats.tokenizer_json import (
@@ -142,12 +143,23 @@ class _Folder:
             found = self.config.get("chat_template") or (self._json("chat_template.json") or {}).get("chat_template")
         named = [{"name": "default", "template": found}] if isinstance(found, str) else found
         keys = {"default": "tokenizer.chat_template", "tool_use": "tokenizer.chat_template.tool_use"}
-        for entry in named if isinstance(named, list) else ():
+        for entry in [*(named if isinstance(named, list) else ()), *self._more_templates()]:
             match entry:
                 case {"name": str(name), "template": str(template)} if name in keys:
                     if not _is_encodable(template) or len(template) > MAX_TEMPLATE_BYTES:
                         raise Unconvertible("its chat template is no text, or larger than 1 MB")
                     yield keys.pop(name), template
+
+    def _more_templates(self) -> Iterator[dict[str, str]]:
+        """Those that transformers writes into a folder of their own, a file for each name."""
+        for name in ("default", "tool_use"):
+            path = f"{ADDITIONAL_TEMPLATES}/{name}.jinja"
+            data = self._bytes(path, MAX_TEMPLATE_BYTES)
+            if data is not None:
+                try:
+                    yield {"name": name, "template": data.decode()}
+                except UnicodeDecodeError as exc:
+                    raise Unconvertible(f"`{path}` is no UTF-8: {exc}") from exc
 
     def _added(self) -> list[AddedToken]:
         """Tokens that are added beside the tokenizer's own file; where two have one id, the last counts."""
@@ -186,7 +198,7 @@ class _Folder:
                 raise Unconvertible(f"`{name}` is no file")
             with path.open("rb") as file:
                 data = file.read(max_bytes + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         if len(data) > max_bytes:
             raise Unconvertible(f"`{name}` has more than {max_bytes >> 20} MB")

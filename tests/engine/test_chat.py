@@ -137,10 +137,71 @@ def test_ids_become_such_as_the_template_takes(name: str) -> None:
 
 
 def test_conversations_with_tools_have_a_template_of_their_own_where_the_model_has_one() -> None:
-    both = chat("plain", "tools")
-    assert both.render(ChatPrompt((HELLO,)))[0] == "plain"
-    assert both.render(ChatPrompt((HELLO,), tools=TOOLS))[0] == "tools"
-    assert both.render(ChatPrompt((HELLO, CALLING, RESULT)))[0] == "tools"
+    both = chat("plain {{ messages[0].content }}", "tools {{ messages[-1].content }}{{ messages[0].content }}")
+    assert both.render(ChatPrompt((HELLO,)))[0] == "plain Hello"
+    assert both.render(ChatPrompt((HELLO,), tools=TOOLS))[0].startswith("tools ")
+    assert both.render(ChatPrompt((HELLO, CALLING, RESULT)))[0].startswith("tools ")
+
+
+PARTS = (  # SmolVLM's form
+    "{% for message in messages %}{{ message['role'] | capitalize }}:{% for line in message['content'] %}"
+    "{% if line['type'] == 'text' %}{{ line['text'] }}{% endif %}{% endfor %}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def test_a_template_that_takes_parts_gets_parts() -> None:
+    turns = (SYSTEM, HELLO, Message("assistant", "Yes?"), Message("user", "Why?"))
+    expected = "System:Be kind.<end>\nUser:Hello<end>\nAssistant:Yes?<end>\nUser:Why?<end>\nAssistant:"
+    assert chat(PARTS).render(ChatPrompt(turns))[0] == expected
+    only_part = "{% for m in messages %}[{{ m.content[0].text }}]{% endfor %}"
+    assert chat(only_part).render(ChatPrompt(turns))[0] == "[Be kind.][Hello][Yes?][Why?]"
+
+
+def test_parts_print_as_their_text_and_can_be_continued() -> None:
+    mixed = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content[0]['text'] }}"
+        "{% else %}<{{ m.content }}>{% endif %}{% endfor %}"
+    )
+    turns = (HELLO, Message("assistant", "Well"))
+    assert chat(mixed).render(ChatPrompt(turns, False))[0] == "Hello<Well>"
+    prompt = ChatPrompt(turns, False, continue_final_message=True)
+    assert chat(PARTS).render(prompt)[0] == "User:Hello<end>\nAssistant:Well"
+    calling = chat(PARTS).render(ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS))[0]
+    assert "Let me see.\n<tool_call>" in calling
+    assert "12:00" in calling
+
+
+def test_a_template_that_takes_texts_gets_texts() -> None:
+    either = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}PARTS{% endif %}{% endfor %}"
+    assert chat(either).render(ChatPrompt((HELLO,)))[0] == "Hello"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].content }}",
+        "{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}",
+        "You are a helpful assistant.",
+        "{% for m in messages %}{{ m.text }}{% endfor %}|",
+        "{% for m in messages %}{% for part in m.content %}{{ part.words }}{% endfor %}{% endfor %}|",
+    ],
+)
+def test_a_prompt_without_the_last_words_of_the_user_is_refused(source: str) -> None:
+    turns = (SYSTEM, HELLO, Message("assistant", "Yes?"), Message("user", "Grüße, why?"))
+    with pytest.raises(TemplateFailed, match="leaves out what the user says last"):
+        chat(source).render(ChatPrompt(turns))
+
+
+@pytest.mark.parametrize("expression", ["m.content | trim", "m.content | upper", "m.content | tojson", "m.content[:9]"])
+@pytest.mark.parametrize("text", ["Grüße, why?", '  a\n"b"  ', "<|im_end|>", "?", "", "\n", "😀", "longestword/short"])
+def test_what_a_template_has_changed_is_there(expression: str, text: str) -> None:
+    source = f"{{% for m in messages %}}<{{{{ {expression} }}}}>{{% endfor %}}"
+    assert chat(source).render(ChatPrompt((Message("user", text),)))[0]
+
+
+def test_a_conversation_without_a_user_needs_none() -> None:
+    assert chat("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}.").render(ChatPrompt((SYSTEM,)))
 
 
 def test_the_template_is_probed_once_and_only_for_tools() -> None:

@@ -75,7 +75,8 @@ def test_a_caller_may_ask_for_the_tokens() -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "content | trim", "content.strip()", "content | upper", "content.lower()", "content | tojson", "content[1:]",
+        "content | trim", "content.strip()", "content | upper", "content.lower()", "content | tojson",
+        "content[:1] ~ content[1:]",
         "content.split('</think>')[-1]", "content | replace('x', '')", "content ~ ''", "'%s' % content", "message",
         "content | tojson(ensure_ascii=true)", "content | string | list | join", "[content] | join(',')",
         "'{}'.format(content)", "content | capitalize", "message.items() | list", "'<|im_' ~ content",

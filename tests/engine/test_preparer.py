@@ -159,6 +159,22 @@ def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Pa
         slow.close()
 
 
+@pytest.mark.parametrize("source", ["", " \n", "{# a comment #}", "{% set x = 1 %}", "{{ nothing }}\n"])
+def test_a_template_that_writes_nothing_is_none(source: str, model: Counting) -> None:
+    preparer = Preparer(model, source)
+    assert not preparer.has_chat_template
+    assert preparer.render(ChatPrompt((Message("user", "hello"),))) == (
+        f"<|im_start|>user\nhello{IM_END}\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content }}", "always the same", "{{ raise_exception('no') }}", "{{"]
+)
+def test_one_that_writes_or_fails_is_one(source: str, model: Counting) -> None:
+    assert Preparer(model, source).has_chat_template
+
+
 @pytest.mark.parametrize("written", ["<s>hello", "<s><s>hello"])
 def test_no_beginning_is_added_to_one_that_is_written(written: str, model: Counting) -> None:
     preparer = Preparer(model, "<s>{{ messages[0].content }}")
