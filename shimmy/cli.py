@@ -51,6 +51,12 @@ def main(arguments: Sequence[str]) -> int:
         return _complain(error, EXIT_USAGE)
     except ShimmyError as error:
         return _complain(error, EXIT_FAILED)
+    except FileNotFoundError:
+        if _has_working_directory():
+            raise
+        return _complain(
+            ValueError("the working directory was removed: give absolute paths, or go elsewhere"), EXIT_USAGE
+        )
     except BrokenPipeError:
         # Whoever read our output has seen enough; keep the interpreter from complaining at its end as well.
         sys.stdout = None
@@ -64,6 +70,13 @@ def main(arguments: Sequence[str]) -> int:
 def _complain(error: Exception, code: int) -> int:
     print(f"shimmy: {error}", file=sys.stderr)
     return code
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(Path.cwd())
+    except FileNotFoundError:
+        return False
 
 
 def _config_file(options: argparse.Namespace) -> dict[str, Any]:

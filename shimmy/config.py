@@ -185,17 +185,22 @@ def _key(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    """The absolute path that is meant; it stays the same when the working directory is moved or removed."""
+    path = Path(text).expanduser()
+    try:
+        return path.absolute()
+    except FileNotFoundError as exc:
+        raise ValueError("is relative to the working directory, which was removed: give an absolute path") from exc
 
 
 def _adapter(text: str) -> tuple[Path, float]:
     """`PATH`, or `PATH=SCALE`."""
     path, equals, scale = text.rpartition("=")
     if not equals:
-        return _path(text), 1.0
+        return Path(text).expanduser(), 1.0
     if not path:
         raise ValueError("must be PATH or PATH=SCALE")
-    return _path(path), _decimal(-MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)(scale)
+    return Path(path).expanduser(), _decimal(-MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)(scale)
 
 
 def _contents(text: str) -> str:
@@ -470,7 +475,7 @@ def _usual_dirs(environment: Mapping[str, str]) -> tuple[Path, ...]:
     own = ("models", "~/models", f"{environment.get('XDG_DATA_HOME') or '~/.local/share'}/shimmy/models")
     dirs = []
     for text in (*own, hub, *ollama, *lm_studio):
-        with contextlib.suppress(RuntimeError):  # nobody's home
+        with contextlib.suppress(RuntimeError, ValueError):  # nobody's home, or no working directory
             dirs.append(_path(text))
     return tuple(dirs)
 
@@ -478,7 +483,7 @@ def _usual_dirs(environment: Mapping[str, str]) -> tuple[Path, ...]:
 def _default_cache_dir(environment: Mapping[str, str]) -> Path | None:
     try:
         return _path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "shimmy"
-    except RuntimeError:  # nobody's home
+    except (RuntimeError, ValueError):  # nobody's home, or no working directory
         return None
 
 

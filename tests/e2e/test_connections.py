@@ -3,6 +3,7 @@ them."""
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
@@ -230,3 +231,37 @@ def test_a_service_called_shimmy_in_kubernetes_is_no_address(
     added = {"SHIMMY_PORT": "tcp://10.0.0.1:80", "SHIMMY_SERVICE_HOST": "10.0.0.1", "SHIMMY_SERVICE_PORT": "80"}
     monkeypatch.setattr(harness, "environment", lambda folder: plain(folder) | added)
     assert start(bind="").get("/health").status == 200
+
+
+# -- a working directory that was removed -----------------------------------------------------------------------------
+
+
+def in_a_removed_folder(folder: Path) -> Sequence[str]:
+    (folder / "gone").mkdir(exist_ok=True)
+    return ("sh", "-c", f'cd {folder}/gone && rmdir {folder}/gone && exec "$@"', "sh", *PROGRAM)
+
+
+def test_a_server_needs_no_working_directory(start: StartServer, tmp_path: Path, models: Path) -> None:
+    server = start("--model-path", models, program=in_a_removed_folder(tmp_path))
+    server.chat(PROMPTS[0])
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("list",), 0),
+        (("list", "--model-path", "a.gguf"), 2),
+        (("serve", "--model-path", "a.gguf"), 2),
+        (("probe", "a.gguf"), 1),
+        (("convert", "."), 2),
+    ],
+    ids=repr,
+)
+def test_what_needs_a_working_directory_says_so(tmp_path: Path, arguments: Sequence[str], code: int) -> None:
+    environment = harness.environment(tmp_path) | {"HOME": str(tmp_path)}
+    result = subprocess.run(
+        [*in_a_removed_folder(tmp_path), *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == code
+    assert len(result.stderr.splitlines()) == (1 if code else 0)
