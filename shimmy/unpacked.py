@@ -49,13 +49,18 @@ def keep() -> None:
     home = folder()
     if home is None:
         return
-    if sys.executable.startswith("/proc/"):  # descriptors can be read from
-        archive = str(home / "base_library.zip")
-        descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-        for importer in sys.path_importer_cache.values():
-            if getattr(importer, "archive", None) == archive:
-                importer.archive = f"/proc/self/fd/{descriptor}"  # type: ignore[union-attr]
     sys.meta_path.append(_Restored)
+    if sys.executable.startswith("/proc/"):  # descriptors can be read from
+        with contextlib.suppress(OSError):  # whoever needs a module will find out
+            _hold_open(str(home / "base_library.zip"))
+
+
+def _hold_open(archive: str) -> None:
+    """Let what is imported from an archive of modules be read through a descriptor."""
+    descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+    for importer in sys.path_importer_cache.values():
+        if getattr(importer, "archive", None) == archive:
+            importer.archive = f"/proc/self/fd/{descriptor}"  # type: ignore[union-attr]
 
 
 class _Restored:

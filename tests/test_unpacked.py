@@ -4,6 +4,7 @@ import errno
 import os
 import struct
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_a_file_that_was_cut_off_is_made_whole(home: Path) -> None:
 def test_a_part_that_is_asked_for_is_there(home: Path) -> None:
     (home / "late_module.py").unlink()
     assert unpacked.part("late_module.py").read_bytes() == FILES["late_module.py"]
+
+
+def test_modules_of_an_archive_that_was_removed_are_imported(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(home / "base_library.zip", "w") as archive:
+        archive.writestr("early_module.py", "value = 5")
+        archive.writestr("zipped_module.py", "value = 6")
+    monkeypatch.syspath_prepend(str(home / "base_library.zip"))
+    assert import_module("early_module").value == 5
+    monkeypatch.setattr(sys, "executable", f"/proc/self/root{tmp_path}/shimmy")
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    unpacked.keep()
+    (home / "base_library.zip").unlink()
+    assert import_module("zipped_module").value == 6
+    for name in ("early_module", "zipped_module"):
+        del sys.modules[name]
 
 
 def test_a_module_whose_file_was_removed_is_imported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,21 @@ def test_starts_that_find_no_room_leave_nothing(tmp_path: Path) -> None:
     assert ended.stdout.splitlines() == ["shimmy 0.1.0"] * 3, ended.stderr  # elsewhere, and nothing is listed
 
 
+def test_a_disk_that_is_full_at_the_first_load_is_the_reason_that_the_client_gets(
+    start: StartServer, tmp_path: Path
+) -> None:
+    (home,) = start().temporary.iterdir()
+    n_bytes = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+    folder = tmp_path / "full"
+    (folder / "tmp").mkdir(parents=True)
+    room = TMPFS.format(f"size={n_bytes + 2**20}")
+    server = start(program=mounted(folder / "tmp", room, *PROGRAM), folder=folder)
+    reply = server.post(CHAT, chat_body("hello"))
+    assert (reply.status, reply.error["code"]) == (503, "model_unavailable")
+    assert "No space left on device" in reply.error["message"]
+    assert str(folder / "tmp") in reply.error["message"]
+
+
 def test_the_working_directory_may_be_gone(tmp_path: Path, models: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
