@@ -7,13 +7,17 @@ nothing of bodies and bounds; how deep a text may be is its caller's matter.
 
 import json
 import re
+from codecs import getincrementaldecoder
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined] # the stubs do not know it
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from codecs import IncrementalDecoder
     from collections.abc import Callable
 
 _STEP = 1 << 16  # characters that the decoder in C is given at once
+# Of one text that is not ASCII: Python has up to four bytes for each of them, and putting it together is one step.
+MAX_CHARACTERS = 1 << 23
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _INSIDE = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)  # of a string
@@ -32,10 +36,16 @@ _ITEMS = re.compile(rf'(?:(?:[^"\[\]{{}},]++|{_STRING}|\[{_FLAT}\]|\{{{_FLAT}\}}
 _PLAIN = json.JSONDecoder()
 
 
-class LargeJson:
-    """One text; `plain` decodes parts of it."""
+class Unreadable(Exception):
+    """The text cannot be read; the message says why, as the end of a sentence."""
 
-    def __init__(self, text: str, plain: json.JSONDecoder = _PLAIN) -> None:
+
+class LargeJson:
+    """One text. With `is_utf8` its characters are bytes of UTF-8: a single emoji would make all of it four times as
+    large, so strings are decoded one by one. `plain` decodes parts."""
+
+    def __init__(self, text: str, plain: json.JSONDecoder = _PLAIN, *, is_utf8: bool = False) -> None:
+        self._is_utf8 = is_utf8
         self._text = text
         self._decode: Callable[[str], Any] = plain.decode
         self._scan: Callable[[str, int], tuple[object, int]] = plain.scan_once  # type: ignore[attr-defined]
@@ -43,7 +53,7 @@ class LargeJson:
         self._names: dict[str, str] = {}  # each is kept once
 
     def value(self) -> object:
-        """All of the text; raises JSONDecodeError."""
+        """All of the text; raises JSONDecodeError and Unreadable."""
         value = self._value()
         if self._next():
             self._fail("Extra data", self._at)
@@ -127,7 +137,7 @@ class LargeJson:
             return None
         self._at = match.end()
         try:
-            items = self._decode(f"{opening}{text[at : self._at - 1]}{closing}")
+            items = self._decode(f"{opening}{self._part(at, self._at - 1)}{closing}")
         except JSONDecodeError as exc:
             raise JSONDecodeError(exc.msg, text, at + exc.pos - 1) from None
         return items or self._fail("Expecting value", at)
@@ -138,19 +148,37 @@ class LargeJson:
         end = self._closing_quote(start)
         if end - start <= _STEP:
             self._at = end + 1
-            return str(scanstring(text, start, True)[0])
+            return self._unescaped(self._part(start, end), start)
+        decoder = getincrementaldecoder("utf-8")()
         parts: list[str] = []
         while start < end:
             match = _WHOLE.match(text, start, min(start + _STEP, end))
             stop = match.end() if match else end
-            try:
-                part, _ = scanstring(f'{text[start:stop]}"', 0, True)
-            except JSONDecodeError as exc:
-                raise JSONDecodeError(exc.msg, text, start + exc.pos) from None
-            parts.append(part)
+            parts.append(self._unescaped(self._part(start, stop, decoder, is_last=stop == end), start))
             start = stop
         self._at = end + 1
+        if sum(map(len, parts)) > MAX_CHARACTERS and not all(map(str.isascii, parts)):
+            raise Unreadable(f"has a text of more than {MAX_CHARACTERS} characters that are not all ASCII")
         return "".join(parts)
+
+    def _unescaped(self, part: str, at: int) -> str:
+        """What a part of a string means that begins at `at`."""
+        try:
+            return str(scanstring(f'{part}"', 0, True)[0])
+        except JSONDecodeError as exc:
+            raise JSONDecodeError(exc.msg, self._text, at + exc.pos) from None
+
+    def _part(self, start: int, end: int, decoder: "IncrementalDecoder | None" = None, *, is_last: bool = True) -> str:
+        """The characters from `start` to `end`; with a `decoder` the last one may be left to the next part."""
+        part = self._text[start:end]
+        if not self._is_utf8 or (decoder is None and part.isascii()):
+            return part
+        data = part.encode("latin-1")
+        try:
+            return data.decode() if decoder is None else decoder.decode(data, is_last)
+        except UnicodeDecodeError as exc:
+            place = end - len(exc.object) + exc.start
+            raise Unreadable(f"is not UTF-8 text: byte {place} is wrong") from exc
 
     def _closing_quote(self, start: int) -> int:
         text, end = self._text, start

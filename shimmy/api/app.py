@@ -29,15 +29,21 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Later:
     """Handlers whose module is imported with its first request: a start needs none of them, and most servers few.
 
-    They are as quick as others from then on. `load` imports the module and returns it.
+    They are as quick as others from then on. `load` imports the module and returns it; that takes some tens of
+    milliseconds, and the event loop goes on meanwhile.
     """
 
     def __init__(self, load: "Callable[[], ModuleType]") -> None:
         self._load = load
+        self._module: ModuleType | None = None
 
     def __getattr__(self, name: str) -> Handler:
         async def handle(exchange: Exchange) -> None:
-            await getattr(self._load(), name)(exchange)
+            if self._module is None:
+                from shimmy.api.aside import aside
+
+                self._module = await aside(self._load)
+            await getattr(self._module, name)(exchange)
 
         return handle
 

@@ -23,7 +23,7 @@ _UTF_32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 SMALL_BODY_BYTES = 1 << 15
 
 MAX_DEPTH = 128
-MAX_FIELDS = 1 << 19  # members of objects, objects and arrays; 10,000 messages of parts have 70,000
+MAX_FIELDS = 1 << 18  # members of objects, objects and arrays; 10,000 messages of parts have 70,000
 MAX_VALUES = 1 << 22  # the items of arrays are counted here too, such as token ids
 MAX_NUMBER_CHARACTERS = 400  # a number of 64 bits has 24, and the largest of them 309 without an exponent
 
@@ -50,7 +50,7 @@ class Size:
         return self.n_bytes <= _PLAIN_BYTES and self.n_values <= _PLAIN_VALUES
 
 
-def decode_object(body: bytes) -> "Json":
+def decode_object(body: bytes | bytearray) -> "Json":
     """The JSON object in `body`; raises BadRequest for anything else, and for too much of it."""
     value = decode(body)
     if not isinstance(value, dict):
@@ -60,21 +60,26 @@ def decode_object(body: bytes) -> "Json":
     return value
 
 
-def decode(body: bytes) -> Any:
+def decode(body: bytes | bytearray) -> Any:
     """The JSON value in `body`; raises BadRequest for what is none, and for too much of it."""
-    text, body = _text(body)
+    body = _in_utf_8(body)
     size = measure(body)
     try:
         if size.is_plain:
-            return _plain.decode(text)
-        from shimmy.large_json import LargeJson  # few bodies are
+            return _plain.decode(body.decode())
+        from shimmy.large_json import LargeJson, Unreadable  # few bodies are
 
-        return LargeJson(text, _plain).value()
+        try:
+            return LargeJson(body.decode("latin-1"), _plain, is_utf8=not body.isascii()).value()
+        except Unreadable as exc:
+            raise BadRequest(f"the body {exc}") from exc
     except JSONDecodeError as exc:
         raise BadRequest(f"the body is not valid JSON: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise BadRequest(f"the body is not UTF-8 text: byte {exc.start} is wrong") from exc
 
 
-def measure(body: bytes) -> Size:
+def measure(body: bytes | bytearray) -> Size:
     """Raises BadRequest for a body that has too much of something. Where it is no JSON, the figures mean nothing."""
     n_fields = n_values = depth = 0
     is_string, rest = False, b""
@@ -112,33 +117,27 @@ def _depth(outside: bytes, depth: int, n_opened: int) -> int:
     return depth
 
 
-def _text(body: bytes) -> tuple[str, bytes]:
-    """The text in `body`, and that in UTF-8; raises BadRequest.
-
-    UTF-8 is the form of JSON (RFC 8259, 8.1), unless a byte order mark names another: Windows' programs write one.
-    """
+def _in_utf_8(body: bytes | bytearray) -> bytes | bytearray:
+    """The form of JSON (RFC 8259, 8.1), unless a byte order mark names another: Windows' programs write one."""
     if body.startswith(_UTF_32_MARKS):
-        text = _decoded(body, "utf-32")
-    elif body.startswith(_UTF_16_MARKS):
-        text = _decoded(body, "utf-16")
-    else:
-        body = body.removeprefix(_UTF_8_MARK)
-        return body.decode("ascii") if body.isascii() else _decoded(body, "utf-8"), body
-    return text, b"".join([text[start : start + _STEP].encode() for start in range(0, len(text), _STEP)])
+        return _recoded(body, "utf-32")
+    if body.startswith(_UTF_16_MARKS):
+        return _recoded(body, "utf-16")
+    return body[len(_UTF_8_MARK) :] if body.startswith(_UTF_8_MARK) else body  # noqa: FURB188 - which copies always
 
 
-def _decoded(body: bytes, encoding: str) -> str:
+def _recoded(body: bytes | bytearray, encoding: str) -> bytes:
     decoder = codecs.getincrementaldecoder(encoding)()
     parts, start = [], 0
     try:
         for start in range(0, len(body), _STEP):
-            parts.append(decoder.decode(body[start : start + _STEP], start + _STEP >= len(body)))
+            parts.append(decoder.decode(body[start : start + _STEP], start + _STEP >= len(body)).encode())
     except UnicodeDecodeError as exc:
         # The decoder may have bytes of the step before in front of those of this one.
         n_before = len(exc.object) - len(body[start : start + _STEP])
         place = start - n_before + exc.start
         raise BadRequest(f"the body is not {encoding.upper()} text: byte {place} is wrong") from exc
-    return "".join(parts)
+    return b"".join(parts)
 
 
 def _refuse_constant(name: str) -> object:

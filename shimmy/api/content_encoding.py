@@ -26,7 +26,7 @@ def container_of(encoding: bytes) -> int | None:
     return _ENCODINGS[name]
 
 
-async def inflate(body: bytes, container: int, limit_bytes: int) -> bytes:
+async def inflate(body: bytes | bytearray, container: int, limit_bytes: int) -> bytearray:
     """What `body` holds, at most `limit_bytes`; raises PayloadTooLarge, or BadRequest for what is damaged."""
     import zlib  # few clients compress what they send
 
@@ -49,9 +49,9 @@ async def inflate(body: bytes, container: int, limit_bytes: int) -> bytes:
                 await asyncio.sleep(0)
     except zlib.error as exc:
         raise BadRequest(f"the compressed body is damaged: {exc}") from exc
-    return bytes(inflated)
+    return inflated
 
 
-def _is_zlib(body: bytes) -> bool:
+def _is_zlib(body: bytes | bytearray) -> bool:
     """Whether it begins with a header of RFC 1950."""
     return len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0

@@ -71,7 +71,7 @@ class Exchange:
         body = await self._body(self.services.config.max_body_bytes)
         return await _read(body if body.strip(_WHITE_SPACE) else b"{}", meaning, None)
 
-    async def _body(self, limit_bytes: int) -> bytes:
+    async def _body(self, limit_bytes: int) -> bytearray:
         """The body as its client meant it: inflated where it came compressed."""
         encoding = b", ".join(value for name, value in self.scope["headers"] if name == b"content-encoding")
         if not encoding:
@@ -82,7 +82,7 @@ class Exchange:
         body = await self._received(limit_bytes)
         return body if container is None else await inflate(body, container, limit_bytes)
 
-    async def _received(self, limit_bytes: int) -> bytes:
+    async def _received(self, limit_bytes: int) -> bytearray:
         declared = header(self.scope, b"content-length")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise PayloadTooLarge(_too_large(limit_bytes))
@@ -95,7 +95,7 @@ class Exchange:
             if len(body) > limit_bytes:
                 raise PayloadTooLarge(_too_large(limit_bytes))
             if not message.get("more_body", False):
-                return bytes(body)
+                return body
 
     async def gone(self) -> None:
         """Return when the client has left. Only after the body has been read."""
@@ -132,7 +132,9 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-async def _read(body: bytes, meaning: Callable[["Json"], Result], is_work: "Callable[[Json], bool] | None") -> Result:
+async def _read(
+    body: bytes | bytearray, meaning: Callable[["Json"], Result], is_work: "Callable[[Json], bool] | None"
+) -> Result:
     from shimmy.api.aside import aside  # a start needs nothing of them
     from shimmy.api.body import SMALL_BODY_BYTES, decode_object
 

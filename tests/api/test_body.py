@@ -96,6 +96,14 @@ def test_the_place_of_a_wrong_byte_is_told() -> None:
             decode(b'"' + b"x" * n_before + b'\xff"')
 
 
+def test_a_text_that_python_has_no_narrow_form_for_is_bounded() -> None:
+    wide = b'"' + b"x" * large_json.MAX_CHARACTERS
+    assert len(decode(wide + b'"')) == large_json.MAX_CHARACTERS
+    assert len(decode(wide + b'xxx"')) == large_json.MAX_CHARACTERS + 3
+    with pytest.raises(BadRequest, match="a text of more than 8388608 characters that are not all ASCII"):
+        decode(wide + '😀"'.encode())
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
