@@ -24,7 +24,7 @@ SMALL_BODY_BYTES = 1 << 15
 
 MAX_DEPTH = 128
 MAX_FIELDS = 1 << 18  # members of objects, objects and arrays; 10,000 messages of parts have 70,000
-MAX_VALUES = 1 << 22  # the items of arrays are counted here too, such as token ids
+MAX_VALUES = 1 << 20  # the items of arrays are counted here too, such as token ids
 MAX_NUMBER_CHARACTERS = 400  # a number of 64 bits has 24, and the largest of them 309 without an exponent
 
 _STEP = 1 << 16  # bytes, or characters, that a call of C's is given at once

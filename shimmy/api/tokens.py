@@ -1,6 +1,6 @@
 """Routes to a model's own tokenizer and chat template, in llama-server's shapes."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shimmy.api.fields import Duration, Fields, NotServed, Record, TokenIds, boolean, read_model, refuse, text
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from shimmy.registry import Model
 
 Result = TypeVar("Result")
+
+_N_FEW_TOKENS = 4096
 
 _FIELDS: Fields = {"model": text, "keep_alive": Duration()}
 TOKENIZE = Record(
@@ -35,10 +37,11 @@ async def tokenize(exchange: "Exchange") -> None:
     given = await exchange.read(TOKENIZE.read)
     add_special, parse_special = given.get("add_special", False), given.get("parse_special", True)
 
-    async def ask(worker: "WorkerClient") -> list[int]:
+    async def ask(worker: "WorkerClient") -> Sequence[int]:
         return await worker.tokenize(given["content"], add_special=add_special, parse_special=parse_special)
 
-    await exchange.reply_large({"tokens": await _answer(exchange, given, ask)})
+    tokens = await _answer(exchange, given, ask)
+    await exchange.reply_large({"tokens": list(tokens) if len(tokens) < _N_FEW_TOKENS else iter(tokens)})
 
 
 async def detokenize(exchange: "Exchange") -> None:

@@ -36,6 +36,7 @@ from shimmy.messages import (
 
 if TYPE_CHECKING:
     import subprocess
+    from array import array
 
 logger = logging.getLogger(__name__)
 
@@ -155,10 +156,10 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._begin({job.id: stream}, wire.embed_frame(job), n_bytes)
         return stream
 
-    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> Sequence[int]:
         arguments = {"text": text, "add_special": add_special, "parse_special": parse_special}
         answer = Answer(_most_tokens(text), is_text=False)
-        tokens: list[int] = await self._call("tokenize", arguments, answer, len(text))
+        tokens: array[int] = await self._call("tokenize", arguments, answer, len(text))
         return tokens
 
     async def detokenize(self, tokens: Sequence[int]) -> str:

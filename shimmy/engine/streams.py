@@ -6,6 +6,7 @@ more than its context can hold.
 """
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -172,7 +173,7 @@ class Answer:
         self._is_text = is_text
         self._n_left = n_most
         self._texts: list[str] = []
-        self._tokens: list[int] = []
+        self._tokens = array("i")  # of a list, the garbage collector would look at each token again and again
         self._whole: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def put(self, part: list[int] | str | ShimmyError, *, more: bool) -> None:
@@ -189,7 +190,7 @@ class Answer:
         if isinstance(part, str):
             self._texts.append(part)
         else:
-            self._tokens += part
+            self._tokens.extend(part)
         if not more:
             self._whole.set_result("".join(self._texts) if self._is_text else self._tokens)
 
