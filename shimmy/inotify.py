@@ -1,26 +1,31 @@
 """The inotify of Linux: folders are watched one by one, and it says in which of them something happened.
 
-Knows file descriptors and the names of entries; nothing of which folders matter, nor of what is in them. A package
-that watches whole trees hides the folders that the system would not watch, and those behind links (inotify(7)).
+The only importer of watchdog, and of its binding of inotify alone: watchdog's observers watch whole trees, and hide the
+folders that the system would not watch and those behind links. Knows the names of entries; nothing of which folders
+matter, nor of what is in them.
 """
 
-import ctypes
+import errno
 import os
+from itertools import count
 from pathlib import Path
-from struct import Struct
 from typing import NamedTuple
 
-_MODIFY, _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
-_DELETE_SELF, _MOVE_SELF, _UNMOUNT, _Q_OVERFLOW, _IGNORED, _ONLYDIR = 0x400, 0x800, 0x2000, 0x4000, 0x8000, 0x1000000
-# Not that something was opened or read: our own looks do that.
-_WANTED = (
-    _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
-) | _ONLYDIR
-_GONE = _DELETE_SELF | _MOVE_SELF | _UNMOUNT | _IGNORED
+from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
-_HEAD = Struct("iIII")  # watch, mask, cookie, length of the name
-_READ_BYTES = 1 << 16
-_MAX_READS = 8  # before others have their turn
+# Not that something was opened or read: our own looks do that.
+_WANTED = Mask(
+    InotifyConstants.IN_MODIFY
+    | InotifyConstants.IN_ATTRIB
+    | InotifyConstants.IN_CLOSE_WRITE
+    | InotifyConstants.IN_MOVE
+    | InotifyConstants.IN_CREATE
+    | InotifyConstants.IN_DELETE
+    | InotifyConstants.IN_DELETE_SELF
+    | InotifyConstants.IN_MOVE_SELF
+    | InotifyConstants.IN_ONLYDIR
+)
+_GONE = InotifyConstants.IN_DELETE_SELF | InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
 
 
 class Happened(NamedTuple):
@@ -32,42 +37,52 @@ class Happened(NamedTuple):
 
 
 class Inotify:
-    """One instance of it, with as many watches as the system lets it have."""
+    """One instance of it, with as many watches as the system lets it have. One thread reads."""
 
     def __init__(self) -> None:
         """Raises OSError, with EMFILE at the limit of instances of a user."""
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self.descriptor = self._check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        # A thread that could read by itself, and is not started: events are read when it suits the event loop.
+        self._binding = InotifyFD()
+        self._binding._is_reading = False  # so that closing it does not wait for that thread
+        self.descriptor: int = self._binding._inotify_fd
+        self._ids = map(CallbackId, count())
+        self._ids_of: dict[int, list[CallbackId]] = {}  # of the paths to a watch
+        self._found: set[Happened] = set()
 
     def add(self, folder: Path) -> int:
         """Watch `folder`: its watch, which is the same for all paths to it. Raises OSError, ENOSPC at the limit."""
-        return self._check(self._libc.inotify_add_watch(self.descriptor, os.fsencode(folder), _WANTED))
+        number = next(self._ids)
+        watch = self._binding.add_callback(os.fsencode(folder), _WANTED, self, number)
+        if watch < 0:  # watchdog passes over a folder that may not be read
+            self._binding.remove_callbacks([(watch, number)])
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        self._ids_of.setdefault(watch, []).append(number)
+        return watch
 
     def remove(self, watch: int) -> None:
-        self._libc.inotify_rm_watch(self.descriptor, watch)  # one that ended by itself is no error
+        """Let go of a watch; one that ended by itself is no error."""
+        numbers = self._ids_of.pop(watch, [])
+        self._binding.remove_callbacks([(WatchDescriptor(watch), number) for number in numbers])
 
     def read(self) -> set[Happened] | None:
-        """What has happened, without waiting; None when too much has to know what."""
-        found: set[tuple[int, bytes, bool]] = set()
-        for _ in range(_MAX_READS):
-            try:
-                data = os.read(self.descriptor, _READ_BYTES)
-            except BlockingIOError:
-                break
-            position = 0
-            while position < len(data):
-                watch, mask, _, length = _HEAD.unpack_from(data, position)
-                position += _HEAD.size + length
-                if mask & _Q_OVERFLOW:
-                    return None
-                found.add((watch, data[position - length : position].rstrip(b"\0"), bool(mask & _GONE)))
-        return {Happened(watch, os.fsdecode(name), is_gone) for watch, name, is_gone in found}
+        """What has happened, when the descriptor can be read; None when too much has to know what."""
+        self._found = set()
+        for event in self._binding.read_events():
+            if event.is_queue_overflow:
+                return None
+            self._binding.handle_event(event)
+        return self._found
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        self._binding.close()
 
-    def _check(self, result: int) -> int:
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
+    # -- what watchdog calls for an event
+
+    def on_event(self, event: InotifyEvent) -> None:
+        self._found.add(Happened(event.wd, os.fsdecode(event.name), bool(event.mask & _GONE)))
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+        self._found.add(Happened(wd, "", is_gone=True))
+
+    def on_queue_overflow(self) -> None:
+        pass  # `read` tells

@@ -40,6 +40,7 @@ BORDERS = {
     "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
     "starlette": ("shimmy.api.", "shimmy.server"),
+    "watchdog": ("shimmy.inotify",),
     "hypercorn": ("shimmy.http1",),
 }
 DIALECTS = ("openai", "responses", "ollama", "anthropic")

@@ -22,7 +22,7 @@ LIMIT_BYTES = 20_000_000
 
 # Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
 PACKAGES = {
-    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette"),
+    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette", "watchdog"),
 }
 # Under the names of packages that are not in it; `ssl` and `multiprocessing` are stood in for as well.
 STAND_INS = {"h2", "inspect_in_full", "typing_extensions"}
