@@ -10,14 +10,19 @@ import pytest
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import PROMPTS, run
+from tests.engine.odd_variants import ABORTS, write_variant
+
+
+def engine_folder() -> Path:
+    spec = find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "lib"
 
 
 def scores() -> dict[str, int]:
     """What the engine itself makes of each variant on this processor; 0 is one that cannot run here."""
-    spec = find_spec("llama_cpp")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent / "lib"
+    folder = engine_folder()
     ctypes.CDLL(str(folder / "libggml-base.so"), ctypes.RTLD_GLOBAL)
     paths = folder.glob("libggml-cpu-*.so")
     return {path.stem.removeprefix("libggml-cpu-"): ctypes.CDLL(str(path)).ggml_backend_score() for path in paths}
@@ -62,3 +67,19 @@ def test_an_unknown_variant_fails_a_command(tmp_path: Path, models: Path) -> Non
     assert generated.stdout == ""
     assert "`abacus`" in generated.stderr
     assert "Traceback" not in generated.stderr
+
+
+@pytest.mark.frozen
+def test_a_variant_that_does_not_run_here_costs_nobody_an_answer(start: StartServer) -> None:
+    rated = scores()
+    best, following = sorted(rated, key=rated.__getitem__, reverse=True)[:2]
+    server = start()
+    library = Path("llama_cpp", "lib", f"libggml-cpu-{best}.so")
+    (home,) = server.temporary.glob("_MEI*")
+    write_variant(home / library, ABORTS, engine_folder() / library.name)
+    for model in ("alpha", "beta"):
+        assert server.chat(PROMPTS[0], model)
+        entry = server.get(f"/api/models/{model}/status").json()
+        assert entry["cpu_variant"] == following
+        assert entry["cpu_variant_note"] == f"`{best}` is passed over: its check died of SIGILL"
+    assert server.log.count(f"the CPU variant `{best}` does not work on this machine") == 1
