@@ -234,7 +234,7 @@ OPTIONS: tuple[Option, ...] = (
            "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":"),
     Option("cache_dir", _path, None, "folder for what can be made again (default: ~/.cache/shimmy)", "DIR"),
     Option("ctx_size", _integer(16, 2**24), None,
-           "tokens of KV memory for all sequences of a model (default: its training length, at most 8192)",
+           "tokens of KV memory for all sequences of a model (default: its training length, if memory allows)",
            "N", ("SHIMMY_MAX_CTX",)),
     Option("parallel", _integer(1, 256), 32, "how many jobs of a model may run at once; more wait in line", "N"),
     Option("batch_size", _integer(32, 8192), 512, "how many tokens one decode takes at most", "N"),

@@ -4,7 +4,7 @@ Knows the person's options and what a header says; nothing of which workers run.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shimmy import memory
@@ -16,8 +16,11 @@ from shimmy.formats.gguf_header import GgufHeader
 from shimmy.memory import Need
 from shimmy.registry import Model
 
-# A pool of this many tokens unless asked for otherwise: the KV memory of a long training length is rarely wanted.
-_DEFAULT_N_CTX = 8192
+# Unless asked for otherwise, a pool may grow to the training length, and memory is set aside for this many tokens: that
+# of a long training length is rarely wanted, and where it is, the worker looks whether there is memory.
+_BOOKED_N_CTX = 8192
+# What a pool that can only have what is set aside may take of `--max-memory` beyond that: other models want some, too.
+_SHARE_OF_LIMIT = 0.5
 # Where that does not fit, a smaller one will do, down to this.
 _LEAST_N_CTX = 2048
 
@@ -60,12 +63,13 @@ class Launch:
         self._draft = _Draft.read(config.draft_model) if config.draft_model and config.speculate else None
 
     def options(self, model: Model, n_ctx: int | None = None) -> WorkerOptions:
-        """For a worker with a pool of `n_ctx` tokens; None: what was asked for, or a default."""
+        """For a worker with a pool of `n_ctx` tokens; None: what was asked for, or the model's training length."""
         own = [(path, 1.0) for path in model.adapters] if model.needs_adapters else []
         draft = self._draft.path if self._draft and self._draft.path != model.path else None
         return WorkerOptions(
             model_path=str(model.path),
-            n_ctx=n_ctx or self._config.n_ctx or min(model.n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX),
+            n_ctx=n_ctx or self._config.n_ctx or model.n_ctx_train or _BOOKED_N_CTX,
+            n_ctx_booked=None if self._books_all else _BOOKED_N_CTX,
             n_sequences=self._config.n_sequences,
             n_batch=max(self._config.n_batch, self._config.n_sequences),
             n_threads=self._config.n_threads,
@@ -88,31 +92,43 @@ class Launch:
             prompt_cache_bytes=self._config.prompt_cache_bytes,
         )
 
+    @property
+    def _books_all(self) -> bool:
+        """Whether memory is set aside for the whole pool: it was asked for, or a limit has to hold."""
+        return self._config.n_ctx is not None or self._config.max_memory_bytes is not None
+
     def fitting(self, model: Model, n_most_bytes: float) -> WorkerOptions:
         """Like `options`, with a smaller pool than the default one where `n_most_bytes` demand it."""
         options = self.options(model)
-        while self._config.n_ctx is None and options.n_ctx // 2 >= _LEAST_N_CTX:
-            if self.need(model, options).total <= n_most_bytes:
+        if self._config.n_ctx is not None:
+            return options
+        n_wanted = min(options.n_ctx, _BOOKED_N_CTX)
+        while options.n_ctx // 2 >= _LEAST_N_CTX:
+            is_large = options.n_ctx > _BOOKED_N_CTX
+            share = _SHARE_OF_LIMIT if is_large and self._books_all else 1.0
+            if self.need(model, replace(options, n_ctx_booked=None)).total <= share * n_most_bytes:
                 break
-            options = self.options(model, options.n_ctx // 2)
+            n_less = options.n_ctx // 2
+            options = self.options(model, max(n_less, _BOOKED_N_CTX) if is_large else n_less)
+        if options.n_ctx < n_wanted:
             logger.warning("`%s` gets a context of %d tokens: there is no memory for more", model.name, options.n_ctx)
         return options
 
     def need(self, model: Model, options: WorkerOptions) -> Need:
-        """The memory of a worker with these `options`."""
+        """The memory that is set aside for a worker with these `options`."""
         need = memory.need(
             model,
             n_adapter_bytes=memory.size_of(
                 str(huggingface.adapter_file(Path(path)))
                 for path in (*(path for path, _ in options.lora), *options.siblings)
             ),
-            n_ctx=options.n_ctx,
+            n_ctx=options.n_booked,
             n_batch=options.n_ubatch,
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,
             plan=pooling.plan(
                 model,
-                n_ctx=options.n_ctx,
+                n_ctx=options.n_booked,
                 n_batch=options.n_batch,
                 pooling=options.pooling,
                 embeddings=options.embeddings,

@@ -83,6 +83,11 @@ def need(
     return Need(model.size_bytes, kv, compute)
 
 
+def cell_bytes(n_kv: int) -> int:
+    """What one more cell of a KV pool takes."""
+    return n_kv * _KV_BYTES
+
+
 def draft_need(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> Need:
     """What a draft model of `size_bytes` in all shards takes beside the model it guesses for."""
     vocabulary = header.n_vocab * (_TOKEN_BYTES + _CANDIDATE_BYTES)

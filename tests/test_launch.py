@@ -49,6 +49,50 @@ def test_the_memory_of_the_draft_model_counts_where_it_may_fit(n_shards: int, tm
     assert more(is_embedding=True, pooling="mean").total == 0
 
 
+LONG = replace(TINY, n_ctx_train=131_072, n_kv=10_000)
+
+
+def need(flags: dict[str, str], n_ctx: int) -> int:
+    """Bytes of a pool of which all is set aside."""
+    terms = Launch(config.load(flags, {}))
+    return terms.need(LONG, replace(terms.options(LONG, n_ctx), n_ctx_booked=None)).total
+
+
+@pytest.mark.parametrize(
+    ("n_fits", "n_ctx", "n_booked"),
+    [
+        (200_000, 131_072, 8192),
+        (131_072, 131_072, 8192),
+        (131_071, 65_536, 8192),
+        (10_000, 8192, 8192),
+        (8192, 8192, 8192),
+        (8000, 4096, 4096),
+        (100, 2048, 2048),
+    ],
+)
+def test_a_pool_may_grow_to_the_training_length_as_far_as_memory_allows(n_fits: int, n_ctx: int, n_booked: int) -> None:
+    terms = Launch(config.load({}, {}))
+    options = terms.fitting(LONG, need({}, n_fits))
+    assert (options.n_ctx, options.n_booked) == (n_ctx, n_booked)
+    assert terms.need(LONG, options).kv == 10_000 * 2 * n_booked
+
+
+def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than_half_of_it() -> None:
+    flags = {"max_memory": "100GB"}
+    terms = Launch(config.load(flags, {}))
+    for n_fits, n_ctx in ((262_144, 131_072), (131_072, 65_536), (20_000, 8192), (8192, 8192), (5000, 4096)):
+        options = terms.fitting(LONG, need(flags, n_fits) + (need(flags, n_fits) if n_ctx > 8192 else 0))
+        assert options.n_ctx == options.n_booked
+        assert options.n_ctx >= n_ctx
+        assert terms.need(LONG, options).kv == 10_000 * 2 * options.n_ctx
+
+
+def test_a_length_that_was_asked_for_is_set_aside_whole() -> None:
+    for n_ctx in (100, 50_000, 1_000_000):
+        options = Launch(config.load({"ctx_size": str(n_ctx)}, {})).fitting(LONG, 0)
+        assert (options.n_ctx, options.n_booked) == (n_ctx, n_ctx)
+
+
 def test_a_draft_model_that_is_not_there_or_no_model_keeps_the_server_from_starting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^the draft model `.*nothing.gguf` cannot be read: No such file"):
         launch(tmp_path / "nothing.gguf")

@@ -887,13 +887,19 @@ async def test_a_swap_without_room_for_two_ends_the_old_one_first() -> None:
     assert not old.is_alive
 
 
-@pytest.mark.parametrize(("n_ctx_train", "n_ctx"), [(512, 512), (20_000, 8192), (0, 8192)])
+@pytest.mark.parametrize(
+    ("n_ctx_train", "n_ctx", "n_booked"), [(512, 512, 512), (20_000, 20_000, 8192), (0, 8192, 8192)]
+)
 @on_loop
-async def test_the_context_is_the_smaller_of_training_length_and_a_default(n_ctx_train: int, n_ctx: int) -> None:
+async def test_the_context_is_the_training_length_and_memory_is_set_aside_for_the_beginning_of_it(
+    n_ctx_train: int, n_ctx: int, n_booked: int
+) -> None:
     house = House()
-    asking = asyncio.create_task(house.pool.ensure_ready(replace(TINY, n_ctx_train=n_ctx_train)))
+    trained = replace(TINY, n_ctx_train=n_ctx_train)
+    asking = asyncio.create_task(house.pool.ensure_ready(trained))
     load = await house.loading()
-    assert load.options.n_ctx == n_ctx
+    assert (load.options.n_ctx, load.options.n_booked) == (n_ctx, n_booked)
+    assert house.pool.need(trained).kv == TINY.n_kv * n_booked * 2
     load.succeed()
     await asking
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shimmy.engine.prompts import Ready  # few workers need it
 
 # Each resident cell costs every later row a look at its mask (2,000 of them slow a decode by 7 %, SmolLM2 on 2 cores),
-# so idle sequences, beside the one used last, may hold this share of the pool,
+# so idle sequences, beside the one used last, may hold this share of what is booked,
 _IDLE_SHARE = 0.25
 # and there may be this many of them before prompts have shown that they come back to more.
 _MIN_IDLE_SEQUENCES = 3
@@ -36,6 +36,7 @@ class Pool(Protocol):
     """What is needed of an engine: `llama.LlamaModel`."""
 
     n_ctx: int  # cells that the pool may have at most
+    n_booked: int  # those that there is memory for in any case
     n_cells: int  # cells that it has
     n_sequences: int  # and sequences
     n_open: int
@@ -227,8 +228,8 @@ class Cells:
             return False
         n_before = self._pool.n_cells
         n_wanted = max(n_cells, _GROWTH * n_before)
-        if n_wanted > MOVING_SHARE * self._pool.n_ctx:
-            n_wanted = self._pool.n_ctx
+        if MOVING_SHARE * self._pool.n_booked < n_wanted <= self._pool.n_booked:
+            n_wanted = self._pool.n_booked
         n_wanted = min(n_wanted, self.n_most)
         while not self._pool.resize(n_wanted, self._pool.n_open):
             self.n_most = n_wanted - 1
@@ -268,7 +269,7 @@ class Cells:
         """Let the idle sequences go that are not worth their cells; the one that comes to them now is."""
         idle = [sequence for sequence in self.sequences if sequence.tokens and not sequence.busy]
         idle.sort(key=lambda sequence: sequence.last_used)
-        while len(idle) >= self._allowance.n_sequences or self._n_distinct(idle) > _IDLE_SHARE * self._pool.n_ctx:
+        while len(idle) >= self._allowance.n_sequences or self._n_distinct(idle) > _IDLE_SHARE * self._pool.n_booked:
             self._give_up(idle.pop(0))
 
     @staticmethod

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shimmy import memory
 from shimmy.engine.binding import function, llama, log
 from shimmy.engine.context import Batch, EmbeddingContext, context_params
 from shimmy.engine.pooling import EmbeddingPlan
@@ -29,6 +30,7 @@ from shimmy.messages import Adapter, Candidate, ModelFacts, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
+_SPARE_BYTES = 128 * 10**6  # that the system is left with where a pool grows
 _MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
 _CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 _SPECIAL = _CONTROL | llama.LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -144,6 +146,7 @@ class LlamaModel:
         self._suppressed = self._suppress_tokens()
         self._adapters: list[int] = []  # pointers
         self._context: Any = None
+        self.n_booked = self._cell_bytes = 0
         self._scales: Sequence[float] = ()
         self._probe = Probe()
         self._likelihood = Likelihood(self._probe)
@@ -193,6 +196,11 @@ class LlamaModel:
         _adapter_free(self._adapters.pop(index))
         self._scales = [0.0] * len(self._adapters)
 
+    def book(self, n_cells: int, cell_bytes: int) -> None:
+        """Before the pool is opened: memory is set aside for `n_cells` of it, of `cell_bytes` each. One that cannot
+        move has no more, and one that grows beyond looks first whether there is memory."""
+        self.n_booked, self._cell_bytes = n_cells, cell_bytes
+
     def open_context(
         self,
         *,
@@ -221,7 +229,9 @@ class LlamaModel:
         if exact:
             self._params.type_k = self._params.type_v = llama.GGML_TYPE_F32
             self._params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        n_ctx = self._n_movable(n_ctx) if first else n_ctx
         self.n_ctx = -(-n_ctx // CELLS_STEP) * CELLS_STEP
+        self.n_booked = min(self.n_ctx, self.n_booked or self.n_ctx)
         n_cells, n_open = first if first and self._can_resize() else (n_ctx, n_sequences)
         self._open(min(n_cells, n_ctx), min(n_open, n_sequences))
         if not (llama.llama_model_has_decoder(self._model) and self._memory):
@@ -243,9 +253,21 @@ class LlamaModel:
 
     def _can_resize(self) -> bool:
         """Not where states cannot be moved, nor where the engine takes other position factors in larger contexts."""
+        n_original = self._n_original()
+        return self.can_rewind and (n_original is None or self.n_ctx <= n_original)
+
+    def _n_movable(self, n_ctx: int) -> int:
+        """Of `n_ctx` cells, those that a pool can have that grows to them, or those booked where it has all at once."""
+        n_original, n_booked = self._n_original(), self.n_booked or n_ctx
+        if not self.can_rewind:
+            return min(n_ctx, n_booked)
+        return n_ctx if n_original is None else min(n_ctx, max(n_booked, n_original))
+
+    def _n_original(self) -> int | None:
+        """Cells from which on the engine takes other position factors; None: from none."""
         architecture = self.metadata("general.architecture")
         n_original = self.metadata(f"{architecture}.rope.scaling.original_context_length")
-        return self.can_rewind and (n_original is None or self.n_ctx <= int(n_original))
+        return None if n_original is None else int(n_original)
 
     def resize(self, n_cells: int, n_open: int) -> bool:
         """Give the pool `n_cells` for the sequences below `n_open`, which are all that hold anything, and to its new
@@ -254,6 +276,8 @@ class LlamaModel:
         For a moment there is what is resident twice. The rows of the last decode are gone.
         """
         n_bytes = llama.llama_state_get_size(self._context)
+        if n_cells > self.n_booked and not self._has_memory(n_cells, n_bytes):
+            return False
         try:
             state = mmap.mmap(-1, n_bytes)
             if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -272,6 +296,13 @@ class LlamaModel:
             raise OutOfMemory(f"could not move {n_bytes} bytes into a context of {self.n_cells} tokens")
         self._set_scales(self._context, self._scales)
         return (self.n_cells, self.n_open) != before
+
+    def _has_memory(self, n_cells: int, n_state_bytes: int) -> bool:
+        """Whether the system has memory for a pool of `n_cells`, and for what is in this one meanwhile."""
+        free_bytes = memory.free_bytes()
+        mask_bytes = self._params.n_ubatch * n_cells * 2
+        n_bytes = n_state_bytes + (n_cells - self.n_cells) * self._cell_bytes + mask_bytes
+        return free_bytes is None or n_bytes + _SPARE_BYTES <= free_bytes
 
     def open_embeddings(self, plan: EmbeddingPlan, n_threads: int) -> None:
         """Make a context for embeddings, after the one for text where there is one; OutOfMemory without the memory,

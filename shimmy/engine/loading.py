@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shimmy import memory
 from shimmy.engine import adapters, pooling, variants, wire
 from shimmy.engine.binding import LIBRARY, LIBRARY_FOLDER
 from shimmy.engine.context import form_of_cells
@@ -110,6 +111,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
     )
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
+        model.book(options.n_booked, memory.cell_bytes(header.n_kv))
         model.open_context(
             n_ctx=options.n_ctx,
             first=_FIRST,
@@ -123,7 +125,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
             model.n_ctx = min(model.n_ctx, found.n_positions)
     plan = pooling.plan(
         header,
-        n_ctx=options.n_ctx,
+        n_ctx=options.n_booked,
         n_batch=options.n_batch,
         pooling=options.pooling,
         embeddings=options.embeddings,

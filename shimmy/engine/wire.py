@@ -101,6 +101,11 @@ class WorkerOptions:
     worker_timeout_s: float = math.inf  # without a sign of life or progress it is killed; the server sees to that
     load_timeout_s: float = math.inf  # the same while it loads its model
     prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is
+    n_ctx_booked: int | None = None  # of `n_ctx`, what memory is set aside for; None: all. The rest is looked for later
+
+    @property
+    def n_booked(self) -> int:
+        return self.n_ctx if self.n_ctx_booked is None else min(self.n_ctx, self.n_ctx_booked)
 
     @property
     def n_cells(self) -> int:

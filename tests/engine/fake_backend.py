@@ -113,7 +113,7 @@ class FakeBackend:
         n_cells: int | None = None,
         n_open: int | None = None,
     ) -> None:
-        self.n_ctx = n_ctx
+        self.n_ctx = self.n_booked = n_ctx
         self.n_cells = n_cells or n_ctx
         self.n_cells_max = n_ctx  # there is no memory for more
         self.sizes = [self.n_cells]  # that the pool has had

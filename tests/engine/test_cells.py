@@ -150,6 +150,18 @@ def test_more_sequences_are_opened_for_what_prompts_come_back_to() -> None:
     assert sorted(sequence.tokens[0] for sequence in cells.sequences if sequence.tokens) == [1, 2, 3, 4]
 
 
+def test_a_pool_takes_all_that_is_booked_and_beyond_that_what_is_needed() -> None:
+    cells, backend = pool(n_ctx=8000, n_cells=16, n_batch=8000, n_sequences=8)
+    backend.n_booked = 1000
+    for n_tokens in (10, 300, 900, 2000):
+        fill(cells, backend, [n_tokens] * n_tokens)
+    assert backend.sizes == [16, 1000, 2000, 4000]
+    backend.n_cells_max = 5000
+    fill(cells, backend, [5] * 1500)
+    assert 4710 < backend.sizes[-1] <= 5000
+    assert not cells.make_room(3000)
+
+
 def test_idle_sequences_make_room_where_the_pool_cannot_grow() -> None:
     cells, backend = pool(n_ctx=1000, n_cells=32)
     backend.n_cells_max = 32

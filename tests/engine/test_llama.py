@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shimmy import memory
 from shimmy.engine import binding, sampling, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
@@ -461,6 +462,37 @@ def test_a_model_with_other_positions_in_larger_contexts_gets_all_its_cells_at_o
             n_ctx=n_ctx, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1
         )
         assert model.n_cells == n_cells
+
+
+@pytest.mark.parametrize(
+    ("n_original", "n_booked", "n_ctx", "n_cells"),
+    [(None, 512, 4096, 256), (1024, 512, 1024, 256), (256, 512, 512, 512)],
+)
+def test_a_pool_that_cannot_grow_has_what_is_booked(
+    n_original: int | None, n_booked: int, n_ctx: int, n_cells: int, tmp_path: Path, cpu: CpuBackend
+) -> None:
+    more = [] if n_original is None else [("llama.rope.scaling.original_context_length", UINT32, n_original)]
+    model = LlamaModel(write_tiny_model(tmp_path, more=more), cpu)
+    model.book(n_booked, 1000)
+    model.open_context(n_ctx=4096, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    assert (model.n_ctx, model.n_booked, model.n_cells) == (n_ctx, n_booked, n_cells)
+
+
+def test_a_pool_grows_beyond_what_is_booked_where_there_is_memory(
+    tiny_model: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LlamaModel(tiny_model, cpu)
+    model.book(512, 1_000_000)
+    model.open_context(n_ctx=4096, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
+    left = 0
+    monkeypatch.setattr(memory, "free_bytes", lambda: left)
+    assert model.resize(512, 2), "booked"
+    assert not model.resize(1024, 2)
+    assert model.n_cells == 512
+    left = 10**9
+    assert model.resize(1024, 2)
+    assert not model.resize(2048, 2)
+    assert model.resize(512, 2), "smaller"
 
 
 def test_facts(model: LlamaModel, cpu: CpuBackend) -> None:
