@@ -1,53 +1,80 @@
 """Runs a call on a thread of its own whose stack was made for it: what recurses in C would end the process otherwise.
 
-Knows nothing of what is called. Such calls are long and without the lock of Python's, so they yield the processor to
-the threads that decode.
+Knows nothing of what is called: calls of C that are done without Python's lock. A call that takes long yields the
+processor to the threads that decode; one that takes too long is left behind, as nothing can end it.
 """
 
 import contextlib
 import os
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import TypeVar
 
-from shimmy.errors import OutOfMemory
+from shimmy.errors import OutOfMemory, Overloaded
+from shimmy.exhausted import NO_MORE_THREADS
 
-# Of memory a stack takes only what is used of it; the rest is a range of addresses.
+# A call that takes longer is none that a person would wait for in vain.
+_PATIENCE_S = 0.02
 _NICENESS = 10
+_MAX_LEFT_BEHIND = 2
 
 Result = TypeVar("Result")
 
 _stack_size_lock = threading.Lock()  # the size is a setting of the whole process, for threads started from then on
+_left_behind: list[threading.Thread] = []
+
+
+class TooLong(Exception):
+    """The call was not done in time."""
 
 
 def start(target: Callable[[], object], stack_bytes: int) -> threading.Thread:
-    """A running thread with a stack of `stack_bytes`; raises OutOfMemory where the system gives none."""
+    """A running thread with a stack of `stack_bytes`, of which memory holds what is used; raises OutOfMemory where the
+    system gives none."""
     thread = threading.Thread(target=target, daemon=True)
     with _stack_size_lock:
         previous = threading.stack_size(stack_bytes)
         try:
             thread.start()
         except RuntimeError as exc:
-            raise OutOfMemory(f"no thread with a stack of {stack_bytes >> 20} MiB could be started: {exc}") from exc
+            raise OutOfMemory(f"no room for a stack of {stack_bytes >> 20} MiB, or {NO_MORE_THREADS}") from exc
         finally:
             threading.stack_size(previous)
     return thread
 
 
-def call(function: Callable[[], Result], stack_bytes: int) -> Result:
-    """What `function` returns or raises; raises OutOfMemory where there is no room for its stack."""
+def call(function: Callable[[], Result], stack_bytes: int, deadline_s: float | None = None) -> Result:
+    """What `function` returns or raises. Raises OutOfMemory where there is no room for its stack, TooLong where it is
+    not done within `deadline_s`, and Overloaded where several such calls go on all the same."""
+    if deadline_s is not None:
+        _left_behind[:] = [thread for thread in _left_behind if thread.is_alive()]
+        if len(_left_behind) >= _MAX_LEFT_BEHIND:
+            raise Overloaded("what took too long for other requests is still going on; try again later")
     results: list[Result] = []
     errors: list[BaseException] = []
 
     def run() -> None:
-        with contextlib.suppress(OSError, AttributeError):  # a thread has a priority of its own on Linux alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             results.append(function())
         except BaseException as exc:  # noqa: BLE001 - the caller raises it
             errors.append(exc)
 
-    start(run, stack_bytes).join()
+    begun_s = monotonic()
+    thread = start(run, stack_bytes)
+    thread.join(_PATIENCE_S)
+    if thread.is_alive():
+        _yield_to_others(thread)
+        thread.join(None if deadline_s is None else max(0.0, begun_s + deadline_s - monotonic()))
+    if thread.is_alive():
+        _left_behind.append(thread)
+        raise TooLong
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _yield_to_others(thread: threading.Thread) -> None:
+    if thread.native_id is not None:
+        with contextlib.suppress(OSError, AttributeError):  # only on Linux a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, _NICENESS)

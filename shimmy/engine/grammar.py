@@ -13,10 +13,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from shimmy import unpacked
-from shimmy.engine import gbnf
+from shimmy.engine import deep_thread, gbnf
 from shimmy.engine.enforceable import enforceable
 from shimmy.engine.packed import GRAMMAR_ARCHIVE, in_memory
 from shimmy.engine.schema import MAX_CHARACTERS, keyword_at_fault, prepared
@@ -30,7 +30,6 @@ _HIDDEN = b"\xff"
 # part takes a third of the time that the tokenizer takes, and saves most of what several would save.
 _SLICES = ['[^"\\\\\\x00-\\x1F\\x7F]{1,30}']
 # llguidance recurses over what refers to each other: 9 KB of stack for 22 characters was the worst that was found.
-_N_CHARACTERS_ON_ANY_STACK = 2_000
 _STACK_BYTES = 16 << 20
 _STACK_BYTES_FOR_EACH = 1 << 10
 # Symbols of a grammar (a schema of 200 properties has 2,000), and how many of its rules may apply at one place: four
@@ -42,7 +41,9 @@ _MAX_ITEMS = 20_000
 _N_KNOWN = 8
 _N_SCHEMAS_KNOWN = 256  # of tools
 _Asked = tuple[Grammar | None, str | None, str | None]  # what a guide was asked for with
-_stack_size_lock = threading.Lock()
+_COMPILE_DEADLINE_S = 5.0
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 _MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
 _MAX_REASON = 300  # characters
 
@@ -110,16 +111,40 @@ class Guide:
             raise BadRequest("the grammar leads to a place where nothing can follow")
 
 
+class _Latest(Generic[Key, Value]):
+    """The values of the few keys that were asked for last."""
+
+    def __init__(self, n_max: int) -> None:
+        self._n_max = n_max
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def add(self, key: Key, value: Value) -> Value:
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._n_max:
+                self._values.popitem(last=False)
+        return value
+
+
 class Grammars:
-    """Makes the guides of one model; what they share is made for the first of them. One thread at a time may use it."""
+    """Makes the guides of one model; what they share is made for the first of them. Any thread may use it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._hidden: set[int] = set()  # tokens that text does not show
         self._library: Any = None
         self._tokenizer: Any = None
-        self._known: OrderedDict[_Asked, tuple[Any, tuple[str, ...]]] = OrderedDict()  # matchers at the beginning
-        self._known_schemas: OrderedDict[tuple[str, bool], tuple[Schema, tuple[str, ...]]] = OrderedDict()
+        self._tokenizer_lock = threading.Lock()
+        self._known: _Latest[_Asked, tuple[Any, tuple[str, ...]]] = _Latest(_N_KNOWN)  # matchers at the beginning
+        self._known_schemas: _Latest[tuple[str, bool], tuple[Schema, tuple[str, ...]]] = _Latest(_N_SCHEMAS_KNOWN)
 
     def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
@@ -129,13 +154,7 @@ class Grammars:
         `thinking_end` all of this applies behind that text, and free text, which has to end with it, comes first.
         """
         asked = grammar, tool_lark, thinking_end
-        known = self._known.get(asked)
-        if known is None:
-            known = self._known[asked] = self._matcher(*asked)
-            if len(self._known) > _N_KNOWN:
-                self._known.popitem(last=False)
-        self._known.move_to_end(asked)
-        matcher, lost = known
+        matcher, lost = self._known.get(asked) or self._known.add(asked, self._matcher(*asked))
         return Guide(matcher.deep_copy(), lost)
 
     def schema(self, text: str, *, strict: bool) -> tuple[Schema, tuple[str, ...]]:
@@ -146,9 +165,7 @@ class Grammars:
         known = self._known_schemas.get((text, strict))
         if known is None:
             known = self._strict_schema(text) if strict else enforceable(text, self.takes)
-            self._known_schemas[text, strict] = known
-            if len(self._known_schemas) > _N_SCHEMAS_KNOWN:
-                self._known_schemas.popitem(last=False)
+            self._known_schemas.add((text, strict), known)
         return known
 
     def _strict_schema(self, text: str) -> tuple[Schema, tuple[str, ...]]:
@@ -188,8 +205,9 @@ class Grammars:
     ) -> tuple[Any, tuple[str, ...]]:
         """What llguidance makes of it, to be copied for each reply; and what of the grammar is not enforced."""
         self._loaded()
-        if self._tokenizer is None:
-            self._tokenizer = self._new_tokenizer()
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._new_tokenizer()
         parts: list[dict[str, Any]] = []
         lost: tuple[str, ...] = ()
         if tool_lark is not None:
@@ -307,21 +325,12 @@ def _first_words(error: str) -> str:
 
 
 def _on_deep_stack(call: Callable[[], Any], text: str) -> Any:
-    """The result of `call`, which reads `text`, on a thread with room for its recursions where that is long."""
-    if (size := len(text)) < _N_CHARACTERS_ON_ANY_STACK:
-        return call()
-    results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(call()))
-    with _stack_size_lock:
-        previous = threading.stack_size(_STACK_BYTES + size * _STACK_BYTES_FOR_EACH)
-        try:
-            thread.start()
-        finally:
-            threading.stack_size(previous)
-    thread.join()
-    if not results:
-        raise Internal("the grammar could not be compiled")
-    return results[0]
+    """The result of `call`, which reads `text`, on a thread with room for its recursions; BadRequest when it takes too
+    long, as little text can mean much."""
+    try:
+        return deep_thread.call(call, _STACK_BYTES + len(text) * _STACK_BYTES_FOR_EACH, _COMPILE_DEADLINE_S)
+    except deep_thread.TooLong as exc:
+        raise BadRequest(f"the grammar cannot be compiled within {_COMPILE_DEADLINE_S:g} s: make it smaller") from exc
 
 
 @functools.cache  # a process can initialise it only once

@@ -50,7 +50,11 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (list, frozenset(("copy", "count", "index"))),
     (tuple, frozenset(("count", "grouper", "index", "list"))),  # `grouper` and `list` belong to the filter `groupby`
 )
-_PERCENT_FORMAT = re.compile(r"(?:[^%]|%(?:\(\w*\))?[-+ #0]*\d{0,3}(?:\.\d{0,3})?[hlL]?[diouxXeEfFgGcrsa%])*")
+# Possessive throughout: it never goes back to what it has taken, so it takes each character once.
+_PERCENT_FORMAT = re.compile(
+    r"(?:[^%]++|%(?:\(\w*+\))?+[-+ #0]*+\d{0,3}+(?:\.\d{0,3}+)?+[hlL]?+[diouxXeEfFgGcrsa%])*+"
+)
+_WIDE = re.compile(r"\d{4}")
 
 Value = TypeVar("Value")
 
@@ -146,7 +150,7 @@ class _Formatter(SandboxedFormatter):
         self._sandbox = sandbox
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if re.search(r"\d{4}", format_spec):
+        if _WIDE.search(format_spec):
             raise TemplateFailed(f"the chat template formats a value wider than {MAX_WIDTH} characters")
         self._sandbox.printable(value)
         return self._sandbox.metered(format(value, format_spec))

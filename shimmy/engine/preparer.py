@@ -5,6 +5,7 @@ Knows the loaded model, its template and its adapters; nothing of the socket or 
 
 import logging
 import random
+import threading
 from array import array
 from collections.abc import Callable
 from time import perf_counter
@@ -40,42 +41,78 @@ logger = logging.getLogger(__name__)
 # The tokens of shorter texts are found sooner than anybody could notice.
 _WORTH_REMEMBERING = 512
 # Of texts that were tokenized, so many characters in all.
-_N_REMEMBERED = 1 << 18
+_N_REMEMBERED = 1 << 20
+
+# Whoever sends a few more tokens than there may be is told how many they are.
+_WORTH_COUNTING = 1 << 14
 
 _Asked = tuple[str, bool, bool]  # a text, and how to tokenize it
+Pause = Callable[[], None]
+
+
+def _go_on() -> None:
+    """The pause of whoever has time."""
 
 
 class _Remembered:
-    """The tokens of the texts that were asked for last: a reply is made again, or several are made of one prompt.
-
-    Belongs to the thread that prepares jobs.
-    """
+    """The tokens of the texts that were asked for last: a reply is made again, or several are made of one prompt."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._tokens: dict[_Asked, array[int]] = {}  # the one asked for last is last
         self._n_characters = 0
 
     def get(self, asked: _Asked) -> list[int] | None:
-        tokens = self._tokens.pop(asked, None)
-        if tokens is None:
-            return None
-        self._tokens[asked] = tokens
-        return tokens.tolist()
+        with self._lock:
+            tokens = self._tokens.pop(asked, None)
+            if tokens is None:
+                return None
+            self._tokens[asked] = tokens
+            return tokens.tolist()
 
     def add(self, asked: _Asked, tokens: list[int]) -> None:
-        """Remember those of a text that is not known yet, where it is neither short nor too long."""
+        """Remember those of a text where it is neither short nor too long."""
         if not _WORTH_REMEMBERING <= len(asked[0]) <= _N_REMEMBERED:
             return
-        self._tokens[asked] = array("i", tokens)
-        self._n_characters += len(asked[0])
-        while self._n_characters > _N_REMEMBERED:
-            eldest = next(iter(self._tokens))
-            del self._tokens[eldest]
-            self._n_characters -= len(eldest[0])
+        with self._lock:
+            if asked not in self._tokens:
+                self._n_characters += len(asked[0])
+            self._tokens[asked] = array("i", tokens)
+            while self._n_characters > _N_REMEMBERED:
+                eldest = next(iter(self._tokens))
+                del self._tokens[eldest]
+                self._n_characters -= len(eldest[0])
+
+
+class _TooMany(Exception):
+    """There are more tokens than may be; `n_tokens` at least."""
+
+    def __init__(self, n_tokens: int) -> None:
+        super().__init__(n_tokens)
+        self.n_tokens = n_tokens
+
+
+class _Reading:
+    """The tokens of a prompt while it is read, and how many there may be; None for any number."""
+
+    def __init__(self, pause: Pause, n_max: int | None = None) -> None:
+        self.pause = pause
+        self.n_max = n_max
+        self.n_tokens = 0
+
+    def take(self, n_tokens: int) -> None:
+        """So many more; raises _TooMany, and what `pause` raises."""
+        self.n_tokens += n_tokens
+        if self.n_max is not None and self.n_tokens > self.n_max + _WORTH_COUNTING:
+            raise _TooMany(self.n_tokens)
+        self.pause()
 
 
 class Preparer:
-    """Turns prompts into tokens and jobs into tasks. Runs on its own thread, beside the decoding one."""
+    """Turns prompts into tokens and jobs into tasks, on threads beside the decoding one, of which several may use it.
+
+    What takes long is given a `pause`, which it calls between its steps: others get on, and it raises what ends it.
+    """
 
     def __init__(self, model: LlamaModel, template_source: str | None, loaded: tuple[Adapter, ...] = ()) -> None:
         self._model = model
@@ -100,8 +137,9 @@ class Preparer:
         self._rules = Rules(model)
         self._end_tokens: list[int] | None = None
         self._remembered = _Remembered()
+        self._longest_token_bytes = model.tokenizer.longest_token_bytes()
 
-    def task(self, job: Job) -> Task:
+    def task(self, job: Job, pause: Pause = _go_on) -> Task:
         """Check and prepare a job; raises BadRequest, ContextExceeded or TemplateFailed."""
         if not self._model.writes:
             raise BadRequest("the model makes embeddings and writes no text", param="model")
@@ -112,18 +150,7 @@ class Preparer:
             biases += [(token, float("-inf")) for token in self._ends()]
             n_forbidden = len(self._ends())
         sampling.check(job.sampling, n_vocab=self._model.n_vocab, n_forbidden=n_forbidden)
-        reply_format = ReplyFormat()
-        if isinstance(job.prompt, ChatPrompt):
-            parts, reply_format = self._parts(job.prompt)
-            tokens = self._at_least_one(self._tokens_of_parts(parts), "prompt")
-        else:
-            tokens = self.tokens(job.prompt)
-        if len(tokens) >= self._model.n_ctx:
-            # OpenAI's words: some clients know this error by them alone.
-            raise ContextExceeded(
-                f"the prompt has {len(tokens)} tokens, this model's maximum context length is {self._model.n_ctx} "
-                "tokens: shorten the prompt or raise `--ctx-size`"
-            )
+        tokens, reply_format = self._prompt(job.prompt, pause)
         scales = adapters.scales(self.adapters, job.lora)
         guide, warnings = self._rules.guide(job, reply_format)
         seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
@@ -132,13 +159,39 @@ class Preparer:
         marks = self._rules.marks(reply_format)
         return Task(job, tokens, sampler, received_s, scales, guide, reply_format, marks, warnings)
 
+    def _prompt(self, prompt: Prompt, pause: Pause) -> tuple[list[int], ReplyFormat]:
+        """The tokens of a prompt that leaves room for a reply, and the format of that."""
+        reading = _Reading(pause, self._model.n_ctx)
+        parts, reply_format = self._parts(prompt) if isinstance(prompt, ChatPrompt) else ([], ReplyFormat())
+        pause()
+        tokens, n_tokens = self._counted(parts or prompt, "prompt", reading)
+        if not tokens or len(tokens) >= self._model.n_ctx:
+            # OpenAI's words: some clients know this error by them alone.
+            raise ContextExceeded(
+                f"the prompt has {n_tokens} tokens, this model's maximum context length is {self._model.n_ctx} "
+                "tokens: shorten the prompt or raise `--ctx-size`"
+            )
+        return tokens, reply_format
+
+    def _counted(self, prompt: Prompt | list[str], name: str, reading: _Reading) -> tuple[list[int], str]:
+        """The tokens of a prompt, or of the parts of a chat's text, and how many they are; none where they are far too
+        many."""
+        try:
+            if isinstance(prompt, list):
+                tokens = self._at_least_one(self._tokens_of_parts(prompt, reading), name)
+            else:
+                tokens = self._tokens(prompt, name, reading)
+        except _TooMany as exc:
+            return [], f"at least {exc.n_tokens}"
+        return tokens, str(len(tokens))
+
     def echo(self, task: Task) -> str:
         """The prompt of a task as its caller wrote it, and tokens as the vocabulary spells them."""
         prompt = task.job.prompt
         return prompt.text if isinstance(prompt, TextPrompt) else self._model.detokenize(task.tokens)
 
-    def embedding_task(self, job: EmbeddingJob, is_cancelled: Callable[[], bool]) -> EmbeddingTask | None:
-        """Check and prepare a job of embeddings; None once it is cancelled. Raises BadRequest or ContextExceeded."""
+    def embedding_task(self, job: EmbeddingJob, pause: Pause = _go_on) -> EmbeddingTask:
+        """Check and prepare a job of embeddings. Raises BadRequest or ContextExceeded."""
         received_s = perf_counter()
         context = self._model.embeddings
         if context is None:
@@ -148,30 +201,33 @@ class Preparer:
             raise BadRequest(message, param="dimensions")
         inputs = []
         for index, given in enumerate(job.inputs):
-            if is_cancelled():
-                return None
             name = f"input[{index}]" if len(job.inputs) > 1 else "input"
             prompt = TextPrompt(given) if isinstance(given, str) else TokenPrompt(given)
-            inputs.append(self.tokens(prompt, name))
-            if len(inputs[-1]) > context.n_ctx:
+            tokens, n_tokens = self._counted(prompt, name, _Reading(pause, context.n_ctx))
+            inputs.append(tokens)
+            if not tokens or len(tokens) > context.n_ctx:
                 raise ContextExceeded(
-                    f"`{name}` has {len(inputs[-1])} tokens, the model takes {context.n_ctx} here: shorten it"
+                    f"`{name}` has {n_tokens} tokens, the model takes {context.n_ctx} here: shorten it"
                     + (" or raise `--ctx-size`" if context.n_ctx < self._model.n_ctx_train else ""),
                     param=name,
                 )
         return EmbeddingTask(job.id, inputs, job.n_dimensions or context.n_embd, received_s)
 
     def tokens(self, prompt: Prompt, name: str = "prompt") -> list[int]:
-        """The prompt as tokens, at least one; `name` is that of its field."""
+        """The prompt as tokens, at least one and however many; `name` is that of its field."""
+        return self._tokens(prompt, name, _Reading(_go_on))
+
+    def _tokens(self, prompt: Prompt, name: str, reading: _Reading) -> list[int]:
         match prompt:
             case ChatPrompt():
-                tokens = self._tokens_of_parts(self._parts(prompt)[0])
+                tokens = self._tokens_of_parts(self._parts(prompt)[0], reading)
             case TextPrompt(text):
-                tokens = self.tokenize(text, add_special=True, parse_special=True)
+                tokens = self._tokenized(text, reading, add_special=True, parse_special=True)
             case FillPrompt(prefix, suffix):
-                tokens = self._around_a_gap(prefix, suffix)
+                tokens = self._around_a_gap(prefix, suffix, reading)
             case TokenPrompt():
                 tokens = list(prompt.tokens)
+                reading.take(len(tokens))
                 self.check_tokens(tokens, name)
         return self._at_least_one(tokens, name)
 
@@ -183,24 +239,27 @@ class Preparer:
             raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
         return [bos]
 
-    def _tokens_of_parts(self, parts: list[str]) -> list[int]:
+    def _tokens_of_parts(self, parts: list[str], reading: _Reading) -> list[int]:
         """The tokens of a text that no control token goes across the parts of."""
         if len(parts) == 1:
-            return self.tokenize(parts[0], add_special=True, parse_special=True)
+            return self._tokenized(parts[0], reading, add_special=True, parse_special=True)
         around = self._model.tokenize("", add_special=True, parse_special=True)
         n_before = int(self._model.adds_bos)
-        tokens = self.tokenize(parts[0], add_special=False, parse_special=True)
+        tokens = self._tokenized(parts[0], reading, add_special=False, parse_special=True)
         for part in parts[1:]:
-            tokens += self._behind(part)
+            tokens += self._behind(part, reading)
         return self._with_one_bos([*around[:n_before], *tokens, *around[n_before:]])
 
-    def _behind(self, part: str) -> list[int]:
+    def _behind(self, part: str, reading: _Reading) -> list[int]:
         """The tokens of a part that is not the first: some tokenizers put a space before every text."""
         if not self._model.may_add_spaces and self._normalizer is None:
-            return self.tokenize(part, add_special=False, parse_special=True)
-        before, tokens = (self.tokenize(text, add_special=False, parse_special=True) for text in ("\n", f"\n{part}"))
+            return self._tokenized(part, reading, add_special=False, parse_special=True)
+        self._check_length(part, reading)
+        before = self._tokenized("\n", _Reading(reading.pause), add_special=False, parse_special=True)
+        tokens = self._tokenized(f"\n{part}", _Reading(reading.pause), add_special=False, parse_special=True)
         if tokens[: len(before)] != before:
-            return self.tokenize(part, add_special=False, parse_special=True)
+            return self._tokenized(part, reading, add_special=False, parse_special=True)
+        reading.take(len(tokens) - len(before))
         return tokens[len(before) :]
 
     def _with_one_bos(self, tokens: list[int]) -> list[int]:
@@ -208,28 +267,46 @@ class Preparer:
         is_twice = self._model.adds_bos and len(tokens) > 1 and tokens[0] == tokens[1] == self._model.bos_token()
         return tokens[1:] if is_twice else tokens
 
-    def _around_a_gap(self, prefix: str, suffix: str) -> list[int]:
+    def _around_a_gap(self, prefix: str, suffix: str, reading: _Reading) -> list[int]:
         """llama-server's order: what stands before, what stands behind, and the token that asks for the middle."""
         marks = self._model.fill_tokens()
         if marks is None:
             raise BadRequest("suffix: the model has no tokens for filling in the middle", param="suffix")
         before, behind, middle = marks
-        tokens = [before, *self.tokenize(prefix, add_special=False, parse_special=False)]
-        tokens += [behind, *self.tokenize(suffix, add_special=False, parse_special=False), middle]
+        tokens = [before, *self._tokenized(prefix, reading, add_special=False, parse_special=False)]
+        tokens += [behind, *self._tokenized(suffix, reading, add_special=False, parse_special=False), middle]
         bos = self._model.bos_token() if self._model.adds_bos else None
         return tokens if bos is None else [bos, *tokens]
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool, pause: Pause = _go_on) -> list[int]:
+        return self._tokenized(text, _Reading(pause), add_special=add_special, parse_special=parse_special)
+
+    def _tokenized(self, text: str, reading: _Reading, *, add_special: bool, parse_special: bool) -> list[int]:
         asked = text, add_special, parse_special
         tokens = self._remembered.get(asked)
-        if tokens is None:
-            if self._normalizer is not None:
-                text = self._normalizer.apply(text, parse_special=parse_special)
-            tokens = self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
-            if add_special and parse_special:
-                tokens = self._with_one_bos(tokens)
-            self._remembered.add(asked, tokens)
+        if tokens is not None:
+            reading.take(len(tokens))
+            return tokens
+        self._check_length(text, reading)
+        if self._normalizer is not None:
+            text = self._normalizer.apply(text, parse_special=parse_special)
+        tokens = []
+        for part in self._model.tokenizer.slices(text, add_special=add_special, parse_special=parse_special):
+            tokens += part
+            reading.take(len(part))
+        if add_special and parse_special:
+            tokens = self._with_one_bos(tokens)
+        self._remembered.add(asked, tokens)
         return tokens
+
+    def _check_length(self, text: str, reading: _Reading) -> None:
+        """Raises _TooMany where a text has too many tokens however they are cut; looks at none of them."""
+        longest = self._longest_token_bytes
+        if longest is None or reading.n_max is None or 4 * len(text) <= reading.n_max * longest:
+            return
+        n_tokens = -(-len(text.encode("utf-8", "replace")) // longest)
+        if n_tokens > reading.n_max + _WORTH_COUNTING:
+            raise _TooMany(n_tokens)
 
     def render(self, prompt: ChatPrompt) -> str:
         return "".join(self._parts(prompt)[0])
@@ -252,17 +329,19 @@ class Preparer:
                 message = f"`{param}` has token {token}, the vocabulary has 0 to {self._model.n_vocab - 1}"
                 raise BadRequest(message, param=param)
 
-    def call(self, name: str, arguments: dict[str, Any]) -> list[int] | str:
+    def call(self, name: str, arguments: dict[str, Any], pause: Pause = _go_on) -> list[int] | str:
         """The answer to a `call` frame: the small questions about text and tokens."""
         match name:
             case "tokenize":
-                return self.tokenize(**arguments)
+                return self.tokenize(**arguments, pause=pause)
             case "detokenize":
                 self.check_tokens(arguments["tokens"], "tokens")
+                pause()
                 return self._model.detokenize(arguments["tokens"])
             case _:
                 prompt = wire.prompt_from_wire(arguments["prompt"])
                 assert isinstance(prompt, ChatPrompt)
+                pause()
                 return self.render(prompt)
 
     def _ends(self) -> list[int]:

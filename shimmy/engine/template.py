@@ -12,7 +12,8 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from shimmy.engine.jinja import compile_template
-from shimmy.errors import BadRequest, TemplateFailed
+from shimmy.errors import BadRequest, OutOfMemory, TemplateFailed
+from shimmy.exhausted import NO_MORE_THREADS
 from shimmy.messages import ChatPrompt, Message, Tool, ToolCall
 
 COMPILE_DEADLINE_S = 5.0
@@ -275,7 +276,10 @@ def _within(deadline_s: float, function: Callable[[], Result]) -> Result:
         finally:
             ended.release()
 
-    thread_id = start_new_thread(run, ())  # `threading.Thread` costs more than most templates take to render
+    try:
+        thread_id = start_new_thread(run, ())  # `threading.Thread` costs more than most templates take to render
+    except RuntimeError as exc:
+        raise OutOfMemory(NO_MORE_THREADS) from exc
     if not ended.acquire(timeout=deadline_s):
         _end_thread(thread_id, lambda: ended.acquire(timeout=0.05))
         raise TemplateFailed(f"the chat template did not end within {deadline_s:g} s", param="messages")

@@ -10,6 +10,7 @@ before the first byte is written. Reading a malformed frame raises ProtocolError
 import json
 import math
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
@@ -156,6 +157,7 @@ class FrameReader:
     """Incremental: feed it what the socket gave, take the whole frames, of which none has more than `max_bytes`."""
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.n_bytes = 0  # of the frame that was taken last
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._begun = bytearray()  # the payload of a frame of which more follows
@@ -179,6 +181,7 @@ class FrameReader:
                     continue
                 if self._begun:
                     payload, self._begun = self._begun + payload, bytearray()
+                self.n_bytes = len(payload)
                 yield _parse(payload)
         finally:
             del buffer[:start]
@@ -262,16 +265,18 @@ def one_by_one(message: Frame) -> Iterator[Frame]:
 
 
 class _Shared:
-    """The prompt of several jobs, as it came; it is read when the first of them is, by the one thread that does."""
+    """The prompt of several jobs, as it came; it is read when the first of them is."""
 
     def __init__(self, fields: Frame) -> None:
+        self._lock = threading.Lock()
         self._fields = fields
         self._prompt: Prompt | None = None
 
     def read(self) -> Prompt:
-        if self._prompt is None:
-            self._prompt, self._fields = prompt_from_wire(self._fields), {}
-        return self._prompt
+        with self._lock:
+            if self._prompt is None:
+                self._prompt, self._fields = prompt_from_wire(self._fields), {}
+            return self._prompt
 
 
 def read_job(message: Frame) -> Job:

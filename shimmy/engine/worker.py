@@ -1,10 +1,9 @@
 """The worker process: loads one model and serves its jobs over the socket it was given, until the parent goes away.
 
-Five threads. The reader takes frames off the socket; the preparer renders templates, tokenizes and builds samplers; the
-main thread owns the engine and decodes; the sender writes what a decode led to while the next one runs; the pulse tells
-that they get on. Whatever ends
-the reader (the parent closed the socket, or died) ends the process, at once or when the prompts are stored that shall
-outlive it, so a worker never outlives its server by more than that.
+The reader takes frames off the socket; the threads of `lanes` render templates, tokenize and build samplers; the main
+thread owns the engine and decodes; the sender writes what a decode led to while the next one runs; the pulse tells that
+they get on. Whatever ends the reader (the parent closed the socket, or died) ends the process, at once or when the
+prompts are stored that shall outlive it, so a worker never outlives its server by more than that.
 """
 
 import contextlib
@@ -26,6 +25,7 @@ from shimmy import log
 from shimmy.engine import draft, last_words, loading, machine, reports, threads, wire
 from shimmy.engine.binding import aborts
 from shimmy.engine.embedding import Embedder, EmbeddingTask
+from shimmy.engine.lanes import Cancelled, Lanes, Work
 from shimmy.engine.placement import Placement, engine_threads
 from shimmy.engine.pulse import Pulse, engine
 from shimmy.engine.scheduler import JobEvent, Scheduler
@@ -94,6 +94,11 @@ class Connection:
             for message in self._reader.feed(data):
                 yield from wire.one_by_one(message)
 
+    @property
+    def n_bytes(self) -> int:
+        """How long the last frame was."""
+        return self._reader.n_bytes
+
 
 class Worker:
     """The threads around one loaded model."""
@@ -101,11 +106,10 @@ class Worker:
     def __init__(self, connection: Connection, pulse: Pulse) -> None:
         self._connection = connection
         self._pulse = pulse
-        self._to_prepare: SimpleQueue[wire.Frame] = SimpleQueue()
+        self._lanes = Lanes(self._prepare, pulse.preparing)
         self._to_schedule: SimpleQueue[_Order] = SimpleQueue()
         self._unsaid: list[JobEvent] = []  # until the next decode has been done; of the thread that decodes
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
-        self._cancelled: set[int] = set()  # jobs cancelled before they were prepared; both threads only add or discard
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
         self._scheduler: Scheduler | None = None  # of a model that writes text
         self._embedder: Embedder | None = None  # of one that makes embeddings; it may do both
@@ -166,7 +170,6 @@ class Worker:
         self._tuner = Tuner(tuning, facts.size_bytes if self._model.writes else None)
         self._placement = Placement(engine_threads())
         self._connection.send(reports.opened_frame(facts))
-        threads.start(self._prepare, name="preparer")
         threads.start(self._send, name="sender")
         return self._serve()
 
@@ -280,12 +283,14 @@ class Worker:
     def _read(self, frames: Iterator[wire.Frame]) -> None:
         try:
             for message in frames:
-                if message["op"] == "cancel":
-                    self._cancelled.add(message["id"])
-                    self._to_schedule.put(message["id"])
-                elif message["op"] == "share":
-                    self._to_schedule.put(wire.Share(message["n_workers"], message["n_loading"]))
-                self._to_prepare.put(message)
+                match message["op"]:
+                    case "cancel":
+                        self._lanes.cancel(message["id"])
+                        self._to_schedule.put(message["id"])
+                    case "share":
+                        self._to_schedule.put(wire.Share(message["n_workers"], message["n_loading"]))
+                    case _:
+                        self._begin(message)
         except ConnectionResetError:
             pass  # the server has ended, or wants us to, and left something unread
         except (OSError, wire.ProtocolError) as exc:
@@ -297,37 +302,40 @@ class Worker:
             log.flush()
             os._exit(0)  # the main thread may be deep in a decode; nothing here needs cleaning up
 
-    def _prepare(self) -> None:
-        while True:
-            self._pulse.preparing.end()
-            message = self._to_prepare.get()
-            self._pulse.preparing.begin()
-            match message["op"]:
-                case "job" | "embed":
-                    self._prepare_job(message)
-                case "call":
-                    self._answer(message)
-                case "cancel":
-                    # Everything before this frame has been prepared, and the scheduler got the same order again.
-                    self._cancelled.discard(message["id"])
-                    self._to_schedule.put(message["id"])
-
-    def _prepare_job(self, message: wire.Frame) -> None:
-        job_id = message["id"]
-        if job_id in self._cancelled:
-            return
+    def _begin(self, message: wire.Frame) -> None:
         try:
-            task = self._prepared(message)
+            self._lanes.put(message, self._connection.n_bytes)
         except ShimmyError as error:
-            self._emit([(job_id, error)])
-        except Exception:
-            logger.exception("could not prepare a job")
-            self._emit([(job_id, Internal("the worker could not prepare the job"))])
+            self._decline(message, error)
+
+    def _decline(self, message: wire.Frame, error: ShimmyError) -> None:
+        if message["op"] == "call":
+            self._connection.send(reports.failure_frame(message["id"], error))
         else:
-            if isinstance(task, Task):
-                self._hand_on(task)
-            elif task is not None:
-                self._to_schedule.put(task)
+            self._emit([(message["id"], error)])
+
+    def _prepare(self, work: Work) -> None:
+        """Do what a frame asks for; on any of several threads."""
+        try:
+            if work.frame["op"] == "call":
+                self._answer(work)
+            else:
+                self._prepare_job(work)
+        except Cancelled:
+            pass
+        except ShimmyError as error:
+            self._decline(work.frame, error)
+        except Exception:
+            logger.exception("could not prepare a request")
+            self._decline(work.frame, Internal("the worker could not prepare the request"))
+
+    def _prepare_job(self, work: Work) -> None:
+        if work.frame["op"] == "job":
+            self._hand_on(self._preparer.task(wire.read_job(work.frame), work.pause))
+        else:
+            self._to_schedule.put(self._preparer.embedding_task(wire.read_embed(work.frame), work.pause))
+        if work.is_cancelled:  # and the scheduler may have been told before it had the job
+            self._to_schedule.put(work.id)
 
     def _hand_on(self, task: Task) -> None:
         job_id = task.job.id
@@ -339,28 +347,10 @@ class Worker:
             events = []
         self._to_schedule.put(_Prepared(task, events))
 
-    def _prepared(self, message: wire.Frame) -> Task | EmbeddingTask | None:
-        if message["op"] == "job":
-            return self._preparer.task(wire.read_job(message))
-        return self._preparer.embedding_task(wire.read_embed(message), lambda: self._is_cancelled(message["id"]))
-
-    def _is_cancelled(self, job_id: int) -> bool:
-        """Asked for each input of a job of embeddings."""
-        self._pulse.preparing.n_steps += 1
-        return job_id in self._cancelled
-
-    def _answer(self, message: wire.Frame) -> None:
-        call_id = message["id"]
-        try:
-            value = self._preparer.call(message["name"], message["arguments"])
-        except ShimmyError as error:
-            self._connection.send(reports.failure_frame(call_id, error))
-        except Exception:
-            logger.exception("could not answer a call")
-            self._connection.send(reports.failure_frame(call_id, Internal("the worker could not answer")))
-        else:
-            for part in reports.result_frames(call_id, value):
-                self._connection.send(part)
+    def _answer(self, work: Work) -> None:
+        value = self._preparer.call(work.frame["name"], work.frame["arguments"], work.pause)
+        for part in reports.result_frames(work.id, value):
+            self._connection.send(part)
 
     def _tell(self, events: list[JobEvent]) -> None:
         """Say what a decode led to, and before that what was not said when it began."""
