@@ -65,13 +65,52 @@ class Models:
         return [model for _, model in self._made.values()]
 
 
+class Places:
+    """What models are called where they lie, told once while nothing is different."""
+
+    def __init__(self, current: Callable[[Path], str]) -> None:
+        """`current` is the current revision of a repository in the hub's cache."""
+        self._current = current
+        self._known: dict[Path, tuple[Folder | None, str, Place]] = {}
+
+    def forget(self) -> None:
+        self._known = {}
+
+    def place(self, path: Path, stem: str, folder: Folder | None) -> Place:
+        """Where `path` is, which was found in `folder`, or is that."""
+        snapshot = folder.snapshot if folder is not None else None
+        current = self._current(snapshot.repository) if snapshot is not None else ""
+        known = self._known.get(path)
+        if known is not None and known[0] is folder and known[1] == current and known[2].stem == stem:
+            return known[2]
+        place = _place(path, stem, folder, current)
+        self._known[path] = (folder, current, place)
+        return place
+
+
+def _place(path: Path, stem: str, folder: Folder | None, current: str) -> Place:
+    is_link = folder is not None and (path in folder.links or (path == folder.path and folder.is_linked_model))
+    file_name = path.name if folder is None or path != folder.path else ""
+    key, qualifier, repository, is_aside = str(path), path.parent.name, "", False
+    if folder is not None and (snapshot := folder.snapshot) is not None:
+        is_aside = current not in ("", snapshot.revision)
+        if is_aside:
+            key = f"{key} aside"  # it never was the current one under this key
+        else:
+            repository = snapshot.owner_and_name
+        if current == snapshot.revision:
+            inner = path.relative_to(snapshot.repository / "snapshots" / current)
+            key = str(snapshot.repository / "refs" / "main" / inner)
+        qualifier, is_link = snapshot.revision, False
+    return Place(path, stem, key, qualifier, model_name(stem), file_name, repository, is_link, is_aside)
+
+
 class Assembly:
     """What one look has seen so far. The order of what is added decides where nothing else does."""
 
-    def __init__(self, files: Files, current: Callable[[Path], str], warn: Warn) -> None:
-        """`current` is the current revision of a repository in the hub's cache."""
+    def __init__(self, files: Files, places: "Places", warn: Warn) -> None:
         self._files = files
-        self._current = current
+        self._place = places.place
         self._warn = warn
         self._drafts: list[Draft] = []
         self._by_contents: dict[object, Draft | None] = {}  # None: what is no model
@@ -179,23 +218,6 @@ class Assembly:
                 return
         shards = tuple(file for file in found if isinstance(file, File))
         self._add(shards[0].identity, self._place(paths[0], stem, folder), shards)
-
-    def _place(self, path: Path, stem: str, folder: Folder | None) -> Place:
-        is_link = folder is not None and (path in folder.links or (path == folder.path and folder.is_linked_model))
-        file_name = path.name if folder is None or path != folder.path else ""
-        key, qualifier, repository, is_aside = str(path), path.parent.name, "", False
-        if folder is not None and (snapshot := folder.snapshot) is not None:
-            current = self._current(snapshot.repository)
-            is_aside = current not in ("", snapshot.revision)
-            if is_aside:
-                key = f"{key} aside"  # it never was the current one under this key
-            else:
-                repository = snapshot.owner_and_name
-            if current == snapshot.revision:
-                inner = path.relative_to(snapshot.repository / "snapshots" / current)
-                key = str(snapshot.repository / "refs" / "main" / inner)
-            qualifier, is_link = snapshot.revision, False
-        return Place(path, stem, key, qualifier, model_name(stem), file_name, repository, is_link, is_aside)
 
     def _checked(self, manifest: Manifest) -> ModelDefaults:
         """Its defaults, without those that the engine would refuse in every request."""

@@ -7,13 +7,13 @@ that cannot be served becomes an entry with the reason, and never ends a look.
 
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shimmy.assembly import Assembly, Models, Warn
-from shimmy.folders import Folder, targets, walk
+from shimmy.assembly import Assembly, Models, Places, Warn
+from shimmy.folders import Folder, look_into, targets, walk
 from shimmy.formats import huggingface, ollama
 from shimmy.headers import Headers
 from shimmy.model_files import Files
@@ -63,12 +63,14 @@ class Discovery:
         self._names = names
         self._files = Files(headers, config.safetensors_type)
         self._models = Models()
+        self._places = Places(self._current_revision)
         self._folders: dict[Path, Folder] = {}
         self._order: list[tuple[int, Folder]] = []  # of all folders, each with the number of its root
         self._single: dict[int, Path] = {}  # roots that are files
+        self._walked: dict[int, Path] = {}  # roots that are folders, or are missing
         self._manifests: dict[int, tuple[list[ollama.Manifest], Warnings]] = {}  # of stores, with warnings
         self._current: dict[Path, str] = {}  # revisions of repositories in the hub's cache
-        self._linked_from: dict[Path, list[Path]] = {}  # the folders with links to a file elsewhere
+        self._linked_from: dict[Path, set[Path]] = {}  # the folders and roots with links to a file, or into a folder
         self._walk_warnings: Warnings = []
         self._catalog: Catalog | None = None
         self.warnings: Warnings = []  # what the last look passed over, and why
@@ -81,16 +83,24 @@ class Discovery:
         not among them is as it was. None: anything may be.
         """
         is_new = self._catalog is None or changed is None
+        self._files.begin_look(is_whole=changed is None)
         if changed is None:
-            self._files.forget()
+            self._places.forget()
             self._current.clear()
         is_new |= self._look_at_roots(changed)
         is_new |= self._look_at_folders(changed)
-        is_new |= changed is not None and self._files.renew(changed)
+        if changed is not None:
+            linked = (self._linked_from.get(path, ()) for path in changed)
+            is_new |= self._files.renew({*changed, *chain.from_iterable(linked)})
         if is_new or self._catalog is None:
             self._catalog = self._assemble()
             self._files.end_look()
         return self._catalog
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether the last look held something back that is broken, and in another way than at the look before."""
+        return self._files.is_arriving
 
     def _look_at_roots(self, changed: Collection[Path] | None) -> bool:
         """What each root is, and what is in Ollama's stores; whether something is different."""
@@ -109,27 +119,51 @@ class Discovery:
         return is_new
 
     def _look_at_folders(self, changed: Collection[Path] | None) -> bool:
-        """Walk through the folders that are no stores; whether something is different."""
-        roots = {number: root for number, root in enumerate(self._roots) if self._is_walked(number, root)}
-        order, warnings = walk(roots, self._folders, None if changed is None else self._folders_of(changed))
+        """Look into those that are no stores; whether something is different."""
+        fresh = None if changed is None else {path: look_into(path) for path in self._folders_of(changed)}
+        before, self._walked = self._walked, self._roots_to_walk()
+        if (
+            fresh is None
+            or before != self._walked
+            or any(new.shape != self._folders[new.path].shape for new in fresh.values())
+        ):
+            is_new = self._walk(fresh)
+        else:
+            is_new = self._replace(fresh)
+        return self._look_at_revisions(changed or ()) or is_new
+
+    def _walk(self, fresh: Mapping[Path, Folder] | None) -> bool:
+        """Find all folders; whether something is different."""
+        order, warnings = walk(self._walked, self._folders, fresh)
         folders = {folder.path: folder for _, folder in reversed(order)}
-        is_new = order != self._order
+        is_new = (order, warnings) != (self._order, self._walk_warnings)
         for path, old in self._folders.items():
-            new = folders.get(path)
-            if new is not old:
+            if (new := folders.get(path)) is not old:
                 self._files.drop(set(old.files).difference(new.files if new else ()))
         for path, folder in folders.items():
             if folder is not self._folders.get(path):
                 is_new |= self._files.look_into(folder)
-        is_new |= self._look_at_revisions(changed or ())
-        self._walk_warnings = warnings
-        self._order, self._folders = order, folders
+        self._order, self._folders, self._walk_warnings = order, folders, warnings
         return is_new
 
-    def _is_walked(self, number: int, root: Path) -> bool:
-        if number in self._single or number in self._manifests:
-            return False
-        return root not in self._usual or os.path.isdir(root)  # noqa: PTH112 - never raises
+    def _replace(self, fresh: Mapping[Path, Folder]) -> bool:
+        """Have these folders in place of what they were, with the same folders in them; whether one is different."""
+        is_new = False
+        others: dict[Path, Folder] = {}
+        for path, folder in fresh.items():
+            old = self._folders[path]
+            self._files.drop(set(old.files).difference(folder.files))
+            is_new |= self._files.look_into(folder)
+            if folder != old:
+                others[path] = self._folders[path] = folder
+        if others:
+            self._order = [(number, others.get(folder.path, folder)) for number, folder in self._order]
+        return is_new or bool(others)
+
+    def _roots_to_walk(self) -> dict[int, Path]:
+        """Those that are no files and no stores; a usual one only where there is something."""
+        others = ((n, root) for n, root in enumerate(self._roots) if n not in self._single and n not in self._manifests)
+        return {n: root for n, root in others if root not in self._usual or os.path.isdir(root)}  # noqa: PTH112
 
     def _folders_of(self, changed: Collection[Path]) -> set[Path]:
         """The folders that have to be looked into again."""
@@ -160,7 +194,7 @@ class Discovery:
 
     def _assemble(self) -> Catalog:
         warnings: Warnings = [*self._walk_warnings]
-        found = Assembly(self._files, self._current_revision, lambda path, reason: warnings.append((path, reason)))
+        found = Assembly(self._files, self._places, lambda path, reason: warnings.append((path, reason)))
         by_root: dict[int, list[Folder]] = {}
         for number, folder in self._order:
             by_root.setdefault(number, []).append(folder)
@@ -180,18 +214,27 @@ class Discovery:
         return catalog
 
     def _follow_links(self) -> None:
-        """Which folders hold the files that links lead to, and all in which something may change."""
-        self._linked_from = {}
-        self.watched = {folder.path: folder.identity for _, folder in self._order if folder.identity is not None}
+        """Find all in which something may change: the folders, those that links lead to, and those of single files."""
+        sources: dict[Path, set[Path]] = {}  # of links to a file
         for folder in self._folders.values():
             for target in folder.targets:
-                self._linked_from.setdefault(target, []).append(folder.path)
-        elsewhere = chain.from_iterable((path, *targets(path)) for path in self._single.values())
-        for target in chain(self._linked_from, elsewhere):
-            self.watched.setdefault(target.parent, None)
+                sources.setdefault(target, set()).add(folder.path)
+        for path in self._single.values():
+            for target in targets(path):
+                sources.setdefault(target, set()).add(path)
+        self.watched = {folder.path: folder.identity for _, folder in self._order if folder.identity is not None}
+        for path in (*sources, *self._single.values()):
+            self.watched.setdefault(path.parent, None)
         for number in self._manifests:
             for above, _, _ in os.walk(self._roots[number]):
                 self.watched.setdefault(Path(above), None)
+        parents: dict[Path, set[Path]] = {}
+        for target, some in sources.items():
+            parents.setdefault(target.parent, set()).update(some)
+        for parent, some in parents.items():  # who moves a folder moves what is in it
+            for above in (parent, *parent.parents):
+                sources.setdefault(above, set()).update(some)
+        self._linked_from = sources
 
 
 def _manifests(store: Path) -> tuple[list[ollama.Manifest], Warnings]:

@@ -5,7 +5,7 @@ that hold what was thrown away. Nothing of what is in a file.
 """
 
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +48,17 @@ class Folder:
     folders: tuple[Path, ...] = ()
     linked_folders: tuple[Path, ...] = ()
     unfinished: tuple[tuple[str, str], ...] = ()  # a file's name, and that of the mark beside it
-    targets: tuple[Path, ...] = ()  # what links of files lead to, in other folders
+    targets: tuple[Path, ...] = ()  # what its links lead to, or will once there is something
     is_safetensors: bool = False
     is_linked_model: bool = False  # that, and the path is a link
     is_adapter: bool = False
     snapshot: huggingface.Snapshot | None = None
     warnings: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What a walk sees of it."""
+        return self.identity, self.folders, self.linked_folders, self.warnings
 
     def mark(self, file_name: str) -> str:
         """The name of what says that this file is not finished; '' where nothing does."""
@@ -67,12 +72,12 @@ def is_no_place(name: str) -> bool:
 
 
 def walk(
-    roots: Mapping[int, Path], known: Mapping[Path, Folder], changed: Container[Path] | None
+    roots: Mapping[int, Path], known: Mapping[Path, Folder], fresh: Mapping[Path, Folder] | None
 ) -> tuple[list[tuple[int, Folder]], list[tuple[Path, str]]]:
     """The `roots` and the folders below them, each once, in order of their numbers; and what is passed over, with why.
 
-    A folder is found by its own path before a link to it; one that is a model is found by the links, too. What is
-    `known` and not in `changed` is taken as it was, None: nothing is.
+    A folder is found by its own path before a link to it; one that is a model is found by the links, too. Folders are
+    as they are in `fresh`, or else as they are `known`; where `fresh` is None, each is looked into.
     """
     found: list[tuple[int, Folder]] = []
     warnings: list[tuple[Path, str]] = []
@@ -82,10 +87,15 @@ def walk(
     while waiting or linked:
         if not waiting:
             waiting, linked = linked[::-1], []
-        number, path, depth, is_below_changed = waiting.pop()
-        old = None if changed is None or path in changed else known.get(path)
-        is_known = old is not None and not (is_below_changed and old.identity != _identity(path))
-        folder = old if old is not None and is_known else look_into(path)
+        number, path, depth, is_below_fresh = waiting.pop()
+        folder = None if fresh is None else fresh.get(path)
+        is_fresh = folder is not None or fresh is None
+        if not is_fresh:
+            folder = known.get(path)
+            if folder is not None and is_below_fresh and folder.identity != _identity(path):
+                folder = None  # another one has taken its place
+        if folder is None:
+            folder, is_fresh = look_into(path), True
         if folder.identity in seen:
             if folder.is_safetensors:
                 found.append((number, folder))
@@ -95,9 +105,8 @@ def walk(
         found.append((number, folder))
         warnings += folder.warnings
         if depth < MAX_DEPTH:
-            is_new = folder is not old
-            waiting += [(number, below, depth + 1, is_new) for below in reversed(folder.folders)]
-            linked += [(number, below, depth + 1, is_new) for below in folder.linked_folders]
+            waiting += [(number, below, depth + 1, is_fresh) for below in reversed(folder.folders)]
+            linked += [(number, below, depth + 1, is_fresh) for below in folder.linked_folders]
         elif below := (*folder.folders, *folder.linked_folders):
             warnings.append((below[0], f"it lies more than {MAX_DEPTH} folders deep"))
     found.sort(key=lambda entry: entry[0])
@@ -120,19 +129,18 @@ def look_into(path: Path) -> Folder:
     for entry in entries:
         name = entry.name
         try:
+            if entry.is_symlink():
+                links.append(Path(entry.path))
             if entry.is_dir():
                 if not is_no_place(name):
                     (linked_folders if entry.is_symlink() else folders).append(Path(entry.path))
             elif name.lower().endswith(".gguf") and not name.startswith(_APPLE_DOUBLE):
                 files.append(Path(entry.path))
-            if entry.is_symlink():
-                links.append(Path(entry.path))
         except OSError as exc:  # a link that leads into a circle
             warnings.append((Path(entry.path), str(exc.strerror)))
     names = [entry.name for entry in entries if not entry.name.startswith(_APPLE_DOUBLE)]
     is_safetensors, is_adapter = huggingface.is_model(names), huggingface.is_adapter(names)
     links_of_files = frozenset(links).intersection(files)
-    wanted = links if is_safetensors or is_adapter else links_of_files
     return Folder(
         path,
         identity,
@@ -141,7 +149,7 @@ def look_into(path: Path) -> Folder:
         tuple(folders),
         tuple(linked_folders),
         tuple(_unfinished(names)),
-        tuple(sorted({target for link in wanted for target in targets(link)})),
+        tuple(sorted({target for link in links for target in targets(link)})),
         is_safetensors,
         is_safetensors and path.is_symlink(),
         is_adapter,
@@ -151,16 +159,16 @@ def look_into(path: Path) -> Folder:
 
 
 def targets(link: Path) -> Sequence[Path]:
-    """What a link leads to, from one to the next; nothing for what is no link."""
+    """What a link leads to, from one to the next, each as it is written and where it is; nothing for what is none."""
     found: list[Path] = []
     path = link
-    while len(found) < MAX_LINKS:
+    for _ in range(MAX_LINKS):
         try:
             to = Path(os.path.realpath(path.parent)) / path.readlink()
         except OSError:
             break
         path = Path(os.path.realpath(to.parent)) / to.name
-        found.append(path)
+        found += [Path(os.path.normpath(to)), path]
     return found
 
 

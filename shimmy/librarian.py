@@ -26,9 +26,10 @@ DEBOUNCE_S = 0.1
 # Between the first look at something and the one that publishes it: whoever writes a file pauses for less.
 SETTLE_S = 0.4
 MAX_LOOKS = 5  # of somebody who waits for what they find
-# A look is followed by a pause so many times as long, so that a file that keeps changing does not cost more of a
-# processor than this, however many folders there are.
-PAUSE_FOR_LOOK = 20
+# What keeps changing costs a tenth of a processor at most: after some looks in a row, each is followed by a pause so
+# many times as long.
+PAUSE_FOR_LOOK = 10
+LOOKS_IN_A_ROW = 2  # it takes two to publish something
 MAX_CHANGED = 5_000  # places to be looked at again; from there on it is all of them
 MAX_TOLD = 50  # lines of the log for one change of the catalog and what happened to a model
 
@@ -86,7 +87,9 @@ class Librarian:
     async def run(self) -> None:
         """Look whenever asked to, until cancelled."""
         await in_thread(self._save)
+        n_in_a_row = 0
         while True:
+            n_in_a_row = n_in_a_row + 1 if self._asked.is_set() else 0
             await self._asked.wait()
             await asyncio.sleep(DEBOUNCE_S)
             self._asked.clear()
@@ -94,13 +97,13 @@ class Librarian:
             began_s = monotonic()
             try:
                 is_settled = await self.look(changed)
-                pause_s = PAUSE_FOR_LOOK * (monotonic() - began_s) - DEBOUNCE_S
+                pause_s = PAUSE_FOR_LOOK * (monotonic() - began_s) if n_in_a_row >= LOOKS_IN_A_ROW else 0.0
                 if is_settled:
                     await in_thread(self._save)
                 else:
                     pause_s = max(pause_s, SETTLE_S - DEBOUNCE_S)
                     self.look_again(changed)
-                await asyncio.sleep(max(0.0, pause_s))
+                await asyncio.sleep(pause_s)
             except Exception:
                 # A bug that one file brings out must not end all looking.
                 logger.exception("looking for models failed; the ones that are known stay")
@@ -132,8 +135,9 @@ class Librarian:
         now_s = self._clock()
         self._warn()
         published = self._registry.catalog
+        is_quiet = not self._discovery.is_arriving
         if seen is self._seen and self._has_settled:
-            return published, CatalogDiff((), (), ()), True
+            return published, CatalogDiff((), (), ()), is_quiet
         before, self._seen, self._seen_since_s = self._seen_since_s, seen, {}
         entries: list[Entry] = [*seen.models, *seen.rejected]
         for entry in entries:
@@ -142,8 +146,9 @@ class Librarian:
         steady = {name for name, (_, since_s) in self._seen_since_s.items() if began_s - since_s >= SETTLE_S}
         catalog, self._has_settled = settled(published, seen, steady)
         change = diff(published, catalog)
+        catalog.prepare()
         self._names.remember(catalog.models)
-        return catalog, change, self._has_settled
+        return catalog, change, self._has_settled and is_quiet
 
     def _save(self) -> None:
         self._headers.save()

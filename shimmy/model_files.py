@@ -74,13 +74,18 @@ class Files:
         self._known: dict[Path, tuple[_Stamp, Found]] = {}
         self._before: dict[Path, tuple[_Stamp, Found]] = {}  # what was known when all is looked at again
         self._folders: dict[tuple[Path, str], Found] = {}
+        self._looked: set[Path] = set()  # at in this look
+        self._unsteady: dict[object, object] = {}  # what was held back, as it was
+        self.is_arriving = False  # something broken is broken in another way at each look, as what is being written is
         self.warnings: dict[Path, str] = {}  # why a file is passed over
 
-    def forget(self) -> None:
-        """Whatever is asked for next is looked at again, and read again if it is not as it was."""
-        self._before, self._known = self._known, {}
-        self._folders = {}
-        self.warnings = {}
+    def begin_look(self, *, is_whole: bool) -> None:
+        """What is asked for from now on is as it is now, where the look `is_whole` or it is to be renewed."""
+        self.is_arriving = False
+        self._looked = set()
+        if is_whole:
+            self._before, self._known = self._known, {}
+            self.warnings = {}
 
     def end_look(self) -> None:
         """All that was found again is known; the rest is gone."""
@@ -90,6 +95,7 @@ class Files:
         """These are gone from where they were found."""
         for path in paths:
             self._known.pop(path, None)
+            self._unsteady.pop(path, None)
             self.warnings.pop(path, None)
 
     def read(self, path: Path) -> Found:
@@ -104,7 +110,7 @@ class Files:
         is_changed = False
         for path in paths:
             known = self._known.get(path)
-            if known is not None:
+            if known is not None and path not in self._looked:
                 is_changed |= self._look(path, mark_beside(path)) != known[1]
         return is_changed
 
@@ -117,8 +123,10 @@ class Files:
         for kind, is_one in ((SAFETENSORS, folder.is_safetensors), (Kind.ADAPTER.value, folder.is_adapter)):
             if is_one:
                 old = self._folders.get((folder.path, kind))
-                self._folders[folder.path, kind] = self._look_as(folder, kind)
-                is_changed |= self._folders[folder.path, kind] != old
+                found = self._look_as(folder, kind)
+                if not self._is_held_back((folder.path, kind), old, found):
+                    self._folders[folder.path, kind] = found
+                    is_changed |= found != old
         return is_changed
 
     def checkpoint(self, folder: Path) -> Found:
@@ -130,6 +138,7 @@ class Files:
         return self._folders[folder, Kind.ADAPTER.value]
 
     def _look(self, path: Path, mark: str) -> Found:
+        self._looked.add(path)
         self.warnings.pop(path, None)
         try:
             status = path.stat()
@@ -144,8 +153,20 @@ class Files:
         if known is None or known[0] != stamp:
             known = self._read(path, status, version, mark)
             known = (stamp, known[1]) if known[0] else known
+        old = self._known.get(path) or self._before.get(path)
+        if old is not None and self._is_held_back(path, old[1], known[1]):
+            known = old
         self._known[path] = known
         return known[1]
+
+    def _is_held_back(self, what: object, old: Found, new: Found) -> bool:
+        """Whether `new` is nothing to speak of until another look has seen the same: it changes and stays broken."""
+        if not (isinstance(old, Broken) and isinstance(new, Broken)) or old == new or self._unsteady.get(what) == new:
+            self._unsteady.pop(what, None)
+            return False
+        self._unsteady[what] = new
+        self.is_arriving = True
+        return True
 
     def _read(self, path: Path, status: stat_result, version: tuple[int, ...], mark: str) -> tuple[_Stamp, Found]:
         """What there is, after something that says whether it may be taken for the same another time."""

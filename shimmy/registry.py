@@ -89,8 +89,23 @@ class Catalog:
         self._by_name = {other: model for model in self.models for other in model.other_names}
         self._by_name |= {model.name: model for model in self.models}
         self._rejected_by_name = {entry.name: entry for entry in self.rejected}
-        self._by_stem = _by_stem([*self.models, *self.unavailable])
-        self._by_base = _by_base(self.models)
+        self._by_stem: dict[str, tuple[Entry, ...]] | None = None
+        self._by_base: dict[str, list[tuple[tuple[str, str], Model]]] | None = None
+
+    def prepare(self) -> None:
+        """Make what names are looked up in, so that no request has to wait for that."""
+        self._stems()
+        self._bases()
+
+    def _stems(self) -> dict[str, tuple[Entry, ...]]:
+        if self._by_stem is None:
+            self._by_stem = _by_stem([*self.models, *self.unavailable])
+        return self._by_stem
+
+    def _bases(self) -> dict[str, list[tuple[tuple[str, str], Model]]]:
+        if self._by_base is None:
+            self._by_base = _by_base(self.models)
+        return self._by_base
 
     @property
     def unavailable(self) -> tuple[Rejected, ...]:
@@ -137,7 +152,7 @@ class Catalog:
             return listed
         if len(name) > MAX_NAME_CHARACTERS:
             return None
-        written = self._by_stem.get(name, ())
+        written = self._stems().get(name, ())
         if len(written) == 1:
             return written[0]
         for spelling in spellings(name):
@@ -157,10 +172,10 @@ class Catalog:
         """Several whose files are called so, or the models that `base[:tag]` fits."""
         if len(name) > MAX_NAME_CHARACTERS:
             return ()
-        if len(written := self._by_stem.get(name, ())) > 1:
+        if len(written := self._stems().get(name, ())) > 1:
             return written
         for base, tag in _bases_and_tags(name):
-            found = [model for tags, model in self._by_base.get(base, ()) if tag in ("", "latest") or tag in tags]
+            found = [model for tags, model in self._bases().get(base, ()) if tag in ("", "latest") or tag in tags]
             if found:
                 return list({id(model): model for model in found}.values())
         return ()
