@@ -226,8 +226,8 @@ class Discovery:
         for path in (*sources, *self._single.values()):
             self.watched.setdefault(path.parent, None)
         for number in self._manifests:
-            for above, _, _ in os.walk(self._roots[number]):
-                self.watched.setdefault(Path(above), None)
+            for folder_path, _, _ in os.walk(self._roots[number]):
+                self.watched.setdefault(Path(folder_path), None)
         parents: dict[Path, set[Path]] = {}
         for target, some in sources.items():
             parents.setdefault(target.parent, set()).update(some)

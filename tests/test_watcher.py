@@ -1,11 +1,13 @@
 """Real events of the real system: whatever happens to files and folders, somebody is told to look again."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -154,3 +156,143 @@ async def test_a_folder_that_is_replaced_between_two_looks(tmp_path: Path) -> No
             await asyncio.sleep(2 * module.CHECK_EVERY_S)
             await told.after(lambda: (root / "a.gguf").write_text("x"))
             (root / "a.gguf").unlink()
+
+
+@on_loop
+async def test_folders_and_files_that_links_lead_to(tmp_path: Path) -> None:
+    models, elsewhere, other = (tmp_path / name for name in ("models", "elsewhere", "other"))
+    for folder in (models, elsewhere / "below", other):
+        folder.mkdir(parents=True)
+    (models / "linked").symlink_to(elsewhere)
+    target = other / "target"
+    target.write_text("x")
+    (models / "a.gguf").symlink_to(target)
+    async with watching(models) as told:
+        await told.after(lambda: (elsewhere / "b.gguf").write_text("x"))
+        await told.after(lambda: (elsewhere / "below" / "c.gguf").write_text("x"))
+        await told.after(lambda: target.write_text("changed"))
+        await told.after(lambda: target.rename(other / "aside"))
+        await told.after(lambda: (other / "aside").rename(target))
+        (tmp_path / "new").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "new")
+        await told.after(lambda: (tmp_path / "link").rename(models / "linked"))
+        await told.after(lambda: (tmp_path / "new" / "d.gguf").write_text("x"))
+    assert not told.is_everything
+
+
+@on_loop
+async def test_what_may_be_read(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.gguf", tmp_path / "folder"
+    file.write_text("x")
+    folder.mkdir()
+    async with watching(tmp_path) as told:
+        for path in (file, folder):
+            await told.after(partial(path.chmod, 0))
+            await told.after(partial(path.chmod, 0o755))
+        await told.after(lambda: os.utime(file, (1, 1)))
+
+
+@on_loop
+async def test_a_folder_in_the_place_of_another(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "models" / name / "deep").mkdir(parents=True)
+    async with watching(tmp_path / "models") as told:
+        await told.after(lambda: (tmp_path / "models" / "a").rename(tmp_path / "aside"))
+        await told.after(lambda: (tmp_path / "models" / "b").rename(tmp_path / "models" / "a"))
+        await told.after(lambda: (tmp_path / "models" / "a" / "deep" / "a.gguf").write_text("x"))
+        assert tmp_path / "models" / "a" / "deep" / "a.gguf" in told.places
+        before = await told.quiet()
+        (tmp_path / "aside" / "deep" / "b.gguf").write_text("x")
+        assert await told.quiet() == before
+
+
+@on_loop
+async def test_a_file_that_grows_is_told_a_few_times_a_second(tmp_path: Path) -> None:
+    async with watching(tmp_path) as told:
+        before = await told.quiet()
+        with (tmp_path / "a.gguf.part").open("wb", buffering=0) as file:
+            for _ in range(3_000):
+                file.write(b"x")
+                await asyncio.sleep(0)
+        assert 0 < await told.quiet() - before < 300
+
+
+@on_loop
+async def test_one_folder_that_the_system_will_not_watch_is_polled_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As at the limit of watches: those for the first folders are to be had, those for the others are not."""
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    real_add = Inotify.add
+
+    def add(inotify: Inotify, folder: Path) -> int:
+        if folder in folders[1:]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_add(inotify, folder)
+
+    monkeypatch.setattr(Inotify, "add", add)
+    monkeypatch.setattr(module, "POLL_UNWATCHED_EVERY_S", 0.1)
+    monkeypatch.setattr(module, "CHECK_EVERY_S", 0.05)
+    async with watching(tmp_path) as told:
+        told.places.clear()
+        before = told.n_times
+        await until(lambda: told.n_times >= before + 5)
+        assert told.places == {*folders[1:]}
+        (folders[0] / "a.gguf").write_text("x")
+        await until(lambda: folders[0] / "a.gguf" in told.places)
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert f"`{folders[1]}` and perhaps other model folders cannot be watched" in warning
+    assert "fs.inotify.max_user_watches" in warning
+
+
+@on_loop
+async def test_without_an_instance_all_folders_are_polled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(Inotify, "__init__", refuse)
+    monkeypatch.setattr(module, "POLL_UNWATCHED_EVERY_S", 0.1)
+    monkeypatch.setattr(module, "CHECK_EVERY_S", 0.05)
+    async with watching(tmp_path) as told:
+        told.places.clear()
+        await until(lambda: told.places == {tmp_path, tmp_path / "a"})
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "fs.inotify.max_user_instances" in warning
+
+
+@on_loop
+async def test_when_more_happened_than_can_be_told_everything_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watching(tmp_path) as told:
+        await told.quiet()
+        monkeypatch.setattr(Inotify, "read", lambda _: None)
+        (tmp_path / "a.gguf").write_text("x")
+        await until(lambda: told.is_everything)
+
+
+@on_loop
+async def test_watches_are_given_back(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / str(number)).mkdir()
+    async with watching(tmp_path) as told:
+        await until(lambda: n_watches() == 21)
+        shutil.rmtree(tmp_path / "7")
+        await until(lambda: n_watches() == 20)
+        await told.quiet()
+    assert n_watches() == 0
+
+
+def n_watches() -> int:
+    """Of this process, over all its inotify descriptors."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if "inotify" in str(link.readlink()):
+                found += Path(f"/proc/self/fdinfo/{link.name}").read_text().count("inotify wd:")
+    return found
