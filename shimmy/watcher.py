@@ -59,6 +59,7 @@ class Watcher:
     async def run(self) -> None:
         """Watch until cancelled."""
         loop = asyncio.get_running_loop()
+        self._watches, self._paths, self._unwatched, self._has_warned = {}, {}, set(), False  # after another run, too
         await in_thread(self._open)
         self._listen(loop)
         last_poll_s = last_full_poll_s = loop.time()

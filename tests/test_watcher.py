@@ -277,6 +277,18 @@ async def test_when_more_happened_than_can_be_told_everything_may_have(
 
 
 @on_loop
+async def test_a_second_run_watches_as_the_first_did(tmp_path: Path) -> None:
+    async with watching(tmp_path) as told:
+        await until(lambda: n_watches() == 1)
+    assert n_watches() == 0
+    task = asyncio.create_task(told.watcher.run())
+    await until(lambda: n_watches() == 1)
+    await told.after(lambda: (tmp_path / "a.gguf").write_text("x"))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@on_loop
 async def test_watches_are_given_back(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / str(number)).mkdir()
