@@ -399,6 +399,9 @@ class Pool:
             return
         if slot.loaded is not None and not client.is_closing:
             self._quarantine.died(slot.loaded, client.end_reason, has_worked=client.n_finished > 0)
-            self._failures[client.name] = Failure(slot.loaded, f"its worker ended: {client.end_reason}")
+            held = self._quarantine.held(client.name)
+            self._failures[client.name] = Failure(slot.loaded, held or f"its worker ended: {client.end_reason}")
+            if held:
+                logger.error("%s", held)
         if slot.loading is None:
             del self._slots[client.name]

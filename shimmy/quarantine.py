@@ -62,13 +62,20 @@ class Quarantine:
             return
         if record.model != model:
             self.forget(model.name)
-        elif record.n_deaths >= MAX_DEATHS:
-            raise ModelUnavailable(
-                f"`{model.name}` is not loaded any more: its worker ended {record.n_deaths} times in a row, lastly "
-                f"with {record.reason}. Replace its file, or have it loaded with POST /api/models/{model.name}/load"
-            )
+        elif (held := self.held(model.name)) is not None:
+            raise ModelUnavailable(held)
         elif (wait_s := record.until_s - self._clock()) > 0:
             raise ModelUnavailable(f"{record.reason} (`{model.name}` is tried again in {wait_s:.0f} s)")
+
+    def held(self, name: str) -> str | None:
+        """Why the model is not loaded any more; None where it is."""
+        record = self._records.get(name)
+        if record is None or record.n_deaths < MAX_DEATHS:
+            return None
+        return (
+            f"`{name}` is not loaded any more: its worker ended {record.n_deaths} times in a row, lastly with "
+            f"{record.reason}. Replace its file, or have it loaded with POST /api/models/{name}/load"
+        )
 
     def last_reason(self, name: str) -> str | None:
         """What is held against the model, for whoever loads it again."""

@@ -154,7 +154,9 @@ class Worker:
         except ShimmyError as error:
             self._connection.send(reports.refused_frame(error))
             return 1
-        aborts.handler = None
+        aborts.handler = lambda reason: self._connection.send(
+            reports.dying_frame(Internal(f"the engine gave up: {reason}"))
+        )
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         if self._model.writes:
             self._prompts = loading.open_prompts(sources, self._model, self._preparer, options, self._tell_of_prompts)

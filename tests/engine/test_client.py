@@ -570,6 +570,27 @@ async def test_a_worker_that_stays_after_the_end_of_its_socket_is_killed() -> No
         assert peer.process.status == -9
 
 
+@on_loop
+async def test_jobs_do_not_wait_for_a_process_that_the_system_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for a disk which does not answer cannot even be killed."""
+    monkeypatch.setattr(client_module, "_KILL_AFTER_S", 0)
+    monkeypatch.setattr(client_module, "_LET_GO_AFTER_S", 0.05)
+    monkeypatch.setattr(FakeProcess, "kill", lambda _: None)
+    async with connected() as peer:
+        stream = peer.client.submit(REQUEST)
+        await peer.hear()
+        peer.writer.close()
+        (error,) = await end_of(stream)
+        assert isinstance(error, WorkerDied)
+        assert "cannot be ended" in error.message
+        assert not peer.client.ended.is_set(), "its memory is not back"
+        await peer.client.close()
+        assert peer.deaths == []
+        peer.end(-9)
+        await peer.client.ended.wait()
+        assert peer.deaths == [peer.client]
+
+
 @pytest.mark.parametrize("n_unread_bytes", [0, 8 * 2**20], ids=["idle", "behind with its reading"])
 def test_close_returns_only_when_a_deaf_worker_has_really_ended(
     n_unread_bytes: int, monkeypatch: pytest.MonkeyPatch

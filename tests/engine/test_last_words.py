@@ -94,6 +94,31 @@ def test_a_thread_that_fails_ends_the_worker_and_its_jobs(
     assert "KeyError" in asyncio.run(run()).end_reason
 
 
+def test_what_the_engine_says_as_it_gives_up_reaches_those_who_wait(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(
+        monkeypatch,
+        tmp_path,
+        """
+import shimmy.engine.scheduler as scheduler
+def step(*_):
+    from shimmy.engine.binding import llama
+    llama._lib.ggml_abort(b"/somewhere/ggml.c", 5, b"GGML_ASSERT(%s) failed", b"boom")
+scheduler.Scheduler.step = step
+""",
+    )
+
+    async def run() -> None:
+        client = await start_worker("tiny", options(tiny_model), Hooks())
+        with pytest.raises(WorkerDied, match=r"the engine gave up: GGML_ASSERT\(boom\) failed"):
+            async for _ in client.submit(REQUEST):
+                pass
+        await client.ended.wait()
+
+    asyncio.run(run())
+
+
 @on_loop
 async def test_a_process_that_cannot_be_started_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot(error: OSError) -> None:
