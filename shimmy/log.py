@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import select
 import sys
 import threading
@@ -22,6 +23,10 @@ _ROOM = 1 << 18  # characters that may wait
 _LONGEST_LINE = 1 << 14
 _LAST_LINES_S = 0.5  # an end waits so long for the reader
 _AT_ONCE_BYTES = select.PIPE_BUF  # a pipe that can be written to takes so much without waiting
+
+
+# The beginning of a line that a process of ours has made of a record, in either style.
+_RECORD = re.compile(r'\d\d:\d\d:\d\d [A-Z]+ |\{"time": ')
 
 
 class _JsonFormatter(logging.Formatter):
@@ -103,9 +108,12 @@ class _Lines:
         if not (_has_room(self._descriptor, 0) and self._write(line[: _AT_ONCE_BYTES // 4])):
             self._drop()
 
+    def note_dropped(self, n_lines: int) -> None:
+        _Lines.n_dropped += n_lines
+        self._n_untold += n_lines
+
     def _drop(self) -> None:
-        _Lines.n_dropped += 1
-        self._n_untold += 1
+        self.note_dropped(1)
 
     def _run(self) -> None:
         while True:
@@ -214,6 +222,23 @@ def take_stderr() -> None:
     """From here on nothing in this process waits for the reader of stderr, whatever writes to it in Python."""
     for handler in _handlers():
         sys.stderr = _Stderr(handler.lines)
+
+
+def pass_on(line: str) -> bool:
+    """Have a line written that a process of ours has said; whether it is a record, which is written as it is."""
+    is_record = _RECORD.match(line) is not None
+    for handler in _handlers():
+        put = handler.lines.put if is_record else handler.lines.put_foreign
+        put(line)
+    if not _handlers():
+        sys.stderr.write(f"{line}\n")
+    return is_record
+
+
+def note_dropped(n_lines: int) -> None:
+    """So many lines of a process of ours were too many to be passed on."""
+    for handler in _handlers():
+        handler.lines.note_dropped(n_lines)
 
 
 def n_dropped() -> int:

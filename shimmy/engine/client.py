@@ -20,6 +20,7 @@ from shimmy.engine import process, reports, wire
 from shimmy.engine.outbox import Outbox
 from shimmy.engine.streams import Answer, EmbeddingStream, JobStream
 from shimmy.engine.watch import Watch
+from shimmy.engine.worker_stderr import WorkerStderr
 from shimmy.errors import Internal, ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
 from shimmy.exhausted import NO_MORE_PROCESSES
 from shimmy.messages import (
@@ -96,6 +97,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._streams: dict[int, JobStream | EmbeddingStream] = {}
         self._calls: dict[int, Answer] = {}
         self._broken: str | None = None  # why it is killed, where it is
+        self.stderr: WorkerStderr | None = None
         self._last_words: ShimmyError | None = None  # of a worker that knew why it ends
         self.end_reason = ""  # once it has ended
         self.n_finished = 0  # jobs that came to a good end
@@ -305,8 +307,12 @@ class WorkerClient(asyncio.BufferedProtocol):
         A process that waits for a disk which does not answer cannot be ended before that does: its jobs do not wait.
         """
         status = await self._wait(_KILL_AFTER_S + _LET_GO_AFTER_S)
+        written = ""
+        if self.stderr is not None:
+            written = await self.stderr.last_words() if status and not self.is_closing else ""
+            self.stderr.close()
         try:
-            self._tell_of_end(status)
+            self._tell_of_end(status, written)
         finally:
             if status is None:
                 logger.error("worker `%s` (pid %d) was killed, but the system keeps it", self.name, self.pid)
@@ -316,9 +322,12 @@ class WorkerClient(asyncio.BufferedProtocol):
             finally:
                 self.ended.set()
 
-    def _tell_of_end(self, status: int | None) -> None:
+    def _tell_of_end(self, status: int | None, written: str) -> None:
+        """`written` is what the worker wrote to its stderr at last."""
         said = None if self._last_words is None else self._last_words.message
         how = self._broken or said or ("it cannot be ended" if status is None else _describe(status))
+        if written and not (self._broken or said):
+            how += f": {reports.printable(written, reports.MAX_LABEL)}"
         self.end_reason = how
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:
@@ -473,8 +482,9 @@ async def start_worker(
     _, client = await asyncio.get_running_loop().create_unix_connection(
         lambda: WorkerClient(name, child, hooks), sock=ours
     )
-    client.open(options)
     try:
+        client.stderr = await WorkerStderr.of(child)
+        client.open(options)
         await client.opened
     except BaseException:
         await client.close()

@@ -35,6 +35,8 @@ def ahead() -> Iterator[None]:
             process.kill()
             process.wait()
             ours.close()
+            assert process.stderr is not None
+            process.stderr.close()
         _ahead.clear()
 
 
@@ -44,7 +46,7 @@ def start(name: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
 
 
 def _start(name: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-    """A child that inherits the other end of the socket and our stderr, and no input.
+    """A child that inherits the other end of the socket, and no input; its stderr is a pipe that the caller reads.
 
     Its malloc asks for huge pages, where the system gives them to those who ask: the engine's buffers and the KV pool
     are walked from end to end for every token, and a decode is up to 7 % faster. Buffers of 4 MB and more are mapped
@@ -60,6 +62,7 @@ def _start(name: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
                 worker_command(theirs.fileno(), name),
                 executable=executable(),
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
                 env={"GLIBC_TUNABLES": _MALLOC, **environment()},
             )

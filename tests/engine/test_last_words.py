@@ -3,11 +3,14 @@
 import asyncio
 import errno
 import os
+import re
 import threading
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
+from shimmy import log
 from shimmy.engine import last_words, process, threads
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.wire import WorkerOptions
@@ -117,6 +120,49 @@ scheduler.Scheduler.step = step
         await client.ended.wait()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'cannot open shared object file' >&2; exit 127", r"exit code 127: cannot open shared object file"),
+        ("echo one >&2; echo two >&2; printf 'three \\033[31m' >&2; kill -6 $$", r"signal 6: one; two; three .\[31m"),
+        ("echo '12:00:00 INFO    a record of the log' >&2; exit 3", r"exit code 3\)"),
+        ("exec 2>&-; exit 3", r"exit code 3\)"),
+    ],
+)
+def test_what_a_process_writes_to_stderr_at_last_is_told_where_nothing_else_is(
+    script: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", script])
+    told = asyncio.run(failed_load(Path("x")))
+    assert re.search(message, told.message), told.message
+    assert told.is_death
+
+
+def test_a_flood_on_stderr_is_cut_and_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "head -c 3000000 /dev/zero | tr '\\0' 'x' >&2; yes | head -n 300000 >&2; echo the end >&2; exit 3"
+    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", script])
+    n_before = log.n_dropped()
+
+    async def run() -> str:
+        longest_s = 0.0
+
+        async def tick() -> None:
+            nonlocal longest_s
+            while True:
+                started_s = perf_counter()
+                await asyncio.sleep(0.005)
+                longest_s = max(longest_s, perf_counter() - started_s)
+
+        ticking = asyncio.create_task(tick())
+        told = await failed_load(Path("x"))
+        ticking.cancel()
+        assert longest_s < 0.5  # ten times what may be
+        return told.message
+
+    assert "the end" in asyncio.run(run())
+    assert log.n_dropped() >= n_before
 
 
 @on_loop

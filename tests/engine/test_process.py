@@ -19,6 +19,8 @@ def patient_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def end(child: "subprocess.Popen[bytes]") -> None:
     child.kill()
     child.wait()
+    assert child.stderr is not None
+    child.stderr.close()
 
 
 def test_a_worker_that_was_started_ahead_is_taken_once() -> None:

@@ -11,6 +11,7 @@ import pytest
 from shimmy.engine import process
 from shimmy.engine.client import Hooks, WorkerClient, start_worker
 from shimmy.engine.wire import WorkerOptions
+from shimmy.engine.worker_stderr import WorkerStderr
 from shimmy.errors import ModelUnavailable, OutOfMemory, WorkerDied
 from shimmy.messages import GenerateRequest, Piece, TextPrompt
 from tests.fakes import on_loop, until
@@ -76,6 +77,7 @@ async def test_a_worker_that_stops_in_the_middle_of_a_load_is_a_load_that_failed
     _, client = await asyncio.get_running_loop().create_unix_connection(
         lambda: Loading("tiny", child, Hooks()), sock=ours
     )
+    client.stderr = await WorkerStderr.of(child)
     await began.wait()
     os.kill(child.pid, signal.SIGSTOP)
     client.open(options(tmp_path / "none.gguf"))
