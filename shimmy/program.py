@@ -4,6 +4,7 @@ import os
 import sys
 
 _ENGINE_LIBRARIES = ("libggml", "libllama")
+_ENGINE_SYMBOL = b"ggml_init"
 
 
 def own_program() -> list[str]:
@@ -25,7 +26,19 @@ def environment() -> dict[str, str]:
     """What a process with the engine inherits: all of ours, but no other build of the engine in front of its own."""
     kept = dict(os.environ)
     preloaded = kept.get("LD_PRELOAD", "").replace(":", " ").split()
-    harmless = [path for path in preloaded if not path.rpartition("/")[2].startswith(_ENGINE_LIBRARIES)]
+    harmless = [path for path in preloaded if not _has_an_engine(path)]
     if harmless != preloaded:
         kept["LD_PRELOAD"] = ":".join(harmless)
     return kept
+
+
+def _has_an_engine(library: str) -> bool:
+    """Whether a library is a part of ggml or llama.cpp, or uses one, by its name or by the names in it."""
+    if library.rpartition("/")[2].startswith(_ENGINE_LIBRARIES):
+        return True
+    from pathlib import Path
+
+    try:
+        return _ENGINE_SYMBOL in Path(library).read_bytes()
+    except OSError:  # the loader does not find it either, or somewhere else
+        return False

@@ -1,6 +1,7 @@
 """How the program starts itself once more, and what such a process inherits."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,13 @@ def test_no_other_engine_is_put_in_front_of_ours(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OTHER", "stays")
     assert environment()["LD_PRELOAD"] == kept
     assert environment()["OTHER"] == "stays"
+
+
+def test_another_engine_is_known_by_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.so").write_bytes(b"\x7fELF...\0ggml_init\0...")
+    (tmp_path / "other.so").write_bytes(b"\x7fELF...\0malloc\0...")
+    monkeypatch.setenv("LD_PRELOAD", f"{tmp_path}/one.so:{tmp_path}/other.so")
+    assert environment()["LD_PRELOAD"] == f"{tmp_path}/other.so"
 
 
 def test_nothing_is_preloaded_where_nothing_was(monkeypatch: pytest.MonkeyPatch) -> None:

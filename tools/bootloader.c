@@ -281,17 +281,36 @@ static double unpacked_mb(const struct ARCHIVE *archive)
     return n_bytes / 1e6;
 }
 
-/* The program's folder below one that a variable names, made if need be; where that fails, `settle` finds out. */
-static const char *made(const char *variable, const char *below, char *path)
-{
-    const char *base = getenv(variable);
+/* Where to look for room: what a variable says, if there is one, and a folder below. */
+static const struct {
+    const char *variable;
+    const char *below;
+} PLACES[] = {
+    {"TMPDIR", ""}, {"TEMP", ""}, {"TMP", ""}, {NULL, "/tmp"}, {NULL, "/var/tmp"}, {"XDG_RUNTIME_DIR", ""},
+    {"XDG_CACHE_HOME", "/shimmy"}, {"HOME", "/.cache/shimmy"}, {NULL, "/dev/shm"},
+};
 
-    if (base == NULL || base[0] != '/' || snprintf(path, PYI_PATH_MAX, "%s%s/", base, below) >= PYI_PATH_MAX) {
-        return NULL;
+#define N_PLACES (sizeof(PLACES) / sizeof(PLACES[0]))
+
+/* Write the real path of a place; what a variable says need not have the folder below yet. Returns whether it is one. */
+static int find_place(size_t index, char *path)
+{
+    const char *base = PLACES[index].variable ? getenv(PLACES[index].variable) : "";
+    const char *below = PLACES[index].below;
+    char wanted[PYI_PATH_MAX];
+
+    if (base == NULL || (base[0] == 0 && PLACES[index].variable != NULL)
+        || snprintf(wanted, sizeof(wanted), "%s%s/", base, below) >= (int)sizeof(wanted)) {
+        return 0;
     }
-    make_parents(path, strlen(base));
-    path[strlen(path) - 1] = 0;
-    return path;
+    if (below[0] != 0 && base[0] != 0) {
+        make_parents(wanted, strlen(base));
+    }
+    wanted[strlen(base) + strlen(below)] = 0;
+    if (__real_realpath(wanted, path) == NULL) {
+        snprintf(path, PYI_PATH_MAX, "%s", wanted);
+    }
+    return 1;
 }
 
 /* Called by the bootloader's outer process, which has opened the archive and unpacks it next: that is done here
@@ -299,38 +318,36 @@ static const char *made(const char *variable, const char *below, char *path)
  * process where nothing will do. */
 int __wrap_pyi_create_temporary_application_directory(struct PYI_CONTEXT *pyi_ctx)
 {
-    char report[MAX_REPORT] = "", cache[PYI_PATH_MAX], own_cache[PYI_PATH_MAX];
-    const char *wanted[] = {
-        getenv("TMPDIR"), getenv("TEMP"), getenv("TMP"), "/tmp", "/var/tmp", getenv("XDG_RUNTIME_DIR"),
-        made("XDG_CACHE_HOME", "/shimmy", cache), made("HOME", "/.cache/shimmy", own_cache), "/dev/shm",
-    };
-    char folders[sizeof(wanted) / sizeof(wanted[0])][PYI_PATH_MAX];
-    size_t i, j, n_folders = 0, length = 0;
-    int in_memory, error;
+    char report[MAX_REPORT] = "";
+    char places[N_PLACES][PYI_PATH_MAX];
+    size_t i, j, n_places = 0, length = 0;
 
-    for (i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++) {
-        char *folder = folders[n_folders];
+    for (i = 0; i < N_PLACES; i++) {
+        char *place = places[n_places];
+        const char *reason;
+        int error;
 
-        if (wanted[i] == NULL || wanted[i][0] == 0) {
+        if (!find_place(i, place)) {
             continue;
         }
-        if (__real_realpath(wanted[i], folder) == NULL) {
-            snprintf(folder, PYI_PATH_MAX, "%s", wanted[i]);
+        for (j = 0; strcmp(places[j], place) != 0; j++) {
         }
-        for (j = 0; strcmp(folders[j], folder) != 0; j++) {
+        if (j < n_places) {
+            continue; /* it has been tried */
         }
-        n_folders += j == n_folders; /* it is not there yet */
+        n_places++;
+        error = settle(pyi_ctx, place, 0);
+        if (error == 0) {
+            return 0;
+        }
+        reason = error == NO_EXECUTION ? "it is mounted `noexec`" : strerror(error);
+        if (length < sizeof(report)) {
+            length += (size_t)snprintf(report + length, sizeof(report) - length, "  `%s`: %s\n", place, reason);
+        }
     }
-    for (in_memory = 0; in_memory <= 1; in_memory++) {
-        for (i = 0; i < n_folders; i++) {
-            error = settle(pyi_ctx, folders[i], in_memory);
-            if (error == 0) {
-                return 0;
-            }
-            if (!in_memory && length < sizeof(report)) {
-                const char *reason = error == NO_EXECUTION ? "it is mounted `noexec`" : strerror(error);
-                length += (size_t)snprintf(report + length, sizeof(report) - length, "  `%s`: %s\n", folders[i], reason);
-            }
+    for (i = 0; i < n_places; i++) {
+        if (settle(pyi_ctx, places[i], 1) == 0) {
+            return 0;
         }
     }
     fprintf(

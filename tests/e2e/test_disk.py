@@ -20,4 +20,5 @@ def no_room() -> None:
 def test_a_full_disk_is_told_and_ends_the_program(tmp_path: Path, command: str) -> None:
     ended = run(tmp_path, command, before=no_room)
     assert ended.returncode not in (0, None)
-    assert ended.stderr
+    assert "File too large" in ended.stderr
+    assert [*tmp_path.iterdir()] == []

@@ -154,8 +154,8 @@ def test_another_engine_that_is_preloaded_is_not_used(start: StartServer, tmp_pa
     server = start()
     server.chat("hello", **ONE_WORD)
     (home,) = server.temporary.iterdir()
-    other = tmp_path / "libggml-base.so.0"
-    shutil.copy(home / "llama_cpp" / "lib" / other.name, other)
+    other = tmp_path / "libother.so"
+    shutil.copy(home / "llama_cpp" / "lib" / "libggml-base.so.0", other)
     shutil.copy(home / "llama_cpp" / "lib" / "libgomp.so.1", tmp_path)
     neighbour = start(program=("env", f"LD_LIBRARY_PATH={tmp_path}", f"LD_PRELOAD={other}", *PROGRAM))
     assert neighbour.chat("hello", **ONE_WORD)
