@@ -1,21 +1,18 @@
-"""HTTP/1.1 connections: accepting them, their number, their deadlines, and what of a request is wrong before it is one.
+"""One HTTP/1.1 connection: its requests, its deadlines, and what of a request is wrong before it is one.
 
-The only importer of hypercorn, whose reading and writing of HTTP/1.1 it uses. Knows an ASGI application and no route.
-A connection without a request in progress may be closed at any time: for its deadline, or the one that has been so for
-the longest when there is no room for another. All of it runs on the event loop's thread.
+The only importer of hypercorn, whose reading and writing of HTTP/1.1 it uses. Knows an ASGI application and no route;
+which connections there are is the business of `connections`.
 """
 
 import asyncio
 import contextlib
-import errno
 import logging
 import re
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from itertools import count
-from time import monotonic
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import h11
 from hypercorn.asyncio.task_group import TaskGroup
@@ -41,16 +38,8 @@ _BODY_S = 30.0  # for a body, and beyond that a second for each of these bytes
 _SLOWEST_BODY = 1000
 _UNREAD_S = 300.0  # a client that takes in nothing of its reply for so long has left
 _LINGER_S = 5.0  # a client that is refused while it still sends has so long to end, and to see why
-_END_S = 1.0  # at the end of the server, for what is not quite finished
-_LOOK_EVERY_S = 1.0
-
-# Beyond the limit so many are taken that get a refusal, or learn whether the server is alive.
-N_SPARE = 8
-_ACCEPTS_AT_ONCE = 16
-_PATIENCE_S = 5.0  # a body that takes longer may have to make room
-_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_PAUSE_S, _SHORT_PAUSE_S = 1.0, 0.02  # until the next connection is tried; short where one is about to end
-_TELL_EVERY_S = 60.0
+_PATIENCE_S = 5.0  # a body that takes longer may have to make room for another connection
+LOOK_EVERY_S = 1.0
 
 _MOST_WAITING = 10  # parts of a body, each as long as what was read at once
 _EVENTS_AT_ONCE = 200
@@ -107,6 +96,7 @@ class _Http1(H11Protocol):
 
     connection: h11.Connection
     stream: HTTPStream | None
+    has_left: Callable[[], bool]  # whether nothing will come of the client any more
     _is_over = False  # nothing will be answered any more
 
     async def handle(self, event: Event) -> None:
@@ -134,9 +124,7 @@ class _Http1(H11Protocol):
                 await self.send(Updated(idle=False))
                 await self._create_stream(event)
             elif event is h11.PAUSED:
-                await self.can_read.clear()
-                await self.can_read.wait()
-                if self._is_over:
+                if not await self._until_recycled():
                     return
             elif event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed) or self.stream is None:
                 return
@@ -144,6 +132,18 @@ class _Http1(H11Protocol):
                 await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
             elif isinstance(event, h11.EndOfMessage):
                 await self.stream.handle(EndBody(stream_id=STREAM_ID))
+
+    async def _until_recycled(self) -> bool:
+        """Wait with the next request until the last one is answered; whether anybody is left who waits for it."""
+        await self.can_read.clear()
+        while not self._is_over:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self.can_read.wait()
+                    return not self._is_over
+            if self.has_left():  # nothing is read meanwhile, so that nothing else would tell
+                break
+        return False
 
     async def _create_stream(self, request: h11.Request) -> None:
         target, headers = request.target, [pair for pair in request.headers if pair[0] != b"upgrade"]
@@ -198,16 +198,49 @@ class _Http1(H11Protocol):
         await self.send(Closed())
 
 
-class _Connection(TCPServer):
+class House(Protocol):
+    """What a connection belongs to."""
+
+    app: ASGIApp
+    loop: asyncio.AbstractEventLoop
+
+    def note(self, connection: "Connection", *, is_busy: bool) -> None:
+        """A request has begun on `connection`, or the last one has ended."""
+
+    def forget(self, connection: "Connection") -> None:
+        """`connection` is at its end."""
+
+
+class Shared:
+    """What the connections of a server share of hypercorn's."""
+
+    def __init__(self) -> None:
+        self.config = HypercornConfig()
+        self.config.include_server_header = False
+        self.config.keep_alive_max_requests = 2**31
+        self.context = WorkerContext(None)
+
+    async def end(self) -> None:
+        """From here on a connection ends after the request that is in progress on it."""
+        await self.context.terminated.set()
+
+
+class Connection(TCPServer):
     """One client's connection, from its first byte to its last."""
 
     protocol: _Http1  # type: ignore[assignment] # made here, without the wrapper that may change to HTTP/2
 
     def __init__(
-        self, house: "Connections", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_spare: bool
+        self,
+        house: House,
+        shared: Shared,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        is_spare: bool,
     ) -> None:
         super().__init__(
-            cast("Any", house.app), house.loop, house.config, house.context, ConnectionState({}), reader, writer
+            cast("Any", house.app), house.loop, shared.config, shared.context, ConnectionState({}), reader, writer
         )
         self.task = asyncio.current_task()
         self._house = house
@@ -232,6 +265,7 @@ class _Connection(TCPServer):
                     self.app, self.config, self.context, cast("TaskGroup", self), ConnectionState({}), False, client,
                     server, self.protocol_send,
                 )  # fmt: skip
+                self.protocol.has_left = self.reader.at_eof
                 if self._is_spare:
                     self.protocol.keep_alive_requests = self.config.keep_alive_max_requests
                 await self._read_data()
@@ -335,9 +369,14 @@ class _Connection(TCPServer):
 
     # -- deadlines -------------------------------------------------------------------------------------------------
 
+    @property
+    def n_unsent(self) -> int:
+        """Bytes of a reply that neither the client nor the system has taken."""
+        return self.writer.transport.get_write_buffer_size()
+
     def look(self, now_s: float) -> None:
         """Called every second: act on what has taken too long."""
-        n_unsent = self.writer.transport.get_write_buffer_size()
+        n_unsent = self.n_unsent
         n_taken = self._n_written - n_unsent
         if n_taken != self._n_taken or not n_unsent:
             self._n_taken, self._taken_s = n_taken, now_s
@@ -374,140 +413,18 @@ class _Connection(TCPServer):
         self.writer.transport.abort()
 
 
-class Connections:
-    """All connections of a server that runs `app`, at most `n_most` and a few spare ones."""
+async def open_connection(house: House, shared: Shared, sock: socket.socket, *, is_spare: bool) -> Connection:
+    """A connection over `sock`, which was accepted; awaiting it serves it. Raises OSError for a client that has left.
 
-    def __init__(self, app: ASGIApp, n_most: int) -> None:
-        self.app = app
-        self.loop = asyncio.get_running_loop()
-        self.config = HypercornConfig()
-        self.config.include_server_header = False
-        self.config.keep_alive_max_requests = 2**31
-        self.context = WorkerContext(None)
-        self._n_most = n_most
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._counted: set[asyncio.Task[None] | None] = set()  # of these, those that are not about to end
-        self._open: set[_Connection] = set()
-        self._idle: dict[_Connection, None] = {}  # the one that has been so for the longest comes first
-        self._told_s = -_TELL_EVERY_S
-        self._looks: asyncio.TimerHandle | None = None
-
-    async def serve(self, listeners: Sequence[socket.socket], until: Callable[[], Awaitable[None]]) -> None:
-        """Serve what comes to `listeners` until `until` returns; closes them."""
-        for listener in listeners:
-            listener.setblocking(False)
-            self._listen(listener)
-        try:
-            await until()
-        finally:
-            for listener in listeners:
-                self.loop.remove_reader(listener)
-                listener.close()
-            await self.context.terminated.set()  # what has a request in progress ends after it
-            for connection in tuple(self._idle):
-                connection.close()
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=_END_S)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def note(self, connection: _Connection, *, is_busy: bool) -> None:
-        """A request has begun on `connection`, or the last one has ended."""
-        self._idle.pop(connection, None)
-        if not is_busy:
-            self._idle[connection] = None
-
-    def forget(self, connection: _Connection) -> None:
-        self._open.discard(connection)
-        self._idle.pop(connection, None)
-
-    # -- accepting -------------------------------------------------------------------------------------------------
-
-    def _listen(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:  # it may have been closed meanwhile
-            self.loop.add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTS_AT_ONCE):
-            if len(self._counted) >= self._n_most + N_SPARE and not self._make_room():
-                self._rest(listener, _SHORT_PAUSE_S)  # who is refused makes room soon
-                return
-            try:
-                sock, _address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as exc:
-                self._pause(listener, exc)
-                return
-            self._take(sock)
-
-    def _pause(self, listener: socket.socket, reason: OSError) -> None:
-        """No descriptor is left, or no memory; the system goes on saying so until there is."""
-        has_room = reason.errno in _NO_ROOM and self._make_room()
-        self._rest(listener, _SHORT_PAUSE_S if has_room else _PAUSE_S)
-        self._tell("cannot take a new connection: %s; see `ulimit -n` and `--max-connections`", reason.strerror)
-
-    def _rest(self, listener: socket.socket, pause_s: float) -> None:
-        """Leave new connections to the system for a while."""
-        self.loop.remove_reader(listener)
-        self.loop.call_later(pause_s, self._listen, listener)
-
-    def _take(self, sock: socket.socket) -> None:
-        while len(self._counted) >= self._n_most and self._make_room():
-            pass
-        is_spare = len(self._counted) >= self._n_most
-        task = self.loop.create_task(self._run(sock, is_spare=is_spare))
-        for tasks in (self._tasks, self._counted):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        if is_spare:
-            self._tell("all %d connections have requests in progress; others are refused", self._n_most)
-
-    def _make_room(self) -> bool:
-        """Close the connection that has waited the longest for a request, or for its end; whether there was one."""
-        connection = next(iter(self._idle), None)
-        if connection is None:
-            now_s = self.loop.time()
-            begun = [(began_s, one) for one in self._open if (began_s := one.began_s(now_s)) is not None]
-            connection = min(begun, key=lambda pair: pair[0])[1] if begun else None
-        if connection is None:
-            return False
-        self.forget(connection)
-        self._counted.discard(connection.task)
-        connection.drop()
-        return True
-
-    def _tell(self, text: str, argument: object) -> None:
-        """Warn, but not of every connection of a flood."""
-        now_s = monotonic()
-        if now_s - self._told_s >= _TELL_EVERY_S:
-            self._told_s = now_s
-            logger.warning(text, argument)
-
-    async def _run(self, sock: socket.socket, *, is_spare: bool) -> None:
-        sock.setblocking(False)
-        reader = asyncio.StreamReader(limit=MAX_RECV, loop=self.loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=self.loop)
-        try:
-            transport, _ = await self.loop.connect_accepted_socket(lambda: protocol, sock)
-        except OSError:
-            sock.close()
-            return
-        connection = _Connection(
-            self, reader, asyncio.StreamWriter(transport, protocol, reader, self.loop), is_spare=is_spare
-        )
-        self._open.add(connection)
-        self._idle[connection] = None
-        if self._looks is None:
-            self._looks = self.loop.call_later(_LOOK_EVERY_S, self._look)
-        try:
-            await connection
-        except Exception:
-            logger.exception("a connection broke off")
-
-    def _look(self) -> None:
-        now_s = self.loop.time()
-        for connection in tuple(self._open):
-            connection.look(now_s)
-        self._looks = self.loop.call_later(_LOOK_EVERY_S, self._look) if self._open else None
+    A spare one is for the refusal of one request, or for the question whether the server is alive.
+    """
+    sock.setblocking(False)
+    reader = asyncio.StreamReader(limit=MAX_RECV, loop=house.loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=house.loop)
+    try:
+        transport, _ = await house.loop.connect_accepted_socket(lambda: protocol, sock)
+    except OSError:
+        sock.close()
+        raise
+    writer = asyncio.StreamWriter(transport, protocol, reader, house.loop)
+    return Connection(house, shared, reader, writer, is_spare=is_spare)

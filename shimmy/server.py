@@ -18,13 +18,13 @@ from shimmy.api.access import is_loopback
 from shimmy.api.app import create_app
 from shimmy.background import in_thread, keep_running
 from shimmy.config import Config
+from shimmy.connections import N_SPARE, Connections
 from shimmy.discovery import Watched
 from shimmy.errors import ModelNotFound, ShimmyError
 from shimmy.events import Events
 from shimmy.frozen import Home
 from shimmy.generate import Services
 from shimmy.headers import Headers
-from shimmy.http1 import N_SPARE, Connections
 from shimmy.librarian import Librarian
 from shimmy.listening import BindError, listen, raise_descriptor_limit
 from shimmy.metrics import Metrics

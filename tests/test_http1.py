@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from shimmy import http1
+from shimmy import connections, http1
 from shimmy.api.exchange import CROWDED, ASGIMessage, Receive, Scope, Send
-from shimmy.http1 import N_SPARE, Connections
+from shimmy.connections import N_SPARE, Connections
 
 SOON_S = 20.0
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -55,6 +55,10 @@ class App:
                 return
             if scope["path"] == "/wait":
                 await self.go_on.wait()
+            if scope["path"] == "/watch":
+                assert (await receive())["type"] == "http.disconnect"
+                self.n_left += 1
+                return
             if scope["path"] == "/broken":
                 raise ZeroDivisionError
             size = 50_000_000 if scope["path"] == "/huge" else 0
@@ -123,13 +127,13 @@ class House:
 async def serving(n_most: int = 100) -> AsyncIterator[House]:
     app, stop = App(), asyncio.Event()
     listener = socket.create_server(("127.0.0.1", 0))
-    connections = Connections(app, n_most)
+    house_of = Connections(app, n_most)
 
     async def until_stopped() -> None:
         await stop.wait()
 
-    server = asyncio.create_task(connections.serve([listener], until_stopped))
-    house = House(listener.getsockname()[1], app, connections)
+    server = asyncio.create_task(house_of.serve([listener], until_stopped))
+    house = House(listener.getsockname()[1], app, house_of)
     await asyncio.sleep(0)
     try:
         yield house
@@ -145,9 +149,11 @@ async def serving(n_most: int = 100) -> AsyncIterator[House]:
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines as short as a test."""
-    for name, seconds in {"_HEAD_S": 0.3, "_KEEP_ALIVE_S": 0.3, "_BODY_S": 0.3, "_LOOK_EVERY_S": 0.02}.items():
+    for name, seconds in {"_HEAD_S": 0.3, "_KEEP_ALIVE_S": 0.3, "_BODY_S": 0.3}.items():
         monkeypatch.setattr(http1, name, seconds)
     monkeypatch.setattr(http1, "_LINGER_S", 0.3)
+    for module in (http1, connections):
+        monkeypatch.setattr(module, "LOOK_EVERY_S", 0.02)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -305,12 +311,11 @@ async def test_a_client_that_leaves_in_its_body_is_told_to_the_application() -> 
 async def test_a_client_that_leaves_with_another_request_behind_leaves_nothing_behind() -> None:
     async with serving() as house:
         client = await house.client()
-        client.send(GET.replace(b"/a", b"/wait") + GET)
+        client.send(GET.replace(b"/a", b"/watch") + GET)
         await house.until(lambda: house.app.n_running)
         client.writer.transport.abort()
-        await asyncio.sleep(0.05)
-        house.app.go_on.set()
         await house.until(house.is_empty)
+        assert house.app.n_left == 1
 
 
 @pytest.mark.usefixtures("_quick")
@@ -502,7 +507,7 @@ class Refusing:
 async def test_a_system_without_descriptors_is_told_once_and_asked_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(http1, "_PAUSE_S", 0.05)
+    monkeypatch.setattr(connections, "_PAUSE_S", 0.05)
     app, stop = App(), asyncio.Event()
     listener = Refusing(socket.create_server(("127.0.0.1", 0)), errno.EMFILE)
 

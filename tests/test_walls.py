@@ -28,6 +28,7 @@ FLOORS = (
     {"generate", "bench"},
     {"api"},
     {"http1"},
+    {"connections"},
     {"server"},
     {"commands"},
     {"cli"},
