@@ -5,7 +5,7 @@ Knows no dialect and no wire. A dialect makes a GenerateRequest, awaits `accepte
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -95,13 +95,14 @@ class _Submission:
 class Generation:
     """One job on its way. Await `accepted`, then iterate; `aclose` in a `finally`, whatever happened."""
 
-    def __init__(self, services: Services, submission: _Submission, index: int, field: str | None) -> None:
-        """The job number `index` of `submission`; `field` is the caller's name for what constrains it."""
+    def __init__(self, services: Services, submission: _Submission, index: int, request: GenerateRequest) -> None:
+        """The job number `index` of `submission`, for `request`."""
         self.model = submission.model
         self._services = services
         self._submission = submission
         self._index = index
-        self._field = field
+        self._field = request.constrained_by
+        self._stop = request.stop
         self._stream: JobStream | None = None
         self._has_begun = False
 
@@ -116,10 +117,11 @@ class Generation:
         if self._stream is None:
             self._stream = (await self._submission.streams())[self._index]
         try:
-            return await self._stream.accepted()
+            accepted = await self._stream.accepted()
         except BadRequest as error:
             self._name_field(error)
             raise
+        return replace(accepted, format=accepted.format.with_stop(self._stop))
 
     def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
         """What the job says until it is finished; raises WorkerDied when its worker ends."""
@@ -178,7 +180,7 @@ def generate_all(services: Services, requests: Sequence[GenerateRequest]) -> lis
         message = f"`{model.name}` was made for embeddings and writes no text: ask another model, or `/v1/embeddings`"
         raise BadRequest(message, param="model")
     submission = _Submission(services, model, requests)
-    return [Generation(services, submission, index, each.constrained_by) for index, each in enumerate(requests)]
+    return [Generation(services, submission, index, each) for index, each in enumerate(requests)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Finding marks in text that comes in pieces. Knows strings; knows nothing of what the marks mean."""
+"""Finding marks in text that comes in pieces, and ending it at stop strings. Knows strings, not what they mean."""
 
 
 class Marks:
@@ -31,3 +31,39 @@ class Marks:
                 if any(mark.startswith(ending) for mark in self._marks):
                     return start
         return len(text)
+
+
+class StopFilter:
+    """Ends a text where a stop string is first complete, and holds back what may become one.
+
+    Fed piece by piece and flushed once at the end. However the same text is cut, what comes out is the same.
+
+    When several stop strings are complete at the same character, the one that began first counts, so that no part of it
+    is seen. `matched` is the stop string that ended the text; from then on every piece is empty.
+    """
+
+    __slots__ = ("_held", "_stop", "matched")
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = Marks(*stop)
+        self._held = ""
+        self.matched: str | None = None
+
+    def feed(self, text: str) -> str:
+        if self.matched is not None:
+            return ""
+        if not self._held and self._stop.cannot_begin_in(text):
+            return text
+        text = self._held + text
+        if found := self._stop.find(text):
+            start, self.matched = found
+            self._held = ""
+            return text[:start]
+        start = self._stop.start_of_unfinished(text)
+        self._held = text[start:]
+        return text[:start]
+
+    def flush(self) -> str:
+        """What was held back, now that no stop string can be completed any more."""
+        text, self._held = self._held, ""
+        return text

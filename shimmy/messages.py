@@ -289,6 +289,11 @@ class ReplyFormat:
     thinking: tuple[str, str] | None = None  # what begins and what ends reasoning
     is_thinking: bool = False  # the prompt has begun it already
     tools: ToolFormat | None = None  # None: what looks like a call is text
+    stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
+
+    def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":
+        """The same for a job with these stop strings: they count in the content, not in reasoning nor in calls."""
+        return self if self.thinking is None and self.tools is None else replace(self, stop=stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import urandom
 
-from shimmy.marks import Marks
+from shimmy.marks import Marks, StopFilter
 from shimmy.messages import Delta, ReplyFormat, ToolCall, ToolCallDelta, ToolFormat
 from shimmy.reading import SPACE, Reader, Reading, Say, Unexpected
 
@@ -29,20 +29,24 @@ class ReplyParser:
     Reasoning stands at the beginning of a reply and nowhere else, as in llama-server, and white space directly behind
     its marks is dropped. Without `split_reasoning` it is content, marks and all; there are no calls inside of it.
 
+    Where the format has stop strings, the first that is complete in the content ends the reply.
+
     The arguments of a call are passed on as they come, as the model wrote them. What was read of a call before its name
     and the beginning of its arguments are known is kept, and becomes content if they never are. White space around
     calls is dropped.
     """
 
     __slots__ = (
-        *("_calls", "_content", "_format", "_is_plain", "_n_calls"),
-        *("_reader", "_reading", "_reasoning", "_splits_reasoning"),
+        *("_calls", "_content", "_format", "_is_in_reasoning", "_is_plain", "_n_calls"),
+        *("_reader", "_reading", "_reasoning", "_splits_reasoning", "_stops"),
     )
 
     def __init__(self, format: ReplyFormat, *, split_reasoning: bool = True) -> None:  # noqa: A002
         self._format = format
         self._splits_reasoning = split_reasoning
-        self._is_plain = format.tools is None and (format.thinking is None or not split_reasoning)
+        self._is_plain = format.tools is None and (format.thinking is None or not (split_reasoning or format.stop))
+        self._stops = StopFilter(format.stop)
+        self._is_in_reasoning = False
         self._content = self._reasoning = ""
         self._calls: list[ToolCallDelta] = []
         self._reader = Reader()
@@ -54,10 +58,17 @@ class ReplyParser:
         """Whether a call was begun."""
         return self._n_calls > 0
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that has ended the content; nothing is said any more then."""
+        return self._stops.matched
+
     def feed(self, text: str) -> Delta:
         if self._is_plain:
             return Delta(text)
         for start in range(0, len(text), _SLICE_CHARACTERS):
+            if self._stops.matched is not None:
+                break
             self._reader.ahead += text[start : start + _SLICE_CHARACTERS]
             next(self._reading)
         return self._delta()
@@ -65,8 +76,10 @@ class ReplyParser:
     def flush(self) -> Delta:
         """What was held back, now that nothing comes any more."""
         if not self._is_plain:
-            self._reader.is_last = True
-            next(self._reading, None)
+            if self._stops.matched is None:
+                self._reader.is_last = True
+                next(self._reading, None)
+            self._content += self._stops.flush()
         return self._delta()
 
     def _delta(self) -> Delta:
@@ -91,11 +104,13 @@ class ReplyParser:
         # A model whose prompt began its reasoning may write the mark once more.
         if not (yield from reader.expect(start)) and not self._format.is_thinking:
             return
+        self._is_in_reasoning = True
         yield from reader.space()
         self._drop_marks()
         yield from reader.until(Marks(end), self._say_reasoning if self._splits_reasoning else self._say_content)
         yield from reader.space()
         self._drop_marks()
+        self._is_in_reasoning = False
 
     def _drop_marks(self) -> None:
         """A mark of reasoning, and the white space behind it, is nobody's unless reasoning is content."""
@@ -120,13 +135,16 @@ class ReplyParser:
                     self._say_unsaid()
 
     def _begin_call(self, name: str, call_id: str | None) -> None:
+        if self._stops.matched is not None:
+            return
+        self._content += self._stops.flush()  # no stop string goes on behind a call
         if not call_id or not call_id.isprintable():
             call_id = f"call_{urandom(12).hex()}"  # as long as OpenAI's
         self._calls.append(ToolCallDelta(self._n_calls, id=call_id, name=name))
         self._n_calls += 1
 
     def _say_arguments(self, text: str) -> None:
-        if text:
+        if text and self._stops.matched is None:
             self._calls.append(ToolCallDelta(self._n_calls - 1, text))
 
     def _say_reasoning(self, text: str) -> None:
@@ -135,11 +153,15 @@ class ReplyParser:
     def _say_content(self, text: str) -> None:
         if text:
             self._say_unsaid()
-            self._content += text
+            self._add_content(text)
 
     def _say_unsaid(self) -> None:
-        self._content += "".join(self._reader.unsaid)
+        self._add_content("".join(self._reader.unsaid))
         self._reader.unsaid.clear()
+
+    def _add_content(self, text: str) -> None:
+        """Stop strings count in the answer alone: not in reasoning, though that be told as content."""
+        self._content += text if self._is_in_reasoning else self._stops.feed(text)
 
 
 class Reply:

@@ -25,6 +25,7 @@ from shimmy.messages import (
     Finished,
     GenerateRequest,
     Piece,
+    ReplyFormat,
     TextPrompt,
     TokenPrompt,
 )
@@ -46,6 +47,16 @@ async def events_of(house: Services) -> list[Echo | Piece | Finished]:
     try:
         return [event async for event in generation]
     finally:
+        await generation.aclose()
+
+
+@on_loop
+async def test_a_reply_with_reasoning_has_its_stop_strings_in_its_format() -> None:
+    form = ReplyFormat(thinking=("<think>", "</think>"))
+    for accepted, expected in ((Accepted(1, form), form.with_stop(("END",))), (Accepted(1), ReplyFormat())):
+        house = services(FakeWorker((accepted, FINISHED)))
+        generation = generate(house, replace(request(), stop=("END",)))
+        assert (await generation.accepted()).format == expected
         await generation.aclose()
 
 

@@ -526,3 +526,61 @@ def test_a_reply_is_put_together_from_its_deltas() -> None:
     reply = join([*map(parser.feed, text), parser.flush()])
     assert (reply.content, reply.reasoning) == ("Well. ", "Hm.")
     assert reply.calls == (ToolCall("abcdef123", "f", "{}"),)
+
+
+# -- stop strings
+
+
+def cut_everywhere(text: str, form: ReplyFormat, *, split_reasoning: bool = True) -> tuple[str, str, int, str | None]:
+    """Content, reasoning, the number of calls and what stopped it, the same however the text is cut."""
+
+    def read(pieces: list[str]) -> tuple[str, str, int, str | None]:
+        parser = ReplyParser(form, split_reasoning=split_reasoning)
+        reply = join([*map(parser.feed, pieces), parser.flush()])
+        return reply.content, reply.reasoning, len(reply.calls), parser.stopped_by
+
+    whole = read([text])
+    assert read(list(text)) == whole
+    for cut in range(len(text) + 1):
+        assert read([text[:cut], text[cut:]]) == whole
+    return whole
+
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "STOP"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>\nI STOP here\n</think>\n\nYes STOP no", ("Yes ", "I STOP here\n", 0, "STOP")),
+        ("<think>\nI STOP here\n</think>\n\nYes", ("Yes", "I STOP here\n", 0, None)),
+        ("<think>\nI ST\n</think>\n\nOP", ("OP", "I ST\n", 0, None)),
+        ("<think>\nSTOP", ("", "STOP", 0, None)),
+        ("Yes STOP no", ("Yes ", "", 0, "STOP")),
+        ("STOP", ("", "", 0, "STOP")),
+        ("Yes STO", ("Yes STO", "", 0, None)),
+        ("Yes STOSTOP\n", ("Yes STO", "", 0, "STOP")),
+        (f"Well\n{CALL}", ("Well\n", "", 1, None)),
+        (f"{CALL}\nSTOP", ("\n", "", 1, "STOP")),
+        (f"We STOP\n{CALL}", ("We ", "", 0, "STOP")),
+        (f"ST{CALL}OP", ("STOP", "", 1, None)),
+        ("<tool_call>STOP it", ("<tool_call>", "", 0, "STOP")),
+        ("a<tool_ca STOP", ("a<tool_ca ", "", 0, "STOP")),
+    ],
+)
+def test_stop_strings_end_the_content_alone(text: str, expected: tuple[str, str, int, str | None]) -> None:
+    form = ReplyFormat(THINK, tools=HERMES).with_stop(("STOP", "never"))
+    assert cut_everywhere(text, form) == expected
+
+
+def test_reasoning_that_is_told_as_content_is_no_place_to_stop() -> None:
+    for tools in (None, HERMES):
+        form = ReplyFormat(THINK, tools=tools).with_stop(("STOP",))
+        told = cut_everywhere("<think>\nI STOP here\n</think>\n\nYes STOP no", form, split_reasoning=False)
+        assert told == ("<think>\nI STOP here\n</think>\n\nYes ", "", 0, "STOP")
+    begun = ReplyFormat(THINK, is_thinking=True).with_stop(("STOP",))
+    assert cut_everywhere("I STOP here\n</think>\n\nYes STOP", begun) == ("Yes ", "I STOP here\n", 0, "STOP")
+
+
+def test_a_reply_that_is_all_content_is_ended_by_the_worker() -> None:
+    assert ReplyFormat().with_stop(("STOP",)) == ReplyFormat()

@@ -128,7 +128,9 @@ def event_to_wire(job_id: int, event: Event | ShimmyError) -> list[object]:
             return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
         case Accepted(n_prompt, reply_format, warnings):
             told = [warning[:MAX_LABEL] for warning in warnings[:MAX_WARNINGS]]
-            return [job_id, "accepted", n_prompt, asdict(reply_format), told]
+            form = asdict(reply_format)
+            del form["stop"]  # its parent knows
+            return [job_id, "accepted", n_prompt, form, told]
         case Finished(reason, usage, timings, stop_string):
             stopped_by = None if stop_string is None else stop_string[:MAX_TEXT]
             return [job_id, "finished", reason.value, asdict(usage), asdict(timings), stopped_by]

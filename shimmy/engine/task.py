@@ -10,8 +10,10 @@ from typing import Protocol
 
 from shimmy.engine import prefix
 from shimmy.engine.speculation import Guess, Lookup, Outlook
-from shimmy.engine.text import StopFilter, TextDecoder
+from shimmy.engine.text import TextDecoder
+from shimmy.marks import StopFilter
 from shimmy.messages import Finished, FinishReason, Job, Piece, ReplyFormat, Timings, TokenLogprob, Usage
+from shimmy.reply import ReplyParser
 
 # The limit of a job that may generate until the context is full.
 _NO_LIMIT = 2**31
@@ -67,14 +69,18 @@ class Task:
     started_s: float = field(init=False, default=0.0)
     first_token_s: float = field(init=False, default=0.0)
     _decoder: TextDecoder = field(init=False, default_factory=TextDecoder)
-    _stops: StopFilter = field(init=False)
+    _stops: StopFilter = field(init=False)  # of a text that is all content
+    _reader: ReplyParser | None = field(init=False, default=None)  # of one that has to be read for its content
     _n_unsent: int = field(init=False, default=0)  # tokens whose text is still held back
     _unsent: list[TokenLogprob] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
         self.n_limit = _NO_LIMIT if self.job.n_predict is None else self.job.n_predict
-        self._stops = StopFilter(self.job.stop)
+        form = self.format.with_stop(self.job.stop)
+        if form.stop:
+            self._reader = ReplyParser(form)
+        self._stops = StopFilter(() if form.stop else self.job.stop)
 
     @property
     def n_pending(self) -> int:
@@ -103,7 +109,11 @@ class Task:
     @property
     def is_stopped(self) -> bool:
         """A stop string is complete."""
-        return self._stops.matched is not None
+        return self._stop_string is not None
+
+    @property
+    def _stop_string(self) -> str | None:
+        return self._stops.matched if self._reader is None else self._reader.stopped_by
 
     def pick(self, row: int) -> int:
         """The next token, forced or sampled from a row of the last decode; raises what the guide raises."""
@@ -123,6 +133,8 @@ class Task:
         if logprob is not None:
             self._unsent.append(logprob)
         text = self._stops.feed(self._decoder.feed(self.marks.get(token, data)))
+        if self._reader is not None:
+            self._reader.feed(text)  # the parent, which reads the same, ends its content there
         return self._piece(text) if text else None
 
     def end(self, logprob: TokenLogprob | None) -> None:
@@ -162,4 +174,4 @@ class Task:
             n_model_drafted=computed.n_drafted,
             n_model_accepted=computed.n_accepted,
         )
-        return Finished(reason, usage, timings, self._stops.matched)
+        return Finished(reason, usage, timings, self._stop_string)

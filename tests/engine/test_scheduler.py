@@ -13,7 +13,18 @@ from shimmy.engine.scheduler import JobEvent, Scheduler
 from shimmy.engine.speculation import Costs, Drafter, Guess, Outlook
 from shimmy.engine.task import Task
 from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
-from shimmy.messages import Echo, Finished, FinishReason, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
+from shimmy.messages import (
+    Echo,
+    Finished,
+    FinishReason,
+    Job,
+    Piece,
+    ReplyFormat,
+    SamplingParams,
+    TextPrompt,
+    TokenLogprob,
+)
+from shimmy.reply import ReplyParser
 from tests.engine.fake_backend import END, FakeBackend, FakeGuide, FakeSampler, Scales, continuation
 
 
@@ -46,6 +57,7 @@ class House:
         pattern: str | None = None,
         n_logprobs: int | None = None,
         echo: bool = False,
+        form: ReplyFormat = ReplyFormat(),  # noqa: B008 - it is frozen
     ) -> None:
         job = Job(
             *(job_id, TextPrompt(prompt), SamplingParams(), n_predict, stop, cache_prompt),
@@ -54,7 +66,7 @@ class House:
         )
         self.samplers[job_id] = FakeSampler(self.backend, script)
         guide = None if pattern is None else FakeGuide(pattern)
-        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], 0, scales, guide))
+        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], 0, scales, guide, form))
 
     def run(self, *, max_steps: int = 2000) -> None:
         for _ in range(max_steps):
@@ -571,6 +583,23 @@ def test_a_stop_string_over_several_tokens_is_cut_off_and_named() -> None:
     assert house.finished(1).reason is FinishReason.STOP
     assert house.finished(1).stop_string == "STOP"
     assert house.finished(1).usage.n_completion == 6
+
+
+def test_a_stop_string_counts_in_the_content_alone() -> None:
+    """The text goes on to the parent as it is, which reads it alike and ends the content."""
+    house = House()
+    script = b"<think>STOP</think>aSTOPb"
+    form = ReplyFormat(thinking=("<think>", "</think>"))
+    house.submit(1, "p", n_predict=None, stop=("STOP",), script=script, form=form)
+    house.run()
+    assert house.text(1) == "<think>STOP</think>aSTOP"
+    assert (house.finished(1).reason, house.finished(1).stop_string) == (FinishReason.STOP, "STOP")
+    assert house.finished(1).usage.n_completion == len(script) - 1
+    parser = ReplyParser(form.with_stop(("STOP",)))
+    assert parser.feed(house.text(1)).content == "a"
+    house.submit(2, "q", n_predict=11, stop=("STOP",), script=script, form=form)
+    house.run()
+    assert (house.text(2), house.finished(2).stop_string) == ("<think>STOP", None)
 
 
 def test_text_held_back_for_a_stop_string_comes_out_at_the_end() -> None:

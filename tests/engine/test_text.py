@@ -2,7 +2,8 @@
 
 import pytest
 
-from shimmy.engine.text import StopFilter, TextDecoder
+from shimmy.engine.text import TextDecoder
+from shimmy.marks import StopFilter
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
