@@ -81,7 +81,7 @@ async def embeddings(exchange: "Exchange") -> None:
     given = await exchange.read(BODY.read)
     request = embed_request(given, exchange.services.config)
     is_base64 = given.get("encoding_format") == "base64"
-    await exchange.reply_json(await unless_gone(exchange, _reply(exchange, request, is_base64=is_base64)))
+    await exchange.reply_parts(await unless_gone(exchange, _reply(exchange, request, is_base64=is_base64)))
 
 
 def embed_request(given: Mapping[str, Any], config: "Config") -> EmbedRequest:
@@ -98,16 +98,17 @@ def _tokens(value: object, path: str) -> tuple[int, ...]:
     return _token_ids.read(value, path) or refuse(path, "an array of token ids", "an empty one")
 
 
-async def _reply(exchange: "Exchange", request: EmbedRequest, *, is_base64: bool) -> bytes:
+async def _reply(exchange: "Exchange", request: EmbedRequest, *, is_base64: bool) -> list[bytes]:
+    """The parts of the reply: together they may have a hundred megabytes."""
     model, result = await embed(exchange.services, request)
-    parts = []
+    parts = [b'{"object":"list","data":[']
     for index, vector in enumerate(result.vectors):
         numbers = b'"%b"' % b2a_base64(vector, newline=False) if is_base64 else _floats(vector)
-        parts.append(b'{"object":"embedding","index":%d,"embedding":%b}' % (index, numbers))
+        parts.append(b'%b{"object":"embedding","index":%d,"embedding":%b}' % (b"," if index else b"", index, numbers))
         await asyncio.sleep(0)  # a large reply takes seconds in all, and the streams of others go on
     n_tokens = result.finished.usage.n_prompt
     rest = encode({"model": model.name, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}})
-    return b'{"object":"list","data":[%b],%b' % (b",".join(parts), rest[1:])
+    return [*parts, b"],%b" % rest[1:]]
 
 
 def _floats(vector: bytes) -> bytes:

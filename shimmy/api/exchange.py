@@ -5,7 +5,7 @@ client leaves. It knows no route and no model.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -117,6 +117,19 @@ class Exchange:
     async def reply_json(self, body: bytes) -> None:
         """A reply that is encoded already."""
         await send_reply(self._send, 200, body)
+
+    async def reply_parts(self, parts: Sequence[bytes]) -> None:
+        """The same in parts, none of which is large."""
+        length = str(sum(map(len, parts))).encode()
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", JSON_TYPE), (b"content-length", length)],
+            }
+        )
+        for index, part in enumerate(parts, 1):
+            await self._send({"type": "http.response.body", "body": part, "more_body": index < len(parts)})
 
     async def reply_text(self, text: str, content_type: bytes, headers: Headers = ()) -> None:
         await send_reply(self._send, 200, text.encode(), content_type, headers)

@@ -3,7 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-from shimmy.api.exchange import encode
+from shimmy.api.aside import aside
+from shimmy.api.exchange import encode, encode_large
 from shimmy.api.fields import read_model
 from shimmy.api.openai_chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.openai_parse import Call, chat_call, completion_call
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from shimmy.registry import Model
 
 _AT_ONCE = 200  # models, of a list
+
+# What is made on the event loop: so many characters of text, and a token's log-probabilities count as so many.
+_N_CHARACTERS_HERE, _LOGPROB_CHARACTERS = 1 << 16, 1 << 10
 
 
 async def chat_completions(exchange: "Exchange") -> None:
@@ -60,20 +64,29 @@ async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
             await EventStream(exchange, generations, chunks).run()
         else:
             wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
-            await exchange.reply_json(await _reply(head, wholes, call, is_chat=is_chat))
+            if _is_large(wholes):
+                reply = await aside(lambda: _reply(head, wholes, call, is_chat=is_chat))
+            else:
+                reply = _reply(head, wholes, call, is_chat=is_chat)
+            await exchange.reply_json(reply)
     finally:
         await close(generations)
 
 
-async def _reply(head: "Json", wholes: list[Whole], call: Call, *, is_chat: bool) -> bytes:
+def _is_large(wholes: list[Whole]) -> bool:
+    """Whether a reply takes more than a few milliseconds to make."""
+    n_characters = sum(len(each.echo.text) + len(each.said.text) for each in wholes)
+    n_logprobs = sum(len(each.echo.logprobs) + len(each.said.logprobs) for each in wholes)
+    return n_characters + _LOGPROB_CHARACTERS * n_logprobs > _N_CHARACTERS_HERE
+
+
+def _reply(head: "Json", wholes: list[Whole], call: Call, *, is_chat: bool) -> bytes:
     make = chat_choice if is_chat else text_choice
     ended = [each.finished for each in wholes]
     choices, n_reasoned = [], 0
     for index, each in enumerate(kept(wholes, call.options)):
-        if index:
-            await asyncio.sleep(0)  # many choices take a while, and the streams of others go on
         choice, n_tokens = make(index, each, call.options)
-        choices.append(encode(choice))
+        choices.append(encode_large(choice))
         n_reasoned += n_tokens
     tail: Json = {"usage": usage(ended, call.options, n_reasoned)}
     if len(ended) == 1:

@@ -145,6 +145,8 @@ class TextChoice:
 class Chunks:
     """Frames of a streamed reply."""
 
+    is_large = False
+
     def __init__(
         self, envelope: Json, options: ReplyOptions, choice: Callable[[int, Accepted, ReplyOptions], Choice]
     ) -> None:

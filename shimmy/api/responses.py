@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from shimmy.generate import Generation
     from shimmy.messages import GenerateRequest, ModelDefaults
 
+# What is made on the event loop: so many characters of text, and a token's log-probabilities count as so many.
+_N_CHARACTERS_HERE, _LOGPROB_CHARACTERS = 1 << 16, 1 << 10
 N_LISTED, N_LISTED_MAX = 20, 100  # items of one page, OpenAI's
 # A stored response is given as it is: it is not streamed again, and nothing is added to it.
 RETRIEVE_QUERY = Record(
@@ -72,7 +74,9 @@ async def create(exchange: "Exchange") -> None:
         await unless_gone(exchange, _collect(generation, response))
     finally:
         await generation.aclose()
-    await exchange.reply_json(response.remembered(_store(exchange)))
+    store = _store(exchange)
+    reply = await aside(lambda: response.remembered(store)) if response.is_large else response.remembered(store)
+    await exchange.reply_json(reply)
 
 
 async def retrieve(exchange: "Exchange") -> None:
@@ -146,6 +150,7 @@ class Response:
         self._parser = ReplyParser(ReplyFormat())  # until the job is accepted
         self._logprobs: list[TokenLogprob] = []  # of text that the parser still has
         self._n_reasoning = 0
+        self._n_characters = len(request.echoed)
         self._status: Json = {"status": "in_progress", "error": None, "incomplete_details": None, "completed_at": None}
         self._usage: Json | None = None
         self._warnings: Json = {}
@@ -159,6 +164,7 @@ class Response:
         delta = self._parser.feed(piece.text)
         self._n_reasoning += n_reasoning(delta, piece)
         self._logprobs += piece.logprobs
+        self._n_characters += len(piece.text) + _LOGPROB_CHARACTERS * len(piece.logprobs)
         return self._say(delta)
 
     def finish(self, finished: Finished) -> list[Event]:
@@ -180,23 +186,31 @@ class Response:
         return [*self._output.abandon()]
 
     @property
+    def is_large(self) -> bool:
+        """Whether its text takes more than a few milliseconds to make."""
+        return self._n_characters > _N_CHARACTERS_HERE
+
+    @property
     def status(self) -> str:
         return str(self._status["status"])
 
     def text(self) -> bytes:
         """OpenAI's response object as JSON text, which ends with its output."""
+        return self._text(encode_large(self._output.items))
+
+    def _text(self, output: bytes) -> bytes:
         head = encode({**self._head, **self._status, "usage": self._usage, **self._warnings})
-        return b'%b,%b,"output":%b}' % (head[:-1], self._request.echoed, encode(self._output.items))
+        return b'%b,%b,"output":%b}' % (head[:-1], self._request.echoed, output)
 
     def remembered(self, store: ResponseStore) -> bytes:
         """The same, kept in `store` if the request wants that."""
-        text = self.text()
+        output = encode_large(self._output.items)
+        text = self._text(output)
         if self._request.store:
-            n_output_bytes = len(encode(self._output.items))
             stored = StoredResponse(
                 id=self.id,
                 response=text,
-                output=slice(len(text) - 1 - n_output_bytes, len(text) - 1),
+                output=slice(len(text) - 1 - len(output), len(text) - 1),
                 input_items=self._request.input_items,
                 item_ids=(*self._request.made_ids, *(item["id"] for item in self._output.items)),
                 previous_id=self._request.previous_id,
@@ -221,6 +235,10 @@ class Events:
         self._store = store
         self._n_events = 0
         self._is_accepted = self._has_opened = False
+
+    @property
+    def is_large(self) -> bool:
+        return self._response.is_large
 
     def begin(self, accepted: Sequence[Accepted]) -> bytes:
         self._response.begin(accepted[0])
@@ -263,7 +281,8 @@ class Events:
         return told + self._frames(self._response.fail(error)) + self.end()
 
     def _frames(self, events: Iterable[Event]) -> bytes:
-        return b"".join([self._frame(kind, encode(fields)[1:-1]) for kind, fields in events])
+        write = encode_large if self.is_large else encode
+        return b"".join([self._frame(kind, write(fields)[1:-1]) for kind, fields in events])
 
     def _frame(self, kind: str, fields: bytes) -> bytes:
         """`fields` are the JSON text of an object without its braces."""

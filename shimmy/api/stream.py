@@ -8,8 +8,10 @@ second runs the generation and writes, or one for each generation where there ar
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from shimmy.api.aside import aside
 from shimmy.api.exchange import ClientGone, Exchange, error_of
 from shimmy.errors import Internal, ShimmyError
 from shimmy.generate import close, together
@@ -36,8 +38,11 @@ class Frames(Protocol):
     """The bytes of a dialect's events: whole ones, or none where there is nothing to say.
 
     `begin` comes first, once every job is accepted; then what happens to the jobs, by their index; `end` or `failed`
-    is the last, and `failed` may be the only one.
+    is the last, and `failed` may be the only one. Where `is_large`, what comes at the end takes its time.
     """
+
+    @property
+    def is_large(self) -> bool: ...
 
     def begin(self, accepted: Sequence[Accepted]) -> bytes: ...
 
@@ -109,7 +114,7 @@ class EventStream:
                 await self._write(opening)
             works = [self._events(index, generation) for index, generation in enumerate(self._generations)]
             last = await together(works)
-            return b"".join(last) + self._frames.end()
+            return b"".join(last) + await self._made(self._frames.end)
         except Exception as exc:  # noqa: BLE001 - error_of logs what is a bug
             return self._frames.failed(error_of(exc))
 
@@ -128,7 +133,7 @@ class EventStream:
         frames = self._frames
         async for event in generation:
             if isinstance(event, Finished):
-                last = frames.finished(index, event)
+                last = await self._made(partial(frames.finished, index, event))
                 self._n_unfinished -= 1
                 if not self._n_unfinished:
                     return last
@@ -137,6 +142,15 @@ class EventStream:
             if frame := frames.event(index, event):
                 await self._write(frame)
         raise Internal("the generation ended without a reason")
+
+    async def _made(self, make: Callable[[], bytes]) -> bytes:
+        """What `make` returns; nothing else of the stream is written meanwhile."""
+        if not self._frames.is_large:
+            return make()
+        self._n_writing += 1
+        made = await aside(make)
+        self._n_writing -= 1
+        return made
 
     async def _write(self, data: bytes) -> None:
         # Several tasks write, and none cuts another's event in two: a write is handed over whole, at once.

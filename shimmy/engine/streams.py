@@ -12,12 +12,13 @@ from typing import Any
 
 from shimmy.engine.wire import ProtocolError
 from shimmy.errors import ShimmyError, WorkerDied
-from shimmy.messages import Accepted, Echo, EmbeddingJob, Embeddings, Event, Finished, Piece, TokenLogprob, Vectors
+from shimmy.messages import Accepted, Echo, EmbeddingJob, Embeddings, Event, Finished, Piece, Vectors
 
 # Of a job's text, for each of its tokens; the longest ones in use have 256 bytes.
 _CHARACTERS_FOR_EACH = 1024
 # Beyond that, of a job's text and of its events.
 _SLACK = 64 * 1024
+_N_WITH_LOGPROBS = 16  # pieces
 
 
 class JobStream:
@@ -38,9 +39,7 @@ class JobStream:
         self._n_logprobs = 0
         self._n_events = 0
         self._accepted: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._texts: list[str] = []
-        self._n_tokens = 0
-        self._logprobs: list[TokenLogprob] = []
+        self._pieces: list[Piece] = []
         self._echoes: list[Echo] = []
         self._end: Finished | ShimmyError | None = None
         self._is_over = False
@@ -51,9 +50,7 @@ class JobStream:
         match event:
             case Piece(text, n_tokens, logprobs):
                 self._check(text, n_tokens, len(logprobs))
-                self._texts.append(text)
-                self._n_tokens += n_tokens
-                self._logprobs += logprobs
+                self._pieces.append(event)
             case Echo(text, logprobs):
                 if not self._echoed or self._n_told:
                     raise ProtocolError("a prompt that nobody asked for")
@@ -100,21 +97,28 @@ class JobStream:
 
     async def __anext__(self) -> Echo | Piece | Finished:
         # Not a generator, and no asyncio.Event: this runs once for each token of each stream.
-        while not self._texts and not self._echoes and self._end is None:
+        while not self._pieces and not self._echoes and self._end is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._echoes:
             return self._echoes.pop(0)
-        if self._texts:
-            piece = Piece("".join(self._texts), self._n_tokens, tuple(self._logprobs))
-            self._texts, self._n_tokens, self._logprobs = [], 0, []
-            return piece
+        if self._pieces:
+            return self._joined()
         if isinstance(self._end, ShimmyError):
             raise self._end
         if self._is_over or self._end is None:
             raise StopAsyncIteration
         self._is_over = True
         return self._end
+
+    def _joined(self) -> Piece:
+        """What was not taken yet, in one; of pieces with log-probabilities some, since each of those takes its time."""
+        n_taken = len(self._pieces) if self._n_logprobs == 0 else _N_WITH_LOGPROBS
+        taken, self._pieces = self._pieces[:n_taken], self._pieces[n_taken:]
+        if len(taken) == 1:
+            return taken[0]
+        logprobs = tuple([logprob for piece in taken for logprob in piece.logprobs])
+        return Piece("".join([piece.text for piece in taken]), sum([piece.n_tokens for piece in taken]), logprobs)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
