@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from shimmy.background import in_thread
 from shimmy.config import Config
 from shimmy.discovery import Discovery, Watched, report, warn_of
+from shimmy.errors import Overloaded
 from shimmy.headers import Headers
 from shimmy.naming import Names
 from shimmy.registry import Catalog, CatalogDiff, Entry, Model, Registry, diff, shown
@@ -61,6 +62,10 @@ class Librarian:
         self._asked = asyncio.Event()
         self._changed: set[Path] | None = set()  # since the last look; None: anything may have
         self._looking = asyncio.Lock()  # held by the one who looks; what follows is theirs
+        self._discovering = asyncio.Lock()  # held by the one who looks for those who asked
+        self._coming: asyncio.Task[None] | None = None  # the next one of these, before it begins
+        self._discoveries: set[asyncio.Task[None]] = set()
+        self._n_asking, self._n_asking_max = 0, config.max_queue
         self._seen: Catalog | None = None
         self._seen_since_s: dict[str, tuple[Entry, float]] = {}  # what the last look saw, by name
         self._has_settled = False  # all of it
@@ -110,12 +115,40 @@ class Librarian:
                 self._changed = None
 
     async def discover(self) -> None:
-        """Look now, and again until all has settled; what keeps changing for long is left to `run`."""
-        for _ in range(MAX_LOOKS):
-            if await self.look():
-                return
-            await asyncio.sleep(SETTLE_S)
-        self.look_again()
+        """Look now, and again until all has settled; what keeps changing for long is left to `run`.
+
+        Those who ask while others are looked for share what comes next, since a look under way may have passed what
+        they mean. Raises Overloaded when too many wait.
+        """
+        if self._n_asking > self._n_asking_max:
+            raise Overloaded(f"{self._n_asking} wait for a look at the model folders already; try again later")
+        if self._coming is None:
+            self._coming = asyncio.create_task(self._discover())
+            self._discoveries.add(self._coming)
+            self._coming.add_done_callback(self._end_discovery)
+        coming = self._coming
+        self._n_asking += 1
+        try:
+            await asyncio.shield(coming)
+        finally:
+            self._n_asking -= 1
+            if not self._n_asking and coming is self._coming:  # it has not begun, and nobody waits for it
+                coming.cancel()
+                self._coming = None
+
+    def _end_discovery(self, task: "asyncio.Task[None]") -> None:
+        self._discoveries.discard(task)
+        if not task.cancelled():
+            task.exception()  # taken note of, also where those who would hear of it have left
+
+    async def _discover(self) -> None:
+        async with self._discovering:
+            self._coming = None
+            for _ in range(MAX_LOOKS):
+                if await self.look():
+                    return
+                await asyncio.sleep(SETTLE_S)
+            self.look_again()
 
     async def look(self, changed: "Collection[Path] | None" = None) -> bool:
         """Look once, at everything or at what has `changed`, and publish what has settled; False when something has

@@ -10,6 +10,7 @@ import pytest
 
 from shimmy import config
 from shimmy.discovery import Discovery
+from shimmy.errors import Overloaded
 from shimmy.headers import Headers
 from shimmy.librarian import SETTLE_S, Librarian
 from shimmy.messages import ModelDefaults
@@ -257,3 +258,74 @@ async def test_a_look_that_fails_is_logged_and_is_not_the_last(
     house.librarian.look_again()
     await until(lambda: house.names == ["new"])
     task.cancel()
+
+
+class Looks:
+    """Stands in for `Librarian.look`: each look begins, and ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.n_begun = 0
+        self.may_end = asyncio.Semaphore(0)
+
+    async def __call__(self) -> bool:
+        self.n_begun += 1
+        await self.may_end.acquire()
+        return True
+
+
+@on_loop
+async def test_those_who_ask_while_others_are_looked_for_share_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    librarian, looks = House(tmp_path).librarian, Looks()
+    monkeypatch.setattr(librarian, "look", looks)
+    first = asyncio.create_task(librarian.discover())
+    await until(lambda: looks.n_begun == 1)
+    others = [asyncio.create_task(librarian.discover()) for _ in range(100)]
+    await asyncio.sleep(0)
+    looks.may_end.release()
+    await first
+    await until(lambda: looks.n_begun == 2)
+    assert not any(other.done() for other in others)
+    looks.may_end.release()
+    await asyncio.gather(*others)
+    assert looks.n_begun == 2
+
+
+@on_loop
+async def test_who_leaves_neither_ends_the_look_of_others_nor_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    librarian, looks = House(tmp_path).librarian, Looks()
+    monkeypatch.setattr(librarian, "look", looks)
+    leaving, staying = (asyncio.create_task(librarian.discover()) for _ in range(2))
+    await until(lambda: looks.n_begun == 1)
+    leaving.cancel()
+    looks.may_end.release()
+    await staying
+    before = asyncio.create_task(librarian.discover())
+    await until(lambda: looks.n_begun == 2)
+    behind = asyncio.create_task(librarian.discover())
+    await asyncio.sleep(0)
+    before.cancel()
+    behind.cancel()
+    await asyncio.gather(before, behind, return_exceptions=True)
+    looks.may_end.release()
+    looks.may_end.release()
+    await librarian.discover()
+    assert looks.n_begun == 3, "and not for the one that left before its turn"
+
+
+@on_loop
+async def test_no_more_than_the_queue_holds_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.load({"model_dirs": [str(tmp_path)], "max_queue": "1"}, {})
+    librarian, looks = Librarian(settings, Registry(), Headers(), lambda _: None), Looks()
+    monkeypatch.setattr(librarian, "look", looks)
+    waiting = [asyncio.create_task(librarian.discover()) for _ in range(2)]
+    await until(lambda: looks.n_begun == 1)
+    with pytest.raises(Overloaded, match="2 wait for a look"):
+        await librarian.discover()
+    looks.may_end.release()
+    await asyncio.gather(*waiting)
+    looks.may_end.release()
+    await librarian.discover()

@@ -52,7 +52,7 @@ async def unload(exchange: "Exchange") -> None:
 
 async def discover(exchange: "Exchange") -> None:
     """Looks at the disk now, and returns what is there when everything has settled or kept changing for a while."""
-    await exchange.services.discover()
+    await stream.unless_gone(exchange, exchange.services.discover())
     await models(exchange)
 
 

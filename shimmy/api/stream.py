@@ -7,7 +7,7 @@ second runs the generation and writes, or one for each generation where there ar
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -59,7 +59,7 @@ class Frames(Protocol):
 
 
 async def unless_gone(
-    exchange: Exchange, work: Coroutine[object, object, Result], on_quiet: Callable[[], Awaitable[None]] | None = None
+    exchange: Exchange, work: Awaitable[Result], on_quiet: Callable[[], Awaitable[None]] | None = None
 ) -> Result:
     """Run `work`; a client that leaves cancels it and raises ClientGone. `on_quiet` is called every PING_S seconds."""
     task = asyncio.ensure_future(work)
