@@ -15,6 +15,7 @@ from shimmy import unpacked
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
+_LOOK_AFTER_EVERY_S = 5.0  # imports and new workers put back what they need at once
 _FRESHEN_EVERY_S = 3600.0  # the most eager tidiers remove what is a day old
 
 
@@ -24,7 +25,7 @@ class Home:
     def __init__(self) -> None:
         self._folder = unpacked.folder()
         self._outer_pid = os.getppid()
-        self._freshened_s = time.monotonic()
+        self._looked_after_s = self._freshened_s = time.monotonic()
         self._is_lost = False
         unpacked.claim()
 
@@ -36,8 +37,9 @@ class Home:
 
         while self._folder is None or os.getppid() == self._outer_pid:
             await asyncio.sleep(_LOOK_EVERY_S)  # no event tells a process that its parent has died
-            if self._folder is not None:
+            if self._folder is not None and time.monotonic() - self._looked_after_s > _LOOK_AFTER_EVERY_S:
                 await in_thread(self.look_after)
+                self._looked_after_s = time.monotonic()
 
     def look_after(self) -> None:
         """Put back what has been removed from the folder, and keep it from looking old."""

@@ -139,6 +139,7 @@ async def test_the_death_of_the_outer_process_is_noticed(home_folder: Path, monk
     parents = iter([10, 10, 10, 1])
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(frozen, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(frozen, "_LOOK_AFTER_EVERY_S", 0)
     home = frozen.Home()
     (home_folder / unpacked.MARKER).unlink()
     await home.until_orphaned()
