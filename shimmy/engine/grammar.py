@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from shimmy import unpacked
 from shimmy.engine import deep_thread, gbnf
 from shimmy.engine.enforceable import enforceable
+from shimmy.engine.lark_in_json import NotInJson, lark_in_json
 from shimmy.engine.packed import GRAMMAR_ARCHIVE, in_memory
 from shimmy.engine.schema import MAX_CHARACTERS, keyword_at_fault, prepared
 from shimmy.engine.simpler_schema import Schema
@@ -145,6 +146,7 @@ class Grammars:
         self._tokenizer_lock = threading.Lock()
         self._known: _Latest[_Asked, tuple[Any, tuple[str, ...]]] = _Latest(_N_KNOWN)  # matchers at the beginning
         self._known_schemas: _Latest[tuple[str, bool], tuple[Schema, tuple[str, ...]]] = _Latest(_N_SCHEMAS_KNOWN)
+        self._known_texts: _Latest[str, tuple[str, str]] = _Latest(_N_KNOWN)
 
     def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
@@ -178,9 +180,32 @@ class Grammars:
             raise BadRequest(fault)
         return schema, ()
 
+    def text_in_json(self, lark: str) -> tuple[str, str]:
+        """The grammar of a text as it stands between the quotes of a JSON string, and empty words; or why that cannot
+        be written, in words, and an empty grammar. Raises BadRequest for what is no grammar in Lark."""
+        known = self._known_texts.get(lark)
+        if known is None:
+            if fault := self.lark_fault(lark) if len(lark) <= gbnf.MAX_CHARACTERS else "it is too large":
+                raise BadRequest(fault)
+            known = self._known_texts.add(lark, self._text_in_json(lark))
+        return known
+
+    def _text_in_json(self, lark: str) -> tuple[str, str]:
+        try:
+            written = gbnf.to_lark(lark_in_json(lark))
+        except NotInJson as exc:
+            return "", str(exc)
+        except BadRequest as exc:
+            return "", exc.message
+        fault = self.lark_fault(written)
+        return ("", fault) if fault else (written, "")
+
     def takes(self, schema: Schema) -> bool:
-        """Whether llguidance can enforce a schema by itself."""
-        return not self._fault({"json_schema": schema})
+        """Whether llguidance can enforce a schema by itself, and find that out in time."""
+        try:
+            return not self._fault({"json_schema": schema})
+        except BadRequest:
+            return False
 
     def lark_fault(self, lark: str) -> str:
         """Why llguidance does not take a grammar of its own notation; empty where it does."""

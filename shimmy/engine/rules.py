@@ -100,16 +100,30 @@ class Rules:
                 warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
             schema, lost = self._loaded().schema(tool.parameters if tool in kept else _ANY_OBJECT, strict=tool.strict)
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
-            if tool.lark:
-                warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced")
             return schema
 
+        texts: dict[str, str] = {}
+        for tool in tools:
+            if tool.lark:
+                text, fault = self._text(tool)
+                if fault:
+                    warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced: {fault}")
+                else:
+                    texts[tool.name] = text
         choice = job.prompt.tool_choice
         if job.grammar is not None:  # the reply is calls, or what the other grammar says, and never free text
             choice = replace(choice, required=True)
         thinking = None if form.is_thinking else form.thinking
-        lark = tool_lark(tools, choice, form.tools, special=self._hidden_token, thinking=thinking, prepare=arguments)
+        lark = tool_lark(
+            tools, choice, form.tools, special=self._hidden_token, thinking=thinking, prepare=arguments, texts=texts
+        )
         return lark, tuple(warnings)
+
+    def _text(self, tool: Tool) -> tuple[str, str]:
+        try:
+            return self._loaded().text_in_json(tool.lark)
+        except BadRequest as error:
+            raise BadRequest(f"tools: the grammar of `{tool.name}`: {error.message}", param="tools") from error
 
     def _tell(self, warnings: tuple[str, ...]) -> None:
         """Log each warning once."""

@@ -6,18 +6,20 @@ Knows nothing of templates.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from shimmy.engine.tool_format import may_be_several
 from shimmy.errors import BadRequest
-from shimmy.messages import Tool, ToolChoice, ToolFormat
+from shimmy.messages import TEXT_ARGUMENT, Tool, ToolChoice, ToolFormat
 
 # JSON within calls is spaced as `tojson` in templates spaces it, which is what models were trained on.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Llama 3.1 and later may write this token before a call that otherwise has no mark at all. Their templates tell of it
 # only beside tools that are built in. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 _OPTIONAL_START = "<|python_tag|>"
+_END_OF_TEXT = '"}'
 # A mark that is likely to be one token.
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 
@@ -41,6 +43,7 @@ def tool_lark(
     special: Callable[[str], int | None] = lambda _: None,
     thinking: tuple[str, str] | None = None,
     prepare: Callable[[Tool], dict[str, Any]] = as_written,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
 
@@ -50,7 +53,8 @@ def tool_lark(
 
     `special` has the id of a mark that is one control token, None for all others. `thinking` are the marks of reasoning
     that may come first, None where the prompt has begun or ended it. `prepare` has the schema that llguidance is given
-    for a tool; the BadRequest that it raises gets the name of the tool. Raises BadRequest for a choice that names no
+    for a tool; the BadRequest that it raises gets the name of the tool. `texts` are the grammars of the one argument of
+    some tools, by their names, as it stands between quotes. Raises BadRequest for a choice that names no
     tool, and for parameters that are not those of an object.
     """
     offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
@@ -59,7 +63,9 @@ def tool_lark(
     lark = _Lark(format, special)
     for index, tool in enumerate(offered):
         lark.rule(f"body_{index}", lark.body(tool.name, f"arguments_{index}"))
-        lark.rule(f"arguments_{index}", f"%json {_schema(tool, prepare)}")
+        schema = _schema(tool, prepare)
+        text = texts.get(tool.name)
+        lark.rule(f"arguments_{index}", f"%json {schema}" if text is None else _one_text(text))
     lark.rule("call", " | ".join(f"body_{index}" for index in range(len(offered))))
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
     if choice.required:
@@ -83,6 +89,12 @@ def tool_lark(
     lark.rule("GAP", r"/\n{1,2}/")
     lark.rule("start", " | ".join(replies))
     return str(lark)
+
+
+def _one_text(grammar: str) -> str:
+    """Arguments of one text, which a grammar of its own describes."""
+    head = json.dumps(f'{{{json.dumps(TEXT_ARGUMENT)}: "')
+    return f"{head} %lark {{\n{grammar}\n}} {json.dumps(_END_OF_TEXT)}"
 
 
 def _schema(tool: Tool, prepare: Callable[[Tool], dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from shimmy.engine import variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.rules import Rules
-from shimmy.engine.tool_format import GENERIC
+from shimmy.engine.tool_format import GENERIC, written
 from shimmy.errors import BadRequest
 from shimmy.messages import (
     ChatPrompt,
@@ -22,7 +22,9 @@ from shimmy.messages import (
     ReplyFormat,
     SamplingParams,
     Tool,
+    ToolCall,
     ToolChoice,
+    ToolFormat,
 )
 
 FORM = ReplyFormat(tools=GENERIC)
@@ -77,6 +79,41 @@ def test_a_schema_for_the_reply_is_enforced_as_far_as_it_can_be_where_the_caller
     assert warnings == ("the schema: `uniqueItems` at `#/properties/tags` is not enforced",)
     with pytest.raises(BadRequest, match="`uniqueItems` at `#/properties/tags`"):
         rules.guide(job(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET)), ReplyFormat())
+
+
+TEXT = '{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],"additionalProperties":false}'
+NAMED_FORM = ReplyFormat(tools=ToolFormat(call_start="<function=", call_end="</function>", separator=">"))
+
+
+@pytest.mark.parametrize("form", [FORM, NAMED_FORM])
+def test_a_tool_that_takes_a_text_holds_it_to_its_grammar(model: LlamaModel, form: ReplyFormat) -> None:
+    tool = Tool("patch", "", TEXT, strict=True, lark='start: line+\nline: "+" /(.*)/ LF\n%import common.LF')
+    assert form.tools is not None
+    for text, is_right in (('+a "b"\\\n+\n', True), ("+a", False), ("a\n", False)):
+        guide, warnings = Rules(model).guide(job(tool), form)
+        assert guide is not None
+        assert not warnings
+        call = written((ToolCall("", "patch", json.dumps({"input": text})),), form.tools)
+        # This tokenizer puts a space before a text.
+        tokens = model.tokenize(f"\n{call}", add_special=False, parse_special=False)
+        tokens = tokens[[model.token_bytes(token, special=False) for token in tokens].index(b"\n") + 1 :]
+        n_taken = 0
+        while n_taken < len(tokens) and not guide.is_over and guide.allows(tokens[n_taken]):
+            guide.accept(tokens[n_taken])
+            n_taken += 1
+        assert (n_taken == len(tokens)) == is_right, (text, model.detokenize(tokens[:n_taken]))
+
+
+def test_a_grammar_of_a_text_that_is_none_is_refused_and_one_that_cannot_be_escaped_is_left_out(
+    model: LlamaModel,
+) -> None:
+    with pytest.raises(BadRequest, match=r"^tools: the grammar of `patch`: ") as caught:
+        Rules(model).guide(job(Tool("patch", "", TEXT, strict=True, lark="start: x")), FORM)
+    assert caught.value.param == "tools"
+    tool = Tool("p", "", TEXT, strict=True, lark='start: %json {"type":"object"}')
+    guide, warnings = Rules(model).guide(job(tool), FORM)
+    assert guide is not None
+    assert warnings == ("tools: `p`: the grammar of its text is not enforced: `%json` is not supported",)
 
 
 def test_tools_that_are_too_large_together_lose_the_largest_schemas(model: LlamaModel) -> None:
