@@ -62,11 +62,11 @@ class ModelDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call an assistant message made earlier; `arguments` is JSON text as the model wrote it."""
+    """A call an assistant message made earlier; `arguments` is what the model wrote for JSON text."""
 
     id: str
     name: str
-    arguments: str
+    arguments: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from shimmy.engine.tool_format import GENERIC, Tooling, may_be_several, quoted, 
 from shimmy.errors import TemplateFailed
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
 
+_NO_ARGUMENTS = ("", "null")
 _WORD = re.compile(r"[^\W_]{1,64}")
 _ID_LENGTH = 9  # of the ids of calls that Mistral's templates take
 
@@ -58,6 +59,7 @@ class Chat:
         and no others.
         """
         tools = self.tooling.format if prompt.tools else None
+        prompt = _with_arguments(prompt)
         if prompt.parse_special:
             guarded = Guarded(prompt, {})
         else:
@@ -84,6 +86,29 @@ class Chat:
         return self._template.render(prompt)
 
 
+def _with_arguments(prompt: ChatPrompt) -> ChatPrompt:
+    """The same with `{}` where a call has no arguments: as models, and clients, write that as an empty text too."""
+    if all(call.arguments.strip() not in _NO_ARGUMENTS for turn in prompt.messages for call in turn.tool_calls):
+        return prompt
+    return replace(prompt, messages=tuple(map(_with_arguments_of, prompt.messages)))
+
+
+def _with_arguments_of(turn: Message) -> Message:
+    calls = [
+        replace(call, arguments="{}") if call.arguments.strip() in _NO_ARGUMENTS else call for call in turn.tool_calls
+    ]
+    return replace(turn, tool_calls=tuple(calls))
+
+
+def _as_json(call: ToolCall) -> ToolCall:
+    """The call with arguments that are JSON: a string of it where they were none."""
+    try:
+        json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return replace(call, arguments=quoted(call.arguments))
+    return call
+
+
 def _is_shown(prompt: ChatPrompt, text: str) -> bool:
     """Whether what the user says last is in the `text` of a prompt: as it is, or at least the longest of its words, as
     a template may well write it in other letters."""
@@ -101,7 +126,8 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
         if tooling.has_short_ids:
             turn = _with_short_ids(turn)  # noqa: PLW2901 - the same turn
         if turn.tool_calls and not tooling.shows_calls:
-            text = "\n".join(filter(None, (turn.content, written(turn.tool_calls, tooling.format))))
+            calls = written(tuple(map(_as_json, turn.tool_calls)), tooling.format)
+            text = "\n".join(filter(None, (turn.content, calls)))
             turns.append(replace(turn, content=text, tool_calls=()))
         elif len(turn.tool_calls) > 1 and not may_be_several(tooling.format):
             turns += [replace(turn, content=None, tool_calls=(call,)) for call in turn.tool_calls]

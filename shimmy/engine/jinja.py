@@ -51,9 +51,7 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (tuple, frozenset(("count", "grouper", "index", "list"))),  # `grouper` and `list` belong to the filter `groupby`
 )
 # Possessive throughout: it never goes back to what it has taken, so it takes each character once.
-_PERCENT_FORMAT = re.compile(
-    r"(?:[^%]++|%(?:\(\w*+\))?+[-+ #0]*+\d{0,3}+(?:\.\d{0,3}+)?+[hlL]?+[diouxXeEfFgGcrsa%])*+"
-)
+_PERCENT_FORMAT = re.compile(r"(?:[^%]++|%(?:\(\w*+\))?+[-+ #0]*+\d{0,3}+(?:\.\d{0,3}+)?+[hlL]?+[diouxXeEfFgGcrsa%])*+")
 _WIDE = re.compile(r"\d{4}")
 
 Value = TypeVar("Value")
@@ -199,6 +197,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "sum": self._sum,
             "title": self._titled,
             "tojson": self._tojson,
+            "fromjson": self._fromjson,
+            "from_json": self._fromjson,
             "trim": lambda value, chars=None: self._searched(str.strip, str(value), chars),
         }
         # Methods of `str` whose result, or whose work, can be much larger than the text.
@@ -366,6 +366,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise TemplateFailed(f"the chat template has a bad format, or one wider than {MAX_WIDTH} characters")
         self.spend(getsizeof(text) + text.count("%") * (_weight_bytes(values) + 4 * MAX_WIDTH))
         return str(text % values)
+
+    def _fromjson(self, value: Any) -> Any:
+        """What JSON text says; anything else stays what it is. Some templates read the arguments of calls with it."""
+        return self.checked(json.loads(value)) if isinstance(value, str) else value
 
     def _tojson(
         self,

@@ -233,6 +233,7 @@ def _until_mark(text: str) -> str:
 
 
 def _arguments(call: ToolCall) -> _Arguments | str:
+    """What is no object is a text to the template, which writes it as it is, or as a string of JSON."""
     try:
         parsed = json.loads(call.arguments)
     except (ValueError, RecursionError):
@@ -242,11 +243,29 @@ def _arguments(call: ToolCall) -> _Arguments | str:
 
 def _second_tries(variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What to change of the variables on which a template failed."""
+    messages, named = variables["messages"], [_with_named_arguments(message) for message in variables["messages"]]
+    if any(message is not other for message, other in zip(messages, named, strict=True)):
+        yield {"messages": named}
     merged = _system_merged(variables["messages"])
     if merged is not None:
         yield {"messages": merged}
     if variables["tools"] is None:
         yield {"tools": []}
+
+
+def _with_named_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """For templates that write one argument after the other: what is no object is the one argument of its call."""
+    calls = message.get("tool_calls", ())
+    if not any(isinstance(call["function"]["arguments"], str) for call in calls):
+        return message
+    return {**message, "tool_calls": [_with_named(call) for call in calls]}
+
+
+def _with_named(call: dict[str, Any]) -> dict[str, Any]:
+    text = call["function"]["arguments"]
+    if not isinstance(text, str):
+        return call
+    return {**call, "function": {**call["function"], "arguments": _Arguments(text, {"arguments": text})}}
 
 
 def _system_merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

@@ -280,3 +280,92 @@ def test_whether_a_reply_that_goes_on_reasons(last: Message, expected: bool) -> 
     text, form = chat(real_templates()["Qwen-Qwen3-0.6B"]).render(prompt)
     assert form.is_thinking is expected
     assert text.endswith(("Let me", "So"))
+
+
+# -- arguments of calls
+
+BROKEN = '{"zone": "UTC'
+LISTS = "{% for m in messages %}{% for c in m.tool_calls or [] %}CALL{% endfor %}{{ m.content }}{% endfor %}".replace(
+    "CALL", "{% for name, value in c.function.arguments | items %}<{{ name }}={{ value }}>{% endfor %}|"
+)
+
+
+def of_calls(source: str | None, arguments: str) -> str:
+    call = Message("assistant", None, tool_calls=(ToolCall("call_1", "now", arguments),))
+    return chat(source).render(ChatPrompt((HELLO, call, replace(RESULT, tool_call_id="call_1"), HELLO), False))[0]
+
+
+def listed(arguments: str) -> str:
+    call = Message("assistant", None, tool_calls=(ToolCall("call_1", "now", arguments),))
+    return ChatTemplate(LISTS, bos="<s>", eos="</s>").render(ChatPrompt((HELLO, call)))
+
+
+def in_json(expression: str) -> str:
+    return (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        f'[[{{"name": "{{{{ c.function.name }}}}", "arguments": {{{{ {expression} }}}}}}]]'
+        "{% endfor %}{% endfor %}"
+    )
+
+
+PASTED = (
+    "c.function.arguments",
+    "c.function.arguments | tojson",
+    "c.function.arguments if c.function.arguments is string else c.function.arguments | tojson",
+    "'' ~ c.function.arguments",
+    "'' + c.function.arguments",
+    "c.function.arguments | fromjson | tojson",
+)
+
+
+def pasted(source: str, arguments: str) -> object:
+    """The call that a template has pasted into a prompt."""
+    return json.loads(of_calls(source, arguments).partition("[[")[2].partition("]]")[0])
+
+
+@pytest.mark.parametrize("arguments", ["", " \n", "null", " null ", "{}"])
+@pytest.mark.parametrize("expression", PASTED)
+def test_a_call_without_arguments_has_an_empty_object(arguments: str, expression: str) -> None:
+    assert pasted(in_json(expression), arguments) == {"name": "now", "arguments": {}}
+
+
+@pytest.mark.parametrize("arguments", ["", "null"])
+def test_a_call_without_arguments_that_is_written_as_text_has_an_empty_object(arguments: str) -> None:
+    assert '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>' in of_calls(None, arguments)
+
+
+@pytest.mark.parametrize("arguments", [BROKEN, "just text", "{'a': 1}", "[" * 5000, '{"a": 1} trailing'])
+def test_arguments_that_are_no_json_break_no_prompt(arguments: str) -> None:
+    assert pasted(in_json("c.function.arguments | tojson"), arguments) == {"name": "now", "arguments": arguments}
+    assert arguments in of_calls(in_json("c.function.arguments"), arguments)
+    written = of_calls(None, arguments).partition("<tool_call>\n")[2].partition("\n</tool_call>")[0]
+    assert json.loads(written) == {"name": "now", "arguments": arguments}
+    assert f"<arguments={arguments}>|" in listed(arguments)
+
+
+@pytest.mark.parametrize("arguments", ["[1, 2]", "5", '"text"', "true"])
+def test_arguments_that_are_no_object_break_no_prompt(arguments: str) -> None:
+    assert pasted(in_json("c.function.arguments"), arguments) == {"name": "now", "arguments": json.loads(arguments)}
+    assert f"<arguments={arguments}>|" in listed(arguments)
+    assert f'"arguments": {arguments}' in of_calls(None, arguments)
+
+
+def test_arguments_are_listed_one_by_one() -> None:
+    assert "<zone=UTC><n=1>|" in listed('{"zone": "UTC", "n": 1}')
+
+
+@pytest.mark.parametrize("arguments", ["", "null", BROKEN, "[1]", "{}"])
+def test_every_real_template_takes_odd_arguments(arguments: str) -> None:
+    call = Message("assistant", None, tool_calls=(ToolCall("call_1", "now", arguments),))
+    turns = (HELLO, call, replace(RESULT, tool_call_id="call_1"), HELLO)
+    plain = (HELLO, replace(call, tool_calls=(CALL,)), RESULT, HELLO)
+    n_templates = 0
+    for name, source in real_templates().items():
+        one = chat(source)
+        try:
+            one.render(ChatPrompt(plain, tools=TOOLS))
+        except TemplateFailed:  # it takes no such conversation
+            continue
+        assert one.render(ChatPrompt(turns, tools=TOOLS))[0], name
+        n_templates += 1
+    assert n_templates > 20
