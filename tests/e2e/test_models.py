@@ -3,13 +3,17 @@
 import os
 import socket
 import struct
+import unicodedata
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
 
 import pytest
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, HOST, PROMPTS, Server, chat_body, run
+from tests.e2e.processes import wait_for
 from tests.tiny_models import write_tiny_model
 
 
@@ -145,3 +149,111 @@ def test_a_server_without_models_says_how_to_get_some(start: StartServer, tmp_pa
     reply = server.post(CHAT, chat_body("hello"))
     assert reply.status == 404
     assert "no models" in reply.error["message"]
+
+
+def answers(server: Server, name: str) -> str:
+    """The model that answers for `name`."""
+    reply = server.post(CHAT, chat_body("hello", name, max_tokens=1))
+    assert reply.status == 200, reply.body
+    return str(reply.json()["model"])
+
+
+def test_every_listed_name_is_answered_by_its_own_file(start: StartServer, tmp_path: Path) -> None:
+    """Each model was trained for another length, which says what answered."""
+    files = {
+        "pair.gguf": 256, "pair.gguf.gguf": 264, "Tiny_A.gguf": 272, "tiny-a.gguf": 280, "-dash.gguf": 288,
+        "a:b@c#d?.gguf": 296, unicodedata.normalize("NFD", "Modèle é.gguf"): 304, "50%41.gguf": 312,
+    }  # fmt: skip
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for seed, (name, n_ctx_train) in enumerate(files.items()):
+        write_tiny_model(folder, "source", seed=seed, n_ctx_train=n_ctx_train).rename(folder / name)
+    server = start("--model-path", folder, "--alias", f"{unicodedata.normalize('NFD', 'été')}=pair.gguf")
+    listed = {model["id"]: model["meta"]["n_ctx_train"] for model in server.get("/v1/models").json()["data"]}
+    assert listed == {
+        "pair": 256, "pair.gguf": 264, "tiny-a@models": 272, "tiny-a": 280, "-dash": 288, "a:b@c#d?": 296,
+        "modèle-é": 304, "50%41": 312, "été": 264,
+    }  # fmt: skip
+    for name, n_ctx_train in listed.items():
+        assert answers(server, name) == (name if name != "été" else "pair.gguf")
+        path = quote(name, safe="")
+        assert server.get(f"/v1/models/{path}").json()["meta"]["n_ctx_train"] == n_ctx_train
+        assert server.get(f"/api/models/{path}/status").json()["n_ctx_train"] == n_ctx_train
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    for form in forms:
+        assert answers(server, unicodedata.normalize(form, "Modèle É")) == "modèle-é"
+    assert answers(server, "Tiny_A") == "tiny-a@models"
+
+
+def test_a_name_in_service_keeps_its_weights_and_links_are_names(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    (folder / "m").mkdir(parents=True)
+    (folder / "a").mkdir()
+    qwen = write_tiny_model(folder / "m", "qwen")
+    server = start("--model-path", folder, folder=tmp_path / "server")
+    text = server.chat("hello", "qwen")
+    (worker,) = server.workers()
+    (folder / "a" / "gpt-4.gguf").symlink_to(qwen)
+    write_tiny_model(tmp_path, "qwen", seed=1).rename(folder / "a" / "qwen.gguf")
+    wait_for("the link and the other file", lambda: set(names(server)) == {"qwen", "gpt-4", "qwen@a"})
+    assert server.chat("hello", "qwen") == server.chat("hello", "gpt-4") == text != server.chat("hello", "qwen@a")
+    assert worker in server.workers()
+    assert "shimmy_swaps_total{" not in server.get("/metrics").body.decode()
+    assert server.stop() == 0
+    server = start("--model-path", folder, folder=tmp_path / "server")
+    assert set(names(server)) == {"qwen", "gpt-4", "qwen@a"}
+    assert server.chat("hello", "qwen") == text, "after a restart, too"
+
+
+def test_the_hubs_cache_is_found_and_its_current_revision_is_served(start: StartServer, tmp_path: Path) -> None:
+    home = tmp_path / "caches"
+    repository = home / "huggingface" / "hub" / "models--Some-Org--Tiny-GGUF"
+    for seed, revision in enumerate(("a" * 40, "b" * 40)):
+        snapshot = repository / "snapshots" / revision
+        snapshot.mkdir(parents=True)
+        (repository / "blobs").mkdir(exist_ok=True)
+        blob = write_tiny_model(tmp_path, "tiny", seed=seed).rename(repository / "blobs" / str(seed))
+        (snapshot / "Tiny-Q8_0.gguf").symlink_to(f"../../blobs/{blob.name}")
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("b" * 40)
+    server = start("--model-path", repository.parent)
+    assert names(server) == ["tiny-q8-0", f"tiny-q8-0@{'a' * 40}"]
+    texts = [server.chat("hello", name) for name in names(server)]
+    assert server.chat("hello", "Some-Org/Tiny-GGUF") == server.chat("hello", "some-org/tiny-gguf:q8_0") == texts[0]
+    (repository / "refs" / "main").write_text("a" * 40)
+    wait_for("the other revision", lambda: names(server) == ["tiny-q8-0", f"tiny-q8-0@{'b' * 40}"])
+    wait_for("the swap", lambda: server.chat("hello", "tiny-q8-0") == texts[1])
+
+
+def test_changes_behind_links_and_of_rights_are_seen_at_once(start: StartServer, tmp_path: Path) -> None:
+    """Ten seconds are less than the slow poll takes."""
+    folder, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir()
+    (folder / "linked").symlink_to(elsewhere)
+    target = write_tiny_model(tmp_path, "target")
+    (folder / "first.gguf").symlink_to(target)
+    server = start("--model-path", folder)
+    assert names(server) == ["first"]
+    write_tiny_model(elsewhere, "second", seed=1)
+    wait_for("a file in a linked folder", lambda: "second" in names(server), 10)
+    target.rename(tmp_path / "aside")
+    wait_for("the target to be gone", lambda: "first" not in names(server), 10)
+    (tmp_path / "aside").rename(target)
+    wait_for("the target", lambda: "first" in names(server), 10)
+
+
+def test_what_is_still_being_downloaded_is_served_when_its_mark_is_gone(start: StartServer, tmp_path: Path) -> None:
+    mark = tmp_path / "big.gguf.aria2"
+    mark.touch()
+    write_tiny_model(tmp_path, "big")
+    server = start("--model-path", tmp_path)
+    reply = server.post(CHAT, chat_body("hello", "big"))
+    assert (reply.status, names(server)) == (404, [])
+    assert (
+        "`big` cannot be served: it is still being downloaded: `big.gguf.aria2` lies beside it"
+        in reply.error["message"]
+    )
+    mark.unlink()
+    wait_for("the whole file", lambda: names(server) == ["big"], 10)
+    assert server.chat("hello", "big")
