@@ -27,6 +27,12 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 Warn = Callable[[Path, str], None]
 
 
+def whole_of(path: Path) -> Path:
+    """The same for all shards of a model: their path without what is different in it."""
+    match = _SHARD.search(path.name)
+    return path.with_name(path.name[: match.start()]) if match else path
+
+
 @dataclass(slots=True)
 class Draft:
     """A model, or what would be one, before it has a name."""
@@ -72,20 +78,21 @@ class Places:
         """`current` is the current revision of a repository in the hub's cache."""
         self._current = current
         self._known: dict[Path, tuple[Folder | None, str, Place]] = {}
+        self._told: dict[Path, tuple[Folder | None, str, Place]] = {}  # since others were forgotten
 
-    def forget(self) -> None:
-        self._known = {}
+    def forget_others(self) -> None:
+        """Forget what was not asked for since the last time."""
+        self._known, self._told = self._told, {}
 
     def place(self, path: Path, stem: str, folder: Folder | None) -> Place:
         """Where `path` is, which was found in `folder`, or is that."""
         snapshot = folder.snapshot if folder is not None else None
         current = self._current(snapshot.repository) if snapshot is not None else ""
         known = self._known.get(path)
-        if known is not None and known[0] is folder and known[1] == current and known[2].stem == stem:
-            return known[2]
-        place = _place(path, stem, folder, current)
-        self._known[path] = (folder, current, place)
-        return place
+        if known is None or known[0] is not folder or known[1] != current or known[2].stem != stem:
+            known = (folder, current, _place(path, stem, folder, current))
+        self._told[path] = known
+        return known[2]
 
 
 def _place(path: Path, stem: str, folder: Folder | None, current: str) -> Place:

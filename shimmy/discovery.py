@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shimmy.assembly import Assembly, Models, Places, Warn
+from shimmy.assembly import Assembly, Models, Places, Warn, whole_of
 from shimmy.folders import Folder, look_into, targets, walk
 from shimmy.formats import huggingface, ollama
 from shimmy.headers import Headers
@@ -85,7 +85,6 @@ class Discovery:
         is_new = self._catalog is None or changed is None
         self._files.begin_look(is_whole=changed is None)
         if changed is None:
-            self._places.forget()
             self._current.clear()
         is_new |= self._look_at_roots(changed)
         is_new |= self._look_at_folders(changed)
@@ -100,7 +99,13 @@ class Discovery:
     @property
     def is_arriving(self) -> bool:
         """Whether the last look held something back that is broken, and in another way than at the look before."""
-        return self._files.is_arriving
+        return bool(self._files.arriving)
+
+    def arrives(self, entry: Rejected) -> bool:
+        """Whether that is it, or a part of it."""
+        if not self._files.arriving:
+            return False
+        return whole_of(entry.path) in {whole_of(path) for path in self._files.arriving}
 
     def _look_at_roots(self, changed: Collection[Path] | None) -> bool:
         """What each root is, and what is in Ollama's stores; whether something is different."""
@@ -141,7 +146,7 @@ class Discovery:
             if (new := folders.get(path)) is not old:
                 self._files.drop(set(old.files).difference(new.files if new else ()))
         for path, folder in folders.items():
-            if folder is not self._folders.get(path):
+            if fresh is None or path in fresh or folder is not self._folders.get(path):
                 is_new |= self._files.look_into(folder)
         self._order, self._folders, self._walk_warnings = order, folders, warnings
         return is_new
@@ -209,6 +214,7 @@ class Discovery:
                 for folder in by_root.get(number, ()):
                     found.add_folder(folder)
         catalog = found.catalog(self._names, self._models)
+        self._places.forget_others()
         self.warnings = [*warnings, *self._files.warnings.items()]
         self._follow_links()
         return catalog

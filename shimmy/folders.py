@@ -96,6 +96,8 @@ def walk(
                 folder = None  # another one has taken its place
         if folder is None:
             folder, is_fresh = look_into(path), True
+            if folder == (old := known.get(path)):
+                folder = old  # the same objects, for those who compare
         if folder.identity in seen:
             if folder.is_safetensors:
                 found.append((number, folder))

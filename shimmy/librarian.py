@@ -27,10 +27,10 @@ DEBOUNCE_S = 0.1
 # Between the first look at something and the one that publishes it: whoever writes a file pauses for less.
 SETTLE_S = 0.4
 MAX_LOOKS = 5  # of somebody who waits for what they find
-# What keeps changing costs a tenth of a processor at most: after some looks in a row, each is followed by a pause so
-# many times as long.
-PAUSE_FOR_LOOK = 10
-LOOKS_IN_A_ROW = 2  # it takes two to publish something
+# What keeps changing costs a tenth of a processor at most: the time that looks take comes out of an allowance, and the
+# next one waits until there is something of it.
+SHARE_OF_LOOKS = 0.1
+MAX_ALLOWANCE_S = 1.0
 MAX_CHANGED = 5_000  # places to be looked at again; from there on it is all of them
 MAX_TOLD = 50  # lines of the log for one change of the catalog and what happened to a model
 
@@ -68,7 +68,7 @@ class Librarian:
         self._n_asking, self._n_asking_max = 0, config.max_queue
         self._seen: Catalog | None = None
         self._seen_since_s: dict[str, tuple[Entry, float]] = {}  # what the last look saw, by name
-        self._has_settled = False  # all of it
+        self._unsettled: list[Entry] = []  # of that
         self._watched: Watched | None = None
         self._warnings: set[tuple[Path, str]] = set()  # of the last look
 
@@ -92,17 +92,16 @@ class Librarian:
     async def run(self) -> None:
         """Look whenever asked to, until cancelled."""
         await in_thread(self._save)
-        n_in_a_row = 0
+        allowance = Allowance()
         while True:
-            n_in_a_row = n_in_a_row + 1 if self._asked.is_set() else 0
             await self._asked.wait()
             await asyncio.sleep(DEBOUNCE_S)
             self._asked.clear()
             changed, self._changed = self._changed, set()
-            began_s = monotonic()
             try:
-                is_settled = await self.look(changed)
-                pause_s = PAUSE_FOR_LOOK * (monotonic() - began_s) if n_in_a_row >= LOOKS_IN_A_ROW else 0.0
+                with allowance:
+                    is_settled = await self.look(changed)
+                pause_s = allowance.wait_s
                 if is_settled:
                     await in_thread(self._save)
                 else:
@@ -168,20 +167,23 @@ class Librarian:
         now_s = self._clock()
         self._warn()
         published = self._registry.catalog
+        arriving = [entry for entry in seen.rejected if self._discovery.arrives(entry)]
         is_quiet = not self._discovery.is_arriving
-        if seen is self._seen and self._has_settled:
-            return published, CatalogDiff((), (), ()), is_quiet
+        if seen is self._seen and all(entry in arriving for entry in self._unsettled):
+            self._seen_since_s |= {entry.name: (entry, now_s) for entry in arriving}
+            return published, CatalogDiff((), (), ()), is_quiet and not self._unsettled
         before, self._seen, self._seen_since_s = self._seen_since_s, seen, {}
         entries: list[Entry] = [*seen.models, *seen.rejected]
         for entry in entries:
             old = before.get(entry.name)
             self._seen_since_s[entry.name] = (entry, old[1] if old is not None and _same(old[0], entry) else now_s)
+        self._seen_since_s |= {entry.name: (entry, now_s) for entry in arriving}
         steady = {name for name, (_, since_s) in self._seen_since_s.items() if began_s - since_s >= SETTLE_S}
-        catalog, self._has_settled = settled(published, seen, steady)
+        catalog, self._unsettled = settled(published, seen, steady)
         change = diff(published, catalog)
         catalog.prepare()
         self._names.remember(catalog.models)
-        return catalog, change, self._has_settled and is_quiet
+        return catalog, change, is_quiet and not self._unsettled
 
     def _save(self) -> None:
         self._headers.save()
@@ -210,16 +212,39 @@ class Librarian:
         self._on_change(change)
 
 
-def settled(published: Catalog, seen: Catalog, steady: Container[str]) -> tuple[Catalog, bool]:
-    """Of what was seen now, the things whose names are `steady`; of the others, what is known so far. And whether that
-    is all that was seen.
+class Allowance:
+    """The time that looks may take, which grows while there is none."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._left_s = MAX_ALLOWANCE_S  # less than nothing: it has to grow first
+        self._at_s = clock()
+
+    def __enter__(self) -> None:
+        now_s = self._clock()
+        self._left_s = min(MAX_ALLOWANCE_S, self._left_s + SHARE_OF_LOOKS * (now_s - self._at_s))
+        self._at_s = now_s
+
+    def __exit__(self, *_: object) -> None:
+        now_s = self._clock()
+        self._left_s -= now_s - self._at_s
+        self._at_s = now_s
+
+    @property
+    def wait_s(self) -> float:
+        """How long the next one has to wait."""
+        return max(0.0, -self._left_s / SHARE_OF_LOOKS)
+
+
+def settled(published: Catalog, seen: Catalog, steady: Container[str]) -> tuple[Catalog, list[Entry]]:
+    """Of what was seen now, the things whose names are `steady`; of the others, what is known so far. And these others.
 
     A known model stays while there is something in its place that cannot be served: a broken file, or one that arrives.
     """
     known = {model.name: model for model in published.models}
     known_files = {(model.path, model.files) for model in published.models}  # under another name perhaps
     known_rejected = {entry.name: entry for entry in published.rejected}
-    is_all = True
+    unsettled: list[Entry] = []
     models: list[Model] = []
     for model in seen.models:
         old = known.get(model.name)
@@ -227,7 +252,7 @@ def settled(published: Catalog, seen: Catalog, steady: Container[str]) -> tuple[
         if is_known or model.name in steady:
             models.append(model)
         else:
-            is_all = False
+            unsettled.append(model)
             if old is not None:
                 models.append(old)
     rejected = []
@@ -239,8 +264,8 @@ def settled(published: Catalog, seen: Catalog, steady: Container[str]) -> tuple[
         if entry.name in steady or (old_entry is not None and _same(old_entry, entry)):
             rejected.append(entry)
         else:
-            is_all = False
-    return Catalog(models, rejected), is_all
+            unsettled.append(entry)
+    return Catalog(models, rejected), unsettled
 
 
 def _same(one: Entry, other: Entry) -> bool:

@@ -20,6 +20,7 @@ from shimmy.registry import BROKEN, printable
 if TYPE_CHECKING:
     from shimmy.formats.peft import Adapter
 
+GGUF = BROKEN
 SAFETENSORS = "safetensors"
 
 
@@ -75,13 +76,13 @@ class Files:
         self._before: dict[Path, tuple[_Stamp, Found]] = {}  # what was known when all is looked at again
         self._folders: dict[tuple[Path, str], Found] = {}
         self._looked: set[Path] = set()  # at in this look
-        self._unsteady: dict[object, object] = {}  # what was held back, as it was
-        self.is_arriving = False  # something broken is broken in another way at each look, as what is being written is
+        self._unsteady: dict[tuple[Path, str], Found] = {}  # what was held back, as it was
+        self.arriving: set[Path] = set()  # what is broken in another way at each look, as what is being written is
         self.warnings: dict[Path, str] = {}  # why a file is passed over
 
     def begin_look(self, *, is_whole: bool) -> None:
         """What is asked for from now on is as it is now, where the look `is_whole` or it is to be renewed."""
-        self.is_arriving = False
+        self.arriving = set()
         self._looked = set()
         if is_whole:
             self._before, self._known = self._known, {}
@@ -95,7 +96,7 @@ class Files:
         """These are gone from where they were found."""
         for path in paths:
             self._known.pop(path, None)
-            self._unsteady.pop(path, None)
+            self._unsteady.pop((path, GGUF), None)
             self.warnings.pop(path, None)
 
     def read(self, path: Path) -> Found:
@@ -124,7 +125,7 @@ class Files:
             if is_one:
                 old = self._folders.get((folder.path, kind))
                 found = self._look_as(folder, kind)
-                if not self._is_held_back((folder.path, kind), old, found):
+                if not self._is_held_back(folder.path, kind, old, found):
                     self._folders[folder.path, kind] = found
                     is_changed |= found != old
         return is_changed
@@ -154,18 +155,19 @@ class Files:
             known = self._read(path, status, version, mark)
             known = (stamp, known[1]) if known[0] else known
         old = self._known.get(path) or self._before.get(path)
-        if old is not None and self._is_held_back(path, old[1], known[1]):
+        if old is not None and self._is_held_back(path, GGUF, old[1], known[1]):
             known = old
         self._known[path] = known
         return known[1]
 
-    def _is_held_back(self, what: object, old: Found, new: Found) -> bool:
+    def _is_held_back(self, path: Path, kind: str, old: Found, new: Found) -> bool:
         """Whether `new` is nothing to speak of until another look has seen the same: it changes and stays broken."""
-        if not (isinstance(old, Broken) and isinstance(new, Broken)) or old == new or self._unsteady.get(what) == new:
-            self._unsteady.pop(what, None)
+        is_broken = isinstance(old, Broken) and isinstance(new, Broken)
+        if not is_broken or old == new or self._unsteady.get((path, kind)) == new:
+            self._unsteady.pop((path, kind), None)
             return False
-        self._unsteady[what] = new
-        self.is_arriving = True
+        self._unsteady[path, kind] = new
+        self.arriving.add(path)
         return True
 
     def _read(self, path: Path, status: stat_result, version: tuple[int, ...], mark: str) -> tuple[_Stamp, Found]:

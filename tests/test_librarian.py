@@ -9,10 +9,11 @@ from typing import NoReturn
 import pytest
 
 from shimmy import config
-from shimmy.discovery import Discovery
+from shimmy import librarian as module
+from shimmy.discovery import Discovery, Watched
 from shimmy.errors import Overloaded
 from shimmy.headers import Headers
-from shimmy.librarian import SETTLE_S, Librarian
+from shimmy.librarian import SETTLE_S, Allowance, Librarian
 from shimmy.messages import ModelDefaults
 from shimmy.registry import CatalogDiff, Registry
 from tests.fakes import on_loop, until
@@ -329,3 +330,111 @@ async def test_no_more_than_the_queue_holds_wait_for_a_look(tmp_path: Path, monk
     await asyncio.gather(*waiting)
     looks.may_end.release()
     await librarian.discover()
+
+
+@on_loop
+async def test_a_file_that_grows_is_told_once_when_it_rests_and_disturbs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = write_tiny_model(tmp_path, "model").read_bytes()
+    house = House(tmp_path)
+    path = tmp_path / "growing.gguf"
+    for end in range(1000, 1010):
+        path.write_bytes(content[:end])
+        assert await house.look() == [False]
+        assert (house.names, house.reasons, house.told) == (["model"], {}, [])
+    await house.look(3)
+    assert house.reasons["growing"].startswith("it is cut off")
+    assert caplog.text.count("is not listed") == 1
+    write_tiny_model(tmp_path, "other", seed=1)
+    path.write_bytes(content)
+    assert (await house.look(2))[-1]
+    assert house.names == ["growing", "model", "other"]
+
+
+@on_loop
+async def test_of_shards_one_that_grows_is_not_told_as_broken(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    write_tiny_model(tmp_path, "model", n_shards=2)
+    path = tmp_path / "model-00002-of-00002.gguf"
+    content = path.read_bytes()
+    for end in range(len(content) - 5, len(content)):
+        path.write_bytes(content[:end])
+        assert await house.look() == [False]
+        assert (house.names, house.reasons) == ([], {})
+    path.write_bytes(content)
+    await house.look(2)
+    assert (house.names, house.reasons) == (["model"], {})
+
+
+@on_loop
+async def test_what_is_told_of_is_looked_at_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    house = House(tmp_path)
+    house.now_s = None
+    for name in ("a", "b"):
+        write_tiny_model(tmp_path / name, name, seed=ord(name))
+    task = asyncio.create_task(house.librarian.run())
+    house.librarian.look_again({tmp_path / "b" / "b.gguf"})
+    await until(lambda: house.names == ["b"])
+    house.librarian.look_again()
+    await until(lambda: house.names == ["a", "b"])
+    task.cancel()
+
+
+@on_loop
+async def test_more_places_than_can_be_told_apart_are_all_of_them(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.now_s = None
+    write_tiny_model(tmp_path, "new")
+    task = asyncio.create_task(house.librarian.run())
+    for start in range(0, 6_000, 1_000):
+        house.librarian.look_again({tmp_path / "nowhere" / str(number) for number in range(start, start + 1_000)})
+    await until(lambda: house.names == ["new"])
+    task.cancel()
+
+
+def test_looks_that_go_on_wait_for_their_allowance() -> None:
+    now_s = 0.0
+    allowance = Allowance(lambda: now_s)
+    pauses = []
+    for _ in range(4):
+        with allowance:
+            now_s += 0.6
+        pauses.append(allowance.wait_s)
+        now_s += allowance.wait_s
+    assert pauses == pytest.approx([0.0, 2.0, 6.0, 6.0])
+    now_s += 3600.0
+    with allowance:
+        now_s += 0.9
+    assert allowance.wait_s == 0.0
+
+
+@on_loop
+async def test_many_models_at_once_are_logged_in_bounds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    house = House(tmp_path)
+    source = write_tiny_model(tmp_path.parent, "source-of-many").read_bytes()
+    for number in range(module.MAX_TOLD + 7):
+        (tmp_path / f"{number}.gguf").write_bytes(source)
+    with caplog.at_level("INFO"):
+        await house.look(2)
+    assert len(house.told[0].added) == module.MAX_TOLD + 7
+    assert caplog.text.count("found: `") == module.MAX_TOLD
+    assert "found: 7 more" in caplog.text
+
+
+@on_loop
+async def test_folders_are_told_to_whoever_watches_them(tmp_path: Path) -> None:
+    told: list[Watched] = []
+    settings = config.load({"model_dirs": [str(tmp_path)]}, {})
+    librarian = Librarian(settings, Registry(), Headers(), lambda _: None, watch=told.append)
+    librarian.publish_first()
+    assert [{*watched} for watched in told] == [{tmp_path}]
+    await librarian.look()
+    (tmp_path / "a").mkdir()
+    await librarian.look({tmp_path / "a"})
+    assert {*told[-1]} == {tmp_path, tmp_path / "a"}
+    n_told = len(told)
+    await librarian.look({tmp_path / "a"})
+    assert len(told) == n_told
