@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shimmy.assembly import Assembly, Models, Places, Warn, whole_of
-from shimmy.folders import Folder, look_into, targets, walk
+from shimmy.folders import Folder, look_into, marked, targets, walk
 from shimmy.formats import huggingface, ollama
 from shimmy.headers import Headers
 from shimmy.model_files import Files
@@ -83,6 +83,8 @@ class Discovery:
         not among them is as it was. None: anything may be.
         """
         is_new = self._catalog is None or changed is None
+        if changed is not None:
+            changed = {*changed, *filter(None, map(marked, changed))}
         self._files.begin_look(is_whole=changed is None)
         if changed is None:
             self._current.clear()

@@ -143,6 +143,7 @@ def look_into(path: Path) -> Folder:
     names = [entry.name for entry in entries if not entry.name.startswith(_APPLE_DOUBLE)]
     is_safetensors, is_adapter = huggingface.is_model(names), huggingface.is_adapter(names)
     links_of_files = frozenset(links).intersection(files)
+    unfinished = [*_unfinished(names), *((link.name, mark) for link in links_of_files if (mark := mark_beside(link)))]
     return Folder(
         path,
         identity,
@@ -150,7 +151,7 @@ def look_into(path: Path) -> Folder:
         links_of_files,
         tuple(folders),
         tuple(linked_folders),
-        tuple(_unfinished(names)),
+        tuple(sorted(unfinished)),
         tuple(sorted({target for link in links for target in targets(link)})),
         is_safetensors,
         is_safetensors and path.is_symlink(),
@@ -175,8 +176,18 @@ def targets(link: Path) -> Sequence[Path]:
 
 
 def mark_beside(path: Path) -> str:
-    """What `Folder.mark` says of a file whose folder is not looked into."""
-    return next((path.name + mark for mark in _MARKS if os.path.lexists(f"{path}{mark}")), "")
+    """What `Folder.mark` says of a file whose folder is not looked into, or of what a link to one leads to."""
+    places = dict.fromkeys((str(path), os.path.realpath(path)))
+    marks = (f"{place}{mark}" for place in places for mark in _MARKS)
+    return next((os.path.basename(mark) for mark in marks if os.path.lexists(mark)), "")  # noqa: PTH119
+
+
+def marked(path: Path) -> Path | None:
+    """The file that `path` marks as unfinished; None when it is no mark."""
+    name = path.name.lower()
+    return next(
+        (path.with_name(path.name[: -len(mark)]) for mark in _MARKS if name.endswith(mark) and name != mark), None
+    )
 
 
 def _unfinished(names: Sequence[str]) -> Iterator[tuple[str, str]]:

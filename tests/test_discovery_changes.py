@@ -311,6 +311,22 @@ def test_what_the_link_of_a_single_file_leads_to_is_looked_at(tmp_path: Path) ->
     assert discovery.look({tmp_path / "elsewhere"}).models == ()
 
 
+def test_a_mark_beside_a_single_file_and_beside_what_a_link_leads_to_is_seen(tmp_path: Path) -> None:
+    for name in ("models", "elsewhere"):
+        (tmp_path / name).mkdir()
+    target = write_tiny_model(tmp_path / "elsewhere", "target")
+    (tmp_path / "models" / "link.gguf").symlink_to(target)
+    mark = target.with_name("target.gguf.aria2")
+    for roots in ([target], [tmp_path / "models"], [tmp_path / "models" / "link.gguf"]):
+        discovery = Discovery(config.load({"model_path": [*map(str, roots)]}, {}), Headers(), Names())
+        assert len(discovery.look().models) == 1
+        mark.touch()
+        assert [entry.reason for entry in discovery.look({mark}).rejected] == [model_files.unfinished(mark.name)]
+        assert discovery.look(None).models == ()
+        mark.unlink()
+        assert len(discovery.look({mark}).models) == 1
+
+
 def test_a_file_that_may_be_read_again_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny_model(tmp_path, "secret")
 
