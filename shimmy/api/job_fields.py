@@ -13,12 +13,14 @@ from shimmy.api.fields import (
     FLOAT32_MAX,
     INT32_MAX,
     INT32_MIN,
+    N_STRINGS_MAX,
     Boolean,
     Duration,
     Fields,
     Integer,
     Json,
     Kind,
+    ListOf,
     NotServed,
     Number,
     Texts,
@@ -28,6 +30,7 @@ from shimmy.api.fields import (
     read_array,
     read_model,
     read_object,
+    read_text,
     refuse,
     shown,
     text,
@@ -91,6 +94,24 @@ class LogitBias:
 
 
 @dataclass(frozen=True, slots=True)
+class StopStrings:
+    """One text or several; empty ones, of which interfaces make an empty field, stop nothing."""
+
+    def read(self, value: object, path: str) -> tuple[str, ...]:
+        if isinstance(value, str):
+            return _stops.read([read_text(value, path)] if value else [], path)
+        given = _given_stops.read(value, path)
+        return _stops.read([each for each in given if each], path)
+
+    def schema(self) -> Json:
+        return {"anyOf": [text.schema(), _given_stops.schema()]}
+
+
+_stops = Texts()
+_given_stops = ListOf(text, "a string or an array of strings", at_most=N_STRINGS_MAX, noun="strings")
+
+
+@dataclass(frozen=True, slots=True)
 class Lora:
     """llama-server's array [{"id": 0, "scale": 0.5}]; the worker, which has the adapters, checks their ids."""
 
@@ -144,7 +165,7 @@ JOB_FIELDS: Fields = {
     "model": text,
     **SAMPLING,
     REPETITION_PENALTY: _sampling("repeat_penalty"),
-    "stop": Texts(or_one=True),
+    "stop": StopStrings(),
     "cache_prompt": Boolean(),
     "keep_alive": Duration(),
     "lora": Lora(),

@@ -9,10 +9,10 @@ from shimmy.api.fields import (
     Fields,
     FreeObject,
     Json,
+    JsonObject,
     ListOf,
     OneOf,
     Record,
-    Text,
     boolean,
     not_together,
     read_object,
@@ -33,9 +33,25 @@ N_CALLS_MAX = 1 << 10  # of a message
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 _PART = Record({"type": text, "text": text, "refusal": text}, required={"type": "a string"}, expected="a part object")
-_TEXT_PARTS = ("text", "refusal")
+# Where the text of a part stands; the latter two are of Responses.
+_TEXT_PARTS = {"text": "text", "refusal": "refusal", "input_text": "text", "output_text": "text"}
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # parts of an answer that were not said
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Those of a call: JSON text, or the object that others write."""
+
+    def read(self, value: object, path: str) -> str:
+        return _object.read(value, path) if isinstance(value, dict) else read_text(value, path, "a string of JSON")
+
+    def schema(self) -> Json:
+        return {"anyOf": [text.schema(), {"type": "object"}]}
+
+
+_object = JsonObject()
 _FUNCTION = Record(
-    {"name": text, "arguments": Text("a string of JSON")},
+    {"name": text, "arguments": Arguments()},
     required={"name": "a string", "arguments": "a string of JSON"},
 )
 _CALL = Record({"id": text, "type": OneOf(("function",)), "function": _FUNCTION}, required={"function": "an object"})
@@ -57,22 +73,25 @@ class Content:
             # A line for each part, as llama-server joins them for templates that know only strings.
             if len(value) > N_PARTS_MAX:
                 refuse(path, f"at most {N_PARTS_MAX} parts", str(len(value)))
-            return "\n".join([self._part(part, f"{path}[{index}]") for index, part in enumerate(value)])
+            said = [self._part(part, f"{path}[{index}]") for index, part in enumerate(value)]
+            return "\n".join([each for each in said if each is not None])
         return read_text(value, path, "a string or an array of parts")
 
     def schema(self) -> Json:
         return {"anyOf": [text.schema(), {"type": "array", "items": _PART.schema(), "maxItems": N_PARTS_MAX}]}
 
-    def _part(self, value: object, path: str) -> str:
+    def _part(self, value: object, path: str) -> str | None:
         given = _PART.read(value, path)
         kind = given["type"]
+        if kind in _THOUGHTS:
+            return None
         if kind not in _TEXT_PARTS:
             if self.is_result:
                 return stand_in(kind)
             raise BadRequest(f"{path}: parts of type {json.dumps(kind[:40])[:40]} are not supported", param=path)
-        if kind not in given:
-            wrong_kind(f"{path}.{kind}", "a string", None)
-        return str(given[kind])
+        if (name := _TEXT_PARTS[kind]) not in given:
+            wrong_kind(f"{path}.{name}", "a string", None)
+        return str(given[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +177,9 @@ PROMPT_FIELDS: Fields = {
     "function_call": FunctionCallChoice(),
     "chat_template_kwargs": FreeObject(),
     "reasoning_effort": EFFORT,
+    # By the names of other servers: Alibaba's, and OpenRouter's object.
+    "enable_thinking": boolean,
+    "reasoning": Record({"effort": EFFORT, "enabled": boolean}),
     "verbosity": VERBOSITY,
     "parse_special": boolean,
 }
@@ -174,11 +196,20 @@ def chat_prompt(given: Mapping[str, Any]) -> ChatPrompt:
         add_generation_prompt=given.get("add_generation_prompt", not is_continued),
         tools=tools,
         tool_choice=choice,
-        template_arguments=template_arguments(
-            given.get("reasoning_effort"), given.get("chat_template_kwargs"), verbosity=given.get("verbosity")
-        ),
+        template_arguments=_template_arguments(given),
         continue_final_message=is_continued,
         parse_special=given.get("parse_special", False),
+    )
+
+
+def _template_arguments(given: Mapping[str, Any]) -> str:
+    reasoning = given.get("reasoning", {})
+    thinks = given.get("enable_thinking", reasoning.get("enabled"))
+    own = given.get("chat_template_kwargs", {})
+    return template_arguments(
+        given.get("reasoning_effort", reasoning.get("effort")),
+        own if thinks is None else {"enable_thinking": thinks, **own},
+        verbosity=given.get("verbosity"),
     )
 
 

@@ -226,8 +226,6 @@ def test_an_integer_must_be_one_of_32_bits(name: str, value: object) -> None:
         ({"keep_alive": [1]}, "keep_alive: expected a number, got an array"),
         ({"cache_prompt": "yes"}, "cache_prompt: expected a boolean, got a string"),
         ({"stop": 5}, "stop: expected a string or an array of strings, got a number"),
-        ({"stop": ""}, "stop: expected a string that is not empty, got an empty one"),
-        ({"stop": ["a", ""]}, "stop[1]: expected a string that is not empty, got an empty one"),
         ({"stop": ["a", None]}, "stop[1]: expected a string, got null"),
         ({"stop": ["a"] * 65}, "stop: expected at most 64 strings, got 65"),
         ({"stop": "\ud800"}, "stop: expected Unicode text, got a lone surrogate"),
@@ -275,7 +273,8 @@ def test_limits_and_their_precedence() -> None:
 def test_stop_is_a_string_or_several() -> None:
     assert chat(stop="END").stop == ("END",)
     assert chat(stop=["a", "é"]).stop == ("a", "é")
-    assert chat(stop=[]).stop == chat(stop=None).stop == ()
+    assert chat(stop=[]).stop == chat(stop=None).stop == chat(stop="").stop == chat(stop=["", ""]).stop == ()
+    assert chat(stop=["", "a"]).stop == ("a",)
 
 
 def test_cache_prompt_is_honoured() -> None:
@@ -287,6 +286,17 @@ def test_verbosity_is_a_variable_of_the_template_and_a_search_of_the_web_is_none
     assert json.loads(chat_prompt(verbosity="high").template_arguments) == {"verbosity": "high"}
     assert options(web_search_options={}).warnings == ("web_search_options: this server does not search the web",)
     assert refusal(verbosity="loud").message == 'verbosity: expected one of low, medium, high, got "loud"'
+
+
+def test_thinking_is_switched_by_the_names_of_other_servers() -> None:
+    def variables(**fields: object) -> object:
+        return json.loads(chat_prompt(**fields).template_arguments)
+
+    assert variables(enable_thinking=False) == {"enable_thinking": False}
+    assert variables(reasoning={"effort": "low", "exclude": True}) == {"reasoning_effort": "low"}
+    assert variables(reasoning={"enabled": False}) == {"enable_thinking": False}
+    assert variables(reasoning={"effort": "low"}, reasoning_effort="high") == {"reasoning_effort": "high"}
+    assert variables(enable_thinking=False, chat_template_kwargs={"enable_thinking": True}) == {"enable_thinking": True}
 
 
 def test_unknown_fields_and_those_without_effect_are_ignored() -> None:
@@ -357,6 +367,18 @@ def test_a_boolean_does_not_pass_for_a_number_nor_a_number_for_a_boolean() -> No
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, Message("assistant", "No.")),
         ({"role": "assistant", "reasoning_content": "Hm."}, Message("assistant", None, reasoning_content="Hm.")),
         ({"role": "assistant", "content": None}, Message("assistant", "")),
+        (
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "a"}],
+            },
+            Message("assistant", "a"),
+        ),
+        ({"role": "user", "content": [{"type": "input_text", "text": "a"}]}, Message("user", "a")),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {"a": [1]}}}]},
+            Message("assistant", None, tool_calls=(ToolCall("c", "f", '{"a":[1]}'),)),
+        ),
         ({"role": "assistant", "content": [], "tool_calls": []}, Message("assistant", "")),
         ({"role": "tool", "content": None, "tool_call_id": "c"}, Message("tool", "", tool_call_id="c")),
         (
@@ -421,8 +443,8 @@ def test_messages_are_read(turn: object, read: Message) -> None:
             ".tool_calls[0].custom.input: expected a string, got nothing",
         ),
         (
-            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
-            ".tool_calls[0].function.arguments: expected a string of JSON, got an object",
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": []}}]},
+            ".tool_calls[0].function.arguments: expected a string of JSON, got an array",
         ),
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
