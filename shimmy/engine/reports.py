@@ -34,15 +34,15 @@ from shimmy.messages import (
     Vectors,
 )
 
-# Of one frame. Reading one of this size that is nothing but brackets takes 15 ms.
-MAX_REPORT_BYTES = 256 * 1024
+# Of one frame. Reading one of this size that is nothing but events without text takes 15 ms.
+MAX_REPORT_BYTES = 160 * 1024
 # Of text in one event or answer: JSON writes a character in 12 bytes at most.
-MAX_TEXT = 16 * 1024
+MAX_TEXT = 8 * 1024
 # Events are put into one frame until it has so many bytes.
 _FULL_BYTES = 48 * 1024
 _N_TOKENS_IN_ANSWER = 8 * 1024
-_LOGPROB_BYTES = 24 * 1024  # of candidates in one event, of which JSON makes six times as many at most
-_VECTOR_BYTES = 96 * 1024  # in one event
+_LOGPROB_BYTES = 20 * 1024  # of candidates in one event, of which JSON makes six times as many at most
+_VECTOR_BYTES = 64 * 1024  # in one event
 # No vocabulary in use has a token of more bytes than 512; what a candidate stands for is cut there.
 _MAX_TOKEN_BYTES = 512
 _MAX_CANDIDATES = 128
@@ -51,6 +51,7 @@ MAX_MESSAGE = 2_000
 MAX_LABEL = 500
 MAX_MARK = 8_192
 MAX_ADAPTERS = 1_000
+_ADAPTERS_BYTES = 96 * 1024
 MAX_WARNINGS = 32  # of one job
 
 JobEvent = tuple[int, Event | ShimmyError]
@@ -283,7 +284,9 @@ def opened_frame(facts: ModelFacts) -> Frame:
 
 def facts_to_wire(facts: ModelFacts) -> Frame:
     fields = asdict(facts)
-    fields["adapters"] = fields["adapters"][:MAX_ADAPTERS]
+    fields["adapters"] = [each | {"path": each["path"][-MAX_LABEL:]} for each in fields["adapters"][:MAX_ADAPTERS]]
+    while len(_encode(fields["adapters"])) > _ADAPTERS_BYTES:
+        fields["adapters"].pop()
     return {name: value[:MAX_LABEL] if isinstance(value, str) else value for name, value in fields.items()}
 
 

@@ -7,8 +7,9 @@ import json
 import math
 import random
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any, cast
 
@@ -192,6 +193,16 @@ def test_answers_of_any_length_arrive_whole(value: "list[int] | str") -> None:
     assert [more for _, _, more in parts] == [True] * (len(parts) - 1) + [False]
     whole: list[Any] = [item for _, part, _ in parts for item in cast("Sequence[Any]", part)]
     assert whole == list(value)
+
+
+def test_facts_of_any_length_fit_into_a_frame() -> None:
+    adapters = tuple(Adapter("\U0001f600" * 400 + str(number), 1.0) for number in range(2000))
+    facts = replace(FACTS, adapters=adapters, description="é" * 10_000)
+    reader = wire.FrameReader(reports.MAX_REPORT_BYTES)
+    (message,) = reader.feed(wire.frame(reports.opened_frame(facts)))
+    read = reports.read_facts(message["facts"])
+    assert 10 < len(read.adapters) < 1000
+    assert read.adapters[0].path.endswith("\U0001f6000")
 
 
 def test_a_frame_above_the_limit_of_its_reader_is_a_protocol_error() -> None:
@@ -382,7 +393,7 @@ def test_the_whole_talk_makes_sense() -> None:
         assert line.process.n_kills == 0
         assert await line.client.opened == FACTS
         assert await line.stream.accepted() == Accepted(12, FORMAT)
-        assert [await call for call in line.calls[:2]] == [[1, 2], "ab"]
+        assert [await call for call in line.calls[:2]] == [array("i", [1, 2]), "ab"]
         await line.end()
 
     asyncio.run(run())
@@ -421,14 +432,14 @@ def test_frames_in_any_order_hurt_nobody(seed: int) -> None:
 
 
 ENDLESS_TALK: dict[str, bytes] = {
-    "a frame of brackets": _frame({"op": "step", "load": [0, 0], "events": [[]] * 60_000}),
-    "a frame of late events": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "a", 1]] * 10_000}) * 40,
-    "pieces without text": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "", 0]] * 10_000}) * 40,
-    "pieces of text": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "x" * 16_000, 0]] * 14}) * 400,
-    "prompts": _frame({"op": "step", "load": [0, 0], "events": [[1, "echo", "x" * 16_000, []]] * 14}) * 400,
-    "an answer": _frame({"op": "result", "id": 3, "value": [1] * 80_000, "more": True}) * 100,
-    "a long number": b'{"op":"step","load":[' + b"9" * 200_000 + b',0],"events":[]}',
-    "deep brackets": b"\0\3\x0d\x40" + b"[" * 200_000,
+    "a frame of brackets": _frame({"op": "step", "load": [0, 0], "events": [[]] * 40_000}),
+    "a frame of late events": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "a", 1]] * 7_000}) * 40,
+    "pieces without text": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "", 0]] * 7_000}) * 40,
+    "pieces of text": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "x" * 8_000, 0]] * 14}) * 800,
+    "prompts": _frame({"op": "step", "load": [0, 0], "events": [[1, "echo", "x" * 8_000, []]] * 14}) * 800,
+    "an answer": _frame({"op": "result", "id": 3, "value": [1] * 50_000, "more": True}) * 100,
+    "a long number": b'{"op":"step","load":[' + b"9" * 150_000 + b',0],"events":[]}',
+    "deep brackets": b"\0\2\x71\0" + b"[" * 160_000,
     "an endless frame": b"\x7f\xff\xff\xff" + b"x" * 1_000_000,
 }
 
