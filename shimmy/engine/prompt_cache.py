@@ -231,8 +231,12 @@ class PromptCache:
         if self.is_writing or not self._can_write:
             return False
         arguments = (key, array("i", tokens), cells)
-        self._writing = threading.Thread(target=self._write, args=arguments, daemon=True)
-        self._writing.start()
+        writing = threading.Thread(target=self._write, args=arguments, daemon=True)
+        try:
+            writing.start()
+        except RuntimeError:  # the system allows no more of them now
+            return False
+        self._writing = writing
         return True
 
     def flush(self, timeout_s: float) -> None:

@@ -37,14 +37,18 @@ class _Reading:
         self.cells: memoryview | None = None
         self._cache = cache
         self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system allows no more of them: it is read here and now
+            self._read()
 
     @property
     def is_done(self) -> bool:
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        self._thread.join()
+        if not self.is_done:
+            self._thread.join()
 
     def _read(self) -> None:
         self.cells = self._cache.read(self.stored)

@@ -75,6 +75,21 @@ def test_what_was_kept_comes_back(house: House, tmp_path: Path) -> None:
     assert later.told == [PromptTraffic(n_hits=1, n_tokens=400, read_bytes=1600)]
 
 
+def test_without_threads_prompts_are_read_at_once_and_not_kept(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot_start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    assert house.keep(PROMPT)
+    monkeypatch.setattr(threading.Thread, "start", cannot_start)
+    later = House(tmp_path)
+    ready = later.fetch([*PROMPT, 5, 6])
+    assert ready is not None
+    assert ready.n_tokens == 400
+    assert not later.keep([token + 1 for token in PROMPT])
+
+
 def test_a_part_of_it_does_for_a_prompt_that_goes_on_otherwise(house: House) -> None:
     house.keep(PROMPT)
     ready = house.fetch([*PROMPT[:300], 5, 6, 7])
