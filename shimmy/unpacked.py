@@ -35,6 +35,8 @@ _FILE_TYPES = b"bxZ"  # binaries, data and archives of modules: what is unpacked
 
 _lock = RLock()
 _claimed = -1  # a descriptor of the folder
+# The owner and the mode of the folder as the bootloader made it; some file systems know only one of each.
+_made_as = [os.geteuid(), 0o700]
 _contents: list[tuple[str, int, int]] = []  # name, place in the program's file, and size in bytes of each file
 
 
@@ -49,6 +51,8 @@ def keep() -> None:
     home = folder()
     if home is None:
         return
+    status = home.stat()
+    _made_as[:] = status.st_uid, status.st_mode
     sys.meta_path.append(_Restored)
     if sys.executable.startswith("/proc/"):  # descriptors can be read from
         with contextlib.suppress(OSError):  # whoever needs a module will find out
@@ -172,7 +176,8 @@ def _be_owner(home: Path) -> bool:
         home.mkdir(0o700)
     except FileExistsError:
         status = home.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        owner, mode = _made_as
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & ~mode & 0o022:
             raise PermissionError(errno.EPERM, "somebody else's folder has its name") from None
         return False
     return True

@@ -40,6 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "_MEIPASS", str(folder), raising=False)
     monkeypatch.setattr(unpacked, "_contents", [])
     monkeypatch.setattr(unpacked, "_claimed", -1)
+    monkeypatch.setattr(unpacked, "_made_as", [os.geteuid(), 0o700])
     assert unpacked.restore()
     yield folder
     os.close(unpacked._claimed)
@@ -116,10 +117,19 @@ def test_nothing_is_put_where_another_user_can_change_it(
         home.mkdir()
         home.chmod(0o777 if impostor == "writable" else 0o700)
     if impostor == "theirs":
-        monkeypatch.setattr(os, "geteuid", lambda: home.lstat().st_uid + 1)
+        monkeypatch.setattr(unpacked, "_made_as", [home.lstat().st_uid + 1, 0o700])
     with pytest.raises(OSError, match="somebody else's folder has its name"):
         unpacked.restore()
     assert [*home.iterdir()] == []
+
+
+def test_where_all_files_have_one_owner_and_mode_it_is_ours(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: home.lstat().st_uid + 1)  # as on CIFS or VFAT
+    monkeypatch.setattr(unpacked, "_made_as", [home.lstat().st_uid, 0o777])
+    home.chmod(0o777)
+    (home / "late_module.py").unlink()
+    assert unpacked.restore()
+    assert content(home) == WHOLE
 
 
 def test_no_room_to_put_a_file_back_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

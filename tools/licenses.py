@@ -14,7 +14,8 @@ LICENSE_FILES = ("LICEN[CS]E*", "COPYING*", "licenses/*")
 SYSTEM_LIBRARIES = """\
 libstdc++ and libgcc (the GCC runtime libraries): GPL-3.0 with the GCC Runtime Library Exception 3.1, which permits to
 hand on programs linked with them under terms of your choice.
-The boot loader of PyInstaller: GPL-2.0 with an exception that permits to hand on programs made with it.
+The boot loader of PyInstaller, with tools/bootloader.c in front: GPL-2.0 with an exception that permits to hand on
+programs made with it.
 Rust's standard library and the crates compiled into llguidance (derivre, toktrie, pyo3, regex, serde, rayon, hashbrown,
 referencing and others): MIT, or MIT or Apache-2.0 at choice; tokenizers and spm_precompiled among them: Apache-2.0.
 libffi: MIT. liblzma (XZ Utils): public domain (0BSD in later versions). zlib: zlib licence.

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 
@@ -187,6 +188,26 @@ def test_code_runs_from_memory_where_it_may_from_no_folder(tmp_path: Path, model
     generate = ("generate", "alpha", "--prompt", "hello", "--max-tokens", "2", "--model-path", str(models))
     ended = nowhere_else(tmp_path, mounted(ANYWHERE, NOEXEC, *PROGRAM, *generate))
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_server_whose_code_runs_from_memory_loses_nothing_with_a_worker(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    (folder / "tmp").mkdir(parents=True)
+    places_gone = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "XDG_RUNTIME_DIR")
+    program = mounted(f"{folder / 'tmp'} {ANYWHERE}", NOEXEC, *PROGRAM)
+    server = start(program=(*places_gone, *program), folder=folder)
+    server.chat("hello", **ONE_WORD)
+    os.kill(server.worker(), SIGKILL)
+    wait_for("the server to notice", lambda: server.metric("shimmy_worker_deaths_total", "alpha") == 1)
+    works_for_all(server)
+    (home,) = server.temporary.iterdir()
+    assert all(path.is_symlink() for path in home.rglob("*.so"))
+    for path in [*home.rglob("*.so*")]:
+        path.unlink()
+    assert server.post("/api/models/alpha/unload", {}).status == 200
+    assert server.chat("hello", **ONE_WORD)
+    assert server.stop() == 0
+    assert server.leftovers() == []
 
 
 @pytest.mark.parametrize(
