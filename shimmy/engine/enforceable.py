@@ -20,8 +20,8 @@ from shimmy.engine.schema import (
     bounds_too_close_to_zero,
     depth,
     has_loose_minimum,
-    leads_back,
     no_constant,
+    references_in_rings,
     target,
 )
 from shimmy.engine.simpler_schema import Schema, children, each_child, parts, simplify
@@ -70,17 +70,21 @@ class _Relaxing:
         self._llguidance_takes = takes
         self._options: dict[str, Any] = STYLE
         self._lost: dict[str, None] = {}
+        self._in_rings: set[int] = set()
+        self._anchors: set[str] = set()
         self._end_s = perf_counter() + _MENDING_S
 
     def result(self) -> tuple[Schema, tuple[str, ...]]:
         if depth(self._schema) > MAX_DEPTH:
             self._cut("#", self._schema, MAX_DEPTH)
         simplify(self._schema)
+        self._inline_names()
+        self._in_rings = references_in_rings(self._schema)
+        self._anchors = {f"#{part.get('$anchor')}" for _, part in parts(self._schema)}
         for place, part in parts(self._schema):
             self._relax(place, part)
         for place, keyword in bounds_too_close_to_zero(self._schema):
             self._lose(keyword, place)  # 0 itself passes, and nothing beyond it
-        self._schema.pop("$id", None)
         try:
             if not self._takes(self._schema):
                 self._coerce()
@@ -139,13 +143,19 @@ class _Relaxing:
         """Drop a reference to another document, to nothing, or back to itself."""
         if "$ref" not in part:
             return
-        reference, base = part["$ref"], self._schema.get("$id")
-        if isinstance(base, str) and isinstance(reference, str) and reference.startswith(f"{base}#"):
-            reference = part["$ref"] = reference.removeprefix(base)
-        known = _is_pointer(reference) and isinstance(target(self._schema, reference), dict | bool)
-        known = known or any(reference == f"#{other.get('$anchor')}" for _, other in parts(self._schema))
-        if not known or leads_back(part, self._schema):
+        reference = part["$ref"]
+        is_known = _is_pointer(reference) and isinstance(target(self._schema, reference), dict | bool)
+        is_known = is_known or (isinstance(reference, str) and reference in self._anchors)
+        if not is_known or id(part) in self._in_rings:
             self._drop("$ref", place, part)
+
+    def _inline_names(self) -> None:
+        """Write references by the name of the document as references within it."""
+        base = self._schema.pop("$id", None)
+        for _, part in parts(self._schema):
+            reference = part.get("$ref")
+            if isinstance(base, str) and isinstance(reference, str) and reference.startswith(f"{base}#"):
+                part["$ref"] = reference.removeprefix(base)
 
     def _relax_patterns(self, place: str, part: Schema) -> None:
         pattern = part.get("pattern")

@@ -6,6 +6,7 @@ Puts together what others know: how calls look, how grammars are followed. Knows
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.llama import LlamaModel
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # May stand before a call in a format without marks; templates do not show it (see tool_grammar.py).
 _PYTHON_TAG = "<|python_tag|>"
 _ANY_OBJECT = '{"type":"object"}'
+_LOOKING_S = 1.0  # into the schemas of all tools of a job, beyond which they are not enforced
 _N_WARNINGS = 16  # of one job
 _N_TOLD = 256  # warnings that are in the log already
 
@@ -94,11 +96,14 @@ class Rules:
         assert isinstance(job.prompt, ChatPrompt)
         assert form.tools is not None
         warnings: list[str] = []
+        end_s = monotonic() + _LOOKING_S
 
         def arguments(tool: Tool) -> dict[str, Any]:
-            if tool not in kept:
+            text = tool.parameters
+            if tool not in kept or (monotonic() > end_s and not tool.strict):
                 warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
-            schema, lost = self._loaded().schema(tool.parameters if tool in kept else _ANY_OBJECT, strict=tool.strict)
+                text = _ANY_OBJECT
+            schema, lost = self._loaded().schema(text, strict=tool.strict)
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
             return schema
 

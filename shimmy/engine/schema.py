@@ -39,8 +39,9 @@ def prepared(text: str) -> Schema:
         if depth(schema) > MAX_DEPTH:
             raise RecursionError
         simplify(schema)
+        in_a_ring = references_in_rings(schema)
         for place, part in parts(schema):
-            _check(place, part, schema)
+            _check(place, part, is_in_ring=id(part) in in_a_ring)
         for place, keyword in bounds_too_close_to_zero(schema):
             raise BadRequest(f"`{keyword}` of 0 at `{place}` cannot be enforced with a bound between 0 and 1")
         json.dumps(schema, allow_nan=False)
@@ -60,13 +61,13 @@ def keyword_at_fault(schema: Schema) -> str:
     return ""
 
 
-def _check(place: str, part: Schema, root: Schema) -> None:
+def _check(place: str, part: Schema, *, is_in_ring: bool) -> None:
     properties = part.get("properties")
     if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
         raise BadRequest(f"`properties` at `{place}` names {len(properties)}, {MAX_PROPERTIES} are allowed")
     if has_loose_minimum(part):
         raise BadRequest(f"`minProperties` at `{place}` cannot be enforced beyond one property that is not required")
-    if leads_back(part, root):
+    if is_in_ring:
         raise BadRequest(f"`$ref` at `{place}` leads back to itself")
 
 
@@ -77,16 +78,20 @@ def has_loose_minimum(part: Schema) -> bool:
     return isinstance(at_least, int | float) and at_least - n_required > 1
 
 
-def leads_back(part: Schema, root: Schema) -> bool:
-    """Whether the `$ref` of a part is one to itself, by way of others or not."""
-    seen: list[object] = []
-    found: object = part
-    while isinstance(found, dict) and "$ref" in found:
-        if any(found is other for other in seen):
-            return True
-        seen.append(found)
-        found = target(root, found["$ref"])
-    return False
+def references_in_rings(root: Schema) -> set[int]:
+    """The ids of parts whose `$ref` leads back to where it has been, by way of others or not."""
+    in_rings: set[int] = set()
+    seen: set[int] = set()
+    for _, part in parts(root):
+        way: dict[int, None] = {}
+        found: object = part
+        while isinstance(found, dict) and "$ref" in found and id(found) not in seen:
+            seen.add(id(found))
+            way[id(found)] = None
+            found = target(root, found["$ref"])
+        if id(found) in way or id(found) in in_rings:
+            in_rings |= way.keys()
+    return in_rings
 
 
 def target(root: Schema, reference: object) -> object:
@@ -108,16 +113,13 @@ def bounds_too_close_to_zero(schema: Schema) -> list[tuple[str, str]]:
 
     The two bounds may meet by way of `allOf` or `$ref`, so it is enough that the schema has them somewhere.
     """
-    found = []
     bounds = [(place, keyword, part[keyword]) for place, part in parts(schema) for keyword in part
               if keyword.lower().endswith("imum") and _is_number(part[keyword])]  # fmt: skip
-    for place, keyword, value in bounds:
-        if value == 0 and keyword.startswith("exclusive"):
-            is_lower = keyword == "exclusiveMinimum"
-            others = [limit for _, name, limit in bounds if name.lower().endswith("maximum") == is_lower]
-            if any(0 < (limit if is_lower else -limit) < 1 for limit in others):
-                found.append((place, keyword))
-    return found
+    is_close = {
+        "exclusiveMinimum": any(0 < value < 1 for _, keyword, value in bounds if keyword.lower().endswith("maximum")),
+        "exclusiveMaximum": any(0 < -value < 1 for _, keyword, value in bounds if keyword.lower().endswith("minimum")),
+    }
+    return [(place, keyword) for place, keyword, value in bounds if value == 0 and is_close.get(keyword)]
 
 
 def _is_number(value: object) -> bool:

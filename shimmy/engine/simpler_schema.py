@@ -137,9 +137,15 @@ def _takes_every_string(schema: object) -> bool:
     )
 
 
-def _requires(part: Schema, names: object) -> bool:
+def _are_required(part: Schema, dependencies: object) -> bool:
+    """Whether what a property needs beside it is needed anyway, for each of them."""
     required = part.get("required")
-    return isinstance(names, list) and isinstance(required, list) and all(name in required for name in names)
+    known = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    return isinstance(dependencies, dict) and all(
+        _takes_anything(names)
+        or (isinstance(names, list) and all(isinstance(name, str) and name in known for name in names))
+        for names in dependencies.values()
+    )
 
 
 _IDLE: dict[str, Callable[[Any, Schema], bool]] = {
@@ -156,14 +162,9 @@ _IDLE: dict[str, Callable[[Any, Schema], bool]] = {
     "minProperties": lambda value, _: value == 0,
     "unevaluatedProperties": lambda value, _: _takes_anything(value),
     "unevaluatedItems": lambda value, _: _takes_anything(value),
-    "dependentRequired": lambda value, part: (
-        isinstance(value, dict) and all(not names or _requires(part, names) for names in value.values())
-    ),
+    "dependentRequired": lambda value, part: _are_required(part, value),
     "dependentSchemas": lambda value, _: isinstance(value, dict) and all(map(_takes_anything, value.values())),
-    "dependencies": lambda value, part: (
-        isinstance(value, dict)
-        and all(_takes_anything(each) or each == [] or _requires(part, each) for each in value.values())
-    ),
+    "dependencies": lambda value, part: _are_required(part, value),
     "if": lambda _value, part: _takes_anything(part.get("then", True)) and _takes_anything(part.get("else", True)),
     "then": lambda value, part: "if" not in part or _takes_anything(value),
     "else": lambda value, part: "if" not in part or _takes_anything(value),

@@ -652,6 +652,35 @@ async def test_calls_of_tools_in_namespaces_and_of_tools_that_take_a_text_are_to
 
 
 @on_loop
+async def test_the_openai_client_puts_calls_of_all_kinds_together() -> None:
+    call = '<tool_call>{"name": "text", "arguments": {"input": "a \\"b\\""}}</tool_call>'
+    transport = httpx2.ASGITransport(app=create_app(services(FakeWorker(said("<think>hm</think>", call)))))
+    async with openai.AsyncOpenAI(
+        base_url="http://shimmy/v1", api_key="any", http_client=httpx2.AsyncClient(transport=transport), max_retries=0
+    ) as client:
+        tools: Any = [{"type": "custom", "name": "text"}, {"type": "web_search"}]
+        reasoning: Any = {"summary": "auto"}
+        async with client.responses.stream(model="tiny.q4-1", input="hi", tools=tools, reasoning=reasoning) as stream:
+            kinds = [event.type async for event in stream]
+            response = await stream.get_final_response()
+        assert "response.reasoning_summary_text.delta" in kinds
+        assert "response.custom_tool_call_input.done" in kinds
+        thought, called = response.output
+        assert thought.type == "reasoning"
+        assert thought.summary[0].text == "hm"
+        assert called.type == "custom_tool_call"
+        assert called.input == 'a "b"'
+
+        chat = await client.chat.completions.create(
+            model="tiny.q4-1",
+            messages=[{"role": "user", "content": "hi"}],
+            tools=[{"type": "custom", "custom": {"name": "text"}}],
+        )
+        called_in_chat: Any = chat.choices[0].message.tool_calls
+        assert [(each.type, each.custom.input) for each in called_in_chat] == [("custom", 'a "b"')]
+
+
+@on_loop
 async def test_a_tool_that_takes_a_text_can_be_demanded() -> None:
     worker = FakeWorker(SCRIPT)
     await created(create_app(services(worker)), tools=OFTEN, tool_choice={"type": "custom", "name": "text"})

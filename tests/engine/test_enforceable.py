@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,6 +13,7 @@ import pytest
 
 from shimmy.engine.enforceable import enforceable
 from shimmy.engine.grammar import Grammars
+from shimmy.engine.schema import prepared
 from shimmy.engine.simpler_schema import parts
 from shimmy.errors import BadRequest
 from tools.steps import ROOT
@@ -196,6 +199,29 @@ def test_what_is_out_of_all_bounds_leaves_an_answer(text: str) -> None:
     kept, lost = enforceable(text, GRAMMARS.takes)
     assert GRAMMARS.takes(kept)
     assert lost or text == "true"
+
+
+N = 8_000
+LARGE = {
+    "references in a row": {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(N)} | {f"a{N}": {}}},
+    "references to nothing": {"anyOf": [{"$ref": "x"} for _ in range(N)]},
+    "bounds": {"anyOf": [{"exclusiveMinimum": 0} for _ in range(N)] + [{"maximum": 0.5}]},
+    "dependencies": {
+        "required": [f"a{i}" for i in range(N)],
+        "dependentRequired": {f"a{i}": [f"a{i}"] for i in range(N)},
+    },
+    "names beside names": {"required": [*map(str, range(3 * N))], "dependencies": {"x": [*map(str, range(3 * N))]}},
+}
+
+
+@pytest.mark.parametrize("schema", LARGE.values(), ids=LARGE)
+def test_large_schemas_take_no_time_that_grows_with_their_square(schema: dict[str, Any]) -> None:
+    text = json.dumps(schema)
+    for look in (lambda: enforceable(text, lambda _: True), lambda: prepared(text)):
+        started_s = perf_counter()
+        with suppress(BadRequest):
+            look()
+        assert perf_counter() - started_s < 5, "a hundred times as long as it takes"
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "{", '{"minimum": NaN}', '{"minimum": 1e999}'])
