@@ -8,6 +8,7 @@ that cannot be served becomes an entry with the reason, and never ends a look.
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ class Discovery:
 
     def _look_at_folders(self, changed: Collection[Path] | None) -> bool:
         """Look into those that are no stores; whether something is different."""
-        fresh = None if changed is None else {path: look_into(path) for path in self._folders_of(changed)}
+        fresh = None if changed is None else {path: self._again(path) for path in self._folders_of(changed)}
         before, self._walked = self._walked, self._roots_to_walk()
         if (
             fresh is None
@@ -138,6 +139,9 @@ class Discovery:
         else:
             is_new = self._replace(fresh)
         return self._look_at_revisions(changed or ()) or is_new
+
+    def _again(self, path: Path) -> Folder:
+        return replace(look_into(path), above=self._folders[path].above)
 
     def _walk(self, fresh: Mapping[Path, Folder] | None) -> bool:
         """Find all folders; whether something is different."""

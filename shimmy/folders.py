@@ -5,8 +5,8 @@ that hold what was thrown away. Nothing of what is in a file.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shimmy.formats import huggingface
@@ -33,6 +33,7 @@ _MARKS = (
     *(".download", ".downloading", ".incomplete", ".unfinished", ".tmp", ".temp", ".filepart", ".fdmdownload"),
     *(".!ut", ".!qb", ".bc!", ".dctmp", ".ytdl", "-partial"),
 )
+_OF_FOLDERS = (".aria2", ".aria2__temp")  # the others are said of files alone
 
 _Identity = tuple[int, int]  # device and inode
 
@@ -49,6 +50,7 @@ class Folder:
     linked_folders: tuple[Path, ...] = ()
     unfinished: tuple[tuple[str, str], ...] = ()  # a file's name, and that of the mark beside it
     targets: tuple[Path, ...] = ()  # what its links lead to, or will once there is something
+    above: str = ""  # the name of the mark beside it, or beside a folder that it lies in: of a download of many files
     is_safetensors: bool = False
     is_linked_model: bool = False  # that, and the path is a link
     is_adapter: bool = False
@@ -58,17 +60,19 @@ class Folder:
     @property
     def shape(self) -> tuple[object, ...]:
         """What a walk sees of it."""
-        return self.identity, self.folders, self.linked_folders, self.warnings
+        marks = [(name, mark) for name, mark in self.unfinished if self.path / name in self.folders]
+        return self.identity, self.folders, self.linked_folders, self.warnings, marks
 
     def mark(self, file_name: str) -> str:
-        """The name of what says that this file is not finished; '' where nothing does."""
-        return dict(self.unfinished).get(file_name, "")
+        """The name of what says that this file or folder is not finished; '' where nothing does."""
+        return self.above or dict(self.unfinished).get(file_name, "")
 
 
 def is_no_place(name: str) -> bool:
-    """Whether nobody keeps models in folders of this name."""
-    name = name.lower()
-    return name in _NO_FOLDERS or name.startswith(_TRASH)
+    """Whether nobody keeps models in folders of this name. Safari downloads a file in a folder, `NAME.download`."""
+    lowered = name.lower()
+    is_download = (of := marked(Path(name))) is not None and of.suffix.lower() == ".gguf"
+    return lowered in _NO_FOLDERS or lowered.startswith(_TRASH) or is_download
 
 
 def walk(
@@ -82,12 +86,12 @@ def walk(
     found: list[tuple[int, Folder]] = []
     warnings: list[tuple[Path, str]] = []
     seen: set[_Identity] = set()
-    waiting = [(number, root, 0, False) for number, root in sorted(roots.items(), reverse=True)]
-    linked: list[tuple[int, Path, int, bool]] = []
+    waiting = [(number, root, 0, False, "") for number, root in sorted(roots.items(), reverse=True)]
+    linked: list[tuple[int, Path, int, bool, str]] = []
     while waiting or linked:
         if not waiting:
             waiting, linked = linked[::-1], []
-        number, path, depth, is_below_fresh = waiting.pop()
+        number, path, depth, is_below_fresh, mark = waiting.pop()
         folder = None if fresh is None else fresh.get(path)
         is_fresh = folder is not None or fresh is None
         if not is_fresh:
@@ -96,8 +100,10 @@ def walk(
                 folder = None  # another one has taken its place
         if folder is None:
             folder, is_fresh = look_into(path), True
-            if folder == (old := known.get(path)):
-                folder = old  # the same objects, for those who compare
+        if folder.above != mark:
+            folder, is_fresh = replace(folder, above=mark), True
+        if is_fresh and folder == (old := known.get(path)):
+            folder = old  # the same objects, for those who compare
         if folder.identity in seen:
             if folder.is_safetensors:
                 found.append((number, folder))
@@ -107,10 +113,11 @@ def walk(
         found.append((number, folder))
         warnings += folder.warnings
         if depth < MAX_DEPTH:
-            waiting += [(number, below, depth + 1, is_fresh) for below in reversed(folder.folders)]
-            linked += [(number, below, depth + 1, is_fresh) for below in folder.linked_folders]
-        elif below := (*folder.folders, *folder.linked_folders):
-            warnings.append((below[0], f"it lies more than {MAX_DEPTH} folders deep"))
+            below = [(number, path, depth + 1, is_fresh, folder.mark(path.name)) for path in folder.folders]
+            waiting += reversed(below)
+            linked += [(number, path, depth + 1, is_fresh, folder.mark(path.name)) for path in folder.linked_folders]
+        elif too_deep := (*folder.folders, *folder.linked_folders):
+            warnings.append((too_deep[0], f"it lies more than {MAX_DEPTH} folders deep"))
     found.sort(key=lambda entry: entry[0])
     return found, warnings
 
@@ -143,21 +150,24 @@ def look_into(path: Path) -> Folder:
     names = [entry.name for entry in entries if not entry.name.startswith(_APPLE_DOUBLE)]
     is_safetensors, is_adapter = huggingface.is_model(names), huggingface.is_adapter(names)
     links_of_files = frozenset(links).intersection(files)
-    unfinished = [*_unfinished(names), *((link.name, mark) for link in links_of_files if (mark := mark_beside(link)))]
+    unfinished = [
+        *_unfinished(names, {folder.name for folder in folders}),
+        *((link.name, mark) for link in links_of_files if (mark := mark_beside(link))),
+    ]
     return Folder(
         path,
         identity,
-        tuple(files),
-        links_of_files,
-        tuple(folders),
-        tuple(linked_folders),
-        tuple(sorted(unfinished)),
-        tuple(sorted({target for link in links for target in targets(link)})),
-        is_safetensors,
-        is_safetensors and path.is_symlink(),
-        is_adapter,
-        huggingface.snapshot(path),
-        tuple(warnings),
+        files=tuple(files),
+        links=links_of_files,
+        folders=tuple(folders),
+        linked_folders=tuple(linked_folders),
+        unfinished=tuple(sorted(unfinished)),
+        targets=tuple(sorted({target for link in links for target in targets(link)})),
+        is_safetensors=is_safetensors,
+        is_linked_model=is_safetensors and path.is_symlink(),
+        is_adapter=is_adapter,
+        snapshot=huggingface.snapshot(path),
+        warnings=tuple(warnings),
     )
 
 
@@ -190,13 +200,14 @@ def marked(path: Path) -> Path | None:
     )
 
 
-def _unfinished(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _unfinished(names: Sequence[str], folders: Collection[str]) -> Iterator[tuple[str, str]]:
     known = set(names)
     for name in names:
         lowered = name.lower()
         for mark in _MARKS:
-            if lowered.endswith(mark) and name[: -len(mark)] in known:
-                yield name[: -len(mark)], name
+            marked_name = name[: -len(mark)]
+            if lowered.endswith(mark) and marked_name in known and (mark in _OF_FOLDERS or marked_name not in folders):
+                yield marked_name, name
 
 
 def _identity(path: Path) -> _Identity | None:

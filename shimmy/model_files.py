@@ -203,7 +203,7 @@ class Files:
         from shimmy.formats.safetensors import InvalidSafetensors
         from shimmy.formats.unconvertible import Unconvertible
 
-        for _, mark in folder.unfinished:
+        for mark in filter(None, (folder.above, *dict(folder.unfinished).values())):
             raise InvalidSafetensors(unfinished(mark))
 
         def make() -> Planned:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_REMEMBERED = 20_000
 MAX_BYTES = 16 * 2**20
+MAX_FILES = 32
 
 _SUFFIX = ".gguf"
 # The last part of a name that says how the weights are stored: '.q4-1', '-ud-q4-k-xl', '-bf16'.
@@ -186,6 +187,9 @@ class Names:
         self._is_changed = False
         try:
             whole.write(self._file, json.dumps({"names": self._keys, "others": sorted(self._others)}).encode())
+            files = sorted(self._file.parent.glob("names-*.json"), key=lambda file: file.stat().st_mtime_ns)
+            for file in files[:-MAX_FILES]:
+                file.unlink()
         except OSError as exc:
             logger.debug("the names in `%s` cannot be written: %s", self._file, exc.strerror)
 

@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 import pytest
 
 from shimmy import config
-from shimmy.discovery import report, scan
+from shimmy.discovery import Discovery, report, scan
 from shimmy.folders import MAX_DEPTH
 from shimmy.formats import gguf
 from shimmy.headers import Headers
+from shimmy.naming import Names
 from shimmy.registry import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
 from tests.peft_adapters import write_adapter
 from tests.tiny_checkpoints import random_weights, write_tiny_llama
@@ -597,11 +598,35 @@ def test_what_a_downloader_has_not_finished_is_not_served_though_its_size_is_rig
     assert names(scan_paths(tmp_path)) == ["model", "shards", "whole"]
 
 
+def test_a_download_of_a_whole_folder_is_not_served_before_it_is_finished(tmp_path: Path) -> None:
+    write_tiny_model(folder(tmp_path / "many" / "deep"), "model")
+    write_tiny_llama(tmp_path / "many" / "whole")
+    write_tiny_model(tmp_path, "other", seed=1)
+    discovery = Discovery(config.load({"model_dirs": [str(tmp_path)]}, {}), Headers(), Names())
+    assert names(discovery.look()) == ["model", "other", "whole"]
+    mark = tmp_path / "many.aria2"
+    for changed in ({mark}, {tmp_path / "many" / "deep" / "model.gguf"}, None):
+        mark.touch()
+        catalog = discovery.look(changed)
+        assert names(catalog) == ["other"]
+        assert set(reasons(catalog).values()) == {"it is still being downloaded: `many.aria2` lies beside it"}
+    mark.unlink()
+    assert names(discovery.look({mark})) == ["model", "other", "whole"]
+
+
+def test_what_safari_has_not_finished_is_no_model(tmp_path: Path) -> None:
+    write_tiny_model(folder(tmp_path / "model.gguf.download"), "model")
+    write_tiny_model(folder(tmp_path / "my.download"), "other", seed=1)
+    assert names(scan_paths(tmp_path)) == ["other"]
+
+
 def test_what_marks_no_file_hides_none(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, "model")
+    write_tiny_model(folder(tmp_path / "house"), "inner", seed=1)
+    folder(tmp_path / "house.tmp")
     for name in ("other.gguf.aria2", "model.aria2", ".model.gguf.Ab3dE6", "model.gguf.txt", "model.gguf.sha256"):
         (tmp_path / name).touch()
-    assert names(scan_paths(tmp_path)) == ["model"]
+    assert names(scan_paths(tmp_path)) == ["inner", "model"]
 
 
 def test_a_linked_folder_comes_after_the_folder_and_is_a_name_of_the_model_it_is(tmp_path: Path) -> None:

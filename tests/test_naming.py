@@ -14,7 +14,7 @@ from shimmy.discovery import scan
 from shimmy.errors import ModelNotFound
 from shimmy.headers import Headers
 from shimmy.librarian import Librarian
-from shimmy.naming import Names, Place, model_name
+from shimmy.naming import MAX_FILES, Names, Place, model_name
 from shimmy.registry import Catalog, Registry
 from tests.fakes import on_loop
 from tests.tiny_models import write_tiny_model
@@ -288,6 +288,13 @@ def test_those_who_search_other_folders_share_no_names(tmp_path: Path) -> None:
     assert House(tmp_path / "b", cache).paths == {"model": "model.gguf"}
     assert House(tmp_path, cache).path("model") == "a/model.gguf"
     assert House(tmp_path / "b", cache).paths == {"model": "model.gguf"}
+
+
+def test_the_names_of_few_lists_of_folders_are_remembered(tmp_path: Path) -> None:
+    for number in range(MAX_FILES + 3):
+        put(tmp_path / str(number) / "model.gguf")
+        House(tmp_path / str(number), tmp_path / "cache")
+    assert len([*(tmp_path / "cache").iterdir()]) == MAX_FILES
 
 
 def test_a_base_is_what_comes_before_the_quantisation_and_not_before_an_at_sign(tmp_path: Path) -> None:

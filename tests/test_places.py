@@ -116,6 +116,18 @@ def test_the_plain_name_is_that_of_the_current_revision(home: Path) -> None:
         assert catalog.resolve(f"tiny-q4-k-m@{other}").path.parent.name == other
 
 
+def test_of_revisions_in_safetensors_the_current_one_has_the_plain_name(home: Path) -> None:
+    repository = home / ".cache/huggingface/hub/models--Some-Org--Whole"
+    for seed, revision in enumerate("ab"):
+        write_tiny_llama(repository / "snapshots" / revision, seed=seed)
+    (repository / "refs").mkdir()
+    for current, other in ("ab", "ba"):
+        (repository / "refs" / "main").write_text(f"{current}\n")
+        catalog = find()
+        assert {model.name: model.path.name for model in catalog.models} == {"whole": current, f"whole@{other}": other}
+        assert catalog.resolve("Some-Org/Whole").path.name == current
+
+
 @pytest.mark.parametrize("revision", ["", "..", "../../etc", "missing", "\0", "a" * 10_000])
 def test_a_revision_that_is_none_chooses_nothing(home: Path, revision: str) -> None:
     hub = home / ".cache" / "huggingface" / "hub"
