@@ -80,7 +80,8 @@ def _port_of(listeners: list[socket.socket]) -> int:
 
 def _listener(address: _Address, port: int, *, is_alone: bool) -> socket.socket:
     family, (host, _, *others) = address
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP's, so that asyncio sends each write at once (TCP_NODELAY): the body of a reply would wait 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and not is_alone:

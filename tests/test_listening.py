@@ -121,3 +121,10 @@ def test_the_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
         assert raise_descriptor_limit() == n_files
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_is_written_does_not_wait_for_more() -> None:
+    """Asyncio switches Nagle's algorithm off for sockets that say they are TCP's; accepted ones say what these do."""
+    (listener,) = listen(Bind("127.0.0.1", 0))
+    with listener:
+        assert listener.proto == socket.IPPROTO_TCP
