@@ -58,21 +58,23 @@ def ask(host: str, port: int, body: Body, model: str) -> str:
     return f"{response.status} {said[:90].decode(errors='replace')!r}"
 
 
-def measure(url: str, model: str, names: list[str], tell: Callable[[str], None] = print) -> dict[str, float]:
-    """The longest pause in milliseconds for each of HOSTILE_BODIES that is named, and for nothing at all."""
+def measure(
+    url: str, model: str, bodies: dict[str, Body], quiet_s: float = QUIET_S, tell: Callable[[str], None] = print
+) -> dict[str, float]:
+    """The longest pause in milliseconds for each of `bodies`, by its name, and for nothing at all."""
     host, port = str(urlsplit(url).hostname), urlsplit(url).port or 80
     ours, theirs = get_context("spawn").Pipe()
     ticker = get_context("spawn").Process(target=tick, args=(host, port, theirs), daemon=True)
     ticker.start()
     pauses: dict[str, float] = {}
     try:
-        for name in ["nothing", *names]:
+        for name in ["nothing", *bodies]:
             ours.send("longest")  # what was before does not count
             ours.recv()
             began_s = time.perf_counter()
-            said = ask(host, port, HOSTILE_BODIES[name], model) if name in HOSTILE_BODIES else ""
+            said = ask(host, port, bodies[name], model) if name in bodies else ""
             took_s = time.perf_counter() - began_s
-            time.sleep(QUIET_S)
+            time.sleep(quiet_s)
             ours.send("longest")
             pauses[name] = 1000 * ours.recv()
             tell(f"{name:26} {pauses[name]:7.1f} ms   reply after {took_s:6.2f} s   {said}")
@@ -89,8 +91,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="bodies with this word in their names")
     parser.add_argument("--limit-ms", type=float, default=50.0)
     options = parser.parse_args()
-    names = [name for name in HOSTILE_BODIES if options.only in name]
-    pauses = measure(options.url, options.model, names)
+    bodies = {name: body for name, body in HOSTILE_BODIES.items() if options.only in name}
+    pauses = measure(options.url, options.model, bodies)
     worst = max(pauses, key=lambda name: pauses[name])
     print(f"worst: {pauses[worst]:.1f} ms ({worst})")
     return int(pauses[worst] > options.limit_ms)
