@@ -46,7 +46,7 @@ _N_OTHER_FILES = 40
 _FEWEST_CONNECTIONS = 4
 # A large body makes up to a quarter of a million objects that refer to others. By the defaults they would be looked at
 # again and again, all of them at once, and everybody waits meanwhile; so each is a few times, as one of some thousands.
-_COLLECTIONS = 20_000, 50, 100
+COLLECTIONS = 20_000, 50, 100
 # A signal to the whole process group reaches the frozen server twice: its outer process passes it on.
 _ONE_SIGNAL_S = 0.5
 
@@ -85,7 +85,7 @@ class Server:
         housekeeping = [asyncio.create_task(keep_running(what, chore)) for what, chore in chores.items()]
         self._greet(listeners)
         gc.freeze()  # what is here now stays for good, and need not be looked at again
-        gc.set_threshold(*_COLLECTIONS)
+        gc.set_threshold(*COLLECTIONS)
         gc.enable()
         try:
             await Connections(create_app(self._services), n_connections).serve(listeners, self._wind_down)

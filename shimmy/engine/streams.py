@@ -100,6 +100,8 @@ class JobStream:
         while not self._pieces and not self._echoes and self._end is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        if self._n_logprobs and len(self._pieces) + len(self._echoes) > 1:
+            await asyncio.sleep(0)  # each takes its time, and there are more of them
         if self._echoes:
             return self._echoes.pop(0)
         if self._pieces:
