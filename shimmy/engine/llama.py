@@ -34,7 +34,10 @@ _SPARE_BYTES = 128 * 10**6  # that the system is left with where a pool grows
 _MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
 _CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 _SPECIAL = _CONTROL | llama.LLAMA_TOKEN_ATTR_USER_DEFINED
-_BARRED_MARK = re.compile(r"<[|\uff5c][^<>]+>|<[^<>]+[|\uff5c]>")
+_MARK_OF_TURN = re.compile(
+    r"<[|\uff5c][^<>]+>|<[^<>]+[|\uff5c]>|\[/?INST\]|\[gMASK\]|"
+    r"</?[^<>\s]*(?:turn|role|system|user|assistant|bos|eos|sop)[^<>\s]*>"
+)
 # llama.cpp takes tokens with these texts for control tokens, whatever the file says (`llama_vocab::impl::load`).
 _ALWAYS_CONTROL = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>"),
@@ -503,14 +506,14 @@ class LlamaModel:
     def control_texts(self) -> list[str]:
         """The texts that the tokenizer takes for control tokens where it looks for special ones.
 
-        llama.cpp knows some as tokens that users define, as it shows them in replies: those with a bar in their mark
-        (`<|start|>`, `<|turn>`). Of the others (`<think>`, `<tool_call>`) users may well write.
+        llama.cpp knows some as tokens that users define, as it shows them in replies or a file says so: those that look
+        like the mark of a turn (`<|start|>`, `<start_of_turn>`). Of others (`<think>`, `<table>`) users may well write.
         """
         attribute, text_of, found = llama.llama_vocab_get_attr, llama.llama_vocab_get_text, []
         for token in self._maybe_special():
             if (attributes := attribute(self._vocab, token)) & _SPECIAL:
                 text = text_of(self._vocab, token).decode("utf-8", "ignore")
-                if attributes & _CONTROL or _BARRED_MARK.fullmatch(text):
+                if attributes & _CONTROL or _MARK_OF_TURN.fullmatch(text):
                     found.append(text)
         return found
 

@@ -148,7 +148,7 @@ def test_the_control_tokens_of_a_model_are_found(model: Counting) -> None:
 def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Path) -> None:
     """And by what llama.cpp takes for such: looking at each token of a vocabulary would take long."""
     texts = [text for text, _ in vocabulary()]
-    texts[-3:] = ["<|eot_id|>", "<|start|>", "<end_of_turn>"]
+    texts[-5:] = ["<|eot_id|>", "<|start|>", "<end_of_turn>", "<start_of_turn>", "<think>"]
     for kinds in ([1] * len(texts), [kind for _, kind in vocabulary()], [4] * len(texts)):
         path = write_tiny_model(tmp_path)
         metadata = with_items(_model_metadata("tiny", 512, None), "tokenizer.ggml.tokens", STRING, texts)
@@ -160,6 +160,9 @@ def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Pa
         quick, slow = (LlamaModel(path, cpu, special_tokens=tokens) for tokens in (special, None))
         assert quick.control_texts() == slow.control_texts()
         assert {"<|eot_id|>", "<end_of_turn>", "</s>"} <= set(quick.control_texts())
+        if kinds[0] == 4:
+            assert "<start_of_turn>" in quick.control_texts()
+            assert "<think>" not in quick.control_texts()
         quick.close()
         slow.close()
 
