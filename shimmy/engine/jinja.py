@@ -28,16 +28,17 @@ from markupsafe import escape
 from shimmy.errors import TemplateFailed
 
 MAX_SOURCE_CHARACTERS = 256 * 1024  # the largest templates in use have about 17,000
-MAX_VALUE_BYTES = 64 * 1024 * 1024  # of one value, the prompt included
+MAX_VALUE_BYTES = 16 * 1024 * 1024  # of one value, the prompt included: what C does with it at once takes 0.1 s
 MAX_TOTAL_BYTES = 256 * 1024 * 1024  # of all values made in one render
 MAX_INTEGER_BITS = 4096
 MAX_WIDTH = 999  # of numbers in formats and of indents
-MAX_SEARCH_STEPS = 10**9  # of the searches that are quadratic in CPython; about a second
+MAX_FORMAT_CHARACTERS = 64 * 1024  # of the formats themselves
+MAX_SEARCH_STEPS = 10**8  # of the searches that are quadratic in CPython; about a tenth of a second
 PIECE_BYTES = 64  # a short string and the reference to it
 
 _FILTERS = (  # noqa: SIM905 - one name a line would fill a page
-    "abs attr capitalize count d default dictsort first float groupby int items last length list lower map max min"
-    " reject rejectattr reverse select selectattr sort string truncate unique upper"
+    "abs attr count d default dictsort first float groupby int items last length list map max min"
+    " reject rejectattr reverse select selectattr sort string truncate unique"
 ).split()
 _STRING_METHODS = (  # noqa: SIM905
     "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower"
@@ -148,7 +149,7 @@ class _Formatter(SandboxedFormatter):
         self._sandbox = sandbox
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if _WIDE.search(format_spec):
+        if len(format_spec) > MAX_WIDTH or _WIDE.search(format_spec):
             raise TemplateFailed(f"the chat template formats a value wider than {MAX_WIDTH} characters")
         self._sandbox.printable(value)
         return self._sandbox.metered(format(value, format_spec))
@@ -185,12 +186,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
         self.filters = {name: self._checked_filter(FILTERS[name]) for name in _FILTERS} | {
+            "capitalize": lambda value: self._cased(str.capitalize, str(self.printable(value))),
             "center": lambda value, width=80: self._padded(str.center, str(value), width),
             "e": self._escaped,
             "escape": self._escaped,
             "format": lambda value, *args, **kwargs: self._percent(str(value), kwargs or args),
             "indent": self._indented,
             "join": self._join,
+            "lower": lambda value: self._cased(str.lower, str(self.printable(value))),
             "replace": lambda value, old, new, count=-1: self._replaced(str(value), str(old), str(new), count),
             "round": self._rounded,
             "safe": lambda value: str(self.printable(value)),
@@ -199,6 +202,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "tojson": self._tojson,
             "fromjson": self._fromjson,
             "from_json": self._fromjson,
+            "upper": lambda value: self._cased(str.upper, str(self.printable(value))),
             "trim": lambda value, chars=None: self._searched(str.strip, str(value), chars),
         }
         # Methods of `str` whose result, or whose work, can be much larger than the text.
@@ -209,6 +213,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "join": lambda text, items: self._joined(text, list(items)),
             "replace": self._replaced,
         }
+        for case in ("capitalize", "casefold", "lower", "swapcase", "title", "upper"):
+            self._bounded[case] = partial(self._cased, getattr(str, case))
         for pad in ("center", "ljust", "rjust", "zfill"):
             self._bounded[pad] = partial(self._padded, getattr(str, pad))
         for search in ("strip", "lstrip", "rstrip", "rfind", "rindex", "rpartition"):
@@ -318,6 +324,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.spend(getsizeof(text) + 4 * max(0, width) * n_times)
         return method(text, width, *fill)
 
+    def _cased(self, method: Callable[[str], str], text: str) -> str:
+        self.spend(4 * getsizeof(text))  # it takes four times as long as a copy, and may be as much longer
+        return method(text)
+
     def _searched(self, method: Callable[..., Any], text: str, *args: Any) -> Any:
         if args and isinstance(args[0], str) and len(text) * len(args[0]) > MAX_SEARCH_STEPS:
             raise TemplateFailed("the chat template searches too large a text")
@@ -362,7 +372,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return FILTERS["round"](value, precision, method)
 
     def _percent(self, text: str, values: Any) -> str:
-        if _PERCENT_FORMAT.fullmatch(text) is None:
+        if len(text) > MAX_FORMAT_CHARACTERS or _PERCENT_FORMAT.fullmatch(text) is None:
             raise TemplateFailed(f"the chat template has a bad format, or one wider than {MAX_WIDTH} characters")
         self.spend(getsizeof(text) + text.count("%") * (_weight_bytes(values) + 4 * MAX_WIDTH))
         return str(text % values)
