@@ -131,7 +131,7 @@ _stream_options = Record({"include_obfuscation": boolean})
 # Parts of this dialect, and those of tools that there are not, of which nothing will be included.
 _INCLUDABLE = re.compile(
     r"message\.output_text\.logprobs|reasoning\.encrypted_content|message\.input_image\.image_url"
-    r"|[a-z0-9_]+_call(?:_output)?\.[a-z0-9_.]+"
+    r"|[a-z0-9_]{1,64}_call(?:_output)?\.[a-z0-9_.]{1,128}"
 )
 
 # What makes the prompt: also the body that only asks for its length.
