@@ -18,6 +18,7 @@ from shimmy.engine.schema import (
     STYLE,
     UNSUPPORTED,
     bounds_too_close_to_zero,
+    costly_multiples,
     depth,
     has_loose_minimum,
     no_constant,
@@ -83,6 +84,8 @@ class _Relaxing:
         self._anchors = {f"#{part.get('$anchor')}" for _, part in parts(self._schema)}
         for place, part in parts(self._schema):
             self._relax(place, part)
+        for place, part in costly_multiples(self._schema):
+            self._drop("multipleOf", place, part)
         for place, keyword in bounds_too_close_to_zero(self._schema):
             self._lose(keyword, place)  # 0 itself passes, and nothing beyond it
         try:

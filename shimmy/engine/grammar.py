@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from shimmy import unpacked
-from shimmy.engine import deep_thread, gbnf
+from shimmy.engine import deep_thread, forcing, gbnf
 from shimmy.engine.enforceable import enforceable
 from shimmy.engine.lark_in_json import NotInJson, lark_in_json
 from shimmy.engine.packed import GRAMMAR_ARCHIVE, in_memory
@@ -40,6 +40,10 @@ _MAX_ITEMS = 20_000
 # Applications ask with the same few schemas again and again; a large one takes milliseconds to read and tens of them to
 # compile.
 _N_KNOWN = 8
+# What has to come next is put together and tokenized in one go, by the thread that decodes, on an ordinary stack, and
+# with Python's lock. Where that may be more characters, each token is sampled instead.
+_MAX_FORCED = 16_384
+_NOTHING_FORCED = '%llguidance {"no_forcing": true}\nstart: @unforced\n'
 _N_SCHEMAS_KNOWN = 256  # of tools
 _Asked = tuple[Grammar | None, str | None, str | None]  # what a guide was asked for with
 _COMPILE_DEADLINE_S = 5.0
@@ -295,6 +299,9 @@ class Grammars:
         return json.dumps(self._vocabulary.token_bytes(token, special=False).decode("utf-8", "replace"))
 
     def _compiled(self, grammars: list[dict[str, Any]]) -> Any:
+        if forcing.longest(grammars) > _MAX_FORCED:
+            first, *others = grammars
+            grammars = [{"lark_grammar": _NOTHING_FORCED}, {"name": "unforced", **first}, *others]
         text = json.dumps({"grammars": grammars}, ensure_ascii=False)
         if len(text) > _MAX_TEXT:
             raise BadRequest(f"the grammars are too large together: {len(text)} characters, {_MAX_TEXT} are allowed")

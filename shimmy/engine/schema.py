@@ -5,6 +5,7 @@ left to it, and `keyword_at_fault` only finds words for it. What can be kept of 
 """
 
 import json
+import math
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,6 +14,7 @@ from shimmy.errors import BadRequest
 
 MAX_CHARACTERS = 1 << 18  # of a schema or grammar as text; what a compilation can cost grows with it
 MAX_PROPERTIES = 2_000  # of one object; their compilation takes half a second, and grows with the square
+_MAX_REMAINDERS = 20_000  # of all multiples together: a fifth of a second
 MAX_DEPTH = 100  # the reader of llguidance stops at 128
 
 # One line with the spaces that Python's json writes, as models have seen it most: what may stand between two values is
@@ -44,6 +46,8 @@ def prepared(text: str) -> Schema:
             _check(place, part, is_in_ring=id(part) in in_a_ring)
         for place, keyword in bounds_too_close_to_zero(schema):
             raise BadRequest(f"`{keyword}` of 0 at `{place}` cannot be enforced with a bound between 0 and 1")
+        for place, part in costly_multiples(schema):
+            raise BadRequest(f"`multipleOf` {part['multipleOf']} at `{place}` cannot be enforced: it is too large")
         json.dumps(schema, allow_nan=False)
     except RecursionError as exc:
         raise BadRequest(f"the schema is nested more than {MAX_DEPTH} deep") from exc
@@ -120,6 +124,27 @@ def bounds_too_close_to_zero(schema: Schema) -> list[tuple[str, str]]:
         "exclusiveMaximum": any(0 < -value < 1 for _, keyword, value in bounds if keyword.lower().endswith("minimum")),
     }
     return [(place, keyword) for place, keyword, value in bounds if value == 0 and is_close.get(keyword)]
+
+
+def costly_multiples(schema: Schema) -> list[tuple[str, Schema]]:
+    """Parts, with their places, whose `multipleOf` would take seconds or gigabytes: llguidance has a state for each
+    remainder. Of two that a value has to obey, it has one for each pair; they may meet by way of `allOf`."""
+    found = [(place, part, _n_remainders(part["multipleOf"])) for place, part in parts(schema)
+             if _is_number(part.get("multipleOf"))]  # fmt: skip
+    counts = [count for _, _, count in found]
+    may_meet = any("allOf" in part for _, part in parts(schema))
+    total = math.prod(set(counts)) if may_meet else sum(counts)
+    return [(place, part) for place, part, count in found if count > 1] if total > _MAX_REMAINDERS else []
+
+
+def _n_remainders(multiple: float) -> int:
+    """A digit tells whether a number is a multiple of 2 or 5: these take no states of their own."""
+    digits = repr(multiple).partition("e")[0].replace(".", "").lstrip("-")
+    count = int(digits) if digits.isdecimal() and len(digits) < 300 else _MAX_REMAINDERS + 1
+    for factor in (2, 5):
+        while count and count % factor == 0:
+            count //= factor
+    return count
 
 
 def _is_number(value: object) -> bool:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -347,6 +348,9 @@ def nested(part: str, n: int, end: str = "{}") -> str:
         ("json_schema", {"enum": ["x" * 300_000]}, "too large"),
         ("json_schema", {"properties": {f"p{i}": {} for i in range(3000)}}, "`properties`"),
         ("json_schema", {"allOf": [{"anyOf": [{"required": [f"{k}{i}"]} for k in "ab"]} for i in range(30)]}, "large"),
+        ("json_schema", {"type": "integer", "multipleOf": 1_000_003}, "`multipleOf` 1000003 at `#`"),
+        ("json_schema", {"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}]}, "`multipleOf` 997"),
+        ("json_schema", {"prefixItems": [{"multipleOf": 1003 + 2 * i} for i in range(100)]}, "`multipleOf`"),
         ("regex", "(a*)*" * 1000, "limits"),
         ("regex", "(" * 5000 + ")" * 5000, "invalid regex"),
         ("gbnf", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "deep"),
@@ -368,6 +372,8 @@ def test_a_refusal_says_what_is_wrong(real: Subject, kind: str, source: object, 
         ("json_schema", {"$ref": "#/$defs/a0", "$defs": {f"a{i}": {"properties": {"p": {"$ref": f"#/$defs/a{i + 1}"}}}
                                                           for i in range(2000)} | {"a2000": {}}}),
         ("json_schema", {"type": "string", "minLength": 10**6, "maxLength": 10**9}),
+        ("json_schema", {"type": "number", "multipleOf": 10**9}),
+        ("json_schema", {"type": "number", "multipleOf": 0.25}),
         ("json_schema", {"type": "array", "minItems": 10**6, "maxItems": 10**9}),
         ("json_schema", {"enum": [f"v{i}" for i in range(10_000)]}),
         ("regex", r"(a|b)*a(a|b){500}"),
@@ -473,3 +479,23 @@ print(b"".join(model.token_bytes(token, special=False) for token in guide.forced
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.stdout == "yes\n", result.stderr
+
+
+def test_what_takes_too_long_to_compile_is_refused(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+    library = tiny.grammars._loaded()
+
+    class Slow:
+        LLParserLimits = library.LLParserLimits
+
+        @staticmethod
+        def LLMatcher(*_: object, **__: object) -> None:  # noqa: N802 - llguidance's name
+            may_end.wait(20)
+
+    monkeypatch.setattr(tiny.grammars, "_library", Slow)
+    monkeypatch.setattr("shimmy.engine.grammar._COMPILE_DEADLINE_S", 0.01)
+    try:
+        with pytest.raises(BadRequest, match="compiled within"):
+            tiny.guide("gbnf", 'root ::= "never seen before"')
+    finally:
+        may_end.set()

@@ -1,6 +1,7 @@
 """The language is the one of Hugging Face's templates, and a hostile template reaches and makes nothing of note."""
 
 from datetime import datetime
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -223,3 +224,23 @@ def test_a_long_conversation_is_not_large() -> None:
     )
     text = render(source, messages=messages)
     assert len(text) == 1000 * (6 + 1999 + 2000)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        # Each was one step of C that took seconds, with Python's lock.
+        "{{ ('%000d' * 24 ~ '%') % 1 }}",
+        "{{ ('%0 00d' * 30 ~ '%') % 1 }}",
+        "{{ (('x' * 1000) * 100) % () }}",
+        "{{ ('{0:' ~ ('x' * 1000) * 10 ~ '}').format(1) }}",
+        "{% set x = ('x' * 1000) * 10000 %}{{ x.swapcase() }}",
+        "{% set x = ('x' * 1000) * 10000 %}{{ x|upper }}",
+        "{% set x = ('x' * 1000) * 100 %}{{ x.rfind(('x' * 1000) * 10 ~ 'y') }}",
+    ],
+)
+def test_no_step_takes_long(source: str) -> None:
+    begun_s = perf_counter()
+    with pytest.raises(TemplateFailed):
+        compile_template(source)({"messages": []})
+    assert perf_counter() - begun_s < 3
