@@ -47,6 +47,8 @@ _NO_PROCESS = (errno.EAGAIN, errno.EPERM)  # of fork: too many of this user or c
 _LET_GO_AFTER_S = 10.0
 # Of what a worker has said, so much is read before others have their turn.
 _READ_BYTES = 64 * 1024
+# A small model decodes a few thousand times in a second; to read so many frames takes a quarter of a processor.
+_MAX_FRAMES_PER_S = 30_000
 # So many events of a job that was cancelled may have been on their way.
 _N_LATE_EVENTS = 100_000
 # Tokens that a character of a text can become (normal forms make many characters of one), and the reverse.
@@ -104,6 +106,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._watch = Watch()
         self._look: asyncio.TimerHandle | None = None
         self._n_said = 0  # frames about its work
+        self._n_heard = 0  # all frames, since it was looked at last
         self.is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -214,6 +217,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._watch.heard()
         try:
             for message in self._reader.feed(self._buffer[:nbytes]):
+                self._n_heard += 1
                 self._on_frame(message)
         except Exception as exc:  # whatever it is that a worker brings about, it is the worker that ends
             if not isinstance(exc, wire.ProtocolError):
@@ -288,6 +292,9 @@ class WorkerClient(asyncio.BufferedProtocol):
     def _look_after_it(self) -> None:
         is_loaded = self.opened.done()
         verdict = self._watch.verdict(is_loaded=is_loaded, has_work=not self.is_idle, n_said=self._n_said)
+        if self._n_heard > _MAX_FRAMES_PER_S * self._watch.look_every_s:
+            verdict = f"it says more than anybody can listen to: {self._n_heard} frames"
+        self._n_heard = 0
         if verdict is None:
             self._look_later()
         else:

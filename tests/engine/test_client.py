@@ -588,6 +588,22 @@ async def test_a_worker_that_stays_after_the_end_of_its_socket_is_killed() -> No
 
 
 @on_loop
+async def test_a_worker_that_never_stops_talking_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each frame makes sense, and all of them together take a processor."""
+    monkeypatch.setattr(client_module, "_MAX_FRAMES_PER_S", 100)
+    async with connected() as peer:
+        peer.client.open(replace(OPTIONS, worker_timeout_s=8.0))
+        peer.say({"op": "opened", "facts": asdict(FakeWorker.facts)})
+        await peer.client.opened
+        while not peer.process.n_kills:
+            for _ in range(200):
+                peer.say(reports.traffic_frame(PromptTraffic()))
+            await asyncio.sleep(0.01)
+        await peer.client.ended.wait()
+        assert "more than anybody can listen to" in peer.client.end_reason
+
+
+@on_loop
 async def test_jobs_do_not_wait_for_a_process_that_the_system_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for a disk which does not answer cannot even be killed."""
     monkeypatch.setattr(client_module, "_KILL_AFTER_S", 0)
