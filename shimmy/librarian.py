@@ -8,7 +8,7 @@ known model stays as it is until then, and for as long as what lies in its place
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Container
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from shimmy.background import in_thread
@@ -69,6 +69,7 @@ class Librarian:
         self._seen: Catalog | None = None
         self._seen_since_s: dict[str, tuple[Entry, float]] = {}  # what the last look saw, by name
         self._unsettled: list[Entry] = []  # of that
+        self._worked_s = 0.0  # processor time of all looks
         self._watched: Watched | None = None
         self._warnings: set[tuple[Path, str]] = set()  # of the last look
 
@@ -98,9 +99,11 @@ class Librarian:
             await asyncio.sleep(DEBOUNCE_S)
             self._asked.clear()
             changed, self._changed = self._changed, set()
+            began_s, worked_s = monotonic(), self._worked_s
             try:
-                with allowance:
-                    is_settled = await self.look(changed)
+                is_settled = await self.look(changed)
+                # What a disk takes is counted less: a look that waits for it is no work.
+                allowance.spend(self._worked_s - worked_s + SHARE_OF_LOOKS * (monotonic() - began_s))
                 pause_s = allowance.wait_s
                 if is_settled:
                     await in_thread(self._save)
@@ -162,6 +165,13 @@ class Librarian:
 
     def _look(self, changed: "Collection[Path] | None") -> tuple[Catalog, CatalogDiff, bool]:
         """The next catalog, what is different in it, and whether all that was seen has settled; on another thread."""
+        began_s = thread_time()
+        try:
+            return self._next(changed)
+        finally:
+            self._worked_s += thread_time() - began_s
+
+    def _next(self, changed: "Collection[Path] | None") -> tuple[Catalog, CatalogDiff, bool]:
         began_s = self._clock()
         seen = self._discovery.look(changed)
         now_s = self._clock()
@@ -220,15 +230,10 @@ class Allowance:
         self._left_s = MAX_ALLOWANCE_S  # less than nothing: it has to grow first
         self._at_s = clock()
 
-    def __enter__(self) -> None:
+    def spend(self, duration_s: float) -> None:
         now_s = self._clock()
-        self._left_s = min(MAX_ALLOWANCE_S, self._left_s + SHARE_OF_LOOKS * (now_s - self._at_s))
-        self._at_s = now_s
-
-    def __exit__(self, *_: object) -> None:
-        now_s = self._clock()
-        self._left_s -= now_s - self._at_s
-        self._at_s = now_s
+        grown_s = min(MAX_ALLOWANCE_S, self._left_s + SHARE_OF_LOOKS * (now_s - self._at_s))
+        self._left_s, self._at_s = grown_s - duration_s, now_s
 
     @property
     def wait_s(self) -> float:

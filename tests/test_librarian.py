@@ -400,14 +400,12 @@ def test_looks_that_go_on_wait_for_their_allowance() -> None:
     allowance = Allowance(lambda: now_s)
     pauses = []
     for _ in range(4):
-        with allowance:
-            now_s += 0.6
+        allowance.spend(0.6)
         pauses.append(allowance.wait_s)
         now_s += allowance.wait_s
     assert pauses == pytest.approx([0.0, 2.0, 6.0, 6.0])
     now_s += 3600.0
-    with allowance:
-        now_s += 0.9
+    allowance.spend(0.9)
     assert allowance.wait_s == 0.0
 
 
