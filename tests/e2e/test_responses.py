@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,13 +126,70 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(client: O
 
 def test_what_is_not_served_is_refused_by_name(client: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="web_search"):
-        client.responses.create(model="alpha", input="hi", tools=[{"type": "web_search"}])
+        client.responses.create(
+            model="alpha", input="hi", tools=[{"type": "web_search"}], tool_choice={"type": "web_search_preview"}
+        )
     with pytest.raises(BadRequestError, match="background"):
         client.responses.create(model="alpha", input="hi", background=True)
     with pytest.raises(NotFoundError, match="does not serve `/v1/batches`"):
         client.batches.list()
     with pytest.raises(NotFoundError, match="does not serve `/v1/files`"):
         client.files.list()
+
+
+PATCH: Any = {
+    "type": "custom",
+    "name": "patch",
+    "format": {
+        "type": "grammar",
+        "syntax": "lark",
+        "definition": 'start: line{1,3}\nline: ("+" | "-") /[a-z ]{1,8}/ LF\n%import common.LF',
+    },
+}
+
+
+def test_a_tool_that_takes_a_text_is_held_to_its_grammar(client: OpenAI) -> None:
+    with client.responses.stream(
+        model="alpha", input="hi", tools=[PATCH, {"type": "web_search"}], tool_choice="required", extra_body={"seed": 3}
+    ) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.custom_tool_call_input.delta"]
+        response = stream.get_final_response()
+    (call,) = [item for item in response.output if item.type == "custom_tool_call"][:1]
+    assert call.name == "patch"
+    assert re.fullmatch(r"([+-][a-z ]{1,8}\n){1,3}", call.input)
+    assert "".join(deltas).startswith(call.input)
+    answered: Any = [
+        {"role": "user", "content": "hi"},
+        call.to_dict(),
+        {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "done"},
+    ]
+    assert client.responses.create(model="alpha", input=answered, tools=[PATCH], max_output_tokens=3).status
+
+
+@pytest.mark.parametrize("strict", [False, None])
+def test_tools_as_bridges_to_other_protocols_write_them_are_taken(client: OpenAI, *, strict: bool | None) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {
+            "tags": {"type": "array", "uniqueItems": True, "items": {"enum": ["a", "b"]}, "maxItems": 2},
+            "pattern": {"type": "string", "format": "regex", "maxLength": 3},
+        },
+        "required": ["tags"],
+        "additionalProperties": False,
+        "if": {"required": ["pattern"]},
+        "then": {"maxProperties": 2},
+    }
+    tool: Any = {"type": "function", "name": "f", "parameters": parameters, "strict": strict}
+    response = client.responses.create(model="alpha", input="hi", tools=[tool], tool_choice="required", temperature=0)
+    (call,) = [item for item in response.output if item.type == "function_call"][:1]
+    assert set(json.loads(call.arguments)["tags"]) <= {"a", "b"}
+    warnings: Any = response.to_dict()["warnings"]
+    assert [warning.partition("`: ")[2] for warning in warnings] == [
+        "`if` at `#` is not enforced", "`then` at `#` is not enforced",
+        "`uniqueItems` at `#/properties/tags` is not enforced",
+    ]  # fmt: skip
+    with pytest.raises(BadRequestError, match=r"tools: the parameters of `f`: `if` at `#` cannot be enforced"):
+        client.responses.create(model="alpha", input="hi", tools=[tool | {"strict": True}])
 
 
 @pytest.mark.parametrize("stream", [False, True])
