@@ -115,10 +115,10 @@ class JobStream:
 
     def _joined(self) -> Piece:
         """What was not taken yet, in one; of pieces with log-probabilities some, since each of those takes its time."""
+        if len(self._pieces) == 1:
+            return self._pieces.pop()
         n_taken = len(self._pieces) if self._n_logprobs == 0 else _N_WITH_LOGPROBS
         taken, self._pieces = self._pieces[:n_taken], self._pieces[n_taken:]
-        if len(taken) == 1:
-            return taken[0]
         logprobs = tuple([logprob for piece in taken for logprob in piece.logprobs])
         return Piece("".join([piece.text for piece in taken]), sum([piece.n_tokens for piece in taken]), logprobs)
 

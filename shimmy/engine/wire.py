@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from shimmy.large_json import LargeJson
 from shimmy.messages import (
     ChatPrompt,
     EmbeddingJob,
@@ -190,12 +189,18 @@ class FrameReader:
 def _parse(payload: bytearray) -> Frame:
     try:
         text = payload.decode("ascii")
-        message = _decoder.decode(text) if len(text) <= _LARGE_BYTES else LargeJson(text).value()
+        message = _decoder.decode(text) if len(text) <= _LARGE_BYTES else _large(text)
     except (ValueError, RecursionError) as exc:
         raise ProtocolError("a frame that is not JSON") from exc
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
         raise ProtocolError("a frame without an `op`")
     return message
+
+
+def _large(text: str) -> object:
+    from shimmy.large_json import LargeJson  # few frames need it
+
+    return LargeJson(text).value()
 
 
 # -- parent to worker ----------------------------------------------------------------------------------------------

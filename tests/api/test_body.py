@@ -197,7 +197,7 @@ async def test_without_threads_work_is_done_on_the_loop(monkeypatch: pytest.Monk
 
     from shimmy.api import aside as module
 
-    module._thread.cache_clear()
+    module._threads.cache_clear()
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     assert await aside(lambda: 1) == 1
-    module._thread.cache_clear()
+    module._threads.cache_clear()
