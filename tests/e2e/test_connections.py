@@ -1,10 +1,12 @@
 """Who connects: more clients than there is room for, clients that say nothing, web pages; and addresses as people type
 them."""
 
+import gzip
 import json
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -153,6 +155,32 @@ def test_a_base_url_may_be_typed_in_many_ways(server: Server, path: str) -> None
 @pytest.mark.parametrize("path", ["/v1/models/alpha/", "/models/alpha", "/v1/v1/models/%61lpha", "//models//alpha/"])
 def test_a_model_is_found_with_a_base_url_typed_in_many_ways(server: Server, path: str) -> None:
     assert server.get(path).json()["id"] == "alpha"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encode"),
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("identity", lambda body: b"\xef\xbb\xbf" + body),
+        ("identity", lambda body: body.decode().encode("utf-16")),
+    ],
+    ids=["gzip", "deflate", "utf-8-mark", "utf-16"],
+)
+def test_a_body_may_be_compressed_or_begin_with_a_mark(
+    server: Server, encoding: str, encode: Callable[[bytes], bytes]
+) -> None:
+    body = encode(json.dumps(chat_body(PROMPTS[0])).encode())
+    reply = server.request("POST", CHAT, body, {"Content-Encoding": encoding})
+    assert reply.json()["choices"][0]["message"]["content"] == server.chat(PROMPTS[0])
+
+
+def test_a_body_that_inflates_over_the_limit_holds_nobody_up(server: Server) -> None:
+    bomb = gzip.compress(bytes(1 << 27))
+    assert len(bomb) < 1 << 18
+    reply = server.request("POST", CHAT, bomb, {"Content-Encoding": "gzip"})
+    assert (reply.status, reply.error["code"]) == (413, "payload_too_large")
+    assert server.request("POST", CHAT, bomb, {"Content-Encoding": "br"}).status == 415
 
 
 def test_a_target_in_absolute_form_is_served(server: Server) -> None:
