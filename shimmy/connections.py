@@ -147,7 +147,7 @@ class Connections:
         if self._looks is None:
             self._looks = self.loop.call_later(LOOK_EVERY_S, self._look)
         try:
-            await connection
+            await connection.run()
         except Exception:
             logger.exception("a connection broke off")
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import select
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -85,6 +86,8 @@ def _mistake_in(request: h11.Request) -> str:
         return "a request has a Content-Length or a Transfer-Encoding, not both"
     if not request.http_version.startswith(b"1."):
         return f"HTTP/{request.http_version.decode()} is not spoken here, HTTP/1.1 is"
+    if request.method == b"CONNECT":
+        return "this server is no proxy"
     return "the target has no host" if _NO_HOST.match(request.target) else ""
 
 
@@ -104,6 +107,8 @@ class _Http1(H11Protocol):
         if isinstance(event, Closed):
             self._is_over = True
             await self.can_read.set()
+        elif self._is_over:
+            return
         await super().handle(event)
 
     async def stream_send(self, event: StreamEvent) -> None:
@@ -142,7 +147,7 @@ class _Http1(H11Protocol):
                     await self.can_read.wait()
                     return not self._is_over
             if self.has_left():  # nothing is read meanwhile, so that nothing else would tell
-                break
+                await self.handle(Closed())
         return False
 
     async def _create_stream(self, request: h11.Request) -> None:
@@ -265,7 +270,7 @@ class Connection(TCPServer):
                     self.app, self.config, self.context, cast("TaskGroup", self), ConnectionState({}), False, client,
                     server, self.protocol_send,
                 )  # fmt: skip
-                self.protocol.has_left = self.reader.at_eof
+                self.protocol.has_left = self._has_left
                 if self._is_spare:
                     self.protocol.keep_alive_requests = self.config.keep_alive_max_requests
                 await self._read_data()
@@ -292,10 +297,26 @@ class Connection(TCPServer):
                 self._n_received += len(data)
             elif not self._has_begun:
                 data = data.lstrip(b"\r\n")  # some clients send these behind a body (RFC 9112, 2.2)
-                self._has_begun = bool(data)
+                if not data:
+                    continue
+                self._has_begun = True
                 self._deadline_s = self.loop.time() + _HEAD_S
             await self.protocol.handle(RawData(data))
         await self.protocol.handle(Closed())
+
+    def _has_left(self) -> bool:
+        """Whether the client has left, though there may be something to read of it still.
+
+        Behind more than is taken in beforehand an end would not be seen; no client sends so much before a reply.
+        """
+        transport = cast("asyncio.ReadTransport", self.writer.transport)
+        if transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(
+            transport.get_extra_info("socket"), select.POLLRDHUP | (0 if transport.is_reading() else select.POLLIN)
+        )
+        return bool(poll.poll(0))
 
     async def spawn_app(
         self,
@@ -414,7 +435,7 @@ class Connection(TCPServer):
 
 
 async def open_connection(house: House, shared: Shared, sock: socket.socket, *, is_spare: bool) -> Connection:
-    """A connection over `sock`, which was accepted; awaiting it serves it. Raises OSError for a client that has left.
+    """A connection over `sock`, which was accepted, to be `run`. Raises OSError for a client that has left.
 
     A spare one is for the refusal of one request, or for the question whether the server is alive.
     """

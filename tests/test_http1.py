@@ -165,6 +165,8 @@ async def test_requests_of_a_connection_are_answered_one_after_the_other() -> No
         client = await house.client()
         assert await client.ask(GET) == (200, b"0")
         assert await client.ask(POST % 5 + b"hello") == (200, b"5")
+        client.send(b"\r\n")
+        await asyncio.sleep(0.05)
         client.send(GET + POST % 2 + b"hi" + GET)
         assert [await client.reply() for _ in range(3)] == [(200, b"0"), (200, b"2"), (200, b"0")]
 
@@ -197,6 +199,7 @@ async def test_a_target_in_absolute_form_is_its_path_and_its_host(target: bytes,
         b"nonsense\r\n\r\n",
         b"GET /a HTTP/1.1\r\n\r\n",
         b"GET /a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
         b"GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /a HTTP/1.1\r\nHost: x\r\nNo colon\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -307,13 +310,23 @@ async def test_a_client_that_leaves_in_its_body_is_told_to_the_application() -> 
         assert house.app.n_left == 1
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [GET, POST % 300_000 + bytes(300_000), POST % 9_000_000 + bytes(9_000_000)],
+    ids=["little", "more", "much"],
+)
+@pytest.mark.parametrize("how", ["abort", "close"])
 @on_loop
-async def test_a_client_that_leaves_with_another_request_behind_leaves_nothing_behind() -> None:
+async def test_a_client_that_leaves_with_another_request_behind_leaves_nothing_behind(behind: bytes, how: str) -> None:
     async with serving() as house:
         client = await house.client()
-        client.send(GET.replace(b"/a", b"/watch") + GET)
+        client.send(GET.replace(b"/a", b"/watch") + behind)
         await house.until(lambda: house.app.n_running)
-        client.writer.transport.abort()
+        await asyncio.sleep(0.1)
+        if how == "abort":
+            client.writer.transport.abort()
+        else:
+            client.writer.write_eof()
         await house.until(house.is_empty)
         assert house.app.n_left == 1
 
