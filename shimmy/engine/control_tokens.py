@@ -21,6 +21,7 @@ from shimmy.messages import ChatPrompt, Message, Tool, ToolCall
 
 # Of a control token, so many characters are looked for in a text; what only begins like one is looked at again.
 _MAX_SOUGHT = 64
+_WINDOW = 1 << 16  # characters that are looked through at once
 # Different beginnings that are looked for; where a vocabulary has more, only their first characters are.
 _MAX_FORMS = 8_192
 # Reserved tokens differ in their number alone.
@@ -80,14 +81,13 @@ class ControlTokens:
         for stand_in in stand_ins:  # as JSON in ASCII, or Python, writes it
             text = text.replace(ascii(stand_in)[1:-1], stand_in)
         places = [match.start() for match in re.finditer(f"[{stand_ins}]", text)]
-        text = text.translate(guarded.characters)
+        text = "".join(text[at : at + _WINDOW].translate(guarded.characters) for at in range(0, len(text), _WINDOW))
         cuts = sorted(set(self._cuts(text, places)))
         return [text[start:end] for start, end in zip((0, *cuts), (*cuts, len(text)), strict=True)]
 
     def _cuts(self, text: str, places: list[int]) -> Iterator[int]:
         """Where to cut `text` so that no control token has one of the characters at `places` in it."""
-        for match in self._pattern.finditer(text):
-            start = match.start()
+        for start in self._places(text):
             index = bisect_left(places, start)
             if index < len(places) and (place := places[index]) < start + self._length_at(text, start):
                 yield place if place > start else place + 1
@@ -98,7 +98,7 @@ class ControlTokens:
 
     def _is_suspect(self, text: str) -> bool:
         return (
-            self._pattern.search(self._as_tokenized(text)) is not None
+            next(self._places(self._as_tokenized(text)), None) is not None
             or next(self._border_places(text), None) is not None
             or ("\\" in text and any(map(self._is_suspect, _strings_of_json(text))))
         )
@@ -108,7 +108,15 @@ class ControlTokens:
         if not self._normal or text.isascii():
             return text
         normal = normalize(self._normal, text)
-        return normal if self._pattern.search(normal) else text
+        return text if next(self._places(normal), None) is None else normal
+
+    def _places(self, text: str) -> Iterator[int]:
+        """Where control tokens begin in `text`, or what looks like one. Python's lock is not held for long at once."""
+        for first in range(0, len(text), _WINDOW):
+            for match in self._pattern.finditer(text, first, first + _WINDOW + _MAX_SOUGHT**2):
+                if match.start() >= first + _WINDOW:
+                    break  # in the next window too
+                yield match.start()
 
     def _border_places(self, text: str) -> Iterator[int]:
         """Characters of what, at the beginning or the end of `text`, may be a part of a control token."""
@@ -128,15 +136,17 @@ class ControlTokens:
     def _guards(self, stand_ins: "_StandIns", marks: tuple[str, ...]) -> Callable[[str], str]:
         def guard(text: str) -> str:
             text = self._as_tokenized(text)
-            places = {match.start() for match in self._pattern.finditer(text)}
+            places = set(self._places(text))
             places.update(self._border_places(text))
             if not places:
                 return text
-            characters = list(text)
-            for place in places:
+            pieces: list[str] = []
+            end = 0
+            for place in sorted(places):
                 if not any(text.startswith(mark, place) for mark in marks):
-                    characters[place] = stand_ins.of(characters[place])
-            return "".join(characters)
+                    pieces += (text[end:place], stand_ins.of(text[place]))
+                    end = place + 1
+            return "".join([*pieces, text[end:]])
 
         return guard
 
@@ -145,8 +155,11 @@ class _StandIns:
     """Gives each character one that occurs in none of some texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        joined = "".join(texts)
-        used = {*joined, *(chr(int(code, 16)) for code in _ESCAPE.findall(joined))}
+        used: set[str] = set()
+        for text in texts:
+            for at in range(0, len(text), _WINDOW):
+                used.update(text[at : at + _WINDOW])
+            used.update(chr(int(code, 16)) for code in _ESCAPE.findall(text))
         self._free = (chr(code) for codes in _STAND_INS for code in codes if chr(code) not in used)
         self._given: dict[str, str] = {}
         self.known: dict[int, str] = {}
