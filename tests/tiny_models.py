@@ -130,15 +130,17 @@ def write_tiny_model(
     return paths[0]
 
 
-def write_tiny_bpe(folder: Path, name: str = "bpe", *, pre: str = "gpt-4o", n_ctx_train: int = 512) -> Path:
+def write_tiny_bpe(
+    folder: Path, name: str = "bpe", *, pre: str = "gpt-4o", n_ctx_train: int = 512, chat_template: str = CHATML
+) -> Path:
     """Write `name`.gguf, a llama with a byte-level vocabulary of as many tokens as the others, and return its path.
 
     `pre` is how its tokenizer cuts a text into words (`tokenizer.ggml.pre`).
     """
     tokens, merges = bpe_vocabulary()
-    kept = [each for each in _model_metadata(name, n_ctx_train, CHATML) if not each[0].startswith("tokenizer.ggml.")]
+    common = _model_metadata(name, n_ctx_train, chat_template)
     metadata: Metadata = [
-        *kept,
+        *(each for each in common if not each[0].startswith("tokenizer.ggml.")),
         ("tokenizer.ggml.model", STRING, "gpt2"),
         ("tokenizer.ggml.pre", STRING, pre),
         ("tokenizer.ggml.tokens", ARRAY, Items(STRING, [text for text, _ in tokens])),

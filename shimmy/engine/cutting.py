@@ -58,10 +58,10 @@ class Cuts:
         if place is not None and not any(re.search(place.before + place.behind, text) for text in specials):
             self._place = re.compile(f"{place.before}(?={place.behind}{place.then})")
 
-    def end(self, text: str, start: int) -> int:
-        """Where the slice ends that begins at `start`: as long as a slice may be, or at the next place to cut."""
-        half = MAX_SLICE_CHARACTERS // 2
-        if len(text) - start <= MAX_SLICE_CHARACTERS:
+    def end(self, text: str, start: int, n_characters: int) -> int:
+        """Where the slice ends that begins at `start`: after about so many characters, or at the next place to cut."""
+        half = n_characters // 2
+        if len(text) - start <= n_characters:
             return len(text)
         for first in range(start + half, len(text), half):
             last = first + half + _MAX_SPECIAL_LENGTH

@@ -9,6 +9,7 @@ import ctypes
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from time import perf_counter
 from typing import Any
 
 from shimmy.engine import cutting, deep_thread
@@ -21,6 +22,8 @@ _STACK_BYTES = 4 << 20
 _STACK_BYTES_FOR_EACH = 1 << 10
 _MAX_STACK_BYTES = 512 << 20
 _MAX_WORD_CHARACTERS = (_MAX_STACK_BYTES - _STACK_BYTES) // _STACK_BYTES_FOR_EACH
+_SLICE_S = 0.1
+_MIN_SLICE_CHARACTERS = 1024
 _WINDOW = 2048  # characters, in which a word ends or does not
 _MAX_SPECIALS = 16_384  # of a slice: a second
 _MAX_UNCUT = 1 << 16  # characters, where nothing is known of special tokens
@@ -59,6 +62,9 @@ class Tokenizer:
         self._has_words = self._type == llama.LLAMA_VOCAB_TYPE_BPE  # that `std::regex` may have to find
         self._pre = (metadata("tokenizer.ggml.pre") or "") if self._has_words else ""
         self._cuts: dict[bool, cutting.Cuts] = {}
+        # What takes about as long as others should wait: some pre-tokenizers take milliseconds for each piece of text
+        # between special tokens, as they compile their expressions for each.
+        self._n_at_once = cutting.MAX_SLICE_CHARACTERS
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """All tokens of `text`; raises what `slices` raises."""
@@ -71,7 +77,7 @@ class Tokenizer:
         Raises BadRequest for what would take a stack or a time that there is not, and OutOfMemory where the system
         gives no stack.
         """
-        if len(text) <= cutting.MAX_SLICE_CHARACTERS:
+        if len(text) <= self._n_now:
             yield self._tokens(text, add_special, parse_special)
             return
         before, behind = self._around if add_special else ([], [])
@@ -79,13 +85,27 @@ class Tokenizer:
         cuts = self._cuts_of(parse_special)
         start = 0
         while start < len(text):
-            end = cuts.end(text, start)
+            end = cuts.end(text, start, self._n_now)
             part = text[start:end]
             if start and self._adds_space and part[0] == " ":
                 part = part[1:]  # it comes back in front of the slice
-            yield self._tokens_of_slice(part, parse_special, cuts)
+            begun_s = perf_counter()
+            tokens = self._tokens_of_slice(part, parse_special, cuts)
+            self._learn(perf_counter() - begun_s)
+            yield tokens
             start = end
         yield behind
+
+    def _learn(self, taken_s: float) -> None:
+        if taken_s > _SLICE_S:
+            self._n_at_once = max(_MIN_SLICE_CHARACTERS, self._n_at_once // 2)
+        elif taken_s < _SLICE_S / 4:
+            self._n_at_once = min(cutting.MAX_SLICE_CHARACTERS, self._n_at_once * 2)
+
+    @property
+    def _n_now(self) -> int:
+        """Characters of the next slice."""
+        return min(self._n_at_once, cutting.MAX_SLICE_CHARACTERS)
 
     def _tokens_of_slice(self, text: str, parse_special: bool, cuts: cutting.Cuts) -> list[int]:
         if len(text) <= cutting.MAX_SLICE_CHARACTERS:

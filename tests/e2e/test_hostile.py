@@ -4,14 +4,15 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import CHAT, LONG_PROMPT, PROMPTS, STEADY_SEED, Server, chat_body
-from tests.tiny_models import write_tiny_model
+from tests.e2e.harness import CHAT, LONG_PROMPT, PROMPTS, STEADY_SEED, Json, Server, chat_body
+from tests.tiny_models import CHATML, write_tiny_bpe, write_tiny_model
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -198,3 +199,33 @@ def test_an_offer_to_change_the_protocol_is_passed_over(server: Server, offer: b
 def test_http_2_without_asking_is_refused(server: Server) -> None:
     said = answer(server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
     assert said.startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.parametrize("pre", ["gpt-4o", "deepseek-v3"])
+def test_a_stream_goes_on_while_others_ask_for_what_takes_long(pre: str, tmp_path: Path, start: StartServer) -> None:
+    """A prompt of 200,000 letters ended the worker, and one of 10,000 messages had everybody wait for it."""
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if messages[0].content == 'forever' %}" + endless + "{% endif %}" + CHATML
+    write_tiny_bpe(tmp_path, "alpha", pre=pre, n_ctx_train=65536, chat_template=template)
+    own = start("--model-path", tmp_path, "--ctx-size", "16384")
+    schema = {"properties": {f"property{number}": {"type": "string"} for number in range(2000)}}
+    shaped: Json = {"response_format": {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}}
+    requests: list[tuple[str, Json, int]] = [
+        ("/tokenize", {"model": "alpha", "content": "A" * 200_000}, 200),
+        ("/tokenize", {"model": "alpha", "content": "\u6f22" * 60_000}, 200),
+        (CHAT, {"model": "alpha", "messages": [{"role": "user", "content": "hi"}] * 500, "max_tokens": 4}, 200),
+        (CHAT, chat_body("forever"), 400),
+        (CHAT, chat_body("hello", max_tokens=4, **shaped), 200),
+    ]
+    with own.stream("hello", max_tokens=16_000) as stream, ExitStack() as calls:
+        stream.read(5)
+        asked = [(calls.enter_context(own.later(path, body)), status) for path, body, status in requests]
+        worst_s, last_s = 0.0, monotonic()
+        for _ in range(200):
+            stream.read(1)
+            now_s = monotonic()
+            worst_s, last_s = max(worst_s, now_s - last_s), now_s
+        assert stream.n_pieces >= 205, stream.error
+        assert worst_s < 3, "tenfold of what is aimed at"
+        assert [call.reply().status for call, _ in asked] == [status for _, status in asked]
+        assert stream.read(1).error is None

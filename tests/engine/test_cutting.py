@@ -4,19 +4,13 @@ from random import Random
 
 import pytest
 
-from shimmy.engine import cutting
 from shimmy.engine.cutting import WORD, Cuts, Place, place_of
-
-
-@pytest.fixture(autouse=True)
-def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutting, "MAX_SLICE_CHARACTERS", 8)
 
 
 def slices(text: str, cuts: Cuts) -> list[str]:
     parts, start = [], 0
     while start < len(text):
-        end = cuts.end(text, start)
+        end = cuts.end(text, start, 8)
         assert end > start
         parts.append(text[start:end])
         start = end
