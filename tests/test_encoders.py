@@ -5,6 +5,7 @@ from array import array
 from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -16,7 +17,7 @@ from shimmy.engine.pooling import plan
 from shimmy.formats import vocab
 from shimmy.formats.convert import convert
 from shimmy.formats.gguf import read_header
-from shimmy.formats.normalizer import Normalizer
+from shimmy.formats.normalizer import Bert, Form, Normalizer
 from tests.golden.weights import families, golden, write_folder
 from tests.models import embedding_model
 
@@ -83,3 +84,20 @@ def test_all_minilm_as_published(tmp_path: Path, cpu: CpuBackend) -> None:
         tokens = model.tokenize(normalizer.apply(sentence), add_special=True, parse_special=True)
         cosines[sentence] = cosine(vector(model, tokens), vectors[index * n_embd :][:n_embd])
     assert min(cosines.values()) >= 0.9999, {text: value for text, value in cosines.items() if value < 0.9999}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_long_texts_are_changed_in_slices_as_they_are_as_a_whole(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(3)
+    atoms = ["a", " b", "c d e", " ", "e\u0301", "\u0301", "ﬁ", "가", "\u1100\u1161", "Å", "漢", "<x>", "a b"]
+    normalizers = [
+        Normalizer(form, special=("<x>", "<xy>")),
+        Normalizer(form, bert=Bert(lowercase=True, strip_accents=True, max_word=8)),
+    ]
+    for _ in range(300):
+        text = "".join(random.choices(atoms, k=60))
+        for normalizer in normalizers:
+            whole = normalizer.apply(text)
+            with monkeypatch.context() as patch:
+                patch.setattr("shimmy.formats.normalizer._SLICE_CHARACTERS", 4)
+                assert normalizer.apply(text) == whole

@@ -15,7 +15,7 @@ import shimmy
 # The floors of the house, lowest first: a module or folder imports only from floors below its own.
 FLOORS = (
     {"shimmy"},
-    {"errors", "exhausted", "marks", "cgroups", "program", "whole", "inotify"},
+    {"errors", "exhausted", "literals", "marks", "cgroups", "program", "whole", "inotify"},
     {"background", "messages", "reading", "writing", "large_json", "naming", "unpacked"},
     {"log", "frozen", "fitting", "config", "remembered", "metrics", "events", "registry", "reply", "formats", "memory"},
     {"headers", "watcher", "listening", "engine", "room", "remote", "folders"},

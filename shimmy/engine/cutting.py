@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from shimmy.literals import any_of
+
 MAX_SLICE_CHARACTERS = 16_384  # where it can be cut; a tenth of a second is the worst that they take
 # Of all special tokens together, and of one; gemma-3 has 6,000 of about ten characters.
 _MAX_SPECIAL_CHARACTERS = 200_000
@@ -53,8 +55,8 @@ class Cuts:
         )  # fmt: skip
         if specials is None or not self.is_known:
             return
-        self._any = _any_of(specials)
-        self._special = _any_of(_uncrossed(specials))
+        self._any = re.compile(any_of(specials))
+        self._special = re.compile(any_of(_uncrossed(specials)))
         if place is not None and not any(re.search(place.before + place.behind, text) for text in specials):
             self._place = re.compile(f"{place.before}(?={place.behind}{place.then})")
 
@@ -98,26 +100,3 @@ def _uncrossed(texts: Iterable[str]) -> list[str]:
         if not any(text[:length] in shared for length in range(1, len(text) + 1))
         and not any(text[start:] in beginnings for start in range(1, len(text)))
     ]
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds the longest of `texts` at a place. Written as a tree: thousands of alternatives would be tried in turn."""
-    tree: dict[str, dict[str, object]] = {}
-    for text in filter(None, texts):
-        node = tree
-        for character in text:
-            node = node.setdefault(character, {})  # type: ignore[assignment]
-        node[""] = {}
-    return re.compile(_written(tree)) if tree else _NEVER
-
-
-def _written(tree: Mapping[str, object]) -> str:
-    """The pattern of a tree of characters, in which the empty one ends a text."""
-    head = ""
-    while len(tree) == 1 and "" not in tree:
-        ((character, tree),) = tree.items()  # type: ignore[assignment]
-        head += re.escape(character)
-    branches = [re.escape(character) + _written(node) for character, node in tree.items() if character]  # type: ignore[arg-type]
-    if not branches:
-        return head
-    return f"{head}(?:{'|'.join(branches)}){'?' if '' in tree else ''}"

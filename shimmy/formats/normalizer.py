@@ -7,12 +7,13 @@ all that is written into a GGUF (`shimmy.tokenizer.normalizer`). Knows nothing o
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
 from shimmy.formats.unconvertible import Unconvertible
+from shimmy.literals import any_of
 
 KEY = "shimmy.tokenizer.normalizer"
 
@@ -23,6 +24,8 @@ Prefix = Literal["", "each", "always", "first"]
 UNKNOWN_LETTER = "\U00012000"
 
 _SPACE, _META_SPACE = " ", "▁"
+_SLICE_CHARACTERS = 1 << 16
+_BEFORE_WORD = re.compile("[A-Za-z](?= [A-Za-z])")
 # Blocks that BERT takes for Chinese, from BertNormalizer of Hugging Face, which has 2B920 where Unicode has 2B820.
 _CHINESE = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
@@ -87,10 +90,11 @@ class Normalizer:
         return "".join(parts)
 
     def _changed(self, part: str, *, is_first: bool) -> str:
-        if self.form:
-            part = unicodedata.normalize(self.form, part)
-        if self.bert is not None:
-            return self._words(part, self.bert)
+        form, bert = self.form, self.bert
+        if form:
+            part = "".join(unicodedata.normalize(form, each) for each in _slices(part))
+        if bert is not None:
+            return " ".join(filter(None, (self._words(each, bert) for each in _slices(part))))
         has_space = part.startswith((_SPACE, _META_SPACE))
         if self.prefix == "each" or (self.prefix and not has_space and (is_first or self.prefix == "always")):
             return _SPACE + part
@@ -126,8 +130,20 @@ def _is_misread(word: str) -> bool:
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
     """The first of `tokens` in a text, there the longest; as a group, so that `split` keeps it."""
-    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "((?!))")
+    return re.compile(f"({any_of(tokens)})")
+
+
+def _slices(text: str) -> Iterator[str]:
+    """`text` in parts that are changed one by one as the whole would be: another thread may get on between two.
+
+    It is cut before a space between letters of ASCII, where nothing is put together and no word goes on.
+    """
+    start = 0
+    while start < len(text):
+        found = _BEFORE_WORD.search(text, start + _SLICE_CHARACTERS)
+        end = len(text) if found is None else found.end()
+        yield text[start:end]
+        start = end
 
 
 class _BertCharacters(dict[int, str]):
