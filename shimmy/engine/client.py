@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from shimmy import background
-from shimmy.engine import process, reports, wire
+from shimmy.engine import process, reports, values, wire
 from shimmy.engine.outbox import Outbox
 from shimmy.engine.streams import Answer, EmbeddingStream, JobStream
 from shimmy.engine.watch import Watch
@@ -261,7 +261,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             case "refused" if not self.opened.done():
                 self.opened.set_exception(reports.read_error(message.get("error")))
             case op:
-                raise wire.ProtocolError(f"a frame `{reports.printable(op, 40)}` that has no place here")
+                raise wire.ProtocolError(f"a frame `{values.printable(op, 40)}` that has no place here")
 
     def _on_event(self, job_id: int, event: Event | ShimmyError) -> None:
         stream = self._streams.get(job_id)
@@ -334,7 +334,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         said = None if self._last_words is None else self._last_words.message
         how = self._broken or said or ("it cannot be ended" if status is None else _describe(status))
         if written and not (self._broken or said):
-            how += f": {reports.printable(written, reports.MAX_LABEL)}"
+            how += f": {values.printable(written, values.MAX_LABEL)}"
         self.end_reason = how
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:

@@ -9,10 +9,11 @@ import json
 import math
 import struct
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
+from shimmy.engine import values
 from shimmy.engine.wire import Frame, ProtocolError, packed
 from shimmy.errors import ShimmyError, from_code
 from shimmy.messages import (
@@ -46,17 +47,13 @@ _VECTOR_BYTES = 64 * 1024  # in one event
 # No vocabulary in use has a token of more bytes than 512; what a candidate stands for is cut there.
 _MAX_TOKEN_BYTES = 512
 _MAX_CANDIDATES = 128
-# Of what people get to read, and of the marks of a format.
+# Of what people get to read.
 MAX_MESSAGE = 2_000
-MAX_LABEL = 500
-MAX_MARK = 8_192
 MAX_ADAPTERS = 1_000
 _ADAPTERS_BYTES = 96 * 1024
 MAX_WARNINGS = 32  # of one job
 
 JobEvent = tuple[int, Event | ShimmyError]
-Made = TypeVar("Made")
-Value = TypeVar("Value")
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -128,7 +125,7 @@ def event_to_wire(job_id: int, event: Event | ShimmyError) -> list[object]:
         case Vectors(vectors):
             return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
         case Accepted(n_prompt, reply_format, warnings):
-            told = [warning[:MAX_LABEL] for warning in warnings[:MAX_WARNINGS]]
+            told = [warning[: values.MAX_LABEL] for warning in warnings[:MAX_WARNINGS]]
             form = asdict(reply_format)
             del form["stop"]  # its parent knows
             return [job_id, "accepted", n_prompt, form, told]
@@ -146,7 +143,7 @@ def read_step(message: Frame) -> tuple[tuple[int, int], Iterator[JobEvent]]:
         events: list[Any] = message["events"]
         if type(events) is not list:
             raise TypeError
-        return (_count(n_running), _count(n_waiting)), map(read_event, events)
+        return (values.count(n_running), values.count(n_waiting)), map(read_event, events)
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("a step that is none") from exc
 
@@ -155,7 +152,7 @@ def read_event(fields: list[Any]) -> JobEvent:
     """An event of a `step` frame; ProtocolError when it is none."""
     try:
         job_id, kind, *rest = fields
-        return _count(job_id), _EVENTS[kind](*rest)
+        return values.count(job_id), _EVENTS[kind](*rest)
     except (TypeError, ValueError, KeyError, OverflowError) as exc:
         raise ProtocolError("an event that is none") from exc
 
@@ -173,41 +170,48 @@ def _read_echo(text: object, logprobs: object) -> Echo:
 
 
 def _read_vectors(texts: object) -> Vectors:
-    return Vectors(tuple(_read_vector(text) for text in _list(texts)))
+    return Vectors(tuple(_read_vector(text) for text in values.items(texts)))
 
 
 def _read_accepted(n_prompt: object, reply_format: object, warnings: object) -> Accepted:
-    told = _list(warnings)
+    told = values.items(warnings)
     if len(told) > MAX_WARNINGS:
         raise ValueError("warnings")
     return Accepted(
-        _count(n_prompt),
+        values.count(n_prompt),
         _read_format(reply_format),
-        tuple(printable(_text(warning), MAX_LABEL) for warning in told),
+        tuple(values.printable(values.text(warning), values.MAX_LABEL) for warning in told),
     )
 
 
 def _read_finished(reason: str, usage: object, timings: object, stop_string: object) -> Finished:
-    stopped_by = None if stop_string is None else _text(stop_string)
-    told = _made(Usage, usage, {int: _count})
+    stopped_by = None if stop_string is None else values.text(stop_string)
+    told = values.made(Usage, usage, {int: values.count})
     if told.n_cached > told.n_prompt:
         raise ValueError("usage")
-    return Finished(FinishReason(reason), told, _made(Timings, timings, {int: _count, float: _duration}), stopped_by)
+    return Finished(
+        FinishReason(reason),
+        told,
+        values.made(Timings, timings, {int: values.count, float: values.duration}),
+        stopped_by,
+    )
 
 
 def _read_format(fields: object) -> ReplyFormat:
-    known = _dict(fields)
+    known = values.members(fields)
     thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
     if known:
         raise ValueError("format")
     pair = None
     if thinking is not None:
-        begins, ends = (_mark(mark) for mark in _list(thinking))
+        begins, ends = (values.mark(mark) for mark in values.items(thinking))
         if not (begins.strip() and ends.strip()):
             raise ValueError("thinking")
         pair = begins, ends
-    marks: dict[object, Callable[[Any], object]] = {str: _mark, str | None: _optional(_mark)}
-    return ReplyFormat(pair, _truth(is_thinking), None if tools is None else _made(ToolFormat, tools, marks))
+    marks: dict[object, Callable[[Any], object]] = {str: values.mark, str | None: values.optional(values.mark)}
+    return ReplyFormat(
+        pair, values.truth(is_thinking), None if tools is None else values.made(ToolFormat, tools, marks)
+    )
 
 
 def _logprob_to_wire(logprob: TokenLogprob) -> list[object]:
@@ -223,15 +227,19 @@ def _logprob_to_wire(logprob: TokenLogprob) -> list[object]:
 
 
 def _read_logprobs(fields: object) -> tuple[TokenLogprob, ...]:
-    return tuple(_read_logprob(each) for each in _list(fields))
+    return tuple(_read_logprob(each) for each in values.items(fields))
 
 
 def _read_logprob(fields: object) -> TokenLogprob:
-    entries = _list(fields)
+    entries = values.items(fields)
     if len(entries) > _MAX_CANDIDATES:
         raise ValueError("candidates")
     chosen, *top = (
-        Candidate(_count(token), _text(text).encode("latin-1"), math.nan if logprob is None else _number(logprob))
+        Candidate(
+            values.count(token),
+            values.text(text).encode("latin-1"),
+            math.nan if logprob is None else values.number(logprob),
+        )
         for token, text, logprob in entries
     )
     return TokenLogprob(chosen, tuple(top))
@@ -239,7 +247,7 @@ def _read_logprob(fields: object) -> TokenLogprob:
 
 def _read_vector(text: object) -> bytes:
     """The floats in `text`; ValueError when one of them is no number, which JSON could not say."""
-    data = a2b_base64(_text(text), strict_mode=True)
+    data = a2b_base64(values.text(text), strict_mode=True)
     if len(data) % 4 or not math.isfinite(sum(struct.unpack(f"<{len(data) // 4}f", data))):
         raise ValueError("vector")
     return data
@@ -263,14 +271,14 @@ def failure_frame(call_id: int, error: ShimmyError) -> Frame:
 def read_result(message: Frame) -> tuple[int, "list[int] | str | ShimmyError", bool]:
     """The call, a part of its answer or its error, and whether more is to come; ProtocolError when it is none."""
     try:
-        call_id = _count(message["id"])
+        call_id = values.count(message["id"])
         if "error" in message:
             return call_id, read_error(message["error"]), False
         value = message["value"]
         is_tokens = type(value) is list and all(type(token) is int and 0 <= token < 2**31 for token in value)
         if not is_tokens and type(value) is not str:
             raise ValueError("value")
-        return call_id, value, _truth(message["more"])
+        return call_id, value, values.truth(message["more"])
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("a result that is none") from exc
 
@@ -284,24 +292,26 @@ def opened_frame(facts: ModelFacts) -> Frame:
 
 def facts_to_wire(facts: ModelFacts) -> Frame:
     fields = asdict(facts)
-    fields["adapters"] = [each | {"path": each["path"][-MAX_LABEL:]} for each in fields["adapters"][:MAX_ADAPTERS]]
+    fields["adapters"] = [
+        each | {"path": each["path"][-values.MAX_LABEL :]} for each in fields["adapters"][:MAX_ADAPTERS]
+    ]
     while len(_encode(fields["adapters"])) > _ADAPTERS_BYTES:
         fields["adapters"].pop()
-    return {name: value[:MAX_LABEL] if isinstance(value, str) else value for name, value in fields.items()}
+    return {name: value[: values.MAX_LABEL] if isinstance(value, str) else value for name, value in fields.items()}
 
 
 def read_facts(fields: object) -> ModelFacts:
     try:
-        return _made(ModelFacts, fields, _FACTS)
+        return values.made(ModelFacts, fields, _FACTS)
     except (TypeError, ValueError, KeyError, OverflowError) as exc:
         raise ProtocolError("facts that are none") from exc
 
 
 def _read_adapters(fields: object) -> tuple[Adapter, ...]:
-    adapters = _list(fields)
+    adapters = values.items(fields)
     if len(adapters) > MAX_ADAPTERS:
         raise ValueError("adapters")
-    return tuple(_made(Adapter, each, {str: _label, float: _number}) for each in adapters)
+    return tuple(values.made(Adapter, each, {str: values.label, float: values.number}) for each in adapters)
 
 
 def traffic_frame(traffic: PromptTraffic) -> Frame:
@@ -311,7 +321,9 @@ def traffic_frame(traffic: PromptTraffic) -> Frame:
 def read_traffic(message: Frame) -> PromptTraffic:
     try:
         fields = {key: value for key, value in message.items() if key != "op"}
-        return _made(PromptTraffic, fields, {int: _large_count, int | None: _optional(_large_count)})
+        return values.made(
+            PromptTraffic, fields, {int: values.large_count, int | None: values.optional(values.large_count)}
+        )
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("traffic that is none") from exc
 
@@ -323,7 +335,7 @@ def progress_frame(fraction: float) -> Frame:
 def read_progress(message: Frame) -> float:
     """How much of a conversion is done, from 0 to 1."""
     try:
-        return min(1.0, _duration(message["fraction"]))
+        return min(1.0, values.duration(message["fraction"]))
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("progress that is none") from exc
 
@@ -335,7 +347,7 @@ def alive_frame(stalled_s: float | None) -> Frame:
 
 def read_alive(message: Frame) -> float | None:
     try:
-        return _optional(_duration)(message["stalled_s"])
+        return values.optional(values.duration)(message["stalled_s"])
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("a sign of life that is none") from exc
 
@@ -351,109 +363,31 @@ def dying_frame(error: ShimmyError) -> Frame:
 
 
 def error_to_wire(error: ShimmyError) -> Frame:
-    param = None if error.param is None else error.param[:MAX_LABEL]
+    param = None if error.param is None else error.param[: values.MAX_LABEL]
     return {"code": error.code, "message": error.message[:MAX_MESSAGE], "param": param}
 
 
 def read_error(fields: object) -> ShimmyError:
     """ProtocolError when it is none."""
     try:
-        known = _dict(fields)
+        known = values.members(fields)
         param = known["param"]
         return from_code(
-            _label(known["code"]),
-            printable(_text(known["message"]), MAX_MESSAGE),
-            param=None if param is None else _label(param),
+            values.label(known["code"]),
+            values.printable(values.text(known["message"]), MAX_MESSAGE),
+            param=None if param is None else values.label(param),
         )
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("an error that is none") from exc
 
 
-def printable(text: str, n_most: int) -> str:
-    """`text` as people may be shown it: without control characters, and no longer than `n_most` characters."""
-    shown = "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
-    return shown if len(shown) <= n_most else shown[: n_most - 1] + "…"
-
-
-# -- what a value can be; ValueError or TypeError where it is none ----------------------------------------------------
-
-
-def _made(kind: Callable[..., Made], fields: object, readers: Mapping[object, Callable[[Any], object]]) -> Made:
-    """A dataclass of what is in `fields`, each of them read as its annotation says; all have to be there."""
-    known = _dict(fields)
-    values = {name: readers[annotation](known.pop(name)) for name, annotation in kind.__annotations__.items()}
-    return kind(**values, **known)
-
-
-def _optional(read: Callable[[Any], Value]) -> Callable[[Any], Value | None]:
-    return lambda value: None if value is None else read(value)
-
-
-def _dict(value: object) -> dict[str, Any]:
-    if type(value) is not dict:
-        raise TypeError("no object")
-    return dict(value)
-
-
-def _list(value: object) -> list[Any]:
-    if type(value) is not list:
-        raise TypeError("no list")
-    return value
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 2**53:
-        raise ValueError("no count")
-    return value
-
-
-def _large_count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError("no count")
-    return value
-
-
-def _number(value: object) -> float:
-    if type(value) not in (int, float) or not -1e15 < value < 1e15:  # type: ignore[operator]
-        raise ValueError("no number")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _duration(value: object) -> float:
-    if (number := _number(value)) < 0:
-        raise ValueError("no duration")
-    return number
-
-
-def _truth(value: object) -> bool:
-    if type(value) is not bool:
-        raise TypeError("no boolean")
-    return value
-
-
-def _text(value: object) -> str:
-    if type(value) is not str:
-        raise TypeError("no text")
-    return value
-
-
-def _mark(value: object) -> str:
-    if len(text := _text(value)) > MAX_MARK:
-        raise ValueError("mark")
-    return text
-
-
-def _label(value: object) -> str:
-    return printable(_text(value), MAX_LABEL)
-
-
 _FACTS: dict[object, Callable[[Any], object]] = {
-    int: _large_count,
-    int | None: _optional(_large_count),
-    float: _duration,
-    bool: _truth,
-    str: _label,
-    str | None: _optional(_label),
+    int: values.large_count,
+    int | None: values.optional(values.large_count),
+    float: values.duration,
+    bool: values.truth,
+    str: values.label,
+    str | None: values.optional(values.label),
     tuple[Adapter, ...]: _read_adapters,
 }
 _EVENTS: dict[str, Callable[..., Event | ShimmyError]] = {

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from shimmy import errors
-from shimmy.engine import reports, wire
+from shimmy.engine import reports, values, wire
 from shimmy.engine.client import Hooks, WorkerClient
 from shimmy.errors import BadRequest, ContextExceeded, ModelUnavailable, ShimmyError, WorkerDied
 from shimmy.messages import (
@@ -217,7 +217,7 @@ def test_what_people_are_shown_is_printable_and_short() -> None:
     assert error.message.startswith("\ufffd[31m\ufffdno\ufffdy")
     fields = json.loads(json.dumps(reports.facts_to_wire(FACTS)))
     shown = reports.read_facts(fields | {"description": "a\x07b\nc" * 1000})
-    assert len(shown.description) == reports.MAX_LABEL
+    assert len(shown.description) == values.MAX_LABEL
     assert shown.description.startswith("a\ufffdb")
     told = reports.error_to_wire(ModelUnavailable("z" * 100_000, param="p" * 100_000))
     assert len(json.dumps(told)) < 4000
