@@ -263,8 +263,14 @@ class Preparer:
         return tokens[len(before) :]
 
     def _with_one_bos(self, tokens: list[int]) -> list[int]:
-        """`tokens` without the beginning of a text that the tokenizer has put before the one which was written."""
-        is_twice = self._model.adds_bos and len(tokens) > 1 and tokens[0] == tokens[1] == self._model.bos_token()
+        """`tokens` without the beginning of a text that the tokenizer has put before the one which was written.
+
+        Encoders keep both, as their own tokenizers do.
+        """
+        makes_only_embeddings = self._model.embeddings is not None and not self._model.writes
+        if makes_only_embeddings or not self._model.adds_bos:
+            return tokens
+        is_twice = len(tokens) > 1 and tokens[0] == tokens[1] == self._model.bos_token()
         return tokens[1:] if is_twice else tokens
 
     def _around_a_gap(self, prefix: str, suffix: str, reading: _Reading) -> list[int]:
