@@ -12,10 +12,10 @@ from shimmy.engine.schema import target
 
 # Of a regular expression or a grammar: at least so many times.
 _TIMES = re.compile(r"\{([0-9]{1,9})")
-_RULE = re.compile(r"^\s*([?!]?[A-Za-z_]\w*)(?:\[[^\]\n]*+\])?\s*:", re.MULTILINE)
+_RULE = re.compile(r"^[ \t]*+([?!]?[A-Za-z_]\w*+)(?:\[[^\]\n]*+\])?+[ \t]*+:", re.MULTILINE)
 _NAME = re.compile(r"@?[A-Za-z_]\w*")
 _CHOICE_OF_NAMES = re.compile(r"[\w@|\s]*")
-_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"')
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?+')  # or what has no end: it is looked through once
 _JSON = "%json"
 _ENDLESS = 1 << 40
 
