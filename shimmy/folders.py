@@ -18,6 +18,8 @@ MAX_LINKS = 40  # from one to the next, as Linux has it
 _NO_FOLDERS = frozenset(
     (".no_exist", ".locks", "$recycle.bin", "system volume information", "lost+found", "found.000", "#recycle"),
 ) | frozenset(
+    ("trash", "recycler"),  # `~/.local/share/Trash`, and that of older versions of Windows
+) | frozenset(
     (".spotlight-v100", ".fseventsd", ".documentrevisions-v100", ".temporaryitems", ".appledouble", "__macosx"),
 ) | frozenset(
     ("@eadir", "@recycle", "@recently-snapshot", "#snapshot", ".snapshot", ".snapshots", ".zfs", ".stversions"),

@@ -558,6 +558,7 @@ def test_circles_of_folders_and_bottomless_ones_end(tmp_path: Path, caplog: pyte
     [
         *(".Trash", ".Trash-1000", ".Trashes", "$RECYCLE.BIN", "@eaDir", "#recycle", "lost+found", ".git", ".no_exist"),
         *(".ipynb_checkpoints", "__MACOSX", "System Volume Information", ".snapshots", ".stversions", "@Recycle"),
+        *(".local/share/Trash", "RECYCLER"),
     ],
 )
 def test_what_was_thrown_away_and_its_like_are_no_models(tmp_path: Path, name: str) -> None:

@@ -52,8 +52,9 @@ class Arguments:
 _object = JsonObject()
 _FUNCTION = Record(
     {"name": text, "arguments": Arguments()},
-    required={"name": "a string", "arguments": "a string of JSON"},
+    required={"name": "a string"},  # a call without arguments is written without them by some
 )
+_NO_ARGUMENTS = {"arguments": ""}
 _CALL = Record({"id": text, "type": OneOf(("function",)), "function": _FUNCTION}, required={"function": "an object"})
 _CUSTOM = Record({"name": text, "input": text}, required={"name": "a string", "input": "a string"})
 _CUSTOM_CALL = Record({"id": text, "type": OneOf(("custom",)), "custom": _CUSTOM}, required={"custom": "an object"})
@@ -103,7 +104,7 @@ class ToolCallKind:
             custom = _CUSTOM_CALL.read(value, path)
             return ToolCall(custom.get("id", ""), custom["custom"]["name"], text_arguments(custom["custom"]["input"]))
         given = _CALL.read(value, path)
-        return ToolCall(given.get("id", ""), **given["function"])
+        return ToolCall(given.get("id", ""), **_NO_ARGUMENTS | given["function"])
 
     def schema(self) -> Json:
         custom = Record(_CUSTOM_CALL.fields, {"type": "a string", **_CUSTOM_CALL.required})
@@ -140,7 +141,7 @@ class Turn:
         given = (_RESULT if source.get("role") in _RESULT_ROLES else _TURN).read(source, path)
         calls = given.get("tool_calls", ())
         if "function_call" in given:
-            calls = (*calls, ToolCall("", **given["function_call"]))
+            calls = (*calls, ToolCall("", **_NO_ARGUMENTS | given["function_call"]))
         content = given.get("content", given.get("refusal"))
         reasoning = given.get("reasoning_content")
         role = given["role"]

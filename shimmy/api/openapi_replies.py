@@ -214,12 +214,16 @@ def _item() -> Json:
     return either(
         item("message", {"role": TEXT, "content": parts}),
         item("reasoning", {"summary": parts, "content": parts}, {"encrypted_content": TEXT}),
-        item("function_call", {"call_id": TEXT, "name": TEXT, "arguments": TEXT}, {"namespace": TEXT}),
+        item("function_call", {"call_id": TEXT, "name": TEXT}, {"arguments": TEXT, "namespace": TEXT}),
         item(
             "function_call_output", {"output": either(TEXT, parts)}, {"call_id": TEXT, "name": TEXT, "namespace": TEXT}
         ),
         item("custom_tool_call", {"call_id": TEXT, "name": TEXT, "input": TEXT}, {"namespace": TEXT}),
-        item("custom_tool_call_output", {"call_id": TEXT, "output": either(TEXT, parts)}),
+        item(
+            "custom_tool_call_output",
+            {"output": either(TEXT, parts)},
+            {"call_id": TEXT, "name": TEXT, "namespace": TEXT},
+        ),
         {"type": "object", "required": ["id", "type"], "description": "Of a tool that another server ran."},
     )
 

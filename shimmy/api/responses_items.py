@@ -215,7 +215,7 @@ _item = ByType(
         ),
         "function_call": Record(
             {**_id, "call_id": _call_id, "name": text, "namespace": text, "arguments": text},
-            required={"call_id": "the id of a call", "name": "a string", "arguments": "a string of JSON"},
+            required={"call_id": "the id of a call", "name": "a string"},
         ),
         # Agents also tell of what nobody called, by a name and without the id of a call.
         "function_call_output": Record(
@@ -227,8 +227,8 @@ _item = ByType(
             required={"call_id": "the id of a call", "name": "a string", "input": "a string"},
         ),
         "custom_tool_call_output": Record(
-            {**_id, "call_id": _call_id, "output": Result(_text_part)},
-            required={"call_id": "the id of a call", "output": "a string or an array of parts"},
+            {**_id, "call_id": _call_id, "name": text, "namespace": text, "output": Result(_text_part)},
+            required={"output": "a string or an array of parts"},
         ),
         "reasoning": Record(
             {
@@ -327,7 +327,7 @@ def conversation(items: Iterable[Item], instructions: str = "") -> tuple[Message
                 _other(turns, item["role"]).texts.append(_joined(item["content"]))
             case "function_call" | "custom_tool_call":
                 names[item["call_id"]] = name = model_name(item["name"], item.get("namespace"))
-                arguments = item["arguments"] if "arguments" in item else text_arguments(item["input"])
+                arguments = text_arguments(item["input"]) if "input" in item else item.get("arguments", "")
                 _assistant(turns, up_to=CALLING).calls.append(ToolCall(item["call_id"], name, arguments))
             case "function_call_output" | "custom_tool_call_output":
                 turns.append(_answer(item, names))

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from shimmy.engine import thinking
 from shimmy.engine.control_tokens import ControlTokens, Guarded
-from shimmy.engine.template import ChatTemplate, described
+from shimmy.engine.template import ChatTemplate, described, parsed
 from shimmy.engine.tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
 from shimmy.errors import TemplateFailed
 from shimmy.messages import ChatPrompt, Message, ReplyFormat, Tool, ToolCall, ToolFormat
@@ -103,7 +103,7 @@ def _with_arguments_of(turn: Message) -> Message:
 def _as_json(call: ToolCall) -> ToolCall:
     """The call with arguments that are JSON: a string of it where they were none."""
     try:
-        json.loads(call.arguments)
+        parsed(call.arguments)
     except (ValueError, RecursionError):
         return replace(call, arguments=quoted(call.arguments))
     return call

@@ -9,6 +9,7 @@ from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property, partial
+from math import isfinite
 from typing import Any, TypeVar
 
 from shimmy.engine.jinja import compile_template
@@ -232,13 +233,28 @@ def _until_mark(text: str) -> str:
     return text[:end]
 
 
+def parsed(arguments: str) -> Any:
+    """JSON read as its grammar has it: ValueError for `NaN`, `Infinity` and what is too large for a number.
+
+    Python reads and writes these, and so would put into a prompt what is no JSON.
+    """
+    return json.loads(arguments, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not isfinite(value):
+        raise ValueError(number)
+    return value
+
+
 def _arguments(call: ToolCall) -> _Arguments | str:
     """What is no object is a text to the template, which writes it as it is, or as a string of JSON."""
     try:
-        parsed = json.loads(call.arguments)
+        value = parsed(call.arguments)
     except (ValueError, RecursionError):
         return call.arguments
-    return _Arguments(call.arguments, parsed) if isinstance(parsed, dict) else call.arguments
+    return _Arguments(call.arguments, value) if isinstance(value, dict) else call.arguments
 
 
 def _second_tries(variables: dict[str, Any]) -> Iterator[dict[str, Any]]:

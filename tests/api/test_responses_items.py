@@ -128,6 +128,14 @@ def test_what_nobody_called_is_a_text_with_its_name() -> None:
     assert turns(goal) == (Message("user", "[agent.goal_objective]\nwin"),)
     parts = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
     assert turns({"type": "function_call_output", "output": parts}) == (Message("user", "[tool]\na\nb"),)
+    patched = {"type": "custom_tool_call_output", "name": "apply_patch", "output": "done"}
+    assert turns(patched) == (Message("user", "[apply_patch]\ndone"),)
+
+
+def test_a_call_without_arguments_may_say_nothing_of_them() -> None:
+    without = {name: value for name, value in WEATHER.items() if name != "arguments"}
+    for item in (without, without | {"arguments": None}, without | {"arguments": ""}):
+        assert turns(item)[0].tool_calls[0].arguments == ""
 
 
 @pytest.mark.parametrize(
@@ -201,7 +209,7 @@ def test_a_reference_stands_for_the_item() -> None:
         ([WEATHER | {"arguments": {}}], "input[0].arguments"),
         ([WEATHER | {"call_id": ""}], "input[0].call_id"),
         ([{"type": "function_call_output"}], "input[0].output"),
-        ([{"type": "custom_tool_call_output", "output": "x"}], "input[0].call_id"),
+        ([{"type": "custom_tool_call_output"}], "input[0].output"),
         ([PATCH | {"input": None}], "input[0].input"),
         ([RAIN], "input"),
         ([{"type": "reasoning", "summary": "text"}], "input[0].summary"),

@@ -177,7 +177,9 @@ def test_tool_arguments_are_a_mapping_that_prints_as_its_json(expression: str, e
     assert render(source, Message("assistant", None, tool_calls=(CALL,))) == expected
 
 
-@pytest.mark.parametrize("arguments", ["not json", "[1, 2]", "", '"text"'])
+@pytest.mark.parametrize(
+    "arguments", ["not json", "[1, 2]", "", '"text"', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}']
+)
 def test_arguments_that_are_no_object_stay_text(arguments: str) -> None:
     message = Message("assistant", None, tool_calls=(ToolCall("1", "f", arguments),))
     source = "{{ messages[0].tool_calls[0].function.arguments is string }}"
