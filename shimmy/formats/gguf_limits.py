@@ -12,6 +12,7 @@ from shimmy.formats.gguf_header import Array, Value
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1_024  # LLAMA_MAX_EXPERTS
 MIN_CONTEXT = 2  # tokens: one to read and one to write
+MAX_CONTEXT = 2**31 - 1  # where a length is signed
 _ROPE_SCALINGS = (b"none", b"linear", b"yarn", b"longrope")
 _NO_TOKENIZERS = (b"none", b"no_vocab")
 _EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
@@ -48,6 +49,8 @@ def _about_sizes(metadata: Mapping[bytes, Value], architecture: str) -> str | No
         return f"it has {n_blocks} blocks, and the engine takes 1 to {MAX_BLOCKS}"
     if isinstance(n_ctx, int) and n_ctx < MIN_CONTEXT:
         return f"its context length is {n_ctx}, too few tokens to read and write any"
+    if isinstance(n_ctx, int) and n_ctx > MAX_CONTEXT:  # the engine would tell of a negative one
+        return f"its context length is {n_ctx}, and the engine takes {MAX_CONTEXT} at most"
     if isinstance(n_nextn, int) and isinstance(n_blocks, int) and n_nextn > n_blocks:
         return f"{n_nextn} of its {n_blocks} blocks are to predict further tokens"
     return None

@@ -107,6 +107,8 @@ WITHOUT_A_BYTE = with_items(
         (with_items(METADATA, "tokenizer.ggml.token_type", INT32, [1] * (len(TOKENS) - 1)), "toktypes"),
         (with_key(METADATA, LLAMA + "context_length", UINT32, 1), "its context length is 1"),
         (with_key(METADATA, LLAMA + "context_length", UINT32, 0), "its context length is 0"),
+        (with_key(METADATA, LLAMA + "context_length", UINT32, 2**31), "its context length is 2147483648"),
+        (with_key(METADATA, LLAMA + "context_length", UINT32, 2**32 - 1), "its context length is 4294967295"),
         (with_key(METADATA, LLAMA + "block_count", UINT32, 0), "0 blocks"),
         (with_key(METADATA, LLAMA + "block_count", UINT32, 513), "513 blocks"),
         (with_key(METADATA, LLAMA + "block_count", UINT32, 2**32 - 1), "blocks"),
