@@ -73,7 +73,7 @@ class Quarantine:
         if record is None or record.n_deaths < MAX_DEATHS:
             return None
         return (
-            f"`{name}` is not loaded any more: its worker ended {record.n_deaths} times in a row, lastly with "
+            f"`{name}` is not loaded any more: its worker ended {record.n_deaths} times in a row, the last time: "
             f"{record.reason}. Replace its file, or have it loaded with POST /api/models/{name}/load"
         )
 

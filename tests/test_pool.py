@@ -250,7 +250,7 @@ async def test_after_three_deaths_in_a_row_a_model_is_not_loaded_any_more() -> N
     for _ in range(3):
         (await house.loaded()).die()
         clock.now_s += 60
-    with pytest.raises(ModelUnavailable, match=r"3 times in a row, lastly with signal 9.*/models/tiny.q4-1/load"):
+    with pytest.raises(ModelUnavailable, match=r"3 times in a row, the last time: signal 9.*/models/tiny.q4-1/load"):
         await house.ask()
     assert house.start.n_loads == 3
     assert house.pool.slot(TINY.name) is None
