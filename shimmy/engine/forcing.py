@@ -79,7 +79,7 @@ class _Rules:
         starts = list(_RULE.finditer(lark))
         ends = [*(start.start() for start in starts[1:]), len(lark)]
         self._bodies: dict[str, str] = {}
-        for start, end in zip(starts, ends, strict=True):
+        for start, end in zip(starts, ends, strict=False):  # without a rule there is an end alone
             name = start[1].lstrip("?!")
             self._bodies[name] = f"{self._bodies.get(name, '')} {lark[start.end() : end]}"
         self._known = dict(others)

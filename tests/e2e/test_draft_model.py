@@ -46,4 +46,5 @@ def test_the_text_is_the_one_without_it_for_every_model_that_it_fits_and_for_the
 def test_a_file_that_is_not_there_is_said_before_anything_is_served(tmp_path: Path, models: Path) -> None:
     ended = run(tmp_path, "serve", "--bind", "127.0.0.1:0", "--model-path", models, "--draft-model", "nothing.gguf")
     assert ended.returncode == 2
-    assert ended.stderr == "shimmy: the draft model `nothing.gguf` cannot be read: No such file or directory\n"
+    missing = tmp_path / "nothing.gguf"
+    assert ended.stderr == f"shimmy: the draft model `{missing}` cannot be read: No such file or directory\n"

@@ -90,3 +90,8 @@ def test_parts_are_reckoned_where_they_are_named() -> None:
     parts.append({"name": "part1", "lark_grammar": 'start: "y" "z"\n'})
     assert 100 <= longest(parts) < 150
     assert longest([{"lark_grammar": "start: start start\n"}]) == 0
+
+
+def test_what_is_no_grammar_is_as_long_as_it_is() -> None:
+    assert longest([{"lark_grammar": "x"}]) == 1
+    assert longest([{"lark_grammar": ""}]) == 0
