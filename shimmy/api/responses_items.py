@@ -217,9 +217,9 @@ _item = ByType(
             {**_id, "call_id": _call_id, "name": text, "namespace": text, "arguments": text},
             required={"call_id": "the id of a call", "name": "a string"},
         ),
-        # Agents also tell of what nobody called, by a name and without the id of a call.
+        # Agents also tell of what nobody called, by a name, and with no id of a call or one that no call has.
         "function_call_output": Record(
-            {**_id, "call_id": _call_id, "name": text, "namespace": text, "output": Result(_text_part)},
+            {**_id, "call_id": text, "name": text, "namespace": text, "output": Result(_text_part)},
             required={"output": "a string or an array of parts"},
         ),
         "custom_tool_call": Record(
@@ -227,7 +227,7 @@ _item = ByType(
             required={"call_id": "the id of a call", "name": "a string", "input": "a string"},
         ),
         "custom_tool_call_output": Record(
-            {**_id, "call_id": _call_id, "name": text, "namespace": text, "output": Result(_text_part)},
+            {**_id, "call_id": text, "name": text, "namespace": text, "output": Result(_text_part)},
             required={"output": "a string or an array of parts"},
         ),
         "reasoning": Record(
@@ -315,7 +315,7 @@ def _found(item_id: str, find_item: FindItem) -> Item:
 def conversation(items: Iterable[Item], instructions: str = "") -> tuple[Message, ...]:
     """The turns of a chat. What the assistant did in a row, thinking, speaking and calling, is one of them.
 
-    Raises BadRequest for the output of a call that nobody made.
+    Raises BadRequest for the output of a call that nobody made, unless it has a name.
     """
     turns = [_Turn("system", [instructions])] if instructions else []
     names: dict[str, str] = {}  # of the functions called, by the ids of their calls
@@ -392,11 +392,11 @@ def _hosted_text(item: Item) -> str:
 
 def _answer(item: Item, names: Mapping[str, str]) -> _Turn:
     call_id, output = item.get("call_id"), item["output"]
-    if call_id is None:
+    if call_id is None or (call_id not in names and item.get("name")):
         name = ".".join(filter(None, (item.get("namespace"), item.get("name")))) or "tool"
         return _Turn("user", [f"[{name}]\n{output if isinstance(output, str) else _joined(output)}"])
     if call_id not in names:
-        message = f"No tool call found for function call output with call_id {call_id[:80]}."
+        message = f"No tool call found for function call output with call_id {call_id[:80] or '(empty)'}."
         raise BadRequest(message, param="input")
     content = output if isinstance(output, str) else _joined(output)
     return _Turn("tool", [content], name=names[call_id], call_id=call_id)

@@ -130,6 +130,10 @@ def test_what_nobody_called_is_a_text_with_its_name() -> None:
     assert turns({"type": "function_call_output", "output": parts}) == (Message("user", "[tool]\na\nb"),)
     patched = {"type": "custom_tool_call_output", "name": "apply_patch", "output": "done"}
     assert turns(patched) == (Message("user", "[apply_patch]\ndone"),)
+    for call_id in ("", "call_nobody_made"):
+        assert turns(goal | {"call_id": call_id}) == turns(goal)
+        assert turns(patched | {"call_id": call_id}) == turns(patched)
+    assert turns(WEATHER, RAIN | {"name": "weather"})[1].role == "tool"
 
 
 def test_a_call_without_arguments_may_say_nothing_of_them() -> None:
@@ -212,6 +216,9 @@ def test_a_reference_stands_for_the_item() -> None:
         ([{"type": "custom_tool_call_output"}], "input[0].output"),
         ([PATCH | {"input": None}], "input[0].input"),
         ([RAIN], "input"),
+        ([RAIN | {"call_id": ""}], "input"),
+        ([RAIN | {"name": ""}], "input"),
+        ([PATCHED | {"call_id": ""}], "input"),
         ([{"type": "reasoning", "summary": "text"}], "input[0].summary"),
     ],
 )  # fmt: skip
