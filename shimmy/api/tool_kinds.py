@@ -28,6 +28,7 @@ from shimmy.api.fields import (
     refuse,
     text,
 )
+from shimmy.errors import BadRequest
 from shimmy.messages import TEXT_ARGUMENT, Tool
 
 N_TOOLS_MAX = 512
@@ -112,10 +113,23 @@ def stand_in(kind: str) -> str:
     return f"[{what}, which this model cannot see]"
 
 
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The schema of a function's arguments, as JSON text."""
+
+    def read(self, value: object, path: str) -> str:
+        return _ANYTHING if value is True else _SCHEMA.read(value, path)
+
+    def schema(self) -> Json:
+        return {"anyOf": [_SCHEMA.schema(), {"const": True}]}
+
+
+_SCHEMA = JsonObject("a JSON Schema object")
+_ANYTHING = "true"  # the schema
 FUNCTION: Fields = {
     "name": ToolName(),
     "description": text,
-    "parameters": JsonObject("a JSON Schema object"),
+    "parameters": Parameters(),
     "strict": boolean,
 }
 NAMED = {"name": "the name of a function"}
@@ -209,6 +223,10 @@ def _text_tool(given: dict[str, Any], namespace: str | None = None) -> Callee:
 def _function(given: dict[str, Any], namespace: str | None = None) -> Callee:
     fields = {name: value for name, value in given.items() if name in FUNCTION}
     name = fields.pop("name")
+    if fields.get("parameters") == _ANYTHING:
+        if fields.get("strict"):
+            raise BadRequest(f"tools: the parameters of `{name}` are not those of an object", param="tools")
+        fields["parameters"] = "{}"  # which means the same, and is an object for chat templates
     return Callee(Tool(model_name(name, namespace), **fields), name, namespace)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # May stand before a call in a format without marks; templates do not show it (see tool_grammar.py).
 _PYTHON_TAG = "<|python_tag|>"
 _ANY_OBJECT = '{"type":"object"}'
+_NOT_OF_AN_OBJECT = "the schema, which is not one of an object,"  # lost as a whole
 _LOOKING_S = 1.0  # into the schemas of all tools of a job, beyond which they are not enforced
 _N_WARNINGS = 16  # of one job
 _N_TOLD = 256  # warnings that are in the log already
@@ -104,6 +105,9 @@ class Rules:
                 warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
                 text = _ANY_OBJECT
             schema, lost = self._loaded().schema(text, strict=tool.strict)
+            if not tool.strict and not self._takes_objects(schema):
+                schema, _ = self._loaded().schema(_ANY_OBJECT, strict=False)
+                lost = (_NOT_OF_AN_OBJECT,)
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
             return schema
 
@@ -123,6 +127,12 @@ class Rules:
             tools, choice, form.tools, special=self._hidden_token, thinking=thinking, prepare=arguments, texts=texts
         )
         return lark, tuple(warnings)
+
+    def _takes_objects(self, schema: dict[str, Any]) -> bool:
+        """Whether there are objects among what a schema allows, as arguments are objects."""
+        from shimmy.engine.tool_grammar import may_be_object, of_object
+
+        return schema.get("type") == "object" or (may_be_object(schema) and self._loaded().takes(of_object(schema)))
 
     def _text(self, tool: Tool) -> tuple[str, str]:
         try:

@@ -102,10 +102,20 @@ def _schema(tool: Tool, prepare: Callable[[Tool], dict[str, Any]]) -> str:
         schema = prepare(tool)
     except BadRequest as error:
         raise BadRequest(f"tools: the parameters of `{tool.name}`: {error.message}", param="tools") from error
-    kind = schema.get("type", "object")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+    if not may_be_object(schema):
         raise BadRequest(f"tools: the parameters of `{tool.name}` are not those of an object", param="tools")
-    return json.dumps({**schema, "type": "object"})
+    return json.dumps(of_object(schema))
+
+
+def may_be_object(schema: Mapping[str, Any]) -> bool:
+    """Whether the type that a schema names, if it names one, is that of an object."""
+    kind = schema.get("type", "object")
+    return kind == "object" or (isinstance(kind, list) and "object" in kind)
+
+
+def of_object(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the objects that another one allows."""
+    return {**schema, "type": "object"}
 
 
 class _Lark:

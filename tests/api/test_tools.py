@@ -30,6 +30,16 @@ def test_a_tool_is_nested_or_flat() -> None:
     assert FLAT.read({"name": "f", "defer_loading": True, "output_schema": {}}, "t") == declared(F)
 
 
+def test_parameters_may_be_the_schema_that_allows_anything_unless_they_are_strict() -> None:
+    assert FLAT.read({"name": "f", "parameters": True}, "t") == declared(Tool("f", "", "{}"))
+    nested = {"function": {"name": "f", "parameters": True, "strict": False}}
+    assert NESTED.read(nested, "t") == declared(Tool("f", "", "{}"))
+    with pytest.raises(BadRequest, match="the parameters of `f` are not those of an object"):
+        FLAT.read({"name": "f", "parameters": True, "strict": True}, "t")
+    with pytest.raises(BadRequest, match=r"t.parameters: expected a JSON Schema object, got"):
+        FLAT.read({"name": "f", "parameters": False}, "t")
+
+
 TEXT_SCHEMA = (
     '{"type":"object","properties":{"input":{"type":"string"%s}},"required":["input"],"additionalProperties":false}'
 )

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,37 @@ def test_a_strict_tool_is_refused_by_its_name_and_the_place(model: LlamaModel) -
     assert caught.value.message == (
         "tools: the parameters of `f`: `uniqueItems` at `#/properties/tags` cannot be enforced"
     )
+
+
+NO_OBJECTS = [
+    {"type": "string"},
+    {"type": ["string", "null"]},
+    {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+    {"enum": ["a", 1]},
+    {"const": None},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}},
+]
+
+
+@pytest.mark.parametrize("schema", NO_OBJECTS, ids=json.dumps)
+def test_a_schema_of_no_object_is_let_go_unless_it_is_strict(model: LlamaModel, schema: object) -> None:
+    tool, other = Tool("f", "", json.dumps(schema)), Tool("g", "", SET.replace(',"uniqueItems":true', ""))
+    guide, warnings = Rules(model).guide(job(tool, other), FORM)
+    assert guide is not None
+    assert warnings == ("tools: `f`: the schema, which is not one of an object, is not enforced",)
+    with pytest.raises(BadRequest):
+        Rules(model).guide(job(replace(tool, strict=True)), FORM)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{}, {"anyOf": [{"type": "object"}, {"type": "null"}]}, {"type": ["object", "null"]}, {"properties": {"a": {}}}],
+    ids=json.dumps,
+)
+def test_a_schema_of_objects_among_others_is_enforced(model: LlamaModel, schema: object) -> None:
+    guide, warnings = Rules(model).guide(job(Tool("f", "", json.dumps(schema))), FORM)
+    assert guide is not None
+    assert not warnings
 
 
 def test_a_schema_for_the_reply_is_enforced_as_far_as_it_can_be_where_the_caller_does_not_insist(
