@@ -282,6 +282,14 @@ class ToolFormat:
     separator: str | None = None
 
 
+class Beside(StrEnum):
+    """What a reply may hold beside reasoning and calls."""
+
+    TEXT = "text"  # which never begins as a call does
+    ANSWER = "answer"  # what another grammar takes, and what may begin like a call that no mark announces
+    NOTHING = "nothing"  # a call is required
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyFormat:
     """How the text of a job is to be read."""
@@ -289,6 +297,7 @@ class ReplyFormat:
     thinking: tuple[str, str] | None = None  # what begins and what ends reasoning
     is_thinking: bool = False  # the prompt has begun it already
     tools: ToolFormat | None = None  # None: what looks like a call is text
+    beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
     stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
 
     def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from os import urandom
 
 from shimmy.marks import Marks, StopFilter
-from shimmy.messages import Delta, ReplyFormat, ToolCall, ToolCallDelta, ToolFormat
+from shimmy.messages import Beside, Delta, ReplyFormat, ToolCall, ToolCallDelta, ToolFormat
 from shimmy.reading import SPACE, Reader, Reading, Say, Unexpected
 
 # What a function may be called, and more than OpenAI allows; it keeps what only looks like a call from being one.
@@ -32,12 +32,12 @@ class ReplyParser:
     Where the format has stop strings, the first that is complete in the content ends the reply.
 
     The arguments of a call are passed on as they come, as the model wrote them. What was read of a call before its name
-    and the beginning of its arguments are known is kept, and becomes content if they never are. White space around
-    calls is dropped.
+    and the beginning of its arguments are known is kept, and becomes content where the form is broken; where the text
+    ends there, the call was cut, and what was kept is dropped. White space around calls is dropped.
     """
 
     __slots__ = (
-        *("_calls", "_content", "_format", "_is_in_reasoning", "_is_plain", "_n_calls"),
+        *("_call_reader", "_calls", "_content", "_format", "_is_in_reasoning", "_is_plain", "_n_calls"),
         *("_reader", "_reading", "_reasoning", "_splits_reasoning", "_stops"),
     )
 
@@ -49,6 +49,7 @@ class ReplyParser:
         self._is_in_reasoning = False
         self._content = self._reasoning = ""
         self._calls: list[ToolCallDelta] = []
+        self._call_reader: _CallReader | None = None  # that waits for the next piece
         self._reader = Reader()
         self._reading = self._read()
         self._n_calls = 0
@@ -57,6 +58,19 @@ class ReplyParser:
     def has_calls(self) -> bool:
         """Whether a call was begun."""
         return self._n_calls > 0
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether what was fed ends within the marks of a call, or may: then what is held back is no content."""
+        if self._format.beside is Beside.NOTHING and not self._is_plain:
+            return not self._is_in_reasoning
+        calls = self._call_reader
+        if calls is None or not calls.is_bare:
+            return calls is not None
+        if self.has_calls and not calls.begins_with_name:
+            return True
+        # Without a mark, what has begun like a call may be the beginning of an answer in JSON.
+        return not self._reader.has_only_space() and (self.has_calls or self._format.beside is Beside.TEXT)
 
     @property
     def stopped_by(self) -> str | None:
@@ -77,6 +91,9 @@ class ReplyParser:
         """What was held back, now that nothing comes any more."""
         if not self._is_plain:
             if self._stops.matched is None:
+                if self.is_in_call:
+                    self._reader.unsaid.clear()
+                    self._reader.ahead = ""
                 self._reader.is_last = True
                 next(self._reading, None)
             self._content += self._stops.flush()
@@ -100,6 +117,7 @@ class ReplyParser:
 
     def _read_reasoning(self, start: str, end: str) -> Reading[None]:
         reader = self._reader
+        self._is_in_reasoning = self._format.is_thinking
         yield from reader.space()
         # A model whose prompt began its reasoning may write the mark once more.
         if not (yield from reader.expect(start)) and not self._format.is_thinking:
@@ -128,11 +146,13 @@ class ReplyParser:
             if not may_begin and not (yield from reader.until(calls.marks, self._say_content)):
                 return
             may_begin = False
+            self._call_reader = calls
             try:
                 yield from calls.read()
             except Unexpected:
                 if not reader.has_only_space():
                     self._say_unsaid()
+            self._call_reader = None
 
     def _begin_call(self, name: str, call_id: str | None) -> None:
         if self._stops.matched is not None:
@@ -216,6 +236,7 @@ class _CallReader:
         if tools.separator is not None:
             self._separator = re.compile(re.escape(tools.separator.strip()) or r"(?=[\s{])")
         self.is_bare = not (section_start or self._call_start)
+        self.begins_with_name = self._separator is not None
         # Inside of a section the start of a call may be short, so nothing but the section's announces calls then.
         self._is_opened_by_call = bool(self._call_start) and not section_start
         self.marks = Marks(section_start or self._call_start or _PYTHON_TAG)

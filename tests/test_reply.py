@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from shimmy.messages import Delta, ReplyFormat, ToolCall, ToolFormat
+from shimmy.messages import Beside, Delta, ReplyFormat, ToolCall, ToolFormat
 from shimmy.reply import Reply, ReplyParser
 
 # The forms of models in use, as their chat templates write them.
@@ -308,11 +308,6 @@ def test_only_what_may_become_a_mark_is_held_back() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "<tool_call>",
-        "<tool_call>\n{",
-        '<tool_call>{"name": "f"',
-        '<tool_call>{"name": "f", "argum',
-        '<tool_call>{"name": "f", "arguments": ',
         '<tool_call>{"name": "f", "arguments": "text"}</tool_call>',
         '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
         '<tool_call>{"name": 7, "arguments": {}}</tool_call>',
@@ -321,8 +316,6 @@ def test_only_what_may_become_a_mark_is_held_back() -> None:
         r'<tool_call>{"name": "\x", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "a\nb", "arguments": {}}</tool_call>',
         '<tool_call>{"arguments": {"a": 1}}</tool_call>',
-        '<tool_call>{"arguments": {"a": [1',
-        '<tool_call>{"arguments": {"a": 1}, "name"',
         "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>",
         "<tool_call>{}</tool_call>",
         "<tool_call>[]</tool_call> and more",
@@ -339,9 +332,6 @@ def test_a_broken_call_is_content(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "<function=",
-        "<function=f",
-        "<function=f>",
         "<function=f>[1]</function>",
         "<function=>{}</function>",
         "<function=f\n>x",
@@ -351,6 +341,60 @@ def test_a_broken_call_is_content(text: str) -> None:
 )
 def test_a_broken_name_is_content(text: str) -> None:
     assert parse_everywhere(text, ReplyFormat(tools=FUNCTION_TAG)) == (text, "", ())
+
+
+def beginnings(tools: ToolFormat) -> list[tuple[str, str | None]]:
+    """All beginnings of a reply of two calls, or of one, and what is known of the arguments of all calls in each."""
+    n_calls = 1 if tools is BARE_NAME else 2
+    text = write(tools, *[("get", '{"a": "}"}')] * n_calls)
+    told = [Reply() for _ in range(len(text) + 1)]
+    for end, reply in enumerate(told):
+        parser = ReplyParser(ReplyFormat(tools=tools))
+        for piece in text[:end]:
+            reply.add(parser.feed(piece))
+    return [
+        (text[:end], "".join(call.arguments for call in reply.calls) if reply.calls else None)
+        for end, reply in enumerate(told)
+    ]
+
+
+@pytest.mark.parametrize("thinking", [None, THINK])
+def test_where_a_call_is_required_nothing_of_one_that_is_cut_is_content(
+    tools: ToolFormat, thinking: tuple[str, str] | None
+) -> None:
+    form = ReplyFormat(thinking, tools=tools, beside=Beside.NOTHING)
+    for text, arguments in beginnings(tools):
+        for before in ("", "<think>\nHm.\n</think>\n\n") if thinking else ("",):
+            for pieces in ([before + text], [*before, *text]):
+                content, reasoning, calls = parse(pieces, form)
+                assert content == "", text
+                assert reasoning == ("Hm.\n" if before else "")
+                assert "".join(written for _, written in calls) == (arguments or "")
+    assert parse(["<think>Hm</th"], ReplyFormat(THINK, tools=tools, beside=Beside.NOTHING))[1] == "Hm</th"
+    assert parse(["</th"], ReplyFormat(THINK, True, tools, Beside.NOTHING))[1] == "</th"
+
+
+def test_behind_a_finished_call_and_behind_the_mark_of_one_nothing_that_is_cut_is_content(tools: ToolFormat) -> None:
+    mark = tools.section_start.strip().rstrip("[ ") or tools.call_start.strip() or "{"
+    for beside in Beside:
+        for text, arguments in beginnings(tools):
+            is_told = arguments is not None or (
+                tools is not BARE_NAME and text.startswith(mark) and (mark != "{" or beside is not Beside.ANSWER)
+            )
+            if not is_told or (tools is BARE_ARRAY and beside is Beside.ANSWER and arguments is None):
+                continue
+            form = ReplyFormat(tools=tools, beside=beside)
+            for pieces in ([text], list(text)):
+                assert parse(pieces, form)[0] == "", (beside, text)
+
+
+def test_what_may_be_text_or_an_answer_is_content_where_it_is_cut() -> None:
+    for beside in (Beside.TEXT, Beside.ANSWER):
+        for text in ("<tool_", "Use <tool_", "a <"):
+            assert parse_everywhere(text, ReplyFormat(tools=HERMES, beside=beside)) == (text, "", ())
+    answer = '{"name": "Bob'
+    assert parse_everywhere(answer, ReplyFormat(tools=LLAMA, beside=Beside.ANSWER)) == (answer, "", ())
+    assert parse_everywhere(answer, ReplyFormat(tools=LLAMA)) == ("", "", ())
 
 
 def test_a_call_behind_a_broken_one_is_read() -> None:
@@ -367,7 +411,7 @@ def test_arguments_that_never_end_go_on_to_the_end(rest: str) -> None:
     assert parse_everywhere(text, ReplyFormat(tools=HERMES)) == ("", "", (("f", rest),))
 
 
-@pytest.mark.parametrize("rest", ["; and more", ', "id"', ', "x": "</tool_call>', ", }</tool_call>", "}</tool_"])
+@pytest.mark.parametrize("rest", ["; and more", ', "x" "</tool_call>', ", }</tool_call>", "}</tool_x"])
 def test_what_is_broken_behind_the_arguments_is_content(rest: str) -> None:
     text = f'<tool_call>{{"name": "f", "arguments": {{}}{rest}'
     content = rest.removeprefix("}")
@@ -472,7 +516,14 @@ def test_mutated_replies_are_read_alike_however_they_are_cut(tools: ToolFormat, 
         for _ in range(10):
             cut = dice.randrange(len(text) + 1)
             assert parse([text[:cut], text[cut:]], form, split_reasoning=split_reasoning) == whole, text
-        assert_nothing_is_lost(text, whole)
+        if not ends_in_call(text, form, split_reasoning=split_reasoning):
+            assert_nothing_is_lost(text, whole)
+
+
+def ends_in_call(text: str, form: ReplyFormat, *, split_reasoning: bool) -> bool:
+    parser = ReplyParser(form, split_reasoning=split_reasoning)
+    parser.feed(text)
+    return parser.is_in_call
 
 
 def assert_nothing_is_lost(text: str, whole: Whole) -> None:

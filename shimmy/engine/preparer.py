@@ -8,6 +8,7 @@ import random
 import threading
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from shimmy.errors import BadRequest, ContextExceeded, ModelUnavailable, Templat
 from shimmy.formats.unconvertible import Unconvertible
 from shimmy.messages import (
     Adapter,
+    Beside,
     ChatPrompt,
     EmbeddingJob,
     FillPrompt,
@@ -151,6 +153,7 @@ class Preparer:
             n_forbidden = len(self._ends())
         sampling.check(job.sampling, n_vocab=self._model.n_vocab, n_forbidden=n_forbidden)
         tokens, reply_format = self._prompt(job.prompt, pause)
+        reply_format = replace(reply_format, beside=_beside_calls(job))
         scales = adapters.scales(self.adapters, job.lora)
         guide, warnings = self._rules.guide(job, reply_format)
         seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
@@ -367,3 +370,10 @@ def _normalizer(model: LlamaModel) -> "Normalizer | None":
         return Normalizer.from_text(stored)
     except Unconvertible as exc:
         raise ModelUnavailable(f"the model cannot be used: {exc}") from exc
+
+
+def _beside_calls(job: Job) -> Beside:
+    if job.grammar is not None:
+        return Beside.ANSWER
+    is_required = isinstance(job.prompt, ChatPrompt) and job.prompt.tool_choice.required
+    return Beside.NOTHING if is_required else Beside.TEXT

@@ -19,6 +19,7 @@ from shimmy.errors import ShimmyError, from_code
 from shimmy.messages import (
     Accepted,
     Adapter,
+    Beside,
     Candidate,
     Echo,
     Event,
@@ -200,6 +201,7 @@ def _read_finished(reason: str, usage: object, timings: object, stop_string: obj
 def _read_format(fields: object) -> ReplyFormat:
     known = values.members(fields)
     thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
+    beside = Beside(values.text(known.pop("beside")))
     if known:
         raise ValueError("format")
     pair = None
@@ -210,7 +212,7 @@ def _read_format(fields: object) -> ReplyFormat:
         pair = begins, ends
     marks: dict[object, Callable[[Any], object]] = {str: values.mark, str | None: values.optional(values.mark)}
     return ReplyFormat(
-        pair, values.truth(is_thinking), None if tools is None else values.made(ToolFormat, tools, marks)
+        pair, values.truth(is_thinking), None if tools is None else values.made(ToolFormat, tools, marks), beside
     )
 
 
