@@ -9,6 +9,7 @@ import re
 from shimmy.messages import TEXT_ARGUMENT
 
 _HEAD = re.compile(rf'\s*\{{\s*"{TEXT_ARGUMENT}"\s*:\s*"')
+_WRITTEN_HEAD = f'{{"{TEXT_ARGUMENT}":"'  # without white space; a call may be cut within it
 _HEAD_CHARACTERS = 64  # within which the text begins, or there is none
 # Whole characters of a JSON string. A surrogate is not whole before the other half.
 _WHOLE = re.compile(
@@ -48,7 +49,8 @@ class TextArgument:
         """What was held back, now that nothing comes any more."""
         if self._has_begun or self._is_over:
             return ""
-        return "" if self._unread.strip() in ("", "{}") else self._plain()
+        written = "".join(self._unread.split())
+        return "" if written == "{}" or _WRITTEN_HEAD.startswith(written) else self._plain()
 
     def _plain(self) -> str:
         text, self._unread, self._is_plain = self._unread, "", True

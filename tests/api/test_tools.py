@@ -126,6 +126,13 @@ def test_the_text_of_a_call_is_taken_out_however_it_is_cut(text: str, is_ascii: 
         part.encode()  # no half characters
 
 
+def test_a_call_that_is_cut_in_front_of_its_text_has_none() -> None:
+    head = '{ "input": "'
+    for end in range(len(head) + 1):
+        assert text_in(head[:end]) == ""
+    assert text_in('{"inputs') == '{"inputs'
+
+
 @pytest.mark.parametrize(
     ("written", "text"),
     [
