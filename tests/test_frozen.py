@@ -28,7 +28,8 @@ def home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on the outer process is dead."""
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    adopter = os.getppid() + 1  # not 1: the tests themselves may have been adopted
+    monkeypatch.setattr(os, "getppid", lambda: adopter)
 
 
 def another(path: Path, *, marker: bytes | None = unpacked.MARKER_TEXT, age_s: float = 0) -> Path:
