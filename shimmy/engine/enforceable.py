@@ -89,7 +89,9 @@ class _Relaxing:
         for place, keyword in bounds_too_close_to_zero(self._schema):
             self._lose(keyword, place)  # 0 itself passes, and nothing beyond it
         try:
-            if not self._takes(self._schema):
+            # What is taken as it is takes no mending, however busy the machine is.
+            if not self._llguidance_takes({**self._schema, "x-guidance": self._options}):
+                self._end_s = perf_counter() + _MENDING_S
                 self._coerce()
                 self._mend_keywords()
                 self._mend("#", self._schema)

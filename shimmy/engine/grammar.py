@@ -224,6 +224,10 @@ class Grammars:
         )
         return fault
 
+    def load(self) -> None:
+        """Load the library, which the first grammar would else wait for."""
+        self._loaded()
+
     def _loaded(self) -> Any:
         if self._library is None:
             self._library = _import_library()

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _PYTHON_TAG = "<|python_tag|>"
 _ANY_OBJECT = '{"type":"object"}'
 _NOT_OF_AN_OBJECT = "the schema, which is not one of an object,"  # lost as a whole
-_LOOKING_S = 1.0  # into the schemas of all tools of a job, beyond which they are not enforced
+_LOOKING_S = 1.0  # into the schemas of all tools of a job, beyond which large ones are not enforced
+# Those of the first tools that are no longer than this always are: how busy the machine is must not decide.
+_N_SURE, _SURE_CHARACTERS = 64, 4096
 _N_WARNINGS = 16  # of one job
 _N_TOLD = 256  # warnings that are in the log already
 
@@ -97,11 +99,14 @@ class Rules:
         assert isinstance(job.prompt, ChatPrompt)
         assert form.tools is not None
         warnings: list[str] = []
+        sure = {tool for tool in tools[:_N_SURE] if len(tool.parameters) <= _SURE_CHARACTERS}
+        self._loaded().load()  # which takes long the first time, and is no fault of the tools
         end_s = monotonic() + _LOOKING_S
 
         def arguments(tool: Tool) -> dict[str, Any]:
             text = tool.parameters
-            if tool not in kept or (monotonic() > end_s and not tool.strict):
+            is_late = tool not in sure and not tool.strict and monotonic() > end_s
+            if tool not in kept or is_late:
                 warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
                 text = _ANY_OBJECT
             schema, lost = self._loaded().schema(text, strict=tool.strict)

@@ -109,12 +109,10 @@ def test_every_required_call_is_one() -> None:
             n=N_CHOICES,
             seed=seed,
             temperature=1.0,
-            max_tokens=400,  # letters that nobody writes take several tokens each
+            max_tokens=200,
         )
         made = []
         for choice in whole.choices:
-            if choice.finish_reason == "length":  # a rare one goes on for ever, in what its schema allows
-                continue
             assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
             (call,) = choice.message.tool_calls or []
             assert call.type == "function"
@@ -123,7 +121,7 @@ def test_every_required_call_is_one() -> None:
 
     with ThreadPoolExecutor(N_AT_ONCE) as pool:
         made = [call for some in pool.map(calls, range(N_CALLS // N_CHOICES)) for call in some]
-    assert len(made) >= 0.95 * N_CALLS
+    assert len(made) == N_CALLS
     assert {name for name, _ in made} == set(schemas), "the model has a choice"
-    valid = [jsonschema.Draft202012Validator(schemas[name]).is_valid(json.loads(text)) for name, text in made]
-    assert sum(valid) >= 0.9 * N_CALLS
+    for name, arguments in made:
+        jsonschema.validate(json.loads(arguments), schemas[name])

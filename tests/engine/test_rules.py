@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine import variants
+from shimmy.engine import rules, variants
 from shimmy.engine.binding import LIBRARY_FOLDER
 from shimmy.engine.llama import CpuBackend, LlamaModel
 from shimmy.engine.rules import Rules
@@ -157,6 +157,17 @@ def test_tools_that_are_too_large_together_lose_the_largest_schemas(model: Llama
     assert all("too large together" in warning for warning in warnings[1:])
     with pytest.raises(BadRequest):
         Rules(model).guide(job(*(large_tool(index, strict=True) for index in range(16))), FORM)
+
+
+def test_how_busy_the_machine_is_decides_nothing_about_small_schemas(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "_LOOKING_S", -1.0)  # as if the first look had taken all the time there is
+    small = [Tool(f"small_{index}", parameters='{"type":"object","properties":{}}') for index in range(3)]
+    _, warnings = Rules(model).guide(job(*small), FORM)
+    assert warnings == ()
+    _, warnings = Rules(model).guide(job(*small, large_tool(0)), FORM)
+    assert [text.partition(":")[0] for text in warnings] == ["tools"]
 
 
 def test_warnings_have_an_end(model: LlamaModel) -> None:
