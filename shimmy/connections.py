@@ -116,7 +116,7 @@ class Connections:
 
     def _make_room(self) -> bool:
         """Close the connection that has waited the longest for a request, or for its end; whether there was one."""
-        connection = next((one for one in self._idle if not one.n_unsent), None) or self._slowest()
+        connection = next((one for one in self._idle if not (one.n_unsent or one.is_unread())), None) or self._slowest()
         if connection is None:
             return False
         self.forget(connection)
@@ -128,7 +128,9 @@ class Connections:
         """The connection whose body has been on its way the longest, or else one that is only being read from."""
         now_s = self.loop.time()
         begun = [(began_s, one) for one in self._open if (began_s := one.began_s(now_s)) is not None]
-        return min(begun, key=lambda pair: pair[0])[1] if begun else next(iter(self._idle), None)
+        if begun:
+            return min(begun, key=lambda pair: pair[0])[1]
+        return next((one for one in self._idle if not one.is_unread()), None)
 
     def _tell(self, text: str, argument: object) -> None:
         """Warn, but not of every connection of a flood."""

@@ -423,6 +423,17 @@ class Connection(TCPServer):
         is_late = self._is_busy and self._is_reading and self.protocol.is_in_body and now_s - began_s > _PATIENCE_S
         return began_s if is_late else None
 
+    def is_unread(self) -> bool:
+        """Whether the client has said something that was not looked at yet: it may be a request."""
+        sock = self.writer.get_extra_info("socket")
+        if sock.fileno() < 0:
+            return False
+        if cast("_Reader", self.reader).n_unread:
+            return True
+        poll = select.poll()
+        poll.register(sock, select.POLLIN | select.POLLRDHUP)
+        return any(event == select.POLLIN for _, event in poll.poll(0))  # with more than this, the client has left
+
     def close(self) -> None:
         """End it when the client has taken all in; for one that nothing is in progress on."""
         self._is_ending = True
@@ -434,13 +445,28 @@ class Connection(TCPServer):
         self.writer.transport.abort()
 
 
+class _Reader(asyncio.StreamReader):
+    """Counts the bytes that came and were not read yet."""
+
+    n_unread = 0
+
+    def feed_data(self, data: Any) -> None:
+        self.n_unread += len(data)
+        super().feed_data(data)
+
+    async def read(self, n: int = -1) -> bytes:
+        data = await super().read(n)
+        self.n_unread -= len(data)
+        return data
+
+
 async def open_connection(house: House, shared: Shared, sock: socket.socket, *, is_spare: bool) -> Connection:
     """A connection over `sock`, which was accepted, to be `run`. Raises OSError for a client that has left.
 
     A spare one is for the refusal of one request, or for the question whether the server is alive.
     """
     sock.setblocking(False)
-    reader = asyncio.StreamReader(limit=MAX_RECV, loop=house.loop)
+    reader = _Reader(limit=MAX_RECV, loop=house.loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=house.loop)
     try:
         transport, _ = await house.loop.connect_accepted_socket(lambda: protocol, sock)

@@ -5,7 +5,7 @@ import errno
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import wraps
 from typing import Any
 
@@ -481,6 +481,21 @@ async def test_when_all_are_busy_a_few_more_are_marked_and_the_rest_waits(caplog
         assert await late == (200, b"0")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "all 2 connections" in caplog.text
+
+
+@on_loop
+async def test_a_connection_whose_request_has_come_and_was_not_looked_at_makes_no_room() -> None:
+    async with serving(n_most=2) as house:
+        address = ("127.0.0.1", house.port)
+        with closing(socket.create_connection(address)) as first, closing(socket.create_connection(address)) as second:
+            await house.until(lambda: len(house.connections._idle) == 2)
+            for client in (first, second):  # these and the third come while the server is at something else
+                client.sendall(GET.replace(b"/a", b"/wait"))
+            with closing(socket.create_connection(address)) as third:
+                third.sendall(GET)
+                await house.until(lambda: len(house.app.scopes) == 3)
+            assert house.app.n_running == 2
+            assert [CROWDED in scope["extensions"] for scope in house.app.scopes] == [False, False, True]
 
 
 @on_loop
