@@ -138,7 +138,8 @@ async def serving(n_most: int = 100) -> AsyncIterator[House]:
     try:
         yield house
         for client in house.clients:
-            client.writer.transport.abort()
+            if not client.writer.is_closing():
+                client.writer.transport.abort()
         app.go_on.set()
         await house.until(house.is_empty)  # nothing is left of any connection
     finally:
