@@ -49,6 +49,14 @@ def _function(index: int) -> dict[str, object]:
     return {"type": "function", "function": function}
 
 
+def _record(index: int) -> dict[str, object]:
+    return {"type": "object", "properties": {f"p{index}": {"type": "array", "items": {"enum": [index, "x"]}}}}
+
+
+def _schema(schema: object) -> dict[str, object]:
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+
+
 HOSTILE_BODIES = {
     # Prompts.
     "200,000 token ids": Body(COMPLETION, _prompt(lambda: _repeated(b"1,", size=400_000))),
@@ -96,6 +104,15 @@ HOSTILE_BODIES = {
     "a large name": Body(CHAT, lambda _: b'{"model":"%b","messages":[]}' % (b"x" * (SIZE - 100))),
     "a large schema": Body(
         CHAT, _with("json_schema", lambda: _json({"enum": [f"value {n}" for n in range(400_000)]}), messages=HI)
+    ),
+    "alternatives": Body(CHAT, _chat(response_format=_schema({"anyOf": [_record(index) for index in range(500)]}))),
+    "nested repetitions": Body(
+        CHAT, _chat(response_format=_schema({"type": "string", "pattern": "^(([a-z]{1,50}-){1,50}/){1,50}$"}))
+    ),
+    "a grammar of many rules": Body(
+        CHAT,
+        _chat(grammar="".join(f'r{index} ::= "{index}" r{index + 1} | r{index + 1}\n' for index in range(5_000))
+              .replace("r0 ::=", "root ::=") + 'r5000 ::= "x"'),
     ),
     "template arguments": Body(CHAT, _chat(chat_template_kwargs={"x": ["y" * 20] * 500_000})),
     "a value of a wrong kind": Body(CHAT, _chat(stream="x" * 15_000_000)),

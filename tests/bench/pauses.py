@@ -1,12 +1,15 @@
 """How long a running server keeps others waiting while it reads and answers the largest and oddest bodies.
 
-python -m tests.bench.pauses URL MODEL [--only WORD] [--limit-ms 50]
+python -m tests.bench.pauses URL MODEL [--only WORD] [--limit-ms 50] [--stream] [--stream-limit-ms 300]
 
 A process beside this one asks for `/health` every 10 ms over one connection; the longest time that an answer took is
-the pause. On a machine with other work the first line, of nothing at all, says what of it is not the server's.
+the pause. With `--stream` another one reads a stream of the model's tokens; the longest time between two of them is
+the pause for other jobs of the worker. On a machine with other work the first line, of nothing at all, says what of it
+is not the server's.
 """
 
 import argparse
+import json
 import socket
 import sys
 import time
@@ -42,6 +45,30 @@ def tick(host: str, port: int, orders: Connection) -> None:
             longest_s = 0.0
 
 
+def stream(host: str, port: int, model: str, orders: Connection) -> None:
+    """Answer each order with the longest time, in seconds, between two tokens of one reply since the last order."""
+    fields = {"model": model, "prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    longest_s = 0.0
+    while True:
+        connection = HTTPConnection(host, port, timeout=TIMEOUT_S)
+        connection.request("POST", "/v1/completions", json.dumps(fields), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(response.read().decode())
+        last_s = 0.0
+        while line := response.readline():
+            now_s = time.perf_counter()
+            if not line.startswith(b"data: {"):
+                continue
+            longest_s = max(longest_s, now_s - last_s if last_s else 0.0)
+            last_s = now_s
+            if orders.poll():
+                if orders.recv() is None:
+                    return
+                orders.send(longest_s)
+                longest_s = 0.0
+
+
 def ask(host: str, port: int, body: Body, model: str) -> str:
     """Send `body`; returns what came back, in a few words."""
     connection = HTTPConnection(host, port, timeout=TIMEOUT_S)
@@ -58,29 +85,55 @@ def ask(host: str, port: int, body: Body, model: str) -> str:
     return f"{response.status} {said[:90].decode(errors='replace')!r}"
 
 
+class Watcher:
+    """A process that watches for pauses."""
+
+    def __init__(self, watch: Callable[..., None], *args: object) -> None:
+        self._orders, theirs = get_context("spawn").Pipe()
+        self._process = get_context("spawn").Process(target=watch, args=(*args, theirs), daemon=True)
+        self._process.start()
+
+    def longest_ms(self) -> float:
+        """Of the pauses since the last call."""
+        self._orders.send("longest")
+        return 1000 * float(self._orders.recv())
+
+    def end(self) -> None:
+        self._orders.send(None)
+        self._process.join(5)
+
+
 def measure(
-    url: str, model: str, bodies: dict[str, Body], quiet_s: float = QUIET_S, tell: Callable[[str], None] = print
-) -> dict[str, float]:
-    """The longest pause in milliseconds for each of `bodies`, by its name, and for nothing at all."""
+    url: str,
+    model: str,
+    bodies: dict[str, Body],
+    quiet_s: float = QUIET_S,
+    tell: Callable[[str], None] = print,
+    *,
+    with_stream: bool = False,
+) -> dict[str, list[float]]:
+    """The longest pause in milliseconds for each of `bodies`, by its name, and for nothing at all: of the server, and
+    of a stream.
+    """
     host, port = str(urlsplit(url).hostname), urlsplit(url).port or 80
-    ours, theirs = get_context("spawn").Pipe()
-    ticker = get_context("spawn").Process(target=tick, args=(host, port, theirs), daemon=True)
-    ticker.start()
-    pauses: dict[str, float] = {}
+    watchers = [Watcher(tick, host, port)]
+    if with_stream:
+        watchers.append(Watcher(stream, host, port, model))
+    pauses: dict[str, list[float]] = {}
     try:
         for name in ["nothing", *bodies]:
-            ours.send("longest")  # what was before does not count
-            ours.recv()
+            for watcher in watchers:
+                watcher.longest_ms()  # what was before does not count
             began_s = time.perf_counter()
             said = ask(host, port, bodies[name], model) if name in bodies else ""
             took_s = time.perf_counter() - began_s
             time.sleep(quiet_s)
-            ours.send("longest")
-            pauses[name] = 1000 * ours.recv()
-            tell(f"{name:26} {pauses[name]:7.1f} ms   reply after {took_s:6.2f} s   {said}")
+            pauses[name] = [watcher.longest_ms() for watcher in watchers]
+            figures = "  ".join(f"{pause:7.1f} ms" for pause in pauses[name])
+            tell(f"{name:26} {figures}   reply after {took_s:6.2f} s   {said}")
     finally:
-        ours.send(None)
-        ticker.join(5)
+        for watcher in watchers:
+            watcher.end()
     return pauses
 
 
@@ -90,12 +143,17 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--only", default="", help="bodies with this word in their names")
     parser.add_argument("--limit-ms", type=float, default=50.0)
+    parser.add_argument("--stream", action="store_true", help="watch a stream of the same model, too")
+    parser.add_argument("--stream-limit-ms", type=float, default=300.0)
     options = parser.parse_args()
     bodies = {name: body for name, body in HOSTILE_BODIES.items() if options.only in name}
-    pauses = measure(options.url, options.model, bodies)
-    worst = max(pauses, key=lambda name: pauses[name])
-    print(f"worst: {pauses[worst]:.1f} ms ({worst})")
-    return int(pauses[worst] > options.limit_ms)
+    pauses = measure(options.url, options.model, bodies, with_stream=options.stream)
+    is_over = False
+    for number, limit_ms in enumerate([options.limit_ms, options.stream_limit_ms][: 1 + options.stream]):
+        worst = max(pauses, key=lambda name: pauses[name][number])
+        print(f"worst: {pauses[worst][number]:.1f} ms ({worst}); limit {limit_ms:.0f} ms")
+        is_over |= pauses[worst][number] > limit_ms
+    return int(is_over)
 
 
 if __name__ == "__main__":
