@@ -9,16 +9,16 @@ def main() -> int:
     """Run the command line in `sys.argv`; returns the exit code."""
     _hold_standard_streams()
     if getattr(sys, "frozen", False):
-        from shimmy import unpacked
+        from shimmy.system import unpacked_folder
 
-        unpacked.keep()
+        unpacked_folder.keep()
     if sys.argv[1:2] == ["worker"]:
-        from shimmy.engine import head_start
+        from shimmy.engine import preload_libraries
 
         socket_fd = int(sys.argv[2])
         try:
-            head_start.begin()
-            from shimmy.engine.worker import main as worker_main
+            preload_libraries.begin()
+            from shimmy.engine.main import main as worker_main
         except BaseException as error:
             from shimmy.engine import last_words
 
@@ -26,17 +26,17 @@ def main() -> int:
             raise
         return worker_main(socket_fd)
     if sys.argv[1:2] == ["quantize"]:
-        from shimmy.engine.quantize import main as quantize_main
+        from shimmy.engine.llama.quantize import main as quantize_main
 
         return quantize_main(sys.argv[2:])
     if sys.argv[1:2] == ["trial"]:
-        from shimmy.engine.trial import main as trial_main
+        from shimmy.engine.tune.trial import main as trial_main
 
         return trial_main(sys.argv[2:])
     if sys.argv[1:2] and sys.argv[1] in _NEEDS_A_WORKER:
-        from shimmy.engine import process
+        from shimmy.workers import spawn
 
-        with process.ahead():
+        with spawn.ahead():
             return _command_line()
     return _command_line()
 

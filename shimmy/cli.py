@@ -18,7 +18,7 @@ from shimmy import __version__, log
 from shimmy.commands.console import Call
 from shimmy.config import DEFAULT_HOST, DEFAULT_PORT, OPTIONS, ConfigError, load
 from shimmy.errors import ShimmyError
-from shimmy.frozen import Home
+from shimmy.system.frozen_program import Home
 
 _SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 _MAX_SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
@@ -111,9 +111,9 @@ def _worker_ahead(call: Call) -> AbstractContextManager[None]:
     """A worker gets ready for the first model that is wanted from the start, while the server does."""
     if not call.config.preload:
         return nullcontext()
-    from shimmy.engine import process
+    from shimmy.workers import spawn
 
-    return process.ahead()
+    return spawn.ahead()
 
 
 def _version(call: Call) -> int:

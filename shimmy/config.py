@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shimmy.messages import MAX_ADAPTER_SCALE, ModelDefaults, SamplingParams
+from shimmy.messages.model_info import MAX_ADAPTER_SCALE, ModelDefaults
+from shimmy.messages.request import SamplingParams
+from shimmy.wire.worker_options import SAFETENSORS_TYPES
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
 LAST_AUTO_PORT = 11535
-# Names of llama.cpp's file types, and about how many bits each takes for a weight.
-SAFETENSORS_TYPES = {
-    "f32": 32.0, "bf16": 16.0, "f16": 16.0, "q8_0": 8.5, "q6_k": 6.57, "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.5,
-}  # fmt: skip
+
+
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_FORMATS = ("text", "json")
 _WEIGHTS = ("auto", "mapped", "repacked")

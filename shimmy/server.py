@@ -17,21 +17,21 @@ from shimmy import __version__, log
 from shimmy.api.access import is_loopback
 from shimmy.api.app import create_app
 from shimmy.background import in_thread, keep_running
+from shimmy.catalog.catalog import CatalogDiff, Registry
+from shimmy.catalog.header_cache import Headers
+from shimmy.catalog.naming import Names
+from shimmy.catalog.publisher import Librarian
+from shimmy.catalog.scan import Watched
+from shimmy.catalog.watcher import Watcher
 from shimmy.config import Config
-from shimmy.connections import N_SPARE, Connections
-from shimmy.discovery import Watched
 from shimmy.errors import ModelNotFound, ShimmyError
-from shimmy.events import Events
-from shimmy.frozen import Home
-from shimmy.generate import Services
-from shimmy.headers import Headers
-from shimmy.librarian import Librarian
-from shimmy.listening import BindError, listen, raise_descriptor_limit
+from shimmy.generation import Services
+from shimmy.http.connections import N_SPARE, Connections
+from shimmy.http.listening import BindError, listen, raise_descriptor_limit
 from shimmy.metrics import Metrics
-from shimmy.naming import Names
-from shimmy.pool import Pool
-from shimmy.registry import CatalogDiff, Registry
-from shimmy.watcher import Watcher
+from shimmy.model_events import Events
+from shimmy.pool.pool import Pool
+from shimmy.system.frozen_program import Home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -10,30 +10,21 @@ from pathlib import Path
 from typing import Any, ParamSpec, cast
 
 from shimmy import config
-from shimmy.api.exchange import ASGIApp, ASGIMessage
-from shimmy.engine.client import Hooks, WorkerClient
-from shimmy.engine.streams import JobStream
-from shimmy.engine.wire import WorkerOptions
+from shimmy.api.http_exchange import ASGIApp, ASGIMessage
+from shimmy.catalog.catalog import Catalog, Model, Registry
+from shimmy.catalog.header_cache import Headers
+from shimmy.catalog.publisher import Librarian
 from shimmy.errors import ShimmyError
-from shimmy.events import Events
-from shimmy.generate import Services
-from shimmy.headers import Headers
-from shimmy.librarian import Librarian
-from shimmy.messages import (
-    Accepted,
-    ChatPrompt,
-    Event,
-    Finished,
-    FinishReason,
-    GenerateRequest,
-    ModelFacts,
-    Piece,
-    Timings,
-    Usage,
-)
+from shimmy.generation import Services
+from shimmy.messages.event import Accepted, Finished, FinishReason, JobOutput, Piece, Timings, Usage
+from shimmy.messages.model_info import ModelFacts
+from shimmy.messages.request import ChatPrompt, GenerateRequest
 from shimmy.metrics import Metrics
-from shimmy.pool import Pool
-from shimmy.registry import Catalog, Model, Registry
+from shimmy.model_events import Events
+from shimmy.pool.pool import Pool
+from shimmy.wire.worker_options import WorkerOptions
+from shimmy.workers.worker_client import Hooks, WorkerClient
+from shimmy.workers.worker_streams import JobStream
 
 Parameters = ParamSpec("Parameters")
 
@@ -97,7 +88,10 @@ class FakeWorker:
     facts = ModelFacts(2048, 2048, 256, 4, 135, 1000, "tiny", "haswell", has_chat_template=True)
 
     def __init__(
-        self, script: Sequence[Event | ShimmyError] = (), *, scripts: Sequence[Sequence[Event | ShimmyError]] = ()
+        self,
+        script: Sequence[JobOutput | ShimmyError] = (),
+        *,
+        scripts: Sequence[Sequence[JobOutput | ShimmyError]] = (),
     ) -> None:
         self.script = script
         self.scripts = scripts

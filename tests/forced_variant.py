@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from shimmy.engine import variants
+from shimmy.engine.cpu_variants import variants
 
 FORCED = os.environ.get("SHIMMY_TEST_CPU_VARIANT") or None
 

@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from shimmy.engine import binding
-from shimmy.formats.gguf import GGML_TYPES, read_header, tensors
+from shimmy.engine.llama import binding
+from shimmy.formats.gguf.reader import GGML_TYPES, read_header, tensors
 from tests.tiny_checkpoints import LLAMA_NAMES, Weights, in_halves, write_checkpoint
 from tests.tokenizer_folders import read_metadata, smollm2, write_folder
 

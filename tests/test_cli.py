@@ -17,15 +17,18 @@ from typing import Any, cast
 import pytest
 
 from shimmy import __main__ as entry
-from shimmy import __version__, cli, pool, server
+from shimmy import __version__, cli, server
 from shimmy.commands import models
 from shimmy.config import OPTIONS, Bind, Config
-from shimmy.engine import process
-from shimmy.engine.client import Hooks, WorkerClient
-from shimmy.engine.wire import WorkerOptions
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
-from shimmy.frozen import Home
-from shimmy.messages import Accepted, Adapter, ChatPrompt, Event, Message, TextPrompt
+from shimmy.messages.event import Accepted, JobOutput
+from shimmy.messages.model_info import Adapter
+from shimmy.messages.request import ChatPrompt, Message, TextPrompt
+from shimmy.pool import pool
+from shimmy.system.frozen_program import Home
+from shimmy.wire.worker_options import WorkerOptions
+from shimmy.workers import spawn
+from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.fakes import SCRIPT, FakeWorker
 from tests.tiny_models import write_tiny_model
 
@@ -209,13 +212,13 @@ def test_a_bad_value_is_wrong_usage_and_names_the_flag(
 
 
 def test_a_worker_gets_ready_while_a_server_starts_that_will_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", "exec sleep 60"])
+    monkeypatch.setattr(spawn, "worker_command", lambda _fd, _name: ["sh", "-c", "exec sleep 60"])
     ahead: list[int] = []
-    monkeypatch.setattr(server, "serve", lambda _config, _home: ahead.append(len(process._ahead)))
+    monkeypatch.setattr(server, "serve", lambda _config, _home: ahead.append(len(spawn._ahead)))
     assert cli.main(["serve", "--preload", "some"]) == 0
     assert cli.main(["serve"]) == 0
     assert ahead == [1, 0]
-    assert not process._ahead
+    assert not spawn._ahead
 
 
 @pytest.mark.parametrize(
@@ -224,11 +227,11 @@ def test_a_worker_gets_ready_while_a_server_starts_that_will_need_one(monkeypatc
 def test_a_command_that_needs_a_worker_starts_it_first(
     command: str, n_ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", "exec sleep 60"])
-    monkeypatch.setattr(cli, "main", lambda _arguments: 5 + len(process._ahead))
+    monkeypatch.setattr(spawn, "worker_command", lambda _fd, _name: ["sh", "-c", "exec sleep 60"])
+    monkeypatch.setattr(cli, "main", lambda _arguments: 5 + len(spawn._ahead))
     monkeypatch.setattr(sys, "argv", ["shimmy", command])
     assert entry.main() == 5 + n_ahead
-    assert not process._ahead
+    assert not spawn._ahead
 
 
 def test_an_address_in_use_is_could_not_start(
@@ -442,7 +445,11 @@ def test_a_terminal_sees_a_bar_that_fills(
     [((BadRequest("no such thing"),), ""), ((Accepted(1), SCRIPT[1], ModelUnavailable("no such thing")), "Hel")],
 )
 def test_an_error_ends_with_1_and_goes_to_stderr(
-    script: tuple[Event | ShimmyError, ...], out: str, worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]
+    script: tuple[JobOutput | ShimmyError, ...],
+    out: str,
+    worker: Worker,
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     worker.script = script
     assert cli.main(["generate", str(path), "--prompt", "hi"]) == 1

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load, n_bytes
-from shimmy.messages import ModelDefaults, SamplingParams
+from shimmy.messages.model_info import ModelDefaults
+from shimmy.messages.request import SamplingParams
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
 VALUES: dict[str, tuple[str, Any, str, Any]] = {

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from shimmy.api.openai_parse import CHAT, COMPLETION
+from shimmy.api.openai.parse import CHAT, COMPLETION
 from tools.reference import FILE, reference
 
 ROOT = Path(__file__).parent.parent

@@ -28,7 +28,7 @@ def root() -> Iterator[logging.Logger]:
 
 def test_text_is_a_line_on_stderr_with_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up("info", "text")
-    logging.getLogger("shimmy.pool").warning("loaded `%s`", "tiny")
+    logging.getLogger("shimmy.pool.pool").warning("loaded `%s`", "tiny")
     printed = capsys.readouterr()
     time, level, message = printed.err.split(maxsplit=2)
     assert time.count(":") == 2
@@ -38,12 +38,12 @@ def test_text_is_a_line_on_stderr_with_time_level_and_message(capsys: pytest.Cap
 
 def test_json_is_one_object_a_line_whatever_is_in_the_message(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up("info", "json")
-    logging.getLogger("shimmy.pool").error('two\nlines, "quotes", %s', "\udcff é")
+    logging.getLogger("shimmy.pool.pool").error('two\nlines, "quotes", %s', "\udcff é")
     (line,) = capsys.readouterr().err.splitlines()
     fields = json.loads(line)
     assert isinstance(fields.pop("time"), float)
     assert fields == {
-        "level": "error", "logger": "shimmy.pool", "message": 'two\nlines, "quotes", \udcff é',
+        "level": "error", "logger": "shimmy.pool.pool", "message": 'two\nlines, "quotes", \udcff é',
     }  # fmt: skip
 
 

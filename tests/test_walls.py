@@ -36,13 +36,13 @@ FLOORS = (
 )
 # The only importers of a foreign package: a folder ends with a dot.
 BORDERS = {
-    "llama_cpp": ("shimmy.engine.binding",),
-    "llguidance": ("shimmy.engine.grammar",),
-    "jinja2": ("shimmy.engine.template", "shimmy.engine.jinja"),
-    "markupsafe": ("shimmy.engine.template", "shimmy.engine.jinja"),
+    "llama_cpp": ("shimmy.engine.llama.binding",),
+    "llguidance": ("shimmy.engine.constrain.guides",),
+    "jinja2": ("shimmy.engine.chat.template", "shimmy.engine.chat.jinja_sandbox"),
+    "markupsafe": ("shimmy.engine.chat.template", "shimmy.engine.chat.jinja_sandbox"),
     "starlette": ("shimmy.api.", "shimmy.server"),
-    "watchdog": ("shimmy.inotify",),
-    "hypercorn": ("shimmy.http1",),
+    "watchdog": ("shimmy.system.inotify",),
+    "hypercorn": ("shimmy.http.http1",),
 }
 DIALECTS = ("openai", "responses", "ollama", "anthropic")
 WORKER_ONLY = {"jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors"} | {
@@ -227,7 +227,7 @@ def test_dialects_do_not_know_each_other() -> None:
         module: dialect for module in PATHS for dialect in DIALECTS
         if module == f"shimmy.api.{dialect}" or module.startswith(f"shimmy.api.{dialect}_")
     }  # fmt: skip
-    assert dialect_of["shimmy.api.openai_parse"] == "openai"
+    assert dialect_of["shimmy.api.openai.parse"] == "openai"
     for module, dialect in dialect_of.items():
         imported = {dialect_of.get(found.target, dialect) for found in IMPORTS[module]}
         assert imported <= {dialect}, module
@@ -236,12 +236,12 @@ def test_dialects_do_not_know_each_other() -> None:
 @pytest.mark.parametrize("entry", ["shimmy.server", "shimmy.cli"])
 def test_no_path_of_imports_leads_the_parent_into_the_worker(entry: str) -> None:
     seen = reachable(entry)
-    assert "shimmy.engine.client" in seen
+    assert "shimmy.workers.worker_client" in seen
     assert not {name for name in seen if name in WORKER_ONLY or name.split(".")[0] in WORKER_ONLY}
 
 
 def test_the_worker_is_what_the_reader_of_imports_would_find() -> None:
-    assert reachable("shimmy.engine.worker") >= {"shimmy.engine.binding", "llama_cpp", "jinja2"}
+    assert reachable("shimmy.engine.main") >= {"shimmy.engine.llama.binding", "llama_cpp", "jinja2"}
 
 
 def test_what_the_parent_imports_for_real_brings_nothing_of_the_workers() -> None:
@@ -256,4 +256,4 @@ def test_what_the_parent_imports_for_real_brings_nothing_of_the_workers() -> Non
 def test_a_worker_is_dispatched_before_anything_of_the_server_is_imported() -> None:
     at_once = {found.target for found in IMPORTS["shimmy.__main__"] if found.at_module_level}
     assert at_once == {"sys"}
-    assert not {"starlette", "hypercorn"} & {name.split(".")[0] for name in reachable("shimmy.engine.worker")}
+    assert not {"starlette", "hypercorn"} & {name.split(".")[0] for name in reachable("shimmy.engine.main")}

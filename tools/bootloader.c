@@ -5,7 +5,7 @@
  * - The program is the file that was started, whatever happens to its name afterwards: it is read through a descriptor.
  * - It is unpacked where there is room and where programs may run, if need be into memory, and a start that fails leaves
  *   nothing behind.
- * - The folder is locked while the program runs, and says whose it is: see shimmy/frozen.py.
+ * - The folder is locked while the program runs, and says whose it is: see shimmy/system/frozen_program.py.
  * - Libraries of others, to which LD_LIBRARY_PATH leads, are not used.
  */
 
@@ -26,7 +26,7 @@
 #include "pyi_main.h"
 #include "pyi_utils.h"
 
-/* shimmy/frozen.py has the same two. */
+/* shimmy/system/frozen_program.py has the same two. */
 #define MARKER "shimmy.home"
 #define MARKER_TEXT "unpacked by shimmy\n"
 

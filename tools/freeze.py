@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from shimmy.engine.packed import GRAMMAR_ARCHIVE
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
 from tools import variants
 from tools.bootloader import bootloader
 from tools.engine import engine_key, library_folder

@@ -6,7 +6,7 @@ Run by `make docs`; a test compares the file with what this makes. Needs the pro
 import sys
 from pathlib import Path
 
-from shimmy.api.app import ROUTES
+from shimmy.api.routes import ROUTES
 from shimmy.config import OPTIONS, Bind, Option
 from shimmy.errors import BY_CODE
 from shimmy.metrics import Metrics

@@ -1,13 +1,13 @@
 """The archive of ggml's CPU variants: packs what the frozen file's worker unpacks one of.
 
-The format and what each variant needs stand in shimmy/engine/variants.py, beside the reader.
+The format and what each variant needs stand in shimmy/engine/cpu_variants/variants.py, beside the reader.
 """
 
 import json
 import lzma
 from pathlib import Path
 
-from shimmy.engine.variants import ARCHIVE_NAME, LIBRARY_PREFIX, VARIANTS
+from shimmy.engine.cpu_variants.variants import ARCHIVE_NAME, LIBRARY_PREFIX, VARIANTS
 
 __all__ = ["ARCHIVE_NAME", "pack", "read_libraries"]
 
@@ -40,5 +40,5 @@ def read_libraries(folder: Path) -> dict[str, bytes]:
     expected = {name for name, _ in VARIANTS if name.startswith("arm") == is_arm}
     if paths.keys() != expected:
         odd = ", ".join(sorted(paths.keys() ^ expected))
-        raise ValueError(f"the engine's CPU variants and those of shimmy/engine/variants.py differ in: {odd}")
+        raise ValueError(f"the engine's CPU variants and those of cpu_variants/variants.py differ in: {odd}")
     return {name: path.read_bytes() for name, path in paths.items()}

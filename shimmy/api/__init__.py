@@ -1,1 +1,1 @@
-"""The HTTP side: requests of a dialect in, replies of that dialect out. JSON dicts stop here."""
+"""PARENT. HTTP: a dialect's requests in, its replies out. JSON dictionaries stop here."""

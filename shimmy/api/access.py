@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Sequence
 from functools import cached_property
 
-from shimmy.api.exchange import ASGIApp, ASGIMessage, Headers, Receive, Scope, Send, header
+from shimmy.api.http_exchange import ASGIApp, ASGIMessage, Headers, Receive, Scope, Send, header
 from shimmy.config import Bind
 from shimmy.errors import Forbidden
 

@@ -8,120 +8,37 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match, Route
 
-from shimmy.api import ops
 from shimmy.api.access import CorsHeaders, Hosts, Origins, Policy
+from shimmy.api.admin import ops
 from shimmy.api.base_urls import BaseUrls
-from shimmy.api.exchange import Exchange, Receive, Scope, Send
+from shimmy.api.http_exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Crowd, Replies
-from shimmy.api.response_store import ResponseStore
+from shimmy.api.responses.store import ResponseStore
 from shimmy.errors import MethodNotAllowed, NotFound
+from shimmy.api.routes import Handler
+from shimmy.api.routes import Later
+from shimmy.api.routes import OPEN_PATHS
+from shimmy.api.routes import ROUTES
+from shimmy.api.routes import _control
+from shimmy.api.routes import _docs
+from shimmy.api.routes import _embeddings
+from shimmy.api.routes import _openai
+from shimmy.api.routes import _responses
+from shimmy.api.routes import _tokens
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from starlette.requests import Request
 
-    from shimmy.generate import Services
-
-Handler = Callable[[Exchange], Awaitable[None]]
-
-
-class Later:
-    """Handlers whose module is imported with its first request: a start needs none of them, and most servers few.
-
-    They are as quick as others from then on. `load` imports the module and returns it; that takes some tens of
-    milliseconds, and the event loop goes on meanwhile.
-    """
-
-    def __init__(self, load: "Callable[[], ModuleType]") -> None:
-        self._load = load
-        self._module: ModuleType | None = None
-
-    def __getattr__(self, name: str) -> Handler:
-        async def handle(exchange: Exchange) -> None:
-            if self._module is None:
-                from shimmy.api.aside import aside
-
-                self._module = await aside(self._load)
-            await getattr(self._module, name)(exchange)
-
-        return handle
-
-
-def _control() -> "ModuleType":
-    from shimmy.api import control
-
-    return control
-
-
-def _docs() -> "ModuleType":
-    from shimmy.api import docs
-
-    return docs
-
-
-def _embeddings() -> "ModuleType":
-    from shimmy.api import embeddings
-
-    return embeddings
-
-
-def _openai() -> "ModuleType":
-    from shimmy.api import openai
-
-    return openai
-
-
-def _responses() -> "ModuleType":
-    from shimmy.api import responses
-
-    return responses
-
-
-def _tokens() -> "ModuleType":
-    from shimmy.api import tokens
-
-    return tokens
-
+    from shimmy.generation import Services
 
 control, docs, embeddings = Later(_control), Later(_docs), Later(_embeddings)
 openai, responses, tokens = Later(_openai), Later(_responses), Later(_tokens)
 
-# HEAD is answered wherever GET is. `{rest:path}` takes what is left of a path, slashes included.
-ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("GET", "/", ops.about),
-    ("GET", "/health", ops.health),
-    ("GET", "/ready", ops.ready),
-    ("GET", "/version", ops.version),
-    ("GET", "/metrics", ops.metrics),
-    ("GET", "/openapi.json", docs.openapi),
-    ("GET", "/docs", docs.page),
-    ("GET", "/v1/models", openai.models),
-    ("GET", "/v1/models/{rest:path}", openai.model),
-    ("POST", "/v1/chat/completions", openai.chat_completions),
-    ("POST", "/v1/completions", openai.completions),
-    ("POST", "/v1/embeddings", embeddings.embeddings),
-    ("POST", "/v1/responses", responses.create),
-    ("POST", "/v1/responses/input_tokens", responses.input_tokens),
-    ("GET", "/v1/responses/{rest}", responses.retrieve),
-    ("DELETE", "/v1/responses/{rest}", responses.delete),
-    ("GET", "/v1/responses/{rest}/input_items", responses.input_items),
-    ("POST", "/v1/responses/{rest}/cancel", responses.cancel),
-    ("GET", "/api/events", control.events),
-    ("GET", "/api/models", control.models),
-    ("POST", "/api/models/discover", control.discover),
-    ("GET", "/api/models/{rest:path}/status", control.status),
-    ("POST", "/api/models/{rest:path}/load", control.load),
-    ("POST", "/api/models/{rest:path}/unload", control.unload),
-    ("POST", "/tokenize", tokens.tokenize),
-    ("POST", "/detokenize", tokens.detokenize),
-    ("POST", "/apply-template", tokens.apply_template),
-)
 _OPENAI_PATHS = tuple(
     dict.fromkeys(f"`{path}`" for _, path, _ in ROUTES if path.startswith("/v1/") and "{" not in path)
 )
-# Probes carry no key and learn one word; the page of documentation, the same everywhere, asks for a key by itself.
-OPEN_PATHS = frozenset({"/health", "/ready", "/docs"})
 
 
 def create_app(services: "Services") -> Starlette:

@@ -5,7 +5,7 @@ path of a route. Knows which paths are served, and writes a request's as the rou
 import re
 from collections.abc import Sequence
 
-from shimmy.api.exchange import ASGIApp, Receive, Scope, Send
+from shimmy.api.http_exchange import ASGIApp, Receive, Scope, Send
 
 _VERSION = "/v1"
 _SLASHES = re.compile("//+")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shimmy.errors import BadRequest
 
 if TYPE_CHECKING:
-    from shimmy.api.fields import Json
+    from shimmy.api.request_fields.kinds import Json
 
 # A body may begin with one of these. Those of UTF-32 begin like those of UTF-16.
 _UTF_8_MARK = codecs.BOM_UTF8
@@ -54,7 +54,7 @@ def decode_object(body: bytes | bytearray) -> "Json":
     """The JSON object in `body`; raises BadRequest for anything else, and for too much of it."""
     value = decode(body)
     if not isinstance(value, dict):
-        from shimmy.api.fields import kind_of  # a start needs nothing of it
+        from shimmy.api.request_fields.kinds import kind_of  # a start needs nothing of it
 
         raise BadRequest(f"the body: expected an object, got {kind_of(value)}")
     return value
@@ -67,7 +67,7 @@ def decode(body: bytes | bytearray) -> Any:
     try:
         if size.is_plain:
             return _plain.decode(body.decode())
-        from shimmy.large_json import LargeJson, Unreadable  # few bodies are
+        from shimmy.text.json_decoder import LargeJson, Unreadable  # few bodies are
 
         try:
             return LargeJson(body.decode("latin-1"), _plain, is_utf8=not body.isascii()).value()

@@ -6,7 +6,7 @@ and what grows over the limit is refused as soon as it does.
 
 import asyncio
 
-from shimmy.api.exchange import ACCEPTED_ENCODINGS
+from shimmy.api.http_exchange import ACCEPTED_ENCODINGS
 from shimmy.errors import BadRequest, PayloadTooLarge, UnsupportedEncoding
 
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's `wbits` for each container

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from hmac import compare_digest
 
-from shimmy.api.exchange import (
+from shimmy.api.http_exchange import (
     CROWDED,
     ASGIApp,
     ASGIMessage,

@@ -12,13 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shimmy.api.aside import aside
-from shimmy.api.exchange import ClientGone, Exchange, error_of
+from shimmy.api.http_exchange import ClientGone, Exchange, error_of
 from shimmy.errors import Internal, ShimmyError
-from shimmy.generate import close, together
-from shimmy.messages import Accepted, Echo, Finished, Piece
+from shimmy.generation import close, together
+from shimmy.messages.event import Accepted, Echo, Finished, Piece
 
 if TYPE_CHECKING:
-    from shimmy.generate import Generation
+    from shimmy.generation import Generation
 
 # An error up to here is a plain 4xx or 5xx. Later, while a model still loads, the client gets its 200 and pings.
 ACCEPT_WAIT_S = 5.0

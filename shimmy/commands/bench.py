@@ -4,15 +4,15 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shimmy.bench import Result, measure, trials
+from shimmy.catalog.catalog import Model
+from shimmy.commands.benchmark import Result, measure, trials
 from shimmy.commands.console import Call, ProgressBar, print_table
 from shimmy.commands.models import count, model_fields, with_model
 from shimmy.config import ConfigError
-from shimmy.engine.machine import n_physical_cores
-from shimmy.registry import Model
+from shimmy.system.cpu import n_physical_cores
 
 if TYPE_CHECKING:
-    from shimmy.generate import Services
+    from shimmy.generation import Services
 
 
 def bench(call: Call) -> int:

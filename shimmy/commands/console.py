@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shimmy.config import Config
-from shimmy.frozen import Home
+from shimmy.system.frozen_program import Home
 
 
 @dataclass(frozen=True, slots=True)

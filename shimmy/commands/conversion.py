@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shimmy.commands.console import Call, ProgressBar
-from shimmy.engine.machine import n_physical_cores
 from shimmy.errors import NotFound
-from shimmy.formats import convert as conversion
-from shimmy.formats.safetensors import InvalidSafetensors
-from shimmy.formats.unconvertible import Unconvertible
-from shimmy.program import environment, executable, own_program
+from shimmy.formats.convert import convert as conversion
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
+from shimmy.system.cpu import n_physical_cores
+from shimmy.system.self_command import environment, executable, own_program
 
 
 def convert(call: Call) -> int:

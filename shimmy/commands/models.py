@@ -8,18 +8,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shimmy.catalog.catalog import Catalog, Model, Registry, shown
+from shimmy.catalog.header_cache import Headers
+from shimmy.catalog.naming import Names
+from shimmy.catalog.scan import report, scan
 from shimmy.commands.console import Call, ProgressBar, print_table
 from shimmy.config import Config
-from shimmy.discovery import report, scan
 from shimmy.errors import NotFound
-from shimmy.headers import Headers
-from shimmy.messages import ChatPrompt, Finished, GenerateRequest, Message, TextPrompt
-from shimmy.naming import Names
-from shimmy.registry import Catalog, Model, Registry, shown
+from shimmy.messages.event import Finished
+from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPrompt
 
 if TYPE_CHECKING:
-    from shimmy.events import Events
-    from shimmy.generate import Services
+    from shimmy.generation import Services
+    from shimmy.model_events import Events
 
 # What a model is to us, and nothing that a person asked for.
 _INNER_FIELDS = {
@@ -62,7 +63,7 @@ def generate(call: Call) -> int:
     prompt_text = sys.stdin.read() if call.options.prompt == "-" else call.options.prompt
 
     async def generate_text(services: "Services", model: Model) -> int:
-        from shimmy.generate import generate
+        from shimmy.generation import generate
 
         worker = await services.pool.ensure_ready(model)
         is_chat = worker.facts.has_chat_template and not call.options.raw
@@ -109,10 +110,10 @@ def _print_end(call: Call, model: Model, text: str, finished: Finished) -> None:
 
 def with_model(config: Config, name: str, use: Callable[["Services", Model], Any]) -> Any:
     """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
-    from shimmy.events import Events
-    from shimmy.generate import Services, no_discovery
+    from shimmy.generation import Services, no_discovery
     from shimmy.metrics import Metrics
-    from shimmy.pool import Pool
+    from shimmy.model_events import Events
+    from shimmy.pool.pool import Pool
 
     path = Path(name)
     is_place = path.is_file() or (path / "config.json").is_file()  # of a GGUF, or of a model in SafeTensors

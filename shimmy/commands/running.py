@@ -6,8 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from shimmy.commands.console import Call, print_table
+from shimmy.commands.server_client import NoServer, ask
 from shimmy.errors import NotFound
-from shimmy.remote import NoServer, ask
 
 
 def ps(call: Call) -> int:

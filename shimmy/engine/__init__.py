@@ -1,1 +1,1 @@
-"""The worker's side: everything that touches a model's content. Only `client.py` and `wire.py` run in the parent."""
+"""WORKER. A process that has one model loaded and runs its jobs; nothing in here is imported by the parent."""

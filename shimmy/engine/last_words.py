@@ -7,15 +7,17 @@ import os
 from errno import ENOMEM
 from typing import TYPE_CHECKING
 
+from shimmy.wire import frames
+
 if TYPE_CHECKING:
     from shimmy.errors import ShimmyError
 
 
 def say(socket_fd: int, error: BaseException) -> None:
     """Send why this process ends, before there is anything that speaks for it."""
-    from shimmy.engine import reports, wire
+    from shimmy.wire import reports
 
-    data = wire.frame(reports.dying_frame(reason(error)))
+    data = frames.frame(reports.dying_frame(reason(error)))
     while data:
         try:
             data = data[os.write(socket_fd, data) :]

@@ -10,20 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shimmy import memory
-from shimmy.engine import adapters, pooling, variants, wire
-from shimmy.engine.binding import LIBRARY, LIBRARY_FOLDER
-from shimmy.engine.context import form_of_cells
-from shimmy.engine.llama import CpuBackend, LlamaModel
-from shimmy.engine.variant_trust import TrustedVariants
+from shimmy.engine import lora_adapters as adapters
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.cpu_variants.variant_trust import TrustedVariants
+from shimmy.engine.llama.binding import LIBRARY, LIBRARY_FOLDER
+from shimmy.engine.llama.context import form_of_cells
+from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.errors import ModelUnavailable, TemplateFailed
-from shimmy.formats import gguf, gguf_vocabulary
-from shimmy.messages import ChatPrompt, Message, ModelFacts, PromptTraffic
+from shimmy.formats import pooling_type
+from shimmy.formats.gguf import reader, vocabulary
+from shimmy.messages.model_info import ModelFacts, PromptCacheStats
+from shimmy.messages.request import ChatPrompt, Message
+from shimmy.wire import worker_options
 
 if TYPE_CHECKING:
-    from shimmy.engine.identity import Sources
-    from shimmy.engine.preparer import Preparer
-    from shimmy.engine.prompts import Prompts
+    from shimmy.engine.kv.cache_keys import Sources
+    from shimmy.engine.kv.prompt_store import Prompts
+    from shimmy.engine.prepare_prompt import Preparer
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +35,14 @@ logger = logging.getLogger(__name__)
 _FIRST = (512, 4)
 
 
-def open_sources(options: wire.WorkerOptions) -> "Sources | None":
+def open_sources(options: worker_options.WorkerOptions) -> "Sources | None":
     """The files that are about to be loaded, so that prompts can be kept under what they are; None: none shall be."""
     if options.prompt_cache_bytes is None:
         return None
-    from shimmy.engine.identity import Sources  # few workers need it
+    from shimmy.engine.kv.cache_keys import Sources  # few workers need it
 
     adapters = (*(path for path, _ in options.lora), *options.siblings)
-    with contextlib.suppress(OSError, gguf.InvalidGguf):  # the load will say why
+    with contextlib.suppress(OSError, reader.InvalidGguf):  # the load will say why
         return Sources(Path(options.model_path), map(Path, adapters))
     return None
 
@@ -48,15 +51,15 @@ def open_prompts(
     sources: "Sources | None",
     model: LlamaModel,
     preparer: "Preparer",
-    options: wire.WorkerOptions,
-    tell: Callable[[PromptTraffic], None],
+    options: worker_options.WorkerOptions,
+    tell: Callable[[PromptCacheStats], None],
 ) -> "Prompts | None":
     """The prompts on the disk for the loaded `model`; it works without them, so what stands against them is logged."""
     if sources is None or options.prompt_cache_bytes is None:
         return None
-    from shimmy.engine.identity import digest_of  # few workers need them
-    from shimmy.engine.prompt_cache import PromptCache
-    from shimmy.engine.prompts import Prompts
+    from shimmy.engine.kv.cache_keys import digest_of  # few workers need them
+    from shimmy.engine.kv.prompt_files import PromptCache
+    from shimmy.engine.kv.prompt_store import Prompts
 
     try:
         if options.cache_dir is None:
@@ -66,7 +69,7 @@ def open_prompts(
             options.prompt_cache_bytes,
             max_tokens=model.n_ctx,
             in_part=model.can_rewind,
-            on_written=lambda n, n_all: tell(PromptTraffic(written_bytes=n, stored_bytes=n_all)),
+            on_written=lambda n, n_all: tell(PromptCacheStats(written_bytes=n, stored_bytes=n_all)),
         )
         keys = sources.keys(preparer.adapters, digest_of(LIBRARY), form_of_cells())
     except OSError as exc:
@@ -87,17 +90,17 @@ def trusted_backend(forced: str | None, cache_dir: str | None) -> CpuBackend:
     return cpu
 
 
-def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
+def load(options: worker_options.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
     """The model and the adapters it was loaded with, all untried; raises ModelUnavailable."""
     path = Path(options.model_path)
     try:
-        found = gguf.validated(path)  # what the engine would abort on has to be found before it looks
-    except gguf.InvalidGguf as exc:
+        found = reader.validated(path)  # what the engine would abort on has to be found before it looks
+    except reader.InvalidGguf as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc}") from exc
     except OSError as exc:
         raise ModelUnavailable(f"`{path.name}` cannot be loaded: {exc.strerror}") from exc
     header = found.header
-    reason = pooling.refusal(header, pooling=options.pooling, embeddings=options.embeddings)
+    reason = pooling_type.refusal(header, pooling=options.pooling, embeddings=options.embeddings)
     if header.is_embedding and reason:
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = trusted_backend(options.cpu_variant, options.cache_dir)
@@ -107,11 +110,11 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
         cpu,
         repacks=repacks,
         longest_token_bytes=found.longest_token_bytes,
-        special_tokens=gguf_vocabulary.special_tokens(path, found),
+        special_tokens=vocabulary.special_tokens(path, found),
     )
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
-        model.book(options.n_booked, memory.cell_bytes(header.n_kv))
+        model.book(options.n_booked, worker_options.cell_bytes(header.n_kv))
         model.open_context(
             n_ctx=options.n_ctx,
             first=_FIRST,
@@ -123,7 +126,7 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
         )
         if found.n_positions is not None:  # what is beyond the table would be looked up nonetheless
             model.n_ctx = min(model.n_ctx, found.n_positions)
-    plan = pooling.plan(
+    plan = pooling_type.plan(
         header,
         n_ctx=options.n_booked,
         n_batch=options.n_batch,
@@ -137,20 +140,20 @@ def load(options: wire.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[
 
 def explained(path: Path, reason: str) -> str:
     """Why the engine gave up on the model at `path`: in words where its vocabulary is at fault, else by `reason`."""
-    with contextlib.suppress(OSError, gguf.InvalidGguf):
-        return gguf_vocabulary.fault(path, gguf.contents(path)) or reason
+    with contextlib.suppress(OSError, reader.InvalidGguf):
+        return vocabulary.fault(path, reader.contents(path)) or reason
     return reason
 
 
 def validate(
-    model: LlamaModel, offers: Sequence[adapters.Offer], options: wire.WorkerOptions
+    model: LlamaModel, offers: Sequence[adapters.Offer], options: worker_options.WorkerOptions
 ) -> "tuple[Preparer, ModelFacts]":
     """What prepares the jobs of `model`, and what it is, once it has shown that it works.
 
     Raises ModelUnavailable when it computes no tokens, or no embeddings where it makes nothing else. A chat template
     that does not render is only a fact: plain text can be completed without it.
     """
-    from shimmy.engine.preparer import Preparer  # imported on another thread meanwhile, as it takes long
+    from shimmy.engine.prepare_prompt import Preparer  # imported on another thread meanwhile, as it takes long
 
     model.warm_up()
     preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))

@@ -1,1 +1,1 @@
-"""What model files look like on disk. Headers are read by the parent, so nothing here imports numpy at the top."""
+"""PARENT AND WORKER. Model files as they are on the disk. The parent reads headers, so nothing imports numpy at the top."""

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 
-from shimmy.api.app import ROUTES
-from shimmy.api.openapi import document
+from shimmy.api.routes import ROUTES
+from shimmy.api.openapi.document import document
 from tests.fakes import Reply
 
 DOCUMENT = cast("dict[str, Any]", json.loads(json.dumps(document())))

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from shimmy import __version__
-from shimmy.api.app import OPEN_PATHS, ROUTES, create_app
-from shimmy.api.exchange import ASGIMessage, Exchange
+from shimmy.api.routes import OPEN_PATHS, ROUTES
+from shimmy.api.app import create_app
+from shimmy.api.http_exchange import ASGIMessage, Exchange
+from shimmy.catalog.catalog import Model
 from shimmy.errors import Overloaded
-from shimmy.registry import Model
 from tests.fakes import SCRIPT, Call, FakeWorker, Reply, fetch, model, on_loop, services
 
 # A path and a method for every entry of the route table.
@@ -178,7 +179,7 @@ async def test_an_error_after_the_reply_began_is_left_to_the_server(monkeypatch:
         await exchange.start([])
         raise ZeroDivisionError
 
-    monkeypatch.setattr("shimmy.api.app.ROUTES", (("GET", "/health", half),))
+    monkeypatch.setattr("shimmy.api.routes.ROUTES", (("GET", "/health", half),))
     call = Call(create_app(services()), "GET", "/health")
     with pytest.raises(ZeroDivisionError):
         await call.run()

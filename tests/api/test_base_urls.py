@@ -4,7 +4,8 @@ from urllib.parse import quote
 
 import pytest
 
-from shimmy.api.app import ROUTES, create_app
+from shimmy.api.routes import ROUTES
+from shimmy.api.app import create_app
 from shimmy.api.base_urls import BaseUrls
 from tests.fakes import SCRIPT, FakeWorker, fetch, on_loop, services
 

@@ -11,13 +11,13 @@ from random import Random
 
 import pytest
 
-from shimmy import large_json
 from shimmy.api import body
 from shimmy.api.aside import aside
 from shimmy.api.body import MAX_DEPTH, MAX_FIELDS, MAX_NUMBER_CHARACTERS, MAX_VALUES, decode, measure
 from shimmy.errors import BadRequest
+from shimmy.text import json_decoder
 from tests.fakes import on_loop
-from tests.test_writing import any_value
+from tests.text.test_json_writer import any_value
 
 MIB = 2**20
 
@@ -26,7 +26,7 @@ MIB = 2**20
 def small_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is large."""
     monkeypatch.setattr(body, "_STEP", request.param)
-    monkeypatch.setattr(large_json, "_STEP", request.param)
+    monkeypatch.setattr(json_decoder, "_STEP", request.param)
     monkeypatch.setattr(body, "_PLAIN_VALUES", -1)
 
 
@@ -99,9 +99,9 @@ def test_the_place_of_a_wrong_byte_is_told() -> None:
 
 
 def test_a_text_that_python_has_no_narrow_form_for_is_bounded() -> None:
-    wide = b'"' + b"x" * large_json.MAX_CHARACTERS
-    assert len(decode(wide + b'"')) == large_json.MAX_CHARACTERS
-    assert len(decode(wide + b'xxx"')) == large_json.MAX_CHARACTERS + 3
+    wide = b'"' + b"x" * json_decoder.MAX_CHARACTERS
+    assert len(decode(wide + b'"')) == json_decoder.MAX_CHARACTERS
+    assert len(decode(wide + b'xxx"')) == json_decoder.MAX_CHARACTERS + 3
     with pytest.raises(BadRequest, match="a text of more than 8388608 characters that are not all ASCII"):
         decode(wide + '😀"'.encode())
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from shimmy.api.app import create_app
-from shimmy.messages import Accepted, Candidate, Event, Piece, TokenLogprob
+from shimmy.messages.event import Accepted, Candidate, JobOutput, Piece, TokenLogprob
 from shimmy.server import COLLECTIONS
 from tests.fakes import FINISHED, Call, FakeWorker, Reply, services
 
@@ -17,14 +17,14 @@ CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/res
 HI = [{"role": "user", "content": "hi"}]
 N_TOKENS = 4000
 ODDS = TokenLogprob(Candidate(5, b"ab", -1.0), tuple(Candidate(token, b"xyz%d" % token, -2.0) for token in range(20)))
-TEXT: tuple[Event, ...] = (Accepted(12), Piece("word " * 400_000, 1000), FINISHED)
-CANDIDATES: tuple[Event, ...] = (Accepted(12), *(Piece("ab", 1, (ODDS,)) for _ in range(N_TOKENS)), FINISHED)
+TEXT: tuple[JobOutput, ...] = (Accepted(12), Piece("word " * 400_000, 1000), FINISHED)
+CANDIDATES: tuple[JobOutput, ...] = (Accepted(12), *(Piece("ab", 1, (ODDS,)) for _ in range(N_TOKENS)), FINISHED)
 
 
 class Watched:
     """A call, and for how long at most its event loop did one thing, in seconds of its thread's own time."""
 
-    def __init__(self, path: str, body: object, script: tuple[Event, ...]) -> None:
+    def __init__(self, path: str, body: object, script: tuple[JobOutput, ...]) -> None:
         self._call = Call(create_app(services(FakeWorker(script))), "POST", path, json.dumps(body).encode())
         self.longest_s = 0.0
         self.part_sizes: list[int] = []
@@ -67,7 +67,7 @@ def collections_as_in_a_server() -> Iterator[None]:
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_nobody_waits_for_a_large_reply(
-    path: str, fields: dict[str, object], script: tuple[Event, ...], stream: bool
+    path: str, fields: dict[str, object], script: tuple[JobOutput, ...], stream: bool
 ) -> None:
     call = Watched(path, {"model": "tiny.q4-1", "stream": stream, **fields}, script)
     reply = asyncio.run(call.reply())

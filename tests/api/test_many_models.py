@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from shimmy.api.app import create_app
+from shimmy.catalog.catalog import Catalog
+from shimmy.catalog.naming import Place
 from shimmy.errors import ModelNotFound
-from shimmy.naming import Place
-from shimmy.registry import Catalog
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 
 N_MODELS = 5_000

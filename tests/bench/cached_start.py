@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from shimmy.engine import variants
-from shimmy.engine.binding import LIBRARY_FOLDER
-from shimmy.engine.checkpoint import CACHE_FOLDER
-from shimmy.engine.llama import CpuBackend
+from shimmy.engine.convert_checkpoint import CACHE_FOLDER
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.model import CpuBackend
 from tests.bench.peers import shimmy_program
 from tests.models import demo_model
 from tests.smollm2_folder import write_as, write_smollm2_folder

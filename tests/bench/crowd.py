@@ -19,7 +19,7 @@ from math import prod
 from pathlib import Path
 
 from shimmy import config
-from shimmy.formats.gguf import GGML_TYPES, read_header, tensors
+from shimmy.formats.gguf.reader import GGML_TYPES, read_header, tensors
 from tests.bench.client import ReplyFailed, stream
 from tests.bench.memory import tree_memory_mb
 from tests.bench.peers import shimmy_serving

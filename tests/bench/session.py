@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from shimmy.formats.gguf import read_header
+from shimmy.formats.gguf.reader import read_header
 from tests.bench.client import Message, Reply, ReplyFailed, stream, stream_chat
 from tests.bench.peers import Peer
 from tests.bench.running import RunningServer

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from shimmy.engine import variants
-from shimmy.engine.binding import LIBRARY_FOLDER, llama
-from shimmy.engine.llama import CpuBackend
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama.binding import LIBRARY_FOLDER, llama
+from shimmy.engine.llama.model import CpuBackend
 
 N_CTX = 512
 

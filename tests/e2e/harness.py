@@ -38,7 +38,7 @@ ENDLESS: Json = {"max_tokens": None}  # fields of a request that generates until
 # Where a text is compared with the same text made in other company, rounding must not decide a token of it. The shape
 # of a batch changes the last bit of a number now and then, and that of a key in F16 is enough for a head that hesitates
 # between two tokens to look at the other one. With this seed these prompts lead to the same texts when all keys and
-# values are rounded otherwise (tests/engine/test_llama.py), and the long one does so for 2,000 tokens.
+# values are rounded otherwise (tests/engine/llama/test_model.py), and the long one does so for 2,000 tokens.
 STEADY_SEED = 29
 _STEADY = (
     *(0, 1, 2, 3, 4, 5, 6, 11, 12, 14, 15, 16, 19, 20, 22, 23),

@@ -14,7 +14,7 @@ from openai import BadRequestError, OpenAI
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import STEADY_SEED, Server, chat_body, serving
-from tests.test_encoders import MINILM
+from tests.formats.convert.test_encoders import MINILM
 from tests.tiny_models import BERT_N_EMBD, N_EMBD, UINT32, write_tiny_bert, write_tiny_model
 from tools.demo_models import fetch_minilm
 

@@ -7,9 +7,10 @@ from heapq import nlargest
 
 import pytest
 
-from shimmy.engine import binding, variants
-from shimmy.engine.binding import LIBRARY_FOLDER
-from shimmy.engine.llama import CpuBackend, LlamaModel
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama import binding
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION
 from tests.models import demo_model

@@ -18,7 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from shimmy.engine.llama import sampler_chain
 from shimmy.errors import ShimmyError
+from shimmy.wire import worker_options
 from tests.tiny_models import (
     ARRAY,
     BOOL,
@@ -99,11 +101,11 @@ def tensors_changed(tensors: Sequence[Tensor]) -> Iterator[tuple[str, list[Tenso
 
 
 def _child(path: Path, n_ctx: int) -> str:
-    from shimmy.engine import loading, sampling, wire
-    from shimmy.messages import ChatPrompt, Message, SamplingParams, TextPrompt
+    from shimmy.engine import loading
+    from shimmy.messages.request import ChatPrompt, Message, SamplingParams, TextPrompt
 
-    model, offers = loading.load(wire.WorkerOptions(str(path), n_ctx, 4, 64, 1, None, None), 1)
-    preparer, _ = loading.validate(model, offers, wire.WorkerOptions(str(path), n_ctx, 4, 64, 1, None, None))
+    model, offers = loading.load(worker_options.WorkerOptions(str(path), n_ctx, 4, 64, 1, None, None), 1)
+    preparer, _ = loading.validate(model, offers, worker_options.WorkerOptions(str(path), n_ctx, 4, 64, 1, None, None))
     if not model.writes:
         return "served"
     user = Message("user", "hello <|im_end|> world")
@@ -117,14 +119,14 @@ def _child(path: Path, n_ctx: int) -> str:
                 row = model.batch.add(tokens[start : start + model.n_batch], start, 0, n_outputs=1)
                 if model.decode() != 0:
                     return "could not decode"
-            chain = sampling.chain(SamplingParams(), seed=1, n_ctx=model.n_ctx)
+            chain = sampler_chain.chain(SamplingParams(), seed=1, n_ctx=model.n_ctx)
             model.piece(model.new_sampler(chain, (), (), tokens).sample(row))
     return "served"
 
 
 def _run(path: Path, n_ctx: int, answer: int) -> NoReturn:
     from shimmy.engine import loading
-    from shimmy.engine.binding import aborts
+    from shimmy.engine.llama.binding import aborts
 
     def tell(text: str) -> NoReturn:
         os.write(answer, text.encode("utf-8", "replace")[:_MAX_ANSWER_BYTES])
@@ -160,7 +162,7 @@ def _outcome(path: Path, n_ctx: int) -> str:
 
 def main() -> None:
     import shimmy.engine.loading
-    import shimmy.engine.preparer  # noqa: F401 - once for all of them
+    import shimmy.engine.prepare_prompt  # noqa: F401 - once for all of them
 
     for line in sys.stdin:
         path, n_ctx = json.loads(line)

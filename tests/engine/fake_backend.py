@@ -7,8 +7,8 @@ so a row decoded with wrong or missing history gives a wrong text. Tokens are by
 from collections.abc import Sequence
 from itertools import count
 
-from shimmy.engine.task import Guide
-from shimmy.messages import Candidate, TokenLogprob
+from shimmy.engine.schedule.task import Guide
+from shimmy.messages.event import Candidate, TokenLogprob
 
 END = 0
 

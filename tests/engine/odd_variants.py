@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from shimmy.engine.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
 
 # Positions of function pointers in the structures of ggml-backend-impl.h.
 _SOURCE = """

@@ -10,9 +10,10 @@ from random import Random
 
 import pytest
 
-from shimmy.engine import loading, wire
-from shimmy.formats import gguf
-from shimmy.formats.convert import convert
+from shimmy.engine import loading
+from shimmy.formats.convert.convert import convert
+from shimmy.formats.gguf import reader
+from shimmy.wire import worker_options
 from tests import tiny_models
 from tests.engine.damaged import keys_changed, tensors_changed, with_items, with_key
 from tests.golden.weights import write_folder
@@ -170,9 +171,9 @@ def test_no_text_has_a_position_that_a_table_lacks(tmp_path: Path) -> None:
     """What is behind the end of a table of positions would be looked up nonetheless."""
     path = tmp_path / "gpt2.gguf"
     convert(write_folder("gpt2", tmp_path / "folder", "5"), path, lambda _: None)
-    n_positions = gguf.contents(path).n_positions
+    n_positions = reader.contents(path).n_positions
     assert n_positions is not None
     for n_ctx in (2 * n_positions, n_positions, 1):
-        model, _ = loading.load(wire.WorkerOptions(str(path), n_ctx, 1, 64, 1, None, None), 1)
+        model, _ = loading.load(worker_options.WorkerOptions(str(path), n_ctx, 1, 64, 1, None, None), 1)
         assert model.n_ctx == min(n_positions, -(-n_ctx // 256) * 256)
         model.close()

@@ -11,11 +11,12 @@ from time import perf_counter
 import pytest
 
 from shimmy import log
-from shimmy.engine import last_words, process, threads
-from shimmy.engine.client import Hooks, WorkerClient, start_worker
-from shimmy.engine.wire import WorkerOptions
+from shimmy.engine import last_words, threads
 from shimmy.errors import BadRequest, Internal, ModelUnavailable, OutOfMemory, ShimmyError, WorkerDied
-from shimmy.messages import GenerateRequest, TextPrompt
+from shimmy.messages.request import GenerateRequest, TextPrompt
+from shimmy.wire.worker_options import WorkerOptions
+from shimmy.workers import spawn
+from shimmy.workers.worker_client import Hooks, WorkerClient, start_worker
 from tests.fakes import on_loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,9 @@ async def failed_load(path: Path) -> ModelUnavailable:
     return caught.value
 
 
-@pytest.mark.parametrize("module", ["shimmy.engine.worker", "shimmy.engine.binding", "shimmy.engine.preparer"])
+@pytest.mark.parametrize(
+    "module", ["shimmy.engine.main", "shimmy.engine.llama.binding", "shimmy.engine.prepare_prompt"]
+)
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
@@ -57,7 +60,7 @@ async def failed_load(path: Path) -> ModelUnavailable:
         ("OSError(12, 'Cannot allocate memory')", OutOfMemory, "Cannot allocate memory"),
         ("MemoryError()", OutOfMemory, "Cannot allocate memory"),
         ("ImportError('libgomp.so.1: cannot open shared object file')", ModelUnavailable, "libgomp.so.1: cannot open"),
-        ("RuntimeError(\"can't start new thread\")", ModelUnavailable, "allows no more threads"),
+        ('RuntimeError("can\'t start new thread")', ModelUnavailable, "allows no more threads"),
     ],
     ids=["room", "memory", "python's memory", "library", "threads"],
 )
@@ -76,8 +79,8 @@ def test_what_fails_while_a_worker_imports_reaches_the_caller(
 @pytest.mark.parametrize(
     "source",
     [
-        "import shimmy.engine.scheduler as s; s.Scheduler.step = lambda *_: {}['no']",
-        "import shimmy.engine.reports as r; r.step_frames = lambda *_: {}['no']",
+        "import shimmy.engine.schedule.scheduler as s; s.Scheduler.step = lambda *_: {}['no']",
+        "import shimmy.wire.reports as r; r.step_frames = lambda *_: {}['no']",
     ],
     ids=["the thread that decodes", "the thread that sends"],
 )
@@ -104,9 +107,9 @@ def test_what_the_engine_says_as_it_gives_up_reaches_those_who_wait(
         monkeypatch,
         tmp_path,
         """
-import shimmy.engine.scheduler as scheduler
+import shimmy.engine.schedule.scheduler as scheduler
 def step(*_):
-    from shimmy.engine.binding import llama
+    from shimmy.engine.llama.binding import llama
     llama._lib.ggml_abort(b"/somewhere/ggml.c", 5, b"GGML_ASSERT(%s) failed", b"boom")
 scheduler.Scheduler.step = step
 """,
@@ -134,7 +137,7 @@ scheduler.Scheduler.step = step
 def test_what_a_process_writes_to_stderr_at_last_is_told_where_nothing_else_is(
     script: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", script])
+    monkeypatch.setattr(spawn, "worker_command", lambda _fd, _name: ["sh", "-c", script])
     told = asyncio.run(failed_load(Path("x")))
     assert re.search(message, told.message), told.message
     assert told.is_death
@@ -142,7 +145,7 @@ def test_what_a_process_writes_to_stderr_at_last_is_told_where_nothing_else_is(
 
 def test_a_flood_on_stderr_is_cut_and_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "head -c 3000000 /dev/zero | tr '\\0' 'x' >&2; yes | head -n 300000 >&2; echo the end >&2; exit 3"
-    monkeypatch.setattr(process, "worker_command", lambda _fd, _name: ["sh", "-c", script])
+    monkeypatch.setattr(spawn, "worker_command", lambda _fd, _name: ["sh", "-c", script])
     n_before = log.n_dropped()
 
     async def run() -> str:
@@ -171,9 +174,9 @@ async def test_a_process_that_cannot_be_started_says_what_to_change(monkeypatch:
         raise error
 
     for number, message in ((errno.EAGAIN, "allows no more processes"), (errno.EPERM, "allows no more processes")):
-        monkeypatch.setattr(process, "start", lambda _, number=number: cannot(OSError(number, os.strerror(number))))
+        monkeypatch.setattr(spawn, "start", lambda _, number=number: cannot(OSError(number, os.strerror(number))))
         assert message in (await failed_load(Path("x"))).message
-    monkeypatch.setattr(process, "start", lambda _: cannot(OSError(errno.ENOMEM, "Cannot allocate memory")))
+    monkeypatch.setattr(spawn, "start", lambda _: cannot(OSError(errno.ENOMEM, "Cannot allocate memory")))
     assert isinstance(await failed_load(Path("x")), OutOfMemory)
 
 

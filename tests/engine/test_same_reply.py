@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shimmy.engine import sampling, variants
-from shimmy.engine.binding import LIBRARY_FOLDER
-from shimmy.engine.llama import CpuBackend, LlamaModel
-from shimmy.engine.scheduler import JobEvent, Scheduler
-from shimmy.engine.task import Task
-from shimmy.messages import Finished, Job, Piece, SamplingParams, TextPrompt, TokenLogprob
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama import sampler_chain
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.model import CpuBackend, LlamaModel
+from shimmy.engine.schedule.scheduler import JobEvent, Scheduler
+from shimmy.engine.schedule.task import Task
+from shimmy.messages.event import Finished, Piece, TokenLogprob
+from shimmy.messages.request import Job, SamplingParams, TextPrompt
 from tests.bench.session import WORDS
 from tests.tiny_models import vocabulary, write_tiny_model
 
@@ -123,7 +125,7 @@ class House:
         self.replies[number] = Reply()
         job = Job(number, TextPrompt(prompt), GREEDY, N_TOKENS, (), way.cache_prompt, n_logprobs=N_TOP)
         tokens = self.model.tokenize(prompt, add_special=True, parse_special=True)
-        sampler = self.model.new_sampler(sampling.chain(GREEDY, seed=0, n_ctx=way.n_ctx), biases, ())
+        sampler = self.model.new_sampler(sampler_chain.chain(GREEDY, seed=0, n_ctx=way.n_ctx), biases, ())
         self.scheduler.submit(Task(job, tokens, sampler, 0.0))
 
     def run(self, way: Way, biases: Biases) -> list[Reply]:

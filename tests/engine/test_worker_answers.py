@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from shimmy.errors import ModelUnavailable
-from shimmy.messages import ChatPrompt, Message, TextPrompt
+from shimmy.messages.request import ChatPrompt, Message, TextPrompt
 from tests.engine.damaged import with_items, with_key
-from tests.engine.test_worker import answer, worker
+from tests.engine.test_main import answer, worker
 from tests.fakes import on_loop
 from tests.tiny_models import (
     ARRAY,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.client import WorkerClient
 from shimmy.errors import BadRequest, ContextExceeded, ModelUnavailable, ShimmyError
-from shimmy.messages import EmbeddingInput, Embeddings, EmbedRequest, Usage
-from tests.engine.test_worker import answer, request, worker
+from shimmy.messages.event import Embeddings, Usage
+from shimmy.messages.request import EmbeddingInput, EmbedRequest
+from shimmy.workers.worker_client import WorkerClient
+from tests.engine.test_main import answer, request, worker
 from tests.fakes import on_loop
 from tests.tiny_models import (
     BERT_N_EMBD,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.client import WorkerClient
 from shimmy.errors import BadRequest, ContextExceeded, TemplateFailed
-from shimmy.messages import ChatPrompt, Grammar, GrammarKind, Message, TextPrompt
-from tests.engine.test_worker import VAST, answer, outcome, refusal, request, worker
+from shimmy.messages.request import ChatPrompt, Grammar, GrammarKind, Message, TextPrompt
+from shimmy.workers.worker_client import WorkerClient
+from tests.engine.test_main import VAST, answer, outcome, refusal, request, worker
 from tests.fakes import on_loop
 from tests.tiny_models import CHATML, write_tiny_bpe, write_tiny_model
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from shimmy.engine.client import Hooks, WorkerClient, start_worker
-from shimmy.messages import PromptTraffic, TokenPrompt, Usage
-from tests.engine.test_worker import options, outcome, request
+from shimmy.messages.event import Usage
+from shimmy.messages.model_info import PromptCacheStats
+from shimmy.messages.request import TokenPrompt
+from shimmy.workers.worker_client import Hooks, WorkerClient, start_worker
+from tests.engine.test_main import options, outcome, request
 from tests.fakes import on_loop, until
 from tests.tiny_models import write_tiny_adapter, write_tiny_mamba, write_tiny_model
 
@@ -22,7 +24,7 @@ class House:
     def __init__(self, folder: Path, path: Path) -> None:
         self.cache_dir = folder / "cache"
         self.path = path
-        self.traffic: list[PromptTraffic] = []
+        self.traffic: list[PromptCacheStats] = []
 
     async def worker(self, **changes: Any) -> WorkerClient:
         wanted = {"n_ctx": 512, "cache_dir": str(self.cache_dir), "prompt_cache_bytes": 10**8, **changes}
@@ -60,7 +62,7 @@ async def test_a_prompt_outlives_its_worker_and_the_text_is_the_same(house: Hous
     assert text == plain[1][0]
     assert usage == Usage(303, 300, 8)
     (miss, hit) = house.traffic
-    assert miss == PromptTraffic(n_misses=1)
+    assert miss == PromptCacheStats(n_misses=1)
     assert (hit.n_hits, hit.n_tokens) == (1, 300)
 
 

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shimmy.engine import process
-from shimmy.engine.client import Hooks, WorkerClient, start_worker
-from shimmy.engine.wire import WorkerOptions
-from shimmy.engine.worker_stderr import WorkerStderr
 from shimmy.errors import ModelUnavailable, OutOfMemory, WorkerDied
-from shimmy.messages import GenerateRequest, Piece, TextPrompt
+from shimmy.messages.event import Piece
+from shimmy.messages.request import GenerateRequest, TextPrompt
+from shimmy.wire.worker_options import WorkerOptions
+from shimmy.workers import spawn
+from shimmy.workers.worker_client import Hooks, WorkerClient, start_worker
+from shimmy.workers.worker_stderr import WorkerStderr
 from tests.fakes import on_loop, until
 
 if TYPE_CHECKING:
     import subprocess
 
-    from shimmy.engine.streams import JobStream
+    from shimmy.workers.worker_streams import JobStream
 
 LIMIT_S = 1.0
 ENDLESS = GenerateRequest("tiny", TextPrompt("hello"))
@@ -40,7 +41,7 @@ async def _end_of(stream: "JobStream") -> None:
 def started(monkeypatch: pytest.MonkeyPatch) -> "list[subprocess.Popen[bytes]]":
     """The processes that are started, each stopped at once: nothing of it has run yet."""
     found: list[subprocess.Popen[bytes]] = []
-    start = process.start
+    start = spawn.start
 
     def stopped(name: str) -> object:
         child, ours = start(name)
@@ -48,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> "list[subprocess.Popen[bytes]]":
         found.append(child)
         return child, ours
 
-    monkeypatch.setattr(process, "start", stopped)
+    monkeypatch.setattr(spawn, "start", stopped)
     return found
 
 
@@ -73,7 +74,7 @@ async def test_a_worker_that_stops_in_the_middle_of_a_load_is_a_load_that_failed
             super().buffer_updated(nbytes)
             began.set()
 
-    child, ours = process.start("tiny")
+    child, ours = spawn.start("tiny")
     _, client = await asyncio.get_running_loop().create_unix_connection(
         lambda: Loading("tiny", child, Hooks()), sock=ours
     )

@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from shimmy.formats import pretokenizers
+from shimmy.formats.tokenizer import pretokenizers
 from tests.awkward_texts import texts
 from tests.models import demo_model, template_free_model
 from tests.tokenizer_folders import BYTE_LEVEL, LEGACY_PREFIX, META_SPACES, Json, gemma3, minilm, smollm2

@@ -1,0 +1,1 @@
+"""PARENT. Routes for operators: which models are loaded, tokenizers, health and metrics."""

@@ -1,0 +1,142 @@
+"""Routes that show and steer which models are loaded. Asking twice is as good as asking once."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from shimmy.api import stream
+from shimmy.api.http_exchange import encode
+from shimmy.api.request_fields.kinds import Duration, Record
+from shimmy.catalog.catalog import Entry, Rejected, shown
+
+if TYPE_CHECKING:
+    from shimmy.api.http_exchange import Exchange
+    from shimmy.api.request_fields.kinds import Json
+    from shimmy.generation import Services
+    from shimmy.model_events import Listener
+
+UNLOADED = "unloaded"
+UNAVAILABLE = "unavailable"
+_AT_ONCE = 100  # models, of a list
+LOAD = Record({"keep_alive": Duration()})
+
+
+async def models(exchange: "Exchange") -> None:
+    await exchange.reply_json(b'{"models":%b}' % await _entries(exchange.services))
+
+
+async def status(exchange: "Exchange") -> None:
+    model = exchange.services.registry.entry(exchange.rest)
+    await exchange.reply(_entry(exchange.services, model))
+
+
+async def load(exchange: "Exchange") -> None:
+    """Returns when the model can take jobs; `keep_alive` may say how long it stays. One that is not loaded any more, as
+    its workers ended again and again, is given another chance."""
+    given = await exchange.read_or_nothing(LOAD.read)
+    model = exchange.services.registry.resolve(exchange.rest)
+    exchange.services.pool.forgive(model.name)
+    await exchange.services.pool.ensure_ready(model, given.get("keep_alive"))
+    await exchange.reply(_entry(exchange.services, model))
+
+
+async def unload(exchange: "Exchange") -> None:
+    """Running jobs finish; the next request loads the model again."""
+    model = exchange.services.registry.resolve(exchange.rest)
+    exchange.services.pool.unload(model.name)
+    await exchange.reply(_entry(exchange.services, model))
+
+
+async def discover(exchange: "Exchange") -> None:
+    """Looks at the disk now, and returns what is there when everything has settled or kept changing for a while."""
+    await stream.unless_gone(exchange, exchange.services.discover())
+    await models(exchange)
+
+
+async def events(exchange: "Exchange") -> None:
+    """Server-sent events of what happens to models; the first one, `models`, tells how it stands."""
+    listener = exchange.services.events.listen()
+    try:
+        await stream.broadcast(exchange, _frames(exchange.services, listener))
+    finally:
+        exchange.services.events.leave(listener)
+
+
+async def _frames(services: "Services", listener: "Listener") -> AsyncIterator[bytes]:
+    yield _frame("models", b'{"models":%b}' % await _entries(services))
+    async for event in listener:
+        yield _frame(event.kind, encode({"model": event.model, "time": event.time_s, **event.details}))
+
+
+def _frame(kind: str, data: bytes) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+
+
+async def _entries(services: "Services") -> bytes:
+    """All models as a JSON list."""
+    catalog = services.registry.catalog
+    entries: list[Entry] = [*catalog.models, *catalog.unavailable]
+    objects = []
+    for index, entry in enumerate(entries):
+        if index % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)  # many models take a while, and the streams of others go on
+        objects.append(encode(_entry(services, entry)))
+    return b"[%b]" % b",".join(objects)
+
+
+def _entry(services: "Services", model: Entry) -> "Json":
+    if isinstance(model, Rejected):
+        return {
+            "name": model.name,
+            "state": UNAVAILABLE,
+            "kind": model.kind,
+            "path": shown(model.path),
+            "architecture": model.architecture,
+            "error": model.reason,
+        }
+    pool = services.pool
+    slot, failure, need = pool.slot(model.name), pool.failure(model.name), pool.need(model)
+    entry: Json = {
+        "name": model.name,
+        "state": UNLOADED,
+        "path": shown(model.path),
+        "size_bytes": model.size_bytes,
+        "memory": {
+            "weights_bytes": need.weights,
+            "kv_bytes": need.kv,
+            "compute_bytes": need.compute,
+            "total_bytes": need.total,
+        },
+        "architecture": model.architecture,
+        "quantization": model.quantization,
+        "n_params": model.n_params,
+        "n_ctx_train": model.n_ctx_train,
+        "has_chat_template": model.has_chat_template,
+        "embedding": model.is_embedding,
+        "adapters": [{"path": shown(path), "scale": float(model.needs_adapters)} for path in model.adapters],
+        "projector": shown(model.projector) if model.projector else None,
+        "notices": list(model.notices),
+        "last_used": pool.last_used_s(model.name),
+        "error": services.registry.catalog.rejected_reason(model.name) or (failure.reason if failure else None),
+    }
+    if slot is None:
+        return entry
+    entry["state"] = slot.state
+    if slot.progress is not None:
+        entry["converted_percent"] = int(100 * slot.progress)
+    entry["keep_alive_s"] = None if math.isinf(slot.keep_alive_s) else slot.keep_alive_s
+    entry["pinned"] = slot.is_pinned
+    entry["jobs"] = slot.n_jobs
+    worker = slot.worker
+    if worker is not None:
+        entry["n_ctx"] = worker.facts.n_ctx
+        entry["cpu_variant"] = worker.facts.cpu_variant
+        entry["cpu_variant_note"] = worker.facts.cpu_variant_note
+        # As it has loaded them, with those of `--lora`.
+        entry["adapters"] = [asdict(adapter) for adapter in worker.facts.adapters]
+        entry["pid"] = worker.pid
+        entry["idle_s"] = round(monotonic() - worker.idle_since_s, 3) if worker.is_idle else 0.0
+    return entry

@@ -1,0 +1,1 @@
+"""PARENT. OpenAI's Responses."""

@@ -1,0 +1,347 @@
+"""The models known now: an immutable catalog, how a name finds its model, and what changed between two catalogs.
+
+Knows names. Knows nothing of the disk, of workers or of requests.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from shimmy.catalog.naming import Place, base_and_tag, composed, model_name, spellings, without_suffix
+from shimmy.errors import ModelNotFound
+from shimmy.messages.model_info import ModelDefaults
+
+MAX_CLOSE_NAMES = 3
+MAX_COMPARED_NAMES = 500  # to find close ones; comparing many would hold up everybody else
+MAX_NAME_CHARACTERS = 256  # a longer request is not compared with anything
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An entry of the catalog: one GGUF file, or all shards of one, with what lies beside it and belongs to it."""
+
+    name: str  # as `model_name` writes it; unique in a catalog
+    path: Path  # of the first shard
+    files: tuple[tuple[int, ...], ...]  # device, inode, size and mtime of each file a worker loads: shards, adapters
+    size_bytes: int  # all shards
+    mtime_ns: int  # the newest shard
+    architecture: str
+    quantization: str  # 'Q4_1', '' when the file does not say
+    n_params: int
+    n_ctx_train: int
+    n_vocab: int  # this and the next four as GgufHeader has them: what the model's memory is reckoned from
+    n_embd: int
+    n_ff: int
+    n_kv: int
+    n_state: int
+    has_chat_template: bool
+    is_embedding: bool = False
+    is_causal: bool = True  # this and the next as GgufHeader has them
+    pooling: str = ""
+    adapters: tuple[Path, ...] = ()  # LoRA files of its architecture that lie beside it
+    projector: Path | None = field(default=None, compare=False)  # no worker loads it, so another one changes nothing
+    defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor these: requests read them
+    needs_adapters: bool = False  # they are a part of it, and not just an offer
+    notices: tuple[str, ...] = ()  # what is different from what its folder says, for a person
+    places: tuple[Place, ...] = field(default=(), compare=False)  # all that lead to it
+    other_names: tuple[str, ...] = field(default=(), compare=False)  # of links and copies of it; each its alone
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something that lies where models lie and cannot be served."""
+
+    name: str  # the one it would have as a model; a known model may still serve under it
+    path: Path
+    kind: str  # BROKEN, or what it is instead of a model
+    reason: str  # a sentence without its end, for a person: 'it is cut off: ...'
+    version: tuple[int, ...]  # another one when the content may be another
+    architecture: str = ""  # '' when unknown
+    places: tuple[Place, ...] = field(default=(), compare=False)
+
+
+BROKEN = "gguf"
+Entry = Model | Rejected
+
+
+def printable(text: str) -> str:
+    """`text` for a log or a reply: what cannot be printed is written as Python would, as in `\\n`."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shown(path: Path) -> str:
+    return printable(str(path))
+
+
+class Catalog:
+    """All models, and what cannot be served, each sorted by name. Never changes."""
+
+    __slots__ = ("_by_base", "_by_name", "_by_stem", "_rejected_by_name", "models", "rejected")
+
+    def __init__(self, models: Iterable[Model] = (), rejected: Iterable[Rejected] = ()) -> None:
+        self.models = tuple(sorted(models, key=lambda model: model.name))
+        self.rejected = tuple(sorted(rejected, key=lambda entry: entry.name))
+        self._by_name = {other: model for model in self.models for other in model.other_names}
+        self._by_name |= {model.name: model for model in self.models}
+        self._rejected_by_name = {entry.name: entry for entry in self.rejected}
+        self._by_stem: dict[str, tuple[Entry, ...]] | None = None
+        self._by_base: dict[str, list[tuple[tuple[str, str], Model]]] | None = None
+
+    def prepare(self) -> None:
+        """Make what names are looked up in, so that no request has to wait for that."""
+        self._stems()
+        self._bases()
+
+    def _stems(self) -> dict[str, tuple[Entry, ...]]:
+        if self._by_stem is None:
+            self._by_stem = _by_stem([*self.models, *self.unavailable])
+        return self._by_stem
+
+    def _bases(self) -> dict[str, list[tuple[tuple[str, str], Model]]]:
+        if self._by_base is None:
+            self._by_base = _by_base(self.models)
+        return self._by_base
+
+    @property
+    def unavailable(self) -> tuple[Rejected, ...]:
+        """What cannot be served and has no older model serving in its place."""
+        return tuple(entry for entry in self.rejected if entry.name not in self._by_name)
+
+    def rejected_reason(self, name: str) -> str | None:
+        """Why what lies on the disk under the name of an entry cannot be served; None when it can."""
+        entry = self._rejected_by_name.get(name)
+        return entry.reason if entry else None
+
+    def resolve(self, name: str) -> Model:
+        """Like `entry`, for somebody who wants to use the model: raises ModelNotFound for one that cannot be served."""
+        return _servable(self.entry(name))
+
+    def entry(self, name: str) -> Entry:
+        """What `name` means: its name as it is listed, its file's as written, either in any case, Ollama's `base[:tag]`
+        or the hub's `OWNER/NAME[:tag]`.
+
+        The tag is the quantisation; `latest` and no tag mean the only one there is. Raises ModelNotFound with the
+        candidates when several fit, and with close names when none does.
+        """
+        if (own := self.find(name)) is not None:
+            return own
+        candidates = self.candidates(name)
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            names = _enumerate(sorted(entry.name for entry in candidates), "and")
+            raise ModelNotFound(f"`{name}` could be any of {names}; use one of these names", param="model")
+        if (rejected := self.rejected_like(name)) is not None:
+            return rejected
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
+        raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(model_name(name))}", param="model")
+
+    def find(self, name: str) -> Entry | None:
+        """The entry that is listed as `name`, whose file is called so, or of which either is true in another spelling.
+
+        No other model may answer for a broken one. What never was a model stands in nobody's way. None also when
+        several files are called so, and none of them is listed under it.
+        """
+        if (listed := self._listed(name)) is not None:
+            return listed
+        if len(name) > MAX_NAME_CHARACTERS:
+            return None
+        written = self._stems().get(name, ())
+        if len(written) == 1:
+            return written[0]
+        for spelling in spellings(name):
+            entry = self._listed(spelling)
+            if entry is not None:
+                return entry if not written or any(entry is other for other in written) else None
+        return None
+
+    def _listed(self, name: str) -> Entry | None:
+        """What has exactly this name."""
+        if (model := self._by_name.get(name)) is not None:
+            return model
+        rejected = self._rejected_by_name.get(name)
+        return rejected if rejected is not None and rejected.kind == BROKEN else None
+
+    def candidates(self, name: str) -> Sequence[Entry]:
+        """Several whose files are called so, or the models that `base[:tag]` fits."""
+        if len(name) > MAX_NAME_CHARACTERS:
+            return ()
+        if len(written := self._stems().get(name, ())) > 1:
+            return written
+        for base, tag in _bases_and_tags(name):
+            found = [model for tags, model in self._bases().get(base, ()) if tag in ("", "latest") or tag in tags]
+            if found:
+                return list({id(model): model for model in found}.values())
+        return ()
+
+    def rejected_like(self, name: str) -> Rejected | None:
+        """What cannot be served and has this name, or one that `base[:tag]` fits."""
+        if len(name) > MAX_NAME_CHARACTERS:
+            return None
+        for spelling in spellings(name):
+            if (entry := self._rejected_by_name.get(spelling)) is not None:
+                return entry
+        wanted = dict(_bases_and_tags(name))
+        for entry in self.rejected:
+            base, own_tag = base_and_tag(entry.name)
+            if wanted.get(base) in ("", "latest", own_tag):
+                return entry
+        return None
+
+    def _did_you_mean(self, wanted: str) -> str:
+        import difflib  # only mistakes pay for it
+
+        names = [model.name for model in self.models]
+        if len(names) > MAX_COMPARED_NAMES:
+            at = bisect_left(names, wanted)  # of many, those that begin alike
+            start = max(0, min(at - MAX_COMPARED_NAMES // 2, len(names) - MAX_COMPARED_NAMES))
+            names = names[start : start + MAX_COMPARED_NAMES]
+        close = difflib.get_close_matches(wanted, names, MAX_CLOSE_NAMES)
+        return f"did you mean {_enumerate(close, 'or')}?" if close else self._how_to_list()
+
+    def _how_to_list(self) -> str:
+        if not self.models and self.rejected:
+            return "nothing that was found can be served, `GET /api/models` says why"
+        if not self.models:
+            return "no models were found; put a GGUF file into a model folder"
+        count = "there is 1 model" if len(self.models) == 1 else f"there are {len(self.models)} models"
+        return f"{count}, `GET /v1/models` lists them"
+
+
+class Registry:
+    """The current catalog, and the names that a person gave to models in it.
+
+    One task publishes, everyone reads `catalog` once per request and keeps what they read.
+    """
+
+    __slots__ = ("_aliases", "_default", "catalog")
+
+    def __init__(self, aliases: Iterable[tuple[str, str]] = (), default: str | None = None) -> None:
+        """`aliases` are pairs of another name, a shell pattern if need be, and a model's. `default` answers for
+        every name that means nothing."""
+        self.catalog = Catalog()
+        self._aliases = tuple((composed(alias.lower()), target) for alias, target in aliases)
+        self._default = default
+
+    def publish(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    def resolve(self, name: str) -> Model:
+        """Like `entry`, for somebody who wants to use the model: raises ModelNotFound for one that cannot be served."""
+        return _servable(self.entry(name))
+
+    def entry(self, name: str) -> Entry:
+        """What `name` means: by its own name, by an alias, by Ollama's form of it, or the default model.
+
+        Raises ModelNotFound as `Catalog.entry` does.
+        """
+        catalog = self.catalog
+        if (own := catalog.find(name)) is not None:
+            return own
+        if len(name) <= MAX_NAME_CHARACTERS:
+            for alias, target in self._aliases:
+                if fnmatchcase(composed(name.lower()), alias):
+                    return catalog.entry(target)
+        if self._default is not None and not catalog.candidates(name) and catalog.rejected_like(name) is None:
+            return catalog.entry(self._default)
+        return catalog.entry(name)
+
+    def listed(self) -> list[tuple[str, Model]]:
+        """Every name that a client may pick from a list, with its model: the models' own, their links', aliases."""
+        models = self.catalog.models
+        own = [(model.name, model) for model in models]
+        return own + [(other, model) for model in models for other in model.other_names] + self.aliases()
+
+    def aliases(self) -> list[tuple[str, Model]]:
+        """The aliases that are plain names and mean a model now."""
+        catalog = self.catalog
+        found = []
+        for alias, target in self._aliases:
+            if not set(alias) & set("*?[") and catalog.find(alias) is None:
+                with suppress(ModelNotFound):
+                    found.append((alias, catalog.resolve(target)))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogDiff:
+    """What the pool has to act on; a changed model stands as it is in the new catalog."""
+
+    added: tuple[Model, ...]
+    changed: tuple[Model, ...]
+    removed: tuple[Model, ...]
+    rejected: tuple[Rejected, ...] = ()  # those that are new, or broken in another way
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.added or self.changed or self.removed or self.rejected)
+
+
+def diff(old: Catalog, new: Catalog) -> CatalogDiff:
+    """Models are the same when all their facts are: a file replaced under its name has another time, size or header."""
+    before = {model.name: model for model in old.models}
+    after = {model.name: model for model in new.models}
+    old_rejected = set(old.rejected)
+    return CatalogDiff(
+        added=tuple(model for model in new.models if model.name not in before),
+        changed=tuple(model for model in new.models if _is_another(before.get(model.name, model), model)),
+        removed=tuple(model for model in old.models if model.name not in after),
+        rejected=tuple(entry for entry in new.rejected if entry not in old_rejected),
+    )
+
+
+def _is_another(old: Model, new: Model) -> bool:
+    return old is not new and old != new
+
+
+def _servable(entry: Entry) -> Model:
+    if isinstance(entry, Rejected):
+        raise ModelNotFound(f"`{entry.name}` cannot be served: {entry.reason}", param="model")
+    return entry
+
+
+def _by_stem(entries: Iterable[Entry]) -> dict[str, tuple[Entry, ...]]:
+    """What is called so on the disk, as written: stems first, then the names of files with their suffix."""
+    stems: dict[str, tuple[Entry, ...]] = {}
+    files: dict[str, tuple[Entry, ...]] = {}
+    for entry in entries:
+        for place in entry.places:
+            for name, known in ((place.stem, stems), (place.file_name, files)):
+                if name and entry not in (some := known.get(name, ())):
+                    known[name] = (*some, entry)
+    return files | stems
+
+
+def _by_base(models: Iterable[Model]) -> dict[str, list[tuple[tuple[str, str], Model]]]:
+    """The models of each base, with the tags that each has beside it."""
+    found: dict[str, list[tuple[tuple[str, str], Model]]] = {}
+    for model in models:
+        quantization = model_name(model.quantization)
+        for name in dict.fromkeys([place.name for place in model.places] or [model.name]):
+            base, tag = base_and_tag(name)
+            tags = (tag, tag) if ":" in name else (tag, quantization)
+            found.setdefault(base, []).append((tags, model))
+        for repository in dict.fromkeys(place.repository for place in model.places):
+            if repository:
+                tag = base_and_tag(model.name)[1]
+                found.setdefault(model_name(repository), []).append(((tag, quantization), model))
+    return found
+
+
+def _bases_and_tags(name: str) -> Iterator[tuple[str, str]]:
+    """How `name` may be read as `base[:tag]`, the closest first."""
+    for spelling in dict.fromkeys((model_name(name), model_name(without_suffix(name)))):
+        base, _, tag = spelling.partition(":")
+        yield base, tag
+
+
+def _enumerate(names: list[str], conjunction: str) -> str:
+    quoted = [f"`{name}`" for name in names]
+    *first, last = quoted
+    return f"{', '.join(first)} {conjunction} {last}" if first else last

@@ -1,0 +1,57 @@
+"""What begins and what ends a model's reasoning, read from its chat template. Knows nothing of tokens."""
+
+import re
+from contextlib import suppress
+
+from shimmy.engine.chat.template import ChatTemplate
+from shimmy.errors import ShimmyError
+from shimmy.messages.request import ChatPrompt, Message
+
+PROBE_DEADLINE_S = 2.0
+MAX_PROBE_CHARACTERS = 64 * 1024
+
+# Templates rarely write reasoning, but name what ends it, to cut it off earlier replies.
+_ENDS_TAG = re.compile(r"</((?:\w{1,20}:)?think(?:ing)?)>")
+_PAIRS = (
+    ("[THINK]", "[/THINK]"),  # Mistral's reasoning models
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+)
+_REASONING = "Probereasoning"
+_TAG = r"(<[^<>\s\ud800-\udfff]{1,40}>|\[[^\[\]\s\ud800-\udfff]{1,40}\])"  # without half characters
+_SHOWN = re.compile(rf"{_TAG}\s*{_REASONING}\s*{_TAG}")
+
+
+def tags(template: ChatTemplate) -> tuple[str, str] | None:
+    """What begins and what ends reasoning; None where the template knows of none. Raises nothing."""
+    for pair in _PAIRS:
+        if pair[0] in template.source and pair[1] in template.source:
+            return pair
+    named = _ENDS_TAG.search(template.source)
+    if named is not None:
+        return f"<{named[1]}>", named[0]
+    return _shown(template) if "reasoning_content" in template.source else None
+
+
+def _shown(template: ChatTemplate) -> tuple[str, str] | None:
+    reply = Message("assistant", "Probecontent", reasoning_content=_REASONING)
+    with suppress(ShimmyError):
+        text = template.render(ChatPrompt((Message("user", "Hi."), reply), False), deadline_s=PROBE_DEADLINE_S)
+        shown = _SHOWN.search(text[-MAX_PROBE_CHARACTERS:])
+        # A template may as well put reasoning between the marks of a turn.
+        if shown is not None and "think" in shown[1].lower():
+            return shown[1], shown[2]
+    return None
+
+
+def is_begun(prompt: ChatPrompt, text: str, pair: tuple[str, str]) -> bool:
+    """Whether `text`, which a prompt has become, ends inside reasoning.
+
+    Only its end counts, and in a reply that goes on what it says itself: a user may well write of such tags.
+    """
+    begins, ends = pair
+    if prompt.continue_final_message:
+        last = prompt.messages[-1]
+        content = last.content or ""
+        return (not content and bool(last.reasoning_content)) or content.rfind(begins) > content.rfind(ends)
+    return text[-256:].rstrip().endswith(begins)  # longer than any of the marks

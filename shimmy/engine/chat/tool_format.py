@@ -1,0 +1,253 @@
+"""How a model writes tool calls, found out by showing its chat template some.
+
+A template renders a conversation as the model was trained to see it, so a call in its history looks like a call of the
+model's. Knows templates and the shapes of `ToolFormat`; knows no model by name, and nothing of tokens.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from time import monotonic
+
+from shimmy.engine.chat.template import ChatTemplate
+from shimmy.errors import ShimmyError
+from shimmy.messages.reply import ReplyFormat, ToolFormat
+from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
+
+PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
+MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
+MAX_CALL_CHARACTERS = 4096  # of what is written around two short calls; the longest in use has 200
+
+# For models whose own form is unknown or is no JSON: what most models have seen, first written down for Hermes 2 Pro.
+GENERIC = ToolFormat(call_start="<tool_call>\n", call_end="\n</tool_call>", between="\n")
+# Templates that show tools, but have no place for calls: the form is in the text of the template or in no file at all.
+# Sources: the model cards of Phi-4-mini and of Granite 3.
+_NOT_SHOWN = (
+    ("<|/tool|>", ToolFormat(section_start="<|tool_call|>[", between=", ", section_end="]<|/tool_call|>")),
+    (
+        "<|tool_call|> followed by a JSON list",
+        ToolFormat(section_start="<|tool_call|>[", between=", ", section_end="]"),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tooling:
+    """What a template does about tools; what it does not has to be written into messages as text."""
+
+    format: ToolFormat = GENERIC
+    shows_tools: bool = False
+    shows_calls: bool = False
+    shows_results: bool = False
+    has_short_ids: bool = False  # takes no ids but those of nine letters and digits
+    calls_lack_content: bool = False  # shows no calls beside content
+
+
+def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of the field of `Accepted`
+    """The texts by which a reply is cut into its parts, each once: tokens that occur in them have to be spelled out."""
+    found = [*(format.thinking or ())]
+    if format.tools is not None:
+        tools = format.tools
+        found += [tools.section_start, tools.call_start, tools.call_end, tools.between, tools.section_end]
+        if tools.separator is not None:
+            found += [tools.separator, tools.id_key]
+    return tuple(dict.fromkeys(mark for mark in found if mark.strip()))
+
+
+def may_be_several(format: ToolFormat) -> bool:  # noqa: A002
+    """Whether a reply may have more than one call."""
+    return bool(format.call_start or format.between)
+
+
+def written(calls: Sequence[ToolCall], format: ToolFormat) -> str:  # noqa: A002
+    """Calls as a model with this format writes them."""
+    texts = [f"{format.call_start}{_body(call, format)}{format.call_end}" for call in calls]
+    return f"{format.section_start}{format.between.join(texts)}{format.section_end}"
+
+
+def _body(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
+    if format.separator is not None:
+        call_id = f"{format.id_key}{call.id}" if format.id_key else ""
+        return f"{call.name}{call_id}{format.separator}{call.arguments}"
+    call_id = f", {quoted(format.id_key)}: {quoted(call.id)}" if format.id_key else ""
+    head = f"{quoted(format.name_key)}: {quoted(call.name)}, {quoted(format.arguments_key)}: "
+    return f"{{{head}{call.arguments}{call_id}}}"
+
+
+def quoted(value: object) -> str:
+    """The value as JSON, spaced as templates space it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+# What is shown to a template. The ids are such as the strictest templates want.
+_USER = Message("user", "Hi.")
+_CONTENT = "Probecontent"
+_RESULT = "Proberesult"
+_TOOLS = tuple(
+    Tool(name, "Probetool.", '{"type": "object", "properties": {"probe": {"type": "string"}}}')
+    for name in ("probe_one", "probe_two")
+)
+_CALLS = (
+    ToolCall("probeid01", "probe_one", '{"probe": "value one", "n": 1}'),
+    ToolCall("probeid02", "probe_two", '{"probe": "value two", "n": 2}'),
+)
+_LONG_ID = replace(_CALLS[0], id="call_probe_id_of_any_length")
+
+
+def recognise(template: ChatTemplate) -> Tooling:
+    """What the template does about tools; the generic form where that cannot be found out. Raises nothing."""
+    probe = _Probe(template)
+    shows_tools = _TOOLS[0].name in (probe.render(_USER) or "")
+    if not shows_tools:
+        probe.tools = ()
+    for probe.calls_lack_content in (False, True):
+        found = _format_of_calls(probe)
+        if found is not None:
+            result = Message("tool", _RESULT, tool_call_id=_CALLS[0].id)
+            return Tooling(
+                found,
+                shows_tools,
+                shows_calls=True,
+                shows_results=_RESULT in (probe.render(_USER, _calling(_CALLS[0]), result) or ""),
+                has_short_ids=probe.render(_USER, _calling(_LONG_ID)) is None,
+                calls_lack_content=probe.calls_lack_content,
+            )
+    for words, form in _NOT_SHOWN:
+        if shows_tools and words in template.source:
+            return Tooling(form, shows_tools, shows_results=True)
+    return Tooling()
+
+
+class _Probe:
+    """Renders conversations; None where the template refuses them, fails or takes too much time or space."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.tools = _TOOLS
+        self.calls_lack_content = False
+        self._template = template
+        self._end_s = monotonic() + PROBE_DEADLINE_S
+
+    def render(self, *messages: Message, begins_reply: bool = False) -> str | None:
+        prompt = ChatPrompt(messages, begins_reply, self.tools)
+        left_s = self._end_s - monotonic()
+        if left_s > 0:
+            with suppress(ShimmyError):
+                text = self._template.render(prompt, deadline_s=left_s, calls_lack_content=self.calls_lack_content)
+                return text if len(text) <= MAX_PROBE_CHARACTERS else None
+        return None
+
+
+def _calling(*calls: ToolCall) -> Message:
+    return Message("assistant", None, tool_calls=calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where the body of a call stands in a text, and its form as far as the body shows it."""
+
+    start: int
+    end: int
+    form: ToolFormat
+
+
+def _format_of_calls(probe: _Probe) -> ToolFormat | None:
+    """The format as one call and two calls show it; None where the template shows none, or in no form of ours."""
+    begun = probe.render(_USER, begins_reply=True) or ""
+    plain = probe.render(_USER, Message("assistant", _CONTENT)) or ""
+    turn_end = plain.rpartition(_CONTENT)[2].strip()
+    one, two = (_reply(probe.render(_USER, _calling(*_CALLS[:count])), begun, plain) for count in (1, 2))
+    found = _found(one, _CALLS[0], 0)
+    if found is None:
+        return None
+    before, after = one[: found.start].lstrip(), one[found.end :]
+    if turn_end:
+        after = after.partition(turn_end)[0]
+    form = replace(found.form, section_start=before, section_end=after.rstrip())
+    first = _found(two, _CALLS[0], 0)
+    second = first and _found(two, _CALLS[1], first.end)
+    if first and second and first.form == second.form == found.form:
+        after = (two[second.end :].partition(turn_end)[0] if turn_end else two[second.end :]).rstrip()
+        form = _divided(replace(form, section_end=after), two[first.end : second.start])
+    if not form.section_start:
+        form = replace(form, section_end="")  # what closes no section closes the turn
+    return form if _is_usable(form) else None
+
+
+def _reply(text: str | None, begun: str, plain: str) -> str:
+    """The part of a rendered conversation that the model would write: what no other conversation begins with."""
+    atoms = _atoms(text or "")
+    n_common = max(_n_common(atoms, _atoms(other)) for other in (begun, plain))
+    return "".join(atoms[n_common:])[:MAX_CALL_CHARACTERS]
+
+
+def _found(text: str, call: ToolCall, start: int) -> _Found | None:
+    arguments = json.loads(call.arguments)
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"\{", text[start:]):
+        at = start + match.start()
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            continue
+        if value == arguments:
+            return _found_bare(text, call, (start, at, end))
+        match list(value.items()):
+            case [(name_key, call.name), (arguments_key, found)] if found == arguments:
+                return _Found(at, end, ToolFormat(name_key=name_key, arguments_key=arguments_key))
+            case [(name_key, call.name), (arguments_key, found), (id_key, call.id)] if found == arguments:
+                return _Found(at, end, ToolFormat(name_key=name_key, arguments_key=arguments_key, id_key=id_key))
+    return None
+
+
+def _found_bare(text: str, call: ToolCall, places: tuple[int, int, int]) -> _Found | None:
+    """The same for arguments that stand at places[1:], and for a name somewhere behind places[0]."""
+    start, at, end = places
+    name_at = text.rfind(call.name, start, at)
+    if name_at < 0:
+        return None
+    id_key, has_id, separator = text[name_at + len(call.name) : at].rpartition(call.id)
+    return _Found(name_at, end, ToolFormat(separator=separator, id_key=id_key if has_id else ""))
+
+
+def _divided(form: ToolFormat, middle: str) -> ToolFormat:
+    """Tells what surrounds every call from what surrounds all of them, by what stands in the middle of two."""
+    before, inside, after = _atoms(form.section_start), _atoms(middle), _atoms(form.section_end)
+    n_start = _n_common(before[::-1], inside[::-1])
+    inside, call_start = inside[: len(inside) - n_start], inside[len(inside) - n_start :]
+    n_end = _n_common(inside, after)
+    return replace(
+        form,
+        section_start="".join(before[: len(before) - n_start]),
+        call_start="".join(call_start),
+        call_end="".join(inside[:n_end]),
+        between="".join(inside[n_end:]),
+        section_end="".join(after[n_end:]),
+    )
+
+
+def _is_usable(form: ToolFormat) -> bool:
+    """Whether a call can be told from text by this form; it holds nothing of what was shown and no half characters."""
+    opening = form.section_start + form.call_start
+    if form.separator is not None and (not form.separator or opening[:1] not in {"<", "["}):
+        return False
+    texts = (opening, form.call_end, form.between, form.section_end, form.separator or "", form.id_key)
+    if any(re.search(r"probe|[\ud800-\udfff]", text) for text in texts):
+        return False
+    # Digits outside of marks number the calls.
+    return not any(re.search(r"\d", re.sub(r"<[^<>\s]*>", "", text)) for text in texts)
+
+
+_ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|.", re.DOTALL)
+
+
+def _atoms(text: str) -> list[str]:
+    """The text cut into characters, but `<marks>` and `[MARKS]` in one piece: they are likely to be one token."""
+    return _ATOM.findall(text)
+
+
+def _n_common(left: list[str], right: list[str]) -> int:
+    """How many first items of two lists are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -1,0 +1,185 @@
+"""What a job's reply has to obey beyond its sampling: grammars, calls of tools, an end to reasoning.
+
+Puts together what others know: how calls look, how grammars are followed. Knows the tokens of the model.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from shimmy.engine.chat.tool_format import marks
+from shimmy.engine.constrain.thinking_budget import ThinkingBudget
+from shimmy.engine.llama.model import LlamaModel
+from shimmy.engine.schedule.task import Guide
+from shimmy.errors import BadRequest
+from shimmy.messages.reply import ReplyFormat
+from shimmy.messages.request import ChatPrompt, Job, Tool
+
+if TYPE_CHECKING:
+    from shimmy.engine.constrain.guides import Grammars
+
+# May stand before a call in a format without marks; templates do not show it (see tool_grammar.py).
+_PYTHON_TAG = "<|python_tag|>"
+_ANY_OBJECT = '{"type":"object"}'
+_NOT_OF_AN_OBJECT = "the schema, which is not one of an object,"  # lost as a whole
+_LOOKING_S = 1.0  # into the schemas of all tools of a job, beyond which large ones are not enforced
+# Those of the first tools that are no longer than this always are: how busy the machine is must not decide.
+_N_SURE, _SURE_CHARACTERS = 64, 4096
+_N_WARNINGS = 16  # of one job
+_N_TOLD = 256  # warnings that are in the log already
+
+logger = logging.getLogger(__name__)
+
+
+class Rules:
+    """Makes the guides of one model's jobs, on the thread that prepares them."""
+
+    def __init__(self, model: LlamaModel) -> None:
+        self._model = model
+        self._grammars: Grammars | None = None
+        self._marks: dict[ReplyFormat, Mapping[int, bytes]] = {}
+        self._told: set[str] = set()
+
+    def guide(self, job: Job, form: ReplyFormat) -> tuple[Guide | None, tuple[str, ...]]:
+        """What the job has to obey, None where it may say anything; and warnings of what is left to the model.
+
+        Raises BadRequest for what cannot be enforced and has to be.
+        """
+        tools = job.prompt.tools if isinstance(job.prompt, ChatPrompt) and form.tools is not None else ()
+        guide: Guide | None = None
+        warnings: tuple[str, ...] = ()
+        if tools:
+            guide, warnings = self._of_tools(job, form, tools)
+        elif job.grammar is not None:
+            found = self._loaded().guide(job.grammar, None, _thinking_end(form))
+            guide, warnings = found, tuple(f"the schema: {part} is not enforced" for part in found.lost)
+        self._tell(warnings)
+        if len(warnings) > _N_WARNINGS:
+            warnings = (*warnings[:_N_WARNINGS], f"and {len(warnings) - _N_WARNINGS} more")
+        return self._within_budget(guide, job, form), warnings
+
+    def _within_budget(self, guide: Guide | None, job: Job, form: ReplyFormat) -> Guide | None:
+        if form.thinking is None or job.n_thinking is None:
+            return guide
+        start, end = form.thinking
+        return ThinkingBudget(
+            guide,
+            marks=(start.encode(), end.encode()),
+            end_tokens=self._model.tokenize(f"\n{end}", add_special=False, parse_special=True),
+            spelled=self._model.spelled,
+            n_max=job.n_thinking,
+            is_thinking=form.is_thinking,
+        )
+
+    def _of_tools(self, job: Job, form: ReplyFormat, tools: tuple[Tool, ...]) -> tuple[Guide, tuple[str, ...]]:
+        grammars = self._loaded()
+        kept = set(tools)  # those whose schemas are enforced
+        while True:
+            lark, warnings = self._lark(job, form, tools, kept)
+            try:
+                guide = grammars.guide(job.grammar, lark, _thinking_end(form))
+            except BadRequest:
+                if job.grammar is not None:
+                    grammars.guide(job.grammar, None, _thinking_end(form))  # it may be at fault itself
+                # Each is taken by itself, so they are too large together.
+                loose = sorted((tool for tool in kept if not tool.strict), key=lambda tool: len(tool.parameters))
+                if not loose:
+                    raise
+                kept -= set(loose[len(loose) // 2 :])
+            else:
+                return guide, (*warnings, *(f"the schema: {part} is not enforced" for part in guide.lost))
+
+    def _lark(
+        self, job: Job, form: ReplyFormat, tools: tuple[Tool, ...], kept: set[Tool]
+    ) -> tuple[str, tuple[str, ...]]:
+        """The grammar of a reply with `tools`, where the schemas of those that are `kept` are held to."""
+        from shimmy.engine.constrain.tool_grammar import tool_lark  # few jobs have tools
+
+        assert isinstance(job.prompt, ChatPrompt)
+        assert form.tools is not None
+        warnings: list[str] = []
+        sure = {tool for tool in tools[:_N_SURE] if len(tool.parameters) <= _SURE_CHARACTERS}
+        self._loaded().load()  # which takes long the first time, and is no fault of the tools
+        end_s = monotonic() + _LOOKING_S
+
+        def arguments(tool: Tool) -> dict[str, Any]:
+            text = tool.parameters
+            is_late = tool not in sure and not tool.strict and monotonic() > end_s
+            if tool not in kept or is_late:
+                warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
+                text = _ANY_OBJECT
+            schema, lost = self._loaded().schema(text, strict=tool.strict)
+            if not tool.strict and not self._takes_objects(schema):
+                schema, _ = self._loaded().schema(_ANY_OBJECT, strict=False)
+                lost = (_NOT_OF_AN_OBJECT,)
+            warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
+            return schema
+
+        texts: dict[str, str] = {}
+        for tool in tools:
+            if tool.lark:
+                text, fault = self._text(tool)
+                if fault:
+                    warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced: {fault}")
+                else:
+                    texts[tool.name] = text
+        choice = job.prompt.tool_choice
+        if job.grammar is not None:  # the reply is calls, or what the other grammar says, and never free text
+            choice = replace(choice, required=True)
+        thinking = None if form.is_thinking else form.thinking
+        lark = tool_lark(
+            tools, choice, form.tools, special=self._hidden_token, thinking=thinking, prepare=arguments, texts=texts
+        )
+        return lark, tuple(warnings)
+
+    def _takes_objects(self, schema: dict[str, Any]) -> bool:
+        """Whether there are objects among what a schema allows, as arguments are objects."""
+        from shimmy.engine.constrain.tool_grammar import may_be_object, of_object
+
+        return schema.get("type") == "object" or (may_be_object(schema) and self._loaded().takes(of_object(schema)))
+
+    def _text(self, tool: Tool) -> tuple[str, str]:
+        try:
+            return self._loaded().text_in_json(tool.lark)
+        except BadRequest as error:
+            raise BadRequest(f"tools: the grammar of `{tool.name}`: {error.message}", param="tools") from error
+
+    def _tell(self, warnings: tuple[str, ...]) -> None:
+        """Log each warning once."""
+        for warning in warnings:
+            if warning not in self._told and len(self._told) < _N_TOLD:
+                self._told.add(warning)
+                logger.warning("%s", warning)
+
+    def marks(self, form: ReplyFormat) -> Mapping[int, bytes]:
+        """The control tokens that stand for parts of a reply, which its reader has to see."""
+        known = self._marks.get(form)
+        if known is None:
+            texts = marks(form)
+            if form.tools is not None:
+                texts = (*texts, _PYTHON_TAG)
+            tokens = {
+                token
+                for text in texts
+                for token in self._model.tokenize(text, add_special=False, parse_special=True)
+                if not self._model.piece(token)
+            }
+            known = self._marks[form] = {token: self._model.spelled(token) for token in tokens}
+        return known
+
+    def _hidden_token(self, text: str) -> int | None:
+        tokens = self._model.tokenize(text, add_special=False, parse_special=True)
+        return tokens[0] if len(tokens) == 1 and not self._model.piece(tokens[0]) else None
+
+    def _loaded(self) -> "Grammars":
+        if self._grammars is None:
+            from shimmy.engine.constrain.guides import Grammars  # its library is large, and most workers need none
+
+            self._grammars = Grammars(self._model)
+        return self._grammars
+
+
+def _thinking_end(form: ReplyFormat) -> str | None:
+    return form.thinking[1] if form.thinking and form.is_thinking else None

@@ -1,0 +1,397 @@
+"""The only importer of llguidance: what a reply has to look like, as a Guide of its tokens.
+
+Knows how grammars are put together and what they may cost. Knows no scheduler and no llama.cpp: a model's tokens come
+by way of a Vocabulary. JSON Schemas are checked in schema.py, and loosened in enforceable.py; GBNF is read in gbnf.py.
+"""
+
+import functools
+import importlib.machinery
+import importlib.util
+import json
+import lzma
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from shimmy.engine import deep_thread
+from shimmy.engine.constrain import forced_text, gbnf
+from shimmy.engine.constrain.enforceable_schema import enforceable
+from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, keyword_at_fault, prepared
+from shimmy.engine.constrain.lark_in_json import NotInJson, lark_in_json
+from shimmy.engine.constrain.simpler_schema import Schema
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, in_memory
+from shimmy.errors import BadRequest, Internal, ModelUnavailable
+from shimmy.messages.request import Grammar, GrammarKind
+from shimmy.system import unpacked_folder
+
+# Before the bytes of a token that text does not show; no text in UTF-8 has this byte.
+_HIDDEN = b"\xff"
+# A mask of what may stand in a string is put together from that of its longest part that is known beforehand. One such
+# part takes a third of the time that the tokenizer takes, and saves most of what several would save.
+_SLICES = ['[^"\\\\\\x00-\\x1F\\x7F]{1,30}']
+# llguidance recurses over what refers to each other: 9 KB of stack for 22 characters was the worst that was found.
+_STACK_BYTES = 16 << 20
+_STACK_BYTES_FOR_EACH = 1 << 10
+# Symbols of a grammar (a schema of 200 properties has 2,000), and how many of its rules may apply at one place: four
+# for each property that may come next.
+_MAX_GRAMMAR_SIZE = 60_000
+_MAX_ITEMS = 20_000
+# Applications ask with the same few schemas again and again; a large one takes milliseconds to read and tens of them to
+# compile.
+_N_KNOWN = 8
+# What has to come next is put together and tokenized in one go, by the thread that decodes, on an ordinary stack, and
+# with Python's lock. Where that may be more characters, each token is sampled instead.
+_MAX_FORCED = 16_384
+_NOTHING_FORCED = '%llguidance {"no_forcing": true}\nstart: @unforced\n'
+_N_SCHEMAS_KNOWN = 256  # of tools
+_Asked = tuple[Grammar | None, str | None, str | None]  # what a guide was asked for with
+_COMPILE_DEADLINE_S = 5.0
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+_MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
+_MAX_REASON = 300  # characters
+
+
+class Vocabulary(Protocol):
+    """What is to be known of a model's tokens: of `llama.LlamaModel`."""
+
+    n_vocab: int
+
+    def token_bytes(self, token: int, *, special: bool) -> bytes: ...  # without `special`, as text shows it
+    def end_tokens(self) -> list[int]: ...
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    def tokenizer_addresses(
+        self,
+    ) -> tuple[int, int]: ...  # of llama.cpp's vocabulary, and of its function llama_tokenize
+
+
+class Guide:
+    """Follows the tokens of one reply, and knows which may come next. One thread at a time may use it.
+
+    Its methods raise BadRequest when the grammar outgrows its limits, or turns out to lead nowhere. `lost` are the
+    parts of its schema that it does not enforce, in words.
+    """
+
+    def __init__(self, matcher: Any, lost: tuple[str, ...] = ()) -> None:
+        self._matcher = matcher
+        self.lost = lost
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may follow any more."""
+        if not self._matcher.is_stopped():
+            return False
+        self._check()
+        return True
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` may come next; takes some microseconds, where `allowed` takes up to milliseconds."""
+        if self._matcher.is_stopped():
+            self._check()
+        return bool(self._matcher.validate_tokens([token]))
+
+    def allowed(self) -> bytes:
+        """A bit for each token of the vocabulary, the lowest of a byte first; what is behind them means nothing."""
+        mask: bytes = self._matcher.compute_bitmask()
+        self._check()
+        return mask
+
+    def accept(self, token: int) -> None:
+        """Go on with `token`, which has to be allowed."""
+        if not self._matcher.consume_token(token):
+            self._check()
+            raise Internal(f"token {token} is not what the grammar allows")
+
+    def forced(self) -> list[int]:
+        """The tokens that have to come next, as the model's tokenizer makes them; none where there is a choice."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._check()
+        return tokens
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise BadRequest(f"the grammar cannot be followed any further: {_reason(self._matcher)}")
+        if self._matcher.is_stopped() and not self._matcher.is_accepting():
+            raise BadRequest("the grammar leads to a place where nothing can follow")
+
+
+class _Latest(Generic[Key, Value]):
+    """The values of the few keys that were asked for last."""
+
+    def __init__(self, n_max: int) -> None:
+        self._n_max = n_max
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def add(self, key: Key, value: Value) -> Value:
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._n_max:
+                self._values.popitem(last=False)
+        return value
+
+
+class Grammars:
+    """Makes the guides of one model; what they share is made for the first of them. Any thread may use it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._hidden: set[int] = set()  # tokens that text does not show
+        self._library: Any = None
+        self._tokenizer: Any = None
+        self._tokenizer_lock = threading.Lock()
+        self._known: _Latest[_Asked, tuple[Any, tuple[str, ...]]] = _Latest(_N_KNOWN)  # matchers at the beginning
+        self._known_schemas: _Latest[tuple[str, bool], tuple[Schema, tuple[str, ...]]] = _Latest(_N_SCHEMAS_KNOWN)
+        self._known_texts: _Latest[str, tuple[str, str]] = _Latest(_N_KNOWN)
+
+    def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
+        """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
+
+        `tool_lark` is a grammar of llguidance, with its `start`. With both, the reply is what one of them allows: it
+        should then allow calls only, because where it allows free text the other grammar would say nothing. With
+        `thinking_end` all of this applies behind that text, and free text, which has to end with it, comes first.
+        """
+        asked = grammar, tool_lark, thinking_end
+        matcher, lost = self._known.get(asked) or self._known.add(asked, self._matcher(*asked))
+        return Guide(matcher.deep_copy(), lost)
+
+    def schema(self, text: str, *, strict: bool) -> tuple[Schema, tuple[str, ...]]:
+        """The schema that llguidance takes for the one in `text`, and what of it is not enforced, in words.
+
+        Raises BadRequest for what is no schema of an object, and with `strict` for what would be lost.
+        """
+        known = self._known_schemas.get((text, strict))
+        if known is None:
+            known = self._strict_schema(text) if strict else enforceable(text, self.takes)
+            self._known_schemas.add((text, strict), known)
+        return known
+
+    def _strict_schema(self, text: str) -> tuple[Schema, tuple[str, ...]]:
+        schema = prepared(text)
+        fault = keyword_at_fault(schema)
+        if not fault and not self.takes(schema):
+            _, lost = enforceable(text, self.takes)
+            fault = f"{lost[0] if lost else 'the schema'} cannot be enforced"
+        if fault:
+            raise BadRequest(fault)
+        return schema, ()
+
+    def text_in_json(self, lark: str) -> tuple[str, str]:
+        """The grammar of a text as it stands between the quotes of a JSON string, and empty words; or why that cannot
+        be written, in words, and an empty grammar. Raises BadRequest for what is no grammar in Lark."""
+        known = self._known_texts.get(lark)
+        if known is None:
+            if fault := self.lark_fault(lark) if len(lark) <= gbnf.MAX_CHARACTERS else "it is too large":
+                raise BadRequest(fault)
+            known = self._known_texts.add(lark, self._text_in_json(lark))
+        return known
+
+    def _text_in_json(self, lark: str) -> tuple[str, str]:
+        try:
+            written = gbnf.to_lark(lark_in_json(lark))
+        except NotInJson as exc:
+            return "", str(exc)
+        except BadRequest as exc:
+            return "", exc.message
+        fault = self.lark_fault(written)
+        return ("", fault) if fault else (written, "")
+
+    def takes(self, schema: Schema) -> bool:
+        """Whether llguidance can enforce a schema by itself, and find that out in time."""
+        try:
+            return not self._fault({"json_schema": schema})
+        except BadRequest:
+            return False
+
+    def lark_fault(self, lark: str) -> str:
+        """Why llguidance does not take a grammar of its own notation; empty where it does."""
+        return _first_words(self._fault({"lark_grammar": lark}))
+
+    def _fault(self, grammar: dict[str, Any]) -> str:
+        library = self._loaded()
+        text = json.dumps({"grammars": [grammar]}, ensure_ascii=False)
+        _check_characters(text)
+        fault: str = _on_deep_stack(
+            lambda: library.LLMatcher.validate_grammar(text, None, limits=_limits(library)), text
+        )
+        return fault
+
+    def load(self) -> None:
+        """Load the library, which the first grammar would else wait for."""
+        self._loaded()
+
+    def _loaded(self) -> Any:
+        if self._library is None:
+            self._library = _import_library()
+        return self._library
+
+    def _matcher(
+        self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None
+    ) -> tuple[Any, tuple[str, ...]]:
+        """What llguidance makes of it, to be copied for each reply; and what of the grammar is not enforced."""
+        self._loaded()
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._new_tokenizer()
+        parts: list[dict[str, Any]] = []
+        lost: tuple[str, ...] = ()
+        if tool_lark is not None:
+            parts.append({"lark_grammar": tool_lark})
+        if grammar is not None:
+            part, lost = self._part(grammar)
+            parts.append(part)
+        if not parts:
+            raise Internal("a guide needs a grammar")
+        return self._compiled(self._joined(parts, thinking_end)), lost
+
+    def _joined(self, parts: list[dict[str, Any]], thinking_end: str | None) -> list[dict[str, Any]]:
+        """The grammars of a reply that is what one of `parts` allows, behind thoughts."""
+        if len(parts) == 1 and thinking_end is None:
+            return parts
+        named = [{"name": f"part{index}", **part} for index, part in enumerate(parts)]
+        reply = " | ".join(f"@{part['name']}" for part in named)
+        top = f"start: {reply}" if thinking_end is None else f"start: thinking reply\nreply: {reply}\n"
+        return [{"lark_grammar": top + self._thinking(thinking_end)}, *named]
+
+    def _part(self, grammar: Grammar) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """A grammar as one of those that llguidance puts together, and what of it is not enforced."""
+        if len(grammar.text) > MAX_CHARACTERS:
+            raise BadRequest(f"the grammar is too large: {len(grammar.text)} characters, {MAX_CHARACTERS} are allowed")
+        _check_characters(grammar.text)
+        if grammar.kind is GrammarKind.JSON_SCHEMA:
+            schema, lost = (prepared(grammar.text), ()) if grammar.strict else self.schema(grammar.text, strict=False)
+            return {"json_schema": schema}, lost
+        return {"lark_grammar": self._lark(grammar)}, ()
+
+    def _lark(self, grammar: Grammar) -> str:
+        match grammar.kind:
+            case GrammarKind.GBNF:
+                return gbnf.to_lark(grammar.text)
+            case GrammarKind.CHOICE:
+                choices = [json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text)]
+                return f"start: CHOICE\nCHOICE: {' | '.join(choices)}"
+            case GrammarKind.REGEX:
+                pattern = self._library.regex_to_lark(grammar.text).replace("\n", "\\n")
+                return f"start: TEXT\nTEXT: {f'/{pattern}/' if pattern else json.dumps('')}"
+            case _:
+                if (size := len(grammar.text)) > gbnf.MAX_CHARACTERS:
+                    raise BadRequest(f"the grammar is too large: {size} characters, {gbnf.MAX_CHARACTERS} are allowed")
+                return grammar.text
+
+    def _thinking(self, end: str | None) -> str:
+        """The rule `thinking`: any text that ends with `end`, of which tokens that text does not show are a part."""
+        if end is None:
+            return ""
+        tokens = self._vocabulary.tokenize(end, add_special=False, parse_special=True)
+        first = next((index for index, token in enumerate(tokens) if token in self._hidden), None)
+        if first is None:
+            return f"thinking[suffix={json.dumps(end)}]: /(?s:.*)/"
+        # Text before the first such token belongs to the thoughts.
+        return f"thinking: THOUGHTS {' '.join(map(self._lark_of, tokens[first:]))}\nTHOUGHTS: /(?s:.*)/"
+
+    def _lark_of(self, token: int) -> str:
+        if token in self._hidden:
+            return f"<[{token}]>"
+        return json.dumps(self._vocabulary.token_bytes(token, special=False).decode("utf-8", "replace"))
+
+    def _compiled(self, grammars: list[dict[str, Any]]) -> Any:
+        if forced_text.longest(grammars) > _MAX_FORCED:
+            first, *others = grammars
+            grammars = [{"lark_grammar": _NOTHING_FORCED}, {"name": "unforced", **first}, *others]
+        text = json.dumps({"grammars": grammars}, ensure_ascii=False)
+        if len(text) > _MAX_TEXT:
+            raise BadRequest(f"the grammars are too large together: {len(text)} characters, {_MAX_TEXT} are allowed")
+        _check_characters(text)
+        library = self._library
+        matcher = _on_deep_stack(
+            lambda: library.LLMatcher(self._tokenizer, text, log_level=0, limits=_limits(library)), text
+        )
+        if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
+            schemas: list[Schema] = [part["json_schema"] for part in grammars if "json_schema" in part]
+            fault = next(filter(None, map(keyword_at_fault, schemas)), "") or _reason(matcher)
+            raise BadRequest(f"the {'schema' if schemas else 'grammar'} cannot be enforced: {fault}")
+        return matcher
+
+    def _new_tokenizer(self) -> Any:
+        tokens = []
+        for token in range(self._vocabulary.n_vocab):
+            data = self._vocabulary.token_bytes(token, special=False)
+            if not data:
+                self._hidden.add(token)
+                name = self._vocabulary.token_bytes(token, special=True)
+                data = _HIDDEN + name if name else b""  # llguidance never allows a token without bytes
+            tokens.append(data)
+        ends = self._vocabulary.end_tokens()
+        if not ends:  # llguidance insists on one
+            ends = [len(tokens)]
+            tokens.append(_HIDDEN + b"end")
+        vocabulary, tokenize = self._vocabulary.tokenizer_addresses()
+        return self._library.LLTokenizer.from_llamacpp(
+            tokens=tokens, vocab_ptr=vocabulary, tokenize_fptr=tokenize, eos_token=ends, slices=_SLICES
+        )
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise BadRequest("the grammar has half a character (a lone surrogate)") from exc
+
+
+def _limits(library: Any) -> Any:
+    return library.LLParserLimits(max_grammar_size=_MAX_GRAMMAR_SIZE, max_items_in_row=_MAX_ITEMS, verbose_errors=False)
+
+
+def _reason(matcher: Any) -> str:
+    return _first_words(str(matcher.get_error())) or "nothing satisfies it"
+
+
+def _first_words(error: str) -> str:
+    """The beginning of what llguidance says; what follows is for its own developers."""
+    text = " ".join(error.partition("<non-verbose/>")[0].split())
+    return text.partition(". ")[0][:_MAX_REASON]
+
+
+def _on_deep_stack(call: Callable[[], Any], text: str) -> Any:
+    """The result of `call`, which reads `text`, on a thread with room for its recursions; BadRequest when it takes too
+    long, as little text can mean much."""
+    try:
+        return deep_thread.call(call, _STACK_BYTES + len(text) * _STACK_BYTES_FOR_EACH, _COMPILE_DEADLINE_S)
+    except deep_thread.TooLong as exc:
+        raise BadRequest(f"the grammar cannot be compiled within {_COMPILE_DEADLINE_S:g} s: make it smaller") from exc
+
+
+@functools.cache  # a process can initialise it only once
+def _import_library() -> Any:
+    """Import only the compiled module: the package's `__init__` would bring importlib.metadata and more (40 ms)."""
+    if unpacked_folder.folder() is None:
+        return _extension(_installed())
+    with in_memory("llguidance", lzma.decompress(unpacked_folder.part(GRAMMAR_ARCHIVE).read_bytes())) as path:
+        return _extension(path)
+
+
+def _installed() -> str:
+    package = importlib.util.find_spec("llguidance")
+    folders = (package and package.submodule_search_locations) or ()
+    paths = [str(path) for folder in folders for path in Path(folder).glob("_lib*.so")]
+    if not paths:
+        raise ModelUnavailable("grammars need llguidance, which is not installed: run `make` to install it")
+    return paths[0]
+
+
+def _extension(path: str) -> Any:
+    loader = importlib.machinery.ExtensionFileLoader("llguidance._lib", path)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module

@@ -1,0 +1,96 @@
+"""Ends a job's reasoning after so many tokens: a guide that forces the end of it, and otherwise asks the one within.
+
+Knows the marks of reasoning as bytes and tokens; nothing of templates or grammars.
+"""
+
+from collections.abc import Callable, Sequence
+
+from shimmy.engine.schedule.task import Guide
+
+
+class ThinkingBudget:
+    """Reasoning begins at once where `is_thinking`, else where the reply itself begins with `start`.
+
+    `end_tokens` are what it is ended with, `n_max` is how many tokens may come before. `spelled` gives the bytes of a
+    token. `inner` hears of every token.
+    """
+
+    def __init__(
+        self,
+        inner: Guide | None,
+        *,
+        marks: tuple[bytes, bytes],
+        end_tokens: Sequence[int],
+        spelled: Callable[[int], bytes],
+        n_max: int,
+        is_thinking: bool,
+    ) -> None:
+        self._inner = inner
+        self._start, self._end = marks
+        self._end_tokens = list(end_tokens)
+        self._spelled = spelled
+        self._n_left = n_max
+        self._tail = b""
+        self._is_thinking = is_thinking
+        self._is_done = False
+        self._ending: list[int] = []  # of the tokens that end it, those that have not come yet
+        if is_thinking and not n_max:
+            self._ending = list(end_tokens)
+
+    @property
+    def is_over(self) -> bool:
+        return self._inner is not None and self._inner.is_over
+
+    def allows(self, token: int) -> bool:
+        if self._ending:
+            return token == self._ending[0]
+        return self._inner is None or self._inner.allows(token)
+
+    def allowed(self) -> bytes:
+        if self._ending:
+            token = self._ending[0]
+            return bytes(token // 8) + bytes([1 << token % 8])
+        assert self._inner is not None  # who allows everything is not asked what
+        return self._inner.allowed()
+
+    def accept(self, token: int) -> None:
+        if self._inner is not None:
+            self._inner.accept(token)
+        if not self._is_done:
+            self._follow(token)
+
+    def forced(self) -> list[int]:
+        if self._ending:
+            return list(self._ending)
+        return [] if self._inner is None else self._inner.forced()
+
+    def _follow(self, token: int) -> None:
+        if self._ending and token == self._ending[0]:
+            del self._ending[0]
+            self._is_done = not self._ending
+            return
+        self._tail += self._spelled(token)
+        if not self._is_thinking:
+            self._look_for_start()
+            return
+        if self._end in self._tail:
+            self._is_done = True
+            return
+        self._tail = self._tail[-len(self._end) :]
+        self._n_left -= 1
+        if self._n_left <= 0 and not self._is_ending():
+            self._ending = list(self._end_tokens)
+
+    def _is_ending(self) -> bool:
+        """Whether the model is about to end it by itself."""
+        return any(self._tail.endswith(self._end[:n]) for n in range(1, len(self._end)))
+
+    def _look_for_start(self) -> None:
+        said = self._tail.lstrip()
+        if said.startswith(self._start):
+            self._is_thinking = True
+            self._tail = b""
+            if not self._n_left:
+                self._ending = list(self._end_tokens)
+        elif not self._start.startswith(said):
+            self._is_done = True  # the reply does without

@@ -1,0 +1,206 @@
+"""The grammar of replies that may or must call tools, in the Lark dialect of llguidance.
+
+https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. Writes the text of a grammar and does not run it.
+Knows nothing of templates.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from shimmy.engine.chat.tool_format import may_be_several
+from shimmy.errors import BadRequest
+from shimmy.messages.reply import ToolFormat
+from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
+
+# JSON within calls is spaced as `tojson` in templates spaces it, which is what models were trained on.
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Llama 3.1 and later may write this token before a call that otherwise has no mark at all. Their templates tell of it
+# only beside tools that are built in. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
+_OPTIONAL_START = "<|python_tag|>"
+_END_OF_TEXT = '"}'
+# A mark that is likely to be one token.
+_MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
+
+
+def as_written(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool as it is; raises BadRequest for one that is no object."""
+    try:
+        parsed = json.loads(tool.parameters)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest(f"no JSON: {exc}") from exc
+    if not isinstance(parsed, dict):
+        raise BadRequest("the schema has to be an object")
+    return {**parsed, "x-guidance": _SPACING}
+
+
+def tool_lark(
+    tools: Sequence[Tool],
+    choice: ToolChoice,
+    format: ToolFormat,  # noqa: A002 - as in `Accepted`
+    *,
+    special: Callable[[str], int | None] = lambda _: None,
+    thinking: tuple[str, str] | None = None,
+    prepare: Callable[[Tool], dict[str, Any]] = as_written,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
+
+    Free text may be anything; with what begins a call in this format begins a call to one of the tools, with arguments
+    that its schema takes. The calls end the reply. Where no mark begins a call, free text does not begin as a call
+    does. A choice that is `required` allows calls alone, and one with a name a single call.
+
+    `special` has the id of a mark that is one control token, None for all others. `thinking` are the marks of reasoning
+    that may come first, None where the prompt has begun or ended it. `prepare` has the schema that llguidance is given
+    for a tool; the BadRequest that it raises gets the name of the tool. `texts` are the grammars of the one argument of
+    some tools, by their names, as it stands between quotes. Raises BadRequest for a choice that names no
+    tool, and for parameters that are not those of an object.
+    """
+    offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
+    if not offered:
+        raise BadRequest(f"tool_choice: there is no tool `{choice.name}`", param="tool_choice")
+    lark = _Lark(format, special)
+    for index, tool in enumerate(offered):
+        lark.rule(f"body_{index}", lark.body(tool.name, f"arguments_{index}"))
+        schema = _schema(tool, prepare)
+        text = texts.get(tool.name)
+        lark.rule(f"arguments_{index}", f"%json {schema}" if text is None else _one_text(text))
+    lark.rule("call", " | ".join(f"body_{index}" for index in range(len(offered))))
+    lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
+    if choice.required:
+        replies = [lark.called]
+        if thinking is not None:
+            replies.append(f"thought GAP? {lark.called}")
+    else:
+        lark.rule("TEXT_WITHOUT_CALL", lark.free())
+        replies = lark.free_replies("TEXT_WITHOUT_CALL", "begun")
+        if thinking is not None:
+            after = [f"thought {reply}" for reply in replies] + [f"thought GAP {lark.called}"]
+            if special(thinking[0]) is None:
+                # Or else what begins reasoning would be text like any other, and a call in it a call.
+                lark.rule("THOUGHT", f"{lark.text(thinking[0])} TEXT")
+                lark.rule("TEXT_WITHOUT_THOUGHT", "TEXT_WITHOUT_CALL & ~THOUGHT")
+                replies = lark.free_replies("TEXT_WITHOUT_THOUGHT", "begun_at_once")
+            replies += after
+    if thinking is not None:
+        lark.rule("thought", f"{lark.text(thinking[0])} {lark.until(thinking[1], 'thought_through')}")
+    lark.rule("TEXT", r"/(.|\n)*/")
+    lark.rule("GAP", r"/\n{1,2}/")
+    lark.rule("start", " | ".join(replies))
+    return str(lark)
+
+
+def _one_text(grammar: str) -> str:
+    """Arguments of one text, which a grammar of its own describes."""
+    head = json.dumps(f'{{{json.dumps(TEXT_ARGUMENT)}: "')
+    return f"{head} %lark {{\n{grammar}\n}} {json.dumps(_END_OF_TEXT)}"
+
+
+def _schema(tool: Tool, prepare: Callable[[Tool], dict[str, Any]]) -> str:
+    try:
+        schema = prepare(tool)
+    except BadRequest as error:
+        raise BadRequest(f"tools: the parameters of `{tool.name}`: {error.message}", param="tools") from error
+    if not may_be_object(schema):
+        raise BadRequest(f"tools: the parameters of `{tool.name}` are not those of an object", param="tools")
+    return json.dumps(of_object(schema))
+
+
+def may_be_object(schema: Mapping[str, Any]) -> bool:
+    """Whether the type that a schema names, if it names one, is that of an object."""
+    kind = schema.get("type", "object")
+    return kind == "object" or (isinstance(kind, list) and "object" in kind)
+
+
+def of_object(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the objects that another one allows."""
+    return {**schema, "type": "object"}
+
+
+class _Lark:
+    """The rules of one grammar, and the pieces of a format as parts of rules."""
+
+    def __init__(self, form: ToolFormat, special: Callable[[str], int | None]) -> None:
+        self._form = form
+        self._special = special
+        self._rules: list[str] = []
+        opening = form.section_start + form.call_start
+        first_mark = _MARK.match(opening) or re.match(r"\S*", opening)
+        assert first_mark is not None
+        self._trigger = first_mark[0]
+        self._rest = opening[len(self._trigger) :]
+        self._has_mark = any(character.isalpha() for character in self._trigger)
+        start = special(_OPTIONAL_START) if not opening else None
+        optional = "" if start is None else f"<[{start}]>? "
+        self.called = f"{optional}{self.text(self._trigger)} calls GAP?"
+
+    def __str__(self) -> str:
+        return "\n".join([*self._rules, ""])
+
+    def rule(self, name: str, text: str) -> None:
+        self._rules.append(f"{name}: {text}")
+
+    def text(self, text: str) -> str:
+        """A text as the tokens and literals that it consists of."""
+        parts: list[str | int] = [""]
+        place = 0
+        for mark in _MARK.finditer(text):
+            token = self._special(mark[0])
+            if token is not None:
+                parts += [text[place : mark.start()], token]
+                place = mark.end()
+        parts.append(text[place:])
+        return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts if part != "")
+
+    def until(self, text: str, name: str) -> str:
+        """Anything up to the first place with this text, and the text itself; `name` is for a rule of its own."""
+        mark = _MARK.match(text)
+        token = self._special(mark[0]) if mark is not None else None
+        if mark is not None and token is not None:
+            return f"TEXT <[{token}]> {self.text(text[mark.end() :])}".rstrip()
+        self._rules.append(f"{name}[lazy]: TEXT {json.dumps(text)}")
+        return name
+
+    def body(self, name: str, arguments: str) -> str:
+        """What stands from behind `call_start` to `call_end`, for the rule that is named `arguments`."""
+        form = self._form
+        if form.separator is not None:
+            call_id = f"{self.text(form.id_key)} ID " if form.id_key else ""
+            head = f"{self.text(name)} {call_id}{self.text(form.separator)}"
+            tail = self.text(form.call_end)
+        else:
+            name_key, arguments_key = json.dumps(form.name_key), json.dumps(form.arguments_key)
+            head = self.text(f"{{{name_key}: {json.dumps(name)}, {arguments_key}: ")
+            call_id = f"{self.text(f', {json.dumps(form.id_key)}: ')} ID_IN_QUOTES " if form.id_key else ""
+            tail = call_id + self.text("}" + form.call_end)
+        return f"{head} {arguments} {tail}".rstrip()
+
+    def calls(self, parallel: bool) -> str:
+        """All that follows the trigger."""
+        form = self._form
+        if form.id_key:
+            self.rule("ID", "/[a-zA-Z0-9]{9}/")  # Mistral's, who alone has ids in calls
+            self.rule("ID_IN_QUOTES", '"\\"" ID "\\""')
+        more = ""
+        if parallel and may_be_several(form):
+            more = f"({self.text(form.between + form.call_start)} call)*"
+        return " ".join(filter(None, (self.text(self._rest), "call", more, self.text(form.section_end))))
+
+    def free(self) -> str:
+        """Text that is no call: where nothing marks a call, by what it begins with."""
+        if self._has_mark:
+            return r"/(.|\n)*/"
+        first = ord((self._trigger or "{")[0])
+        return rf"/(\s*[^\s\x{{{first:x}}}](.|\n)*)?/"
+
+    def free_replies(self, text: str, name: str) -> list[str]:
+        """Replies that are free text or, behind free text, calls; `name` is for a rule of its own."""
+        if not self._has_mark:
+            return [text, self.called]
+        # A mark that is a token may be spelled out too; who reads the reply sees no difference.
+        self._rules.append(f"{name}[lazy]: {text} {json.dumps(self._trigger)}")
+        replies = [text, f"{name} calls GAP?"]
+        token = self._special(self._trigger)
+        return replies if token is None else [*replies, f"{text} <[{token}]> calls GAP?"]

@@ -1,0 +1,68 @@
+"""A folder in SafeTensors as a GGUF file that the engine opens: converted once, and quantised where that is asked for.
+
+Knows what a person asked for and where the cache is; how a folder becomes a GGUF, `formats.convert` knows of a model's
+and `formats.peft` of an adapter's.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shimmy.engine.llama.quantize import quantize
+from shimmy.errors import ModelUnavailable
+from shimmy.formats.convert import converted
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
+
+if TYPE_CHECKING:
+    from shimmy.formats.convert.peft import Base
+
+CACHE_FOLDER = "converted"  # in the cache folder
+
+
+def gguf_of(
+    folder: Path, cache_dir: Path | None, file_type: str | None, n_threads: int, on_progress: Callable[[float], None]
+) -> Path:
+    """The GGUF of `folder`, made now or found in the cache; where nothing can be written, in this process's memory.
+
+    `file_type` is one of config.SAFETENSORS_TYPES; None keeps the weights as they are. Raises ModelUnavailable.
+    """
+    finish = None if file_type is None else partial(quantize, file_type=file_type, n_threads=n_threads)
+    try:
+        made = converted.found(folder, _cache(cache_dir), file_type or "")
+        if made is not None:
+            on_progress(1.0)
+            return made
+        from shimmy.formats.convert import convert  # a start with a folder that was converted before does without
+
+        return convert.cached(folder, _cache(cache_dir), on_progress, target_type=file_type or "", finish=finish).path
+    except (Unconvertible, InvalidSafetensors) as exc:
+        raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc}") from exc
+    except OSError as exc:
+        raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc.strerror or exc}") from exc
+
+
+@contextlib.contextmanager
+def adapter_gguf_of(folder: Path, base: "Base", cache_dir: Path | None) -> Iterator[Path | None]:
+    """The GGUF of the adapter in `folder` for the model `base`, good until the end of the `with`.
+
+    None when the adapter is for models of another architecture. Raises ModelUnavailable.
+    """
+    from shimmy.formats.convert import peft
+
+    try:
+        made = peft.cached(peft.read(folder), base, _cache(cache_dir))
+    except (Unconvertible, InvalidSafetensors) as exc:
+        raise ModelUnavailable(str(exc)) from exc
+    try:
+        yield None if made is None else made.path
+    finally:
+        if made is not None and made.descriptor is not None:
+            os.close(made.descriptor)
+
+
+def _cache(cache_dir: Path | None) -> Path | None:
+    return None if cache_dir is None else cache_dir / CACHE_FOLDER

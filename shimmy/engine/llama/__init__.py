@@ -1,0 +1,1 @@
+"""WORKER. llama.cpp: binding, model, contexts, tokenizer, samplers."""

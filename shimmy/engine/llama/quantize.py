@@ -1,0 +1,31 @@
+"""Makes the weights of a GGUF file smaller with llama.cpp; also a hidden sub-command, for those without the engine."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shimmy.wire.worker_options import SAFETENSORS_TYPES
+from shimmy.engine.llama import model
+from shimmy.errors import ModelUnavailable
+
+# llama_ftype in include/llama.h.
+FILE_TYPES = dict(zip(SAFETENSORS_TYPES, (0, 32, 1, 7, 18, 17, 15, 2), strict=True))
+
+
+def quantize(source: Path, target: Path, *, file_type: str, n_threads: int) -> None:
+    """Write the model of `source` to `target` with weights of `file_type`, one of config.SAFETENSORS_TYPES.
+
+    Raises ModelUnavailable.
+    """
+    model.quantize(source, target, FILE_TYPES[file_type], n_threads)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`quantize SOURCE TARGET TYPE THREADS`; returns the exit code, with the reason on stderr."""
+    source, target, file_type, n_threads = arguments
+    try:
+        quantize(Path(source), Path(target), file_type=file_type, n_threads=int(n_threads))
+    except ModelUnavailable as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    return 0

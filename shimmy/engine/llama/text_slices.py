@@ -1,0 +1,102 @@
+"""Where a text can be cut so that the tokens of its slices are those of the whole text.
+
+That is so before a special token, as llama.cpp takes these out of a text first, and between words where a pre-tokenizer
+makes a word end there whatever stands around. Knows these rules (llama.cpp, src/llama-vocab.cpp and src/unicode.cpp);
+calls no engine.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from shimmy.text.literals import any_of
+
+MAX_SLICE_CHARACTERS = 16_384  # where it can be cut; a tenth of a second is the worst that they take
+# Of all special tokens together, and of one; gemma-3 has 6,000 of about ten characters.
+_MAX_SPECIAL_CHARACTERS = 200_000
+_MAX_SPECIAL_LENGTH = 100
+_NEVER = re.compile(r"(?!)")
+
+
+class Place(NamedTuple):
+    """Two neighbours between which a text may be cut, each as a class of characters, and what has to follow them."""
+
+    before: str
+    behind: str
+    then: str = ""
+
+
+# A word begins with this space, whatever the pre-tokenizer makes of the letters around it.
+WORD = Place("[A-Za-z]", " ", "[A-Za-z]")
+_PLACES: Mapping[str, Place | None] = {  # by `tokenizer.ggml.pre`, where a space does not always begin a word
+    "gemma4": Place(r"[^\n]", r"\n"),
+    "sarvam-moe": Place(r"[^\n]", r"\n"),
+    "exaone-moe": Place("[A-Za-z]", r"\n"),
+    "superbpe": Place("[A-Za-z]", "[0-9]"),
+    "whitespace": None,
+}
+
+
+def place_of(pre: str) -> Place | None:
+    """Where a byte-level text may be cut, by the name of its pre-tokenizer; None: nowhere."""
+    return _PLACES.get(pre, WORD)
+
+
+class Cuts:
+    """Finds where to cut the texts of one vocabulary. `specials` are the tokens that are taken out of a text first."""
+
+    def __init__(self, specials: Sequence[str] | None, place: Place | None, *, swallows: bool = False) -> None:
+        """None for `specials` that could be anywhere in a text. With `swallows` white space beside one may belong to
+        it."""
+        self._swallows = swallows
+        self._place = self._special = self._any = _NEVER
+        self.is_known = specials is not None and sum(map(len, specials)) <= _MAX_SPECIAL_CHARACTERS and (
+            max(map(len, specials), default=0) <= _MAX_SPECIAL_LENGTH
+        )  # fmt: skip
+        if specials is None or not self.is_known:
+            return
+        self._any = re.compile(any_of(specials))
+        self._special = re.compile(any_of(_uncrossed(specials)))
+        if place is not None and not any(re.search(place.before + place.behind, text) for text in specials):
+            self._place = re.compile(f"{place.before}(?={place.behind}{place.then})")
+
+    def end(self, text: str, start: int, n_characters: int) -> int:
+        """Where the slice ends that begins at `start`: after about so many characters, or at the next place to cut."""
+        half = n_characters // 2
+        if len(text) - start <= n_characters:
+            return len(text)
+        for first in range(start + half, len(text), half):
+            last = first + half + _MAX_SPECIAL_LENGTH
+            if found := self._place.search(text, first, last):
+                return found.end()
+            for found in self._special.finditer(text, first, last):
+                if not (self._swallows and text[found.start() - 1].isspace()):
+                    return found.start()
+        return len(text)
+
+    def n_specials(self, text: str, at_most: int) -> int:
+        """How many special tokens `text` has, but no more than `at_most`."""
+        n_found = 0
+        for _ in self._any.finditer(text):
+            n_found += 1
+            if n_found == at_most:
+                break
+        return n_found
+
+
+def _uncrossed(texts: Iterable[str]) -> list[str]:
+    """Those of which no occurrence can be overlapped by one of another that begins before it or ends behind it."""
+    whole = set(texts)
+    beginnings = {text[:length] for text in whole for length in range(1, len(text))}
+    # What stands at the end of one and begins another, and those that stand inside of another.
+    shared = {text[start:] for text in whole for start in range(1, len(text))} & (beginnings | whole)
+    inside = {
+        text[start:end] for text in whole for start in range(1, len(text)) for end in range(start + 1, len(text) + 1)
+        if text[start:end] in whole
+    }  # fmt: skip
+    return [
+        text
+        for text in sorted(whole - inside)
+        if not any(text[:length] in shared for length in range(1, len(text) + 1))
+        and not any(text[start:] in beginnings for start in range(1, len(text)))
+    ]

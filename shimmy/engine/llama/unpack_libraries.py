@@ -1,0 +1,66 @@
+"""The engine's libraries in the frozen file, which carries them packed and unpacks them when a worker needs them.
+
+They lie beside the packed ones from then on, for every worker of the server, in the folder that goes when it ends. In
+a source tree there is nothing packed, and nothing to do. Also: a shared library that is not a file at all.
+"""
+
+import contextlib
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from shimmy.errors import ModelUnavailable
+from shimmy.system.unpacked_folder import put
+
+GRAMMAR_ARCHIVE = "llguidance.xz"
+ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked program
+_SUFFIX = ".z"
+
+_n_loaded = count()
+_locks: dict[Path, threading.Lock] = {}  # of the files that are being unpacked, or have been
+
+
+def unpack(folder: Path) -> None:
+    """Make `name` of each `name.z` in `folder`; raises ModelUnavailable where that cannot be written."""
+    for archive in folder.glob(f"*{_SUFFIX}"):
+        unpacked(archive.with_suffix(""), partial(_inflated, archive))
+
+
+def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
+    """`path`, written with what `content` gives unless it is there; raises ModelUnavailable where that fails.
+
+    Threads wait for each other; of two processes each may write it, and either file will do.
+    """
+    with _locks.setdefault(path, threading.Lock()):
+        if not path.exists():
+            try:
+                put(path, content())
+            except OSError as exc:
+                raise ModelUnavailable(f"the engine cannot be unpacked to `{path.parent}`: {exc.strerror}") from exc
+        return path
+
+
+def _inflated(archive: Path) -> bytes:
+    return zlib.decompress(archive.read_bytes())
+
+
+@contextlib.contextmanager
+def in_memory(name: str, data: bytes) -> Iterator[str]:
+    """A path the dynamic loader can open. No file is left behind, and a full or read-only disk is no obstacle."""
+    if hasattr(os, "memfd_create"):
+        with os.fdopen(os.memfd_create(name), "wb") as file:
+            file.write(data)
+            file.flush()
+            # The loader knows a library that it has loaded by its path, and descriptors are used again.
+            yield f"/proc/self/fd/{'./' * next(_n_loaded)}{file.fileno()}"
+    else:
+        import tempfile
+
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+            file.write(data)
+            file.flush()
+            yield file.name

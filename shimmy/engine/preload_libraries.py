@@ -1,0 +1,42 @@
+"""What a worker does on other threads while its first one imports it: the frozen file's engine is unpacked.
+
+A head start and nothing more: whoever needs the engine unpacks it, or waits for whoever is at it, and finds the errors.
+Imports next to nothing before the threads run, and on them only what unpacking takes.
+"""
+
+import sys
+from _thread import start_new_thread
+
+
+def begin() -> None:
+    """Start the threads; in a source tree there is nothing to unpack."""
+    home: str | None = getattr(sys, "_MEIPASS", None)  # `frozen.folder()`; that module has `logging`, which can wait
+    if home is not None:
+        try:
+            start_new_thread(_unpack_variant, (home,))  # which takes longer
+            start_new_thread(_unpack, (home,))
+        except RuntimeError:  # there are no threads to be had, and it is told later
+            return
+
+
+def _unpack(home: str) -> None:
+    from contextlib import suppress
+    from pathlib import Path
+
+    from shimmy.engine.llama import unpack_libraries
+    from shimmy.errors import ModelUnavailable
+
+    with suppress(ModelUnavailable):
+        unpack_libraries.unpack(Path(home, unpack_libraries.ENGINE_FOLDER))
+
+
+def _unpack_variant(home: str) -> None:
+    from contextlib import suppress
+    from pathlib import Path
+
+    from shimmy.engine.cpu_variants import variants
+    from shimmy.engine.llama import unpack_libraries
+    from shimmy.errors import ModelUnavailable
+
+    with suppress(ModelUnavailable):
+        next(variants.libraries(Path(home, unpack_libraries.ENGINE_FOLDER), None), None)

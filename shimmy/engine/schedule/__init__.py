@@ -1,0 +1,1 @@
+"""WORKER. Which rows of which jobs the next decode has."""

@@ -1,0 +1,186 @@
+"""A draft model: a small model that guesses what the one beside it will say next.
+
+Knows the small model, what it has read and how long it takes; when asking it pays, `speculation.Outlook` knows. Its one
+sequence is brought in step with the tokens that it is asked about, whoever's they are: nobody has to tell it that a job
+has ended, starts over or has lost its cells.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+from shimmy.engine.kv import prefix_tree
+from shimmy.engine.llama.model import LlamaModel
+from shimmy.engine.speculate import vocab_match
+from shimmy.engine.speculate.speculation import Costs, Guess, Outlook
+from shimmy.errors import ModelUnavailable
+from shimmy.formats.gguf import reader
+from shimmy.formats.gguf.header import Kind
+from shimmy.wire.worker_options import DRAFT_BATCH, MIN_DRAFT_CTX, WorkerOptions
+
+logger = logging.getLogger(__name__)
+
+# It goes on guessing while its own probability of a token is at least this (llama.cpp's p_min).
+_SURE = 0.75
+_TIME_WEIGHT = 0.2  # of the latest measurement
+# Tokens that are new to it while it is in step: the last one, and before that the last of its own guess.
+_IN_STEP = 2
+# Cells that stay free for what it guesses.
+_SLACK = 32
+
+
+class DraftModel:
+    """Guesses for a model with `n_vocab` tokens. Belongs to the thread that decodes."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        n_ctx: int,
+        n_vocab: int,
+        *,
+        sure: float = _SURE,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """`model` has a context of `n_ctx` tokens, MIN_DRAFT_CTX at least, for one sequence."""
+        self._model = model
+        self._n_ctx = n_ctx
+        self._n_vocab = min(n_vocab, model.n_vocab)
+        self._sure = sure
+        self._clock = clock
+        self._resident: list[int] = []  # tokens whose cells its sequence has
+        self._token_s = 0.0  # of computing one token; this and the next are 0 until they are measured
+        self._read_s = 0.0  # of reading one of many
+        self._is_broken = False
+
+    def set_threads(self, n_threads: int) -> None:
+        self._model.set_threads(n_threads)
+
+    def draft(self, tokens: list[int], n_max: int, costs: Costs, outlook: Outlook, rival: Guess | None) -> Guess | None:
+        """What may follow `tokens`, at most `n_max` of it; None where that does not promise more than `rival`.
+
+        It reads a long text that is new to it in several calls, once that promises to pay, and guesses nothing before.
+        """
+        token_cost = costs.in_rows(self._token_s)
+        if token_cost is None or self._is_broken:
+            return None  # what a guess has to be compared with is not known yet
+        n_wanted, gain = outlook.plan(n_max, costs, token_cost, rival)
+        if not n_wanted:
+            return None
+        window = self._window(tokens)
+        n_kept = min(prefix_tree.n_common(self._resident, window), len(window) - 1)
+        n_unread = len(window) - n_kept - _IN_STEP
+        if not outlook.pays_back(costs.in_rows(self._read_s * n_unread) or 0.0, gain):
+            return None
+        pending = self._follow(window, n_kept)
+        if pending is None:
+            return None
+        drafted = self._compute(pending, n_wanted, outlook)
+        n_worth, gain = outlook.worth(len(drafted), costs)
+        if not n_worth or (rival is not None and gain < rival.gain):
+            return None
+        return Guess(drafted[:n_worth], gain, outlook.outcomes)
+
+    def _window(self, tokens: list[int]) -> list[int]:
+        """What it looks at: all of `tokens`, or the first and the latest ones.
+
+        It moves on by half its length at a time: what is left of it has to be read again, as it stands elsewhere.
+        """
+        step = self._n_ctx // 2
+        n_excess = len(tokens) + _SLACK - self._n_ctx
+        n_skipped = max(0, -(-n_excess // step) * step)
+        return [*tokens[:1], *tokens[n_skipped + 1 :]] if n_skipped else tokens
+
+    def _follow(self, window: list[int], n_kept: int) -> list[int] | None:
+        """Keep the first tokens of `window`, which are resident, and return the others; None while they are too many
+        for one decode, or where there are some among them that only the other model knows."""
+        self._model.forget(0, n_kept)
+        del self._resident[n_kept:]
+        pending = window[n_kept:]
+        if max(pending) >= self._n_vocab:
+            return None
+        if len(pending) <= DRAFT_BATCH:
+            return pending
+        start_s = self._clock()
+        self._decode(pending[:DRAFT_BATCH], n_outputs=0)
+        self._read_s = _mean(self._read_s, (self._clock() - start_s) / DRAFT_BATCH)
+        return None
+
+    def _compute(self, pending: list[int], n_wanted: int, outlook: Outlook) -> list[int]:
+        """The most likely continuation after `pending`, as long as it is sure of each token of it."""
+        drafted: list[int] = []
+        is_in_step = len(pending) <= _IN_STEP
+        n_computed, start_s = 0, self._clock()
+        while len(drafted) < n_wanted:
+            row = self._decode(pending, n_outputs=1)
+            if row is None:
+                return []
+            token, probability = self._model.likeliest(row)
+            n_computed += 1
+            if not probability >= self._sure or token >= self._n_vocab or self._model.is_end(token):
+                break
+            drafted.append(token)
+            pending = [token]
+        if is_in_step:
+            self._token_s = _mean(self._token_s, (self._clock() - start_s) / n_computed)
+        outlook.learn(len(drafted), n_computed)
+        return drafted
+
+    def _decode(self, tokens: list[int], *, n_outputs: int) -> int | None:
+        """Read `tokens`; the row of the last. None when the engine fails, after which nobody asks it any more."""
+        batch = self._model.batch
+        batch.clear()
+        row = batch.add(tokens, len(self._resident), 0, n_outputs=n_outputs)
+        if (status := self._model.decode()) != 0:
+            logger.error("the draft model failed to decode (status %d) and is not asked any more", status)
+            self._is_broken = True
+            return None
+        self._resident += tokens
+        return row
+
+
+def _mean(known_s: float, latest_s: float) -> float:
+    return known_s + _TIME_WEIGHT * (latest_s - known_s) if known_s else latest_s
+
+
+def load(options: WorkerOptions, model: LlamaModel, n_threads: int) -> DraftModel | None:
+    """The draft model of `options`, for `model`; None where there is none, or with a warning, where it cannot guess."""
+    if options.draft_model is None or not model.writes:
+        return None
+    path = Path(options.draft_model)
+    try:
+        return _open(path, options, model, n_threads)
+    except reader.InvalidGguf as exc:
+        reason = str(exc)
+    except OSError as exc:
+        reason = exc.strerror or "it cannot be read"
+    except ModelUnavailable as error:
+        reason = error.message
+    name = Path(options.model_path).name
+    logger.warning("`%s` is served without the draft model `%s`: %s", name, path.name, reason)
+    return None
+
+
+def _open(path: Path, options: WorkerOptions, model: LlamaModel, n_threads: int) -> DraftModel:
+    """Raises InvalidGguf, OSError or ModelUnavailable."""
+    header = reader.validate(path)  # what the engine would abort on has to be found before it looks
+    if header.kind is not Kind.MODEL or header.is_embedding:
+        raise ModelUnavailable("it does not write text")
+    if header.n_ctx_train < MIN_DRAFT_CTX:
+        raise ModelUnavailable(f"its training length is {header.n_ctx_train} tokens, fewer than {MIN_DRAFT_CTX}")
+    if not model.can_rewind:
+        raise ModelUnavailable("the model keeps a state from which no wrong guess can be dropped")
+    draft = LlamaModel(path, model.cpu)
+    try:
+        if reason := vocab_match.difference(draft, model):
+            raise ModelUnavailable(reason)
+        if not draft.can_rewind:
+            raise ModelUnavailable("it keeps a state from which no wrong guess can be dropped")
+        n_ctx = min(options.n_ctx_draft, header.n_ctx_train)
+        draft.open_context(n_ctx=n_ctx, n_batch=DRAFT_BATCH, n_sequences=1, n_outputs=1, n_threads=n_threads)
+        draft.warm_up()
+    except ModelUnavailable:
+        draft.close()
+        raise
+    logger.info("`%s` guesses for `%s`", path.name, Path(options.model_path).name)
+    return DraftModel(draft, n_ctx, model.n_vocab)

@@ -1,0 +1,1 @@
+"""WORKER. Settings that are found by trying them on this machine."""

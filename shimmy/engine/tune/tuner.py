@@ -1,0 +1,206 @@
+"""Which settings make a model fastest on this machine: has them tried while its worker is idle, and remembers that.
+
+Knows settings, their times, and the file of the cache folder that keeps them; the trial itself, which needs the engine,
+is another process (`trial.py`). What cannot be read or written costs speed and nothing else.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from shimmy import __version__
+from shimmy.system import cpu, memory
+from shimmy.system.remembered import Remembered
+from shimmy.system.self_command import executable, own_program
+from shimmy.wire.worker_options import WorkerOptions
+
+if TYPE_CHECKING:
+    import subprocess
+
+# Weights as llama.cpp takes them: pages of the file, which all workers of it share, or copied into an order that suits
+# the processor where the engine has one for their type. The first is better where they are as fast.
+WEIGHTS = ("mapped", "repacked")
+
+_IDLE_S = 20.0  # without a job, until a trial
+_LOOK_EVERY_S = 0.2  # whether a trial has ended
+_TRIAL_S = 120.0  # what takes longer is not worth it
+_MAX_LOAD = 0.5  # of the processors, by others: times would be wrong, and somebody wants them
+# What the engine takes for a trial, beside a copy of the weights.
+_TRIAL_BYTES = 300 * 10**6
+# Settings count as equally fast within this, and then the first ones are taken.
+_SAME = 1.05
+# Times are compared for a job of so many tokens generated and read.
+_N_GENERATED, _N_READ = 128, 512
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    weights: str
+    n_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Seconds that one token and one row of a prompt took with `settings`."""
+
+    settings: Settings
+    token_s: float
+    row_s: float
+
+    @property
+    def job_s(self) -> float:
+        return _N_GENERATED * self.token_s + _N_READ * self.row_s
+
+
+def fastest(results: Sequence[Result]) -> Settings:
+    """The first settings that are as fast as any."""
+    least_s = min(result.job_s for result in results)
+    return next(result.settings for result in results if result.job_s <= _SAME * least_s)
+
+
+class Tuning:
+    """The settings of one model file: those to load it with, and those that might be faster."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        """Of the model that `options` name, a file by now. What a person has set stays."""
+        self._options = options
+        self._memory = Remembered(None if options.cache_dir is None else Path(options.cache_dir), "tuning.json")
+        counts = cpu.thread_counts() if options.n_threads is None else [options.n_threads]
+        weights = WEIGHTS if options.weights == "auto" else (options.weights,)
+        self.candidates = [Settings(each, n_threads) for n_threads, each in product(counts, weights)]
+        self._key = self._identity(counts)
+        known = self._memory.get(self._key or "")
+        found = [each for each in self.candidates if [each.weights, each.n_threads] == known]
+        self.is_known = bool(found)
+        # llama.cpp's own default where nothing is known.
+        self.settings = found[0] if found else Settings(weights[-1], counts[0])
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is a choice, nobody knows it, and the outcome can be used."""
+        is_open = len(self.candidates) > 1 and not self.is_known
+        return self._options.may_tune and is_open and self._memory.is_possible and self._key is not None
+
+    def is_affordable(self, size_bytes: int) -> bool:
+        """Whether a trial with `size_bytes` of weights would take neither memory nor processors that others need."""
+        with contextlib.suppress(OSError):
+            if os.getloadavg()[0] > _MAX_LOAD * (os.cpu_count() or 1):
+                return False
+        # The copy must not drive out the pages that the worker has mapped, which count as free.
+        free = memory.free_bytes()
+        return free is None or free > 2 * size_bytes + _TRIAL_BYTES
+
+    def command(self) -> list[str]:
+        candidates = json.dumps([[each.weights, each.n_threads] for each in self.candidates])
+        options = self._options
+        return [
+            *own_program(), "trial", options.model_path, options.cpu_variant or "", options.cache_dir or "", candidates,
+        ]  # fmt: skip
+
+    def learn(self, output: bytes) -> None:
+        """Choose by what a trial has printed, and remember it for the next load."""
+        try:
+            times = [(float(token_s), float(row_s)) for token_s, row_s in json.loads(output)]
+            settings = fastest([Result(each, *pair) for each, pair in zip(self.candidates, times, strict=True)])
+        except (ValueError, TypeError, RecursionError):
+            logger.debug("a trial of settings had no result")
+            return
+        logger.info(
+            "`%s` is fastest with %s weights and %d threads here, which holds from its next load on",
+            Path(self._options.model_path).name, settings.weights, settings.n_threads,
+        )  # fmt: skip
+        assert self._key is not None
+        self._memory.put(self._key, [settings.weights, settings.n_threads])
+
+    def _identity(self, counts: Sequence[int]) -> str | None:
+        """What the outcome depends on; None where the model is not a file that stays."""
+        path = Path(self._options.model_path)
+        if path.is_relative_to("/proc"):  # a file in the memory of this worker
+            return None
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return json.dumps([__version__, *file, cpu.processor_name(), self._options.cpu_variant, *counts])
+
+
+def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """A trial, which ends when its standard input does: with us."""
+    import subprocess  # most workers do without
+
+    return subprocess.Popen(
+        command, executable=executable(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+class Tuner:
+    """Runs the trial of a worker, once it has had jobs and is idle. Its worker's main thread calls it."""
+
+    def __init__(
+        self,
+        tuning: Tuning,
+        size_bytes: int | None,
+        *,
+        start: Callable[[Sequence[str]], "subprocess.Popen[bytes]"] = start,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """`size_bytes` are those of the weights; None: nothing can be tried with this model."""
+        self._tuning = tuning
+        self._size_bytes = size_bytes or 0
+        self._start = start
+        self._clock = clock
+        self._trial: subprocess.Popen[bytes] | None = None
+        self._started_s = 0.0
+        self._is_over = size_bytes is None or not tuning.is_wanted
+        self._has_worked = False
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long the worker shall wait for an order before it calls `idle`; None: for ever."""
+        if self._is_over or not self._has_worked:
+            return None
+        return _IDLE_S if self._trial is None else _LOOK_EVERY_S
+
+    def interrupt(self) -> None:
+        """There is something to do: end a trial at once. There will be another idle time."""
+        self._has_worked = True
+        if self._trial is not None:
+            self._end(self._trial)
+
+    def idle(self) -> None:
+        """No order came for `wait_s`: begin a trial, or see whether it has ended."""
+        if self._trial is None:
+            if self._tuning.is_affordable(self._size_bytes):
+                self._begin()
+        elif self._trial.poll() is not None:
+            self._is_over = True
+            output, _ = self._trial.communicate()
+            if self._trial.returncode == 0:
+                self._tuning.learn(output)
+            self._trial = None
+        elif self._clock() - self._started_s > _TRIAL_S:
+            self._is_over = True
+            self._end(self._trial)
+
+    def _begin(self) -> None:
+        try:
+            self._trial = self._start(self._tuning.command())
+        except OSError as exc:
+            self._is_over = True
+            logger.debug("no trial of settings could be started: %s", exc.strerror)
+        self._started_s = self._clock()
+
+    def _end(self, trial: "subprocess.Popen[bytes]") -> None:
+        trial.kill()
+        trial.communicate()
+        self._trial = None

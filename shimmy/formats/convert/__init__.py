@@ -1,0 +1,1 @@
+"""PARENT AND WORKER. SafeTensors to GGUF: the parent plans, a worker converts."""

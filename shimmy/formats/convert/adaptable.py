@@ -1,0 +1,52 @@
+"""What adapters can change in models of one architecture, by the names that transformers gives to its modules.
+
+Knows the tables of the families; nothing of an adapter.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shimmy.formats.convert.families import FAMILIES, Row
+from shimmy.formats.convert.hyperparameters import MAX_LAYERS
+
+# What llama.cpp only looks up, without a thought for adapters.
+_UNADAPTED = ("position_embd.weight", "token_types.weight")
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,4})(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptable:
+    """What adapters can change in models of one architecture, by transformers' names."""
+
+    rows: Mapping[str, Row]
+    prefixes: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @classmethod
+    def of(cls, architecture: str) -> "Adaptable":
+        """Of all families that are one architecture for llama.cpp; no two of them mean different things by a name."""
+        families = [family for family in FAMILIES if family.architecture == architecture]
+        rows = {
+            row.source: row
+            for family in families
+            for row in family.rows
+            if len(row.shape) > 1 and row.target not in _UNADAPTED
+        }
+        prefixes = dict.fromkeys(prefix for family in families for prefix in family.prefixes)
+        return cls(rows, tuple(prefixes), tuple(name for family in families for name in family.ignored_prefixes))
+
+    def row(self, name: str) -> tuple[Row | None, tuple[int, int]]:
+        """The row of the module `name`, or None; its layer, and its expert, 0 where it has none."""
+        numbers = [int(number) for number in _NUMBER.findall(f"{self._plain(name)}.")]
+        signs = iter("#@")
+        pattern = _NUMBER.sub(lambda _: next(signs, "?"), self._plain(name) + ".").removesuffix(".")
+        layer, expert, *_ = (*numbers, 0, 0)
+        return (self.rows.get(pattern) if layer < MAX_LAYERS else None), (layer, expert)
+
+    def ignores(self, name: str) -> bool:
+        """Whether it is of a part of the model that the engine does not have, such as Gemma's eyes."""
+        return self._plain(name).startswith(self.ignored)
+
+    def _plain(self, name: str) -> str:
+        return name.removeprefix(next((prefix for prefix in self.prefixes if name.startswith(prefix)), ""))

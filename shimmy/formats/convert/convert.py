@@ -1,0 +1,223 @@
+"""A folder in SafeTensors becomes a GGUF: the plan of it, and the streaming of it.
+
+Knows the files of the folder; what a tensor becomes is known by `architectures` and `transforms`, and where the GGUF
+lies and who makes it by `cache`.
+"""
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shimmy.formats.convert import cache
+from shimmy.formats.convert.cache import Converted, Progress
+from shimmy.formats.convert.converted import cache_name
+from shimmy.formats.convert.recipe import Recipe, family_of, recipe, text_config
+from shimmy.formats.convert.transforms import Output, chunks
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
+from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo, data_size, write_file
+from shimmy.formats.safetensors import huggingface
+from shimmy.formats.safetensors.checkpoint import Checkpoint, Reader, read_folder, read_json
+from shimmy.formats.safetensors.sentence_transformers import pooling_type
+from shimmy.formats.tokenizer.vocab import vocabulary
+
+_QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama_ftype
+_PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}  # of Phi-3 and 3.5, whose tokenizer strips; Phi-4's does not
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a folder becomes; everything but its vocabulary has been checked."""
+
+    name: str
+    architecture: str  # llama.cpp's name
+    quantization: str  # the type of most weights, as GGUF headers name it
+    n_params: int
+    n_ctx_train: int  # what can be computed exactly; may be less than config.json says, with a notice
+    size_bytes: int  # of all tensors in the GGUF; the vocabulary comes on top of it
+    notices: tuple[str, ...]  # for a person
+    is_embedding: bool  # made for embeddings, not for text
+    has_chat_template: bool
+    recipe: Recipe
+    config: Mapping[str, Any]
+    checkpoint: Checkpoint
+
+    def header(self) -> GgufHeader:
+        """What the header of the GGUF will say, as far as a catalog wants to know it."""
+        metadata = {
+            key.encode(): _as_read(code, value) for key, code, value in [*_general(self, ()), *self.recipe.metadata]
+        }
+        metadata[f"{self.architecture}.vocab_size".encode()] = self.config.get("vocab_size")
+        if self.has_chat_template:
+            metadata[b"tokenizer.chat_template"] = None
+        header = describe(metadata, len(self.recipe.outputs), self.n_params, self.size_bytes)
+        return replace(header, is_embedding=self.is_embedding)
+
+
+def plan(folder: Path) -> Plan:
+    """What `folder` becomes. Reads headers and small JSON files only.
+
+    Raises Unconvertible or InvalidSafetensors with the reason, OSError when a file cannot be read.
+    """
+    if (folder / huggingface.ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        raise Unconvertible("it is a LoRA adapter, which is converted for a model when it is loaded: see `--lora`")
+    config = text_config(read_json(folder / "config.json", huggingface.MAX_CONFIG_BYTES))
+    family = family_of(config)
+    checkpoint = read_folder(folder)
+    pooling = pooling_type(folder)
+    found = recipe(family, checkpoint, config, pooling)
+    infos = [output.info for output in found.outputs]
+    weights = Counter(dict.fromkeys(_FILE_TYPES, 0))
+    for output in found.outputs:
+        if output.pieces and len(output.info.shape) > 1:
+            weights[output.dtype] += output.info.n_elements
+    return Plan(
+        name=huggingface.name(folder),
+        architecture=found.architecture,
+        quantization=max(weights, key=lambda name: weights[name]),
+        n_params=sum(info.n_elements for info in infos),
+        n_ctx_train=found.n_ctx,
+        size_bytes=data_size(infos),
+        notices=found.notices,
+        is_embedding=found.architecture == "bert" or pooling is not None,
+        has_chat_template=_has_chat_template(folder),
+        recipe=found,
+        config=config,
+        checkpoint=checkpoint,
+    )
+
+
+def convert(folder: Path, target: Path, on_progress: Progress) -> Plan:
+    """Write the GGUF of `folder` to `target`, replacing it. What `on_progress` raises ends the conversion.
+
+    Raises what `plan` raises, and Unconvertible when there is no room. Memory stays within a few chunks of tensors,
+    their infos and the vocabulary.
+    """
+    found = plan(folder)
+    with cache.part_of(target, found.size_bytes, on_progress) as part:
+        if part is not None:
+            _write(folder, found, part, on_progress)
+    return found
+
+
+def cached(
+    folder: Path,
+    cache_folder: Path | None,
+    on_progress: Progress,
+    *,
+    target_type: str = "",
+    finish: Callable[[Path, Path], None] | None = None,
+) -> Converted:
+    """The GGUF of `folder`, made now or found in the cache. Raises what `convert` raises.
+
+    `finish(lossless, target)` makes the file of `target_type` out of the lossless one; without it, that one is it.
+    Where the cache cannot be written, the file is made in memory (Linux only).
+    """
+    target = None if cache_folder is None else cache_folder / cache_name(folder, target_type)
+    if target is not None and cache.is_finished(target):
+        on_progress(1.0)
+        return Converted(target)
+    found = plan(folder)
+
+    def write(path: Path) -> None:
+        _make(folder, found, path, on_progress, finish)
+
+    return cache.make(target, found.size_bytes, write, on_progress)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether there seems to be one: the conversion reads it."""
+    with contextlib.suppress(OSError):
+        if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+            return True
+        path = folder / "tokenizer_config.json"
+        if path.is_file():
+            with path.open("rb") as file:
+                return b'"chat_template"' in file.read(huggingface.MAX_CONFIG_BYTES)
+    return False
+
+
+def _as_read(code: GgufType, value: Any) -> Value:
+    """A value as `gguf` reads it back."""
+    if code is GgufType.STRING:
+        return str(value).encode()
+    if code is GgufType.ARRAY:
+        kind, items = value
+        return Array(len(items), () if kind is GgufType.STRING else tuple(items))
+    number: int | float = value
+    return number
+
+
+def _make(
+    folder: Path, found: Plan, target: Path, on_progress: Progress, finish: Callable[[Path, Path], None] | None
+) -> None:
+    if finish is None:
+        _write(folder, found, target, on_progress)
+        return
+    if cache.is_in_memory(target):
+        lossless = cache.in_memory(lambda path: _write(folder, found, path, on_progress))
+        try:
+            finish(lossless.path, target)
+        finally:
+            assert lossless.descriptor is not None
+            os.close(lossless.descriptor)
+        return
+    path = target.with_name(f"{target.name}.lossless")  # the lock of `target` is a lock of this one as well
+    try:
+        _write(folder, found, path, lambda share: on_progress(share / 2))
+        finish(path, target)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write(folder: Path, found: Plan, target: Path, on_progress: Progress) -> None:
+    tokenizer = vocabulary(folder, found.config)
+    tokens: list[str] = next((value[1] for key, _, value in tokenizer if key == "tokenizer.ggml.tokens"), [])
+    outputs = [_fitted(output, len(tokens)) for output in found.recipe.outputs]
+    vocabulary_metadata = _sized(found, tokenizer, len(tokens))
+    metadata = [*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata]
+    with Reader() as reader:
+        tensors = [(output.info, chunks(output, reader)) for output in outputs]
+        write_file(target, metadata, tensors, on_progress)
+
+
+def _general(found: Plan, tokens: Sequence[str]) -> Metadata:
+    # llama.cpp goes by the name to strip spaces behind special tokens, and fails when it does not find these four.
+    name = re.sub("(?i)phi-?3", "Phi 3", found.name.encode("utf-8", "replace").decode())
+    if found.architecture == "phi3" and set(tokens) >= _PHI3_TOKENS:
+        name += " (Phi-3)"
+    return [
+        ("general.architecture", GgufType.STRING, found.architecture),
+        ("general.type", GgufType.STRING, "model"),
+        ("general.name", GgufType.STRING, name),
+        ("general.file_type", GgufType.UINT32, _FILE_TYPES[found.quantization]),
+        ("general.quantization_version", GgufType.UINT32, _QUANTISATION_VERSION),
+    ]
+
+
+def _sized(found: Plan, tokenizer: Metadata, n_tokens: int) -> Metadata:
+    """The vocabulary, with the numbers of tokens and of their types, which are the model's."""
+    keys = {key for key, _, _ in tokenizer}
+    sizes = {f"{found.architecture}.vocab_size": n_tokens}
+    for output in found.recipe.outputs:
+        if output.info.name == "token_types.weight":
+            sizes["tokenizer.ggml.token_type_count"] = output.info.shape[1]
+    return [*tokenizer, *((key, GgufType.UINT32, size) for key, size in sizes.items() if key not in keys)]
+
+
+def _fitted(output: Output, n_tokens: int) -> Output:
+    """Without the rows behind the vocabulary, which only make the number of rows a round one."""
+    if output.info.name not in {"token_embd.weight", "output.weight"}:
+        return output
+    row_length, n_rows = output.info.shape
+    if n_rows < n_tokens:
+        raise Unconvertible(f"its vocabulary has {n_tokens} tokens, and only {n_rows} of them have embeddings")
+    info = TensorInfo(output.info.name, (row_length, n_tokens), output.info.code)
+    (piece,) = output.pieces
+    return replace(output, info=info, pieces=(replace(piece, n_bytes=info.n_bytes),))

@@ -1,0 +1,35 @@
+"""Which file of the cache a folder in SafeTensors has become, and whether it is there. Knows nothing of converting."""
+
+from pathlib import Path
+
+from shimmy.formats.convert import cache
+from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES
+from shimmy.formats.safetensors.sentence_transformers import config_path
+
+CONVERTER_VERSION = 1  # another one makes another file of the same folder
+
+_SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+def found(folder: Path, cache_folder: Path | None, target_type: str = "") -> Path | None:
+    """The GGUF of `folder` where it was made before, and its sources are what they were."""
+    target = None if cache_folder is None else cache_folder / cache_name(folder, target_type)
+    return target if target is not None and cache.is_finished(target) else None
+
+
+def cache_name(folder: Path, target_type: str = "") -> str:
+    """The file's name in the cache."""
+    return cache.name(folder, target_type or "lossless", CONVERTER_VERSION, target_type, _sources(folder))
+
+
+def version(folder: Path) -> tuple[int, int]:
+    """What `cache.version` tells of all files that the GGUF of `folder` depends on."""
+    return cache.version(_sources(folder))
+
+
+def _sources(folder: Path) -> list[cache.Source]:
+    pooling = config_path(folder)
+    paths = [path for path in folder.iterdir() if path.name.endswith(_SOURCE_SUFFIXES)]
+    paths += [pooling] if pooling is not None and pooling.exists() else []
+    paths += (folder / ADDITIONAL_TEMPLATES).glob("*.jinja")
+    return cache.sources(folder, paths)

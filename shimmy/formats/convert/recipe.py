@@ -1,0 +1,311 @@
+"""A checkpoint and its config.json become a recipe for a GGUF: its metadata, and what each of its tensors is made of.
+
+Goes through the table of the family row by row. Each tensor must be there, of the shape that config.json implies, and
+no other: one that is left over would be missing from what the engine computes.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shimmy.formats.convert.families import FAMILIES, Family, Row, gemma_scalar
+from shimmy.formats.convert.hyperparameters import (
+    MAX_CONTEXT,
+    MAX_LAYERS,
+    MAX_WIDTH,
+    Draft,
+    Hyperparameters,
+    checked_number,
+    describe_rope,
+    rope_parameters,
+    wrong,
+)
+from shimmy.formats.convert.transforms import ELEMENT_BYTES, Output, Piece, Transform
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.gguf.writer import Metadata, TensorInfo
+from shimmy.formats.safetensors.checkpoint import Checkpoint, Tensor, shown
+from shimmy.formats.safetensors.sentence_transformers import MEAN
+
+CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
+# llama.cpp adds and multiplies with these in F32 only, as with all that has one dimension.
+_ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
+_QUANTISED_SUFFIXES = (
+    ".qweight",
+    ".qzeros",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_packed",
+    "_blocks",
+    ".g_idx",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a checkpoint becomes a GGUF, but for its vocabulary. The context length is in the metadata already."""
+
+    architecture: str
+    metadata: Metadata
+    outputs: tuple[Output, ...]
+    n_ctx: int
+    notices: tuple[str, ...]
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the part that reads and writes text, with what stands beside it."""
+    nested = config.get("text_config")
+    merged = {**config, **nested} if isinstance(nested, dict) else dict(config)
+    merged["architectures"] = config.get("architectures") or merged.get("architectures")
+    return merged
+
+
+def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], pooling_type: int | None) -> Recipe:
+    """How a checkpoint of `family` with this `text_config` is converted. Raises Unconvertible with the reason."""
+    _refuse_quantised(checkpoint, config)
+    values = Hyperparameters(config, family.defaults)
+    draft = Draft(family.architecture)
+    sizes = _describe(draft, values, family)
+    if pooling_type is None and family.architecture == "bert":
+        draft.notices.append("it does not say how to pool its vectors: their mean is taken")
+        pooling_type = MEAN
+    if pooling_type is not None:
+        draft.integer("pooling_type", pooling_type)
+    outputs = _outputs(_canonical(checkpoint, family), family, values, sizes)
+    for name, numbers in draft.computed.items():
+        outputs.append(Output(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
+    draft.integer("context_length", draft.n_ctx)
+    return Recipe(family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices))
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a model with this `text_config`; raises Unconvertible with the list of all when there is none."""
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if family is None or (name is not None and name not in family.classes):
+        titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
+        raise Unconvertible(
+            f"the architecture `{shown(str(name or model_type))}` is not supported; these are: {titles}. "
+            "It may be there as GGUF already"
+        )
+    return family
+
+
+def _refuse_quantised(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    quantisation = config.get("quantization_config") or config.get("compression_config")
+    method = str(quantisation.get("quant_method", "")) if isinstance(quantisation, dict) else ""
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    if not quantisation and not any(name.endswith(_QUANTISED_SUFFIXES) for name in checkpoint.tensors):
+        strange = sorted(dtype for dtype in dtypes if dtype.startswith(("F8_", "F6_")) or dtype == "F4")
+        if not strange:
+            return
+        method = strange[0]
+    label = f" ({shown(method)})" if method else ""
+    raise Unconvertible(f"its weights are quantised{label}; what works are weights in BF16, F16 and F32, and GGUF")
+
+
+def _describe(draft: Draft, values: Hyperparameters, family: Family) -> dict[str, int]:
+    """Write what all families have, then what only this one has; returns the sizes that shapes are made of."""
+    n_embd = values.integer("hidden_size", "n_embd")
+    n_head = values.integer("num_attention_heads", "n_head")
+    n_head_kv = values.integer("num_key_value_heads", default=n_head)
+    n_embd_head = values.integer("head_dim", default=n_embd // n_head)
+    if n_head % n_head_kv:
+        raise wrong("num_key_value_heads", n_head_kv)
+    if n_head * n_embd_head > MAX_WIDTH:
+        raise wrong("head_dim", n_embd_head)
+    sizes = {
+        "layers": values.integer("num_hidden_layers", "n_layer", maximum=MAX_LAYERS),
+        "E": n_embd, "F": values.integer("intermediate_size", "n_inner", default=4 * n_embd),
+        "H": n_head, "N": n_head_kv, "D": n_embd_head, "Q": n_head * n_embd_head, "K": n_head_kv * n_embd_head,
+    }  # fmt: skip
+    draft.n_ctx = values.integer("max_position_embeddings", "n_positions", "n_ctx", maximum=MAX_CONTEXT)
+    sizes |= {"P": draft.n_ctx, "A": sizes["Q"] + 2 * sizes["K"], "G": 2 * sizes["F"]}
+    activation = values.get("hidden_activation", "hidden_act", "activation_function")
+    if activation is not None and str(activation) not in family.activations:
+        raise Unconvertible(f"its activation `{shown(str(activation))}` is not the one that the engine computes")
+    for key in ("is_decoder", "add_cross_attention", "use_bidirectional_attention"):
+        if key != "is_decoder" or family.architecture == "bert":
+            values.require(key, False, default=False)
+    draft.integer("block_count", sizes["layers"])
+    draft.integer("embedding_length", n_embd)
+    draft.integer("feed_forward_length", sizes["F"])
+    draft.integer("attention.head_count", n_head)
+    draft.integer("attention.head_count_kv", n_head_kv)
+    if family.scalings is not None:
+        if n_embd_head % 2:
+            raise wrong("head_dim", n_embd_head)
+        draft.integer("attention.key_length", n_embd_head)
+        draft.integer("attention.value_length", n_embd_head)
+        draft.number("attention.layer_norm_rms_epsilon", values.number("rms_norm_eps"))
+        sizes["R"] = _n_rotated(values, family, n_embd_head)
+        draft.integer("rope.dimension_count", sizes["R"])
+        describe_rope(draft, values, family.scalings, sizes["R"])
+    else:
+        draft.number("attention.layer_norm_epsilon", values.number("layer_norm_eps", "layer_norm_epsilon"))
+    family.describe(draft, values, sizes)
+    return sizes
+
+
+def _n_rotated(values: Hyperparameters, family: Family, n_embd_head: int) -> int:
+    share = rope_parameters(values).number("partial_rotary_factor", default=1)
+    n_rotated = int(n_embd_head * min(share, 1))
+    if n_rotated != n_embd_head and (family.architecture != "phi3" or n_rotated < 2 or n_rotated % 2):
+        raise wrong("partial_rotary_factor", share)
+    return n_rotated
+
+
+def _canonical(checkpoint: Checkpoint, family: Family) -> dict[str, Tensor]:
+    """The text model's tensors by the names that the table has."""
+    tensors: dict[str, Tensor] = {}
+    for full_name, tensor in checkpoint.tensors.items():
+        prefix = next((prefix for prefix in family.prefixes if full_name.startswith(prefix)), "")
+        name = full_name.removeprefix(prefix)
+        if name.startswith(family.ignored_prefixes) or name.endswith(family.ignored_suffixes):
+            continue
+        if family.architecture == "bert":  # as checkpoints that were once TensorFlow's have them
+            name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        if name in tensors:
+            raise Unconvertible(f"its tensor `{shown(name)}` is there twice, under two names")
+        tensors[name] = tensor
+    return tensors
+
+
+def _outputs(
+    tensors: dict[str, Tensor], family: Family, values: Hyperparameters, sizes: dict[str, int]
+) -> list[Output]:
+    table = _Table(tensors, values, sizes)
+    for row in family.rows:
+        if row.target == "output.weight":
+            table.add_head(row)
+        elif row.target == "token_embd.weight":
+            table.add_embeddings(row)
+        else:
+            for layer in range(sizes["layers"]) if "#" in row.source else (0,):
+                table.add(row, layer)
+    table.refuse_others(family)
+    return sorted(
+        table.outputs, key=lambda output: (str(output.pieces[0].tensor.file.path), output.pieces[0].tensor.offset)
+    )
+
+
+class _Table:
+    """Takes tensors of a checkpoint, row by row of the family's table, and keeps what becomes of them."""
+
+    def __init__(self, tensors: dict[str, Tensor], values: Hyperparameters, sizes: dict[str, int]) -> None:
+        self.outputs: list[Output] = []
+        self._tensors = tensors
+        self._left = dict.fromkeys(tensors)
+        self._values = values
+        self._sizes = sizes
+
+    def add_embeddings(self, row: Row) -> None:
+        tensor = self._tensors.get(f"{row.source}.weight")
+        if tensor is not None and tensor.shape:
+            self._sizes["V"] = tensor.shape[0]
+        self.add(row, 0)
+
+    def add_head(self, row: Row) -> None:
+        """What the last layer's vectors are compared with: the embeddings again, where both are tied."""
+        name = f"{row.source}.weight"
+        is_tied = self._values.get("tie_word_embeddings")
+        if is_tied is True:
+            self._left.pop(name, None)
+        elif name in self._tensors:
+            self.add(row, 0)
+        elif is_tied is False and not str((self._values.get("architectures") or [""])[0]).endswith("Model"):
+            raise _missing(name)
+
+    def add(self, row: Row, layer: int) -> None:
+        sizes, n_heads = self._sizes, self._sizes["N" if row.shape[0] == "K" else "H"]
+        target = row.target.replace("#", str(layer))
+        if pieces := self._pieces(row, layer):
+            shape = tuple(sizes[letter] for letter in row.shape)
+            self._keep(target, shape, pieces, row.transform, n_heads)
+        if row.bias == "none":
+            return
+        name = f"{row.source}.bias".replace("#", str(layer))
+        tensor = self._take(name, (sizes[row.shape[-1 if row.transform is Transform.TRANSPOSE else 0]],))
+        if tensor is not None:
+            transform = Transform.COPY if row.transform is Transform.TRANSPOSE else row.transform
+            bias_target = target.removesuffix(".weight") + ".bias"
+            self._keep(bias_target, tensor.shape, (Piece(tensor, 0, tensor.n_bytes),), transform, n_heads)
+        elif row.bias == "required":
+            raise _missing(name)
+
+    def _keep(
+        self, target: str, shape: tuple[int, ...], pieces: tuple[Piece, ...], transform: Transform, n_heads: int
+    ) -> None:
+        dtypes = {piece.tensor.dtype for piece in pieces}
+        if len(dtypes) > 1:
+            raise Unconvertible(f"the experts of `{target}` have several types")
+        (dtype,) = dtypes
+        is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32)
+        ggml_shape = shape if transform is Transform.TRANSPOSE else shape[::-1]
+        info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
+        self.outputs.append(Output(info, pieces, transform, n_heads, self._scale(target)))
+
+    def _scale(self, target: str) -> float:
+        """Gemma 3 divides its queries by the root of a number of its own; what differs goes into their norm."""
+        scalar = self._values.get("query_pre_attn_scalar")
+        if scalar is None or not target.endswith(".attn_q_norm.weight"):
+            return 1.0
+        scalar = checked_number("query_pre_attn_scalar", scalar)
+        if not scalar:
+            raise wrong("query_pre_attn_scalar", scalar)
+        return math.sqrt(gemma_scalar(self._sizes, 62) / scalar)
+
+    def _pieces(self, row: Row, layer: int) -> tuple[Piece, ...]:
+        source = f"{row.source}.weight".replace("#", str(layer))
+        shape = tuple(self._sizes.get(letter, 0) for letter in row.shape)
+        if "@" not in source:
+            tensor = self._take(source, shape)
+            if tensor is None and row.weight == "required":
+                raise _missing(source)
+            return () if tensor is None else (Piece(tensor, 0, tensor.n_bytes),)
+        if source.replace("@", "0") not in self._tensors and row.fused is not None:
+            return self._fused_pieces(row, layer, shape)
+        pieces = []
+        for expert in range(shape[0]):
+            name = source.replace("@", str(expert))
+            tensor = self._take(name, shape[1:])
+            if tensor is None:
+                raise _missing(name)
+            pieces.append(Piece(tensor, 0, tensor.n_bytes))
+        return tuple(pieces)
+
+    def _fused_pieces(self, row: Row, layer: int, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+        assert row.fused is not None
+        source, part, n_parts = row.fused
+        name = source.replace("#", str(layer))
+        n_experts, n_rows, n_columns = shape
+        tensor = self._take(name, (n_experts, n_parts * n_rows, n_columns))
+        if tensor is None:
+            raise _missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))
+        n_bytes = n_rows * n_columns * ELEMENT_BYTES[tensor.dtype]
+        return tuple(Piece(tensor, (expert * n_parts + part) * n_bytes, n_bytes) for expert in range(n_experts))
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return None
+        if tensor.shape != shape or not tensor.n_bytes:
+            raise Unconvertible(
+                f"its tensor `{name}` has the shape {[*tensor.shape]}; its config.json implies {[*shape]}"
+            )
+        if tensor.dtype not in CODES:
+            raise Unconvertible(f"its tensor `{name}` is in {tensor.dtype}; what works are BF16, F16 and F32")
+        self._left.pop(name, None)
+        return tensor
+
+    def refuse_others(self, family: Family) -> None:
+        """A tensor that is left would be missing from what the engine computes."""
+        if self._left:
+            name = next(iter(self._left))
+            raise Unconvertible(f"its tensor `{shown(name)}` is not one that the architecture `{family.title}` has")
+
+
+def _missing(name: str) -> Unconvertible:
+    return Unconvertible(f"its tensor `{name}` is missing; is the download complete?")

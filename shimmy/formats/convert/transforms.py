@@ -1,0 +1,147 @@
+"""How the bytes of one tensor of a GGUF come out of a checkpoint: copied, reordered, widened to F32, in small chunks.
+
+Knows nothing of architectures. No numpy: slices of bytes and arrays do all of it at the speed of C, and the chunks
+bound the memory, however large a tensor is. Everything is little-endian, as both formats are.
+"""
+
+import struct
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from shimmy.formats.gguf.writer import TensorInfo
+from shimmy.formats.safetensors.checkpoint import Reader, Tensor
+
+CHUNK_BYTES = 1 << 20
+TRANSPOSED_BYTES = 32 << 20  # of the columns that one pass over a tensor gathers
+
+ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+class Transform(Enum):
+    """What happens to the rows of a tensor on the way."""
+
+    COPY = auto()
+    PERMUTE = auto()  # within each head, rows of both halves take turns: rotated pairs are neighbours in llama.cpp
+    TRANSPOSE = auto()
+    ADD_ONE = auto()  # Gemma's norms are stored as their distance from 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of bytes of a tensor in a checkpoint."""
+
+    tensor: Tensor
+    start: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor of the GGUF, and what it is made of: `pieces`, one after the other, or else computed `values`."""
+
+    info: TensorInfo
+    pieces: tuple[Piece, ...] = ()
+    transform: Transform = Transform.COPY
+    n_heads: int = 1  # that PERMUTE finds in a tensor
+    scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes it F32
+    values: tuple[float, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """The checkpoint's type of all pieces."""
+        return self.pieces[0].tensor.dtype
+
+
+def chunks(output: Output, reader: Reader) -> Iterator[memoryview]:
+    """The tensor's bytes, in order. A chunk is good until the next one is asked for."""
+    if not output.pieces:
+        yield memoryview(struct.pack(f"<{len(output.values)}f", *output.values))
+        return
+    found = _arranged(output, reader)
+    is_widened = output.dtype != "F32" and output.info.n_bytes == 4 * output.info.n_elements
+    if is_widened:
+        found = _widened(found, output.dtype)
+    offset = 1 if output.transform is Transform.ADD_ONE else 0
+    if offset or output.scale != 1:
+        found = _computed(found, offset, output.scale)
+    yield from found
+
+
+def _arranged(output: Output, reader: Reader) -> Iterator[memoryview]:
+    for piece in output.pieces:
+        if output.transform is Transform.PERMUTE:
+            yield from _permuted(piece.tensor, output.n_heads, reader)
+        elif output.transform is Transform.TRANSPOSE:
+            yield from _transposed(piece.tensor, output.info.shape[1], reader)
+        else:
+            yield from _copied(piece, reader)
+
+
+def _copied(piece: Piece, reader: Reader) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(piece.n_bytes, CHUNK_BYTES)))
+    for start in range(0, piece.n_bytes, CHUNK_BYTES):
+        chunk = buffer[: piece.n_bytes - start]
+        reader.read(piece.tensor, piece.start + start, chunk)
+        yield chunk
+
+
+def _permuted(tensor: Tensor, n_heads: int, reader: Reader) -> Iterator[memoryview]:
+    """`w.reshape(n_heads, 2, n_rows // n_heads // 2, -1).swapaxes(1, 2)`, as llama.cpp's converter does it."""
+    n_rows = tensor.shape[0]
+    row_bytes = tensor.n_bytes // n_rows
+    n_half = n_rows // n_heads // 2
+    n_pairs = max(1, min(n_half, CHUNK_BYTES // 2 // row_bytes))
+    halves = memoryview(bytearray(2 * n_pairs * row_bytes))
+    mixed = memoryview(bytearray(2 * n_pairs * row_bytes))
+    for head_row in range(0, n_rows, 2 * n_half):
+        for pair in range(0, n_half, n_pairs):
+            n_bytes = min(n_pairs, n_half - pair) * row_bytes
+            reader.read(tensor, (head_row + pair) * row_bytes, halves[:n_bytes])
+            reader.read(tensor, (head_row + n_half + pair) * row_bytes, halves[n_bytes : 2 * n_bytes])
+            for start in range(0, n_bytes, row_bytes):
+                middle, end = 2 * start + row_bytes, 2 * start + 2 * row_bytes
+                mixed[2 * start : middle] = halves[start : start + row_bytes]
+                mixed[middle:end] = halves[n_bytes + start : n_bytes + start + row_bytes]
+            yield mixed[: 2 * n_bytes]
+
+
+def _transposed(tensor: Tensor, n_wanted: int, reader: Reader) -> Iterator[memoryview]:
+    """Its first `n_wanted` columns as rows."""
+    n_rows, n_columns = tensor.shape
+    n_bytes = ELEMENT_BYTES[tensor.dtype]
+    n_taken = max(1, min(n_wanted, TRANSPOSED_BYTES // (n_rows * n_bytes)))
+    for column in range(0, n_wanted, n_taken):
+        width = min(n_taken, n_wanted - column)
+        block = array("I" if n_bytes == 4 else "H", bytes(n_rows * width * n_bytes))
+        rows = memoryview(block).cast("B")
+        row_bytes = width * n_bytes
+        if width == n_columns:
+            reader.read(tensor, 0, rows)
+        else:
+            for row in range(n_rows):
+                start = (row * n_columns + column) * n_bytes
+                reader.read(tensor, start, rows[row * row_bytes : (row + 1) * row_bytes])
+        rows.release()
+        for index in range(width):
+            yield memoryview(block[index::width]).cast("B")
+
+
+def _widened(found: Iterable[memoryview], dtype: str) -> Iterator[memoryview]:
+    """As F32, exactly: a BF16 is the upper half of one."""
+    for chunk in found:
+        if dtype == "BF16":
+            wide = bytearray(2 * chunk.nbytes)
+            wide[2::4], wide[3::4] = chunk[::2], chunk[1::2]
+        else:
+            n_elements = chunk.nbytes // 2
+            wide = bytearray(struct.pack(f"<{n_elements}f", *struct.unpack(f"<{n_elements}e", chunk)))
+        yield memoryview(wide)
+
+
+def _computed(found: Iterable[memoryview], offset: int, scale: float) -> Iterator[memoryview]:
+    """What is too large becomes infinite, where struct would raise OverflowError."""
+    for chunk in found:
+        numbers = struct.unpack(f"<{chunk.nbytes // 4}f", chunk)
+        yield memoryview(array("f", [(number + offset) * scale for number in numbers])).cast("B")

@@ -1,0 +1,1 @@
+"""PARENT AND WORKER. GGUF files: reading, writing, and what llama.cpp would abort on."""

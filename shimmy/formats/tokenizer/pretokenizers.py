@@ -1,0 +1,127 @@
+"""Which of llama.cpp's pre-tokenizers cuts text as a byte-level tokenizer of Hugging Face does.
+
+Knows the `pre_tokenizer` of tokenizer.json and the names in src/llama-vocab.cpp; nothing of tokens. An unknown one is
+refused: another cut gives other tokens for common text, and the model answers worse without anybody knowing why.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shimmy.formats.format_errors import Unconvertible
+
+_MAX_PARTS = 64
+_MAX_SHOWN = 600  # characters
+
+# fmt: off
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    (
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+)
+# fmt: on
+
+_UNLIKE_TEKKEN = re.compile(r"[0-9]{2}|[A-Za-z]'")
+
+DIGITS = "digits"  # the step Digits, each digit alone
+
+# What cuts text, step by step, and whether a word that is a token is taken before any merge.
+NAMES: dict[tuple[tuple[str, ...], bool], str] = {
+    ((GPT2,), False): "gpt-2",
+    ((DIGITS, GPT2), False): "smollm",
+    ((_LLAMA3,), True): "llama-bpe",
+    ((_LLAMA3,), False): "smaug-bpe",
+    ((_QWEN2,), False): "qwen2",
+    ((_QWEN35,), False): "qwen35",
+    # llama.cpp's `gpt-4o` and `tekken` cut words at marks, Hindi's vowels among them; this one does not. It also takes
+    # words that are tokens before any merge, which is the same where merges lead to every token, as they do in these.
+    ((GPT4O,), False): "granite-embed-multi-97m",
+    ((GPT4O,), True): "granite-embed-multi-97m",
+    ((TEKKEN,), True): "tekken",
+    (_DEEPSEEK3, False): "deepseek-v3",
+}
+
+
+def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -> str:
+    """`tokenizer.ggml.pre` for a byte-level `pre_tokenizer` and its `tokens`; Unconvertible for an unknown one."""
+    found = None
+    parts = steps(pre_tokenizer, "pretokenizers")
+    if [part.get("type") == "ByteLevel" for part in parts][-1:] == [True]:
+        cuts = tuple(cut or "" for part in parts for cut in _cuts(part))
+        found = NAMES.get((cuts, ignore_merges))
+    if found is None:
+        raise Unconvertible(
+            f"its pre-tokenizer is not known, and guessing would give wrong tokens: {shown(pre_tokenizer)}"
+            + (" with `ignore_merges`" if ignore_merges else "")
+        )
+    # The other one joins digits, up to three, and 's with the word before it, which no token of most does.
+    if found == "tekken" and not any(map(_UNLIKE_TEKKEN.search, tokens)):
+        return "granite-embed-multi-97m"
+    return found
+
+
+def steps(part: object, key: str) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer: those of its `Sequence`s (under `key`) in one list."""
+    found: list[Mapping[str, Any]] = []
+    waiting, n_parts = [part], 0
+    while waiting:
+        step = waiting.pop()
+        n_parts += 1
+        if step is None:
+            continue
+        inner = step.get(key) if isinstance(step, dict) and step.get("type") == "Sequence" else []
+        if not isinstance(step, dict) or not isinstance(inner, list) or n_parts + len(inner) > _MAX_PARTS:
+            raise Unconvertible(f"`tokenizer.json` has {key} that cannot be read: {shown(part)}")
+        if step.get("type") == "Sequence":
+            waiting += reversed(inner)
+        else:
+            found.append(step)
+    return found
+
+
+def shown(part: object) -> str:
+    """A part of tokenizer.json for an error message."""
+    text = json.dumps(part, ensure_ascii=False)
+    return f"`{text[:_MAX_SHOWN]}{'…' if len(text) > _MAX_SHOWN else ''}`"
+
+
+def _cuts(step: Mapping[str, Any]) -> list[str | None]:
+    """The expressions by which one step cuts text; None for a step that llama.cpp does not have."""
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
+            return []
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return [GPT2]
+        case {"type": "Digits", "individual_digits": True}:
+            return [DIGITS]
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
+            return [pattern.replace("\r", r"\r").replace("\n", r"\n")]
+        # Only what matches is kept: the same where an expression matches all text.
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True}:
+            return [pattern if pattern in {_LLAMA3, _QWEN2, _QWEN35, TEKKEN, GPT4O} else None]
+        case _:
+            return [None]

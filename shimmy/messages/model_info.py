@@ -1,0 +1,57 @@
+"""What is said of a model: its adapters, its defaults for requests, what a worker knows of it once it is loaded."""
+
+from dataclasses import dataclass
+
+# A larger scale of an adapter is a mistake: it drives a model out of the range of its number formats.
+MAX_ADAPTER_SCALE = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that a model has loaded, and its scale for requests that bring none."""
+
+    path: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """What a model brings along for requests that say nothing else."""
+
+    sampling: tuple[tuple[str, float], ...] = ()  # fields of SamplingParams, and their values
+    n_predict: int | None = None
+    stop: tuple[str, ...] = ()
+    system: str = ""  # for conversations without a system message
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCacheStats:
+    """What has happened between a worker and the prompts on the disk since it was told last."""
+
+    n_hits: int = 0  # prompts that went on from what was stored
+    n_misses: int = 0  # those that had to be computed
+    n_tokens: int = 0  # of the hits: that were not computed
+    read_bytes: int = 0
+    written_bytes: int = 0
+    stored_bytes: int | None = None  # of all files, once something was written
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a worker knows of its model once it is loaded."""
+
+    n_ctx: int  # tokens in the KV pool, shared by all sequences
+    n_ctx_train: int
+    n_vocab: int
+    n_sequences: int
+    n_params: int
+    size_bytes: int
+    description: str
+    cpu_variant: str
+    has_chat_template: bool
+    template_error: str | None = None  # why the chat template does not render a plain message
+    load_s: float = 0.0
+    validation_s: float = 0.0  # of which the first decode and the first rendering took
+    adapters: tuple[Adapter, ...] = ()  # in the order of their ids
+    longest_token_bytes: int | None = None  # bytes of UTF-8 that one token stands for at most; None: any number
+    cpu_variant_note: str = ""  # which better variants do not work on this machine, and why

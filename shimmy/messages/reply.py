@@ -1,0 +1,74 @@
+"""How the text of a job is to be read, and what reading it gives: content, reasoning and tool calls."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a model writes tool calls: `section_start`, calls joined by `between`, `section_end`.
+
+    A call is `call_start`, its body and `call_end`. The body is a JSON object with a name and arguments under the keys
+    given here, or, where there is a `separator`, the bare name, the separator and the arguments as a JSON object.
+    Where nothing at all stands between two calls, neither `call_start` nor `between`, a reply has one call at most.
+    """
+
+    section_start: str = ""
+    call_start: str = ""
+    call_end: str = ""
+    between: str = ""
+    section_end: str = ""
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+    # Of an id that the model writes itself, behind the arguments; empty where it writes none. Beside a bare name there
+    # are no keys: there it is what stands between the name and the id, which the separator follows.
+    id_key: str = ""
+    separator: str | None = None
+
+
+class Beside(StrEnum):
+    """What a reply may hold beside reasoning and calls."""
+
+    TEXT = "text"  # which never begins as a call does
+    ANSWER = "answer"  # what another grammar takes, and what may begin like a call that no mark announces
+    NOTHING = "nothing"  # a call is required
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFormat:
+    """How the text of a job is to be read."""
+
+    thinking: tuple[str, str] | None = None  # what begins and what ends reasoning
+    is_thinking: bool = False  # the prompt has begun it already
+    tools: ToolFormat | None = None  # None: what looks like a call is text
+    beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
+    stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
+
+    def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":
+        """The same for a job with these stop strings: they count in the content, not in reasoning nor in calls."""
+        return self if self.thinking is None and self.tools is None else replace(self, stop=stop)
+
+
+TEXT_ONLY = ReplyFormat()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """Part of the call number `index` of a reply; `id` and `name` are in its first part only."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a piece of a reply adds to it, as its ReplyFormat reads it."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCallDelta, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.calls)

@@ -1,0 +1,84 @@
+"""How much memory a loaded model takes, and how much there is: a header's sizes and the system's figures.
+
+Knows bytes; nothing of workers, and decides nothing. What it predicts is meant to be a little too much: SmolLM2 and
+gemma-3-270m take 93 to 98 % of it (`Pss` after eight long prompts, with 2,048 and 8,192 tokens of context).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shimmy.wire.worker_options import KV_ELEMENT_BYTES, MOVING_SHARE
+
+if TYPE_CHECKING:
+    from shimmy.catalog.catalog import Model
+    from shimmy.formats.gguf.header import GgufHeader
+    from shimmy.formats.pooling_type import EmbeddingPlan
+
+# What a worker takes before it has opened a model: Python, the engine's code and its buffers of fixed size.
+PROCESS_BYTES = 40 * 10**6
+# What a second model takes of that (SmolLM2 as a draft model: 68 MB beside its weights, 57 of them KV and logits).
+_MODEL_BYTES = 15 * 10**6
+# The server itself, which has to fit under a limit too.
+SERVER_BYTES = 35 * 10**6
+
+_STATE_BYTES = 4  # of an element of a recurrent state: F32
+_TOKEN_BYTES = 160  # of a token of the vocabulary: its text, its score, and the tables to find it by
+_CANDIDATE_BYTES = 12  # llama_token_data, of which each job's sampler holds one for each token
+_N_SAMPLERS = 8  # jobs that sample at once, as a rule
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a worker takes: `weights` are pages of the file, the others its own."""
+
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+    def __add__(self, other: "Need") -> "Need":
+        return Need(self.weights + other.weights, self.kv + other.kv, self.compute + other.compute)
+
+
+def need(
+    model: "Model",
+    *,
+    n_ctx: int,
+    n_batch: int,
+    n_sequences: int,
+    n_outputs: int,
+    n_adapter_bytes: int = 0,
+    plan: "EmbeddingPlan | None" = None,
+) -> Need:
+    """What `model` takes with a KV pool of `n_ctx` tokens, computing `n_batch` rows at once of which `n_outputs` have
+    logits, and with a context for embeddings opened to `plan`: beside the pool, or without it where it writes no text.
+    """
+    vocabulary = model.n_vocab * (_TOKEN_BYTES + min(n_sequences, _N_SAMPLERS) * _CANDIDATE_BYTES)
+    kv, compute = 0, PROCESS_BYTES + vocabulary + n_adapter_bytes
+    if not model.is_embedding:
+        kv += model.n_kv * n_ctx * KV_ELEMENT_BYTES + model.n_state * n_sequences * _STATE_BYTES
+        compute += _compute(model, n_ctx, n_batch, 2 * n_outputs) + int(MOVING_SHARE * kv)
+    if plan is not None:
+        kv += model.n_kv * plan.n_ctx * KV_ELEMENT_BYTES + model.n_state * plan.n_sequences * _STATE_BYTES
+        # llama.cpp keeps room for the logits of every row, and an encoder does not compute them.
+        compute += _compute(model, plan.n_ctx, plan.n_batch, plan.n_batch * (2 if model.is_causal else 1))
+    return Need(model.size_bytes, kv, compute)
+
+
+def draft_need(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> Need:
+    """What a draft model of `size_bytes` in all shards takes beside the model it guesses for."""
+    vocabulary = header.n_vocab * (_TOKEN_BYTES + _CANDIDATE_BYTES)
+    compute = _MODEL_BYTES + vocabulary + _compute(header, n_ctx, n_batch, 2)
+    return Need(size_bytes, header.n_kv * n_ctx * KV_ELEMENT_BYTES, compute)
+
+
+def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int) -> int:
+    """The buffers llama.cpp reports at its start: `n_logits` rows of logits (in the graph and handed out), the
+    attention mask of a batch in F16, the activations of a batch in F32."""
+    logits = n_logits * model.n_vocab * 4
+    mask = n_batch * n_ctx * 2
+    activations = n_batch * 3 * (model.n_embd + model.n_ff) * 4
+    return logits + mask + activations

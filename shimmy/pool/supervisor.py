@@ -1,0 +1,143 @@
+"""The workers that have a model loaded, each from its start to its end, with its memory and its part of the processor.
+
+Knows processes; nothing of why one is started or ended. The event loop is the one thread that writes here.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+
+from shimmy.background import watch
+from shimmy.errors import ModelUnavailable, OutOfMemory
+from shimmy.messages.model_info import PromptCacheStats
+from shimmy.metrics import Metrics
+from shimmy.model_events import Events
+from shimmy.pool.memory_budget import Lot, Room
+from shimmy.pool.memory_estimate import Need
+from shimmy.system import memory
+from shimmy.wire.worker_options import WorkerOptions
+from shimmy.pool.cpu_shares import Processor
+from shimmy.workers.worker_client import Hooks, WorkerClient
+
+StartWorker = Callable[[str, WorkerOptions, Hooks], Awaitable[WorkerClient]]
+
+
+class Workers:
+    """Starts workers with `start` and ends them; `on_end` is called once for each that was started, when it is gone."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        events: Events,
+        room: Room,
+        start: StartWorker,
+        on_end: Callable[[WorkerClient], None],
+    ) -> None:
+        self._metrics = metrics
+        self._events = events
+        self._room = room
+        self._start = start
+        self._on_end = on_end
+        self._lots: dict[WorkerClient, Lot] = {}  # also of those that retire
+        self._retiring: dict[WorkerClient, asyncio.Task[None]] = {}
+        self.processor = Processor(self._lots.keys(), self._retiring.keys())
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._lots
+
+    def __iter__(self) -> Iterator[WorkerClient]:
+        return iter(tuple(self._lots))
+
+    def need(self, client: WorkerClient) -> Need:
+        """The memory it has; KeyError when it has ended."""
+        return self._lots[client].need
+
+    def is_retiring(self, client: WorkerClient) -> bool:
+        return client in self._retiring
+
+    @property
+    def n_retiring_bytes(self) -> int:
+        """Memory that will be free when the workers that retire have ended."""
+        return sum(self._lots[client].need.total for client in self._retiring if client in self._lots)
+
+    async def start(
+        self, name: str, options: WorkerOptions, lot: Lot, on_progress: Callable[[float], None]
+    ) -> WorkerClient:
+        """A worker that may take `lot`, which is given back when it ends or never gets ready.
+
+        Raises ModelUnavailable; OutOfMemory when `lot` was too little.
+        """
+        try:
+            with self.processor.loading() as share:
+                await self.processor.until_divided()
+                hooks = Hooks(self._on_death, self.processor.divide, on_progress, partial(self._count, name))
+                client = await self._start(name, replace(options, share=share), hooks)
+            if not client.is_alive:
+                raise ModelUnavailable(f"the worker of `{name}` ended as soon as it was ready")
+        except OutOfMemory as error:
+            self._room.give_back(lot)
+            explained = OutOfMemory(f"{error.message}; {self._room.explain(name, lot.need)}")
+            explained.is_death = error.is_death
+            raise explained from error
+        except BaseException:
+            self._room.give_back(lot)
+            raise
+        self._lots[client] = lot
+        self._metrics.models_loaded.add(1)
+        self._room.settle(lot, memory.resident_bytes(client.pid))
+        return client
+
+    def retire(self, client: WorkerClient, reason: str) -> None:
+        """End `client` when its last job has ended."""
+        if client not in self._retiring:
+            task = self._retiring[client] = asyncio.create_task(self._finish(client, reason))
+            task.add_done_callback(lambda _: self._retiring.pop(client, None))
+            watch(task, f"ending the worker of `{client.name}`", lambda _: client.break_off("it could not be ended"))
+
+    async def until_retired(self) -> None:
+        """Return when those that retire now have ended; there has to be one."""
+        await asyncio.wait(self._retiring.values())
+
+    async def close(self) -> None:
+        """End every worker at once."""
+        tasks = [*self._retiring.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in self))
+
+    async def _finish(self, client: WorkerClient, reason: str) -> None:
+        started_s = monotonic()
+        await client.until_idle()
+        if reason == "swapped":
+            self._metrics.swap_s.observe(monotonic() - started_s, client.name, "drain")
+        await client.close()
+        self._events.tell("unloaded", client.name, reason=reason)
+
+    def _count(self, name: str, traffic: PromptCacheStats) -> None:
+        metrics = self._metrics
+        metrics.stored_prompt_lookups.add(traffic.n_hits, name, "hit")
+        metrics.stored_prompt_lookups.add(traffic.n_misses, name, "miss")
+        metrics.stored_prompt_tokens.add(traffic.n_tokens, name)
+        metrics.stored_prompt_bytes.add(traffic.read_bytes, name, "read")
+        metrics.stored_prompt_bytes.add(traffic.written_bytes, name, "written")
+        if traffic.stored_bytes is not None:
+            metrics.stored_prompts_size.set(traffic.stored_bytes)
+
+    def _on_death(self, client: WorkerClient) -> None:
+        """Called once for a worker that has ended, however it ended."""
+        lot = self._lots.pop(client, None)
+        if lot is None:
+            return  # it never got ready, and whoever started it has the reason
+        self._room.give_back(lot)
+        self._metrics.models_loaded.add(-1)
+        self.processor.divide()
+        self._on_end(client)
+        if not client.is_closing:
+            self._metrics.worker_deaths.add(1, client.name)
+            self._events.tell("died", client.name)
+        if not any(other.name == client.name for other in self._lots):
+            self._metrics.jobs_running.set(0, client.name)
+            self._metrics.jobs_queued.set(0, client.name)

@@ -1,0 +1,1 @@
+"""PARENT AND WORKER. Text and JSON that come in pieces."""

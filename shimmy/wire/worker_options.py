@@ -1,0 +1,107 @@
+"""What a worker is told before anything else, and the sizes of the engine that both processes reckon with."""
+
+import math
+from dataclasses import dataclass
+import contextlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from shimmy.messages.model_info import MAX_ADAPTER_SCALE, ModelDefaults
+from shimmy.messages.request import SamplingParams
+
+# Names of llama.cpp's file types, and about how many bits each takes for a weight.
+SAFETENSORS_TYPES = {
+    "f32": 32.0, "bf16": 16.0, "f16": 16.0, "q8_0": 8.5, "q6_k": 6.57, "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.5,
+}  # fmt: skip
+
+# A KV pool that grows holds what is resident twice for a moment; it takes all its cells before that is more than this
+# share of them.
+MOVING_SHARE = 1 / 4
+KV_ELEMENT_BYTES = 2  # of an element: F16
+
+
+def cell_bytes(n_kv: int) -> int:
+    """What one more cell of a KV pool takes."""
+    return n_kv * KV_ELEMENT_BYTES
+
+
+CELLS_STEP = 256  # llama.cpp rounds the cells of a pool up to a multiple of this (llama_context's constructor)
+MAX_DRAFT_ROWS = 32
+MAX_UBATCH_ROWS = 256
+# Tokens that a draft model looks at: what comes next hardly hangs on what stood farther back.
+_MAX_DRAFT_CTX = 2048
+MIN_DRAFT_CTX = 256
+# Tokens that it reads in one decode, of those that it has not seen yet: the model itself waits for that.
+DRAFT_BATCH = 32
+# Vocabularies of one family may differ by a few tokens at the end (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE).
+MAX_VOCABULARY_DIFFERENCE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class CpuShare:
+    """Who else wants the processor. Threads of two workers that wait for each other would take turns at waiting."""
+
+    n_workers: int = 1  # that decode, the one that is told among them
+    n_loading: int = 0  # others that load a model, each with one thread
+
+    def n_threads(self, n_cores: int) -> int:
+        """How many of the threads that `n_cores` are good for a worker shall use."""
+        return max(1, (n_cores - self.n_loading) // self.n_workers)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker is told before anything else."""
+
+    model_path: str
+    n_ctx: int
+    n_sequences: int
+    n_batch: int
+    n_threads: int | None  # None: the physical cores this process may use
+    cpu_variant: str | None  # None: the best this processor runs
+    chat_template: str | None  # None: the model's own
+    lora: tuple[tuple[str, float], ...] = ()  # path and scale of the adapters that were asked for
+    siblings: tuple[str, ...] = ()  # and those that lie beside the model, which it does not depend on
+    speculate: bool = True
+    draft_model: str | None = None  # path of a GGUF that guesses what the model will say
+    embeddings: bool = False  # also of a model that was not made for them
+    pooling: str | None = None  # None: the model's own
+    log_level: str = "info"
+    log_format: str = "text"
+    share: CpuShare = CpuShare()  # until another one is told
+    cache_dir: str | None = None  # for what can be made again
+    weights: str = "repacked"  # or `mapped`; `auto`: what a trial has found
+    may_tune: bool = False  # whether a trial may take memory for a while that nobody has reckoned with
+    safetensors_type: str | None = None  # what the weights of a SafeTensors folder become; None: what they are
+    worker_timeout_s: float = math.inf  # without a sign of life or progress it is killed; the server sees to that
+    load_timeout_s: float = math.inf  # the same while it loads its model
+    prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is
+    n_ctx_booked: int | None = None  # of `n_ctx`, what memory is set aside for; None: all. The rest is looked for later
+
+    @property
+    def n_booked(self) -> int:
+        return self.n_ctx if self.n_ctx_booked is None else min(self.n_ctx, self.n_ctx_booked)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the pool, at most: it grows in steps."""
+        return -(-self.n_ctx // CELLS_STEP) * CELLS_STEP
+
+    @property
+    def n_ubatch(self) -> int:
+        """Rows of a batch that the engine computes together, in memory that it keeps for so many. More of them are not
+        faster (SmolLM2 and gemma-3-270m, 1,500 tokens in 512, 256 or 128 at a time: no difference beyond the noise)."""
+        return min(self.n_batch, MAX_UBATCH_ROWS)
+
+    @property
+    def n_outputs(self) -> int:
+        """Rows of logits that one decode may ask for: one for each sequence, or those of a draft."""
+        return max(self.n_sequences, MAX_DRAFT_ROWS)
+
+    @property
+    def n_ctx_draft(self) -> int:
+        """Tokens that the draft model looks at, unless its training length is smaller."""
+        return max(MIN_DRAFT_CTX, min(self.n_ctx, _MAX_DRAFT_CTX))

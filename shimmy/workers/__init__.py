@@ -1,0 +1,1 @@
+"""PARENT. Worker processes: starting, feeding, watching and ending them."""

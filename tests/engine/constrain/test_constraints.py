@@ -1,0 +1,177 @@
+"""What becomes of a job's tools and grammar with a real model: guides, and warnings of what is left to the model."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shimmy.engine.chat.tool_format import GENERIC, written
+from shimmy.engine.constrain import constraints as rules
+from shimmy.engine.constrain.constraints import Rules
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.model import CpuBackend, LlamaModel
+from shimmy.errors import BadRequest
+from shimmy.messages.reply import ReplyFormat, ToolFormat
+from shimmy.messages.request import (
+    ChatPrompt,
+    Grammar,
+    GrammarKind,
+    Job,
+    Message,
+    SamplingParams,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+
+FORM = ReplyFormat(tools=GENERIC)
+SET = '{"type":"object","properties":{"tags":{"type":"array","uniqueItems":true}}}'
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[LlamaModel]:
+    model = LlamaModel(tiny_model, CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
+    yield model
+    model.close()
+
+
+def job(*tools: Tool, grammar: Grammar | None = None) -> Job:
+    prompt = ChatPrompt((Message("user", "hi"),), tools=tools, tool_choice=ToolChoice(required=bool(tools)))
+    return Job(1, prompt, SamplingParams(), None, (), cache_prompt=True, grammar=grammar)
+
+
+def large_tool(index: int, *, strict: bool = False) -> Tool:
+    properties = {f"p{i}": {"type": "string", "description": "x" * 40} for i in range(400)}
+    return Tool(f"f{index}", "", json.dumps({"type": "object", "properties": properties}), strict=strict)
+
+
+def test_tools_that_are_not_strict_are_taken_and_what_is_lost_is_told_once(
+    model: LlamaModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = Rules(model)
+    expected = "tools: `f`: `uniqueItems` at `#/properties/tags` is not enforced"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            guide, warnings = rules.guide(job(Tool("f", "", SET), Tool("g")), FORM)
+            assert guide is not None
+            assert warnings == (expected,)
+    assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+def test_a_strict_tool_is_refused_by_its_name_and_the_place(model: LlamaModel) -> None:
+    with pytest.raises(BadRequest) as caught:
+        Rules(model).guide(job(Tool("g"), Tool("f", "", SET, strict=True)), FORM)
+    assert caught.value.param == "tools"
+    assert caught.value.message == (
+        "tools: the parameters of `f`: `uniqueItems` at `#/properties/tags` cannot be enforced"
+    )
+
+
+NO_OBJECTS = [
+    {"type": "string"},
+    {"type": ["string", "null"]},
+    {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+    {"enum": ["a", 1]},
+    {"const": None},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}},
+]
+
+
+@pytest.mark.parametrize("schema", NO_OBJECTS, ids=json.dumps)
+def test_a_schema_of_no_object_is_let_go_unless_it_is_strict(model: LlamaModel, schema: object) -> None:
+    tool, other = Tool("f", "", json.dumps(schema)), Tool("g", "", SET.replace(',"uniqueItems":true', ""))
+    guide, warnings = Rules(model).guide(job(tool, other), FORM)
+    assert guide is not None
+    assert warnings == ("tools: `f`: the schema, which is not one of an object, is not enforced",)
+    with pytest.raises(BadRequest):
+        Rules(model).guide(job(replace(tool, strict=True)), FORM)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{}, {"anyOf": [{"type": "object"}, {"type": "null"}]}, {"type": ["object", "null"]}, {"properties": {"a": {}}}],
+    ids=json.dumps,
+)
+def test_a_schema_of_objects_among_others_is_enforced(model: LlamaModel, schema: object) -> None:
+    guide, warnings = Rules(model).guide(job(Tool("f", "", json.dumps(schema))), FORM)
+    assert guide is not None
+    assert not warnings
+
+
+def test_a_schema_for_the_reply_is_enforced_as_far_as_it_can_be_where_the_caller_does_not_insist(
+    model: LlamaModel,
+) -> None:
+    rules = Rules(model)
+    guide, warnings = rules.guide(job(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET, strict=False)), ReplyFormat())
+    assert guide is not None
+    assert warnings == ("the schema: `uniqueItems` at `#/properties/tags` is not enforced",)
+    with pytest.raises(BadRequest, match="`uniqueItems` at `#/properties/tags`"):
+        rules.guide(job(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET)), ReplyFormat())
+
+
+TEXT = '{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],"additionalProperties":false}'
+NAMED_FORM = ReplyFormat(tools=ToolFormat(call_start="<function=", call_end="</function>", separator=">"))
+
+
+@pytest.mark.parametrize("form", [FORM, NAMED_FORM])
+def test_a_tool_that_takes_a_text_holds_it_to_its_grammar(model: LlamaModel, form: ReplyFormat) -> None:
+    tool = Tool("patch", "", TEXT, strict=True, lark='start: line+\nline: "+" /(.*)/ LF\n%import common.LF')
+    assert form.tools is not None
+    for text, is_right in (('+a "b"\\\n+\n', True), ("+a", False), ("a\n", False)):
+        guide, warnings = Rules(model).guide(job(tool), form)
+        assert guide is not None
+        assert not warnings
+        call = written((ToolCall("", "patch", json.dumps({"input": text})),), form.tools)
+        # This tokenizer puts a space before a text.
+        tokens = model.tokenize(f"\n{call}", add_special=False, parse_special=False)
+        tokens = tokens[[model.token_bytes(token, special=False) for token in tokens].index(b"\n") + 1 :]
+        n_taken = 0
+        while n_taken < len(tokens) and not guide.is_over and guide.allows(tokens[n_taken]):
+            guide.accept(tokens[n_taken])
+            n_taken += 1
+        assert (n_taken == len(tokens)) == is_right, (text, model.detokenize(tokens[:n_taken]))
+
+
+def test_a_grammar_of_a_text_that_is_none_is_refused_and_one_that_cannot_be_escaped_is_left_out(
+    model: LlamaModel,
+) -> None:
+    with pytest.raises(BadRequest, match=r"^tools: the grammar of `patch`: ") as caught:
+        Rules(model).guide(job(Tool("patch", "", TEXT, strict=True, lark="start: x")), FORM)
+    assert caught.value.param == "tools"
+    tool = Tool("p", "", TEXT, strict=True, lark='start: %json {"type":"object"}')
+    guide, warnings = Rules(model).guide(job(tool), FORM)
+    assert guide is not None
+    assert warnings == ("tools: `p`: the grammar of its text is not enforced: `%json` is not supported",)
+
+
+def test_tools_that_are_too_large_together_lose_the_largest_schemas(model: LlamaModel) -> None:
+    tools = [large_tool(index) for index in range(16)]
+    guide, warnings = Rules(model).guide(job(Tool("small", "", SET), *tools), FORM)
+    assert guide is not None
+    assert warnings[0] == "tools: `small`: `uniqueItems` at `#/properties/tags` is not enforced"
+    assert 1 < len(warnings) < 17
+    assert all("too large together" in warning for warning in warnings[1:])
+    with pytest.raises(BadRequest):
+        Rules(model).guide(job(*(large_tool(index, strict=True) for index in range(16))), FORM)
+
+
+def test_how_busy_the_machine_is_decides_nothing_about_small_schemas(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "_LOOKING_S", -1.0)  # as if the first look had taken all the time there is
+    small = [Tool(f"small_{index}", parameters='{"type":"object","properties":{}}') for index in range(3)]
+    _, warnings = Rules(model).guide(job(*small), FORM)
+    assert warnings == ()
+    _, warnings = Rules(model).guide(job(*small, large_tool(0)), FORM)
+    assert [text.partition(":")[0] for text in warnings] == ["tools"]
+
+
+def test_warnings_have_an_end(model: LlamaModel) -> None:
+    schema = {"type": "object", "properties": {f"p{i}": {"not": {"type": "null"}} for i in range(50)}}
+    _, warnings = Rules(model).guide(job(Tool("f", "", json.dumps(schema))), FORM)
+    assert len(warnings) == 17
+    assert warnings[-1] == "and 34 more"

@@ -1,0 +1,145 @@
+"""Texts into tokens with the real engine: what one token can stand for, and how long ones are cut."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama import text_slices
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.model import CpuBackend, LlamaModel
+from shimmy.engine.llama.tokenizer import Tokenizer
+from shimmy.errors import BadRequest
+from shimmy.formats.gguf import reader
+from tests.tiny_models import BOOL, STRING, vocabulary, write_tiny_bert, write_tiny_bpe, write_tiny_model
+
+LONGEST = max(len(text.encode()) for text, _ in vocabulary())
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuBackend:
+    return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
+
+
+@pytest.fixture
+def model(tiny_model: Path, cpu: CpuBackend) -> Iterator[LlamaModel]:
+    model = opened(tiny_model, cpu)
+    yield model
+    model.close()
+
+
+def opened(path: Path, cpu: CpuBackend) -> LlamaModel:
+    return LlamaModel(path, cpu, longest_token_bytes=reader.validated(path).longest_token_bytes)
+
+
+# -- how much a token stands for -------------------------------------------------------------------------------------
+
+
+def test_no_token_stands_for_more_than_the_longest_of_the_vocabulary(model: LlamaModel) -> None:
+    assert model.tokenizer.longest_token_bytes() == LONGEST
+    for text in ("hello world and the user", "日本語 のテキスト", "\n" * 50, "🙂🙂", " " * 40):
+        n_tokens = len(model.tokenize(text, add_special=False, parse_special=True))
+        assert n_tokens * LONGEST >= len(text.encode())
+
+
+def test_there_is_no_bound_where_a_tokenizer_leaves_text_out(tmp_path: Path, cpu: CpuBackend) -> None:
+    swallows = write_tiny_model(tmp_path, "modern-bert")  # by its name: white space before a mask
+    changed = write_tiny_model(tmp_path, "changed", more=[("shimmy.tokenizer.normalizer", STRING, '{"form":"NFC"}')])
+    for path in (swallows, changed, write_tiny_bert(tmp_path)):
+        assert opened(path, cpu).tokenizer.longest_token_bytes() is None
+
+
+def test_a_bound_needs_the_length_of_all_tokens(tiny_model: Path, cpu: CpuBackend) -> None:
+    assert LlamaModel(tiny_model, cpu).tokenizer.longest_token_bytes() is None
+
+
+# -- long texts ------------------------------------------------------------------------------------------------------
+
+# One of each family of `llm_tokenizer_bpe` that may be told apart by what stands around a word.
+PRES = (  # noqa: SIM905 - one name a line would fill a page
+    "default gpt-4o tekken deepseek-v3 deepseek-llm deepseek-coder youtu falcon bloom viking chameleon afmoe kimi-k2"
+    " tiny_aya superbpe bailingmoe seed-coder laguna exaone-moe gemma4 sarvam-moe minicpm5 jais-2 spark2_5 llama-bpe"
+    " qwen2 qwen35 gpt-2 smollm granite-embed-multi-97m"
+).split()
+ATOMS = [
+    *("a", "A", "hello", " hello", " the", " ", "    ", "\n", "\n\n", " \n", "\r\n", "\t", "1", "123", "12345678"),
+    *("-", "...", "'s", "'S", "e\u0301", "é", "漢字", "かな", "ж", "กิ์", "🙂", "\u3000", "\x1c", "▁", "(", "|", "/"),
+    *("<|im_start|>", "<|im_end|>", "<|im_", "<s>", "</s>", "<unk>", "a b c ", "hello world ", " x y z", "\ud800"),
+]
+
+
+def random_texts(seed: int, n: int) -> Iterator[str]:
+    random = Random(seed)
+    for _ in range(n):
+        atoms = random.sample(ATOMS, random.choice([2, 4, 10, len(ATOMS)]))
+        yield "".join(random.choices(atoms, k=random.choice([3, 30, 200])))
+
+
+def compare(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of 16 characters have the tokens of the whole."""
+    n_slices = 0
+    for index, text in enumerate(random_texts(1, 40)):
+        ways = {"add_special": bool(index & 1), "parse_special": bool(index & 2)}
+        whole = model.tokenize(text, **ways)
+        with monkeypatch.context() as patch:
+            patch.setattr(text_slices, "MAX_SLICE_CHARACTERS", 16)
+            parts = [part for part in model.tokenizer.slices(text, **ways) if part]
+        assert [token for part in parts for token in part] == whole, (text, ways)
+        n_slices += len(parts)
+    assert n_slices > 60
+
+
+@pytest.mark.parametrize("pre", PRES)
+def test_a_long_text_has_the_same_tokens_in_slices(
+    pre: str, tmp_path: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(opened(write_tiny_bpe(tmp_path, pre=pre), cpu), monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["pieces", "pieces without a space", "words"])
+def test_other_vocabularies_have_the_same_tokens_in_slices(
+    kind: str, tmp_path: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_space = [("tokenizer.ggml.add_space_prefix", BOOL, False)]
+    path = write_tiny_bert(tmp_path) if kind == "words" else write_tiny_model(tmp_path, more=no_space * ("out" in kind))
+    compare(opened(path, cpu), monkeypatch)
+
+
+@pytest.mark.parametrize("pre", ["gpt-4o", "tekken", "deepseek-v3", "deepseek-llm", "granite-embed-multi-97m"])
+def test_a_word_of_any_length_does_not_end_the_process(pre: str, tmp_path: Path, cpu: CpuBackend) -> None:
+    """`std::regex` recursed over the 8 MiB of an ordinary stack: from 26,000 characters on."""
+    model = opened(write_tiny_bpe(tmp_path, pre=pre), cpu)
+    for character, length in (("A", 200_000), (" ", 60_000), ("-", 60_000), ("漢", 60_000), ("ж", 60_000)):
+        with suppress(BadRequest):  # deepseek-llm's look at every space from every space
+            tokens = model.tokenize(character * length, add_special=False, parse_special=True)
+            assert b"".join(model.token_bytes(token, special=True) for token in tokens).decode() == character * length
+    with pytest.raises(BadRequest, match="characters without a space"):
+        model.tokenize("A" * 3_000_000, add_special=False, parse_special=True)
+
+
+@pytest.mark.parametrize(("pre", "run"), [("superbpe", "1" * 8000), ("deepseek-llm", " " * 8000 + "1")])
+def test_what_takes_the_square_of_its_length_is_refused(pre: str, run: str, tmp_path: Path, cpu: CpuBackend) -> None:
+    model = opened(write_tiny_bpe(tmp_path, pre=pre), cpu)
+    assert model.tokenize(run[-900:], add_special=False, parse_special=True)
+    with pytest.raises(BadRequest, match="in a row"):
+        model.tokenize(run, add_special=False, parse_special=True)
+
+
+def test_thousands_of_messages_are_tokenized_some_at_a_time(model: LlamaModel) -> None:
+    """llama.cpp's search for special tokens takes the square of their number: 20,000 of them took 6 seconds."""
+    text = "<|im_start|>user\nhi<|im_end|>\n" * 10_000
+    parts = list(model.tokenizer.slices(text, add_special=True, parse_special=True))
+    assert max(map(len, parts)) < 8192
+    assert sum(part.count(model.n_vocab - 1) for part in parts) == 10_000
+    with pytest.raises(BadRequest, match="special tokens"):
+        list(opened_with_unclean(model).slices("<<" * 40_000, add_special=True, parse_special=True))
+
+
+def opened_with_unclean(model: LlamaModel) -> Tokenizer:
+    """A tokenizer whose special tokens can overlap, so that no text can be cut before one."""
+    tokenizer = Tokenizer(model.tokenizer._vocab, model.metadata, 0)
+    tokenizer._cuts[True] = text_slices.Cuts(["<", "<<"], None)
+    return tokenizer

@@ -1,0 +1,45 @@
+"""Packed libraries are unpacked once, and those that are loaded from memory are not taken for each other."""
+
+import errno
+import zlib
+from pathlib import Path
+
+import pytest
+
+from shimmy.engine.llama.unpack_libraries import in_memory, unpack, unpacked
+from shimmy.errors import ModelUnavailable
+
+
+def test_a_library_is_read_from_its_path() -> None:
+    with in_memory("some", b"some bytes") as path:
+        assert Path(path).read_bytes() == b"some bytes"
+
+
+def test_no_two_libraries_have_the_same_path() -> None:
+    # The first one's descriptor is free again, and the dynamic loader would take the second for the first.
+    paths = []
+    for name in ("one", "two", "three"):
+        with in_memory(name, name.encode()) as path:
+            paths.append(path)
+            assert Path(path).read_bytes() == name.encode()
+    assert len(set(paths)) == 3
+
+
+def test_what_is_packed_is_unpacked_beside_it_and_once(tmp_path: Path) -> None:
+    (tmp_path / "libsome.so.1.z").write_bytes(zlib.compress(b"a library"))
+    (tmp_path / "other.xz").write_bytes(b"not ours")
+    unpack(tmp_path)
+    assert (tmp_path / "libsome.so.1").read_bytes() == b"a library"
+    assert len([*tmp_path.iterdir()]) == 3
+    (tmp_path / "libsome.so.1").write_bytes(b"as it was left")
+    unpack(tmp_path)
+    assert (tmp_path / "libsome.so.1").read_bytes() == b"as it was left"
+
+
+def test_no_room_to_unpack_is_a_load_that_failed(tmp_path: Path) -> None:
+    def full() -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ModelUnavailable, match=r"cannot be unpacked to .*: No space left on device"):
+        unpacked(tmp_path / "libsome.so", full)
+    assert [*tmp_path.iterdir()] == []

@@ -1,0 +1,107 @@
+"""Converted folders of every family against what `transformers` computes from them (golden/README.md)."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama import binding
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.model import CpuBackend, LlamaModel
+from shimmy.formats.convert.convert import convert
+from tests.golden.weights import families, golden, write_folder, write_json
+
+N_BATCH = 64
+DECODERS = [family for family in families() if not family.startswith("bert")]
+# With an F16 KV cache and flash attention, the defaults; with an F32 KV cache and without it.
+TOLERANCES = (1e-2, 1e-4)
+# llama.cpp computes GELU by a table in half precision, and rounds to BF16 or F16 what it multiplies with such weights.
+WIDER = {"gemma": (1e-2, 5e-3), "gpt2": (1e-2, 5e-3), "llama-f16": (1e-2, 5e-3), "llama-bf16": (5e-2, 5e-2)}
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuBackend:
+    return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
+
+
+def converted(folder: Path) -> Path:
+    target = folder.with_suffix(".gguf")
+    convert(folder, target, lambda _: None)
+    return target
+
+
+def differences(model: LlamaModel, prompts: list[Any]) -> Iterator[float]:
+    """Of each recorded log-probability from the engine's, for the prompts that fit the model's context."""
+    for prompt in prompts:
+        tokens, rows = prompt["tokens"], prompt["rows"]
+        if len(tokens) > model.n_ctx_train:
+            continue
+        model.forget(0, 0)
+        model.batch.clear()
+        model.batch.add(tokens, 0, 0, n_outputs=len(tokens))
+        assert model.decode() == 0
+        for row in rows:
+            logits = binding.llama.llama_get_logits_ith(model._context, row["position"])[: model.n_vocab]
+            largest = max(logits)
+            total = largest + math.log(math.fsum(math.exp(logit - largest) for logit in logits))
+            wanted = zip([*row["top"], *prompt["fixed"]], row["log_probs"], strict=True)
+            yield from (abs(logits[token] - total - log_prob) for token, log_prob in wanted)
+
+
+def worst(path: Path, family: str, cpu: CpuBackend, *, exact: bool) -> float:
+    """The largest difference of all prompts of a family."""
+    model = LlamaModel(path, cpu)
+    model.open_context(n_ctx=256, n_batch=N_BATCH, n_sequences=1, n_outputs=N_BATCH, n_threads=1, exact=exact)
+    return max(differences(model, golden(family)["prompts"]))
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["defaults", "exact"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_log_probabilities_are_those_of_transformers(family: str, exact: bool, tmp_path: Path, cpu: CpuBackend) -> None:
+    path = converted(write_folder(family, tmp_path / "model", "5"))
+    tolerances = next((wider for name, wider in WIDER.items() if family.startswith(name)), TOLERANCES)
+    assert worst(path, family, cpu, exact=exact) < tolerances[exact]
+
+
+def test_a_folder_named_like_phi_3_may_hold_any_tokens(tmp_path: Path, cpu: CpuBackend) -> None:
+    """llama.cpp looks for tokens of Phi-3 where the name says so, and refused models without them."""
+    assert worst(converted(write_folder("phi3", tmp_path / "my-Phi-3-mini", "4")), "phi3", cpu, exact=False) < 1e-2
+
+
+@pytest.mark.parametrize("family", families())
+def test_both_styles_of_config_give_the_same_file(family: str, tmp_path: Path) -> None:
+    files = []
+    for style in ("4", "5"):
+        (tmp_path / style).mkdir()
+        files.append(converted(write_folder(family, tmp_path / style / "model", style)).read_bytes())
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama-gqa", {"rope_theta": 6000.0}),
+        ("llama-rope-llama3", {"rope_scaling": None}),
+        ("llama-rope-linear", {"rope_scaling": None}),
+        ("llama-rope-yarn", {"rope_scaling": None}),
+        ("granite", {"residual_multiplier": 0.5}),
+        ("granite", {"attention_multiplier": 0.25}),
+        ("gemma2", {"attn_logit_softcapping": 50.0}),
+        ("gemma2", {"sliding_window": 64}),
+        ("gemma3-text", {"rope_local_base_freq": 10000.0}),
+        ("gemma3-text", {"sliding_window": 64}),
+        ("phi3-partial-tied", {"partial_rotary_factor": 1.0}),
+    ],
+)
+def test_the_comparison_sees_a_wrong_setting(
+    family: str, change: dict[str, Any], tmp_path: Path, cpu: CpuBackend
+) -> None:
+    folder = write_folder(family, tmp_path / "model", "4")
+    config = json.loads((folder / "config.json").read_text())
+    assert change.keys() <= config.keys()
+    write_json(folder / "config.json", config | change)
+    assert worst(converted(folder), family, cpu, exact=False) > 0.05

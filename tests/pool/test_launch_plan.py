@@ -1,0 +1,105 @@
+"""What workers are told of a draft model, and the memory it counts as."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shimmy import config
+from shimmy.config import ConfigError
+from shimmy.formats.gguf import reader
+from shimmy.pool import memory_estimate
+from shimmy.pool.launch_plan import Launch
+from shimmy.wire.worker_options import DRAFT_BATCH
+from tests.fakes import model
+from tests.tiny_models import write_tiny_model
+
+TINY = model()
+
+
+def launch(path: Path, **flags: str) -> Launch:
+    return Launch(config.load({"draft_model": str(path), **flags}, {}))
+
+
+def test_a_worker_is_told_of_the_draft_model_unless_that_is_its_own_model_or_nothing_is_guessed(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    assert launch(path).options(TINY).draft_model == str(path)
+    assert launch(path).options(replace(TINY, path=path)).draft_model is None
+    assert launch(path, speculation="off").options(TINY).draft_model is None
+    assert Launch(config.load({}, {})).options(TINY).draft_model is None
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_the_memory_of_the_draft_model_counts_where_it_may_fit(n_shards: int, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path, n_ctx_train=4096, n_shards=n_shards)
+    header = reader.read_header(path)
+    wide = replace(TINY, n_vocab=header.n_vocab, n_ctx_train=4096)
+    with_draft, plain = launch(path), Launch(config.load({}, {}))
+
+    def more(**changes: object) -> memory_estimate.Need:
+        of = replace(wide, **changes)  # type: ignore[arg-type]
+        need, least = (each.need(of, each.options(of)) for each in (with_draft, plain))
+        return memory_estimate.Need(need.weights - least.weights, need.kv - least.kv, need.compute - least.compute)
+
+    assert more().weights == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert more().kv == header.n_kv * 2048 * 2
+    assert more().compute > header.n_vocab * 4 + DRAFT_BATCH * 2048 * 2
+    assert more(n_ctx_train=1024).kv == header.n_kv * 1024 * 2
+    assert more(n_vocab=header.n_vocab + 128).total > 0
+    assert more(n_vocab=header.n_vocab + 129).total == 0
+    assert more(is_embedding=True, pooling="mean").total == 0
+
+
+LONG = replace(TINY, n_ctx_train=131_072, n_kv=10_000)
+
+
+def need(flags: dict[str, str], n_ctx: int) -> int:
+    """Bytes of a pool of which all is set aside."""
+    terms = Launch(config.load(flags, {}))
+    return terms.need(LONG, replace(terms.options(LONG, n_ctx), n_ctx_booked=None)).total
+
+
+@pytest.mark.parametrize(
+    ("n_fits", "n_ctx", "n_booked"),
+    [
+        (200_000, 131_072, 8192),
+        (131_072, 131_072, 8192),
+        (131_071, 65_536, 8192),
+        (10_000, 8192, 8192),
+        (8192, 8192, 8192),
+        (8000, 4096, 4096),
+        (100, 2048, 2048),
+    ],
+)
+def test_a_pool_may_grow_to_the_training_length_as_far_as_memory_allows(n_fits: int, n_ctx: int, n_booked: int) -> None:
+    terms = Launch(config.load({}, {}))
+    options = terms.fitting(LONG, need({}, n_fits))
+    assert (options.n_ctx, options.n_booked) == (n_ctx, n_booked)
+    assert terms.need(LONG, options).kv == 10_000 * 2 * n_booked
+
+
+def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than_half_of_it() -> None:
+    flags = {"max_memory": "100GB"}
+    terms = Launch(config.load(flags, {}))
+    for n_fits, n_ctx in ((262_144, 131_072), (131_072, 65_536), (20_000, 8192), (8192, 8192), (5000, 4096)):
+        options = terms.fitting(LONG, need(flags, n_fits) + (need(flags, n_fits) if n_ctx > 8192 else 0))
+        assert options.n_ctx == options.n_booked
+        assert options.n_ctx >= n_ctx
+        assert terms.need(LONG, options).kv == 10_000 * 2 * options.n_ctx
+
+
+def test_a_length_that_was_asked_for_is_set_aside_whole() -> None:
+    for n_ctx in (100, 50_000, 1_000_000):
+        options = Launch(config.load({"ctx_size": str(n_ctx)}, {})).fitting(LONG, 0)
+        assert (options.n_ctx, options.n_booked) == (n_ctx, n_ctx)
+
+
+def test_a_draft_model_that_is_not_there_or_no_model_keeps_the_server_from_starting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^the draft model `.*nothing.gguf` cannot be read: No such file"):
+        launch(tmp_path / "nothing.gguf")
+    with pytest.raises(ConfigError, match=r"^the draft model `.*` cannot be used: it is not a regular file"):
+        launch(tmp_path)
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(bytes(range(100)))
+    with pytest.raises(ConfigError, match=r"cannot be used: it does not begin with `GGUF`"):
+        launch(junk)

@@ -1,0 +1,137 @@
+"""Memory is given out in the order it was asked for, and never more than there is."""
+
+import asyncio
+
+import pytest
+
+from shimmy.errors import OutOfMemory
+from shimmy.pool.memory_budget import Room
+from shimmy.pool.memory_estimate import SERVER_BYTES, Need
+from tests.fakes import on_loop, until
+
+MB = 10**6
+
+
+def room(limit_mb: int | None = None, free_mb: int | None = None) -> Room:
+    limit = None if limit_mb is None else SERVER_BYTES + limit_mb * MB
+    return Room(limit, lambda: None if free_mb is None else free_mb * MB)
+
+
+def need(weights_mb: int, kv_mb: int = 0) -> Need:
+    return Need(weights_mb * MB, kv_mb * MB, 0)
+
+
+def never(_n_missing: int) -> bool:
+    return False
+
+
+def wait(_n_missing: int) -> bool:
+    return True
+
+
+@on_loop
+async def test_without_limits_everything_fits() -> None:
+    house = room()
+    for _ in range(3):
+        await house.take("big", need(10**9), never)
+    assert house.n_given == 3 * 10**9 * MB
+
+
+@on_loop
+async def test_what_was_given_back_can_be_given_again() -> None:
+    house = room(limit_mb=100)
+    lot = await house.take("one", need(60), never)
+    second = asyncio.create_task(house.take("two", need(60), wait))
+    await asyncio.sleep(0)
+    assert not second.done()
+    house.give_back(lot)
+    await second
+    assert house.n_given == 60 * MB
+
+
+@on_loop
+async def test_who_asks_first_is_served_first_even_if_a_later_one_would_fit() -> None:
+    house = room(limit_mb=100)
+    lot = await house.take("one", need(60), never)
+    order: list[str] = []
+
+    async def take(name: str, n_mb: int) -> None:
+        await house.take(name, need(n_mb), wait)
+        order.append(name)
+
+    tasks = [asyncio.create_task(take("large", 80)), asyncio.create_task(take("small", 10))]
+    await asyncio.sleep(0.01)
+    assert order == []
+    house.give_back(lot)
+    await asyncio.gather(*tasks)
+    assert order == ["large", "small"]
+
+
+@on_loop
+async def test_no_room_is_said_with_the_numbers_and_the_next_one_gets_its_turn() -> None:
+    house = room(limit_mb=100, free_mb=5000)
+    with pytest.raises(OutOfMemory) as error:
+        await house.take("large", Need(90 * MB, 30 * MB, 1200 * MB), never)
+    for part in (
+        "`large` takes 1.3 GB",
+        "90 MB of weights",
+        "30 MB of KV cache",
+        "1.2 GB to compute",
+        "100 MB",
+        "5.0 GB",
+    ):
+        assert part in error.value.message
+    await house.take("small", need(100), never)
+
+
+@on_loop
+async def test_the_maker_of_room_hears_how_much_is_missing() -> None:
+    house = room(limit_mb=100)
+    lot = await house.take("one", need(60), never)
+    heard: list[int] = []
+
+    def make_room(n_missing: int) -> bool:
+        heard.append(n_missing)
+        house.give_back(lot)
+        return True
+
+    await house.take("two", need(70), make_room)
+    assert heard == [30 * MB]
+
+
+@on_loop
+async def test_weights_that_are_loaded_count_as_left_in_the_systems_figure_and_are_not_given_twice() -> None:
+    house = room(free_mb=100)
+    lot = await house.take("one", need(70, kv_mb=10), never)
+    with pytest.raises(OutOfMemory):  # it is still loading: nothing of it shows in the system's figure
+        await house.take("two", need(25), never)
+    house.settle(lot, None)  # its own 10 MB show: the system had 110
+    await house.take("two", need(25), never)
+    assert house.n_free() == 5 * MB
+
+
+@on_loop
+async def test_a_worker_that_takes_more_than_predicted_is_booked_with_that() -> None:
+    house = room(limit_mb=100)
+    lot = await house.take("one", need(40), never)
+    assert house.n_loading == 1
+    house.settle(lot, 70 * MB)
+    assert house.n_loading == 0
+    assert house.n_given == 70 * MB
+    other = await house.take("two", need(30), never)
+    house.settle(other, 10 * MB)
+    assert house.n_given == 100 * MB, "what was predicted may still come"
+
+
+@on_loop
+async def test_one_that_gives_up_waiting_leaves_the_line() -> None:
+    house = room(limit_mb=100)
+    lot = await house.take("one", need(60), never)
+    waiting = asyncio.create_task(house.take("two", need(60), wait))
+    third = asyncio.create_task(house.take("three", need(50), wait))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    house.give_back(lot)
+    await third
+    await until(waiting.cancelled)
+    assert house.n_given == 50 * MB

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+
+from shimmy.messages.request import (
+    ChatPrompt,
+    EmbeddingJob,
+    Job,
+    Message,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+    ToolCall,
+)
+from shimmy.wire import codec, frames, worker_options
+
+CALL = Message("assistant", None, tool_calls=(ToolCall("c1", "look", '{"a":1}'),))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        TextPrompt("naïve \ud800 text"),
+        TokenPrompt((1, 2, 3)),
+        ChatPrompt((Message("user", "hi", name="ann"), CALL, Message("tool", "ok", tool_call_id="c1")), False),
+    ],
+)
+def test_a_job_survives_the_wire(prompt: Prompt) -> None:
+    params = SamplingParams(seed=5, logit_bias=((3, -math.inf), (4, 1.5)), dry_sequence_breakers=("a",))
+    for lora in (None, ((1, 0.5), (0, -1.0))):
+        job = Job(7, prompt, params, None, ("x", "y"), True, lora)
+        (message,) = frames.FrameReader().feed(frames.frame(codec.job_frame(job)))
+        assert codec.read_job(message) == job
+
+
+def test_a_job_of_embeddings_survives_the_wire() -> None:
+    for n_dimensions in (None, 256):
+        job = EmbeddingJob(7, ("é", (1, 2), "x"), n_dimensions)
+        (message,) = frames.FrameReader().feed(frames.frame(codec.embed_frame(job)))
+        assert codec.read_embed(message) == job
+
+
+def test_options_survive_the_wire() -> None:
+    options = worker_options.WorkerOptions(
+        "m", 8, 1, 32, None, None, None, (("a", 0.5), ("b", 0.0)), ("c",),
+        share=worker_options.CpuShare(2, 1), embeddings=True,
+        pooling="cls",
+    )  # fmt: skip
+    (message,) = frames.FrameReader().feed(frames.frame(codec.open_frame(options)))
+    assert codec.read_options(message) == options
+
+
+def test_frames_cut_at_every_place_come_out_whole() -> None:
+    data = frames.frame({"op": "a"}) + frames.frame({"op": "b", "text": "x" * 50})
+    for cut in range(len(data) + 1):
+        reader = frames.FrameReader()
+        messages = [*reader.feed(data[:cut]), *reader.feed(data[cut:])]
+        assert [message["op"] for message in messages] == ["a", "b"]
+
+
+def test_a_large_frame_comes_in_parts_and_out_whole() -> None:
+    message = {"op": "a", "text": "é" * 500_000, "tokens": list(range(300_000)), "small": 1}
+    parts = [*frames.parts(message)]
+    assert max(map(len, parts)) < 2**20
+    reader = frames.FrameReader()
+    assert [frame for part in parts for frame in reader.feed(part)] == [message]
+    assert [*reader.feed(frames.frame({"op": "b"}))] == [{"op": "b"}]
+    assert [*frames.parts({"op": "b"})] == [frames.frame({"op": "b"})]
+
+
+def test_parts_are_bounded_together() -> None:
+    reader = frames.FrameReader(max_bytes=1000)
+    part = (1 << 31 | 600).to_bytes(4, "big") + b" " * 600
+    assert [*reader.feed(part)] == []
+    with pytest.raises(frames.ProtocolError, match="a frame of 1200 bytes"):
+        list(reader.feed(part))
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02{]", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x02{}"]
+)
+def test_nonsense_is_a_protocol_error(data: bytes) -> None:
+    with pytest.raises(frames.ProtocolError):
+        list(frames.FrameReader().feed(data))
+
+
+def test_deep_nesting_is_a_protocol_error_and_not_a_crash() -> None:
+    payload = b"[" * 100_000
+    with pytest.raises(frames.ProtocolError):
+        list(frames.FrameReader().feed(len(payload).to_bytes(4, "big") + payload))
+
+
+@pytest.mark.parametrize(
+    ("share", "n_cores", "n_threads"),
+    [
+        (worker_options.CpuShare(), 4, 4),
+        (worker_options.CpuShare(2), 4, 2),
+        (worker_options.CpuShare(1, 1), 4, 3),
+        (worker_options.CpuShare(2, 1), 4, 1),
+        (worker_options.CpuShare(1, 1), 2, 1),
+        (worker_options.CpuShare(3, 9), 2, 1),
+    ],
+)
+def test_a_share_is_at_least_one_thread(share: worker_options.CpuShare, n_cores: int, n_threads: int) -> None:
+    assert share.n_threads(n_cores) == n_threads
