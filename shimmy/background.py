@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from shimmy.exhausted import NO_MORE_THREADS
+from shimmy.errors import NO_MORE_THREADS
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor

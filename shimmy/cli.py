@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from shimmy import __version__, log
-from shimmy.commands.console import Call
+from shimmy.commands.console import CommandCall
 from shimmy.config import DEFAULT_HOST, DEFAULT_PORT, OPTIONS, ConfigError, load
 from shimmy.errors import ShimmyError
-from shimmy.system.frozen_program import Home
+from shimmy.system.frozen_program import UnpackedFolder
 
 _SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 _MAX_SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
@@ -39,13 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     if options.command is None:
         _parser().print_help(sys.stderr)
         return EXIT_USAGE
-    home = Home()
+    home = UnpackedFolder()
     try:
         config = load(vars(options), file=_config_file(options))
         is_quiet = options.command != "serve" and not (options.log_level or os.environ.get("SHIMMY_LOG_LEVEL"))
         level = "warning" if is_quiet else config.log_level
         log.set_up(level, config.log_format)
-        code: int = options.run(Call(config, options, home))
+        code: int = options.run(CommandCall(config, options, home))
         return code
     except ConfigError as error:
         return _complain(error, EXIT_USAGE)
@@ -95,7 +95,7 @@ def _config_file(options: argparse.Namespace) -> dict[str, Any]:
 # -- the commands ----------------------------------------------------------------------------------------------------
 
 
-def _serve(call: Call) -> int:
+def _serve(call: CommandCall) -> int:
     gc.disable()  # what a start makes is there to stay; the server looks for garbage once it runs
     with _worker_ahead(call):
         from shimmy.server import BindError, serve
@@ -107,7 +107,7 @@ def _serve(call: Call) -> int:
     return 0
 
 
-def _worker_ahead(call: Call) -> AbstractContextManager[None]:
+def _worker_ahead(call: CommandCall) -> AbstractContextManager[None]:
     """A worker gets ready for the first model that is wanted from the start, while the server does."""
     if not call.config.preload:
         return nullcontext()
@@ -116,30 +116,30 @@ def _worker_ahead(call: Call) -> AbstractContextManager[None]:
     return spawn.ahead()
 
 
-def _version(call: Call) -> int:
+def _version(call: CommandCall) -> int:
     print(json.dumps({"version": __version__}) if call.options.json else f"shimmy {__version__}")
     return 0
 
 
-def _with_models(call: Call) -> int:
+def _with_models(call: CommandCall) -> int:
     from shimmy.commands.models import COMMANDS
 
     return COMMANDS[call.options.command](call)
 
 
-def _bench(call: Call) -> int:
+def _bench(call: CommandCall) -> int:
     from shimmy.commands.bench import bench
 
     return bench(call)
 
 
-def _with_a_server(call: Call) -> int:
+def _with_a_server(call: CommandCall) -> int:
     from shimmy.commands.running import COMMANDS
 
     return COMMANDS[call.options.command](call)
 
 
-def _convert(call: Call) -> int:
+def _convert(call: CommandCall) -> int:
     from shimmy.commands.conversion import convert
 
     return convert(call)

@@ -26,6 +26,14 @@
 
 from typing import ClassVar
 
+NO_MORE_THREADS = (
+    "the system allows no more threads: raise `ulimit -u` or the container's limit of processes (pids), or update the "
+    "container runtime, whose seccomp profile may be older than the system call clone3"
+)
+NO_MORE_PROCESSES = (
+    "the system allows no more processes: raise `ulimit -u` or the container's limit of processes (pids)"
+)
+
 
 class ShimmyError(Exception):
     """An error with an HTTP status, a stable `code` and OpenAI's `type`; `param` names the request field at fault."""

@@ -16,7 +16,7 @@ from shimmy.formats import pooling_type
 from shimmy.messages.event import Accepted, Echo, Embeddings, Finished, Piece, TokenLogprob
 from shimmy.messages.request import EmbedRequest, GenerateRequest
 from shimmy.metrics import Metrics
-from shimmy.model_events import Events
+from shimmy.model_events import ModelEvents
 from shimmy.pool.pool import Pool
 from shimmy.prompt_length import refuse_longer, refuse_longer_inputs
 
@@ -34,7 +34,7 @@ class Services:
     registry: Registry
     pool: Pool
     metrics: Metrics
-    events: Events
+    events: ModelEvents
     discover: Callable[[], Awaitable[None]]  # look at the disk now
     ready: bool = False  # the catalog is published, and shutdown has not begun
 
@@ -176,7 +176,7 @@ def generate_all(services: Services, requests: Sequence[GenerateRequest]) -> lis
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class CompletedJob:
     """All that one job said, and how it ended; `echo` is its prompt where that was wanted."""
 
     accepted: Accepted
@@ -185,7 +185,7 @@ class Whole:
     finished: Finished
 
 
-async def whole(generation: Generation) -> Whole:
+async def collect(generation: Generation) -> CompletedJob:
     """Wait for the end of `generation`, whatever it says in between; raises what stands against it or ends it."""
     accepted = await generation.accepted()
     echoes: list[Echo] = []
@@ -200,7 +200,7 @@ async def whole(generation: Generation) -> Whole:
                 echo = Echo("".join([part.text for part in echoes]), _logprobs(echoes))
                 n_tokens = sum(piece.n_tokens for piece in pieces)
                 said = Piece("".join([piece.text for piece in pieces]), n_tokens, _logprobs(pieces))
-                return Whole(accepted, echo, said, event)
+                return CompletedJob(accepted, echo, said, event)
     raise Internal("the generation ended without a reason")
 
 

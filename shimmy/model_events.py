@@ -50,7 +50,7 @@ class Listener:
         return self._unread.popleft()
 
 
-class Events:
+class ModelEvents:
     """Hands each event to all listeners. Used on the event loop's thread only."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from shimmy.background import in_thread, keep_running
 from shimmy.catalog.catalog import CatalogDiff, Registry
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.naming import Names
-from shimmy.catalog.publisher import Librarian
+from shimmy.catalog.publisher import CatalogPublisher
 from shimmy.catalog.scan import Watched
 from shimmy.catalog.watcher import Watcher
 from shimmy.config import Config
@@ -29,9 +29,9 @@ from shimmy.generation import Services
 from shimmy.http.connections import N_SPARE, Connections
 from shimmy.http.listening import BindError, listen, raise_descriptor_limit
 from shimmy.metrics import Metrics
-from shimmy.model_events import Events
+from shimmy.model_events import ModelEvents
 from shimmy.pool.pool import Pool
-from shimmy.system.frozen_program import Home
+from shimmy.system.frozen_program import UnpackedFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -54,13 +54,13 @@ _ONE_SIGNAL_S = 0.5
 class Server:
     """One running server. Made and run on the event loop's thread."""
 
-    def __init__(self, config: Config, home: Home) -> None:
-        metrics, events, registry = Metrics(), Events(), Registry(config.aliases, config.default_model)
+    def __init__(self, config: Config, home: UnpackedFolder) -> None:
+        metrics, events, registry = Metrics(), ModelEvents(), Registry(config.aliases, config.default_model)
         pool = Pool(config, metrics, events)
         self._config = config
         self._home = home
         headers, names = Headers(config.cache_dir), Names(config.cache_dir, config.roots)
-        self._librarian = Librarian(config, registry, headers, self._follow, names=names, watch=self._watch)
+        self._librarian = CatalogPublisher(config, registry, headers, self._follow, names=names, watch=self._watch)
         self._watcher = Watcher(config.roots, self._librarian.look_again)
         self._services = Services(config, registry, pool, metrics, events, self._librarian.discover)
         self._stop = asyncio.Event()
@@ -158,7 +158,7 @@ class Server:
             logger.warning("no models found: name a GGUF file or a folder with `--model-path`")
 
 
-def serve(config: Config, home: Home) -> None:
+def serve(config: Config, home: UnpackedFolder) -> None:
     """Run a server until it is told to stop; raises BindError before anything has been started."""
     log.take_stderr()
     n_free = raise_descriptor_limit() - _N_OTHER_FILES - N_SPARE

@@ -13,14 +13,14 @@ from shimmy import config
 from shimmy.api.http_exchange import ASGIApp, ASGIMessage
 from shimmy.catalog.catalog import Catalog, Model, Registry
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.publisher import Librarian
+from shimmy.catalog.publisher import CatalogPublisher
 from shimmy.errors import ShimmyError
 from shimmy.generation import Services
 from shimmy.messages.event import Accepted, Finished, FinishReason, JobOutput, Piece, Timings, Usage
 from shimmy.messages.model_info import ModelFacts
 from shimmy.messages.request import ChatPrompt, GenerateRequest
 from shimmy.metrics import Metrics
-from shimmy.model_events import Events
+from shimmy.model_events import ModelEvents
 from shimmy.pool.pool import Pool
 from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers.worker_client import Hooks, WorkerClient
@@ -141,11 +141,11 @@ def services(
         return cast("WorkerClient", worker)
 
     settings_as_typed = {name: value if isinstance(value, list) else str(value) for name, value in settings.items()}
-    loaded, metrics, events = config.load(settings_as_typed, {}), Metrics(), Events()
+    loaded, metrics, events = config.load(settings_as_typed, {}), Metrics(), ModelEvents()
     registry = Registry(loaded.aliases, loaded.default_model)
     registry.publish(Catalog(models))
     pool = Pool(loaded, metrics, events, start)
-    librarian = Librarian(loaded, registry, Headers(), pool.follow)
+    librarian = CatalogPublisher(loaded, registry, Headers(), pool.follow)
     return Services(loaded, registry, pool, metrics, events, librarian.discover, ready=True)
 
 

@@ -25,7 +25,7 @@ from shimmy.messages.event import Accepted, JobOutput
 from shimmy.messages.model_info import Adapter
 from shimmy.messages.request import ChatPrompt, Message, TextPrompt
 from shimmy.pool import pool
-from shimmy.system.frozen_program import Home
+from shimmy.system.frozen_program import UnpackedFolder
 from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers import spawn
 from shimmy.workers.worker_client import Hooks, WorkerClient
@@ -87,8 +87,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The Configs that `serve` would have run a server with."""
     configs: list[Config] = []
 
-    def serve(config: Config, home: Home) -> None:
-        assert isinstance(home, Home)
+    def serve(config: Config, home: UnpackedFolder) -> None:
+        assert isinstance(home, UnpackedFolder)
         configs.append(config)
 
     monkeypatch.setattr(server, "serve", serve)
@@ -237,7 +237,7 @@ def test_a_command_that_needs_a_worker_starts_it_first(
 def test_an_address_in_use_is_could_not_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def serve(_config: Config, _home: Home) -> None:
+    def serve(_config: Config, _home: UnpackedFolder) -> None:
         raise server.BindError("cannot listen on 127.0.0.1, port 80")
 
     monkeypatch.setattr(server, "serve", serve)
@@ -462,7 +462,7 @@ def test_an_error_ends_with_1_and_goes_to_stderr(
 def test_an_interrupt_ends_with_1_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(_config: Config, _home: Home) -> None:
+    def interrupt(_config: Config, _home: UnpackedFolder) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "serve", interrupt)
@@ -487,15 +487,15 @@ def test_whatever_happens_the_unpacked_folder_is_left_in_order(monkeypatch: pyte
     class Bug(Exception):
         pass
 
-    def serve(_config: Config, _home: Home) -> None:
+    def serve(_config: Config, _home: UnpackedFolder) -> None:
         raise Bug
 
-    left: list[Home] = []
+    left: list[UnpackedFolder] = []
 
-    def leave(home: Home) -> None:
+    def leave(home: UnpackedFolder) -> None:
         left.append(home)
 
-    monkeypatch.setattr(Home, "leave", leave)
+    monkeypatch.setattr(UnpackedFolder, "leave", leave)
     monkeypatch.setattr(server, "serve", serve)
     with pytest.raises(Bug):
         cli.main(["serve"])

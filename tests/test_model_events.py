@@ -2,7 +2,7 @@
 
 import asyncio
 
-from shimmy.model_events import MAX_UNREAD, Events, Listener
+from shimmy.model_events import MAX_UNREAD, Listener, ModelEvents
 from tests.fakes import on_loop
 
 
@@ -12,7 +12,7 @@ async def kinds(listener: Listener) -> list[str]:
 
 @on_loop
 async def test_each_listener_hears_what_comes_after_it_began_to_listen() -> None:
-    events = Events()
+    events = ModelEvents()
     events.tell("unheard", "tiny")
     first = events.listen()
     events.tell("loading", "tiny")
@@ -29,7 +29,7 @@ async def test_each_listener_hears_what_comes_after_it_began_to_listen() -> None
 
 @on_loop
 async def test_one_that_waits_is_woken() -> None:
-    events = Events()
+    events = ModelEvents()
     listener = events.listen()
     waiting = asyncio.ensure_future(anext(listener))
     await asyncio.sleep(0)
@@ -39,7 +39,7 @@ async def test_one_that_waits_is_woken() -> None:
 
 @on_loop
 async def test_one_that_does_not_listen_is_cut_off_and_costs_no_more_memory() -> None:
-    events = Events()
+    events = ModelEvents()
     listener = events.listen()
     for number in range(MAX_UNREAD + 10):
         events.tell("loading", str(number))

@@ -1,6 +1,5 @@
-"""The whole route table and the middleware list on one screen, as one Starlette application."""
+"""The route table and the list of middleware as one Starlette application."""
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from starlette.applications import Starlette
@@ -9,32 +8,17 @@ from starlette.middleware import Middleware
 from starlette.routing import Match, Route
 
 from shimmy.api.access import CorsHeaders, Hosts, Origins, Policy
-from shimmy.api.admin import ops
 from shimmy.api.base_urls import BaseUrls
 from shimmy.api.http_exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import ApiKey, Crowd, Replies
 from shimmy.api.responses.store import ResponseStore
+from shimmy.api.routes import OPEN_PATHS, ROUTES, Handler
 from shimmy.errors import MethodNotAllowed, NotFound
-from shimmy.api.routes import Handler
-from shimmy.api.routes import Later
-from shimmy.api.routes import OPEN_PATHS
-from shimmy.api.routes import ROUTES
-from shimmy.api.routes import _control
-from shimmy.api.routes import _docs
-from shimmy.api.routes import _embeddings
-from shimmy.api.routes import _openai
-from shimmy.api.routes import _responses
-from shimmy.api.routes import _tokens
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from starlette.requests import Request
 
     from shimmy.generation import Services
-
-control, docs, embeddings = Later(_control), Later(_docs), Later(_embeddings)
-openai, responses, tokens = Later(_openai), Later(_responses), Later(_tokens)
 
 _OPENAI_PATHS = tuple(
     dict.fromkeys(f"`{path}`" for _, path, _ in ROUTES if path.startswith("/v1/") and "{" not in path)

@@ -1,24 +1,14 @@
 """The whole route table: which method on which path is whose. A dialect is imported with its first request."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NoReturn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.routing import Match, Route
-from shimmy.api.access import CorsHeaders, Hosts, Origins, Policy
+from typing import TYPE_CHECKING
+
 from shimmy.api.admin import ops
-from shimmy.api.base_urls import BaseUrls
-from shimmy.api.http_exchange import Exchange, Receive, Scope, Send
-from shimmy.api.middleware import ApiKey, Crowd, Replies
-from shimmy.api.responses.store import ResponseStore
-from shimmy.errors import MethodNotAllowed, NotFound
+from shimmy.api.http_exchange import Exchange
+
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from starlette.requests import Request
-
-    from shimmy.generation import Services
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -79,6 +69,18 @@ def _tokens() -> "ModuleType":
     from shimmy.api.admin import tokens
 
     return tokens
+
+
+control, docs, embeddings = Later(_control), Later(_docs), Later(_embeddings)
+openai, responses, tokens = Later(_openai), Later(_responses), Later(_tokens)
+
+
+async def _openapi(exchange: Exchange) -> None:
+    from shimmy.api.openapi.document import document
+
+    await exchange.reply(document([(method, path) for method, path, _ in ROUTES], OPEN_PATHS))
+
+
 # HEAD is answered wherever GET is. `{rest:path}` takes what is left of a path, slashes included.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/", ops.about),
@@ -86,7 +88,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/ready", ops.ready),
     ("GET", "/version", ops.version),
     ("GET", "/metrics", ops.metrics),
-    ("GET", "/openapi.json", docs.openapi),
+    ("GET", "/openapi.json", _openapi),
     ("GET", "/docs", docs.page),
     ("GET", "/v1/models", openai.models),
     ("GET", "/v1/models/{rest:path}", openai.model),

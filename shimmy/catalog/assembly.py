@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from shimmy.catalog.catalog import BROKEN, Catalog, Model, Rejected, shown
-from shimmy.catalog.model_files import SAFETENSORS, AdapterFolder, Broken, File, Files, Found
-from shimmy.catalog.naming import Given, Names, Place, model_name, qualified, stem_of
+from shimmy.catalog.model_files import SAFETENSORS, AdapterFolder, Broken, Found, ModelFile, ModelFiles
+from shimmy.catalog.naming import Given, ModelLocation, Names, model_name, qualified, stem_of
 from shimmy.catalog.walk import Folder
 from shimmy.errors import BadRequest
-from shimmy.formats.gguf.header import GgufHeader, Kind
+from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import InvalidGguf, shard_paths
 from shimmy.formats.ollama_store import Manifest
 from shimmy.messages import sampling_limits
@@ -35,14 +35,14 @@ def whole_of(path: Path) -> Path:
 
 
 @dataclass(slots=True)
-class Draft:
+class ModelCandidate:
     """A model, or what would be one, before it has a name."""
 
-    places: list[Place]
-    files: tuple[File, ...] = ()  # its shards
+    places: list[ModelLocation]
+    files: tuple[ModelFile, ...] = ()  # its shards
     rejected: Rejected | None = None  # what it is instead of a model
     manifest: Manifest | None = None
-    adapters: dict[Path, File] = field(default_factory=dict)  # of the manifest
+    adapters: dict[Path, ModelFile] = field(default_factory=dict)  # of the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class _Sources:
     """All that a Model is made of."""
 
     given: Given
-    places: tuple[Place, ...]
-    files: tuple[File, ...]
+    places: tuple[ModelLocation, ...]
+    files: tuple[ModelFile, ...]
     manifest: Manifest | None
-    adapters: tuple[tuple[Path, File], ...]
+    adapters: tuple[tuple[Path, ModelFile], ...]
     projector: Path | None
 
 
@@ -78,14 +78,14 @@ class Places:
     def __init__(self, current: Callable[[Path], str]) -> None:
         """`current` is the current revision of a repository in the hub's cache."""
         self._current = current
-        self._known: dict[Path, tuple[Folder | None, str, Place]] = {}
-        self._told: dict[Path, tuple[Folder | None, str, Place]] = {}  # since others were forgotten
+        self._known: dict[Path, tuple[Folder | None, str, ModelLocation]] = {}
+        self._told: dict[Path, tuple[Folder | None, str, ModelLocation]] = {}  # since others were forgotten
 
     def forget_others(self) -> None:
         """Forget what was not asked for since the last time."""
         self._known, self._told = self._told, {}
 
-    def place(self, path: Path, stem: str, folder: Folder | None) -> Place:
+    def place(self, path: Path, stem: str, folder: Folder | None) -> ModelLocation:
         """Where `path` is, which was found in `folder`, or is that."""
         snapshot = folder.snapshot if folder is not None else None
         current = self._current(snapshot.repository) if snapshot is not None else ""
@@ -96,7 +96,7 @@ class Places:
         return known[2]
 
 
-def _place(path: Path, stem: str, folder: Folder | None, current: str) -> Place:
+def _place(path: Path, stem: str, folder: Folder | None, current: str) -> ModelLocation:
     is_link = folder is not None and (path in folder.links or (path == folder.path and folder.is_linked_model))
     file_name = path.name if folder is None or path != folder.path else ""
     key, qualifier, repository, is_aside = str(path), path.parent.name, "", False
@@ -110,19 +110,19 @@ def _place(path: Path, stem: str, folder: Folder | None, current: str) -> Place:
             inner = path.relative_to(snapshot.repository / "snapshots" / current)
             key = str(snapshot.repository / "refs" / "main" / inner)
         qualifier, is_link = snapshot.revision, False
-    return Place(path, stem, key, qualifier, model_name(stem), file_name, repository, is_link, is_aside)
+    return ModelLocation(path, stem, key, qualifier, model_name(stem), file_name, repository, is_link, is_aside)
 
 
 class Assembly:
     """What one look has seen so far. The order of what is added decides where nothing else does."""
 
-    def __init__(self, files: Files, places: "Places", warn: Warn) -> None:
+    def __init__(self, files: ModelFiles, places: "Places", warn: Warn) -> None:
         self._files = files
         self._place = places.place
         self._warn = warn
-        self._drafts: list[Draft] = []
-        self._by_contents: dict[object, Draft | None] = {}  # None: what is no model
-        self._others: dict[Path, dict[Path, File]] = {}  # that, by its folder
+        self._drafts: list[ModelCandidate] = []
+        self._by_contents: dict[object, ModelCandidate | None] = {}  # None: what is no model
+        self._others: dict[Path, dict[Path, ModelFile]] = {}  # that, by its folder
         self._rejected: list[Rejected] = []  # folders that are no models; with the folder's name
         self._shards: set[Path] = set()  # the first ones of those that were looked at
 
@@ -131,11 +131,11 @@ class Assembly:
         file = self._files.read(path)
         if file is None:
             return
-        if isinstance(file, File) and file.header.kind is Kind.MODEL and file.header.n_shards > 1:
+        if isinstance(file, ModelFile) and file.header.kind is GgufKind.MODEL and file.header.n_shards > 1:
             self._add_shards(path, file.header, folder)
-        elif isinstance(file, File) and file.header.kind is not Kind.MODEL:
+        elif isinstance(file, ModelFile) and file.header.kind is not GgufKind.MODEL:
             self._others.setdefault(path.parent, {})[path] = file
-        elif isinstance(file, File):
+        elif isinstance(file, ModelFile):
             self._add(file.identity, self._place(path, stem_of(path.name), folder), (file,))
         else:
             self._add_broken(path, file, folder)
@@ -148,7 +148,7 @@ class Assembly:
             self._add_checkpoint(folder)
         if folder.is_adapter:
             found = self._files.adapter(folder.path)
-            if isinstance(found, File):
+            if isinstance(found, ModelFile):
                 self._others.setdefault(folder.path.parent, {})[folder.path] = found
             elif found is not None and found.identity not in self._by_contents:
                 self._by_contents[found.identity] = None
@@ -162,30 +162,30 @@ class Assembly:
             return
         contents = file.identity if manifest.is_plain else (file.identity, manifest.adapters, manifest.defaults)
         name, path = manifest.name, manifest.model
-        place = Place(path, name, str(manifest.path), path.parent.name, model_name(name))
+        place = ModelLocation(path, name, str(manifest.path), path.parent.name, model_name(name))
         adapters = {path: self._files.read(path) for path in manifest.adapters}
         reason = _against_model(file) or next(filter(None, map(_against_adapter, adapters.values())), "")
         if reason:
             self._add(contents, place, rejected=Rejected(name, path, BROKEN, reason, file.version))
-        elif isinstance(file, File):
+        elif isinstance(file, ModelFile):
             checked = replace(manifest, defaults=self._checked(manifest))
-            whole = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, File)}
+            whole = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, ModelFile)}
             self._add(contents, place, (file,), manifest=checked, adapters=whole)
 
-    def _add(self, contents: object, place: Place, files: tuple[File, ...] = (), **what: Any) -> None:
+    def _add(self, contents: object, place: ModelLocation, files: tuple[ModelFile, ...] = (), **what: Any) -> None:
         """A model, or another place of one that is there already."""
         draft = self._by_contents.get(contents)
         if draft is not None:
             draft.places.append(place)
         else:
-            draft = self._by_contents[contents] = Draft([place], files, **what)
+            draft = self._by_contents[contents] = ModelCandidate([place], files, **what)
             self._drafts.append(draft)
 
     def _add_checkpoint(self, folder: Folder) -> None:
         found = self._files.checkpoint(folder.path)
         snapshot = folder.snapshot
         stem = snapshot.name if snapshot is not None and not snapshot.inner else folder.path.name
-        if isinstance(found, File):
+        if isinstance(found, ModelFile):
             self._add((found.identity, SAFETENSORS), self._place(folder.path, stem, folder), (found,))
         elif found is not None and found.identity not in self._by_contents:
             self._by_contents[found.identity] = None
@@ -224,7 +224,7 @@ class Assembly:
                 rejected = Rejected(stem, path, BROKEN, reason, version, header.architecture)
                 self._add(path, self._place(path, stem, folder), rejected=rejected)
                 return
-        shards = tuple(file for file in found if isinstance(file, File))
+        shards = tuple(file for file in found if isinstance(file, ModelFile))
         self._add(shards[0].identity, self._place(paths[0], stem, folder), shards)
 
     def _checked(self, manifest: Manifest) -> ModelDefaults:
@@ -274,19 +274,19 @@ class Assembly:
                 found.append(Rejected(stem_of(path.name), path, kind, reason, file.version, file.header.architecture))
         return found
 
-    def _sources(self, draft: Draft, given: Given) -> _Sources:
+    def _sources(self, draft: ModelCandidate, given: Given) -> _Sources:
         """With what lies in its folder and belongs to it; of several projectors the first by name."""
         manifest = draft.manifest
         if manifest is not None:
             adapters, projector = draft.adapters, manifest.projector
         else:
-            beside: Mapping[Path, File] = self._others.get(given.place.path.parent, {})
-            projectors = (path for path, file in beside.items() if file.header.kind is Kind.PROJECTOR)
+            beside: Mapping[Path, ModelFile] = self._others.get(given.place.path.parent, {})
+            projectors = (path for path, file in beside.items() if file.header.kind is GgufKind.PROJECTOR)
             projector = next(projectors, None)
             adapters = {
                 path: file
                 for path, file in beside.items()
-                if file.header.kind is Kind.ADAPTER and _suits(file, draft.files[0].header)
+                if file.header.kind is GgufKind.ADAPTER and _suits(file, draft.files[0].header)
             }
         return _Sources(given, tuple(draft.places), draft.files, manifest, tuple(adapters.items()), projector)
 
@@ -328,18 +328,18 @@ def _rejected(stem: str, path: Path, file: Broken) -> Rejected:
     return Rejected(stem, path, file.kind, file.reason, file.version, file.architecture)
 
 
-def _suits(file: File, model: GgufHeader) -> bool:
+def _suits(file: ModelFile, model: GgufHeader) -> bool:
     """Whether the adapter that lies beside a model with this header may be for it."""
     if isinstance(file, AdapterFolder):
         return file.suits(model.architecture, model.n_embd)
     return file.header.architecture == model.architecture
 
 
-def _against_model(file: File | Broken) -> str:
+def _against_model(file: ModelFile | Broken) -> str:
     """Why `file` cannot be Ollama's model; '' when it can."""
     if isinstance(file, Broken):
         return file.reason
-    if file.header.kind is not Kind.MODEL:
+    if file.header.kind is not GgufKind.MODEL:
         return f"it is no model but this: {file.header.kind}"
     return "it is only a part of a model" if file.header.n_shards > 1 else ""
 
@@ -350,7 +350,7 @@ def _against_adapter(file: Found) -> str:
         return "its adapter is missing"
     if isinstance(file, Broken):
         return f"its adapter is broken: {file.reason}"
-    return "" if file.header.kind is Kind.ADAPTER else f"its adapter is none but this: {file.header.kind}"
+    return "" if file.header.kind is GgufKind.ADAPTER else f"its adapter is none but this: {file.header.kind}"
 
 
 def _against_shard(file: Found, index: int, n_shards: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shimmy.catalog.naming import Place, base_and_tag, composed, model_name, spellings, without_suffix
+from shimmy.catalog.naming import ModelLocation, base_and_tag, composed, model_name, spellings, without_suffix
 from shimmy.errors import ModelNotFound
 from shimmy.messages.model_info import ModelDefaults
 
@@ -46,7 +46,7 @@ class Model:
     defaults: ModelDefaults = field(default=ModelDefaults(), compare=False)  # nor these: requests read them
     needs_adapters: bool = False  # they are a part of it, and not just an offer
     notices: tuple[str, ...] = ()  # what is different from what its folder says, for a person
-    places: tuple[Place, ...] = field(default=(), compare=False)  # all that lead to it
+    places: tuple[ModelLocation, ...] = field(default=(), compare=False)  # all that lead to it
     other_names: tuple[str, ...] = field(default=(), compare=False)  # of links and copies of it; each its alone
 
 
@@ -60,7 +60,7 @@ class Rejected:
     reason: str  # a sentence without its end, for a person: 'it is cut off: ...'
     version: tuple[int, ...]  # another one when the content may be another
     architecture: str = ""  # '' when unknown
-    places: tuple[Place, ...] = field(default=(), compare=False)
+    places: tuple[ModelLocation, ...] = field(default=(), compare=False)
 
 
 BROKEN = "gguf"

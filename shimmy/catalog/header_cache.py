@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shimmy import __version__
-from shimmy.formats.gguf.header import GgufHeader, Kind
+from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import InvalidGguf, read_header
 from shimmy.system import files as whole
 
@@ -23,9 +23,9 @@ MAX_REMEMBERED = 20_000
 MAX_CACHE_BYTES = 64 * 2**20
 _AT_ONCE = 500
 
-_FIELDS = {field.name: str if field.type is Kind else field.type for field in fields(GgufHeader)}
+_FIELDS = {field.name: str if field.type is GgufKind else field.type for field in fields(GgufHeader)}
 _FORM = [__version__, *_FIELDS]  # another version may read other things out of the same file
-_KINDS = frozenset(Kind)
+_KINDS = frozenset(GgufKind)
 _values = attrgetter(*_FIELDS)
 
 Planned = tuple[GgufHeader, tuple[str, ...]]  # with notices for a person
@@ -82,7 +82,7 @@ class Headers:
         parts = (json.dumps(dict(latest[i : i + _AT_ONCE])) for i in range(0, len(latest), _AT_ONCE))
         files = ",".join(part[1:-1] for part in parts)
         try:
-            whole.write(self._cache, f'{{"form":{json.dumps(_FORM)},"files":{{{files}}}}}'.encode())
+            whole.write_atomically(self._cache, f'{{"form":{json.dumps(_FORM)},"files":{{{files}}}}}'.encode())
         except OSError as exc:
             logger.debug("the header cache `%s` cannot be written: %s", self._cache, exc.strerror)
 
@@ -113,4 +113,4 @@ def _recall(known: Any) -> Planned:
     if isinstance(known, str):
         raise InvalidGguf(known)
     kind, *others = known[: len(_FIELDS)]
-    return GgufHeader(Kind(kind), *others), tuple(known[len(_FIELDS) :])
+    return GgufHeader(GgufKind(kind), *others), tuple(known[len(_FIELDS) :])

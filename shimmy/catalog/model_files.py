@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 from shimmy.catalog.catalog import BROKEN, printable
 from shimmy.catalog.header_cache import Headers, Planned
 from shimmy.catalog.walk import Folder, mark_beside
-from shimmy.wire.worker_options import SAFETENSORS_TYPES
-from shimmy.formats.gguf.header import GgufHeader, Kind
+from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import InvalidGguf
 from shimmy.formats.safetensors import huggingface
+from shimmy.wire.worker_options import SAFETENSORS_TYPES
 
 if TYPE_CHECKING:
-    from shimmy.formats.convert.peft import Adapter
+    from shimmy.formats.convert.peft import PeftAdapter
 
 GGUF = BROKEN
 SAFETENSORS = "safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class ModelFile:
     """Something whole."""
 
     header: GgufHeader
@@ -39,10 +39,10 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFolder(File):
+class AdapterFolder(ModelFile):
     """A LoRA adapter in SafeTensors. It does not say what architecture it is for."""
 
-    adapter: "Adapter | None" = None
+    adapter: "PeftAdapter | None" = None
 
     def suits(self, architecture: str, n_embd: int) -> bool:
         return self.adapter is not None and self.adapter.suits(architecture, n_embd)
@@ -62,11 +62,11 @@ class Broken:
         return self.version[:2]
 
 
-Found = File | Broken | None
+Found = ModelFile | Broken | None
 _Stamp = tuple[int | str, ...]
 
 
-class Files:
+class ModelFiles:
     """Used by one thread at a time."""
 
     def __init__(self, headers: Headers, safetensors_type: str | None) -> None:
@@ -121,7 +121,7 @@ class Files:
         for path in folder.files:
             known = self._known.get(path)
             is_changed |= self._look(path, folder.mark(path.name)) != (known[1] if known else None)
-        for kind, is_one in ((SAFETENSORS, folder.is_safetensors), (Kind.ADAPTER.value, folder.is_adapter)):
+        for kind, is_one in ((SAFETENSORS, folder.is_safetensors), (GgufKind.ADAPTER.value, folder.is_adapter)):
             if is_one:
                 old = self._folders.get((folder.path, kind))
                 found = self._look_as(folder, kind)
@@ -136,7 +136,7 @@ class Files:
 
     def adapter(self, folder: Path) -> Found:
         """The LoRA adapter in SafeTensors that `folder` is; as it was at the last look."""
-        return self._folders[folder, Kind.ADAPTER.value]
+        return self._folders[folder, GgufKind.ADAPTER.value]
 
     def _look(self, path: Path, mark: str) -> Found:
         self._looked.add(path)
@@ -175,7 +175,7 @@ class Files:
         if mark:
             return version, Broken(unfinished(mark), version)
         try:
-            return version, File(self._headers.read(path, status), version)
+            return version, ModelFile(self._headers.read(path, status), version)
         except InvalidGguf as exc:
             return version, Broken(printable(str(exc)), version)  # it may quote the file
         except OSError as exc:
@@ -218,7 +218,7 @@ class Files:
         if self._safetensors_type is not None:
             n_bytes = int(header.n_params * SAFETENSORS_TYPES[self._safetensors_type] / 8)
             header = replace(header, quantization=self._safetensors_type.upper(), size_bytes=n_bytes)
-        return File(header, (*identity, *version), notices)
+        return ModelFile(header, (*identity, *version), notices)
 
     def _look_at_adapter(self, folder: Folder, identity: tuple[int, int]) -> Found:
         from shimmy.formats.convert import peft

@@ -69,7 +69,7 @@ def base_and_tag(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModelLocation:
     """One of the ways in which a model lies on the disk, and what it is called there."""
 
     path: Path  # of what a worker would load
@@ -83,7 +83,7 @@ class Place:
     is_aside: bool = False  # a revision that is not the current one
 
     @classmethod
-    def of_file(cls, path: Path, *, is_link: bool = False) -> "Place":
+    def of_file(cls, path: Path, *, is_link: bool = False) -> "ModelLocation":
         stem = stem_of(path.name)
         return cls(path, stem, str(path), path.parent.name, model_name(stem), path.name, is_link=is_link)
 
@@ -100,7 +100,7 @@ class Given:
 
     name: str
     others: tuple[str, ...]
-    place: Place  # that the name comes from
+    place: ModelLocation  # that the name comes from
 
 
 class Names:
@@ -117,7 +117,7 @@ class Names:
         self._is_loaded = False
         self._is_changed = False
 
-    def give(self, drafts: Sequence[Sequence[Place]]) -> list[Given]:
+    def give(self, drafts: Sequence[Sequence[ModelLocation]]) -> list[Given]:
         """The names of models that lie in these places each, no name for two of them.
 
         A name goes to the place that had it, then to a current revision, then to what is written just so, then to the
@@ -134,14 +134,14 @@ class Names:
             given.append(Given(name, tuple(other for other in dict.fromkeys(held) if other != name), place))
         return given
 
-    def _holders(self, drafts: Sequence[Sequence[Place]]) -> dict[str, int]:
+    def _holders(self, drafts: Sequence[Sequence[ModelLocation]]) -> dict[str, int]:
         """Which draft has each name of a place, and each name that a place had."""
-        claims: dict[str, list[tuple[int, Place]]] = {}
+        claims: dict[str, list[tuple[int, ModelLocation]]] = {}
         for number, places in enumerate(drafts):
             for place in places:
                 claims.setdefault(place.name, []).append((number, place))
 
-        def rank(claim: tuple[int, Place]) -> tuple[bool, bool, bool]:
+        def rank(claim: tuple[int, ModelLocation]) -> tuple[bool, bool, bool]:
             place = claim[1]
             return self._keys.get(place.name) != place.key, place.is_aside, place.stem != place.name
 
@@ -153,7 +153,7 @@ class Names:
                         holders[name] = number
         return holders
 
-    def _main(self, places: Sequence[Place], held: Sequence[str]) -> tuple[str, Place] | None:
+    def _main(self, places: Sequence[ModelLocation], held: Sequence[str]) -> tuple[str, ModelLocation] | None:
         """The name to be listed under, of those that are `held`: what it was, else that of a file before a link's."""
         for place in places:
             known = next((name for name in self._by_key.get(place.key, ()) if name not in self._others), None)
@@ -186,7 +186,9 @@ class Names:
             return
         self._is_changed = False
         try:
-            whole.write(self._file, json.dumps({"names": self._keys, "others": sorted(self._others)}).encode())
+            whole.write_atomically(
+                self._file, json.dumps({"names": self._keys, "others": sorted(self._others)}).encode()
+            )
             files = sorted(self._file.parent.glob("names-*.json"), key=lambda file: file.stat().st_mtime_ns)
             for file in files[:-MAX_FILES]:
                 file.unlink()
@@ -217,7 +219,7 @@ class Names:
             logger.debug("the names in `%s` are of no use: %s", self._file, exc)
 
 
-def _new(places: Sequence[Place], taken: Mapping[str, int]) -> tuple[str, Place]:
+def _new(places: Sequence[ModelLocation], taken: Mapping[str, int]) -> tuple[str, ModelLocation]:
     place = min(places, key=lambda place: place.is_link)
     return qualified(place.name, place.qualifier, taken), place
 

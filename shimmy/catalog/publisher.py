@@ -37,7 +37,7 @@ MAX_TOLD = 50  # lines of the log for one change of the catalog and what happene
 logger = logging.getLogger(__name__)
 
 
-class Librarian:
+class CatalogPublisher:
     """Publishes to `registry`, and tells `on_change` what is different. `clock` counts seconds."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Librarian:
     async def run(self) -> None:
         """Look whenever asked to, until cancelled."""
         await in_thread(self._save)
-        allowance = Allowance()
+        allowance = LookAllowance()
         while True:
             await self._asked.wait()
             await asyncio.sleep(DEBOUNCE_S)
@@ -222,7 +222,7 @@ class Librarian:
         self._on_change(change)
 
 
-class Allowance:
+class LookAllowance:
     """The time that looks may take, which grows while there is none."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from shimmy.catalog.assembly import Assembly, Models, Places, Warn, whole_of
 from shimmy.catalog.catalog import BROKEN, Catalog, Rejected, printable, shown
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.model_files import Files
+from shimmy.catalog.model_files import ModelFiles
 from shimmy.catalog.naming import Names
 from shimmy.catalog.walk import Folder, look_into, marked, targets, walk
 from shimmy.formats import ollama_store
@@ -63,7 +63,7 @@ class Discovery:
         self._roots = tuple(root.absolute() for root in config.roots)
         self._usual = frozenset(root.absolute() for root in config.usual_dirs)
         self._names = names
-        self._files = Files(headers, config.safetensors_type)
+        self._files = ModelFiles(headers, config.safetensors_type)
         self._models = Models()
         self._places = Places(self._current_revision)
         self._folders: dict[Path, Folder] = {}

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shimmy.catalog.catalog import Model
-from shimmy.commands.benchmark import Result, measure, trials
-from shimmy.commands.console import Call, ProgressBar, print_table
+from shimmy.commands.benchmark import BenchmarkResult, measure, trials
+from shimmy.commands.console import CommandCall, ProgressBar, print_table
 from shimmy.commands.models import count, model_fields, with_model
 from shimmy.config import ConfigError
 from shimmy.system.cpu import n_physical_cores
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shimmy.generation import Services
 
 
-def bench(call: Call) -> int:
+def bench(call: CommandCall) -> int:
     options, config = call.options, call.config
     chosen = trials(options.n_prompt, options.n_gen, options.sequences)
     if not chosen:
@@ -25,7 +25,7 @@ def bench(call: Call) -> int:
     config = replace(config, speculate=False, n_sequences=n_sequences, n_threads=config.n_threads or n_physical_cores())
     bar = ProgressBar("measuring")
 
-    async def measured(services: "Services", model: Model) -> tuple[Model, str, list[Result]]:
+    async def measured(services: "Services", model: Model) -> tuple[Model, str, list[BenchmarkResult]]:
         worker = await services.pool.ensure_ready(model)
         try:
             return model, worker.facts.cpu_variant, await measure(worker, chosen, options.repetitions, bar.show)

@@ -48,7 +48,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class BenchmarkResult:
     """The tokens per second of each repetition."""
 
     trial: Trial
@@ -86,7 +86,7 @@ def trials(n_prompt: int, n_generated: int, n_sequences: Sequence[int]) -> list[
 
 async def measure(
     worker: "WorkerClient", chosen: Sequence[Trial], n_repetitions: int, on_progress: Callable[[float], None]
-) -> list[Result]:
+) -> list[BenchmarkResult]:
     """Run each trial, once without a clock and then `n_repetitions` times; tell what share of all is done.
 
     Raises BadRequest for a trial that the context or the number of sequences cannot hold, before anything runs.
@@ -98,7 +98,7 @@ async def measure(
     results = []
     for trial in chosen:
         samples = [await _run(worker, trial, progress) for _ in range(n_repetitions + 1)]
-        results.append(Result(trial, tuple(samples[1:])))
+        results.append(BenchmarkResult(trial, tuple(samples[1:])))
     return results
 
 

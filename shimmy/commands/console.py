@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shimmy.config import Config
-from shimmy.system.frozen_program import Home
+from shimmy.system.frozen_program import UnpackedFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CommandCall:
     """One run of a command: what the person typed, and what it means."""
 
     config: Config
     options: argparse.Namespace
-    home: Home
+    home: UnpackedFolder
 
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from shimmy.commands.console import Call, ProgressBar
+from shimmy.commands.console import CommandCall, ProgressBar
 from shimmy.errors import NotFound
 from shimmy.formats.convert import convert as conversion
 from shimmy.formats.format_errors import Unconvertible
@@ -14,7 +14,7 @@ from shimmy.system.cpu import n_physical_cores
 from shimmy.system.self_command import environment, executable, own_program
 
 
-def convert(call: Call) -> int:
+def convert(call: CommandCall) -> int:
     folder, file_type = Path(call.options.folder), call.config.safetensors_type
     target = Path(call.options.output or f"{folder.absolute().name}.gguf")
     bar = ProgressBar(f"{folder.absolute().name} -> {target.name}")

@@ -12,7 +12,7 @@ from shimmy.catalog.catalog import Catalog, Model, Registry, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import report, scan
-from shimmy.commands.console import Call, ProgressBar, print_table
+from shimmy.commands.console import CommandCall, ProgressBar, print_table
 from shimmy.config import Config
 from shimmy.errors import NotFound
 from shimmy.messages.event import Finished
@@ -20,7 +20,7 @@ from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPr
 
 if TYPE_CHECKING:
     from shimmy.generation import Services
-    from shimmy.model_events import Events
+    from shimmy.model_events import ModelEvents
 
 # What a model is to us, and nothing that a person asked for.
 _INNER_FIELDS = {
@@ -29,7 +29,7 @@ _INNER_FIELDS = {
 }  # fmt: skip
 
 
-def list_models(call: Call) -> int:
+def list_models(call: CommandCall) -> int:
     models = _catalog(call.config).models
     if call.options.json:
         print(json.dumps([model_fields(model) for model in models], indent=2))
@@ -43,7 +43,7 @@ def list_models(call: Call) -> int:
     return 0
 
 
-def probe(call: Call) -> int:
+def probe(call: CommandCall) -> int:
     """Load a model for real, so that the answer is the engine's."""
 
     async def facts_of(services: "Services", model: Model) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def probe(call: Call) -> int:
     return 0
 
 
-def generate(call: Call) -> int:
+def generate(call: CommandCall) -> int:
     prompt_text = sys.stdin.read() if call.options.prompt == "-" else call.options.prompt
 
     async def generate_text(services: "Services", model: Model) -> int:
@@ -91,7 +91,7 @@ def generate(call: Call) -> int:
     return code
 
 
-def _print_end(call: Call, model: Model, text: str, finished: Finished) -> None:
+def _print_end(call: CommandCall, model: Model, text: str, finished: Finished) -> None:
     if not call.options.json:
         print()
         return
@@ -112,7 +112,7 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
     """Run `use` with the services of a server but no server; `name` is a model's name or a file's path."""
     from shimmy.generation import Services, no_discovery
     from shimmy.metrics import Metrics
-    from shimmy.model_events import Events
+    from shimmy.model_events import ModelEvents
     from shimmy.pool.pool import Pool
 
     path = Path(name)
@@ -128,7 +128,7 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
     model = catalog.resolve(name)
 
     async def run() -> Any:
-        metrics, events, registry = Metrics(), Events(), Registry()
+        metrics, events, registry = Metrics(), ModelEvents(), Registry()
         pool = Pool(config, metrics, events)
         services = Services(config, registry, pool, metrics, events, no_discovery, ready=True)
         registry.publish(catalog)
@@ -166,7 +166,7 @@ def _catalog(config: Config) -> Catalog:
     return catalog
 
 
-async def _show_conversion(events: "Events") -> None:
+async def _show_conversion(events: "ModelEvents") -> None:
     """A bar while a SafeTensors folder is converted before it can be loaded."""
     bar = None
     async for event in events.listen():
@@ -178,4 +178,4 @@ async def _show_conversion(events: "Events") -> None:
             bar = None
 
 
-COMMANDS: Mapping[str, Callable[[Call], int]] = {"list": list_models, "probe": probe, "generate": generate}
+COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {"list": list_models, "probe": probe, "generate": generate}

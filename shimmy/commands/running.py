@@ -5,32 +5,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from shimmy.commands.console import Call, print_table
+from shimmy.commands.console import CommandCall, print_table
 from shimmy.commands.server_client import NoServer, ask
 from shimmy.errors import NotFound
 
 
-def ps(call: Call) -> int:
+def ps(call: CommandCall) -> int:
     """The models that the server has loaded, or is about to."""
     entries = _ask_server(call, "GET", "/api/models")["models"]
     return _print_entries(call, [entry for entry in entries if "jobs" in entry])
 
 
-def discover(call: Call) -> int:
+def discover(call: CommandCall) -> int:
     return _print_entries(call, _ask_server(call, "POST", "/api/models/discover")["models"])
 
 
-def load(call: Call) -> int:
+def load(call: CommandCall) -> int:
     body = {} if call.options.keep_alive is None else {"keep_alive": call.options.keep_alive}
     path = f"/api/models/{quote(call.options.name)}/load"
     return _print_entries(call, [_ask_server(call, "POST", path, body)])
 
 
-def unload(call: Call) -> int:
+def unload(call: CommandCall) -> int:
     return _print_entries(call, [_ask_server(call, "POST", f"/api/models/{quote(call.options.name)}/unload")])
 
 
-def _ask_server(call: Call, method: str, path: str, body: dict[str, str] | None = None) -> Any:
+def _ask_server(call: CommandCall, method: str, path: str, body: dict[str, str] | None = None) -> Any:
     keys = call.config.api_keys
     try:
         return ask(
@@ -40,7 +40,7 @@ def _ask_server(call: Call, method: str, path: str, body: dict[str, str] | None 
         raise NotFound(str(error)) from error
 
 
-def _print_entries(call: Call, entries: list[dict[str, Any]]) -> int:
+def _print_entries(call: CommandCall, entries: list[dict[str, Any]]) -> int:
     """Entries of `/api/models`."""
     if call.options.json:
         print(json.dumps(entries, indent=2))
@@ -62,4 +62,4 @@ def _print_entries(call: Call, entries: list[dict[str, Any]]) -> int:
     return 0
 
 
-COMMANDS: Mapping[str, Callable[[Call], int]] = {"ps": ps, "discover": discover, "load": load, "unload": unload}
+COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {"ps": ps, "discover": discover, "load": load, "unload": unload}

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
 
-from shimmy.errors import OutOfMemory, Overloaded
-from shimmy.exhausted import NO_MORE_THREADS
+from shimmy.errors import NO_MORE_THREADS, OutOfMemory, Overloaded
 
 # A call that takes longer is none that a person would wait for in vain.
 _PATIENCE_S = 0.02

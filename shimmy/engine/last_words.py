@@ -27,8 +27,7 @@ def say(socket_fd: int, error: BaseException) -> None:
 
 def reason(error: BaseException) -> "ShimmyError":
     """`error` as those who wait for the worker may be told it."""
-    from shimmy.errors import Internal, ModelUnavailable, OutOfMemory, ShimmyError
-    from shimmy.exhausted import NO_MORE_THREADS
+    from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, OutOfMemory, ShimmyError
 
     match error:
         case ShimmyError():

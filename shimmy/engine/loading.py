@@ -25,8 +25,8 @@ from shimmy.wire import worker_options
 
 if TYPE_CHECKING:
     from shimmy.engine.kv.cache_keys import Sources
-    from shimmy.engine.kv.prompt_store import Prompts
-    from shimmy.engine.prepare_prompt import Preparer
+    from shimmy.engine.kv.prompt_store import PromptStore
+    from shimmy.engine.prepare_prompt import PromptPreparer
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +50,16 @@ def open_sources(options: worker_options.WorkerOptions) -> "Sources | None":
 def open_prompts(
     sources: "Sources | None",
     model: LlamaModel,
-    preparer: "Preparer",
+    preparer: "PromptPreparer",
     options: worker_options.WorkerOptions,
     tell: Callable[[PromptCacheStats], None],
-) -> "Prompts | None":
+) -> "PromptStore | None":
     """The prompts on the disk for the loaded `model`; it works without them, so what stands against them is logged."""
     if sources is None or options.prompt_cache_bytes is None:
         return None
     from shimmy.engine.kv.cache_keys import digest_of  # few workers need them
     from shimmy.engine.kv.prompt_files import PromptCache
-    from shimmy.engine.kv.prompt_store import Prompts
+    from shimmy.engine.kv.prompt_store import PromptStore
 
     try:
         if options.cache_dir is None:
@@ -75,7 +75,7 @@ def open_prompts(
     except OSError as exc:
         logger.warning("no prompts are kept: %s", exc.strerror or exc)
         return None
-    return Prompts(cache, keys.of, model, tell)
+    return PromptStore(cache, keys.of, model, tell)
 
 
 def trusted_backend(forced: str | None, cache_dir: str | None) -> CpuBackend:
@@ -147,16 +147,16 @@ def explained(path: Path, reason: str) -> str:
 
 def validate(
     model: LlamaModel, offers: Sequence[adapters.Offer], options: worker_options.WorkerOptions
-) -> "tuple[Preparer, ModelFacts]":
+) -> "tuple[PromptPreparer, ModelFacts]":
     """What prepares the jobs of `model`, and what it is, once it has shown that it works.
 
     Raises ModelUnavailable when it computes no tokens, or no embeddings where it makes nothing else. A chat template
     that does not render is only a fact: plain text can be completed without it.
     """
-    from shimmy.engine.prepare_prompt import Preparer  # imported on another thread meanwhile, as it takes long
+    from shimmy.engine.prepare_prompt import PromptPreparer  # imported on another thread meanwhile, as it takes long
 
     model.warm_up()
-    preparer = Preparer(model, options.chat_template, adapters.try_out(model, offers))
+    preparer = PromptPreparer(model, options.chat_template, adapters.try_out(model, offers))
     if model.embeddings is not None:
         model.set_embedding_scales([adapter.scale for adapter in preparer.adapters])
     template_error = None

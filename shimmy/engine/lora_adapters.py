@@ -15,7 +15,7 @@ from shimmy.engine.llama.model import LlamaModel
 from shimmy.errors import BadRequest, ModelUnavailable
 from shimmy.formats.gguf import lora, reader
 from shimmy.formats.gguf.header import GgufHeader
-from shimmy.formats.gguf.reader import InvalidGguf, Tensor
+from shimmy.formats.gguf.reader import InvalidGguf, StoredTensor
 from shimmy.messages.model_info import Adapter
 from shimmy.messages.request import AdapterScales
 from shimmy.wire.worker_options import WorkerOptions
@@ -101,7 +101,7 @@ def scales(adapters: Sequence[Adapter], asked: AdapterScales | None) -> tuple[fl
 
 @contextlib.contextmanager
 def _as_gguf(
-    path: Path, model_path: Path, tensors: Mapping[bytes, Tensor], options: WorkerOptions
+    path: Path, model_path: Path, tensors: Mapping[bytes, StoredTensor], options: WorkerOptions
 ) -> Iterator[Path | None]:
     """The adapter at `path` as a file that llama.cpp reads: made of a folder for this model, or else the file itself.
 

@@ -32,8 +32,7 @@ from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate import draft_model
 from shimmy.engine.tune.cpu_affinity import Placement, engine_threads
 from shimmy.engine.tune.tuner import Tuner, Tuning
-from shimmy.errors import Internal, ModelUnavailable, ShimmyError
-from shimmy.exhausted import NO_MORE_THREADS
+from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, ShimmyError
 from shimmy.messages.event import Accepted, Echo
 from shimmy.messages.model_info import PromptCacheStats
 from shimmy.system import cpu
@@ -41,9 +40,9 @@ from shimmy.wire import codec, frames, reports, worker_options
 from shimmy.wire.liveness import look_every_s
 
 if TYPE_CHECKING:
-    from shimmy.engine.kv.prompt_store import Prompts  # few workers need them
+    from shimmy.engine.kv.prompt_store import PromptStore  # few workers need them
     from shimmy.engine.llama.model import LlamaModel
-    from shimmy.engine.prepare_prompt import Preparer
+    from shimmy.engine.prepare_prompt import PromptPreparer
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class _Prepared(NamedTuple):
 _Order = _Prepared | EmbeddingTask | int | worker_options.CpuShare | None
 
 
-class Connection:
+class ParentConnection:
     """The worker's end of the socket; any thread may send."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -107,7 +106,7 @@ class Connection:
 class Worker:
     """The threads around one loaded model."""
 
-    def __init__(self, connection: Connection, pulse: Pulse) -> None:
+    def __init__(self, connection: ParentConnection, pulse: Pulse) -> None:
         self._connection = connection
         self._pulse = pulse
         self._lanes = Lanes(self._prepare, pulse.preparing)
@@ -118,9 +117,9 @@ class Worker:
         self._scheduler: Scheduler | None = None  # of a model that writes text
         self._embedder: Embedder | None = None  # of one that makes embeddings; it may do both
         self._drafter: draft_model.DraftModel | None = None
-        self._prompts: Prompts | None = None  # those on the disk, where some shall be kept
+        self._prompts: PromptStore | None = None  # those on the disk, where some shall be kept
         self._is_stored = threading.Event()  # at the end, what is worth it
-        self._preparer: Preparer
+        self._preparer: PromptPreparer
         self._model: LlamaModel
         self._n_threads: int  # those that are good for it
         self._n_threads_now: int  # of these, what its share is
@@ -393,7 +392,7 @@ def main(socket_fd: int) -> int:
         signal.signal(
             number, signal.SIG_IGN
         )  # terminals and supervisors send them to all processes; the server decides
-    connection = Connection(socket.socket(fileno=socket_fd))
+    connection = ParentConnection(socket.socket(fileno=socket_fd))
     threading.excepthook = lambda ended: _give_up(connection, ended.exc_value)
     engine.begin()
     try:
@@ -404,7 +403,7 @@ def main(socket_fd: int) -> int:
         _give_up(connection, error)
 
 
-def _give_up(connection: Connection, error: BaseException | None) -> NoReturn:
+def _give_up(connection: ParentConnection, error: BaseException | None) -> NoReturn:
     """End the process: one of its threads cannot go on, and the others are of no use without it."""
     if not isinstance(error, ShimmyError):
         logger.error("the worker cannot go on", exc_info=error)

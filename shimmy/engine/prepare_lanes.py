@@ -42,7 +42,7 @@ class Cancelled(Exception):
 class Work:
     """A request that is to be prepared, and whether somebody still waits for it."""
 
-    def __init__(self, frame: Frame, n_bytes: int, turns: "Turns", activity: Activity) -> None:
+    def __init__(self, frame: Frame, n_bytes: int, turns: "LaneTurns", activity: Activity) -> None:
         self.id: int = frame["id"]
         self.frame = frame
         self.is_large = n_bytes > LARGE_BYTES
@@ -79,7 +79,7 @@ class Work:
             self._has_turn = False
 
 
-class Turns:
+class LaneTurns:
     """One turn, which goes round among those who want it, first come, first served."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Lanes:
         """`prepare` is called on threads of its own, more than one at a time."""
         self._prepare = prepare
         self._activity = activity
-        self._turns = Turns()
+        self._turns = LaneTurns()
         self._changed = threading.Condition()  # guards all below
         self._small: deque[Work] = deque()
         self._large: list[Work] = []  # a heap

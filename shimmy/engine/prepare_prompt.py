@@ -16,7 +16,7 @@ from shimmy.engine import lora_adapters
 from shimmy.engine.chat.control_tokens import ControlTokens
 from shimmy.engine.chat.render import Chat
 from shimmy.engine.chat.template import ChatTemplate
-from shimmy.engine.constrain.constraints import Rules
+from shimmy.engine.constrain.constraints import GuideFactory
 from shimmy.engine.llama import sampler_chain
 from shimmy.engine.llama.model import LlamaModel
 from shimmy.engine.schedule.embedder import EmbeddingTask
@@ -104,7 +104,7 @@ class _Reading:
         self.pause()
 
 
-class Preparer:
+class PromptPreparer:
     """Turns prompts into tokens and jobs into tasks, on threads beside the decoding one, of which several may use it.
 
     What takes long is given a `pause`, which it calls between its steps: others get on, and it raises what ends it.
@@ -130,7 +130,7 @@ class Preparer:
             # A model with a broken template still completes plain text; only chats are refused.
             logger.warning("the chat template of the model does not compile: %s", error.message)
             self._chat = error
-        self._rules = Rules(model)
+        self._rules = GuideFactory(model)
         self._end_tokens: list[int] | None = None
         self._remembered = _Remembered()
         self._longest_token_bytes = model.tokenizer.longest_token_bytes()

@@ -4,8 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from shimmy.errors import ModelUnavailable
-from shimmy.exhausted import NO_MORE_THREADS
+from shimmy.errors import NO_MORE_THREADS, ModelUnavailable
 
 
 def start(target: Callable[..., object], *args: object, name: str) -> None:

@@ -203,7 +203,7 @@ class _Http1(H11Protocol):
         await self.send(Closed())
 
 
-class House(Protocol):
+class ConnectionOwner(Protocol):
     """What a connection belongs to."""
 
     app: ASGIApp
@@ -237,7 +237,7 @@ class Connection(TCPServer):
 
     def __init__(
         self,
-        house: House,
+        house: ConnectionOwner,
         shared: Shared,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
@@ -460,7 +460,7 @@ class _Reader(asyncio.StreamReader):
         return data
 
 
-async def open_connection(house: House, shared: Shared, sock: socket.socket, *, is_spare: bool) -> Connection:
+async def open_connection(house: ConnectionOwner, shared: Shared, sock: socket.socket, *, is_spare: bool) -> Connection:
     """A connection over `sock`, which was accepted, to be `run`. Raises OSError for a client that has left.
 
     A spare one is for the refusal of one request, or for the question whether the server is alive.

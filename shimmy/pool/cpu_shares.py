@@ -14,7 +14,7 @@ from shimmy.workers.worker_client import WorkerClient
 _SHARE_TIMEOUT_S = 1.0
 
 
-class Processor:
+class CpuShares:
     """Tells workers their shares. Both collections are live: the owner changes them, and then calls `divide`."""
 
     def __init__(self, workers: Collection[WorkerClient], retiring: Collection[WorkerClient]) -> None:

@@ -14,7 +14,7 @@ from shimmy.formats.gguf import reader
 from shimmy.formats.gguf.header import GgufHeader
 from shimmy.formats.safetensors import huggingface
 from shimmy.pool import memory_estimate
-from shimmy.pool.memory_estimate import Need
+from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import memory
 from shimmy.wire.worker_options import DRAFT_BATCH, MAX_VOCABULARY_DIFFERENCE, WorkerOptions
 
@@ -49,15 +49,15 @@ class _Draft:
             raise ConfigError(f"the draft model `{path}` cannot be read: {exc.strerror}") from exc
         return cls(path.absolute(), header, memory.size_of(shards))
 
-    def need(self, model: Model, options: WorkerOptions) -> Need:
+    def need(self, model: Model, options: WorkerOptions) -> MemoryEstimate:
         """What it takes in a worker of `model`: nothing where headers tell already that it does not fit."""
         if model.is_embedding or abs(self.header.n_vocab - model.n_vocab) > MAX_VOCABULARY_DIFFERENCE:
-            return Need(0, 0, 0)
+            return MemoryEstimate(0, 0, 0)
         n_ctx = options.n_ctx_draft
-        return memory_estimate.draft_need(self.header, size_bytes=self.size_bytes, n_ctx=n_ctx, n_batch=DRAFT_BATCH)
+        return memory_estimate.draft_estimate(self.header, size_bytes=self.size_bytes, n_ctx=n_ctx, n_batch=DRAFT_BATCH)
 
 
-class Launch:
+class LaunchPlanner:
     """The terms on which workers start with one configuration; ConfigError when there is no draft model to read."""
 
     def __init__(self, config: Config) -> None:
@@ -116,9 +116,9 @@ class Launch:
             logger.warning("`%s` gets a context of %d tokens: there is no memory for more", model.name, options.n_ctx)
         return options
 
-    def need(self, model: Model, options: WorkerOptions) -> Need:
+    def need(self, model: Model, options: WorkerOptions) -> MemoryEstimate:
         """The memory that is set aside for a worker with these `options`."""
-        need = memory_estimate.need(
+        need = memory_estimate.estimate(
             model,
             n_adapter_bytes=memory.size_of(
                 str(huggingface.adapter_file(Path(path)))

@@ -10,27 +10,27 @@ from dataclasses import dataclass
 
 from shimmy.errors import OutOfMemory
 from shimmy.pool import memory_estimate
-from shimmy.pool.memory_estimate import Need
+from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import memory
 from shimmy.system.memory import shown
 
 
 @dataclass(eq=False, slots=True)
-class Lot:
+class Reservation:
     """Memory that one worker may take, from before its start until it has ended."""
 
-    need: Need
+    need: MemoryEstimate
     is_taken: bool = False  # it shows in what the system says is left
 
 
-class Room:
+class MemoryBudget:
     """Memory for workers, given out in the order it was asked for. Runs on the event loop's thread."""
 
     def __init__(self, limit_bytes: int | None, free_bytes: Callable[[], int | None] = memory.free_bytes) -> None:
         """`limit_bytes` is for the server with all its workers; None: only the system sets limits."""
         self._limit = None if limit_bytes is None else limit_bytes - memory_estimate.SERVER_BYTES
         self._free_bytes = free_bytes
-        self._lots: set[Lot] = set()
+        self._lots: set[Reservation] = set()
         self._line = asyncio.Lock()  # wakes those who wait in the order they came
         self._changed = asyncio.Event()
 
@@ -63,7 +63,7 @@ class Room:
             return float("inf")
         return left + sum(lot.need.kv + lot.need.compute for lot in self._lots if lot.is_taken)
 
-    async def take(self, name: str, need: Need, make_room: Callable[[int], bool]) -> Lot:
+    async def take(self, name: str, need: MemoryEstimate, make_room: Callable[[int], bool]) -> Reservation:
         """Wait in line until there is room for `need`, and take it.
 
         `make_room` is called with how many bytes are missing, and says whether it makes sense to wait for them; where
@@ -75,18 +75,18 @@ class Room:
                 if not make_room(int(n_missing)):
                     raise OutOfMemory(f"there is no memory for it: {self.explain(name, need)}")
                 await self._changed.wait()
-            lot = Lot(need)
+            lot = Reservation(need)
             self._lots.add(lot)
             return lot
 
-    def settle(self, lot: Lot, resident_bytes: int | None) -> None:
+    def settle(self, lot: Reservation, resident_bytes: int | None) -> None:
         """The worker of `lot` has loaded its model, and takes `resident_bytes`; more than predicted is booked."""
         lot.is_taken = True
         n_more = (resident_bytes or 0) - lot.need.total
         if n_more > 0:
-            lot.need = Need(lot.need.weights, lot.need.kv, lot.need.compute + n_more)
+            lot.need = MemoryEstimate(lot.need.weights, lot.need.kv, lot.need.compute + n_more)
 
-    def give_back(self, lot: Lot) -> None:
+    def give_back(self, lot: Reservation) -> None:
         self._lots.discard(lot)
         self.look_again()
 
@@ -94,7 +94,7 @@ class Room:
         """Something may be free now, or could be made so."""
         self._changed.set()
 
-    def explain(self, name: str, need: Need) -> str:
+    def explain(self, name: str, need: MemoryEstimate) -> str:
         """What `name` takes and what there is, in numbers."""
         parts = f"{shown(need.weights)} of weights, {shown(need.kv)} of KV cache, {shown(need.compute)} to compute"
         limits = []

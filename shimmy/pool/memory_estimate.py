@@ -28,7 +28,7 @@ _N_SAMPLERS = 8  # jobs that sample at once, as a rule
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryEstimate:
     """Bytes that a worker takes: `weights` are pages of the file, the others its own."""
 
     weights: int
@@ -39,11 +39,11 @@ class Need:
     def total(self) -> int:
         return self.weights + self.kv + self.compute
 
-    def __add__(self, other: "Need") -> "Need":
-        return Need(self.weights + other.weights, self.kv + other.kv, self.compute + other.compute)
+    def __add__(self, other: "MemoryEstimate") -> "MemoryEstimate":
+        return MemoryEstimate(self.weights + other.weights, self.kv + other.kv, self.compute + other.compute)
 
 
-def need(
+def estimate(
     model: "Model",
     *,
     n_ctx: int,
@@ -52,7 +52,7 @@ def need(
     n_outputs: int,
     n_adapter_bytes: int = 0,
     plan: "EmbeddingPlan | None" = None,
-) -> Need:
+) -> MemoryEstimate:
     """What `model` takes with a KV pool of `n_ctx` tokens, computing `n_batch` rows at once of which `n_outputs` have
     logits, and with a context for embeddings opened to `plan`: beside the pool, or without it where it writes no text.
     """
@@ -65,14 +65,14 @@ def need(
         kv += model.n_kv * plan.n_ctx * KV_ELEMENT_BYTES + model.n_state * plan.n_sequences * _STATE_BYTES
         # llama.cpp keeps room for the logits of every row, and an encoder does not compute them.
         compute += _compute(model, plan.n_ctx, plan.n_batch, plan.n_batch * (2 if model.is_causal else 1))
-    return Need(model.size_bytes, kv, compute)
+    return MemoryEstimate(model.size_bytes, kv, compute)
 
 
-def draft_need(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> Need:
+def draft_estimate(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> MemoryEstimate:
     """What a draft model of `size_bytes` in all shards takes beside the model it guesses for."""
     vocabulary = header.n_vocab * (_TOKEN_BYTES + _CANDIDATE_BYTES)
     compute = _MODEL_BYTES + vocabulary + _compute(header, n_ctx, n_batch, 2)
-    return Need(size_bytes, header.n_kv * n_ctx * KV_ELEMENT_BYTES, compute)
+    return MemoryEstimate(size_bytes, header.n_kv * n_ctx * KV_ELEMENT_BYTES, compute)
 
 
 def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int) -> int:

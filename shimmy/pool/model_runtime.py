@@ -36,7 +36,7 @@ class State(StrEnum):
 
 
 @dataclass(slots=True)
-class Slot:
+class ModelRuntime:
     """What runs for one name; `wanted` is what the name means now."""
 
     wanted: Model

@@ -18,14 +18,14 @@ from shimmy.catalog.catalog import CatalogDiff, Model
 from shimmy.config import Config
 from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShimmyError, ShuttingDown
 from shimmy.metrics import Metrics
-from shimmy.model_events import Events
-from shimmy.pool.launch_plan import Launch
-from shimmy.pool.memory_budget import Lot, Room
-from shimmy.pool.memory_estimate import Need
-from shimmy.pool.model_runtime import Failure, Slot
+from shimmy.model_events import ModelEvents
+from shimmy.pool.launch_plan import LaunchPlanner
+from shimmy.pool.memory_budget import MemoryBudget, Reservation
+from shimmy.pool.memory_estimate import MemoryEstimate
+from shimmy.pool.model_runtime import Failure, ModelRuntime
 from shimmy.pool.quarantine import Quarantine
+from shimmy.pool.supervisor import StartWorker, Supervisor
 from shimmy.wire.worker_options import WorkerOptions
-from shimmy.pool.supervisor import StartWorker, Workers
 from shimmy.workers.worker_client import WorkerClient, start_worker
 
 logger = logging.getLogger(__name__)
@@ -40,18 +40,18 @@ class Pool:
         self,
         config: Config,
         metrics: Metrics,
-        events: Events,
+        events: ModelEvents,
         start: StartWorker = start_worker,
-        room: Room | None = None,
+        room: MemoryBudget | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._events = events
-        self._launch = Launch(config)
-        self._room = Room(config.max_memory_bytes) if room is None else room
-        self._workers = Workers(metrics, events, self._room, start, self._on_end)
-        self._slots: dict[str, Slot] = {}
+        self._launch = LaunchPlanner(config)
+        self._room = MemoryBudget(config.max_memory_bytes) if room is None else room
+        self._workers = Supervisor(metrics, events, self._room, start, self._on_end)
+        self._slots: dict[str, ModelRuntime] = {}
         self._failures: dict[str, Failure] = {}
         self._quarantine = Quarantine(clock)
         self._last_used_s: dict[str, float] = {}
@@ -74,7 +74,7 @@ class Pool:
                 raise ShuttingDown("the server is shutting down")
             slot = self._slots.get(model.name)
             if slot is None:
-                slot = self._slots[model.name] = Slot(model, self._config.keep_alive_s)
+                slot = self._slots[model.name] = ModelRuntime(model, self._config.keep_alive_s)
             if slot.n_jobs + n_jobs > self._config.n_sequences + self._config.max_queue:
                 raise Overloaded(
                     f"{slot.n_jobs} jobs of `{model.name}` run or wait already; try again later (the server's "
@@ -145,7 +145,7 @@ class Pool:
         """A person wants `name` loaded, whatever became of it before."""
         self._quarantine.forget(name)
 
-    def slot(self, name: str) -> Slot | None:
+    def slot(self, name: str) -> ModelRuntime | None:
         return self._slots.get(name)
 
     def failure(self, name: str) -> Failure | None:
@@ -162,7 +162,7 @@ class Pool:
             return slot.worker.facts.n_ctx
         return self._launch.options(model).n_cells
 
-    def need(self, model: Model) -> Need:
+    def need(self, model: Model) -> MemoryEstimate:
         """The memory of its worker, or what one would take."""
         slot = self._slots.get(model.name)
         if slot is not None and slot.active is not None and slot.active in self._workers:
@@ -223,7 +223,7 @@ class Pool:
 
     # -- loading and swapping ------------------------------------------------------------------------------------
 
-    def _load_unless_held(self, slot: Slot) -> None:
+    def _load_unless_held(self, slot: ModelRuntime) -> None:
         try:
             self._quarantine.check(slot.wanted)
         except ModelUnavailable:
@@ -232,19 +232,19 @@ class Pool:
             raise
         self._load(slot)
 
-    def _load(self, slot: Slot) -> None:
+    def _load(self, slot: ModelRuntime) -> None:
         slot.loading = asyncio.create_task(self._bring_up(slot))
         watch(slot.loading, f"loading `{slot.wanted.name}`", partial(self._give_up, slot))
         slot.loading.add_done_callback(lambda _: self._workers.processor.divide())
 
-    def _give_up(self, slot: Slot, error: Exception) -> None:
+    def _give_up(self, slot: ModelRuntime, error: Exception) -> None:
         """Called when a load came to an end that nothing in it expects."""
         slot.loading = None
         if slot.worker is None and self._slots.get(slot.wanted.name) is slot:
             del self._slots[slot.wanted.name]
         slot.wake(Internal(f"`{slot.wanted.name}` could not be loaded: {type(error).__name__}"))
 
-    async def _bring_up(self, slot: Slot) -> None:
+    async def _bring_up(self, slot: ModelRuntime) -> None:
         """Load what the slot wants, and what it wants by then, until it has that; then wake those who wait."""
         error: Exception | None
         while True:
@@ -266,7 +266,7 @@ class Pool:
         slot.wake(error or ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready"))
         self._room.look_again()  # what is loaded now may be evicted
 
-    async def _try(self, slot: Slot, model: Model) -> ShimmyError | None:
+    async def _try(self, slot: ModelRuntime, model: Model) -> ShimmyError | None:
         """Make a worker of `model` the active one; returns why it could not be."""
         is_swap = slot.worker is not None
         try:
@@ -292,7 +292,7 @@ class Pool:
         self._events.tell("swapped" if is_swap else "loaded", model.name, load_s=round(client.facts.load_s, 3))
         return None
 
-    async def _open(self, slot: Slot, model: Model) -> WorkerClient:
+    async def _open(self, slot: ModelRuntime, model: Model) -> WorkerClient:
         """A worker with `model` loaded, beside the active one where there is room for both; raises ModelUnavailable."""
         before = self._quarantine.last_reason(model.name)
         why = ", whose file has changed" if slot.worker else f" again: {before}" if before else ""
@@ -322,7 +322,7 @@ class Pool:
         )  # fmt: skip
         return client
 
-    async def _take(self, slot: Slot, model: Model, options: WorkerOptions) -> Lot:
+    async def _take(self, slot: ModelRuntime, model: Model, options: WorkerOptions) -> Reservation:
         """Memory for the next worker of `slot`; where there is none for two, the old one ends first."""
         need = self._launch.need(model, options)
 
@@ -340,7 +340,9 @@ class Pool:
             self._workers.retire(old, "swapped")
             return await self._room.take(model.name, need, make_room)
 
-    async def _start_in(self, slot: Slot, lot: Lot, model: Model, options: WorkerOptions) -> WorkerClient:
+    async def _start_in(
+        self, slot: ModelRuntime, lot: Reservation, model: Model, options: WorkerOptions
+    ) -> WorkerClient:
         """Start a worker that may take `lot`; raises OutOfMemory when that was too little."""
 
         def on_progress(fraction: float) -> None:
@@ -353,7 +355,7 @@ class Pool:
         finally:
             slot.progress = None
 
-    def _make_room(self, slot: Slot, n_missing: int) -> bool:
+    def _make_room(self, slot: ModelRuntime, n_missing: int) -> bool:
         """Evict what `n_missing` bytes need, for a worker of `slot`; False when that is not to be had."""
         n_coming = self._workers.n_retiring_bytes
         victims = [(other, self._workers.need(other.active).total) for other in self._victims(slot) if other.active]
@@ -367,7 +369,7 @@ class Pool:
             self.unload(victim.wanted.name, "memory")
         return True
 
-    def _victims(self, slot: Slot) -> list[Slot]:
+    def _victims(self, slot: ModelRuntime) -> list[ModelRuntime]:
         """Slots whose worker may be ended for one of `slot`: idle ones first, and the least recently used before.
 
         Not those that have just been loaded for somebody who has not said yet what for.

@@ -13,25 +13,25 @@ from shimmy.background import watch
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.messages.model_info import PromptCacheStats
 from shimmy.metrics import Metrics
-from shimmy.model_events import Events
-from shimmy.pool.memory_budget import Lot, Room
-from shimmy.pool.memory_estimate import Need
+from shimmy.model_events import ModelEvents
+from shimmy.pool.cpu_shares import CpuShares
+from shimmy.pool.memory_budget import MemoryBudget, Reservation
+from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import memory
 from shimmy.wire.worker_options import WorkerOptions
-from shimmy.pool.cpu_shares import Processor
 from shimmy.workers.worker_client import Hooks, WorkerClient
 
 StartWorker = Callable[[str, WorkerOptions, Hooks], Awaitable[WorkerClient]]
 
 
-class Workers:
+class Supervisor:
     """Starts workers with `start` and ends them; `on_end` is called once for each that was started, when it is gone."""
 
     def __init__(
         self,
         metrics: Metrics,
-        events: Events,
-        room: Room,
+        events: ModelEvents,
+        room: MemoryBudget,
         start: StartWorker,
         on_end: Callable[[WorkerClient], None],
     ) -> None:
@@ -40,9 +40,9 @@ class Workers:
         self._room = room
         self._start = start
         self._on_end = on_end
-        self._lots: dict[WorkerClient, Lot] = {}  # also of those that retire
+        self._lots: dict[WorkerClient, Reservation] = {}  # also of those that retire
         self._retiring: dict[WorkerClient, asyncio.Task[None]] = {}
-        self.processor = Processor(self._lots.keys(), self._retiring.keys())
+        self.processor = CpuShares(self._lots.keys(), self._retiring.keys())
 
     def __contains__(self, client: object) -> bool:
         return client in self._lots
@@ -50,7 +50,7 @@ class Workers:
     def __iter__(self) -> Iterator[WorkerClient]:
         return iter(tuple(self._lots))
 
-    def need(self, client: WorkerClient) -> Need:
+    def need(self, client: WorkerClient) -> MemoryEstimate:
         """The memory it has; KeyError when it has ended."""
         return self._lots[client].need
 
@@ -63,7 +63,7 @@ class Workers:
         return sum(self._lots[client].need.total for client in self._retiring if client in self._lots)
 
     async def start(
-        self, name: str, options: WorkerOptions, lot: Lot, on_progress: Callable[[float], None]
+        self, name: str, options: WorkerOptions, lot: Reservation, on_progress: Callable[[float], None]
     ) -> WorkerClient:
         """A worker that may take `lot`, which is given back when it ends or never gets ready.
 

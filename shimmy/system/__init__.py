@@ -1,1 +1,1 @@
-"""PARENT AND WORKER. What the operating system offers: files, processor, memory, control groups, the unpacked program."""
+"""PARENT AND WORKER. What the system offers: files, processor, memory, control groups, the unpacked program."""

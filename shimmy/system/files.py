@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 
-def write(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Let `path`, in a folder that is made where there is none, have `data`; raises OSError, and leaves nothing behind.
 
     Of two processes that write it at once one is heard.

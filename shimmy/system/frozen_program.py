@@ -19,7 +19,7 @@ _LOOK_AFTER_EVERY_S = 5.0  # imports and new workers put back what they need at 
 _FRESHEN_EVERY_S = 3600.0  # the most eager tidiers remove what is a day old
 
 
-class Home:
+class UnpackedFolder:
     """Our claim to the unpacked folder, for as long as this process lives (the lock ends with it)."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ class Remembered:
         table.pop(key, None)  # the newest stand last, and stay
         entries = [*table.items(), (key, value)][-MAX_ENTRIES:]
         try:
-            files.write(self._file, json.dumps(dict(entries)).encode())
+            files.write_atomically(self._file, json.dumps(dict(entries)).encode())
         except OSError as exc:
             logger.debug("`%s` cannot be written: %s", self._file, exc.strerror)
 

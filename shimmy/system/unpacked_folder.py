@@ -114,7 +114,7 @@ def restore() -> bool:
             missing = [entry for entry in _files() if _size(home / entry[0]) != entry[2]]
             if not missing and _size(home / MARKER) == len(MARKER_TEXT):
                 return False
-            files.write(home / MARKER, MARKER_TEXT)
+            files.write_atomically(home / MARKER, MARKER_TEXT)
             with Path(sys.executable).open("rb") as archive:
                 for name, place, size in missing:
                     archive.seek(place)
@@ -131,7 +131,7 @@ def put(path: Path, data: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if ".so" not in path.suffixes or not os.statvfs(path.parent).f_flag & os.ST_NOEXEC:
-        files.write(path, data)
+        files.write_atomically(path, data)
         return
     descriptor = os.memfd_create(path.name)
     with open(descriptor, "wb", closefd=False) as file:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from shimmy.text.string_matcher import Marks
+from shimmy.text.string_matcher import StringMatcher
 
 # What a JSON text may have between its parts; the rest of Unicode's white space is text.
 SPACE = " \t\r\n"
@@ -23,7 +23,7 @@ class Unexpected(Exception):
     """What was read has not the form that was asked for; as much as was taken of it is in `unsaid`."""
 
 
-class Reader:
+class IncrementalReader:
     """Text that comes in pieces, for readers that are written as if it were all there.
 
     `ahead` is not read yet; `unsaid` was read and is neither said nor dropped so far.
@@ -75,7 +75,7 @@ class Reader:
         if not (yield from self.expect(text)):
             raise Unexpected
 
-    def until(self, marks: Marks, say: Say) -> Reading[str]:
+    def until(self, marks: StringMatcher, say: Say) -> Reading[str]:
         """Say everything up to the first mark, and take that; at the end of the text there is none."""
         while True:
             text, self.ahead = self.ahead, ""

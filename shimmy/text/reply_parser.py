@@ -11,8 +11,8 @@ from os import urandom
 
 from shimmy.messages.reply import Beside, Delta, ReplyFormat, ToolCallDelta, ToolFormat
 from shimmy.messages.request import ToolCall
-from shimmy.text.incremental_reader import SPACE, Reader, Reading, Say, Unexpected
-from shimmy.text.string_matcher import Marks, StopFilter
+from shimmy.text.incremental_reader import SPACE, IncrementalReader, Reading, Say, Unexpected
+from shimmy.text.string_matcher import StopFilter, StringMatcher
 
 # What a function may be called, and more than OpenAI allows; it keeps what only looks like a call from being one.
 _NAME = re.compile(r"[\w.:/-]+")
@@ -51,7 +51,7 @@ class ReplyParser:
         self._content = self._reasoning = ""
         self._calls: list[ToolCallDelta] = []
         self._call_reader: _CallReader | None = None  # that waits for the next piece
-        self._reader = Reader()
+        self._reader = IncrementalReader()
         self._reading = self._read()
         self._n_calls = 0
 
@@ -112,7 +112,7 @@ class ReplyParser:
         if self._format.tools is not None:
             yield from self._read_calls(self._format.tools)
         else:
-            yield from self._reader.until(Marks(), self._say_content)
+            yield from self._reader.until(StringMatcher(), self._say_content)
         if not (self.has_calls and self._reader.has_only_space()):
             self._say_unsaid()
 
@@ -126,7 +126,9 @@ class ReplyParser:
         self._is_in_reasoning = True
         yield from reader.space()
         self._drop_marks()
-        yield from reader.until(Marks(end), self._say_reasoning if self._splits_reasoning else self._say_content)
+        yield from reader.until(
+            StringMatcher(end), self._say_reasoning if self._splits_reasoning else self._say_content
+        )
         yield from reader.space()
         self._drop_marks()
         self._is_in_reasoning = False
@@ -222,7 +224,9 @@ class _CallReader:
     `begin(name, id)` and `say(arguments)` are told of the calls. White space around marks of the format is optional.
     """
 
-    def __init__(self, reader: Reader, tools: ToolFormat, begin: Callable[[str, str | None], None], say: Say) -> None:
+    def __init__(
+        self, reader: IncrementalReader, tools: ToolFormat, begin: Callable[[str, str | None], None], say: Say
+    ) -> None:
         self._reader = reader
         self._tools = tools
         self._begin_call = begin
@@ -240,7 +244,7 @@ class _CallReader:
         self.begins_with_name = self._separator is not None
         # Inside of a section the start of a call may be short, so nothing but the section's announces calls then.
         self._is_opened_by_call = bool(self._call_start) and not section_start
-        self.marks = Marks(section_start or self._call_start or _PYTHON_TAG)
+        self.marks = StringMatcher(section_start or self._call_start or _PYTHON_TAG)
         # Of an object that no mark announced; with other keys it is an answer in JSON, which need not be held back.
         self._first_keys = {tools.name_key, tools.arguments_key, tools.id_key, "type"}
 

@@ -1,7 +1,7 @@
 """Finding marks in text that comes in pieces, and ending it at stop strings. Knows strings, not what they mean."""
 
 
-class Marks:
+class StringMatcher:
     """Some strings that mean something wherever they are complete; empty ones are none."""
 
     __slots__ = ("_first_characters", "_longest", "_marks")
@@ -45,7 +45,7 @@ class StopFilter:
     __slots__ = ("_held", "_stop", "matched")
 
     def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop = Marks(*stop)
+        self._stop = StringMatcher(*stop)
         self._held = ""
         self.matched: str | None = None
 

@@ -2,15 +2,6 @@
 
 import math
 from dataclasses import dataclass
-import contextlib
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-from shimmy.messages.model_info import MAX_ADAPTER_SCALE, ModelDefaults
-from shimmy.messages.request import SamplingParams
 
 # Names of llama.cpp's file types, and about how many bits each takes for a weight.
 SAFETENSORS_TYPES = {

@@ -16,8 +16,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from shimmy import background
-from shimmy.errors import Internal, ModelUnavailable, OutOfMemory, ShimmyError, ShuttingDown, WorkerDied
-from shimmy.exhausted import NO_MORE_PROCESSES
+from shimmy.errors import (
+    NO_MORE_PROCESSES,
+    Internal,
+    ModelUnavailable,
+    OutOfMemory,
+    ShimmyError,
+    ShuttingDown,
+    WorkerDied,
+)
 from shimmy.messages.event import Finished, JobOutput
 from shimmy.messages.model_info import ModelFacts, PromptCacheStats
 from shimmy.messages.request import ChatPrompt, EmbeddingJob, EmbedRequest, GenerateRequest, Job

@@ -7,11 +7,12 @@ from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 
-from shimmy.api.routes import ROUTES
 from shimmy.api.openapi.document import document
+from shimmy.api.routes import OPEN_PATHS, ROUTES
 from tests.fakes import Reply
 
-DOCUMENT = cast("dict[str, Any]", json.loads(json.dumps(document())))
+_PATHS = [(method, path) for method, path, _ in ROUTES]
+DOCUMENT = cast("dict[str, Any]", json.loads(json.dumps(document(_PATHS, OPEN_PATHS))))
 EVENTS = "text/event-stream"
 # A path of the document by method and route, and the routes in the order in which they are tried.
 _ROUTES = [

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from shimmy import __version__
-from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.api.app import create_app
 from shimmy.api.http_exchange import ASGIMessage, Exchange
+from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.catalog.catalog import Model
 from shimmy.errors import Overloaded
 from tests.fakes import SCRIPT, Call, FakeWorker, Reply, fetch, model, on_loop, services

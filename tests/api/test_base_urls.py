@@ -4,9 +4,9 @@ from urllib.parse import quote
 
 import pytest
 
-from shimmy.api.routes import ROUTES
 from shimmy.api.app import create_app
 from shimmy.api.base_urls import BaseUrls
+from shimmy.api.routes import ROUTES
 from tests.fakes import SCRIPT, FakeWorker, fetch, on_loop, services
 
 ALL = [path.replace("{rest:path}", "org/tiny.q4-1").replace("{rest}", "resp_1") for _, path, _ in ROUTES]

@@ -8,13 +8,13 @@ import pytest
 
 from shimmy.api.app import create_app
 from shimmy.catalog.catalog import Catalog
-from shimmy.catalog.naming import Place
+from shimmy.catalog.naming import ModelLocation
 from shimmy.errors import ModelNotFound
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 
 N_MODELS = 5_000
 MODELS = [
-    replace(model(f"model-{number}"), places=(Place.of_file(Path(f"/{number}/Model-{number}.gguf")),))
+    replace(model(f"model-{number}"), places=(ModelLocation.of_file(Path(f"/{number}/Model-{number}.gguf")),))
     for number in range(N_MODELS)
 ]
 

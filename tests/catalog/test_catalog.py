@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shimmy.catalog.catalog import BROKEN, Catalog, CatalogDiff, Model, Registry, Rejected, diff, shown
-from shimmy.catalog.naming import Place, model_name
+from shimmy.catalog.naming import ModelLocation, model_name
 from shimmy.errors import ModelNotFound
 from tests import fakes
 
@@ -110,7 +110,7 @@ def test_a_very_long_name_is_not_compared() -> None:
 
 def test_a_name_given_to_another_folders_file() -> None:
     path = Path("/models/old/My-Model.gguf")
-    catalog = Catalog([PLAIN, replace(model("my-model@old", "BF16"), path=path, places=(Place.of_file(path),))])
+    catalog = Catalog([PLAIN, replace(model("my-model@old", "BF16"), path=path, places=(ModelLocation.of_file(path),))])
     assert catalog.resolve("my-model") is PLAIN
     assert catalog.resolve("My_Model@Old").name == "my-model@old"
     with pytest.raises(ModelNotFound, match="`my-model` and `my-model@old`"):

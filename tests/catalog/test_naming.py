@@ -12,8 +12,8 @@ import pytest
 from shimmy import config
 from shimmy.catalog.catalog import Catalog, Registry
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import MAX_FILES, Names, Place, model_name
-from shimmy.catalog.publisher import Librarian
+from shimmy.catalog.naming import MAX_FILES, ModelLocation, Names, model_name
+from shimmy.catalog.publisher import CatalogPublisher
 from shimmy.catalog.scan import scan
 from shimmy.errors import ModelNotFound
 from tests.fakes import on_loop
@@ -34,7 +34,7 @@ class House:
         settings = config.load({"model_dirs": [str(self.folder)]}, {})
         self.registry, self.names = Registry(), Names(self.cache, settings.roots)
         self.now_s = 0.0
-        self.librarian = Librarian(
+        self.librarian = CatalogPublisher(
             settings, self.registry, Headers(), lambda _: None, lambda: self.now_s, names=self.names
         )
         self.librarian.publish_first()
@@ -313,5 +313,7 @@ def test_the_name_of_a_name_is_itself() -> None:
 
 
 def test_a_place_without_a_suffix_has_its_whole_name() -> None:
-    stems = {name: Place.of_file(Path("/models") / name).stem for name in ("a.gguf", "a.GGUF", ".gguf", "a.q4_0")}
+    stems = {
+        name: ModelLocation.of_file(Path("/models") / name).stem for name in ("a.gguf", "a.GGUF", ".gguf", "a.q4_0")
+    }
     assert stems == {"a.gguf": "a", "a.GGUF": "a", ".gguf": ".gguf", "a.q4_0": "a.q4_0"}

@@ -12,7 +12,7 @@ from shimmy import config
 from shimmy.catalog import publisher as module
 from shimmy.catalog.catalog import CatalogDiff, Registry
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.publisher import SETTLE_S, Allowance, Librarian
+from shimmy.catalog.publisher import SETTLE_S, CatalogPublisher, LookAllowance
 from shimmy.catalog.scan import Discovery, Watched
 from shimmy.errors import Overloaded
 from shimmy.messages.model_info import ModelDefaults
@@ -30,7 +30,7 @@ class House:
         self.told: list[CatalogDiff] = []
         self.now_s: float | None = 1000.0  # None: the true one
         settings = config.load({"model_dirs": [str(folder)]}, {})
-        self.librarian = Librarian(settings, self.registry, Headers(), self.told.append, self._clock)
+        self.librarian = CatalogPublisher(settings, self.registry, Headers(), self.told.append, self._clock)
         self.librarian.publish_first()
 
     def _clock(self) -> float:
@@ -320,7 +320,7 @@ async def test_who_leaves_neither_ends_the_look_of_others_nor_is_looked_for(
 @on_loop
 async def test_no_more_than_the_queue_holds_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config.load({"model_dirs": [str(tmp_path)], "max_queue": "1"}, {})
-    librarian, looks = Librarian(settings, Registry(), Headers(), lambda _: None), Looks()
+    librarian, looks = CatalogPublisher(settings, Registry(), Headers(), lambda _: None), Looks()
     monkeypatch.setattr(librarian, "look", looks)
     waiting = [asyncio.create_task(librarian.discover()) for _ in range(2)]
     await until(lambda: looks.n_begun == 1)
@@ -397,7 +397,7 @@ async def test_more_places_than_can_be_told_apart_are_all_of_them(tmp_path: Path
 
 def test_looks_that_go_on_wait_for_their_allowance() -> None:
     now_s = 0.0
-    allowance = Allowance(lambda: now_s)
+    allowance = LookAllowance(lambda: now_s)
     pauses = []
     for _ in range(4):
         allowance.spend(0.6)
@@ -426,7 +426,7 @@ async def test_many_models_at_once_are_logged_in_bounds(tmp_path: Path, caplog: 
 async def test_folders_are_told_to_whoever_watches_them(tmp_path: Path) -> None:
     told: list[Watched] = []
     settings = config.load({"model_dirs": [str(tmp_path)]}, {})
-    librarian = Librarian(settings, Registry(), Headers(), lambda _: None, watch=told.append)
+    librarian = CatalogPublisher(settings, Registry(), Headers(), lambda _: None, watch=told.append)
     librarian.publish_first()
     assert [{*watched} for watched in told] == [{tmp_path}]
     await librarian.look()

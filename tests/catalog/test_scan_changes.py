@@ -230,7 +230,7 @@ def test_a_folder_in_safetensors_is_planned_once(tmp_path: Path, monkeypatch: py
     planned: list[Path] = []
     plan = convert.plan
 
-    def counted(folder: Path) -> convert.Plan:
+    def counted(folder: Path) -> convert.ConversionPlan:
         planned.append(folder)
         return plan(folder)
 

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from shimmy.commands import benchmark
-from shimmy.commands.benchmark import Result, Trial, measure, trials
+from shimmy.commands.benchmark import BenchmarkResult, Trial, measure, trials
 from shimmy.errors import BadRequest, ShimmyError, WorkerDied
 from shimmy.messages.event import Accepted, Finished, FinishReason, JobOutput, Piece, Timings, Usage
 from shimmy.messages.request import GenerateRequest, TokenPrompt
@@ -52,9 +52,9 @@ def test_what_is_measured() -> None:
 
 
 def test_the_mean_and_how_far_the_repetitions_lie_apart() -> None:
-    result = Result(Trial(n_prompt=8), (10.0, 14.0))
+    result = BenchmarkResult(Trial(n_prompt=8), (10.0, 14.0))
     assert (result.mean, round(result.deviation, 3)) == (12.0, 2.828)
-    assert Result(Trial(n_prompt=8), (10.0,)).deviation == 0
+    assert BenchmarkResult(Trial(n_prompt=8), (10.0,)).deviation == 0
 
 
 @pytest.mark.usefixtures("clock")

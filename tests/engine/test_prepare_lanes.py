@@ -9,7 +9,7 @@ from time import sleep
 import pytest
 
 from shimmy.engine import deep_thread, prepare_lanes
-from shimmy.engine.prepare_lanes import LARGE_BYTES, Cancelled, Lanes, Turns, Work
+from shimmy.engine.prepare_lanes import LARGE_BYTES, Cancelled, Lanes, LaneTurns, Work
 from shimmy.engine.pulse import Activity
 from shimmy.errors import BadRequest, OutOfMemory
 
@@ -157,7 +157,7 @@ def test_long_ones_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_turn_goes_round_in_the_order_of_those_who_want_it() -> None:
-    turns = Turns()
+    turns = LaneTurns()
     turns.take()
     took: SimpleQueue[str] = SimpleQueue()
 

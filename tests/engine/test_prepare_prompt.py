@@ -8,7 +8,7 @@ import pytest
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.engine.prepare_prompt import Preparer
+from shimmy.engine.prepare_prompt import PromptPreparer
 from shimmy.formats.gguf import reader
 from shimmy.formats.gguf.vocabulary import special_tokens
 from shimmy.messages.request import ChatPrompt, Message, TextPrompt
@@ -51,7 +51,7 @@ def model(tiny_model: Path) -> Iterator[Counting]:
     model.close()
 
 
-def tokens_and_texts(preparer: Preparer, model: Counting, text: str) -> tuple[list[int], int]:
+def tokens_and_texts(preparer: PromptPreparer, model: Counting, text: str) -> tuple[list[int], int]:
     """The tokens of `text`, and how many texts the model had to tokenize for them."""
     n_before = model.n_texts
     tokens = preparer.tokenize(text, add_special=True, parse_special=True)
@@ -59,7 +59,7 @@ def tokens_and_texts(preparer: Preparer, model: Counting, text: str) -> tuple[li
 
 
 def test_a_text_that_is_asked_for_again_is_not_tokenized_again(model: Counting) -> None:
-    preparer = Preparer(model, None)
+    preparer = PromptPreparer(model, None)
     first, n_first = tokens_and_texts(preparer, model, LONG)
     again, n_again = tokens_and_texts(preparer, model, LONG)
     assert (n_first, n_again) == (1, 0)
@@ -67,7 +67,7 @@ def test_a_text_that_is_asked_for_again_is_not_tokenized_again(model: Counting) 
 
 
 def test_a_caller_may_change_the_tokens(model: Counting) -> None:
-    preparer = Preparer(model, None)
+    preparer = PromptPreparer(model, None)
     expected = model.tokenize(LONG, add_special=True, parse_special=True)
     for _ in range(3):
         tokens, _ = tokens_and_texts(preparer, model, LONG)
@@ -77,7 +77,7 @@ def test_a_caller_may_change_the_tokens(model: Counting) -> None:
 
 @pytest.mark.parametrize(("add_special", "parse_special"), [(True, False), (False, True), (False, False)])
 def test_other_ways_to_tokenize_are_other_questions(add_special: bool, parse_special: bool, model: Counting) -> None:
-    preparer = Preparer(model, None)
+    preparer = PromptPreparer(model, None)
     text = f"{LONG}{model.special_text('eos')}{LONG}"
     as_prompt, _ = tokens_and_texts(preparer, model, text)
     tokens = preparer.tokenize(text, add_special=add_special, parse_special=parse_special)
@@ -85,12 +85,12 @@ def test_other_ways_to_tokenize_are_other_questions(add_special: bool, parse_spe
 
 
 def test_short_texts_are_tokenized_each_time(model: Counting) -> None:
-    preparer = Preparer(model, None)
+    preparer = PromptPreparer(model, None)
     assert [tokens_and_texts(preparer, model, "hello world")[1] for _ in range(3)] == [1, 1, 1]
 
 
 def test_texts_of_a_limited_length_are_remembered(model: Counting) -> None:
-    preparer = Preparer(model, None)
+    preparer = PromptPreparer(model, None)
     texts = [f"{number} {LONG}" for number in range(2 * MANY // len(LONG))]
     for text in texts:
         tokens_and_texts(preparer, model, text)
@@ -99,7 +99,7 @@ def test_texts_of_a_limited_length_are_remembered(model: Counting) -> None:
 
 
 def test_what_is_asked_for_again_and_again_is_not_forgotten(model: Counting) -> None:
-    preparer = Preparer(model, None)
+    preparer = PromptPreparer(model, None)
     tokens_and_texts(preparer, model, LONG)
     for number in range(2 * MANY // len(LONG)):
         tokens_and_texts(preparer, model, f"{number} {LONG}")
@@ -107,7 +107,7 @@ def test_what_is_asked_for_again_and_again_is_not_forgotten(model: Counting) -> 
 
 
 def test_a_text_longer_than_all_that_is_remembered_makes_none_forgotten(model: Counting) -> None:
-    preparer = Preparer(model, None)
+    preparer = PromptPreparer(model, None)
     tokens_and_texts(preparer, model, LONG)
     for _ in range(2):
         assert tokens_and_texts(preparer, model, "a" * (MANY + 1))[1] == 1
@@ -116,7 +116,7 @@ def test_a_text_longer_than_all_that_is_remembered_makes_none_forgotten(model: C
 
 def prompt_tokens(model: LlamaModel, text: str, *, parse_special: bool = False) -> list[int]:
     prompt = ChatPrompt((Message("user", text),), parse_special=parse_special)
-    return Preparer(model, None).tokens(prompt)
+    return PromptPreparer(model, None).tokens(prompt)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Pa
 
 @pytest.mark.parametrize("source", ["", " \n", "{# a comment #}", "{% set x = 1 %}", "{{ nothing }}\n"])
 def test_a_template_that_writes_nothing_is_none(source: str, model: Counting) -> None:
-    preparer = Preparer(model, source)
+    preparer = PromptPreparer(model, source)
     assert not preparer.has_chat_template
     assert preparer.render(ChatPrompt((Message("user", "hello"),))) == (
         f"<|im_start|>user\nhello{IM_END}\n<|im_start|>assistant\n"
@@ -180,12 +180,12 @@ def test_a_template_that_writes_nothing_is_none(source: str, model: Counting) ->
     "source", ["{{ messages[0].content }}", "always the same", "{{ raise_exception('no') }}", "{{"]
 )
 def test_one_that_writes_or_fails_is_one(source: str, model: Counting) -> None:
-    assert Preparer(model, source).has_chat_template
+    assert PromptPreparer(model, source).has_chat_template
 
 
 @pytest.mark.parametrize("written", ["<s>hello", "<s><s>hello"])
 def test_no_beginning_is_added_to_one_that_is_written(written: str, model: Counting) -> None:
-    preparer = Preparer(model, "<s>{{ messages[0].content }}")
+    preparer = PromptPreparer(model, "<s>{{ messages[0].content }}")
     expected = model.tokenize(written, add_special=False, parse_special=True)
     assert preparer.tokens(TextPrompt(written)) == expected
     assert preparer.tokens(TextPrompt("hello")) == model.tokenize("hello", add_special=True, parse_special=True)

@@ -9,7 +9,7 @@ from shimmy import config
 from shimmy.config import ConfigError
 from shimmy.formats.gguf import reader
 from shimmy.pool import memory_estimate
-from shimmy.pool.launch_plan import Launch
+from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.wire.worker_options import DRAFT_BATCH
 from tests.fakes import model
 from tests.tiny_models import write_tiny_model
@@ -17,8 +17,8 @@ from tests.tiny_models import write_tiny_model
 TINY = model()
 
 
-def launch(path: Path, **flags: str) -> Launch:
-    return Launch(config.load({"draft_model": str(path), **flags}, {}))
+def launch(path: Path, **flags: str) -> LaunchPlanner:
+    return LaunchPlanner(config.load({"draft_model": str(path), **flags}, {}))
 
 
 def test_a_worker_is_told_of_the_draft_model_unless_that_is_its_own_model_or_nothing_is_guessed(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_worker_is_told_of_the_draft_model_unless_that_is_its_own_model_or_not
     assert launch(path).options(TINY).draft_model == str(path)
     assert launch(path).options(replace(TINY, path=path)).draft_model is None
     assert launch(path, speculation="off").options(TINY).draft_model is None
-    assert Launch(config.load({}, {})).options(TINY).draft_model is None
+    assert LaunchPlanner(config.load({}, {})).options(TINY).draft_model is None
 
 
 @pytest.mark.parametrize("n_shards", [1, 3])
@@ -34,12 +34,14 @@ def test_the_memory_of_the_draft_model_counts_where_it_may_fit(n_shards: int, tm
     path = write_tiny_model(tmp_path, n_ctx_train=4096, n_shards=n_shards)
     header = reader.read_header(path)
     wide = replace(TINY, n_vocab=header.n_vocab, n_ctx_train=4096)
-    with_draft, plain = launch(path), Launch(config.load({}, {}))
+    with_draft, plain = launch(path), LaunchPlanner(config.load({}, {}))
 
-    def more(**changes: object) -> memory_estimate.Need:
+    def more(**changes: object) -> memory_estimate.MemoryEstimate:
         of = replace(wide, **changes)  # type: ignore[arg-type]
         need, least = (each.need(of, each.options(of)) for each in (with_draft, plain))
-        return memory_estimate.Need(need.weights - least.weights, need.kv - least.kv, need.compute - least.compute)
+        return memory_estimate.MemoryEstimate(
+            need.weights - least.weights, need.kv - least.kv, need.compute - least.compute
+        )
 
     assert more().weights == sum(file.stat().st_size for file in tmp_path.iterdir())
     assert more().kv == header.n_kv * 2048 * 2
@@ -55,7 +57,7 @@ LONG = replace(TINY, n_ctx_train=131_072, n_kv=10_000)
 
 def need(flags: dict[str, str], n_ctx: int) -> int:
     """Bytes of a pool of which all is set aside."""
-    terms = Launch(config.load(flags, {}))
+    terms = LaunchPlanner(config.load(flags, {}))
     return terms.need(LONG, replace(terms.options(LONG, n_ctx), n_ctx_booked=None)).total
 
 
@@ -72,7 +74,7 @@ def need(flags: dict[str, str], n_ctx: int) -> int:
     ],
 )
 def test_a_pool_may_grow_to_the_training_length_as_far_as_memory_allows(n_fits: int, n_ctx: int, n_booked: int) -> None:
-    terms = Launch(config.load({}, {}))
+    terms = LaunchPlanner(config.load({}, {}))
     options = terms.fitting(LONG, need({}, n_fits))
     assert (options.n_ctx, options.n_booked) == (n_ctx, n_booked)
     assert terms.need(LONG, options).kv == 10_000 * 2 * n_booked
@@ -80,7 +82,7 @@ def test_a_pool_may_grow_to_the_training_length_as_far_as_memory_allows(n_fits: 
 
 def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than_half_of_it() -> None:
     flags = {"max_memory": "100GB"}
-    terms = Launch(config.load(flags, {}))
+    terms = LaunchPlanner(config.load(flags, {}))
     for n_fits, n_ctx in ((262_144, 131_072), (131_072, 65_536), (20_000, 8192), (8192, 8192), (5000, 4096)):
         options = terms.fitting(LONG, need(flags, n_fits) + (need(flags, n_fits) if n_ctx > 8192 else 0))
         assert options.n_ctx == options.n_booked
@@ -90,7 +92,7 @@ def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than
 
 def test_a_length_that_was_asked_for_is_set_aside_whole() -> None:
     for n_ctx in (100, 50_000, 1_000_000):
-        options = Launch(config.load({"ctx_size": str(n_ctx)}, {})).fitting(LONG, 0)
+        options = LaunchPlanner(config.load({"ctx_size": str(n_ctx)}, {})).fitting(LONG, 0)
         assert (options.n_ctx, options.n_booked) == (n_ctx, n_ctx)
 
 

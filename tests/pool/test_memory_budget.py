@@ -5,20 +5,20 @@ import asyncio
 import pytest
 
 from shimmy.errors import OutOfMemory
-from shimmy.pool.memory_budget import Room
-from shimmy.pool.memory_estimate import SERVER_BYTES, Need
+from shimmy.pool.memory_budget import MemoryBudget
+from shimmy.pool.memory_estimate import SERVER_BYTES, MemoryEstimate
 from tests.fakes import on_loop, until
 
 MB = 10**6
 
 
-def room(limit_mb: int | None = None, free_mb: int | None = None) -> Room:
+def room(limit_mb: int | None = None, free_mb: int | None = None) -> MemoryBudget:
     limit = None if limit_mb is None else SERVER_BYTES + limit_mb * MB
-    return Room(limit, lambda: None if free_mb is None else free_mb * MB)
+    return MemoryBudget(limit, lambda: None if free_mb is None else free_mb * MB)
 
 
-def need(weights_mb: int, kv_mb: int = 0) -> Need:
-    return Need(weights_mb * MB, kv_mb * MB, 0)
+def need(weights_mb: int, kv_mb: int = 0) -> MemoryEstimate:
+    return MemoryEstimate(weights_mb * MB, kv_mb * MB, 0)
 
 
 def never(_n_missing: int) -> bool:
@@ -71,7 +71,7 @@ async def test_who_asks_first_is_served_first_even_if_a_later_one_would_fit() ->
 async def test_no_room_is_said_with_the_numbers_and_the_next_one_gets_its_turn() -> None:
     house = room(limit_mb=100, free_mb=5000)
     with pytest.raises(OutOfMemory) as error:
-        await house.take("large", Need(90 * MB, 30 * MB, 1200 * MB), never)
+        await house.take("large", MemoryEstimate(90 * MB, 30 * MB, 1200 * MB), never)
     for part in (
         "`large` takes 1.3 GB",
         "90 MB of weights",

@@ -10,7 +10,7 @@ import pytest
 from shimmy.catalog.catalog import Model
 from shimmy.formats.pooling_type import EmbeddingPlan, plan
 from shimmy.pool import memory_estimate
-from shimmy.pool.memory_estimate import Need, need
+from shimmy.pool.memory_estimate import MemoryEstimate, estimate
 from shimmy.system import cgroups, memory
 from shimmy.system.memory import shown
 from tests.fakes import model
@@ -22,8 +22,8 @@ GEMMA = replace(model(), size_bytes=253_113_024, n_vocab=262_144, n_embd=640, n_
 SEEN = [(SMOLLM2, 2048, 212e6), (SMOLLM2, 8192, 349e6), (GEMMA, 2048, 428e6), (GEMMA, 8192, 534e6)]
 
 
-def reckoned(of: Model, n_ctx: int, n_sequences: int = 32, embeddings: EmbeddingPlan | None = None) -> Need:
-    return need(of, n_ctx=n_ctx, n_batch=512, n_sequences=n_sequences, n_outputs=32, plan=embeddings)
+def reckoned(of: Model, n_ctx: int, n_sequences: int = 32, embeddings: EmbeddingPlan | None = None) -> MemoryEstimate:
+    return estimate(of, n_ctx=n_ctx, n_batch=512, n_sequences=n_sequences, n_outputs=32, plan=embeddings)
 
 
 @pytest.mark.parametrize(("of", "n_ctx", "seen_bytes"), SEEN)

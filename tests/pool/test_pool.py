@@ -16,11 +16,11 @@ from shimmy.catalog.catalog import BROKEN, CatalogDiff, Model, Rejected
 from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory, Overloaded, ShuttingDown
 from shimmy.messages.model_info import PromptCacheStats
 from shimmy.metrics import Metrics
-from shimmy.model_events import Events
-from shimmy.pool.launch_plan import Launch
-from shimmy.pool.memory_budget import Room
+from shimmy.model_events import ModelEvents
+from shimmy.pool.launch_plan import LaunchPlanner
+from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.memory_estimate import SERVER_BYTES
-from shimmy.pool.model_runtime import Slot, State
+from shimmy.pool.model_runtime import ModelRuntime, State
 from shimmy.pool.pool import Pool
 from shimmy.wire.worker_options import CpuShare, WorkerOptions
 from shimmy.workers.worker_client import Hooks, WorkerClient
@@ -118,11 +118,11 @@ class House:
     """A pool, its metrics, and the hand on its loads."""
 
     def __init__(
-        self, room: Room | None = None, clock: Callable[[], float] = monotonic, /, **flags: str | list[str]
+        self, room: MemoryBudget | None = None, clock: Callable[[], float] = monotonic, /, **flags: str | list[str]
     ) -> None:
         self.metrics = Metrics()
         self.start = Start()
-        self.events = Events()
+        self.events = ModelEvents()
         self.pool = Pool(config.load(flags, {}), self.metrics, self.events, self.start, room, clock)
 
     def ask(self, name: str = TINY.name) -> "asyncio.Task[WorkerClient]":
@@ -219,14 +219,14 @@ async def test_a_load_that_breaks_where_nothing_expects_it_wakes_its_waiters(mon
     house = House()
     caller = house.ask()
     load = await house.loading()
-    wake, errors = Slot.wake, [KeyError("a bug")]
+    wake, errors = ModelRuntime.wake, [KeyError("a bug")]
 
-    def broken_once(slot: Slot, error: Exception) -> None:
+    def broken_once(slot: ModelRuntime, error: Exception) -> None:
         if errors:
             raise errors.pop()
         wake(slot, error)
 
-    monkeypatch.setattr(Slot, "wake", broken_once)
+    monkeypatch.setattr(ModelRuntime, "wake", broken_once)
     load.fail("no")
     with pytest.raises(Internal, match="could not be loaded: KeyError"):
         await caller
@@ -739,7 +739,7 @@ MB = 10**6
 def crowded(n_models: int, **flags: str) -> House:
     """A house with memory for so many models."""
     n_bytes = House(**flags).pool.need(TINY).total
-    return House(Room(SERVER_BYTES + n_models * n_bytes, lambda: None), **flags)
+    return House(MemoryBudget(SERVER_BYTES + n_models * n_bytes, lambda: None), **flags)
 
 
 async def served(house: House, *names: str) -> list[Client]:
@@ -908,15 +908,15 @@ async def test_the_context_is_the_training_length_and_memory_is_set_aside_for_th
 async def test_the_default_context_shrinks_to_what_fits_and_one_asked_for_does_not() -> None:
     wide = replace(TINY, n_ctx_train=8192, n_kv=10_000)
     for flags, n_ctx in (({}, 2048), ({"ctx_size": "2048"}, 2048)):
-        launch = Launch(config.load(flags, {}))
+        launch = LaunchPlanner(config.load(flags, {}))
         least = launch.need(wide, launch.options(wide, 2048))
-        house = House(Room(SERVER_BYTES + least.total, lambda: None), **flags)
+        house = House(MemoryBudget(SERVER_BYTES + least.total, lambda: None), **flags)
         asking = asyncio.create_task(house.pool.ensure_ready(wide))
         load = await house.loading()
         assert load.options.n_ctx == n_ctx
         load.succeed()
         await asking
-    house = House(Room(SERVER_BYTES + least.total, lambda: None), ctx_size="8192")
+    house = House(MemoryBudget(SERVER_BYTES + least.total, lambda: None), ctx_size="8192")
     with pytest.raises(OutOfMemory):
         await house.pool.ensure_ready(wide)
 

@@ -63,9 +63,9 @@ def inhabited(folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def home(home_folder: Path) -> Iterator[frozen_program.Home]:
+def home(home_folder: Path) -> Iterator[frozen_program.UnpackedFolder]:
     assert home_folder.is_dir()
-    yield frozen_program.Home()
+    yield frozen_program.UnpackedFolder()
     leave_home()
 
 
@@ -81,7 +81,7 @@ def leave_home() -> None:
 def test_in_a_source_tree_there_is_no_folder_and_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert unpacked_folder.folder() is None
-    home = frozen_program.Home()
+    home = frozen_program.UnpackedFolder()
     be_adopted(monkeypatch)
     home.sweep()
     home.look_after()
@@ -101,7 +101,7 @@ async def test_a_server_of_a_source_tree_is_nobodys_orphan(monkeypatch: pytest.M
         if len(looks) == 3:
             raise Enough
 
-    home = frozen_program.Home()
+    home = frozen_program.UnpackedFolder()
     be_adopted(monkeypatch)
     monkeypatch.setattr(asyncio, "sleep", look_again)
     with pytest.raises(Enough):
@@ -112,7 +112,7 @@ async def test_a_server_of_a_source_tree_is_nobodys_orphan(monkeypatch: pytest.M
 
 
 def test_the_folder_itself_is_locked_as_long_as_we_live(home_folder: Path) -> None:
-    home = frozen_program.Home()
+    home = frozen_program.UnpackedFolder()
     assert not can_be_cleared(home_folder)
     home.look_after()
     assert not can_be_cleared(home_folder)
@@ -120,13 +120,15 @@ def test_the_folder_itself_is_locked_as_long_as_we_live(home_folder: Path) -> No
     assert can_be_cleared(home_folder)
 
 
-def test_the_outer_process_removes_the_folder_while_it_lives(home_folder: Path, home: frozen_program.Home) -> None:
+def test_the_outer_process_removes_the_folder_while_it_lives(
+    home_folder: Path, home: frozen_program.UnpackedFolder
+) -> None:
     home.leave()
     assert home_folder.is_dir()
 
 
 def test_an_orphan_removes_its_folder_itself(
-    home_folder: Path, home: frozen_program.Home, monkeypatch: pytest.MonkeyPatch
+    home_folder: Path, home: frozen_program.UnpackedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home_folder / "library.so").touch()
     be_adopted(monkeypatch)
@@ -141,7 +143,7 @@ async def test_the_death_of_the_outer_process_is_noticed(home_folder: Path, monk
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(frozen_program, "_LOOK_EVERY_S", 0)
     monkeypatch.setattr(frozen_program, "_LOOK_AFTER_EVERY_S", 0)
-    home = frozen_program.Home()
+    home = frozen_program.UnpackedFolder()
     (home_folder / unpacked_folder.MARKER).unlink()
     await home.until_orphaned()
     assert next(parents, None) is None
@@ -150,7 +152,7 @@ async def test_the_death_of_the_outer_process_is_noticed(home_folder: Path, monk
 
 
 def test_what_is_removed_comes_back_and_is_ours_again(
-    home_folder: Path, home: frozen_program.Home, caplog: pytest.LogCaptureFixture
+    home_folder: Path, home: frozen_program.UnpackedFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     home_folder.rename(home_folder.with_name("removed"))
     home.look_after()
@@ -160,7 +162,7 @@ def test_what_is_removed_comes_back_and_is_ours_again(
 
 
 def test_what_cannot_come_back_is_told_once(
-    home: frozen_program.Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    home: frozen_program.UnpackedFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full() -> bool:
         raise OSError(errno.ENOSPC, "the program cannot be put back: No space left on device")
@@ -174,7 +176,7 @@ def test_what_cannot_come_back_is_told_once(
 
 
 def test_nothing_in_the_folder_grows_old(
-    home_folder: Path, home: frozen_program.Home, monkeypatch: pytest.MonkeyPatch
+    home_folder: Path, home: frozen_program.UnpackedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old_s = time.time() - 10 * 86400
     paths = [home_folder / unpacked_folder.MARKER, home_folder / "llama_cpp", home_folder]
@@ -190,7 +192,7 @@ def test_nothing_in_the_folder_grows_old(
 # -- the folders of others -------------------------------------------------------------------------------------------
 
 
-def test_what_killed_programs_left_behind_is_removed(home_folder: Path, home: frozen_program.Home) -> None:
+def test_what_killed_programs_left_behind_is_removed(home_folder: Path, home: frozen_program.UnpackedFolder) -> None:
     old = another(home_folder.with_name("_MEIold"))
     (old / "llama_cpp" / "deep").mkdir()
     half = another(home_folder.with_name("_MEIhalf"))
@@ -201,7 +203,7 @@ def test_what_killed_programs_left_behind_is_removed(home_folder: Path, home: fr
     assert home_folder.is_dir()
 
 
-def test_a_folder_somebody_lives_in_stays(home_folder: Path, home: frozen_program.Home) -> None:
+def test_a_folder_somebody_lives_in_stays(home_folder: Path, home: frozen_program.UnpackedFolder) -> None:
     theirs = another(home_folder.with_name("_MEIother"))
     with inhabited(theirs):
         home.sweep()
@@ -211,7 +213,9 @@ def test_a_folder_somebody_lives_in_stays(home_folder: Path, home: frozen_progra
     assert not theirs.exists()
 
 
-def test_folders_of_other_programs_and_other_things_stay(home_folder: Path, home: frozen_program.Home) -> None:
+def test_folders_of_other_programs_and_other_things_stay(
+    home_folder: Path, home: frozen_program.UnpackedFolder
+) -> None:
     others = [
         another(home_folder.with_name("_MEIother"), marker=None, age_s=30 * 86400),
         another(home_folder.with_name("_MEIempty"), marker=b"", age_s=30 * 86400),
@@ -226,7 +230,7 @@ def test_folders_of_other_programs_and_other_things_stay(home_folder: Path, home
 
 
 def test_a_link_is_not_followed(
-    home_folder: Path, home: frozen_program.Home, tmp_path_factory: pytest.TempPathFactory
+    home_folder: Path, home: frozen_program.UnpackedFolder, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     target = another(tmp_path_factory.mktemp("elsewhere") / "precious")
     link = home_folder.with_name("_MEIlink")
@@ -237,7 +241,7 @@ def test_a_link_is_not_followed(
 
 
 def test_a_folder_of_another_user_stays(
-    home_folder: Path, home: frozen_program.Home, monkeypatch: pytest.MonkeyPatch
+    home_folder: Path, home: frozen_program.UnpackedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = another(home_folder.with_name("_MEItheirs"))
     monkeypatch.setattr(os, "geteuid", lambda: theirs.stat().st_uid + 1)

@@ -137,7 +137,7 @@ def test_no_room_to_put_a_file_back_is_told(home: Path, monkeypatch: pytest.Monk
     def write(_path: Path, _data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(whole, "write", write)
+    monkeypatch.setattr(whole, "write_atomically", write)
     (home / "late_module.py").unlink()
     with pytest.raises(OSError, match=f"cannot be put back into `{home}`: No space left on device") as caught:
         unpacked_folder.restore()

@@ -25,7 +25,7 @@ DONE = b"data: [DONE]\n\n"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Choice(Protocol):
+class StreamChoice(Protocol):
     """One choice of a stream as JSON texts, each that of a chunk; empty where there is nothing to say.
 
     After the events comes `rest`, what was held back until then, and `last`, which has the finish reason.
@@ -149,12 +149,12 @@ class Chunks:
     is_large = False
 
     def __init__(
-        self, envelope: Json, options: ReplyOptions, choice: Callable[[int, Accepted, ReplyOptions], Choice]
+        self, envelope: Json, options: ReplyOptions, choice: Callable[[int, Accepted, ReplyOptions], StreamChoice]
     ) -> None:
         self._envelope = envelope
         self._options = options
         self._make_choice = choice
-        self._choices: list[Choice] = []
+        self._choices: list[StreamChoice] = []
         self._ended: dict[int, Finished] = {}
         self._warnings: list[str] = []
         self._before = f'data: {_encode(envelope)[:-1]},"choices":['

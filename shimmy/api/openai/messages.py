@@ -23,7 +23,7 @@ from shimmy.api.request_fields.kinds import (
 )
 from shimmy.api.request_fields.reasoning import EFFORT, VERBOSITY, template_arguments
 from shimmy.api.request_fields.tool_kinds import BareFunction, DeclaredTool, Tools, ToolSet, stand_in, text_arguments
-from shimmy.api.request_fields.tools import Choice, FunctionCallChoice, Wish, offered
+from shimmy.api.request_fields.tools import FunctionCallChoice, RequestedToolChoice, ToolChoiceField, offered
 from shimmy.errors import BadRequest
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall, ToolChoice
 
@@ -61,7 +61,7 @@ _CUSTOM_CALL = Record({"id": text, "type": OneOf(("custom",)), "custom": _CUSTOM
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class MessageContent:
     """A string, or an array of parts that are text, or a refusal of the model's.
 
     In the result of a tool, a line of text stands for any other part.
@@ -114,7 +114,7 @@ class ToolCallKind:
 _TURN = Record(
     {
         "role": OneOf(ROLES),
-        "content": Content(),
+        "content": MessageContent(),
         "name": text,
         "tool_calls": ListOf(ToolCallKind(), at_most=N_CALLS_MAX, noun="calls"),
         "tool_call_id": text,
@@ -127,7 +127,7 @@ _TURN = Record(
 )
 
 _RESULT_ROLES = ("tool", "function")
-_RESULT = Record({**_TURN.fields, "content": Content(is_result=True)}, _TURN.required, _TURN.expected)
+_RESULT = Record({**_TURN.fields, "content": MessageContent(is_result=True)}, _TURN.required, _TURN.expected)
 _MAY_BE_SILENT = ("assistant", *_RESULT_ROLES)
 _SAYS_SOMETHING = ("content", "refusal", "tool_calls", "function_call", "reasoning_content")  # one of these is there
 
@@ -164,7 +164,7 @@ class Turn:
         return _TURN.schema() | {"anyOf": [*says_something, may_be_silent]}
 
 
-AUTO = Wish()
+AUTO = RequestedToolChoice()
 MESSAGES = "an array of messages"
 # What makes the prompt: also the body of `/apply-template`.
 PROMPT_FIELDS: Fields = {
@@ -172,7 +172,7 @@ PROMPT_FIELDS: Fields = {
     "add_generation_prompt": boolean,
     "continue_final_message": boolean,
     "tools": Tools(DeclaredTool(is_flat=False)),
-    "tool_choice": Choice(),
+    "tool_choice": ToolChoiceField(),
     "parallel_tool_calls": boolean,
     "functions": Tools(BareFunction()),
     "function_call": FunctionCallChoice(),

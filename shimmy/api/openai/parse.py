@@ -49,7 +49,7 @@ _candidates = Integer(0, N_CANDIDATES_MAX)
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class PromptsField:
     """One prompt, or an array of them."""
 
     def read(self, value: object, path: str) -> tuple[TextPrompt | TokenPrompt, ...]:
@@ -114,7 +114,7 @@ CHAT = Record(
 )
 COMPLETION = Record(
     {
-        "prompt": Prompts(),
+        "prompt": PromptsField(),
         **_FIELDS,
         "best_of": Integer(1, N_CHOICES_MAX),
         "logprobs": _candidates,
@@ -150,14 +150,14 @@ class ReplyOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class JobsOfBody:
     """What a body asks for: jobs, those of the first prompt first, and what is made of them."""
 
     jobs: tuple[GenerateRequest, ...]
     options: ReplyOptions
 
 
-def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> Call:
+def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> JobsOfBody:
     """`defaults` are the model's; raises BadRequest for a body that cannot be honoured as it is written."""
     given = CHAT.read(body)
     n_logprobs = given.get("n_probs") or None
@@ -178,7 +178,7 @@ def chat_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULT
         text_tools=frozenset(given.get("tools", ToolSet()).special),
         warnings=_warnings(given),
     )
-    return Call(tuple(_samples(replace(job, n_logprobs=n_logprobs), n)), options)
+    return JobsOfBody(tuple(_samples(replace(job, n_logprobs=n_logprobs), n)), options)
 
 
 def _warnings(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def _warnings(given: Mapping[str, Any]) -> tuple[str, ...]:
     return (*searches, *tools.warnings)
 
 
-def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> Call:
+def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_DEFAULTS) -> JobsOfBody:
     """`defaults` are the model's; raises BadRequest for a body that cannot be honoured as it is written."""
     given = COMPLETION.read(body)
     n, n_logprobs = given.get("n", 1), given.get("n_probs") or given.get("logprobs")
@@ -206,7 +206,7 @@ def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_D
         n_logprobs=0 if n_logprobs is None and best_of > n else n_logprobs,
     )
     jobs = tuple(sample for prompt in prompts for sample in _samples(replace(job, prompt=prompt), best_of))
-    return Call(jobs, _options(given, n=n, best_of=best_of, n_logprobs=n_logprobs))
+    return JobsOfBody(jobs, _options(given, n=n, best_of=best_of, n_logprobs=n_logprobs))
 
 
 def _options(given: Mapping[str, Any], **others: Any) -> ReplyOptions:

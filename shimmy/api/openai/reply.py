@@ -14,7 +14,7 @@ from shimmy.api.openai.logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai.parse import ReplyOptions
 from shimmy.api.request_fields.kinds import Json
 from shimmy.api.request_fields.reasoning import n_reasoning
-from shimmy.generation import Whole
+from shimmy.generation import CompletedJob
 from shimmy.messages.event import Accepted, Finished, FinishReason
 from shimmy.messages.reply import Delta
 from shimmy.messages.request import ToolCall
@@ -47,7 +47,7 @@ def envelope(form: Form, model_name: str, *, is_chunk: bool) -> Json:
     }
 
 
-def chat_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, int]:
+def chat_choice(index: int, whole: CompletedJob, options: ReplyOptions) -> tuple[Json, int]:
     """A choice, and how many of its tokens were reasoning."""
     parser, reply = ReplyParser(whole.accepted.format, split_reasoning=options.splits_reasoning), Reply()
     reply.add(parser.feed(whole.said.text))
@@ -75,7 +75,7 @@ def _call(call: ToolCall, options: ReplyOptions) -> Json:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def text_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, int]:
+def text_choice(index: int, whole: CompletedJob, options: ReplyOptions) -> tuple[Json, int]:
     """A choice as the model wrote it; its reasoning is not told apart."""
     choice: Json = {
         "index": index,
@@ -86,7 +86,7 @@ def text_choice(index: int, whole: Whole, options: ReplyOptions) -> tuple[Json, 
     return choice, 0
 
 
-def _text_logprobs(whole: Whole) -> Json:
+def _text_logprobs(whole: CompletedJob) -> Json:
     """Those of the prompt, where it is told, and those of the reply in one."""
     logprobs = TextLogprobs()
     echoed, said = logprobs.part(whole.echo), logprobs.part(whole.said)
@@ -100,7 +100,7 @@ def finish_reason(finished: Finished, *, has_calls: bool, options: ReplyOptions)
     return "function_call" if options.is_legacy else "tool_calls"
 
 
-def kept(wholes: Sequence[Whole], options: ReplyOptions) -> list[Whole]:
+def kept(wholes: Sequence[CompletedJob], options: ReplyOptions) -> list[CompletedJob]:
     """What is told of each prompt's jobs: all, in their order, or of more than that the most likely ones."""
     if options.n == options.best_of:
         return list(wholes)
@@ -108,7 +108,7 @@ def kept(wholes: Sequence[Whole], options: ReplyOptions) -> list[Whole]:
     return [whole for group in groups for whole in sorted(group, key=_likelihood, reverse=True)[: options.n]]
 
 
-def _likelihood(whole: Whole) -> float:
+def _likelihood(whole: CompletedJob) -> float:
     """The mean of the log-probabilities of its tokens; a reply of none comes last."""
     logprobs = [token.chosen.logprob for token in whole.said.logprobs]
     return sum(logprobs) / len(logprobs) if logprobs else -inf

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from shimmy.api.aside import aside
 from shimmy.api.http_exchange import encode, encode_large
 from shimmy.api.openai.chunks import ChatChoice, Chunks, TextChoice
-from shimmy.api.openai.parse import Call, chat_call, completion_call
+from shimmy.api.openai.parse import JobsOfBody, chat_call, completion_call
 from shimmy.api.openai.reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage, warned
 from shimmy.api.request_fields.kinds import read_model
 from shimmy.api.stream import EventStream, unless_gone
-from shimmy.generation import Whole, close, generate_all, together, whole
+from shimmy.generation import CompletedJob, close, collect, generate_all, together
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
@@ -55,7 +55,7 @@ async def model(exchange: "Exchange") -> None:
     await exchange.reply(_model_object(model, model.name))
 
 
-async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
+async def _answer(exchange: "Exchange", call: JobsOfBody, *, is_chat: bool) -> None:
     generations = generate_all(exchange.services, call.jobs)
     head = envelope(CHAT if is_chat else TEXT, generations[0].model.name, is_chunk=call.options.stream)
     try:
@@ -63,7 +63,7 @@ async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
             chunks = Chunks(head, call.options, ChatChoice if is_chat else TextChoice)
             await EventStream(exchange, generations, chunks).run()
         else:
-            wholes = await unless_gone(exchange, together([whole(generation) for generation in generations]))
+            wholes = await unless_gone(exchange, together([collect(generation) for generation in generations]))
             if _is_large(wholes):
                 reply = await aside(lambda: _reply(head, wholes, call, is_chat=is_chat))
             else:
@@ -73,14 +73,14 @@ async def _answer(exchange: "Exchange", call: Call, *, is_chat: bool) -> None:
         await close(generations)
 
 
-def _is_large(wholes: list[Whole]) -> bool:
+def _is_large(wholes: list[CompletedJob]) -> bool:
     """Whether a reply takes more than a few milliseconds to make."""
     n_characters = sum(len(each.echo.text) + len(each.said.text) for each in wholes)
     n_logprobs = sum(len(each.echo.logprobs) + len(each.said.logprobs) for each in wholes)
     return n_characters + _LOGPROB_CHARACTERS * n_logprobs > _N_CHARACTERS_HERE
 
 
-def _reply(head: "Json", wholes: list[Whole], call: Call, *, is_chat: bool) -> bytes:
+def _reply(head: "Json", wholes: list[CompletedJob], call: JobsOfBody, *, is_chat: bool) -> bytes:
     make = chat_choice if is_chat else text_choice
     ended = [each.finished for each in wholes]
     choices, n_reasoned = [], 0

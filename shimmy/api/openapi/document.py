@@ -5,13 +5,12 @@ like, `openapi_replies`. Imported when the document is asked for.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from shimmy import __version__
 from shimmy.api.admin import control, tokens
-from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.api.openai import embeddings
 from shimmy.api.openai import parse as openai_parse
 from shimmy.api.openapi.notes import EXAMPLES, NOTES, TAGS
@@ -115,14 +114,15 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
 }  # fmt: skip
 
 
-def document() -> Json:
-    """The document as JSON."""
+def document(routes: Sequence[tuple[str, str]], open_paths: Collection[str]) -> Json:
+    """The document as JSON, of methods on paths, of which `open_paths` ask for no key."""
     paths: dict[str, Json] = {}
     schemas = components()
-    for method, route, _ in ROUTES:
+    for method, route in routes:
         operation = OPERATIONS[method, route]
         path, parameters = _path(route)
-        paths.setdefault(path, {})[method.lower()] = _operation(method, route, operation, parameters)
+        described = _operation(method, route, operation, parameters, is_open=route in open_paths)
+        paths.setdefault(path, {})[method.lower()] = described
         if operation.body:
             name, record = operation.body
             schemas[name] = _body(record)
@@ -158,8 +158,7 @@ def _path(route: str) -> tuple[str, list[Json]]:
     return route, []
 
 
-def _operation(method: str, route: str, operation: Operation, parameters: list[Json]) -> Json:
-    is_open = route in OPEN_PATHS
+def _operation(method: str, route: str, operation: Operation, parameters: list[Json], *, is_open: bool) -> Json:
     words = re.findall(r"[a-z0-9]+", route.replace("rest:path", "model").replace("rest", "response"))
     described: Json = {
         "operationId": "_".join([method.lower(), *words]),

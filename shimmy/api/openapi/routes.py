@@ -1,6 +1,6 @@
-"""The description of the API for programs, and a page that shows it to people.
+"""The page that shows the description of the API to people.
 
-Both are made when they are asked for, and nothing of them is kept: nearly every server is never asked.
+It is made when it is asked for, and nothing of it is kept: nearly every server is never asked.
 """
 
 from typing import TYPE_CHECKING
@@ -18,12 +18,6 @@ PAGE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
-
-
-async def openapi(exchange: "Exchange") -> None:
-    from shimmy.api.openapi.document import document
-
-    await exchange.reply(document())
 
 
 async def page(exchange: "Exchange") -> None:

@@ -69,7 +69,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class GrammarField:
     """A grammar as text, in GBNF or in Lark; an empty one asks for nothing."""
 
     def read(self, value: object, path: str) -> Grammar | None:
@@ -118,7 +118,7 @@ def _refuse_what_says_nothing(schema: Json, path: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChoiceGrammar:
     """Texts, one of which the reply has to be."""
 
     def read(self, value: object, path: str) -> Grammar:
@@ -199,8 +199,8 @@ _choices = Texts(at_most=N_CHOICES_MAX, n_characters_max=N_CHOICE_CHARACTERS_MAX
 _STRUCTURED: dict[str, Kind[Grammar | None]] = {
     "json": Schema(or_text=True),
     "regex": Written(),
-    "choice": Choice(),
-    "grammar": Rules(),
+    "choice": ChoiceGrammar(),
+    "grammar": GrammarField(),
     "json_object": ObjectFlag(),
 }
 _structured = Record(_STRUCTURED)
@@ -223,13 +223,13 @@ _schema_format = Record(
 GRAMMAR_FIELDS: Mapping[str, Kind[Grammar | None]] = {
     "response_format": ResponseFormat(),
     "json_schema": Schema(),
-    "grammar": Rules(),
+    "grammar": GrammarField(),
     "regex": Written(),
-    "choice": Choice(),
+    "choice": ChoiceGrammar(),
     "guided_json": Schema(or_text=True),
     "guided_regex": Written(),
-    "guided_choice": Choice(),
-    "guided_grammar": Rules(),
+    "guided_choice": ChoiceGrammar(),
+    "guided_grammar": GrammarField(),
     "structured_outputs": StructuredOutputs(),
 }
 

@@ -151,7 +151,7 @@ _FLAT = Record(
 
 
 @dataclass(frozen=True, slots=True)
-class TextFormat:
+class ToolTextFormat:
     """What a text has to be for a tool, as a schema and a grammar of Lark: `nested` where the grammar is an object."""
 
     is_flat: bool
@@ -192,7 +192,7 @@ HOSTED = Record(
 
 
 def _custom(*, is_flat: bool) -> Record:
-    fields: Fields = {"name": ToolName(), "description": text, "format": TextFormat(is_flat)}
+    fields: Fields = {"name": ToolName(), "description": text, "format": ToolTextFormat(is_flat)}
     if is_flat:
         return Record({"type": OneOf(("custom",)), **fields, "defer_loading": boolean}, NAMED, "a tool object")
     custom = Record(fields, NAMED)

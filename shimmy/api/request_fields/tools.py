@@ -9,7 +9,7 @@ from shimmy.messages.request import Tool, ToolChoice
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RequestedToolChoice:
     """What a caller says about calls: whether they may or have to be, of which one tool, or of which tools only."""
 
     mode: str = "auto"
@@ -63,21 +63,23 @@ def _name(given: Json, kind: str, *, is_flat: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ToolChoiceField:
     """OpenAI's `tool_choice`: a mode, the one tool that has to be called, or a mode and the tools allowed."""
 
     is_flat: bool = False
 
-    def read(self, value: object, path: str) -> Wish:
+    def read(self, value: object, path: str) -> RequestedToolChoice:
         if isinstance(value, str):
-            return Wish(_MODES.read(value, path))
+            return RequestedToolChoice(_MODES.read(value, path))
         kind = _CHOICE.read(value, path)["type"]
         if kind in _CALLED:
             named = _named(kind, is_flat=self.is_flat).read(value, path)
-            return Wish("required", name=_name(named, kind, is_flat=self.is_flat))
+            return RequestedToolChoice("required", name=_name(named, kind, is_flat=self.is_flat))
         allowed = self._allowed_record().read(value, path)
         allowed = allowed if self.is_flat else allowed["allowed_tools"]
-        return Wish(allowed["mode"], allowed=tuple(name for name in allowed["tools"] if name is not None))
+        return RequestedToolChoice(
+            allowed["mode"], allowed=tuple(name for name in allowed["tools"] if name is not None)
+        )
 
     def schema(self) -> Json:
         records = (*(_named(kind, is_flat=self.is_flat) for kind in _CALLED), self._allowed_record())
@@ -95,10 +97,10 @@ class Choice:
 class FunctionCallChoice:
     """The legacy `function_call`: a mode, or the one function that has to be called."""
 
-    def read(self, value: object, path: str) -> Wish:
+    def read(self, value: object, path: str) -> RequestedToolChoice:
         if isinstance(value, str):
-            return Wish(_LEGACY_MODES.read(value, path))
-        return Wish("required", name=_LEGACY.read(value, path)["name"])
+            return RequestedToolChoice(_LEGACY_MODES.read(value, path))
+        return RequestedToolChoice("required", name=_LEGACY.read(value, path)["name"])
 
     def schema(self) -> Json:
         return {"anyOf": [_LEGACY_MODES.schema(), _LEGACY.schema()]}
@@ -110,7 +112,7 @@ _LEGACY = Record({"name": ToolName()}, required=NAMED)
 
 
 def offered(
-    declared: ToolSet, wish: Wish, *, parallel: bool, path: str = "tool_choice"
+    declared: ToolSet, wish: RequestedToolChoice, *, parallel: bool, path: str = "tool_choice"
 ) -> tuple[tuple[Tool, ...], ToolChoice]:
     """The tools a model is told of, and what it may do with them; BadRequest names `path`."""
     tools = tuple(callee.tool for callee in declared.callees)

@@ -98,7 +98,7 @@ class ByType:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ItemContent:
     """A text, or an array of parts, which are read to their texts."""
 
     part: ByType
@@ -117,7 +117,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ToolResult:
     """What a tool has answered: a text, or an array of parts, where a line of text stands for what is none."""
 
     part: ByType
@@ -161,7 +161,7 @@ def _is_hosted(item: Mapping[str, object]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class EncryptedReasoning:
     """Reasoning as `encrypted_content` has it, which a client hands back unread. It is no secret here.
 
     That of another server cannot be read, and says nothing.
@@ -178,7 +178,7 @@ class Sealed:
 
 
 def sealed(reasoning: str) -> str:
-    """What Sealed reads."""
+    """What EncryptedReasoning reads."""
     return b2a_base64(reasoning.encode(), newline=False).decode()
 
 
@@ -210,7 +210,7 @@ _id = {"id": ItemId()}
 _item = ByType(
     {
         "message": Record(
-            {**_id, "role": OneOf(("user", "assistant", "system", "developer")), "content": Content(_said_part)},
+            {**_id, "role": OneOf(("user", "assistant", "system", "developer")), "content": ItemContent(_said_part)},
             required={"role": "the role of a message", "content": "a string or an array of parts"},
         ),
         "function_call": Record(
@@ -219,7 +219,7 @@ _item = ByType(
         ),
         # Agents also tell of what nobody called, by a name, and with no id of a call or one that no call has.
         "function_call_output": Record(
-            {**_id, "call_id": text, "name": text, "namespace": text, "output": Result(_text_part)},
+            {**_id, "call_id": text, "name": text, "namespace": text, "output": ToolResult(_text_part)},
             required={"output": "a string or an array of parts"},
         ),
         "custom_tool_call": Record(
@@ -227,7 +227,7 @@ _item = ByType(
             required={"call_id": "the id of a call", "name": "a string", "input": "a string"},
         ),
         "custom_tool_call_output": Record(
-            {**_id, "call_id": text, "name": text, "namespace": text, "output": Result(_text_part)},
+            {**_id, "call_id": text, "name": text, "namespace": text, "output": ToolResult(_text_part)},
             required={"output": "a string or an array of parts"},
         ),
         "reasoning": Record(
@@ -235,7 +235,7 @@ _item = ByType(
                 **_id,
                 "summary": ListOf(_parts("summary_text"), at_most=N_PARTS_MAX),
                 "content": ListOf(_parts("reasoning_text"), at_most=N_PARTS_MAX),
-                "encrypted_content": Sealed(),
+                "encrypted_content": EncryptedReasoning(),
             }
         ),
         "item_reference": Record(_id, required={"id": "the id of an item"}),

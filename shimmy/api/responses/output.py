@@ -18,7 +18,7 @@ LEAST_LOGPROB = -9999.0  # OpenAI's, for what cannot be: JSON has no -inf
 Event = tuple[str, Json]  # its type, and its fields but for the type and the number
 
 
-class Output:
+class ResponseOutput:
     """Fed with what each piece of a reply adds, and closed once. However it is cut, the items are the same.
 
     An item ends where another kind of thing begins, so text after a call is a message of its own.

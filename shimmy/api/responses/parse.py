@@ -34,7 +34,7 @@ from shimmy.api.request_fields.kinds import (
 )
 from shimmy.api.request_fields.reasoning import EFFORT, VERBOSITY, template_arguments
 from shimmy.api.request_fields.tool_kinds import Callee, DeclaredTool, Tools, ToolSet
-from shimmy.api.request_fields.tools import Choice, Wish, offered
+from shimmy.api.request_fields.tools import RequestedToolChoice, ToolChoiceField, offered
 from shimmy.api.responses.items import FindItem, Input, Item, ItemId, conversation, identified
 from shimmy.errors import BadRequest
 from shimmy.messages.model_info import ModelDefaults
@@ -88,7 +88,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class TextFormat:
+class ReplyTextFormat:
     """What a reply has to look like; a schema is always obeyed."""
 
     def read(self, value: object, path: str) -> Grammar | None:
@@ -110,7 +110,7 @@ _schema_format = Record(
 
 _text = Record(
     {
-        "format": TextFormat(),
+        "format": ReplyTextFormat(),
         "verbosity": VERBOSITY,
         **dict.fromkeys(("type", "schema", "json_schema"), Moved("text.format")),
     }
@@ -141,7 +141,7 @@ PROMPT_FIELDS: Fields = {
     "instructions": text,
     "previous_response_id": ItemId(),
     "tools": Tools(DeclaredTool(is_flat=True, may_nest=True)),
-    "tool_choice": Choice(is_flat=True),
+    "tool_choice": ToolChoiceField(is_flat=True),
     "parallel_tool_calls": Boolean(),
     "reasoning": _reasoning,
     "text": _text,
@@ -273,7 +273,9 @@ def _new_items(given: Mapping[str, Any], history: History) -> tuple[list[Item], 
 
 def _prompt(given: Mapping[str, Any], items: Sequence[Item], defaults: ModelDefaults) -> ChatPrompt:
     parallel = given.get("parallel_tool_calls", True)
-    tools, choice = offered(given.get("tools", ToolSet()), given.get("tool_choice", Wish()), parallel=parallel)
+    tools, choice = offered(
+        given.get("tools", ToolSet()), given.get("tool_choice", RequestedToolChoice()), parallel=parallel
+    )
     prompt = ChatPrompt(
         messages=conversation(items, given.get("instructions", "")),
         tools=tools,

@@ -13,7 +13,7 @@ from shimmy.api.http_exchange import encode, encode_large
 from shimmy.api.request_fields.kinds import Integer, Json, NotServed, OneOf, Record, read_model, read_query, refuse
 from shimmy.api.request_fields.reasoning import n_reasoning
 from shimmy.api.responses.items import Item, ItemId, new_id
-from shimmy.api.responses.output import Event, Output
+from shimmy.api.responses.output import Event, ResponseOutput
 from shimmy.api.responses.parse import History, ResponseRequest, counted_request, previous_response_id, response_request
 from shimmy.api.responses.store import ResponseStore, StoredResponse
 from shimmy.api.stream import EventStream, unless_gone
@@ -64,7 +64,7 @@ async def create(exchange: "Exchange") -> None:
     generation = generate(exchange.services, request.job)
     response = Response(request, generation.model.name)
     if request.stream:
-        await EventStream(exchange, [generation], Events(response, _store(exchange))).run()
+        await EventStream(exchange, [generation], ResponseEvents(response, _store(exchange))).run()
         return
     try:
         await unless_gone(exchange, _collect(generation, response))
@@ -138,7 +138,7 @@ class Response:
         self.id = new_id("resp")
         self._request = request
         self._head: Json = {"id": self.id, "object": "response", "created_at": int(time.time()), "model": model_name}
-        self._output = Output(
+        self._output = ResponseOutput(
             seals_reasoning=request.seals_reasoning,
             summarizes_reasoning=request.summarizes_reasoning,
             callees=request.callees,
@@ -223,7 +223,7 @@ class Response:
         return [*self._output.feed(delta, logprobs)]
 
 
-class Events:
+class ResponseEvents:
     """Frames of a streamed response: one event each, numbered."""
 
     def __init__(self, response: Response, store: ResponseStore) -> None:

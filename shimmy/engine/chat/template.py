@@ -13,8 +13,7 @@ from math import isfinite
 from typing import Any, TypeVar
 
 from shimmy.engine.chat.jinja_sandbox import compile_template
-from shimmy.errors import BadRequest, OutOfMemory, TemplateFailed
-from shimmy.exhausted import NO_MORE_THREADS
+from shimmy.errors import NO_MORE_THREADS, BadRequest, OutOfMemory, TemplateFailed
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 
 COMPILE_DEADLINE_S = 5.0

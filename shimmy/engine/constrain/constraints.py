@@ -33,7 +33,7 @@ _N_TOLD = 256  # warnings that are in the log already
 logger = logging.getLogger(__name__)
 
 
-class Rules:
+class GuideFactory:
     """Makes the guides of one model's jobs, on the thread that prepares them."""
 
     def __init__(self, model: LlamaModel) -> None:

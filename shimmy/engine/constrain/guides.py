@@ -67,7 +67,7 @@ class Vocabulary(Protocol):
     ) -> tuple[int, int]: ...  # of llama.cpp's vocabulary, and of its function llama_tokenize
 
 
-class Guide:
+class GrammarGuide:
     """Follows the tokens of one reply, and knows which may come next. One thread at a time may use it.
 
     Its methods raise BadRequest when the grammar outgrows its limits, or turns out to lead nowhere. `lost` are the
@@ -153,7 +153,7 @@ class Grammars:
         self._known_schemas: _Latest[tuple[str, bool], tuple[Schema, tuple[str, ...]]] = _Latest(_N_SCHEMAS_KNOWN)
         self._known_texts: _Latest[str, tuple[str, str]] = _Latest(_N_KNOWN)
 
-    def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> Guide:
+    def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> GrammarGuide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
 
         `tool_lark` is a grammar of llguidance, with its `start`. With both, the reply is what one of them allows: it
@@ -162,7 +162,7 @@ class Grammars:
         """
         asked = grammar, tool_lark, thinking_end
         matcher, lost = self._known.get(asked) or self._known.add(asked, self._matcher(*asked))
-        return Guide(matcher.deep_copy(), lost)
+        return GrammarGuide(matcher.deep_copy(), lost)
 
     def schema(self, text: str, *, strict: bool) -> tuple[Schema, tuple[str, ...]]:
         """The schema that llguidance takes for the one in `text`, and what of it is not enforced, in words.

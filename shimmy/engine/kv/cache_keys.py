@@ -24,7 +24,7 @@ _N_SAMPLES = 512
 _SAMPLE_BYTES = 4096
 
 
-class Files:
+class OpenFiles:
     """Files held open from before they are loaded, so that these are described, wherever their names lead by then."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -73,14 +73,14 @@ class Sources:
 
     def __init__(self, model: Path, adapters: Iterable[Path]) -> None:
         """For the GGUF file `model` with its shards, and adapters it may take. Raises OSError or InvalidGguf."""
-        self._model = Files(reader.shard_paths(model, reader.read_header(model)))
+        self._model = OpenFiles(reader.shard_paths(model, reader.read_header(model)))
         self._reading = threading.Thread(target=self._model.try_digest)  # while the engine loads them
         self._reading.start()
-        self._adapters: dict[str, Files] = {}
+        self._adapters: dict[str, OpenFiles] = {}
         for path in adapters:
             with contextlib.suppress(OSError):  # it is refused, or its scale stays 0
                 parts = (huggingface.adapter_file(path), path / huggingface.ADAPTER_CONFIG)
-                self._adapters[str(path)] = Files(parts if path.is_dir() else parts[:1])
+                self._adapters[str(path)] = OpenFiles(parts if path.is_dir() else parts[:1])
 
     def close(self) -> None:
         """Let go of the files; the keys are of no use after that."""
@@ -101,7 +101,7 @@ class Sources:
 class Keys:
     """One key for each setting of the adapters."""
 
-    def __init__(self, model: Files, adapters: Sequence[Files | None], others: Sequence[bytes]) -> None:
+    def __init__(self, model: OpenFiles, adapters: Sequence[OpenFiles | None], others: Sequence[bytes]) -> None:
         self._files = [model, *(files for files in adapters if files is not None)]
         self._base = _digest(__version__.encode(), model.digest(), *others)
         self._adapters = [None if files is None else files.digest() for files in adapters]

@@ -32,7 +32,7 @@ _SLACK = 256
 Scales = tuple[float, ...]  # of the adapters that cells are computed with
 
 
-class Pool(Protocol):
+class KvBackend(Protocol):
     """What is needed of an engine: `llama.LlamaModel`."""
 
     n_ctx: int  # cells that the pool may have at most
@@ -61,14 +61,14 @@ class StoredPrompts(Protocol):
     def flush(self, timeout_s: float) -> None: ...
 
 
-class Cells:
+class KvPool:
     """Owns the KV pool of an engine: nobody else adds to its sequences or takes from them."""
 
-    def __init__(self, pool: Pool, prompts: StoredPrompts | None = None) -> None:
+    def __init__(self, pool: KvBackend, prompts: StoredPrompts | None = None) -> None:
         self._pool = pool
         self._prompts = prompts
         self.sequences = [Sequence(number) for number in range(pool.n_open)]
-        self._allowance = prefix_tree.Allowance(_MIN_IDLE_SEQUENCES, pool.n_sequences)
+        self._allowance = prefix_tree.RetentionPolicy(_MIN_IDLE_SEQUENCES, pool.n_sequences)
         self._least = pool.n_cells, pool.n_open
         self.n_most = pool.n_ctx  # cells that it may have; fewer than that where there was no memory for more
         self._n_used = 0  # cells that hold a token of one sequence or more
@@ -76,7 +76,7 @@ class Cells:
 
     @property
     def n_free(self) -> int:
-        """Cells that are there and hold nothing."""
+        """KvPool that are there and hold nothing."""
         return self._pool.n_cells - self._n_used
 
     def n_common(self, tokens: list[int], scales: Scales) -> int:
@@ -90,12 +90,12 @@ class Cells:
             return False
         return self._prompts.is_coming(tokens, scales, self.n_common(tokens, scales), wait=wait)
 
-    def choose(self, tokens: list[int], scales: Scales) -> prefix_tree.Choice | None:
+    def choose(self, tokens: list[int], scales: Scales) -> prefix_tree.PrefixMatch | None:
         """Where a prompt should run; None when every sequence is busy."""
         self._open_more()
         return prefix_tree.choose(self.sequences, tokens, scales)
 
-    def n_taken_with(self, choice: prefix_tree.Choice, n_kept: int) -> int:
+    def n_taken_with(self, choice: prefix_tree.PrefixMatch, n_kept: int) -> int:
         """Cells that can be taken from nobody when a prompt runs where `choice` says and keeps `n_kept` of its tokens:
         these, and those of busy sequences."""
         taken = {run: run.n_tokens for sequence in self.sequences if sequence.busy for run in sequence.runs}
@@ -104,7 +104,7 @@ class Cells:
             n_kept = max(0, n_kept - run.n_tokens)
         return sum(taken.values())
 
-    def take(self, choice: prefix_tree.Choice, tokens: list[int], scales: Scales, *, uses_cache: bool) -> int:
+    def take(self, choice: prefix_tree.PrefixMatch, tokens: list[int], scales: Scales, *, uses_cache: bool) -> int:
         """Make a sequence busy for the prompt `tokens`; returns how many of them it holds already, from the pool or the
         disk, none without `uses_cache`."""
         sequence = choice.sequence
@@ -239,7 +239,7 @@ class Cells:
                 break
         return self._pool.n_cells >= n_cells
 
-    def _share(self, choice: prefix_tree.Choice) -> int:
+    def _share(self, choice: prefix_tree.PrefixMatch) -> int:
         """Give an empty sequence a prefix that another one has computed; 0 where the engine cannot."""
         assert choice.source is not None
         if not self._pool.share(choice.source.id, choice.sequence.id, choice.n_kept):

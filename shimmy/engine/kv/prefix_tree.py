@@ -18,7 +18,7 @@ _PROMPTS_PER_SEQUENCE = 8
 
 
 @dataclass(eq=False, slots=True)
-class Run:
+class Edge:
     """Consecutive cells that belong to the same sequences."""
 
     n_tokens: int
@@ -31,7 +31,7 @@ class Sequence:
 
     id: int
     tokens: list[int] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)  # whose cells hold them, in their order
+    runs: list[Edge] = field(default_factory=list)  # whose cells hold them, in their order
     scales: tuple[float, ...] = ()  # of the adapters its cells were computed with
     last_used: int = 0  # the scheduler's step count
     busy: bool = False
@@ -53,7 +53,7 @@ def n_common(left: "list[int] | array[int]", right: "list[int] | array[int]") ->
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PrefixMatch:
     """The sequence for a prompt and how many of its first tokens it need not compute.
 
     They are resident in the sequence itself, or in `source`, from which they are to be shared.
@@ -64,7 +64,7 @@ class Choice:
     source: Sequence | None = None
 
 
-def choose(sequences: Iterable[Sequence], prompt: list[int], scales: tuple[float, ...] = ()) -> Choice | None:
+def choose(sequences: Iterable[Sequence], prompt: list[int], scales: tuple[float, ...] = ()) -> PrefixMatch | None:
     """Where `prompt` should run; None when every sequence is busy. Adapters of other scales make other cells.
 
     The sequence with the longest shared prefix is continued where it is idle and the prompt keeps most of it; where
@@ -80,11 +80,11 @@ def choose(sequences: Iterable[Sequence], prompt: list[int], scales: tuple[float
         return None
     n_best, best = max(shared, key=lambda pair: (pair[0], not pair[1].busy))
     if n_best and not best.busy and n_best >= _MIN_KEPT_SHARE * len(best.tokens):
-        return Choice(best, n_best)
+        return PrefixMatch(best, n_best)
     free = min(idle, key=lambda sequence: (bool(sequence.tokens), sequence.last_used))
     if not n_best:
-        return Choice(free, 0)
-    return Choice(best, n_best) if free is best else Choice(free, n_best, best)
+        return PrefixMatch(free, 0)
+    return PrefixMatch(best, n_best) if free is best else PrefixMatch(free, n_best, best)
 
 
 def evictable(sequences: Iterable[Sequence]) -> Sequence | None:
@@ -104,7 +104,7 @@ def extend(sequence: Sequence, tokens: list[int]) -> None:
     """Put `tokens` behind those of `sequence`, in new cells."""
     last = sequence.runs[-1] if sequence.runs else None
     if last is None or len(last.holders) > 1:
-        last = Run(0, [sequence])
+        last = Edge(0, [sequence])
         sequence.runs.append(last)
     last.n_tokens += len(tokens)
     sequence.tokens += tokens
@@ -137,7 +137,7 @@ def _split(sequence: Sequence, n_tokens: int) -> int:
         if n_tokens <= 0:
             return place
         if n_tokens < run.n_tokens:
-            rest = Run(run.n_tokens - n_tokens, run.holders.copy())
+            rest = Edge(run.n_tokens - n_tokens, run.holders.copy())
             run.n_tokens = n_tokens
             for holder in run.holders:
                 holder.runs.insert(holder.runs.index(run) + 1, rest)
@@ -145,7 +145,7 @@ def _split(sequence: Sequence, n_tokens: int) -> int:
     return len(sequence.runs)
 
 
-class Allowance:
+class RetentionPolicy:
     """How many idle sequences are worth their cells: as many as prompts have lately come back to.
 
     It remembers the tokens of the last `n_most` jobs that ended, whether their cells are still resident or not. A

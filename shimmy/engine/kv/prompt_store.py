@@ -21,7 +21,7 @@ _MAX_STALL_BYTES = 32 * 10**6
 Scales = tuple[float, ...]
 
 
-class Backend(Protocol):
+class PromptBackend(Protocol):
     """Whose cells they are: `llama.LlamaModel`."""
 
     def save_sequence(self, sequence: int, n_tokens: int) -> Cells | None: ...
@@ -63,14 +63,14 @@ class Ready:
     cells: memoryview
 
 
-class Prompts:
+class PromptStore:
     """Asks `cache` for the prompts of one worker, by the keys that `key_of` has for the scales of its adapters."""
 
     def __init__(
         self,
         cache: PromptCache,
         key_of: Callable[[Scales], bytes | None],
-        backend: Backend,
+        backend: PromptBackend,
         tell: Callable[[PromptCacheStats], None] = lambda _: None,
     ) -> None:
         """`tell` hears what was found and what was not."""

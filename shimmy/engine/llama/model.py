@@ -17,7 +17,7 @@ from typing import Any
 
 from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.llama.context import Batch, EmbeddingContext, context_params
-from shimmy.engine.llama.sampler import Likelihood, Probe, Sampler
+from shimmy.engine.llama.sampler import Likelihood, LlamaSampler, Probe
 from shimmy.engine.llama.sampler_chain import SamplerChain, SamplerStage
 from shimmy.engine.llama.sequence_state import State, States
 from shimmy.engine.llama.tokenizer import Tokenizer
@@ -449,7 +449,7 @@ class LlamaModel:
         biases: Sequence[tuple[int, float]],
         breakers: Sequence[str],
         history: Sequence[int] = (),
-    ) -> Sampler:
+    ) -> LlamaSampler:
         """Build `chain` on any thread. `biases` (and the tokens the model itself suppresses) come before its stages.
 
         Those that look back at the prompt are shown the end of `history`."""
@@ -465,7 +465,7 @@ class LlamaModel:
                 llama.llama_sampler_accept(sampler, token)
             llama.llama_sampler_chain_add(pointer, sampler)
         never = frozenset(token for token, bias in biases if bias == -math.inf)
-        return Sampler(pointer, self._probe, has_history=chain.looks_back, never=never)
+        return LlamaSampler(pointer, self._probe, has_history=chain.looks_back, never=never)
 
     def _new_stage(self, stage: SamplerStage, breakers: Sequence[str]) -> Any:
         create = getattr(llama, f"llama_sampler_init_{stage.name}")

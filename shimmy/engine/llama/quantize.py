@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shimmy.wire.worker_options import SAFETENSORS_TYPES
 from shimmy.engine.llama import model
 from shimmy.errors import ModelUnavailable
+from shimmy.wire.worker_options import SAFETENSORS_TYPES
 
 # llama_ftype in include/llama.h.
 FILE_TYPES = dict(zip(SAFETENSORS_TYPES, (0, 32, 1, 7, 18, 17, 15, 2), strict=True))

@@ -140,7 +140,7 @@ class Probe:
         struct.selected = 0  # anything else than a candidate would abort the process
 
 
-class Sampler:
+class LlamaSampler:
     """One job's sampler chain, freed by `close`; all but `accept` belong to the thread that decodes."""
 
     def __init__(self, chain: Any, probe: Probe, *, has_history: bool, never: frozenset[int] = frozenset()) -> None:

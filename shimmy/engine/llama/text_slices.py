@@ -18,7 +18,7 @@ _MAX_SPECIAL_LENGTH = 100
 _NEVER = re.compile(r"(?!)")
 
 
-class Place(NamedTuple):
+class CutPlace(NamedTuple):
     """Two neighbours between which a text may be cut, each as a class of characters, and what has to follow them."""
 
     before: str
@@ -27,17 +27,17 @@ class Place(NamedTuple):
 
 
 # A word begins with this space, whatever the pre-tokenizer makes of the letters around it.
-WORD = Place("[A-Za-z]", " ", "[A-Za-z]")
-_PLACES: Mapping[str, Place | None] = {  # by `tokenizer.ggml.pre`, where a space does not always begin a word
-    "gemma4": Place(r"[^\n]", r"\n"),
-    "sarvam-moe": Place(r"[^\n]", r"\n"),
-    "exaone-moe": Place("[A-Za-z]", r"\n"),
-    "superbpe": Place("[A-Za-z]", "[0-9]"),
+WORD = CutPlace("[A-Za-z]", " ", "[A-Za-z]")
+_PLACES: Mapping[str, CutPlace | None] = {  # by `tokenizer.ggml.pre`, where a space does not always begin a word
+    "gemma4": CutPlace(r"[^\n]", r"\n"),
+    "sarvam-moe": CutPlace(r"[^\n]", r"\n"),
+    "exaone-moe": CutPlace("[A-Za-z]", r"\n"),
+    "superbpe": CutPlace("[A-Za-z]", "[0-9]"),
     "whitespace": None,
 }
 
 
-def place_of(pre: str) -> Place | None:
+def place_of(pre: str) -> CutPlace | None:
     """Where a byte-level text may be cut, by the name of its pre-tokenizer; None: nowhere."""
     return _PLACES.get(pre, WORD)
 
@@ -45,7 +45,7 @@ def place_of(pre: str) -> Place | None:
 class Cuts:
     """Finds where to cut the texts of one vocabulary. `specials` are the tokens that are taken out of a text first."""
 
-    def __init__(self, specials: Sequence[str] | None, place: Place | None, *, swallows: bool = False) -> None:
+    def __init__(self, specials: Sequence[str] | None, place: CutPlace | None, *, swallows: bool = False) -> None:
         """None for `specials` that could be anywhere in a text. With `swallows` white space beside one may belong to
         it."""
         self._swallows = swallows

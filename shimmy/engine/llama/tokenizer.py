@@ -185,7 +185,7 @@ class Tokenizer:
             return None  # it may stand inside of a character
 
     @cached_property
-    def _place(self) -> text_slices.Place | None:
+    def _place(self) -> text_slices.CutPlace | None:
         if self._type == llama.LLAMA_VOCAB_TYPE_WPM:
             return text_slices.WORD
         if self._type == llama.LLAMA_VOCAB_TYPE_SPM:

@@ -19,14 +19,14 @@ from shimmy.messages.event import Finished, FinishReason, JobOutput, Timings, Us
 JobEvent = tuple[int, JobOutput | ShimmyError]
 
 
-class Batch(Protocol):
+class EmbeddingBatch(Protocol):
     """The rows of the next decode."""
 
     def clear(self) -> None: ...
     def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int: ...
 
 
-class Backend(Protocol):
+class EmbeddingBackend(Protocol):
     """What the embedder needs of an engine: `llama.EmbeddingContext`, or a few lines of arithmetic in a test."""
 
     n_ctx: int  # tokens of all inputs that are being read
@@ -36,7 +36,7 @@ class Backend(Protocol):
     in_parts: bool  # an input may take several decodes
 
     @property
-    def batch(self) -> Batch: ...
+    def batch(self) -> EmbeddingBatch: ...
     def compute(self) -> int: ...
     def vector(self, sequence: int) -> list[float]: ...
     def forget(self, sequence: int) -> None: ...
@@ -75,7 +75,10 @@ class Embedder:
     """Owns `backend`. Feed it tasks, call `step` while it has some, take what it emits."""
 
     def __init__(
-        self, backend: Backend, emit: Callable[[list[JobEvent]], None], clock: Callable[[], float] = perf_counter
+        self,
+        backend: EmbeddingBackend,
+        emit: Callable[[list[JobEvent]], None],
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._backend = backend
         self._emit = emit

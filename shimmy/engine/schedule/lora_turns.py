@@ -9,7 +9,7 @@ from shimmy.engine.schedule.task import Task
 _TURN_STEPS = 4
 
 
-class Turns:
+class LoraTurns:
     """`scales` are those of the adapters as the engine was told last, `n_steps` the decodes with them since then."""
 
     def __init__(self, set_scales: Callable[[Sequence[float]], None]) -> None:

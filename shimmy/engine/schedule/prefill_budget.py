@@ -26,7 +26,7 @@ _WEIGHT = 0.5  # of the latest measurement: what a row costs grows with what sta
 _MAX_SURPRISE = 2.0  # what takes longer than so many times what was expected was disturbed
 
 
-class Pace:
+class PrefillBudget:
     """Measured times of one model on this machine."""
 
     def __init__(self) -> None:

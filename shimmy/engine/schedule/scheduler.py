@@ -13,11 +13,11 @@ from time import perf_counter
 from typing import Protocol
 
 from shimmy.engine.kv import prefix_tree
-from shimmy.engine.kv.kv_pool import Cells, Pool, StoredPrompts
-from shimmy.engine.schedule.lora_turns import Turns
-from shimmy.engine.schedule.prefill_budget import Pace
+from shimmy.engine.kv.kv_pool import KvBackend, KvPool, StoredPrompts
+from shimmy.engine.schedule.lora_turns import LoraTurns
+from shimmy.engine.schedule.prefill_budget import PrefillBudget
 from shimmy.engine.schedule.task import Guide, Task
-from shimmy.engine.speculate.speculation import Costs, Drafter, Guess
+from shimmy.engine.speculate.speculation import DecodeCosts, Draft, Drafter
 from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
 from shimmy.messages.event import Echo, FinishReason, JobOutput, Piece, TokenLogprob
 
@@ -33,21 +33,21 @@ _WORTH_WAITING = 64
 JobEvent = tuple[int, JobOutput | ShimmyError]
 
 
-class Batch(Protocol):
+class DecodeBatch(Protocol):
     """The rows of the next decode."""
 
     def clear(self) -> None: ...
     def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int: ...
 
 
-class Backend(Pool, Protocol):
+class DecodeBackend(KvBackend, Protocol):
     """What the scheduler needs of an engine: `llama.LlamaModel`, or a few lines of arithmetic in a test."""
 
     n_batch: int
     n_outputs: int
 
     @property
-    def batch(self) -> Batch: ...
+    def batch(self) -> DecodeBatch: ...
     def decode(self) -> int: ...
     def set_scales(self, scales: Sequence[float]) -> None: ...
     def has_numbers(self, row: int) -> bool: ...
@@ -68,7 +68,7 @@ class _Rows:
     tokens: list[int]
     first: int
     output: int | None
-    guess: Guess | None = None
+    guess: Draft | None = None
     guessing_s: float = 0.0  # what it took to make the guess, or to find that there is none
     is_prompt: bool = False
 
@@ -78,7 +78,7 @@ class Scheduler:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: DecodeBackend,
         emit: Callable[[list[JobEvent]], None],
         *,
         speculate: bool = True,
@@ -91,13 +91,13 @@ class Scheduler:
         self._clock = clock
         self._drafts = speculate and backend.can_rewind
         self._drafter = drafter
-        self._cells = Cells(backend, prompts)
+        self._cells = KvPool(backend, prompts)
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
-        self._costs = Costs()
-        self._pace = Pace()
-        self._turns = Turns(backend.set_scales)
+        self._costs = DecodeCosts()
+        self._pace = PrefillBudget()
+        self._turns = LoraTurns(backend.set_scales)
         self._n_forced_max = max(0, min(_MAX_FORCED, backend.n_batch // backend.n_sequences - 1))
         self._n_steps = 0
         self.n_begun = 0  # jobs that have had their first token
@@ -207,7 +207,7 @@ class Scheduler:
         """Whether more of its prompt is being read from the disk; awaited where no job runs."""
         return task.uses_cache and self._cells.is_coming(task.tokens, task.scales, wait=not self._running)
 
-    def _has_room_for(self, task: Task, choice: prefix_tree.Choice) -> bool:
+    def _has_room_for(self, task: Task, choice: prefix_tree.PrefixMatch) -> bool:
         """Whether a task can join those that run without taking the cells they need next."""
         if not self._running:
             return True
@@ -215,7 +215,7 @@ class Scheduler:
         n_wanted = sum(other.n_pending for other in self._running) + len(task.tokens) - n_kept + _ADMISSION_SLACK
         return self._cells.n_taken_with(choice, n_kept) + n_wanted <= self._cells.n_most
 
-    def _start(self, task: Task, choice: prefix_tree.Choice) -> None:
+    def _start(self, task: Task, choice: prefix_tree.PrefixMatch) -> None:
         n_kept = self._cells.take(choice, task.tokens, task.scales, uses_cache=task.uses_cache)
         task.sequence = choice.sequence
         if not task.started_s:
@@ -370,7 +370,7 @@ class Scheduler:
         self._cells.wipe()
         return False
 
-    def _verify(self, task: Task, row: int, guess: Guess) -> None:
+    def _verify(self, task: Task, row: int, guess: Draft) -> None:
         """Sample one row after the other as long as what was guessed is what comes; drop the cells of the rest.
 
         What a guide forces after a token needs no row: it is right or wrong like the guess that stands in its place.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shimmy.engine.kv import prefix_tree
-from shimmy.engine.speculate.speculation import Guess, Lookup, Outlook
+from shimmy.engine.speculate.speculation import Draft, DraftPlanner, PromptLookup
 from shimmy.messages.event import Finished, FinishReason, Piece, Timings, TokenLogprob, Usage
 from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import Job
@@ -65,9 +65,9 @@ class Task:
     n_generated: int = field(init=False, default=0)
     n_forced: int = field(init=False, default=0)  # of the pending tokens, those that a guide has added to the last one
     forced: deque[int] = field(init=False, default_factory=deque)  # tokens that have to come next, not taken yet
-    lookup: Lookup = field(init=False, default_factory=Lookup)
-    guess: Guess | None = field(init=False, default=None)  # what its next tokens are compared with
-    outlook: Outlook = field(init=False, default_factory=Outlook)  # of asking a draft model
+    lookup: PromptLookup = field(init=False, default_factory=PromptLookup)
+    guess: Draft | None = field(init=False, default=None)  # what its next tokens are compared with
+    outlook: DraftPlanner = field(init=False, default_factory=DraftPlanner)  # of asking a draft model
     started_s: float = field(init=False, default=0.0)
     first_token_s: float = field(init=False, default=0.0)
     _decoder: TextDecoder = field(init=False, default_factory=TextDecoder)

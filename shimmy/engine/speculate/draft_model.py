@@ -13,10 +13,10 @@ from time import perf_counter
 from shimmy.engine.kv import prefix_tree
 from shimmy.engine.llama.model import LlamaModel
 from shimmy.engine.speculate import vocab_match
-from shimmy.engine.speculate.speculation import Costs, Guess, Outlook
+from shimmy.engine.speculate.speculation import DecodeCosts, Draft, DraftPlanner
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.gguf import reader
-from shimmy.formats.gguf.header import Kind
+from shimmy.formats.gguf.header import GgufKind
 from shimmy.wire.worker_options import DRAFT_BATCH, MIN_DRAFT_CTX, WorkerOptions
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ class DraftModel:
     def set_threads(self, n_threads: int) -> None:
         self._model.set_threads(n_threads)
 
-    def draft(self, tokens: list[int], n_max: int, costs: Costs, outlook: Outlook, rival: Guess | None) -> Guess | None:
+    def draft(
+        self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: DraftPlanner, rival: Draft | None
+    ) -> Draft | None:
         """What may follow `tokens`, at most `n_max` of it; None where that does not promise more than `rival`.
 
         It reads a long text that is new to it in several calls, once that promises to pay, and guesses nothing before.
@@ -79,7 +81,7 @@ class DraftModel:
         n_worth, gain = outlook.worth(len(drafted), costs)
         if not n_worth or (rival is not None and gain < rival.gain):
             return None
-        return Guess(drafted[:n_worth], gain, outlook.outcomes)
+        return Draft(drafted[:n_worth], gain, outlook.outcomes)
 
     def _window(self, tokens: list[int]) -> list[int]:
         """What it looks at: all of `tokens`, or the first and the latest ones.
@@ -106,7 +108,7 @@ class DraftModel:
         self._read_s = _mean(self._read_s, (self._clock() - start_s) / DRAFT_BATCH)
         return None
 
-    def _compute(self, pending: list[int], n_wanted: int, outlook: Outlook) -> list[int]:
+    def _compute(self, pending: list[int], n_wanted: int, outlook: DraftPlanner) -> list[int]:
         """The most likely continuation after `pending`, as long as it is sure of each token of it."""
         drafted: list[int] = []
         is_in_step = len(pending) <= _IN_STEP
@@ -164,7 +166,7 @@ def load(options: WorkerOptions, model: LlamaModel, n_threads: int) -> DraftMode
 def _open(path: Path, options: WorkerOptions, model: LlamaModel, n_threads: int) -> DraftModel:
     """Raises InvalidGguf, OSError or ModelUnavailable."""
     header = reader.validate(path)  # what the engine would abort on has to be found before it looks
-    if header.kind is not Kind.MODEL or header.is_embedding:
+    if header.kind is not GgufKind.MODEL or header.is_embedding:
         raise ModelUnavailable("it does not write text")
     if header.n_ctx_train < MIN_DRAFT_CTX:
         raise ModelUnavailable(f"its training length is {header.n_ctx_train} tokens, fewer than {MIN_DRAFT_CTX}")

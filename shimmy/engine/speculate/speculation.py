@@ -35,7 +35,7 @@ _FADING = 0.995
 _PRIOR = (3, 4)
 
 
-class Costs:
+class DecodeCosts:
     """What a decode of one job costs with more rows than one, in decodes of one row; learnt while it serves."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _Share:
         return (self._n_so + n_so) / (self._n_in_all + n_in_all)
 
 
-class Outcomes:
+class AcceptanceStats:
     """What became of the guesses of one kind for one job."""
 
     def __init__(self) -> None:
@@ -105,12 +105,12 @@ class Outcomes:
 
 
 @dataclass(slots=True)
-class Guess:
+class Draft:
     """Tokens that may come next; `gain` is how many times the tokens per second of single rows they promise."""
 
     tokens: list[int]
     gain: float
-    outcomes: Outcomes
+    outcomes: AcceptanceStats
     n_accepted: int = 0
     _is_right: bool = True
 
@@ -132,20 +132,20 @@ class Drafter(Protocol):
     """What computes guesses: `draft.DraftModel`."""
 
     def draft(
-        self, tokens: list[int], n_max: int, costs: Costs, outlook: "Outlook", rival: Guess | None
-    ) -> Guess | None:
+        self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: "DraftPlanner", rival: Draft | None
+    ) -> Draft | None:
         """What may follow `tokens`, at most `n_max` of it; None where that does not promise more than `rival`."""
 
 
-class Lookup:
+class PromptLookup:
     """The guesses of one job that are looked up in what it has read and said."""
 
     def __init__(self) -> None:
-        self.outcomes = Outcomes()
+        self.outcomes = AcceptanceStats()
         self._places: dict[tuple[int, ...], int] = {}  # of an n-gram: where the token after its last occurrence stands
         self._n_indexed = 0
 
-    def draft(self, tokens: Sequence[int], n_max: int, costs: Costs, *, is_guided: bool = False) -> Guess | None:
+    def draft(self, tokens: Sequence[int], n_max: int, costs: DecodeCosts, *, is_guided: bool = False) -> Draft | None:
         """What may follow `tokens`, at most `n_max` of it; None when no guess promises to pay."""
         place = self._place(tokens)
         if place is None:
@@ -158,7 +158,7 @@ class Lookup:
             return None
         period = len(tokens) - place  # past the end of what is known, a copy goes on as a loop would
         copy = [tokens[place + offset % period] for offset in range(best - 1)]
-        return Guess(copy, gains[best], self.outcomes)
+        return Draft(copy, gains[best], self.outcomes)
 
     def _place(self, tokens: Sequence[int]) -> int | None:
         """Where the token stands that followed the longest n-gram that `tokens` end with, the last time."""
@@ -174,11 +174,11 @@ class Lookup:
         return None
 
 
-class Outlook:
+class DraftPlanner:
     """Whether the guesses of a draft model pay for one job, and how many at a time."""
 
     def __init__(self) -> None:
-        self.outcomes = Outcomes()
+        self.outcomes = AcceptanceStats()
         self._sure = _Share()  # of the tokens it has computed, those it was sure enough of to go on
         self._n_steps = 0
 
@@ -186,7 +186,7 @@ class Outlook:
         """It was asked, computed so many tokens and was sure of so many."""
         self._sure.learn(n_sure, n_computed)
 
-    def plan(self, n_max: int, costs: Costs, token_cost: float, rival: Guess | None = None) -> tuple[int, float]:
+    def plan(self, n_max: int, costs: DecodeCosts, token_cost: float, rival: Draft | None = None) -> tuple[int, float]:
         """How many tokens to draft for the most tokens per second, and how many times those of single rows that is.
 
         A token of the draft model costs `token_cost` single rows. 0 tokens where that promises no gain, or less than
@@ -217,12 +217,12 @@ class Outlook:
         """
         return cost <= self._n_steps * (1 - 1 / gain)
 
-    def worth(self, n_drafted: int, costs: Costs) -> tuple[int, float]:
+    def worth(self, n_drafted: int, costs: DecodeCosts) -> tuple[int, float]:
         """How many of the first tokens of a draft to decode, now that they are computed, and the gain of that."""
         n_worth, n_given, cost = self._values(n_drafted, costs)[-1]
         return n_worth, n_given / cost
 
-    def _values(self, n_max: int, costs: Costs) -> list[tuple[int, float, float]]:
+    def _values(self, n_max: int, costs: DecodeCosts) -> list[tuple[int, float, float]]:
         """Of drafts of 0 to `n_max` tokens: how many of these are worth their rows, what they give, what they cost."""
         right = self.outcomes.right.after(*_PRIOR)
         values = [(0, 1.0, 1.0)]

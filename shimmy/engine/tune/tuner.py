@@ -49,7 +49,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TrialResult:
     """Seconds that one token and one row of a prompt took with `settings`."""
 
     settings: Settings
@@ -61,7 +61,7 @@ class Result:
         return _N_GENERATED * self.token_s + _N_READ * self.row_s
 
 
-def fastest(results: Sequence[Result]) -> Settings:
+def fastest(results: Sequence[TrialResult]) -> Settings:
     """The first settings that are as fast as any."""
     least_s = min(result.job_s for result in results)
     return next(result.settings for result in results if result.job_s <= _SAME * least_s)
@@ -110,7 +110,7 @@ class Tuning:
         """Choose by what a trial has printed, and remember it for the next load."""
         try:
             times = [(float(token_s), float(row_s)) for token_s, row_s in json.loads(output)]
-            settings = fastest([Result(each, *pair) for each, pair in zip(self.candidates, times, strict=True)])
+            settings = fastest([TrialResult(each, *pair) for each, pair in zip(self.candidates, times, strict=True)])
         except (ValueError, TypeError, RecursionError):
             logger.debug("a trial of settings had no result")
             return

@@ -17,12 +17,12 @@ from shimmy.formats.convert import cache
 from shimmy.formats.convert.cache import Converted, Progress
 from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.convert.recipe import Recipe, family_of, recipe, text_config
-from shimmy.formats.convert.transforms import Output, chunks
+from shimmy.formats.convert.transforms import TensorOutput, chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.safetensors import huggingface
-from shimmy.formats.safetensors.checkpoint import Checkpoint, Reader, read_folder, read_json
+from shimmy.formats.safetensors.checkpoint import Checkpoint, TensorReader, read_folder, read_json
 from shimmy.formats.safetensors.sentence_transformers import pooling_type
 from shimmy.formats.tokenizer.vocab import vocabulary
 
@@ -32,7 +32,7 @@ _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}  # of Phi-3 and 3.5, wh
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ConversionPlan:
     """What a folder becomes; everything but its vocabulary has been checked."""
 
     name: str
@@ -60,7 +60,7 @@ class Plan:
         return replace(header, is_embedding=self.is_embedding)
 
 
-def plan(folder: Path) -> Plan:
+def plan(folder: Path) -> ConversionPlan:
     """What `folder` becomes. Reads headers and small JSON files only.
 
     Raises Unconvertible or InvalidSafetensors with the reason, OSError when a file cannot be read.
@@ -77,7 +77,7 @@ def plan(folder: Path) -> Plan:
     for output in found.outputs:
         if output.pieces and len(output.info.shape) > 1:
             weights[output.dtype] += output.info.n_elements
-    return Plan(
+    return ConversionPlan(
         name=huggingface.name(folder),
         architecture=found.architecture,
         quantization=max(weights, key=lambda name: weights[name]),
@@ -93,7 +93,7 @@ def plan(folder: Path) -> Plan:
     )
 
 
-def convert(folder: Path, target: Path, on_progress: Progress) -> Plan:
+def convert(folder: Path, target: Path, on_progress: Progress) -> ConversionPlan:
     """Write the GGUF of `folder` to `target`, replacing it. What `on_progress` raises ends the conversion.
 
     Raises what `plan` raises, and Unconvertible when there is no room. Memory stays within a few chunks of tensors,
@@ -155,7 +155,11 @@ def _as_read(code: GgufType, value: Any) -> Value:
 
 
 def _make(
-    folder: Path, found: Plan, target: Path, on_progress: Progress, finish: Callable[[Path, Path], None] | None
+    folder: Path,
+    found: ConversionPlan,
+    target: Path,
+    on_progress: Progress,
+    finish: Callable[[Path, Path], None] | None,
 ) -> None:
     if finish is None:
         _write(folder, found, target, on_progress)
@@ -176,18 +180,18 @@ def _make(
         path.unlink(missing_ok=True)
 
 
-def _write(folder: Path, found: Plan, target: Path, on_progress: Progress) -> None:
+def _write(folder: Path, found: ConversionPlan, target: Path, on_progress: Progress) -> None:
     tokenizer = vocabulary(folder, found.config)
     tokens: list[str] = next((value[1] for key, _, value in tokenizer if key == "tokenizer.ggml.tokens"), [])
     outputs = [_fitted(output, len(tokens)) for output in found.recipe.outputs]
     vocabulary_metadata = _sized(found, tokenizer, len(tokens))
     metadata = [*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata]
-    with Reader() as reader:
+    with TensorReader() as reader:
         tensors = [(output.info, chunks(output, reader)) for output in outputs]
         write_file(target, metadata, tensors, on_progress)
 
 
-def _general(found: Plan, tokens: Sequence[str]) -> Metadata:
+def _general(found: ConversionPlan, tokens: Sequence[str]) -> Metadata:
     # llama.cpp goes by the name to strip spaces behind special tokens, and fails when it does not find these four.
     name = re.sub("(?i)phi-?3", "Phi 3", found.name.encode("utf-8", "replace").decode())
     if found.architecture == "phi3" and set(tokens) >= _PHI3_TOKENS:
@@ -201,7 +205,7 @@ def _general(found: Plan, tokens: Sequence[str]) -> Metadata:
     ]
 
 
-def _sized(found: Plan, tokenizer: Metadata, n_tokens: int) -> Metadata:
+def _sized(found: ConversionPlan, tokenizer: Metadata, n_tokens: int) -> Metadata:
     """The vocabulary, with the numbers of tokens and of their types, which are the model's."""
     keys = {key for key, _, _ in tokenizer}
     sizes = {f"{found.architecture}.vocab_size": n_tokens}
@@ -211,7 +215,7 @@ def _sized(found: Plan, tokenizer: Metadata, n_tokens: int) -> Metadata:
     return [*tokenizer, *((key, GgufType.UINT32, size) for key, size in sizes.items() if key not in keys)]
 
 
-def _fitted(output: Output, n_tokens: int) -> Output:
+def _fitted(output: TensorOutput, n_tokens: int) -> TensorOutput:
     """Without the rows behind the vocabulary, which only make the number of rows a round one."""
     if output.info.name not in {"token_embd.weight", "output.weight"}:
         return output

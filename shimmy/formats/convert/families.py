@@ -13,8 +13,8 @@ from typing import Any
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_EXPERTS,
-    Draft,
     Hyperparameters,
+    MetadataBuilder,
     checked_number,
     rope_parameters,
     wrong,
@@ -49,7 +49,7 @@ class Family:
     rows: tuple[Row, ...]
     activations: frozenset[str]
     scalings: frozenset[str] | None  # of rotary positions; None where there are none
-    describe: Callable[[Draft, Hyperparameters, dict[str, int]], None]
+    describe: Callable[[MetadataBuilder, Hyperparameters, dict[str, int]], None]
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of the family's class, where config.json may be silent
     prefixes: tuple[str, ...] = ("model.language_model.", "language_model.model.", "language_model.", "model.")
     ignored_prefixes: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Family:
 # What one family has and the others have not.
 
 
-def _llama(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _llama(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     """Nothing: this is what `_describe` was made for."""
 
 
@@ -69,7 +69,7 @@ def _plain_heads(values: Hyperparameters, sizes: dict[str, int]) -> None:
         raise wrong("head_dim", values.get("head_dim") or values.get("num_attention_heads"))
 
 
-def _cap_to_window(draft: Draft, values: Hyperparameters, *, is_used: bool = True) -> None:
+def _cap_to_window(draft: MetadataBuilder, values: Hyperparameters, *, is_used: bool = True) -> None:
     """A window that llama.cpp does not have: exact while no token is out of its sight."""
     kinds = set(values.names("layer_types") or ("sliding_attention",))
     if kinds - {"full_attention", "sliding_attention"}:
@@ -79,24 +79,24 @@ def _cap_to_window(draft: Draft, values: Hyperparameters, *, is_used: bool = Tru
         draft.cap_context(window, "the engine has no sliding window for this architecture")
 
 
-def _mistral(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _mistral(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del sizes
     _cap_to_window(draft, values)
 
 
-def _mixtral(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _mixtral(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _cap_to_window(draft, values)
     _experts(draft, values, sizes, "num_local_experts")
     sizes["M"] = sizes["F"]
 
 
-def _experts(draft: Draft, values: Hyperparameters, sizes: dict[str, int], key: str) -> None:
+def _experts(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], key: str) -> None:
     sizes["X"] = values.integer(key, "num_experts", "num_local_experts", maximum=MAX_EXPERTS)
     draft.integer("expert_count", sizes["X"])
     draft.integer("expert_used_count", values.integer("num_experts_per_tok", maximum=sizes["X"]))
 
 
-def _smollm3(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _smollm3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _qwen_window(draft, values, sizes)
     found = values.get("no_rope_layers")
     if found is None:
@@ -105,7 +105,7 @@ def _smollm3(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> No
         raise Unconvertible("its `no_rope_layers` is not every 4th layer, which is all that the engine computes")
 
 
-def _granite(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _granite(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del sizes
     for key, source in (
         ("attention.scale", "attention_multiplier"), ("embedding_scale", "embedding_multiplier"),
@@ -116,7 +116,7 @@ def _granite(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> No
         draft.number(key, scale)
 
 
-def _qwen_window(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _qwen_window(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     is_used = values.flag("use_sliding_window")
     first = values.get("max_window_layers")
     if values.get("layer_types") is None and first is not None:
@@ -124,12 +124,12 @@ def _qwen_window(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -
     _cap_to_window(draft, values, is_used=is_used)
 
 
-def _qwen2(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _qwen2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _plain_heads(values, sizes)
     _qwen_window(draft, values, sizes)
 
 
-def _qwen3_moe(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _qwen3_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _qwen_window(draft, values, sizes)
     _experts(draft, values, sizes, "num_experts")
     values.require("norm_topk_prob", True, default=False)
@@ -139,12 +139,12 @@ def _qwen3_moe(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> 
     draft.integer("expert_feed_forward_length", sizes["M"])
 
 
-def _gemma(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _gemma(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del draft, sizes
     values.require("tie_word_embeddings", True, default=True)
 
 
-def _gemma2(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _gemma2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _gemma(draft, values, sizes)
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if not (cap := values.number(key)):
@@ -163,7 +163,7 @@ def gemma_scalar(sizes: dict[str, int], n_layers_27b: int) -> int:
     return sizes["E"] // sizes["H"] if sizes["layers"] == n_layers_27b else sizes["D"]
 
 
-def _window_pattern(draft: Draft, values: Hyperparameters, sizes: dict[str, int], usual: int) -> bool:
+def _window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], usual: int) -> bool:
     """Say which layers have a window where it is not every one but each `usual`-th; False when none has."""
     kinds = values.names("layer_types")
     if kinds is None:
@@ -180,7 +180,7 @@ def _window_pattern(draft: Draft, values: Hyperparameters, sizes: dict[str, int]
     return any(slides)
 
 
-def _gemma3(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _gemma3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     if values.get("attn_logit_softcapping") is not None:
         raise Unconvertible("it has `attn_logit_softcapping`, which the engine does not compute for this architecture")
     if values.get("final_logit_softcapping") is not None:
@@ -198,7 +198,7 @@ def _gemma3(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> Non
     draft.number("rope.freq_base_swa", theta)
 
 
-def _phi3(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _phi3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _plain_heads(values, sizes)
     _cap_to_window(draft, values)
     rope = rope_parameters(values)
@@ -223,14 +223,14 @@ def _phi3(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
     draft.cap_context(n_ctx_original, "the engine cannot change between short and long positions within a context")
 
 
-def _gpt2(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _gpt2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del draft
     _plain_heads(values, sizes)
     values.require("scale_attn_weights", True, default=True)
     values.require("scale_attn_by_inverse_layer_idx", False, default=False)
 
 
-def _bert(draft: Draft, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _bert(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _plain_heads(values, sizes)
     values.require("position_embedding_type", "absolute", default="absolute")
     sizes["T"] = values.integer("type_vocab_size", default=2)

@@ -95,7 +95,7 @@ def _brief(value: Any) -> str:
 
 
 @dataclass(slots=True)
-class Draft:
+class MetadataBuilder:
     """What a GGUF is to say of a model, as it is put together for one architecture."""
 
     architecture: str
@@ -149,7 +149,7 @@ def _without_nulls(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def describe_rope(draft: Draft, values: Hyperparameters, allowed: frozenset[str], n_rotated: int) -> None:
+def describe_rope(draft: MetadataBuilder, values: Hyperparameters, allowed: frozenset[str], n_rotated: int) -> None:
     """Write base and scaling of the rotation of `n_rotated` elements of each head.
 
     `allowed` are the types of scaling that llama.cpp computes for this architecture; another one is refused. Formulas:
@@ -184,7 +184,7 @@ def _factor(rope: Hyperparameters) -> float:
     return factor
 
 
-def _describe_yarn(draft: Draft, rope: Hyperparameters) -> None:
+def _describe_yarn(draft: MetadataBuilder, rope: Hyperparameters) -> None:
     n_ctx_original = rope.integer("original_max_position_embeddings", maximum=MAX_CONTEXT, default=draft.n_ctx)
     factor = _factor(rope) if rope.get("factor") is not None else max(1.0, draft.n_ctx / n_ctx_original)
     for key, computed in (("beta_fast", 32.0), ("beta_slow", 1.0)):

@@ -17,13 +17,13 @@ from shimmy.formats.convert import cache
 from shimmy.formats.convert.adaptable import Adaptable
 from shimmy.formats.convert.families import FAMILIES, Row
 from shimmy.formats.convert.recipe import CODES
-from shimmy.formats.convert.transforms import ELEMENT_BYTES, Output, Piece, Transform, chunks
+from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform, chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader as gguf
-from shimmy.formats.gguf.header import Array, GgufHeader, Kind
+from shimmy.formats.gguf.header import Array, GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import Contents
 from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo, data_size, write_file
-from shimmy.formats.safetensors.checkpoint import Reader, Tensor, read_file, read_json, shown
+from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader, read_file, read_json, shown
 from shimmy.formats.safetensors.huggingface import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAX_CONFIG_BYTES
 
 CONVERTER_VERSION = 1  # another one makes another file of the same folder
@@ -49,8 +49,8 @@ class Pair:
     For embeddings, A is (rank, tokens) and B is (length of a vector, rank).
     """
 
-    a: Tensor
-    b: Tensor
+    a: CheckpointTensor
+    b: CheckpointTensor
     is_embedding: bool
 
     @property
@@ -59,7 +59,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class PeftAdapter:
     """What a folder holds; whether it suits a model is another question."""
 
     folder: Path
@@ -76,7 +76,7 @@ class Adapter:
     def header(self) -> GgufHeader:
         """As a catalog wants to know it; the architecture is that of a model that it suits."""
         return GgufHeader(
-            kind=Kind.ADAPTER, architecture="", name=self.folder.name, quantization="", n_params=0, n_ctx_train=0,
+            kind=GgufKind.ADAPTER, architecture="", name=self.folder.name, quantization="", n_params=0, n_ctx_train=0,
             n_vocab=0, n_embd=0, n_ff=0, n_kv=0, n_state=0, has_chat_template=False, is_embedding=False, is_causal=True,
             pooling="", shard=0, n_shards=1, size_bytes=self.size_bytes,
         )  # fmt: skip
@@ -105,10 +105,10 @@ class Base:
     architecture: str
     n_head: int  # 0 where layers differ, as the next one
     n_head_kv: int
-    tensors: Mapping[bytes, gguf.Tensor]
+    tensors: Mapping[bytes, gguf.StoredTensor]
 
     @classmethod
-    def of(cls, model: Contents, tensors: Mapping[bytes, gguf.Tensor]) -> "Base":
+    def of(cls, model: Contents, tensors: Mapping[bytes, gguf.StoredTensor]) -> "Base":
         """Of a model's first file, and of the tensors in all of its files."""
         architecture = model.header.architecture
         n_head = _n_heads(model, "head_count")
@@ -117,18 +117,18 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AdapterPlan:
     """How an adapter becomes a GGUF."""
 
     metadata: Metadata
-    outputs: tuple[Output, ...]
+    outputs: tuple[TensorOutput, ...]
 
     @property
     def size_bytes(self) -> int:
         return data_size(output.info for output in self.outputs)
 
 
-def read(folder: Path) -> Adapter:
+def read(folder: Path) -> PeftAdapter:
     """The adapter in `folder`. Reads the config and a header only.
 
     Raises Unconvertible or InvalidSafetensors with the reason, OSError when a file cannot be read.
@@ -144,7 +144,7 @@ def read(folder: Path) -> Adapter:
     is_rank_stabilized = config.get("use_rslora")
     if not isinstance(is_rank_stabilized, bool | None):
         raise _wrong("use_rslora")
-    return Adapter(
+    return PeftAdapter(
         folder=folder,
         pairs=_pairs(read_file(folder / ADAPTER_WEIGHTS).tensors),
         alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
@@ -159,7 +159,7 @@ def version(folder: Path) -> tuple[int, int]:
     return cache.version(_sources(folder))
 
 
-def plan(adapter: Adapter, base: Base) -> Plan:
+def plan(adapter: PeftAdapter, base: Base) -> AdapterPlan:
     """The GGUF of `adapter` for the model `base`; raises Unconvertible with the reason."""
     table = Adaptable.of(base.architecture)
     if not table.rows:
@@ -187,10 +187,10 @@ def plan(adapter: Adapter, base: Base) -> Plan:
         ("adapter.lora.alpha", GgufType.FLOAT32, adapter.alpha_of("")),
     ]
     outputs = [output for target, found in taken.items() for output in _outputs(adapter, base, target, *found)]
-    return Plan(metadata, tuple(outputs))
+    return AdapterPlan(metadata, tuple(outputs))
 
 
-def cached(adapter: Adapter, base: Base, cache_folder: Path | None) -> cache.Converted | None:
+def cached(adapter: PeftAdapter, base: Base, cache_folder: Path | None) -> cache.Converted | None:
     """The GGUF of `adapter` for the model `base`, made now or found in the cache. Raises what `plan` raises.
 
     None when what it changes is what another architecture has, and not this one. Where the cache cannot be written, the
@@ -208,14 +208,14 @@ def cached(adapter: Adapter, base: Base, cache_folder: Path | None) -> cache.Con
         return cache.Converted(target)
 
     def write(path: Path) -> None:
-        with Reader() as reader:
+        with TensorReader() as reader:
             tensors = [(output.info, chunks(output, reader)) for output in found.outputs]
             write_file(path, found.metadata, tensors, _ignore)
 
     return cache.make(target, found.size_bytes, write, _ignore)
 
 
-def _is_for_another(adapter: Adapter, architecture: str) -> bool:
+def _is_for_another(adapter: PeftAdapter, architecture: str) -> bool:
     others = {family.architecture for family in FAMILIES}
     return architecture in others and not adapter.suits(architecture) and any(map(adapter.suits, others))
 
@@ -272,8 +272,8 @@ def _wrong(key: str) -> Unconvertible:
 # Names and tensors.
 
 
-def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
-    halves: dict[tuple[str, bool], dict[str, Tensor]] = {}
+def _pairs(tensors: Mapping[str, CheckpointTensor]) -> dict[str, Pair]:
+    halves: dict[tuple[str, bool], dict[str, CheckpointTensor]] = {}
     frozen = {name.removesuffix(_FROZEN) for name in tensors if name.endswith(_FROZEN)}
     for name, tensor in tensors.items():
         end = next((end for end in _PARTS if name.endswith(end)), None)
@@ -306,7 +306,9 @@ def _agrees(row: Row, pair: Pair, n_embd: int) -> bool:
     return (n_out != "E" or pair.b.shape[0] == n_embd) and (n_in != "E" or pair.a.shape[1] == n_embd)
 
 
-def _outputs(adapter: Adapter, base: Base, target: str, row: Row, names: Mapping[int, str]) -> tuple[Output, Output]:
+def _outputs(
+    adapter: PeftAdapter, base: Base, target: str, row: Row, names: Mapping[int, str]
+) -> tuple[TensorOutput, TensorOutput]:
     """Both tensors for `target`, of one module or of those of all experts in it."""
     if target.encode() not in base.tensors:
         raise Unconvertible(f"the model has no tensor `{target}`; it was made for another one")
@@ -348,16 +350,16 @@ _COPY = Transform.COPY
 def _output(
     name: str,
     shape: tuple[int, ...],
-    tensors: list[Tensor],
+    tensors: list[CheckpointTensor],
     transform: Transform,
     n_heads: int = 1,
     scale: float = 1.0,
-) -> Output:
+) -> TensorOutput:
     dtype = tensors[0].dtype
     info = TensorInfo(name, shape, CODES["F32" if scale != 1 else dtype])
     n_bytes = shape[0] * shape[1] * ELEMENT_BYTES[dtype]
-    pieces = tuple(Piece(tensor, 0, n_bytes) for tensor in tensors)
-    return Output(info, pieces, transform, n_heads, scale)
+    pieces = tuple(TensorSlice(tensor, 0, n_bytes) for tensor in tensors)
+    return TensorOutput(info, pieces, transform, n_heads, scale)
 
 
 def _n_heads(model: Contents, key: str) -> int:

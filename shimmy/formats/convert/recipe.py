@@ -15,17 +15,17 @@ from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_LAYERS,
     MAX_WIDTH,
-    Draft,
     Hyperparameters,
+    MetadataBuilder,
     checked_number,
     describe_rope,
     rope_parameters,
     wrong,
 )
-from shimmy.formats.convert.transforms import ELEMENT_BYTES, Output, Piece, Transform
+from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import Metadata, TensorInfo
-from shimmy.formats.safetensors.checkpoint import Checkpoint, Tensor, shown
+from shimmy.formats.safetensors.checkpoint import Checkpoint, CheckpointTensor, shown
 from shimmy.formats.safetensors.sentence_transformers import MEAN
 
 CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
@@ -48,7 +48,7 @@ class Recipe:
 
     architecture: str
     metadata: Metadata
-    outputs: tuple[Output, ...]
+    outputs: tuple[TensorOutput, ...]
     n_ctx: int
     notices: tuple[str, ...]
 
@@ -65,7 +65,7 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
     """How a checkpoint of `family` with this `text_config` is converted. Raises Unconvertible with the reason."""
     _refuse_quantised(checkpoint, config)
     values = Hyperparameters(config, family.defaults)
-    draft = Draft(family.architecture)
+    draft = MetadataBuilder(family.architecture)
     sizes = _describe(draft, values, family)
     if pooling_type is None and family.architecture == "bert":
         draft.notices.append("it does not say how to pool its vectors: their mean is taken")
@@ -74,7 +74,7 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
         draft.integer("pooling_type", pooling_type)
     outputs = _outputs(_canonical(checkpoint, family), family, values, sizes)
     for name, numbers in draft.computed.items():
-        outputs.append(Output(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
+        outputs.append(TensorOutput(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
     draft.integer("context_length", draft.n_ctx)
     return Recipe(family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices))
 
@@ -106,7 +106,7 @@ def _refuse_quantised(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None
     raise Unconvertible(f"its weights are quantised{label}; what works are weights in BF16, F16 and F32, and GGUF")
 
 
-def _describe(draft: Draft, values: Hyperparameters, family: Family) -> dict[str, int]:
+def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -> dict[str, int]:
     """Write what all families have, then what only this one has; returns the sizes that shapes are made of."""
     n_embd = values.integer("hidden_size", "n_embd")
     n_head = values.integer("num_attention_heads", "n_head")
@@ -157,9 +157,9 @@ def _n_rotated(values: Hyperparameters, family: Family, n_embd_head: int) -> int
     return n_rotated
 
 
-def _canonical(checkpoint: Checkpoint, family: Family) -> dict[str, Tensor]:
+def _canonical(checkpoint: Checkpoint, family: Family) -> dict[str, CheckpointTensor]:
     """The text model's tensors by the names that the table has."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, CheckpointTensor] = {}
     for full_name, tensor in checkpoint.tensors.items():
         prefix = next((prefix for prefix in family.prefixes if full_name.startswith(prefix)), "")
         name = full_name.removeprefix(prefix)
@@ -174,8 +174,8 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> dict[str, Tensor]:
 
 
 def _outputs(
-    tensors: dict[str, Tensor], family: Family, values: Hyperparameters, sizes: dict[str, int]
-) -> list[Output]:
+    tensors: dict[str, CheckpointTensor], family: Family, values: Hyperparameters, sizes: dict[str, int]
+) -> list[TensorOutput]:
     table = _Table(tensors, values, sizes)
     for row in family.rows:
         if row.target == "output.weight":
@@ -194,8 +194,8 @@ def _outputs(
 class _Table:
     """Takes tensors of a checkpoint, row by row of the family's table, and keeps what becomes of them."""
 
-    def __init__(self, tensors: dict[str, Tensor], values: Hyperparameters, sizes: dict[str, int]) -> None:
-        self.outputs: list[Output] = []
+    def __init__(self, tensors: dict[str, CheckpointTensor], values: Hyperparameters, sizes: dict[str, int]) -> None:
+        self.outputs: list[TensorOutput] = []
         self._tensors = tensors
         self._left = dict.fromkeys(tensors)
         self._values = values
@@ -231,12 +231,12 @@ class _Table:
         if tensor is not None:
             transform = Transform.COPY if row.transform is Transform.TRANSPOSE else row.transform
             bias_target = target.removesuffix(".weight") + ".bias"
-            self._keep(bias_target, tensor.shape, (Piece(tensor, 0, tensor.n_bytes),), transform, n_heads)
+            self._keep(bias_target, tensor.shape, (TensorSlice(tensor, 0, tensor.n_bytes),), transform, n_heads)
         elif row.bias == "required":
             raise _missing(name)
 
     def _keep(
-        self, target: str, shape: tuple[int, ...], pieces: tuple[Piece, ...], transform: Transform, n_heads: int
+        self, target: str, shape: tuple[int, ...], pieces: tuple[TensorSlice, ...], transform: Transform, n_heads: int
     ) -> None:
         dtypes = {piece.tensor.dtype for piece in pieces}
         if len(dtypes) > 1:
@@ -245,7 +245,7 @@ class _Table:
         is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32)
         ggml_shape = shape if transform is Transform.TRANSPOSE else shape[::-1]
         info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
-        self.outputs.append(Output(info, pieces, transform, n_heads, self._scale(target)))
+        self.outputs.append(TensorOutput(info, pieces, transform, n_heads, self._scale(target)))
 
     def _scale(self, target: str) -> float:
         """Gemma 3 divides its queries by the root of a number of its own; what differs goes into their norm."""
@@ -257,14 +257,14 @@ class _Table:
             raise wrong("query_pre_attn_scalar", scalar)
         return math.sqrt(gemma_scalar(self._sizes, 62) / scalar)
 
-    def _pieces(self, row: Row, layer: int) -> tuple[Piece, ...]:
+    def _pieces(self, row: Row, layer: int) -> tuple[TensorSlice, ...]:
         source = f"{row.source}.weight".replace("#", str(layer))
         shape = tuple(self._sizes.get(letter, 0) for letter in row.shape)
         if "@" not in source:
             tensor = self._take(source, shape)
             if tensor is None and row.weight == "required":
                 raise _missing(source)
-            return () if tensor is None else (Piece(tensor, 0, tensor.n_bytes),)
+            return () if tensor is None else (TensorSlice(tensor, 0, tensor.n_bytes),)
         if source.replace("@", "0") not in self._tensors and row.fused is not None:
             return self._fused_pieces(row, layer, shape)
         pieces = []
@@ -273,10 +273,10 @@ class _Table:
             tensor = self._take(name, shape[1:])
             if tensor is None:
                 raise _missing(name)
-            pieces.append(Piece(tensor, 0, tensor.n_bytes))
+            pieces.append(TensorSlice(tensor, 0, tensor.n_bytes))
         return tuple(pieces)
 
-    def _fused_pieces(self, row: Row, layer: int, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    def _fused_pieces(self, row: Row, layer: int, shape: tuple[int, ...]) -> tuple[TensorSlice, ...]:
         assert row.fused is not None
         source, part, n_parts = row.fused
         name = source.replace("#", str(layer))
@@ -285,9 +285,9 @@ class _Table:
         if tensor is None:
             raise _missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))
         n_bytes = n_rows * n_columns * ELEMENT_BYTES[tensor.dtype]
-        return tuple(Piece(tensor, (expert * n_parts + part) * n_bytes, n_bytes) for expert in range(n_experts))
+        return tuple(TensorSlice(tensor, (expert * n_parts + part) * n_bytes, n_bytes) for expert in range(n_experts))
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+    def _take(self, name: str, shape: tuple[int, ...]) -> CheckpointTensor | None:
         tensor = self._tensors.get(name)
         if tensor is None:
             return None

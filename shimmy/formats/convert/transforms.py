@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from shimmy.formats.gguf.writer import TensorInfo
-from shimmy.formats.safetensors.checkpoint import Reader, Tensor
+from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 
 CHUNK_BYTES = 1 << 20
 TRANSPOSED_BYTES = 32 << 20  # of the columns that one pass over a tensor gathers
@@ -29,20 +29,20 @@ class Transform(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TensorSlice:
     """A run of bytes of a tensor in a checkpoint."""
 
-    tensor: Tensor
+    tensor: CheckpointTensor
     start: int
     n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class TensorOutput:
     """One tensor of the GGUF, and what it is made of: `pieces`, one after the other, or else computed `values`."""
 
     info: TensorInfo
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[TensorSlice, ...] = ()
     transform: Transform = Transform.COPY
     n_heads: int = 1  # that PERMUTE finds in a tensor
     scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes it F32
@@ -54,7 +54,7 @@ class Output:
         return self.pieces[0].tensor.dtype
 
 
-def chunks(output: Output, reader: Reader) -> Iterator[memoryview]:
+def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     """The tensor's bytes, in order. A chunk is good until the next one is asked for."""
     if not output.pieces:
         yield memoryview(struct.pack(f"<{len(output.values)}f", *output.values))
@@ -69,7 +69,7 @@ def chunks(output: Output, reader: Reader) -> Iterator[memoryview]:
     yield from found
 
 
-def _arranged(output: Output, reader: Reader) -> Iterator[memoryview]:
+def _arranged(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     for piece in output.pieces:
         if output.transform is Transform.PERMUTE:
             yield from _permuted(piece.tensor, output.n_heads, reader)
@@ -79,7 +79,7 @@ def _arranged(output: Output, reader: Reader) -> Iterator[memoryview]:
             yield from _copied(piece, reader)
 
 
-def _copied(piece: Piece, reader: Reader) -> Iterator[memoryview]:
+def _copied(piece: TensorSlice, reader: TensorReader) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(piece.n_bytes, CHUNK_BYTES)))
     for start in range(0, piece.n_bytes, CHUNK_BYTES):
         chunk = buffer[: piece.n_bytes - start]
@@ -87,7 +87,7 @@ def _copied(piece: Piece, reader: Reader) -> Iterator[memoryview]:
         yield chunk
 
 
-def _permuted(tensor: Tensor, n_heads: int, reader: Reader) -> Iterator[memoryview]:
+def _permuted(tensor: CheckpointTensor, n_heads: int, reader: TensorReader) -> Iterator[memoryview]:
     """`w.reshape(n_heads, 2, n_rows // n_heads // 2, -1).swapaxes(1, 2)`, as llama.cpp's converter does it."""
     n_rows = tensor.shape[0]
     row_bytes = tensor.n_bytes // n_rows
@@ -107,7 +107,7 @@ def _permuted(tensor: Tensor, n_heads: int, reader: Reader) -> Iterator[memoryvi
             yield mixed[: 2 * n_bytes]
 
 
-def _transposed(tensor: Tensor, n_wanted: int, reader: Reader) -> Iterator[memoryview]:
+def _transposed(tensor: CheckpointTensor, n_wanted: int, reader: TensorReader) -> Iterator[memoryview]:
     """Its first `n_wanted` columns as rows."""
     n_rows, n_columns = tensor.shape
     n_bytes = ELEMENT_BYTES[tensor.dtype]

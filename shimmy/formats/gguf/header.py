@@ -43,7 +43,7 @@ class Array:
 Value = int | float | bytes | Array | None  # None: a string too long to keep
 
 
-class Kind(StrEnum):
+class GgufKind(StrEnum):
     """What a GGUF file is; only a model can be served by itself."""
 
     MODEL = "model"
@@ -57,7 +57,7 @@ class Kind(StrEnum):
 class GgufHeader:
     """What one file says of itself. The second and later shards of a model know only their own tensors."""
 
-    kind: Kind
+    kind: GgufKind
     architecture: str  # '' in a later shard
     name: str  # general.name, '' when absent
     quantization: str  # of general.file_type, like 'Q4_K_M'; '' when unknown
@@ -144,15 +144,15 @@ def _largest(metadata: dict[bytes, Value], architecture: str, key: str) -> int:
     return max(_numbers(metadata, architecture, key), default=0)
 
 
-def _kind(metadata: dict[bytes, Value], has_tensors: int | bool) -> Kind:
+def _kind(metadata: dict[bytes, Value], has_tensors: int | bool) -> GgufKind:
     declared = _text(metadata, b"general.type")
     if declared == "mmproj" or _text(metadata, b"general.architecture") == "clip":
-        return Kind.PROJECTOR
+        return GgufKind.PROJECTOR
     if declared == "adapter" or b"adapter.type" in metadata:
-        return Kind.ADAPTER
+        return GgufKind.ADAPTER
     if declared == "imatrix":
-        return Kind.IMPORTANCE_MATRIX
-    return Kind.MODEL if has_tensors else Kind.VOCABULARY
+        return GgufKind.IMPORTANCE_MATRIX
+    return GgufKind.MODEL if has_tensors else GgufKind.VOCABULARY
 
 
 def _text(metadata: dict[bytes, Value], key: bytes) -> str:

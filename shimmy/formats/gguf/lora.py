@@ -7,8 +7,8 @@ shapes or types that do not go together aborts the process, long after the adapt
 from collections.abc import Mapping
 from pathlib import Path
 
-from shimmy.formats.gguf.header import Kind
-from shimmy.formats.gguf.reader import Contents, InvalidGguf, Tensor, contents
+from shimmy.formats.gguf.header import GgufKind
+from shimmy.formats.gguf.reader import Contents, InvalidGguf, StoredTensor, contents
 
 _FLOAT32 = 6  # gguf_type
 _PAIR = (b".lora_a", b".lora_b")
@@ -21,7 +21,7 @@ def read(path: Path) -> Contents:
     """The contents of an adapter; raises InvalidGguf when the file is none that can be applied to any model."""
     found = contents(path)
     metadata = found.metadata
-    if found.header.kind is not Kind.ADAPTER:
+    if found.header.kind is not GgufKind.ADAPTER:
         raise InvalidGguf(f"it is no adapter but this: {found.header.kind}")
     if any(b"\0" in name for name in (*metadata, *found.tensors)):
         raise InvalidGguf("it has a name with a zero byte, which llama.cpp would read as another name")
@@ -35,7 +35,7 @@ def read(path: Path) -> Contents:
     return found
 
 
-def check(adapter: Contents, model: Mapping[bytes, Tensor]) -> None:
+def check(adapter: Contents, model: Mapping[bytes, StoredTensor]) -> None:
     """Raises InvalidGguf unless every tensor of `adapter` fits one of the `model`'s tensors."""
     names: set[bytes] = set()
     for name, tensor in adapter.tensors.items():
@@ -58,7 +58,7 @@ def check(adapter: Contents, model: Mapping[bytes, Tensor]) -> None:
             raise InvalidGguf("it changes the embeddings, which this model uses as its output as well")
 
 
-def _check_pair(name: str, a: tuple[int, ...], b: tuple[int, ...], target: Tensor) -> None:
+def _check_pair(name: str, a: tuple[int, ...], b: tuple[int, ...], target: StoredTensor) -> None:
     """A is (row length, rank) and B (rank, rows), with the experts of the target behind."""
     row_length, n_rows, *experts = _shape(target)
     if name.endswith("token_embd.weight"):  # A is looked up by token: both stand the other way round
@@ -71,7 +71,7 @@ def _check_pair(name: str, a: tuple[int, ...], b: tuple[int, ...], target: Tenso
         raise InvalidGguf(f"the model's tensor `{name}` is NVFP4, which takes no adapter")
 
 
-def _shape(tensor: Tensor) -> tuple[int, ...]:
+def _shape(tensor: StoredTensor) -> tuple[int, ...]:
     return (*tensor.shape, 1, 1, 1, 1)[:4]
 
 

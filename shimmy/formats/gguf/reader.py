@@ -14,7 +14,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
 
-from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, Array, GgufHeader, Kind, Value, describe
+from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, Array, GgufHeader, GgufKind, Value, describe
 from shimmy.formats.gguf.limits import refusal
 
 # Far above any real model; a hostile file costs less than a second.
@@ -64,7 +64,7 @@ class InvalidGguf(ValueError):
     """Why a file is no GGUF that can be served, in words for a person. The message does not name the file."""
 
 
-class Tensor(NamedTuple):
+class StoredTensor(NamedTuple):
     """What a file says of one tensor."""
 
     shape: tuple[int, ...]  # in ggml's order, the row length first
@@ -78,7 +78,7 @@ class Contents:
     header: GgufHeader
     metadata: dict[bytes, Value]
     types: dict[bytes, int]  # gguf_type of each key
-    tensors: dict[bytes, Tensor]
+    tensors: dict[bytes, StoredTensor]
 
     @property
     def n_positions(self) -> int | None:
@@ -130,7 +130,7 @@ def contents(path: Path) -> "Contents":
         return _read(file, _Cursor.walk_strings)
 
 
-def tensors(path: Path, header: GgufHeader) -> "dict[bytes, Tensor]":
+def tensors(path: Path, header: GgufHeader) -> "dict[bytes, StoredTensor]":
     """The tensors of all shards of the model at `path`, by their names."""
     return {name: tensor for part in shard_paths(path, header) for name, tensor in contents(part).tensors.items()}
 
@@ -291,7 +291,7 @@ def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], int]) -> Contents
     tensors, n_params = _read_tensors(cursor, n_tensors, _alignment(metadata))
     header = describe(metadata, n_tensors, n_params, cursor.size_bytes)
     _check_header(header)
-    if header.kind is Kind.MODEL:
+    if header.kind is GgufKind.MODEL:
         sorts = ((name, len(tensor.shape), tensor.code) for name, tensor in tensors.items())
         if reason := refusal(metadata, header.architecture, sorts):
             raise InvalidGguf(reason)
@@ -338,9 +338,9 @@ def _alignment(metadata: dict[bytes, Value]) -> int:
     return alignment
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[dict[bytes, Tensor], int]:
+def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[dict[bytes, StoredTensor], int]:
     """All tensors, each checked, and the number of elements; ggml wants the tensors' data without gaps."""
-    tensors: dict[bytes, Tensor] = {}
+    tensors: dict[bytes, StoredTensor] = {}
     n_params = end = padded_end = 0
     for _ in range(n_tensors):
         name = cursor.name("tensor name", MAX_TENSOR_NAME_BYTES)
@@ -357,7 +357,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[dict
     return tensors, n_params
 
 
-def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[Tensor, int, int, int]:
+def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[StoredTensor, int, int, int]:
     """One tensor, its elements, bytes and offset."""
     (n_dimensions,) = cursor.unpack(_UINT32)
     if n_dimensions > MAX_DIMENSIONS:
@@ -373,13 +373,13 @@ def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[Tensor, int, int, int]:
             raise InvalidGguf(f"its tensor {_quoted(name)} has an impossible shape")
     if (dimensions[0] if dimensions else 1) % block_elements:
         raise InvalidGguf(f"rows of its tensor {_quoted(name)} do not consist of whole {type_name} blocks")
-    return Tensor(tuple(dimensions), code), n_elements, n_elements // block_elements * block_bytes, offset
+    return StoredTensor(tuple(dimensions), code), n_elements, n_elements // block_elements * block_bytes, offset
 
 
 def _check_header(header: GgufHeader) -> None:
     if not 0 <= header.shard < header.n_shards <= MAX_SHARDS:
         raise InvalidGguf(f"it says it is shard {header.shard + 1} of {header.n_shards}")
-    if not header.architecture and header.shard == 0 and header.kind is not Kind.IMPORTANCE_MATRIX:
+    if not header.architecture and header.shard == 0 and header.kind is not GgufKind.IMPORTANCE_MATRIX:
         raise InvalidGguf("its `general.architecture` is missing")
 
 

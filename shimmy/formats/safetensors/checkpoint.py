@@ -41,7 +41,7 @@ class InvalidSafetensors(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class CheckpointFile:
     """One file of a checkpoint, as it was when its header was read."""
 
     path: Path
@@ -50,12 +50,12 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class CheckpointTensor:
     """Where the bytes of one tensor are: rows of `shape`'s last dimension, little-endian, without gaps."""
 
     dtype: str
     shape: tuple[int, ...]
-    file: File
+    file: CheckpointFile
     offset: int  # in the file
     n_bytes: int
 
@@ -64,15 +64,15 @@ class Tensor:
 class Checkpoint:
     """All tensors of a model by their names."""
 
-    tensors: dict[str, Tensor]
-    files: tuple[File, ...]
+    tensors: dict[str, CheckpointTensor]
+    files: tuple[CheckpointFile, ...]
 
 
-class Reader:
+class TensorReader:
     """Reads tensors' bytes into buffers of the caller, with one file open at a time. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._opened: File | None = None
+        self._opened: CheckpointFile | None = None
         self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class Reader:
             self._file.close()
         self._file = self._opened = None
 
-    def read(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
+    def read(self, tensor: CheckpointTensor, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the tensor's bytes from `start` on; InvalidSafetensors when the file is not as it was."""
         if self._file is None or self._opened is not tensor.file:
             self.close()
@@ -140,7 +140,7 @@ def _read_shards(folder: Path, shard_names: dict[str, str]) -> Checkpoint:
     names = dict.fromkeys(shard_names.values())
     if len(names) > MAX_FILES:
         raise InvalidSafetensors(f"its `{_INDEX}` lists {len(names)} files, more than {MAX_FILES}")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, CheckpointTensor] = {}
     files = []
     left_bytes = MAX_HEADERS_BYTES
     for shard_name in names:
@@ -177,7 +177,7 @@ def _is_plain(name: str) -> bool:
     return name.endswith(_SUFFIX) and name.isprintable() and len(name) <= 255 and not set(name) & {"/", "\\"}
 
 
-def _read_file(path: Path, max_header_bytes: int) -> tuple[dict[str, Tensor], File]:
+def _read_file(path: Path, max_header_bytes: int) -> tuple[dict[str, CheckpointTensor], CheckpointFile]:
     opened, file = _open(path)
     with opened:
         if file.size_bytes < 8:
@@ -196,14 +196,14 @@ def _read_file(path: Path, max_header_bytes: int) -> tuple[dict[str, Tensor], Fi
     return tensors, file
 
 
-def _open(path: Path) -> tuple[FileIO, File]:
+def _open(path: Path) -> tuple[FileIO, CheckpointFile]:
     # O_NONBLOCK: opening a FIFO would wait for its writer.
     file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         file.close()
         raise InvalidSafetensors(f"its `{shown(path.name)}` is not a regular file")
-    return file, File(path, status.st_size, status.st_mtime_ns)
+    return file, CheckpointFile(path, status.st_size, status.st_mtime_ns)
 
 
 def _take(file: FileIO, n_bytes: int, name: str) -> bytes:
@@ -249,7 +249,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(name: str, entry: Any, file: File, data_start: int) -> Tensor:
+def _tensor(name: str, entry: Any, file: CheckpointFile, data_start: int) -> CheckpointTensor:
     what = f"its tensor `{shown(name)}`"
     if not name or len(name) > MAX_NAME_CHARACTERS:
         raise InvalidSafetensors(f"{what} has a name of {len(name)} characters")
@@ -270,14 +270,14 @@ def _tensor(name: str, entry: Any, file: File, data_start: int) -> Tensor:
         raise InvalidSafetensors(f"{what} has another number of bytes than its shape and type need")
     if data_start + end > file.size_bytes:
         raise InvalidSafetensors(f"{what} ends behind the end of `{shown(file.path.name)}`; is the download complete?")
-    return Tensor(dtype, tuple(shape), file, data_start + start, end - start)
+    return CheckpointTensor(dtype, tuple(shape), file, data_start + start, end - start)
 
 
 def _are_sizes(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_DIMENSION for value in values)
 
 
-def _check_overlap(tensors: dict[str, Tensor]) -> None:
+def _check_overlap(tensors: dict[str, CheckpointTensor]) -> None:
     end = 0
     for name, tensor in _by_offset(tensors.items()):
         if tensor.n_bytes and tensor.offset < end:
@@ -285,5 +285,5 @@ def _check_overlap(tensors: dict[str, Tensor]) -> None:
         end = max(end, tensor.offset + tensor.n_bytes)
 
 
-def _by_offset(items: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+def _by_offset(items: Iterable[tuple[str, CheckpointTensor]]) -> list[tuple[str, CheckpointTensor]]:
     return sorted(items, key=lambda item: (item[1].offset, item[1].n_bytes))

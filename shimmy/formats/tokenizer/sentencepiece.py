@@ -30,7 +30,7 @@ class PieceType(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SentencePiece:
     """One token; where it stands in the list is its id."""
 
     text: str
@@ -42,14 +42,14 @@ class Piece:
 class SentencePieceModel:
     """What a vocabulary needs of a model."""
 
-    pieces: list[Piece]
+    pieces: list[SentencePiece]
     special_ids: dict[str, int]  # of `unk`, `bos`, `eos` and `pad`; those that it has
     adds_prefix: bool  # a space before the text
 
 
 def parse(data: bytes) -> SentencePieceModel:
     """Read a whole `tokenizer.model`. Raises Unconvertible when it is broken, or does what llama.cpp does not."""
-    pieces: list[Piece] = []
+    pieces: list[SentencePiece] = []
     trainer: dict[int, int | memoryview] = {}
     normalizer: dict[int, int | memoryview] = {}
     for number, value in _fields(memoryview(data)):
@@ -73,7 +73,7 @@ def parse(data: bytes) -> SentencePieceModel:
     return SentencePieceModel(pieces, special_ids, adds_prefix=bool(normalizer.get(3, 1)))
 
 
-def _piece(data: memoryview, index: int) -> Piece:
+def _piece(data: memoryview, index: int) -> SentencePiece:
     text, score, kind = "", 0.0, PieceType.NORMAL
     try:
         for number, value in _fields(data):
@@ -85,7 +85,7 @@ def _piece(data: memoryview, index: int) -> Piece:
                 kind = PieceType(value) if isinstance(value, int) else kind
     except (ValueError, struct.error) as exc:  # also a UnicodeDecodeError
         raise Unconvertible(f"piece {index} of `tokenizer.model` is broken: {exc}") from exc
-    return Piece(text, score, kind)
+    return SentencePiece(text, score, kind)
 
 
 def _message(value: int | memoryview) -> memoryview:

@@ -12,7 +12,7 @@ import pytest
 
 from shimmy import config
 from shimmy.api.body import decode_object
-from shimmy.api.openai.parse import CHAT, COMPLETION, PROMPT, Call, ReplyOptions, chat_call, completion_call
+from shimmy.api.openai.parse import CHAT, COMPLETION, PROMPT, JobsOfBody, ReplyOptions, chat_call, completion_call
 from shimmy.api.request_fields.job import SAMPLING
 from shimmy.api.request_fields.kinds import NotServed, Record
 from shimmy.errors import BadRequest
@@ -499,7 +499,7 @@ def options(**body: object) -> ReplyOptions:
     return chat_call({"model": "m", "messages": [TURN]} | body, CONFIG).options
 
 
-def text_call(**body: object) -> Call:
+def text_call(**body: object) -> JobsOfBody:
     return completion_call({"model": "m", "prompt": "hi"} | body, CONFIG)
 
 
@@ -720,7 +720,7 @@ def scrambled(value: object, dice: Random) -> object:
         (completion_call, COMPLETION, {"prompt": ["a", [1]], "echo": True, "n": 2}),
     ],
 )
-def test_any_body_is_read_or_refused(read: Callable[..., Call], record: Record, sound: dict[str, object]) -> None:
+def test_any_body_is_read_or_refused(read: Callable[..., JobsOfBody], record: Record, sound: dict[str, object]) -> None:
     """A thousand bodies that are wrong in some place or none: a refusal names a field."""
     dice, n_read, refusals = Random(5), 0, list[BadRequest]()
     for _ in range(1000):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.api.app import create_app
 from shimmy.api.http_exchange import Exchange
 from shimmy.api.openapi.docs_page import PAGE
-from shimmy.api.openapi.document import OPERATIONS, document
+from shimmy.api.openapi.document import OPERATIONS
 from shimmy.api.openapi.notes import EXAMPLES, NOTES, TAGS
 from shimmy.api.request_fields.kinds import Json, Kind
+from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.errors import BY_CODE, BadRequest
 from tests.api.conformance import DOCUMENT, operation
 from tests.fakes import SCRIPT, FakeWorker, fetch, on_loop, services
@@ -166,7 +166,7 @@ async def test_the_document_needs_the_key_and_the_page_does_not() -> None:
     app = create_app(services(api_key=["secret"]))
     assert (await fetch(app, "GET", "/openapi.json")).status == 401
     reply = await fetch(app, "GET", "/openapi.json", headers=[(b"authorization", b"Bearer secret")])
-    assert reply.json() == DOCUMENT == json.loads(json.dumps(document()))
+    assert reply.json() == DOCUMENT
     page = await fetch(app, "GET", "/docs")
     assert page.body.decode() == PAGE
     assert page.headers[b"content-type"] == b"text/html; charset=utf-8"

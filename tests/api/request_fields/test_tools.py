@@ -6,7 +6,7 @@ import pytest
 
 from shimmy.api.body import MAX_DEPTH
 from shimmy.api.request_fields.tool_kinds import N_TOOLS_MAX, Callee, DeclaredTool, Tools, ToolSet, text_arguments
-from shimmy.api.request_fields.tools import Choice, FunctionCallChoice, Wish, offered
+from shimmy.api.request_fields.tools import FunctionCallChoice, RequestedToolChoice, ToolChoiceField, offered
 from shimmy.errors import BadRequest
 from shimmy.messages.request import Tool, ToolChoice
 from shimmy.text.text_argument import TextArgument, text_in
@@ -75,12 +75,12 @@ def test_tools_in_a_namespace_have_names_of_their_own() -> None:
         ("f", "f", None), ("n__f", "f", "n"), ("n__t", "t", "n"), ("m__f", "f", "m__"), ("m__t", "t", "m__"),
     ]  # fmt: skip
     assert tools.hosted == ("web_search",)
-    assert offered(tools, Wish("required", name="n__f"), parallel=True)[1].name == "n__f"
-    assert offered(tools, Wish("required", name="f"), parallel=True)[1].name == "f"
+    assert offered(tools, RequestedToolChoice("required", name="n__f"), parallel=True)[1].name == "n__f"
+    assert offered(tools, RequestedToolChoice("required", name="f"), parallel=True)[1].name == "f"
     with pytest.raises(BadRequest, match="no tool named t "):
-        offered(tools, Wish("required", name="t"), parallel=True)
+        offered(tools, RequestedToolChoice("required", name="t"), parallel=True)
     one = Tools(FLAT).read([namespaces[0]], "tools")
-    assert offered(one, Wish("required", name="t"), parallel=True)[1].name == "n__t"
+    assert offered(one, RequestedToolChoice("required", name="t"), parallel=True)[1].name == "n__t"
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,18 @@ def test_tools_that_a_server_runs_are_not_offered_and_no_error(kind: str) -> Non
         tools = Tools(tool).read([{"type": kind, "external_web_access": False}], "tools")
         assert not tools
         assert tools.warnings == (f"tools: `{kind}` is not offered to the model: this server runs no tools itself",)
-        assert offered(tools, Wish(), parallel=True) == ((), ToolChoice())
+        assert offered(tools, RequestedToolChoice(), parallel=True) == ((), ToolChoice())
         with pytest.raises(BadRequest, match="a call is required"):
-            offered(tools, Wish("required"), parallel=True)
+            offered(tools, RequestedToolChoice("required"), parallel=True)
 
 
 def test_a_list_of_allowed_tools_may_name_those_that_are_not_offered() -> None:
     listed = [{"type": "mcp", "server_label": "x"}, {"type": "custom", "name": "t"}]
-    wish = Choice(is_flat=True).read({"type": "allowed_tools", "mode": "auto", "tools": listed}, "tool_choice")
-    assert wish == Wish("auto", allowed=("t",))
-    only = Choice(is_flat=True).read({"type": "allowed_tools", "mode": "required", "tools": listed[:1]}, "tool_choice")
+    wish = ToolChoiceField(is_flat=True).read({"type": "allowed_tools", "mode": "auto", "tools": listed}, "tool_choice")
+    assert wish == RequestedToolChoice("auto", allowed=("t",))
+    only = ToolChoiceField(is_flat=True).read(
+        {"type": "allowed_tools", "mode": "required", "tools": listed[:1]}, "tool_choice"
+    )
     with pytest.raises(BadRequest, match="none of the tools allowed"):
         offered(declared(F), only, parallel=True)
 
@@ -200,14 +202,14 @@ def test_parameters_as_deep_as_a_body_may_be_are_read() -> None:
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ("none", Wish("none")),
-        ("auto", Wish()),
-        ("required", Wish("required")),
-        ("named", Wish("required", name="f")),
-        ("allowed", Wish("auto", allowed=("f", "g"))),
+        ("none", RequestedToolChoice("none")),
+        ("auto", RequestedToolChoice()),
+        ("required", RequestedToolChoice("required")),
+        ("named", RequestedToolChoice("required", name="f")),
+        ("allowed", RequestedToolChoice("auto", allowed=("f", "g"))),
     ],
 )
-def test_a_choice_is_a_mode_a_name_or_some_names(is_flat: bool, written: str, read: Wish) -> None:
+def test_a_choice_is_a_mode_a_name_or_some_names(is_flat: bool, written: str, read: RequestedToolChoice) -> None:
     names: list[dict[str, object]] = [{"name": "f"}, {"name": "g"}]
     tools = [{"type": "function", **(name if is_flat else {"function": name})} for name in names]
     allowed = {"mode": "auto", "tools": tools}
@@ -215,7 +217,7 @@ def test_a_choice_is_a_mode_a_name_or_some_names(is_flat: bool, written: str, re
         "named": tools[0],
         "allowed": {"type": "allowed_tools", **(allowed if is_flat else {"allowed_tools": allowed})},
     }.get(written, written)
-    assert Choice(is_flat).read(value, "tool_choice") == read
+    assert ToolChoiceField(is_flat).read(value, "tool_choice") == read
 
 
 @pytest.mark.parametrize(
@@ -243,36 +245,53 @@ def test_a_choice_is_a_mode_a_name_or_some_names(is_flat: bool, written: str, re
 )
 def test_a_bad_choice_is_refused_by_its_path(choice: object, complaint: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        Choice().read(choice, "tool_choice")
+        ToolChoiceField().read(choice, "tool_choice")
     assert caught.value.message == complaint
 
 
 def test_the_legacy_choice() -> None:
-    assert FunctionCallChoice().read("none", "function_call") == Wish("none")
-    assert FunctionCallChoice().read({"name": "f"}, "function_call") == Wish("required", name="f")
+    assert FunctionCallChoice().read("none", "function_call") == RequestedToolChoice("none")
+    assert FunctionCallChoice().read({"name": "f"}, "function_call") == RequestedToolChoice("required", name="f")
     with pytest.raises(BadRequest, match="function_call: expected one of none, auto"):
         FunctionCallChoice().read("required", "function_call")
 
 
 def test_what_is_offered() -> None:
     both, tools = (F, G), declared(F, G)
-    assert offered(tools, Wish(), parallel=True) == (both, ToolChoice())
-    assert offered(tools, Wish("required"), parallel=False) == (both, ToolChoice(required=True, parallel=False))
-    assert offered(tools, Wish("required", name="g"), parallel=True) == (both, ToolChoice(required=True, name="g"))
-    assert offered(tools, Wish("required", allowed=("g",)), parallel=True) == ((G,), ToolChoice(required=True))
+    assert offered(tools, RequestedToolChoice(), parallel=True) == (both, ToolChoice())
+    assert offered(tools, RequestedToolChoice("required"), parallel=False) == (
+        both,
+        ToolChoice(required=True, parallel=False),
+    )
+    assert offered(tools, RequestedToolChoice("required", name="g"), parallel=True) == (
+        both,
+        ToolChoice(required=True, name="g"),
+    )
+    assert offered(tools, RequestedToolChoice("required", allowed=("g",)), parallel=True) == (
+        (G,),
+        ToolChoice(required=True),
+    )
     for some in (tools, declared()):
-        assert offered(some, Wish("none"), parallel=True) == ((), ToolChoice())
+        assert offered(some, RequestedToolChoice("none"), parallel=True) == ((), ToolChoice())
 
 
 @pytest.mark.parametrize(
     ("tools", "wish", "complaint"),
     [
-        ((F,), Wish("required", name="g"), "tool_choice: there is no tool named g in this request"),
-        ((F,), Wish("auto", allowed=("f", "g")), "tool_choice: there is no tool named g in this request"),
-        ((), Wish("required"), "tool_choice: a call is required, and there are no tools in this request"),
+        ((F,), RequestedToolChoice("required", name="g"), "tool_choice: there is no tool named g in this request"),
+        (
+            (F,),
+            RequestedToolChoice("auto", allowed=("f", "g")),
+            "tool_choice: there is no tool named g in this request",
+        ),
+        (
+            (),
+            RequestedToolChoice("required"),
+            "tool_choice: a call is required, and there are no tools in this request",
+        ),
     ],
 )
-def test_a_choice_must_fit_the_tools(tools: tuple[Tool, ...], wish: Wish, complaint: str) -> None:
+def test_a_choice_must_fit_the_tools(tools: tuple[Tool, ...], wish: RequestedToolChoice, complaint: str) -> None:
     with pytest.raises(BadRequest) as caught:
         offered(declared(*tools), wish, parallel=True)
     assert (caught.value.message, caught.value.param) == (complaint, "tool_choice")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shimmy.engine.constrain.forced_text import longest
-from shimmy.engine.constrain.guides import Grammars, Guide
+from shimmy.engine.constrain.guides import GrammarGuide, Grammars
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
     return LlamaModel(path, CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
 
 
-def guide_of(model: LlamaModel, kind: GrammarKind, text: str) -> Guide:
+def guide_of(model: LlamaModel, kind: GrammarKind, text: str) -> GrammarGuide:
     return Grammars(model).guide(Grammar(kind, text), None, None)
 
 

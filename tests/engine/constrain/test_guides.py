@@ -18,7 +18,7 @@ from unittest.mock import Mock
 import pytest
 
 from shimmy.engine.constrain import guides
-from shimmy.engine.constrain.guides import Grammars, Guide
+from shimmy.engine.constrain.guides import GrammarGuide, Grammars
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
@@ -59,11 +59,11 @@ class Subject:
     def text(self, tokens: Sequence[int]) -> str:
         return b"".join(self.model.token_bytes(token, special=False) for token in tokens).decode("utf-8", "replace")
 
-    def guide(self, kind: str, text: object, **more: str | None) -> Guide:
+    def guide(self, kind: str, text: object, **more: str | None) -> GrammarGuide:
         source = text if isinstance(text, str) else json.dumps(text)
         return self.grammars.guide(Grammar(GrammarKind(kind), source), more.get("lark"), more.get("thinking_end"))
 
-    def accepts(self, guide: Guide, tokens: Sequence[int]) -> bool:
+    def accepts(self, guide: GrammarGuide, tokens: Sequence[int]) -> bool:
         """Whether a reply may consist of these tokens; looks at masks as well for short ones."""
         for token in tokens:
             allowed = guide.allows(token)
@@ -79,7 +79,7 @@ class Subject:
     def takes(self, kind: str, text: object, reply: str) -> bool:
         return self.accepts(self.guide(kind, text), self.tokens(reply))
 
-    def written(self, guide: Guide, chance: random.Random, n_max: int = 400) -> tuple[str, int, int]:
+    def written(self, guide: GrammarGuide, chance: random.Random, n_max: int = 400) -> tuple[str, int, int]:
         """A reply by chance, with the numbers of its tokens and of those that were forced."""
         tokens: list[int] = []
         n_forced = 0
@@ -271,7 +271,7 @@ CALLS = 'start: "<tool_call>" %json {"type": "object"} "</tool_call>"'
 
 
 def test_thoughts_come_first_and_end_with_their_text(subject: Subject) -> None:
-    def guide() -> Guide:
+    def guide() -> GrammarGuide:
         return subject.guide("choice", ["yes"], thinking_end="</think>")
 
     assert subject.accepts(guide(), subject.tokens('Is it {"so"}? yes\n</think>yes'))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.kv.cache_keys import Files, Keys, Sources, digest_of
+from shimmy.engine.kv.cache_keys import Keys, OpenFiles, Sources, digest_of
 from shimmy.messages.model_info import Adapter
 from tests.tiny_models import write_tiny_adapter, write_tiny_model
 
@@ -18,7 +18,7 @@ def model(tmp_path: Path) -> Path:
     return write_tiny_model(tmp_path)
 
 
-OPEN: list[Sources | Files] = []
+OPEN: list[Sources | OpenFiles] = []
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def sources(model: Path, *adapters: Path) -> Sources:
 
 
 def digest(path: Path) -> bytes:
-    OPEN.append(files := Files([path]))
+    OPEN.append(files := OpenFiles([path]))
     return files.digest()
 
 

@@ -2,14 +2,14 @@
 
 import random
 
-from shimmy.engine.kv.kv_pool import Cells
+from shimmy.engine.kv.kv_pool import KvPool
 from shimmy.engine.kv.prefix_tree import Sequence
 from tests.engine.fake_backend import FakeBackend
 
 NO_SCALES = ()
 
 
-def fill(cells: Cells, backend: FakeBackend, prompt: list[int], *, uses_cache: bool = True) -> Sequence:
+def fill(cells: KvPool, backend: FakeBackend, prompt: list[int], *, uses_cache: bool = True) -> Sequence:
     """Run a prompt as the scheduler would: a sequence for it, room, and a decode of what is not there."""
     choice = cells.choose(prompt, NO_SCALES)
     assert choice is not None
@@ -25,9 +25,9 @@ def fill(cells: Cells, backend: FakeBackend, prompt: list[int], *, uses_cache: b
     return choice.sequence
 
 
-def pool(n_ctx: int = 64, **fields: int) -> tuple[Cells, FakeBackend]:
+def pool(n_ctx: int = 64, **fields: int) -> tuple[KvPool, FakeBackend]:
     backend = FakeBackend(n_ctx=n_ctx, **fields)
-    return Cells(backend), backend
+    return KvPool(backend), backend
 
 
 def test_a_shared_beginning_takes_its_cells_once() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shimmy.engine.kv.prompt_files import PromptCache, Stored
-from shimmy.engine.kv.prompt_store import Prompts, Ready, Scales
+from shimmy.engine.kv.prompt_store import PromptStore, Ready, Scales
 from shimmy.messages.model_info import PromptCacheStats
 
 PROMPT = [7 * place % 1000 for place in range(400)]
@@ -40,7 +40,7 @@ class House:
         self.backend = FakeBackend()
         self.told: list[PromptCacheStats] = []
         self.cache = PromptCache(folder, max_bytes, max_tokens=4096)
-        self.prompts = Prompts(self.cache, self.key_of, self.backend, self.told.append)
+        self.prompts = PromptStore(self.cache, self.key_of, self.backend, self.told.append)
 
     @staticmethod
     def key_of(scales: Scales) -> bytes | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shimmy.engine.kv.prompt_files import PromptCache, Stored
-from shimmy.engine.kv.prompt_store import Prompts, Scales
+from shimmy.engine.kv.prompt_store import PromptStore, Scales
 from shimmy.messages.model_info import PromptCacheStats
 from tests.engine.fake_backend import FakeBackend
 from tests.engine.schedule.test_scheduler import House, expected
@@ -28,7 +28,7 @@ class Disk:
         backend = FakeBackend(n_ctx=n_ctx, n_batch=128)
         backend.can_rewind = in_part
         cache = PromptCache(self.folder, 10**6, max_tokens=n_ctx, in_part=in_part)
-        return House(backend, prompts=Prompts(cache, self.key_of, backend, self.traffic.append))
+        return House(backend, prompts=PromptStore(cache, self.key_of, backend, self.traffic.append))
 
     @staticmethod
     def key_of(scales: Scales) -> bytes:

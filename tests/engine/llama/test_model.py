@@ -14,7 +14,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama import binding, sampler_chain
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.engine.llama.sampler import Sampler
+from shimmy.engine.llama.sampler import LlamaSampler
 from shimmy.errors import ModelUnavailable
 from shimmy.messages import sampling_limits
 from shimmy.messages.request import SamplingParams
@@ -82,7 +82,7 @@ def decode(model: LlamaModel, tokens: Sequence[int], position: int = 0, sequence
     return row
 
 
-def sampler(model: LlamaModel, params: SamplingParams, *, seed: int = 1, history: Sequence[int] = ()) -> Sampler:
+def sampler(model: LlamaModel, params: SamplingParams, *, seed: int = 1, history: Sequence[int] = ()) -> LlamaSampler:
     """A chain as the worker builds it, shown `history`."""
     sampling_limits.check(params, n_vocab=model.n_vocab)
     chain = sampler_chain.chain(params, seed=seed, n_ctx=model.n_ctx)

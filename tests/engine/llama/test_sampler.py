@@ -11,7 +11,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama import binding, sampler_chain
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.engine.llama.sampler import Candidates, Sampler
+from shimmy.engine.llama.sampler import Candidates, LlamaSampler
 from shimmy.errors import Internal
 from shimmy.messages.request import SamplingParams
 
@@ -48,7 +48,7 @@ def logits(model: LlamaModel) -> list[float]:
     return list(values[: model.n_vocab])
 
 
-def sampler(model: LlamaModel, params: SamplingParams, seed: int = 1) -> Sampler:
+def sampler(model: LlamaModel, params: SamplingParams, seed: int = 1) -> LlamaSampler:
     return model.new_sampler(sampler_chain.chain(params, seed=seed, n_ctx=256), (), params.dry_sequence_breakers)
 
 

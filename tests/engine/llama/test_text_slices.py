@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from shimmy.engine.llama.text_slices import WORD, Cuts, Place, place_of
+from shimmy.engine.llama.text_slices import WORD, CutPlace, Cuts, place_of
 
 
 def slices(text: str, cuts: Cuts) -> list[str]:
@@ -45,7 +45,7 @@ VOCABULARIES = [
 
 @pytest.mark.parametrize("specials", VOCABULARIES)
 @pytest.mark.parametrize("place", [WORD, None])
-def test_slices_have_the_special_tokens_of_the_whole_text(specials: list[str], place: Place | None) -> None:
+def test_slices_have_the_special_tokens_of_the_whole_text(specials: list[str], place: CutPlace | None) -> None:
     random = Random(1)
     cuts = Cuts(specials, place)
     atoms = [*specials, *"ab <>x\n", " b", "a b c "]

@@ -2,23 +2,23 @@
 
 import pytest
 
-from shimmy.engine.schedule.prefill_budget import Pace
+from shimmy.engine.schedule.prefill_budget import PrefillBudget
 
 
-def learnt(decode_s: float, row_s: float, n_decode_rows: int = 4) -> Pace:
+def learnt(decode_s: float, row_s: float, n_decode_rows: int = 4) -> PrefillBudget:
     """A pace that has seen `n_decode_rows` rows take `decode_s`, and each row of a prompt `row_s` more."""
-    pace = Pace()
+    pace = PrefillBudget()
     pace.observe(n_decode_rows, 0, decode_s)
     pace.observe(0, 256, 256 * row_s)
     return pace
 
 
-def longest_s(pace: Pace, decode_s: float, row_s: float, n_streams: int = 4, n_prompts: int = 1) -> float:
+def longest_s(pace: PrefillBudget, decode_s: float, row_s: float, n_streams: int = 4, n_prompts: int = 1) -> float:
     return decode_s + row_s * pace.n_prompt_rows(n_streams, n_streams, n_prompts)
 
 
 def test_before_anything_is_known_a_prompt_gets_a_moderate_share() -> None:
-    assert Pace().n_prompt_rows(4, 4, 1) == 128
+    assert PrefillBudget().n_prompt_rows(4, 4, 1) == 128
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_decodes_of_other_sizes_are_taken_for_the_next_fewer_rows() -> None:
 
 
 def test_a_clock_that_stands_still_is_borne() -> None:
-    pace = Pace()
+    pace = PrefillBudget()
     pace.observe(1, 0, 0.0)
     pace.observe(1, 64, 0.0)
     assert pace.n_prompt_rows(1, 1, 1) == 128
 
 
 def test_prompt_rows_are_enough_when_reading_the_weights_is_a_small_part_of_them() -> None:
-    pace = Pace()
+    pace = PrefillBudget()
     pace.observe(0, 256, 256 * 0.002)
     assert pace.n_enough_rows() >= 2048, "how long a decode of one row takes is not known"
     pace.observe(1, 0, 0.017)
@@ -116,7 +116,7 @@ def test_so_many_more_rows_hardly_make_a_decode_longer(row_s: float, n_rows: int
 
 
 def test_nobody_knows_what_more_rows_cost_before_decodes_of_two_sizes() -> None:
-    pace = Pace()
+    pace = PrefillBudget()
     assert pace.n_more_rows(4, 32) == 0
     pace.observe(4, 0, 0.02)
     assert pace.n_more_rows(4, 32) == 0

@@ -11,7 +11,7 @@ import pytest
 from shimmy.engine.kv.kv_pool import StoredPrompts
 from shimmy.engine.schedule.scheduler import JobEvent, Scheduler
 from shimmy.engine.schedule.task import Task
-from shimmy.engine.speculate.speculation import Costs, Drafter, Guess, Outlook
+from shimmy.engine.speculate.speculation import DecodeCosts, Draft, Drafter, DraftPlanner
 from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
 from shimmy.messages.event import Echo, Finished, FinishReason, Piece, TokenLogprob
 from shimmy.messages.reply import ReplyFormat
@@ -400,16 +400,18 @@ class FakeDrafter:
 
     def __init__(self, n_guessed: int, *, is_right: bool = True) -> None:
         self.n_guessed, self.is_right = n_guessed, is_right
-        self.rivals: list[Guess | None] = []
-        self.costs = Costs()
+        self.rivals: list[Draft | None] = []
+        self.costs = DecodeCosts()
 
-    def draft(self, tokens: list[int], n_max: int, costs: Costs, outlook: Outlook, rival: Guess | None) -> Guess | None:
+    def draft(
+        self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: DraftPlanner, rival: Draft | None
+    ) -> Draft | None:
         self.rivals.append(rival)
         self.costs = costs
         text = bytearray(continuation(tokens, min(n_max, self.n_guessed)).encode())
         if text and not self.is_right:
             text[-1] = ord("A")
-        return Guess(list(text), 2.0, outlook.outcomes) if text else None
+        return Draft(list(text), 2.0, outlook.outcomes) if text else None
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -444,8 +446,8 @@ def test_the_time_that_guessing_takes_is_none_of_the_decodes() -> None:
 
     class SlowDrafter(FakeDrafter):
         def draft(
-            self, tokens: list[int], n_max: int, costs: Costs, outlook: Outlook, rival: Guess | None
-        ) -> Guess | None:
+            self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: DraftPlanner, rival: Draft | None
+        ) -> Draft | None:
             nonlocal now_s
             now_s += 100
             return super().draft(tokens, n_max, costs, outlook, rival)

@@ -16,7 +16,7 @@ from shimmy.engine.schedule.scheduler import JobEvent, Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate import draft_model
 from shimmy.engine.speculate.draft_model import DraftModel
-from shimmy.engine.speculate.speculation import Costs, Guess, Outcomes, Outlook
+from shimmy.engine.speculate.speculation import AcceptanceStats, DecodeCosts, Draft, DraftPlanner
 from shimmy.messages.event import Finished, Piece, Timings
 from shimmy.messages.request import Job, SamplingParams, TextPrompt
 from shimmy.wire.worker_options import DRAFT_BATCH, WorkerOptions
@@ -220,9 +220,9 @@ def test_one_that_fails_is_not_asked_again(
 # -- what is asked of it ---------------------------------------------------------------------------------------------
 
 
-def cheap() -> Costs:
+def cheap() -> DecodeCosts:
     """A decode of one row takes a second, and one of any number of rows no longer."""
-    costs = Costs()
+    costs = DecodeCosts()
     costs.observe(1, 1.0)
     for _ in range(60):
         for n_rows in (2, 3, 4, 6, 8, 12, 16, 32):
@@ -241,25 +241,25 @@ def test_it_guesses_no_more_than_wanted_and_nothing_it_is_not_sure_of(small: Lla
     tokens = small.tokenize(PROMPT, add_special=True, parse_special=True)
     surely = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=0.0)
     for n_max in (3, 1, 5):
-        guess = surely.draft(tokens, n_max, cheap(), Outlook(), None)
+        guess = surely.draft(tokens, n_max, cheap(), DraftPlanner(), None)
         assert guess is not None
         assert 0 < len(guess.tokens) <= n_max
     small.forget(0, 0)
     never = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=1.1)
-    outlook = Outlook()
+    outlook = DraftPlanner()
     assert [never.draft(tokens, 15, cheap(), outlook, None) for _ in range(3)] == [None] * 3
 
 
 def test_it_guesses_nothing_before_it_knows_what_a_guess_is_worth(small: LlamaModel) -> None:
     drafter = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=0.0)
-    assert drafter.draft([BOS_TOKEN], 15, Costs(), Outlook(), None) is None
+    assert drafter.draft([BOS_TOKEN], 15, DecodeCosts(), DraftPlanner(), None) is None
 
 
 def test_it_leaves_what_is_looked_up_for_sure_to_that(small: LlamaModel) -> None:
     drafter = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=0.0)
     for gain, is_asked in ((100.0, False), (1.2, True)):
-        rival = Guess([1, 2, 3], gain, Outcomes())
-        assert (drafter.draft([BOS_TOKEN], 15, cheap(), Outlook(), rival) is not None) == is_asked
+        rival = Draft([1, 2, 3], gain, AcceptanceStats())
+        assert (drafter.draft([BOS_TOKEN], 15, cheap(), DraftPlanner(), rival) is not None) == is_asked
 
 
 def test_reading_what_is_new_to_it_is_not_the_price_of_a_token(tiny_model: Path, cpu: CpuBackend) -> None:
@@ -267,7 +267,7 @@ def test_reading_what_is_new_to_it_is_not_the_price_of_a_token(tiny_model: Path,
     slow = Timed(tiny_model, cpu, clock, 0.1, 1.0)
     slow.open_context(n_ctx=N_CTX_DRAFT, n_batch=DRAFT_BATCH, n_sequences=1, n_outputs=1, n_threads=1)
     drafter = DraftModel(slow, N_CTX_DRAFT, slow.n_vocab, sure=1.1, clock=clock)
-    tokens, outlook = slow.tokenize(PROMPT, add_special=True, parse_special=True), Outlook()
+    tokens, outlook = slow.tokenize(PROMPT, add_special=True, parse_special=True), DraftPlanner()
     for n_tokens in range(DRAFT_BATCH + 1):
         drafter.draft([*tokens, *tokens[1:2] * n_tokens], 15, cheap(), outlook, None)
     assert drafter._token_s == pytest.approx(0.1)
@@ -277,8 +277,10 @@ def test_tokens_that_only_one_of_the_models_knows_are_neither_read_nor_guessed(s
     tokens = small.tokenize(PROMPT, add_special=True, parse_special=True)
     assert max(tokens) > 270
     few = DraftModel(small, N_CTX_DRAFT, 270, sure=0.0)  # the other one has the bytes and little more
-    assert few.draft(tokens, 15, cheap(), Outlook(), None) is None
-    assert few.draft([BOS_TOKEN], 15, cheap(), Outlook(), None) is None, "what it would guess the other does not know"
+    assert few.draft(tokens, 15, cheap(), DraftPlanner(), None) is None
+    assert few.draft([BOS_TOKEN], 15, cheap(), DraftPlanner(), None) is None, (
+        "what it would guess the other does not know"
+    )
 
 
 def test_the_likeliest_token_is_the_greedy_one(small: LlamaModel) -> None:

@@ -1,10 +1,10 @@
 from collections.abc import Sequence
 
-from shimmy.engine.speculate.speculation import Costs, Guess, Lookup, Outcomes, Outlook
+from shimmy.engine.speculate.speculation import AcceptanceStats, DecodeCosts, Draft, DraftPlanner, PromptLookup
 
 
-def cheap() -> Costs:
-    costs = Costs()
+def cheap() -> DecodeCosts:
+    costs = DecodeCosts()
     costs.observe(1, 1.0)
     for _ in range(60):
         for n_rows in (2, 3, 4, 6, 8, 12, 16, 32):
@@ -12,13 +12,13 @@ def cheap() -> Costs:
     return costs
 
 
-def looked_up(lookup: Lookup, tokens: Sequence[int], n_max: int, costs: Costs) -> list[int]:
+def looked_up(lookup: PromptLookup, tokens: Sequence[int], n_max: int, costs: DecodeCosts) -> list[int]:
     guess = lookup.draft(tokens, n_max, costs)
     return [] if guess is None else guess.tokens
 
 
 def test_the_cost_of_more_rows_is_learnt_in_single_rows() -> None:
-    costs = Costs()
+    costs = DecodeCosts()
     assert costs.of(1) == 1
     assert costs.of(8) == 4.5
     costs.observe(4, 9.0)
@@ -32,7 +32,7 @@ def test_the_cost_of_more_rows_is_learnt_in_single_rows() -> None:
 
 
 def test_a_dear_second_row_does_not_rule_out_more() -> None:
-    costs = Costs()
+    costs = DecodeCosts()
     for _ in range(60):
         costs.observe(1, 1.0)
         costs.observe(2, 2.2)
@@ -41,7 +41,7 @@ def test_a_dear_second_row_does_not_rule_out_more() -> None:
 
 
 def test_a_size_that_was_never_measured_is_hoped_to_be_cheap() -> None:
-    costs = Costs()
+    costs = DecodeCosts()
     costs.observe(1, 1.0)
     assert 1 < costs.hoped(2) < costs.hoped(4) < costs.of(4)
     costs.observe(4, 2.5)
@@ -49,7 +49,7 @@ def test_a_size_that_was_never_measured_is_hoped_to_be_cheap() -> None:
 
 
 def test_one_slow_measurement_does_not_rule_a_size_out() -> None:
-    costs = Costs()
+    costs = DecodeCosts()
     costs.observe(1, 1.0)
     costs.observe(8, 10.0)
     assert costs.of(8) < 6
@@ -57,37 +57,37 @@ def test_one_slow_measurement_does_not_rule_a_size_out() -> None:
 
 def test_a_loop_is_continued_past_what_is_known() -> None:
     tokens = [9, 9, *([1, 2, 3, 4, 5] * 8)]
-    draft = looked_up(Lookup(), tokens, 31, cheap())
+    draft = looked_up(PromptLookup(), tokens, 31, cheap())
     assert draft == ([1, 2, 3, 4, 5] * 7)[:31]
 
 
 def test_the_longest_match_decides() -> None:
     once = [7, 7, 7, 1, 2, 3, 50, 51, 52, 53, 54, 55]
     later = [8, 8, 8, 1, 2, 3, 60, 61, 62, 63, 64, 65]
-    assert looked_up(Lookup(), [*once, *later, 7, 7, 7, 1, 2, 3], 3, cheap()) == [50, 51, 52]
-    assert looked_up(Lookup(), [*once, *later, 9, 9, 9, 1, 2, 3], 3, cheap()) == [60, 61, 62]
+    assert looked_up(PromptLookup(), [*once, *later, 7, 7, 7, 1, 2, 3], 3, cheap()) == [50, 51, 52]
+    assert looked_up(PromptLookup(), [*once, *later, 9, 9, 9, 1, 2, 3], 3, cheap()) == [60, 61, 62]
 
 
 def test_new_text_is_not_guessed() -> None:
-    assert looked_up(Lookup(), list(range(100)), 31, cheap()) == []
-    assert looked_up(Lookup(), [1], 31, cheap()) == []
-    assert looked_up(Lookup(), [], 31, cheap()) == []
+    assert looked_up(PromptLookup(), list(range(100)), 31, cheap()) == []
+    assert looked_up(PromptLookup(), [1], 31, cheap()) == []
+    assert looked_up(PromptLookup(), [], 31, cheap()) == []
 
 
 def test_no_more_than_asked_for_is_guessed() -> None:
     tokens = [1, 2, 3, 4, 5] * 8
-    assert len(looked_up(Lookup(), tokens, 10, cheap())) == 7
-    assert len(looked_up(Lookup(), tokens, 2, cheap())) == 2
-    assert looked_up(Lookup(), tokens, 0, cheap()) == []
-    assert looked_up(Lookup(), tokens, -1, cheap()) == []
+    assert len(looked_up(PromptLookup(), tokens, 10, cheap())) == 7
+    assert len(looked_up(PromptLookup(), tokens, 2, cheap())) == 2
+    assert looked_up(PromptLookup(), tokens, 0, cheap()) == []
+    assert looked_up(PromptLookup(), tokens, -1, cheap()) == []
 
 
 def test_a_job_whose_guesses_fail_is_left_alone_until_a_long_match() -> None:
-    lookup = Lookup()
+    lookup = PromptLookup()
     costs = cheap()
     short = [1, 2, 3, 4, 5, 6, 1, 2, 3]
     assert looked_up(lookup, short, 31, costs)
-    dear = Costs()
+    dear = DecodeCosts()
     dear.observe(1, 1.0)
     for _ in range(5):
         lookup.outcomes.learn(3, 0)
@@ -96,7 +96,7 @@ def test_a_job_whose_guesses_fail_is_left_alone_until_a_long_match() -> None:
 
 
 def test_the_index_follows_the_text_as_it_grows() -> None:
-    lookup = Lookup()
+    lookup = PromptLookup()
     tokens = [1, 2, 3, 4, 5, 6, 7]
     for token in tokens * 3:
         tokens.append(token)
@@ -107,13 +107,13 @@ def test_the_index_follows_the_text_as_it_grows() -> None:
 # -- asking a draft model --------------------------------------------------------------------------------------------
 
 
-def plan(outlook: Outlook, costs: Costs, token_cost: float, n_max: int = 31) -> int:
+def plan(outlook: DraftPlanner, costs: DecodeCosts, token_cost: float, n_max: int = 31) -> int:
     return outlook.plan(n_max, costs, token_cost)[0]
 
 
-def experienced(*, n_accepted: int, n_sure: int = 10) -> Outlook:
+def experienced(*, n_accepted: int, n_sure: int = 10) -> DraftPlanner:
     """A job of which so many of 10 guesses were right, when so many of 10 tokens were sure enough to be guesses."""
-    outlook = Outlook()
+    outlook = DraftPlanner()
     for _ in range(30):
         outlook.learn(n_sure, 10)
         outlook.outcomes.learn(10, n_accepted)
@@ -134,7 +134,7 @@ def test_nothing_is_drafted_where_that_does_not_pay() -> None:
     assert plan(experienced(n_accepted=0), cheap(), 0.2) == 0, "never right"
     assert plan(experienced(n_accepted=10, n_sure=0), cheap(), 0.2) == 0, "never sure"
     assert plan(experienced(n_accepted=10), cheap(), 1.0) == 0, "as dear as the model itself"
-    dear = Costs()
+    dear = DecodeCosts()
     dear.observe(1, 1.0)
     for _ in range(60):
         for n_rows in (2, 3, 4, 6, 8, 12, 16):
@@ -148,7 +148,7 @@ def test_what_promises_more_goes_first() -> None:
     n_drafted, gain = outlook.plan(31, cheap(), 0.1)
     assert n_drafted > 0
     for rival, expected in ((gain + 0.1, 0), (gain - 0.1, n_drafted)):
-        assert outlook.plan(31, cheap(), 0.1, Guess([1], rival, Outcomes()))[0] == expected
+        assert outlook.plan(31, cheap(), 0.1, Draft([1], rival, AcceptanceStats()))[0] == expected
 
 
 def test_a_draft_model_that_was_given_up_is_tried_again_after_a_while() -> None:
@@ -161,7 +161,7 @@ def test_a_draft_model_that_was_given_up_is_tried_again_after_a_while() -> None:
 
 
 def test_of_a_draft_only_what_is_worth_its_rows_is_decoded() -> None:
-    costs = Costs()
+    costs = DecodeCosts()
     costs.observe(1, 1.0)
     for _ in range(60):
         for n_rows in (2, 3):
@@ -176,7 +176,7 @@ def test_of_a_draft_only_what_is_worth_its_rows_is_decoded() -> None:
 
 
 def test_a_reply_is_expected_to_go_on_for_as_long_as_it_has_gone() -> None:
-    outlook = Outlook()
+    outlook = DraftPlanner()
     assert outlook.pays_back(0.0, 1.5)
     for _ in range(30):
         assert not outlook.pays_back(10.01, 1.5)

@@ -17,11 +17,11 @@ from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.engine.llama.quantize import quantize
 from shimmy.engine.llama.sampler_chain import chain
-from shimmy.engine.main import Connection, Worker
+from shimmy.engine.main import ParentConnection, Worker
 from shimmy.engine.pulse import Pulse
 from shimmy.engine.tune import tuner as tuning
 from shimmy.engine.tune.cpu_affinity import Placement
-from shimmy.engine.tune.tuner import Result, Settings, Tuner, Tuning, fastest
+from shimmy.engine.tune.tuner import Settings, TrialResult, Tuner, Tuning, fastest
 from shimmy.messages.event import Piece
 from shimmy.messages.request import GenerateRequest, SamplingParams, TextPrompt
 from shimmy.system import cpu, memory
@@ -71,7 +71,7 @@ def times(mapped_s: float, repacked_s: float) -> bytes:
 def test_the_faster_of_a_job_wins_and_mapped_weights_where_it_is_the_same(
     mapped: tuple[float, float], repacked: tuple[float, float], winner: Settings
 ) -> None:
-    assert fastest([Result(MAPPED, *mapped), Result(REPACKED, *repacked)]) == winner
+    assert fastest([TrialResult(MAPPED, *mapped), TrialResult(REPACKED, *repacked)]) == winner
 
 
 def test_threads_are_tried_with_both_kinds_of_weights(options: WorkerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ class RestlessTuner(Tuner):
 def test_a_worker_tells_its_tuner_when_it_waits_and_when_it_does_not() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        worker = Worker(Connection(theirs), Pulse(lambda _: None))
+        worker = Worker(ParentConnection(theirs), Pulse(lambda _: None))
         worker._tuner = tuner = RestlessTuner(worker)
         worker._placement, worker._n_threads_now = Placement([]), 1
         assert worker._next_order() == 7

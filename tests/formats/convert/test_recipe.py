@@ -12,12 +12,12 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.formats.convert import convert
-from shimmy.formats.convert.convert import Plan, plan
+from shimmy.formats.convert.convert import ConversionPlan, plan
 from shimmy.formats.convert.transforms import chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader as gguf
 from shimmy.formats.gguf.writer import GgufType, Metadata
-from shimmy.formats.safetensors.checkpoint import Reader
+from shimmy.formats.safetensors.checkpoint import TensorReader
 from tests import tiny_families
 from tests.tiny_checkpoints import Weights, write_checkpoint
 from tests.tiny_models import vocabulary
@@ -44,14 +44,14 @@ def folder_of(
     return write_checkpoint(path / model_type, config, tensors or tiny_families.tensors(model_type, dtype))
 
 
-def metadata(found: Plan) -> dict[str, Any]:
+def metadata(found: ConversionPlan) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, _, value in found.recipe.metadata}
 
 
-def data(found: Plan, name: str) -> bytes:
+def data(found: ConversionPlan, name: str) -> bytes:
     """The bytes of one tensor, as they would be written."""
     (output,) = [output for output in found.recipe.outputs if output.info.name == name]
-    with Reader() as reader:
+    with TensorReader() as reader:
         return b"".join(bytes(chunk) for chunk in chunks(output, reader))
 
 

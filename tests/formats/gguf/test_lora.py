@@ -37,25 +37,25 @@ def pair(name: str, a: tuple[int, ...], b: tuple[int, ...], code: int = 0) -> li
     return [tensor(f"{name}.lora_a", *a, code=code), tensor(f"{name}.lora_b", *b)]
 
 
-def model_tensors(path: Path) -> dict[bytes, reader.Tensor]:
+def model_tensors(path: Path) -> dict[bytes, reader.StoredTensor]:
     return reader.tensors(path, reader.validate(path))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> dict[bytes, reader.Tensor]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> dict[bytes, reader.StoredTensor]:
     return model_tensors(write_tiny_model(tmp_path_factory.mktemp("models")))
 
 
-def check(path: Path, model: dict[bytes, reader.Tensor]) -> None:
+def check(path: Path, model: dict[bytes, reader.StoredTensor]) -> None:
     lora.check(lora.read(path), model)
 
 
-def test_what_the_tests_write_fits(tmp_path: Path, model: dict[bytes, reader.Tensor]) -> None:
+def test_what_the_tests_write_fits(tmp_path: Path, model: dict[bytes, reader.StoredTensor]) -> None:
     check(write_tiny_adapter(tmp_path), model)
     check(write_tiny_adapter(tmp_path, changes=[("adapter.lora.alpha", FLOAT32, 8.0), ("more", UINT32, 1)]), model)
 
 
-def test_the_tensors_of_all_shards_count(tmp_path: Path, model: dict[bytes, reader.Tensor]) -> None:
+def test_the_tensors_of_all_shards_count(tmp_path: Path, model: dict[bytes, reader.StoredTensor]) -> None:
     assert model_tensors(write_tiny_model(tmp_path, n_shards=3)) == model
     assert model[b"token_embd.weight"] == ((N_EMBD, N_TOKENS), 0)
 
@@ -115,13 +115,13 @@ SHAPE = "another shape"
     ],
 )
 def test_tensors_that_do_not_fit(
-    tensors: list[Tensor], complaint: str, tmp_path: Path, model: dict[bytes, reader.Tensor]
+    tensors: list[Tensor], complaint: str, tmp_path: Path, model: dict[bytes, reader.StoredTensor]
 ) -> None:
     with pytest.raises(InvalidGguf, match=complaint):
         check(write_tiny_adapter(tmp_path, tensors=tensors), model)
 
 
-def test_tensors_that_do_fit(tmp_path: Path, model: dict[bytes, reader.Tensor]) -> None:
+def test_tensors_that_do_fit(tmp_path: Path, model: dict[bytes, reader.StoredTensor]) -> None:
     for tensors in (
         pair(QUERY, (N_EMBD, 4), (4, N_EMBD), Q8_0),
         pair(QUERY, (N_EMBD, 4, 1, 1), (4, N_EMBD)),
@@ -131,15 +131,15 @@ def test_tensors_that_do_fit(tmp_path: Path, model: dict[bytes, reader.Tensor]) 
         check(write_tiny_adapter(tmp_path, tensors=tensors), model)
 
 
-def test_what_depends_on_the_model(tmp_path: Path, model: dict[bytes, reader.Tensor]) -> None:
+def test_what_depends_on_the_model(tmp_path: Path, model: dict[bytes, reader.StoredTensor]) -> None:
     embeddings = pair("token_embd.weight", (4, N_TOKENS), (4, N_EMBD))
     without_output = {name: each for name, each in model.items() if name != b"output.weight"}
     with pytest.raises(InvalidGguf, match="uses as its output"):
         check(write_tiny_adapter(tmp_path, tensors=embeddings), without_output)
     query = write_tiny_adapter(tmp_path, tensors=pair(QUERY, (N_EMBD, 4), (4, N_EMBD)))
     with pytest.raises(InvalidGguf, match="NVFP4"):
-        check(query, {QUERY.encode(): reader.Tensor((N_EMBD, N_EMBD), NVFP4)})
-    experts = {QUERY.encode(): reader.Tensor((N_EMBD, N_EMBD, 8), 0)}
+        check(query, {QUERY.encode(): reader.StoredTensor((N_EMBD, N_EMBD), NVFP4)})
+    experts = {QUERY.encode(): reader.StoredTensor((N_EMBD, N_EMBD, 8), 0)}
     with pytest.raises(InvalidGguf, match=SHAPE):
         check(query, experts)
     check(write_tiny_adapter(tmp_path, tensors=pair(QUERY, (N_EMBD, 4, 8), (4, N_EMBD, 8))), experts)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.formats.gguf.header import GgufHeader, Kind
+from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import GGML_TYPES, InvalidGguf, read_header, validate
 from tests.tiny_models import (
     ARRAY,
@@ -51,7 +51,7 @@ def _write(folder: Path, data: bytes) -> Path:
 def test_a_model_says_what_it_is(tmp_path: Path, read: Reader) -> None:
     path = write_tiny_model(tmp_path, "tiny", n_ctx_train=640)
     assert read(path) == GgufHeader(
-        kind=Kind.MODEL,
+        kind=GgufKind.MODEL,
         architecture="llama",
         name="tiny",
         quantization="F32",
@@ -101,7 +101,7 @@ def test_a_shard_knows_its_place(tmp_path: Path) -> None:
     first = read_header(write_tiny_model(tmp_path, "tiny", n_shards=3))
     last = read_header(tmp_path / "tiny-00003-of-00003.gguf")
     assert (first.shard, first.n_shards, first.architecture) == (0, 3, "llama")
-    assert (last.shard, last.n_shards, last.architecture, last.kind) == (2, 3, "", Kind.MODEL)
+    assert (last.shard, last.n_shards, last.architecture, last.kind) == (2, 3, "", GgufKind.MODEL)
 
 
 def test_all_shards_are_validated(tmp_path: Path) -> None:
@@ -122,19 +122,19 @@ def test_all_shards_are_validated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "kind"),
     [
-        ([("general.architecture", STRING, "clip")], Kind.PROJECTOR),
-        ([("general.architecture", STRING, "llama"), ("general.type", STRING, "mmproj")], Kind.PROJECTOR),
-        ([("general.architecture", STRING, "llama"), ("general.type", STRING, "adapter")], Kind.ADAPTER),
-        ([("general.architecture", STRING, "llama"), ("adapter.type", STRING, "lora")], Kind.ADAPTER),
-        ([("general.type", STRING, "imatrix")], Kind.IMPORTANCE_MATRIX),
+        ([("general.architecture", STRING, "clip")], GgufKind.PROJECTOR),
+        ([("general.architecture", STRING, "llama"), ("general.type", STRING, "mmproj")], GgufKind.PROJECTOR),
+        ([("general.architecture", STRING, "llama"), ("general.type", STRING, "adapter")], GgufKind.ADAPTER),
+        ([("general.architecture", STRING, "llama"), ("adapter.type", STRING, "lora")], GgufKind.ADAPTER),
+        ([("general.type", STRING, "imatrix")], GgufKind.IMPORTANCE_MATRIX),
     ],
 )
-def test_what_is_no_model(tmp_path: Path, metadata: Metadata, kind: Kind) -> None:
+def test_what_is_no_model(tmp_path: Path, metadata: Metadata, kind: GgufKind) -> None:
     assert read_header(_write(tmp_path, encode_gguf(metadata, [WEIGHTS]))).kind is kind
 
 
 def test_a_file_without_tensors_is_a_vocabulary(tmp_path: Path) -> None:
-    assert read_header(_write(tmp_path, encode_gguf(MINIMAL))).kind is Kind.VOCABULARY
+    assert read_header(_write(tmp_path, encode_gguf(MINIMAL))).kind is GgufKind.VOCABULARY
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from shimmy.formats.convert.convert import plan
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors import checkpoint
-from shimmy.formats.safetensors.checkpoint import InvalidSafetensors, Reader, read_folder
+from shimmy.formats.safetensors.checkpoint import InvalidSafetensors, TensorReader, read_folder
 from tests import tiny_families
 from tests.tiny_checkpoints import Weights, encode_safetensors, write_checkpoint, write_tiny_llama
 
@@ -53,7 +53,7 @@ def test_tensors_are_where_the_header_says(tmp_path: Path) -> None:
 def test_a_part_of_a_tensor_is_read_into_a_buffer(tmp_path: Path) -> None:
     found = read_folder(write_checkpoint(tmp_path, {}, TWO, n_shards=2))
     buffer = bytearray(4)
-    with Reader() as reader:
+    with TensorReader() as reader:
         reader.read(found.tensors["a"], 8, memoryview(buffer))
         assert buffer == bytes(range(8, 12))
         reader.read(found.tensors["b"], 0, memoryview(buffer))
@@ -64,12 +64,12 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_safetensors(TWO))
     found = read_folder(tmp_path)
-    with Reader() as reader:
+    with TensorReader() as reader:
         reader.read(found.tensors["a"], 0, memoryview(bytearray(1)))
         os.truncate(path, path.stat().st_size - 4)
         with pytest.raises(InvalidSafetensors, match="cut off while"):
             reader.read(found.tensors["b"], 0, memoryview(bytearray(8)))
-    with Reader() as reader, pytest.raises(InvalidSafetensors, match="was changed while"):
+    with TensorReader() as reader, pytest.raises(InvalidSafetensors, match="was changed while"):
         reader.read(found.tensors["a"], 0, memoryview(bytearray(1)))
 
 
