@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import harness
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import PROMPTS, run
 from tests.engine.odd_variants import ABORTS, write_variant
@@ -31,7 +32,8 @@ def scores() -> dict[str, int]:
 OLD_VARIANTS = ["x64", "sse42"] if platform.machine() == "x86_64" else ["armv8.0_1"]
 
 
-def test_by_default_the_best_variant_runs(tmp_path: Path, models: Path) -> None:
+def test_by_default_the_best_variant_runs(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "FORCED", None)
     rated = scores()
     assert set(OLD_VARIANTS) <= rated.keys()
     probed = run(tmp_path, "probe", "alpha", "--json", "--model-path", models)
