@@ -17,7 +17,7 @@ from typing import Any
 from shimmy import __version__
 from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import InvalidGguf, read_header
-from shimmy.system import files as whole
+from shimmy.system.files import write_atomically
 
 MAX_REMEMBERED = 20_000
 MAX_CACHE_BYTES = 64 * 2**20
@@ -82,7 +82,7 @@ class Headers:
         parts = (json.dumps(dict(latest[i : i + _AT_ONCE])) for i in range(0, len(latest), _AT_ONCE))
         files = ",".join(part[1:-1] for part in parts)
         try:
-            whole.write_atomically(self._cache, f'{{"form":{json.dumps(_FORM)},"files":{{{files}}}}}'.encode())
+            write_atomically(self._cache, f'{{"form":{json.dumps(_FORM)},"files":{{{files}}}}}'.encode())
         except OSError as exc:
             logger.debug("the header cache `%s` cannot be written: %s", self._cache, exc.strerror)
 

@@ -17,7 +17,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shimmy.system import files as whole
+from shimmy.system.files import write_atomically
 
 if TYPE_CHECKING:
     from shimmy.catalog.catalog import Model
@@ -186,9 +186,7 @@ class Names:
             return
         self._is_changed = False
         try:
-            whole.write_atomically(
-                self._file, json.dumps({"names": self._keys, "others": sorted(self._others)}).encode()
-            )
+            write_atomically(self._file, json.dumps({"names": self._keys, "others": sorted(self._others)}).encode())
             files = sorted(self._file.parent.glob("names-*.json"), key=lambda file: file.stat().st_mtime_ns)
             for file in files[:-MAX_FILES]:
                 file.unlink()
