@@ -179,7 +179,7 @@ async def test_an_error_after_the_reply_began_is_left_to_the_server(monkeypatch:
         await exchange.start([])
         raise ZeroDivisionError
 
-    monkeypatch.setattr("shimmy.api.routes.ROUTES", (("GET", "/health", half),))
+    monkeypatch.setattr("shimmy.api.app.ROUTES", (("GET", "/health", half),))
     call = Call(create_app(services()), "GET", "/health")
     with pytest.raises(ZeroDivisionError):
         await call.run()

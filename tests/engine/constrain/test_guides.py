@@ -467,7 +467,7 @@ def test_the_frozen_file_unpacks_llguidance_when_it_is_needed(tmp_path: Path, ti
     code = f"""
 import sys
 from pathlib import Path
-from shimmy.engine import variants
+from shimmy.engine.cpu_variants import variants
 from shimmy.engine.constrain.guides import Grammars
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel

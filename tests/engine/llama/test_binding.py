@@ -12,7 +12,7 @@ import pytest
 LIBRARIES = ("libggml-base.so.0", "libggml.so.0", "libllama.so")
 WHAT_IS_MAPPED = """
 from pathlib import Path
-from shimmy.engine import binding
+from shimmy.engine.llama import binding
 print({line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()})
 """
 

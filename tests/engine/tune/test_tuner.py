@@ -390,9 +390,10 @@ def test_a_trial_of_a_broken_file_says_so(options: WorkerOptions, tmp_path: Path
 HASTY = """
 import os, sys
 os.getloadavg = lambda: (0.0, 0.0, 0.0)
-from shimmy.engine import tuning, worker
-tuning._IDLE_S = 0.05
-sys.exit(worker.main(int(sys.argv[1])))
+from shimmy.engine import main
+from shimmy.engine.tune import tuner
+tuner._IDLE_S = 0.05
+sys.exit(main.main(int(sys.argv[1])))
 """
 
 

@@ -1,4 +1,4 @@
-"""Tiny models, written once for all tests of the engine, and the CPU variant that it runs on."""
+"""A tiny model, written once for all tests, and the CPU variant that the engine runs on."""
 
 from pathlib import Path
 
