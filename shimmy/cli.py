@@ -16,12 +16,13 @@ from typing import Any
 
 from shimmy import __version__, log
 from shimmy.commands.console import CommandCall
-from shimmy.config import DEFAULT_HOST, DEFAULT_PORT, OPTIONS, ConfigError, load
+from shimmy.config import OPTIONS, load
 from shimmy.errors import ShimmyError
+from shimmy.option_table import DEFAULT_HOST, DEFAULT_PORT, ConfigError
 from shimmy.system.frozen_program import UnpackedFolder
+from shimmy.wire.worker_options import MAX_SEQUENCES
 
 _SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
-_MAX_SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
@@ -221,8 +222,8 @@ def _natural(text: str) -> int:
 
 def _several(text: str) -> tuple[int, ...]:
     values = tuple(_positive(part) for part in text.split(","))
-    if max(values) > _MAX_SEQUENCES:
-        raise argparse.ArgumentTypeError(f"must be at most {_MAX_SEQUENCES}")
+    if max(values) > MAX_SEQUENCES:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_SEQUENCES}")
     return values
 
 

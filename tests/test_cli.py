@@ -19,11 +19,12 @@ import pytest
 from shimmy import __main__ as entry
 from shimmy import __version__, cli, server
 from shimmy.commands import models
-from shimmy.config import OPTIONS, Bind, Config
+from shimmy.config import OPTIONS, Config
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
 from shimmy.messages.event import Accepted, JobOutput
 from shimmy.messages.model_info import Adapter
 from shimmy.messages.request import ChatPrompt, Message, TextPrompt
+from shimmy.option_table import Bind
 from shimmy.pool import pool
 from shimmy.system.frozen_program import UnpackedFolder
 from shimmy.wire.worker_options import WorkerOptions

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from shimmy.config import DEFAULT_HOST, OPTIONS, Bind, Config, ConfigError, Option, load, n_bytes
+from shimmy.config import OPTIONS, Config, load
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import SamplingParams
+from shimmy.option_table import DEFAULT_HOST, Bind, ConfigError, Option
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
 VALUES: dict[str, tuple[str, Any, str, Any]] = {
@@ -185,25 +186,6 @@ def test_the_variables_of_the_contract(variable: str, text: str, field: str, exp
 
 
 # -- addresses -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "bind"),
-    [
-        ("auto", Bind(DEFAULT_HOST, None)),
-        ("1.2.3.4:80", Bind("1.2.3.4", 80)),
-        ("localhost:0", Bind("localhost", 0)),
-        ("localhost", Bind("localhost", None)),
-        ("localhost:auto", Bind("localhost", None)),
-        (":80", Bind(DEFAULT_HOST, 80)),
-        ("[::1]:80", Bind("::1", 80)),
-        ("[::1]", Bind("::1", None)),
-        ("[::]:auto", Bind("::", None)),
-        ("::1", Bind("::1", None)),
-    ],
-)
-def test_every_way_to_write_an_address(text: str, bind: Bind) -> None:
-    assert Bind.parse(text) == bind
 
 
 @pytest.mark.parametrize("text", ["host:", "host:port", "host:65536", "host:-1", "[::1]:x"])
@@ -397,24 +379,6 @@ def test_a_file_that_cannot_be_read_is_named_with_its_option(name: str, content:
 
 
 # -- sizes and aliases -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1G", 10**9),
-        ("1g", 10**9),
-        ("1GB", 10**9),
-        ("1.5 gb", 1_500_000_000),
-        ("512M", 512 * 10**6),
-        ("2GiB", 2 * 2**30),
-        ("100Ki", 102_400),
-        ("1t", 10**12),
-        ("123456", 123_456),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert n_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "0", "1X", "one", "nan", "inf", "1i", "1e99G", "1G2"])

@@ -21,6 +21,7 @@ FLOORS = (
     {"background", "messages"},
     {"text", "system"},
     {"log", "wire", "formats", "metrics", "model_events", "prompt_length"},
+    {"option_table"},
     {"config"},
     {"catalog", "engine", "workers"},
     {"pool"},

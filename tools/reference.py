@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from shimmy.api.routes import ROUTES
-from shimmy.config import OPTIONS, Bind, Option
+from shimmy.config import OPTIONS
 from shimmy.errors import BY_CODE
 from shimmy.metrics import Metrics
+from shimmy.option_table import Bind, Option
 
 FILE = Path(__file__).parent.parent / "docs" / "reference.md"
 

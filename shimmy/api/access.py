@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Sequence
 from functools import cached_property
 
 from shimmy.api.http_exchange import ASGIApp, ASGIMessage, Headers, Receive, Scope, Send, header
-from shimmy.config import Bind
 from shimmy.errors import Forbidden
+from shimmy.option_table import Bind
 
 ANY = "*"
 NONE = "none"  # an item of `--cors-origins` that no page has

@@ -4,15 +4,17 @@ Knows the person's options and what a header says; nothing of which workers run.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from shimmy.catalog.catalog import Model
-from shimmy.config import Config, ConfigError
+from shimmy.config import Config
 from shimmy.formats import pooling_type
 from shimmy.formats.gguf import reader
 from shimmy.formats.gguf.header import GgufHeader
 from shimmy.formats.safetensors import huggingface
+from shimmy.option_table import ConfigError
 from shimmy.pool import memory_estimate
 from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import memory
@@ -25,6 +27,13 @@ _BOOKED_N_CTX = 8192
 _SHARE_OF_LIMIT = 0.5
 # Where that does not fit, a smaller one will do, down to this.
 _LEAST_N_CTX = 2048
+
+# What of the configuration depends on the model too, and is worked out for each worker.
+_OF_MODEL = {"n_ctx", "n_batch", "lora", "draft_model", "cache_dir"}
+# All else that has one name in Config and in WorkerOptions is told as it is.
+_SAME_FIELDS = (
+    frozenset(field.name for field in fields(WorkerOptions)) & {field.name for field in fields(Config)} - _OF_MODEL
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,32 +75,21 @@ class LaunchPlanner:
 
     def options(self, model: Model, n_ctx: int | None = None) -> WorkerOptions:
         """For a worker with a pool of `n_ctx` tokens; None: what was asked for, or the model's training length."""
+        config = self._config
         own = [(path, 1.0) for path in model.adapters] if model.needs_adapters else []
         draft = self._draft.path if self._draft and self._draft.path != model.path else None
+        told: dict[str, Any] = {name: getattr(config, name) for name in _SAME_FIELDS}
         return WorkerOptions(
+            **told,
             model_path=str(model.path),
-            n_ctx=n_ctx or self._config.n_ctx or model.n_ctx_train or _BOOKED_N_CTX,
+            n_ctx=n_ctx or config.n_ctx or model.n_ctx_train or _BOOKED_N_CTX,
             n_ctx_booked=None if self._books_all else _BOOKED_N_CTX,
-            n_sequences=self._config.n_sequences,
-            n_batch=max(self._config.n_batch, self._config.n_sequences),
-            n_threads=self._config.n_threads,
-            cpu_variant=self._config.cpu_variant,
-            chat_template=self._config.chat_template,
-            lora=tuple((str(path), scale) for path, scale in (*own, *self._config.lora)),
+            n_batch=max(config.n_batch, config.n_sequences),
+            lora=tuple((str(path), scale) for path, scale in (*own, *config.lora)),
             siblings=() if own else tuple(map(str, model.adapters)),
-            speculate=self._config.speculate,
             draft_model=None if draft is None else str(draft),
-            embeddings=self._config.embeddings,
-            pooling=self._config.pooling,
-            log_level=self._config.log_level,
-            log_format=self._config.log_format,
-            cache_dir=None if self._config.cache_dir is None else str(self._config.cache_dir),
-            weights=self._config.weights,
-            may_tune=self._config.max_memory_bytes is None,
-            safetensors_type=self._config.safetensors_type,
-            worker_timeout_s=self._config.worker_timeout_s,
-            load_timeout_s=self._config.load_timeout_s,
-            prompt_cache_bytes=self._config.prompt_cache_bytes,
+            cache_dir=None if config.cache_dir is None else str(config.cache_dir),
+            may_tune=config.max_memory_bytes is None,
         )
 
     @property

@@ -19,6 +19,7 @@ def cell_bytes(n_kv: int) -> int:
     return n_kv * KV_ELEMENT_BYTES
 
 
+MAX_SEQUENCES = 256  # of a context (llama.cpp's LLAMA_MAX_SEQ)
 CELLS_STEP = 256  # llama.cpp rounds the cells of a pool up to a multiple of this (llama_context's constructor)
 MAX_DRAFT_ROWS = 32
 MAX_UBATCH_ROWS = 256

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from shimmy import config
-from shimmy.config import ConfigError
 from shimmy.formats.gguf import reader
+from shimmy.option_table import ConfigError
 from shimmy.pool import memory_estimate
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.wire.worker_options import DRAFT_BATCH
@@ -27,6 +27,21 @@ def test_a_worker_is_told_of_the_draft_model_unless_that_is_its_own_model_or_not
     assert launch(path).options(replace(TINY, path=path)).draft_model is None
     assert launch(path, speculation="off").options(TINY).draft_model is None
     assert LaunchPlanner(config.load({}, {})).options(TINY).draft_model is None
+
+
+def test_a_worker_is_told_the_options_of_the_same_name_as_they_are() -> None:
+    flags = {
+        "parallel": "3", "threads": "2", "cpu_variant": "haswell", "chat_template": "{{ 1 }}", "speculation": "off",
+        "embeddings": "on", "pooling": "last", "log_level": "error", "log_format": "json", "weights": "mapped",
+        "safetensors_type": "q8_0", "worker_timeout": "90", "load_timeout": "-1", "prompt_cache": "2G",
+    }  # fmt: skip
+    configured = config.load(flags, {})
+    options = LaunchPlanner(configured).options(TINY)
+    rows = [option for option in config.OPTIONS if option.name in flags]
+    assert len(rows) == len(flags)
+    for option in rows:
+        name = option.field or option.name
+        assert getattr(options, name) == getattr(configured, name) != option.default
 
 
 @pytest.mark.parametrize("n_shards", [1, 3])

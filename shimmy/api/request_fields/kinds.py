@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from shimmy.config import seconds
 from shimmy.errors import BadRequest
+from shimmy.option_table import seconds
 from shimmy.text.json_writer import pieces
 
 Json = dict[str, object]
