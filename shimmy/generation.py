@@ -101,8 +101,8 @@ class Generation:
     @property
     def converted_percent(self) -> int | None:
         """How far the conversion is that its model's load begins with; None where there is none."""
-        slot = self._services.pool.slot(self.model.name)
-        return None if slot is None or slot.progress is None else int(100 * slot.progress)
+        runtime = self._services.pool.runtime(self.model.name)
+        return None if runtime is None or runtime.progress is None else int(100 * runtime.progress)
 
     async def accepted(self) -> Accepted:
         """The worker's yes; raises the ShimmyError that stands against it. May be awaited again."""

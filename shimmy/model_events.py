@@ -56,7 +56,7 @@ class ModelEvents:
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
 
-    def tell(self, kind: str, model: str, **details: object) -> None:
+    def publish(self, kind: str, model: str, **details: object) -> None:
         event = ModelEvent(kind, model, details)
         for listener in self._listeners:
             listener.put(event)

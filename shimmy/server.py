@@ -103,7 +103,7 @@ class Server:
         """Called when another catalog has been published."""
         for kind, models in (("added", change.added), ("changed", change.changed), ("removed", change.removed)):
             for model in models:
-                self._services.events.tell(kind, model.name)
+                self._services.events.publish(kind, model.name)
         self._services.pool.follow(change)
 
     async def _preload(self) -> None:

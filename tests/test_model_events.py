@@ -13,13 +13,13 @@ async def kinds(listener: Listener) -> list[str]:
 @on_loop
 async def test_each_listener_hears_what_comes_after_it_began_to_listen() -> None:
     events = ModelEvents()
-    events.tell("unheard", "tiny")
+    events.publish("unheard", "tiny")
     first = events.listen()
-    events.tell("loading", "tiny")
+    events.publish("loading", "tiny")
     second = events.listen()
-    events.tell("loaded", "tiny", load_s=1.5)
+    events.publish("loaded", "tiny", load_s=1.5)
     events.leave(second)
-    events.tell("failed", "other", reason="no")
+    events.publish("failed", "other", reason="no")
     second.end()
     events.close()
     assert await kinds(first) == ["loading", "loaded", "failed"]
@@ -33,7 +33,7 @@ async def test_one_that_waits_is_woken() -> None:
     listener = events.listen()
     waiting = asyncio.ensure_future(anext(listener))
     await asyncio.sleep(0)
-    events.tell("loaded", "tiny")
+    events.publish("loaded", "tiny")
     assert (await waiting).kind == "loaded"
 
 
@@ -42,6 +42,6 @@ async def test_one_that_does_not_listen_is_cut_off_and_costs_no_more_memory() ->
     events = ModelEvents()
     listener = events.listen()
     for number in range(MAX_UNREAD + 10):
-        events.tell("loading", str(number))
+        events.publish("loading", str(number))
     heard = [event.model async for event in listener]
     assert heard == [str(number) for number in range(MAX_UNREAD)], "and then it is over: some were missed"

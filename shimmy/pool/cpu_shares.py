@@ -1,7 +1,7 @@
-"""Who gets which part of the processor: workers with jobs divide the cores, and leave one to models that load.
+"""CPU shares: workers with jobs divide the cores among them, and leave one core to each model that loads.
 
-A decode whose threads have to wait for one that is not running takes several times as long. Knows workers and whether
-they have jobs; nothing of models or memory.
+With more threads than cores, a decode waits for the thread that is not running and takes several times as long. Knows
+workers and whether they have jobs; nothing of models or memory.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ class CpuShares:
 
     @contextmanager
     def loading(self) -> Iterator[CpuShare]:
-        """While a model loads; gives the share that its worker begins with. Whoever leaves calls `divide` once the new
-        worker is where it belongs."""
+        """While a model loads; gives the share that its worker begins with. The caller calls `divide` afterwards, once
+        the new worker is among the others."""
         share = CpuShare(sum(client.n_jobs > 0 for client in self._workers) + 1)
         self._n_loading += 1
         self.divide()
@@ -37,15 +37,15 @@ class CpuShares:
 
     def divide(self) -> None:
         """Called when a worker gets its first job or has ended its last, and when a load begins and ends."""
-        replaced = {client.name for client in self._retiring}  # whose new workers will have jobs at once
+        replaced = {client.name for client in self._retiring}  # their new workers will have jobs at once
         busy = [client for client in self._workers if client.n_jobs or client.name in replaced]
         for client in busy:
             client.share(CpuShare(len(busy), self._n_loading))
 
     async def until_divided(self) -> None:
-        """Return when every worker with jobs has left the core to a load that is about to begin, or takes too long.
+        """Return when every worker with jobs has left a core to the load that is about to begin, or after a second.
 
-        A decode that is under way on all cores while another process takes one of them may take ten times as long.
+        A decode on all cores may take ten times as long while another process uses one of them.
         """
         waits = [asyncio.create_task(client.until_shared()) for client in self._workers if client.n_jobs]
         if waits:

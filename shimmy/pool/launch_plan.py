@@ -1,6 +1,6 @@
 """What a worker of a model is told at its start, and the memory it will take.
 
-Knows the person's options and what a header says; nothing of which workers run.
+Knows the server's options and the model's header; nothing of which workers run.
 """
 
 import logging
@@ -20,12 +20,13 @@ from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import memory
 from shimmy.wire.worker_options import DRAFT_BATCH, MAX_VOCABULARY_DIFFERENCE, WorkerOptions
 
-# Unless asked for otherwise, a pool may grow to the training length, and memory is set aside for this many tokens: that
-# of a long training length is rarely wanted, and where it is, the worker looks whether there is memory.
+# Without `--ctx-size` a KV pool may grow to the training length, but memory is reserved for this many tokens only: few
+# jobs use a long training length, and the worker looks for the memory when one does.
 _BOOKED_N_CTX = 8192
-# What a pool that can only have what is set aside may take of `--max-memory` beyond that: other models want some, too.
+# Under `--max-memory` a pool can only have what is reserved. One with more tokens than that may take this share of the
+# limit: other models need memory too.
 _SHARE_OF_LIMIT = 0.5
-# Where that does not fit, a smaller one will do, down to this.
+# Where not even the reserved tokens fit, the pool gets smaller, down to this.
 _LEAST_N_CTX = 2048
 
 # What of the configuration depends on the model too, and is worked out for each worker.
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """The draft model: what its file says, and how large it is in all shards. Whether it fits, a worker finds out."""
+    """The draft model: its header, and its size in all shards. The worker finds out whether it fits the model."""
 
     path: Path
     header: GgufHeader
@@ -58,8 +59,8 @@ class _Draft:
             raise ConfigError(f"the draft model `{path}` cannot be read: {exc.strerror}") from exc
         return cls(path.absolute(), header, memory.size_of(shards))
 
-    def need(self, model: Model, options: WorkerOptions) -> MemoryEstimate:
-        """What it takes in a worker of `model`: nothing where headers tell already that it does not fit."""
+    def estimate(self, model: Model, options: WorkerOptions) -> MemoryEstimate:
+        """The memory it takes in a worker of `model`: none where the headers already tell that it does not fit."""
         if model.is_embedding or abs(self.header.n_vocab - model.n_vocab) > MAX_VOCABULARY_DIFFERENCE:
             return MemoryEstimate(0, 0, 0)
         n_ctx = options.n_ctx_draft
@@ -67,14 +68,14 @@ class _Draft:
 
 
 class LaunchPlanner:
-    """The terms on which workers start with one configuration; ConfigError when there is no draft model to read."""
+    """Plans the start of workers with one configuration. Raises ConfigError when the draft model cannot be read."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._draft = _Draft.read(config.draft_model) if config.draft_model and config.speculate else None
 
     def options(self, model: Model, n_ctx: int | None = None) -> WorkerOptions:
-        """For a worker with a pool of `n_ctx` tokens; None: what was asked for, or the model's training length."""
+        """For a worker with a KV pool of `n_ctx` tokens; None: `--ctx-size`, or the model's training length."""
         config = self._config
         own = [(path, 1.0) for path in model.adapters] if model.needs_adapters else []
         draft = self._draft.path if self._draft and self._draft.path != model.path else None
@@ -94,11 +95,11 @@ class LaunchPlanner:
 
     @property
     def _books_all(self) -> bool:
-        """Whether memory is set aside for the whole pool: it was asked for, or a limit has to hold."""
+        """Whether memory is reserved for the whole KV pool: with `--ctx-size`, or where `--max-memory` must hold."""
         return self._config.n_ctx is not None or self._config.max_memory_bytes is not None
 
-    def fitting(self, model: Model, n_most_bytes: float) -> WorkerOptions:
-        """Like `options`, with a smaller pool than the default one where `n_most_bytes` demand it."""
+    def fitting(self, model: Model, max_bytes: float) -> WorkerOptions:
+        """Like `options`, but with a smaller KV pool than the default where `max_bytes` require that."""
         options = self.options(model)
         if self._config.n_ctx is not None:
             return options
@@ -106,7 +107,7 @@ class LaunchPlanner:
         while options.n_ctx // 2 >= _LEAST_N_CTX:
             is_large = options.n_ctx > _BOOKED_N_CTX
             share = _SHARE_OF_LIMIT if is_large and self._books_all else 1.0
-            if self.need(model, replace(options, n_ctx_booked=None)).total <= share * n_most_bytes:
+            if self.estimate(model, replace(options, n_ctx_booked=None)).total <= share * max_bytes:
                 break
             n_less = options.n_ctx // 2
             options = self.options(model, max(n_less, _BOOKED_N_CTX) if is_large else n_less)
@@ -114,9 +115,9 @@ class LaunchPlanner:
             logger.warning("`%s` gets a context of %d tokens: there is no memory for more", model.name, options.n_ctx)
         return options
 
-    def need(self, model: Model, options: WorkerOptions) -> MemoryEstimate:
-        """The memory that is set aside for a worker with these `options`."""
-        need = memory_estimate.estimate(
+    def estimate(self, model: Model, options: WorkerOptions) -> MemoryEstimate:
+        """The memory to reserve for a worker with these `options`."""
+        estimate = memory_estimate.estimate(
             model,
             n_adapter_bytes=memory.size_of(
                 str(huggingface.adapter_file(Path(path)))
@@ -134,4 +135,6 @@ class LaunchPlanner:
                 embeddings=options.embeddings,
             ),
         )
-        return need if self._draft is None or options.draft_model is None else need + self._draft.need(model, options)
+        if self._draft is None or options.draft_model is None:
+            return estimate
+        return estimate + self._draft.estimate(model, options)

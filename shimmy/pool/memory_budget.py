@@ -1,7 +1,7 @@
-"""Who may have how much memory: loads stand in one line, and each gets its bytes when they are free.
+"""The memory that workers may take: loads wait in one queue, and each reserves its bytes when they are free.
 
-Knows limits, what was given out and what the system says is left; nothing of models or workers. Who has to make room
-for another one, whoever asks decides.
+Knows the limits, the reservations and what the system says is left; nothing of models or workers. The caller decides
+which worker has to end to make room.
 """
 
 import asyncio
@@ -19,38 +19,37 @@ from shimmy.system.memory import shown
 class Reservation:
     """Memory that one worker may take, from before its start until it has ended."""
 
-    need: MemoryEstimate
-    is_taken: bool = False  # it shows in what the system says is left
+    estimate: MemoryEstimate
+    is_taken: bool = False  # the worker has loaded its model: its memory shows in what the system says is left
 
 
 class MemoryBudget:
-    """Memory for workers, given out in the order it was asked for. Runs on the event loop's thread."""
+    """Memory for workers, reserved in the order of the requests. Runs on the event loop's thread."""
 
     def __init__(self, limit_bytes: int | None, free_bytes: Callable[[], int | None] = memory.free_bytes) -> None:
         """`limit_bytes` is for the server with all its workers; None: only the system sets limits."""
         self._limit = None if limit_bytes is None else limit_bytes - memory_estimate.SERVER_BYTES
         self._free_bytes = free_bytes
-        self._lots: set[Reservation] = set()
-        self._line = asyncio.Lock()  # wakes those who wait in the order they came
+        self._reservations: set[Reservation] = set()
+        self._queue = asyncio.Lock()  # wakes its waiters in the order they came
         self._changed = asyncio.Event()
 
     @property
-    def n_given(self) -> int:
-        """Bytes of all lots."""
-        return sum(lot.need.total for lot in self._lots)
+    def reserved_bytes(self) -> int:
+        """Bytes of all reservations."""
+        return sum(reservation.estimate.total for reservation in self._reservations)
 
     @property
     def n_loading(self) -> int:
-        """Lots of workers that have not loaded their model yet."""
-        return sum(not lot.is_taken for lot in self._lots)
+        """Reservations of workers that have not loaded their model yet."""
+        return sum(not reservation.is_taken for reservation in self._reservations)
 
-    def n_free(self) -> float:
-        """Bytes that can be given out now; infinite when nothing is known to set a limit."""
-        system, own = self._system_bytes(), self._own_bytes()
-        return min(system, own) - self.n_given
+    def available_bytes(self) -> float:
+        """Bytes that can be reserved now; infinite when no limit is known."""
+        return self.max_bytes() - self.reserved_bytes
 
-    def n_most(self) -> float:
-        """Bytes that one load could have if no other were there."""
+    def max_bytes(self) -> float:
+        """Bytes that one load could reserve if there were no other reservation; infinite when no limit is known."""
         return min(self._system_bytes(), self._own_bytes())
 
     def _own_bytes(self) -> float:
@@ -61,48 +60,55 @@ class MemoryBudget:
         left = self._free_bytes()
         if left is None:
             return float("inf")
-        return left + sum(lot.need.kv + lot.need.compute for lot in self._lots if lot.is_taken)
+        taken = [reservation.estimate for reservation in self._reservations if reservation.is_taken]
+        return left + sum(estimate.kv + estimate.compute for estimate in taken)
 
-    async def take(self, name: str, need: MemoryEstimate, make_room: Callable[[int], bool]) -> Reservation:
-        """Wait in line until there is room for `need`, and take it.
+    async def reserve(self, name: str, estimate: MemoryEstimate, make_room: Callable[[int], bool]) -> Reservation:
+        """Wait in the queue until `estimate` is available, and reserve it.
 
-        `make_room` is called with how many bytes are missing, and says whether it makes sense to wait for them; where
-        it does not, OutOfMemory is raised.
+        `make_room` gets the number of missing bytes and returns whether they will become available. Where they will
+        not, this raises OutOfMemory.
         """
-        async with self._line:
-            while (n_missing := need.total - self.n_free()) > 0:
+        async with self._queue:
+            while (missing_bytes := estimate.total - self.available_bytes()) > 0:
                 self._changed.clear()
-                if not make_room(int(n_missing)):
-                    raise OutOfMemory(f"there is no memory for it: {self.explain(name, need)}")
+                if not make_room(int(missing_bytes)):
+                    raise OutOfMemory(f"there is no memory for it: {self.explain(name, estimate)}")
                 await self._changed.wait()
-            lot = Reservation(need)
-            self._lots.add(lot)
-            return lot
+            reservation = Reservation(estimate)
+            self._reservations.add(reservation)
+            return reservation
 
-    def settle(self, lot: Reservation, resident_bytes: int | None) -> None:
-        """The worker of `lot` has loaded its model, and takes `resident_bytes`; more than predicted is booked."""
-        lot.is_taken = True
-        n_more = (resident_bytes or 0) - lot.need.total
-        if n_more > 0:
-            lot.need = MemoryEstimate(lot.need.weights, lot.need.kv, lot.need.compute + n_more)
+    def settle(self, reservation: Reservation, resident_bytes: int | None) -> None:
+        """The worker of `reservation` has loaded its model and takes `resident_bytes`: reserve what exceeds the
+        estimate too."""
+        reservation.is_taken = True
+        estimate = reservation.estimate
+        excess_bytes = (resident_bytes or 0) - estimate.total
+        if excess_bytes > 0:
+            reservation.estimate = MemoryEstimate(estimate.weights, estimate.kv, estimate.compute + excess_bytes)
 
-    def give_back(self, lot: Reservation) -> None:
-        self._lots.discard(lot)
-        self.look_again()
+    def release(self, reservation: Reservation) -> None:
+        self._reservations.discard(reservation)
+        self.notify()
 
-    def look_again(self) -> None:
-        """Something may be free now, or could be made so."""
+    def notify(self) -> None:
+        """Memory may be available now, or a worker may have become evictable: let the head of the queue look again."""
         self._changed.set()
 
-    def explain(self, name: str, need: MemoryEstimate) -> str:
+    def explain(self, name: str, estimate: MemoryEstimate) -> str:
         """What `name` takes and what there is, in numbers."""
-        parts = f"{shown(need.weights)} of weights, {shown(need.kv)} of KV cache, {shown(need.compute)} to compute"
+        parts = (
+            f"{shown(estimate.weights)} of weights, {shown(estimate.kv)} of KV cache, {shown(estimate.compute)} to "
+            "compute"
+        )
         limits = []
         if self._limit is not None:
-            limits.append(f"{shown(max(0, self._limit - self.n_given))} of `--max-memory` are left for it")
+            left_bytes = max(0, self._limit - self.reserved_bytes)
+            limits.append(f"{shown(left_bytes)} of `--max-memory` are left for it")
         if (left := self._free_bytes()) is not None:
             limits.append(f"the system has {shown(max(0, left))}")
         return (
-            f"`{name}` takes {shown(need.total)} ({parts}); {', and '.join(limits) or 'no limit is known'}. Use a "
+            f"`{name}` takes {shown(estimate.total)} ({parts}); {', and '.join(limits) or 'no limit is known'}. Use a "
             "smaller model or a smaller `--ctx-size`, or unload another model"
         )

@@ -1,6 +1,6 @@
-"""What runs for one name of a model: its worker, the load of the next one, and who waits for it.
+"""What runs for one name of a model: its worker, the load of the next one, and the callers that wait for it.
 
-Knows one name; nothing of other slots. `pool.Pool` is the one that writes here.
+Knows one name; nothing of other models. Only `pool` and `swap` write here.
 """
 
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """What a slot is doing.
+    """What a runtime is doing.
 
-        (no slot) ── asked for ──► LOADING ── opened ──► READY ── its file changed ──► SWAPPING
+        (no runtime) ── asked for ──► LOADING ── opened ──► READY ── its file changed ──► SWAPPING
             ▲                         │ ▲                │  │                           │  │ │
             ├────────── refused ──────┘ │                │  │       the old one stays ◄─┘  │ │
             │                           │                │  │       (refused)              │ │
@@ -26,8 +26,8 @@ class State(StrEnum):
             └── idle too long, unloaded, evicted, file ◄─┘
                 gone, died
 
-    A slot is LOADING also while it waits for memory. A worker that is replaced, unloaded or evicted drains: it finishes
-    its jobs, then it ends.
+    A runtime is LOADING also while it waits for memory. A worker that is replaced, unloaded or evicted drains: it
+    finishes its jobs, then it ends.
     """
 
     LOADING = "loading"
@@ -41,12 +41,12 @@ class ModelRuntime:
 
     wanted: Model
     keep_alive_s: float  # infinite: until unloaded
-    is_pinned: bool = False  # somebody asked for it to be kept without end: it is never evicted
+    is_pinned: bool = False  # a request asked to keep it without end: it is never evicted
     active: WorkerClient | None = None
     loaded: Model | None = None  # what `active` has loaded
     loading: "asyncio.Task[None] | None" = None  # of the first worker, or of the next one
     progress: float | None = None  # of a conversion that its load begins with
-    # Of those who wait for a worker: for how many jobs or calls each does.
+    # The callers that wait for a worker, and for how many jobs or calls each.
     waiters: "dict[asyncio.Future[WorkerClient], int]" = field(default_factory=dict)
 
     @property
@@ -66,7 +66,7 @@ class ModelRuntime:
         return sum(self.waiters.values()) + (self.worker.n_asked if self.worker else 0)
 
     def wake(self, error: Exception) -> None:
-        """Give those who wait the worker, or `error` where there is none."""
+        """Give the waiters the worker, or `error` where there is none."""
         for waiter in self.waiters:
             if waiter.done():
                 continue

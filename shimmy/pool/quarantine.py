@@ -1,8 +1,8 @@
-"""Which models are not to be loaded now, because they failed lately: for a while, or until something changes.
+"""Which models must not be loaded now, because they failed lately: for a while, or until something changes.
 
-Knows models and when they failed, and why; nothing of workers. A load that was refused is tried again at once, then
-after ever longer times. A model whose workers ended again and again without finishing a job is not loaded any more,
-until its file changes or a person asks for it.
+Knows when and why models failed; nothing of workers. After a refused load the next request tries again at once, further
+ones after ever longer times. A model whose workers ended again and again without finishing a job is not loaded any
+more, until its file changes or a person asks for it.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ _LONGEST_WAIT_S = 60.0
 
 @dataclass(slots=True)
 class _Record:
-    """What is held against a model since it worked last."""
+    """The failures of a model since it worked last."""
 
     model: Model
     n_failures: int = 0  # loads refused and workers that ended
     n_deaths: int = 0  # of them, workers that ended
-    reason: str = ""  # of the last one
-    until_s: float = 0.0  # it is not loaded before
+    reason: str = ""  # of the last failure
+    until_s: float = 0.0  # the model is not loaded before this time
 
 
 class Quarantine:
-    """Tell it what happens to models, and ask it before one is loaded."""
+    """Is told what happens to models, and is asked before one is loaded."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -46,17 +46,17 @@ class Quarantine:
         self._note(model, reason).n_deaths += 1
 
     def loaded(self, model: Model) -> None:
-        """A load of `model` went well; whether its worker lives is yet to be seen."""
+        """A load of `model` succeeded. Deaths still count: whether this worker lives is yet to be seen."""
         record = self._records.get(model.name)
         if record is not None and not record.n_deaths:
             self.forget(model.name)
 
     def forget(self, name: str) -> None:
-        """Nothing is held against the model any longer: its file is another one, or a person wants it loaded."""
+        """Forget the failures of the model: its file has changed, or a person wants it loaded."""
         self._records.pop(name, None)
 
     def check(self, model: Model) -> None:
-        """Raises ModelUnavailable with the reason when `model` is not to be loaded now."""
+        """Raises ModelUnavailable with the reason when `model` must not be loaded now."""
         record = self._records.get(model.name)
         if record is None:
             return
@@ -78,7 +78,7 @@ class Quarantine:
         )
 
     def last_reason(self, name: str) -> str | None:
-        """What is held against the model, for whoever loads it again."""
+        """Why the model failed last; None where it did not fail since it worked."""
         record = self._records.get(name)
         return None if record is None else record.reason
 

@@ -1,6 +1,6 @@
-"""The workers that have a model loaded, each from its start to its end, with its memory and its part of the processor.
+"""The workers that have a model loaded, each from its start to its end, with its memory and its CPU share.
 
-Knows processes; nothing of why one is started or ended. The event loop is the one thread that writes here.
+Knows processes; nothing of why one is started or ended. Only the event loop's thread writes here.
 """
 
 import asyncio
@@ -25,68 +25,70 @@ StartWorker = Callable[[str, WorkerOptions, Hooks], Awaitable[WorkerClient]]
 
 
 class Supervisor:
-    """Starts workers with `start` and ends them; `on_end` is called once for each that was started, when it is gone."""
+    """Starts workers with `start` and ends them; calls `on_end` once for each that was started, when it is gone."""
 
     def __init__(
         self,
         metrics: Metrics,
         events: ModelEvents,
-        room: MemoryBudget,
+        budget: MemoryBudget,
         start: StartWorker,
         on_end: Callable[[WorkerClient], None],
     ) -> None:
         self._metrics = metrics
         self._events = events
-        self._room = room
+        self._budget = budget
         self._start = start
         self._on_end = on_end
-        self._lots: dict[WorkerClient, Reservation] = {}  # also of those that retire
+        self._reservations: dict[WorkerClient, Reservation] = {}  # also of those that retire
         self._retiring: dict[WorkerClient, asyncio.Task[None]] = {}
-        self.processor = CpuShares(self._lots.keys(), self._retiring.keys())
+        self.cpu_shares = CpuShares(self._reservations.keys(), self._retiring.keys())
 
     def __contains__(self, client: object) -> bool:
-        return client in self._lots
+        return client in self._reservations
 
     def __iter__(self) -> Iterator[WorkerClient]:
-        return iter(tuple(self._lots))
+        return iter(tuple(self._reservations))
 
-    def need(self, client: WorkerClient) -> MemoryEstimate:
-        """The memory it has; KeyError when it has ended."""
-        return self._lots[client].need
+    def reserved(self, client: WorkerClient) -> MemoryEstimate:
+        """The memory reserved for `client`; KeyError when it has ended."""
+        return self._reservations[client].estimate
 
     def is_retiring(self, client: WorkerClient) -> bool:
         return client in self._retiring
 
     @property
-    def n_retiring_bytes(self) -> int:
-        """Memory that will be free when the workers that retire have ended."""
-        return sum(self._lots[client].need.total for client in self._retiring if client in self._lots)
+    def retiring_bytes(self) -> int:
+        """Memory that will be free when the retiring workers have ended."""
+        return sum(
+            self._reservations[client].estimate.total for client in self._retiring if client in self._reservations
+        )
 
     async def start(
-        self, name: str, options: WorkerOptions, lot: Reservation, on_progress: Callable[[float], None]
+        self, name: str, options: WorkerOptions, reservation: Reservation, on_progress: Callable[[float], None]
     ) -> WorkerClient:
-        """A worker that may take `lot`, which is given back when it ends or never gets ready.
+        """A worker with the memory of `reservation`, which is released when the worker ends or never gets ready.
 
-        Raises ModelUnavailable; OutOfMemory when `lot` was too little.
+        Raises ModelUnavailable; OutOfMemory when `reservation` was too little.
         """
         try:
-            with self.processor.loading() as share:
-                await self.processor.until_divided()
-                hooks = Hooks(self._on_death, self.processor.divide, on_progress, partial(self._count, name))
+            with self.cpu_shares.loading() as share:
+                await self.cpu_shares.until_divided()
+                hooks = Hooks(self._on_death, self.cpu_shares.divide, on_progress, partial(self._count, name))
                 client = await self._start(name, replace(options, share=share), hooks)
             if not client.is_alive:
                 raise ModelUnavailable(f"the worker of `{name}` ended as soon as it was ready")
         except OutOfMemory as error:
-            self._room.give_back(lot)
-            explained = OutOfMemory(f"{error.message}; {self._room.explain(name, lot.need)}")
+            self._budget.release(reservation)
+            explained = OutOfMemory(f"{error.message}; {self._budget.explain(name, reservation.estimate)}")
             explained.is_death = error.is_death
             raise explained from error
         except BaseException:
-            self._room.give_back(lot)
+            self._budget.release(reservation)
             raise
-        self._lots[client] = lot
+        self._reservations[client] = reservation
         self._metrics.models_loaded.add(1)
-        self._room.settle(lot, memory.resident_bytes(client.pid))
+        self._budget.settle(reservation, memory.resident_bytes(client.pid))
         return client
 
     def retire(self, client: WorkerClient, reason: str) -> None:
@@ -97,7 +99,7 @@ class Supervisor:
             watch(task, f"ending the worker of `{client.name}`", lambda _: client.break_off("it could not be ended"))
 
     async def until_retired(self) -> None:
-        """Return when those that retire now have ended; there has to be one."""
+        """Return when the workers that retire now have ended; there must be at least one."""
         await asyncio.wait(self._retiring.values())
 
     async def close(self) -> None:
@@ -114,7 +116,7 @@ class Supervisor:
         if reason == "swapped":
             self._metrics.swap_s.observe(monotonic() - started_s, client.name, "drain")
         await client.close()
-        self._events.tell("unloaded", client.name, reason=reason)
+        self._events.publish("unloaded", client.name, reason=reason)
 
     def _count(self, name: str, traffic: PromptCacheStats) -> None:
         metrics = self._metrics
@@ -128,16 +130,16 @@ class Supervisor:
 
     def _on_death(self, client: WorkerClient) -> None:
         """Called once for a worker that has ended, however it ended."""
-        lot = self._lots.pop(client, None)
-        if lot is None:
-            return  # it never got ready, and whoever started it has the reason
-        self._room.give_back(lot)
+        reservation = self._reservations.pop(client, None)
+        if reservation is None:
+            return  # it never got ready: `start` raises the reason
+        self._budget.release(reservation)
         self._metrics.models_loaded.add(-1)
-        self.processor.divide()
+        self.cpu_shares.divide()
         self._on_end(client)
         if not client.is_closing:
             self._metrics.worker_deaths.add(1, client.name)
-            self._events.tell("died", client.name)
-        if not any(other.name == client.name for other in self._lots):
+            self._events.publish("died", client.name)
+        if not any(other.name == client.name for other in self._reservations):
             self._metrics.jobs_running.set(0, client.name)
             self._metrics.jobs_queued.set(0, client.name)

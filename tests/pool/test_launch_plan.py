@@ -53,7 +53,7 @@ def test_the_memory_of_the_draft_model_counts_where_it_may_fit(n_shards: int, tm
 
     def more(**changes: object) -> memory_estimate.MemoryEstimate:
         of = replace(wide, **changes)  # type: ignore[arg-type]
-        need, least = (each.need(of, each.options(of)) for each in (with_draft, plain))
+        need, least = (each.estimate(of, each.options(of)) for each in (with_draft, plain))
         return memory_estimate.MemoryEstimate(
             need.weights - least.weights, need.kv - least.kv, need.compute - least.compute
         )
@@ -73,7 +73,7 @@ LONG = replace(TINY, n_ctx_train=131_072, n_kv=10_000)
 def need(flags: dict[str, str], n_ctx: int) -> int:
     """Bytes of a pool of which all is set aside."""
     terms = LaunchPlanner(config.load(flags, {}))
-    return terms.need(LONG, replace(terms.options(LONG, n_ctx), n_ctx_booked=None)).total
+    return terms.estimate(LONG, replace(terms.options(LONG, n_ctx), n_ctx_booked=None)).total
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_pool_may_grow_to_the_training_length_as_far_as_memory_allows(n_fits: 
     terms = LaunchPlanner(config.load({}, {}))
     options = terms.fitting(LONG, need({}, n_fits))
     assert (options.n_ctx, options.n_booked) == (n_ctx, n_booked)
-    assert terms.need(LONG, options).kv == 10_000 * 2 * n_booked
+    assert terms.estimate(LONG, options).kv == 10_000 * 2 * n_booked
 
 
 def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than_half_of_it() -> None:
@@ -102,7 +102,7 @@ def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than
         options = terms.fitting(LONG, need(flags, n_fits) + (need(flags, n_fits) if n_ctx > 8192 else 0))
         assert options.n_ctx == options.n_booked
         assert options.n_ctx >= n_ctx
-        assert terms.need(LONG, options).kv == 10_000 * 2 * options.n_ctx
+        assert terms.estimate(LONG, options).kv == 10_000 * 2 * options.n_ctx
 
 
 def test_a_length_that_was_asked_for_is_set_aside_whole() -> None:

@@ -98,17 +98,17 @@ def _entry(services: "Services", model: Entry) -> "Json":
             "error": model.reason,
         }
     pool = services.pool
-    slot, failure, need = pool.slot(model.name), pool.failure(model.name), pool.need(model)
+    runtime, failure, estimate = pool.runtime(model.name), pool.failure(model.name), pool.estimate(model)
     entry: Json = {
         "name": model.name,
         "state": UNLOADED,
         "path": shown(model.path),
         "size_bytes": model.size_bytes,
         "memory": {
-            "weights_bytes": need.weights,
-            "kv_bytes": need.kv,
-            "compute_bytes": need.compute,
-            "total_bytes": need.total,
+            "weights_bytes": estimate.weights,
+            "kv_bytes": estimate.kv,
+            "compute_bytes": estimate.compute,
+            "total_bytes": estimate.total,
         },
         "architecture": model.architecture,
         "quantization": model.quantization,
@@ -122,15 +122,15 @@ def _entry(services: "Services", model: Entry) -> "Json":
         "last_used": pool.last_used_s(model.name),
         "error": services.registry.catalog.rejected_reason(model.name) or (failure.reason if failure else None),
     }
-    if slot is None:
+    if runtime is None:
         return entry
-    entry["state"] = slot.state
-    if slot.progress is not None:
-        entry["converted_percent"] = int(100 * slot.progress)
-    entry["keep_alive_s"] = None if math.isinf(slot.keep_alive_s) else slot.keep_alive_s
-    entry["pinned"] = slot.is_pinned
-    entry["jobs"] = slot.n_jobs
-    worker = slot.worker
+    entry["state"] = runtime.state
+    if runtime.progress is not None:
+        entry["converted_percent"] = int(100 * runtime.progress)
+    entry["keep_alive_s"] = None if math.isinf(runtime.keep_alive_s) else runtime.keep_alive_s
+    entry["pinned"] = runtime.is_pinned
+    entry["jobs"] = runtime.n_jobs
+    worker = runtime.worker
     if worker is not None:
         entry["n_ctx"] = worker.facts.n_ctx
         entry["cpu_variant"] = worker.facts.cpu_variant

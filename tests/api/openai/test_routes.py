@@ -337,9 +337,9 @@ async def test_a_stream_tells_how_far_the_conversion_of_its_model_is() -> None:
     call = Call(create_app(all_services), "POST", "/v1/completions", json.dumps(TEXT | {"stream": True}).encode())
     task = call.start()
     assert await call.write() == b": ping\n\n"
-    slot = all_services.pool.slot(model().name)
-    assert slot is not None
-    slot.progress = 0.425
+    runtime = all_services.pool.runtime(model().name)
+    assert runtime is not None
+    runtime.progress = 0.425
     while (event := await call.write()) == b": ping\n\n":
         pass
     assert event == b": the model is being converted, 42 %\n\n"

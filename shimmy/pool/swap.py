@@ -1,0 +1,174 @@
+"""Loading a model, for the first time or beside the worker of its old file: the new worker opens, then the switch.
+
+Knows one runtime at a time: which file it wants, its active worker and who waits. Where a load fails, the old worker
+stays. Which models run at all is the matter of `pool`, and which worker ends for another one that of `eviction`.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+
+from shimmy.background import watch
+from shimmy.catalog.catalog import Model
+from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory, ShimmyError
+from shimmy.metrics import Metrics
+from shimmy.model_events import ModelEvents
+from shimmy.pool.eviction import Eviction
+from shimmy.pool.launch_plan import LaunchPlanner
+from shimmy.pool.memory_budget import MemoryBudget, Reservation
+from shimmy.pool.model_runtime import Failure, ModelRuntime
+from shimmy.pool.quarantine import Quarantine
+from shimmy.pool.supervisor import Supervisor
+from shimmy.wire.worker_options import WorkerOptions
+from shimmy.workers.worker_client import WorkerClient
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Swapper:
+    """Loads what runtimes want. `runtimes` and `failures` are the pool's own: both write there, on the event loop."""
+
+    runtimes: dict[str, ModelRuntime]
+    failures: dict[str, Failure]
+    quarantine: Quarantine
+    workers: Supervisor
+    budget: MemoryBudget
+    eviction: Eviction
+    planner: LaunchPlanner
+    metrics: Metrics
+    events: ModelEvents
+
+    def load(self, runtime: ModelRuntime) -> None:
+        """Begin to load what `runtime` wants; those who wait for its worker are woken at the end."""
+        runtime.loading = asyncio.create_task(self._bring_up(runtime))
+        watch(runtime.loading, f"loading `{runtime.wanted.name}`", partial(self._give_up, runtime))
+        runtime.loading.add_done_callback(lambda _: self.workers.cpu_shares.divide())
+
+    def _give_up(self, runtime: ModelRuntime, error: Exception) -> None:
+        """Called when a load ended with an error that it does not handle."""
+        runtime.loading = None
+        if runtime.worker is None and self.runtimes.get(runtime.wanted.name) is runtime:
+            del self.runtimes[runtime.wanted.name]
+        runtime.wake(Internal(f"`{runtime.wanted.name}` could not be loaded: {type(error).__name__}"))
+
+    async def _bring_up(self, runtime: ModelRuntime) -> None:
+        """Load what the runtime wants. What it wants may change meanwhile: load again until both agree, then wake the
+        waiters."""
+        error: Exception | None
+        while True:
+            model = runtime.wanted
+            try:
+                error = await self._try(runtime, model)
+            except Exception as exc:
+                logger.exception("could not load `%s`", model.name)
+                error = exc
+            if runtime.wanted is model:
+                break
+            if runtime.worker is not None:
+                # This worker serves until the newer file is loaded. Wake its waiters now: a worker with waiters is not
+                # evicted, and the load at the head of the queue for memory may need its memory.
+                runtime.wake(ModelUnavailable(""))
+        runtime.loading = None
+        if runtime.worker is None and self.runtimes.get(model.name) is runtime:
+            del self.runtimes[model.name]
+        runtime.wake(error or ModelUnavailable(f"the worker of `{model.name}` ended as soon as it was ready"))
+        self.budget.notify()  # this worker is evictable now
+
+    async def _try(self, runtime: ModelRuntime, model: Model) -> ShimmyError | None:
+        """Make a worker of `model` the active one; returns the error where that failed."""
+        is_swap = runtime.worker is not None
+        try:
+            client = await self._open(runtime, model)
+        except ShimmyError as error:
+            self._note_failure(model, error, is_swap=is_swap, stays=runtime.worker is not None)
+            return error
+        if self.runtimes.get(model.name) is not runtime:  # unloaded at the very moment it was ready
+            self.workers.retire(client, "asked")
+            return ModelUnloaded(f"`{model.name}` was unloaded while it was loading")
+        opened_s = monotonic()
+        old, runtime.active, runtime.loaded = runtime.active, client, model  # the switch
+        self.failures.pop(model.name, None)
+        self.quarantine.loaded(model)
+        if old is not None and old in self.workers:
+            self.workers.retire(old, "swapped")
+        if is_swap:
+            self.metrics.swaps.add(1, model.name, "done")
+            phases = (client.facts.load_s, client.facts.validation_s, monotonic() - opened_s)
+            for phase, duration_s in zip(("load", "validation", "switch"), phases, strict=True):
+                self.metrics.swap_s.observe(duration_s, model.name, phase)
+            logger.info("swapped `%s` while it was serving", model.name)
+        self.events.publish("swapped" if is_swap else "loaded", model.name, load_s=round(client.facts.load_s, 3))
+        return None
+
+    async def _open(self, runtime: ModelRuntime, model: Model) -> WorkerClient:
+        """A worker with `model` loaded, beside the active one where memory allows both; raises ModelUnavailable."""
+        before = self.quarantine.last_reason(model.name)
+        why = ", whose file has changed" if runtime.worker else f" again: {before}" if before else ""
+        logger.info("loading `%s`%s", model.name, why)
+        self.events.publish("loading", model.name, **({"after": before} if before else {}))
+        started_s = monotonic()
+        options = self.planner.fitting(model, self.budget.max_bytes())
+        reservation = await self._reserve(runtime, model, options)
+        try:
+            client = await self._start_in(runtime, reservation, model, options)
+        except OutOfMemory as error:
+            if not (idle := self.eviction.idle_candidates(runtime)):
+                raise
+            logger.warning("%s; trying again without the models that are idle", error.message)
+            await self.eviction.end(idle)
+            client = await self._start_in(runtime, await self._reserve(runtime, model, options), model, options)
+        load_s, facts = monotonic() - started_s, client.facts
+        if runtime.worker is not None and facts.template_error and not runtime.worker.facts.template_error:
+            self.workers.retire(client, "failed")
+            raise ModelUnavailable(f"its chat template does not work: {facts.template_error}")
+        self.metrics.model_load_s.observe(load_s, model.name)
+        logger.info(
+            "loaded `%s` in %.2f s: %s, context %d, CPU variant %s",
+            model.name, load_s, facts.description, facts.n_ctx, facts.cpu_variant,
+        )  # fmt: skip
+        return client
+
+    async def _reserve(self, runtime: ModelRuntime, model: Model, options: WorkerOptions) -> Reservation:
+        """Memory for the next worker of `runtime`. Where two workers do not fit, the old one ends first."""
+        estimate = self.planner.estimate(model, options)
+        make_room = partial(self.eviction.make_room, runtime)
+        try:
+            return await self.budget.reserve(model.name, estimate, make_room)
+        except OutOfMemory:
+            old = runtime.active
+            if old is None or old not in self.workers:
+                raise
+            logger.info("there is no memory for the old and the new `%s` at once: the old one ends first", model.name)
+            runtime.active = None
+            self.workers.retire(old, "swapped")
+            return await self.budget.reserve(model.name, estimate, make_room)
+
+    async def _start_in(
+        self, runtime: ModelRuntime, reservation: Reservation, model: Model, options: WorkerOptions
+    ) -> WorkerClient:
+        """Start a worker with the memory of `reservation`; raises OutOfMemory when that was too little."""
+
+        def on_progress(fraction: float) -> None:
+            if runtime.progress is None or int(100 * fraction) > int(100 * runtime.progress):
+                runtime.progress = fraction
+                self.events.publish("converting", model.name, percent=int(100 * fraction))
+
+        try:
+            return await self.workers.start(model.name, options, reservation, on_progress)
+        finally:
+            runtime.progress = None
+
+    def _note_failure(self, model: Model, error: ShimmyError, *, is_swap: bool, stays: bool) -> None:
+        self.failures[model.name] = Failure(model, error.message)
+        if isinstance(error, ModelUnavailable) and error.is_death:
+            self.quarantine.died(model, error.message, has_worked=False)
+        elif not isinstance(error, OutOfMemory):  # other models may have been unloaded before the next try
+            self.quarantine.refused(model, error.message)
+        self.events.publish("failed", model.name, reason=error.message)
+        if is_swap:
+            self.metrics.swaps.add(1, model.name, "failed")
+        outcome = "the old one stays" if stays else "it is not served"
+        logger.error("`%s` could not be loaded, %s: %s", model.name, outcome, error.message)
