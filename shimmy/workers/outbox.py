@@ -1,8 +1,9 @@
-"""What waits to be written to one worker: frames, large ones in parts, and no more than the worker takes.
+"""Frames that wait to be written to one worker, which gets no more than it reads; large frames go out in parts.
 
-Small frames are written at once while nothing waits. Others take turns with the small ones behind them: a part of a
-large frame is made and written only when the socket has taken those before, and the event loop goes on in between. What
-is called back before its first part was written is never sent. Knows frames; nothing of what is in them.
+A small frame is written at once when no other waits. Otherwise small and large frames take turns. The next part of a
+large frame is encoded and written only when the socket has taken the part before it, and the event loop runs in
+between. A frame that is called back before its first part was written is never sent. Knows frames; nothing of their
+contents.
 """
 
 import asyncio
@@ -13,12 +14,12 @@ from shimmy.errors import Overloaded
 from shimmy.text.json_writer import is_small
 from shimmy.wire import codec, frames
 
-# Of large frames; what a client may send has 16 MiB unless its server was told otherwise.
+# Of large frames. By default a request has at most 16 MiB (`--max-body-mb`).
 MAX_WAITING_BYTES = 256 * 2**20
 
 
 class Outbox:
-    """Used on the event loop alone. `write` hands bytes to the socket and leads to `pause` when that has enough."""
+    """Used on the event loop alone. `write` hands bytes to the socket, which calls `pause` when its buffer is full."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
@@ -68,7 +69,7 @@ class Outbox:
         self._go_on()
 
     def close(self) -> None:
-        """Let go of what waits: nobody is left to read it."""
+        """Drop the frames that wait: there is no reader any more."""
         self._small.clear()
         self._large.clear()
         self._begun = None

@@ -1,7 +1,7 @@
-"""Starts worker processes. Knows how a program starts itself once more, and nothing of what a worker is told.
+"""Starts worker processes. Knows how the program starts itself once more; nothing of what a worker is told.
 
-A command that will need a worker whatever else it finds out starts it with `ahead`, before it has imported or looked at
-anything: the worker gets ready for its model while the command finds out which one.
+A command that is sure to need a worker starts it with `ahead`, before its own imports and look-ups: the worker imports
+the engine while the command finds out which model to load.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ from shimmy.system.self_command import environment, executable, own_program
 
 _MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4194304"
 
-# The process that was started ahead, until somebody takes it, with our end of its socket.
+# The process that was started ahead, until `start` takes it, with our end of its socket.
 _ahead: "list[tuple[subprocess.Popen[bytes], socket.socket]]" = []
 
 
 def worker_command(socket_fd: int, name: str) -> list[str]:
-    """The program itself with its hidden sub-command; `name` is only there for a person reading `ps`."""
+    """The program itself with its hidden sub-command; `name` is only for a person who reads `ps`."""
     return [*own_program(), "worker", str(socket_fd), name]
 
 
 @contextlib.contextmanager
 def ahead() -> Iterator[None]:
-    """Start a worker for the first model that is loaded inside; one that nobody took ends with the block."""
-    with contextlib.suppress(OSError):  # whoever needs a worker will start it, and report what is wrong
+    """Start a worker for the first model that is loaded inside the block; an unused worker ends with the block."""
+    with contextlib.suppress(OSError):  # `start` tries again, and its caller reports the error
         _ahead.append(_start("ahead"))
     try:
         yield

@@ -1,15 +1,14 @@
-"""The parent's handle on one worker process: starts it, feeds it jobs, sorts what it says, notices its end.
+"""The parent's handle on one worker process: sends it jobs and calls, sorts what it says, notices its end.
 
-Knows processes and the wire; nothing of models beyond their path, and never imports what the worker imports. Runs on
-the event loop only. The worker is not trusted: what it sends is data, and a frame that makes no sense ends it.
+Knows the wire; nothing of models beyond their path, and never imports what the worker imports. Runs on the event loop
+only. The worker is not trusted: what it sends is data, and a frame that makes no sense ends it. `starting` makes a
+client, `worker_watch` looks after its process, `worker_end` waits for the end of that.
 """
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
@@ -17,10 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy import background
 from shimmy.errors import (
-    NO_MORE_PROCESSES,
-    Internal,
-    ModelUnavailable,
-    OutOfMemory,
     ShimmyError,
     ShuttingDown,
     WorkerDied,
@@ -29,38 +24,30 @@ from shimmy.messages.event import Finished, JobOutput
 from shimmy.messages.model_info import ModelFacts, PromptCacheStats
 from shimmy.messages.request import ChatPrompt, EmbeddingJob, EmbedRequest, GenerateRequest, Job
 from shimmy.wire import codec, frames, reports, values, worker_options
-from shimmy.wire.liveness import Watch
-from shimmy.workers import spawn
+from shimmy.workers import worker_end
 from shimmy.workers.outbox import Outbox
-from shimmy.workers.worker_stderr import WorkerStderr
+from shimmy.workers.worker_end import WorkerEnd
 from shimmy.workers.worker_streams import Answer, EmbeddingStream, JobStream
+from shimmy.workers.worker_watch import WorkerWatch
 
 if TYPE_CHECKING:
     import subprocess
     from array import array
 
+    from shimmy.workers.worker_stderr import WorkerStderr
+
 logger = logging.getLogger(__name__)
 
-_KILL_AFTER_S = 5.0
-_NO_PROCESS = (errno.EAGAIN, errno.EPERM)  # of fork: too many of this user or container; a filter of system calls
-# A killed process that is still there then waits for a disk that does not answer: nobody waits for it any longer.
-_LET_GO_AFTER_S = 10.0
 # Of what a worker has said, so much is read before others have their turn.
 _READ_BYTES = 64 * 1024
-# A small model decodes a few thousand times in a second; to read so many frames takes a quarter of a processor.
-_MAX_FRAMES_PER_S = 30_000
 # So many events of a job that was cancelled may have been on their way.
 _N_LATE_EVENTS = 100_000
-# Tokens that a character of a text can become (normal forms make many characters of one), and the reverse.
-_TOKENS_FOR_EACH = 32
-_CHARACTERS_FOR_EACH = 1024
-_SLACK = 1024
-_MAX_PROMPT = 2**26  # characters of a rendered one
+_SLACK = 1024  # tokens that the engine may add to `n_ctx` by rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a worker's keeper wants to be told."""
+    """What the owner of a worker wants to be told."""
 
     on_death: "Callable[[WorkerClient], None]" = lambda _: None  # once, however it ended
     on_busy: Callable[[], None] = lambda: None  # it got its first job, or has ended its last
@@ -73,12 +60,7 @@ class WorkerClient(asyncio.BufferedProtocol):
 
     facts: ModelFacts
 
-    def __init__(
-        self,
-        name: str,
-        child: "subprocess.Popen[bytes]",
-        hooks: Hooks,
-    ) -> None:
+    def __init__(self, name: str, child: "subprocess.Popen[bytes]", hooks: Hooks) -> None:
         self.name = name
         self.n_running = 0
         self.n_waiting = 0
@@ -86,7 +68,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._process = child
         self._hooks = hooks
         self._share = worker_options.CpuShare()
-        self._n_untaken = 0  # shares that were told and are not taken yet
+        self._n_untaken = 0  # shares that were sent and are not confirmed yet
         self._taken = asyncio.Event()
         self._taken.set()
         self._buffer = bytearray(_READ_BYTES)
@@ -98,15 +80,11 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._n_tokens_max = 2**24  # of a job, once it is known
         self._streams: dict[int, JobStream | EmbeddingStream] = {}
         self._calls: dict[int, Answer] = {}
-        self._broken: str | None = None  # why it is killed, where it is
         self.stderr: WorkerStderr | None = None
-        self._last_words: ShimmyError | None = None  # of a worker that knew why it ends
+        self._end = WorkerEnd(child)
         self.end_reason = ""  # once it has ended
         self.n_finished = 0  # jobs that came to a good end
-        self._watch = Watch()
-        self._look: asyncio.TimerHandle | None = None
-        self._n_said = 0  # frames about its work
-        self._n_heard = 0  # all frames, since it was looked at last
+        self._watch = WorkerWatch(lambda: (self.opened.done(), not self.is_idle), self.break_off)
         self.is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -130,21 +108,21 @@ class WorkerClient(asyncio.BufferedProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Nobody waits for anything of it."""
+        """No job or call is under way."""
         return not (self._streams or self._calls)
 
     async def until_idle(self) -> None:
-        """Return when nobody waits for anything of it; at once when that is so, and when it has ended."""
+        """Return when no job or call is under way, or the worker has ended; at once when that is so."""
         await self._idle.wait()
 
     # -- what the server asks ------------------------------------------------------------------------------------
 
     def submit(self, request: GenerateRequest) -> JobStream:
-        """Hand a job to the worker; the answer to whether it takes it comes as `accepted`. Raises Overloaded."""
+        """Hand a job to the worker; its `accepted` tells whether the worker takes it. Raises Overloaded."""
         return self.submit_all([request])[0]
 
     def submit_all(self, requests: Sequence[GenerateRequest]) -> list[JobStream]:
-        """The same for jobs that differ in their prompts and seeds alone: what they share is told once."""
+        """The same for jobs that differ only in prompts and seeds: what they share is sent once."""
         self._require_alive()
         jobs = [_job(self._next_id(), request) for request in requests]
         streams = [JobStream(job.id, self._cancel, self._n_tokens_max, echoed=job.echo) for job in jobs]
@@ -165,38 +143,37 @@ class WorkerClient(asyncio.BufferedProtocol):
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> Sequence[int]:
         arguments = {"text": text, "add_special": add_special, "parse_special": parse_special}
-        answer = Answer(_most_tokens(text), is_text=False)
+        answer = Answer.tokens_of(text)
         tokens: array[int] = await self._call("tokenize", arguments, answer, len(text))
         return tokens
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        answer = Answer(_CHARACTERS_FOR_EACH * len(tokens) + _SLACK, is_text=True)
+        answer = Answer.text_of(len(tokens))
         text: str = await self._call("detokenize", {"tokens": tokens}, answer, 8 * len(tokens))
         return text
 
     async def apply_template(self, prompt: ChatPrompt) -> str:
-        answer = Answer(_MAX_PROMPT, is_text=True)
+        answer = Answer.rendered_prompt()
         arguments: dict[str, object] = {"prompt": codec.prompt_to_wire(prompt)}
         text: str = await self._call("apply_template", arguments, answer, codec.size_of(prompt))
         return text
 
     async def close(self) -> None:
-        """End the worker and wait for its end: its jobs fail, its memory is back when this returns."""
+        """End the worker and wait for that: its jobs fail, and its memory is free when this returns."""
         self.is_closing = True
         if self.is_alive:
             self._transport.close()  # the worker ends itself when its socket does
         try:
-            await asyncio.wait_for(self.ended.wait(), _KILL_AFTER_S)
+            await asyncio.wait_for(self.ended.wait(), worker_end.KILL_AFTER_S)
         except TimeoutError:
             self._process.kill()
-            self._transport.abort()  # what it has not read yet does not hold up the end
+            self._transport.abort()  # frames that it has not read do not delay the end
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ended.wait(), _LET_GO_AFTER_S)
+                await asyncio.wait_for(self.ended.wait(), worker_end.LET_GO_AFTER_S)
 
     def open(self, options: worker_options.WorkerOptions) -> None:
-        self._n_tokens_max = options.n_ctx + _SLACK  # the engine rounds it up
-        self._watch.limit(options.worker_timeout_s, options.load_timeout_s)
-        self._look_later()
+        self._n_tokens_max = options.n_ctx + _SLACK
+        self._watch.begin(options.worker_timeout_s, options.load_timeout_s)
         self._share = options.share
         self._transport.write(frames.frame(codec.open_frame(options)))  # before anything else
 
@@ -219,17 +196,17 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._watch.heard()
         try:
             for message in self._reader.feed(self._buffer[:nbytes]):
-                self._n_heard += 1
+                self._watch.count_frame()
                 self._on_frame(message)
-        except Exception as exc:  # whatever it is that a worker brings about, it is the worker that ends
+        except Exception as exc:  # whatever error a worker causes, only the worker ends
             if not isinstance(exc, frames.ProtocolError):
                 logger.exception("what worker `%s` (pid %d) said cannot be acted on", self.name, self.pid)
             self.break_off(f"it said what makes no sense: {exc}")
 
     def break_off(self, reason: str) -> None:
-        """Kill the worker, and let everybody who waits for something of it know why."""
-        if self._broken is None:
-            self._broken = reason
+        """Kill the worker; its jobs and calls fail with `reason`."""
+        if self._end.kill_reason is None:
+            self._end.kill_reason = reason
             logger.error("worker `%s` (pid %d) is killed: %s", self.name, self.pid, reason)
         self._process.kill()
         self._transport.abort()
@@ -237,17 +214,17 @@ class WorkerClient(asyncio.BufferedProtocol):
     def _on_frame(self, message: frames.Frame) -> None:
         match message["op"]:
             case "step":
-                self._n_said += 1
+                self._watch.count_work()
                 (self.n_running, self.n_waiting), events = reports.read_step(message)
                 for job_id, event in events:
                     self._on_event(job_id, event)
             case "result":
-                self._n_said += 1
+                self._watch.count_work()
                 self._on_result(*reports.read_result(message))
             case "alive":
                 self._watch.told(reports.read_alive(message))
             case "dying":
-                self._last_words = reports.read_error(message.get("error"))
+                self._end.last_words = reports.read_error(message.get("error"))
             case "progress" if not self.opened.done():
                 self._hooks.on_progress(reports.read_progress(message))
             case "prompts":
@@ -270,52 +247,37 @@ class WorkerClient(asyncio.BufferedProtocol):
         if stream is None:
             self._note_late(job_id)
             return
-        stream.put(event)  # one that it cannot have ends the worker, and it hears of that
+        stream.put(event)  # an event that the job cannot have ends the worker, and the job hears of that
         if isinstance(event, Finished | ShimmyError):
             self.n_finished += isinstance(event, Finished)
             self._forget(job_id)
 
     def _on_result(self, call_id: int, part: list[int] | str | ShimmyError, more: bool) -> None:
-        answer = self._calls.get(call_id)  # `_call` takes it out; until then `_bury` must find it
+        answer = self._calls.get(call_id)  # `_call` takes it out; until then `_reap` must find it
         if answer is None:
             self._note_late(call_id)
         else:
             answer.put(part, more=more)
 
     def _note_late(self, job_id: int) -> None:
-        """Something of a job that nobody waits for: it was on its way when the job was cancelled, or it is nonsense."""
+        """An event of a job that is not there: it was on its way when the job was cancelled, or it is nonsense."""
         self._n_late_events -= 1
         if job_id > self._last_id or self._n_late_events < 0:
             raise frames.ProtocolError("events of jobs that there are not")
 
-    def _look_later(self) -> None:
-        self._look = asyncio.get_running_loop().call_later(self._watch.look_every_s, self._look_after_it)
-
-    def _look_after_it(self) -> None:
-        is_loaded = self.opened.done()
-        verdict = self._watch.verdict(is_loaded=is_loaded, has_work=not self.is_idle, n_said=self._n_said)
-        if self._n_heard > _MAX_FRAMES_PER_S * self._watch.look_every_s:
-            verdict = f"it says more than anybody can listen to: {self._n_heard} frames"
-        self._n_heard = 0
-        if verdict is None:
-            self._look_later()
-        else:
-            self.break_off(verdict)
-
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.is_alive = False
-        if self._look is not None:
-            self._look.cancel()
+        self._watch.end()
         self._outbox.close()
-        burial = asyncio.get_running_loop().create_task(self._bury())
-        background.watch(burial, f"ending the worker of `{self.name}`")
+        reaping = asyncio.get_running_loop().create_task(self._reap())
+        background.watch(reaping, f"ending the worker of `{self.name}`")
 
-    async def _bury(self) -> None:
-        """Wait for the process, then tell everybody who waits for it.
+    async def _reap(self) -> None:
+        """Wait for the end of the process, then fail its jobs and calls.
 
-        A process that waits for a disk which does not answer cannot be ended before that does: its jobs do not wait.
+        A process that waits for a disk cannot be ended before the disk answers: its jobs do not wait for that.
         """
-        status = await self._wait(_KILL_AFTER_S + _LET_GO_AFTER_S)
+        status = await self._end.status(worker_end.KILL_AFTER_S + worker_end.LET_GO_AFTER_S)
         written = ""
         if self.stderr is not None:
             written = await self.stderr.last_words() if status and not self.is_closing else ""
@@ -325,25 +287,21 @@ class WorkerClient(asyncio.BufferedProtocol):
         finally:
             if status is None:
                 logger.error("worker `%s` (pid %d) was killed, but the system keeps it", self.name, self.pid)
-                await self._wait(math.inf)
+                await self._end.status(math.inf)
             try:
                 self._hooks.on_death(self)
             finally:
                 self.ended.set()
 
     def _tell_of_end(self, status: int | None, written: str) -> None:
-        """`written` is what the worker wrote to its stderr at last."""
-        said = None if self._last_words is None else self._last_words.message
-        how = self._broken or said or ("it cannot be ended" if status is None else _describe(status))
-        if written and not (self._broken or said):
-            how += f": {values.printable(written, values.MAX_LABEL)}"
-        self.end_reason = how
+        """Fail the load, the jobs and the calls; `written` is the last text on the worker's stderr."""
+        self.end_reason = how = self._end.described(status, written)
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:
             error = WorkerDied(f"the worker of `{self.name}` ended ({how}) while the request was running")
             logger.error("worker `%s` (pid %d) ended: %s", self.name, self.pid, how)
         if not self.opened.done():
-            self.opened.set_exception(self._failed_load(how, status))
+            self.opened.set_exception(self._end.failed_load(self.name, how, status, is_closing=self.is_closing))
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.put(error)
@@ -353,29 +311,6 @@ class WorkerClient(asyncio.BufferedProtocol):
         self._note_idle()
         self._taken.set()
         self.n_running = self.n_waiting = 0
-
-    def _failed_load(self, how: str, status: int | None) -> ModelUnavailable:
-        message = f"the worker ended while it loaded `{self.name}` ({how}"
-        error = (OutOfMemory if isinstance(self._last_words, OutOfMemory) else ModelUnavailable)(message + ")")
-        if status == -signal.SIGKILL and not self.is_closing and self._broken is None:
-            error = OutOfMemory(message + ", which a system sends that has run out of memory)")
-        # What stood in its way before it had a model is no fault of that: no room on a disk, no threads.
-        error.is_death = self._last_words is None or isinstance(self._last_words, Internal)
-        return error
-
-    async def _wait(self, most_s: float) -> int | None:
-        """The exit status, None when there is none in time. It is killed when it does not end by itself.
-
-        Asked for again and again: a thread that waits may not be had when it is needed.
-        """
-        loop = asyncio.get_running_loop()
-        started_s, wait_s = loop.time(), 0.001
-        while (status := self._process.poll()) is None and (waited_s := loop.time() - started_s) < most_s:
-            if waited_s >= _KILL_AFTER_S:
-                self._process.kill()
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, 0.05)
-        return status
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -411,7 +346,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             self._call_off(job_id)
 
     def _call_off(self, job_id: int) -> None:
-        """Let the worker do no more for a job or a call, which it is not even told of where that can be had."""
+        """Cancel a job or call in the worker, or take its frame back where nothing of that was sent yet."""
         if self.is_alive and not self._outbox.call_back(job_id):
             self._n_late_events += _N_LATE_EVENTS
             self._outbox.put({"op": "cancel", "id": job_id})
@@ -429,7 +364,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             self._idle.set()
 
     def share(self, share: worker_options.CpuShare) -> None:
-        """Let it take its part of the processor; `until_shared` tells when it does."""
+        """Tell the worker its CPU share; `until_shared` returns when it keeps to it."""
         if share != self._share and self.is_alive:
             self._share = share
             self._n_untaken += 1
@@ -437,7 +372,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             self._outbox.put({"op": "share", **asdict(share)})
 
     async def until_shared(self) -> None:
-        """Return when it takes the part that it was told last; that is so once the decode under way is done."""
+        """Return when the worker keeps to the share that it was told last, which it does after the decode under way."""
         await self._taken.wait()
 
     def _require_alive(self) -> None:
@@ -462,40 +397,3 @@ def _job(job_id: int, request: GenerateRequest) -> Job:
         echo=request.echo,
         n_thinking=request.n_thinking,
     )
-
-
-def _most_tokens(text: str) -> int:
-    return _TOKENS_FOR_EACH * len(text) + _SLACK
-
-
-def _describe(status: int) -> str:
-    if status == -signal.SIGBUS:
-        return (
-            f"signal {-status}: its file was cut off or rewritten in place; replace it by renaming another one over it"
-        )
-    return f"signal {-status}" if status < 0 else f"exit code {status}"
-
-
-async def start_worker(
-    name: str,
-    options: worker_options.WorkerOptions,
-    hooks: Hooks,
-) -> WorkerClient:
-    """Start a process, have it load the model, and return it ready; raises ModelUnavailable with the reason."""
-    try:
-        child, ours = spawn.start(name)
-    except OSError as exc:
-        kind = OutOfMemory if exc.errno == errno.ENOMEM else ModelUnavailable
-        reason = NO_MORE_PROCESSES if exc.errno in _NO_PROCESS else exc.strerror
-        raise kind(f"no worker could be started for `{name}`: {reason}") from exc
-    _, client = await asyncio.get_running_loop().create_unix_connection(
-        lambda: WorkerClient(name, child, hooks), sock=ours
-    )
-    try:
-        client.stderr = await WorkerStderr.of(child)
-        client.open(options)
-        await client.opened
-    except BaseException:
-        await client.close()
-        raise
-    return client

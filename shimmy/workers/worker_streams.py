@@ -1,8 +1,8 @@
-"""What a worker says about one job or call, for the one who waits for it: text, embeddings or tokens, and the end.
+"""What a worker says about one job or call, for the caller that waits for it: text, embeddings or tokens, and the end.
 
-Knows events and asyncio; nothing of processes or sockets. What a job cannot have, now or at all, is a breach of the
-protocol: a yes comes first and once, then the prompt where it is wanted, then pieces, then the end, and no job says
-more than its context can hold.
+Knows events and asyncio; nothing of processes or sockets. The order is part of the protocol: first `accepted`, once,
+then the prompt where it is echoed, then pieces, then the end. An event out of order, or with more text than the context
+of its job can hold, is a ProtocolError.
 """
 
 import asyncio
@@ -19,13 +19,17 @@ from shimmy.wire.frames import ProtocolError
 _CHARACTERS_FOR_EACH = 1024
 # Beyond that, of a job's text and of its events.
 _SLACK = 64 * 1024
+# Tokens that a character of a text can become: normal forms make many characters of one.
+_TOKENS_FOR_EACH = 32
+_ANSWER_SLACK = 1024
+_MAX_PROMPT_CHARACTERS = 2**26  # of a rendered prompt
 _N_WITH_LOGPROBS = 16  # pieces
 
 
 class JobStream:
-    """What the worker says about one job. Pieces not taken yet are joined, so a slow reader costs nothing.
+    """What the worker says about one job. Pieces that were not read yet are joined, so a slow reader costs nothing.
 
-    Its prompt and its reply have `n_tokens_max` tokens at most; the prompt is told only where it is `echoed`.
+    Its prompt and its reply have `n_tokens_max` tokens at most; the prompt comes only where it is `echoed`.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class JobStream:
         self._echoes: list[Echo] = []
         self._end: Finished | ShimmyError | None = None
         self._is_over = False
-        self._waiter: asyncio.Future[None] | None = None  # who waits for the next event
+        self._waiter: asyncio.Future[None] | None = None  # the reader that waits for the next event
 
     def put(self, event: JobOutput | ShimmyError) -> None:
         """Called by the client for each event of this job; raises ProtocolError for one that it cannot have now."""
@@ -70,7 +74,7 @@ class JobStream:
                 self._end = event
                 if not self._accepted.done() and isinstance(event, ShimmyError):
                     self._accepted.set_exception(event)
-                    self._accepted.exception()  # a caller that left does not make this an unhandled one
+                    self._accepted.exception()  # marks it as retrieved, for a caller that left
         self._wake()
 
     def _check(self, text: str, n_tokens: int, n_logprobs: int) -> None:
@@ -89,11 +93,11 @@ class JobStream:
             raise ProtocolError("more text than the context of its job holds")
 
     async def accepted(self) -> Accepted:
-        """The worker's yes; raises what it said instead."""
+        """The worker's `accepted`; raises the error that came instead."""
         return await asyncio.shield(self._accepted)
 
     def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
-        """The prompt where it is wanted, pieces, then Finished; raises the error that ended the job. One reader."""
+        """The prompt where it is echoed, pieces, then Finished; raises the error that ended the job. One reader."""
         return self
 
     async def __anext__(self) -> Echo | Piece | Finished:
@@ -115,7 +119,7 @@ class JobStream:
         return self._end
 
     def _joined(self) -> Piece:
-        """What was not taken yet, in one; of pieces with log-probabilities some, since each of those takes its time."""
+        """The pieces that were not read yet, in one. With log-probabilities only some: each takes time to convert."""
         if len(self._pieces) == 1:
             return self._pieces.pop()
         n_taken = len(self._pieces) if self._n_logprobs == 0 else _N_WITH_LOGPROBS
@@ -158,7 +162,7 @@ class EmbeddingStream:
                 self._end.set_result(event)
             case ShimmyError():
                 self._end.set_exception(event)
-                self._end.exception()  # a caller that left does not make this an unhandled one
+                self._end.exception()  # marks it as retrieved, for a caller that left
             case _:
                 raise ProtocolError("an event that a job of embeddings does not have")
 
@@ -183,13 +187,28 @@ class Answer:
         self._tokens = array("i")  # of a list, the garbage collector would look at each token again and again
         self._whole: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
+    @classmethod
+    def tokens_of(cls, text: str) -> "Answer":
+        """For the tokens of `text`."""
+        return cls(_TOKENS_FOR_EACH * len(text) + _ANSWER_SLACK, is_text=False)
+
+    @classmethod
+    def text_of(cls, n_tokens: int) -> "Answer":
+        """For the text of `n_tokens` tokens."""
+        return cls(_CHARACTERS_FOR_EACH * n_tokens + _ANSWER_SLACK, is_text=True)
+
+    @classmethod
+    def rendered_prompt(cls) -> "Answer":
+        """For a chat as its template renders it."""
+        return cls(_MAX_PROMPT_CHARACTERS, is_text=True)
+
     def put(self, part: list[int] | str | ShimmyError, *, more: bool) -> None:
         """Called by the client for each part; raises ProtocolError for one that it cannot have."""
         if self._whole.done():
             return
         if isinstance(part, ShimmyError):
             self._whole.set_exception(part)
-            self._whole.exception()  # a caller that left does not make this an unhandled one
+            self._whole.exception()  # marks it as retrieved, for a caller that left
             return
         self._n_left -= len(part)
         if isinstance(part, str) != self._is_text or self._n_left < 0:
@@ -202,5 +221,5 @@ class Answer:
             self._whole.set_result("".join(self._texts) if self._is_text else self._tokens)
 
     async def whole(self) -> Any:
-        """The answer; raises the error that it is."""
+        """The answer; raises the error that came instead."""
         return await self._whole

@@ -9,7 +9,8 @@ import pytest
 from shimmy.messages.event import Usage
 from shimmy.messages.model_info import PromptCacheStats
 from shimmy.messages.request import TokenPrompt
-from shimmy.workers.worker_client import Hooks, WorkerClient, start_worker
+from shimmy.workers.starting import start_worker
+from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.engine.test_main import options, outcome, request
 from tests.fakes import on_loop, until
 from tests.tiny_models import write_tiny_adapter, write_tiny_mamba, write_tiny_model

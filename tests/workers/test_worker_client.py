@@ -40,11 +40,11 @@ from shimmy.messages.request import (
 )
 from shimmy.wire import codec, frames, reports
 from shimmy.wire.worker_options import WorkerOptions
-from shimmy.workers import outbox
+from shimmy.workers import outbox, worker_end, worker_watch
 from shimmy.workers import spawn as process
-from shimmy.workers import worker_client as client_module
 from shimmy.workers.spawn import worker_command
-from shimmy.workers.worker_client import Hooks, WorkerClient, start_worker
+from shimmy.workers.starting import start_worker
+from shimmy.workers.worker_client import Hooks, WorkerClient
 from shimmy.workers.worker_streams import JobStream
 from tests.fakes import FINISHED, FakeWorker, on_loop
 
@@ -594,7 +594,7 @@ async def test_a_worker_that_stays_after_the_end_of_its_socket_is_killed() -> No
 @on_loop
 async def test_a_worker_that_never_stops_talking_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each frame makes sense, and all of them together take a processor."""
-    monkeypatch.setattr(client_module, "_MAX_FRAMES_PER_S", 100)
+    monkeypatch.setattr(worker_watch, "_MAX_FRAMES_PER_S", 100)
     async with connected() as peer:
         peer.client.open(replace(OPTIONS, worker_timeout_s=8.0))
         peer.say({"op": "opened", "facts": asdict(FakeWorker.facts)})
@@ -610,8 +610,8 @@ async def test_a_worker_that_never_stops_talking_is_ended(monkeypatch: pytest.Mo
 @on_loop
 async def test_jobs_do_not_wait_for_a_process_that_the_system_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for a disk which does not answer cannot even be killed."""
-    monkeypatch.setattr(client_module, "_KILL_AFTER_S", 0)
-    monkeypatch.setattr(client_module, "_LET_GO_AFTER_S", 0.05)
+    monkeypatch.setattr(worker_end, "KILL_AFTER_S", 0)
+    monkeypatch.setattr(worker_end, "LET_GO_AFTER_S", 0.05)
     monkeypatch.setattr(FakeProcess, "kill", lambda _: None)
     async with connected() as peer:
         stream = peer.client.submit(REQUEST)
@@ -632,7 +632,7 @@ async def test_jobs_do_not_wait_for_a_process_that_the_system_keeps(monkeypatch:
 def test_close_returns_only_when_a_deaf_worker_has_really_ended(
     n_unread_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_KILL_AFTER_S", 0)
+    monkeypatch.setattr(worker_end, "KILL_AFTER_S", 0)
     ours, theirs = socket.socketpair()
     with theirs:  # the process inherits this end and keeps it open, but never looks at it
         process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(theirs.fileno(),))
