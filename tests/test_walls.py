@@ -42,7 +42,7 @@ BORDERS = {
     "markupsafe": ("shimmy.engine.chat.",),
     "starlette": ("shimmy.api.", "shimmy.server"),
     "watchdog": ("shimmy.system.inotify",),
-    "hypercorn": ("shimmy.http.http1",),
+    "hypercorn": ("shimmy.http.",),
 }
 DIALECTS = ("openai", "responses", "llama_server", "ollama", "anthropic")
 WORKER_ONLY = ("shimmy.engine.", "jinja2", "markupsafe", "numpy", "llama_cpp", "llguidance", "safetensors")

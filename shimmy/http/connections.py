@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 
 from shimmy.api.http_exchange import ASGIApp
-from shimmy.http.http1 import LOOK_EVERY_S, Connection, Shared, open_connection
+from shimmy.http.connection import Connection, Shared, open_connection
+from shimmy.http.http1 import LOOK_EVERY_S
 
 logger = logging.getLogger(__name__)
 
