@@ -1,4 +1,4 @@
-"""What the server counts, and Prometheus' text form of it. Written and read on the event loop's thread only.
+"""The metrics of a server, and Prometheus' text form of them. Written and read on the event loop's thread only.
 
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/ (text format 0.0.4).
 """
@@ -96,17 +96,20 @@ class Histogram(_Metric):
 
 
 class Metrics:
-    """Every metric of one server; whoever causes an event counts it."""
+    """Every metric of one server, in the order of the page. The code that causes an event counts it."""
 
     def __init__(self) -> None:
+        self._define_tokens()
+        self._define_jobs()
+        self._define_models()
+
+    def _define_tokens(self) -> None:
         self.requests = Counter("shimmy_requests_total", "HTTP requests answered.", "route", "status")
         self.prompt_tokens = Counter("shimmy_prompt_tokens_total", "Prompt tokens of finished jobs.", "model")
-        self.cached_tokens = Counter(
-            "shimmy_cached_tokens_total", "Prompt tokens that were not computed anew.", "model"
-        )
+        self.cached_tokens = Counter("shimmy_cached_tokens_total", "Prompt tokens taken from a cache.", "model")
         self.stored_prompt_lookups = Counter(
             "shimmy_stored_prompt_lookups_total",
-            "Prompts that the disk was asked for (`--prompt-cache`), and whether it had enough of them: hit, miss.",
+            "Prompts looked up on the disk (`--prompt-cache`), and whether it had enough of them: hit, miss.",
             "model",
             "outcome",
         )
@@ -114,21 +117,26 @@ class Metrics:
             "shimmy_stored_prompt_tokens_total", "Prompt tokens that came from the disk.", "model"
         )
         self.stored_prompt_bytes = Counter(
-            "shimmy_stored_prompt_bytes_total", "What was read and written of stored prompts.", "model", "direction"
+            "shimmy_stored_prompt_bytes_total",
+            "Bytes of stored prompts read or written.",
+            "model",
+            "direction",
         )
         self.stored_prompts_size = Gauge(
-            "shimmy_stored_prompts_size_bytes", "All stored prompts, when the last one was written."
+            "shimmy_stored_prompts_size_bytes", "Size of all stored prompts, when the last one was written."
         )
         self.completion_tokens = Counter("shimmy_completion_tokens_total", "Tokens generated.", "model")
         self.drafted_tokens = Counter(
             "shimmy_drafted_tokens_total",
-            "Tokens guessed and decoded ahead, by prompt lookup (lookup) or by a draft model (draft_model).",
+            "Tokens drafted by prompt lookup (lookup) or by a draft model (draft_model).",
             "model",
             "by",
         )
         self.accepted_tokens = Counter(
-            "shimmy_accepted_tokens_total", "Guessed tokens that were what then came.", "model", "by"
+            "shimmy_accepted_tokens_total", "Drafted tokens that were accepted.", "model", "by"
         )
+
+    def _define_jobs(self) -> None:
         self.jobs_running = Gauge("shimmy_jobs_running", "Jobs that hold a sequence.", "model")
         self.jobs_queued = Gauge("shimmy_jobs_queued", "Jobs that wait for a worker or a sequence.", "model")
         self.queue_wait_s = Histogram(
@@ -143,11 +151,14 @@ class Metrics:
             "model",
             bounds=FIRST_TOKEN_BUCKETS_S,
         )
+
+    def _define_models(self) -> None:
         self.models_loaded = Gauge("shimmy_models_loaded", "Models with a running worker.")
         self.models_quarantined = Gauge(
-            "shimmy_models_quarantined", "Models that are not loaded any more, as their workers ended again and again."
+            "shimmy_models_quarantined",
+            "Models not loaded any more because their workers ended again and again.",
         )
-        self.memory_given = Gauge("shimmy_memory_given_bytes", "Memory that all workers may take, as predicted.")
+        self.memory_given = Gauge("shimmy_memory_given_bytes", "Memory reserved for all workers.")
         self.model_load_s = Histogram(
             "shimmy_model_load_seconds", "Time to load a model.", "model", bounds=LOAD_BUCKETS_S
         )
@@ -163,7 +174,8 @@ class Metrics:
             "shimmy_unloads_total", "Workers ended on purpose: idle, asked, memory (evicted), removed.", "reason"
         )
         self.log_lines_dropped = Counter(
-            "shimmy_log_lines_dropped_total", "Lines of the server's log that what reads it was too slow for."
+            "shimmy_log_lines_dropped_total",
+            "Lines of the server's log dropped because its reader was too slow.",
         )
         self.worker_deaths = Counter("shimmy_worker_deaths_total", "Workers that ended unasked.", "model")
 
