@@ -48,6 +48,10 @@ class Accepted:
     warnings: tuple[str, ...] = ()  # what the caller asked for and does not get, in words
 
 
+# What OpenAI writes for a token that cannot come: JSON has no infinity.
+LEAST_LOGPROB = -9999.0
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A token and the natural logarithm of its probability; `data` are the bytes it stands for."""

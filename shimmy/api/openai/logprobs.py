@@ -4,28 +4,17 @@ from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
 
+from shimmy.api.logprobs import token_logprob
 from shimmy.api.request_fields.kinds import Json
-from shimmy.messages.event import Candidate, Echo, Piece, TokenLogprob
+from shimmy.messages.event import LEAST_LOGPROB, Candidate, Echo, Piece, TokenLogprob
 
-# What OpenAI writes for a token that is as good as impossible; JSON has no infinity.
-LOWEST = -9999.0
 _LOOK_AHEAD = 16  # characters, for what a tokenizer drops of a prompt
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
     return {
-        "content": [
-            _candidate(token.chosen) | {"top_logprobs": [_candidate(other) for other in token.top]} for token in tokens
-        ],
+        "content": [token_logprob(token) for token in tokens],
         "refusal": None,
-    }
-
-
-def _candidate(candidate: Candidate) -> Json:
-    return {
-        "token": candidate.data.decode("utf-8", "replace"),
-        "bytes": list(candidate.data),
-        "logprob": _number(candidate.logprob),
     }
 
 
@@ -95,4 +84,4 @@ def _is_unknown(token: TokenLogprob) -> bool:
 
 
 def _number(logprob: float) -> float:
-    return max(LOWEST, logprob)
+    return max(LEAST_LOGPROB, logprob)

@@ -3,12 +3,12 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-from shimmy.api.aside import aside
+from shimmy.api.aside import aside, is_large
 from shimmy.api.http_exchange import encode, encode_large
 from shimmy.api.openai.chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.openai.parse import JobsOfBody, chat_call, completion_call
 from shimmy.api.openai.reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage, warned
-from shimmy.api.request_fields.kinds import read_model
+from shimmy.api.request_fields.job import model_defaults
 from shimmy.api.stream import EventStream, unless_gone
 from shimmy.generation import CompletedJob, close, collect, generate_all, together
 
@@ -16,29 +16,20 @@ if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
     from shimmy.api.request_fields.kinds import Json
     from shimmy.catalog.catalog import Model
-    from shimmy.messages.model_info import ModelDefaults
 
 _AT_ONCE = 200  # models, of a list
-
-# What is made on the event loop: so many characters of text, and a token's log-probabilities count as so many.
-_N_CHARACTERS_HERE, _LOGPROB_CHARACTERS = 1 << 16, 1 << 10
 
 
 async def chat_completions(exchange: "Exchange") -> None:
     config = exchange.services.config
-    call = await exchange.read(lambda body: chat_call(body, config, _defaults(exchange, body)))
+    call = await exchange.read(lambda body: chat_call(body, config, model_defaults(body, exchange.services)))
     await _answer(exchange, call, is_chat=True)
 
 
 async def completions(exchange: "Exchange") -> None:
     config = exchange.services.config
-    call = await exchange.read(lambda body: completion_call(body, config, _defaults(exchange, body)))
+    call = await exchange.read(lambda body: completion_call(body, config, model_defaults(body, exchange.services)))
     await _answer(exchange, call, is_chat=False)
-
-
-def _defaults(exchange: "Exchange", body: "Json") -> "ModelDefaults":
-    services = exchange.services
-    return services.registry.resolve(read_model(body, services.config.default_model)).defaults
 
 
 async def models(exchange: "Exchange") -> None:
@@ -74,10 +65,9 @@ async def _answer(exchange: "Exchange", call: JobsOfBody, *, is_chat: bool) -> N
 
 
 def _is_large(wholes: list[CompletedJob]) -> bool:
-    """Whether a reply takes more than a few milliseconds to make."""
     n_characters = sum(len(each.echo.text) + len(each.said.text) for each in wholes)
     n_logprobs = sum(len(each.echo.logprobs) + len(each.said.logprobs) for each in wholes)
-    return n_characters + _LOGPROB_CHARACTERS * n_logprobs > _N_CHARACTERS_HERE
+    return is_large(n_characters, n_logprobs)
 
 
 def _reply(head: "Json", wholes: list[CompletedJob], call: JobsOfBody, *, is_chat: bool) -> bytes:

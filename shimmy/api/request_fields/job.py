@@ -43,6 +43,7 @@ from shimmy.messages.sampling_limits import BOUNDS
 
 if TYPE_CHECKING:
     from shimmy.config import Config
+    from shimmy.generation import Services
 
 N_ADAPTERS_MAX = 256  # named in one request
 N_BIASES_MAX = 1 << 16
@@ -190,6 +191,11 @@ def first_limit(given: Mapping[str, Any], names: tuple[str, ...], default: int |
     """The first of the limits that are given, or `default`; None where there is no limit."""
     amount = next((given[name] for name in names if name in given), default)
     return None if amount == -1 else amount
+
+
+def model_defaults(body: Json, services: "Services") -> ModelDefaults:
+    """The defaults of the model that `body` names; raises BadRequest, and ModelNotFound for an unknown model."""
+    return services.registry.resolve(read_model(body, services.config.default_model)).defaults
 
 
 def generate_request(

@@ -9,8 +9,8 @@ import os
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shimmy.api.request_fields.kinds import (
@@ -27,17 +27,16 @@ from shimmy.api.request_fields.kinds import (
     refuse,
     text,
 )
-from shimmy.api.request_fields.tool_kinds import model_name, stand_in, text_arguments
+from shimmy.api.request_fields.tool_kinds import stand_in
 from shimmy.errors import BadRequest, NotFound
-from shimmy.messages.request import Message, ToolCall
 
 Item = dict[str, Any]  # what it holds has been checked
 FindItem = Callable[[str], Item | None]
 
 N_ITEMS_MAX = 1 << 14  # of an input
 N_PARTS_MAX = 1 << 12  # of an item
-INSTRUCTING = ("system", "developer")
-THINKING, SPEAKING, CALLING = range(3)  # the order in which the assistant does it
+
+
 _ID_CHARACTERS = 128
 _ID_PREFIXES = {
     "message": "msg",
@@ -146,7 +145,7 @@ class AnyItem:
 
     def read(self, value: object, path: str) -> Item:
         source = read_object(value, path)
-        if not _is_hosted(source):
+        if not is_hosted(source):
             return _whole(_item.read(source, path))
         known = _HOSTED.read(source, path)
         return {name: item for name, item in source.items() if name != "id" or "id" in known}
@@ -155,7 +154,7 @@ class AnyItem:
         return {"anyOf": [_item.schema(), _HOSTED.schema()]}
 
 
-def _is_hosted(item: Mapping[str, object]) -> bool:
+def is_hosted(item: Mapping[str, object]) -> bool:
     kind = item.get("type")
     return isinstance(kind, str) and _HOSTED_ITEM.fullmatch(kind) is not None
 
@@ -310,98 +309,3 @@ def _found(item_id: str, find_item: FindItem) -> Item:
             param="input",
         )
     return item
-
-
-def conversation(items: Iterable[Item], instructions: str = "") -> tuple[Message, ...]:
-    """The turns of a chat. What the assistant did in a row, thinking, speaking and calling, is one of them.
-
-    Raises BadRequest for the output of a call that nobody made, unless it has a name.
-    """
-    turns = [_Turn("system", [instructions])] if instructions else []
-    names: dict[str, str] = {}  # of the functions called, by the ids of their calls
-    for item in items:
-        match item["type"]:
-            case "message" if item["role"] == "assistant":
-                _assistant(turns, up_to=THINKING).texts.append(_joined(item["content"]))
-            case "message":
-                _other(turns, item["role"]).texts.append(_joined(item["content"]))
-            case "function_call" | "custom_tool_call":
-                names[item["call_id"]] = name = model_name(item["name"], item.get("namespace"))
-                arguments = text_arguments(item["input"]) if "input" in item else item.get("arguments", "")
-                _assistant(turns, up_to=CALLING).calls.append(ToolCall(item["call_id"], name, arguments))
-            case "function_call_output" | "custom_tool_call_output":
-                turns.append(_answer(item, names))
-            case "reasoning" if thoughts := item["content"] or item["summary"]:
-                _assistant(turns, up_to=THINKING).thoughts.append(_joined(thoughts))
-            case _ if said := _hosted_text(item):
-                turns.append(_Turn("user", [said]))
-    return tuple([turn.message() for turn in turns])
-
-
-@dataclass(slots=True)
-class _Turn:
-    """A message as it grows: a body may have so many items that nothing of it may be copied for each of them."""
-
-    role: str
-    texts: list[str] = field(default_factory=list)
-    thoughts: list[str] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
-    name: str | None = None
-    call_id: str | None = None
-
-    @property
-    def stage(self) -> int:
-        return CALLING if self.calls else SPEAKING if self.texts else THINKING
-
-    def message(self) -> Message:
-        return Message(
-            self.role,
-            "\n\n".join(self.texts) if self.texts else None,
-            self.name,
-            tuple(self.calls),
-            self.call_id,
-            "\n".join(self.thoughts) if self.thoughts else None,
-        )
-
-
-def _assistant(turns: list[_Turn], *, up_to: int) -> _Turn:
-    """The assistant's turn that goes on, where it has come no further than this, or a new one."""
-    if not turns or turns[-1].role != "assistant" or turns[-1].stage > up_to:
-        turns.append(_Turn("assistant"))
-    return turns[-1]
-
-
-def _other(turns: list[_Turn], role: str) -> _Turn:
-    # Many templates take one system message, as the first: instructions at the head become one.
-    if not (role in INSTRUCTING and len(turns) == 1 and turns[0].role in INSTRUCTING):
-        turns.append(_Turn(role))
-    return turns[-1]
-
-
-def _hosted_text(item: Item) -> str:
-    """What a tool that another server ran has said; empty where that is no text."""
-    output = item.get("output")
-    if isinstance(output, list):
-        streams = [part.get(name) for part in output if isinstance(part, dict) for name in ("text", "stdout", "stderr")]
-        output = "\n".join([text for text in streams if isinstance(text, str) and text])
-    if not isinstance(output, str) or not output or not _is_hosted(item):
-        return ""
-    name = item.get("name")
-    return f"[{name if isinstance(name, str) else item['type']}]\n{output}"
-
-
-def _answer(item: Item, names: Mapping[str, str]) -> _Turn:
-    call_id, output = item.get("call_id"), item["output"]
-    if call_id is None or (call_id not in names and item.get("name")):
-        name = ".".join(filter(None, (item.get("namespace"), item.get("name")))) or "tool"
-        return _Turn("user", [f"[{name}]\n{output if isinstance(output, str) else _joined(output)}"])
-    if call_id not in names:
-        message = f"No tool call found for function call output with call_id {call_id[:80] or '(empty)'}."
-        raise BadRequest(message, param="input")
-    content = output if isinstance(output, str) else _joined(output)
-    return _Turn("tool", [content], name=names[call_id], call_id=call_id)
-
-
-def _joined(parts: Sequence[Item]) -> str:
-    # A line for each part, as in chats.
-    return "\n".join([part["text"] for part in parts])

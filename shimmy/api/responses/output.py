@@ -4,16 +4,15 @@ Knows the shapes and the order of the events of items; nothing of responses, req
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from shimmy.api.logprobs import token_logprob
 from shimmy.api.request_fields.kinds import Json
 from shimmy.api.request_fields.tool_kinds import Callee
 from shimmy.api.responses.items import Item, new_id, sealed
-from shimmy.messages.event import Candidate, TokenLogprob
+from shimmy.messages.event import TokenLogprob
 from shimmy.messages.reply import Delta, ToolCallDelta
 from shimmy.text.text_argument import TextArgument
-
-LEAST_LOGPROB = -9999.0  # OpenAI's, for what cannot be: JSON has no -inf
 
 Event = tuple[str, Json]  # its type, and its fields but for the type and the number
 
@@ -51,7 +50,7 @@ class ResponseOutput:
         if delta.reasoning:
             yield from self._text(self._reasoning_kind, delta.reasoning)
         if delta.content:
-            yield from self._text(_Message, delta.content, [_logprob(token) for token in logprobs])
+            yield from self._text(_Message, delta.content, [token_logprob(token) for token in logprobs])
         for call in delta.calls:
             yield from self._call(call)
 
@@ -246,21 +245,3 @@ class _TextCallItem(_CallItem):
 
     def _done(self) -> Json:
         return {self.argument: self.item[self.argument]}
-
-
-def _logprob(token: TokenLogprob) -> Json:
-    return {**_candidate(token.chosen), "top_logprobs": [_candidate(candidate) for candidate in token.top]}
-
-
-def _candidate(candidate: Candidate) -> Json:
-    return {
-        "token": candidate.data.decode("utf-8", "replace"),
-        "bytes": [*candidate.data],
-        "logprob": max(candidate.logprob, LEAST_LOGPROB),
-    }
-
-
-def exhaust(events: Iterable[Event]) -> None:
-    """Let what the events tell of happen, where nobody listens."""
-    for _ in events:
-        pass

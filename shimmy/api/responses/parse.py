@@ -35,7 +35,8 @@ from shimmy.api.request_fields.kinds import (
 from shimmy.api.request_fields.reasoning import EFFORT, VERBOSITY, template_arguments
 from shimmy.api.request_fields.tool_kinds import Callee, DeclaredTool, Tools, ToolSet
 from shimmy.api.request_fields.tools import RequestedToolChoice, ToolChoiceField, offered
-from shimmy.api.responses.items import FindItem, Input, Item, ItemId, conversation, identified
+from shimmy.api.responses.conversation import conversation
+from shimmy.api.responses.items import FindItem, Input, Item, ItemId, identified
 from shimmy.errors import BadRequest
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Grammar

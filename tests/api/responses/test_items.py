@@ -7,7 +7,8 @@ import pytest
 from openai.types.responses import ResponseItem
 from pydantic import TypeAdapter
 
-from shimmy.api.responses.items import Input, Item, conversation, identified, new_id, sealed
+from shimmy.api.responses.conversation import conversation
+from shimmy.api.responses.items import Input, Item, identified, new_id, sealed
 from shimmy.errors import BadRequest, NotFound
 from shimmy.messages.request import Message, ToolCall
 
