@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shimmy.formats.convert.families import FAMILIES, Family, Row, gemma_scalar
+from shimmy.formats.convert.families import FAMILIES, Family, Row
+from shimmy.formats.convert.family_parameters import gemma_scalar
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_LAYERS,
