@@ -7,6 +7,9 @@ from shimmy.api.openai.parse import CHAT, COMPLETION
 from tools.reference import FILE, reference
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "shimmy"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def test_the_reference_is_up_to_date() -> None:
@@ -14,14 +17,39 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 def test_files_named_in_the_docs_exist() -> None:
-    named = set()
-    for page in (ROOT / "README.md", ROOT / "docs" / "architecture.md"):
-        text = page.read_text(encoding="utf-8")
-        named |= set(re.findall(r"`((?:shimmy|tests|tools|docs)/[\w./]*|[\w]+\.(?:py|spec))`", text))
-    # In the tables a bare name stands beside a path into `shimmy/`.
-    missing = {name for name in named if not (ROOT / name).exists() and not (ROOT / "shimmy" / name).exists()}
-    missing = {name for name in missing if not any((ROOT / "shimmy").rglob(name))}
-    assert not missing
+    """A path begins in the repository's root or in `shimmy/`; a bare file name stands for a module of the package."""
+    named = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(
+            r"`([\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|spec|c|cpp|md|cmake|json)))`", page.read_text("utf-8")
+        )
+    }
+    assert {(page, name) for page, name in named if _is_of_the_repository(name) and not _exists(name)} == set()
+
+
+def _is_of_the_repository(name: str) -> bool:
+    """Whether it is not a path in llama.cpp's sources, or one that a build makes."""
+    folder, slash, _ = name.partition("/")
+    places = {"shimmy", "tests", "tools", "docs"} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    return folder in places if slash else name.endswith((".py", ".spec"))
+
+
+def _exists(name: str) -> bool:
+    return (ROOT / name).exists() or (PACKAGE / name).exists() or ("/" not in name and any(PACKAGE.rglob(name)))
+
+
+def test_the_docs_say_in_which_process_a_folder_runs() -> None:
+    tree = re.findall(r"^ +(\w+)/ +([A-Z ]+)$", ARCHITECTURE.read_text("utf-8"), re.MULTILINE)
+    rooms = re.findall(r"^\| `shimmy/(\w+)/` \| (\w+) \|", ARCHITECTURE.read_text("utf-8"), re.MULTILINE)
+    said = {
+        path.parent.name: path.read_text("utf-8").removeprefix('"""').partition(".")[0]
+        for path in PACKAGE.rglob("__init__.py")
+        if path.parent != PACKAGE
+    }
+    assert dict(tree) == said
+    processes = {"PARENT": "parent", "WORKER": "worker", "PARENT AND WORKER": "both"}
+    assert dict(rooms) == {path.name: processes[said[path.name]] for path in PACKAGE.iterdir() if path.name in said}
 
 
 def test_the_page_on_chats_and_completions_has_all_their_fields() -> None:
@@ -35,6 +63,13 @@ def test_the_page_on_chats_and_completions_has_all_their_fields() -> None:
     assert named[0] | named[2] == COMPLETION.fields.keys()
 
 
-def test_make_targets_in_the_readme_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))) <= targets
+def test_make_targets_in_the_docs_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE))
+        assert named <= targets, page.name
+
+
+def test_the_guide_for_contributors_has_every_make_target() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert targets <= set(re.findall(r"`make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8")))
