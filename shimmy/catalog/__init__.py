@@ -1,1 +1,1 @@
-"""PARENT. From the disk to the published catalog of models, and the names they get."""
+"""PARENT. From the disk to the published catalog of models: discovery, changes, names."""

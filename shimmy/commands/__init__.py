@@ -1,1 +1,1 @@
-"""PARENT. What the sub-commands do, a file for each subject, imported only when one of its commands runs."""
+"""PARENT. What the sub-commands do: one file for each subject, imported only when one of its commands runs."""

@@ -1,1 +1,1 @@
-"""PARENT AND WORKER. Frozen values that cross borders, a file for each subject. They know no HTTP and no llama.cpp."""
+"""PARENT AND WORKER. Frozen values that cross borders, one file a subject. They know no HTTP and no llama.cpp."""

@@ -1,1 +1,1 @@
-"""PARENT AND WORKER. What the two say to each other over their socket."""
+"""PARENT AND WORKER. What parent and worker say to each other over their socket, and how each message is checked."""

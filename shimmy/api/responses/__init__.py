@@ -1,1 +1,1 @@
-"""PARENT. OpenAI's Responses."""
+"""PARENT. OpenAI's Responses: input items, output items with typed events, stored responses."""

@@ -1,1 +1,1 @@
-"""WORKER. Which build of ggml's kernels this processor runs, and whether it computes right."""
+"""WORKER. Which build of ggml's kernels this processor runs, and whether it computes correctly."""

@@ -1,1 +1,1 @@
-"""WORKER. Which rows of which jobs the next decode has."""
+"""WORKER. Which rows of which jobs the next decode has: batches, prefill beside streams, LoRA turns, embeddings."""

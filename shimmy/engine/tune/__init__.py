@@ -1,1 +1,1 @@
-"""WORKER. Settings that are found by trying them on this machine."""
+"""WORKER. Settings found by measurement on this machine: threads, repacked weights, cores."""
