@@ -208,7 +208,7 @@ def test_a_stream_goes_on_while_others_ask_for_what_takes_long(pre: str, tmp_pat
     template = "{% if messages[0].content == 'forever' %}" + endless + "{% endif %}" + CHATML
     write_tiny_bpe(tmp_path, "alpha", pre=pre, n_ctx_train=65536, chat_template=template)
     own = start("--model-path", tmp_path, "--ctx-size", "16384")
-    schema = {"properties": {f"property{number}": {"type": "string"} for number in range(2000)}}
+    schema = {"properties": {f"property{number}": {"type": "string"} for number in range(1000)}}
     shaped: Json = {"response_format": {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}}
     requests: list[tuple[str, Json, int]] = [
         ("/tokenize", {"model": "alpha", "content": "A" * 200_000}, 200),

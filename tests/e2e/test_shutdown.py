@@ -51,8 +51,9 @@ def test_running_streams_may_finish(start: StartServer, number: Signals) -> None
             stream.read(1)
         server.send(number)
         for stream in streams:
-            assert stream.finish().text == text
-            assert stream.is_done
+            # Far on, two tokens may be as good as equally likely, and batches of other sizes round otherwise.
+            assert stream.finish().text[:500] == text[:500]
+            assert (stream.finish_reason, stream.is_done) == ("length", True)
         check_gone(server, server.wait())
 
 
@@ -64,8 +65,8 @@ def test_a_signal_to_the_whole_group_lets_streams_finish_too(start: StartServer,
     with server.stream(LONG_PROMPT, max_tokens=1500) as stream:
         stream.read(1)
         os.killpg(server.process.pid, number)
-        assert stream.finish().text == text
-        assert stream.is_done
+        assert stream.finish().text[:500] == text[:500]
+        assert (stream.finish_reason, stream.is_done) == ("length", True)
         check_gone(server, server.wait())
 
 
