@@ -25,7 +25,7 @@ PACKAGES = {
     *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette", "watchdog"),
 }
 # Under the names of packages that are not in it; `ssl` and `multiprocessing` are stood in for as well.
-STAND_INS = {"h2", "inspect_in_full", "typing_extensions"}
+STAND_INS = {"h2", "method_code", "typing_extensions"}
 FILES = {
     "base_library.zip",
     *("libffi.so", "libgcc_s.so", "liblzma.so", "libpython.so", "libz.so"),
