@@ -1,7 +1,8 @@
 """What the docs list is what the program has."""
 
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from shimmy.api.openai.parse import CHAT, COMPLETION
 from tools.reference import FILE, reference
@@ -39,6 +40,14 @@ def _exists(name: str) -> bool:
     return (ROOT / name).exists() or (PACKAGE / name).exists() or ("/" not in name and any(PACKAGE.rglob(name)))
 
 
+def test_the_tree_in_the_docs_has_every_module_once() -> None:
+    listed = sorted(_tree_in_the_docs())
+    there = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert there - {*listed} == set(), "put them into the tree of docs/architecture.md, with a line each"
+    assert {*listed} - there == set(), "take them out of the tree of docs/architecture.md"
+    assert len(listed) == len(there), "listed twice"
+
+
 def test_the_docs_say_in_which_process_a_folder_runs() -> None:
     tree = re.findall(r"^ +(\w+)/ +([A-Z ]+)$", ARCHITECTURE.read_text("utf-8"), re.MULTILINE)
     rooms = re.findall(r"^\| `shimmy/(\w+)/` \| (\w+) \|", ARCHITECTURE.read_text("utf-8"), re.MULTILINE)
@@ -50,6 +59,20 @@ def test_the_docs_say_in_which_process_a_folder_runs() -> None:
     assert dict(tree) == said
     processes = {"PARENT": "parent", "WORKER": "worker", "PARENT AND WORKER": "both"}
     assert dict(rooms) == {path.name: processes[said[path.name]] for path in PACKAGE.iterdir() if path.name in said}
+
+
+def _tree_in_the_docs() -> Iterator[str]:
+    """The paths of the modules in the tree: two blanks for a folder's depth, then the name, then what it is."""
+    tree = ARCHITECTURE.read_text("utf-8").partition("```\nshimmy/\n")[2].partition("```")[0]
+    folders = ["shimmy"]
+    for line in tree.splitlines():
+        name, *description = line.split()
+        assert description, f"{name} has no description"
+        folders = folders[: (len(line) - len(line.lstrip())) // 2]
+        if name.endswith("/"):
+            folders.append(name.removesuffix("/"))
+        else:
+            yield str(PurePosixPath(*folders, name))
 
 
 def test_the_page_on_chats_and_completions_has_all_their_fields() -> None:
