@@ -1,7 +1,7 @@
 """The only importer of llguidance: what a reply has to look like, as a Guide of its tokens.
 
 Knows how grammars are put together and what they may cost. Knows no scheduler and no llama.cpp: a model's tokens come
-by way of a Vocabulary. JSON Schemas are checked in schema.py, and loosened in enforceable.py; GBNF is read in gbnf.py.
+by way of a Vocabulary. JSON Schemas are checked in schema.py, and loosened in enforceable.py; GBNF is read in gbnf/.
 """
 
 import functools
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from shimmy.engine import deep_thread
-from shimmy.engine.constrain import forced_text, gbnf
+from shimmy.engine.constrain import forced_text
 from shimmy.engine.constrain.enforceable_schema import enforceable
+from shimmy.engine.constrain.gbnf.lark import MAX_GRAMMAR_CHARACTERS, to_lark
 from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, keyword_at_fault, prepared
 from shimmy.engine.constrain.lark_in_json import NotInJson, lark_in_json
 from shimmy.engine.constrain.simpler_schema import Schema
@@ -190,14 +191,14 @@ class Grammars:
         be written, in words, and an empty grammar. Raises BadRequest for what is no grammar in Lark."""
         known = self._known_texts.get(lark)
         if known is None:
-            if fault := self.lark_fault(lark) if len(lark) <= gbnf.MAX_CHARACTERS else "it is too large":
+            if fault := self.lark_fault(lark) if len(lark) <= MAX_GRAMMAR_CHARACTERS else "it is too large":
                 raise BadRequest(fault)
             known = self._known_texts.add(lark, self._text_in_json(lark))
         return known
 
     def _text_in_json(self, lark: str) -> tuple[str, str]:
         try:
-            written = gbnf.to_lark(lark_in_json(lark))
+            written = to_lark(lark_in_json(lark))
         except NotInJson as exc:
             return "", str(exc)
         except BadRequest as exc:
@@ -275,7 +276,7 @@ class Grammars:
     def _lark(self, grammar: Grammar) -> str:
         match grammar.kind:
             case GrammarKind.GBNF:
-                return gbnf.to_lark(grammar.text)
+                return to_lark(grammar.text)
             case GrammarKind.CHOICE:
                 choices = [json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text)]
                 return f"start: CHOICE\nCHOICE: {' | '.join(choices)}"
@@ -283,8 +284,9 @@ class Grammars:
                 pattern = self._library.regex_to_lark(grammar.text).replace("\n", "\\n")
                 return f"start: TEXT\nTEXT: {f'/{pattern}/' if pattern else json.dumps('')}"
             case _:
-                if (size := len(grammar.text)) > gbnf.MAX_CHARACTERS:
-                    raise BadRequest(f"the grammar is too large: {size} characters, {gbnf.MAX_CHARACTERS} are allowed")
+                if (size := len(grammar.text)) > MAX_GRAMMAR_CHARACTERS:
+                    allowed = f"{MAX_GRAMMAR_CHARACTERS} are allowed"
+                    raise BadRequest(f"the grammar is too large: {size} characters, {allowed}")
                 return grammar.text
 
     def _thinking(self, end: str | None) -> str:

@@ -2,7 +2,7 @@
 
 Models write calls as JSON, so the text of a tool that takes nothing but text is escaped there. The grammar is taken
 apart to characters and becomes one in GBNF, since a terminal of Lark would take the beginning of an escape for its own;
-gbnf.py makes terminals again where that cannot be. Knows the notation of llguidance's Lark as far as it describes texts
+gbnf/ makes terminals again where that cannot be. Knows the notation of llguidance's Lark as far as it describes texts
 (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md), and Python's regular expressions.
 """
 

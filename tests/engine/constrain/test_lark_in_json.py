@@ -5,7 +5,7 @@ import json
 import llguidance
 import pytest
 
-from shimmy.engine.constrain.gbnf import to_lark
+from shimmy.engine.constrain.gbnf.lark import to_lark
 from shimmy.engine.constrain.lark_in_json import NotInJson, lark_in_json
 
 TOKENIZER = llguidance.LLTokenizer("byte")
