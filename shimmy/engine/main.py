@@ -27,7 +27,8 @@ from shimmy.engine.llama.binding import aborts
 from shimmy.engine.prepare_lanes import Cancelled, Lanes, Work
 from shimmy.engine.pulse import Pulse, engine
 from shimmy.engine.schedule.embedder import Embedder, EmbeddingTask
-from shimmy.engine.schedule.scheduler import JobEvent, Scheduler
+from shimmy.engine.schedule.interfaces import JobEvent
+from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate import draft_model
 from shimmy.engine.tune.cpu_affinity import Placement, engine_threads

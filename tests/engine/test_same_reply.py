@@ -17,7 +17,8 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama import sampler_chain
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.engine.schedule.scheduler import JobEvent, Scheduler
+from shimmy.engine.schedule.interfaces import JobEvent
+from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.messages.event import Finished, Piece, TokenLogprob
 from shimmy.messages.request import Job, SamplingParams, TextPrompt
@@ -49,24 +50,24 @@ class Reply:
     n_guessed: int = 0
 
 
-def anything(_: "House") -> bool:
+def anything(_: "Harness") -> bool:
     return True
 
 
-def guessed(house: "House") -> bool:
-    return all(reply.n_guessed for reply in house.replies.values())
+def guessed(harness: "Harness") -> bool:
+    return all(reply.n_guessed for reply in harness.replies.values())
 
 
-def shared(house: "House") -> bool:
-    return sum(reply.share_cached > 0.5 for reply in house.replies.values()) >= N_PROMPTS - N_SEQUENCES
+def shared(harness: "Harness") -> bool:
+    return sum(reply.share_cached > 0.5 for reply in harness.replies.values()) >= N_PROMPTS - N_SEQUENCES
 
 
-def kept(house: "House") -> bool:
-    return all(reply.share_cached > 0.5 for reply in house.replies.values())
+def kept(harness: "Harness") -> bool:
+    return all(reply.share_cached > 0.5 for reply in harness.replies.values())
 
 
-def grown(house: "House") -> bool:
-    return len(house.pool_sizes) > 1
+def grown(harness: "Harness") -> bool:
+    return len(harness.pool_sizes) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Way:
     cache_prompt: bool = False
     n_at_once: int = 1
     is_second: bool = False
-    proof: "Callable[[House], bool]" = anything
+    proof: "Callable[[Harness], bool]" = anything
 
 
 PLAIN = Way("plain")
@@ -111,7 +112,7 @@ WAYS = (
 )
 
 
-class House:
+class Harness:
     """A scheduler over a real engine."""
 
     def __init__(self, model: LlamaModel, way: Way) -> None:
@@ -165,12 +166,12 @@ def replies(path: Path, cpu: CpuBackend, way: Way, biases: Biases | None = None)
     model = LlamaModel(path, cpu)
     rows = {"n_batch": way.n_batch, "n_sequences": N_SEQUENCES, "n_outputs": N_OUTPUTS}
     model.open_context(n_ctx=way.n_ctx, first=way.first, **rows, n_threads=1, exact=True)
-    house = House(model, way)
+    harness = Harness(model, way)
     if way.is_second:
-        house.run(way, biases or [])
-    found = house.run(way, biases or [])
+        harness.run(way, biases or [])
+    found = harness.run(way, biases or [])
     assert all(len(reply.tokens) == N_TOKENS for reply in found)
-    assert way.proof(house), "this did not take place"
+    assert way.proof(harness), "this did not take place"
     return found
 
 

@@ -1,8 +1,8 @@
-"""The embeddings of many jobs in one batch: packs inputs into decodes and takes a vector of each.
+"""The embeddings of many jobs in one batch: packs inputs into decodes and takes the vector of each input.
 
-Sees token ids and a `Backend`, never llama_cpp, text or sockets. Runs on the thread that decodes, beside the scheduler.
-Inputs are taken in turn from all jobs, so that a short job does not wait for one of thousands of inputs; those of one
-job in their order.
+Sees token ids and an `EmbeddingBackend`, never llama_cpp, text or sockets. Runs on the thread that decodes, beside the
+scheduler. Inputs are taken from all jobs in turn, so that a short job does not wait for a job of thousands of inputs;
+the inputs of one job are taken in their order.
 """
 
 import math
@@ -11,36 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
 
+from shimmy.engine.schedule.interfaces import EmbeddingBackend, JobEvent
 from shimmy.errors import Internal, ShimmyError
-from shimmy.messages.event import Finished, FinishReason, JobOutput, Timings, Usage, Vectors
-
-JobEvent = tuple[int, JobOutput | ShimmyError]
-
-
-class EmbeddingBatch(Protocol):
-    """The rows of the next decode."""
-
-    def clear(self) -> None: ...
-    def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int: ...
-
-
-class EmbeddingBackend(Protocol):
-    """What the embedder needs of an engine: `llama.EmbeddingContext`, or a few lines of arithmetic in a test."""
-
-    n_ctx: int  # tokens of all inputs that are being read
-    n_batch: int  # rows of one decode
-    n_packed: int  # rows of one decode with several inputs
-    n_sequences: int
-    in_parts: bool  # an input may take several decodes
-
-    @property
-    def batch(self) -> EmbeddingBatch: ...
-    def compute(self) -> int: ...
-    def vector(self, sequence: int) -> list[float]: ...
-    def forget(self, sequence: int) -> None: ...
-    def wipe(self) -> None: ...
+from shimmy.messages.event import Finished, FinishReason, Timings, Usage, Vectors
 
 
 @dataclass(slots=True, eq=False)

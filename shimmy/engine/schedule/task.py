@@ -22,9 +22,9 @@ _NO_LIMIT = 2**31
 
 
 class Guide(Protocol):
-    """What the tokens of a job have to obey. It is told all of them, in order, and of a guess only what was right.
+    """What the tokens of a job have to obey. `accept` is called with each token, in order; never with a rejected draft.
 
-    Its methods raise BadRequest when what the caller wants has outgrown their limits.
+    The methods raise BadRequest when what the caller wants has outgrown their limits.
     """
 
     @property
@@ -66,8 +66,8 @@ class Task:
     n_forced: int = field(init=False, default=0)  # of the pending tokens, those that a guide has added to the last one
     forced: deque[int] = field(init=False, default_factory=deque)  # tokens that have to come next, not taken yet
     lookup: PromptLookup = field(init=False, default_factory=PromptLookup)
-    guess: Draft | None = field(init=False, default=None)  # what its next tokens are compared with
-    outlook: DraftPlanner = field(init=False, default_factory=DraftPlanner)  # of asking a draft model
+    draft: Draft | None = field(init=False, default=None)  # what its next tokens are compared with
+    draft_planner: DraftPlanner = field(init=False, default_factory=DraftPlanner)  # of asking a draft model
     started_s: float = field(init=False, default=0.0)
     first_token_s: float = field(init=False, default=0.0)
     _decoder: TextDecoder = field(init=False, default_factory=TextDecoder)
@@ -149,8 +149,8 @@ class Task:
         """One more token was generated, be it the one that ends the reply."""
         self.n_generated += 1
         self._n_unsent += 1
-        if self.guess is not None:
-            self.guess.meet(token)
+        if self.draft is not None:
+            self.draft.meet(token)
 
     def rest(self) -> Piece | None:
         """What was held back, now that nothing follows."""
@@ -166,7 +166,7 @@ class Task:
 
     def finished(self, reason: FinishReason, now: float) -> Finished:
         usage = Usage(self.n_prompt, self.n_cached, self.n_generated)
-        looked_up, computed = self.lookup.outcomes, self.outlook.outcomes
+        looked_up, computed = self.lookup.outcomes, self.draft_planner.outcomes
         timings = Timings(
             queue_ms=(self.started_s - self.received_s) * 1e3,
             prompt_ms=(self.first_token_s - self.started_s) * 1e3,

@@ -35,7 +35,7 @@ class FakeBackend:
         return self.token_bytes * len(self.cells[sequence])
 
 
-class House:
+class Harness:
     def __init__(self, folder: Path, max_bytes: int = 10**6) -> None:
         self.backend = FakeBackend()
         self.told: list[PromptCacheStats] = []
@@ -60,13 +60,13 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
-def test_what_was_kept_comes_back(house: House, tmp_path: Path) -> None:
-    assert house.keep(PROMPT)
-    later = House(tmp_path)
+def test_what_was_kept_comes_back(harness: Harness, tmp_path: Path) -> None:
+    assert harness.keep(PROMPT)
+    later = Harness(tmp_path)
     ready = later.fetch([*PROMPT, 5, 6])
     assert ready is not None
     assert (ready.tokens, ready.n_tokens) == (PROMPT, 400)
@@ -76,23 +76,23 @@ def test_what_was_kept_comes_back(house: House, tmp_path: Path) -> None:
 
 
 def test_without_threads_prompts_are_read_at_once_and_not_kept(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cannot_start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    assert house.keep(PROMPT)
+    assert harness.keep(PROMPT)
     monkeypatch.setattr(threading.Thread, "start", cannot_start)
-    later = House(tmp_path)
+    later = Harness(tmp_path)
     ready = later.fetch([*PROMPT, 5, 6])
     assert ready is not None
     assert ready.n_tokens == 400
     assert not later.keep([token + 1 for token in PROMPT])
 
 
-def test_a_part_of_it_does_for_a_prompt_that_goes_on_otherwise(house: House) -> None:
-    house.keep(PROMPT)
-    ready = house.fetch([*PROMPT[:300], 5, 6, 7])
+def test_a_part_of_it_does_for_a_prompt_that_goes_on_otherwise(harness: Harness) -> None:
+    harness.keep(PROMPT)
+    ready = harness.fetch([*PROMPT[:300], 5, 6, 7])
     assert ready is not None
     assert (ready.tokens, ready.n_tokens) == (PROMPT, 300)
 
@@ -108,60 +108,62 @@ def test_a_part_of_it_does_for_a_prompt_that_goes_on_otherwise(house: House) -> 
         (PROMPT[:100], 0, False),
     ],
 )
-def test_what_saves_little_is_not_read(house: House, prompt: list[int], n_resident: int, is_miss: bool) -> None:
-    house.keep(PROMPT)
-    ready = house.fetch(prompt, n_resident=n_resident)
+def test_what_saves_little_is_not_read(harness: Harness, prompt: list[int], n_resident: int, is_miss: bool) -> None:
+    harness.keep(PROMPT)
+    ready = harness.fetch(prompt, n_resident=n_resident)
     is_hit = n_resident == 272
     assert (ready is not None) is is_hit
-    assert [told for told in house.told if told.n_misses] == ([PromptCacheStats(n_misses=1)] * (is_miss and not is_hit))
+    assert [told for told in harness.told if told.n_misses] == (
+        [PromptCacheStats(n_misses=1)] * (is_miss and not is_hit)
+    )
 
 
-def test_a_long_file_is_not_read_for_a_short_beginning(house: House) -> None:
+def test_a_long_file_is_not_read_for_a_short_beginning(harness: Harness) -> None:
     long = [*PROMPT, *range(3000)]
-    house.keep(long)
-    assert house.fetch([*PROMPT, 5]) is None
-    assert house.fetch([*long[:1000], 5]) is not None
+    harness.keep(long)
+    assert harness.fetch([*PROMPT, 5]) is None
+    assert harness.fetch([*long[:1000], 5]) is not None
 
 
-def test_other_scales_make_other_cells(house: House) -> None:
-    house.keep(PROMPT, (1.0,))
-    assert house.fetch([*PROMPT, 5]) is None
-    assert house.fetch([*PROMPT, 5], (1.0,)) is not None
+def test_other_scales_make_other_cells(harness: Harness) -> None:
+    harness.keep(PROMPT, (1.0,))
+    assert harness.fetch([*PROMPT, 5]) is None
+    assert harness.fetch([*PROMPT, 5], (1.0,)) is not None
 
 
-def test_cells_of_a_file_nobody_knows_any_more_stay_out(house: House) -> None:
-    assert not house.keep(PROMPT, (0.5,))
-    assert house.fetch([*PROMPT, 5], (0.5,)) is None
+def test_cells_of_a_file_nobody_knows_any_more_stay_out(harness: Harness) -> None:
+    assert not harness.keep(PROMPT, (0.5,))
+    assert harness.fetch([*PROMPT, 5], (0.5,)) is None
 
 
-def test_what_is_there_already_is_not_copied_again(house: House) -> None:
-    assert house.keep(PROMPT)
-    assert not house.keep(PROMPT)
-    assert not house.keep([*PROMPT, *range(100)])
-    assert not house.keep(PROMPT[:255])
-    assert house.backend.n_saved == 1
-    assert house.keep([*PROMPT, *range(1000, 1256)])
-    assert house.backend.n_saved == 2
+def test_what_is_there_already_is_not_copied_again(harness: Harness) -> None:
+    assert harness.keep(PROMPT)
+    assert not harness.keep(PROMPT)
+    assert not harness.keep([*PROMPT, *range(100)])
+    assert not harness.keep(PROMPT[:255])
+    assert harness.backend.n_saved == 1
+    assert harness.keep([*PROMPT, *range(1000, 1256)])
+    assert harness.backend.n_saved == 2
 
 
-def test_what_the_pool_has_lost_is_not_kept(house: House) -> None:
-    assert not house.keep(PROMPT, held=PROMPT[:-1])
+def test_what_the_pool_has_lost_is_not_kept(harness: Harness) -> None:
+    assert not harness.keep(PROMPT, held=PROMPT[:-1])
 
 
-def test_what_takes_long_to_copy_waits_until_nothing_runs(house: House) -> None:
-    house.cache.max_bytes = 10**9
-    house.backend.token_bytes = 10**5
-    assert not house.keep(PROMPT, is_urgent=True)
-    assert house.backend.n_saved == 0
-    assert house.keep(PROMPT)
-    house.backend.token_bytes = 1000
-    assert house.keep(PROMPT[::-1], is_urgent=True)
+def test_what_takes_long_to_copy_waits_until_nothing_runs(harness: Harness) -> None:
+    harness.cache.max_bytes = 10**9
+    harness.backend.token_bytes = 10**5
+    assert not harness.keep(PROMPT, is_urgent=True)
+    assert harness.backend.n_saved == 0
+    assert harness.keep(PROMPT)
+    harness.backend.token_bytes = 1000
+    assert harness.keep(PROMPT[::-1], is_urgent=True)
 
 
 def test_what_is_larger_than_the_cache_is_not_even_copied(tmp_path: Path) -> None:
-    house = House(tmp_path, max_bytes=1000)
-    assert not house.keep(PROMPT)
-    assert house.backend.n_saved == 0
+    harness = Harness(tmp_path, max_bytes=1000)
+    assert not harness.keep(PROMPT)
+    assert harness.backend.n_saved == 0
 
 
 class SlowReads:
@@ -183,60 +185,60 @@ class SlowReads:
 
 
 def test_a_prompt_waits_while_others_run_and_all_that_want_one_file_read_it_once(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.keep(PROMPT)
+    harness.keep(PROMPT)
     reads = SlowReads(monkeypatch)
     first, second = [*PROMPT, 5], [*PROMPT, 6]
     for prompt in (first, second, first):
-        assert house.prompts.is_coming(prompt, (), 0, wait=False)
-    assert not house.prompts.is_coming([5, *PROMPT], (), 0, wait=False), "others need not wait"
+        assert harness.prompts.is_coming(prompt, (), 0, wait=False)
+    assert not harness.prompts.is_coming([5, *PROMPT], (), 0, wait=False), "others need not wait"
     reads.may_end.release()
-    assert not house.prompts.is_coming(first, (), 0, wait=True)
-    assert house.prompts.take(first, (), 0) is not None
+    assert not harness.prompts.is_coming(first, (), 0, wait=True)
+    assert harness.prompts.take(first, (), 0) is not None
     # The first one holds the cells by now, and the second shares them.
-    assert not house.prompts.is_coming(second, (), 400, wait=False)
-    assert house.prompts.take(second, (), 400) is None
+    assert not harness.prompts.is_coming(second, (), 400, wait=False)
+    assert harness.prompts.take(second, (), 400) is None
     assert len(reads.names) == 1
 
 
-def test_one_file_is_read_after_the_other(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_is_read_after_the_other(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     other = PROMPT[::-1]
-    house.keep(PROMPT)
-    house.keep(other)
+    harness.keep(PROMPT)
+    harness.keep(other)
     reads = SlowReads(monkeypatch)
-    assert house.prompts.is_coming([*PROMPT, 5], (), 0, wait=False)
+    assert harness.prompts.is_coming([*PROMPT, 5], (), 0, wait=False)
     assert reads.has_begun.acquire(timeout=10)
-    assert house.prompts.is_coming([*other, 5], (), 0, wait=False)
+    assert harness.prompts.is_coming([*other, 5], (), 0, wait=False)
     assert len(reads.names) == 1
     reads.may_end.release(2)
-    assert not house.prompts.is_coming([*PROMPT, 5], (), 0, wait=True)
-    assert house.prompts.take([*PROMPT, 5], (), 0) is not None
-    assert not house.prompts.is_coming([*other, 5], (), 0, wait=True)
-    assert house.prompts.take([*other, 5], (), 0) is not None
+    assert not harness.prompts.is_coming([*PROMPT, 5], (), 0, wait=True)
+    assert harness.prompts.take([*PROMPT, 5], (), 0) is not None
+    assert not harness.prompts.is_coming([*other, 5], (), 0, wait=True)
+    assert harness.prompts.take([*other, 5], (), 0) is not None
     assert len(reads.names) == 2
 
 
-def test_what_nobody_came_for_gives_way(house: House) -> None:
+def test_what_nobody_came_for_gives_way(harness: Harness) -> None:
     other = PROMPT[::-1]
-    house.keep(PROMPT)
-    house.keep(other)
-    assert not house.prompts.is_coming([*PROMPT, 5], (), 0, wait=True)
-    ready = house.fetch([*other, 5])
+    harness.keep(PROMPT)
+    harness.keep(other)
+    assert not harness.prompts.is_coming([*PROMPT, 5], (), 0, wait=True)
+    ready = harness.fetch([*other, 5])
     assert ready is not None
     assert ready.tokens == other
-    house.prompts.is_coming([*PROMPT, 5], (), 0, wait=True)
-    house.prompts.rest()
-    assert house.prompts.take([*PROMPT, 5], (), 0) is None
+    harness.prompts.is_coming([*PROMPT, 5], (), 0, wait=True)
+    harness.prompts.rest()
+    assert harness.prompts.take([*PROMPT, 5], (), 0) is None
 
 
-def test_a_damaged_file_is_a_miss_and_nobody_waits_for_it_again(house: House, tmp_path: Path) -> None:
-    house.keep(PROMPT)
+def test_a_damaged_file_is_a_miss_and_nobody_waits_for_it_again(harness: Harness, tmp_path: Path) -> None:
+    harness.keep(PROMPT)
     (path,) = tmp_path.glob("*.prompt")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert house.fetch([*PROMPT, 5]) is None
-    assert house.told[-1] == PromptCacheStats(n_misses=1)
-    assert not house.prompts.is_coming([*PROMPT, 5], (), 0, wait=False)
+    assert harness.fetch([*PROMPT, 5]) is None
+    assert harness.told[-1] == PromptCacheStats(n_misses=1)
+    assert not harness.prompts.is_coming([*PROMPT, 5], (), 0, wait=False)
     assert not path.exists()

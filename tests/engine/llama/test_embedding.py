@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,7 +12,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.context import EmbeddingContext
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.engine.schedule.embedder import Embedder, EmbeddingTask, JobEvent, unit
+from shimmy.engine.schedule.embedder import Embedder, EmbeddingTask, unit
 from shimmy.errors import ModelUnavailable, ShimmyError
 from shimmy.formats.pooling_type import EmbeddingPlan
 from shimmy.messages.event import Finished, Vectors
@@ -29,6 +30,9 @@ from tests.tiny_models import (
     write_tiny_bert,
     write_tiny_model,
 )
+
+if TYPE_CHECKING:
+    from shimmy.engine.schedule.interfaces import JobEvent
 
 N_CTX_TRAIN = 64
 TEXTS = (

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from shimmy.engine.schedule.embedder import Embedder, EmbeddingTask, JobEvent, unit
+from shimmy.engine.schedule.embedder import Embedder, EmbeddingTask, unit
+from shimmy.engine.schedule.interfaces import JobEvent
 from shimmy.errors import Internal, ShimmyError
 from shimmy.messages.event import Finished, Usage, Vectors
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,7 +13,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama import sampler_chain
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.engine.schedule.scheduler import JobEvent, Scheduler
+from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate import draft_model
 from shimmy.engine.speculate.draft_model import DraftModel
@@ -21,6 +22,9 @@ from shimmy.messages.event import Finished, Piece, Timings
 from shimmy.messages.request import Job, SamplingParams, TextPrompt
 from shimmy.wire.worker_options import DRAFT_BATCH, WorkerOptions
 from tests.tiny_models import BOS_TOKEN, write_tiny_bert, write_tiny_model
+
+if TYPE_CHECKING:
+    from shimmy.engine.schedule.interfaces import JobEvent
 
 N_CTX, N_CTX_DRAFT = 1024, 256
 GREEDY = SamplingParams(temperature=0)
@@ -53,7 +57,7 @@ class Timed(LlamaModel):
         return self.status or super().decode()
 
 
-class House:
+class Harness:
     """A scheduler with a model, and perhaps a draft model that costs a twentieth of it and is sure of all it says."""
 
     def __init__(self, path: Path, cpu: CpuBackend, draft_path: Path | None = None, n_ctx: int = N_CTX) -> None:
@@ -108,110 +112,110 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_model: Path, cpu: CpuBackend) -> House:
-    return House(tiny_model, cpu)
+def plain(tiny_model: Path, cpu: CpuBackend) -> Harness:
+    return Harness(tiny_model, cpu)
 
 
 # -- what comes of its guesses ---------------------------------------------------------------------------------------
 
 
-def test_a_model_of_the_same_weights_guesses_nearly_all(tiny_model: Path, plain: House, cpu: CpuBackend) -> None:
-    house = House(tiny_model, cpu, tiny_model)
-    assert house.answer(PROMPT) == plain.answer(PROMPT)
-    timings = house.timings
+def test_a_model_of_the_same_weights_guesses_nearly_all(tiny_model: Path, plain: Harness, cpu: CpuBackend) -> None:
+    harness = Harness(tiny_model, cpu, tiny_model)
+    assert harness.answer(PROMPT) == plain.answer(PROMPT)
+    timings = harness.timings
     assert timings.n_model_accepted > 60
     assert timings.n_model_accepted > 0.95 * timings.n_model_drafted
     assert timings.n_drafted >= timings.n_model_drafted
-    assert house.model.n_decodes < 60
+    assert harness.model.n_decodes < 60
 
 
 def test_a_model_of_other_weights_is_soon_left_alone(
-    tiny_model: Path, other_model: Path, plain: House, cpu: CpuBackend
+    tiny_model: Path, other_model: Path, plain: Harness, cpu: CpuBackend
 ) -> None:
-    house = House(tiny_model, cpu, other_model)
-    assert house.answer(PROMPT, 300) == plain.answer(PROMPT, 300)
-    assert house.timings.n_model_drafted > 0, "it is tried"
-    assert house.timings.n_model_accepted < 0.2 * house.timings.n_model_drafted
-    assert house.small.n_decodes < 100, "for 300 tokens"
-    assert house.timings.predicted_ms < 1.05 * plain.timings.predicted_ms
+    harness = Harness(tiny_model, cpu, other_model)
+    assert harness.answer(PROMPT, 300) == plain.answer(PROMPT, 300)
+    assert harness.timings.n_model_drafted > 0, "it is tried"
+    assert harness.timings.n_model_accepted < 0.2 * harness.timings.n_model_drafted
+    assert harness.small.n_decodes < 100, "for 300 tokens"
+    assert harness.timings.predicted_ms < 1.05 * plain.timings.predicted_ms
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "system", "9 8 7 " * 6])
 def test_sampled_text_is_the_one_without_it(
-    prompt: str, tiny_model: Path, other_model: Path, plain: House, cpu: CpuBackend
+    prompt: str, tiny_model: Path, other_model: Path, plain: Harness, cpu: CpuBackend
 ) -> None:
     expected = plain.answer(prompt, 100, LOOSE)
     for small in (tiny_model, other_model):
-        house = House(tiny_model, cpu, small)
-        assert house.answer(prompt, 100, LOOSE) == expected
-        assert house.timings.n_model_drafted > 0
+        harness = Harness(tiny_model, cpu, small)
+        assert harness.answer(prompt, 100, LOOSE) == expected
+        assert harness.timings.n_model_drafted > 0
 
 
-def test_it_follows_whoever_is_guessed_for(tiny_model: Path, plain: House, cpu: CpuBackend) -> None:
-    house = House(tiny_model, cpu, tiny_model)
+def test_it_follows_whoever_is_guessed_for(tiny_model: Path, plain: Harness, cpu: CpuBackend) -> None:
+    harness = Harness(tiny_model, cpu, tiny_model)
     conversation = PROMPT
     for _ in range(3):
         reply = plain.answer(conversation, 40)
-        assert house.answer(conversation, 40) == reply
-        assert house.timings.n_model_accepted > 10
+        assert harness.answer(conversation, 40) == reply
+        assert harness.timings.n_model_accepted > 10
         other = plain.answer("something else", 40)
-        assert house.answer("something else", 40) == other
+        assert harness.answer("something else", 40) == other
         conversation += reply + " and the user"
 
 
 def test_jobs_that_are_cancelled_or_start_over_or_run_together_do_not_disturb_it(
-    tiny_model: Path, plain: House, cpu: CpuBackend
+    tiny_model: Path, plain: Harness, cpu: CpuBackend
 ) -> None:
-    house = House(tiny_model, cpu, tiny_model, n_ctx=256)
-    house.submit(9, "the user and the world", 100)
+    harness = Harness(tiny_model, cpu, tiny_model, n_ctx=256)
+    harness.submit(9, "the user and the world", 100)
     for _ in range(10):
-        house.scheduler.step()
-    house.scheduler.cancel(9)
+        harness.scheduler.step()
+    harness.scheduler.cancel(9)
     prompts = {number: f"{PROMPT} {number}" for number in range(3)}  # together they outgrow the pool
     for number, prompt in prompts.items():
-        house.submit(number, prompt, 150)
-    house.run()
+        harness.submit(number, prompt, 150)
+    harness.run()
     for number, prompt in prompts.items():
-        assert house.text(number) == plain.answer(prompt, 150)
-    assert house.answer(PROMPT, 60) == plain.answer(PROMPT, 60)
-    assert house.timings.n_model_accepted > 20
+        assert harness.text(number) == plain.answer(prompt, 150)
+    assert harness.answer(PROMPT, 60) == plain.answer(PROMPT, 60)
+    assert harness.timings.n_model_accepted > 20
 
 
 def test_a_long_text_is_read_piece_by_piece_and_only_its_latest_part(
-    tiny_model: Path, plain: House, cpu: CpuBackend
+    tiny_model: Path, plain: Harness, cpu: CpuBackend
 ) -> None:
-    house = House(tiny_model, cpu, tiny_model)
-    assert house.answer("hello world " * 100, 300) == plain.answer("hello world " * 100, 300)
-    assert house.drafter is not None
-    assert not house.drafter._is_broken
-    assert N_CTX_DRAFT // 4 < len(house.drafter._resident) < N_CTX_DRAFT
-    assert house.drafter._resident[0] == BOS_TOKEN
+    harness = Harness(tiny_model, cpu, tiny_model)
+    assert harness.answer("hello world " * 100, 300) == plain.answer("hello world " * 100, 300)
+    assert harness.drafter is not None
+    assert not harness.drafter._is_broken
+    assert N_CTX_DRAFT // 4 < len(harness.drafter._resident) < N_CTX_DRAFT
+    assert harness.drafter._resident[0] == BOS_TOKEN
 
 
 def test_a_text_that_is_dear_to_read_is_read_for_a_long_reply_only(
-    tiny_model: Path, plain: House, cpu: CpuBackend
+    tiny_model: Path, plain: Harness, cpu: CpuBackend
 ) -> None:
-    house = House(tiny_model, cpu, tiny_model)
-    house.answer("the user " * 40, 40)  # a piece of that tells what reading costs
-    house.small._row_s = 1.0
-    house.answer("and system " * 40, 20)
-    n_before = house.small.n_decodes
-    assert house.answer("hello world " * 40, 30) == plain.answer("hello world " * 40, 30)
-    assert house.small.n_decodes == n_before, "not worth it"
-    house.small._row_s = 0.01
-    assert house.answer("hello world " * 30 + PROMPT, 400) == plain.answer("hello world " * 30 + PROMPT, 400)
-    assert house.small.n_decodes > n_before
+    harness = Harness(tiny_model, cpu, tiny_model)
+    harness.answer("the user " * 40, 40)  # a piece of that tells what reading costs
+    harness.small._row_s = 1.0
+    harness.answer("and system " * 40, 20)
+    n_before = harness.small.n_decodes
+    assert harness.answer("hello world " * 40, 30) == plain.answer("hello world " * 40, 30)
+    assert harness.small.n_decodes == n_before, "not worth it"
+    harness.small._row_s = 0.01
+    assert harness.answer("hello world " * 30 + PROMPT, 400) == plain.answer("hello world " * 30 + PROMPT, 400)
+    assert harness.small.n_decodes > n_before
 
 
 def test_one_that_fails_is_not_asked_again(
-    tiny_model: Path, plain: House, cpu: CpuBackend, caplog: pytest.LogCaptureFixture
+    tiny_model: Path, plain: Harness, cpu: CpuBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house = House(tiny_model, cpu, tiny_model)
-    house.answer(PROMPT, 20)
-    house.small.status = -3
-    n_before = house.small.n_decodes
-    assert house.answer("system", 60) == plain.answer("system", 60)
-    assert house.small.n_decodes == n_before + 1
+    harness = Harness(tiny_model, cpu, tiny_model)
+    harness.answer(PROMPT, 20)
+    harness.small.status = -3
+    n_before = harness.small.n_decodes
+    assert harness.answer("system", 60) == plain.answer("system", 60)
+    assert harness.small.n_decodes == n_before + 1
     assert [record.message for record in caplog.records] == [
         "the draft model failed to decode (status -3) and is not asked any more"
     ]
@@ -338,7 +342,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_one_that_does_not_fit_is_left_out_with_a_warning(
-    misfit: str, plain: House, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    misfit: str, plain: Harness, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, reason = MISFITS[misfit]
     path = make(tmp_path)
@@ -350,7 +354,7 @@ def test_one_that_does_not_fit_is_left_out_with_a_warning(
 
 
 def test_one_that_fits_is_loaded_and_guesses(
-    plain: House, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    plain: Harness, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = Path(shutil.copy(tiny_model, tmp_path / "small.gguf"))
     with caplog.at_level(logging.INFO):
