@@ -1,9 +1,9 @@
-"""The worker process: loads one model and serves its jobs over the socket it was given, until the parent goes away.
+"""The worker process: loads one model and serves its jobs over the socket it inherits, until the parent goes away.
 
-The reader takes frames off the socket; the threads of `lanes` render templates, tokenize and build samplers; the main
-thread owns the engine and decodes; the sender writes what a decode led to while the next one runs; the pulse tells that
-they get on. Whatever ends the reader (the parent closed the socket, or died) ends the process, at once or when the
-prompts are stored that shall outlive it, so a worker never outlives its server by more than that.
+Its threads: the reader takes frames off the socket; the threads of `prepare_lanes` render templates, tokenize and build
+samplers; the main thread owns the engine and decodes; the sender writes the events of one decode while the next one
+runs; the pulse reports that the others make progress. When the reader ends (the parent closed the socket, or died), the
+process ends: at once, or after it has stored the prompts that are kept on the disk, for `_LAST_WRITES_S` at most.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from shimmy import log
 from shimmy.engine import last_words, loading, threads
 from shimmy.engine.llama.binding import aborts
+from shimmy.engine.parent_connection import ParentConnection
 from shimmy.engine.prepare_lanes import Cancelled, Lanes, Work
 from shimmy.engine.pulse import Pulse, engine
 from shimmy.engine.schedule.embedder import Embedder, EmbeddingTask
@@ -47,61 +48,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 16
-# The threads of Python take turns this often; the default of 5 ms would let a template delay a decode by that much.
+# Python's threads switch this often; with the default of 5 ms a template would delay a decode by that much.
 _SWITCH_INTERVAL_S = 0.0005
-# A worker with nothing to do for so long gives memory back.
+# An idle worker gives memory back after so long.
 _REST_AFTER_S = 10.0
-# Nothing has run for so long: whoever comes next will hardly come while a prompt is copied for the disk.
-_LEISURE_S = 1.0
-# What a worker that shall end may still write; its server kills it after five seconds.
+# A worker that was idle for so long copies prompts for the disk: a request will hardly arrive during one copy.
+_IDLE_S = 1.0
+# The time for storing prompts when the worker ends; its parent kills it after five seconds.
 _LAST_WRITES_S = 3.0
 
-# Threads that a worker starts after the engine's: those that prepare and send, that write prompts, with deep stacks.
+# Threads that a worker starts after the engine's: to prepare, to send, to write prompts, and those with deep stacks.
 _N_OTHER_THREADS = 4
 
-# A job with no more new tokens than this has its first one as soon as it could be told that it is accepted.
+# A job with no more new tokens than this has its first token so soon that its acceptance is sent along with it.
 _FEW_TOKENS = 16
-# Whoever waits for a first token is told it before the next decode takes all processors.
+# After a job's first token the main thread sleeps so long: the sender writes the token before a decode takes all cores.
 _FIRST_TOKEN_S = 0.001
 
 
 class _Prepared(NamedTuple):
-    """A job, and what nobody has been told about it yet."""
+    """A job, and its events that have not been sent yet."""
 
     task: Task
-    unsaid: list[JobEvent]
+    unsent: list[JobEvent]
 
 
-# An int is the id of a job to cancel, None the end.
+# What other threads want of the main thread: a prepared job, a job's id to cancel, a new share, or None for the end.
 _Order = _Prepared | EmbeddingTask | int | worker_options.CpuShare | None
-
-
-class ParentConnection:
-    """The worker's end of the socket; any thread may send."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._lock = threading.Lock()
-        self._reader = frames.FrameReader()
-
-    def send(self, message: frames.Frame) -> None:
-        self.send_frame(frames.frame(message))
-
-    def send_frame(self, data: bytes) -> None:
-        with self._lock, contextlib.suppress(OSError):  # the reader sees the end of the connection and ends us
-            self._socket.sendall(data)
-
-    def received(self) -> Iterator[frames.Frame]:
-        """The parent's frames, until it closes its end."""
-        while data := self._socket.recv(_READ_BYTES):
-            for message in self._reader.feed(data):
-                yield from codec.one_by_one(message)
-
-    @property
-    def n_bytes(self) -> int:
-        """How long the last frame was."""
-        return self._reader.n_bytes
 
 
 class Worker:
@@ -111,24 +84,24 @@ class Worker:
         self._connection = connection
         self._pulse = pulse
         self._lanes = Lanes(self._prepare, pulse.preparing)
-        self._to_schedule: SimpleQueue[_Order] = SimpleQueue()
-        self._unsaid: list[JobEvent] = []  # until the next decode has been done; of the thread that decodes
+        self._inbox: SimpleQueue[_Order] = SimpleQueue()
+        self._unsent: list[JobEvent] = []  # until after the next decode; of the main thread
         self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
-        self._scheduler: Scheduler | None = None  # of a model that writes text
-        self._embedder: Embedder | None = None  # of one that makes embeddings; it may do both
+        self._scheduler: Scheduler | None = None  # where the model writes text
+        self._embedder: Embedder | None = None  # where it makes embeddings; it may do both
         self._drafter: draft_model.DraftModel | None = None
-        self._prompts: PromptStore | None = None  # those on the disk, where some shall be kept
-        self._is_stored = threading.Event()  # at the end, what is worth it
+        self._prompts: PromptStore | None = None  # prompts on the disk, where some shall be kept
+        self._is_stored = threading.Event()  # set at the end, when the prompts are stored
         self._preparer: PromptPreparer
         self._model: LlamaModel
-        self._n_threads: int  # those that are good for it
-        self._n_threads_now: int  # of these, what its share is
+        self._n_threads: int  # the best number for this model on this machine
+        self._n_threads_now: int  # of these, the worker's share beside other workers
         self._tuner: Tuner
         self._placement: Placement
 
     def run(self) -> int:
-        """Load the model the parent names and serve it until the end; returns an exit code only when it cannot."""
+        """Load the model that the parent names and serve its jobs until the end; returns an exit code on failure."""
         received = self._connection.received()
         first = next(received, None)
         if first is None:
@@ -188,7 +161,7 @@ class Worker:
     def _serve(self) -> NoReturn:
         while True:
             engine.n_steps += 1
-            self._take_orders(block=not any(self._load))
+            self._drain_inbox(block=not any(self._load))
             self._placement.hold(self._n_threads_now)
             if self._scheduler and (self._scheduler.n_running or self._scheduler.n_waiting):
                 n_begun = self._scheduler.n_begun
@@ -198,16 +171,17 @@ class Worker:
             if self._embedder and self._embedder.n_tasks:
                 self._embedder.step()
             if self._reported != self._load:
-                self._tell([])  # a cancelled job says nothing itself
+                self._tell([])  # a cancelled job has no event of its own
 
     @property
     def _load(self) -> tuple[int, int]:
-        """Jobs that run, and those that wait; all embeddings run, in turn."""
+        """How many jobs run and how many wait; jobs of embeddings all count as running."""
         n_running, n_waiting = (self._scheduler.n_running, self._scheduler.n_waiting) if self._scheduler else (0, 0)
         return n_running + (self._embedder.n_tasks if self._embedder else 0), n_waiting
 
     def _with_gguf(self, options: worker_options.WorkerOptions) -> worker_options.WorkerOptions:
-        """`options` with the path of a GGUF, made of the SafeTensors folder that they name; raises ModelUnavailable."""
+        """`options` with the path of a GGUF, converted from the SafeTensors folder that they name. Raises
+        ModelUnavailable."""
         folder = Path(options.model_path)
         if not folder.is_dir():
             return options
@@ -226,8 +200,9 @@ class Worker:
         path = convert_checkpoint.gguf_of(folder, cache_dir, options.safetensors_type, self._n_threads, tell)
         return replace(options, model_path=str(path))
 
-    def _take_orders(self, *, block: bool) -> None:
-        while block or not self._to_schedule.empty():
+    def _drain_inbox(self, *, block: bool) -> None:
+        """Do what the other threads have ordered; with `block`, wait for one order at least."""
+        while block or not self._inbox.empty():
             order = self._next_order()
             block = False
             match order:
@@ -242,8 +217,8 @@ class Worker:
                     if self._drafter:
                         self._drafter.set_threads(self._n_threads_now)
                     self._connection.send({"op": "shared"})
-                case _Prepared(task, unsaid) if self._scheduler:
-                    self._unsaid += unsaid
+                case _Prepared(task, unsent) if self._scheduler:
+                    self._unsent += unsent
                     if self._scheduler.n_new(task) > _FEW_TOKENS:
                         self._tell([])
                     self._scheduler.submit(task)
@@ -256,27 +231,27 @@ class Worker:
                         self._embedder.cancel(order)
 
     def _next_order(self) -> _Order:
-        """Wait for it; what is worth doing meanwhile is done where that takes long."""
+        """Wait for an order; run idle chores where the wait is long."""
         with contextlib.suppress(Empty):
-            return self._to_schedule.get_nowait()
+            return self._inbox.get_nowait()
         self._placement.release()
         engine.end()
-        for wait_s in self._pastimes():
+        for wait_s in self._idle_chores():
             try:
-                order = self._to_schedule.get(timeout=wait_s)
+                order = self._inbox.get(timeout=wait_s)
             except Empty:
                 continue
             engine.begin()
             self._tuner.interrupt()
             return order
-        raise AssertionError("pastimes never end")
+        raise AssertionError("idle chores never end")
 
-    def _pastimes(self) -> Iterator[float | None]:
-        """Does one thing after the other that no job needs now, and before each tells how long to wait for an order."""
+    def _idle_chores(self) -> Iterator[float | None]:
+        """Runs background chores one at a time; before each, yields how long to wait for an order first."""
         if self._scheduler is not None:
-            yield _LEISURE_S
+            yield _IDLE_S
             while self._scheduler.store_one():
-                yield _LEISURE_S
+                yield _IDLE_S
             yield _REST_AFTER_S
             self._scheduler.rest()
         while True:
@@ -292,18 +267,18 @@ class Worker:
                 match message["op"]:
                     case "cancel":
                         self._lanes.cancel(message["id"])
-                        self._to_schedule.put(message["id"])
+                        self._inbox.put(message["id"])
                     case "share":
-                        self._to_schedule.put(worker_options.CpuShare(message["n_workers"], message["n_loading"]))
+                        self._inbox.put(worker_options.CpuShare(message["n_workers"], message["n_loading"]))
                     case _:
                         self._begin(message)
         except ConnectionResetError:
-            pass  # the server has ended, or wants us to, and left something unread
+            pass  # the parent has ended, or closed the socket, with frames of ours unread
         except (OSError, frames.ProtocolError) as exc:
             logger.error("lost the server: %s", exc)
         finally:
             if self._prompts is not None:
-                self._to_schedule.put(None)
+                self._inbox.put(None)
                 self._is_stored.wait(_LAST_WRITES_S)
             log.flush()
             os._exit(0)  # the main thread may be deep in a decode; nothing here needs cleaning up
@@ -321,7 +296,7 @@ class Worker:
             self._emit([(message["id"], error)])
 
     def _prepare(self, work: Work) -> None:
-        """Do what a frame asks for; on any of several threads."""
+        """Answer a `call` frame, or make a task of a job and queue it. Several threads run this at once."""
         try:
             if work.frame["op"] == "call":
                 self._answer(work)
@@ -339,19 +314,19 @@ class Worker:
         if work.frame["op"] == "job":
             self._hand_on(self._preparer.task(codec.read_job(work.frame), work.pause))
         else:
-            self._to_schedule.put(self._preparer.embedding_task(codec.read_embed(work.frame), work.pause))
-        if work.is_cancelled:  # and the scheduler may have been told before it had the job
-            self._to_schedule.put(work.id)
+            self._inbox.put(self._preparer.embedding_task(codec.read_embed(work.frame), work.pause))
+        if work.is_cancelled:  # the scheduler may have seen the cancel before it had the job
+            self._inbox.put(work.id)
 
     def _hand_on(self, task: Task) -> None:
         job_id = task.job.id
         events: list[JobEvent] = [(job_id, Accepted(task.n_prompt, task.format, task.warnings))]
         if task.job.echo:
             events.append((job_id, Echo(self._preparer.echo(task))))
-        if any(self._load):  # the thread that decodes may be long in coming to it
+        if any(self._load):  # the main thread may be in a long decode
             self._emit(events)
             events = []
-        self._to_schedule.put(_Prepared(task, events))
+        self._inbox.put(_Prepared(task, events))
 
     def _answer(self, work: Work) -> None:
         value = self._preparer.call(work.frame["name"], work.frame["arguments"], work.pause)
@@ -359,12 +334,12 @@ class Worker:
             self._connection.send(part)
 
     def _tell(self, events: list[JobEvent]) -> None:
-        """Say what a decode led to, and before that what was not said when it began."""
-        unsaid, self._unsaid = self._unsaid, []
-        self._emit(unsaid + events)
+        """Send the events of a decode, after those that were held back until it was done."""
+        unsent, self._unsent = self._unsent, []
+        self._emit(unsent + events)
 
     def _emit(self, events: list[JobEvent]) -> None:
-        """Say what happened, in order; encoding and writing it takes a tenth of a millisecond that no job waits for."""
+        """Queue events for the sender, in order: no decode waits for their encoding and writing (0.1 ms)."""
         self._reported = self._load
         self._to_send.put((events, self._reported))
 
@@ -376,7 +351,7 @@ class Worker:
 
 
 def _n_allowed(n_threads: int) -> int:
-    """How many of the `n_threads` that are good for the engine the system allows beside those of our own."""
+    """How many of the `n_threads` that the engine would use the system allows, beside the worker's other threads."""
     if n_threads == 1:
         return 1
     n_more = n_threads - 1 + _N_OTHER_THREADS  # the engine's first one is the main thread
@@ -390,9 +365,7 @@ def main(socket_fd: int) -> int:
     """Serve on the inherited socket `socket_fd`."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # terminals and supervisors send them to all processes; the server decides
+        signal.signal(number, signal.SIG_IGN)  # terminals send them to every process; the parent decides
     connection = ParentConnection(socket.socket(fileno=socket_fd))
     threading.excepthook = lambda ended: _give_up(connection, ended.exc_value)
     engine.begin()
@@ -400,12 +373,12 @@ def main(socket_fd: int) -> int:
         pulse = Pulse(lambda stalled_s: connection.send(reports.alive_frame(stalled_s)))
         pulse.start()
         return Worker(connection, pulse).run()
-    except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
+    except Exception as error:  # noqa: BLE001 - the parent is told of any failure
         _give_up(connection, error)
 
 
 def _give_up(connection: ParentConnection, error: BaseException | None) -> NoReturn:
-    """End the process: one of its threads cannot go on, and the others are of no use without it."""
+    """End the process, after telling the parent why: one thread cannot go on, and the others need it."""
     if not isinstance(error, ShimmyError):
         logger.error("the worker cannot go on", exc_info=error)
     connection.send(reports.dying_frame(last_words.reason(error or SystemExit())))

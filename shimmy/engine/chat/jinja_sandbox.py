@@ -1,8 +1,8 @@
 """Jinja as Hugging Face's chat templates rely on it, for templates that may be hostile. The only importer of jinja2.
 
-A template comes with the model file. It reaches the filters, methods and globals listed here and nothing else, and
-whatever it makes is weighed: before it is made, wherever it can be much larger than its parts. As no value gets large,
-no single step takes long, and an exception from outside can end an endless template between two steps.
+A template comes with the model file. It reaches the filters, methods and globals listed here and nothing else. Each
+value that it makes is metered (`render_meter`): before it is made, wherever it can be much larger than its parts. As no
+value gets large, no single step takes long, and `template` can end an endless render between two steps.
 """
 
 import json
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial, wraps
 from sys import getsizeof
-from threading import local
 from types import BuiltinMethodType
 from typing import Any, TypeVar
 
@@ -25,11 +24,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, sa
 from jinja2.utils import Joiner, Namespace
 from markupsafe import escape
 
+from shimmy.engine.chat.render_meter import MAX_VALUE_BYTES, RenderMeter, weight_bytes
 from shimmy.errors import TemplateFailed
 
 MAX_SOURCE_CHARACTERS = 256 * 1024  # the largest templates in use have about 17,000
-MAX_VALUE_BYTES = 16 * 1024 * 1024  # of one value, the prompt included: what C does with it at once takes 0.1 s
-MAX_TOTAL_BYTES = 256 * 1024 * 1024  # of all values made in one render
 MAX_INTEGER_BITS = 4096
 MAX_WIDTH = 999  # of numbers in formats and of indents
 MAX_FORMAT_CHARACTERS = 64 * 1024  # of the formats themselves
@@ -80,29 +78,6 @@ def compile_template(source: str) -> Callable[[dict[str, Any]], str]:
             raise TemplateFailed(f"the chat template failed: {reason}", param="messages") from exc
 
     return render
-
-
-class _Meter(local):
-    """Bytes a render may still make. Every render has a thread of its own and so begins with a new meter."""
-
-    left_bytes = MAX_TOTAL_BYTES
-
-
-def _weight_bytes(value: object) -> int:
-    """The size of a value and of all that is in it, counted as often as it is in it; stops above MAX_VALUE_BYTES.
-
-    `[x, x]` of `[y, y]` of … is small in memory, but printing or comparing it takes time for every path through it.
-    """
-    total, waiting = 0, [value]
-    while waiting and total <= MAX_VALUE_BYTES:
-        item = waiting.pop()
-        total += getsizeof(item)
-        if isinstance(item, dict):
-            waiting.extend(item)
-            waiting.extend(item.values())
-        elif isinstance(item, list | tuple):
-            waiting.extend(item)
-    return total
 
 
 class _Compiler(CodeGenerator):
@@ -170,7 +145,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self) -> None:
-        self._meter = _Meter()
+        self._meter = RenderMeter()
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -240,24 +215,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     # What may be made
 
-    def spend(self, size_bytes: int) -> None:
-        meter = self._meter
-        left_bytes = meter.left_bytes = meter.left_bytes - size_bytes
-        if size_bytes > MAX_VALUE_BYTES or left_bytes < 0:
-            raise TemplateFailed("the chat template makes too much text", param="messages")
-
     def metered(self, value: Value) -> Value:
-        self.spend(getsizeof(value))
+        self._meter.spend(getsizeof(value))
         return value
 
     def checked(self, value: Value) -> Value:
         """`value`, metered; a container is small enough to be printed or compared at any later time."""
-        if isinstance(value, list | tuple | dict) and _weight_bytes(value) > MAX_VALUE_BYTES:
-            self.spend(MAX_VALUE_BYTES + 1)
+        if isinstance(value, list | tuple | dict) and weight_bytes(value) > MAX_VALUE_BYTES:
+            self._meter.spend(MAX_VALUE_BYTES + 1)
         return self.metered(value)
 
     def printable(self, value: Value) -> Value:
-        self.spend(getsizeof(value) if type(value) is str else _weight_bytes(value))
+        self._meter.spend(getsizeof(value) if type(value) is str else weight_bytes(value))
         return value
 
     def concatenated(self, values: Iterable[object]) -> str:
@@ -292,7 +261,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def _spend_repeats(self, value: Any, n_times: Any) -> None:
         if isinstance(n_times, int) and isinstance(value, str | list | tuple):
-            self.spend(_weight_bytes(value) * max(0, n_times))
+            self._meter.spend(weight_bytes(value) * max(0, n_times))
 
     def _checked_filter(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)  # keeps jinja2's mark of a filter that wants the environment first
@@ -307,7 +276,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self.checked({**{key: value for key, value in pairs}, **kwargs})  # noqa: C416
 
     def _joined(self, separator: str, pieces: list[str]) -> str:
-        self.spend(sum(map(getsizeof, pieces)) + len(pieces) * getsizeof(separator))
+        self._meter.spend(sum(map(getsizeof, pieces)) + len(pieces) * getsizeof(separator))
         return separator.join(pieces)
 
     def _join(self, values: Iterable[Any], d: object = "", attribute: str | int | None = None) -> str:
@@ -321,11 +290,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return start
 
     def _padded(self, method: Callable[..., str], text: str, width: int, *fill: str, n_times: int = 1) -> str:
-        self.spend(getsizeof(text) + 4 * max(0, width) * n_times)
+        self._meter.spend(getsizeof(text) + 4 * max(0, width) * n_times)
         return method(text, width, *fill)
 
     def _cased(self, method: Callable[[str], str], text: str) -> str:
-        self.spend(4 * getsizeof(text))  # it takes four times as long as a copy, and may be as much longer
+        self._meter.spend(4 * getsizeof(text))  # it takes four times as long as a copy, and may be as much longer
         return method(text)
 
     def _searched(self, method: Callable[..., Any], text: str, *args: Any) -> Any:
@@ -340,12 +309,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             n_pieces = text.count(separator) + 1
         else:
             n_pieces = len(text) // 2 + 1
-        self.spend(getsizeof(text) + n_pieces * PIECE_BYTES)
+        self._meter.spend(getsizeof(text) + n_pieces * PIECE_BYTES)
         return method(text, *args, **kwargs)
 
     def _replaced(self, text: str, old: str, new: str, count: int = -1) -> str:
         n_times = text.count(old) if count < 0 else min(count, text.count(old))
-        self.spend(getsizeof(text) + n_times * getsizeof(new))
+        self._meter.spend(getsizeof(text) + n_times * getsizeof(new))
         return text.replace(old, new, count)
 
     def _indented(self, value: object, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -353,17 +322,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         indent = width if isinstance(width, str) else " " * min(width, MAX_WIDTH + 1)
         if len(indent) > MAX_WIDTH:
             raise TemplateFailed(f"the chat template indents by more than {MAX_WIDTH} characters")
-        self.spend(len(self._split(str.splitlines, text)) * getsizeof(indent))
+        self._meter.spend(len(self._split(str.splitlines, text)) * getsizeof(indent))
         return self.metered(str(FILTERS["indent"](text, indent, first, blank)))
 
     def _titled(self, value: object) -> str:
         text = str(self.printable(value))
-        self.spend(len(text) * PIECE_BYTES)
+        self._meter.spend(len(text) * PIECE_BYTES)
         return str(FILTERS["title"](text))
 
     def _escaped(self, value: object) -> str:
         text = str(self.printable(value))
-        self.spend(5 * len(text))
+        self._meter.spend(5 * len(text))
         return str(escape(text))
 
     def _rounded(self, value: float, precision: int = 0, method: str = "common") -> Any:
@@ -374,14 +343,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def _percent(self, text: str, values: Any) -> str:
         if len(text) > MAX_FORMAT_CHARACTERS or _PERCENT_FORMAT.fullmatch(text) is None:
             raise TemplateFailed(f"the chat template has a bad format, or one wider than {MAX_WIDTH} characters")
-        self.spend(getsizeof(text) + text.count("%") * (_weight_bytes(values) + 4 * MAX_WIDTH))
+        self._meter.spend(getsizeof(text) + text.count("%") * (weight_bytes(values) + 4 * MAX_WIDTH))
         return str(text % values)
 
     def _fromjson(self, value: Any) -> Any:
         """What JSON text says; anything else stays what it is. Some templates read the arguments of calls with it."""
         if not isinstance(value, str):
             return value
-        self.spend(16 * len(value))  # what is made of `[[],[],[],…`
+        self._meter.spend(16 * len(value))  # what is made of `[[],[],[],…`
         return self.checked(json.loads(value))
 
     def _tojson(

@@ -17,7 +17,8 @@ from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.engine.llama.quantize import quantize
 from shimmy.engine.llama.sampler_chain import chain
-from shimmy.engine.main import ParentConnection, Worker
+from shimmy.engine.main import Worker
+from shimmy.engine.parent_connection import ParentConnection
 from shimmy.engine.pulse import Pulse
 from shimmy.engine.tune import tuner as tuning
 from shimmy.engine.tune.cpu_affinity import Placement
@@ -304,7 +305,7 @@ class RestlessTuner(Tuner):
     def idle(self) -> None:
         self.said.append("idle")
         if len(self.said) == 2:
-            self._worker._to_schedule.put(7)
+            self._worker._inbox.put(7)
 
     def interrupt(self) -> None:
         self.said.append("interrupt")
