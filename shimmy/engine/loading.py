@@ -75,7 +75,7 @@ def open_prompts(
     except OSError as exc:
         logger.warning("no prompts are kept: %s", exc.strerror or exc)
         return None
-    return PromptStore(cache, keys.of, model, tell)
+    return PromptStore(cache, keys.of, model.backend, tell)
 
 
 def trusted_backend(forced: str | None, cache_dir: str | None) -> CpuBackend:
@@ -125,7 +125,7 @@ def load(options: worker_options.WorkerOptions, n_threads: int) -> tuple[LlamaMo
             n_threads=n_threads,
         )
         if found.n_positions is not None:  # what is beyond the table would be looked up nonetheless
-            model.n_ctx = min(model.n_ctx, found.n_positions)
+            model.backend.n_ctx = min(model.n_ctx, found.n_positions)
     plan = pooling_type.plan(
         header,
         n_ctx=options.n_booked,

@@ -138,7 +138,7 @@ class Worker:
         if self._model.writes:
             self._prompts = loading.open_prompts(sources, self._model, self._preparer, options, self._tell_of_prompts)
             self._scheduler = Scheduler(
-                self._model,
+                self._model.backend,
                 self._tell,
                 speculate=options.speculate,
                 drafter=self._drafter,

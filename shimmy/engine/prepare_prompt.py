@@ -112,6 +112,7 @@ class PromptPreparer:
 
     def __init__(self, model: LlamaModel, template_source: str | None, loaded: tuple[Adapter, ...] = ()) -> None:
         self._model = model
+        self._vocab = model.vocab
         self.adapters = loaded
         self._normalizer = _normalizer(model)
         self._chat: Chat | TemplateFailed
@@ -122,18 +123,19 @@ class PromptPreparer:
             template, of_tools = self._compiled(source), self._compiled(for_tools)
             self.has_chat_template = template is not None
             self._chat = Chat(
-                template or ChatTemplate(None, bos=model.special_text("bos"), eos=model.special_text("eos")),
+                template
+                or ChatTemplate(None, bos=model.vocab.special_text("bos"), eos=model.vocab.special_text("eos")),
                 of_tools,
-                ControlTokens(model.control_texts(), "" if self._normalizer is None else self._normalizer.form),
+                ControlTokens(model.vocab.control_texts(), "" if self._normalizer is None else self._normalizer.form),
             )
         except TemplateFailed as error:
             # A model with a broken template still completes plain text; only chats are refused.
             logger.warning("the chat template of the model does not compile: %s", error.message)
             self._chat = error
-        self._rules = GuideFactory(model)
+        self._rules = GuideFactory(model.vocab)
         self._end_tokens: list[int] | None = None
         self._remembered = _Remembered()
-        self._longest_token_bytes = model.tokenizer.longest_token_bytes()
+        self._longest_token_bytes = model.vocab.tokenizer.longest_token_bytes()
 
     def task(self, job: Job, pause: Pause = _go_on) -> Task:
         """Check and prepare a job; raises BadRequest, ContextExceeded or TemplateFailed."""
@@ -145,7 +147,7 @@ class PromptPreparer:
         if job.sampling.ignore_eos:
             biases += [(token, float("-inf")) for token in self._ends()]
             n_forbidden = len(self._ends())
-        sampling_limits.check(job.sampling, n_vocab=self._model.n_vocab, n_forbidden=n_forbidden)
+        sampling_limits.check(job.sampling, n_vocab=self._vocab.n_vocab, n_forbidden=n_forbidden)
         tokens, reply_format = self._prompt(job.prompt, pause)
         reply_format = replace(reply_format, beside=_beside_calls(job))
         scales = lora_adapters.scales(self.adapters, job.lora)
@@ -185,7 +187,7 @@ class PromptPreparer:
     def echo(self, task: Task) -> str:
         """The prompt of a task as its caller wrote it, and tokens as the vocabulary spells them."""
         prompt = task.job.prompt
-        return prompt.text if isinstance(prompt, TextPrompt) else self._model.detokenize(task.tokens)
+        return prompt.text if isinstance(prompt, TextPrompt) else self._vocab.detokenize(task.tokens)
 
     def embedding_task(self, job: EmbeddingJob, pause: Pause = _go_on) -> EmbeddingTask:
         """Check and prepare a job of embeddings. Raises BadRequest or ContextExceeded."""
@@ -231,7 +233,7 @@ class PromptPreparer:
     def _at_least_one(self, tokens: list[int], name: str) -> list[int]:
         if tokens:
             return tokens
-        bos = self._model.bos_token()
+        bos = self._vocab.bos_token()
         if bos is None:
             raise BadRequest(f"the {name} is empty and the model has no token to begin with", param=name)
         return [bos]
@@ -240,8 +242,8 @@ class PromptPreparer:
         """The tokens of a text that no control token goes across the parts of."""
         if len(parts) == 1:
             return self._tokenized(parts[0], reading, add_special=True, parse_special=True)
-        around = self._model.tokenize("", add_special=True, parse_special=True)
-        n_before = int(self._model.adds_bos)
+        around = self._vocab.tokenize("", add_special=True, parse_special=True)
+        n_before = int(self._vocab.adds_bos)
         tokens = self._tokenized(parts[0], reading, add_special=False, parse_special=True)
         for part in parts[1:]:
             tokens += self._behind(part, reading)
@@ -249,7 +251,7 @@ class PromptPreparer:
 
     def _behind(self, part: str, reading: _Reading) -> list[int]:
         """The tokens of a part that is not the first: some tokenizers put a space before every text."""
-        if not self._model.may_add_spaces and self._normalizer is None:
+        if not self._vocab.may_add_spaces and self._normalizer is None:
             return self._tokenized(part, reading, add_special=False, parse_special=True)
         self._check_length(part, reading)
         before = self._tokenized("\n", _Reading(reading.pause), add_special=False, parse_special=True)
@@ -265,20 +267,20 @@ class PromptPreparer:
         Encoders keep both, as their own tokenizers do.
         """
         makes_only_embeddings = self._model.embeddings is not None and not self._model.writes
-        if makes_only_embeddings or not self._model.adds_bos:
+        if makes_only_embeddings or not self._vocab.adds_bos:
             return tokens
-        is_twice = len(tokens) > 1 and tokens[0] == tokens[1] == self._model.bos_token()
+        is_twice = len(tokens) > 1 and tokens[0] == tokens[1] == self._vocab.bos_token()
         return tokens[1:] if is_twice else tokens
 
     def _around_a_gap(self, prefix: str, suffix: str, reading: _Reading) -> list[int]:
         """llama-server's order: what stands before, what stands behind, and the token that asks for the middle."""
-        marks = self._model.fill_tokens()
+        marks = self._vocab.fill_tokens()
         if marks is None:
             raise BadRequest("suffix: the model has no tokens for filling in the middle", param="suffix")
         before, behind, middle = marks
         tokens = [before, *self._tokenized(prefix, reading, add_special=False, parse_special=False)]
         tokens += [behind, *self._tokenized(suffix, reading, add_special=False, parse_special=False), middle]
-        bos = self._model.bos_token() if self._model.adds_bos else None
+        bos = self._vocab.bos_token() if self._vocab.adds_bos else None
         return tokens if bos is None else [bos, *tokens]
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool, pause: Pause = _go_on) -> list[int]:
@@ -294,7 +296,7 @@ class PromptPreparer:
         if self._normalizer is not None:
             text = self._normalizer.apply(text, parse_special=parse_special)
         tokens = []
-        for part in self._model.tokenizer.slices(text, add_special=add_special, parse_special=parse_special):
+        for part in self._vocab.tokenizer.slices(text, add_special=add_special, parse_special=parse_special):
             tokens += part
             reading.take(len(part))
         if add_special and parse_special:
@@ -323,13 +325,13 @@ class PromptPreparer:
         """The template in `source`; None for one that writes nothing: the model has none then."""
         if source is None or not source.strip():
             return None
-        template = ChatTemplate(source, bos=self._model.special_text("bos"), eos=self._model.special_text("eos"))
+        template = ChatTemplate(source, bos=self._vocab.special_text("bos"), eos=self._vocab.special_text("eos"))
         return None if template.shows_nothing() else template
 
     def check_tokens(self, tokens: list[int], param: str) -> None:
         for token in tokens:
-            if not 0 <= token < self._model.n_vocab:
-                message = f"`{param}` has token {token}, the vocabulary has 0 to {self._model.n_vocab - 1}"
+            if not 0 <= token < self._vocab.n_vocab:
+                message = f"`{param}` has token {token}, the vocabulary has 0 to {self._vocab.n_vocab - 1}"
                 raise BadRequest(message, param=param)
 
     def call(self, name: str, arguments: dict[str, Any], pause: Pause = _go_on) -> list[int] | str:
@@ -340,7 +342,7 @@ class PromptPreparer:
             case "detokenize":
                 self.check_tokens(arguments["tokens"], "tokens")
                 pause()
-                return self._model.detokenize(arguments["tokens"])
+                return self._vocab.detokenize(arguments["tokens"])
             case _:
                 prompt = codec.prompt_from_wire(arguments["prompt"])
                 assert isinstance(prompt, ChatPrompt)
@@ -349,7 +351,7 @@ class PromptPreparer:
 
     def _ends(self) -> list[int]:
         if self._end_tokens is None:
-            self._end_tokens = self._model.end_tokens()
+            self._end_tokens = self._vocab.end_tokens()
         return self._end_tokens
 
 

@@ -30,12 +30,13 @@ def model() -> LlamaModel:
 
 def direct(tokens: Sequence[int]) -> list[list[float]]:
     """For each token but the first, the logits of the whole vocabulary at its place."""
-    model().forget(0, 0)
-    model().batch.clear()
-    model().batch.add(tokens, 0, 0, n_outputs=len(tokens))
-    assert model().decode() == 0
+    model().backend.forget(0, 0)
+    model().backend.batch.clear()
+    model().backend.batch.add(tokens, 0, 0, n_outputs=len(tokens))
+    assert model().backend.decode() == 0
     return [
-        binding.llama.llama_get_logits_ith(model()._context, row)[: model().n_vocab] for row in range(len(tokens) - 1)
+        binding.llama.llama_get_logits_ith(model().backend._context, row)[: model().vocab.n_vocab]
+        for row in range(len(tokens) - 1)
     ]
 
 

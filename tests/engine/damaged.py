@@ -112,15 +112,15 @@ def _child(path: Path, n_ctx: int) -> str:
     for prompt in (TextPrompt("hello w\u00f6rld \U0001f600\n\0\t<s>"), ChatPrompt((user,)), TextPrompt("a" * 400)):
         with suppress(ShimmyError):
             tokens = preparer.tokens(prompt)[: model.n_ctx - 1]
-            model.forget(0, 0)
+            model.backend.forget(0, 0)
             row = 0
-            for start in range(0, len(tokens), model.n_batch):
-                model.batch.clear()
-                row = model.batch.add(tokens[start : start + model.n_batch], start, 0, n_outputs=1)
-                if model.decode() != 0:
+            for start in range(0, len(tokens), model.backend.n_batch):
+                model.backend.batch.clear()
+                row = model.backend.batch.add(tokens[start : start + model.backend.n_batch], start, 0, n_outputs=1)
+                if model.backend.decode() != 0:
                     return "could not decode"
             chain = sampler_chain.chain(SamplingParams(), seed=1, n_ctx=model.n_ctx)
-            model.piece(model.new_sampler(chain, (), (), tokens).sample(row))
+            model.vocab.piece(model.new_sampler(chain, (), (), tokens).sample(row))
     return "served"
 
 

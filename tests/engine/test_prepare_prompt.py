@@ -35,13 +35,13 @@ class Counting(LlamaModel):
     def __init__(self, path: Path, cpu: CpuBackend) -> None:
         super().__init__(path, cpu)
         self.n_texts = 0
-        slices = self.tokenizer.slices
+        slices = self.vocab.tokenizer.slices
 
         def counted(text: str, *, add_special: bool, parse_special: bool) -> Iterator[list[int]]:
             self.n_texts += 1
             return slices(text, add_special=add_special, parse_special=parse_special)
 
-        self.tokenizer.slices = counted  # type: ignore[method-assign]
+        self.vocab.tokenizer.slices = counted  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def test_a_text_that_is_asked_for_again_is_not_tokenized_again(model: Counting) 
     first, n_first = tokens_and_texts(preparer, model, LONG)
     again, n_again = tokens_and_texts(preparer, model, LONG)
     assert (n_first, n_again) == (1, 0)
-    assert first == again == model.tokenize(LONG, add_special=True, parse_special=True)
+    assert first == again == model.vocab.tokenize(LONG, add_special=True, parse_special=True)
 
 
 def test_a_caller_may_change_the_tokens(model: Counting) -> None:
     preparer = PromptPreparer(model, None)
-    expected = model.tokenize(LONG, add_special=True, parse_special=True)
+    expected = model.vocab.tokenize(LONG, add_special=True, parse_special=True)
     for _ in range(3):
         tokens, _ = tokens_and_texts(preparer, model, LONG)
         assert tokens == expected
@@ -78,10 +78,10 @@ def test_a_caller_may_change_the_tokens(model: Counting) -> None:
 @pytest.mark.parametrize(("add_special", "parse_special"), [(True, False), (False, True), (False, False)])
 def test_other_ways_to_tokenize_are_other_questions(add_special: bool, parse_special: bool, model: Counting) -> None:
     preparer = PromptPreparer(model, None)
-    text = f"{LONG}{model.special_text('eos')}{LONG}"
+    text = f"{LONG}{model.vocab.special_text('eos')}{LONG}"
     as_prompt, _ = tokens_and_texts(preparer, model, text)
     tokens = preparer.tokenize(text, add_special=add_special, parse_special=parse_special)
-    assert tokens == model.tokenize(text, add_special=add_special, parse_special=parse_special) != as_prompt
+    assert tokens == model.vocab.tokenize(text, add_special=add_special, parse_special=parse_special) != as_prompt
 
 
 def test_short_texts_are_tokenized_each_time(model: Counting) -> None:
@@ -124,7 +124,7 @@ def prompt_tokens(model: LlamaModel, text: str, *, parse_special: bool = False) 
 )
 def test_a_plain_chat_has_the_tokens_of_its_text(text: str, model: Counting) -> None:
     rendered = f"<|im_start|>user\n{text}{IM_END}\n<|im_start|>assistant\n"
-    expected = model.tokenize(rendered, add_special=True, parse_special=True)
+    expected = model.vocab.tokenize(rendered, add_special=True, parse_special=True)
     assert prompt_tokens(model, text) == prompt_tokens(model, text, parse_special=True) == expected
 
 
@@ -133,16 +133,20 @@ def test_a_plain_chat_has_the_tokens_of_its_text(text: str, model: Counting) -> 
 )
 def test_control_tokens_of_a_user_are_text(text: str, model: Counting) -> None:
     tokens = prompt_tokens(model, text)
-    is_control = {token for token in range(model.n_vocab) if model.spelled(token) and not model.piece(token)}
+    is_control = {
+        token for token in range(model.vocab.n_vocab) if model.vocab.spelled(token) and not model.vocab.piece(token)
+    }
     assert [token for token in tokens if token in is_control] == [
         token for token in prompt_tokens(model, "hello") if token in is_control
     ]
-    assert model.detokenize(tokens) == model.detokenize(prompt_tokens(model, "PLACE")).replace("PLACE", text)
+    assert model.vocab.detokenize(tokens) == model.vocab.detokenize(prompt_tokens(model, "PLACE")).replace(
+        "PLACE", text
+    )
     assert prompt_tokens(model, text, parse_special=True) != tokens
 
 
 def test_the_control_tokens_of_a_model_are_found(model: Counting) -> None:
-    assert set(model.control_texts()) == {"<unk>", "<s>", "</s>", "<|im_start|>", IM_END}
+    assert set(model.vocab.control_texts()) == {"<unk>", "<s>", "</s>", "<|im_start|>", IM_END}
 
 
 def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Path) -> None:
@@ -158,11 +162,11 @@ def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Pa
         assert special == [token for token, kind in enumerate(kinds) if kind in {2, 3, 4}]
         cpu = CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
         quick, slow = (LlamaModel(path, cpu, special_tokens=tokens) for tokens in (special, None))
-        assert quick.control_texts() == slow.control_texts()
-        assert {"<|eot_id|>", "<end_of_turn>", "</s>"} <= set(quick.control_texts())
+        assert quick.vocab.control_texts() == slow.vocab.control_texts()
+        assert {"<|eot_id|>", "<end_of_turn>", "</s>"} <= set(quick.vocab.control_texts())
         if kinds[0] == 4:
-            assert "<start_of_turn>" in quick.control_texts()
-            assert "<think>" not in quick.control_texts()
+            assert "<start_of_turn>" in quick.vocab.control_texts()
+            assert "<think>" not in quick.vocab.control_texts()
         quick.close()
         slow.close()
 
@@ -186,9 +190,9 @@ def test_one_that_writes_or_fails_is_one(source: str, model: Counting) -> None:
 @pytest.mark.parametrize("written", ["<s>hello", "<s><s>hello"])
 def test_no_beginning_is_added_to_one_that_is_written(written: str, model: Counting) -> None:
     preparer = PromptPreparer(model, "<s>{{ messages[0].content }}")
-    expected = model.tokenize(written, add_special=False, parse_special=True)
+    expected = model.vocab.tokenize(written, add_special=False, parse_special=True)
     assert preparer.tokens(TextPrompt(written)) == expected
-    assert preparer.tokens(TextPrompt("hello")) == model.tokenize("hello", add_special=True, parse_special=True)
+    assert preparer.tokens(TextPrompt("hello")) == model.vocab.tokenize("hello", add_special=True, parse_special=True)
     assert preparer.tokens(ChatPrompt((Message("user", "hello"),))) == preparer.tokens(TextPrompt("<s>hello"))
     typed = preparer.tokens(ChatPrompt((Message("user", "<s>"),)))
     assert typed.count(BOS_TOKEN) == 1

@@ -118,14 +118,14 @@ class Harness:
     def __init__(self, model: LlamaModel, way: Way) -> None:
         self.model = model
         self.replies: dict[int, Reply] = {}
-        self.pool_sizes = {model.n_cells}
+        self.pool_sizes = {model.backend.n_cells}
         # A clock that stands still: what a guess costs is never learnt, so it does not hang on the machine.
-        self.scheduler = Scheduler(model, self._take, speculate=way.speculate, clock=lambda: 0.0)
+        self.scheduler = Scheduler(model.backend, self._take, speculate=way.speculate, clock=lambda: 0.0)
 
     def ask(self, number: int, prompt: str, way: Way, biases: Biases) -> None:
         self.replies[number] = Reply()
         job = Job(number, TextPrompt(prompt), GREEDY, N_TOKENS, (), way.cache_prompt, n_logprobs=N_TOP)
-        tokens = self.model.tokenize(prompt, add_special=True, parse_special=True)
+        tokens = self.model.vocab.tokenize(prompt, add_special=True, parse_special=True)
         sampler = self.model.new_sampler(sampler_chain.chain(GREEDY, seed=0, n_ctx=way.n_ctx), biases, ())
         self.scheduler.submit(Task(job, tokens, sampler, 0.0))
 
@@ -139,7 +139,7 @@ class Harness:
     def _until_fewer_than(self, n_jobs: int) -> None:
         while self.scheduler.n_running + self.scheduler.n_waiting >= n_jobs:
             self.scheduler.step()
-            self.pool_sizes.add(self.model.n_cells)
+            self.pool_sizes.add(self.model.backend.n_cells)
 
     def _take(self, events: list[JobEvent]) -> None:
         for number, event in events:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.chat.tool_format import marks
 from shimmy.engine.constrain.thinking_budget import ThinkingBudget
-from shimmy.engine.llama.model import LlamaModel
+from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import ReplyFormat
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 class GuideFactory:
     """Makes the guides of one model's jobs, on the thread that prepares them."""
 
-    def __init__(self, model: LlamaModel) -> None:
-        self._model = model
+    def __init__(self, vocab: LlamaVocab) -> None:
+        self._vocab = vocab
         self._grammars: Grammars | None = None
         self._marks: dict[ReplyFormat, Mapping[int, bytes]] = {}
         self._told: set[str] = set()
@@ -67,8 +67,8 @@ class GuideFactory:
         return ThinkingBudget(
             guide,
             marks=(start.encode(), end.encode()),
-            end_tokens=self._model.tokenize(f"\n{end}", add_special=False, parse_special=True),
-            spelled=self._model.spelled,
+            end_tokens=self._vocab.tokenize(f"\n{end}", add_special=False, parse_special=True),
+            spelled=self._vocab.spelled,
             n_max=job.n_thinking,
             is_thinking=form.is_thinking,
         )
@@ -163,21 +163,21 @@ class GuideFactory:
             tokens = {
                 token
                 for text in texts
-                for token in self._model.tokenize(text, add_special=False, parse_special=True)
-                if not self._model.piece(token)
+                for token in self._vocab.tokenize(text, add_special=False, parse_special=True)
+                if not self._vocab.piece(token)
             }
-            known = self._marks[form] = {token: self._model.spelled(token) for token in tokens}
+            known = self._marks[form] = {token: self._vocab.spelled(token) for token in tokens}
         return known
 
     def _hidden_token(self, text: str) -> int | None:
-        tokens = self._model.tokenize(text, add_special=False, parse_special=True)
-        return tokens[0] if len(tokens) == 1 and not self._model.piece(tokens[0]) else None
+        tokens = self._vocab.tokenize(text, add_special=False, parse_special=True)
+        return tokens[0] if len(tokens) == 1 and not self._vocab.piece(tokens[0]) else None
 
     def _loaded(self) -> "Grammars":
         if self._grammars is None:
             from shimmy.engine.constrain.guides import Grammars  # its library is large, and most workers need none
 
-            self._grammars = Grammars(self._model)
+            self._grammars = Grammars(self._vocab)
         return self._grammars
 
 

@@ -1,6 +1,6 @@
-"""What both kinds of context of a model share, the rows of a batch and the parameters; and the one for embeddings.
+"""What both kinds of context of a model share (rows of a batch, parameters, adapters), and the one for embeddings.
 
-Knows ctypes and llama.cpp's rules; a context for text is `llama.LlamaModel`'s own.
+Knows ctypes and llama.cpp's rules. The context for text is in `backend`.
 """
 
 import ctypes
@@ -8,10 +8,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from shimmy.engine.llama.binding import llama, log
+from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.pulse import nodes
 from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.formats.pooling_type import EmbeddingPlan
+
+# The binding declares pointers to pointers here, which cost a cast each.
+_pointers, _floats = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_float)
+_set_adapters = function(
+    "llama_set_adapters_lora", ctypes.c_int32, ctypes.c_void_p, _pointers, ctypes.c_size_t, _floats
+)
 
 
 class Batch:
@@ -70,8 +76,16 @@ def context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -
     return params
 
 
+def set_adapters(context: Any, adapters: Sequence[int], scales: Sequence[float]) -> None:
+    """Use each of `adapters` (pointers) with its scale in what `context` computes from now on; 0 costs nothing."""
+    used = [(adapter, scale) for adapter, scale in zip(adapters, scales, strict=True) if scale]
+    pointers = (ctypes.c_void_p * len(used))(*[adapter for adapter, _ in used])
+    floats = (ctypes.c_float * len(used))(*[scale for _, scale in used])
+    _set_adapters(context, pointers, len(used), floats)
+
+
 def form_of_cells() -> bytes:
-    """What the parameters of a context say of its cells: pools of other forms cannot take over each other's."""
+    """What the parameters of a context say of its cells: a pool of another form cannot take them over."""
     params = context_params(n_ctx=1, n_batch=1, n_sequences=1, n_threads=1)
     of_memory = ("type_k", "type_v", "flash_attn_type", "swa_full", "attention_type")
     of_rope = ("rope_scaling_type", "rope_freq_base", "rope_freq_scale")
@@ -80,7 +94,7 @@ def form_of_cells() -> bytes:
 
 
 class EmbeddingContext:
-    """A context that gives one vector for each sequence instead of logits, as the embedder's Backend."""
+    """A context that gives one vector for each sequence instead of logits, as the embedder's backend."""
 
     def __init__(self, model: Any, plan: EmbeddingPlan, n_threads: int) -> None:
         """Open it for the model behind the pointer `model`; OutOfMemory without the memory."""
@@ -104,6 +118,10 @@ class EmbeddingContext:
         self.n_sequences = plan.n_sequences
         self.n_embd: int = llama.llama_model_n_embd_out(model)
         self.batch = Batch(plan.n_batch)
+
+    def set_threads(self, n_threads: int) -> None:
+        """From the next batch on."""
+        llama.llama_set_n_threads(self.pointer, n_threads, n_threads)
 
     def compute(self) -> int:
         """Run the rows of `batch`: 0 done, anything else an error of the engine."""

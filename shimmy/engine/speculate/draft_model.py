@@ -43,9 +43,9 @@ class DraftModel:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """`model` has a context of `n_ctx` tokens, MIN_DRAFT_CTX at least, for one sequence."""
-        self._model = model
+        self._backend = model.backend
         self._n_ctx = n_ctx
-        self._n_vocab = min(n_vocab, model.n_vocab)
+        self._n_vocab = min(n_vocab, model.vocab.n_vocab)
         self._sure = sure
         self._clock = clock
         self._resident: list[int] = []  # tokens whose cells its sequence has
@@ -54,7 +54,7 @@ class DraftModel:
         self._is_broken = False
 
     def set_threads(self, n_threads: int) -> None:
-        self._model.set_threads(n_threads)
+        self._backend.set_threads(n_threads)
 
     def draft(
         self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: DraftPlanner, rival: Draft | None
@@ -96,7 +96,7 @@ class DraftModel:
     def _follow(self, window: list[int], n_kept: int) -> list[int] | None:
         """Keep the first tokens of `window`, which are resident, and return the others; None while they are too many
         for one decode, or where there are some among them that only the other model knows."""
-        self._model.forget(0, n_kept)
+        self._backend.forget(0, n_kept)
         del self._resident[n_kept:]
         pending = window[n_kept:]
         if max(pending) >= self._n_vocab:
@@ -117,9 +117,9 @@ class DraftModel:
             row = self._decode(pending, n_outputs=1)
             if row is None:
                 return []
-            token, probability = self._model.likeliest(row)
+            token, probability = self._backend.likeliest(row)
             n_computed += 1
-            if not probability >= self._sure or token >= self._n_vocab or self._model.is_end(token):
+            if not probability >= self._sure or token >= self._n_vocab or self._backend.is_end(token):
                 break
             drafted.append(token)
             pending = [token]
@@ -130,10 +130,10 @@ class DraftModel:
 
     def _decode(self, tokens: list[int], *, n_outputs: int) -> int | None:
         """Read `tokens`; the row of the last. None when the engine fails, after which nobody asks it any more."""
-        batch = self._model.batch
+        batch = self._backend.batch
         batch.clear()
         row = batch.add(tokens, len(self._resident), 0, n_outputs=n_outputs)
-        if (status := self._model.decode()) != 0:
+        if (status := self._backend.decode()) != 0:
             logger.error("the draft model failed to decode (status %d) and is not asked any more", status)
             self._is_broken = True
             return None
@@ -174,7 +174,7 @@ def _open(path: Path, options: WorkerOptions, model: LlamaModel, n_threads: int)
         raise ModelUnavailable("the model keeps a state from which no wrong guess can be dropped")
     draft = LlamaModel(path, model.cpu)
     try:
-        if reason := vocab_match.difference(draft, model):
+        if reason := vocab_match.difference(draft.vocab, model.vocab):
             raise ModelUnavailable(reason)
         if not draft.can_rewind:
             raise ModelUnavailable("it keeps a state from which no wrong guess can be dropped")
@@ -185,4 +185,4 @@ def _open(path: Path, options: WorkerOptions, model: LlamaModel, n_threads: int)
         draft.close()
         raise
     logger.info("`%s` guesses for `%s`", path.name, Path(options.model_path).name)
-    return DraftModel(draft, n_ctx, model.n_vocab)
+    return DraftModel(draft, n_ctx, model.vocab.n_vocab)

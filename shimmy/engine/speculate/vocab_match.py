@@ -10,16 +10,16 @@ from shimmy.engine.llama.binding import llama
 from shimmy.wire.worker_options import MAX_VOCABULARY_DIFFERENCE
 
 if TYPE_CHECKING:
-    from shimmy.engine.llama.model import LlamaModel
+    from shimmy.engine.llama.vocab import LlamaVocab
 
 # Tokens before this one may be called differently, such as those for the beginning and for what is unknown.
 _FIRST_COMPARED = 5
 _MAX_SHOWN_BYTES = 32
 
 
-def difference(one: "LlamaModel", other: "LlamaModel") -> str | None:
+def difference(one: "LlamaVocab", other: "LlamaVocab") -> str | None:
     """What sets the vocabulary of `one` apart from that of `other`, in words for a person; None: nothing."""
-    (mine, _), (yours, _) = one.tokenizer_addresses(), other.tokenizer_addresses()
+    mine, yours = one.pointer, other.pointer
     if llama.llama_vocab_type(mine) != llama.llama_vocab_type(yours):
         return "its vocabulary is of another kind"
     for name in ("get_add_bos", "get_add_eos", "bos", "eos"):

@@ -63,20 +63,21 @@ def _open(path: Path, cpu: CpuBackend, weights: str) -> LlamaModel:
 
 def _token_s(model: LlamaModel) -> float:
     times_s = [_decode_s(model, position, 1) for position in range(_N_TOKENS)]
-    model.forget(0, 0)
+    model.backend.forget(0, 0)
     return min(times_s)
 
 
 def _row_s(model: LlamaModel) -> float:
     seconds = _decode_s(model, 0, _N_ROWS)
-    model.forget(0, 0)
+    model.backend.forget(0, 0)
     return seconds / _N_ROWS
 
 
 def _decode_s(model: LlamaModel, position: int, n_rows: int) -> float:
-    model.batch.clear()
-    model.batch.add([token % model.n_vocab for token in range(n_rows)], position, 0, n_outputs=1)
+    backend = model.backend
+    backend.batch.clear()
+    backend.batch.add([token % model.vocab.n_vocab for token in range(n_rows)], position, 0, n_outputs=1)
     started_s = perf_counter()
-    if model.decode() != 0:
+    if backend.decode() != 0:
         raise ModelUnavailable("the engine could not decode")
     return perf_counter() - started_s

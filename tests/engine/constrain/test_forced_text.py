@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
 
 
 def guide_of(model: LlamaModel, kind: GrammarKind, text: str) -> GrammarGuide:
-    return Grammars(model).guide(Grammar(kind, text), None, None)
+    return Grammars(model.vocab).guide(Grammar(kind, text), None, None)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -45,19 +45,21 @@ class Subject:
 
     def __init__(self, path: Path, cpu: CpuBackend) -> None:
         self.model = LlamaModel(path, cpu)
-        self.grammars = Grammars(self.model)
-        self.ends = self.model.end_tokens()
+        self.grammars = Grammars(self.model.vocab)
+        self.ends = self.model.vocab.end_tokens()
 
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
-        tokens = self.model.tokenize(text, add_special=False, parse_special=special)
+        tokens = self.model.vocab.tokenize(text, add_special=False, parse_special=special)
         if special or self.text(tokens) == text:
             return tokens
         # This tokenizer puts a space before a text.
-        tokens = self.model.tokenize(f"\n{text}", add_special=False, parse_special=False)
+        tokens = self.model.vocab.tokenize(f"\n{text}", add_special=False, parse_special=False)
         return tokens[[self.text([token]) for token in tokens].index("\n") + 1 :]
 
     def text(self, tokens: Sequence[int]) -> str:
-        return b"".join(self.model.token_bytes(token, special=False) for token in tokens).decode("utf-8", "replace")
+        return b"".join(self.model.vocab.token_bytes(token, special=False) for token in tokens).decode(
+            "utf-8", "replace"
+        )
 
     def guide(self, kind: str, text: object, **more: str | None) -> GrammarGuide:
         source = text if isinstance(text, str) else json.dumps(text)
@@ -204,8 +206,10 @@ def test_a_special_token_is_never_taken_for_its_text(real: Subject) -> None:
 
 def test_the_mask_has_a_bit_for_each_token(subject: Subject) -> None:
     guide = subject.guide("choice", ["a", "b"])
-    assert len(guide.allowed()) * 8 >= subject.model.n_vocab
-    assert not any(guide.allows(token) for token in range(subject.model.n_vocab) if guide.allowed()[token >> 3] == 0)
+    assert len(guide.allowed()) * 8 >= subject.model.vocab.n_vocab
+    assert not any(
+        guide.allows(token) for token in range(subject.model.vocab.n_vocab) if guide.allowed()[token >> 3] == 0
+    )
 
 
 # -- kinds -----------------------------------------------------------------------------------------------------------
@@ -474,9 +478,9 @@ from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.messages.request import Grammar, GrammarKind
 sys._MEIPASS = {str(tmp_path)!r}
 model = LlamaModel(Path({str(tiny_model)!r}), CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
-guide = Grammars(model).guide(Grammar(GrammarKind.CHOICE, '["yes"]'), None, None)
+guide = Grammars(model.vocab).guide(Grammar(GrammarKind.CHOICE, '["yes"]'), None, None)
 assert "numpy" not in sys.modules and "importlib.metadata" not in sys.modules
-print(b"".join(model.token_bytes(token, special=False) for token in guide.forced()).decode())
+print(b"".join(model.vocab.token_bytes(token, special=False) for token in guide.forced()).decode())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.stdout == "yes\n", result.stderr

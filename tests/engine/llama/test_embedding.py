@@ -78,7 +78,7 @@ def farthest(left: Sequence[Vector], right: Sequence[Vector]) -> float:
 
 
 def tokens_of(model: LlamaModel, texts: Sequence[str] = TEXTS) -> list[list[int]]:
-    return [model.tokenize(text, add_special=True, parse_special=True) for text in texts]
+    return [model.vocab.tokenize(text, add_special=True, parse_special=True) for text in texts]
 
 
 # -- BERT in a few lines ---------------------------------------------------------------------------------------------
@@ -254,9 +254,9 @@ def test_text_and_embeddings_of_one_model_do_not_meet(tiny_model: Path, cpu: Cpu
     assert model.embeddings is not None
     inputs = tokens_of(model)
     first = embed(model.embeddings, inputs)
-    model.batch.clear()
-    model.batch.add(inputs[0], 0, 0, n_outputs=1)
-    assert model.decode() == 0
+    model.backend.batch.clear()
+    model.backend.batch.add(inputs[0], 0, 0, n_outputs=1)
+    assert model.backend.decode() == 0
     model.set_threads(1)
     assert embed(model.embeddings, inputs) == first
     _, alone = opened(write_tiny_model(tiny_model.parent, "again"), cpu, in_parts(64))

@@ -1,10 +1,8 @@
-"""The real llama.cpp with a tiny model, in this process: what it computes depends on nothing it computed before."""
+"""A real model: how it is loaded, what it is, the samplers it makes and the adapters it takes."""
 
 import math
 import os
 import shutil
-import struct
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,209 +12,30 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama import binding, sampler_chain
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.engine.llama.sampler import LlamaSampler
 from shimmy.errors import ModelUnavailable
-from shimmy.messages import sampling_limits
 from shimmy.messages.request import SamplingParams
-from shimmy.system import memory
-from tests.e2e.harness import LONG_PROMPT, PROMPTS, STEADY_SEED
+from tests.engine.llama.generating import (
+    EVERYTHING,
+    GREEDY,
+    LOOSE,
+    N_BATCH,
+    N_CTX,
+    N_SEQUENCES,
+    PROMPT,
+    WIDE,
+    anew,
+    decode,
+    generate,
+    pick,
+    sampler,
+    tokens_of,
+)
 from tests.tiny_models import (
-    BOS_TOKEN,
-    EOS_TOKEN,
     N_EMBD,
-    UINT32,
-    UNKNOWN_TOKEN,
-    Tensor,
     vocabulary,
     write_tiny_adapter,
     write_tiny_model,
 )
-
-N_CTX, N_BATCH, N_SEQUENCES = 256, 64, 4  # llama.cpp rounds a context up to 256 cells
-GREEDY = SamplingParams(temperature=0)
-# As random as can be: every token of the vocabulary may come.
-WIDE = SamplingParams(temperature=100, top_k=0, top_p=1, min_p=0)
-# A choice of several likely tokens, made by chance.
-LOOSE = SamplingParams(temperature=3, top_k=20, top_p=1, min_p=0)
-# All stages at once that a chain can have.
-EVERYTHING = SamplingParams(
-    temperature=0.9, dynatemp_range=0.5, top_k=30, top_p=0.9, min_p=0.01, typical_p=0.9, top_n_sigma=3, min_keep=2,
-    repeat_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.5, dry_multiplier=0.8, xtc_probability=0.5,
-)  # fmt: skip
-PROMPT = "hello world"
-
-
-@pytest.fixture(scope="module")
-def cpu() -> CpuBackend:
-    return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path, cpu: CpuBackend) -> LlamaModel:
-    model = LlamaModel(tiny_model, cpu)
-    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    model.warm_up()
-    return model
-
-
-@pytest.fixture
-def model(loaded: LlamaModel) -> Iterator[LlamaModel]:
-    """The model with an empty KV pool."""
-    yield loaded
-    for sequence in range(N_SEQUENCES):
-        loaded.forget(sequence, 0)
-
-
-def tokens_of(model: LlamaModel, text: str) -> list[int]:
-    return model.tokenize(text, add_special=True, parse_special=True)
-
-
-def decode(model: LlamaModel, tokens: Sequence[int], position: int = 0, sequence: int = 0) -> int:
-    """Compute `tokens` of one sequence; the row with the logits of the last."""
-    row = -1
-    for start in range(0, len(tokens), N_BATCH):
-        chunk = tokens[start : start + N_BATCH]
-        model.batch.clear()
-        row = model.batch.add(chunk, position + start, sequence, n_outputs=int(start + len(chunk) == len(tokens)))
-        assert model.decode() == 0
-    return row
-
-
-def sampler(model: LlamaModel, params: SamplingParams, *, seed: int = 1, history: Sequence[int] = ()) -> LlamaSampler:
-    """A chain as the worker builds it, shown `history`."""
-    sampling_limits.check(params, n_vocab=model.n_vocab)
-    chain = sampler_chain.chain(params, seed=seed, n_ctx=model.n_ctx)
-    return model.new_sampler(chain, params.logit_bias, params.dry_sequence_breakers, history)
-
-
-def pick(model: LlamaModel, row: int, params: SamplingParams, *, seed: int = 1, history: Sequence[int] = ()) -> int:
-    """One token from a row's logits."""
-    chain = sampler(model, params, seed=seed, history=history)
-    token = chain.sample(row)
-    chain.close()
-    return token
-
-
-def generate(
-    model: LlamaModel,
-    prompt: Sequence[int],
-    n_tokens: int,
-    params: SamplingParams = GREEDY,
-    *,
-    seed: int = 1,
-    sequence: int = 0,
-    n_kept: int = 0,
-) -> list[int]:
-    """`n_tokens` after `prompt`, whose first `n_kept` tokens are resident; the last one's cells are not computed."""
-    chain = sampler(model, params, seed=seed, history=prompt)
-    row = decode(model, prompt[n_kept:], n_kept, sequence)
-    generated = [chain.sample(row)]
-    while len(generated) < n_tokens:
-        row = decode(model, generated[-1:], len(prompt) + len(generated) - 1, sequence)
-        generated.append(chain.sample(row))
-    chain.close()
-    return generated
-
-
-def anew(model: LlamaModel, prompt: Sequence[int], n_tokens: int, params: SamplingParams = GREEDY) -> list[int]:
-    """The same from an empty sequence."""
-    model.forget(0, 0)
-    return generate(model, prompt, n_tokens, params)
-
-
-# -- decoding --------------------------------------------------------------------------------------------------------
-
-
-def test_greedy_text_is_the_same_alone_and_beside_others(model: LlamaModel) -> None:
-    prompts = [tokens_of(model, text) for text in ("hello", "the user and the world", "system", "9 8 7 " * 6)]
-    alone = [anew(model, prompt, 12) for prompt in prompts]
-    assert len(set(map(tuple, alone))) == len(prompts), "a text that does not depend on its prompt proves nothing"
-    model.forget(0, 0)
-
-    chains = [sampler(model, GREEDY) for _ in prompts]
-    histories = [list(prompt) for prompt in prompts]
-    n_decoded = [0] * len(prompts)
-    while any(len(history) < len(prompt) + 12 for history, prompt in zip(histories, prompts, strict=True)):
-        model.batch.clear()
-        rows = {}
-        # Prompts come in by pieces of three, so the short ones generate beside the long one.
-        for sequence, history in enumerate(histories):
-            chunk = history[n_decoded[sequence] :][:3]
-            is_last = n_decoded[sequence] + len(chunk) == len(history)
-            row = model.batch.add(chunk, n_decoded[sequence], sequence, n_outputs=int(is_last))
-            n_decoded[sequence] += len(chunk)
-            if is_last:
-                rows[sequence] = row
-        assert model.decode() == 0
-        for sequence, row in rows.items():
-            histories[sequence].append(chains[sequence].sample(row))
-    for chain in chains:
-        chain.close()
-
-    together = [history[len(prompt) :][:12] for history, prompt in zip(histories, prompts, strict=True)]
-    assert together == alone
-
-
-def test_a_kept_prefix_gives_the_same_text_as_computing_it_anew(model: LlamaModel) -> None:
-    first = tokens_of(model, "the user and the assistant")
-    second = [*first, *model.tokenize(" hello world", add_special=False, parse_special=False)]
-    other = [*first[:4], *model.tokenize(" system", add_special=False, parse_special=False)]
-    expected_second, expected_other = anew(model, second, 12), anew(model, other, 12)
-    model.forget(0, 0)
-    generate(model, first, 12)
-    assert model.forget(0, len(first))
-    assert generate(model, second, 12, n_kept=len(first)) == expected_second
-    assert model.forget(0, 4)
-    assert generate(model, other, 12, n_kept=4) == expected_other
-
-
-def test_forgetting_everything_leaves_nothing_of_it(model: LlamaModel) -> None:
-    prompt = tokens_of(model, PROMPT)
-    expected = generate(model, prompt, 12)
-    assert model.forget(0, 0)
-    generate(model, tokens_of(model, "something else"), 12)
-    assert model.forget(0, 0)
-    assert generate(model, prompt, 12) == expected
-
-
-def test_a_prompt_in_chunks_is_the_prompt_at_once(model: LlamaModel) -> None:
-    prompt = tokens_of(model, "hello world and the user " * 2)[:N_BATCH]
-    expected = anew(model, prompt, 8)
-    model.forget(0, 0)
-    for start in range(0, len(prompt) - 1, 7):
-        decode(model, prompt[start : min(start + 7, len(prompt) - 1)], start)
-    assert generate(model, prompt, 8, n_kept=len(prompt) - 1) == expected
-
-
-def test_a_full_pool_says_so_and_goes_on_when_there_is_room(model: LlamaModel) -> None:
-    assert model.n_ctx == N_SEQUENCES * N_BATCH
-    for sequence in range(N_SEQUENCES):
-        decode(model, [UNKNOWN_TOKEN] * N_BATCH, 0, sequence)
-    model.batch.clear()
-    model.batch.add([BOS_TOKEN], N_BATCH, 0, n_outputs=1)
-    assert model.decode() == 1
-    model.forget(2, 0)
-    assert model.decode() == 0
-
-
-def test_what_is_resident_moves_with_a_pool_that_grows_or_shrinks(model: LlamaModel) -> None:
-    first = tokens_of(model, "the user and the assistant")
-    other = [*first[:4], *model.tokenize(" system", add_special=False, parse_special=False)]
-    expected_first, expected_other = anew(model, first, 12), anew(model, other, 12)
-    model.forget(0, 0)
-    decode(model, first[:-1])
-    assert model.share(0, 1, 4)
-    for n_cells, n_open in ((512, N_SEQUENCES), (256, 2), (512, N_SEQUENCES)):
-        assert model.resize(n_cells, n_open)
-        assert (model.n_cells, model.n_open) == (n_cells, n_open)
-    assert generate(model, first, 12, n_kept=len(first) - 1) == expected_first
-    assert model.resize(256, N_SEQUENCES)
-    assert generate(model, other, 12, sequence=1, n_kept=4) == expected_other
-    model.forget(0, len(first))
-    assert generate(model, first[:-1], 1, n_kept=0, sequence=2) == anew(model, first[:-1], 1)
-
-
-# -- sampling --------------------------------------------------------------------------------------------------------
 
 
 def test_a_chain_with_all_stages_builds_and_samples(model: LlamaModel) -> None:
@@ -226,7 +45,7 @@ def test_a_chain_with_all_stages_builds_and_samples(model: LlamaModel) -> None:
         *("temp_ext", "dist"),
     ]
     tokens = generate(model, tokens_of(model, PROMPT), 50, EVERYTHING)
-    assert all(0 <= token < model.n_vocab for token in tokens)
+    assert all(0 <= token < model.vocab.n_vocab for token in tokens)
     assert len(set(tokens)) > 1
 
 
@@ -247,7 +66,7 @@ def test_every_stage_builds_samples_and_repeats_itself_with_its_seed(
     params = replace(WIDE, **change)  # type: ignore[arg-type]
     prompt = tokens_of(model, PROMPT)
     tokens = anew(model, prompt, 16, params)
-    assert all(0 <= token < model.n_vocab for token in tokens)
+    assert all(0 <= token < model.vocab.n_vocab for token in tokens)
     assert anew(model, prompt, 16, params) == tokens
 
 
@@ -337,7 +156,7 @@ def test_logit_bias_forbids_and_forces(model: LlamaModel) -> None:
         assert pick(model, row, replace(WIDE, logit_bias=((forced, 10_000.0),)), seed=seed) == forced
     assert pick(model, row, replace(GREEDY, logit_bias=((forced, 100.0),))) == forced
     assert pick(model, row, replace(GREEDY, logit_bias=((best, -100.0),))) == second
-    forbidden = tuple((token, -math.inf) for token in range(model.n_vocab) if token not in {5, 6})
+    forbidden = tuple((token, -math.inf) for token in range(model.vocab.n_vocab) if token not in {5, 6})
     assert {pick(model, row, replace(WIDE, logit_bias=forbidden), seed=seed) for seed in range(20)} == {5, 6}
 
 
@@ -391,112 +210,6 @@ def test_a_closed_sampler_may_be_closed_again(model: LlamaModel) -> None:
     chain.close()
 
 
-# -- vocabulary ------------------------------------------------------------------------------------------------------
-
-TEXTS = ["hello world", "née 😀 €", "a\0b\0", "\n\t tabs", "x" * 3000, "<s>no token</s>", "\x7f\u200d\ufeff", " "]
-
-
-@pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_text_comes_back_from_its_tokens(text: str, model: LlamaModel) -> None:
-    tokens = model.tokenize(text, add_special=False, parse_special=False)
-    # SentencePiece puts a space before the text.
-    assert model.detokenize(tokens) == " " + text
-    assert b"".join(model.piece(token) for token in tokens) == b" " + text.encode()
-    assert not set(tokens) & {BOS_TOKEN, EOS_TOKEN}
-
-
-def test_special_tokens_are_read_and_written_when_asked_for(model: LlamaModel) -> None:
-    start, end = model.n_vocab - 2, model.n_vocab - 1
-    text = "<|im_start|>user<|im_end|>"
-    tokens = model.tokenize(text, add_special=False, parse_special=True)
-    assert (tokens[0], tokens[-1]) == (start, end)
-    assert model.detokenize([start, end]) == "<|im_start|><|im_end|>"
-    assert not {start, end} & set(model.tokenize(text, add_special=False, parse_special=False))
-    assert model.piece(start) == model.piece(BOS_TOKEN) == b"", "control tokens are no text of a reply"
-
-
-def test_the_beginning_is_added_when_asked_for(model: LlamaModel) -> None:
-    assert model.adds_bos
-    assert model.tokenize("", add_special=True, parse_special=True) == [BOS_TOKEN]
-    assert model.tokenize("", add_special=False, parse_special=True) == []
-    with_it = model.tokenize("hello", add_special=True, parse_special=False)
-    assert with_it == [BOS_TOKEN, *model.tokenize("hello", add_special=False, parse_special=False)]
-
-
-def test_a_lone_surrogate_has_no_bytes_and_breaks_nothing(model: LlamaModel) -> None:
-    tokens = model.tokenize("a\ud800b\udfff", add_special=False, parse_special=False)
-    assert model.detokenize(tokens) == " a?b?"
-
-
-def test_every_token_has_a_piece_and_bytes_that_are_no_character_are_marked(model: LlamaModel) -> None:
-    pieces = [model.piece(token) for token in range(model.n_vocab)]
-    byte_tokens = [index for index, (_, kind) in enumerate(vocabulary()) if kind == 6]
-    assert [pieces[token] for token in byte_tokens] == [bytes([byte]) for byte in range(256)]
-    assert model.detokenize([byte_tokens[0xFF]]) == "\ufffd"
-    assert model.detokenize([byte_tokens[byte] for byte in "é".encode()]) == "é"
-    assert model.detokenize([]) == ""
-
-
-def test_end_tokens_are_the_models_own_and_those_of_chat_formats(model: LlamaModel) -> None:
-    assert model.end_tokens() == [EOS_TOKEN, model.n_vocab - 1]
-    assert model.is_end(EOS_TOKEN)
-    assert not model.is_end(BOS_TOKEN)
-    assert (model.special_text("bos"), model.special_text("eos"), model.bos_token()) == ("<s>", "</s>", BOS_TOKEN)
-
-
-# -- loading ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_pool_is_opened_small_where_it_can_grow(tiny_model: Path, cpu: CpuBackend) -> None:
-    model = LlamaModel(tiny_model, cpu)
-    model.open_context(n_ctx=2048, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    assert (model.n_ctx, model.n_cells, model.n_sequences, model.n_open) == (2048, 256, N_SEQUENCES, 2)
-    assert model.facts(has_chat_template=False).n_ctx == 2048
-
-
-def test_a_model_with_other_positions_in_larger_contexts_gets_all_its_cells_at_once(
-    tmp_path: Path, cpu: CpuBackend
-) -> None:
-    path = write_tiny_model(tmp_path, more=[("llama.rope.scaling.original_context_length", UINT32, 1024)])
-    for n_ctx, n_cells in ((1024, 256), (2048, 2048)):
-        model = LlamaModel(path, cpu)
-        model.open_context(
-            n_ctx=n_ctx, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1
-        )
-        assert model.n_cells == n_cells
-
-
-@pytest.mark.parametrize(
-    ("n_original", "n_booked", "n_ctx", "n_cells"),
-    [(None, 512, 4096, 256), (1024, 512, 1024, 256), (256, 512, 512, 512)],
-)
-def test_a_pool_that_cannot_grow_has_what_is_booked(
-    n_original: int | None, n_booked: int, n_ctx: int, n_cells: int, tmp_path: Path, cpu: CpuBackend
-) -> None:
-    more = [] if n_original is None else [("llama.rope.scaling.original_context_length", UINT32, n_original)]
-    model = LlamaModel(write_tiny_model(tmp_path, more=more), cpu)
-    model.book(n_booked, 1000)
-    model.open_context(n_ctx=4096, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    assert (model.n_ctx, model.n_booked, model.n_cells) == (n_ctx, n_booked, n_cells)
-
-
-def test_a_pool_grows_beyond_what_is_booked_where_there_is_memory(
-    tiny_model: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = LlamaModel(tiny_model, cpu)
-    model.book(512, 1_000_000)
-    model.open_context(n_ctx=4096, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    left = 0
-    monkeypatch.setattr(memory, "free_bytes", lambda: left)
-    assert model.resize(512, 2), "booked"
-    assert not model.resize(1024, 2)
-    assert model.n_cells == 512
-    left = 10**9
-    assert model.resize(1024, 2)
-    assert not model.resize(2048, 2)
-    assert model.resize(512, 2), "smaller"
-
-
 def test_facts(model: LlamaModel, cpu: CpuBackend) -> None:
     facts = model.facts(has_chat_template=True)
     assert (facts.n_ctx, facts.n_ctx_train, facts.n_sequences) == (N_CTX, 512, N_SEQUENCES)
@@ -542,7 +255,7 @@ def test_a_file_name_is_bytes_and_need_not_be_utf_8(
 ) -> None:
     path = tmp_path / os.fsdecode(name)
     shutil.copyfile(tiny_model, path)
-    assert LlamaModel(path, cpu).n_vocab == len(vocabulary())
+    assert LlamaModel(path, cpu).vocab.n_vocab == len(vocabulary())
 
 
 def test_an_unknown_variant_is_refused_with_those_there_are() -> None:
@@ -563,8 +276,8 @@ def test_the_number_of_threads_can_be_changed(model: LlamaModel) -> None:
     try:
         for n_threads in (2, 1):
             model.set_threads(n_threads)
-            assert binding.llama.llama_n_threads(model._context) == n_threads
-            assert binding.llama.llama_n_threads_batch(model._context) == n_threads
+            assert binding.llama.llama_n_threads(model.backend._context) == n_threads
+            assert binding.llama.llama_n_threads_batch(model.backend._context) == n_threads
     finally:
         model.set_threads(1)
 
@@ -578,65 +291,6 @@ def test_a_model_whose_weights_are_not_numbers_is_refused(tiny_model: Path, cpu:
     damaged.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
     with pytest.raises(ModelUnavailable, match="NaN"):
         damaged.warm_up()
-
-
-# -- adapters --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def adapted(tiny_model: Path, cpu: CpuBackend, tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
-    """The model with two adapters, both at scale 0."""
-    model = LlamaModel(tiny_model, cpu)
-    folder = tmp_path_factory.mktemp("adapters")
-    for seed in (1, 2):
-        model.add_adapter(write_tiny_adapter(folder, seed=seed))
-    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    model.warm_up()
-    return model
-
-
-def test_scales_change_what_is_computed_and_zero_leaves_the_model_as_it_is(
-    adapted: LlamaModel, model: LlamaModel
-) -> None:
-    prompt = tokens_of(model, PROMPT)
-    base = anew(model, prompt, 12)
-    texts = {}
-    for scales in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (-1.0, 0.0), (0.5, 0.0)):
-        adapted.set_scales(scales)
-        texts[scales] = tuple(anew(adapted, prompt, 12))
-    assert list(texts.pop((0.0, 0.0))) == base
-    assert len({*texts.values(), tuple(base)}) == 6
-    adapted.set_scales((1.0, 0.0))
-    assert tuple(anew(adapted, prompt, 12)) == texts[(1.0, 0.0)]
-    adapted.set_scales((0.0, 0.0))
-    assert anew(adapted, prompt, 12) == base
-
-
-def test_what_is_no_number_is_seen_and_wiped(tiny_model: Path, cpu: CpuBackend, tmp_path: Path) -> None:
-    """Bug: a NaN in the KV pool spoils the rows of other sequences in a batch of 64, although they cannot see it."""
-    shapes = {"blk.0.attn_v.weight.lora_a": (N_EMBD, 1), "blk.0.attn_v.weight.lora_b": (1, N_EMBD)}
-    tensors = [Tensor(name, shape, struct.pack("<f", 1e30) * N_EMBD) for name, shape in shapes.items()]
-    model = LlamaModel(tiny_model, cpu)
-    model.add_adapter(write_tiny_adapter(tmp_path, tensors=tensors))
-    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    model.warm_up()
-    prompt = [5, 300, 301, 302] * (N_BATCH // 4)
-    row = decode(model, prompt)
-    assert model.has_numbers(row)
-    expected = pick(model, row, GREEDY)
-    model.forget(0, 0)
-    model.set_scales((1.0,))
-    assert not model.has_numbers(decode(model, prompt[:10], 0, 1))  # 64 cells of one sequence would be skipped as one
-    model.set_scales((0.0,))
-    assert not model.has_numbers(decode(model, prompt)), "this is why the pool has to be wiped"
-    model.wipe()
-    assert pick(model, decode(model, prompt), GREEDY) == expected
-    model.wipe()
-    model.set_scales((1.0,))
-    with pytest.raises(ModelUnavailable, match="no numbers"):
-        model.warm_up()
-    model.set_scales((0.0,))
-    assert pick(model, decode(model, prompt), GREEDY) == expected, "a warm-up leaves the pool clean"
 
 
 def test_the_engines_reason_not_to_take_an_adapter_is_passed_on(tiny_model: Path, cpu: CpuBackend) -> None:
@@ -657,43 +311,3 @@ def test_the_other_adapters_stay_when_one_is_removed(tiny_model: Path, cpu: CpuB
     assert anew(model, prompt, 12) != second, "none is set"
     model.set_scales((1.0,))
     assert anew(model, prompt, 12) == second
-
-
-def test_a_pool_grows_with_its_adapters_as_they_are_set(tiny_model: Path, cpu: CpuBackend, tmp_path: Path) -> None:
-    model = LlamaModel(tiny_model, cpu)
-    for seed in (1, 2):
-        model.add_adapter(write_tiny_adapter(tmp_path, seed=seed))
-    model.open_context(n_ctx=2048, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
-    prompt = tokens_of(model, PROMPT)
-    for n_cells in (512, 256):
-        model.set_scales((0.0, 1.0))
-        adapted = anew(model, prompt, 12)
-        assert model.resize(n_cells, 2)
-        assert anew(model, prompt, 12) == adapted
-    model.set_scales((0.0, 0.0))
-    plain = anew(model, prompt, 12)
-    assert plain != adapted
-    for n_cells in (512, 256):
-        model.remove_adapter(0)
-        assert model.resize(n_cells, 2)
-        assert anew(model, prompt, 12) == plain, "none is set"
-
-
-@pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of the end-to-end tests that compare texts."""
-    return write_tiny_model(tmp_path_factory.mktemp("steady"), n_ctx_train=4096, seed=STEADY_SEED)
-
-
-@pytest.mark.parametrize(("prompts", "n_tokens"), [(PROMPTS, 64), ([LONG_PROMPT], 2000)], ids=["all", "long"])
-def test_rounding_does_not_decide_what_end_to_end_tests_compare(
-    steady: Path, cpu: CpuBackend, prompts: Sequence[str], n_tokens: int
-) -> None:
-    texts = []
-    for exact in (True, False):
-        model = LlamaModel(steady, cpu)
-        model.open_context(n_ctx=4096, n_batch=N_BATCH, n_sequences=1, n_outputs=1, n_threads=1, exact=exact)
-        chats = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in prompts]
-        texts.append([tuple(anew(model, tokens_of(model, chat), n_tokens)) for chat in chats])
-    assert len(set(texts[0])) == len(prompts)
-    assert texts[0] == texts[1]

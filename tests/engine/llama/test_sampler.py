@@ -33,19 +33,21 @@ def model(tiny_model: Path) -> LlamaModel:
     """A model that has decoded a prompt; the logits of its last token are those of row `ROW`."""
     model = LlamaModel(tiny_model, CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
     model.open_context(n_ctx=256, n_batch=64, n_sequences=1, n_outputs=4, n_threads=1)
-    model.batch.clear()
-    model.batch.add(model.tokenize("hello world", add_special=True, parse_special=True), 0, 0, n_outputs=1)
-    assert model.decode() == 0
+    model.backend.batch.clear()
+    model.backend.batch.add(
+        model.vocab.tokenize("hello world", add_special=True, parse_special=True), 0, 0, n_outputs=1
+    )
+    assert model.backend.decode() == 0
     return model
 
 
 def row(model: LlamaModel) -> int:
-    return model.batch.n_rows - 1
+    return model.backend.batch.n_rows - 1
 
 
 def logits(model: LlamaModel) -> list[float]:
-    values = binding.llama.llama_get_logits_ith(model._context, row(model))
-    return list(values[: model.n_vocab])
+    values = binding.llama.llama_get_logits_ith(model.backend._context, row(model))
+    return list(values[: model.vocab.n_vocab])
 
 
 def sampler(model: LlamaModel, params: SamplingParams, seed: int = 1) -> LlamaSampler:
@@ -78,7 +80,7 @@ class Allowing:
 def test_an_allowed_choice_needs_no_mask_and_is_the_free_one(model: LlamaModel) -> None:
     for params in KINDS.values():
         free, guided = sampler(model, params), sampler(model, params)
-        guide = Allowing(set(range(model.n_vocab)))
+        guide = Allowing(set(range(model.vocab.n_vocab)))
         assert [free.sample(row(model)) for _ in range(5)] == [
             guided.sample_within(row(model), guide) for _ in range(5)
         ]
@@ -88,14 +90,14 @@ def test_an_allowed_choice_needs_no_mask_and_is_the_free_one(model: LlamaModel) 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_allowed", [1, 2, 17, 400])
 def test_only_what_is_allowed_is_picked(kind: str, n_allowed: int, model: LlamaModel) -> None:
-    worst = sorted(range(model.n_vocab), key=logits(model).__getitem__)[: min(n_allowed, model.n_vocab - 1)]
+    worst = sorted(range(model.vocab.n_vocab), key=logits(model).__getitem__)[: min(n_allowed, model.vocab.n_vocab - 1)]
     for seed in range(20):
         guide = Allowing(set(worst))
         assert sampler(model, KINDS[kind], seed).sample_within(row(model), guide) in guide.tokens
 
 
 def test_a_greedy_choice_is_the_most_likely_of_what_is_allowed(model: LlamaModel) -> None:
-    by_logit = sorted(range(model.n_vocab), key=logits(model).__getitem__, reverse=True)
+    by_logit = sorted(range(model.vocab.n_vocab), key=logits(model).__getitem__, reverse=True)
     guide = Allowing(set(by_logit[3:50]))
     assert sampler(model, GREEDY).sample_within(row(model), guide) == by_logit[3]
     assert (guide.asked, guide.n_masks) == ([by_logit[0]], 1)
@@ -103,7 +105,7 @@ def test_a_greedy_choice_is_the_most_likely_of_what_is_allowed(model: LlamaModel
 
 def test_a_refused_choice_is_no_history(model: LlamaModel) -> None:
     params = SamplingParams(temperature=0, presence_penalty=100)
-    by_logit = sorted(range(model.n_vocab), key=logits(model).__getitem__, reverse=True)
+    by_logit = sorted(range(model.vocab.n_vocab), key=logits(model).__getitem__, reverse=True)
     chain = sampler(model, params)
     assert chain.sample_within(row(model), Allowing(set(by_logit[5:]))) == by_logit[5]
     assert chain.sample(row(model)) == by_logit[0], "had it been taken for picked, it would be penalised now"
@@ -118,9 +120,9 @@ def test_a_guide_that_allows_nothing_is_an_error_and_no_abort(model: LlamaModel)
 def test_log_probabilities_are_a_softmax_of_the_logits(n_top: int, model: LlamaModel) -> None:
     values = logits(model)
     total = math.log(math.fsum(math.exp(value) for value in values))
-    by_logit = sorted(range(model.n_vocab), key=values.__getitem__, reverse=True)
+    by_logit = sorted(range(model.vocab.n_vocab), key=values.__getitem__, reverse=True)
     for token in (by_logit[0], by_logit[7], by_logit[-1]):
-        found = model.logprob(row(model), token, n_top)
+        found = model.backend.logprob(row(model), token, n_top)
         assert found.chosen.token == token
         assert found.chosen.logprob == pytest.approx(values[token] - total, abs=1e-4)
         assert sorted(values[top.token] for top in found.top) == sorted(values[other] for other in by_logit[:n_top])
@@ -174,7 +176,7 @@ def test_a_mask_forbids_the_others_even_where_no_logit_is_a_number(value: float)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_guide_counts_more_than_what_is_ruled_out(kind: str, model: LlamaModel) -> None:
     """Of what the guide allows, that which is not ruled out; where all of it is, the most likely."""
-    by_logit = sorted(range(model.n_vocab), key=logits(model).__getitem__, reverse=True)
+    by_logit = sorted(range(model.vocab.n_vocab), key=logits(model).__getitem__, reverse=True)
     few, one = by_logit[100:110], by_logit[120]
     params = KINDS[kind]
     for allowed, picked in (([*few, one], one), (few, few[0])):

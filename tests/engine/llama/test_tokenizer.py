@@ -39,9 +39,9 @@ def opened(path: Path, cpu: CpuBackend) -> LlamaModel:
 
 
 def test_no_token_stands_for_more_than_the_longest_of_the_vocabulary(model: LlamaModel) -> None:
-    assert model.tokenizer.longest_token_bytes() == LONGEST
+    assert model.vocab.tokenizer.longest_token_bytes() == LONGEST
     for text in ("hello world and the user", "日本語 のテキスト", "\n" * 50, "🙂🙂", " " * 40):
-        n_tokens = len(model.tokenize(text, add_special=False, parse_special=True))
+        n_tokens = len(model.vocab.tokenize(text, add_special=False, parse_special=True))
         assert n_tokens * LONGEST >= len(text.encode())
 
 
@@ -49,11 +49,11 @@ def test_there_is_no_bound_where_a_tokenizer_leaves_text_out(tmp_path: Path, cpu
     swallows = write_tiny_model(tmp_path, "modern-bert")  # by its name: white space before a mask
     changed = write_tiny_model(tmp_path, "changed", more=[("shimmy.tokenizer.normalizer", STRING, '{"form":"NFC"}')])
     for path in (swallows, changed, write_tiny_bert(tmp_path)):
-        assert opened(path, cpu).tokenizer.longest_token_bytes() is None
+        assert opened(path, cpu).vocab.tokenizer.longest_token_bytes() is None
 
 
 def test_a_bound_needs_the_length_of_all_tokens(tiny_model: Path, cpu: CpuBackend) -> None:
-    assert LlamaModel(tiny_model, cpu).tokenizer.longest_token_bytes() is None
+    assert LlamaModel(tiny_model, cpu).vocab.tokenizer.longest_token_bytes() is None
 
 
 # -- long texts ------------------------------------------------------------------------------------------------------
@@ -83,10 +83,10 @@ def compare(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     n_slices = 0
     for index, text in enumerate(random_texts(1, 40)):
         ways = {"add_special": bool(index & 1), "parse_special": bool(index & 2)}
-        whole = model.tokenize(text, **ways)
+        whole = model.vocab.tokenize(text, **ways)
         with monkeypatch.context() as patch:
             patch.setattr(text_slices, "MAX_SLICE_CHARACTERS", 16)
-            parts = [part for part in model.tokenizer.slices(text, **ways) if part]
+            parts = [part for part in model.vocab.tokenizer.slices(text, **ways) if part]
         assert [token for part in parts for token in part] == whole, (text, ways)
         n_slices += len(parts)
     assert n_slices > 60
@@ -114,32 +114,35 @@ def test_a_word_of_any_length_does_not_end_the_process(pre: str, tmp_path: Path,
     model = opened(write_tiny_bpe(tmp_path, pre=pre), cpu)
     for character, length in (("A", 200_000), (" ", 60_000), ("-", 60_000), ("漢", 60_000), ("ж", 60_000)):
         with suppress(BadRequest):  # deepseek-llm's look at every space from every space
-            tokens = model.tokenize(character * length, add_special=False, parse_special=True)
-            assert b"".join(model.token_bytes(token, special=True) for token in tokens).decode() == character * length
+            tokens = model.vocab.tokenize(character * length, add_special=False, parse_special=True)
+            assert (
+                b"".join(model.vocab.token_bytes(token, special=True) for token in tokens).decode()
+                == character * length
+            )
     with pytest.raises(BadRequest, match="characters without a space"):
-        model.tokenize("A" * 3_000_000, add_special=False, parse_special=True)
+        model.vocab.tokenize("A" * 3_000_000, add_special=False, parse_special=True)
 
 
 @pytest.mark.parametrize(("pre", "run"), [("superbpe", "1" * 8000), ("deepseek-llm", " " * 8000 + "1")])
 def test_what_takes_the_square_of_its_length_is_refused(pre: str, run: str, tmp_path: Path, cpu: CpuBackend) -> None:
     model = opened(write_tiny_bpe(tmp_path, pre=pre), cpu)
-    assert model.tokenize(run[-900:], add_special=False, parse_special=True)
+    assert model.vocab.tokenize(run[-900:], add_special=False, parse_special=True)
     with pytest.raises(BadRequest, match="in a row"):
-        model.tokenize(run, add_special=False, parse_special=True)
+        model.vocab.tokenize(run, add_special=False, parse_special=True)
 
 
 def test_thousands_of_messages_are_tokenized_some_at_a_time(model: LlamaModel) -> None:
     """llama.cpp's search for special tokens takes the square of their number: 20,000 of them took 6 seconds."""
     text = "<|im_start|>user\nhi<|im_end|>\n" * 10_000
-    parts = list(model.tokenizer.slices(text, add_special=True, parse_special=True))
+    parts = list(model.vocab.tokenizer.slices(text, add_special=True, parse_special=True))
     assert max(map(len, parts)) < 8192
-    assert sum(part.count(model.n_vocab - 1) for part in parts) == 10_000
+    assert sum(part.count(model.vocab.n_vocab - 1) for part in parts) == 10_000
     with pytest.raises(BadRequest, match="special tokens"):
         list(opened_with_unclean(model).slices("<<" * 40_000, add_special=True, parse_special=True))
 
 
 def opened_with_unclean(model: LlamaModel) -> Tokenizer:
     """A tokenizer whose special tokens can overlap, so that no text can be cut before one."""
-    tokenizer = Tokenizer(model.tokenizer._vocab, model.metadata, 0)
+    tokenizer = Tokenizer(model.vocab.tokenizer._vocab, model.metadata, 0)
     tokenizer._cuts[True] = text_slices.Cuts(["<", "<<"], None)
     return tokenizer

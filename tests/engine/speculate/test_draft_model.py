@@ -42,19 +42,22 @@ class Clock:
         return self.now_s
 
 
-class Timed(LlamaModel):
-    """A model whose decodes take `first_s`, and `row_s` for each further row."""
+class Timed:
+    """Makes the decodes of `model` take `first_s`, and `row_s` for each further row, and end with `status`."""
 
-    def __init__(self, path: Path, cpu: CpuBackend, clock: Clock, first_s: float, row_s: float) -> None:
-        super().__init__(path, cpu)
-        self._clock, self._first_s, self._row_s = clock, first_s, row_s
+    def __init__(self, model: LlamaModel, clock: Clock, first_s: float, row_s: float) -> None:
+        self.row_s = row_s
         self.n_decodes = 0
         self.status = 0
+        backend = model.backend
+        decode = backend.decode
 
-    def decode(self) -> int:
-        self._clock.now_s += self._first_s + self._row_s * (self.batch.n_rows - 1)
-        self.n_decodes += 1
-        return self.status or super().decode()
+        def timed() -> int:
+            clock.now_s += first_s + self.row_s * (backend.batch.n_rows - 1)
+            self.n_decodes += 1
+            return self.status or decode()
+
+        backend.decode = timed  # type: ignore[method-assign]
 
 
 class Harness:
@@ -62,20 +65,22 @@ class Harness:
 
     def __init__(self, path: Path, cpu: CpuBackend, draft_path: Path | None = None, n_ctx: int = N_CTX) -> None:
         clock = Clock()
-        self.model = Timed(path, cpu, clock, 1.0, 0.05)
+        self.model = LlamaModel(path, cpu)
         self.model.open_context(n_ctx=n_ctx, n_batch=64, n_sequences=4, n_outputs=32, n_threads=1)
+        self.timed = Timed(self.model, clock, 1.0, 0.05)
         self.drafter = None
         if draft_path is not None:
-            self.small = Timed(draft_path, cpu, clock, 0.05, 0.01)
-            self.small.open_context(n_ctx=N_CTX_DRAFT, n_batch=DRAFT_BATCH, n_sequences=1, n_outputs=1, n_threads=1)
-            self.drafter = DraftModel(self.small, N_CTX_DRAFT, self.model.n_vocab, sure=0.0, clock=clock)
+            small = LlamaModel(draft_path, cpu)
+            small.open_context(n_ctx=N_CTX_DRAFT, n_batch=DRAFT_BATCH, n_sequences=1, n_outputs=1, n_threads=1)
+            self.small = Timed(small, clock, 0.05, 0.01)
+            self.drafter = DraftModel(small, N_CTX_DRAFT, self.model.vocab.n_vocab, sure=0.0, clock=clock)
         self.events: list[JobEvent] = []
-        self.scheduler = Scheduler(self.model, self.events.extend, drafter=self.drafter, clock=clock)
+        self.scheduler = Scheduler(self.model.backend, self.events.extend, drafter=self.drafter, clock=clock)
 
     def submit(self, job_id: int, prompt: str, n_predict: int = 120, params: SamplingParams = GREEDY) -> Task:
         chain = sampler_chain.chain(params, seed=7, n_ctx=N_CTX)
         sampler = self.model.new_sampler(chain, params.logit_bias, params.dry_sequence_breakers)
-        tokens = self.model.tokenize(prompt, add_special=True, parse_special=True)
+        tokens = self.model.vocab.tokenize(prompt, add_special=True, parse_special=True)
         task = Task(Job(job_id, TextPrompt(prompt), params, n_predict, (), True), tokens, sampler, 0.0)
         self.scheduler.submit(task)
         return task
@@ -126,7 +131,7 @@ def test_a_model_of_the_same_weights_guesses_nearly_all(tiny_model: Path, plain:
     assert timings.n_model_accepted > 60
     assert timings.n_model_accepted > 0.95 * timings.n_model_drafted
     assert timings.n_drafted >= timings.n_model_drafted
-    assert harness.model.n_decodes < 60
+    assert harness.timed.n_decodes < 60
 
 
 def test_a_model_of_other_weights_is_soon_left_alone(
@@ -197,12 +202,12 @@ def test_a_text_that_is_dear_to_read_is_read_for_a_long_reply_only(
 ) -> None:
     harness = Harness(tiny_model, cpu, tiny_model)
     harness.answer("the user " * 40, 40)  # a piece of that tells what reading costs
-    harness.small._row_s = 1.0
+    harness.small.row_s = 1.0
     harness.answer("and system " * 40, 20)
     n_before = harness.small.n_decodes
     assert harness.answer("hello world " * 40, 30) == plain.answer("hello world " * 40, 30)
     assert harness.small.n_decodes == n_before, "not worth it"
-    harness.small._row_s = 0.01
+    harness.small.row_s = 0.01
     assert harness.answer("hello world " * 30 + PROMPT, 400) == plain.answer("hello world " * 30 + PROMPT, 400)
     assert harness.small.n_decodes > n_before
 
@@ -242,25 +247,25 @@ def small(tiny_model: Path, cpu: CpuBackend) -> LlamaModel:
 
 
 def test_it_guesses_no_more_than_wanted_and_nothing_it_is_not_sure_of(small: LlamaModel) -> None:
-    tokens = small.tokenize(PROMPT, add_special=True, parse_special=True)
-    surely = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=0.0)
+    tokens = small.vocab.tokenize(PROMPT, add_special=True, parse_special=True)
+    surely = DraftModel(small, N_CTX_DRAFT, small.vocab.n_vocab, sure=0.0)
     for n_max in (3, 1, 5):
         guess = surely.draft(tokens, n_max, cheap(), DraftPlanner(), None)
         assert guess is not None
         assert 0 < len(guess.tokens) <= n_max
-    small.forget(0, 0)
-    never = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=1.1)
+    small.backend.forget(0, 0)
+    never = DraftModel(small, N_CTX_DRAFT, small.vocab.n_vocab, sure=1.1)
     outlook = DraftPlanner()
     assert [never.draft(tokens, 15, cheap(), outlook, None) for _ in range(3)] == [None] * 3
 
 
 def test_it_guesses_nothing_before_it_knows_what_a_guess_is_worth(small: LlamaModel) -> None:
-    drafter = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=0.0)
+    drafter = DraftModel(small, N_CTX_DRAFT, small.vocab.n_vocab, sure=0.0)
     assert drafter.draft([BOS_TOKEN], 15, DecodeCosts(), DraftPlanner(), None) is None
 
 
 def test_it_leaves_what_is_looked_up_for_sure_to_that(small: LlamaModel) -> None:
-    drafter = DraftModel(small, N_CTX_DRAFT, small.n_vocab, sure=0.0)
+    drafter = DraftModel(small, N_CTX_DRAFT, small.vocab.n_vocab, sure=0.0)
     for gain, is_asked in ((100.0, False), (1.2, True)):
         rival = Draft([1, 2, 3], gain, AcceptanceStats())
         assert (drafter.draft([BOS_TOKEN], 15, cheap(), DraftPlanner(), rival) is not None) == is_asked
@@ -268,17 +273,18 @@ def test_it_leaves_what_is_looked_up_for_sure_to_that(small: LlamaModel) -> None
 
 def test_reading_what_is_new_to_it_is_not_the_price_of_a_token(tiny_model: Path, cpu: CpuBackend) -> None:
     clock = Clock()
-    slow = Timed(tiny_model, cpu, clock, 0.1, 1.0)
+    slow = LlamaModel(tiny_model, cpu)
     slow.open_context(n_ctx=N_CTX_DRAFT, n_batch=DRAFT_BATCH, n_sequences=1, n_outputs=1, n_threads=1)
-    drafter = DraftModel(slow, N_CTX_DRAFT, slow.n_vocab, sure=1.1, clock=clock)
-    tokens, outlook = slow.tokenize(PROMPT, add_special=True, parse_special=True), DraftPlanner()
+    Timed(slow, clock, 0.1, 1.0)
+    drafter = DraftModel(slow, N_CTX_DRAFT, slow.vocab.n_vocab, sure=1.1, clock=clock)
+    tokens, outlook = slow.vocab.tokenize(PROMPT, add_special=True, parse_special=True), DraftPlanner()
     for n_tokens in range(DRAFT_BATCH + 1):
         drafter.draft([*tokens, *tokens[1:2] * n_tokens], 15, cheap(), outlook, None)
     assert drafter._token_s == pytest.approx(0.1)
 
 
 def test_tokens_that_only_one_of_the_models_knows_are_neither_read_nor_guessed(small: LlamaModel) -> None:
-    tokens = small.tokenize(PROMPT, add_special=True, parse_special=True)
+    tokens = small.vocab.tokenize(PROMPT, add_special=True, parse_special=True)
     assert max(tokens) > 270
     few = DraftModel(small, N_CTX_DRAFT, 270, sure=0.0)  # the other one has the bytes and little more
     assert few.draft(tokens, 15, cheap(), DraftPlanner(), None) is None
@@ -288,12 +294,12 @@ def test_tokens_that_only_one_of_the_models_knows_are_neither_read_nor_guessed(s
 
 
 def test_the_likeliest_token_is_the_greedy_one(small: LlamaModel) -> None:
-    tokens = small.tokenize(PROMPT, add_special=True, parse_special=True)
-    small.batch.clear()
-    row = small.batch.add(tokens, 0, 0, n_outputs=1)
-    assert small.decode() == 0
-    token, probability = small.likeliest(row)
-    best = small.logprob(row, token, 1).top[0]
+    tokens = small.vocab.tokenize(PROMPT, add_special=True, parse_special=True)
+    small.backend.batch.clear()
+    row = small.backend.batch.add(tokens, 0, 0, n_outputs=1)
+    assert small.backend.decode() == 0
+    token, probability = small.backend.likeliest(row)
+    best = small.backend.logprob(row, token, 1).top[0]
     assert token == best.token
     assert 0.1 < probability <= 1
 

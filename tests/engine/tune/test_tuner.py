@@ -337,12 +337,12 @@ def text_of(path: Path, *, repacks: bool) -> list[int]:
     model = LlamaModel(path, CpuBackend(variants.libraries(LIBRARY_FOLDER, None)), repacks=repacks)
     model.open_context(n_ctx=64, n_batch=32, n_sequences=1, n_outputs=1, n_threads=1)
     sampler = model.new_sampler(chain(SamplingParams(temperature=0), seed=1, n_ctx=64), [], [])
-    tokens = model.tokenize("hello world", add_special=True, parse_special=False)
+    tokens = model.vocab.tokenize("hello world", add_special=True, parse_special=False)
     n_known = 0
     for _ in range(16):
-        model.batch.clear()
-        row = model.batch.add(tokens[n_known:], n_known, 0, n_outputs=1)
-        assert model.decode() == 0
+        model.backend.batch.clear()
+        row = model.backend.batch.add(tokens[n_known:], n_known, 0, n_outputs=1)
+        assert model.backend.decode() == 0
         n_known = len(tokens)
         tokens.append(sampler.sample(row))
     sampler.close()

@@ -88,18 +88,18 @@ def cpu() -> CpuBackend:
 def greedy_text(path: Path, cpu: CpuBackend, prompt: str, n_tokens: int = 24) -> str:
     model = LlamaModel(path, cpu)
     model.open_context(n_ctx=256, n_batch=64, n_sequences=1, n_outputs=8, n_threads=1)
-    tokens = model.tokenize(prompt, add_special=True, parse_special=True)
+    tokens = model.vocab.tokenize(prompt, add_special=True, parse_special=True)
     chain = sampler_chain.chain(GREEDY, seed=1, n_ctx=model.n_ctx)
     sampler = model.new_sampler(chain, (), ())
     position, said = 0, []
     for _ in range(n_tokens):
-        model.batch.clear()
-        row = model.batch.add(tokens, position, 0, n_outputs=1)
-        assert model.decode() == 0
+        model.backend.batch.clear()
+        row = model.backend.batch.add(tokens, position, 0, n_outputs=1)
+        assert model.backend.decode() == 0
         position += len(tokens)
         tokens = [sampler.sample(row)]
         said += tokens
-    return model.detokenize(said)
+    return model.vocab.detokenize(said)
 
 
 @pytest.mark.parametrize("n_shards", [1, 3])

@@ -40,12 +40,12 @@ def differences(model: LlamaModel, prompts: list[Any]) -> Iterator[float]:
         tokens, rows = prompt["tokens"], prompt["rows"]
         if len(tokens) > model.n_ctx_train:
             continue
-        model.forget(0, 0)
-        model.batch.clear()
-        model.batch.add(tokens, 0, 0, n_outputs=len(tokens))
-        assert model.decode() == 0
+        model.backend.forget(0, 0)
+        model.backend.batch.clear()
+        model.backend.batch.add(tokens, 0, 0, n_outputs=len(tokens))
+        assert model.backend.decode() == 0
         for row in rows:
-            logits = binding.llama.llama_get_logits_ith(model._context, row["position"])[: model.n_vocab]
+            logits = binding.llama.llama_get_logits_ith(model.backend._context, row["position"])[: model.vocab.n_vocab]
             largest = max(logits)
             total = largest + math.log(math.fsum(math.exp(logit - largest) for logit in logits))
             wanted = zip([*row["top"], *prompt["fixed"]], row["log_probs"], strict=True)

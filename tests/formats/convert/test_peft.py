@@ -87,12 +87,12 @@ def log_probabilities(path: Path, cpu: CpuBackend, adapter: Path | None = None, 
     model.open_context(n_ctx=256, n_batch=64, n_sequences=1, n_outputs=64, n_threads=1, exact=True)
     if adapter is not None:
         model.set_scales([scale])
-    model.batch.clear()
-    model.batch.add(TOKENS, 0, 0, n_outputs=len(TOKENS))
-    assert model.decode() == 0
+    model.backend.batch.clear()
+    model.backend.batch.add(TOKENS, 0, 0, n_outputs=len(TOKENS))
+    assert model.backend.decode() == 0
     found: list[float] = []
     for row in range(len(TOKENS)):
-        logits = binding.llama.llama_get_logits_ith(model._context, row)[: model.n_vocab]
+        logits = binding.llama.llama_get_logits_ith(model.backend._context, row)[: model.vocab.n_vocab]
         total = math.log(math.fsum(map(math.exp, logits)))
         found += [logit - total for logit in logits]
     return found

@@ -105,10 +105,10 @@ def test_the_engine_takes_every_family(
     model = LlamaModel(path, cpu)
     if model_type in DECODERS:
         model.open_context(n_ctx=256, n_batch=64, n_sequences=1, n_outputs=8, n_threads=1)
-        model.batch.clear()
-        row = model.batch.add([5, 6, 7, 300], 0, 0, n_outputs=1)
-        assert model.decode() == 0
-        assert model.has_numbers(row)
+        model.backend.batch.clear()
+        row = model.backend.batch.add([5, 6, 7, 300], 0, 0, n_outputs=1)
+        assert model.backend.decode() == 0
+        assert model.backend.has_numbers(row)
 
 
 def test_rows_of_queries_and_keys_are_paired_within_each_head(tmp_path: Path) -> None:

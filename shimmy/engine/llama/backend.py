@@ -1,0 +1,224 @@
+"""A model's context for text: one unified KV pool, the decodes in it, and what these gave. The scheduler's backend.
+
+Knows ctypes and llama.cpp's rules; nothing of jobs, text or the wire. All of it belongs to the thread that decodes.
+"""
+
+import ctypes
+import math
+import mmap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from shimmy.engine.llama.binding import llama, log
+from shimmy.engine.llama.context import Batch, set_adapters
+from shimmy.engine.llama.sampler import Likelihood
+from shimmy.engine.llama.sequence_state import State, States
+from shimmy.errors import ModelUnavailable, OutOfMemory
+from shimmy.messages.event import Candidate, TokenLogprob
+from shimmy.system import memory
+from shimmy.wire.worker_options import CELLS_STEP
+
+if TYPE_CHECKING:
+    from shimmy.engine.llama.model import LlamaModel
+
+_SPARE_BYTES = 128 * 10**6  # that the system is left with where a pool grows
+_MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
+_NEVER = -9999.0  # the logarithm of the probability of what cannot come, as OpenAI writes it
+
+
+class LlamaBackend:
+    """The KV pool of `model` for text; `LlamaModel.open_context` makes it."""
+
+    def __init__(
+        self, model: "LlamaModel", params: Any, *, n_outputs: int, first: tuple[int, int] | None = None
+    ) -> None:
+        """`params` are those of the pool at its largest. See `LlamaModel.open_context`, and for the errors too."""
+        self._model = model
+        self._vocab = model.vocab
+        # The scheduler asks for these with each token: no detour by a method of this class.
+        self.is_end, self.piece = model.vocab.is_end, model.vocab.piece
+        self.can_rewind = model.can_rewind
+        self._n_window: int = llama.llama_model_n_swa(model.pointer) if self.can_rewind else 0
+        self._scales: Sequence[float] = ()
+        self._probe = model.probe
+        self._likelihood = Likelihood(self._probe)
+        self._params = params
+        self.n_batch: int = params.n_batch
+        self.n_sequences: int = params.n_seq_max
+        # 0 would reserve n_ubatch rows, exceeding it aborts; llama.cpp itself makes room for one row of each sequence.
+        self.n_outputs = n_outputs
+        self._params.n_outputs_max = max(n_outputs, self.n_sequences + 1)
+        self.n_booked, self._cell_bytes = model.booked
+        n_ctx: int = self._n_movable(params.n_ctx) if first else params.n_ctx
+        self.n_ctx = -(-n_ctx // CELLS_STEP) * CELLS_STEP
+        self.n_booked = min(self.n_ctx, self.n_booked or self.n_ctx)
+        n_cells, n_open = first if first and self._can_resize() else (n_ctx, self.n_sequences)
+        self._open(min(n_cells, n_ctx), min(n_open, self.n_sequences))
+        if not (llama.llama_model_has_decoder(model.pointer) and self._memory):
+            self.close()
+            raise ModelUnavailable(f"`{model.name}` does not write one token after the other: it cannot generate text")
+        self.batch = Batch(self.n_batch)
+
+    def _open(self, n_cells: int, n_open: int) -> None:
+        self._params.n_ctx = -(-n_cells // CELLS_STEP) * CELLS_STEP  # less would also be the most rows of a batch
+        # What is behind a sliding window passes through a sequence that nobody else uses.
+        self._params.n_seq_max = min(n_open + bool(self._n_window), _MAX_SEQUENCES)
+        self._context = self._probe.context = llama.llama_init_from_model(self._model.pointer, self._params)
+        if not self._context:
+            raise OutOfMemory(f"no context of {n_cells} tokens: {log.reason()}")
+        self._memory = llama.llama_get_memory(self._context)
+        self.n_cells: int = llama.llama_n_ctx(self._context)
+        self.n_open = n_open
+
+    def _can_resize(self) -> bool:
+        """Not where states cannot be moved, nor where the engine takes other position factors in larger contexts."""
+        n_original = self._n_original()
+        return self.can_rewind and (n_original is None or self.n_ctx <= n_original)
+
+    def _n_movable(self, n_ctx: int) -> int:
+        """Of `n_ctx` cells, those that a pool can have that grows to them, or those booked where it has all at once."""
+        n_original, n_booked = self._n_original(), self.n_booked or n_ctx
+        if not self.can_rewind:
+            return min(n_ctx, n_booked)
+        return n_ctx if n_original is None else min(n_ctx, max(n_booked, n_original))
+
+    def _n_original(self) -> int | None:
+        """Cells from which on the engine takes other position factors; None: from none."""
+        architecture = self._model.metadata("general.architecture")
+        n_original = self._model.metadata(f"{architecture}.rope.scaling.original_context_length")
+        return None if n_original is None else int(n_original)
+
+    def resize(self, n_cells: int, n_open: int) -> bool:
+        """Give the pool `n_cells` for the sequences below `n_open`, which are all that hold anything, and to its new
+        cells what it holds; False without the memory for it.
+
+        For a moment there is what is resident twice. The rows of the last decode are gone.
+        """
+        n_bytes = llama.llama_state_get_size(self._context)
+        if n_cells > self.n_booked and not self._has_memory(n_cells, n_bytes):
+            return False
+        try:
+            state = mmap.mmap(-1, n_bytes)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                state.madvise(mmap.MADV_HUGEPAGE)  # to touch it for the first time takes longer than to fill it
+        except OSError:
+            return False
+        copy = (ctypes.c_uint8 * n_bytes).from_buffer(state)
+        llama.llama_state_get_data(self._context, copy, n_bytes)
+        before = self.n_cells, self.n_open
+        llama.llama_free(self._context)
+        try:
+            self._open(n_cells, n_open)
+        except OutOfMemory:
+            self._open(*before)
+        if llama.llama_state_set_data(self._context, copy, n_bytes) != n_bytes:
+            raise OutOfMemory(f"could not move {n_bytes} bytes into a context of {self.n_cells} tokens")
+        self.set_scales(self._scales)
+        return (self.n_cells, self.n_open) != before
+
+    def _has_memory(self, n_cells: int, n_state_bytes: int) -> bool:
+        """Whether the system has memory for a pool of `n_cells`, and for what is in this one meanwhile."""
+        free_bytes = memory.free_bytes()
+        mask_bytes = self._params.n_ubatch * n_cells * 2
+        n_bytes = n_state_bytes + (n_cells - self.n_cells) * self._cell_bytes + mask_bytes
+        return free_bytes is None or n_bytes + _SPARE_BYTES <= free_bytes
+
+    def warm_up(self) -> None:
+        """Decode one token, and leave the pool empty. Raises ModelUnavailable where that does not work."""
+        self.batch.clear()
+        self.batch.add([self._vocab.bos_token() or 0], 0, 0, n_outputs=1)
+        if self.decode() != 0:
+            raise ModelUnavailable(f"the engine could not decode with this model: {log.reason()}")
+        logits = llama.llama_get_logits_ith(self._context, 0)
+        if math.isnan(sum(logits[: self._vocab.n_vocab])):
+            self.wipe()
+            raise ModelUnavailable("the model computes no numbers (NaN): its weights are damaged")
+        self.forget(0, 0)
+
+    def set_threads(self, n_threads: int) -> None:
+        """From the next decode on."""
+        self._params.n_threads = self._params.n_threads_batch = n_threads
+        llama.llama_set_n_threads(self._context, n_threads, n_threads)
+
+    def set_scales(self, scales: Sequence[float]) -> None:
+        """Of each adapter of the model, for what is decoded from now on; one of scale 0 costs nothing."""
+        self._scales = scales
+        set_adapters(self._context, self._model.adapters, scales)
+
+    def close(self) -> None:
+        llama.llama_free(self._context)
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
+    def decode(self) -> int:
+        """Run the rows of `batch`: 0 done, 1 no room in the KV pool, anything else an error of the engine."""
+        return int(llama.llama_decode(self._context, self.batch.struct))
+
+    def forget(self, sequence: int, start: int) -> bool:
+        """Drop the cells of `sequence` from position `start` on. False: what is before it could not be gone on from, or
+        this kind of memory cannot drop only a tail."""
+        if start and not self._reaches_back(sequence, start):
+            return False
+        return bool(llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def _reaches_back(self, sequence: int, n_tokens: int) -> bool:
+        """Whether what follows the first `n_tokens` finds all cells that it looks at.
+
+        A sliding window that has passed some may have lost them to another sequence, although the pool has room for
+        all: llama.cpp takes the first cells that it may take.
+        """
+        first = llama.llama_memory_seq_pos_min(self._memory, sequence) if self._n_window else 0
+        return bool(first <= max(0, n_tokens - self._n_window + 1))
+
+    def share(self, source: int, target: int, n_tokens: int) -> bool:
+        """Let the empty sequence `target` use the first cells of `source`; nothing is copied. False: it cannot."""
+        if not self.can_rewind:
+            return False  # its state is that of the whole sequence; there is none of a prefix
+        if not self._reaches_back(source, n_tokens):
+            return False
+        llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+        return True
+
+    def save_sequence(self, sequence: int, n_tokens: int) -> State | None:
+        """The cells of `sequence`, those of `n_tokens`, as bytes in parts; None where some are gone."""
+        return self._states().save(sequence, n_tokens)
+
+    def load_sequence(self, sequence: int, n_tokens: int, data: memoryview) -> bool:
+        """Put what `save_sequence` gave, joined, into the empty `sequence`; False: it is empty, nothing fits.
+
+        `data` is writable, and it has been proven that it is what this engine saved of this model: it is not checked.
+        """
+        return self._states().load(sequence, n_tokens, data)
+
+    def sequence_bytes(self, sequence: int) -> int:
+        """About how much `save_sequence` would copy."""
+        return self._states().size(sequence)
+
+    def _states(self) -> States:
+        return States(self._model.pointer, self._context, self._params.n_seq_max, can_rewind=self.can_rewind)
+
+    def has_numbers(self, row: int) -> bool:
+        """Whether batch row `row` was computed in numbers: one NaN in a layer makes all logits NaN."""
+        return not math.isnan(llama.llama_get_logits_ith(self._context, row)[0])
+
+    def logprob(self, row: int, token: int, n_top: int) -> TokenLogprob:
+        """How likely the model found `token` in batch row `row`, and the `n_top` tokens it found most likely there."""
+        chosen, top = self._likelihood.of(row, token, n_top)
+        return TokenLogprob(
+            self._candidate(token, chosen), tuple(self._candidate(other, logprob) for other, logprob in top)
+        )
+
+    def likeliest(self, row: int) -> tuple[int, float]:
+        """The most likely token in batch row `row`, and its probability among the few most likely ones."""
+        return self._likelihood.best(row)
+
+    def first_logprob(self, token: int) -> TokenLogprob:
+        """The same of the first token of a text, which nothing predicts."""
+        return TokenLogprob(Candidate(token, self._vocab.spelled(token), math.nan))
+
+    def _candidate(self, token: int, logprob: float) -> Candidate:
+        return Candidate(token, self._vocab.spelled(token), max(logprob, _NEVER))
+
+    def wipe(self) -> None:
+        """Empty the KV pool and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
+        llama.llama_memory_clear(self._memory, True)
