@@ -1,7 +1,6 @@
 """A folder in SafeTensors as a GGUF file that the engine opens: converted once, and quantised where that is asked for.
 
-Knows what a person asked for and where the cache is; how a folder becomes a GGUF, `formats.convert` knows of a model's
-and `formats.peft` of an adapter's.
+Knows the options and the cache; `formats.convert` converts a model's folder, and `formats.convert.peft` an adapter's.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""What a worker says when it cannot go on: why, as its last act. The parent tells it to those who wait.
+"""The last message of a worker that cannot go on: the reason, which the parent gives to the waiting requests.
 
-Works from the program's first line on, and imports next to nothing before it is needed: an import may be what failed.
+Works from the program's first line on, and imports next to nothing before that is needed: an import may have failed.
 """
 
 import os
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def say(socket_fd: int, error: BaseException) -> None:
-    """Send why this process ends, before there is anything that speaks for it."""
+    """Send why this process ends, where it has no ParentConnection yet."""
     from shimmy.wire import reports
 
     data = frames.frame(reports.dying_frame(reason(error)))
     while data:
         try:
             data = data[os.write(socket_fd, data) :]
-        except OSError:  # nobody is left to hear it
+        except OSError:  # the parent has gone
             return
 
 
 def reason(error: BaseException) -> "ShimmyError":
-    """`error` as those who wait for the worker may be told it."""
+    """`error` as a message for the requests that wait for the worker."""
     from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, OutOfMemory, ShimmyError
 
     match error:

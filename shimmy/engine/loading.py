@@ -1,6 +1,6 @@
-"""From what a worker is told to a model that has shown that it works, and the prompts that were kept of it.
+"""Loads the model of a worker, shows that it works, and opens the prompts that the disk has of it.
 
-Knows what has to be checked before the engine looks, and in which order; nothing of sockets, threads or jobs.
+Knows what has to be checked before the engine opens a file, and in which order; nothing of sockets, threads or jobs.
 """
 
 import contextlib
@@ -30,13 +30,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The cells and the sequences of a KV pool at first: enough for a short conversation, and for what is worth keeping
-# beside it.
+# Cells and sequences that a KV pool begins with: enough for a short conversation and for idle sequences beside it.
 _FIRST = (512, 4)
 
 
 def open_sources(options: worker_options.WorkerOptions) -> "Sources | None":
-    """The files that are about to be loaded, so that prompts can be kept under what they are; None: none shall be."""
+    """The files that are about to be loaded, whose digests the keys of stored prompts need; None: store none."""
     if options.prompt_cache_bytes is None:
         return None
     from shimmy.engine.kv.cache_keys import Sources  # few workers need it
@@ -54,7 +53,7 @@ def open_prompts(
     options: worker_options.WorkerOptions,
     tell: Callable[[PromptCacheStats], None],
 ) -> "PromptStore | None":
-    """The prompts on the disk for the loaded `model`; it works without them, so what stands against them is logged."""
+    """The prompts on the disk for the loaded `model`; None, with a warning in the log, where they cannot be used."""
     if sources is None or options.prompt_cache_bytes is None:
         return None
     from shimmy.engine.kv.cache_keys import digest_of  # few workers need them
@@ -79,7 +78,7 @@ def open_prompts(
 
 
 def trusted_backend(forced: str | None, cache_dir: str | None) -> CpuBackend:
-    """The best CPU variant that computes right on this machine, or the one that is forced; raises ModelUnavailable."""
+    """The best CPU variant that computes right on this machine, or the forced one; raises ModelUnavailable."""
     folder = None if cache_dir is None else Path(cache_dir)
     trusted = TrustedVariants(variants.libraries(LIBRARY_FOLDER, forced), folder, is_forced=forced is not None)
     try:
@@ -91,7 +90,7 @@ def trusted_backend(forced: str | None, cache_dir: str | None) -> CpuBackend:
 
 
 def load(options: worker_options.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
-    """The model and the adapters it was loaded with, all untried; raises ModelUnavailable."""
+    """Load the model and its adapters without trying them; raises ModelUnavailable."""
     path = Path(options.model_path)
     try:
         found = reader.validated(path)  # what the engine would abort on has to be found before it looks

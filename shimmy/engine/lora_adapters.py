@@ -1,7 +1,7 @@
 """The LoRA adapters of a model: which of those on offer it takes, and at what scales a job runs.
 
-An adapter somebody asked for has to work, or the model is not served; one that merely lies beside the model is passed
-over. Each of those taken has an id, its place among them.
+An adapter that an option names has to work, or the model is not served; one that merely lies beside the model is left
+out where it does not. The id of an adapter is its place among the loaded ones.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """What a worker does on other threads while its first one imports it: the frozen file's engine is unpacked.
 
-A head start and nothing more: whoever needs the engine unpacks it, or waits for whoever is at it, and finds the errors.
-Imports next to nothing before the threads run, and on them only what unpacking takes.
+Only a head start: the code that needs the engine unpacks the libraries itself, or waits for the thread that is at it,
+and raises the errors. Imports next to nothing before the threads run, and on them only what unpacking takes.
 """
 
 import sys

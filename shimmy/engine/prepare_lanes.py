@@ -1,8 +1,8 @@
 """Which request is prepared next, and on which thread, so that none waits for a long one.
 
-Requests are prepared one after the other, as they come. One that is still not done after a moment goes on beside the
-next ones: it has a thread of its own then, and takes turns with the others of its kind. Of the large ones only a few
-are begun, small ones first. Knows frames and threads; what is done with a frame, the worker knows.
+Requests are prepared one after the other, in order. One that is not done after PATIENCE_S goes on beside the next ones:
+its thread then takes turns with the threads of other slow requests. Large requests wait for small ones, and only a few
+of them are begun at a time. Knows frames and threads; what preparing a frame means is up to `main`.
 """
 
 import logging
@@ -22,25 +22,25 @@ logger = logging.getLogger(__name__)
 
 Frame = dict[str, Any]
 
-# The next request waits no longer for one that was begun. Most take a millisecond.
+# The next request waits so long for the one before it. Most requests take a millisecond.
 PATIENCE_S = 0.02
 MAX_PREPARING_S = 60.0
-# A larger frame may take long for sure.
+# A larger frame is expected to take long.
 LARGE_BYTES = 1 << 16
-_MAX_LARGE = 4  # that are begun
-_LARGE_BYTES_PER_S = 1e6  # one twice as large lets those pass that come so much later
+_MAX_LARGE = 4  # large requests that are begun at a time
+_LARGE_BYTES_PER_S = 1e6  # a request with 1 MB more lets those pass that arrive up to 1 s later
 _MAX_THREADS = 64
 _MAX_IDLE = 2
-# What is tokenized at once takes 5 MB of stack at most; of memory a stack takes what is used of it.
+# Tokenizing takes 5 MB of stack at most; only the used part of a stack takes memory.
 _STACK_BYTES = 32 << 20
 
 
 class Cancelled(Exception):
-    """Nobody waits for the request any more."""
+    """The request was cancelled."""
 
 
 class Work:
-    """A request that is to be prepared, and whether somebody still waits for it."""
+    """A request to prepare, and whether it was cancelled."""
 
     def __init__(self, frame: Frame, n_bytes: int, turns: "LaneTurns", activity: Activity) -> None:
         self.id: int = frame["id"]
@@ -57,8 +57,8 @@ class Work:
         return self.rank < other.rank
 
     def pause(self) -> None:
-        """To be called often by who prepares it: others may get on meanwhile. Raises Cancelled, and BadRequest where
-        it takes too long."""
+        """The preparing thread calls this often, to let other slow requests get on. Raises Cancelled, and BadRequest
+        where the request takes too long."""
         self._activity.n_steps += 1
         if self.is_cancelled:
             raise Cancelled
@@ -80,7 +80,7 @@ class Work:
 
 
 class LaneTurns:
-    """One turn, which goes round among those who want it, first come, first served."""
+    """One turn, which threads take one after the other, first come, first served."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -96,7 +96,7 @@ class LaneTurns:
         mine.wait()
 
     def pass_on(self) -> None:
-        """Let the others have it, and come back to it; at once where nobody waits."""
+        """Give the turn to the next waiting thread, and wait for it to come round; returns at once where none waits."""
         with self._lock:
             if not self._waiting:
                 return
@@ -134,7 +134,7 @@ class Lanes:
         self._n_threads = 0
 
     def put(self, frame: Frame, n_bytes: int) -> None:
-        """Have a frame of so many bytes prepared; raises OutOfMemory where there is no thread for it."""
+        """Queue a frame of `n_bytes`; raises OutOfMemory where no thread can be started for it."""
         work = Work(frame, n_bytes, self._turns, self._activity)
         with self._changed:
             self._known[work.id] = work
@@ -145,13 +145,13 @@ class Lanes:
             try:
                 self._wake_or_start()
             except OutOfMemory:
-                if not self._n_threads:  # or else one of the others will come to it
+                if not self._n_threads:  # otherwise a running thread will take it
                     del self._known[work.id]
                     (self._large if work.is_large else self._small).remove(work)
                     raise
 
     def _wake_or_start(self) -> None:
-        """See to it that a thread looks for the next request."""
+        """Wake an idle thread, or start one, to take the next request."""
         if self._n_idle:
             self._changed.notify()
         elif self._n_threads < _MAX_THREADS:
@@ -159,7 +159,7 @@ class Lanes:
             self._n_threads += 1
 
     def cancel(self, request_id: int) -> None:
-        """Nobody waits for this request any more; one that is done or unknown is fine."""
+        """Cancel a request; one that is done or unknown is fine."""
         with self._changed:
             work = self._known.get(request_id)
             if work is not None:
@@ -177,7 +177,7 @@ class Lanes:
                 self._forget(work)
 
     def _next(self) -> Work | None:
-        """The next request, once it may begin; None where the thread is one too many."""
+        """Wait for the next request that may begin; None where enough other threads are idle."""
         with self._changed:
             while True:
                 wait_s = self._wait_s()
@@ -191,7 +191,7 @@ class Lanes:
                 self._n_idle -= 1
 
     def _wait_s(self) -> float | None:
-        """How long the next request has to wait for one that was just begun; None where there is none to begin."""
+        """How long the next request waits for the one that began last; None where no request can begin."""
         n_large = sum(work.is_large for work in self._begun.values())
         if not self._small and (not self._large or n_large >= _MAX_LARGE):
             return None

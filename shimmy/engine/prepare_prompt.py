@@ -1,4 +1,4 @@
-"""Turns what jobs ask for into what the scheduler runs: tokens, a chain of samplers, and what it has to obey.
+"""Makes a scheduler's task of a job: tokens of the prompt, a chain of samplers, and the guide that the reply obeys.
 
 Knows the loaded model, its template and its adapters; nothing of the socket or of other jobs.
 """
@@ -39,7 +39,7 @@ _WORTH_REMEMBERING = 512
 # Of texts that were tokenized, so many characters in all.
 _N_REMEMBERED = 1 << 20
 
-# Whoever sends a few more tokens than there may be is told how many they are.
+# A prompt that is only so many tokens too long is counted to the end, for the error message.
 _WORTH_COUNTING = 1 << 14
 
 _Asked = tuple[str, bool, bool]  # a text, and how to tokenize it
@@ -47,7 +47,7 @@ Pause = Callable[[], None]
 
 
 def _go_on() -> None:
-    """The pause of whoever has time."""
+    """A pause that does nothing."""
 
 
 class _Remembered:
@@ -132,7 +132,7 @@ class PromptPreparer:
             # A model with a broken template still completes plain text; only chats are refused.
             logger.warning("the chat template of the model does not compile: %s", error.message)
             self._chat = error
-        self._rules = GuideFactory(model.vocab)
+        self._guides = GuideFactory(model.vocab)
         self._end_tokens: list[int] | None = None
         self._remembered = _Remembered()
         self._longest_token_bytes = model.vocab.tokenizer.longest_token_bytes()
@@ -151,11 +151,11 @@ class PromptPreparer:
         tokens, reply_format = self._prompt(job.prompt, pause)
         reply_format = replace(reply_format, beside=_beside_calls(job))
         scales = lora_adapters.scales(self.adapters, job.lora)
-        guide, warnings = self._rules.guide(job, reply_format)
+        guide, warnings = self._guides.guide(job, reply_format)
         seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
         chain = sampler_chain.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
         sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers, tokens)
-        marks = self._rules.marks(reply_format)
+        marks = self._guides.marks(reply_format)
         return Task(job, tokens, sampler, received_s, scales, guide, reply_format, marks, warnings)
 
     def _prompt(self, prompt: Prompt, pause: Pause) -> tuple[list[int], ReplyFormat]:

@@ -1,13 +1,14 @@
-"""A worker's signs of life and of progress, which its server hears every few seconds.
+"""A worker's signs of life and of progress, which its parent receives every few seconds.
 
-Knows which threads have work and when each of them last got on; nothing of what they do. `watch` is the other end.
+Knows which threads have work and when each of them last made progress; nothing of what they do. `wire.liveness` is the
+other end.
 
 What counts as progress has to be fine enough for the slowest machine, and false for a thread that only burns time. A
 decode of 256 rows takes minutes on a Pi with a model of 8 billion weights; processor time grows as well in a loop
 without end, and while threads of the engine spin for one that waits for a disk. So it is the nodes of the engine's
 graph, some hundreds in a decode, each of which is one product of matrices or less: ggml calls its abort callback after
 each of them. That callback is `pthread_spin_unlock` of the C library, which stores a number and returns 0, "go on": a
-nanosecond, without Python and its lock. Whoever finds the lock open, and closes it, knows that the engine got on.
+nanosecond, without Python and its lock. `were_computed` closes the lock: found open, it shows that the engine got on.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ FIRST_BEAT_EVERY_S = 1.0  # until another interval is told
 
 
 class _Nodes:
-    """Whether the engine has computed nodes of its graph since it was asked last; never where the C library cannot."""
+    """Whether the engine has computed nodes of its graph since the last call; False where there are no such locks."""
 
     def __init__(self) -> None:
         self._lock = ctypes.c_int()
@@ -43,7 +44,7 @@ nodes = _Nodes()
 
 
 class Activity:
-    """What one thread says of its work. Cheap: `n_steps += 1` is all that is done in the midst of it."""
+    """The progress of one thread. Cheap: in the midst of its work the thread only does `n_steps += 1`."""
 
     __slots__ = ("is_busy", "n_steps")
 

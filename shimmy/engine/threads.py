@@ -1,4 +1,4 @@
-"""Starts the threads of a worker, and finds out how many the system allows. Knows nothing of what they do."""
+"""Starts the threads of a worker, and finds out how many the system allows. Knows nothing of what the threads do."""
 
 import threading
 from collections.abc import Callable

@@ -1,7 +1,6 @@
-"""From SamplingParams to the list of sampler stages of a job, in llama.cpp's default order.
+"""The values of SamplingParams with which llama.cpp neither aborts nor overflows.
 
-Knows the ranges in which llama.cpp neither aborts nor overflows, and nothing of ctypes: `llama.py` builds the stages.
-Order: common_sampler_init in llama.cpp's common/sampling.cpp.
+Knows no engine: in the worker, `engine.llama.sampler_chain` makes sampler stages of the parameters.
 """
 
 import math

@@ -1,7 +1,9 @@
 """From the text of a job to content, reasoning and tool calls. Knows what a ReplyFormat means; knows nothing of tokens,
 templates or dialects.
 
-However the same text is cut, the deltas say the same. Nothing is an error: what has not the expected form is content.
+The last of three steps, in both processes. In the worker, `engine.chat.tool_format` and `engine.chat.thinking` find a
+model's format in its chat template, and `engine.constrain.tool_grammar` and `thinking_budget` force the reply into it.
+However the same text is cut, the deltas together are the same. No text is an error: what lacks the form is content.
 """
 
 import re

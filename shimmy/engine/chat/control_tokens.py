@@ -1,9 +1,9 @@
-"""Keeps what callers write from becoming control tokens: those come from a model's chat template alone.
+"""Keeps what callers write from becoming control tokens: these come from a model's chat template alone.
 
-Knows the texts of a model's control tokens. A character of each of them that occurs in a caller's text is replaced by a
-stand-in (a private-use character) before the template sees it, one for one, so that a template may trim, cut, quote or
-compare the text; afterwards the stand-ins say where a prompt has to be cut so that no token is found across. Knows
-nothing of tokens' ids, nor how a text is tokenized.
+Knows the texts of a model's control tokens; nothing of token ids, nor how a text is tokenized. Where such a text occurs
+in a caller's message, one of its characters is replaced by a stand-in (a private-use character) before the template
+sees the message, one for one, so that a template may trim, cut, quote or compare the text. Afterwards the stand-ins
+show where the prompt has to be cut so that no control token is found across a cut.
 """
 
 import json

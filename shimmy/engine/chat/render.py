@@ -1,6 +1,7 @@
-"""A conversation as a model wants to see it, and how its reply is to be read.
+"""Renders a conversation as the model expects it, and finds the format of the model's reply.
 
-Renders with the model's template, and writes as text whatever of tools and calls the template has no place for.
+Renders with the model's template, and writes tools, calls and results that the template does not show into messages.
+`tool_format` and `thinking` find the format, which `constrain` forces and `text.reply_parser` reads.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""Renders a model's chat template: how messages look to it, what it is given, how long it may take.
+"""Renders a model's chat template: the variables that it is given, the form of messages, and how long it may take.
 
-Knows the conventions of Hugging Face and llama.cpp; the language and its limits are in `jinja.py`. No tokens here.
+Knows the conventions of Hugging Face and llama.cpp; nothing of tokens. The language and its limits are in
+`jinja_sandbox`.
 """
 
 import ctypes

@@ -1,4 +1,8 @@
-"""What begins and what ends a model's reasoning, read from its chat template. Knows nothing of tokens."""
+"""What begins and what ends a model's reasoning, read from its chat template. Knows nothing of tokens.
+
+`constrain.thinking_budget` forces the end found here after so many tokens, `constrain.guides` keeps grammars from
+applying before it, and `text.reply_parser` splits the reasoning off. `tool_format` does the same for tool calls.
+"""
 
 import re
 from contextlib import suppress
@@ -45,9 +49,9 @@ def _shown(template: ChatTemplate) -> tuple[str, str] | None:
 
 
 def is_begun(prompt: ChatPrompt, text: str, pair: tuple[str, str]) -> bool:
-    """Whether `text`, which a prompt has become, ends inside reasoning.
+    """Whether `text`, the rendered prompt, ends inside reasoning.
 
-    Only its end counts, and in a reply that goes on what it says itself: a user may well write of such tags.
+    Only the end of the text counts, and where a reply is continued, the reply's own text: users may write such tags.
     """
     begins, ends = pair
     if prompt.continue_final_message:

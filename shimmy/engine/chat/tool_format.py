@@ -1,7 +1,10 @@
-"""How a model writes tool calls, found out by showing its chat template some.
+"""How a model writes tool calls, found out by rendering some with its chat template.
 
-A template renders a conversation as the model was trained to see it, so a call in its history looks like a call of the
-model's. Knows templates and the shapes of `ToolFormat`; knows no model by name, and nothing of tokens.
+A template renders a conversation as the model was trained to see it, so a call in the history looks like a call that
+the model writes. Knows templates and the shapes of `ToolFormat`; knows no model by name, and nothing of tokens.
+This is the first of three steps: the ToolFormat found here is forced on the reply by `constrain.tool_grammar`, and read
+back from the reply by `text.reply_parser`. Reasoning goes the same way: `thinking` finds its marks, `thinking_budget`
+forces its end, and `text.reply_parser` splits it off.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""What a job's reply has to obey beyond its sampling: grammars, calls of tools, an end to reasoning.
+"""Makes the guide of a job: the grammar, the tool calls and the end of reasoning that its reply has to obey.
 
-Puts together what others know: how calls look, how grammars are followed. Knows the tokens of the model.
+Puts together `tool_grammar` (how calls look), `guides` (how grammars are followed) and `thinking_budget`. Knows the
+model's vocabulary.
 """
 
 import logging
@@ -20,12 +21,12 @@ from shimmy.messages.request import ChatPrompt, Job, Tool
 if TYPE_CHECKING:
     from shimmy.engine.constrain.guides import Grammars
 
-# May stand before a call in a format without marks; templates do not show it (see tool_grammar.py).
+# May stand before a call in a format without marks; templates do not show this token (see `tool_grammar`).
 _PYTHON_TAG = "<|python_tag|>"
 _ANY_OBJECT = '{"type":"object"}'
-_NOT_OF_AN_OBJECT = "the schema, which is not one of an object,"  # lost as a whole
-_LOOKING_S = 1.0  # into the schemas of all tools of a job, beyond which large ones are not enforced
-# Those of the first tools that are no longer than this always are: how busy the machine is must not decide.
+_NOT_OF_AN_OBJECT = "the schema, which is not one of an object,"  # not enforced at all
+_LOOKING_S = 1.0  # for the schemas of all tools of a job; large ones that come later are not enforced
+# Schemas of the first tools with no more characters than this are always enforced, however busy the machine is.
 _N_SURE, _SURE_CHARACTERS = 64, 4096
 _N_WARNINGS = 16  # of one job
 _N_TOLD = 256  # warnings that are in the log already
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class GuideFactory:
-    """Makes the guides of one model's jobs, on the thread that prepares them."""
+    """Makes the guides of one model's jobs, on the thread that prepares a job."""
 
     def __init__(self, vocab: LlamaVocab) -> None:
         self._vocab = vocab
@@ -43,9 +44,9 @@ class GuideFactory:
         self._told: set[str] = set()
 
     def guide(self, job: Job, form: ReplyFormat) -> tuple[Guide | None, tuple[str, ...]]:
-        """What the job has to obey, None where it may say anything; and warnings of what is left to the model.
+        """The guide of a job, None where any reply is right; and warnings of constraints that are not enforced.
 
-        Raises BadRequest for what cannot be enforced and has to be.
+        Raises BadRequest for a strict constraint that cannot be enforced.
         """
         tools = job.prompt.tools if isinstance(job.prompt, ChatPrompt) and form.tools is not None else ()
         guide: Guide | None = None
@@ -154,7 +155,7 @@ class GuideFactory:
                 logger.warning("%s", warning)
 
     def marks(self, form: ReplyFormat) -> Mapping[int, bytes]:
-        """The control tokens that stand for parts of a reply, which its reader has to see."""
+        """The control tokens that mark parts of a reply, with their bytes: ReplyParser has to see these as text."""
         known = self._marks.get(form)
         if known is None:
             texts = marks(form)

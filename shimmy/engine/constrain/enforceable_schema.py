@@ -1,7 +1,7 @@
-"""The part of a JSON Schema that can be enforced, and the places of what had to go: for callers who do not insist.
+"""The part of a JSON Schema that can be enforced, and the places of what was dropped, for schemas that are not strict.
 
-Knows the keywords that llguidance cannot honour, and asks it, by way of a function, about all others. What is dropped
-only ever makes a schema allow more.
+Knows the keywords that llguidance cannot honour, and asks it, through a function, about all others. A keyword is only
+dropped where the schema then allows more.
 """
 
 import json

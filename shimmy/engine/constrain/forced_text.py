@@ -1,6 +1,6 @@
-"""How much text a grammar may force at once: a bound for what llguidance then puts together and tokenizes in one go.
+"""How much text a grammar may force at once: an upper bound for what llguidance would build and tokenize in one call.
 
-Knows JSON Schemas and the Lark dialect of llguidance by their shape alone, and rather reckons too much than too little.
+Knows JSON Schemas and the Lark dialect of llguidance by their shape alone; the bound may be too high, never too low.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The only importer of llguidance: what a reply has to look like, as a Guide of its tokens.
 
-Knows how grammars are put together and what they may cost. Knows no scheduler and no llama.cpp: a model's tokens come
-by way of a Vocabulary. JSON Schemas are checked in schema.py, and loosened in enforceable.py; GBNF is read in gbnf/.
+Knows how grammars are put together and what they may cost. Knows no scheduler and no llama.cpp: a Vocabulary has the
+model's tokens. JSON Schemas are checked in `json_schema` and loosened in `enforceable_schema`; GBNF is read in `gbnf`.
 """
 
 import functools
@@ -56,7 +56,7 @@ _MAX_REASON = 300  # characters
 
 
 class Vocabulary(Protocol):
-    """What is to be known of a model's tokens: of `llama.LlamaModel`."""
+    """What a guide needs to know of a model's tokens: `llama.LlamaVocab`."""
 
     n_vocab: int
 

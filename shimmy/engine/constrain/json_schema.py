@@ -1,7 +1,7 @@
-"""JSON Schemas as llguidance is given them: what it would not honour is refused here, and how JSON is written is set.
+"""JSON Schemas as llguidance is given them: what it would not honour is refused, and the spacing of JSON is set.
 
-Knows keywords, and the places where llguidance 1.9.1 is not exact. Compiles nothing: what llguidance refuses itself is
-left to it, and `keyword_at_fault` only finds words for it. What can be kept of a schema is a matter of `enforceable`.
+Knows keywords, and the places where llguidance 1.9.1 is not exact. Compiles nothing: llguidance refuses other schemas
+itself, and `keyword_at_fault` finds words for that. `enforceable_schema` decides what can be kept of a schema.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""What a JSON Schema says without constraining anything is taken out; what has a plainer equivalent becomes that.
+"""Simplifies a JSON Schema: removes what constrains nothing, and writes the rest in the plainest equivalent form.
 
-A schema means the same afterwards (JSON Schema 2020-12), so it may be done to every schema. Knows keywords; knows
-nothing of what can be enforced.
+The schema means the same afterwards (JSON Schema 2020-12), so every schema may be simplified. Knows keywords; nothing
+of what can be enforced.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,8 @@
-"""Ends a job's reasoning after so many tokens: a guide that forces the end of it, and otherwise asks the one within.
+"""Ends a job's reasoning after so many tokens: a guide that forces the end mark, and otherwise asks an inner guide.
 
-Knows the marks of reasoning as bytes and tokens; nothing of templates or grammars.
+Knows the marks of reasoning as bytes and tokens; nothing of templates or grammars. `chat.thinking` has found the marks,
+the inner guide may be of `guides` (a grammar, or the calls of `tool_grammar`), and `text.reply_parser` splits the
+reasoning off.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +11,10 @@ from shimmy.engine.schedule.task import Guide
 
 
 class ThinkingBudget:
-    """Reasoning begins at once where `is_thinking`, else where the reply itself begins with `start`.
+    """Reasoning begins at once where `is_thinking`, else where the reply itself begins with the first of `marks`.
 
-    `end_tokens` are what it is ended with, `n_max` is how many tokens may come before. `spelled` gives the bytes of a
-    token. `inner` hears of every token.
+    `end_tokens` end the reasoning after `n_max` tokens. `spelled` returns the bytes of a token. `inner` accepts every
+    token.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class ThinkingBudget:
         self._tail = b""
         self._is_thinking = is_thinking
         self._is_done = False
-        self._ending: list[int] = []  # of the tokens that end it, those that have not come yet
+        self._ending: list[int] = []  # of `end_tokens`, those still to come
         if is_thinking and not n_max:
             self._ending = list(end_tokens)
 
@@ -50,7 +52,7 @@ class ThinkingBudget:
         if self._ending:
             token = self._ending[0]
             return bytes(token // 8) + bytes([1 << token % 8])
-        assert self._inner is not None  # who allows everything is not asked what
+        assert self._inner is not None  # without an inner guide, `allows` was True and this is not called
         return self._inner.allowed()
 
     def accept(self, token: int) -> None:

@@ -1,7 +1,8 @@
 """The grammar of replies that may or must call tools, in the Lark dialect of llguidance.
 
-https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. Writes the text of a grammar and does not run it.
-Knows nothing of templates.
+https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. Writes the text of a grammar, which `guides` runs.
+Knows nothing of templates: `chat.tool_format` has found the ToolFormat that this grammar forces, and
+`text.reply_parser` reads the calls back from the reply. `thinking_budget` ends reasoning before the calls.
 """
 
 import json
@@ -21,7 +22,7 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 # only beside tools that are built in. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 _OPTIONAL_START = "<|python_tag|>"
 _END_OF_TEXT = '"}'
-# A mark that is likely to be one token.
+# A text that is likely to be one token.
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 
 
@@ -181,7 +182,7 @@ class _Lark:
         """All that follows the trigger."""
         form = self._form
         if form.id_key:
-            self.rule("ID", "/[a-zA-Z0-9]{9}/")  # Mistral's, who alone has ids in calls
+            self.rule("ID", "/[a-zA-Z0-9]{9}/")  # only Mistral's models write ids in calls
             self.rule("ID_IN_QUOTES", '"\\"" ID "\\""')
         more = ""
         if parallel and may_be_several(form):
@@ -199,7 +200,7 @@ class _Lark:
         """Replies that are free text or, behind free text, calls; `name` is for a rule of its own."""
         if not self._has_mark:
             return [text, self.called]
-        # A mark that is a token may be spelled out too; who reads the reply sees no difference.
+        # A mark that is a token may be spelled out too; ReplyParser sees no difference.
         self._rules.append(f"{name}[lazy]: {text} {json.dumps(self._trigger)}")
         replies = [text, f"{name} calls GAP?"]
         token = self._special(self._trigger)

@@ -1,9 +1,9 @@
 """Which cells a worker computes: keys that are equal where the same tokens give the same cells.
 
-Knows files by their bytes, told in milliseconds without reading all of them. Two files count as one when they have the
-same size and time of change, begin with the same 8 MiB (of a GGUF file metadata, and tensors with their types) and are
-the same in 512 places spread over the rest. So what was computed with one is never taken for another's, unless somebody
-edits single weights and sets the clock back.
+Knows files by their bytes, and reads a few milliseconds' worth of them. Two files count as one when they have the same
+size and time of change, begin with the same 8 MiB (metadata and the list of tensors of a GGUF file) and are the same in
+512 places spread over the rest. So cells computed with one file are never used with another, unless a person edits
+single weights and sets the clock back.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _SAMPLE_BYTES = 4096
 
 
 class OpenFiles:
-    """Files held open from before they are loaded, so that these are described, wherever their names lead by then."""
+    """Files that are opened before the engine loads them, so that the digest is never that of a replacement."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         """Raises OSError when one cannot be opened."""
@@ -36,14 +36,14 @@ class OpenFiles:
         self._digest: bytes | None = None
 
     def are_in_place(self) -> bool:
-        """Whether their names still lead to them: then who opened these names meanwhile has opened them."""
+        """Whether the names still lead to these files: then the engine, which opened the names, has loaded them."""
         try:
             return all(os.path.samestat(path.stat(), os.fstat(file.fileno())) for path, file in self._files)
         except OSError:
             return False
 
     def are_unchanged(self) -> bool:
-        """Whether nobody has written into them since they were opened."""
+        """Whether the files have not been written to since they were opened."""
         return [_state(os.fstat(file.fileno())) for _, file in self._files] == self._states
 
     def digest(self) -> bytes:
@@ -69,7 +69,7 @@ class OpenFiles:
 
 
 class Sources:
-    """What a worker is about to load: open one before, and ask it for the keys once that is done."""
+    """The files that a worker is about to load. Make it before the load, and call `keys` after the load."""
 
     def __init__(self, model: Path, adapters: Iterable[Path]) -> None:
         """For the GGUF file `model` with its shards, and adapters it may take. Raises OSError or InvalidGguf."""
@@ -89,8 +89,8 @@ class Sources:
             files.close()
 
     def keys(self, adapters: Sequence[Adapter], *others: bytes) -> "Keys":
-        """For the loaded `adapters`; `others` is what else the cells depend on. Raises OSError where files have been
-        replaced meanwhile, so that nobody knows which of them were loaded."""
+        """For the loaded `adapters`; `others` is what else the cells depend on. Raises OSError where a file was
+        replaced meanwhile: the engine may have loaded either of the two."""
         self._reading.join()
         loaded = {adapter.path: self._adapters[adapter.path] for adapter in adapters if adapter.path in self._adapters}
         if not all(files.are_in_place() for files in (self._model, *loaded.values())):
@@ -107,7 +107,7 @@ class Keys:
         self._adapters = [None if files is None else files.digest() for files in adapters]
 
     def of(self, scales: Sequence[float]) -> bytes | None:
-        """32 bytes for these scales of the adapters; None where nobody can tell what the cells are."""
+        """32 bytes for these scales of the adapters; None where the files have changed, or are not known."""
         used = [(adapter, scale) for adapter, scale in zip(self._adapters, scales, strict=True) if scale]
         if not all(files.are_unchanged() for files in self._files):
             return None

@@ -1,8 +1,8 @@
 """The KV pool: which sequence holds which tokens, how many cells that takes, and how many there are.
 
-Sequences that begin alike share the cells of their beginning, so what is resident is a radix tree whose edges are
-`prefix.Run`s. The pool starts small, grows when prompts and replies need it, and shrinks when nobody does. Knows token
-lists, a pool that can be resized and prompts on the disk; nothing of jobs, batches or llama_cpp.
+Sequences that begin alike share the cells of their beginning, so what is resident is a radix tree (`prefix_tree`). The
+pool starts small, grows when prompts and replies need cells, and shrinks when no job runs. Knows token lists, a pool
+that can be resized and prompts on the disk; nothing of jobs, batches or llama_cpp.
 """
 
 from collections.abc import Callable
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from shimmy.engine.kv.prompt_store import Ready  # few workers need it
 
 # Each resident cell costs every later row a look at its mask (2,000 of them slow a decode by 7 %, SmolLM2 on 2 cores),
-# so idle sequences, beside the one used last, may hold this share of what is booked,
+# so idle sequences, beside the one used last, may hold this share of the booked cells,
 _IDLE_SHARE = 0.25
-# and there may be this many of them before prompts have shown that they come back to more.
+# and there may be so many idle sequences before prompts have shown that they come back to more of them.
 _MIN_IDLE_SEQUENCES = 3
-# A pool that grows becomes so many times as large, at least: what is resident has to move each time.
+# A pool that grows becomes at least so many times as large: all resident cells have to move each time.
 _GROWTH = 2
-# Where there is no memory for that, less will do, down to this.
+# Where there is no memory for that, the pool grows by less, down to this factor.
 _LEAST_GROWTH = 1.1
-# One shrinks to this share of it, or less,
+# A pool shrinks only where that leaves this share of its cells, or fewer,
 _WORTH_SHRINKING = 0.75
-# and keeps room for the next turn of the conversations that stay.
+# and it keeps so many free cells for the next turn of the conversations that stay.
 _SLACK = 256
 
 Scales = tuple[float, ...]  # of the adapters that cells are computed with
 
 
 class KvBackend(Protocol):
-    """What is needed of an engine: `llama.LlamaModel`."""
+    """What the pool needs of an engine: `llama.LlamaBackend`."""
 
     n_ctx: int  # cells that the pool may have at most
-    n_booked: int  # those that there is memory for in any case
-    n_cells: int  # cells that it has
-    n_sequences: int  # and sequences
-    n_open: int
+    n_booked: int  # cells that memory is set aside for
+    n_cells: int  # cells that it has now
+    n_sequences: int  # sequences that it may have at most
+    n_open: int  # sequences that it has now
     can_rewind: bool
 
     def resize(self, n_cells: int, n_open: int) -> bool: ...
@@ -49,7 +49,7 @@ class KvBackend(Protocol):
 
 
 class StoredPrompts(Protocol):
-    """What is needed of the prompts on the disk: `prompts.Prompts`."""
+    """What the pool needs of the prompts on the disk: `prompt_store.PromptStore`."""
 
     @property
     def is_writing(self) -> bool: ...
@@ -62,30 +62,30 @@ class StoredPrompts(Protocol):
 
 
 class KvPool:
-    """Owns the KV pool of an engine: nobody else adds to its sequences or takes from them."""
+    """Owns the KV pool of an engine: no other object adds tokens to its sequences or removes any."""
 
     def __init__(self, pool: KvBackend, prompts: StoredPrompts | None = None) -> None:
         self._pool = pool
         self._prompts = prompts
         self.sequences = [Sequence(number) for number in range(pool.n_open)]
-        self._allowance = prefix_tree.RetentionPolicy(_MIN_IDLE_SEQUENCES, pool.n_sequences)
+        self._retention = prefix_tree.RetentionPolicy(_MIN_IDLE_SEQUENCES, pool.n_sequences)
         self._least = pool.n_cells, pool.n_open
-        self.n_most = pool.n_ctx  # cells that it may have; fewer than that where there was no memory for more
+        self.n_most = pool.n_ctx  # cells that it may have; fewer than `n_ctx` where memory ran out
         self._n_used = 0  # cells that hold a token of one sequence or more
         self._n_releases = 0
 
     @property
     def n_free(self) -> int:
-        """KvPool that are there and hold nothing."""
+        """Cells that the pool has and that hold no token."""
         return self._pool.n_cells - self._n_used
 
     def n_common(self, tokens: list[int], scales: Scales) -> int:
-        """The longest beginning of `tokens` that is resident."""
+        """How many of the first `tokens` are resident in one sequence."""
         alike = [sequence for sequence in self.sequences if sequence.scales == scales]
         return max((prefix_tree.n_common(sequence.tokens, tokens) for sequence in alike), default=0)
 
     def is_coming(self, tokens: list[int], scales: Scales, *, wait: bool) -> bool:
-        """Whether more of a prompt is being read from the disk than is resident; with `wait`, that is awaited."""
+        """Whether more of a prompt is being read from the disk than is resident; `wait` waits for the read."""
         if self._prompts is None:
             return False
         return self._prompts.is_coming(tokens, scales, self.n_common(tokens, scales), wait=wait)
@@ -95,38 +95,38 @@ class KvPool:
         self._open_more()
         return prefix_tree.choose(self.sequences, tokens, scales)
 
-    def n_taken_with(self, choice: prefix_tree.PrefixMatch, n_kept: int) -> int:
-        """Cells that can be taken from nobody when a prompt runs where `choice` says and keeps `n_kept` of its tokens:
-        these, and those of busy sequences."""
-        taken = {run: run.n_tokens for sequence in self.sequences if sequence.busy for run in sequence.runs}
-        for run in (choice.source or choice.sequence).runs:
-            taken[run] = max(taken.get(run, 0), min(n_kept, run.n_tokens))
-            n_kept = max(0, n_kept - run.n_tokens)
+    def n_taken_with(self, match: prefix_tree.PrefixMatch, n_kept: int) -> int:
+        """Cells that eviction cannot free if a prompt reuses the first `n_kept` tokens of `match`: those tokens' and
+        every busy sequence's."""
+        taken = {edge: edge.n_tokens for sequence in self.sequences if sequence.busy for edge in sequence.edges}
+        for edge in (match.source or match.sequence).edges:
+            taken[edge] = max(taken.get(edge, 0), min(n_kept, edge.n_tokens))
+            n_kept = max(0, n_kept - edge.n_tokens)
         return sum(taken.values())
 
-    def take(self, choice: prefix_tree.PrefixMatch, tokens: list[int], scales: Scales, *, uses_cache: bool) -> int:
+    def take(self, match: prefix_tree.PrefixMatch, tokens: list[int], scales: Scales, *, uses_cache: bool) -> int:
         """Make a sequence busy for the prompt `tokens`; returns how many of them it holds already, from the pool or the
         disk, none without `uses_cache`."""
-        sequence = choice.sequence
+        sequence = match.sequence
         ready = None
         if uses_cache and self._prompts is not None:
-            ready = self._prompts.take(tokens, scales, choice.n_kept)
+            ready = self._prompts.take(tokens, scales, match.n_kept)
         if not uses_cache:
             n_kept = self.trim(sequence, 0)
         elif ready is not None:
             n_kept = self._put(ready, sequence)
-        elif choice.source is None:
-            n_kept = self.trim(sequence, choice.n_kept)
+        elif match.source is None:
+            n_kept = self.trim(sequence, match.n_kept)
         else:
             self.trim(sequence, 0)
-            n_kept = self._share(choice)
+            n_kept = self._share(match)
         sequence.busy = True
         sequence.scales = scales
         return n_kept
 
     def asked(self, prompt: list[int]) -> None:
-        """Learn from a prompt which idle sequences are worth their cells."""
-        self._allowance.asked(prompt)
+        """Note that a prompt arrived: the retention policy learns which idle sequences are worth their cells."""
+        self._retention.asked(prompt)
 
     def extend(self, sequence: Sequence, tokens: list[int]) -> None:
         """Note that a decode has put `tokens` behind those of `sequence`."""
@@ -143,8 +143,7 @@ class KvPool:
         return n_keep
 
     def make_room(self, n_cells: int) -> bool:
-        """See that `n_cells` are free: let the pool grow, and evict idle sequences where it cannot; False when neither
-        helps."""
+        """Free `n_cells`: grow the pool, and evict idle sequences where it cannot grow. False where that fails."""
         if self.n_free >= n_cells or self._grow(self._n_used + n_cells):
             return True
         while self.n_free < n_cells:
@@ -153,7 +152,7 @@ class KvPool:
         return True
 
     def expect(self, n_cells: int) -> None:
-        """Let the pool grow now rather than later when so many cells more are going to be wanted, evicting nobody."""
+        """Grow the pool now for `n_cells` that will be needed soon; evicts no sequence for them."""
         n_cells = min(self._n_used + n_cells, self.n_most)
         if n_cells > self._pool.n_cells:
             self._grow(n_cells)
@@ -166,21 +165,21 @@ class KvPool:
         return victim is not None
 
     def free(self, sequence: Sequence) -> None:
-        """Empty a busy sequence and let others have it."""
+        """Empty a busy sequence and make it idle."""
         self.trim(sequence, 0)
         self._pool.forget(sequence.id, 0)  # also what a failed decode has left there
         sequence.busy = False
 
     def release(self, sequence: Sequence) -> None:
-        """Keep what a sequence holds for the next prompt like it, at the expense of those that were used longer ago."""
-        self._allowance.ended(sequence.tokens)
+        """Make a busy sequence idle and keep its tokens; idle sequences used longer ago may be emptied for it."""
+        self._retention.ended(sequence.tokens)
         self._thin_out()
         self._n_releases += 1
         sequence.busy = False
         sequence.last_used = self._n_releases
 
     def store_one(self) -> bool:
-        """Let the disk have one of the sequences while none is busy; whether to ask again soon."""
+        """Store one sequence on the disk while none is busy; returns whether to call again soon."""
         if self._prompts is None:
             return False
         self._prompts.rest()
@@ -189,7 +188,7 @@ class KvPool:
         )
 
     def store_all(self, left_s: Callable[[], float]) -> None:
-        """Let the disk have all sequences, the latest first, as long as `left_s` gives more than 0 seconds."""
+        """Store all sequences on the disk, the latest first, while `left_s` returns more than 0 seconds."""
         for sequence in self._by_use():
             if self._prompts is None or left_s() <= 0:
                 return
@@ -197,7 +196,7 @@ class KvPool:
             self._prompts.flush(left_s())
 
     def shrink(self) -> None:
-        """Give memory back that nobody uses, as long as no sequence is busy."""
+        """Free the memory of unused cells and sequences; call it while no sequence is busy."""
         self.n_most = self._pool.n_ctx
         n_least, n_open = self._least
         if any(sequence.tokens for sequence in self.sequences[n_open:]):
@@ -215,15 +214,15 @@ class KvPool:
         self._pool.wipe()
 
     def _open_more(self) -> None:
-        """Have all sequences that there may be when fewer are not enough for jobs and what is worth keeping."""
+        """Open all sequences where those open are too few for the jobs and the prompts worth keeping."""
         n_open, n_all = len(self.sequences), self._pool.n_sequences
-        are_too_few = self._allowance.n_sequences >= n_open and all(each.tokens for each in self.sequences)
+        are_too_few = self._retention.n_sequences >= n_open and all(each.tokens for each in self.sequences)
         is_needed = are_too_few or all(each.busy for each in self.sequences)
         if n_open < n_all and is_needed and self._pool.resize(self._pool.n_cells, n_all):
             self.sequences += [Sequence(number) for number in range(n_open, n_all)]
 
     def _grow(self, n_cells: int) -> bool:
-        """Have at least `n_cells`; False when that is more than was asked for, or than the memory has."""
+        """Grow to at least `n_cells`; False where that exceeds `n_most` or the memory."""
         if n_cells > self.n_most:
             return False
         n_before = self._pool.n_cells
@@ -235,20 +234,20 @@ class KvPool:
             self.n_most = n_wanted - 1
             n_wanted = (n_before + n_wanted) // 2
             if n_wanted < _LEAST_GROWTH * n_before:
-                self.n_most = n_before  # to try again costs time, and who rests may find more memory
+                self.n_most = n_before  # a further try costs time; `shrink` allows one after an idle time
                 break
         return self._pool.n_cells >= n_cells
 
-    def _share(self, choice: prefix_tree.PrefixMatch) -> int:
-        """Give an empty sequence a prefix that another one has computed; 0 where the engine cannot."""
-        assert choice.source is not None
-        if not self._pool.share(choice.source.id, choice.sequence.id, choice.n_kept):
+    def _share(self, match: prefix_tree.PrefixMatch) -> int:
+        """Let an empty sequence use the prefix of another; returns its tokens, 0 where the engine cannot share."""
+        assert match.source is not None
+        if not self._pool.share(match.source.id, match.sequence.id, match.n_kept):
             return 0
-        prefix_tree.share(choice.source, choice.sequence, choice.n_kept)
-        return choice.n_kept
+        prefix_tree.share(match.source, match.sequence, match.n_kept)
+        return match.n_kept
 
     def _put(self, ready: "Ready", sequence: Sequence) -> int:
-        """Give `sequence`, instead of what it holds, what has come from the disk; returns how much of it is of use."""
+        """Replace the content of `sequence` by cells from the disk; returns how many tokens the prompt can use."""
         assert self._prompts is not None
         self.trim(sequence, 0)
         if not self.make_room(len(ready.tokens)) or not self._prompts.put(ready, sequence.id):
@@ -257,7 +256,7 @@ class KvPool:
         return self.trim(sequence, ready.n_tokens)
 
     def _give_up(self, sequence: Sequence) -> None:
-        """Empty an idle sequence, and let the disk have it where that takes no time."""
+        """Empty an idle sequence, and store it on the disk where the copy is short."""
         if self._prompts is not None:
             self._prompts.keep(sequence.tokens, sequence.scales, sequence.id, is_urgent=True)
         self.trim(sequence, 0)
@@ -266,12 +265,12 @@ class KvPool:
         return sorted(self.sequences, key=lambda sequence: (sequence.busy, sequence.last_used), reverse=True)
 
     def _thin_out(self) -> None:
-        """Let the idle sequences go that are not worth their cells; the one that comes to them now is."""
+        """Empty idle sequences that are not worth their cells, the one used longest ago first."""
         idle = [sequence for sequence in self.sequences if sequence.tokens and not sequence.busy]
         idle.sort(key=lambda sequence: sequence.last_used)
-        while len(idle) >= self._allowance.n_sequences or self._n_distinct(idle) > _IDLE_SHARE * self._pool.n_booked:
+        while len(idle) >= self._retention.n_sequences or self._n_distinct(idle) > _IDLE_SHARE * self._pool.n_booked:
             self._give_up(idle.pop(0))
 
     @staticmethod
     def _n_distinct(sequences: list[Sequence]) -> int:
-        return sum(run.n_tokens for run in {run for sequence in sequences for run in sequence.runs})
+        return sum(edge.n_tokens for edge in {edge for sequence in sequences for edge in sequence.edges})

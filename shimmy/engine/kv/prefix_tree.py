@@ -1,8 +1,8 @@
 """Which resident sequence a new prompt should continue, which one to give up for room, and which share their cells.
 
 Knows token lists and times of use; nothing of jobs or the engine. One `Sequence` stands for one llama.cpp sequence id,
-and its `tokens` are exactly the tokens whose cells lie in the KV pool under that id. Together the runs of all sequences
-are a radix tree: a run is an edge of it, and a sequence the way from the root to where its tokens end.
+and its `tokens` are exactly the tokens whose cells lie in the KV pool under that id. Together all sequences are a radix
+tree: an `Edge` is some consecutive cells, and a sequence is the path of edges from the root to where its tokens end.
 """
 
 from array import array
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 # A resident sequence is continued by another prompt only when the prompt keeps at least this share of it; otherwise
 # its conversation is worth more than the tokens they share, and those are shared with an empty sequence instead.
 _MIN_KEPT_SHARE = 0.5
-# An allowance that no prompt makes use of shrinks by one sequence in this many prompts.
+# The number of sequences to retain shrinks by one in this many prompts that do not need it.
 _PROMPTS_PER_SEQUENCE = 8
 
 
@@ -31,7 +31,7 @@ class Sequence:
 
     id: int
     tokens: list[int] = field(default_factory=list)
-    runs: list[Edge] = field(default_factory=list)  # whose cells hold them, in their order
+    edges: list[Edge] = field(default_factory=list)  # whose cells hold them, in their order
     scales: tuple[float, ...] = ()  # of the adapters its cells were computed with
     last_used: int = 0  # the scheduler's step count
     busy: bool = False
@@ -54,9 +54,9 @@ def n_common(left: "list[int] | array[int]", right: "list[int] | array[int]") ->
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
-    """The sequence for a prompt and how many of its first tokens it need not compute.
+    """The sequence for a prompt, and how many of the prompt's first tokens need not be computed.
 
-    They are resident in the sequence itself, or in `source`, from which they are to be shared.
+    These are resident in the sequence itself, or in `source`, which shares them with the sequence.
     """
 
     sequence: Sequence
@@ -88,37 +88,37 @@ def choose(sequences: Iterable[Sequence], prompt: list[int], scales: tuple[float
 
 
 def evictable(sequences: Iterable[Sequence]) -> Sequence | None:
-    """The idle sequence to give up: one that was used longest ago, of those that have cells for themselves.
+    """The idle sequence to give up: the one used longest ago, of those that share not all their cells with others.
 
-    What a sequence would cost to compute again grows with the cells that it frees, so only its use decides.
+    A sequence costs the more to compute again the more cells it frees, so only the time of its last use decides.
     """
     idle = [sequence for sequence in sequences if sequence.tokens and not sequence.busy]
     return min(idle, key=lambda sequence: (not _has_own_cells(sequence), sequence.last_used), default=None)
 
 
 def _has_own_cells(sequence: Sequence) -> bool:
-    return any(len(run.holders) == 1 for run in sequence.runs)
+    return any(len(edge.holders) == 1 for edge in sequence.edges)
 
 
 def extend(sequence: Sequence, tokens: list[int]) -> None:
     """Put `tokens` behind those of `sequence`, in new cells."""
-    last = sequence.runs[-1] if sequence.runs else None
+    last = sequence.edges[-1] if sequence.edges else None
     if last is None or len(last.holders) > 1:
         last = Edge(0, [sequence])
-        sequence.runs.append(last)
+        sequence.edges.append(last)
     last.n_tokens += len(tokens)
     sequence.tokens += tokens
 
 
 def cut(sequence: Sequence, n_keep: int) -> int:
-    """Take all but the first `n_keep` tokens from `sequence`; returns how many cells nobody holds any more."""
+    """Remove all but the first `n_keep` tokens of `sequence`; returns how many cells no sequence holds any more."""
     n_freed = 0
     n_runs = _split(sequence, n_keep)
-    for run in sequence.runs[n_runs:]:
-        run.holders.remove(sequence)
-        if not run.holders:
-            n_freed += run.n_tokens
-    del sequence.runs[n_runs:]
+    for edge in sequence.edges[n_runs:]:
+        edge.holders.remove(sequence)
+        if not edge.holders:
+            n_freed += edge.n_tokens
+    del sequence.edges[n_runs:]
     del sequence.tokens[n_keep:]
     return n_freed
 
@@ -126,30 +126,30 @@ def cut(sequence: Sequence, n_keep: int) -> int:
 def share(source: Sequence, target: Sequence, n_tokens: int) -> None:
     """Let `target`, which is empty, hold the first cells of `source` too."""
     target.tokens += source.tokens[:n_tokens]
-    target.runs += source.runs[: _split(source, n_tokens)]
-    for run in target.runs:
-        run.holders.append(target)
+    target.edges += source.edges[: _split(source, n_tokens)]
+    for edge in target.edges:
+        edge.holders.append(target)
 
 
 def _split(sequence: Sequence, n_tokens: int) -> int:
-    """See that a run of `sequence` ends after `n_tokens`; returns how many runs these are."""
-    for place, run in enumerate(sequence.runs):
+    """Make an edge of `sequence` end after `n_tokens`; returns how many edges come before that point."""
+    for place, edge in enumerate(sequence.edges):
         if n_tokens <= 0:
             return place
-        if n_tokens < run.n_tokens:
-            rest = Edge(run.n_tokens - n_tokens, run.holders.copy())
-            run.n_tokens = n_tokens
-            for holder in run.holders:
-                holder.runs.insert(holder.runs.index(run) + 1, rest)
-        n_tokens -= run.n_tokens
-    return len(sequence.runs)
+        if n_tokens < edge.n_tokens:
+            rest = Edge(edge.n_tokens - n_tokens, edge.holders.copy())
+            edge.n_tokens = n_tokens
+            for holder in edge.holders:
+                holder.edges.insert(holder.edges.index(edge) + 1, rest)
+        n_tokens -= edge.n_tokens
+    return len(sequence.edges)
 
 
 class RetentionPolicy:
     """How many idle sequences are worth their cells: as many as prompts have lately come back to.
 
-    It remembers the tokens of the last `n_most` jobs that ended, whether their cells are still resident or not. A
-    prompt that continues the third latest of them says that three are worth keeping.
+    The policy remembers the tokens of the last `n_most` jobs that ended, whether their cells are still resident or not.
+    A prompt that continues the third latest of these jobs shows that three sequences are worth keeping.
     """
 
     def __init__(self, n_least: int, n_most: int) -> None:

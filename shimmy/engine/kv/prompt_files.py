@@ -2,9 +2,9 @@
 
 Knows files, tokens and sizes; nothing of what cells are, nor of jobs. Several processes may share the folder.
 Format of a file: a head (magic, form, number of tokens, bytes of the cells, key), the tokens (int32), the cells, and a
-BLAKE2b of all that, keyed with the secret of the folder; all numbers little-endian. The engine trusts the cells it is
-given, and a plain checksum anybody can compute: so what was not written with the secret is never handed out. It costs
-what a checksum of that strength costs. Files that are cut off, damaged or put there by others are removed.
+BLAKE2b of all that, keyed with the secret of the folder; all numbers little-endian. The engine does not check the cells
+it is given, and any program can compute a plain checksum: so cells whose file lacks the right keyed hash are never
+returned. The keyed hash takes as long as a plain one. Files that are cut off, damaged or foreign are removed.
 """
 
 import contextlib
@@ -80,9 +80,9 @@ class _Shelf:
 
 
 class PromptCache:
-    """The folder. What belongs to a key (32 bytes) is for whoever computes the same cells from the same tokens.
+    """The folder. Workers with the same key (32 bytes) compute the same cells from the same tokens (`cache_keys`).
 
-    `keep` writes on a thread of its own; all else may be called from any thread.
+    `keep` writes on a thread of its own; any thread may call the other methods.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class PromptCache:
         start = _HEAD.size + n_tokens * _TOKEN_BYTES
         if start + n_bytes + _MAC_BYTES > self.max_bytes:
             raise Worthless("larger than all may be together")
-        # Read and not mapped, so that nobody can change it once it is verified.
+        # Read and not mapped, so that no process can change the cells once they are verified.
         data = memoryview(bytearray(start + n_bytes + _MAC_BYTES))
         file.seek(0)
         n_read = 0
@@ -295,7 +295,7 @@ class PromptCache:
     def _make_room(self, n_bytes: int) -> int:
         """Remove what was used longest ago, until a file of `n_bytes` fits; returns the bytes of those that stay.
 
-        Only who has the lock writes: what is unfinished now was left behind by a process that has ended.
+        Only the process with the lock writes: what is unfinished now was left behind by a process that has ended.
         """
         files = []
         with os.scandir(self._folder) as entries:

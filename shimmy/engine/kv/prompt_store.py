@@ -1,7 +1,7 @@
-"""Which prompts go to the disk and which come back from there, and when: what stands between scheduler and cache.
+"""Decides which prompts are written to the disk and read back, and when: the layer between KV pool and prompt files.
 
-Knows what is worth its bytes and the time of those who wait; nothing of files. Belongs to the thread that decodes; what
-is read and written is so on threads of their own, and no stream waits for it.
+Knows which reads and writes are worth their bytes and the time of jobs; nothing of files. Belongs to the thread that
+decodes. Files are read and written on threads of their own, so no stream waits for the disk.
 """
 
 import threading
@@ -15,14 +15,14 @@ from shimmy.messages.model_info import PromptCacheStats
 # Reading has to save so many tokens of computing, and at least this share of what is read.
 _WORTH_READING = 128
 _WORTH_READING_SHARE = 1 / 8
-# While jobs run, copying so much out of the pool is what others are made to wait for, at most: a few milliseconds.
+# While jobs run, at most so much is copied out of the pool at once: the jobs wait for a few milliseconds.
 _MAX_STALL_BYTES = 32 * 10**6
 
 Scales = tuple[float, ...]
 
 
 class PromptBackend(Protocol):
-    """Whose cells they are: `llama.LlamaModel`."""
+    """The engine that has the cells: `llama.LlamaBackend`."""
 
     def save_sequence(self, sequence: int, n_tokens: int) -> Cells | None: ...
     def load_sequence(self, sequence: int, n_tokens: int, data: memoryview) -> bool: ...
@@ -30,7 +30,7 @@ class PromptBackend(Protocol):
 
 
 class _Reading:
-    """A file on its way into memory, at once."""
+    """One file that is being read into memory, on a thread of its own where the system allows one."""
 
     def __init__(self, cache: PromptCache, stored: Stored) -> None:
         self.stored = stored
@@ -39,7 +39,7 @@ class _Reading:
         self._thread = threading.Thread(target=self._read, daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # the system allows no more of them: it is read here and now
+        except RuntimeError:  # the system allows no more threads: read the file here
             self._read()
 
     @property
@@ -73,7 +73,7 @@ class PromptStore:
         backend: PromptBackend,
         tell: Callable[[PromptCacheStats], None] = lambda _: None,
     ) -> None:
-        """`tell` hears what was found and what was not."""
+        """`tell` is called with what was found and what was not."""
         self._cache = cache
         self._key_of = key_of
         self._backend = backend
@@ -85,7 +85,7 @@ class PromptStore:
     def is_coming(self, prompt: Sequence[int], scales: Scales, n_resident: int, *, wait: bool) -> bool:
         """Whether more of `prompt` than its first `n_resident` tokens will be in memory soon: it should not start yet.
 
-        With `wait`, when nobody else has anything to do, the answer is no as soon as it is there.
+        With `wait` (no job runs) the call waits for the read, and the answer is False.
         """
         found = self._worth_reading(prompt, scales, n_resident)
         if found is None:
@@ -100,7 +100,7 @@ class PromptStore:
         return reading.stored != found.stored or not reading.is_done
 
     def take(self, prompt: Sequence[int], scales: Scales, n_resident: int) -> Ready | None:
-        """What has come of a prompt that starts now, where that is more than `n_resident` tokens."""
+        """The cells read for a prompt that starts now, where they have more than `n_resident` of its tokens."""
         if len(prompt) - n_resident <= _WORTH_READING:
             return None
         found, reading = self._worth_reading(prompt, scales, n_resident), self._reading
@@ -131,7 +131,7 @@ class PromptStore:
 
     def keep(self, tokens: Sequence[int], scales: Scales, sequence: int, *, is_urgent: bool = False) -> bool:
         """Copy the cells of a sequence that holds `tokens`, and write them, where they are worth it and the disk lacks
-        them; False where nothing was done. With `is_urgent`, while jobs run, only what is copied in no time."""
+        them; returns whether that was begun. With `is_urgent` (jobs run) only small copies are made."""
         if self._cache.is_writing:
             return False
         key = self._key_of(scales)
@@ -149,7 +149,7 @@ class PromptStore:
         return self._cache.is_writing
 
     def rest(self) -> None:
-        """Nobody waits: let go what nobody came for."""
+        """While no job waits: free cells that were read and never used."""
         self._reading = None
 
     def flush(self, timeout_s: float) -> None:

@@ -21,9 +21,9 @@ from shimmy.wire.worker_options import CELLS_STEP
 if TYPE_CHECKING:
     from shimmy.engine.llama.model import LlamaModel
 
-_SPARE_BYTES = 128 * 10**6  # that the system is left with where a pool grows
+_SPARE_BYTES = 128 * 10**6  # that stay free for the system where a pool grows
 _MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
-_NEVER = -9999.0  # the logarithm of the probability of what cannot come, as OpenAI writes it
+_NEVER = -9999.0  # the log-probability of a token that cannot come, as OpenAI writes it
 
 
 class LlamaBackend:
@@ -61,7 +61,7 @@ class LlamaBackend:
 
     def _open(self, n_cells: int, n_open: int) -> None:
         self._params.n_ctx = -(-n_cells // CELLS_STEP) * CELLS_STEP  # less would also be the most rows of a batch
-        # What is behind a sliding window passes through a sequence that nobody else uses.
+        # States of sliding windows are put together in a sequence that holds no job (`sequence_state`).
         self._params.n_seq_max = min(n_open + bool(self._n_window), _MAX_SEQUENCES)
         self._context = self._probe.context = llama.llama_init_from_model(self._model.pointer, self._params)
         if not self._context:
@@ -71,28 +71,28 @@ class LlamaBackend:
         self.n_open = n_open
 
     def _can_resize(self) -> bool:
-        """Not where states cannot be moved, nor where the engine takes other position factors in larger contexts."""
+        """Whether the pool can be moved: states can, and a larger context has the same position factors."""
         n_original = self._n_original()
         return self.can_rewind and (n_original is None or self.n_ctx <= n_original)
 
     def _n_movable(self, n_ctx: int) -> int:
-        """Of `n_ctx` cells, those that a pool can have that grows to them, or those booked where it has all at once."""
+        """The most cells, up to `n_ctx`, of a pool that grows to them; of one that cannot grow, the booked cells."""
         n_original, n_booked = self._n_original(), self.n_booked or n_ctx
         if not self.can_rewind:
             return min(n_ctx, n_booked)
         return n_ctx if n_original is None else min(n_ctx, max(n_booked, n_original))
 
     def _n_original(self) -> int | None:
-        """Cells from which on the engine takes other position factors; None: from none."""
+        """The number of cells beyond which llama.cpp uses other position factors; None where it never does."""
         architecture = self._model.metadata("general.architecture")
         n_original = self._model.metadata(f"{architecture}.rope.scaling.original_context_length")
         return None if n_original is None else int(n_original)
 
     def resize(self, n_cells: int, n_open: int) -> bool:
-        """Give the pool `n_cells` for the sequences below `n_open`, which are all that hold anything, and to its new
-        cells what it holds; False without the memory for it.
+        """Give the pool `n_cells`, and sequences below `n_open`, and move what is resident there; False without the
+        memory for that. Sequences from `n_open` on have to be empty.
 
-        For a moment there is what is resident twice. The rows of the last decode are gone.
+        During the move all resident cells are in memory twice. The logits of the last decode are lost.
         """
         n_bytes = llama.llama_state_get_size(self._context)
         if n_cells > self.n_booked and not self._has_memory(n_cells, n_bytes):
@@ -100,7 +100,7 @@ class LlamaBackend:
         try:
             state = mmap.mmap(-1, n_bytes)
             if hasattr(mmap, "MADV_HUGEPAGE"):
-                state.madvise(mmap.MADV_HUGEPAGE)  # to touch it for the first time takes longer than to fill it
+                state.madvise(mmap.MADV_HUGEPAGE)  # first use of small pages takes longer than the copy
         except OSError:
             return False
         copy = (ctypes.c_uint8 * n_bytes).from_buffer(state)
@@ -117,7 +117,7 @@ class LlamaBackend:
         return (self.n_cells, self.n_open) != before
 
     def _has_memory(self, n_cells: int, n_state_bytes: int) -> bool:
-        """Whether the system has memory for a pool of `n_cells`, and for what is in this one meanwhile."""
+        """Whether the system has memory for a pool of `n_cells` beside a copy of what is resident now."""
         free_bytes = memory.free_bytes()
         mask_bytes = self._params.n_ubatch * n_cells * 2
         n_bytes = n_state_bytes + (n_cells - self.n_cells) * self._cell_bytes + mask_bytes
@@ -155,38 +155,39 @@ class LlamaBackend:
         return int(llama.llama_decode(self._context, self.batch.struct))
 
     def forget(self, sequence: int, start: int) -> bool:
-        """Drop the cells of `sequence` from position `start` on. False: what is before it could not be gone on from, or
+        """Drop the cells of `sequence` from position `start` on. False where the rest could not be continued, or where
         this kind of memory cannot drop only a tail."""
         if start and not self._reaches_back(sequence, start):
             return False
         return bool(llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def _reaches_back(self, sequence: int, n_tokens: int) -> bool:
-        """Whether what follows the first `n_tokens` finds all cells that it looks at.
+        """Whether a token behind the first `n_tokens` finds all cells that it attends to.
 
-        A sliding window that has passed some may have lost them to another sequence, although the pool has room for
-        all: llama.cpp takes the first cells that it may take.
+        Cells that a sliding window has passed may belong to another sequence by now, although the pool has free ones:
+        llama.cpp reuses the first cells that it may.
         """
         first = llama.llama_memory_seq_pos_min(self._memory, sequence) if self._n_window else 0
         return bool(first <= max(0, n_tokens - self._n_window + 1))
 
     def share(self, source: int, target: int, n_tokens: int) -> bool:
-        """Let the empty sequence `target` use the first cells of `source`; nothing is copied. False: it cannot."""
+        """Let the empty sequence `target` use the first cells of `source`; False where that cannot be."""
         if not self.can_rewind:
-            return False  # its state is that of the whole sequence; there is none of a prefix
+            return False  # a recurrent state is of the whole sequence, and no prefix has one
         if not self._reaches_back(source, n_tokens):
             return False
         llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         return True
 
     def save_sequence(self, sequence: int, n_tokens: int) -> State | None:
-        """The cells of `sequence`, those of `n_tokens`, as bytes in parts; None where some are gone."""
+        """The cells of all `n_tokens` of `sequence`, as bytes in parts; None where some cells are gone."""
         return self._states().save(sequence, n_tokens)
 
     def load_sequence(self, sequence: int, n_tokens: int, data: memoryview) -> bool:
-        """Put what `save_sequence` gave, joined, into the empty `sequence`; False: it is empty, nothing fits.
+        """Put the joined parts of a `save_sequence` into the empty `sequence`; False, and it stays empty, where they do
+        not fit.
 
-        `data` is writable, and it has been proven that it is what this engine saved of this model: it is not checked.
+        `data` is writable. The caller has verified that this engine saved it of this model; llama.cpp does not.
         """
         return self._states().load(sequence, n_tokens, data)
 
@@ -198,11 +199,11 @@ class LlamaBackend:
         return States(self._model.pointer, self._context, self._params.n_seq_max, can_rewind=self.can_rewind)
 
     def has_numbers(self, row: int) -> bool:
-        """Whether batch row `row` was computed in numbers: one NaN in a layer makes all logits NaN."""
+        """Whether batch row `row` is free of NaN: one NaN in a layer makes all logits NaN."""
         return not math.isnan(llama.llama_get_logits_ith(self._context, row)[0])
 
     def logprob(self, row: int, token: int, n_top: int) -> TokenLogprob:
-        """How likely the model found `token` in batch row `row`, and the `n_top` tokens it found most likely there."""
+        """The log-probability of `token` in batch row `row`, and the `n_top` most likely tokens there."""
         chosen, top = self._likelihood.of(row, token, n_top)
         return TokenLogprob(
             self._candidate(token, chosen), tuple(self._candidate(other, logprob) for other, logprob in top)
@@ -213,12 +214,12 @@ class LlamaBackend:
         return self._likelihood.best(row)
 
     def first_logprob(self, token: int) -> TokenLogprob:
-        """The same of the first token of a text, which nothing predicts."""
+        """The log-probability of the first token of a text: NaN, as no row predicts it."""
         return TokenLogprob(Candidate(token, self._vocab.spelled(token), math.nan))
 
     def _candidate(self, token: int, logprob: float) -> Candidate:
         return Candidate(token, self._vocab.spelled(token), max(logprob, _NEVER))
 
     def wipe(self) -> None:
-        """Empty the KV pool and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
+        """Empty the KV pool and clear its memory: a NaN in a free cell spoils what is computed beside it."""
         llama.llama_memory_clear(self._memory, True)

@@ -136,7 +136,7 @@ class EmbeddingContext:
         llama.llama_memory_seq_rm(self._memory, sequence, 0, -1)
 
     def wipe(self) -> None:
-        """Forget everything, and clear its memory: a NaN in a free cell still spoils what is computed beside it."""
+        """Empty the context and clear its memory: a NaN in a free cell spoils what is computed beside it."""
         llama.llama_memory_clear(self._memory, True)
 
     def warm_up(self, tokens: Sequence[int]) -> None:

@@ -32,7 +32,7 @@ _adapter_free = function("llama_adapter_lora_free", None, ctypes.c_void_p)
 
 @llama.llama_progress_callback  # type: ignore[untyped-decorator]
 def _on_progress(_share: float, _user_data: object) -> bool:
-    """Called for each tensor that is loaded; False would end the load."""
+    """llama.cpp calls this for each tensor that it loads; False would end the load."""
     activity.n_steps += 1
     return True
 
@@ -40,7 +40,7 @@ def _on_progress(_share: float, _user_data: object) -> bool:
 class CpuBackend:
     """The CPU variant of ggml this process runs on; loaded once, before any model."""
 
-    note = ""  # what a person should know of better variants that do not work here
+    note = ""  # which better variants do not work here, for a person
 
     def __init__(self, libraries: Iterable[tuple[str, str]]) -> None:
         """Take the first of `libraries` (name, path) that ggml accepts here; ModelUnavailable when it accepts none."""

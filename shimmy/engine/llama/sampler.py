@@ -1,7 +1,6 @@
 """One job's choice of tokens with llama.cpp's samplers, within what a guide allows; and how likely tokens were.
 
-Knows ctypes and llama.cpp's rules; what the stages of a chain are, `sampling.py` knows, and what a guide wants, nobody
-here does.
+Knows ctypes and llama.cpp's rules; nothing of a chain's stages (`sampler_chain`) or of what a guide allows and why.
 """
 
 import ctypes
@@ -23,7 +22,7 @@ _MOVE_COST = 50
 _THIRD_OF_INFINITY = bytes.maketrans(b"01", b"\x80\0")
 _LAST_OF_INFINITY = bytes.maketrans(b"01", b"\xff\0")
 _SMALLEST = 1e-45  # float above 0
-_N_COMPARED = 10  # tokens that the probability of the best one is reckoned among
+_N_COMPARED = 10  # tokens among which the probability of the best one is computed
 _Apply = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(llama.llama_token_data_array))
 
 
@@ -162,7 +161,7 @@ class LlamaSampler:
         """Pick a token that `guide` allows, and remember it as history; raises what the guide raises.
 
         As in llama.cpp, the chain picks freely first, and only when that is not allowed it picks again from what is:
-        mostly the model knows what has to come, and then nobody has to look at the whole vocabulary.
+        most picks are allowed, and then no mask over the whole vocabulary has to be computed.
         """
         if self._has_history:
             self._probe.look(row, self._pick)
@@ -189,7 +188,7 @@ class LlamaSampler:
             self._pick(candidates)
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Show the chain tokens it did not pick itself: what a guide has forced."""
+        """Show the chain tokens that it did not pick: those that a guide has forced."""
         for token in tokens:
             llama.llama_sampler_accept(self._chain, token)
 
@@ -204,7 +203,7 @@ class Likelihood:
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        self._softmax = llama.llama_sampler_init_dist(0)  # also picks a token, which nobody looks at
+        self._softmax = llama.llama_sampler_init_dist(0)  # also picks a token, which is not used
         self._best: dict[int, Any] = {}  # top-k samplers by their k
         self._few = llama.llama_sampler_init_top_k(_N_COMPARED)
 
@@ -233,7 +232,7 @@ class Likelihood:
     def best(self, row: int) -> tuple[int, float]:
         """The most likely token in a row of the last decode, and its probability among the few most likely ones.
 
-        As llama.cpp asks a draft model (common/speculative.cpp): nobody has to look at the whole vocabulary twice.
+        As llama.cpp does with a draft model (common/speculative.cpp): the whole vocabulary is looked at once.
         """
         found = 0, math.nan
 

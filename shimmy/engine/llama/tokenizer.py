@@ -1,8 +1,9 @@
 """Texts into tokens, by the tokenizer that a model brings along, and how much text a token can stand for.
 
-llama.cpp is given a long text in slices: whoever waits may leave between two of them, and its search for special tokens
-takes the square of their number. What cannot be cut runs on a stack that its length was checked against: `std::regex`
-recurses for every character of a word. Knows llama.cpp's vocabularies; nothing of prompts, templates or jobs.
+llama.cpp is given a long text in slices: a request can be cancelled between two of them, and the time of its search for
+special tokens grows with the square of their number. Text that cannot be cut runs on a stack that is large enough for
+its length: `std::regex` recurses for every character of a word. Knows llama.cpp's vocabularies; nothing of prompts,
+templates or jobs.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The engine's libraries in the frozen file, which carries them packed and unpacks them when a worker needs them.
 
-They lie beside the packed ones from then on, for every worker of the server, in the folder that goes when it ends. In
-a source tree there is nothing packed, and nothing to do. Also: a shared library that is not a file at all.
+The unpacked libraries lie beside the packed ones, for every worker of the server, in the folder that is removed when
+the server ends. In a source tree nothing is packed. Also: a shared library that is loaded without a file.
 """
 
 import contextlib

@@ -40,7 +40,7 @@ _ALWAYS_CONTROL = (
     *("<|tool_response>", "[e~["),
     *("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"),  # and these for tokens that users define
 )
-_N_FIRST_TOKENS = 512  # among which the tokens of bytes mostly are
+_N_FIRST_TOKENS = 512  # most vocabularies have the tokens of bytes among these
 _NEVER_ADD_SPACES = (llama.LLAMA_VOCAB_TYPE_BPE, llama.LLAMA_VOCAB_TYPE_WPM, llama.LLAMA_VOCAB_TYPE_RWKV)
 
 
@@ -89,10 +89,10 @@ class LlamaVocab:
             raise ModelUnavailable(f"`{self._name}` has no token for the byte {missing[0]:#04x}, which a text may have")
 
     def _bytes_without_token(self) -> list[int]:
-        """The bytes that a tokenizer like SentencePiece has no token for: llama.cpp would abort at a text with one."""
+        """The bytes for which a SentencePiece vocabulary has no token: llama.cpp would abort at a text with one."""
         texts = set(map(partial(llama.llama_vocab_get_text, self._vocab), range(min(self.n_vocab, _N_FIRST_TOKENS))))
         missing = [byte for byte in range(256) if b"<0x%02X>" % byte not in texts]
-        if missing:  # they stand somewhere else
+        if missing:  # among the first tokens
             texts = set(map(partial(llama.llama_vocab_get_text, self._vocab), range(self.n_vocab)))
             missing = [byte for byte in missing if b"<0x%02X>" % byte not in texts and bytes([byte]) not in texts]
         return missing
@@ -125,8 +125,9 @@ class LlamaVocab:
     def control_texts(self) -> list[str]:
         """The texts that the tokenizer takes for control tokens where it looks for special ones.
 
-        llama.cpp knows some as tokens that users define, as it shows them in replies or a file says so: those that look
-        like the mark of a turn (`<|start|>`, `<start_of_turn>`). Of others (`<think>`, `<table>`) users may well write.
+        These are the control tokens, and those user-defined tokens that look like the mark of a turn (`<|start|>`,
+        `<start_of_turn>`): llama.cpp may call such a token user-defined because replies show it, or because the file
+        says so. Other user-defined tokens (`<think>`, `<table>`) may well stand in what users write.
         """
         attribute, text_of, found = llama.llama_vocab_get_attr, llama.llama_vocab_get_text, []
         for token in self._maybe_special():
@@ -137,7 +138,7 @@ class LlamaVocab:
         return found
 
     def _maybe_special(self) -> Iterable[int]:
-        """The tokens that the file says are special, and those that llama.cpp takes for such by their texts."""
+        """The tokens that the file marks as special, and those that llama.cpp makes special because of their texts."""
         if self._special_tokens is None:
             return range(self.n_vocab)
         named = (self.tokenize(text, add_special=False, parse_special=True) for text in _ALWAYS_CONTROL)
@@ -146,11 +147,11 @@ class LlamaVocab:
 
     @property
     def may_add_spaces(self) -> bool:
-        """Whether its tokenizer may put a space before a text."""
+        """Whether the tokenizer may put a space before a text."""
         return llama.llama_vocab_type(self._vocab) not in _NEVER_ADD_SPACES
 
     def tokenizer_addresses(self) -> tuple[int, int]:
-        """Of the vocabulary, which lives as long as the model, and of llama_tokenize, for who calls it without us."""
+        """The addresses of the vocabulary, which lives as long as the model, and of `llama_tokenize`, for use in C."""
         return int(self._vocab), ctypes.cast(llama._lib.llama_tokenize, ctypes.c_void_p).value or 0
 
     def detokenize(self, tokens: Sequence[int]) -> str:

@@ -42,7 +42,7 @@ class BatchPlanner:
     def __init__(
         self,
         backend: DecodeBackend,
-        cells: KvPool,
+        kv: KvPool,
         give_up_cells: Callable[[], None],
         *,
         speculate: bool,
@@ -52,7 +52,7 @@ class BatchPlanner:
         """`give_up_cells` frees cells where the pool has no room for the rows: an idle sequence, or a running job's,
         which then leaves the list of running jobs."""
         self._backend = backend
-        self._cells = cells
+        self._kv = kv
         self._give_up_cells = give_up_cells
         self._drafts = speculate and backend.can_rewind
         self._drafter = drafter
@@ -69,7 +69,7 @@ class BatchPlanner:
         self._n_plans += 1
         turn = self.turns.of(running)
         self._backend.batch.clear()
-        while not self._cells.make_room(sum(task.n_pending for task in turn if task.is_generating)):
+        while not self._kv.make_room(sum(task.n_pending for task in turn if task.is_generating)):
             self._give_up_cells()
             turn = [task for task in turn if task.sequence is not None]
         if len(running) == len(turn) == 1 and _may_draft(turn[0]):
@@ -97,7 +97,7 @@ class BatchPlanner:
             n_chunk = min(n_left, task.n_pending)
             if task.wants_prompt_logprobs:
                 n_chunk = min(n_chunk, n_outputs_left + 1)
-            if n_chunk <= 0 or not self._cells.make_room(n_planned(rows) + n_chunk):
+            if n_chunk <= 0 or not self._kv.make_room(n_planned(rows) + n_chunk):
                 break
             rows.append(self._add(task, n_chunk))
             # Other prompts join where that makes the decode better, not where this first token would wait for theirs.
@@ -123,7 +123,7 @@ class BatchPlanner:
         assert task.sequence is not None
         draft, drafting_s = None, 0.0
         if self._drafts:
-            n_free = self._cells.n_free  # no sequence is evicted for a draft
+            n_free = self._kv.n_free  # no sequence is evicted for a draft
             n_max = min(self._backend.n_outputs, n_free, task.n_left) - 1
             draft = task.lookup.draft(task.tokens, n_max, self._costs, is_guided=task.guide is not None)
             if self._drafter is not None:

@@ -1,6 +1,6 @@
 """What the scheduler and the embedder need of an engine, and what they emit.
 
-Production has `llama.LlamaModel` and `llama.EmbeddingContext` behind these; tests have a few lines of arithmetic.
+Production has `llama.LlamaBackend` and `llama.EmbeddingContext` behind these; tests have a few lines of arithmetic.
 """
 
 from collections.abc import Sequence

@@ -43,9 +43,9 @@ class Scheduler:
         self._backend = backend
         self._emit = emit
         self._clock = clock
-        self._cells = KvPool(backend, prompts)
+        self._kv = KvPool(backend, prompts)
         self._planner = BatchPlanner(
-            backend, self._cells, self._give_up_cells, speculate=speculate, drafter=drafter, clock=clock
+            backend, self._kv, self._give_up_cells, speculate=speculate, drafter=drafter, clock=clock
         )
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []  # in the order of their admission
@@ -62,7 +62,7 @@ class Scheduler:
 
     def n_new(self, task: Task) -> int:
         """How many tokens of its prompt are not resident."""
-        n_common = self._cells.n_common(task.tokens, task.scales) if task.uses_cache else 0
+        n_common = self._kv.n_common(task.tokens, task.scales) if task.uses_cache else 0
         return len(task.tokens) - n_common
 
     def submit(self, task: Task) -> None:
@@ -83,16 +83,16 @@ class Scheduler:
 
     def store_one(self) -> bool:
         """Store one resident sequence on the disk while no job runs; returns whether to call again soon."""
-        return not (self._running or self._waiting) and self._cells.store_one()
+        return not (self._running or self._waiting) and self._kv.store_one()
 
     def store_all(self, deadline_s: float) -> None:
         """At the end: store all sequences on the disk, the latest first, until `deadline_s` of the clock."""
-        self._cells.store_all(lambda: deadline_s - self._clock())
+        self._kv.store_all(lambda: deadline_s - self._clock())
 
     def rest(self) -> None:
         """Shrink the KV pool to what its resident sequences need, while no job runs."""
         if not self._running:
-            self._cells.shrink()
+            self._kv.shrink()
 
     def step(self) -> None:
         """One decode of the jobs that can move together, and the events it led to."""
@@ -123,13 +123,13 @@ class Scheduler:
         for task in tuple(self._waiting) if n_before < self._backend.n_sequences else ():
             if self._can_share_soon(task) or self._is_coming(task):
                 continue
-            choice = self._cells.choose(task.tokens, task.scales)
-            if choice is None or not self._has_room_for(task, choice):
+            match = self._kv.choose(task.tokens, task.scales)
+            if match is None or not self._has_room_for(task, match):
                 break
             self._waiting.remove(task)
-            self._start(task, choice)
+            self._start(task, match)
         if len(self._running) > n_before:
-            self._cells.expect(sum(task.n_pending + min(task.n_left, _EXPECTED_REPLY) for task in self._running))
+            self._kv.expect(sum(task.n_pending + min(task.n_left, _EXPECTED_REPLY) for task in self._running))
 
     def _can_share_soon(self, task: Task) -> bool:
         if not (task.uses_cache and self._backend.can_rewind):
@@ -138,32 +138,32 @@ class Scheduler:
         if not computing:
             return False
         n_soon = max(prefix_tree.n_common(other.tokens, task.tokens) for other in computing)
-        return n_soon >= _WORTH_WAITING and n_soon > self._cells.n_common(task.tokens, task.scales)
+        return n_soon >= _WORTH_WAITING and n_soon > self._kv.n_common(task.tokens, task.scales)
 
     def _is_coming(self, task: Task) -> bool:
         """Whether more of the task's prompt is being read from the disk; waits for that where no job runs."""
-        return task.uses_cache and self._cells.is_coming(task.tokens, task.scales, wait=not self._running)
+        return task.uses_cache and self._kv.is_coming(task.tokens, task.scales, wait=not self._running)
 
-    def _has_room_for(self, task: Task, choice: prefix_tree.PrefixMatch) -> bool:
+    def _has_room_for(self, task: Task, match: prefix_tree.PrefixMatch) -> bool:
         """Whether a task can join the running ones without taking the cells that these need next."""
         if not self._running:
             return True
-        n_kept = choice.n_kept if task.uses_cache else 0
+        n_kept = match.n_kept if task.uses_cache else 0
         n_wanted = sum(other.n_pending for other in self._running) + len(task.tokens) - n_kept + _ADMISSION_SLACK
-        return self._cells.n_taken_with(choice, n_kept) + n_wanted <= self._cells.n_most
+        return self._kv.n_taken_with(match, n_kept) + n_wanted <= self._kv.n_most
 
-    def _start(self, task: Task, choice: prefix_tree.PrefixMatch) -> None:
-        n_kept = self._cells.take(choice, task.tokens, task.scales, uses_cache=task.uses_cache)
-        task.sequence = choice.sequence
+    def _start(self, task: Task, match: prefix_tree.PrefixMatch) -> None:
+        n_kept = self._kv.take(match, task.tokens, task.scales, uses_cache=task.uses_cache)
+        task.sequence = match.sequence
         if not task.started_s:
-            self._cells.asked(task.tokens)
+            self._kv.asked(task.tokens)
             task.started_s = self._clock()
             task.n_cached = n_kept
         self._running.append(task)
 
     def _give_up_cells(self) -> None:
         """Free a sequence where the pool has no room although it should: an idle one, else the youngest job's."""
-        if self._cells.evict():
+        if self._kv.evict():
             return
         if len(self._running) > 1:
             self._preempt(self._running[-1])
@@ -175,7 +175,7 @@ class Scheduler:
         """Take a job's cells away. The job starts over, with what it has generated so far, when there is room again."""
         assert task.sequence is not None
         self._running.remove(task)
-        self._cells.free(task.sequence)
+        self._kv.free(task.sequence)
         task.sequence = None
         task.n_forced = 0
         self._waiting.appendleft(task)
@@ -189,7 +189,7 @@ class Scheduler:
             assert task.sequence is not None
             if task.wants_prompt_logprobs and task.n_echoed < task.n_prompt:
                 self._echo(planned, len(task.sequence.tokens))
-            self._cells.extend(task.sequence, planned.tokens)
+            self._kv.extend(task.sequence, planned.tokens)
             task.n_forced = 0
         if self._planner.turns.scales and not self._are_numbers(rows):
             return
@@ -231,7 +231,7 @@ class Scheduler:
                 self._fail_task(task, Internal("the adapters of another job spoilt what was computed for this one"))
         for task in reversed(self._running.copy()):
             self._preempt(task)
-        self._cells.wipe()
+        self._kv.wipe()
         return False
 
     def _verify(self, task: Task, row: int, draft: Draft) -> None:
@@ -249,7 +249,7 @@ class Scheduler:
                 break
         draft.end()
         task.draft = None
-        self._cells.trim(sequence, n_known + draft.n_accepted)
+        self._kv.trim(sequence, n_known + draft.n_accepted)
         if task.sequence is not None:
             task.n_forced = task.n_pending - 1
 
@@ -324,7 +324,7 @@ class Scheduler:
         """End the job's part in the schedule; its tokens stay resident."""
         assert task.sequence is not None
         self._running.remove(task)
-        self._cells.release(task.sequence)
+        self._kv.release(task.sequence)
         task.sequence = None
         task.sampler.close()
 
@@ -335,6 +335,6 @@ class Scheduler:
 
     def _fail_task(self, task: Task, error: ShimmyError) -> None:
         assert task.sequence is not None
-        self._cells.free(task.sequence)
+        self._kv.free(task.sequence)
         self._events.append((task.job.id, error))
         self._release(task)

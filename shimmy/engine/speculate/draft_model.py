@@ -1,8 +1,8 @@
-"""A draft model: a small model that guesses what the one beside it will say next.
+"""A draft model: a small model that drafts the next tokens of the model beside it.
 
-Knows the small model, what it has read and how long it takes; when asking it pays, `speculation.Outlook` knows. Its one
-sequence is brought in step with the tokens that it is asked about, whoever's they are: nobody has to tell it that a job
-has ended, starts over or has lost its cells.
+Knows the small model, the tokens resident in it and how long it takes; `speculation.DraftPlanner` decides when asking
+it pays. Before a draft its one sequence is brought in step with the tokens asked about, of whichever job these are: no
+call tells it that a job has ended, starts over or has lost its cells.
 """
 
 import logging
@@ -21,17 +21,17 @@ from shimmy.wire.worker_options import DRAFT_BATCH, MIN_DRAFT_CTX, WorkerOptions
 
 logger = logging.getLogger(__name__)
 
-# It goes on guessing while its own probability of a token is at least this (llama.cpp's p_min).
+# A draft goes on while the draft model's own probability of a token is at least this (llama.cpp's p_min).
 _SURE = 0.75
 _TIME_WEIGHT = 0.2  # of the latest measurement
-# Tokens that are new to it while it is in step: the last one, and before that the last of its own guess.
+# New tokens of a job that it is in step with: the sampled one, and before that the last of its own draft.
 _IN_STEP = 2
-# Cells that stay free for what it guesses.
+# Cells that stay free for drafts.
 _SLACK = 32
 
 
 class DraftModel:
-    """Guesses for a model with `n_vocab` tokens. Belongs to the thread that decodes."""
+    """Drafts for a model with `n_vocab` tokens. Belongs to the thread that decodes."""
 
     def __init__(
         self,
@@ -57,36 +57,37 @@ class DraftModel:
         self._backend.set_threads(n_threads)
 
     def draft(
-        self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: DraftPlanner, rival: Draft | None
+        self, tokens: list[int], n_max: int, costs: DecodeCosts, planner: DraftPlanner, rival: Draft | None
     ) -> Draft | None:
-        """What may follow `tokens`, at most `n_max` of it; None where that does not promise more than `rival`.
+        """A draft of at most `n_max` tokens to follow `tokens`; None where none promises more than `rival`.
 
-        It reads a long text that is new to it in several calls, once that promises to pay, and guesses nothing before.
+        A long text that is new to the draft model is read in several calls, once that promises to pay; the calls
+        before the last return None.
         """
         token_cost = costs.in_rows(self._token_s)
         if token_cost is None or self._is_broken:
-            return None  # what a guess has to be compared with is not known yet
-        n_wanted, gain = outlook.plan(n_max, costs, token_cost, rival)
+            return None  # the cost of a decode without a draft is not known yet
+        n_wanted, gain = planner.plan(n_max, costs, token_cost, rival)
         if not n_wanted:
             return None
         window = self._window(tokens)
         n_kept = min(prefix_tree.n_common(self._resident, window), len(window) - 1)
         n_unread = len(window) - n_kept - _IN_STEP
-        if not outlook.pays_back(costs.in_rows(self._read_s * n_unread) or 0.0, gain):
+        if not planner.pays_back(costs.in_rows(self._read_s * n_unread) or 0.0, gain):
             return None
         pending = self._follow(window, n_kept)
         if pending is None:
             return None
-        drafted = self._compute(pending, n_wanted, outlook)
-        n_worth, gain = outlook.worth(len(drafted), costs)
+        drafted = self._compute(pending, n_wanted, planner)
+        n_worth, gain = planner.worth(len(drafted), costs)
         if not n_worth or (rival is not None and gain < rival.gain):
             return None
-        return Draft(drafted[:n_worth], gain, outlook.outcomes)
+        return Draft(drafted[:n_worth], gain, planner.outcomes)
 
     def _window(self, tokens: list[int]) -> list[int]:
-        """What it looks at: all of `tokens`, or the first and the latest ones.
+        """The tokens to read: all of `tokens`, or the first and the latest ones.
 
-        It moves on by half its length at a time: what is left of it has to be read again, as it stands elsewhere.
+        The window moves on by half its length at a time: each move changes positions, so that all is read again.
         """
         step = self._n_ctx // 2
         n_excess = len(tokens) + _SLACK - self._n_ctx
@@ -108,8 +109,8 @@ class DraftModel:
         self._read_s = _mean(self._read_s, (self._clock() - start_s) / DRAFT_BATCH)
         return None
 
-    def _compute(self, pending: list[int], n_wanted: int, outlook: DraftPlanner) -> list[int]:
-        """The most likely continuation after `pending`, as long as it is sure of each token of it."""
+    def _compute(self, pending: list[int], n_wanted: int, planner: DraftPlanner) -> list[int]:
+        """The most likely continuation after `pending`, up to the first token that the model is not sure of."""
         drafted: list[int] = []
         is_in_step = len(pending) <= _IN_STEP
         n_computed, start_s = 0, self._clock()
@@ -125,11 +126,11 @@ class DraftModel:
             pending = [token]
         if is_in_step:
             self._token_s = _mean(self._token_s, (self._clock() - start_s) / n_computed)
-        outlook.learn(len(drafted), n_computed)
+        planner.learn(len(drafted), n_computed)
         return drafted
 
     def _decode(self, tokens: list[int], *, n_outputs: int) -> int | None:
-        """Read `tokens`; the row of the last. None when the engine fails, after which nobody asks it any more."""
+        """Read `tokens`; returns the row of the last. None where the engine fails: there are no more drafts then."""
         batch = self._backend.batch
         batch.clear()
         row = batch.add(tokens, len(self._resident), 0, n_outputs=n_outputs)
@@ -146,7 +147,7 @@ def _mean(known_s: float, latest_s: float) -> float:
 
 
 def load(options: WorkerOptions, model: LlamaModel, n_threads: int) -> DraftModel | None:
-    """The draft model of `options`, for `model`; None where there is none, or with a warning, where it cannot guess."""
+    """The draft model of `options`, for `model`; None without one, or, with a warning, where it cannot be used."""
     if options.draft_model is None or not model.writes:
         return None
     path = Path(options.draft_model)

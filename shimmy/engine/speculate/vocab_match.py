@@ -1,4 +1,4 @@
-"""Whether two models have the same vocabulary, so that tokens of the one mean the same to the other.
+"""Whether two models have the same vocabulary, so that a token of one means the same to the other.
 
 The rules are those of llama.cpp (common/speculative.cpp): the same kind, the same beginning and end of a text, and the
 same tokens but for a few at the end.

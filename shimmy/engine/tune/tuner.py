@@ -1,7 +1,7 @@
 """Which settings make a model fastest on this machine: has them tried while its worker is idle, and remembers that.
 
-Knows settings, their times, and the file of the cache folder that keeps them; the trial itself, which needs the engine,
-is another process (`trial.py`). What cannot be read or written costs speed and nothing else.
+Knows settings, their times, and the file of the cache folder that keeps them. The trial itself, which needs the engine,
+is another process (`trial`). A file that cannot be read or written costs speed and nothing else.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ WEIGHTS = ("mapped", "repacked")
 _IDLE_S = 20.0  # without a job, until a trial
 _LOOK_EVERY_S = 0.2  # whether a trial has ended
 _TRIAL_S = 120.0  # what takes longer is not worth it
-_MAX_LOAD = 0.5  # of the processors, by others: times would be wrong, and somebody wants them
+_MAX_LOAD = 0.5  # of the processors, by other programs: times would be wrong, and a trial would slow those down
 # What the engine takes for a trial, beside a copy of the weights.
 _TRIAL_BYTES = 300 * 10**6
 # Settings count as equally fast within this, and then the first ones are taken.
@@ -86,7 +86,7 @@ class Tuning:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is a choice, nobody knows it, and the outcome can be used."""
+        """Whether there are several candidates, the best is not known yet, and a result could be remembered."""
         is_open = len(self.candidates) > 1 and not self.is_known
         return self._options.may_tune and is_open and self._memory.is_possible and self._key is not None
 

@@ -84,7 +84,7 @@ def test_whatever_happens_every_cell_is_counted_once() -> None:
             assert backend.n_cells - cells.n_free == backend.n_used
             for sequence in cells.sequences:
                 assert sequence.tokens == backend.cells[sequence.id]
-                assert sum(run.n_tokens for run in sequence.runs) == len(sequence.tokens)
+                assert sum(edge.n_tokens for edge in sequence.edges) == len(sequence.tokens)
 
 
 def test_a_pool_grows_with_what_is_needed_and_shrinks_when_nobody_needs_it() -> None:

@@ -201,14 +201,14 @@ class FakeDrafter:
         self.costs = DecodeCosts()
 
     def draft(
-        self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: DraftPlanner, rival: Draft | None
+        self, tokens: list[int], n_max: int, costs: DecodeCosts, planner: DraftPlanner, rival: Draft | None
     ) -> Draft | None:
         self.rivals.append(rival)
         self.costs = costs
         text = bytearray(continuation(tokens, min(n_max, self.n_guessed)).encode())
         if text and not self.is_right:
             text[-1] = ord("A")
-        return Draft(list(text), 2.0, outlook.outcomes) if text else None
+        return Draft(list(text), 2.0, planner.outcomes) if text else None
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -243,11 +243,11 @@ def test_the_time_that_guessing_takes_is_none_of_the_decodes() -> None:
 
     class SlowDrafter(FakeDrafter):
         def draft(
-            self, tokens: list[int], n_max: int, costs: DecodeCosts, outlook: DraftPlanner, rival: Draft | None
+            self, tokens: list[int], n_max: int, costs: DecodeCosts, planner: DraftPlanner, rival: Draft | None
         ) -> Draft | None:
             nonlocal now_s
             now_s += 100
-            return super().draft(tokens, n_max, costs, outlook, rival)
+            return super().draft(tokens, n_max, costs, planner, rival)
 
     drafter = SlowDrafter(0)
     backend = FakeBackend()

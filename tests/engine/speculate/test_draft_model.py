@@ -255,8 +255,8 @@ def test_it_guesses_no_more_than_wanted_and_nothing_it_is_not_sure_of(small: Lla
         assert 0 < len(guess.tokens) <= n_max
     small.backend.forget(0, 0)
     never = DraftModel(small, N_CTX_DRAFT, small.vocab.n_vocab, sure=1.1)
-    outlook = DraftPlanner()
-    assert [never.draft(tokens, 15, cheap(), outlook, None) for _ in range(3)] == [None] * 3
+    planner = DraftPlanner()
+    assert [never.draft(tokens, 15, cheap(), planner, None) for _ in range(3)] == [None] * 3
 
 
 def test_it_guesses_nothing_before_it_knows_what_a_guess_is_worth(small: LlamaModel) -> None:
@@ -277,9 +277,9 @@ def test_reading_what_is_new_to_it_is_not_the_price_of_a_token(tiny_model: Path,
     slow.open_context(n_ctx=N_CTX_DRAFT, n_batch=DRAFT_BATCH, n_sequences=1, n_outputs=1, n_threads=1)
     Timed(slow, clock, 0.1, 1.0)
     drafter = DraftModel(slow, N_CTX_DRAFT, slow.vocab.n_vocab, sure=1.1, clock=clock)
-    tokens, outlook = slow.vocab.tokenize(PROMPT, add_special=True, parse_special=True), DraftPlanner()
+    tokens, planner = slow.vocab.tokenize(PROMPT, add_special=True, parse_special=True), DraftPlanner()
     for n_tokens in range(DRAFT_BATCH + 1):
-        drafter.draft([*tokens, *tokens[1:2] * n_tokens], 15, cheap(), outlook, None)
+        drafter.draft([*tokens, *tokens[1:2] * n_tokens], 15, cheap(), planner, None)
     assert drafter._token_s == pytest.approx(0.1)
 
 

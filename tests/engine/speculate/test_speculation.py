@@ -43,9 +43,9 @@ def test_a_dear_second_row_does_not_rule_out_more() -> None:
 def test_a_size_that_was_never_measured_is_hoped_to_be_cheap() -> None:
     costs = DecodeCosts()
     costs.observe(1, 1.0)
-    assert 1 < costs.hoped(2) < costs.hoped(4) < costs.of(4)
+    assert 1 < costs.optimistic(2) < costs.optimistic(4) < costs.of(4)
     costs.observe(4, 2.5)
-    assert costs.hoped(4) == costs.of(4) == 2.5
+    assert costs.optimistic(4) == costs.of(4) == 2.5
 
 
 def test_one_slow_measurement_does_not_rule_a_size_out() -> None:
@@ -107,17 +107,17 @@ def test_the_index_follows_the_text_as_it_grows() -> None:
 # -- asking a draft model --------------------------------------------------------------------------------------------
 
 
-def plan(outlook: DraftPlanner, costs: DecodeCosts, token_cost: float, n_max: int = 31) -> int:
-    return outlook.plan(n_max, costs, token_cost)[0]
+def plan(planner: DraftPlanner, costs: DecodeCosts, token_cost: float, n_max: int = 31) -> int:
+    return planner.plan(n_max, costs, token_cost)[0]
 
 
 def experienced(*, n_accepted: int, n_sure: int = 10) -> DraftPlanner:
     """A job of which so many of 10 guesses were right, when so many of 10 tokens were sure enough to be guesses."""
-    outlook = DraftPlanner()
+    planner = DraftPlanner()
     for _ in range(30):
-        outlook.learn(n_sure, 10)
-        outlook.outcomes.learn(10, n_accepted)
-    return outlook
+        planner.learn(n_sure, 10)
+        planner.outcomes.learn(10, n_accepted)
+    return planner
 
 
 def test_a_draft_is_as_long_as_it_pays() -> None:
@@ -144,17 +144,17 @@ def test_nothing_is_drafted_where_that_does_not_pay() -> None:
 
 
 def test_what_promises_more_goes_first() -> None:
-    outlook = experienced(n_accepted=10)
-    n_drafted, gain = outlook.plan(31, cheap(), 0.1)
+    planner = experienced(n_accepted=10)
+    n_drafted, gain = planner.plan(31, cheap(), 0.1)
     assert n_drafted > 0
     for rival, expected in ((gain + 0.1, 0), (gain - 0.1, n_drafted)):
-        assert outlook.plan(31, cheap(), 0.1, Draft([1], rival, AcceptanceStats()))[0] == expected
+        assert planner.plan(31, cheap(), 0.1, Draft([1], rival, AcceptanceStats()))[0] == expected
 
 
 def test_a_draft_model_that_was_given_up_is_tried_again_after_a_while() -> None:
-    outlook = experienced(n_accepted=0)
+    planner = experienced(n_accepted=0)
     n_left_alone = 0
-    while not plan(outlook, cheap(), 0.2):
+    while not plan(planner, cheap(), 0.2):
         n_left_alone += 1
         assert n_left_alone < 1000
     assert n_left_alone > 30
@@ -168,18 +168,18 @@ def test_of_a_draft_only_what_is_worth_its_rows_is_decoded() -> None:
             costs.observe(n_rows, 2.5)
         for n_rows in (4, 6, 8, 12, 16):
             costs.observe(n_rows, 2.8)
-    outlook = experienced(n_accepted=10)
-    assert [outlook.worth(n, costs)[0] for n in (0, 1, 2, 3, 4, 5, 15)] == [0, 0, 2, 3, 3, 5, 15]
-    assert outlook.worth(1, costs)[1] == 1
-    assert outlook.worth(2, costs)[1] < outlook.worth(3, costs)[1]
-    assert outlook.worth(6, cheap())[0] == 5, "in sizes that are measured"
+    planner = experienced(n_accepted=10)
+    assert [planner.worth(n, costs)[0] for n in (0, 1, 2, 3, 4, 5, 15)] == [0, 0, 2, 3, 3, 5, 15]
+    assert planner.worth(1, costs)[1] == 1
+    assert planner.worth(2, costs)[1] < planner.worth(3, costs)[1]
+    assert planner.worth(6, cheap())[0] == 5, "in sizes that are measured"
 
 
 def test_a_reply_is_expected_to_go_on_for_as_long_as_it_has_gone() -> None:
-    outlook = DraftPlanner()
-    assert outlook.pays_back(0.0, 1.5)
+    planner = DraftPlanner()
+    assert planner.pays_back(0.0, 1.5)
     for _ in range(30):
-        assert not outlook.pays_back(10.01, 1.5)
-        plan(outlook, cheap(), 0.1)
-    assert outlook.pays_back(9.99, 1.5), "a third of 30 single rows is saved"
-    assert not outlook.pays_back(9.99, 1.2)
+        assert not planner.pays_back(10.01, 1.5)
+        plan(planner, cheap(), 0.1)
+    assert planner.pays_back(9.99, 1.5), "a third of 30 single rows is saved"
+    assert not planner.pays_back(9.99, 1.2)
