@@ -9,12 +9,13 @@ template language and is not used: a model's own chat template is in its GGUF fi
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from shimmy.messages.model_info import ModelDefaults
+from shimmy.system.files import read_start
+from shimmy.text.surrogates import has_lone_surrogate
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MANIFESTS = 10_000
@@ -138,15 +139,13 @@ def _number(name: str, value: object, kind: type[int | float]) -> int | float:
 def _is_stop(text: object) -> bool:
     if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARACTERS:
         return False
-    text.encode()  # JSON can write half of a surrogate pair: a ValueError
+    if has_lone_surrogate(text):
+        raise ValueError("half a character")
     return True
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
-        raise ValueError("not a regular file")
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
+    content = read_start(path, max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"more than {max_bytes} bytes")
     return content

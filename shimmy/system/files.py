@@ -1,14 +1,39 @@
-"""Writing files whole: who reads one sees what it was or what it is, whatever happens meanwhile."""
+"""Files that others may change meanwhile: written so that a reader sees the old or the new content, never a part, and
+opened only where they are regular files.
+"""
 
 import contextlib
 import os
+import stat
+from io import FileIO
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Let `path`, in a folder that is made where there is none, have `data`; raises OSError, and leaves nothing behind.
+class NotRegular(OSError):
+    """The path leads to a folder, a FIFO, a device or the like."""
 
-    Of two processes that write it at once one is heard.
+
+def open_regular(path: Path) -> FileIO:
+    """`path`, opened for reading; raises NotRegular, and OSError when it cannot be opened.
+
+    Opening a FIFO would wait for its writer: the file is looked at first, and one that is exchanged in that moment for
+    a FIFO reads as empty.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise NotRegular("it is not a regular file")
+    return FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def read_start(path: Path, max_bytes: int) -> bytes:
+    """At most the first `max_bytes` of a regular file; raises what `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read(max_bytes)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whose folder is made if there is none; raises OSError, and then leaves nothing behind.
+
+    Of two processes that write at once, one wins.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:

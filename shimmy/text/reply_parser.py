@@ -23,7 +23,7 @@ _NAME_CHARACTERS = 256
 # Text is read in slices, because each step of a reader may copy what it has not read yet.
 _SLICE_CHARACTERS = 4096
 # Llama's own mark in front of a call whose template shows none.
-_PYTHON_TAG = "<|python_tag|>"
+PYTHON_TAG = "<|python_tag|>"
 
 
 class ReplyParser:
@@ -246,7 +246,7 @@ class _CallReader:
         self.begins_with_name = self._separator is not None
         # Inside of a section the start of a call may be short, so nothing but the section's announces calls then.
         self._is_opened_by_call = bool(self._call_start) and not section_start
-        self.marks = StringMatcher(section_start or self._call_start or _PYTHON_TAG)
+        self.marks = StringMatcher(section_start or self._call_start or PYTHON_TAG)
         # Of an object that no mark announced; with other keys it is an answer in JSON, which need not be held back.
         self._first_keys = {tools.name_key, tools.arguments_key, tools.id_key, "type"}
 

@@ -16,7 +16,7 @@ from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import Discovery, report, scan
 from shimmy.catalog.walk import MAX_DEPTH
-from shimmy.formats.gguf import reader
+from shimmy.system import files
 from tests.peft_adapters import write_adapter
 from tests.tiny_checkpoints import random_weights, write_tiny_llama
 from tests.tiny_models import BOOL, N_EMBD, STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
@@ -475,7 +475,7 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
     path = write_tiny_model(tmp_path, "secret")
     path.chmod(0)
     if os.geteuid() == 0:  # root may read everything, so the system's refusal is played
-        monkeypatch.setattr(reader, "FileIO", refuse_to_open)
+        monkeypatch.setattr(files, "FileIO", refuse_to_open)
     assert reasons(scan_paths(tmp_path)) == {"secret": "it cannot be read: Permission denied"}
 
 
@@ -502,7 +502,7 @@ def test_a_reason_that_quotes_the_file_forges_no_line_of_the_log(tmp_path: Path)
     assert reasons(scan_paths(tmp_path)) == {"twice": "its key `evil\\nline\\x1b[31m` appears twice"}
 
 
-def refuse_to_open(path: Path) -> NoReturn:
+def refuse_to_open(path: Path, **_: object) -> NoReturn:
     raise PermissionError(13, "Permission denied", str(path))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 from shimmy.errors import BadRequest
 from shimmy.option_table import seconds
 from shimmy.text.json_writer import pieces
+from shimmy.text.surrogates import has_lone_surrogate
 
 Json = dict[str, object]
 Read_co = TypeVar("Read_co", covariant=True)
@@ -22,7 +23,7 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 FLOAT32_MAX = 3.4028234e38
 # Stop strings are looked for at every token, DRY's breakers in the whole vocabulary.
 N_STRINGS_MAX, N_STRING_CHARACTERS_MAX = 64, 1 << 14
-_STEP = 1 << 16  # characters or items that are looked at in one call of C's, which holds Python's lock
+_STEP = 1 << 16  # items of one call of C code, which holds Python's lock
 
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
 _NULL: Json = {"type": "null"}
@@ -53,12 +54,8 @@ def not_together(first: str, second: str) -> NoReturn:
 def read_text(value: object, path: str, expected: str = "a string") -> str:
     if not isinstance(value, str):
         wrong_kind(path, expected, value)
-    if not value.isascii():
-        try:
-            for start in range(0, len(value), _STEP):
-                value[start : start + _STEP].encode()
-        except UnicodeEncodeError:  # JSON can write half of a surrogate pair; no tokenizer can read it
-            refuse(path, "Unicode text", "a lone surrogate")
+    if has_lone_surrogate(value):
+        refuse(path, "Unicode text", "a lone surrogate")
     return value
 
 

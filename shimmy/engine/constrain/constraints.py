@@ -17,12 +17,11 @@ from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import ChatPrompt, Job, Tool
+from shimmy.text.reply_parser import PYTHON_TAG
 
 if TYPE_CHECKING:
     from shimmy.engine.constrain.guides import Grammars
 
-# May stand before a call in a format without marks; templates do not show this token (see `tool_grammar`).
-_PYTHON_TAG = "<|python_tag|>"
 _ANY_OBJECT = '{"type":"object"}'
 _NOT_OF_AN_OBJECT = "the schema, which is not one of an object,"  # not enforced at all
 _LOOKING_S = 1.0  # for the schemas of all tools of a job; large ones that come later are not enforced
@@ -160,7 +159,7 @@ class GuideFactory:
         if known is None:
             texts = marks(form)
             if form.tools is not None:
-                texts = (*texts, _PYTHON_TAG)
+                texts = (*texts, PYTHON_TAG)
             tokens = {
                 token
                 for text in texts

@@ -26,6 +26,7 @@ from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, in_memory
 from shimmy.errors import BadRequest, Internal, ModelUnavailable
 from shimmy.messages.request import Grammar, GrammarKind
 from shimmy.system import unpacked_folder
+from shimmy.text.surrogates import has_lone_surrogate
 
 # Before the bytes of a token that text does not show; no text in UTF-8 has this byte.
 _HIDDEN = b"\xff"
@@ -343,10 +344,8 @@ class Grammars:
 
 
 def _check_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise BadRequest("the grammar has half a character (a lone surrogate)") from exc
+    if has_lone_surrogate(text):
+        raise BadRequest("the grammar has half a character (a lone surrogate)")
 
 
 def _limits(library: Any) -> Any:

@@ -5,7 +5,6 @@ What the metadata mean, `gguf_header` says. Time and memory are bounded by the l
 """
 
 import os
-import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, Array, GgufHeader, GgufKind, Value, describe
 from shimmy.formats.gguf.limits import refusal
+from shimmy.system.files import NotRegular, open_regular
 
 # Far above any real model; a hostile file costs less than a second.
 MAX_HEADER_BYTES = 256 * 1024 * 1024
@@ -150,9 +150,10 @@ def shard_paths(path: Path, header: GgufHeader) -> tuple[Path, ...]:
 
 
 def _open(path: Path) -> FileIO:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
-        raise InvalidGguf("it is not a regular file")
-    return FileIO(path)
+    try:
+        return open_regular(path)
+    except NotRegular as exc:
+        raise InvalidGguf("it is not a regular file") from exc
 
 
 class _Cursor:

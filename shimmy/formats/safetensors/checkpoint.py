@@ -7,7 +7,6 @@ read and not mapped: truncating a mapped file ends the process that looks at it 
 
 import json
 import os
-import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeGuard
+
+from shimmy.system.files import NotRegular, open_regular
 
 # Far above any real model; a hostile file costs less than a second.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
@@ -197,12 +198,11 @@ def _read_file(path: Path, max_header_bytes: int) -> tuple[dict[str, CheckpointT
 
 
 def _open(path: Path) -> tuple[FileIO, CheckpointFile]:
-    # O_NONBLOCK: opening a FIFO would wait for its writer.
-    file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    try:
+        file = open_regular(path)
+    except NotRegular as exc:
+        raise InvalidSafetensors(f"its `{shown(path.name)}` is not a regular file") from exc
     status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        file.close()
-        raise InvalidSafetensors(f"its `{shown(path.name)}` is not a regular file")
     return file, CheckpointFile(path, status.st_size, status.st_mtime_ns)
 
 

@@ -6,10 +6,11 @@ keys of config.json that name an architecture; nothing of weights. All of it is 
 
 import json
 import os
-import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from shimmy.system.files import read_start
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ARCHITECTURE_CHARACTERS = 64
@@ -46,10 +47,7 @@ def architecture(folder: Path) -> str:
     """`model_type` in config.json, else the first of `architectures`; '' when neither can be read."""
     path = folder / _CONFIG
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
-            return ""
-        with path.open("rb") as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
+        content = read_start(path, MAX_CONFIG_BYTES + 1)
         config = json.loads(content) if len(content) <= MAX_CONFIG_BYTES else None
     except (OSError, ValueError, RecursionError):
         return ""
@@ -92,10 +90,7 @@ def current_revision(repository: Path) -> str:
     """The revision that `refs/main` of a repository in the cache names; '' when it names none that is there."""
     path = repository / "refs" / "main"
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
-            return ""
-        with path.open("rb") as file:
-            revision = os.fsdecode(file.read(MAX_REVISION_BYTES).strip())
+        revision = os.fsdecode(read_start(path, MAX_REVISION_BYTES).strip())
     except OSError:
         return ""
     # A name of one folder, and of nothing outside.

@@ -6,7 +6,6 @@ All of it is untrusted: sizes, counts and ids are bounded, and what llama.cpp wo
 """
 
 import json
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from shimmy.formats.tokenizer.tokenizer_json import (
     from_json,
     from_sentencepiece,
 )
+from shimmy.system.files import NotRegular, read_start
+from shimmy.text.surrogates import has_lone_surrogate
 
 MAX_TOKENIZER_BYTES = 256 << 20  # Gemma's has 33 MB
 MAX_CONFIG_BYTES = 16 << 20  # with thousands of added tokens
@@ -146,7 +147,7 @@ class _Folder:
         for entry in [*(named if isinstance(named, list) else ()), *self._more_templates()]:
             match entry:
                 case {"name": str(name), "template": str(template)} if name in keys:
-                    if not _is_encodable(template) or len(template) > MAX_TEMPLATE_BYTES:
+                    if has_lone_surrogate(template) or len(template) > MAX_TEMPLATE_BYTES:
                         raise Unconvertible("its chat template is no text, or larger than 1 MB")
                     yield keys.pop(name), template
 
@@ -194,12 +195,11 @@ class _Folder:
         """The content of a file; None when there is none."""
         path = self._folder / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
-                raise Unconvertible(f"`{name}` is no file")
-            with path.open("rb") as file:
-                data = file.read(max_bytes + 1)
+            data = read_start(path, max_bytes + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except NotRegular as exc:
+            raise Unconvertible(f"`{name}` is no file") from exc
         if len(data) > max_bytes:
             raise Unconvertible(f"`{name}` has more than {max_bytes >> 20} MB")
         return data
@@ -219,19 +219,10 @@ def _count(tokens: Tokens, config: Mapping[str, Any]) -> int:
 
 def _check(texts: list[str]) -> None:
     """llama.cpp ends the process when two tokens are the same to it, and its strings end at a zero."""
-    if any(len(text) > MAX_TOKEN_CHARACTERS or "\0" in text or not _is_encodable(text) for text in texts):
+    if any(len(text) > MAX_TOKEN_CHARACTERS or "\0" in text or has_lone_surrogate(text) for text in texts):
         raise Unconvertible(f"one of its tokens is no text, or longer than {MAX_TOKEN_CHARACTERS} letters")
     if len({text or f"[EMPTY_{index}]" for index, text in enumerate(texts)}) < len(texts):
         raise Unconvertible("two of its tokens have the same text")
-
-
-def _is_encodable(text: str) -> bool:
-    """Whether there is no half of a surrogate pair in it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _bert(tokens: Tokens, config: Mapping[str, Any]) -> Metadata:
