@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             ValueError("the working directory was removed: give absolute paths, or go elsewhere"), EXIT_USAGE
         )
     except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from complaining at its end as well.
+        # The reader of our output has closed the pipe; keep the interpreter from complaining of that at its end.
         sys.stdout = None
         return EXIT_FAILED
     except KeyboardInterrupt:

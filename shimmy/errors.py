@@ -5,15 +5,15 @@
     │   ├── ContextExceeded   400  the prompt is longer than the context
     │   └── TemplateFailed    400  the chat template refused or broke on the messages
     ├── Unauthorized          401  a key is required
-    ├── Forbidden             403  a web page, or a name of this server, that was not allowed
+    ├── Forbidden             403  a web page or a host name that is not allowed
     ├── NotFound              404  no such route or object
     │   ├── ModelNotFound     404  no such model, or a name that fits several
     │   └── PreviousResponseNotFound  404  a response that a request goes on from, or one before it
     ├── MethodNotAllowed      405
-    ├── ModelUnloaded         409  somebody else unloaded the model before it was loaded; ask again
+    ├── ModelUnloaded         409  another client unloaded the model before it was loaded; ask again
     ├── RequestTimeout        408  the request did not come to its end in time
     ├── PayloadTooLarge       413
-    ├── UnsupportedEncoding   415  the body is compressed in a way that is not known here
+    ├── UnsupportedEncoding   415  the body has an unknown compression
     ├── Overloaded            503  the queue is full; try again later
     ├── ModelUnavailable      503  the model could not be loaded
     │   └── OutOfMemory       503  it takes more memory than there is

@@ -1,4 +1,4 @@
-"""THE one path of a request, shared by every dialect: find the model, have its worker ready, run the job, count it.
+"""The one path of a request, shared by every dialect: find the model, have its worker ready, run the job, count it.
 
 Knows no dialect and no wire. A dialect makes a GenerateRequest, awaits `accepted`, and reads events.
 """
@@ -44,7 +44,7 @@ async def no_discovery() -> None:
 
 
 class _Submission:
-    """Jobs that are handed over together, once their model's worker is ready; `streams` is what it says of each."""
+    """Jobs that are submitted together, once their model's worker is ready; `streams` has the events of each."""
 
     def __init__(self, services: Services, model: Model, requests: Sequence[GenerateRequest]) -> None:
         self.started_s = monotonic()
@@ -55,7 +55,7 @@ class _Submission:
         self._streams = asyncio.create_task(self._submit(requests))
 
     async def streams(self) -> "list[JobStream]":
-        """Raises the ShimmyError that stands against all of them. May be awaited again, and by many."""
+        """Raises the ShimmyError that ended all of them. May be awaited again, and by many."""
         return await asyncio.shield(self._streams)
 
     async def _submit(self, requests: Sequence[GenerateRequest]) -> "list[JobStream]":
@@ -74,12 +74,12 @@ class _Submission:
         return streams
 
     def leave(self, index: int) -> None:
-        """The job number `index` is not wanted any more; where none is, nothing is submitted. Safe to call twice."""
+        """Cancel job number `index`; once all are cancelled, none is submitted. Safe to call twice."""
         self._is_wanted[index] = False
         if not self._streams.done():
             if not any(self._is_wanted):
                 self._streams.cancel()
-        # An exception is taken note of: a caller that left before it came does not make it an unhandled one.
+        # Asking for the exception marks it as retrieved, for a caller that left before it came.
         elif not self._streams.cancelled() and self._streams.exception() is None:
             self._streams.result()[index].close()
 
@@ -100,12 +100,12 @@ class Generation:
 
     @property
     def converted_percent(self) -> int | None:
-        """How far the conversion is that its model's load begins with; None where there is none."""
+        """How far the conversion is that the load of its model begins with; None while there is none."""
         runtime = self._services.pool.runtime(self.model.name)
         return None if runtime is None or runtime.progress is None else int(100 * runtime.progress)
 
     async def accepted(self) -> Accepted:
-        """The worker's yes; raises the ShimmyError that stands against it. May be awaited again."""
+        """The worker's acceptance; raises the ShimmyError that came instead. May be awaited again."""
         if self._stream is None:
             self._stream = (await self._submission.streams())[self._index]
         try:
@@ -116,7 +116,7 @@ class Generation:
         return replace(accepted, format=accepted.format.with_stop(self._stop))
 
     def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
-        """What the job says until it is finished; raises WorkerDied when its worker ends."""
+        """The events of the job until it is finished; raises WorkerDied when its worker ends."""
         return self
 
     async def __anext__(self) -> Echo | Piece | Finished:

@@ -1,4 +1,4 @@
-"""What happens to models, for everybody who listens while it happens. Knows nothing of who causes or who hears it."""
+"""Publishes what happens to models, such as loads and swaps, to all listeners. Knows neither causes nor listeners."""
 
 import asyncio
 from collections import deque
@@ -20,7 +20,7 @@ class ModelEvent:
 
 
 class Listener:
-    """Iterate to hear every event from now on. One that leaves too many unread is at its end: it has missed some."""
+    """Iterate to get every event from now on. A listener with too many unread events ends, since it would miss some."""
 
     def __init__(self) -> None:
         self._unread: deque[ModelEvent] = deque()

@@ -107,7 +107,7 @@ class Server:
         self._services.pool.follow(change)
 
     async def _preload(self) -> None:
-        """Load the models that the person wants from the start; what cannot be is logged, and no reason to end."""
+        """Load the models of `--preload`; one that cannot be loaded is logged, and the server goes on."""
         for name in self._config.preload:
             try:
                 await self._services.pool.ensure_ready(self._services.registry.resolve(name))
@@ -151,8 +151,8 @@ class Server:
         logger.info("Shimmy %s serves %d model(s) on %s", __version__, n_models, " and ".join(urls))
         if not self._config.api_keys and not all(is_loopback(host) for host, _ in addresses):
             logger.warning(
-                "anybody who can reach this machine can use, load and unload its models, as no key is needed: set one "
-                "with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`", addresses[0][1],
+                "everyone who can reach this machine can use, load and unload its models, because no key is set: set "
+                "one with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`", addresses[0][1],
             )  # fmt: skip
         if not n_models:
             logger.warning("no models found: name a GGUF file or a folder with `--model-path`")

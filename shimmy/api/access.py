@@ -97,7 +97,7 @@ class Policy:
         origin = header(scope, b"origin")
         if origin:
             return not is_same_origin(origin, scope) and self.headers_for(scope) is None
-        # An image or a script of a foreign page has no origin; a link that somebody followed to here does no harm.
+        # An image or a script of a foreign page has no origin; a link that a person followed to here does no harm.
         is_link = header(scope, b"sec-fetch-dest") == b"document" and header(scope, b"sec-fetch-mode") == b"navigate"
         return header(scope, b"sec-fetch-site") == b"cross-site" and not is_link and not self.is_any
 

@@ -1,5 +1,5 @@
-"""One HTTP exchange over plain ASGI: its body as JSON within the size limit, its reply or its error, and the moment the
-client leaves. It knows no route and no model.
+"""One HTTP exchange over plain ASGI: the body as JSON within the size limit, the reply or error, and the moment the
+client leaves. Knows no route and no model.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _WHITE_SPACE = b" \t\r\n"  # of JSON (RFC 8259, 2)
 logger = logging.getLogger(__name__)
 
 
-class ClientGone(Exception):  # not an error: nobody is left to hear of it
+class ClientGone(Exception):  # not an error: no one is left to read it
     """The client closed the connection before the reply was complete."""
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events of the jobs of one request, and the watch for a client that leaves. It knows no dialect: frames
+"""Server-sent events of the jobs of one request, and the watch for a client that leaves. Knows no dialect: frames
 are bytes.
 
 Three tasks take part. The request's own waits for the client to leave and pings while nothing else is written; a
@@ -28,7 +28,7 @@ PING = b": ping\n\n"
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would collect the events
+    (b"x-accel-buffering", b"no"),  # or nginx buffers the events
 )
 
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ class Frames(Protocol):
     """The bytes of a dialect's events: whole ones, or none where there is nothing to say.
 
     `begin` comes first, once every job is accepted; then what happens to the jobs, by their index; `end` or `failed`
-    is the last, and `failed` may be the only one. Where `is_large`, what comes at the end takes its time.
+    is the last, and `failed` may be the only one. Where `is_large`, the frames at the end take long to encode.
     """
 
     @property
@@ -55,7 +55,7 @@ class Frames(Protocol):
     def failed(self, error: ShimmyError) -> bytes: ...
 
     def ping(self) -> bytes:
-        """What keeps a connection open while there is nothing to say; may come before `begin`."""
+        """Keeps the connection open while there is nothing else to send; may come before `begin`."""
 
 
 async def unless_gone(
@@ -96,7 +96,7 @@ class EventStream:
         """Raises only what fails before the first byte; a later error is the stream's last event."""
         try:
             last = await unless_gone(self._exchange, self._run(), self._ping)
-            # Outside of the watch: servers report a disconnect to whoever still listens once the reply is complete.
+            # Outside of the watch: servers report a disconnect to a task that still listens once the reply is complete.
             await self._exchange.end(last)
         finally:
             await close(self._generations)
@@ -153,7 +153,7 @@ class EventStream:
         return made
 
     async def _write(self, data: bytes) -> None:
-        # Several tasks write, and none cuts another's event in two: a write is handed over whole, at once.
+        # Several tasks write. None can cut the event of another in two: each write is one call.
         self._is_quiet = False
         self._n_writing += 1
         await self._exchange.write(data)

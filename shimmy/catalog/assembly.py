@@ -269,9 +269,11 @@ class Assembly:
         for path, file in files:
             if file.identity not in listed:
                 listed.add(file.identity)
-                kind = file.header.kind.value
-                reason = f"it is no model but this: {kind}"
-                found.append(Rejected(stem_of(path.name), path, kind, reason, file.version, file.header.architecture))
+                kind = file.header.kind
+                reason = f"it is {kind.noun}, not a model"
+                found.append(
+                    Rejected(stem_of(path.name), path, kind.value, reason, file.version, file.header.architecture)
+                )
         return found
 
     def _sources(self, draft: ModelCandidate, given: Given) -> _Sources:
@@ -340,7 +342,7 @@ def _against_model(file: ModelFile | Broken) -> str:
     if isinstance(file, Broken):
         return file.reason
     if file.header.kind is not GgufKind.MODEL:
-        return f"it is no model but this: {file.header.kind}"
+        return f"it is {file.header.kind.noun}, not a model"
     return "it is only a part of a model" if file.header.n_shards > 1 else ""
 
 
@@ -350,7 +352,7 @@ def _against_adapter(file: Found) -> str:
         return "its adapter is missing"
     if isinstance(file, Broken):
         return f"its adapter is broken: {file.reason}"
-    return "" if file.header.kind is GgufKind.ADAPTER else f"its adapter is none but this: {file.header.kind}"
+    return "" if file.header.kind is GgufKind.ADAPTER else f"its adapter is {file.header.kind.noun}"
 
 
 def _against_shard(file: Found, index: int, n_shards: int) -> str:

@@ -118,7 +118,7 @@ class Catalog:
         return entry.reason if entry else None
 
     def resolve(self, name: str) -> Model:
-        """Like `entry`, for somebody who wants to use the model: raises ModelNotFound for one that cannot be served."""
+        """Like `entry`, for using the model: raises ModelNotFound also for one that cannot be served."""
         return _servable(self.entry(name))
 
     def entry(self, name: str) -> Entry:
@@ -145,7 +145,7 @@ class Catalog:
     def find(self, name: str) -> Entry | None:
         """The entry that is listed as `name`, whose file is called so, or of which either is true in another spelling.
 
-        No other model may answer for a broken one. What never was a model stands in nobody's way. None also when
+        No other model may answer for a broken one. A file that never was a model does not count. None also when
         several files are called so, and none of them is listed under it.
         """
         if (listed := self._listed(name)) is not None:
@@ -233,7 +233,7 @@ class Registry:
         self.catalog = catalog
 
     def resolve(self, name: str) -> Model:
-        """Like `entry`, for somebody who wants to use the model: raises ModelNotFound for one that cannot be served."""
+        """Like `entry`, for using the model: raises ModelNotFound also for one that cannot be served."""
         return _servable(self.entry(name))
 
     def entry(self, name: str) -> Entry:

@@ -1,8 +1,8 @@
 """Keeps the published catalog true: looks at the disk when told to, and publishes what has settled.
 
-Knows that files take time to arrive; nothing of how changes are noticed, of workers or of requests. What is there is
-published when looks over SETTLE_S saw it the same, so that nobody asks for half a file or hears that one is broken; a
-known model stays as it is until then, and for as long as what lies in its place cannot be served.
+Knows that files take time to arrive; nothing of how changes are noticed, of workers or of requests. A file is published
+when looks over SETTLE_S saw it the same, so that a file half written is neither served nor called broken. A known model
+stays as it is until then, and for as long as the file in its place cannot be served.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 # Events of one change come in bursts.
 DEBOUNCE_S = 0.1
-# Between the first look at something and the one that publishes it: whoever writes a file pauses for less.
+# Between the first look at a file and the one that publishes it: programs that write a file pause for less.
 SETTLE_S = 0.4
-MAX_LOOKS = 5  # of somebody who waits for what they find
-# What keeps changing costs a tenth of a processor at most: the time that looks take comes out of an allowance, and the
-# next one waits until there is something of it.
+MAX_LOOKS = 5  # of a caller that waits for what they find
+# Files that keep changing cost a tenth of a core at most: the time of looks comes out of an allowance, and the next
+# look waits until some of it is there again.
 SHARE_OF_LOOKS = 0.1
 MAX_ALLOWANCE_S = 1.0
 MAX_CHANGED = 5_000  # places to be looked at again; from there on it is all of them
@@ -134,7 +134,7 @@ class CatalogPublisher:
             await asyncio.shield(coming)
         finally:
             self._n_asking -= 1
-            if not self._n_asking and coming is self._coming:  # it has not begun, and nobody waits for it
+            if not self._n_asking and coming is self._coming:  # it has not begun, and no caller waits for it
                 coming.cancel()
                 self._coming = None
 

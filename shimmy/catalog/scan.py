@@ -1,8 +1,8 @@
-"""What models the disk holds. The first look goes through everything; later ones may be told what has changed.
+"""Finds the models on the disk. The first look goes through everything; later ones may be told what has changed.
 
-Knows what was there at the last look; `folders` walks, `model_files` reads, `assembly` puts together, `naming` names.
-What a file is, its header says, never its name; only the shards of a model are found by name, as llama.cpp does. A file
-that cannot be served becomes an entry with the reason, and never ends a look.
+Knows what was there at the last look; `walk` goes through folders, `model_files` reads, `assembly` puts together,
+`naming` names. The header says what a file is, never its name; only the shards of a model are found by name, as in
+llama.cpp. A file that cannot be served becomes an entry with the reason, and never ends a look.
 """
 
 import logging
@@ -33,19 +33,19 @@ Warnings = list[tuple[Path, str]]
 
 
 def warn_of(path: Path, reason: str) -> None:
-    """Log that nothing is known of `path`, and why."""
+    """Log that `path` is passed over, and why."""
     logger.warning("`%s` is passed over: %s", shown(path), printable(reason))
 
 
 def report(rejected: Iterable[Rejected]) -> None:
-    """Log why something cannot be served: loudly where somebody has to do something about it."""
+    """Log why files cannot be served: as a warning where a person has to do something about it."""
     for entry in rejected:
         level = logging.WARNING if entry.kind == BROKEN else logging.INFO
         logger.log(level, "`%s` is not listed: %s", shown(entry.path), entry.reason)
 
 
 def scan(config: "Config", headers: Headers, warn: Warn = warn_of, names: Names | None = None) -> Catalog:
-    """All that lies under `config.roots` and is a model or seems one. `warn` is told what is passed over."""
+    """The models under `config.roots`, and the files that seem models. `warn` gets each path that is passed over."""
     discovery = Discovery(config, headers, names or Names())
     catalog = discovery.look()
     for path, reason in discovery.warnings:
@@ -79,7 +79,7 @@ class Discovery:
         self.watched: Watched = {}  # folders in which something may change, with their identity where it is known
 
     def look(self, changed: Collection[Path] | None = None) -> Catalog:
-        """What is there now; the very catalog of the last look where nothing is different.
+        """The catalog now; the same object as at the last look where nothing is different.
 
         `changed`: files and folders that may be different, or whose folder's list may be, since the last look. What is
         not among them is as it was. None: anything may be.
@@ -244,7 +244,7 @@ class Discovery:
         parents: dict[Path, set[Path]] = {}
         for target, some in sources.items():
             parents.setdefault(target.parent, set()).update(some)
-        for parent, some in parents.items():  # who moves a folder moves what is in it
+        for parent, some in parents.items():  # moving a folder moves what is in it
             for above in (parent, *parent.parents):
                 sources.setdefault(above, set()).update(some)
         self._linked_from = sources

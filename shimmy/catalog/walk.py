@@ -45,7 +45,7 @@ class Folder:
     """What is in one folder, each in order of name. Equal to another look's where nothing of this is different."""
 
     path: Path
-    identity: _Identity | None  # None where nobody can look into it
+    identity: _Identity | None  # None where it cannot be opened
     files: tuple[Path, ...] = ()  # GGUF
     links: frozenset[Path] = frozenset()  # those of them that are links
     folders: tuple[Path, ...] = ()
@@ -71,7 +71,7 @@ class Folder:
 
 
 def is_no_place(name: str) -> bool:
-    """Whether nobody keeps models in folders of this name. Safari downloads a file in a folder, `NAME.download`."""
+    """Whether folders of this name are not searched for models. Safari downloads a file into a `NAME.download`."""
     lowered = name.lower()
     is_download = (of := marked(Path(name))) is not None and of.suffix.lower() == ".gguf"
     return lowered in _NO_FOLDERS or lowered.startswith(_TRASH) or is_download

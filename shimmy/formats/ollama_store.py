@@ -73,7 +73,7 @@ def manifests(store: Path, warn: Warn) -> Iterator[Manifest]:
         try:
             layers = _layers(store, path) if path.is_file() else {}
         except _NONSENSE as exc:
-            warn(path, f"it is no manifest ({exc})")
+            warn(path, f"it is not a manifest ({exc})")
             continue
         if "model" in layers:
             yield Manifest(

@@ -36,9 +36,9 @@ def _mistake_in(request: h11.Request) -> str:
         # Proxies would disagree on where this request ends and the next begins (RFC 9112, 6.1).
         return "a request has a Content-Length or a Transfer-Encoding, not both"
     if not request.http_version.startswith(b"1."):
-        return f"HTTP/{request.http_version.decode()} is not spoken here, HTTP/1.1 is"
+        return f"this server speaks HTTP/1.1, not HTTP/{request.http_version.decode()}"
     if request.method == b"CONNECT":
-        return "this server is no proxy"
+        return "this server is not a proxy"
     return "the target has no host" if _NO_HOST.match(request.target) else ""
 
 
@@ -74,7 +74,7 @@ class Http1(H11Protocol):
             try:
                 event = self.connection.next_event()
             except h11.RemoteProtocolError as error:
-                await self.refuse(BadRequest(f"this is no HTTP/1.1: {error}"), error.error_status_hint)
+                await self.refuse(BadRequest(f"this is not HTTP/1.1: {error}"), error.error_status_hint)
                 return
             if isinstance(event, h11.Request):
                 await self.send(Updated(idle=False))

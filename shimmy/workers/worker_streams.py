@@ -58,12 +58,12 @@ class JobStream:
                 self._pieces.append(event)
             case Echo(text, logprobs):
                 if not self._echoed or self._n_told:
-                    raise ProtocolError("a prompt that nobody asked for")
+                    raise ProtocolError("a prompt that was not asked for")
                 self._check(text, 0, len(logprobs))
                 self._echoes.append(event)
             case Accepted():
                 if self._accepted.done():
-                    raise ProtocolError("a second yes")
+                    raise ProtocolError("a job accepted twice")
                 self._accepted.set_result(event)
                 return
             case Vectors():
@@ -157,7 +157,7 @@ class EmbeddingStream:
                 if self._n_bytes is None and vectors:
                     self._n_bytes = len(vectors[0])
                 if len(self._vectors) > len(self._job.inputs) or any(len(vec) != self._n_bytes for vec in vectors):
-                    raise ProtocolError("vectors that nobody asked for")
+                    raise ProtocolError("vectors that were not asked for")
             case Finished() if len(self._vectors) == len(self._job.inputs):
                 self._end.set_result(event)
             case ShimmyError():
@@ -212,7 +212,7 @@ class Answer:
             return
         self._n_left -= len(part)
         if isinstance(part, str) != self._is_text or self._n_left < 0:
-            raise ProtocolError("an answer that nobody asked for")
+            raise ProtocolError("an answer that was not asked for")
         if isinstance(part, str):
             self._texts.append(part)
         else:

@@ -53,7 +53,7 @@ class WorkerWatch:
         is_loaded, has_work = self._state()
         verdict = self._watch.verdict(is_loaded=is_loaded, has_work=has_work, n_said=self._n_about_work)
         if self._n_frames > _MAX_FRAMES_PER_S * self._watch.look_every_s:
-            verdict = f"it says more than anybody can listen to: {self._n_frames} frames"
+            verdict = f"it sends more than can be read: {self._n_frames} frames"
         self._n_frames = 0
         if verdict is None:
             self._look_later()

@@ -293,7 +293,7 @@ def test_adapters_and_projectors_of_ollamas(home: Path) -> None:
     ("content", "reason"),
     [
         (b"ggla", "its adapter is broken: it has 4 bytes, too few for a GGUF file"),
-        (adapter("mmproj"), "its adapter is none but this: projector"),
+        (adapter("mmproj"), "its adapter is a projector"),
     ],
 )
 def test_a_model_without_its_adapter_would_be_another_one(home: Path, content: bytes, reason: str) -> None:

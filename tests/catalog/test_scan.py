@@ -16,6 +16,7 @@ from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import Discovery, report, scan
 from shimmy.catalog.walk import MAX_DEPTH
+from shimmy.formats.gguf.header import GgufKind
 from shimmy.system import files
 from tests.peft_adapters import write_adapter
 from tests.tiny_checkpoints import random_weights, write_tiny_llama
@@ -193,14 +194,14 @@ def test_what_is_no_model_is_not_listed_as_one(tmp_path: Path, metadata: Metadat
     assert names(catalog) == []
     (entry,) = catalog.rejected
     assert (entry.name, entry.kind) == ("looks-like-a-model", kind)
-    assert entry.reason == f"it is no model but this: {kind}"
+    assert entry.reason == f"it is {GgufKind(kind).noun}, not a model"
 
 
 def test_a_vocabulary_is_not_listed_as_a_model(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.gguf").write_bytes(encode_gguf([("general.architecture", STRING, "llama")]))
     catalog = scan_paths(tmp_path)
     assert names(catalog) == []
-    assert reasons(catalog) == {"vocabulary": "it is no model but this: vocabulary"}
+    assert reasons(catalog) == {"vocabulary": "it is a vocabulary, not a model"}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_an_adapter_in_safetensors_belongs_to_the_models_beside_its_folder(tmp_p
         "tiny": (adapter,), "whole": (adapter,), "lonely": (),
     }  # fmt: skip
     found = reasons(catalog)
-    plain = "it is no model but this: adapter"
+    plain = "it is an adapter, not a model"
     assert {name: found[name] for name in ("of-another-size", "of-another-family", inner.name)} == dict.fromkeys(
         ("of-another-size", "of-another-family", inner.name), plain
     )

@@ -1,7 +1,7 @@
-"""The items of OpenAI's Responses: what an input may hold, and what a chat template sees of it.
+"""The items of OpenAI's Responses: what an input may hold, and how it is read.
 
-An item is a plain JSON object in the form in which the API lists it, with an id. A kind of item or part that is not
-known here is refused by name.
+An item is a plain JSON object in the form in which the API lists it, with an id. Unknown kinds of items and parts are
+refused by name. What a chat template sees of items is in `conversation`.
 """
 
 import json
@@ -216,7 +216,7 @@ _item = ByType(
             {**_id, "call_id": _call_id, "name": text, "namespace": text, "arguments": text},
             required={"call_id": "the id of a call", "name": "a string"},
         ),
-        # Agents also tell of what nobody called, by a name, and with no id of a call or one that no call has.
+        # Agents also send outputs without a call: with a name, and with no call id or an unknown one.
         "function_call_output": Record(
             {**_id, "call_id": text, "name": text, "namespace": text, "output": ToolResult(_text_part)},
             required={"output": "a string or an array of parts"},
@@ -279,7 +279,7 @@ def _input_parts(texts: Iterable[str]) -> list[Item]:
 
 
 def new_id(prefix: str) -> str:
-    """Nobody guesses it."""
+    """An id that cannot be guessed."""
     return f"{prefix}_{os.urandom(24).hex()}"
 
 

@@ -14,16 +14,14 @@ from shimmy.engine.llama.context import Batch, set_adapters
 from shimmy.engine.llama.sampler import Likelihood
 from shimmy.engine.llama.sequence_state import State, States
 from shimmy.errors import ModelUnavailable, OutOfMemory
-from shimmy.messages.event import Candidate, TokenLogprob
+from shimmy.messages.event import LEAST_LOGPROB, Candidate, TokenLogprob
 from shimmy.system import memory
-from shimmy.wire.worker_options import CELLS_STEP
+from shimmy.wire.worker_options import CELLS_STEP, MAX_SEQUENCES
 
 if TYPE_CHECKING:
     from shimmy.engine.llama.model import LlamaModel
 
 _SPARE_BYTES = 128 * 10**6  # that stay free for the system where a pool grows
-_MAX_SEQUENCES = 256  # of a context (LLAMA_MAX_SEQ)
-_NEVER = -9999.0  # the log-probability of a token that cannot come, as OpenAI writes it
 
 
 class LlamaBackend:
@@ -62,7 +60,7 @@ class LlamaBackend:
     def _open(self, n_cells: int, n_open: int) -> None:
         self._params.n_ctx = -(-n_cells // CELLS_STEP) * CELLS_STEP  # less would also be the most rows of a batch
         # States of sliding windows are put together in a sequence that holds no job (`sequence_state`).
-        self._params.n_seq_max = min(n_open + bool(self._n_window), _MAX_SEQUENCES)
+        self._params.n_seq_max = min(n_open + bool(self._n_window), MAX_SEQUENCES)
         self._context = self._probe.context = llama.llama_init_from_model(self._model.pointer, self._params)
         if not self._context:
             raise OutOfMemory(f"no context of {n_cells} tokens: {log.reason()}")
@@ -218,7 +216,7 @@ class LlamaBackend:
         return TokenLogprob(Candidate(token, self._vocab.spelled(token), math.nan))
 
     def _candidate(self, token: int, logprob: float) -> Candidate:
-        return Candidate(token, self._vocab.spelled(token), max(logprob, _NEVER))
+        return Candidate(token, self._vocab.spelled(token), max(logprob, LEAST_LOGPROB))
 
     def wipe(self) -> None:
         """Empty the KV pool and clear its memory: a NaN in a free cell spoils what is computed beside it."""

@@ -135,7 +135,7 @@ def read(folder: Path) -> PeftAdapter:
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).exists():
-            raise Unconvertible(f"it has no `{name}`, and so is no adapter in SafeTensors as PEFT writes it")
+            raise Unconvertible(f"it has no `{name}`, so it is not a SafeTensors adapter as PEFT writes it")
     config = read_json(folder / ADAPTER_CONFIG, MAX_CONFIG_BYTES)
     _refuse(config)
     rank = config.get("r")

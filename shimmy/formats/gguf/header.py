@@ -52,6 +52,11 @@ class GgufKind(StrEnum):
     IMPORTANCE_MATRIX = "importance matrix"
     VOCABULARY = "vocabulary"
 
+    @property
+    def noun(self) -> str:
+        """With its article, for a sentence."""
+        return f"{'an' if self[0] in 'aeiou' else 'a'} {self}"
+
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:

@@ -22,7 +22,7 @@ def read(path: Path) -> Contents:
     found = contents(path)
     metadata = found.metadata
     if found.header.kind is not GgufKind.ADAPTER:
-        raise InvalidGguf(f"it is no adapter but this: {found.header.kind}")
+        raise InvalidGguf(f"it is {found.header.kind.noun}, not an adapter")
     if any(b"\0" in name for name in (*metadata, *found.tensors)):
         raise InvalidGguf("it has a name with a zero byte, which llama.cpp would read as another name")
     for key, expected in ((b"general.type", b"adapter"), (b"adapter.type", b"lora")):

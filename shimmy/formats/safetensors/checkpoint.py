@@ -169,7 +169,7 @@ def _shard_of_each_tensor(index: Path) -> dict[str, str]:
         raise InvalidSafetensors(f"its `{_INDEX}` has no `weight_map`")
     for name in shard_names.values():
         if not isinstance(name, str) or not _is_plain(name):
-            raise InvalidSafetensors(f"its `{_INDEX}` names `{shown(str(name))}`, which is no file of this folder")
+            raise InvalidSafetensors(f"its `{_INDEX}` names `{shown(str(name))}`, which is not a file of this folder")
     return shard_names
 
 
@@ -226,9 +226,9 @@ def _parse(content: bytes, what: str, kind: type[Any] = dict) -> Any:
     except _TwiceError as exc:
         raise InvalidSafetensors(f"{what} has the key `{shown(exc.key)}` twice") from exc
     except (ValueError, RecursionError) as exc:
-        raise InvalidSafetensors(f"{what} is no valid JSON") from exc
+        raise InvalidSafetensors(f"{what} is not valid JSON") from exc
     if not isinstance(parsed, kind):
-        raise InvalidSafetensors(f"{what} is no JSON {'object' if kind is dict else kind.__name__}")
+        raise InvalidSafetensors(f"{what} is not a JSON {'object' if kind is dict else kind.__name__}")
     return parsed
 
 

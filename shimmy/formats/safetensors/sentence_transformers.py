@@ -22,7 +22,7 @@ _HARMLESS = ("Transformer", "Pooling", "Normalize")  # vectors are normalised on
 
 
 def config_path(folder: Path) -> Path | None:
-    """The file that says how to pool; None when the folder is no model of sentence-transformers."""
+    """The file that says how to pool; None when the folder is not a model of sentence-transformers."""
     if not (folder / _MODULES).exists():
         return None
     modules = _read_list(folder / _MODULES)
@@ -35,7 +35,7 @@ def config_path(folder: Path) -> Path | None:
         return None
     path = paths[0]
     if not isinstance(path, str) or not path.isprintable() or not path.strip(".") or set(path) & {"/", "\\"}:
-        raise Unconvertible(f"its `{_MODULES}` names `{shown(str(path))}`, which is no folder in this one")
+        raise Unconvertible(f"its `{_MODULES}` names `{shown(str(path))}`, which is not a folder in this one")
     return folder / path / "config.json"
 
 
@@ -60,5 +60,5 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
     """The objects of the list in a file."""
     parsed: list[Any] = read_json(path, MAX_BYTES, list)
     if not all(isinstance(item, dict) for item in parsed):
-        raise InvalidSafetensors(f"its `{path.name}` is no list of objects")
+        raise InvalidSafetensors(f"its `{path.name}` is not a list of objects")
     return parsed

@@ -60,7 +60,7 @@ def parse(data: bytes) -> SentencePieceModel:
         elif number in {2, 3}:
             (trainer if number == 2 else normalizer).update(_fields(_message(value)))
     if trainer.get(3, 1) != _BYTE_PAIR_ENCODING:
-        raise Unconvertible("`tokenizer.model` is no byte-pair encoding, the only kind of SentencePiece supported")
+        raise Unconvertible("`tokenizer.model` is not a byte-pair encoding, the only kind of SentencePiece supported")
     if normalizer.get(2) or normalizer.get(4, 1):
         raise Unconvertible("`tokenizer.model` normalises text in a way that llama.cpp does not")
     if trainer.get(24) or not normalizer.get(5, 1):

@@ -148,7 +148,7 @@ class _Folder:
             match entry:
                 case {"name": str(name), "template": str(template)} if name in keys:
                     if has_lone_surrogate(template) or len(template) > MAX_TEMPLATE_BYTES:
-                        raise Unconvertible("its chat template is no text, or larger than 1 MB")
+                        raise Unconvertible("its chat template is not text, or larger than 1 MB")
                     yield keys.pop(name), template
 
     def _more_templates(self) -> Iterator[dict[str, str]]:
@@ -186,9 +186,9 @@ class _Folder:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as exc:
-            raise Unconvertible(f"`{name}` is no JSON: {exc}") from exc
+            raise Unconvertible(f"`{name}` is not JSON: {exc}") from exc
         if not isinstance(value, dict):
-            raise Unconvertible(f"`{name}` is no JSON object")
+            raise Unconvertible(f"`{name}` is not a JSON object")
         return value
 
     def _bytes(self, name: str, max_bytes: int) -> bytes | None:
@@ -199,7 +199,7 @@ class _Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except NotRegular as exc:
-            raise Unconvertible(f"`{name}` is no file") from exc
+            raise Unconvertible(f"`{name}` is not a file") from exc
         if len(data) > max_bytes:
             raise Unconvertible(f"`{name}` has more than {max_bytes >> 20} MB")
         return data
@@ -210,7 +210,7 @@ def _count(tokens: Tokens, config: Mapping[str, Any]) -> int:
     n_tokens = max(tokens.texts) + 1
     n_embeddings = config.get("vocab_size", n_tokens)
     if type(n_embeddings) is not int or not 0 < n_embeddings <= MAX_TOKENS:
-        raise Unconvertible(f"`vocab_size` in `config.json` is no number of tokens: {shown(n_embeddings)}")
+        raise Unconvertible(f"`vocab_size` in `config.json` is not a number of tokens: {shown(n_embeddings)}")
     for index in range(n_embeddings, n_tokens):
         if tokens.types.get(index, PieceType.UNUSED) in {PieceType.NORMAL, PieceType.BYTE}:
             raise Unconvertible(f"its tokenizer has more tokens than its `vocab_size`, {n_embeddings}")
@@ -220,7 +220,7 @@ def _count(tokens: Tokens, config: Mapping[str, Any]) -> int:
 def _check(texts: list[str]) -> None:
     """llama.cpp ends the process when two tokens are the same to it, and its strings end at a zero."""
     if any(len(text) > MAX_TOKEN_CHARACTERS or "\0" in text or has_lone_surrogate(text) for text in texts):
-        raise Unconvertible(f"one of its tokens is no text, or longer than {MAX_TOKEN_CHARACTERS} letters")
+        raise Unconvertible(f"one of its tokens is not text, or longer than {MAX_TOKEN_CHARACTERS} letters")
     if len({text or f"[EMPTY_{index}]" for index, text in enumerate(texts)}) < len(texts):
         raise Unconvertible("two of its tokens have the same text")
 
@@ -230,7 +230,7 @@ def _bert(tokens: Tokens, config: Mapping[str, Any]) -> Metadata:
     assert bert is not None
     n_types = config.get("type_vocab_size", 2)  # BertConfig's default
     if type(n_types) is not int or not 0 <= n_types < MAX_TOKENS:
-        raise Unconvertible(f"`type_vocab_size` in `config.json` is no number of token types: {shown(n_types)}")
+        raise Unconvertible(f"`type_vocab_size` in `config.json` is not a number of token types: {shown(n_types)}")
     return [
         ("tokenizer.ggml.token_type_count", GgufType.UINT32, n_types),
         ("tokenizer.ggml.normalizer.lowercase", GgufType.BOOL, bert.lowercase),
@@ -347,5 +347,5 @@ def _template(single: list[Any], tokens: Tokens) -> tuple[list[int], list[int]]:
 
 def _known(text: str, tokens: Tokens) -> int:
     if text not in tokens.ids:
-        raise Unconvertible(f"its post-processor adds {shown(text)}, which is no token")
+        raise Unconvertible(f"its post-processor adds {shown(text)}, which is not a token")
     return tokens.ids[text]

@@ -311,7 +311,7 @@ def test_a_broken_folder_leaves_nothing(tmp_path: Path) -> None:
         cached(folder, cache, ignore)
     assert names_in(cache) == []
     (folder / "config.json").write_text("[]")
-    with pytest.raises(InvalidSafetensors, match=r"`config\.json` is no JSON object"):
+    with pytest.raises(InvalidSafetensors, match=r"`config\.json` is not a JSON object"):
         cached(folder, cache, ignore)
 
 

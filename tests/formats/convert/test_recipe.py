@@ -530,5 +530,5 @@ def test_modules_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "bert")
     for path in ("../bert", "/etc", "..", "a/b", "a\\\\b"):
         (folder / "modules.json").write_text(f'[{{"type": "x.Pooling", "path": "{path}"}}]')
-        with pytest.raises(Unconvertible, match="no folder in this one"):
+        with pytest.raises(Unconvertible, match="not a folder in this one"):
             plan(folder)

@@ -83,7 +83,7 @@ def test_metadata_that_llama_cpp_would_stumble_over(
 
 
 def test_a_model_is_no_adapter(tmp_path: Path) -> None:
-    with pytest.raises(InvalidGguf, match="no adapter but this: model"):
+    with pytest.raises(InvalidGguf, match="a model, not an adapter"):
         lora.read(write_tiny_model(tmp_path))
 
 

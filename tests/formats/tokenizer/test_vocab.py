@@ -385,7 +385,7 @@ def test_tokens_are_added_to_a_sentencepiece_model(load: Load) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "no byte-pair"),
+        (b"", "not a byte-pair"),
         (b"\xff" * 30, "cut off"),
         (b"\x0b", "no SentencePiece"),
         (b"".join(PIECES) + TRAINER + IDENTITY[:-1], "cut off"),
@@ -393,7 +393,7 @@ def test_tokens_are_added_to_a_sentencepiece_model(load: Load) -> None:
         (message(1, message(1, b"\xff")), "broken"),
         (message(1, message(3, 9)), "broken"),
         (message(1, message(2, b"abc")), "broken"),
-        (b"".join(PIECES) + message(2, message(3, 1)) + IDENTITY, "no byte-pair"),
+        (b"".join(PIECES) + message(2, message(3, 1)) + IDENTITY, "not a byte-pair"),
         (b"".join(PIECES) + TRAINER, "normalises text"),
         (b"".join(PIECES) + TRAINER + message(3, message(4, 0) + message(2, b"table")), "normalises text"),
         (b"".join(PIECES[:20]) + TRAINER + IDENTITY, "bytes without a token"),
@@ -463,13 +463,13 @@ SPLIT = {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", 
         (changed("added_tokens", to=[added_token(300, "ab")]), "two ids"),
         (changed("added_tokens", to=[added_token(300, "x", single_word=True)]), "whole words"),
         (changed("added_tokens", to=[added_token(300, "[PAD299]")]), "same text"),
-        (changed("added_tokens", to=[added_token(300, "\0")]), "no text"),
-        (changed("added_tokens", to=[added_token(300, "\ud800")]), "no text"),
+        (changed("added_tokens", to=[added_token(300, "\0")]), "not text"),
+        (changed("added_tokens", to=[added_token(300, "\ud800")]), "not text"),
         (changed("added_tokens", to=[added_token(300, "x" * 5000)]), "longer than"),
         (changed("added_tokens", to=7), "no list"),
         (changed("post_processor", to={"type": "RobertaProcessing"}), "not known"),
         (changed("post_processor", to=surrounded_by("</s>", None)), "not its `bos`"),
-        (changed("post_processor", to=surrounded_by("<x>", None)), "no token"),
+        (changed("post_processor", to=surrounded_by("<x>", None)), "not a token"),
         (changed("post_processor", to=[]), "cannot be read"),
     ],
 )
@@ -484,11 +484,11 @@ def test_what_llama_cpp_cannot_do_and_what_is_broken_is_refused(tmp_path: Path, 
     ("files", "reason"),
     [
         ({}, "neither"),
-        ({"tokenizer_json": b"{"}, "no JSON"),
-        ({"tokenizer_json": b"[]"}, "no JSON object"),
-        ({"tokenizer_json": b"[" * 100_000}, "no JSON"),
-        ({"tokenizer_json": b'{"a":' * 100_000}, "no JSON"),
-        ({"tokenizer_json": b"\xff\xfe"}, "no JSON"),
+        ({"tokenizer_json": b"{"}, "not JSON"),
+        ({"tokenizer_json": b"[]"}, "not a JSON object"),
+        ({"tokenizer_json": b"[" * 100_000}, "not JSON"),
+        ({"tokenizer_json": b'{"a":' * 100_000}, "not JSON"),
+        ({"tokenizer_json": b"\xff\xfe"}, "not JSON"),
         ({"tokenizer_json": b"[" + b"[]," * 3_000_000 + b"[]]"}, "more parts"),
         ({"tokenizer_json": b" " * (vocab.MAX_TOKENIZER_BYTES + 1)}, "more than 256 MB"),
         ({"tokenizer_json": GOOD, "tokenizer_config_json": b" " * (vocab.MAX_CONFIG_BYTES + 1)}, "more than 16 MB"),
@@ -582,7 +582,7 @@ def test_an_impossible_number_of_tokens_is_refused(tmp_path: Path, size: object)
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tokenizer.json")
-    with pytest.raises(Unconvertible, match="no file"):
+    with pytest.raises(Unconvertible, match="not a file"):
         vocab.vocabulary(tmp_path, {})
 
 
