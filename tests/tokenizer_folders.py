@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.rewriting import rewrite
 from tests.tiny_models import ARRAY, STRING
 
 Json = dict[str, Any]
@@ -56,7 +57,7 @@ def write_folder(folder: Path, **files: Any) -> Path:
     for name, content in files.items():
         text = content if isinstance(content, bytes | str) else json.dumps(content, ensure_ascii=False)
         data = text if isinstance(text, bytes) else text.encode()
-        (folder / ".".join(name.rsplit("_", 1))).write_bytes(data)
+        rewrite(folder / ".".join(name.rsplit("_", 1)), data)
     return folder
 
 

@@ -25,6 +25,7 @@ from tests import tiny_families
 from tests.formats.convert.test_convert import tensor_bytes
 from tests.formats.convert.test_recipe import DECODERS, folder_of, ignore, sentencepiece
 from tests.peft_adapters import ALPHA, CONFIG, RANK, merged, pairs, write_adapter
+from tests.rewriting import rewrite
 from tests.tiny_checkpoints import N_VOCAB, Weights, encode_safetensors, llama_tensors, random_weights, write_tiny_llama
 from tests.tiny_models import write_tiny_model
 
@@ -450,8 +451,8 @@ def test_mutated_adapters_are_read_or_refused(model: Path, tmp_path: Path) -> No
         for _ in range(random.randrange(1, 4)):
             at = random.randrange(8 + header_bytes if which else len(contents[0]))
             mutated[which][at] = random.choice(b'0123456789{}[]",:.-eNaA\x00\xff')
-        (adapter / "adapter_config.json").write_bytes(mutated[0])
-        (adapter / "adapter_model.safetensors").write_bytes(mutated[1])
+        rewrite(adapter / "adapter_config.json", mutated[0])
+        rewrite(adapter / "adapter_model.safetensors", mutated[1])
         try:
             peft.plan(peft.read(adapter), base)
         except (Unconvertible, InvalidSafetensors):

@@ -16,6 +16,7 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors import checkpoint
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors, TensorReader, read_folder
 from tests import tiny_families
+from tests.rewriting import rewrite
 from tests.tiny_checkpoints import Weights, encode_safetensors, write_checkpoint, write_tiny_llama
 
 TWO = {"a": Weights((2, 3), bytes(range(24))), "b": Weights((4,), b"abcdefgh", "BF16")}
@@ -276,21 +277,21 @@ def mutated_bytes(random: Random, content: bytes) -> bytes:
 def mutate(random: Random, folder: Path, files: dict[str, bytes], config: Any, index: Any) -> None:
     """Write the folder anew with one of its files changed."""
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        rewrite(folder / name, content)
     kind = random.randrange(5)
     shard = random.choice([name for name in files if name.endswith(".safetensors")])
     if kind == 0:
-        (folder / shard).write_bytes(mutated_bytes(random, files[shard]))
+        rewrite(folder / shard, mutated_bytes(random, files[shard]))
     elif kind == 1:
         n_header = struct.unpack_from("<Q", files[shard])[0]
         header = json.dumps(mutated_json(random, json.loads(files[shard][8 : 8 + n_header]))).encode()
-        (folder / shard).write_bytes(struct.pack("<Q", len(header)) + header + files[shard][8 + n_header :])
+        rewrite(folder / shard, struct.pack("<Q", len(header)) + header + files[shard][8 + n_header :])
     elif kind == 2 and index is not None:
-        (folder / "model.safetensors.index.json").write_text(json.dumps(mutated_json(random, index)))
+        rewrite(folder / "model.safetensors.index.json", json.dumps(mutated_json(random, index)).encode())
     elif kind == 3:
-        (folder / "config.json").write_bytes(mutated_bytes(random, files["config.json"]))
+        rewrite(folder / "config.json", mutated_bytes(random, files["config.json"]))
     else:
-        (folder / "config.json").write_text(json.dumps(mutated_json(random, config)))
+        rewrite(folder / "config.json", json.dumps(mutated_json(random, config)).encode())
 
 
 @pytest.mark.timeout(300)
