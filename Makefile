@@ -9,19 +9,19 @@ SECONDS := 600
 VARIANTS := haswell alderlake zen4 sse42
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 
-.PHONY: help run build check test variants emulated clients fuzz-api docs bench clean
+.PHONY: help run dist check test variants emulated clients fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-run: ## build what is missing and serve the demo model
-	@$(BUILD) all >/dev/null
+run: ## serve the demo model from the source tree; builds what this machine needs for that
+	@$(BUILD) run >/dev/null
 	@echo 'Try it from another terminal:'
 	@echo '  curl -N http://$(ADDRESS)/v1/chat/completions -d '\''{"model": "smollm2-135m-instruct.q4-1", "stream": true,'
 	@echo '    "messages": [{"role": "user", "content": "Tell me a story about a fox."}]}'\'
-	@exec dist/shimmy serve --bind $(ADDRESS) --model-path $(MODEL)
+	@exec $(PYTHON) -m shimmy serve --bind $(ADDRESS) --model-path $(MODEL)
 
-build: ## make dist/shimmy
+dist: ## make dist/shimmy, the file with all CPU variants
 	@$(BUILD) freeze
 
 check: ## lint, types, and the tests on the source tree

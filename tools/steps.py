@@ -3,12 +3,14 @@
 Knows no step. Everything that the build makes lies in the checkout, in folders that git ignores.
 """
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,15 @@ def run(command: Sequence[str | Path], **environment: str) -> str:
         words = " ".join(str(word) for word in command)
         raise BuildError(f"`{words}` ended with {result.returncode}:\n{result.stdout}{result.stderr}")
     return result.stdout
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this file, which other processes wait for, for the length of the block."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def pip(python: str, *arguments: str | Path) -> None:

@@ -57,7 +57,7 @@ def _shimmy_prompt_cache(folder: Path) -> list[str | Path]:
 def shimmy_program() -> Path:
     program = Path(os.environ.get("SHIMMY_BIN", DIST / "shimmy"))
     if not program.exists():
-        raise BuildError(f"there is no `{program}`: run `make build` first")
+        raise BuildError(f"there is no `{program}`: run `make dist` first")
     return program
 
 
