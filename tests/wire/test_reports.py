@@ -10,7 +10,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from time import perf_counter
+from time import thread_time
 from typing import Any, cast
 
 import pytest
@@ -401,10 +401,10 @@ def test_no_change_to_any_frame_hurts_the_parent(place: int) -> None:
         for changed in _mutations(TALK[place]):
             line = Line()
             await asyncio.sleep(0)
-            started_s = perf_counter()
+            started_s = thread_time()
             for message in (*TALK[:place], changed, *TALK[place + 1 :]):
                 line.hear(_frame(message))
-            assert perf_counter() - started_s < 0.5
+            assert thread_time() - started_s < 0.5
             n_refused += line.process.n_kills > 0
             await line.end()
         assert n_refused > 10
@@ -450,9 +450,9 @@ def test_a_flood_neither_holds_the_loop_nor_fills_the_memory(data: bytes) -> Non
             line.hear(_frame(message))
         longest_s = 0.0
         for start in range(0, len(data), 1 << 16):
-            started_s = perf_counter()
+            started_s = thread_time()
             line.hear(data[start : start + (1 << 16)])
-            longest_s = max(longest_s, perf_counter() - started_s)
+            longest_s = max(longest_s, thread_time() - started_s)
             if line.transport.is_closed:
                 break
         assert line.process.n_kills == 1
