@@ -25,7 +25,6 @@ FILES = {
     "logging.config": "logging_config.py",
     "multiprocessing.synchronize": "multiprocessing/synchronize.py",
     "ssl": "ssl.py",
-    "typing_extensions": "typing_extensions.py",
 }
 # What of them is in the frozen file: see shimmy.spec for the rest.
 PACKAGES = ("anyio", "asyncio", "h11", "hypercorn", "jinja2", "markupsafe", "starlette", "watchdog")

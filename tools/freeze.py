@@ -22,10 +22,10 @@ LIMIT_BYTES = 20_000_000
 
 # Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
 PACKAGES = {
-    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette", "watchdog"),
+    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette", "typing_extensions", "watchdog"),
 }
 # Under the names of packages that are not in it; `ssl` and `multiprocessing` are stood in for as well.
-STAND_INS = {"h2", "method_code", "typing_extensions"}
+STAND_INS = {"h2", "method_code"}
 FILES = {
     "base_library.zip",
     *("libffi.so", "libgcc_s.so", "liblzma.so", "libpython.so", "libz.so"),
