@@ -5,6 +5,8 @@ import asyncio
 import dataclasses
 import importlib.util
 import marshal
+import ssl
+import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tools import openssl
 from tools.method_code import recorded
 
 STAND_INS = Path(__file__).parent.parent / "tools" / "stand_ins"
@@ -76,7 +79,7 @@ def test_a_stand_in_has_what_is_taken_and_what_the_real_one_has(name: str, taken
     stand_in = read_stand_in(STAND_INS / FILES[name], f"stand_in_{name}")
     own = {key for key, value in vars(stand_in).items() if getattr(value, "__module__", "") == stand_in.__name__}
     assert taken[name] <= set(vars(stand_in))
-    assert own <= set(dir(import_module(name)))
+    assert {key for key in own if not key.startswith("_")} <= set(dir(import_module(name)))
 
 
 @pytest.fixture
@@ -147,3 +150,41 @@ def test_asyncio_serves_without_the_real_ssl(monkeypatch: pytest.MonkeyPatch) ->
         return received
 
     assert asyncio.run(exchange()) == b""
+
+
+USE_OF_SSL = """
+import sys, marshal
+from pathlib import Path
+folder, stand_ins = sys.argv[1:]
+sys._MEIPASS, sys.executable = folder, "/dev/null"
+sys.path[:0] = [stand_ins, folder]
+import asyncio, asyncio.sslproto, http.client, ssl
+from hypercorn.config import Config
+import shimmy.http.connections
+assert "_ssl" not in sys.modules, "OpenSSL was loaded before it was used"
+assert not hasattr(ssl, "nothing_of_this_name")
+context = ssl.create_default_context()
+assert sys.modules["_ssl"].__file__.startswith(folder)
+assert isinstance(context, ssl.SSLContext) and context.verify_mode is ssl.CERT_REQUIRED
+assert asyncio.base_events.ssl is ssl and asyncio.sslproto.SSLAgainErrors[0] is ssl.SSLWantReadError
+assert isinstance(http.client.HTTPSConnection("localhost")._context, ssl.SSLContext)
+incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+try:
+    context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+except ssl.SSLWantReadError:
+    print("hello of", len(outgoing.read()) > 100)
+"""
+
+
+def test_ssl_becomes_the_real_one_when_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "stand_ins").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "stand_ins" / "ssl.py").write_bytes((STAND_INS / "ssl.py").read_bytes())
+    (tmp_path / "home" / "ssl_in_full.py").write_bytes(Path(ssl.__file__).read_bytes())
+    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    parts = [Path(file) for file in files if openssl.is_part(file)]
+    assert len(parts) == len(openssl.IN_ORDER)
+    (tmp_path / "home" / "ssl.xz").write_bytes(openssl.pack(parts, tmp_path, preset=0))
+    command = [sys.executable, "-c", USE_OF_SSL, str(tmp_path / "home"), str(tmp_path / "stand_ins")]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("hello of True\n", "")

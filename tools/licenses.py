@@ -18,6 +18,7 @@ The boot loader of PyInstaller, with tools/bootloader.c in front: GPL-2.0 with a
 programs made with it.
 Rust's standard library and the crates compiled into llguidance (derivre, toktrie, pyo3, regex, serde, rayon, hashbrown,
 referencing and others): MIT, or MIT or Apache-2.0 at choice; tokenizers and spm_precompiled among them: Apache-2.0.
+OpenSSL 3: Apache-2.0.
 libffi: MIT. liblzma (XZ Utils): public domain (0BSD in later versions). zlib: zlib licence.
 """
 
