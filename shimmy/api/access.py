@@ -1,9 +1,9 @@
-"""Who must not be a client: a web page that the person only looks at. Host names and origins; keys are in `middleware`.
+"""Keeps out web pages that a person only looks at, by host names and origins; API keys are checked in `middleware`.
 
 A page can point a name of its own at this machine (DNS rebinding), and is then same-origin with a server that answers
-to any name: so the `Host` of a request is checked. And a page of anywhere may send simple requests, without asking
-first and without seeing the reply: so the `Origin` of a request is checked before anything is done for it. Browsers
-send both, and no page can forge them. (RFC 9110, 7.2; https://fetch.spec.whatwg.org/#http-cors-protocol)
+to any name: so the `Host` of a request is checked. Any page may also send simple requests, without asking first and
+without seeing the reply: so the `Origin` is checked before the request is acted on. Browsers send both headers, and no
+page can forge them. (RFC 9110, 7.2; https://fetch.spec.whatwg.org/#http-cors-protocol)
 """
 
 import re
@@ -15,8 +15,8 @@ from shimmy.errors import Forbidden
 from shimmy.option_table import Bind
 
 ANY = "*"
-NONE = "none"  # an item of `--cors-origins` that no page has
-# Pages that this machine itself serves; what can serve them could use this server without a browser as well.
+NONE = "none"  # an item of `--cors-origins` that matches no page
+# Pages that this machine serves: a program that can serve them could use this server without a browser anyway.
 OWN_PAGES = tuple(
     f"{scheme}://{host}{port}"
     for scheme in ("http", "https")
@@ -39,9 +39,9 @@ def is_loopback(host: str) -> bool:
 class Hosts:
     """Lets a request pass whose `Host` is a name of this server.
 
-    Those are the names of the loopback device, the address that was bound and the one that the client reached, and the
-    patterns in `allowed`. Without `allowed`, a server that is not bound to the loopback device has any name: nobody can
-    tell what its clients call it. A request without a `Host` comes of no browser.
+    Those are the names of the loopback device, the address that was bound, the address that the client reached, and the
+    patterns in `allowed`. Without `allowed`, a server that is not bound to the loopback device answers to any name: it
+    cannot know what its clients call it. A request without a `Host` does not come from a browser.
     """
 
     def __init__(self, app: ASGIApp, bind: Bind, allowed: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class Hosts:
 
 
 class Policy:
-    """Which origins may use this server from a web page: `allowed` names them, or those of this machine may."""
+    """Which origins may use this server from a web page: those in `allowed`, or without it those of this machine."""
 
     def __init__(self, allowed: Sequence[str], *, has_keys: bool) -> None:
         self._items = [item for item in (allowed or OWN_PAGES) if item not in (ANY, NONE)]
@@ -79,10 +79,10 @@ class Policy:
 
     @cached_property
     def _named(self) -> re.Pattern[str]:
-        return _patterns(self._items)  # not at the start: it takes longer than all else here
+        return _patterns(self._items)  # compiled late: at the start it would take longer than the rest of this module
 
     def headers_for(self, scope: Scope) -> Headers | None:
-        """What tells a browser that the page may see the reply; None where it must not, or is not another origin."""
+        """Headers that let the page see the reply; None where it must not, or where the request is same-origin."""
         origin = header(scope, b"origin")
         if not origin or is_same_origin(origin, scope):
             return None
@@ -93,7 +93,7 @@ class Policy:
         return _allow(origin if self._has_keys else ANY.encode())
 
     def refuses(self, scope: Scope) -> bool:
-        """Whether the request comes of a page that must not use this server."""
+        """Whether the request comes from a page that must not use this server."""
         origin = header(scope, b"origin")
         if origin:
             return not is_same_origin(origin, scope) and self.headers_for(scope) is None
@@ -105,7 +105,7 @@ class Policy:
 def _allow(origin: bytes) -> tuple[tuple[bytes, bytes], ...]:
     return (
         (b"access-control-allow-origin", origin),
-        (b"access-control-expose-headers", b"*, Retry-After"),  # `*` is a name like others where credentials are sent
+        (b"access-control-expose-headers", b"*, Retry-After"),  # with credentials `*` is an ordinary name
         (b"vary", b"Origin"),
     )
 

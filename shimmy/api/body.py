@@ -1,7 +1,7 @@
-"""The JSON of a request body, within bounds, and without a call of C's that holds Python's lock for long.
+"""The JSON of a request body, within bounds, and without a call of C code that holds Python's lock for long.
 
-What a body costs to decode and to keep is bounded by a count of what stands outside of its strings, before it is
-decoded. Small bodies are for the event loop, others for a thread beside it. Knows nothing of fields.
+Before a body is decoded, the brackets, colons and commas outside of its strings are counted: they bound what decoding
+costs. Small bodies are decoded on the event loop, others on a thread. Knows nothing of fields.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from shimmy.errors import BadRequest
 if TYPE_CHECKING:
     from shimmy.api.request_fields.kinds import Json
 
-# A body may begin with one of these. Those of UTF-32 begin like those of UTF-16.
+# A body may begin with one of these marks. Those of UTF-32 begin like those of UTF-16.
 _UTF_8_MARK = codecs.BOM_UTF8
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF_32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
@@ -27,8 +27,8 @@ MAX_FIELDS = 1 << 18  # members of objects, objects and arrays; 10,000 messages 
 MAX_VALUES = 1 << 20  # the items of arrays are counted here too, such as token ids
 MAX_NUMBER_CHARACTERS = 400  # a number of 64 bits has 24, and the largest of them 309 without an exponent
 
-_STEP = 1 << 16  # bytes, or characters, that a call of C's is given at once
-# What the decoder in C may have in one go: a few milliseconds.
+_STEP = 1 << 16  # bytes or characters of one call of C code
+# What the decoder in C gets in one call: a few milliseconds.
 _PLAIN_BYTES, _PLAIN_VALUES = 1 << 20, 1 << 14
 
 _NUMBERS = bytes(0x30 if byte in b"-+.0123456789Ee" else 0x20 for byte in range(256))
@@ -38,7 +38,7 @@ _OPENING = b"[{"
 
 
 class Size:
-    """How much a body has of what decoding it costs."""
+    """The counts that bound what decoding a body costs."""
 
     __slots__ = ("n_bytes", "n_fields", "n_values")
 
@@ -54,14 +54,14 @@ def decode_object(body: bytes | bytearray) -> "Json":
     """The JSON object in `body`; raises BadRequest for anything else, and for too much of it."""
     value = decode(body)
     if not isinstance(value, dict):
-        from shimmy.api.request_fields.kinds import kind_of  # a start needs nothing of it
+        from shimmy.api.request_fields.kinds import kind_of  # not needed for a start
 
         raise BadRequest(f"the body: expected an object, got {kind_of(value)}")
     return value
 
 
 def decode(body: bytes | bytearray) -> Any:
-    """The JSON value in `body`; raises BadRequest for what is none, and for too much of it."""
+    """The JSON value in `body`; raises BadRequest for invalid JSON, and for too much of it."""
     body = _in_utf_8(body)
     size = measure(body)
     try:
@@ -80,7 +80,7 @@ def decode(body: bytes | bytearray) -> Any:
 
 
 def measure(body: bytes | bytearray) -> Size:
-    """Raises BadRequest for a body that has too much of something. Where it is no JSON, the figures mean nothing."""
+    """The size of `body`; raises BadRequest where it exceeds a limit. Where it is not JSON, the counts mean nothing."""
     n_fields = n_values = depth = 0
     is_string, rest = False, b""
     for start in range(0, len(body), _STEP):

@@ -1,4 +1,4 @@
-"""What happens to every request around its handler: errors as replies, counting, the API key. Pure ASGI."""
+"""What happens to every request around its handler: errors become replies, counts, the API key. Pure ASGI."""
 
 from collections.abc import Awaitable
 from hmac import compare_digest
@@ -18,14 +18,14 @@ from shimmy.api.http_exchange import (
 from shimmy.errors import Overloaded, Unauthorized
 from shimmy.metrics import Metrics
 
-_KEY_HEADERS = (b"x-api-key", b"api-key")  # Anthropic's and Azure's clients send their key so
+_KEY_HEADERS = (b"x-api-key", b"api-key")  # where clients of Anthropic and Azure send their key
 CLIENT_GONE_STATUS = "499"  # nginx's number for a client that left before its reply began
 
 
 class Replies:
-    """Answers with the error that a handler raised, and counts what was answered.
+    """Answers with the error that a handler raised, and counts replies.
 
-    It counts by the route that was found, which bounds how many series there are.
+    The label is the route that matched and not the path, which bounds the number of series.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -57,7 +57,7 @@ class Replies:
 
 
 class Crowd:
-    """Refuses requests of connections beyond the limit, but for `open_paths`: whether the server is alive is told."""
+    """Refuses requests of connections beyond the limit. `open_paths`, such as /health, are answered all the same."""
 
     def __init__(self, app: ASGIApp, limit: int, open_paths: frozenset[str]) -> None:
         self._app = app

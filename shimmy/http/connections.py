@@ -1,7 +1,7 @@
-"""All connections of a server: accepting them, how many there may be, and which one makes room for another.
+"""All connections of a server: accepting them, limiting their number, and closing one to make room for another.
 
-Knows sockets, and of a connection what it waits for. One without a request in progress may be closed at any time: the
-one that has been so for the longest goes first. All of it runs on the event loop's thread.
+Knows sockets, and what each connection waits for. A connection without a request in progress may be closed at any time,
+the one that has been idle the longest first. All of this runs on the event loop's thread.
 """
 
 import asyncio
@@ -17,17 +17,17 @@ from shimmy.http.http1 import LOOK_EVERY_S
 
 logger = logging.getLogger(__name__)
 
-# Beyond the limit so many are taken that get a refusal, or learn whether the server is alive.
+# Connections beyond the limit, for refusals and for asking whether the server is alive.
 N_SPARE = 8
 _ACCEPTS_AT_ONCE = 16
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_PAUSE_S, _SHORT_PAUSE_S = 1.0, 0.02  # until the next connection is tried; short where one is about to end
+_PAUSE_S, _SHORT_PAUSE_S = 1.0, 0.02  # until the next accept; short where a connection is about to end
 _TELL_EVERY_S = 60.0
-_END_S = 1.0  # at the end of the server, for what is not quite finished
+_END_S = 1.0  # at the end of the server, for connections that are almost finished
 
 
 class Connections:
-    """All connections of a server that runs `app`, at most `n_most` and a few spare ones."""
+    """All connections of a server that runs `app`: at most `n_most`, and a few spare ones."""
 
     def __init__(self, app: ASGIApp, n_most: int) -> None:
         self.app = app
@@ -35,14 +35,14 @@ class Connections:
         self._shared = Shared()
         self._n_most = n_most
         self._tasks: set[asyncio.Task[None]] = set()
-        self._counted: set[asyncio.Task[None] | None] = set()  # of these, those that are not about to end
+        self._counted: set[asyncio.Task[None] | None] = set()  # of these, the ones that are not about to end
         self._open: set[Connection] = set()
-        self._idle: dict[Connection, None] = {}  # the one that has been so for the longest comes first
+        self._idle: dict[Connection, None] = {}  # the one that has been idle the longest comes first
         self._told_s = -_TELL_EVERY_S
         self._looks: asyncio.TimerHandle | None = None
 
     async def serve(self, listeners: Sequence[socket.socket], until: Callable[[], Awaitable[None]]) -> None:
-        """Serve what comes to `listeners` until `until` returns; closes them."""
+        """Serve connections to `listeners` until `until` returns; closes them."""
         for listener in listeners:
             listener.setblocking(False)
             self._listen(listener)
@@ -82,7 +82,7 @@ class Connections:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
             if len(self._counted) >= self._n_most + N_SPARE and not self._make_room():
-                self._rest(listener, _SHORT_PAUSE_S)  # who is refused makes room soon
+                self._rest(listener, _SHORT_PAUSE_S)  # a refused connection ends soon
                 return
             try:
                 sock, _address = listener.accept()
@@ -94,13 +94,13 @@ class Connections:
             self._take(sock)
 
     def _pause(self, listener: socket.socket, reason: OSError) -> None:
-        """No descriptor is left, or no memory; the system goes on saying so until there is."""
+        """The system has no descriptor or no memory left: try again later."""
         has_room = reason.errno in _NO_ROOM and self._make_room()
         self._rest(listener, _SHORT_PAUSE_S if has_room else _PAUSE_S)
         self._tell("cannot take a new connection: %s; see `ulimit -n` and `--max-connections`", reason.strerror)
 
     def _rest(self, listener: socket.socket, pause_s: float) -> None:
-        """Leave new connections to the system for a while."""
+        """Leave new connections in the system's queue for a while."""
         self.loop.remove_reader(listener)
         self.loop.call_later(pause_s, self._listen, listener)
 
@@ -116,7 +116,7 @@ class Connections:
             self._tell("all %d connections have requests in progress; others are refused", self._n_most)
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited the longest for a request, or for its end; whether there was one."""
+        """Close the connection that has waited the longest for a request or for the end of one; False if none does."""
         connection = next((one for one in self._idle if not (one.n_unsent or one.is_unread())), None) or self._slowest()
         if connection is None:
             return False
@@ -126,7 +126,7 @@ class Connections:
         return True
 
     def _slowest(self) -> Connection | None:
-        """The connection whose body has been on its way the longest, or else one that is only being read from."""
+        """The connection whose body has been arriving the longest; otherwise an idle one with unsent bytes."""
         now_s = self.loop.time()
         begun = [(began_s, one) for one in self._open if (began_s := one.began_s(now_s)) is not None]
         if begun:
@@ -134,7 +134,7 @@ class Connections:
         return next((one for one in self._idle if not one.is_unread()), None)
 
     def _tell(self, text: str, argument: object) -> None:
-        """Warn, but not of every connection of a flood."""
+        """Warn, at most once a minute."""
         now_s = monotonic()
         if now_s - self._told_s >= _TELL_EVERY_S:
             self._told_s = now_s

@@ -21,8 +21,8 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
 class TextLogprobs:
     """The four arrays for the tokens of one text, which may be told in several parts.
 
-    An offset is where a token begins in the text of the choice. The prompt is its caller's text and not that of its
-    tokens: those that a tokenizer put there, such as the one that begins a prompt, are in no text and take no room.
+    An offset is where a token begins in the text of the choice. The prompt is the caller's text and not that of its
+    tokens: a token that the tokenizer added, such as the one that begins a prompt, takes no characters of it.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class TextLogprobs:
 
 
 def _by_token(token: TokenLogprob) -> Json:
-    """The candidates by their texts, the token itself among them; of two with one text the likelier one counts."""
+    """The candidates by their texts, the token itself among them; of two with the same text, the likelier one."""
     by_token: Json = {}
     for candidate in (*token.top, token.chosen):
         by_token.setdefault(_token(candidate), _number(candidate.logprob))
@@ -71,7 +71,7 @@ def _by_token(token: TokenLogprob) -> Json:
 
 
 def _token(candidate: Candidate) -> str:
-    """The text of a token; the bytes of one that is no text by itself, in OpenAI's form."""
+    """The text of a token; where its bytes are not UTF-8 by themselves, the bytes in OpenAI's form."""
     try:
         return candidate.data.decode()
     except UnicodeDecodeError:
@@ -79,7 +79,7 @@ def _token(candidate: Candidate) -> str:
 
 
 def _is_unknown(token: TokenLogprob) -> bool:
-    """Whether nothing was predicted at its place, which is so for the first token of a prompt: it is nan then."""
+    """Whether there is no prediction for its place, as for the first token of a prompt: its log-probability is nan."""
     return token.chosen.logprob != token.chosen.logprob
 
 

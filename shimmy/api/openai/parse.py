@@ -1,7 +1,7 @@
 """Bodies of OpenAI's chat completions and completions, with the extensions of llama-server and vLLM, to jobs.
 
-Pure functions of the decoded JSON. The tables are all there is: a field named in one is honoured or refused, and one
-that is named in none is ignored. `n`, `best_of` and several prompts are several jobs.
+Pure functions of the decoded JSON. A field in one of the tables is honoured or refused; a field in none of them is
+ignored. `n`, `best_of` and several prompts are several jobs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +93,7 @@ _FIELDS: Fields = {
     "prompt_cache_key": WithoutEffect(),
     "prompt_cache_options": WithoutEffect(),
     "prompt_cache_retention": WithoutEffect(),
-    "prediction": WithoutEffect(),  # it makes OpenAI's models faster, and changes nothing that they say
+    "prediction": WithoutEffect(),  # it makes OpenAI's models faster, and does not change their replies
 }
 CHAT = Record(
     {
@@ -136,7 +136,7 @@ COMPLETION = Record(
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
-    """How a reply is made of what its jobs say, which is no matter of the model's."""
+    """How a reply is made from the events of its jobs; the model does not know of it."""
 
     stream: bool = False
     include_usage: bool = False
@@ -146,12 +146,12 @@ class ReplyOptions:
     splits_reasoning: bool = True
     is_legacy: bool = False  # calls are written as `function_call`
     text_tools: frozenset[str] = frozenset()  # whose calls are `custom` ones
-    warnings: tuple[str, ...] = ()  # of what was asked for and is not served, without which the reply is still right
+    warnings: tuple[str, ...] = ()  # of fields that are not served, without which the reply is still right
 
 
 @dataclass(frozen=True, slots=True)
 class JobsOfBody:
-    """What a body asks for: jobs, those of the first prompt first, and what is made of them."""
+    """What a body asks for: jobs, those of the first prompt first, and how the reply is made from them."""
 
     jobs: tuple[GenerateRequest, ...]
     options: ReplyOptions
@@ -202,7 +202,7 @@ def completion_call(body: Json, config: "Config", defaults: ModelDefaults = NO_D
     job = replace(
         generate_request(given, prompts[0], config, defaults, LIMITS),
         echo=given.get("echo", False),
-        # What is told is chosen by its likelihood.
+        # Choosing the best needs the likelihood of each.
         n_logprobs=0 if n_logprobs is None and best_of > n else n_logprobs,
     )
     jobs = tuple(sample for prompt in prompts for sample in _samples(replace(job, prompt=prompt), best_of))

@@ -1,6 +1,6 @@
-"""What a model says as output items of OpenAI's Responses, and the events that tell of them as they grow.
+"""The output items of OpenAI's Responses, made from a model's reply, and the events of a stream while they grow.
 
-Knows the shapes and the order of the events of items; nothing of responses, requests or connections.
+Knows the shapes of items, and the order of their events; nothing of responses, requests or connections.
 """
 
 from abc import ABC, abstractmethod
@@ -18,9 +18,9 @@ Event = tuple[str, Json]  # its type, and its fields but for the type and the nu
 
 
 class ResponseOutput:
-    """Fed with what each piece of a reply adds, and closed once. However it is cut, the items are the same.
+    """Fed with what each piece of a reply adds, and closed once. The items do not depend on how the reply is cut.
 
-    An item ends where another kind of thing begins, so text after a call is a message of its own.
+    An item ends where another kind begins, so text after a call is a message of its own.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class ResponseOutput:
         summarizes_reasoning: bool = False,
         callees: Mapping[str, Callee] | None = None,
     ) -> None:
-        """A summary is the reasoning once more, for clients that show nothing else of it.
+        """A summary is a copy of the reasoning, for clients that show only summaries.
 
-        `callees` are the tools that are no plain functions, by the names that the model uses.
+        `callees` are the tools that are not plain functions, by the names that the model uses.
         """
         self._callees = callees or {}
         self.items: list[Item] = []  # each in its final form once it is done
@@ -42,11 +42,11 @@ class ResponseOutput:
 
     @property
     def is_speaking(self) -> bool:
-        """Whether text that comes next goes on with a message."""
+        """Whether further text belongs to the message that is open."""
         return isinstance(self._open, _Message)
 
     def feed(self, delta: Delta, logprobs: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
-        """The events of `delta`; `logprobs` are those of its content. To be exhausted before the next call."""
+        """The events of `delta`; `logprobs` are those of its content. Iterate to the end before the next call."""
         if delta.reasoning:
             yield from self._text(self._reasoning_kind, delta.reasoning)
         if delta.content:
@@ -55,13 +55,13 @@ class ResponseOutput:
             yield from self._call(call)
 
     def close(self, *, is_complete: bool) -> Iterator[Event]:
-        """The events of the end. There is one item at least: a message without text where the model said nothing."""
+        """The events of the end. There is at least one item: an empty message where the model wrote nothing."""
         if not self.items and self._open is None:
             yield from self._text(_Message, "")
         yield from self._close("completed" if is_complete else "incomplete")
 
     def abandon(self) -> Iterator[Event]:
-        """The events of an end that was not meant to be: what was said stays."""
+        """The events of an end by an error: what was written stays."""
         yield from self._close("incomplete")
 
     def _text(self, kind: "type[_TextItem]", text: str, logprobs: Sequence[Json] = ()) -> Iterator[Event]:
@@ -96,7 +96,7 @@ class ResponseOutput:
 
 
 class _TextItem(ABC):
-    """An item with one part, which is text: what a message and reasoning have in common."""
+    """An item with one text part: what a message and reasoning have in common."""
 
     kind: str  # of its part, and in the names of its events
     prefix: str
@@ -132,7 +132,7 @@ class _TextItem(ABC):
         return {"type": self.kind, "text": self.text}
 
     def _beside(self, _logprobs: Sequence[Json]) -> Json:
-        """What stands beside a text in events."""
+        """Further fields of an event with a text."""
         return {}
 
     @abstractmethod
@@ -163,7 +163,7 @@ class _Reasoning(_TextItem):
 
 
 class _SummarizedReasoning(_Reasoning):
-    """The same, with a summary of one part that says all of it."""
+    """The same, with a summary of one part that repeats all of it."""
 
     def begin(self) -> Iterator[Event]:
         yield from super().begin()

@@ -1,7 +1,7 @@
 """Bodies of OpenAI's Responses, with the extras of the other routes, to a `GenerateRequest`: pure functions of JSON.
 
 A known field is honoured or refused, never dropped; null is the same as leaving it out; an unknown field is ignored.
-What is not served is a built-in tool, a reply in the background, and state on the server other than stored responses.
+Not served: built-in tools, background replies, and state on the server other than stored responses.
 """
 
 import re
@@ -54,7 +54,7 @@ _N_METADATA_MAX, _METADATA_KEY_CHARACTERS, _METADATA_CHARACTERS = 16, 64, 512
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """A few texts under names of the caller's own."""
+    """A few texts under the caller's own names."""
 
     def read(self, value: object, path: str) -> dict[str, str]:
         given = read_object(value, path)
@@ -74,7 +74,7 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A field of another route whose place is elsewhere here; no value will do."""
+    """A field of another route that has another place here; every value is refused."""
 
     to: str
 
@@ -90,7 +90,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class ReplyTextFormat:
-    """What a reply has to look like; a schema is always obeyed."""
+    """The form of the reply; a schema is always enforced."""
 
     def read(self, value: object, path: str) -> Grammar | None:
         kind = _format.read(value, path)["type"]
@@ -127,16 +127,16 @@ _reasoning = Record(
         "mode": NotServed(("standard",)),
     }
 )
-# Obfuscation hides how long deltas are from those who watch the network, and changes nothing that they say.
+# Obfuscation would hide the length of deltas from an observer of the network; it changes no text.
 _stream_options = Record({"include_obfuscation": boolean})
 
-# Parts of this dialect, and those of tools that there are not, of which nothing will be included.
+# Parts of this dialect, and those of built-in tools, which never have any.
 _INCLUDABLE = re.compile(
     r"message\.output_text\.logprobs|reasoning\.encrypted_content|message\.input_image\.image_url"
     r"|[a-z0-9_]{1,64}_call(?:_output)?\.[a-z0-9_.]{1,128}"
 )
 
-# What makes the prompt: also the body that only asks for its length.
+# The fields that make the prompt; also those of the body that only asks for its length.
 PROMPT_FIELDS: Fields = {
     "input": Input(),
     "instructions": text,
@@ -147,7 +147,7 @@ PROMPT_FIELDS: Fields = {
     "reasoning": _reasoning,
     "text": _text,
     "chat_template_kwargs": FreeObject(),
-    "truncation": OneOf(("disabled", "auto")),  # what does not fit is refused either way
+    "truncation": OneOf(("disabled", "auto")),  # a prompt that does not fit is refused either way
     "conversation": NotServed(),
     "personality": NotServed(),
 }
@@ -172,7 +172,7 @@ FIELDS: Fields = {
     "background_options": NotServed(),
     "prompt": NotServed(),
     "moderation": NotServed(),
-    "context_management": WithoutEffect(),  # it would shorten what is too long, which is refused
+    "context_management": WithoutEffect(),  # it would shorten a prompt that is too long, which is refused here
     "access_programs": NotServed(),
     "image": NotServed(),
     "reasoning_format": NotServed(("auto",)),
@@ -196,7 +196,7 @@ COUNTED_BODY = Record({"model": text, **PROMPT_FIELDS})
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What came before: the items of earlier responses, the oldest first, and how to find any other stored item."""
+    """Earlier items: those of the responses before, the oldest first, and how to find any other stored item."""
 
     items: Sequence[Item]
     find_item: FindItem
@@ -204,7 +204,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class ResponseRequest:
-    """A job, what is new in its input, and what becomes of its reply.
+    """A job, the new items of its input, and how its reply is written.
 
     `input_items` are the new ones as a JSON array, and `made_ids` the ids of them that were made here. `echoed` are the
     fields of the response object that repeat the request, as the JSON text of an object without its braces.
@@ -220,7 +220,7 @@ class ResponseRequest:
     seals_reasoning: bool
     summarizes_reasoning: bool
     callees: Mapping[str, Callee]  # by the model's names, where they are not plain functions
-    warnings: tuple[str, ...] = ()  # of what was asked for and is not served, without which the reply is still right
+    warnings: tuple[str, ...] = ()  # of fields that are not served, without which the reply is still right
 
 
 def previous_response_id(body: Json) -> str | None:
@@ -259,7 +259,7 @@ def response_request(body: Json, config: "Config", defaults: ModelDefaults, hist
 
 
 def counted_request(body: Json, config: "Config", defaults: ModelDefaults, history: History) -> GenerateRequest:
-    """A job whose prompt is to be counted, and that writes nothing."""
+    """A job whose prompt is counted, and that generates nothing."""
     given = COUNTED_BODY.read(body)
     new_items, _ = _new_items(given, history)
     prompt = _prompt(given, [*history.items, *new_items], defaults)
@@ -291,7 +291,7 @@ def _prompt(given: Mapping[str, Any], items: Sequence[Item], defaults: ModelDefa
 
 
 def _grammar(given: Mapping[str, Any], other: Grammar | None) -> Grammar | None:
-    """The one of `text.format`, or that of a field that is not OpenAI's."""
+    """The grammar of `text.format`, or that of a field that is not OpenAI's."""
     grammar: Grammar | None = given.get("text", {}).get("format")
     if grammar is not None and other is not None:
         not_together("text.format", next(name for name in GRAMMAR_FIELDS if given.get(name) is not None))

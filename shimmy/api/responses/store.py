@@ -1,7 +1,6 @@
-"""The responses that a server remembers, in memory and within limits: what was not used for longest goes first.
+"""Stored responses, in memory and within limits: the least recently used one goes first.
 
-It knows ids and JSON text; what the text means is the dialect's matter. The event loop uses it, and the thread beside
-it that reads large bodies.
+Knows ids and JSON text, not what the text means. Used by the event loop, and by the thread that reads large bodies.
 """
 
 from collections import OrderedDict
@@ -11,7 +10,7 @@ from threading import RLock
 N_RESPONSES_MAX = 10_000
 BYTES_MAX = 64 * 2**20
 
-# What an entry and each of its item ids take beside the texts: objects, places in two dictionaries, ids.
+# Memory of an entry and of each item id beside the texts: objects, two dictionaries, ids.
 _ENTRY_BYTES = 768
 _ITEM_BYTES = 256
 
@@ -38,18 +37,18 @@ class StoredResponse:
 
 
 class ResponseStore:
-    """At most `n_max` responses of `bytes_max` bytes together; one that is larger than that alone is not kept."""
+    """At most `n_max` responses of `bytes_max` bytes together; one that is larger by itself is not kept."""
 
     def __init__(self, n_max: int = N_RESPONSES_MAX, bytes_max: int = BYTES_MAX) -> None:
         self._n_max = n_max
         self._bytes_max = bytes_max
-        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()  # the one used last is the last
+        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()  # the most recently used one is the last
         self._response_of_item: dict[str, str] = {}
         self._size_bytes = 0
         self._lock = RLock()
 
     def put(self, stored: StoredResponse) -> None:
-        """Keep `stored`, whose ids are new, and let go of as many others as it takes."""
+        """Keep `stored`, whose ids are new, and drop as many others as the limits require."""
         with self._lock:
             self._responses[stored.id] = stored
             self._response_of_item.update(dict.fromkeys(stored.item_ids, stored.id))
