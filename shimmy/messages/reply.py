@@ -3,6 +3,10 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+# Llama 3.1 and later may write this token before a call that otherwise has no mark at all. Their templates tell of it
+# only beside tools that are built in. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
+PYTHON_TAG = "<|python_tag|>"
+
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:

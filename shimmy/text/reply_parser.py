@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import urandom
 
-from shimmy.messages.reply import Beside, Delta, ReplyFormat, ToolCallDelta, ToolFormat
+from shimmy.messages.reply import PYTHON_TAG, Beside, Delta, ReplyFormat, ToolCallDelta, ToolFormat
 from shimmy.messages.request import ToolCall
 from shimmy.text.incremental_reader import SPACE, IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.string_matcher import StopFilter, StringMatcher
@@ -22,8 +22,6 @@ _NAME = re.compile(r"[\w.:/-]+")
 _NAME_CHARACTERS = 256
 # Text is read in slices, because each step of a reader may copy what it has not read yet.
 _SLICE_CHARACTERS = 4096
-# Llama's own mark in front of a call whose template shows none.
-PYTHON_TAG = "<|python_tag|>"
 
 
 class ReplyParser:

@@ -34,7 +34,7 @@ class Chat:
     def __init__(
         self, template: ChatTemplate, tool_use: ChatTemplate | None = None, control: ControlTokens | None = None
     ) -> None:
-        """`control` are the tokens that nothing which callers write may become; None: there are none."""
+        """`control` are the tokens that texts of callers must not become; None for none."""
         self._template = template
         self._tool_use = tool_use or template
         self._control = control or ControlTokens(())

@@ -39,18 +39,18 @@ _NOT_SHOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Tooling:
-    """What a template does about tools; what it does not has to be written into messages as text."""
+    """What a template shows of tools, calls and results; what it does not show is written into messages as text."""
 
     format: ToolFormat = GENERIC
     shows_tools: bool = False
     shows_calls: bool = False
     shows_results: bool = False
-    has_short_ids: bool = False  # takes no ids but those of nine letters and digits
+    has_short_ids: bool = False  # accepts only ids of nine letters and digits
     calls_lack_content: bool = False  # shows no calls beside content
 
 
 def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of the field of `Accepted`
-    """The texts by which a reply is cut into its parts, each once: tokens that occur in them have to be spelled out."""
+    """The marks between the parts of a reply, each once: control tokens in them have to reach ReplyParser as text."""
     found = [*(format.thinking or ())]
     if format.tools is not None:
         tools = format.tools
@@ -85,7 +85,7 @@ def quoted(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# What is shown to a template. The ids are such as the strictest templates want.
+# The conversations that are rendered. Their ids suit the strictest templates.
 _USER = Message("user", "Hi.")
 _CONTENT = "Probecontent"
 _RESULT = "Proberesult"
@@ -101,7 +101,7 @@ _LONG_ID = replace(_CALLS[0], id="call_probe_id_of_any_length")
 
 
 def recognise(template: ChatTemplate) -> Tooling:
-    """What the template does about tools; the generic form where that cannot be found out. Raises nothing."""
+    """What the template shows of tools; the generic format where that cannot be found out. Raises nothing."""
     probe = _Probe(template)
     shows_tools = _TOOLS[0].name in (probe.render(_USER) or "")
     if not shows_tools:
@@ -149,7 +149,7 @@ def _calling(*calls: ToolCall) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where the body of a call stands in a text, and its form as far as the body shows it."""
+    """Where the body of a call begins and ends in a text, and the format as far as the body shows it."""
 
     start: int
     end: int
@@ -157,7 +157,7 @@ class _Found:
 
 
 def _format_of_calls(probe: _Probe) -> ToolFormat | None:
-    """The format as one call and two calls show it; None where the template shows none, or in no form of ours."""
+    """The format, from renderings of one call and of two; None where the template shows none, or an unknown form."""
     begun = probe.render(_USER, begins_reply=True) or ""
     plain = probe.render(_USER, Message("assistant", _CONTENT)) or ""
     turn_end = plain.rpartition(_CONTENT)[2].strip()
@@ -175,7 +175,7 @@ def _format_of_calls(probe: _Probe) -> ToolFormat | None:
         after = (two[second.end :].partition(turn_end)[0] if turn_end else two[second.end :]).rstrip()
         form = _divided(replace(form, section_end=after), two[first.end : second.start])
     if not form.section_start:
-        form = replace(form, section_end="")  # what closes no section closes the turn
+        form = replace(form, section_end="")  # this text ends the turn, and no section
     return form if _is_usable(form) else None
 
 
@@ -216,7 +216,7 @@ def _found_bare(text: str, call: ToolCall, places: tuple[int, int, int]) -> _Fou
 
 
 def _divided(form: ToolFormat, middle: str) -> ToolFormat:
-    """Tells what surrounds every call from what surrounds all of them, by what stands in the middle of two."""
+    """Tells the marks of each call from those of the whole section, by the text between two calls."""
     before, inside, after = _atoms(form.section_start), _atoms(middle), _atoms(form.section_end)
     n_start = _n_common(before[::-1], inside[::-1])
     inside, call_start = inside[: len(inside) - n_start], inside[len(inside) - n_start :]
@@ -232,7 +232,7 @@ def _divided(form: ToolFormat, middle: str) -> ToolFormat:
 
 
 def _is_usable(form: ToolFormat) -> bool:
-    """Whether a call can be told from text by this form; it holds nothing of what was shown and no half characters."""
+    """Whether the format tells a call from text, has nothing of the probe's own texts, and no half characters."""
     opening = form.section_start + form.call_start
     if form.separator is not None and (not form.separator or opening[:1] not in {"<", "["}):
         return False

@@ -15,9 +15,8 @@ from shimmy.engine.constrain.thinking_budget import ThinkingBudget
 from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import ReplyFormat
+from shimmy.messages.reply import PYTHON_TAG, ReplyFormat
 from shimmy.messages.request import ChatPrompt, Job, Tool
-from shimmy.text.reply_parser import PYTHON_TAG
 
 if TYPE_CHECKING:
     from shimmy.engine.constrain.guides import Grammars

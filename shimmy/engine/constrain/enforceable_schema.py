@@ -28,7 +28,7 @@ from shimmy.engine.constrain.json_schema import (
 from shimmy.engine.constrain.simpler_schema import Schema, children, each_child, parts, simplify
 from shimmy.errors import BadRequest
 
-# Whether llguidance takes a schema; it is asked hundreds of times about one that is broken in many places.
+# Whether llguidance accepts a schema; it is called hundreds of times for a schema with many faults.
 Takes = Callable[[Schema], bool]
 _MENDING_S = 0.25
 _PLACE_CHARACTERS = 160
@@ -39,7 +39,7 @@ _WORD_BORDERS = ("\\b", "\\B")
 
 
 class _TooLong(Exception):
-    """Finding what is at fault takes more time than it is worth."""
+    """Finding the keywords at fault takes too long."""
 
 
 def enforceable(text: str, takes: Takes) -> tuple[Schema, tuple[str, ...]]:
@@ -64,7 +64,7 @@ def enforceable(text: str, takes: Takes) -> tuple[Schema, tuple[str, ...]]:
 
 
 class _Relaxing:
-    """One schema on its way to one that is taken."""
+    """One schema that is being changed into one that llguidance accepts."""
 
     def __init__(self, schema: Schema, takes: Takes) -> None:
         self._schema = schema
@@ -89,7 +89,7 @@ class _Relaxing:
         for place, keyword in bounds_too_close_to_zero(self._schema):
             self._lose(keyword, place)  # 0 itself passes, and nothing beyond it
         try:
-            # What is taken as it is takes no mending, however busy the machine is.
+            # A schema that is accepted as it is needs no changes, however busy the machine is.
             if not self._llguidance_takes({**self._schema, "x-guidance": self._options}):
                 self._end_s = perf_counter() + _MENDING_S
                 self._coerce()
@@ -114,7 +114,7 @@ class _Relaxing:
     # -- what is known beforehand --------------------------------------------------------------------------------------
 
     def _cut(self, place: str, part: Schema, n_levels: int) -> None:
-        """Leave out what lies deeper in `part` than `n_levels`, by its schemas."""
+        """Drop all schemas that are nested deeper in `part` than `n_levels`."""
         for step, child in children(part):
             n_left = n_levels - step.count("/")
             if not isinstance(child, dict) or depth(child) <= n_left:
@@ -179,7 +179,7 @@ class _Relaxing:
     # -- what llguidance has to be asked about -------------------------------------------------------------------------
 
     def _coerce(self) -> None:
-        """Take `oneOf` as `anyOf` where llguidance cannot tell that only one of the cases is possible."""
+        """Make `oneOf` an `anyOf` where llguidance cannot tell that only one of the cases is possible."""
         for place, part in parts(self._schema):
             if "oneOf" in part and not self._takes_part(place) and self._takes_part(place, _COERCED):
                 self._options = _COERCED
@@ -188,7 +188,7 @@ class _Relaxing:
             self._options = _COERCED
 
     def _takes_part(self, place: str, options: dict[str, Any] | None = None) -> bool:
-        """The same of the part at a place, as the schema has it: what it refers to is there."""
+        """The same for the part at a place, inside the whole schema, so that its references are known."""
         whole = json.loads(json.dumps(self._schema))
         for _, part in parts(whole):
             if _is_pointer(part.get("$ref")):
@@ -196,7 +196,7 @@ class _Relaxing:
         return self._takes({"$ref": f"#/$defs/whole{quote(place[1:])}", "$defs": {"whole": whole}}, options)
 
     def _mend_keywords(self) -> None:
-        """Drop the keywords that are at fault by themselves: unknown types, broken patterns, numbers out of range."""
+        """Drop keywords that are wrong by themselves: unknown types, broken patterns, numbers out of range."""
         for place, part in parts(self._schema):
             alone = _alone(part)
             if self._takes(alone):
@@ -208,7 +208,7 @@ class _Relaxing:
                 self._drop_one(place, part, alone)
 
     def _drop_one(self, place: str, part: Schema, alone: Schema) -> None:
-        """Drop the keyword that contradicts the others, as a type does that no listed value has."""
+        """Drop the keyword that contradicts the others, such as a type that no listed value has."""
         for keyword in _least_first(alone):
             if self._takes({name: value for name, value in alone.items() if name != keyword}):
                 self._drop(keyword, place, part)
@@ -216,7 +216,7 @@ class _Relaxing:
         self._drop_all(place, part)
 
     def _mend(self, place: str, part: Schema) -> None:
-        """Drop as little as possible of what contradicts itself, the innermost first."""
+        """Drop as few keywords as possible of a part that contradicts itself, the innermost first."""
         if self._takes_part(place):
             return
         for step, child in children(part):
@@ -238,7 +238,7 @@ class _Relaxing:
 
 
 def _least_first(part: Schema) -> list[str]:
-    """The keywords of a part, those last that say most."""
+    """The keywords of a part, the most important ones last."""
     return sorted(part, key=lambda name: (name in ("properties", "items"), name == "type"))
 
 

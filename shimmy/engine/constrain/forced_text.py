@@ -15,13 +15,13 @@ _TIMES = re.compile(r"\{([0-9]{1,9})")
 _RULE = re.compile(r"^[ \t]*+([?!]?[A-Za-z_]\w*+)(?:\[[^\]\n]*+\])?+[ \t]*+:", re.MULTILINE)
 _NAME = re.compile(r"@?[A-Za-z_]\w*")
 _CHOICE_OF_NAMES = re.compile(r"[\w@|\s]*")
-_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?+')  # or what has no end: it is looked through once
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?+')  # also one without an end, so that a text is searched once
 _JSON = "%json"
 _ENDLESS = 1 << 40
 
 
 def longest(grammars: Sequence[Mapping[str, Any]]) -> int:
-    """Characters that one of these, as llguidance is given them, may force in a row, at most."""
+    """An upper bound of the characters that one of these grammars may force in a row."""
     try:
         named = {f"@{grammar['name']}": grammar for grammar in grammars if "name" in grammar}
         sizes: dict[str, int] = {}
@@ -37,11 +37,11 @@ def longest(grammars: Sequence[Mapping[str, Any]]) -> int:
 
 
 class _Schema:
-    """The names, constants and patterns of a schema, each as often as it has to come."""
+    """The length of a schema's names, constants and patterns, each as often as it has to come."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
-        self._known: dict[str, int] = {}  # of references; 0 while one is looked into, as it ends somewhere
+        self._known: dict[str, int] = {}  # by reference; 0 while it is computed: a recursion has to end somewhere
         self.size = self._of(root)
 
     def _of(self, value: object) -> int:
@@ -52,7 +52,7 @@ class _Schema:
         total = 0
         for key, part in value.items():
             if key in {"$defs", "definitions", "description", "title", "examples", "default"}:
-                continue  # what is referred to counts there
+                continue  # counted where it is referred to
             if key in {"const", "enum"}:
                 total += len(json.dumps(part, ensure_ascii=False))
             elif key == "pattern" and isinstance(part, str):
@@ -113,7 +113,7 @@ def _repeated(text: str) -> int:
 
 
 def _n_times(text: str) -> int:
-    """At most so many times a part of `text` has to come, however the numbers in it are nested."""
+    """An upper bound of how many times a part of `text` has to come, however its repetitions are nested."""
     result = 1
     for found in _TIMES.finditer(text):
         result = min(_ENDLESS, result * max(1, int(found[1])))

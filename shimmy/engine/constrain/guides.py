@@ -28,27 +28,27 @@ from shimmy.messages.request import Grammar, GrammarKind
 from shimmy.system import unpacked_folder
 from shimmy.text.surrogates import has_lone_surrogate
 
-# Before the bytes of a token that text does not show; no text in UTF-8 has this byte.
+# Stands before the bytes of a token that text does not show; no text in UTF-8 has this byte.
 _HIDDEN = b"\xff"
-# A mask of what may stand in a string is put together from that of its longest part that is known beforehand. One such
-# part takes a third of the time that the tokenizer takes, and saves most of what several would save.
+# llguidance computes the mask of these texts beforehand, and makes the mask of a string from it. One such slice adds a
+# third to the time of making the tokenizer, and saves most of what several would save.
 _SLICES = ['[^"\\\\\\x00-\\x1F\\x7F]{1,30}']
-# llguidance recurses over what refers to each other: 9 KB of stack for 22 characters was the worst that was found.
+# llguidance recurses over references: 9 KB of stack for 22 characters was the worst that was found.
 _STACK_BYTES = 16 << 20
 _STACK_BYTES_FOR_EACH = 1 << 10
 # Symbols of a grammar (a schema of 200 properties has 2,000), and how many of its rules may apply at one place: four
 # for each property that may come next.
 _MAX_GRAMMAR_SIZE = 60_000
 _MAX_ITEMS = 20_000
-# Applications ask with the same few schemas again and again; a large one takes milliseconds to read and tens of them to
-# compile.
+# Applications send the same few schemas again and again; a large one takes milliseconds to read and tens of
+# milliseconds to compile.
 _N_KNOWN = 8
-# What has to come next is put together and tokenized in one go, by the thread that decodes, on an ordinary stack, and
-# with Python's lock. Where that may be more characters, each token is sampled instead.
+# Forced text is built and tokenized in one call, by the thread that decodes, on an ordinary stack, with Python's lock.
+# Where it may have more characters than this, each of its tokens is sampled instead.
 _MAX_FORCED = 16_384
 _NOTHING_FORCED = '%llguidance {"no_forcing": true}\nstart: @unforced\n'
 _N_SCHEMAS_KNOWN = 256  # of tools
-_Asked = tuple[Grammar | None, str | None, str | None]  # what a guide was asked for with
+_Asked = tuple[Grammar | None, str | None, str | None]  # the arguments of `Grammars.guide`
 _COMPILE_DEADLINE_S = 5.0
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -64,16 +64,15 @@ class Vocabulary(Protocol):
     def token_bytes(self, token: int, *, special: bool) -> bytes: ...  # without `special`, as text shows it
     def end_tokens(self) -> list[int]: ...
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
-    def tokenizer_addresses(
-        self,
-    ) -> tuple[int, int]: ...  # of llama.cpp's vocabulary, and of its function llama_tokenize
+    # Of llama.cpp's vocabulary, and of its function llama_tokenize.
+    def tokenizer_addresses(self) -> tuple[int, int]: ...
 
 
 class GrammarGuide:
     """Follows the tokens of one reply, and knows which may come next. One thread at a time may use it.
 
-    Its methods raise BadRequest when the grammar outgrows its limits, or turns out to lead nowhere. `lost` are the
-    parts of its schema that it does not enforce, in words.
+    Its methods raise BadRequest when the grammar outgrows its limits, or allows nothing in an unfinished reply. `lost`
+    names the parts of the schema that are not enforced, in words.
     """
 
     def __init__(self, matcher: Any, lost: tuple[str, ...] = ()) -> None:
@@ -82,7 +81,7 @@ class GrammarGuide:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing may follow any more."""
+        """Whether no token may follow."""
         if not self._matcher.is_stopped():
             return False
         self._check()
@@ -95,7 +94,7 @@ class GrammarGuide:
         return bool(self._matcher.validate_tokens([token]))
 
     def allowed(self) -> bytes:
-        """A bit for each token of the vocabulary, the lowest of a byte first; what is behind them means nothing."""
+        """A bit for each token of the vocabulary, the lowest of a byte first; further bits mean nothing."""
         mask: bytes = self._matcher.compute_bitmask()
         self._check()
         return mask
@@ -143,7 +142,7 @@ class _Latest(Generic[Key, Value]):
 
 
 class Grammars:
-    """Makes the guides of one model; what they share is made for the first of them. Any thread may use it."""
+    """Makes the guides of one model. The first guide loads llguidance and its tokenizer. Any thread may use it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -158,18 +157,18 @@ class Grammars:
     def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> GrammarGuide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
 
-        `tool_lark` is a grammar of llguidance, with its `start`. With both, the reply is what one of them allows: it
-        should then allow calls only, because where it allows free text the other grammar would say nothing. With
-        `thinking_end` all of this applies behind that text, and free text, which has to end with it, comes first.
+        `tool_lark` is a grammar of llguidance, with its `start`. With both grammars, the reply is what one of them
+        allows: `tool_lark` should then allow calls only, as free text would make `grammar` void. With `thinking_end`
+        the reply begins with free text that ends with `thinking_end`, and the grammars apply behind it.
         """
         asked = grammar, tool_lark, thinking_end
         matcher, lost = self._known.get(asked) or self._known.add(asked, self._matcher(*asked))
         return GrammarGuide(matcher.deep_copy(), lost)
 
     def schema(self, text: str, *, strict: bool) -> tuple[Schema, tuple[str, ...]]:
-        """The schema that llguidance takes for the one in `text`, and what of it is not enforced, in words.
+        """The schema in `text` as llguidance can enforce it, and the parts that are not enforced, in words.
 
-        Raises BadRequest for what is no schema of an object, and with `strict` for what would be lost.
+        Raises BadRequest for text that is no schema, and with `strict` where a part would not be enforced.
         """
         known = self._known_schemas.get((text, strict))
         if known is None:
@@ -188,8 +187,10 @@ class Grammars:
         return schema, ()
 
     def text_in_json(self, lark: str) -> tuple[str, str]:
-        """The grammar of a text as it stands between the quotes of a JSON string, and empty words; or why that cannot
-        be written, in words, and an empty grammar. Raises BadRequest for what is no grammar in Lark."""
+        """A Lark grammar of a text as a grammar of the same text inside a JSON string's quotes.
+
+        Returns the grammar and an empty fault, or an empty grammar and why it cannot be written. Raises BadRequest for
+        text that is no grammar in Lark."""
         known = self._known_texts.get(lark)
         if known is None:
             if fault := self.lark_fault(lark) if len(lark) <= MAX_GRAMMAR_CHARACTERS else "it is too large":
@@ -208,14 +209,14 @@ class Grammars:
         return ("", fault) if fault else (written, "")
 
     def takes(self, schema: Schema) -> bool:
-        """Whether llguidance can enforce a schema by itself, and find that out in time."""
+        """Whether llguidance can enforce a schema as it is, and compiles it in time."""
         try:
             return not self._fault({"json_schema": schema})
         except BadRequest:
             return False
 
     def lark_fault(self, lark: str) -> str:
-        """Why llguidance does not take a grammar of its own notation; empty where it does."""
+        """Why llguidance refuses a Lark grammar; empty where it accepts it."""
         return _first_words(self._fault({"lark_grammar": lark}))
 
     def _fault(self, grammar: dict[str, Any]) -> str:
@@ -228,7 +229,7 @@ class Grammars:
         return fault
 
     def load(self) -> None:
-        """Load the library, which the first grammar would else wait for."""
+        """Load the library now; otherwise the first grammar does."""
         self._loaded()
 
     def _loaded(self) -> Any:
@@ -239,7 +240,7 @@ class Grammars:
     def _matcher(
         self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None
     ) -> tuple[Any, tuple[str, ...]]:
-        """What llguidance makes of it, to be copied for each reply; and what of the grammar is not enforced."""
+        """The compiled grammar, to be copied for each reply; and the parts that are not enforced."""
         self._loaded()
         with self._tokenizer_lock:
             if self._tokenizer is None:
@@ -256,7 +257,7 @@ class Grammars:
         return self._compiled(self._joined(parts, thinking_end)), lost
 
     def _joined(self, parts: list[dict[str, Any]], thinking_end: str | None) -> list[dict[str, Any]]:
-        """The grammars of a reply that is what one of `parts` allows, behind thoughts."""
+        """The grammars of a reply that one of `parts` allows, behind reasoning where there is an end to it."""
         if len(parts) == 1 and thinking_end is None:
             return parts
         named = [{"name": f"part{index}", **part} for index, part in enumerate(parts)]
@@ -265,7 +266,7 @@ class Grammars:
         return [{"lark_grammar": top + self._thinking(thinking_end)}, *named]
 
     def _part(self, grammar: Grammar) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """A grammar as one of those that llguidance puts together, and what of it is not enforced."""
+        """A grammar in the form that llguidance takes, and the parts that are not enforced."""
         if len(grammar.text) > MAX_CHARACTERS:
             raise BadRequest(f"the grammar is too large: {len(grammar.text)} characters, {MAX_CHARACTERS} are allowed")
         _check_characters(grammar.text)
@@ -291,14 +292,14 @@ class Grammars:
                 return grammar.text
 
     def _thinking(self, end: str | None) -> str:
-        """The rule `thinking`: any text that ends with `end`, of which tokens that text does not show are a part."""
+        """The rule `thinking`: any text that ends with `end`, which may have control tokens in it."""
         if end is None:
             return ""
         tokens = self._vocabulary.tokenize(end, add_special=False, parse_special=True)
         first = next((index for index, token in enumerate(tokens) if token in self._hidden), None)
         if first is None:
             return f"thinking[suffix={json.dumps(end)}]: /(?s:.*)/"
-        # Text before the first such token belongs to the thoughts.
+        # Text of `end` before its first control token counts as reasoning.
         return f"thinking: THOUGHTS {' '.join(map(self._lark_of, tokens[first:]))}\nTHOUGHTS: /(?s:.*)/"
 
     def _lark_of(self, token: int) -> str:
@@ -357,14 +358,14 @@ def _reason(matcher: Any) -> str:
 
 
 def _first_words(error: str) -> str:
-    """The beginning of what llguidance says; what follows is for its own developers."""
+    """The first sentence of an error of llguidance; the rest is for its developers."""
     text = " ".join(error.partition("<non-verbose/>")[0].split())
     return text.partition(". ")[0][:_MAX_REASON]
 
 
 def _on_deep_stack(call: Callable[[], Any], text: str) -> Any:
-    """The result of `call`, which reads `text`, on a thread with room for its recursions; BadRequest when it takes too
-    long, as little text can mean much."""
+    """The result of `call`, which reads `text`, on a thread with stack for its recursions; BadRequest when it takes
+    too long, as a short text can describe a large grammar."""
     try:
         return deep_thread.call(call, _STACK_BYTES + len(text) * _STACK_BYTES_FOR_EACH, _COMPILE_DEADLINE_S)
     except deep_thread.TooLong as exc:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from shimmy.engine.constrain.simpler_schema import Schema, parts, simplify
 from shimmy.errors import BadRequest
 
-MAX_CHARACTERS = 1 << 18  # of a schema or grammar as text; what a compilation can cost grows with it
+MAX_CHARACTERS = 1 << 18  # of a schema or grammar as text; the cost of a compilation can grow with it
 MAX_PROPERTIES = 2_000  # of one object; their compilation takes half a second, and grows with the square
 _MAX_REMAINDERS = 20_000  # of all multiples together: a fifth of a second
 MAX_DEPTH = 100  # the reader of llguidance stops at 128
@@ -57,7 +57,7 @@ def prepared(text: str) -> Schema:
 
 
 def keyword_at_fault(schema: Schema) -> str:
-    """The first keyword that cannot be enforced, and where it stands, in words; empty where it is another matter."""
+    """The first keyword that cannot be enforced, and its place, in words; empty where no keyword is at fault."""
     for place, part in parts(schema):
         for keyword in UNSUPPORTED:
             if keyword in part:
@@ -83,7 +83,7 @@ def has_loose_minimum(part: Schema) -> bool:
 
 
 def references_in_rings(root: Schema) -> set[int]:
-    """The ids of parts whose `$ref` leads back to where it has been, by way of others or not."""
+    """The ids of parts whose `$ref` leads back to itself, directly or through others."""
     in_rings: set[int] = set()
     seen: set[int] = set()
     for _, part in parts(root):
@@ -99,7 +99,7 @@ def references_in_rings(root: Schema) -> set[int]:
 
 
 def target(root: Schema, reference: object) -> object:
-    """What a reference inside of the schema points to; None for other references, and for those to nothing."""
+    """The target of a reference inside the schema; None for other references, and for those without a target."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
     found: object = root

@@ -33,7 +33,7 @@ _ABOUT = {
 
 
 def parts(schema: object, place: str = "#") -> Iterator[tuple[str, Schema]]:
-    """Every schema in a schema, itself included and first, with a JSON pointer to it."""
+    """Every schema inside a schema, with a JSON pointer to it; the schema itself comes first."""
     if not isinstance(schema, dict):
         return
     yield place, schema
@@ -42,7 +42,7 @@ def parts(schema: object, place: str = "#") -> Iterator[tuple[str, Schema]]:
 
 
 def children(schema: Schema) -> Iterator[tuple[str, object]]:
-    """What stands directly in a schema where a schema should, with the end of its pointer."""
+    """The direct children of a schema that should be schemas, with the ends of their pointers."""
     for keyword in _BY_NAME:
         value = schema.get(keyword)
         if isinstance(value, dict):
@@ -87,7 +87,7 @@ def simplify(schema: Schema) -> None:
 
 
 def _plain_false(child: Any) -> Any:
-    """`false` for a child that says so in other words, as zod's `never` does."""
+    """`false` for a child that means the same, such as zod's `never`."""
     if isinstance(child, dict) and child.keys() - _ANNOTATIONS == {"not"} and _takes_anything(child["not"]):
         return False
     return child
@@ -138,7 +138,7 @@ def _takes_every_string(schema: object) -> bool:
 
 
 def _are_required(part: Schema, dependencies: object) -> bool:
-    """Whether what a property needs beside it is needed anyway, for each of them."""
+    """Whether the properties that each property depends on are required anyway."""
     required = part.get("required")
     known = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
     return isinstance(dependencies, dict) and all(

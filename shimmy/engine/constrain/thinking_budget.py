@@ -84,7 +84,7 @@ class ThinkingBudget:
             self._ending = list(self._end_tokens)
 
     def _is_ending(self) -> bool:
-        """Whether the model is about to end it by itself."""
+        """Whether the model has begun to write the end mark by itself."""
         return any(self._tail.endswith(self._end[:n]) for n in range(1, len(self._end)))
 
     def _look_for_start(self) -> None:
@@ -95,4 +95,4 @@ class ThinkingBudget:
             if not self._n_left:
                 self._ending = list(self._end_tokens)
         elif not self._start.startswith(said):
-            self._is_done = True  # the reply does without
+            self._is_done = True  # the reply has no reasoning

@@ -13,28 +13,12 @@ from typing import Any
 
 from shimmy.engine.chat.tool_format import may_be_several
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import ToolFormat
+from shimmy.messages.reply import PYTHON_TAG, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
 
-# JSON within calls is spaced as `tojson` in templates spaces it, which is what models were trained on.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# Llama 3.1 and later may write this token before a call that otherwise has no mark at all. Their templates tell of it
-# only beside tools that are built in. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
-_OPTIONAL_START = "<|python_tag|>"
 _END_OF_TEXT = '"}'
 # A text that is likely to be one token.
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
-
-
-def as_written(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool as it is; raises BadRequest for one that is no object."""
-    try:
-        parsed = json.loads(tool.parameters)
-    except (ValueError, RecursionError) as exc:
-        raise BadRequest(f"no JSON: {exc}") from exc
-    if not isinstance(parsed, dict):
-        raise BadRequest("the schema has to be an object")
-    return {**parsed, "x-guidance": _SPACING}
 
 
 def tool_lark(
@@ -42,22 +26,23 @@ def tool_lark(
     choice: ToolChoice,
     format: ToolFormat,  # noqa: A002 - as in `Accepted`
     *,
+    prepare: Callable[[Tool], dict[str, Any]],
     special: Callable[[str], int | None] = lambda _: None,
     thinking: tuple[str, str] | None = None,
-    prepare: Callable[[Tool], dict[str, Any]] = as_written,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
 
-    Free text may be anything; with what begins a call in this format begins a call to one of the tools, with arguments
-    that its schema takes. The calls end the reply. Where no mark begins a call, free text does not begin as a call
-    does. A choice that is `required` allows calls alone, and one with a name a single call.
+    A reply may have free text first. The text that begins a call in `format` has to be followed by a call to one of the
+    tools, with arguments that the tool's schema allows; calls end the reply. Where `format` has no mark that begins a
+    call, free text must not begin like a call. A choice that is `required` allows calls alone, and one with a name a
+    single call.
 
-    `special` has the id of a mark that is one control token, None for all others. `thinking` are the marks of reasoning
-    that may come first, None where the prompt has begun or ended it. `prepare` has the schema that llguidance is given
-    for a tool; the BadRequest that it raises gets the name of the tool. `texts` are the grammars of the one argument of
-    some tools, by their names, as it stands between quotes. Raises BadRequest for a choice that names no
-    tool, and for parameters that are not those of an object.
+    `special` returns the id of a text that is one control token, None for other texts. `thinking` are the marks of
+    reasoning that may come first, None where the prompt has begun or ended reasoning. `prepare` returns the schema of a
+    tool for llguidance; a BadRequest from it gets the tool's name. `texts` are the grammars of those tools, by name,
+    whose one argument is a text, as it stands between quotes. Raises BadRequest for a choice that names no tool, and
+    for parameters that are not those of an object.
     """
     offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
     if not offered:
@@ -80,7 +65,7 @@ def tool_lark(
         if thinking is not None:
             after = [f"thought {reply}" for reply in replies] + [f"thought GAP {lark.called}"]
             if special(thinking[0]) is None:
-                # Or else what begins reasoning would be text like any other, and a call in it a call.
+                # Otherwise the start of reasoning would be free text, and a call inside it would count as a call.
                 lark.rule("THOUGHT", f"{lark.text(thinking[0])} TEXT")
                 lark.rule("TEXT_WITHOUT_THOUGHT", "TEXT_WITHOUT_CALL & ~THOUGHT")
                 replies = lark.free_replies("TEXT_WITHOUT_THOUGHT", "begun_at_once")
@@ -94,7 +79,7 @@ def tool_lark(
 
 
 def _one_text(grammar: str) -> str:
-    """Arguments of one text, which a grammar of its own describes."""
+    """The arguments of a tool that takes one text, which `grammar` describes."""
     head = json.dumps(f'{{{json.dumps(TEXT_ARGUMENT)}: "')
     return f"{head} %lark {{\n{grammar}\n}} {json.dumps(_END_OF_TEXT)}"
 
@@ -110,13 +95,13 @@ def _schema(tool: Tool, prepare: Callable[[Tool], dict[str, Any]]) -> str:
 
 
 def may_be_object(schema: Mapping[str, Any]) -> bool:
-    """Whether the type that a schema names, if it names one, is that of an object."""
+    """Whether a schema names the type `object`, or no type."""
     kind = schema.get("type", "object")
     return kind == "object" or (isinstance(kind, list) and "object" in kind)
 
 
 def of_object(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of the objects that another one allows."""
+    """`schema`, limited to objects."""
     return {**schema, "type": "object"}
 
 
@@ -133,7 +118,7 @@ class _Lark:
         self._trigger = first_mark[0]
         self._rest = opening[len(self._trigger) :]
         self._has_mark = any(character.isalpha() for character in self._trigger)
-        start = special(_OPTIONAL_START) if not opening else None
+        start = special(PYTHON_TAG) if not opening else None
         optional = "" if start is None else f"<[{start}]>? "
         self.called = f"{optional}{self.text(self._trigger)} calls GAP?"
 
@@ -144,7 +129,7 @@ class _Lark:
         self._rules.append(f"{name}: {text}")
 
     def text(self, text: str) -> str:
-        """A text as the tokens and literals that it consists of."""
+        """A text as a sequence of control tokens and literals in Lark."""
         parts: list[str | int] = [""]
         place = 0
         for mark in _MARK.finditer(text):
@@ -156,7 +141,7 @@ class _Lark:
         return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts if part != "")
 
     def until(self, text: str, name: str) -> str:
-        """Anything up to the first place with this text, and the text itself; `name` is for a rule of its own."""
+        """Any text up to the first occurrence of `text`, which is included; `name` is for a rule that this may need."""
         mark = _MARK.match(text)
         token = self._special(mark[0]) if mark is not None else None
         if mark is not None and token is not None:
@@ -165,7 +150,7 @@ class _Lark:
         return name
 
     def body(self, name: str, arguments: str) -> str:
-        """What stands from behind `call_start` to `call_end`, for the rule that is named `arguments`."""
+        """A call from behind `call_start` to `call_end`; `arguments` is the name of the rule for its arguments."""
         form = self._form
         if form.separator is not None:
             call_id = f"{self.text(form.id_key)} ID " if form.id_key else ""
@@ -179,7 +164,7 @@ class _Lark:
         return f"{head} {arguments} {tail}".rstrip()
 
     def calls(self, parallel: bool) -> str:
-        """All that follows the trigger."""
+        """The calls of a reply, from behind the trigger on."""
         form = self._form
         if form.id_key:
             self.rule("ID", "/[a-zA-Z0-9]{9}/")  # only Mistral's models write ids in calls
@@ -190,14 +175,14 @@ class _Lark:
         return " ".join(filter(None, (self.text(self._rest), "call", more, self.text(form.section_end))))
 
     def free(self) -> str:
-        """Text that is no call: where nothing marks a call, by what it begins with."""
+        """Free text. Without a mark that begins a call, the first character tells free text from a call."""
         if self._has_mark:
             return r"/(.|\n)*/"
         first = ord((self._trigger or "{")[0])
         return rf"/(\s*[^\s\x{{{first:x}}}](.|\n)*)?/"
 
     def free_replies(self, text: str, name: str) -> list[str]:
-        """Replies that are free text or, behind free text, calls; `name` is for a rule of its own."""
+        """Replies of free text, or of free text and calls; `name` is for a rule that this may need."""
         if not self._has_mark:
             return [text, self.called]
         # A mark that is a token may be spelled out too; ReplyParser sees no difference.

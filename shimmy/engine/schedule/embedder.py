@@ -32,7 +32,7 @@ class EmbeddingTask:
 
 @dataclass(slots=True)
 class _Reading:
-    """An input that is being read, and the sequence that holds its first `n_read` tokens."""
+    """An input that is being computed, and the sequence that holds its first `n_read` tokens."""
 
     task: EmbeddingTask
     tokens: list[int]
@@ -58,7 +58,7 @@ class Embedder:
         self._emit = emit
         self._clock = clock
         self._tasks: dict[int, EmbeddingTask] = {}
-        self._untaken: deque[EmbeddingTask] = deque()  # tasks with inputs that nobody has begun to read, in turn
+        self._untaken: deque[EmbeddingTask] = deque()  # tasks with inputs that are still to be read, in turn
         self._begun: _Reading | None = None  # the one input that takes more than one decode
 
     @property
@@ -115,7 +115,7 @@ class Embedder:
     # -- one decode ----------------------------------------------------------------------------------------------
 
     def _plan(self) -> list[_Reading]:
-        """Fill the batch: what was begun, then an input of each task in turn, as many as there is room for."""
+        """Fill the batch: the begun input, then an input of each task in turn, as many as fit."""
         backend = self._backend
         backend.batch.clear()
         readings: list[_Reading] = []
@@ -164,7 +164,7 @@ class Embedder:
         return Finished(FinishReason.STOP, usage, Timings(queue_ms, prompt_ms, 0.0))
 
     def _fail(self, readings: list[_Reading], error: ShimmyError) -> None:
-        """End all jobs of a decode: what it computed for one of them may have spoilt the others, a NaN does."""
+        """Fail all jobs of a decode: one NaN in it spoils the rows of the other jobs."""
         self._begun = None
         self._backend.wipe()
         job_ids = dict.fromkeys(reading.task.id for reading in readings)

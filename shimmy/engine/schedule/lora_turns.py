@@ -1,16 +1,19 @@
-"""Which jobs decode together: LoRA adapters are set for a whole batch, so jobs of other scales take turns."""
+"""Which jobs decode together: LoRA scales hold for a whole batch, so jobs with different scales take turns.
+
+Knows the scales of tasks; nothing of batches or of the engine.
+"""
 
 from collections.abc import Callable, Sequence
 
 from shimmy.engine.schedule.task import Task
 
-# Decodes of jobs with the same scales before others get their turn; setting other scales costs half a decode of a small
-# model (SmolLM2: 3 of 7 ms).
+# Decodes of jobs with the same scales before the next scales have their turn. Setting other scales costs half a decode
+# of a small model (SmolLM2: 3 of 7 ms).
 _TURN_STEPS = 4
 
 
 class LoraTurns:
-    """`scales` are those of the adapters as the engine was told last, `n_steps` the decodes with them since then."""
+    """`scales` are the adapters' scales that the engine has now, `n_steps` the decodes since they were set."""
 
     def __init__(self, set_scales: Callable[[Sequence[float]], None]) -> None:
         self._set_scales = set_scales
@@ -30,7 +33,7 @@ class LoraTurns:
         return [task for task in running if task.scales == self.scales]
 
     def end(self) -> None:
-        """Let the others have the next decode."""
+        """End the turn of the present scales with this decode."""
         self.n_steps = _TURN_STEPS
 
     def _change(self, scales: tuple[float, ...]) -> None:

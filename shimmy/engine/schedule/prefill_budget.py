@@ -1,29 +1,29 @@
-"""How many rows a decode takes, so that the next tokens of streams and the first ones of prompts come soon.
+"""How many prompt rows join a decode, so that the next tokens of streams and the first ones of prompts come soon.
 
 Knows row counts and measured times, learnt while serving; nothing of jobs or of the engine, but that some batch sizes
 suit its kernels.
 """
 
-# A decode with prompt rows in it may take so long, which is a pause that a reader of a stream notices and bears,
+# A decode with prompt rows may take so long: a pause that a reader of a stream notices and bears,
 _TARGET_S = 0.3
-# or so many times as long as one without them, where that is slow already: prompts get the rest of the time.
+# or so many times as long as a decode without prompt rows, where these are slow already.
 _TARGET_DECODES = 4
 # Rows of a whole batch. llama.cpp's fast attention works on tiles of 64 rows (GGML_FA_TILE_Q); rows of smaller batches,
 # and those beyond the last full tile, cost up to twice as much.
 _SIZES = (16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048)
-# Up to this size the pause may be twice as long: smaller batches save less time than they have rows less.
+# Up to this size the pause may be twice as long: smaller batches have a higher cost for each row.
 _SMALL = 128
-# Prompts get on by at least so many rows. Fewer in a batch tell nothing of what one costs.
+# Prompts advance by at least so many rows. Decodes with fewer do not show the cost of a row.
 _LEAST_ROWS = 16
-# A decode reads all weights, however few rows it has: one of a single row takes as long as that. Prompt rows that take
-# so many times as long have nearly the speed of any number of rows.
+# A decode reads all weights, however few rows it has, which is the time of a decode of one row. Prompt rows that take
+# so many times as long are computed at nearly the speed of any number of rows.
 _WORTH_DECODES = 4
-# A first guess, for streams that got here before any prompt was measured.
+# The number of rows beside streams before any prompt was measured.
 _FIRST_ROWS = 128
-# So many times as long is hardly longer: forced tokens of one job may hold up others by that.
+# A decode may be so many times as long for forced tokens of one job, which the other jobs wait for.
 _HARDLY_LONGER = 1.05
-_WEIGHT = 0.5  # of the latest measurement: what a row costs grows with what stands before it
-_MAX_SURPRISE = 2.0  # what takes longer than so many times what was expected was disturbed
+_WEIGHT = 0.5  # of the latest measurement: the cost of a row grows with the length of its context
+_MAX_SURPRISE = 2.0  # a decode that takes so many times the expected time was disturbed, and counts as that
 
 
 class PrefillBudget:
@@ -42,8 +42,9 @@ class PrefillBudget:
             self._row_s = _learn(self._row_s or row_s, row_s)
 
     def n_prompt_rows(self, n_decode_rows: int, n_streams: int, n_prompts: int) -> int:
-        """How many rows of `n_prompts` prompts the next decode may take while `n_streams` streams wait for it, of which
-        `n_decode_rows` rows are in it. Streams wait longer where they keep more prompts than they are from starting.
+        """How many rows of `n_prompts` prompts may join the `n_decode_rows` rows of `n_streams` streams in a decode.
+
+        Streams wait longer where there are more waiting prompts than streams.
         """
         if not self._row_s:
             return _FIRST_ROWS
@@ -57,7 +58,7 @@ class PrefillBudget:
         return n_rows
 
     def n_enough_rows(self) -> int:
-        """With so many prompt rows a decode is about as fast for each as with more."""
+        """The number of prompt rows beyond which a decode gets hardly faster for each row."""
         if not self._row_s or 1 not in self._decodes_s:
             return _SIZES[-1]
         return max(_LEAST_ROWS, round(_WORTH_DECODES * self._decodes_s[1] / self._row_s))
@@ -65,8 +66,8 @@ class PrefillBudget:
     def n_more_rows(self, n_rows: int, n_most: int) -> int:
         """How many rows, at most `n_most`, make a decode of `n_rows` rows without prompts hardly longer.
 
-        A further row is taken to cost what one did on the way from the fewest rows that were measured, and not less
-        than one of a prompt: rows are cheapest there, and what was measured with others at other times is uncertain.
+        The cost of a further row is the mean cost of a row beyond the fewest measured rows, and at least that of a
+        prompt's row: rows are cheapest in prompts, and measurements of different times are uncertain.
         """
         fewest = min(self._decodes_s, default=n_rows)
         if fewest >= n_rows or n_rows not in self._decodes_s or not self._row_s:
@@ -77,7 +78,7 @@ class PrefillBudget:
         return n_most if n_most * row_s <= spare_s else int(spare_s / row_s)
 
     def _decode_s(self, n_rows: int) -> float:
-        """Of so many rows without prompts; where they were never measured, of the next fewer that were."""
+        """The time of a decode of `n_rows` without prompts; of the next smaller measured size where it is unknown."""
         return self._decodes_s.get(max((known for known in self._decodes_s if known <= n_rows), default=0), 0.0)
 
 

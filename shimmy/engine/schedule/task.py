@@ -1,4 +1,4 @@
-"""A job in the scheduler: its tokens, where they are in the KV pool, and how those that were sampled become events.
+"""A job in the scheduler: its tokens, its sequence in the KV pool, and how sampled tokens become events.
 
 Knows text, stop strings and limits; nothing of batches or of other jobs.
 """
@@ -55,24 +55,26 @@ class Task:
     scales: tuple[float, ...] = ()  # of each adapter of the model
     guide: Guide | None = None
     format: ReplyFormat = field(default_factory=ReplyFormat)
-    marks: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that the reader of the reply has to see
-    warnings: tuple[str, ...] = ()  # of what the caller asked for and does not get
+    marks: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that ReplyParser has to see as text
+    warnings: tuple[str, ...] = ()  # about constraints that are not enforced
     n_prompt: int = field(init=False)
     n_limit: int = field(init=False)
     sequence: prefix_tree.Sequence | None = field(init=False, default=None)
     n_cached: int = field(init=False, default=0)
-    n_echoed: int = field(init=False, default=0)  # tokens of the prompt whose log-probabilities have been said
+    n_echoed: int = field(init=False, default=0)  # tokens of the prompt whose log-probabilities were emitted
     n_generated: int = field(init=False, default=0)
-    n_forced: int = field(init=False, default=0)  # of the pending tokens, those that a guide has added to the last one
-    forced: deque[int] = field(init=False, default_factory=deque)  # tokens that have to come next, not taken yet
+    n_forced: int = field(
+        init=False, default=0
+    )  # of the pending tokens, those that a guide has forced behind the last one
+    forced: deque[int] = field(init=False, default_factory=deque)  # tokens that the guide forces, not taken yet
     lookup: PromptLookup = field(init=False, default_factory=PromptLookup)
     draft: Draft | None = field(init=False, default=None)  # what its next tokens are compared with
-    draft_planner: DraftPlanner = field(init=False, default_factory=DraftPlanner)  # of asking a draft model
+    draft_planner: DraftPlanner = field(init=False, default_factory=DraftPlanner)  # of drafts by a draft model
     started_s: float = field(init=False, default=0.0)
     first_token_s: float = field(init=False, default=0.0)
     _decoder: TextDecoder = field(init=False, default_factory=TextDecoder)
-    _stops: StopFilter = field(init=False)  # of a text that is all content
-    _reader: ReplyParser | None = field(init=False, default=None)  # of one that has to be read for its content
+    _stops: StopFilter = field(init=False)  # for a text that is all content
+    _reader: ReplyParser | None = field(init=False, default=None)  # for a text that has to be parsed for its content
     _n_unsent: int = field(init=False, default=0)  # tokens whose text is still held back
     _unsent: list[TokenLogprob] = field(init=False, default_factory=list)
 
@@ -96,7 +98,7 @@ class Task:
 
     @property
     def is_generating(self) -> bool:
-        """Only what it has generated last is not in the KV pool yet: the next decode gives its next token."""
+        """Whether all but the last generated tokens are in the KV pool: the next decode gives the next token."""
         return self.n_pending == 1 + self.n_forced
 
     @property
@@ -105,7 +107,7 @@ class Task:
 
     @property
     def uses_cache(self) -> bool:
-        """Whether it takes what is resident of its prompt; of that there are no logits any more."""
+        """Whether the resident tokens of its prompt are reused; these have no logits any more."""
         return self.job.cache_prompt and not self.wants_prompt_logprobs
 
     @property
@@ -130,30 +132,30 @@ class Task:
         return token
 
     def take(self, token: int, data: bytes, logprob: TokenLogprob | None) -> Piece | None:
-        """Add a token that stands for `data`; what can be said of the text now."""
+        """Add a token that stands for `data`; returns the text that can be emitted now."""
         self.tokens.append(token)
         if logprob is not None:
             self._unsent.append(logprob)
         text = self._stops.feed(self._decoder.feed(self.marks.get(token, data)))
         if self._reader is not None:
-            self._reader.feed(text)  # the parent, which reads the same, ends its content there
+            self._reader.feed(text)  # the parent parses the same text, and ends the content at the same place
         return self._piece(text) if text else None
 
     def end(self, logprob: TokenLogprob | None) -> None:
-        """Note how likely the token was that ends the reply. It is told where the prompt is scored: evaluation
-        harnesses have one token generated behind their text and drop the last entry, whatever that token is."""
+        """Note the log-probability of the token that ends the reply. It is emitted where the prompt is scored:
+        evaluation harnesses generate one token behind their text and drop the last entry, whatever that token is."""
         if logprob is not None and self.wants_prompt_logprobs:
             self._unsent.append(logprob)
 
     def count(self, token: int) -> None:
-        """One more token was generated, be it the one that ends the reply."""
+        """Count a generated token, also the one that ends the reply."""
         self.n_generated += 1
         self._n_unsent += 1
         if self.draft is not None:
             self.draft.meet(token)
 
     def rest(self) -> Piece | None:
-        """What was held back, now that nothing follows."""
+        """The text that was held back, at the end of the reply."""
         if self.is_stopped:
             return None
         text = self._stops.feed(self._decoder.flush()) + self._stops.flush()

@@ -1,17 +1,33 @@
 """Which replies the grammars of tools take and which they refuse, told by llguidance token by token."""
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 
 from shimmy.engine.chat.tool_format import GENERIC, written
-from shimmy.engine.constrain.tool_grammar import as_written, tool_lark
+from shimmy.engine.constrain import tool_grammar
+from shimmy.engine.constrain.json_schema import STYLE
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import ToolFormat
 from shimmy.messages.request import Tool, ToolCall, ToolChoice
 
 llguidance = pytest.importorskip("llguidance")
+
+
+def as_written(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool as it is; raises BadRequest for one that is no object."""
+    try:
+        parsed = json.loads(tool.parameters)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest(f"no JSON: {exc}") from exc
+    if not isinstance(parsed, dict):
+        raise BadRequest("the schema has to be an object")
+    return {**parsed, "x-guidance": STYLE}
+
+
+tool_lark = partial(tool_grammar.tool_lark, prepare=as_written)
 
 CITY = {
     "type": "object",
