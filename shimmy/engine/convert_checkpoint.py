@@ -25,7 +25,7 @@ CACHE_FOLDER = "converted"  # in the cache folder
 def gguf_of(
     folder: Path, cache_dir: Path | None, file_type: str | None, n_threads: int, on_progress: Callable[[float], None]
 ) -> Path:
-    """The GGUF of `folder`, made now or found in the cache; where nothing can be written, in this process's memory.
+    """The GGUF of `folder`, converted now or found in the cache; in this process's memory where no file can be written.
 
     `file_type` is one of config.SAFETENSORS_TYPES; None keeps the weights as they are. Raises ModelUnavailable.
     """

@@ -1,7 +1,8 @@
-"""Runs a call on a thread of its own whose stack was made for it: what recurses in C would end the process otherwise.
+"""Runs a call that recurses in C on a thread of its own, with a stack of the given size: a stack that is too small
+would end the process.
 
-Knows nothing of what is called: calls of C that are done without Python's lock. A call that takes long yields the
-processor to the threads that decode; one that takes too long is left behind, as nothing can end it.
+Knows nothing of the calls, which run without Python's lock. The thread of a call that takes long gets a low priority;
+a call that takes too long is left running, as no call of C can be ended.
 """
 
 import contextlib
@@ -13,14 +14,14 @@ from typing import TypeVar
 
 from shimmy.errors import NO_MORE_THREADS, OutOfMemory, Overloaded
 
-# A call that takes longer is none that a person would wait for in vain.
+# A call that takes longer gets a low priority.
 _PATIENCE_S = 0.02
 _NICENESS = 10
 _MAX_LEFT_BEHIND = 2
 
 Result = TypeVar("Result")
 
-_stack_size_lock = threading.Lock()  # the size is a setting of the whole process, for threads started from then on
+_stack_size_lock = threading.Lock()  # the size is a setting of the whole process, for all threads started later
 _left_behind: list[threading.Thread] = []
 
 
@@ -29,8 +30,8 @@ class TooLong(Exception):
 
 
 def start(target: Callable[[], object], stack_bytes: int) -> threading.Thread:
-    """A running thread with a stack of `stack_bytes`, of which memory holds what is used; raises OutOfMemory where the
-    system gives none."""
+    """A running thread with a stack of `stack_bytes`, of which only the used part takes memory. Raises OutOfMemory
+    where the system has no room for it."""
     thread = threading.Thread(target=target, daemon=True)
     with _stack_size_lock:
         previous = threading.stack_size(stack_bytes)
@@ -45,7 +46,7 @@ def start(target: Callable[[], object], stack_bytes: int) -> threading.Thread:
 
 def call(function: Callable[[], Result], stack_bytes: int, deadline_s: float | None = None) -> Result:
     """What `function` returns or raises. Raises OutOfMemory where there is no room for its stack, TooLong where it is
-    not done within `deadline_s`, and Overloaded where several such calls go on all the same."""
+    not done within `deadline_s`, and Overloaded while several calls of that kind are still running."""
     if deadline_s is not None:
         _left_behind[:] = [thread for thread in _left_behind if thread.is_alive()]
         if len(_left_behind) >= _MAX_LEFT_BEHIND:

@@ -19,10 +19,10 @@ from shimmy.errors import BadRequest
 from shimmy.formats.tokenizer.normalizer import Form
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 
-# Of a control token, so many characters are looked for in a text; what only begins like one is looked at again.
+# So many first characters of a control token are searched for in a text; a match is then compared in full.
 _MAX_SOUGHT = 64
 _WINDOW = 1 << 16  # characters that are looked through at once
-# Different beginnings that are looked for; where a vocabulary has more, only their first characters are.
+# Different beginnings that are searched for; where a vocabulary has more, only their first two characters are.
 _MAX_FORMS = 8_192
 # Reserved tokens differ in their number alone.
 _NUMBER = re.compile(r"[0-9]+")
@@ -35,7 +35,7 @@ _Tree = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A prompt whose callers' texts hold no control tokens any more, and what its stand-ins stand for."""
+    """A prompt without control tokens in its callers' texts, and the characters that its stand-ins replace."""
 
     prompt: ChatPrompt
     characters: dict[int, str]  # of each stand-in, by its code point: a table for `str.translate`
@@ -58,14 +58,14 @@ class ControlTokens:
         self._ends = _tree({_form(text[-_MAX_SOUGHT:])[::-1] for text in self._texts} if self._begins else ())
         self._first = frozenset(_cases(self._begins))
         self._last = frozenset(_cases(self._ends))
-        # Upper and lower case alike: a template may change it. Takes one character, as one may begin inside of another.
+        # Upper and lower case alike: a template may change it. Matches one character, as tokens may overlap.
         begins = (f"{_pattern(first)}(?={_alternatives(rest)})" for first, rest in self._begins.items())
         self._pattern = re.compile("|".join(begins) or "(?!)", re.IGNORECASE)
 
     def guard(self, prompt: ChatPrompt, marks: tuple[str, ...] = (), template: str = "") -> Guarded:
-        """`prompt` with stand-ins in all that callers write; they occur nowhere else in it, nor in the `template`.
+        """`prompt` with stand-ins in all texts of callers. They occur nowhere else in the prompt, nor in `template`.
 
-        In what the assistant has said `marks`, which set its reasoning apart, stay: templates look for them.
+        Messages of the assistant keep `marks`, the marks of reasoning: templates look for them.
         """
         texts = list(_texts_of(prompt))
         if not self._texts or not any(map(self._is_suspect, texts)):
@@ -74,7 +74,7 @@ class ControlTokens:
         return Guarded(_changed(prompt, self._guards(stand_ins, ()), self._guards(stand_ins, marks)), stand_ins.known)
 
     def parts(self, text: str, guarded: Guarded) -> list[str]:
-        """The parts of a rendered `text`, stand-ins undone: each is to be searched for control tokens by itself."""
+        """The parts of a rendered `text`, without stand-ins: each part is searched for control tokens by itself."""
         if not guarded.characters:
             return [text]
         stand_ins = "".join(map(chr, guarded.characters))
@@ -93,7 +93,7 @@ class ControlTokens:
                 yield place if place > start else place + 1
 
     def _length_at(self, text: str, start: int) -> int:
-        """That of the longest control token which stands in `text` at `start`; 0 where there is none."""
+        """The length of the longest control token in `text` at `start`; 0 where there is none."""
         return next((n for n in self._lengths if text[start : start + n] in self._texts), 0)
 
     def _is_suspect(self, text: str) -> bool:
@@ -111,7 +111,7 @@ class ControlTokens:
         return text if next(self._places(normal), None) is None else normal
 
     def _places(self, text: str) -> Iterator[int]:
-        """Where control tokens begin in `text`, or what looks like one. Python's lock is not held for long at once."""
+        """Where control tokens, or texts like one, begin in `text`. Python's lock is not held for long at once."""
         for first in range(0, len(text), _WINDOW):
             for match in self._pattern.finditer(text, first, first + _WINDOW + _MAX_SOUGHT**2):
                 if match.start() >= first + _WINDOW:
@@ -119,7 +119,7 @@ class ControlTokens:
                 yield match.start()
 
     def _border_places(self, text: str) -> Iterator[int]:
-        """Characters of what, at the beginning or the end of `text`, may be a part of a control token."""
+        """Places at the beginning or the end of `text` that may be part of a control token with the text around it."""
         stripped = text.strip()
         end = len(text.rstrip())
         tail = stripped[-_MAX_SOUGHT:]
@@ -152,7 +152,7 @@ class ControlTokens:
 
 
 class _StandIns:
-    """Gives each character one that occurs in none of some texts."""
+    """Gives each character a stand-in that occurs in none of some texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         used: set[str] = set()
@@ -238,7 +238,7 @@ def _changed_value(value: Any, guard: Callable[[str], str]) -> Any:
 
 
 def _strings_of_json(text: str) -> list[str]:
-    """All strings in JSON text, keys too; none where it is not JSON: a template is then given the text itself."""
+    """All strings in JSON text, keys too; none for text that is no JSON, which a template gets as it is."""
     try:
         waiting = [json.loads(text)]
     except (ValueError, RecursionError):

@@ -180,7 +180,7 @@ def _format_of_calls(probe: _Probe) -> ToolFormat | None:
 
 
 def _reply(text: str | None, begun: str, plain: str) -> str:
-    """The part of a rendered conversation that the model would write: what no other conversation begins with."""
+    """The part of a rendered conversation that the model would write: from where it differs from the other two."""
     atoms = _atoms(text or "")
     n_common = max(_n_common(atoms, _atoms(other)) for other in (begun, plain))
     return "".join(atoms[n_common:])[:MAX_CALL_CHARACTERS]
@@ -206,7 +206,7 @@ def _found(text: str, call: ToolCall, start: int) -> _Found | None:
 
 
 def _found_bare(text: str, call: ToolCall, places: tuple[int, int, int]) -> _Found | None:
-    """The same for arguments that stand at places[1:], and for a name somewhere behind places[0]."""
+    """The call as a bare name, somewhere behind places[0], and arguments, which stand at places[1:]."""
     start, at, end = places
     name_at = text.rfind(call.name, start, at)
     if name_at < 0:
@@ -247,7 +247,7 @@ _ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|.", re.DOTALL)
 
 
 def _atoms(text: str) -> list[str]:
-    """The text cut into characters, but `<marks>` and `[MARKS]` in one piece: they are likely to be one token."""
+    """The characters of a text, but `<marks>` and `[MARKS]` in one piece: they are likely to be one token."""
     return _ATOM.findall(text)
 
 

@@ -113,7 +113,7 @@ class PromptCache:
     # -- looking up ----------------------------------------------------------------------------------------------
 
     def find(self, key: bytes, prompt: Sequence[int]) -> Found | None:
-        """What has most of the beginning of `prompt`, short of its last token; None where there is not enough."""
+        """The file with the most first tokens of `prompt`, without its last token; None where these are too few."""
         n_wanted = len(prompt) - 1
         tokens = array("i", prompt[:n_wanted])
         with self._lock:
@@ -122,14 +122,14 @@ class PromptCache:
         return Found(best, n_tokens) if best is not None and n_tokens >= MIN_TOKENS else None
 
     def lacks(self, key: bytes, tokens: Sequence[int]) -> bool:
-        """Whether so much of `tokens` is on the disk neither now nor soon that it is worth writing."""
+        """Whether the disk lacks so many of `tokens` that they are worth writing."""
         if not self._can_write or len(tokens) < MIN_TOKENS:
             return False
         found = self.find(key, [*tokens, 0])
         return len(tokens) - (found.n_tokens if found else 0) >= MIN_TOKENS
 
     def read(self, stored: Stored) -> memoryview | None:
-        """The cells, which may be written to; None, and the file is gone, where it is not what was stored."""
+        """The cells, in writable memory; None, and the file is removed, where it is not what was stored."""
         path = self._folder / stored.name
         try:
             with open_own(path) as file:
@@ -154,7 +154,7 @@ class PromptCache:
         return n_tokens if self._in_part or n_tokens == len(stored.tokens) else 0
 
     def _shelf(self, key: bytes, *, look: bool = True) -> _Shelf:
-        """What lies in the folder of `key`, looked up again where another process may have changed it."""
+        """The files of `key`; reads the folder again where another process may have changed it."""
         shelf = self._shelves.setdefault(key, _Shelf())
         if not look:
             return shelf
@@ -177,7 +177,7 @@ class PromptCache:
         return shelf
 
     def _described(self, key: bytes, name: str) -> Stored | None:
-        """What the head of a file says, which nothing proves yet."""
+        """A file as its head describes it; `read` verifies the rest."""
         path = self._folder / name
         try:
             with open_own(path) as file:
@@ -220,11 +220,11 @@ class PromptCache:
 
     @property
     def is_writing(self) -> bool:
-        """Whether `keep` would turn away what it is given."""
+        """Whether `keep` would return False."""
         return self._writing is not None and self._writing.is_alive()
 
     def keep(self, key: bytes, tokens: Sequence[int], cells: Cells) -> bool:
-        """Store `cells` of `tokens`, soon; False while another one is being written, so that none pile up in memory.
+        """Begin to store `cells` of `tokens`; False while another file is written, so that none pile up in memory.
 
         The parts of `cells` must not be changed afterwards.
         """
@@ -284,7 +284,7 @@ class PromptCache:
         self._on_written(size_bytes, n_others_bytes + size_bytes)
 
     def _remove_beginnings(self, stored: Stored) -> None:
-        """Remove what `stored` has more of."""
+        """Remove the files of prompts that are beginnings of `stored`."""
         with self._lock:
             shelf = self._shelf(stored.key)
             for other in shelf.like(stored.tokens).copy():
@@ -346,7 +346,7 @@ def _as_bytes(tokens: "array[int]") -> bytes:
 
 
 def _read_head(file: FileIO, key: bytes) -> tuple[int, int]:
-    """The number of tokens, and the bytes of the cells; Worthless where they do not make the file that there is."""
+    """The number of tokens, and the bytes of the cells; raises Worthless where these do not fit the file."""
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
         raise Worthless("cut off")

@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 _LOG_ERROR = 4  # ggml_log_level
 _LOG_CONTINUED = 5
-# How often a thread looks for its fellows before it sleeps. libgomp's default (300,000) burns the time slices that the
-# fellows wait for when others use the processor as well; 1,000 costs 10 % of the speed when nobody does.
+# How often a thread of the engine looks for the others before it sleeps. libgomp's default (300,000) burns the time
+# that the others wait for when other programs use the processor as well; 1,000 costs 10 % of the speed when none do.
 _SPIN_COUNT = "100000"
-# What libllama needs, in the order of their needs, and settings that lead to other builds of these.
+# The libraries that libllama needs, each after those it needs itself; and variables that lead to other builds of these.
 _BENEATH = ("libstdc++.so.6", "libgomp.so.1", "libggml-base.so.0", "libggml.so.0")
 _MISLEADING = ("LLAMA_CPP_LIB_PATH", "GGML_BACKEND_PATH")
 
@@ -45,9 +45,9 @@ def _import_binding() -> Any:
 
 
 def _load_beneath(folder: Path) -> None:
-    """Load what libllama needs from where it lies itself.
+    """Load the libraries that libllama needs from its own folder.
 
-    LD_LIBRARY_PATH would come before the folder that libllama names, but what is loaded is looked for nowhere.
+    LD_LIBRARY_PATH would come before the folder that libllama names, but a loaded library is not searched for again.
     """
     if hasattr(ctypes.CDLL(None), "ggml_init"):
         raise ModelUnavailable(f"`LD_PRELOAD={os.environ.get('LD_PRELOAD', '')}` brings another engine: unset it")
@@ -100,13 +100,13 @@ class _EngineLog:
 
 
 class _Aborts:
-    """Says why the engine gives up, which it does where one of its assertions fails: that ends the process.
+    """Reports why the engine aborts the process, which it does where one of its assertions fails.
 
-    It would write to stderr itself, and wait there for a reader.
+    Without this the engine writes to stderr itself, and may wait there for a reader.
     """
 
     def __init__(self) -> None:
-        self.handler: Callable[[str], None] | None = None  # is told the reason; the process ends when it returns
+        self.handler: Callable[[str], None] | None = None  # called with the reason; the process ends when it returns
         # The engine calls this pointer for the life of the process; a collected callback would be a segfault.
         self.callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._on_abort)
 

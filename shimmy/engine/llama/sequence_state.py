@@ -1,8 +1,8 @@
 """The cells of one sequence as bytes, for a place outside the KV pool, and back.
 
-Knows llama.cpp's states; nothing of files or jobs. llama.cpp leaves out of a state what a sliding window has passed:
-such a sequence could be continued, but neither rewound nor shared in part. So a state here has several pieces: that of
-the whole sequence, and those of the windows of its beginnings, which are put back one after the other.
+Knows llama.cpp's states; nothing of files or jobs. A state of llama.cpp lacks the cells that a sliding window has
+passed: such a sequence could be continued, but neither rewound nor shared in part. So a state here has several pieces:
+that of the whole sequence, and those of the windows of its beginnings, which are put back one after the other.
 Format: for each piece its length (8 bytes, little-endian) and what llama_state_seq_get_data_ext gave.
 """
 
@@ -57,7 +57,7 @@ class States:
 
     def load(self, sequence: int, n_tokens: int, data: memoryview) -> bool:
         """Give the empty `sequence` the cells of `n_tokens` out of `data`: the joined parts of a `save` of the same
-        model with the same engine, writable and not changed by anybody, since llama.cpp trusts them.
+        model with the same engine, writable, and verified by the caller, since llama.cpp does not check them.
 
         False, and `sequence` is empty, where they do not fit into the pool.
         """
@@ -72,7 +72,7 @@ class States:
         return False
 
     def _add(self, sequence: int, spare: int, window: memoryview) -> bool:
-        """Share with `sequence` what `window` has of the positions before its own."""
+        """Give `sequence` the cells of `window` for the positions before its own."""
         n_missing = llama.llama_memory_seq_pos_min(self._memory, sequence)
         is_loaded = self._set(spare, window, _WINDOW_ONLY)
         if is_loaded and n_missing > 0:
@@ -81,12 +81,12 @@ class States:
         return is_loaded
 
     def _is_whole(self, sequence: int, n_tokens: int) -> bool:
-        """Whether it has all positions; a recurrent memory has one cell, which stands for all of them."""
+        """Whether the sequence has all positions; a recurrent memory has one cell, which stands for all of them."""
         first = llama.llama_memory_seq_pos_min(self._memory, sequence) if self._can_rewind else 0
         return first == 0 and bool(llama.llama_memory_seq_pos_max(self._memory, sequence) == n_tokens - 1)
 
     def _has_windows(self, sequence: int) -> bool:
-        """Whether some layers have a cache of their own for what their window sees."""
+        """Whether some layers have a cache of their own for their window."""
         return bool(llama.llama_state_seq_get_size_ext(self._context, sequence, _WINDOW_ONLY) < self.size(sequence))
 
     def _empty_sequence(self, but: int) -> int | None:
@@ -94,7 +94,7 @@ class States:
         return next((other for other in others if llama.llama_memory_seq_pos_max(self._memory, other) < 0), None)
 
     def _piece(self, sequence: int, flags: int) -> memoryview:
-        """Empty when llama.cpp could not give it."""
+        """A state of llama.cpp; empty where it could not be read."""
         n_bytes = llama.llama_state_seq_get_size_ext(self._context, sequence, flags)
         buffer = (ctypes.c_uint8 * n_bytes)()
         n_written = llama.llama_state_seq_get_data_ext(self._context, buffer, n_bytes, sequence, flags)

@@ -1,8 +1,8 @@
 """Where a text can be cut so that the tokens of its slices are those of the whole text.
 
-That is so before a special token, as llama.cpp takes these out of a text first, and between words where a pre-tokenizer
-makes a word end there whatever stands around. Knows these rules (llama.cpp, src/llama-vocab.cpp and src/unicode.cpp);
-calls no engine.
+A text can be cut before a special token, as llama.cpp takes these out of a text first, and between words where a
+pre-tokenizer ends a word in any context. Knows these rules (llama.cpp, src/llama-vocab.cpp and src/unicode.cpp); calls
+no engine.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shimmy.text.literals import any_of
 
-MAX_SLICE_CHARACTERS = 16_384  # where it can be cut; a tenth of a second is the worst that they take
+MAX_SLICE_CHARACTERS = 16_384  # of a text that can be cut; they take a tenth of a second at worst
 # Of all special tokens together, and of one; gemma-3 has 6,000 of about ten characters.
 _MAX_SPECIAL_CHARACTERS = 200_000
 _MAX_SPECIAL_LENGTH = 100
@@ -26,7 +26,7 @@ class CutPlace(NamedTuple):
     then: str = ""
 
 
-# A word begins with this space, whatever the pre-tokenizer makes of the letters around it.
+# Every pre-tokenizer begins a word with this space, except those below.
 WORD = CutPlace("[A-Za-z]", " ", "[A-Za-z]")
 _PLACES: Mapping[str, CutPlace | None] = {  # by `tokenizer.ggml.pre`, where a space does not always begin a word
     "gemma4": CutPlace(r"[^\n]", r"\n"),
@@ -43,11 +43,11 @@ def place_of(pre: str) -> CutPlace | None:
 
 
 class Cuts:
-    """Finds where to cut the texts of one vocabulary. `specials` are the tokens that are taken out of a text first."""
+    """Finds where to cut the texts of one vocabulary. `specials` are the texts of its special tokens."""
 
     def __init__(self, specials: Sequence[str] | None, place: CutPlace | None, *, swallows: bool = False) -> None:
-        """None for `specials` that could be anywhere in a text. With `swallows` white space beside one may belong to
-        it."""
+        """`specials` is None where they are unknown. With `swallows`, white space beside a special token may belong to
+        the token."""
         self._swallows = swallows
         self._place = self._special = self._any = _NEVER
         self.is_known = specials is not None and sum(map(len, specials)) <= _MAX_SPECIAL_CHARACTERS and (
@@ -85,7 +85,7 @@ class Cuts:
 
 
 def _uncrossed(texts: Iterable[str]) -> list[str]:
-    """Those of which no occurrence can be overlapped by one of another that begins before it or ends behind it."""
+    """The texts whose occurrences cannot overlap with an occurrence of another of these texts."""
     whole = set(texts)
     beginnings = {text[:length] for text in whole for length in range(1, len(text))}
     # What stands at the end of one and begins another, and those that stand inside of another.

@@ -20,7 +20,7 @@ from shimmy.engine.constrain.gbnf.parser import (
 from shimmy.errors import BadRequest
 
 MAX_TERMINAL_SIZE = 2_000  # of a terminal, in literals and classes, when all it refers to is written out
-_MAX_STEPS = 1_000_000  # for the facts about its rules, a microsecond each
+_MAX_STEPS = 1_000_000  # nodes that are looked at, a microsecond each
 
 
 class GrammarAnalysis:
@@ -42,7 +42,7 @@ class GrammarAnalysis:
                 self._spread(node, self.follows[name])
 
     def first(self, node: Node) -> tuple[int, bool]:
-        """The characters it may begin with, and whether it may be empty."""
+        """The characters that a node may begin with, and whether it may be empty."""
         match node:
             case Characters():
                 return node.first, not node.first
@@ -58,7 +58,7 @@ class GrammarAnalysis:
                 return functools.reduce(or_, (mask for mask, _ in firsts)), any(nullable for _, nullable in firsts)
 
     def first_of(self, items: list[Node]) -> tuple[int, bool]:
-        """The same for one after the other."""
+        """The same for a sequence of nodes."""
         found = 0
         for item in items:
             mask, is_nullable = self.first(item)
@@ -68,7 +68,7 @@ class GrammarAnalysis:
         return found, True
 
     def behind(self, items: list[Node], follow: int) -> list[int]:
-        """What may follow each of `items`, when `follow` may follow them all."""
+        """The characters that may follow each of `items`, where `follow` may follow the last."""
         found: list[int] = []
         for item in reversed(items):
             found.append(follow)
@@ -90,11 +90,11 @@ class GrammarAnalysis:
                     self._spread(option, follow)
 
     def inside(self, node: Repetition, follow: int) -> int:
-        """What may follow an item of a repetition that is followed by `follow`."""
+        """The characters that may follow an item of a repetition, where `follow` may follow the repetition."""
         return follow | (self.first(node.item)[0] if node.at_most != 1 else 0)
 
     def extension(self, node: Node) -> int:
-        """The characters by which something of this kind, complete already, may go on and still be of this kind."""
+        """The characters with which a complete text of this node may go on and still be a text of this node."""
         match node:
             case Characters():
                 return 0
@@ -137,7 +137,7 @@ class GrammarAnalysis:
                 return functools.reduce(or_, map(self._characters, nodes), 0)
 
     def size(self, node: Node) -> float:
-        """Of a terminal with everything that it refers to written out; infinite where it refers to itself."""
+        """The size of a node as a terminal, with references written out; infinite where it refers to itself."""
         match node:
             case Characters():
                 return 1 + len(node.lark) / 32
@@ -150,14 +150,14 @@ class GrammarAnalysis:
 
     def _size_of_rule(self, name: str) -> float:
         if name not in self._sizes:
-            self._sizes[name] = math.inf  # what it is to those that it refers to
+            self._sizes[name] = math.inf  # while it is computed: a rule that refers to itself
             size = self.size(self.rules[name])
             self._sizes[name] = size if size <= MAX_TERMINAL_SIZE else math.inf
         return self._sizes[name]
 
 
 def _until_stable(facts: dict[str, Any], n_nodes: int) -> Iterator[None]:
-    """Once for each time that all rules have to be looked at, until `facts` stay as they are."""
+    """Yields once for each pass over all rules, until a pass leaves `facts` unchanged."""
     before = None
     n_seen = 0
     while before != facts:

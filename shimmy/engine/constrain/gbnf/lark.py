@@ -31,7 +31,7 @@ _MAX_SIZE = 100_000  # of all terminals together
 
 
 def to_lark(source: str) -> str:
-    """The same grammar for llguidance, with `start` in the place of `root`; raises BadRequest."""
+    """The GBNF grammar `source` in Lark, with `start` for `root`; raises BadRequest."""
     if len(source) > MAX_GRAMMAR_CHARACTERS:
         raise BadRequest(f"grammar: it has {len(source)} characters, {MAX_GRAMMAR_CHARACTERS} are allowed")
     try:
@@ -41,7 +41,7 @@ def to_lark(source: str) -> str:
 
 
 class _LarkWriter:
-    """Writes rules for llguidance: `r1` as a rule, `T1` as a terminal, and `G1` for a part of a rule as a terminal."""
+    """Writes rules for llguidance: `r1` is a rule, `T1` a rule as a terminal, `G1` a part of a rule as a terminal."""
 
     def __init__(self, rules: dict[str, Node]) -> None:
         _check_names(rules)
@@ -57,7 +57,7 @@ class _LarkWriter:
         return "\n".join([f"start: {start}", *(f"{name}: {body}" for name, body in self._lines.items())])
 
     def _reference(self, name: str, follow: int) -> str:
-        """A name for a rule in a rule; with `follow`, and all that follows it elsewhere, in mind."""
+        """The name of a rule: of a terminal where neither `follow` nor what follows the rule elsewhere forbids that."""
         if self._is_terminal([RuleReference(name)], follow | self._facts.follows[name]):
             return self._terminal(name)
         written = f"r{self._numbers[name]}"
@@ -93,7 +93,7 @@ class _LarkWriter:
                 return f"({' | '.join(self._rule(option, follow) for option in node.options)})"
 
     def _grouped(self, items: list[Node], follow: int) -> Iterator[str]:
-        """The items of a sequence in a rule, joined to terminals as far as they can be."""
+        """The items of a sequence in a rule, joined to terminals where that is possible."""
         behind = self._facts.behind(items, follow)
         at = 0
         while at < len(items):
