@@ -1,8 +1,8 @@
-"""The catalog of one look, put together: which files and folders make a model, with what lies beside it, and which
-paths lead to the same one.
+"""Puts the catalog of one look together: which files make a model, with its adapters and projector, and which paths
+lead to the same model.
 
-Knows shards, manifests, adapters and projectors; nothing of how files are found or read, nor of who gets which name.
-What cannot be served becomes an entry with the reason.
+Knows shards, manifests, adapters and projectors; nothing of how files are found, read or named. A file that cannot be
+served becomes an entry with the reason.
 """
 
 import re
@@ -29,25 +29,25 @@ Warn = Callable[[Path, str], None]
 
 
 def whole_of(path: Path) -> Path:
-    """The same for all shards of a model: their path without what is different in it."""
+    """A path that is the same for all shards of a model: without the part that differs."""
     match = _SHARD.search(path.name)
     return path.with_name(path.name[: match.start()]) if match else path
 
 
 @dataclass(slots=True)
 class ModelCandidate:
-    """A model, or what would be one, before it has a name."""
+    """A model, or a file that cannot be one, before it has a name."""
 
     places: list[ModelLocation]
     files: tuple[ModelFile, ...] = ()  # its shards
-    rejected: Rejected | None = None  # what it is instead of a model
+    rejected: Rejected | None = None  # why it is not a model
     manifest: Manifest | None = None
     adapters: dict[Path, ModelFile] = field(default_factory=dict)  # of the manifest
 
 
 @dataclass(frozen=True, slots=True)
 class _Sources:
-    """All that a Model is made of."""
+    """Everything that a Model is made of."""
 
     given: Given
     places: tuple[ModelLocation, ...]
@@ -58,7 +58,7 @@ class _Sources:
 
 
 class Models:
-    """The models of the last look: one that is made of the same things again is the same object."""
+    """The models of the last look: a model made from the same sources again is the same object."""
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[_Sources, Model]] = {}
@@ -114,7 +114,7 @@ def _place(path: Path, stem: str, folder: Folder | None, current: str) -> ModelL
 
 
 class Assembly:
-    """What one look has seen so far. The order of what is added decides where nothing else does."""
+    """What one look has seen so far. Where nothing else decides, what is added first wins."""
 
     def __init__(self, files: ModelFiles, places: "Places", warn: Warn) -> None:
         self._files = files
@@ -127,7 +127,7 @@ class Assembly:
         self._shards: set[Path] = set()  # the first ones of those that were looked at
 
     def add(self, path: Path, folder: Folder | None = None) -> None:
-        """Take in the model that the file `path` is, or is a shard of; `folder` where it was found in one."""
+        """Add the model that the file `path` is, or is a shard of; `folder` where it was found in one."""
         file = self._files.read(path)
         if file is None:
             return
@@ -141,7 +141,7 @@ class Assembly:
             self._add_broken(path, file, folder)
 
     def add_folder(self, folder: Folder) -> None:
-        """Take in the models in `folder`, as which it was found last."""
+        """Add the models in `folder`, as it was at the last look."""
         for path in folder.files:
             self.add(path, folder)
         if folder.is_safetensors:
@@ -155,7 +155,7 @@ class Assembly:
                 self._rejected.append(_rejected(folder.path.name, folder.path, found))
 
     def add_manifest(self, manifest: Manifest) -> None:
-        """Take in a model of Ollama's; the same file with other adapters or defaults is another model."""
+        """Add a model of Ollama's; the same file with other adapters or defaults is another model."""
         file = self._files.read(manifest.model)
         if file is None:
             self._warn(manifest.model, f"`{manifest.name}` is not listed: this file of it is missing")
@@ -173,7 +173,7 @@ class Assembly:
             self._add(contents, place, (file,), manifest=checked, adapters=whole)
 
     def _add(self, contents: object, place: ModelLocation, files: tuple[ModelFile, ...] = (), **what: Any) -> None:
-        """A model, or another place of one that is there already."""
+        """Add a model, or another place of a model that is there already."""
         draft = self._by_contents.get(contents)
         if draft is not None:
             draft.places.append(place)
@@ -241,7 +241,7 @@ class Assembly:
         return replace(manifest.defaults, sampling=tuple(sound))
 
     def catalog(self, names: Names, models: Models) -> Catalog:
-        """All of it under names. What is no model takes one that no model wants."""
+        """The catalog, with names. Files that are not models get names that no model needs."""
         given = names.give([draft.places for draft in self._drafts])
         taken = {name: number for number, some in enumerate(given) for name in (some.name, *some.others)}
         sources: list[_Sources] = []
@@ -262,7 +262,7 @@ class Assembly:
         return Catalog(models.take(sources), rejected)
 
     def _unattached(self, attached: set[Path | None]) -> list[Rejected]:
-        """What is no model and belongs to none, each file once."""
+        """Entries for files that are not models and belong to no model, each file once."""
         files = [(path, file) for some in self._others.values() for path, file in some.items()]
         listed = {file.identity for path, file in files if path in attached}
         found = []
@@ -277,7 +277,7 @@ class Assembly:
         return found
 
     def _sources(self, draft: ModelCandidate, given: Given) -> _Sources:
-        """With what lies in its folder and belongs to it; of several projectors the first by name."""
+        """The sources of a model, with its adapters and projector; of several projectors the first by name."""
         manifest = draft.manifest
         if manifest is not None:
             adapters, projector = draft.adapters, manifest.projector

@@ -1,4 +1,4 @@
-"""What the commands share: the call of one, and how tables and progress look in a terminal."""
+"""What commands share: their arguments, tables, and progress in a terminal."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 class ProgressBar:
-    """One line on stderr that grows; nothing where stderr is no terminal."""
+    """A line on stderr that grows; nothing where stderr is not a terminal."""
 
     WIDTH = 40
 

@@ -1,4 +1,4 @@
-"""`list`, `probe`, `generate`: what the disk holds, and one model of it used without a server."""
+"""`list`, `probe`, `generate`: the models on the disk, and one of them used without a server."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def list_models(call: CommandCall) -> int:
 
 
 def probe(call: CommandCall) -> int:
-    """Load a model for real, so that the answer is the engine's."""
+    """Load a model in a worker, so that the answer is the engine's."""
 
     async def facts_of(services: "Services", model: Model) -> dict[str, Any]:
         facts = (await services.pool.ensure_ready(model)).facts
@@ -143,7 +143,7 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
 
 
 def model_fields(model: Model) -> dict[str, Any]:
-    """What a person may want to know of it, as JSON has it."""
+    """The fields of a model for `--json`."""
     fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
     adapters = [shown(path) for path in model.adapters]
     projector = shown(model.projector) if model.projector else None

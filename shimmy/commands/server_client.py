@@ -15,7 +15,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server listens, a
 
 
 class NoServer(Exception):
-    """Nothing that can be understood answers at the address."""
+    """No Shimmy server answers at the address."""
 
 
 def ask(address: Bind, key: str | None, method: str, path: str, body: bytes = b"") -> Any:

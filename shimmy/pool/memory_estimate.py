@@ -1,7 +1,7 @@
-"""How much memory a loaded model takes, and how much there is: a header's sizes and the system's figures.
+"""Estimates the memory that a loaded model takes, from the sizes in its header.
 
-Knows bytes; nothing of workers, and decides nothing. What it predicts is meant to be a little too much: SmolLM2 and
-gemma-3-270m take 93 to 98 % of it (`Pss` after eight long prompts, with 2,048 and 8,192 tokens of context).
+Knows bytes; nothing of workers, and decides nothing. An estimate is meant to be a little too high: SmolLM2 and
+gemma-3-270m take 93 to 98 % of theirs (`Pss` after eight long prompts, with 2,048 and 8,192 tokens of context).
 """
 
 from dataclasses import dataclass
