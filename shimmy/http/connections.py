@@ -72,6 +72,7 @@ class Connections:
     def forget(self, connection: Connection) -> None:
         self._open.discard(connection)
         self._idle.pop(connection, None)
+        self._counted.discard(connection.task)
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
@@ -121,7 +122,6 @@ class Connections:
         if connection is None:
             return False
         self.forget(connection)
-        self._counted.discard(connection.task)
         connection.drop()
         return True
 
