@@ -26,9 +26,9 @@ _ID_LENGTH = 9  # of the ids of calls that Mistral's templates take
 class Chat:
     """A chat template and what is known of its model's replies. It belongs to one thread.
 
-    The template is looked into where a prompt first needs it: for reasoning with the first prompt, for tools with the
-    first that has tools, or calls and results in its history. Those are rendered with `tool_use` where a model has a
-    template of its own for them.
+    The template is probed when a prompt first needs that: for reasoning with the first prompt, for tools with the first
+    prompt that has tools, or calls and results in its history. These prompts are rendered with `tool_use` where the
+    model has a template of its own for them.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Chat:
 
     @cached_property
     def tooling(self) -> Tooling:
-        """What the template does about tools."""
+        """What the template shows of tools, and the format of calls."""
         return recognise(self._tool_use)
 
     @cached_property
@@ -57,8 +57,8 @@ class Chat:
     def parts(self, prompt: ChatPrompt) -> tuple[list[str], ReplyFormat]:
         """The same in parts: more than one where a caller has written the text of a control token.
 
-        A part is to be searched for control tokens by itself, so that those are found which the template has written,
-        and no others.
+        The tokenizer takes each part by itself, so that it finds the control tokens that the template has written, and
+        no others.
         """
         tools = self.tooling.format if prompt.tools else None
         prompt = _with_arguments(prompt)
@@ -89,7 +89,7 @@ class Chat:
 
 
 def _with_arguments(prompt: ChatPrompt) -> ChatPrompt:
-    """The same with `{}` where a call has no arguments: as models, and clients, write that as an empty text too."""
+    """The same with `{}` where a call has no arguments: models and clients may write an empty text for that."""
     if all(call.arguments.strip() not in _NO_ARGUMENTS for turn in prompt.messages for call in turn.tool_calls):
         return prompt
     return replace(prompt, messages=tuple(map(_with_arguments_of, prompt.messages)))
@@ -103,7 +103,7 @@ def _with_arguments_of(turn: Message) -> Message:
 
 
 def _as_json(call: ToolCall) -> ToolCall:
-    """The call with arguments that are JSON: a string of it where they were none."""
+    """The call with arguments that are JSON: other text becomes a JSON string."""
     try:
         parsed(call.arguments)
     except (ValueError, RecursionError):
@@ -112,8 +112,8 @@ def _as_json(call: ToolCall) -> ToolCall:
 
 
 def _is_shown(prompt: ChatPrompt, text: str) -> bool:
-    """Whether what the user says last is in the `text` of a prompt: as it is, or at least the longest of its words, as
-    a template may well write it in other letters."""
+    """Whether the rendered `text` has the user's last message: as it is, or at least its longest word in any case, as a
+    template may change the spacing and the case."""
     said = next((turn.content for turn in reversed(prompt.messages) if turn.role == "user"), None)
     if said is None or said in text or said.strip() in text:
         return True
@@ -122,7 +122,7 @@ def _is_shown(prompt: ChatPrompt, text: str) -> bool:
 
 
 def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
-    """The same prompt without what the template cannot show."""
+    """The same prompt with text messages for what the template cannot show."""
     turns: list[Message] = []
     for turn in prompt.messages:
         if tooling.has_short_ids:
@@ -153,7 +153,7 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
 
 
 def instructions(tools: tuple[Tool, ...], format: ToolFormat = GENERIC) -> str:  # noqa: A002 - as in ToolFormat's users
-    """What a system message says of the tools to a model whose template does not."""
+    """The text of a system message that describes the tools, for templates that do not show them."""
     shown = "\n".join(quoted(described(tool)) for tool in tools)
     call = ToolCall("<id>", "<function-name>", "<arguments-as-json-object>")
     return (
@@ -178,7 +178,7 @@ def _with_short_ids(turn: Message) -> Message:
 
 
 def _short(call_id: str) -> str:
-    """An id of the one length that the template takes: always the same for the same id."""
+    """An id of the length that the template accepts, derived from `call_id`."""
     if len(call_id) == _ID_LENGTH and call_id.isascii() and call_id.isalnum():
         return call_id
     return sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:_ID_LENGTH]

@@ -20,7 +20,7 @@ from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 COMPILE_DEADLINE_S = 5.0
 PROBE_DEADLINE_S = 2.0
 _PROBE = "Probecontent"
-# What a caller's `template_arguments` may not name: it is said elsewhere in the request, or by the model.
+# Variables that `template_arguments` may not set: other fields of the request, or the model, set them.
 RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"))
 FALLBACK = (
     "{% for message in messages %}"
@@ -49,7 +49,7 @@ class ChatTemplate:
 
     @cached_property
     def _shown(self) -> tuple[str, bool]:
-        """What a short message of a user becomes, and whether its text has to be a part in an array to be in there."""
+        """The rendering of a short message, and whether the template shows its text only as a part in an array."""
         variables = self._constants | {"messages": [{"role": "user", "content": _PROBE}], "add_generation_prompt": True}
         found = []
         for takes_parts in (False, True):
@@ -57,10 +57,10 @@ class ChatTemplate:
                 found.append(self._filled(variables, takes_parts=takes_parts))
                 if _PROBE in found[-1]:
                     return found[-1], takes_parts
-        return "".join(found) if found else _PROBE, False  # one that fails says so when it is used
+        return "".join(found) if found else _PROBE, False  # a template that fails raises when it is used
 
     def shows_nothing(self) -> bool:
-        """Whether a prompt of it is empty: that is a template by name alone. Raises TemplateFailed at its deadline."""
+        """Whether the template renders an empty prompt, and so is of no use. Raises TemplateFailed at its deadline."""
         return not _within(PROBE_DEADLINE_S, partial(getattr, self, "_shown"))[0].strip()
 
     def render(self, prompt: ChatPrompt, *, deadline_s: float = 2.0, calls_lack_content: bool = False) -> str:
@@ -112,11 +112,11 @@ class ChatTemplate:
             for change in _second_tries(variables):
                 with suppress(TemplateFailed):
                     return fill(change)
-            raise  # the first failure: it is about the messages as the caller wrote them
+            raise  # raise the first failure, which is about the messages as the caller wrote them
 
 
 class _Parts(list[dict[str, str]]):
-    """The content of a message as an array of its one part, for templates that know no other; it prints as its text."""
+    """The content of a message as an array of one part, for templates that expect an array; it prints as its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__([{"type": "text", "text": text}])
@@ -234,7 +234,7 @@ def _until_mark(text: str) -> str:
 
 
 def parsed(arguments: str) -> Any:
-    """JSON read as its grammar has it: ValueError for `NaN`, `Infinity` and what is too large for a number.
+    """Reads JSON strictly: ValueError for `NaN`, `Infinity` and numbers that are too large.
 
     Python reads and writes these, and so would put into a prompt what is no JSON.
     """
@@ -258,7 +258,7 @@ def _arguments(call: ToolCall) -> _Arguments | str:
 
 
 def _second_tries(variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What to change of the variables on which a template failed."""
+    """Changes of the variables to try where a template failed."""
     messages, named = variables["messages"], [_with_named_arguments(message) for message in variables["messages"]]
     if any(message is not other for message, other in zip(messages, named, strict=True)):
         yield {"messages": named}
@@ -293,11 +293,11 @@ def _system_merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | Non
 
 
 class _Expired(SystemExit):
-    """Ends a thread at its deadline. No `except Exception` stops it, and a thread that ends with it says nothing."""
+    """Ends a thread at its deadline. No `except Exception` catches it, and the thread ends with it silently."""
 
 
 def _within(deadline_s: float, function: Callable[[], Result]) -> Result:
-    """The function's result, computed on a thread that exists for it alone, so that its end can hit nothing else."""
+    """The function's result, computed on a thread of its own, so that ending the thread harms no other work."""
     ended = allocate_lock()
     ended.acquire()
     results: list[Result] = []
@@ -324,7 +324,7 @@ def _within(deadline_s: float, function: Callable[[], Result]) -> Result:
 
 
 def _end_thread(thread_id: int, has_ended: Callable[[], bool]) -> None:
-    """Asks again until the thread has ended, in case something swallowed the exception; gives up after 5 s."""
+    """Raises again until the thread has ended, in case the exception was swallowed; gives up after 5 s."""
     for _ in range(100):
         if not ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(_Expired)):
             return

@@ -1,5 +1,5 @@
-"""Whether a CPU variant computes: products of each weight type, attention, and what stands between them, compared with
-results that are known without it.
+"""Whether a CPU variant computes correctly: products of each weight type, attention and the operations between them
+are compared with results that Python computes.
 
 Knows ggml's functions for tensors and graphs; nothing of which variants there are (`variants`) or which one is trusted
 (`variant_trust`). A variant that does not suit the processor kills the process that calls `check`.

@@ -1,4 +1,4 @@
-"""Which CPU variants have shown that they compute on this machine.
+"""Which CPU variants have shown that they compute correctly on this machine.
 
 Flags of a processor promise more than some machines keep: a build may be wrong, a hypervisor, an emulator or a kernel
 may hold registers or instructions back. So a variant is tried in a child process before a worker uses it
@@ -41,8 +41,8 @@ def _check(path: str) -> str | None:
 
 
 class TrustedVariants:
-    """Those of `libraries` (name and path, best first) that compute right, as an iterator; the others are passed over,
-    or refused with ModelUnavailable where a person has forced them."""
+    """Iterates over those of `libraries` (name and path, best first) that compute correctly. The others are left out,
+    or refused with ModelUnavailable where a person has forced the variant."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class TrustedVariants:
 
     @property
     def note(self) -> str:
-        """What a person should know of variants that were passed over; empty where there is nothing."""
+        """For a person: which variants were left out, and why; empty where none was."""
         return "; ".join(f"`{name}` is passed over: {fault}" for name, fault in self.passed_over.items())
 
     def _fault(self, name: str, path: str) -> str:
@@ -88,7 +88,7 @@ class TrustedVariants:
         return verdict
 
     def _tried(self, path: str) -> tuple[str, bool]:
-        """What is wrong with the variant at `path`, and whether another try would find the same."""
+        """What is wrong with the variant at `path`, and whether that is certain: another try would find the same."""
         fault, is_certain = "", True
         for _ in range(_N_TRIES):
             fault, is_certain = _in_a_child(self._check, path)
@@ -107,7 +107,7 @@ def _identity(path: str) -> str:
 
 
 def _in_a_child(check: Check, path: str) -> tuple[str, bool]:
-    """What `check` says of `path`, or how the process ended that was to say so; and whether that is certain.
+    """The verdict of `check` on `path`, or how its process ended; and whether that is certain.
 
     A copy of this process, which needs no start: the check is over in a third of the time that a new one would take.
     """

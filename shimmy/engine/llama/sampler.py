@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _CANDIDATE_BYTES = 12
 _BIAS_BYTES = 8  # of a llama_logit_bias, which is a token and a float
-# Moving one run of candidates takes as long as the engine needs to look at so many.
+# Moving one run of candidates takes as long as the engine's look at so many candidates.
 _MOVE_COST = 50
 # The float -infinity is 00 00 80 FF: two of its bytes, for a token that is forbidden, and those of 0.0 for any other.
 _THIRD_OF_INFINITY = bytes.maketrans(b"01", b"\x80\0")
@@ -55,7 +55,7 @@ class Candidates:
 
     @property
     def n_left(self) -> int:
-        """How many there are after a sampler has cut some away."""
+        """How many candidates are left after a sampler has removed some."""
         return int(self._struct.size)
 
     @property
@@ -64,7 +64,7 @@ class Candidates:
         return int(self._struct.data[self._struct.selected].id)  # some samplers move the beginning of the array
 
     def keep(self, mask: bytes) -> int:
-        """Leave only the tokens whose bits are set in `mask`, if there are any; returns how many they are.
+        """Remove all tokens but those whose bits are set in `mask`, if any are; returns the number of set bits.
 
         The lowest bit of a byte comes first; bits beyond the vocabulary mean nothing.
         """
@@ -76,7 +76,7 @@ class Candidates:
         return allowed.bit_count()
 
     def _move_runs(self, edges: list[int]) -> None:
-        """Move those together that stand from the first edge to the second, from the third to the fourth, ..."""
+        """Move the runs of candidates together: each run goes from an edge with an even index to the next one."""
         n_kept = 0
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             run = self._memory[_CANDIDATE_BYTES * start : _CANDIDATE_BYTES * end]
@@ -85,7 +85,7 @@ class Candidates:
         self._struct.size = n_kept
 
     def _forbid_others(self, allowed: int) -> bool:
-        """Have the engine forbid all other tokens and drop them, where there are too many runs to be moved.
+        """Let the engine forbid and drop all other tokens, where there are too many runs to move.
 
         That drops what is 10^45 times less likely than the best, too. If it has, all is as before, and the answer no.
         """
@@ -109,21 +109,21 @@ class Candidates:
 
 
 class Probe:
-    """A sampler that lends Python the candidates: llama.cpp fills them from the logits a hundred times faster."""
+    """A sampler that gives Python the candidates: llama.cpp makes them from the logits a hundred times faster."""
 
-    context: Any = None  # the one that decodes; a pool that grows gets another
+    context: Any = None  # the one for text; a pool that is resized has a new one
 
     def __init__(self) -> None:
         self._look: Callable[[Candidates], None] | None = None
         self._error: Exception | None = None
-        # The engine calls the pointer as long as it has the sampler; a collected callback would be a segfault.
+        # The engine calls this pointer while it has the sampler; a collected callback would be a segfault.
         self._interface = _Interface(apply=_Apply(self._on_apply))
         interface = ctypes.cast(ctypes.pointer(self._interface), ctypes.POINTER(llama.llama_sampler_i))
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         llama.llama_sampler_chain_add(self._chain, llama.llama_sampler_init(interface, None))
 
     def look(self, row: int, function: Callable[[Candidates], None]) -> None:
-        """Have `function` see the candidates of a row of the last decode; raises what it raises."""
+        """Call `function` with the candidates of a row of the last decode; raises what it raises."""
         self._look, self._error = function, None
         llama.llama_sampler_sample(self._chain, self.context, row)
         if self._error is not None:
@@ -143,7 +143,7 @@ class LlamaSampler:
     """One job's sampler chain, freed by `close`; all but `accept` belong to the thread that decodes."""
 
     def __init__(self, chain: Any, probe: Probe, *, has_history: bool, never: frozenset[int] = frozenset()) -> None:
-        """With `has_history` the chain goes by the tokens it was shown, so it must not see one that is not taken.
+        """With `has_history` the chain depends on the tokens it was shown, so it must not see one that is not taken.
 
         `never` are the tokens that its biases rule out.
         """
@@ -182,7 +182,7 @@ class LlamaSampler:
         if not n_allowed:
             raise Internal("the grammar of the request leaves no token to go on with")
         if n_allowed <= len(self._never) and self._never.issuperset(candidates.ids[:n_allowed]):
-            # All that may come is ruled out: the guide decides, as a chain would have no number to go by.
+            # The biases rule out every allowed token: take the one with the best logit, as the chain would see none.
             self._token = candidates.ids[max(range(n_allowed), key=candidates.logits.__getitem__)]
         else:
             self._pick(candidates)
@@ -199,7 +199,7 @@ class LlamaSampler:
 
 
 class Likelihood:
-    """Logarithms of the probabilities of tokens, before any sampler."""
+    """Log-probabilities of tokens, before any sampler."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -208,7 +208,7 @@ class Likelihood:
         self._few = llama.llama_sampler_init_top_k(_N_COMPARED)
 
     def of(self, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """That of `token` in a row of the last decode, and the `n_top` most likely tokens with theirs, best first."""
+        """The log-probability of `token` in a row of the last decode, and of the `n_top` best tokens, best first."""
         n_kept = max(1, n_top)
         if n_kept not in self._best:
             self._best[n_kept] = llama.llama_sampler_init_top_k(n_kept)
@@ -220,7 +220,7 @@ class Likelihood:
             logit = candidates.logits[token]
             candidates.apply(self._softmax)
             candidates.apply(self._best[n_kept])
-            # Of the most likely token the probability is never too small to be exact.
+            # The probability of the most likely token is never so small that it is inexact.
             log_total = candidates.logits[0] - math.log(candidates.probabilities[0])
             chosen = logit - log_total
             n_told = min(n_top, candidates.n_left)

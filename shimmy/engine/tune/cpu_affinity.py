@@ -1,4 +1,4 @@
-"""Gives the engine's threads a core each, while they are all that there is to run.
+"""Gives the engine's threads a core each, while no other thread of the worker has work.
 
 A worker that had nothing to do is woken by the thread that prepared a job, and then wakes the engine's threads, which
 sleep: all within a fraction of a millisecond, so that the system may find no core idle and put two threads that wait
@@ -17,10 +17,10 @@ from shimmy.system.cpu import cores
 
 
 class Placement:
-    """Of the thread that calls and those that `others` names."""
+    """The placement of the calling thread and of the threads `others`."""
 
     def __init__(self, others: Iterable[int], processor: Callable[[], int] | None = None) -> None:
-        """`processor` tells where the caller is now."""
+        """`processor` returns the processor that the caller runs on."""
         self._threads = (threading.get_native_id(), *others)
         self._cores = cores()
         self._processor = processor or getattr(ctypes.CDLL(None), "sched_getcpu", None)
@@ -38,7 +38,7 @@ class Placement:
             self._is_held = True
 
     def release(self) -> None:
-        """Leave them to the system again."""
+        """Let the system place the threads again."""
         if self._is_held:
             self._is_held = False
             self._place([set().union(*self._cores)] * len(self._threads))

@@ -14,7 +14,7 @@ from shimmy.errors import ModelUnavailable
 
 _N_TOKENS = 8
 _N_ROWS = 64
-# The settings take turns, so that what else the machine does meets them all; of each the best times count.
+# The settings take turns, so that other programs slow all of them alike; the best time of each counts.
 _N_ROUNDS = 2
 
 

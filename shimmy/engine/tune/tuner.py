@@ -24,17 +24,17 @@ from shimmy.wire.worker_options import WorkerOptions
 if TYPE_CHECKING:
     import subprocess
 
-# Weights as llama.cpp takes them: pages of the file, which all workers of it share, or copied into an order that suits
-# the processor where the engine has one for their type. The first is better where they are as fast.
+# How llama.cpp has the weights: as pages of the file, which all its workers share, or as a copy in an order that suits
+# the processor, where the engine has one for the type of the weights. The pages are better where both are as fast.
 WEIGHTS = ("mapped", "repacked")
 
 _IDLE_S = 20.0  # without a job, until a trial
 _LOOK_EVERY_S = 0.2  # whether a trial has ended
-_TRIAL_S = 120.0  # what takes longer is not worth it
+_TRIAL_S = 120.0  # a longer trial is ended
 _MAX_LOAD = 0.5  # of the processors, by other programs: times would be wrong, and a trial would slow those down
-# What the engine takes for a trial, beside a copy of the weights.
+# Memory of the engine in a trial, beside a copy of the weights.
 _TRIAL_BYTES = 300 * 10**6
-# Settings count as equally fast within this, and then the first ones are taken.
+# Settings count as equally fast within this factor, and the first of them are taken.
 _SAME = 1.05
 # Times are compared for a job of so many tokens generated and read.
 _N_GENERATED, _N_READ = 128, 512
@@ -68,10 +68,10 @@ def fastest(results: Sequence[TrialResult]) -> Settings:
 
 
 class Tuning:
-    """The settings of one model file: those to load it with, and those that might be faster."""
+    """The settings of one model file: the best known, and the candidates that might be faster."""
 
     def __init__(self, options: WorkerOptions) -> None:
-        """Of the model that `options` name, a file by now. What a person has set stays."""
+        """For the model file that `options` name. Settings that a person has chosen stay."""
         self._options = options
         self._memory = Remembered(None if options.cache_dir is None else Path(options.cache_dir), "tuning.json")
         counts = cpu.thread_counts() if options.n_threads is None else [options.n_threads]
@@ -91,7 +91,7 @@ class Tuning:
         return self._options.may_tune and is_open and self._memory.is_possible and self._key is not None
 
     def is_affordable(self, size_bytes: int) -> bool:
-        """Whether a trial with `size_bytes` of weights would take neither memory nor processors that others need."""
+        """Whether memory and processors have room for a trial with `size_bytes` of weights."""
         with contextlib.suppress(OSError):
             if os.getloadavg()[0] > _MAX_LOAD * (os.cpu_count() or 1):
                 return False
@@ -107,7 +107,7 @@ class Tuning:
         ]  # fmt: skip
 
     def learn(self, output: bytes) -> None:
-        """Choose by what a trial has printed, and remember it for the next load."""
+        """Choose settings by the output of a trial, and remember them for the next load."""
         try:
             times = [(float(token_s), float(row_s)) for token_s, row_s in json.loads(output)]
             settings = fastest([TrialResult(each, *pair) for each, pair in zip(self.candidates, times, strict=True)])
@@ -122,7 +122,7 @@ class Tuning:
         self._memory.put(self._key, [settings.weights, settings.n_threads])
 
     def _identity(self, counts: Sequence[int]) -> str | None:
-        """What the outcome depends on; None where the model is not a file that stays."""
+        """A key for what the times depend on; None where the model is a file in memory."""
         path = Path(self._options.model_path)
         if path.is_relative_to("/proc"):  # a file in the memory of this worker
             return None
@@ -135,7 +135,7 @@ class Tuning:
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """A trial, which ends when its standard input does: with us."""
+    """Start a trial. It ends when its standard input ends, at the latest with this process."""
     import subprocess  # most workers do without
 
     return subprocess.Popen(
@@ -144,7 +144,7 @@ def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
 
 
 class Tuner:
-    """Runs the trial of a worker, once it has had jobs and is idle. Its worker's main thread calls it."""
+    """Runs the trial of a worker, once the worker has had jobs and is idle. The main thread calls it."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Tuner:
         start: Callable[[Sequence[str]], "subprocess.Popen[bytes]"] = start,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`size_bytes` are those of the weights; None: nothing can be tried with this model."""
+        """`size_bytes` is the size of the weights; None for a model without trials."""
         self._tuning = tuning
         self._size_bytes = size_bytes or 0
         self._start = start
@@ -166,13 +166,13 @@ class Tuner:
 
     @property
     def wait_s(self) -> float | None:
-        """How long the worker shall wait for an order before it calls `idle`; None: for ever."""
+        """How long the worker waits for an order before it calls `idle`; None for ever."""
         if self._is_over or not self._has_worked:
             return None
         return _IDLE_S if self._trial is None else _LOOK_EVERY_S
 
     def interrupt(self) -> None:
-        """There is something to do: end a trial at once. There will be another idle time."""
+        """An order came: end a trial at once. A later idle time has room for another."""
         self._has_worked = True
         if self._trial is not None:
             self._end(self._trial)
