@@ -7,6 +7,8 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 SECONDS := 600
 VARIANTS := haswell alderlake zen4 sse42
+# Tests take a processor each; what measures has the marker `alone` and runs afterwards.
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 
 .PHONY: help run dist check test variants emulated clients fuzz-api docs bench clean
@@ -24,12 +26,13 @@ run: ## serve the demo model from the source tree; builds what this machine need
 dist: ## make dist/shimmy, the file with all CPU variants
 	@$(BUILD) freeze
 
-check: ## lint, types, and the tests on the source tree
+check: ## lint, types, and the tests on the source tree; tells the slowest 20
 	@$(BUILD) engine
 	@$(BUILD) model >/dev/null
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -m 'not frozen'
+	$(PYTHON) -m pytest -m 'not frozen and not alone' $(SIDE_BY_SIDE) --durations=20
+	$(PYTHON) -m pytest -m 'alone and not frozen' --durations=5
 
 test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
 	@$(BUILD) freeze

@@ -1,5 +1,7 @@
-"""A tiny model, written once for all tests, and the CPU variant that the engine runs on."""
+"""A tiny model, written once for all tests, the CPU variant that the engine runs on, and a quiet garbage collector."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,17 @@ forced_variant.force()  # before the tests look for variants, which some do when
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of 0.6 MB with a ChatML template and a training length of 512."""
     return write_tiny_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def collections_as_in_a_server() -> Iterator[None]:
+    """What other tests have left is not looked at by the garbage collector."""
+    from shimmy.server import COLLECTIONS  # a server is more than most tests need
+
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()

@@ -1,17 +1,16 @@
 """Replies that are large, or large to make: they go out in parts, and the event loop is free meanwhile."""
 
 import asyncio
-import gc
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from shimmy.api.app import create_app
 from shimmy.messages.event import Accepted, Candidate, JobOutput, Piece, TokenLogprob
-from shimmy.server import COLLECTIONS
 from tests.fakes import FINISHED, Call, FakeWorker, Reply, services
+
+pytestmark = pytest.mark.usefixtures("collections_as_in_a_server")
 
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 HI = [{"role": "user", "content": "hi"}]
@@ -39,18 +38,6 @@ class Watched:
         start, *messages = [self._call.sent.get_nowait() for _ in range(self._call.sent.qsize())]
         self.part_sizes = [len(message["body"]) for message in messages]
         return Reply(start["status"], dict(start["headers"]), b"".join([message["body"] for message in messages]))
-
-
-@pytest.fixture(autouse=True)
-def collections_as_in_a_server() -> Iterator[None]:
-    """What other tests have left is not looked at by the garbage collector."""
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECTIONS)
-    yield
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def direct(tokens: Sequence[int]) -> list[list[float]]:
 
 def log_total(logits: Sequence[float]) -> float:
     most = max(logits)
-    return most + math.log(sum(math.exp(logit - most) for logit in logits))
+    return most + math.log(sum(map(math.exp, [logit - most for logit in logits])))
 
 
 @pytest.mark.timeout(600)

@@ -31,6 +31,7 @@ def ask(server: Server, number: int) -> None:
             assert server.post("/v1/completions", {"model": "alpha", "prompt": prompt, "top_k": "all"}).status == 400
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_hundreds_of_requests_leave_the_memory_flat(start: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without huge pages, which the worker's malloc else asks for: one of them would look like a leak of 2 MiB.

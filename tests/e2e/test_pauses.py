@@ -6,6 +6,8 @@ from tests.bench.pauses import measure
 from tests.e2e.harness import Server
 from tests.hostile_bodies import HOSTILE_BODIES
 
+pytestmark = pytest.mark.alone
+
 # Five times what a server may hold its event loop: other processes take their part of the machine while this is tested.
 LIMIT_MS = 250.0
 N_TRIES = 3

@@ -29,6 +29,7 @@ def models(tmp_path: Path) -> Models:
     return Models("steady", "other", "encoder", place, files, n_long_words=60, n_too_many_words=2500)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_everything_at_once_leaves_everything_as_it_was(
     start: StartServer, models: Models, monkeypatch: pytest.MonkeyPatch

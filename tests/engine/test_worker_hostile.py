@@ -44,6 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models"), n_ctx_train=VAST, chat_template=template)
 
 
+@pytest.mark.alone  # what is long has to be longer than what others ask for
 @pytest.mark.parametrize("long", [tokenize_much, render_endlessly, compile_much])
 @on_loop
 async def test_others_are_answered_while_one_is_prepared(

@@ -394,6 +394,7 @@ def test_the_whole_talk_makes_sense() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("collections_as_in_a_server")
 @pytest.mark.parametrize("place", range(len(TALK)), ids=[f"{n}-{message['op']}" for n, message in enumerate(TALK)])
 def test_no_change_to_any_frame_hurts_the_parent(place: int) -> None:
     async def run() -> None:
@@ -439,6 +440,7 @@ ENDLESS_TALK: dict[str, bytes] = {
 }
 
 
+@pytest.mark.usefixtures("collections_as_in_a_server")
 @pytest.mark.parametrize("data", ENDLESS_TALK.values(), ids=ENDLESS_TALK.keys())
 def test_a_flood_neither_holds_the_loop_nor_fills_the_memory(data: bytes) -> None:
     async def run() -> None:

@@ -1,7 +1,9 @@
 """What becomes of a conversation with tools under templates that do and do not know of them, and where reasoning is."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -355,18 +357,23 @@ def test_arguments_are_listed_one_by_one() -> None:
     assert "<zone=UTC><n=1>|" in listed('{"zone": "UTC", "n": 1}')
 
 
+@cache
+def real_chats_with_calls() -> dict[str, Chat]:
+    """Those of real templates that take a conversation with a call."""
+    plain = (HELLO, Message("assistant", None, tool_calls=(CALL,)), RESULT, HELLO)
+    found = {}
+    for name, source in real_templates().items():
+        one = chat(source)
+        with suppress(TemplateFailed):
+            one.render(ChatPrompt(plain, tools=TOOLS))
+            found[name] = one
+    return found
+
+
 @pytest.mark.parametrize("arguments", ["", "null", BROKEN, "[1]", "{}"])
 def test_every_real_template_takes_odd_arguments(arguments: str) -> None:
     call = Message("assistant", None, tool_calls=(ToolCall("call_1", "now", arguments),))
     turns = (HELLO, call, replace(RESULT, tool_call_id="call_1"), HELLO)
-    plain = (HELLO, replace(call, tool_calls=(CALL,)), RESULT, HELLO)
-    n_templates = 0
-    for name, source in real_templates().items():
-        one = chat(source)
-        try:
-            one.render(ChatPrompt(plain, tools=TOOLS))
-        except TemplateFailed:  # it takes no such conversation
-            continue
+    for name, one in real_chats_with_calls().items():
         assert one.render(ChatPrompt(turns, tools=TOOLS))[0], name
-        n_templates += 1
-    assert n_templates > 20
+    assert len(real_chats_with_calls()) > 20

@@ -10,8 +10,9 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import Mock
 
@@ -244,6 +245,19 @@ def test_a_kind_of_grammar(subject: Subject, kind: str, source: object, good: li
         assert not subject.takes(kind, source, reply), reply
 
 
+@cache
+def grammars() -> dict[str, str]:
+    """The grammars of llama.cpp's sources by the name of their file without its ending."""
+    found = {}
+    with tarfile.open(source_package()) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            file = archive.extractfile(member) if path.match("vendor/llama.cpp/grammars/*.gbnf") else None
+            if file is not None:
+                found[path.stem] = file.read().decode()
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
@@ -258,15 +272,10 @@ def test_a_kind_of_grammar(subject: Subject, kind: str, source: object, good: li
     ],
 )
 def test_the_grammars_that_come_with_llama_cpp(real: Subject, name: str, good: list[str], bad: list[str]) -> None:
-    with tarfile.open(source_package()) as archive:
-        member = next(path for path in archive.getnames() if path.endswith(f"vendor/llama.cpp/grammars/{name}.gbnf"))
-        file = archive.extractfile(member)
-        assert file is not None
-        source = file.read().decode()
     for reply in good:
-        assert real.takes("gbnf", source, reply), reply
+        assert real.takes("gbnf", grammars()[name], reply), reply
     for reply in bad:
-        assert not real.takes("gbnf", source, reply), reply
+        assert not real.takes("gbnf", grammars()[name], reply), reply
 
 
 # -- compositions ----------------------------------------------------------------------------------------------------
