@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shimmy import __version__, log
-from shimmy.api.access import is_loopback
 from shimmy.api.app import create_app
+from shimmy.api.web_origins import is_loopback
 from shimmy.background import in_thread, keep_running
+from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import CatalogDiff, Registry
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import Names
 from shimmy.catalog.publisher import CatalogPublisher
 from shimmy.catalog.scan import Watched
 from shimmy.catalog.watcher import Watcher

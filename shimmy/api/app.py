@@ -7,12 +7,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Match, Route
 
-from shimmy.api.access import CorsHeaders, Hosts, Origins, Policy
+from shimmy.api.api_keys import ApiKey
 from shimmy.api.base_urls import BaseUrls
 from shimmy.api.http_exchange import Exchange, Receive, Scope, Send
-from shimmy.api.middleware import ApiKey, Crowd, Replies
+from shimmy.api.middleware import Crowd, Replies
 from shimmy.api.responses.store import ResponseStore
 from shimmy.api.routes import OPEN_PATHS, ROUTES, Handler
+from shimmy.api.web_origins import CorsHeaders, Hosts, Origins, Policy
 from shimmy.errors import MethodNotAllowed, NotFound
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shimmy.errors import BadRequest
 
 if TYPE_CHECKING:
-    from shimmy.api.request_fields.kinds import Json
+    from shimmy.api.request_fields.field_kinds import Json
 
 # A body may begin with one of these marks. Those of UTF-32 begin like those of UTF-16.
 _UTF_8_MARK = codecs.BOM_UTF8
@@ -54,7 +54,7 @@ def decode_object(body: bytes | bytearray) -> "Json":
     """The JSON object in `body`; raises BadRequest for anything else, and for too much of it."""
     value = decode(body)
     if not isinstance(value, dict):
-        from shimmy.api.request_fields.kinds import kind_of  # not needed for a start
+        from shimmy.api.request_fields.field_kinds import kind_of  # not needed for a start
 
         raise BadRequest(f"the body: expected an object, got {kind_of(value)}")
     return value

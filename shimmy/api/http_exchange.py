@@ -13,7 +13,7 @@ from shimmy.errors import Internal, MethodNotAllowed, PayloadTooLarge, ShimmyErr
 from shimmy.text.json_writer import is_small, pieces
 
 if TYPE_CHECKING:
-    from shimmy.api.request_fields.kinds import Json
+    from shimmy.api.request_fields.field_kinds import Json
     from shimmy.generation import Services
 
 Scope = MutableMapping[str, Any]

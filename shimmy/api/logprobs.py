@@ -1,6 +1,6 @@
 """A token and its candidates with their log-probabilities, as OpenAI's chats and Responses write them."""
 
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 from shimmy.messages.event import LEAST_LOGPROB, Candidate, TokenLogprob
 
 

@@ -1,7 +1,6 @@
 """What happens to every request around its handler: errors become replies, counts, the API key. Pure ASGI."""
 
 from collections.abc import Awaitable
-from hmac import compare_digest
 
 from shimmy.api.http_exchange import (
     CROWDED,
@@ -12,13 +11,11 @@ from shimmy.api.http_exchange import (
     Scope,
     Send,
     error_of,
-    header,
     send_error,
 )
-from shimmy.errors import Overloaded, Unauthorized
+from shimmy.errors import Overloaded
 from shimmy.metrics import Metrics
 
-_KEY_HEADERS = (b"x-api-key", b"api-key")  # where clients of Anthropic and Azure send their key
 CLIENT_GONE_STATUS = "499"  # nginx's number for a client that left before its reply began
 
 
@@ -71,25 +68,3 @@ class Crowd:
                 f"`--max-connections` ({self._limit}) and `ulimit -n`"
             )
         await self._app(scope, receive, send)
-
-
-class ApiKey:
-    """Lets a request pass that carries one of `keys`, or whose path is in `open_paths`."""
-
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...], open_paths: frozenset[str]) -> None:
-        self._app = app
-        self._keys = [key.encode() for key in keys]
-        self._open_paths = open_paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open_paths and not self._is_known(scope):
-            raise Unauthorized("this server needs an API key: send `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
-        await self._app(scope, receive, send)
-
-    def _is_known(self, scope: Scope) -> bool:
-        scheme, _, bearer = header(scope, b"authorization").partition(b" ")
-        given = [bearer.strip()] if scheme.lower() == b"bearer" else []
-        given += [header(scope, name) for name in _KEY_HEADERS]
-        # Every key is compared, each in constant time: how long it takes tells nothing.
-        matches = [compare_digest(key, known) for key in given for known in self._keys]
-        return any(matches)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shimmy.catalog.naming import ModelLocation, base_and_tag, composed, model_name, spellings, without_suffix
+from shimmy.catalog.assign_names import ModelLocation, base_and_tag, composed, model_name, spellings, without_suffix
 from shimmy.errors import ModelNotFound
 from shimmy.messages.model_info import ModelDefaults
 

@@ -12,9 +12,9 @@ from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from shimmy.background import in_thread
+from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, CatalogDiff, Entry, Model, Registry, diff, shown
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import Discovery, Watched, report, warn_of
 from shimmy.config import Config
 from shimmy.errors import Overloaded

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shimmy.catalog.assembly import Assembly, Models, Places, Warn, whole_of
+from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import BROKEN, Catalog, Rejected, printable, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.model_files import ModelFiles
-from shimmy.catalog.naming import Names
 from shimmy.catalog.walk import Folder, look_into, marked, targets, walk
 from shimmy.formats import ollama_store
 from shimmy.formats.safetensors import huggingface

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, Model, Registry, shown
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import report, scan
 from shimmy.commands.console import CommandCall, ProgressBar, print_table
 from shimmy.config import Config

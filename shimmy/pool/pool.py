@@ -25,7 +25,7 @@ from shimmy.pool.model_runtime import Failure, ModelRuntime
 from shimmy.pool.quarantine import Quarantine
 from shimmy.pool.supervisor import StartWorker, Supervisor
 from shimmy.pool.swap import Swapper
-from shimmy.workers.starting import start_worker
+from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shimmy.api.app import create_app
+from shimmy.catalog.assign_names import ModelLocation
 from shimmy.catalog.catalog import Catalog
-from shimmy.catalog.naming import ModelLocation
 from shimmy.errors import ModelNotFound
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 

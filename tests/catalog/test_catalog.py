@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from shimmy.catalog.assign_names import ModelLocation, model_name
 from shimmy.catalog.catalog import BROKEN, Catalog, CatalogDiff, Model, Registry, Rejected, diff, shown
-from shimmy.catalog.naming import ModelLocation, model_name
 from shimmy.errors import ModelNotFound
 from tests import fakes
 

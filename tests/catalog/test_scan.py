@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import pytest
 
 from shimmy import config
+from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import BROKEN, Catalog, Entry, Model, Rejected, diff, shown
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import Discovery, report, scan
 from shimmy.catalog.walk import MAX_DEPTH
 from shimmy.formats.gguf.header import GgufKind

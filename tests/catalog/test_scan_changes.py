@@ -11,9 +11,9 @@ import pytest
 
 from shimmy import config
 from shimmy.catalog import model_files, walk
+from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, Entry
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import Discovery, scan
 from shimmy.formats.convert import convert
 from tests.ollama_store import put_in_ollama

@@ -15,8 +15,8 @@ import pytest
 
 from shimmy import config
 from shimmy.catalog import watcher as module
+from shimmy.catalog.assign_names import Names
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import Names
 from shimmy.catalog.scan import Discovery
 from shimmy.catalog.watcher import Watcher
 from shimmy.system.inotify import Inotify

@@ -16,7 +16,7 @@ from shimmy.errors import BadRequest, Internal, ModelUnavailable, OutOfMemory, S
 from shimmy.messages.request import GenerateRequest, TextPrompt
 from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers import spawn
-from shimmy.workers.starting import start_worker
+from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.fakes import on_loop
 

@@ -38,7 +38,7 @@ from shimmy.messages.request import (
 from shimmy.system import cpu
 from shimmy.wire.worker_options import CpuShare, WorkerOptions
 from shimmy.workers import spawn
-from shimmy.workers.starting import start_worker
+from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from shimmy.workers.worker_streams import JobStream
 from tests.fakes import on_loop

@@ -9,7 +9,7 @@ import pytest
 from shimmy.messages.event import Usage
 from shimmy.messages.model_info import PromptCacheStats
 from shimmy.messages.request import TokenPrompt
-from shimmy.workers.starting import start_worker
+from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.engine.test_main import options, outcome, request
 from tests.fakes import on_loop, until

@@ -13,7 +13,7 @@ from shimmy.messages.event import Piece
 from shimmy.messages.request import GenerateRequest, TextPrompt
 from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers import spawn
-from shimmy.workers.starting import start_worker
+from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from shimmy.workers.worker_stderr import WorkerStderr
 from tests.fakes import on_loop, until

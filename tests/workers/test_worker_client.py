@@ -43,7 +43,7 @@ from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers import outbox, worker_end, worker_watch
 from shimmy.workers import spawn as process
 from shimmy.workers.spawn import worker_command
-from shimmy.workers.starting import start_worker
+from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from shimmy.workers.worker_streams import JobStream
 from tests.fakes import FINISHED, FakeWorker, on_loop

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from shimmy.api import stream
 from shimmy.api.http_exchange import encode
-from shimmy.api.request_fields.kinds import Duration, Record
+from shimmy.api.request_fields.field_kinds import Duration, Record
 from shimmy.catalog.catalog import Entry, Rejected, shown
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
-    from shimmy.api.request_fields.kinds import Json
+    from shimmy.api.request_fields.field_kinds import Json
     from shimmy.generation import Services
     from shimmy.model_events import Listener
 

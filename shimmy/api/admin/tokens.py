@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shimmy.api.openai.messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
-from shimmy.api.request_fields.kinds import (
+from shimmy.api.request_fields.field_kinds import (
     Duration,
     Fields,
     NotServed,
@@ -19,7 +19,7 @@ from shimmy.api.stream import unless_gone
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
-    from shimmy.api.request_fields.kinds import Json
+    from shimmy.api.request_fields.field_kinds import Json
     from shimmy.catalog.catalog import Model
     from shimmy.messages.request import ChatPrompt
     from shimmy.workers.worker_client import WorkerClient

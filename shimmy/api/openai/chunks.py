@@ -11,7 +11,7 @@ from shimmy.api.http_exchange import error_body
 from shimmy.api.openai.logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai.parse import ReplyOptions
 from shimmy.api.openai.reply import finish_reason, timings, usage, warned
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 from shimmy.api.request_fields.reasoning import n_reasoning
 from shimmy.api.stream import PING
 from shimmy.errors import ShimmyError

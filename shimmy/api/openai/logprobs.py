@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shimmy.api.logprobs import token_logprob
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 from shimmy.messages.event import LEAST_LOGPROB, Candidate, Echo, Piece, TokenLogprob
 
 _LOOK_AHEAD = 16  # characters, for what a tokenizer drops of a prompt

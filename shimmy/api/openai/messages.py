@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shimmy.api.request_fields.kinds import (
+from shimmy.api.request_fields.field_kinds import (
     Fields,
     FreeObject,
     Json,

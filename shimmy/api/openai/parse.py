@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shimmy.api.openai.messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
-from shimmy.api.request_fields.job import JOB_FIELDS, generate_request, limit
-from shimmy.api.request_fields.kinds import (
+from shimmy.api.request_fields.field_kinds import (
     Boolean,
     Fields,
     FreeObject,
@@ -28,6 +27,7 @@ from shimmy.api.request_fields.kinds import (
     refuse,
     text,
 )
+from shimmy.api.request_fields.job import JOB_FIELDS, generate_request, limit
 from shimmy.api.request_fields.tool_kinds import ToolSet
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import FillPrompt, GenerateRequest, Prompt, TextPrompt, TokenPrompt

@@ -12,7 +12,7 @@ from math import inf
 from shimmy import __version__
 from shimmy.api.openai.logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai.parse import ReplyOptions
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 from shimmy.api.request_fields.reasoning import n_reasoning
 from shimmy.generation import CompletedJob
 from shimmy.messages.event import Accepted, Finished, FinishReason

@@ -14,7 +14,7 @@ from shimmy.generation import CompletedJob, close, collect, generate_all, togeth
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
-    from shimmy.api.request_fields.kinds import Json
+    from shimmy.api.request_fields.field_kinds import Json
     from shimmy.catalog.catalog import Model
 
 _AT_ONCE = 200  # models, of a list

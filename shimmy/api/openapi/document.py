@@ -15,7 +15,7 @@ from shimmy.api.openai import embeddings
 from shimmy.api.openai import parse as openai_parse
 from shimmy.api.openapi.notes import EXAMPLES, NOTES, TAGS
 from shimmy.api.openapi.replies import components, ref
-from shimmy.api.request_fields.kinds import Json, Record
+from shimmy.api.request_fields.field_kinds import Json, Record
 from shimmy.api.responses import parse as responses_parse
 from shimmy.api.responses import routes as responses
 from shimmy.errors import BY_CODE

@@ -1,6 +1,6 @@
 """What the OpenAPI document says in words: of groups of routes, of fields of unclear names, and by example."""
 
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 
 TAGS = {
     "OpenAI": "The API that OpenAI's clients speak.",

@@ -4,7 +4,7 @@ Field names and their order are those of the modules that write the replies; a t
 """
 
 from shimmy.api.admin.control import UNAVAILABLE, UNLOADED
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 from shimmy.errors import BY_CODE
 from shimmy.pool.model_runtime import State
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from shimmy.api.request_fields.grammar import GRAMMAR_FIELDS, constraining, read_grammar
-from shimmy.api.request_fields.kinds import (
+from shimmy.api.request_fields.field_kinds import (
     FLOAT32_MAX,
     INT32_MAX,
     INT32_MIN,
@@ -37,6 +36,7 @@ from shimmy.api.request_fields.kinds import (
     text,
     wrong_kind,
 )
+from shimmy.api.request_fields.grammar import GRAMMAR_FIELDS, constraining, read_grammar
 from shimmy.messages.model_info import MAX_ADAPTER_SCALE, ModelDefaults
 from shimmy.messages.request import AdapterScales, GenerateRequest, Prompt
 from shimmy.messages.sampling_limits import BOUNDS

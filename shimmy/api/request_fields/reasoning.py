@@ -1,6 +1,6 @@
 """How much a model shall think, as callers write it, to what its chat template is given; and how much it did."""
 
-from shimmy.api.request_fields.kinds import Json, JsonObject, OneOf
+from shimmy.api.request_fields.field_kinds import Json, JsonObject, OneOf
 from shimmy.messages.event import Piece
 from shimmy.messages.reply import Delta
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from shimmy.api.request_fields.kinds import (
+from shimmy.api.request_fields.field_kinds import (
     Fields,
     Json,
     JsonObject,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shimmy.api.request_fields.kinds import Json, ListOf, OneOf, Record, read_object, read_text
+from shimmy.api.request_fields.field_kinds import Json, ListOf, OneOf, Record, read_object, read_text
 from shimmy.api.request_fields.tool_kinds import HOSTED, N_TOOLS_MAX, NAMED, ToolName, ToolSet, model_name
 from shimmy.errors import BadRequest
 from shimmy.messages.request import Tool, ToolChoice

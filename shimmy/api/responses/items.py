@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shimmy.api.request_fields.kinds import (
+from shimmy.api.request_fields.field_kinds import (
     Json,
     Kind,
     ListOf,

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
 from shimmy.api.logprobs import token_logprob
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 from shimmy.api.request_fields.tool_kinds import Callee
 from shimmy.api.responses.items import Item, new_id, sealed
 from shimmy.messages.event import TokenLogprob

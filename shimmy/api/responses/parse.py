@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shimmy.api.http_exchange import encode_large
-from shimmy.api.request_fields.grammar import ANY_OBJECT, GRAMMAR_FIELDS, SCHEMA_FIELDS, with_strictness
-from shimmy.api.request_fields.job import JOB_FIELDS, generate_request
-from shimmy.api.request_fields.kinds import (
+from shimmy.api.request_fields.field_kinds import (
     Boolean,
     Fields,
     FreeObject,
@@ -32,6 +30,8 @@ from shimmy.api.request_fields.kinds import (
     refuse,
     text,
 )
+from shimmy.api.request_fields.grammar import ANY_OBJECT, GRAMMAR_FIELDS, SCHEMA_FIELDS, with_strictness
+from shimmy.api.request_fields.job import JOB_FIELDS, generate_request
 from shimmy.api.request_fields.reasoning import EFFORT, VERBOSITY, template_arguments
 from shimmy.api.request_fields.tool_kinds import Callee, DeclaredTool, Tools, ToolSet
 from shimmy.api.request_fields.tools import RequestedToolChoice, ToolChoiceField, offered

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from shimmy.api.aside import is_large
 from shimmy.api.http_exchange import encode, encode_large
-from shimmy.api.request_fields.kinds import Json
+from shimmy.api.request_fields.field_kinds import Json
 from shimmy.api.request_fields.reasoning import n_reasoning
 from shimmy.api.responses.items import new_id
 from shimmy.api.responses.output import Event, ResponseOutput

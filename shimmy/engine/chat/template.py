@@ -4,17 +4,16 @@ Knows the conventions of Hugging Face and llama.cpp; nothing of tokens. The lang
 `jinja_sandbox`.
 """
 
-import ctypes
 import json
-from _thread import allocate_lock, start_new_thread
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property, partial
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any
 
 from shimmy.engine.chat.jinja_sandbox import compile_template
-from shimmy.errors import NO_MORE_THREADS, BadRequest, OutOfMemory, TemplateFailed
+from shimmy.engine.chat.time_limit import within
+from shimmy.errors import BadRequest, TemplateFailed
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 
 COMPILE_DEADLINE_S = 5.0
@@ -29,8 +28,6 @@ FALLBACK = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-Result = TypeVar("Result")
-
 
 class ChatTemplate:
     """A compiled template.
@@ -41,7 +38,7 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
         text = FALLBACK if source is None else source
-        self._fill = _within(COMPILE_DEADLINE_S, partial(compile_template, text))
+        self._fill = within(COMPILE_DEADLINE_S, partial(compile_template, text))
         self._constants = {"tools": None, "documents": None, "bos_token": bos, "eos_token": eos}
         self._knows_developers = "developer" in text
         self.source = text
@@ -61,7 +58,7 @@ class ChatTemplate:
 
     def shows_nothing(self) -> bool:
         """Whether the template renders an empty prompt, and so is of no use. Raises TemplateFailed at its deadline."""
-        return not _within(PROBE_DEADLINE_S, partial(getattr, self, "_shown"))[0].strip()
+        return not within(PROBE_DEADLINE_S, partial(getattr, self, "_shown"))[0].strip()
 
     def render(self, prompt: ChatPrompt, *, deadline_s: float = 2.0, calls_lack_content: bool = False) -> str:
         """The prompt's text. Raises TemplateFailed, with the template's own words where it refuses the messages.
@@ -77,7 +74,7 @@ class ChatTemplate:
 
         With `calls_lack_content` the content of a message is none, instead of an empty text, where it has calls alone.
         """
-        return _within(deadline_s, partial(self._render, prompt, calls_lack_content))
+        return within(deadline_s, partial(self._render, prompt, calls_lack_content))
 
     def _render(self, prompt: ChatPrompt, calls_lack_content: bool) -> str:
         messages = _as_template_sees(prompt.messages)
@@ -290,43 +287,3 @@ def _system_merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | Non
         return None
     system, following, *others = messages
     return [{**following, "content": f"{system['content']}\n{following['content']}"}, *others]
-
-
-class _Expired(SystemExit):
-    """Ends a thread at its deadline. No `except Exception` catches it, and the thread ends with it silently."""
-
-
-def _within(deadline_s: float, function: Callable[[], Result]) -> Result:
-    """The function's result, computed on a thread of its own, so that ending the thread harms no other work."""
-    ended = allocate_lock()
-    ended.acquire()
-    results: list[Result] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except Exception as exc:  # noqa: BLE001 - the caller raises it
-            errors.append(exc)
-        finally:
-            ended.release()
-
-    try:
-        thread_id = start_new_thread(run, ())  # `threading.Thread` costs more than most templates take to render
-    except RuntimeError as exc:
-        raise OutOfMemory(NO_MORE_THREADS) from exc
-    if not ended.acquire(timeout=deadline_s):
-        _end_thread(thread_id, lambda: ended.acquire(timeout=0.05))
-        raise TemplateFailed(f"the chat template did not end within {deadline_s:g} s", param="messages")
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-def _end_thread(thread_id: int, has_ended: Callable[[], bool]) -> None:
-    """Raises again until the thread has ended, in case the exception was swallowed; gives up after 5 s."""
-    for _ in range(100):
-        if not ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(_Expired)):
-            return
-        if has_ended():
-            return

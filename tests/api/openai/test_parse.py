@@ -13,8 +13,8 @@ import pytest
 from shimmy import config
 from shimmy.api.body import decode_object
 from shimmy.api.openai.parse import CHAT, COMPLETION, PROMPT, JobsOfBody, ReplyOptions, chat_call, completion_call
+from shimmy.api.request_fields.field_kinds import NotServed, Record
 from shimmy.api.request_fields.job import SAMPLING
-from shimmy.api.request_fields.kinds import NotServed, Record
 from shimmy.errors import BadRequest
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import (

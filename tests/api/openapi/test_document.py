@@ -15,7 +15,7 @@ from shimmy.api.http_exchange import Exchange
 from shimmy.api.openapi.docs_page import PAGE
 from shimmy.api.openapi.document import OPERATIONS
 from shimmy.api.openapi.notes import EXAMPLES, NOTES, TAGS
-from shimmy.api.request_fields.kinds import Json, Kind
+from shimmy.api.request_fields.field_kinds import Json, Kind
 from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.errors import BY_CODE, BadRequest
 from tests.api.conformance import DOCUMENT, operation

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from shimmy.api.request_fields.field_kinds import Record
 from shimmy.api.request_fields.grammar import ANY_OBJECT, GRAMMAR_FIELDS, read_grammar
-from shimmy.api.request_fields.kinds import Record
 from shimmy.errors import BadRequest
 from shimmy.messages.request import Grammar, GrammarKind
 

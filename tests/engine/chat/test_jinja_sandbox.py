@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from shimmy.engine.chat.jinja_sandbox import MAX_SOURCE_CHARACTERS, compile_template
-from shimmy.engine.chat.template import _within
+from shimmy.engine.chat.time_limit import within
 from shimmy.errors import TemplateFailed
 
 
 def render(source: str, **variables: Any) -> str:
-    return _within(10.0, lambda: compile_template(source)(variables))  # each render has a thread, hence a meter
+    return within(10.0, lambda: compile_template(source)(variables))  # each render has a thread, hence a meter
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from shimmy.engine.chat.template import RESERVED, ChatTemplate, _within
+from shimmy.engine.chat.template import RESERVED, ChatTemplate
+from shimmy.engine.chat.time_limit import within
 from shimmy.errors import BadRequest, TemplateFailed
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from tests.real_templates import PHI_4_MINI
@@ -248,7 +249,7 @@ def test_code_that_swallows_the_deadline_is_asked_again() -> None:
                 interruptions.append(exc)
 
     with pytest.raises(TemplateFailed, match="did not end"):
-        _within(0.01, stubborn)
+        within(0.01, stubborn)
     assert len(interruptions) == 3
 
 

@@ -29,7 +29,7 @@ from shimmy.system import cpu, memory
 from shimmy.system.remembered import MAX_ENTRIES
 from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers import spawn as process
-from shimmy.workers.starting import start_worker
+from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.fakes import on_loop
 from tests.tiny_models import write_tiny_model

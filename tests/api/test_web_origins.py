@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from shimmy.api.access import is_loopback
 from shimmy.api.app import create_app
 from shimmy.api.http_exchange import ASGIApp, ASGIMessage
 from shimmy.api.routes import ROUTES
+from shimmy.api.web_origins import is_loopback
 from tests.fakes import SCRIPT, FakeWorker, Reply, fetch, on_loop, services
 
 LOOPBACK, WIDE, LAN = "127.0.0.1:1", "0.0.0.0:1", "192.168.1.5:1"

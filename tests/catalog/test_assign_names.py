@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 
 from shimmy import config
+from shimmy.catalog.assign_names import MAX_FILES, ModelLocation, Names, model_name
 from shimmy.catalog.catalog import Catalog, Registry
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.naming import MAX_FILES, ModelLocation, Names, model_name
 from shimmy.catalog.publisher import CatalogPublisher
 from shimmy.catalog.scan import scan
 from shimmy.errors import ModelNotFound
