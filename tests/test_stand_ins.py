@@ -181,7 +181,7 @@ def test_ssl_becomes_the_real_one_when_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "stand_ins" / "ssl.py").write_bytes((STAND_INS / "ssl.py").read_bytes())
     (tmp_path / "home" / "ssl_in_full.py").write_bytes(Path(ssl.__file__).read_bytes())
-    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text(errors="replace").splitlines()}
     parts = [Path(file) for file in files if openssl.is_part(file)]
     assert len(parts) == len(openssl.IN_ORDER)
     (tmp_path / "home" / "ssl.xz").write_bytes(openssl.pack(parts, tmp_path, preset=0))
