@@ -34,6 +34,7 @@ check: ## lint, types, and the tests on the source tree; tells the slowest 20
 	$(PYTHON) -m pytest -m 'not frozen and not alone' $(SIDE_BY_SIDE) --durations=20
 	$(PYTHON) -m pytest -m 'alone and not frozen' --durations=5
 
+test: SIDE_BY_SIDE := # one after the other: it has to be right the first time
 test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e
