@@ -18,7 +18,7 @@ from shimmy import __version__, log
 from shimmy.commands.console import CommandCall
 from shimmy.config import OPTIONS, load
 from shimmy.errors import ShimmyError
-from shimmy.option_table import DEFAULT_HOST, DEFAULT_PORT, ConfigError
+from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError
 from shimmy.system.frozen_program import UnpackedFolder
 from shimmy.wire.worker_options import MAX_SEQUENCES
 

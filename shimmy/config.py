@@ -14,7 +14,7 @@ from typing import Any
 
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import SamplingParams
-from shimmy.option_table import (
+from shimmy.option_kinds import (
     DEFAULT_HOST,
     DEFAULT_PORT,
     LAST_AUTO_PORT,

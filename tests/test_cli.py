@@ -24,7 +24,7 @@ from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
 from shimmy.messages.event import Accepted, JobOutput
 from shimmy.messages.model_info import Adapter
 from shimmy.messages.request import ChatPrompt, Message, TextPrompt
-from shimmy.option_table import Bind
+from shimmy.option_kinds import Bind
 from shimmy.pool import pool
 from shimmy.system.frozen_program import UnpackedFolder
 from shimmy.wire.worker_options import WorkerOptions

@@ -9,7 +9,7 @@ import pytest
 from shimmy.config import OPTIONS, Config, load
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import SamplingParams
-from shimmy.option_table import DEFAULT_HOST, Bind, ConfigError, Option
+from shimmy.option_kinds import DEFAULT_HOST, Bind, ConfigError, Option
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
 VALUES: dict[str, tuple[str, Any, str, Any]] = {

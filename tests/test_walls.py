@@ -21,7 +21,7 @@ FLOORS = (
     {"background", "messages"},
     {"text", "system"},
     {"log", "wire", "formats", "metrics", "model_events", "prompt_length"},
-    {"option_table"},
+    {"option_kinds"},
     {"config"},
     {"catalog", "engine", "workers"},
     {"pool"},

@@ -10,7 +10,7 @@ from shimmy.api.routes import ROUTES
 from shimmy.config import OPTIONS
 from shimmy.errors import BY_CODE
 from shimmy.metrics import Metrics
-from shimmy.option_table import Bind, Option
+from shimmy.option_kinds import Bind, Option
 
 FILE = Path(__file__).parent.parent / "docs" / "reference.md"
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from shimmy.api.http_exchange import ASGIApp, ASGIMessage, Headers, Receive, Scope, Send, header
 from shimmy.errors import Forbidden
-from shimmy.option_table import Bind
+from shimmy.option_kinds import Bind
 
 ANY = "*"
 NONE = "none"  # an item of `--cors-origins` that matches no page

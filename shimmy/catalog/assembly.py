@@ -13,7 +13,7 @@ from typing import Any
 
 from shimmy.catalog.assign_names import Given, ModelLocation, Names, model_name, qualified, stem_of
 from shimmy.catalog.catalog import BROKEN, Catalog, Model, Rejected, shown
-from shimmy.catalog.model_files import SAFETENSORS, AdapterFolder, Broken, Found, ModelFile, ModelFiles
+from shimmy.catalog.file_versions import SAFETENSORS, AdapterFolder, Broken, Found, ModelFile, ModelFiles
 from shimmy.catalog.walk import Folder
 from shimmy.errors import BadRequest
 from shimmy.formats.gguf.header import GgufHeader, GgufKind

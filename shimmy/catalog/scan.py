@@ -1,8 +1,8 @@
 """Finds the models on the disk. The first look goes through everything; later ones may be told what has changed.
 
-Knows what was there at the last look; `walk` goes through folders, `model_files` reads, `assembly` puts together,
-`naming` names. The header says what a file is, never its name; only the shards of a model are found by name, as in
-llama.cpp. A file that cannot be served becomes an entry with the reason, and never ends a look.
+Knows what was there at the last look; `walk` goes through folders, `file_versions` reads, `assembly` puts together,
+`assign_names` names. The header says what a file is, never its name; only the shards of a model are found by name, as
+in llama.cpp. A file that cannot be served becomes an entry with the reason, and never ends a look.
 """
 
 import logging
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from shimmy.catalog.assembly import Assembly, Models, Places, Warn, whole_of
 from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import BROKEN, Catalog, Rejected, printable, shown
+from shimmy.catalog.file_versions import ModelFiles
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.model_files import ModelFiles
 from shimmy.catalog.walk import Folder, look_into, marked, targets, walk
 from shimmy.formats import ollama_store
 from shimmy.formats.safetensors import huggingface

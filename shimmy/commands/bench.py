@@ -8,7 +8,7 @@ from shimmy.catalog.catalog import Model
 from shimmy.commands.benchmark import BenchmarkResult, measure, trials
 from shimmy.commands.console import CommandCall, ProgressBar, print_table
 from shimmy.commands.models import count, model_fields, with_model
-from shimmy.option_table import ConfigError
+from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
 
 if TYPE_CHECKING:

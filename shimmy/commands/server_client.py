@@ -7,7 +7,7 @@ from typing import Any
 import h11
 
 from shimmy.errors import from_code
-from shimmy.option_table import DEFAULT_PORT, Bind
+from shimmy.option_kinds import DEFAULT_PORT, Bind
 
 _CONNECT_TIMEOUT_S = 5.0
 _READ_BYTES = 1 << 16

@@ -57,13 +57,13 @@ def open_prompts(
     if sources is None or options.prompt_cache_bytes is None:
         return None
     from shimmy.engine.kv.cache_keys import digest_of  # few workers need them
-    from shimmy.engine.kv.prompt_files import PromptCache
+    from shimmy.engine.kv.prompt_files import PromptFiles
     from shimmy.engine.kv.prompt_store import PromptStore
 
     try:
         if options.cache_dir is None:
             raise OSError(0, "there is no cache folder; `--cache-dir` names one")
-        cache = PromptCache(
+        cache = PromptFiles(
             Path(options.cache_dir) / "prompts",
             options.prompt_cache_bytes,
             max_tokens=model.n_ctx,

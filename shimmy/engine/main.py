@@ -39,7 +39,7 @@ from shimmy.messages.event import Accepted, Echo
 from shimmy.messages.model_info import PromptCacheStats
 from shimmy.system import cpu
 from shimmy.wire import codec, frames, reports, worker_options
-from shimmy.wire.liveness import look_every_s
+from shimmy.wire.worker_options import look_every_s
 
 if TYPE_CHECKING:
     from shimmy.engine.kv.prompt_store import PromptStore  # few workers need them

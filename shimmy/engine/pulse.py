@@ -1,7 +1,7 @@
 """A worker's signs of life and of progress, which its parent receives every few seconds.
 
-Knows which threads have work and when each of them last made progress; nothing of what they do. `wire.liveness` is the
-other end.
+Knows which threads have work and when each of them last made progress; nothing of what they do. The other end is
+`workers.hang_verdict`.
 
 What counts as progress has to be fine enough for the slowest machine, and false for a thread that only burns time. A
 decode of 256 rows takes minutes on a Pi with a model of 8 billion weights; processor time grows as well in a loop

@@ -6,7 +6,7 @@ import resource
 import socket
 from typing import Any
 
-from shimmy.option_table import DEFAULT_PORT, LAST_AUTO_PORT, Bind
+from shimmy.option_kinds import DEFAULT_PORT, LAST_AUTO_PORT, Bind
 
 _BACKLOG = 1024
 _TRIES = 20  # for a port that is free on all addresses of a name

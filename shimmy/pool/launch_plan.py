@@ -14,7 +14,7 @@ from shimmy.formats import pooling_type
 from shimmy.formats.gguf import reader
 from shimmy.formats.gguf.header import GgufHeader
 from shimmy.formats.safetensors import huggingface
-from shimmy.option_table import ConfigError
+from shimmy.option_kinds import ConfigError
 from shimmy.pool import memory_estimate
 from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import memory

@@ -97,3 +97,10 @@ class WorkerOptions:
     def n_ctx_draft(self) -> int:
         """Tokens that the draft model looks at, unless its training length is smaller."""
         return max(MIN_DRAFT_CTX, min(self.n_ctx, _MAX_DRAFT_CTX))
+
+
+def look_every_s(worker_timeout_s: float, load_timeout_s: float) -> float:
+    """How often a worker says how it is, and is looked at: often enough for both limits, and rarely enough for a
+    machine that has nothing to do."""
+    limit_s = min(worker_timeout_s, load_timeout_s)
+    return 5.0 if math.isinf(limit_s) else min(5.0, max(0.1, limit_s / 8))

@@ -1,12 +1,12 @@
 """Looks after one worker at regular intervals, and has it given up when it is silent, stalled or too loud.
 
-Knows when to look and what was counted since the last look; what a silence means is in `wire.liveness`.
+Knows when to look and what was counted since the last look; what a silence means is in `workers.hang_verdict`.
 """
 
 import asyncio
 from collections.abc import Callable
 
-from shimmy.wire.liveness import Watch
+from shimmy.workers.hang_verdict import Watch
 
 # A small model decodes a few thousand times a second; reading this many frames takes a quarter of a core.
 _MAX_FRAMES_PER_S = 30_000

@@ -18,7 +18,7 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
-from shimmy import option_table
+from shimmy import option_kinds
 from shimmy.formats.gguf.reader import GGML_TYPES, read_header, tensors
 from tests.bench.client import ReplyFailed, stream
 from tests.bench.memory import tree_memory_mb
@@ -118,7 +118,7 @@ async def measure(server: RunningServer, names: list[str], options: argparse.Nam
         raise SystemExit("two of the models say the same: this shows nothing")
     crowd = Crowd(server, names, expected)
     await crowd.run(options.clients, options.seconds)
-    limit_mb = option_table.n_bytes(options.max_memory) / 1e6
+    limit_mb = option_kinds.n_bytes(options.max_memory) / 1e6
     print(f"{len(crowd.latencies_s)} answers in {options.seconds:.0f} s, {crowd.n_refused} refused with Retry-After")
     print(f"{len(crowd.failures)} failed, {len(crowd.wrong)} of another model")
     print(f"{crowd.n_as_expected} the very text the model gives alone, {crowd.n_other} a text of no model's")

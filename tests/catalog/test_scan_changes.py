@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shimmy import config
-from shimmy.catalog import model_files, walk
+from shimmy.catalog import file_versions, walk
 from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, Entry
 from shimmy.catalog.header_cache import Headers
@@ -322,7 +322,7 @@ def test_a_mark_beside_a_single_file_and_beside_what_a_link_leads_to_is_seen(tmp
         discovery = Discovery(config.load({"model_path": [*map(str, roots)]}, {}), Headers(), Names())
         assert len(discovery.look().models) == 1
         mark.touch()
-        assert [entry.reason for entry in discovery.look({mark}).rejected] == [model_files.unfinished(mark.name)]
+        assert [entry.reason for entry in discovery.look({mark}).rejected] == [file_versions.unfinished(mark.name)]
         assert discovery.look(None).models == ()
         mark.unlink()
         assert len(discovery.look({mark}).models) == 1
@@ -339,4 +339,4 @@ def test_a_file_that_may_be_read_again_is_read_again(tmp_path: Path, monkeypatch
         discovery = looking_at(tmp_path)
         assert [entry.reason for entry in discovery.look().rejected] == ["it cannot be read: Permission denied"]
     assert [model.path for model in discovery.look({path}).models] == [path]
-    assert model_files.unfinished("x.aria2").startswith("it is still being downloaded")
+    assert file_versions.unfinished("x.aria2").startswith("it is still being downloaded")

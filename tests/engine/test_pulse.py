@@ -9,7 +9,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.engine.pulse import Activity, Pulse, nodes
-from tests.wire.test_liveness import Clock
+from tests.workers.test_hang_verdict import Clock
 
 
 def test_the_thread_that_got_on_longest_ago_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

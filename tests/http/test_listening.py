@@ -10,7 +10,7 @@ import pytest
 
 from shimmy.http import listening
 from shimmy.http.listening import BindError, listen, raise_descriptor_limit
-from shimmy.option_table import DEFAULT_PORT, LAST_AUTO_PORT, Bind
+from shimmy.option_kinds import DEFAULT_PORT, LAST_AUTO_PORT, Bind
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 

@@ -7,7 +7,7 @@ import pytest
 
 from shimmy import config
 from shimmy.formats.gguf import reader
-from shimmy.option_table import ConfigError
+from shimmy.option_kinds import ConfigError
 from shimmy.pool import memory_estimate
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.wire.worker_options import DRAFT_BATCH

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from shimmy.api import stream
+from shimmy.api import client_gone, event_stream
 from shimmy.api.http_exchange import encode
 from shimmy.api.request_fields.field_kinds import Duration, Record
 from shimmy.catalog.catalog import Entry, Rejected, shown
@@ -52,7 +52,7 @@ async def unload(exchange: "Exchange") -> None:
 
 async def discover(exchange: "Exchange") -> None:
     """Looks at the disk now, and returns what is there when everything has settled or kept changing for a while."""
-    await stream.unless_gone(exchange, exchange.services.discover())
+    await client_gone.unless_gone(exchange, exchange.services.discover())
     await models(exchange)
 
 
@@ -60,7 +60,7 @@ async def events(exchange: "Exchange") -> None:
     """Server-sent events of what happens to models; the first one, `models`, tells how it stands."""
     listener = exchange.services.events.listen()
     try:
-        await stream.broadcast(exchange, _frames(exchange.services, listener))
+        await event_stream.broadcast(exchange, _frames(exchange.services, listener))
     finally:
         exchange.services.events.leave(listener)
 

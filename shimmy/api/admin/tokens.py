@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from shimmy.api.client_gone import unless_gone
 from shimmy.api.openai.messages import PROMPT_FIELDS, PROMPT_REQUIRED, chat_prompt
 from shimmy.api.request_fields.field_kinds import (
     Duration,
@@ -15,7 +16,6 @@ from shimmy.api.request_fields.field_kinds import (
     refuse,
     text,
 )
-from shimmy.api.stream import unless_gone
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shimmy.api.client_gone import unless_gone
 from shimmy.api.http_exchange import encode
 from shimmy.api.request_fields.field_kinds import (
     Duration,
@@ -23,7 +24,6 @@ from shimmy.api.request_fields.field_kinds import (
     refuse,
     text,
 )
-from shimmy.api.stream import unless_gone
 from shimmy.generation import embed
 from shimmy.messages.request import EmbeddingInput, EmbedRequest
 

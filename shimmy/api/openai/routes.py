@@ -4,12 +4,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from shimmy.api.aside import aside, is_large
+from shimmy.api.client_gone import unless_gone
+from shimmy.api.event_stream import EventStream
 from shimmy.api.http_exchange import encode, encode_large
-from shimmy.api.openai.chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.openai.parse import JobsOfBody, chat_call, completion_call
 from shimmy.api.openai.reply import CHAT, TEXT, chat_choice, envelope, kept, text_choice, timings, usage, warned
+from shimmy.api.openai.stream_chunks import ChatChoice, Chunks, TextChoice
 from shimmy.api.request_fields.job import model_defaults
-from shimmy.api.stream import EventStream, unless_gone
 from shimmy.generation import CompletedJob, close, collect, generate_all, together
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from shimmy.errors import BadRequest
-from shimmy.option_table import seconds
+from shimmy.option_kinds import seconds
 from shimmy.text.json_writer import pieces
 from shimmy.text.surrogates import has_lone_surrogate
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from shimmy.api.aside import aside
 from shimmy.api.body import decode
+from shimmy.api.client_gone import unless_gone
+from shimmy.api.event_stream import EventStream
 from shimmy.api.http_exchange import encode_large
 from shimmy.api.request_fields.field_kinds import Integer, Json, NotServed, OneOf, Record, read_query, refuse
 from shimmy.api.request_fields.job import model_defaults
@@ -14,7 +16,6 @@ from shimmy.api.responses.items import Item, ItemId
 from shimmy.api.responses.parse import History, ResponseRequest, counted_request, previous_response_id, response_request
 from shimmy.api.responses.response import Response, ResponseEvents
 from shimmy.api.responses.store import ResponseStore, StoredResponse
-from shimmy.api.stream import EventStream, unless_gone
 from shimmy.errors import (
     BadRequest,
     Internal,

@@ -12,8 +12,8 @@ from hashlib import sha256
 
 from shimmy.engine.chat import thinking
 from shimmy.engine.chat.control_tokens import ControlTokens, Guarded
+from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
 from shimmy.engine.chat.template import ChatTemplate, described, parsed
-from shimmy.engine.chat.tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall

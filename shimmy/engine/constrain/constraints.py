@@ -10,7 +10,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from shimmy.engine.chat.tool_format import marks
+from shimmy.engine.chat.detect_tool_format import marks
 from shimmy.engine.constrain.thinking_budget import ThinkingBudget
 from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.schedule.task import Guide

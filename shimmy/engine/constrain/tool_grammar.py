@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from shimmy.engine.chat.tool_format import may_be_several
+from shimmy.engine.chat.detect_tool_format import may_be_several
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice

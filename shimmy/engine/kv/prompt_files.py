@@ -79,7 +79,7 @@ class _Shelf:
         return self.by_beginning.get(_beginning(tokens), [])
 
 
-class PromptCache:
+class PromptFiles:
     """The folder. Workers with the same key (32 bytes) compute the same cells from the same tokens (`cache_keys`).
 
     `keep` writes on a thread of its own; any thread may call the other methods.

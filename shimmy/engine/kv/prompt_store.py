@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shimmy.engine.kv.prompt_files import Cells, Found, PromptCache, Stored
+from shimmy.engine.kv.prompt_files import Cells, Found, PromptFiles, Stored
 from shimmy.messages.model_info import PromptCacheStats
 
 # Reading has to save so many tokens of computing, and at least this share of what is read.
@@ -32,7 +32,7 @@ class PromptBackend(Protocol):
 class _Reading:
     """One file that is being read into memory, on a thread of its own where the system allows one."""
 
-    def __init__(self, cache: PromptCache, stored: Stored) -> None:
+    def __init__(self, cache: PromptFiles, stored: Stored) -> None:
         self.stored = stored
         self.cells: memoryview | None = None
         self._cache = cache
@@ -68,7 +68,7 @@ class PromptStore:
 
     def __init__(
         self,
-        cache: PromptCache,
+        cache: PromptFiles,
         key_of: Callable[[Scales], bytes | None],
         backend: PromptBackend,
         tell: Callable[[PromptCacheStats], None] = lambda _: None,

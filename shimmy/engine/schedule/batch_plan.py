@@ -13,7 +13,8 @@ from shimmy.engine.schedule.interfaces import DecodeBackend
 from shimmy.engine.schedule.lora_turns import LoraTurns
 from shimmy.engine.schedule.prefill_budget import PrefillBudget
 from shimmy.engine.schedule.task import Task
-from shimmy.engine.speculate.speculation import DecodeCosts, Draft, Drafter
+from shimmy.engine.speculate.decode_costs import DecodeCosts
+from shimmy.engine.speculate.speculation import Draft, Drafter
 
 # Tokens that a guide may force at once: a batch has to hold those of all jobs.
 _MAX_FORCED = 32

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shimmy.engine.kv import prefix_tree
-from shimmy.engine.speculate.speculation import Draft, DraftPlanner, PromptLookup
+from shimmy.engine.speculate.prompt_lookup import PromptLookup
+from shimmy.engine.speculate.speculation import Draft, DraftPlanner
 from shimmy.messages.event import Finished, FinishReason, Piece, Timings, TokenLogprob, Usage
 from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import Job

@@ -13,7 +13,8 @@ from time import perf_counter
 from shimmy.engine.kv import prefix_tree
 from shimmy.engine.llama.model import LlamaModel
 from shimmy.engine.speculate import vocab_match
-from shimmy.engine.speculate.speculation import DecodeCosts, Draft, DraftPlanner
+from shimmy.engine.speculate.decode_costs import DecodeCosts
+from shimmy.engine.speculate.speculation import Draft, DraftPlanner
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.gguf import reader
 from shimmy.formats.gguf.header import GgufKind

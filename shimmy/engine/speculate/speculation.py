@@ -1,73 +1,26 @@
-"""Drafts of a job's next tokens, and whether they pay: prompt lookup, and when to ask a draft model.
+"""Drafts of a job's next tokens, and whether they pay: what a draft promises, and when to ask a draft model.
 
 Knows tokens and measured times; nothing of the engine or of jobs. A draft is decoded in one batch with the token before
 it, every row is sampled with the job's own chain, and the rows behind the first mismatch are dropped: the result is
 what one row at a time would give.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# A lookup searches the last n tokens in the job's own context and copies what followed them; the longest n comes first.
-_N_GRAMS = (12, 6, 3, 2)
-_MAX_MATCH = 32
-# Numbers of rows that are tried: with more of these, each would be measured less often.
-_SIZES = (2, 3, 4, 6, 8, 12, 16, 32)
+from shimmy.engine.speculate.decode_costs import BATCH_SIZES, DecodeCosts
+
 # A draft model's tokens each cost time, and long drafts are seldom right.
 _MAX_DRAFT_ROWS = 16
 # A draft must promise this many times the tokens per second of single rows: the promise is only an estimate.
-_MIN_GAIN = 1.1
+MIN_GAIN = 1.1
 # The same for a job whose guide forces tokens: these come many at a time without a draft.
-_MIN_GUIDED_GAIN = 1.5
-# The cost of so few rows is not extrapolated to more: the second row may cost more than the eighth (gemma-3-270m on 2
-# cores, in one measurement: 2 rows cost 2.2, 8 rows 4.1).
-_FEW = 3
-# The cost of a further row, in single rows, where nothing was measured yet (2 cores; less with more cores).
-_ROW_COST = 0.5
-# The same, optimistic, for a draft model, which pays where rows are cheap: a size is only measured once it is tried.
-_OPTIMISTIC_ROW_COST = 0.15
-_COST_WEIGHT = 0.2  # of the latest measurement
+MIN_GUIDED_GAIN = 1.5
 _OUTCOME_DECAY = 0.9  # of the weight of earlier drafts of the job, for each draft
 # The same for each token without a draft: the text may become easier to draft, and the draft model is tried again.
 _FADING = 0.995
 # The share of right tokens that a draft model is credited with at first: so many of so many.
 _PRIOR = (3, 4)
-
-
-class DecodeCosts:
-    """The cost of a decode with several rows of one job, in decodes of one row; learnt from the decodes."""
-
-    def __init__(self) -> None:
-        self._single_s = 0.0
-        self._ratios = {1: 1.0}
-
-    def observe(self, n_rows: int, seconds: float) -> None:
-        if n_rows == 1:
-            self._single_s += _COST_WEIGHT * (seconds - self._single_s) if self._single_s else seconds
-        elif n_rows in _SIZES and self._single_s:
-            known = self.of(n_rows)  # the assumption keeps its weight at the first measurement
-            self._ratios[n_rows] = known + _COST_WEIGHT * (seconds / self._single_s - known)
-
-    def of(self, n_rows: int) -> float:
-        """The cost of `n_rows`. Where these were never measured, each row costs as much as in the next smaller measured
-        size, and all together no more than a larger measured size."""
-        if n_rows in self._ratios:
-            return self._ratios[n_rows]
-        measured = max(size for size in self._ratios if size < n_rows)
-        each = (self._ratios[measured] - 1) / (measured - 1) if measured > 1 else _ROW_COST
-        if measured <= _FEW < n_rows:
-            each = min(each, _ROW_COST)
-        more = [ratio for size, ratio in self._ratios.items() if size > n_rows]
-        return min([1 + each * (n_rows - 1), *more])
-
-    def optimistic(self, n_rows: int) -> float:
-        """The same, but with a low cost where `n_rows` were never measured, so that they are tried."""
-        return self._ratios[n_rows] if n_rows in self._ratios else 1 + _OPTIMISTIC_ROW_COST * (n_rows - 1)
-
-    def in_rows(self, seconds: float) -> float | None:
-        """How many decodes of one row take so long; None while none was measured."""
-        return seconds / self._single_s if self._single_s else None
 
 
 class _Ratio:
@@ -137,43 +90,6 @@ class Drafter(Protocol):
         """A draft of at most `n_max` tokens to follow `tokens`; None where none promises more than `rival`."""
 
 
-class PromptLookup:
-    """Prompt lookup for one job: drafts are copied from the job's own prompt and reply."""
-
-    def __init__(self) -> None:
-        self.outcomes = AcceptanceStats()
-        self._places: dict[tuple[int, ...], int] = {}  # of an n-gram: where the token after its last occurrence stands
-        self._n_indexed = 0
-
-    def draft(self, tokens: Sequence[int], n_max: int, costs: DecodeCosts, *, is_guided: bool = False) -> Draft | None:
-        """A draft of at most `n_max` tokens to follow `tokens`; None where none promises to pay."""
-        place = self._place(tokens)
-        if place is None:
-            return None
-        n_match = _n_matching(tokens, place)
-        chance = self.outcomes.right.with_prior(n_match, n_match + 1)
-        gains = {size: _n_expected(chance, size) / costs.of(size) for size in _SIZES if size <= n_max + 1}
-        best = max(gains, key=gains.__getitem__, default=0)
-        if not best or gains[best] < (_MIN_GUIDED_GAIN if is_guided else _MIN_GAIN):
-            return None
-        period = len(tokens) - place  # past the last token, the copy goes on as a loop would
-        copy = [tokens[place + offset % period] for offset in range(best - 1)]
-        return Draft(copy, gains[best], self.outcomes)
-
-    def _place(self, tokens: Sequence[int]) -> int | None:
-        """The place behind the last earlier occurrence of the longest n-gram that `tokens` end with."""
-        for end in range(self._n_indexed, len(tokens)):
-            for n in _N_GRAMS:
-                if n <= end:
-                    self._places[tuple(tokens[end - n : end])] = end
-        self._n_indexed = len(tokens)
-        for n in _N_GRAMS:
-            place = self._places.get(tuple(tokens[-n:]))
-            if place is not None:
-                return place
-        return None
-
-
 class DraftPlanner:
     """Whether the drafts of a draft model pay for one job, and how long they should be."""
 
@@ -196,7 +112,7 @@ class DraftPlanner:
         sure = self._sure.with_prior(*_PRIOR)
         # Expected tokens and costs of drafts that end earlier, because the model is not sure, each by its probability.
         n_tokens = cost = drafting = 0.0
-        reach, best = 1.0, (0, _MIN_GAIN if rival is None else rival.gain)
+        reach, best = 1.0, (0, MIN_GAIN if rival is None else rival.gain)
         for n, (_, n_given, n_paid) in enumerate(self._values(min(n_max, _MAX_DRAFT_ROWS - 1), costs)):
             gain = (n_tokens + reach * n_given) / (cost + reach * n_paid + drafting)
             if n and gain > best[1]:
@@ -228,21 +144,13 @@ class DraftPlanner:
         values = [(0, 1.0, 1.0)]
         for n in range(1, n_max + 1):
             best = values[-1]
-            if n + 1 in _SIZES:
-                value = n, _n_expected(right, n + 1), costs.optimistic(n + 1)
+            if n + 1 in BATCH_SIZES:
+                value = n, n_expected(right, n + 1), costs.optimistic(n + 1)
                 best = max(best, value, key=lambda each: each[1] / each[2])
             values.append(best)
         return values
 
 
-def _n_matching(tokens: Sequence[int], place: int) -> int:
-    """How many tokens before `place` are also the last ones of all."""
-    n_match = min(_N_GRAMS)
-    while n_match < min(place, _MAX_MATCH) and tokens[place - n_match - 1] == tokens[-n_match - 1]:
-        n_match += 1
-    return n_match
-
-
-def _n_expected(chance: float, n_rows: int) -> float:
+def n_expected(chance: float, n_rows: int) -> float:
     """Tokens that a batch of `n_rows` gives when each drafted token is right with `chance` after a right one."""
     return n_rows if chance >= 1 else (1 - chance**n_rows) / (1 - chance)

@@ -13,7 +13,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.model import Model as OpenAIModel
 
 from shimmy import __version__
-from shimmy.api import stream as stream_module
+from shimmy.api import client_gone
+from shimmy.api import event_stream as stream_module
 from shimmy.api.app import create_app
 from shimmy.errors import ContextExceeded, ModelUnavailable, WorkerDied
 from shimmy.messages.event import Accepted, Piece
@@ -289,7 +290,7 @@ async def test_a_cancelled_handler_cancels_its_job() -> None:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "ACCEPT_WAIT_S", 0.001)
-    monkeypatch.setattr(stream_module, "PING_S", 0.001)
+    monkeypatch.setattr(client_gone, "PING_S", 0.001)
 
 
 @pytest.mark.usefixtures("_impatient")

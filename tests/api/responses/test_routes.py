@@ -560,8 +560,8 @@ async def test_a_summary_is_the_reasoning_where_one_is_asked_for(field: str, sum
 async def test_a_stream_says_that_it_is_in_progress_while_its_model_loads_and_while_its_prompt_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shimmy.api.stream.ACCEPT_WAIT_S", 0.001)
-    monkeypatch.setattr("shimmy.api.stream.PING_S", 0.001)
+    monkeypatch.setattr("shimmy.api.event_stream.ACCEPT_WAIT_S", 0.001)
+    monkeypatch.setattr("shimmy.api.client_gone.PING_S", 0.001)
     loaded = asyncio.Event()
     worker = FakeWorker()
 
@@ -791,7 +791,7 @@ async def test_the_openai_client_reads_what_is_written() -> None:
 async def test_the_openai_client_raises_where_a_stream_ends_before_its_response_began(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shimmy.api.stream.ACCEPT_WAIT_S", 0.0)
+    monkeypatch.setattr("shimmy.api.event_stream.ACCEPT_WAIT_S", 0.0)
     worker = FakeWorker([])
     transport = httpx2.ASGITransport(app=create_app(services(worker)))
     async with openai.AsyncOpenAI(
@@ -811,7 +811,7 @@ async def test_the_openai_client_raises_where_a_stream_ends_before_its_response_
 async def test_a_response_that_pings_have_told_of_is_failed_where_it_never_comes_about(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shimmy.api.stream.ACCEPT_WAIT_S", 0.001)
+    monkeypatch.setattr("shimmy.api.event_stream.ACCEPT_WAIT_S", 0.001)
     worker = FakeWorker()
     stream = Call(create_app(services(worker)), "POST", "/v1/responses", json.dumps(BODY | {"stream": True}).encode())
     task = stream.start()

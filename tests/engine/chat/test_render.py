@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 
+from shimmy.engine.chat.detect_tool_format import GENERIC
 from shimmy.engine.chat.render import Chat, instructions
 from shimmy.engine.chat.template import ChatTemplate
-from shimmy.engine.chat.tool_format import GENERIC
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.chat.tool_format import GENERIC, written
+from shimmy.engine.chat.detect_tool_format import GENERIC, written
 from shimmy.engine.constrain import constraints as rules
 from shimmy.engine.constrain.constraints import GuideFactory
 from shimmy.engine.cpu_variants import variants

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.engine.chat.tool_format import GENERIC, written
+from shimmy.engine.chat.detect_tool_format import GENERIC, written
 from shimmy.engine.constrain import tool_grammar
 from shimmy.engine.constrain.json_schema import STYLE
 from shimmy.errors import BadRequest

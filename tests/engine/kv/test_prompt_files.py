@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from shimmy.engine.kv import prompt_files
-from shimmy.engine.kv.prompt_files import MIN_TOKENS, PromptCache
+from shimmy.engine.kv.prompt_files import MIN_TOKENS, PromptFiles
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 MAX_BYTES = 10**6
@@ -27,17 +27,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "prompts"
 
 
-def opened(folder: Path, max_bytes: int = MAX_BYTES, *, max_tokens: int = 4096, in_part: bool = True) -> PromptCache:
-    return PromptCache(folder, max_bytes, max_tokens=max_tokens, in_part=in_part)
+def opened(folder: Path, max_bytes: int = MAX_BYTES, *, max_tokens: int = 4096, in_part: bool = True) -> PromptFiles:
+    return PromptFiles(folder, max_bytes, max_tokens=max_tokens, in_part=in_part)
 
 
-def kept(cache: PromptCache, tokens: Sequence[int] = PROMPT, cells: prompt_files.Cells = CELLS) -> None:
+def kept(cache: PromptFiles, tokens: Sequence[int] = PROMPT, cells: prompt_files.Cells = CELLS) -> None:
     assert cache.keep(KEY, tokens, cells)
     cache.flush(10)
     assert not cache.is_writing
 
 
-def cells_of(cache: PromptCache, prompt: Sequence[int] = (*PROMPT, 1), key: bytes = KEY) -> bytes | None:
+def cells_of(cache: PromptFiles, prompt: Sequence[int] = (*PROMPT, 1), key: bytes = KEY) -> bytes | None:
     found = cache.find(key, prompt)
     cells = None if found is None else cache.read(found.stored)
     return None if cells is None else bytes(cells)
@@ -365,7 +365,7 @@ def test_what_a_killed_process_left_behind_is_removed(folder: Path) -> None:
 
 def test_who_keeps_them_hears_what_was_written_and_what_there_is(folder: Path) -> None:
     told: list[tuple[int, int]] = []
-    cache = PromptCache(folder, MAX_BYTES, max_tokens=4096, on_written=lambda *sizes: told.append(sizes))
+    cache = PromptFiles(folder, MAX_BYTES, max_tokens=4096, on_written=lambda *sizes: told.append(sizes))
     kept(cache)
     size = only_file(folder).stat().st_size
     kept(cache, PROMPT[::-1])
@@ -457,13 +457,13 @@ def test_a_secret_that_others_may_have_read_is_made_anew(folder: Path) -> None:
 
 def test_one_is_written_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_go_on = threading.Event()
-    make_room = PromptCache._make_room
+    make_room = PromptFiles._make_room
 
-    def wait(self: PromptCache, n_bytes: int) -> int:
+    def wait(self: PromptFiles, n_bytes: int) -> int:
         assert may_go_on.wait(10)
         return make_room(self, n_bytes)
 
-    monkeypatch.setattr(PromptCache, "_make_room", wait)
+    monkeypatch.setattr(PromptFiles, "_make_room", wait)
     cache = opened(folder)
     assert cache.keep(KEY, PROMPT, CELLS)
     assert cache.is_writing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.kv.prompt_files import PromptCache, Stored
+from shimmy.engine.kv.prompt_files import PromptFiles, Stored
 from shimmy.engine.kv.prompt_store import PromptStore, Ready, Scales
 from shimmy.messages.model_info import PromptCacheStats
 
@@ -39,7 +39,7 @@ class Harness:
     def __init__(self, folder: Path, max_bytes: int = 10**6) -> None:
         self.backend = FakeBackend()
         self.told: list[PromptCacheStats] = []
-        self.cache = PromptCache(folder, max_bytes, max_tokens=4096)
+        self.cache = PromptFiles(folder, max_bytes, max_tokens=4096)
         self.prompts = PromptStore(self.cache, self.key_of, self.backend, self.told.append)
 
     @staticmethod
@@ -173,15 +173,15 @@ class SlowReads:
         self.names: list[str] = []
         self.has_begun = threading.Semaphore(0)
         self.may_end = threading.Semaphore(0)
-        read = PromptCache.read
+        read = PromptFiles.read
 
-        def slowly(cache: PromptCache, stored: Stored) -> memoryview | None:
+        def slowly(cache: PromptFiles, stored: Stored) -> memoryview | None:
             self.names.append(stored.name)
             self.has_begun.release()
             assert self.may_end.acquire(timeout=10)
             return read(cache, stored)
 
-        monkeypatch.setattr(PromptCache, "read", slowly)
+        monkeypatch.setattr(PromptFiles, "read", slowly)
 
 
 def test_a_prompt_waits_while_others_run_and_all_that_want_one_file_read_it_once(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.kv.prompt_files import PromptCache, Stored
+from shimmy.engine.kv.prompt_files import PromptFiles, Stored
 from shimmy.engine.kv.prompt_store import PromptStore, Scales
 from shimmy.messages.model_info import PromptCacheStats
 from tests.engine.fake_backend import FakeBackend
@@ -27,7 +27,7 @@ class Disk:
     def harness(self, n_ctx: int = 2048, *, in_part: bool = True) -> Harness:
         backend = FakeBackend(n_ctx=n_ctx, n_batch=128)
         backend.can_rewind = in_part
-        cache = PromptCache(self.folder, 10**6, max_tokens=n_ctx, in_part=in_part)
+        cache = PromptFiles(self.folder, 10**6, max_tokens=n_ctx, in_part=in_part)
         return Harness(backend, prompts=PromptStore(cache, self.key_of, backend, self.traffic.append))
 
     @staticmethod
@@ -214,13 +214,13 @@ def test_at_the_end_what_runs_is_stored_too_as_far_as_there_is_time(disk: Disk) 
 @pytest.fixture
 def may_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """No file is read before it is set."""
-    event, read = threading.Event(), PromptCache.read
+    event, read = threading.Event(), PromptFiles.read
 
-    def slowly(cache: PromptCache, stored: Stored) -> memoryview | None:
+    def slowly(cache: PromptFiles, stored: Stored) -> memoryview | None:
         assert event.wait(10)
         return read(cache, stored)
 
-    monkeypatch.setattr(PromptCache, "read", slowly)
+    monkeypatch.setattr(PromptFiles, "read", slowly)
     yield event
     event.set()
 

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from shimmy.engine.speculate.speculation import DecodeCosts, Draft, DraftPlanner
+from shimmy.engine.speculate.decode_costs import DecodeCosts
+from shimmy.engine.speculate.speculation import Draft, DraftPlanner
 from shimmy.messages.event import FinishReason
 from tests.engine.fake_backend import END, FakeBackend, continuation
 from tests.engine.schedule.harness import FULL, HALF, OFF, SONG, Harness, expected, timed

@@ -16,8 +16,9 @@ from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate import draft_model
+from shimmy.engine.speculate.decode_costs import DecodeCosts
 from shimmy.engine.speculate.draft_model import DraftModel
-from shimmy.engine.speculate.speculation import AcceptanceStats, DecodeCosts, Draft, DraftPlanner
+from shimmy.engine.speculate.speculation import AcceptanceStats, Draft, DraftPlanner
 from shimmy.messages.event import Finished, Piece, Timings
 from shimmy.messages.request import Job, SamplingParams, TextPrompt
 from shimmy.wire.worker_options import DRAFT_BATCH, WorkerOptions

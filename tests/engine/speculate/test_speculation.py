@@ -1,6 +1,8 @@
 from collections.abc import Sequence
 
-from shimmy.engine.speculate.speculation import AcceptanceStats, DecodeCosts, Draft, DraftPlanner, PromptLookup
+from shimmy.engine.speculate.decode_costs import DecodeCosts
+from shimmy.engine.speculate.prompt_lookup import PromptLookup
+from shimmy.engine.speculate.speculation import AcceptanceStats, Draft, DraftPlanner
 
 
 def cheap() -> DecodeCosts:

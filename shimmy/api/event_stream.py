@@ -7,12 +7,13 @@ second runs the generation and writes, or one for each generation where there ar
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from shimmy.api.aside import aside
-from shimmy.api.http_exchange import ClientGone, Exchange, error_of
+from shimmy.api.client_gone import unless_gone
+from shimmy.api.http_exchange import Exchange, error_of
 from shimmy.errors import Internal, ShimmyError
 from shimmy.generation import close, together
 from shimmy.messages.event import Accepted, Echo, Finished, Piece
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # An error up to here is a plain 4xx or 5xx. Later, while a model still loads, the client gets its 200 and pings.
 ACCEPT_WAIT_S = 5.0
-PING_S = 5.0  # proxies close connections on which they see nothing for long, the shortest after 15 s or so
+
 
 PING = b": ping\n\n"
 HEADERS = (
@@ -30,8 +31,6 @@ HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # or nginx buffers the events
 )
-
-Result = TypeVar("Result")
 
 
 class Frames(Protocol):
@@ -56,28 +55,6 @@ class Frames(Protocol):
 
     def ping(self) -> bytes:
         """Keeps the connection open while there is nothing else to send; may come before `begin`."""
-
-
-async def unless_gone(
-    exchange: Exchange, work: Awaitable[Result], on_quiet: Callable[[], Awaitable[None]] | None = None
-) -> Result:
-    """Run `work`; a client that leaves cancels it and raises ClientGone. `on_quiet` is called every PING_S seconds."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(exchange.gone())
-    try:
-        while not task.done():
-            done, _ = await asyncio.wait(
-                {task, gone}, timeout=PING_S if on_quiet else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            if gone in done and not task.done():
-                raise ClientGone
-            if not done and on_quiet:
-                await on_quiet()
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 class EventStream:

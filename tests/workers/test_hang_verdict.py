@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from shimmy.wire.liveness import Watch, look_every_s
+from shimmy.wire.worker_options import look_every_s
+from shimmy.workers.hang_verdict import Watch
 
 
 class Clock:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shimmy.api.event_stream import PING
 from shimmy.api.http_exchange import error_body
 from shimmy.api.openai.logprobs import TextLogprobs, chat_logprobs
 from shimmy.api.openai.parse import ReplyOptions
 from shimmy.api.openai.reply import finish_reason, timings, usage, warned
 from shimmy.api.request_fields.field_kinds import Json
 from shimmy.api.request_fields.reasoning import n_reasoning
-from shimmy.api.stream import PING
 from shimmy.errors import ShimmyError
 from shimmy.messages.event import Accepted, Echo, Finished, Piece, TokenLogprob
 from shimmy.messages.reply import Delta

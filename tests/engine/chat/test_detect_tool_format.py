@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from shimmy.engine.chat import tool_format
+from shimmy.engine.chat import detect_tool_format
+from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, marks, may_be_several, recognise, written
 from shimmy.engine.chat.template import ChatTemplate
-from shimmy.engine.chat.tool_format import GENERIC, Tooling, marks, may_be_several, recognise, written
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
@@ -216,7 +216,7 @@ def test_a_made_up_form_is_found() -> None:
 
 
 def test_an_endless_template_costs_the_time_limit_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool_format, "PROBE_DEADLINE_S", 0.2)
+    monkeypatch.setattr(detect_tool_format, "PROBE_DEADLINE_S", 0.2)
     endless = template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
     deadlines: list[float] = []
     render = endless.render
@@ -249,7 +249,7 @@ def test_an_endless_template_costs_the_time_limit_once(monkeypatch: pytest.Monke
     ],
 )
 def test_what_cannot_be_said_in_our_terms_gets_the_generic_form(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool_format, "PROBE_DEADLINE_S", 0.5)
+    monkeypatch.setattr(detect_tool_format, "PROBE_DEADLINE_S", 0.5)
     assert shape_of(call).format == GENERIC
 
 

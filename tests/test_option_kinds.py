@@ -1,6 +1,6 @@
 import pytest
 
-from shimmy.option_table import DEFAULT_HOST, Bind, Option, Source, find, integer, n_bytes
+from shimmy.option_kinds import DEFAULT_HOST, Bind, Option, Source, find, integer, n_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from time import monotonic
 
+from shimmy.wire.worker_options import look_every_s
+
 
 class Watch:
     """Feed it what is heard, ask it for a verdict every `look_every_s`."""
@@ -63,10 +65,3 @@ class Watch:
         if is_loaded:
             return self._worker_timeout_s, "--worker-timeout"
         return self._load_timeout_s, "--load-timeout"
-
-
-def look_every_s(worker_timeout_s: float, load_timeout_s: float) -> float:
-    """How often a worker says how it is, and is looked at: often enough for both limits, and rarely enough for a
-    machine that has nothing to do."""
-    limit_s = min(worker_timeout_s, load_timeout_s)
-    return 5.0 if math.isinf(limit_s) else min(5.0, max(0.1, limit_s / 8))
