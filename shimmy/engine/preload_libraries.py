@@ -10,9 +10,8 @@ from _thread import start_new_thread
 
 def begin() -> None:
     """Start the threads; in a source tree there is nothing to unpack."""
-    home: str | None = getattr(
-        sys, "_MEIPASS", None
-    )  # `unpacked_folder.folder()`; that module has `logging`, which can wait
+    # `unpacked_folder.folder()`; that module imports `logging`, which can wait.
+    home: str | None = getattr(sys, "_MEIPASS", None)
     if home is not None:
         try:
             start_new_thread(_unpack_variant, (home,))  # which takes longer
