@@ -173,6 +173,6 @@ def test_slow_patterns_are_found_out(text: str, monkeypatch: pytest.MonkeyPatch)
 def test_what_is_no_constant_is_looked_at_by_hand() -> None:
     """Patterns put together from the texts of vocabularies or options: literals, in a tree or one after the other."""
     assert {place for place, text, _ in patterns_in_calls() if text is None} <= {
-        "api/access.py", "engine/chat/control_tokens.py", "engine/chat/thinking.py", "engine/llama/text_slices.py",
+        "api/web_origins.py", "engine/chat/control_tokens.py", "engine/chat/thinking.py", "engine/llama/text_slices.py",
         "formats/tokenizer/normalizer.py", "text/reply_parser.py",
     }  # fmt: skip

@@ -169,8 +169,8 @@ def test_what_another_process_removed_is_a_miss(folder: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from shimmy.engine.kv.prompt_files import PromptCache
-cache = PromptCache(Path(sys.argv[1]), 40_000, max_tokens=4096)
+from shimmy.engine.kv.prompt_files import PromptFiles
+cache = PromptFiles(Path(sys.argv[1]), 40_000, max_tokens=4096)
 for number in range(30):
     tokens = [int(sys.argv[2]) * 100 + number] + list(range(300))
     assert cache.keep(bytes(32), tokens, [bytes([number]) * 5000])
