@@ -37,7 +37,7 @@ SHARED = ("formats", "messages", "wire", "text", "system")
 # The only importers of a foreign package: a folder ends with a dot.
 BORDERS = {
     "llama_cpp": ("shimmy.engine.llama.binding",),
-    "llguidance": ("shimmy.engine.constrain.guides",),
+    "llguidance": ("shimmy.engine.constrain.llguidance_module",),
     "jinja2": ("shimmy.engine.chat.",),
     "markupsafe": ("shimmy.engine.chat.",),
     "starlette": ("shimmy.api.", "shimmy.server"),

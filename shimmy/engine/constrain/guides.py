@@ -1,31 +1,24 @@
-"""The only importer of llguidance: what a reply has to look like, as a Guide of its tokens.
+"""What a reply has to look like, as a Guide of its tokens, which llguidance makes.
 
 Knows how grammars are put together and what they may cost. Knows no scheduler and no llama.cpp: a Vocabulary has the
 model's tokens. JSON Schemas are checked in `json_schema` and loosened in `enforceable_schema`; GBNF is read in `gbnf`.
 """
 
-import functools
-import importlib.machinery
-import importlib.util
 import json
-import lzma
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from shimmy.engine import deep_thread
-from shimmy.engine.constrain import forced_text
+from shimmy.engine.constrain import forced_text, llguidance_module
 from shimmy.engine.constrain.enforceable_schema import enforceable
 from shimmy.engine.constrain.gbnf.lark import MAX_GRAMMAR_CHARACTERS, to_lark
 from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, keyword_at_fault, prepared
 from shimmy.engine.constrain.lark_in_json import NotInJson, lark_in_json
 from shimmy.engine.constrain.simpler_schema import Schema
-from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, in_memory
-from shimmy.errors import BadRequest, Internal, ModelUnavailable
+from shimmy.errors import BadRequest, Internal
 from shimmy.messages.request import Grammar, GrammarKind
-from shimmy.system import unpacked_folder
 from shimmy.text.surrogates import has_lone_surrogate
 
 # Stands before the bytes of a token that text does not show; no text in UTF-8 has this byte.
@@ -234,7 +227,7 @@ class Grammars:
 
     def _loaded(self) -> Any:
         if self._library is None:
-            self._library = _import_library()
+            self._library = llguidance_module.loaded()
         return self._library
 
     def _matcher(
@@ -370,30 +363,3 @@ def _on_deep_stack(call: Callable[[], Any], text: str) -> Any:
         return deep_thread.call(call, _STACK_BYTES + len(text) * _STACK_BYTES_FOR_EACH, _COMPILE_DEADLINE_S)
     except deep_thread.TooLong as exc:
         raise BadRequest(f"the grammar cannot be compiled within {_COMPILE_DEADLINE_S:g} s: make it smaller") from exc
-
-
-@functools.cache  # a process can initialise it only once
-def _import_library() -> Any:
-    """Import only the compiled module: the package's `__init__` would bring importlib.metadata and more (40 ms)."""
-    if unpacked_folder.folder() is None:
-        return _extension(_installed())
-    with in_memory("llguidance", lzma.decompress(unpacked_folder.part(GRAMMAR_ARCHIVE).read_bytes())) as path:
-        return _extension(path)
-
-
-def _installed() -> str:
-    package = importlib.util.find_spec("llguidance")
-    folders = (package and package.submodule_search_locations) or ()
-    paths = [str(path) for folder in folders for path in Path(folder).glob("_lib*.so")]
-    if not paths:
-        raise ModelUnavailable("grammars need llguidance, which is not installed: run `make` to install it")
-    return paths[0]
-
-
-def _extension(path: str) -> Any:
-    loader = importlib.machinery.ExtensionFileLoader("llguidance._lib", path)
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module

@@ -495,6 +495,26 @@ print(b"".join(model.vocab.token_bytes(token, special=False) for token in guide.
     assert result.stdout == "yes\n", result.stderr
 
 
+def test_threads_that_ask_at_once_get_the_same_module() -> None:
+    code = """
+import threading
+from shimmy.engine.constrain import llguidance_module
+start = threading.Barrier(8)
+modules = []
+def ask():
+    start.wait()
+    modules.append(llguidance_module.loaded())
+threads = [threading.Thread(target=ask) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(set(map(id, modules))), len(modules))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.stdout == "1 8\n", result.stderr
+
+
 def test_what_takes_too_long_to_compile_is_refused(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
     library = tiny.grammars._loaded()
