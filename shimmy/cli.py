@@ -18,11 +18,11 @@ from shimmy import __version__, log
 from shimmy.commands.console import CommandCall
 from shimmy.config import OPTIONS, load
 from shimmy.errors import ShimmyError
-from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError
+from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError, seconds
 from shimmy.system.frozen_program import UnpackedFolder
 from shimmy.wire.worker_options import MAX_SEQUENCES
 
-_SERVER = f"SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
+_SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 # The options that make sense without a server.
@@ -140,6 +140,12 @@ def _with_a_server(call: CommandCall) -> int:
     return COMMANDS[call.options.command](call)
 
 
+def _health(call: CommandCall) -> int:
+    from shimmy.commands.health import health
+
+    return health(call)
+
+
 def _convert(call: CommandCall) -> int:
     from shimmy.commands.conversion import convert
 
@@ -188,22 +194,43 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
     convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
-    _server_command(commands, "ps", "list the models that a running server has loaded")
-    load_model = _server_command(commands, "load", "have a running server load a model")
+    health = _server_command(commands, "health", _health, "say whether a server answers")
+    health.add_argument("--model", metavar="NAME", help="have it load this model, too, and wait until it is ready")
+    health.add_argument("--wait", type=_duration, metavar="TIME", help="try for so long: 30, 2m (default: once)")
+    for name, text in (
+        ("ps", "list the models that a running server has loaded"),
+        ("discover", "have a running server look for models now"),
+    ):
+        _server_command(commands, name, _with_a_server, text, json=True)
+    load_model = _server_command(commands, "load", _with_a_server, "have a running server load a model", json=True)
     load_model.add_argument("name", metavar="NAME", help="a model's name")
     load_model.add_argument("--keep-alive", metavar="TIME", help="how long it stays without a job; -1: for ever")
-    unload = _server_command(commands, "unload", "have a running server unload a model")
+    unload = _server_command(commands, "unload", _with_a_server, "have a running server unload a model", json=True)
     unload.add_argument("name", metavar="NAME", help="a model's name")
-    _server_command(commands, "discover", "have a running server look for models now")
     _command(commands, "version", _version, "print the version", (), json=True)
     return parser
 
 
-def _server_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser = _command(commands, name, _with_a_server, text, (), json=True)
-    parser.add_argument("--server", dest="bind", metavar="HOST:PORT", help=f"where it listens (default: {_SERVER})")
+def _server_command(
+    commands: Any, name: str, run: Callable[..., int], text: str, *, json: bool = False
+) -> argparse.ArgumentParser:
+    """A command for a server that runs; `commands.server_client` finds it."""
+    parser = _command(commands, name, run, text, (), json=json)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--bind", "--server", dest="bind", metavar="HOST:PORT", help=f"where it listens (default: {_SERVER})"
+    )
+    where.add_argument("--url", metavar="URL", help="its base URL, in place of --bind")
+    parser.add_argument("--config", metavar="FILE", help="the configuration file of `serve`")
     parser.add_argument("--api-key", metavar="KEY", help="the key it asks for")
     return parser
+
+
+def _duration(text: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError("must be a time such as 90, 10m, 2h") from exc
 
 
 def _positive(text: str) -> int:

@@ -125,7 +125,8 @@ def test_no_command_is_wrong_usage_and_shows_what_there_is(capsys: pytest.Captur
         ["generate", "tiny", "--prompt", "hi", "--max-tokens", "many"], ["list", "--parallel", "3"],
         ["bench"], ["bench", "tiny", "-p", "-1"], ["bench", "tiny", "-r", "0"],
         ["bench", "tiny", "--sequences", "1,,2"], ["bench", "tiny", "--sequences", "257"],
-        ["bench", "tiny", "--no-speculation"],
+        ["bench", "tiny", "--no-speculation"], ["health", "--wait", "soon"],
+        ["health", "--bind", ":1", "--url", "http://localhost"], ["health", "--model"],
     ],
 )  # fmt: skip
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
@@ -147,7 +148,7 @@ def test_every_option_is_a_flag_of_serve_with_its_help(option: Any, capsys: pyte
     assert option.help in help_text
 
 
-@pytest.mark.parametrize("name", ["serve", "list", "probe", "generate", "bench", "version"])
+@pytest.mark.parametrize("name", ["serve", "list", "probe", "generate", "bench", "health", "version"])
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from shimmy.commands.console import CommandCall, print_table
-from shimmy.commands.server_client import NoServer, ask
+from shimmy.commands.server_client import NoServer, ask, server_address
 from shimmy.errors import NotFound
 
 
@@ -32,10 +32,9 @@ def unload(call: CommandCall) -> int:
 
 def _ask_server(call: CommandCall, method: str, path: str, body: dict[str, str] | None = None) -> Any:
     keys = call.config.api_keys
+    content = json.dumps(body).encode() if body else b""
     try:
-        return ask(
-            call.config.bind, keys[0] if keys else None, method, path, json.dumps(body).encode() if body else b""
-        )
+        return ask(server_address(call), keys[0] if keys else None, method, path, content)
     except NoServer as error:
         raise NotFound(str(error)) from error
 

@@ -1,35 +1,100 @@
-"""A running server as the command line talks to it: one request, one JSON answer. Knows HTTP/1.1 and no route."""
+"""A running server as the command line talks to it: where it is, one request, one JSON answer.
+
+Knows HTTP/1.1 and no route. Health checks run it every few seconds, so it imports little.
+"""
 
 import json
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import h11
 
-from shimmy.errors import from_code
-from shimmy.option_kinds import DEFAULT_PORT, Bind
+from shimmy.commands.console import CommandCall
+from shimmy.errors import Unauthorized, from_code
+from shimmy.option_kinds import DEFAULT_PORT, Bind, ConfigError
 
 _CONNECT_TIMEOUT_S = 5.0
 _READ_BYTES = 1 << 16
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server listens, and where it is reached
+# How a server that listens everywhere is reached. One on `::` takes IPv4, too, and containers may have no `::1`.
+_LOOPBACK = {"0.0.0.0": ("127.0.0.1",), "0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
 
 
 class NoServer(Exception):
-    """No Shimmy server answers at the address."""
+    """No Shimmy server answers at the address, or not in time. The message says where and why."""
 
 
-def ask(address: Bind, key: str | None, method: str, path: str, body: bytes = b"") -> Any:
-    """The JSON that the server at `address` answers; raises what it answers instead, or NoServer."""
-    host, port = _EVERYWHERE.get(address.host, address.host), address.port or DEFAULT_PORT
-    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    where = f"http://{authority}"
-    headers = [("Host", authority), ("Connection", "close"), ("Content-Length", str(len(body)))]
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where a server is asked. `hosts` are names or bare addresses, the first that takes a connection counts."""
+
+    hosts: tuple[str, ...]
+    port: int
+    prefix: str = ""  # of every path, as a proxy may want one
+
+    @classmethod
+    def of(cls, bind: Bind) -> "ServerAddress":
+        """How a server is reached that listens on `bind`."""
+        return cls(_LOOPBACK.get(bind.host, (bind.host,)), bind.port or DEFAULT_PORT)
+
+    @classmethod
+    def parse(cls, url: str) -> "ServerAddress":
+        """`http://HOST[:PORT][/PREFIX]`; a base URL with `/v1` means its server. ValueError for anything else."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"must be a URL such as http://127.0.0.1:{DEFAULT_PORT} (got {url!r})")
+        prefix = parts.path.rstrip("/").removesuffix("/v1")
+        return cls((parts.hostname,), parts.port or 80, prefix)
+
+    @property
+    def authority(self) -> str:
+        host = self.hosts[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a `/` at its end."""
+        return f"http://{self.authority}{self.prefix}"
+
+
+def server_address(call: CommandCall) -> ServerAddress:
+    """The server that a command is for: the one of `--url`, or else where `serve` would listen with the same options,
+    variables and configuration file."""
+    if call.options.url is None:
+        return ServerAddress.of(call.config.bind)
+    try:
+        return ServerAddress.parse(call.options.url)
+    except ValueError as exc:
+        raise ConfigError(f"--url: {exc}") from exc
+
+
+def ask(
+    address: ServerAddress,
+    key: str | None,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *,
+    timeout_s: float | None = None,
+) -> Any:
+    """The JSON that the server at `address` answers within `timeout_s`; None waits for ever, as a load may take
+    minutes. Raises the error that it answers instead, or NoServer.
+    """
+    headers = [("Host", address.authority), ("Connection", "close"), ("Content-Length", str(len(body)))]
     if key is not None:
         headers.append(("Authorization", f"Bearer {key}"))
+    request = h11.Request(method=method, target=address.prefix + path, headers=headers)
+    end_s = None if timeout_s is None else monotonic() + timeout_s
+
+    def time_left_s() -> float | None:
+        return None if end_s is None else max(end_s - monotonic(), 1e-3)
+
     try:
-        with socket.create_connection((host, port), _CONNECT_TIMEOUT_S) as connection:
-            connection.settimeout(None)  # a model may take minutes to load
-            status, text = _exchange(connection, h11.Request(method=method, target=path, headers=headers), body)
+        with _connected(address, time_left_s() or _CONNECT_TIMEOUT_S) as connection:
+            status, text = _exchange(connection, request, body, time_left_s)
         answer = json.loads(text)
         if status == 200:
             return answer
@@ -38,22 +103,46 @@ def ask(address: Bind, key: str | None, method: str, path: str, body: bytes = b"
     except OSError as exc:
         reason = exc.strerror or exc
         raise NoServer(
-            f"no server answers on {where} ({reason}); start one, or name its address with --server"
+            f"no server answers on {address.url} ({reason}); start one, or name its address with --bind or --url"
         ) from exc
     except (h11.ProtocolError, ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise NoServer(f"what answers on {where} is no Shimmy server") from exc
+        raise NoServer(f"what answers on {address.url} is no Shimmy server") from exc
+    if isinstance(failure, Unauthorized):
+        raise Unauthorized(
+            f"the server on {address.url} {'does not know the API key' if key else 'needs an API key'}: give one of "
+            "its keys with --api-key or SHIMMY_API_KEY"
+        )
     raise failure
 
 
-def _exchange(connection: socket.socket, request: h11.Request, content: bytes) -> tuple[int, bytes]:
+def _connected(address: ServerAddress, timeout_s: float) -> socket.socket:
+    """A connection to the first host that takes one; raises the first host's OSError."""
+    reason: OSError | None = None
+    for host in address.hosts:
+        try:
+            return socket.create_connection((host, address.port), min(timeout_s, _CONNECT_TIMEOUT_S))
+        except UnicodeError as exc:  # a name that the rules of international names refuse
+            reason = reason or OSError(f"`{host}` can be no name")
+            reason.__cause__ = exc
+        except OSError as exc:
+            reason = reason or exc
+    assert reason is not None
+    raise reason
+
+
+def _exchange(
+    connection: socket.socket, request: h11.Request, content: bytes, time_left_s: Callable[[], float | None]
+) -> tuple[int, bytes]:
     """Status and body of the reply."""
     client = h11.Connection(h11.CLIENT)
     for part in (request, h11.Data(data=content), h11.EndOfMessage()):
+        connection.settimeout(time_left_s())
         connection.sendall(client.send(part) or b"")
     status, body = 0, bytearray()
     while True:
         event = client.next_event()
         if event is h11.NEED_DATA:
+            connection.settimeout(time_left_s())
             client.receive_data(connection.recv(_READ_BYTES))
         elif isinstance(event, h11.Response):
             status = event.status_code
