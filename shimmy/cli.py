@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         is_quiet = options.command != "serve" and not (options.log_level or os.environ.get("SHIMMY_LOG_LEVEL"))
         level = "warning" if is_quiet else config.log_level
         log.set_up(level, config.log_format)
-        code: int = options.run(CommandCall(config, options, home))
+        code: int = options.run(CommandCall(config, options, home, arguments))
         return code
     except ConfigError as error:
         return _complain(error, EXIT_USAGE)
@@ -97,12 +97,23 @@ def _config_file(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve(call: CommandCall) -> int:
+    announce = None
+    if call.options.background:
+        from shimmy.commands import serve_background
+        from shimmy.commands.server_records import ServerFolder
+
+        folder = ServerFolder.inherited()
+        if folder is None:
+            return serve_background.start(call)
+        announce = serve_background.announcer(call, folder)
+    elif call.options.wait is not None or call.options.log_file is not None:
+        raise ConfigError("--wait and --log-file are for --background")
     gc.disable()  # what a start makes is there to stay; the server looks for garbage once it runs
     with _worker_ahead(call):
         from shimmy.server import BindError, serve
 
         try:
-            serve(call.config, call.home)
+            serve(call.config, call.home, announce)
         except BindError as error:
             return _complain(error, EXIT_START)
     return 0
@@ -146,6 +157,12 @@ def _health(call: CommandCall) -> int:
     return health(call)
 
 
+def _stop(call: CommandCall) -> int:
+    from shimmy.commands.stop import stop
+
+    return stop(call)
+
+
 def _convert(call: CommandCall) -> int:
     from shimmy.commands.conversion import convert
 
@@ -160,6 +177,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     serve = _command(commands, "serve", _serve, "serve models over HTTP", [option.name for option in OPTIONS])
     serve.add_argument("--config", metavar="FILE", help="a TOML file with options, by their long names with `_`")
+    serve.add_argument(
+        "--background", action="store_true",
+        help="start the server, print its base URL when it answers, and leave it running; `stop` ends it",
+    )  # fmt: skip
+    serve.add_argument(
+        "--wait", type=_duration, metavar="TIME", help="with --background: how long it may take (default: 1m)"
+    )
+    serve.add_argument(
+        "--log-file",
+        metavar="FILE",
+        help="with --background: append its log to this file (default: a private one, which is named)",
+    )
     _command(commands, "list", _with_models, "list the models that can be served", _MODEL_OPTIONS, json=True)
     probe = _command(commands, "probe", _with_models, "load a model and say what it is", _ENGINE_OPTIONS, json=True)
     probe.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
@@ -194,9 +223,21 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
     convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
+    _add_server_commands(commands)
+    _command(commands, "version", _version, "print the version", (), json=True)
+    return parser
+
+
+def _add_server_commands(commands: Any) -> None:
+    """What is asked of a server that runs."""
     health = _server_command(commands, "health", _health, "say whether a server answers")
     health.add_argument("--model", metavar="NAME", help="have it load this model, too, and wait until it is ready")
     health.add_argument("--wait", type=_duration, metavar="TIME", help="try for so long: 30, 2m (default: once)")
+    stop = _server_command(commands, "stop", _stop, "end a server that was started with `serve --background`")
+    stop.add_argument("--all", action="store_true", help="end all that this user has started")
+    stop.add_argument(
+        "--wait", type=_duration, metavar="TIME", help="how long it may take, before it is killed (default: 30s)"
+    )
     for name, text in (
         ("ps", "list the models that a running server has loaded"),
         ("discover", "have a running server look for models now"),
@@ -207,8 +248,6 @@ def _parser() -> argparse.ArgumentParser:
     load_model.add_argument("--keep-alive", metavar="TIME", help="how long it stays without a job; -1: for ever")
     unload = _server_command(commands, "unload", _with_a_server, "have a running server unload a model", json=True)
     unload.add_argument("name", metavar="NAME", help="a model's name")
-    _command(commands, "version", _version, "print the version", (), json=True)
-    return parser
 
 
 def _server_command(

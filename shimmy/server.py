@@ -54,11 +54,12 @@ _ONE_SIGNAL_S = 0.5
 class Server:
     """One running server. Made and run on the event loop's thread."""
 
-    def __init__(self, config: Config, home: UnpackedFolder) -> None:
+    def __init__(self, config: Config, home: UnpackedFolder, announce: "Callable[[int], None] | None" = None) -> None:
         metrics, events, registry = Metrics(), ModelEvents(), Registry(config.aliases, config.default_model)
         pool = Pool(config, metrics, events)
         self._config = config
         self._home = home
+        self._announce = announce
         headers, names = Headers(config.cache_dir), Names(config.cache_dir, config.roots)
         self._librarian = CatalogPublisher(config, registry, headers, self._follow, names=names, watch=self._watch)
         self._watcher = Watcher(config.roots, self._librarian.look_again)
@@ -84,6 +85,8 @@ class Server:
         }
         housekeeping = [asyncio.create_task(keep_running(what, chore)) for what, chore in chores.items()]
         self._greet(listeners)
+        if self._announce is not None:
+            self._announce(listeners[0].getsockname()[1])
         gc.freeze()  # what is here now stays for good, and need not be looked at again
         gc.set_threshold(*COLLECTIONS)
         gc.enable()
@@ -158,14 +161,17 @@ class Server:
             logger.warning("no models found: name a GGUF file or a folder with `--model-path`")
 
 
-def serve(config: Config, home: UnpackedFolder) -> None:
-    """Run a server until it is told to stop; raises BindError before anything has been started."""
+def serve(config: Config, home: UnpackedFolder, announce: "Callable[[int], None] | None" = None) -> None:
+    """Run a server until it is told to stop; raises BindError before anything has been started.
+
+    `announce` is called with the port once the server listens and knows its models.
+    """
     log.take_stderr()
     n_free = raise_descriptor_limit() - _N_OTHER_FILES - N_SPARE
     n_connections = min(config.max_connections, max(n_free, _FEWEST_CONNECTIONS))
     listeners = listen(config.bind)
 
     async def main() -> None:
-        await Server(config, home).run(listeners, n_connections)
+        await Server(config, home, announce).run(listeners, n_connections)
 
     asyncio.run(main())

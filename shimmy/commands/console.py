@@ -1,4 +1,4 @@
-"""What commands share: their arguments, tables, and progress in a terminal."""
+"""What commands share: their arguments, their error, tables, and progress in a terminal."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shimmy.config import Config
+from shimmy.errors import ShimmyError
 from shimmy.system.frozen_program import UnpackedFolder
 
 
@@ -16,6 +17,11 @@ class CommandCall:
     config: Config
     options: argparse.Namespace
     home: UnpackedFolder
+    arguments: Sequence[str]  # as they were typed
+
+
+class CommandFailed(ShimmyError):
+    """A command cannot do what it was asked for; the message is for the person."""
 
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:

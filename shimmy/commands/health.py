@@ -9,9 +9,9 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from shimmy.commands.console import CommandCall
+from shimmy.commands.console import CommandCall, CommandFailed
 from shimmy.commands.server_client import NoServer, ServerAddress, ask, server_address
-from shimmy.errors import ModelUnloaded, NotFound, Overloaded, ShimmyError, ShuttingDown
+from shimmy.errors import ModelUnloaded, Overloaded, ShuttingDown
 
 _ANSWER_S = 5.0  # a server that is well answers in milliseconds
 _TRY_EVERY_S = 0.1
@@ -55,5 +55,5 @@ def _require_ok(address: ServerAddress, answer: Any) -> None:
         raise NoServer(f"what answers on {address.url} is no Shimmy server")
 
 
-def _told(error: Exception, wait_s: float) -> ShimmyError:
-    return NotFound(f"{error}, after {wait_s:g} s" if wait_s else str(error))
+def _told(error: Exception, wait_s: float) -> CommandFailed:
+    return CommandFailed(f"{error}, after {wait_s:g} s" if wait_s else str(error))

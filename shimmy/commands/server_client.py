@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 import h11
 
 from shimmy.commands.console import CommandCall
-from shimmy.errors import Unauthorized, from_code
+from shimmy.errors import ShimmyError, Unauthorized, from_code
 from shimmy.option_kinds import DEFAULT_PORT, Bind, ConfigError
 
 _CONNECT_TIMEOUT_S = 5.0
+_AT_ONCE_S = 1.0
 _READ_BYTES = 1 << 16
 # How a server that listens everywhere is reached. One on `::` takes IPv4, too, and containers may have no `::1`.
 _LOOPBACK = {"0.0.0.0": ("127.0.0.1",), "0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
@@ -115,6 +116,15 @@ def ask(
     raise failure
 
 
+def answers(address: ServerAddress) -> bool:
+    """Whether a server there says that it is well, at once."""
+    try:
+        ask(address, None, "GET", "/health", timeout_s=_AT_ONCE_S)
+    except (NoServer, ShimmyError):
+        return False
+    return True
+
+
 def _connected(address: ServerAddress, timeout_s: float) -> socket.socket:
     """A connection to the first host that takes one; raises the first host's OSError."""
     reason: OSError | None = None
@@ -135,9 +145,9 @@ def _exchange(
 ) -> tuple[int, bytes]:
     """Status and body of the reply."""
     client = h11.Connection(h11.CLIENT)
-    for part in (request, h11.Data(data=content), h11.EndOfMessage()):
-        connection.settimeout(time_left_s())
-        connection.sendall(client.send(part) or b"")
+    parts = (request, h11.Data(data=content), h11.EndOfMessage())
+    connection.settimeout(time_left_s())
+    connection.sendall(b"".join(client.send(part) or b"" for part in parts))
     status, body = 0, bytearray()
     while True:
         event = client.next_event()

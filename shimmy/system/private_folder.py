@@ -20,19 +20,25 @@ class Worthless(Exception):
     """A file that is not what its name says."""
 
 
+def make_private(path: Path) -> None:
+    """Make the folder at `path`, or see to it that nobody but this user can look into the one that is there; OSError
+    says why that cannot be."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user")
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o700)
+    if path.stat().st_mode & 0o077:
+        raise PermissionError(errno.EPERM, "other users may read it, and that cannot be changed")
+
+
 class PrivateFolder:
     """`secret` is 32 random bytes, the same for all who open the folder, and known to nobody else."""
 
     def __init__(self, path: Path) -> None:
         """Use the folder at `path`, or make it; OSError says why that cannot be."""
         self._path = path
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.stat().st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "it belongs to another user")
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o700)
-        if path.stat().st_mode & 0o077:
-            raise PermissionError(errno.EPERM, "other users may read it, and that cannot be changed")
+        make_private(path)
         self.secret = self._read_secret() or self._make_secret()
 
     @contextlib.contextmanager

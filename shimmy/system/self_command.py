@@ -22,6 +22,12 @@ def executable() -> str | None:
     return "/proc/self/exe" if sys.executable.startswith("/proc/") else sys.executable
 
 
+def first_environment() -> dict[str, str]:
+    """What a program inherits that is no part of this one: the frozen file unpacks a folder of its own for it."""
+    ours = {"_SHIMMY_PROGRAM", *(("LD_LIBRARY_PATH",) if getattr(sys, "frozen", False) else ())}
+    return {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("_PYI_")}
+
+
 def environment() -> dict[str, str]:
     """What a process with the engine inherits: all of ours, but no other build of the engine in front of its own."""
     kept = dict(os.environ)

@@ -42,6 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Scripted
 
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
         self.server.requests.append((f"{self.command} {self.path}", self.headers["Authorization"]))
         replies = self.server.replies
         status, value = replies.pop(0) if len(replies) > 1 else replies[0]

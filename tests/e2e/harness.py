@@ -54,7 +54,8 @@ def environment(temporary: Path) -> dict[str, str]:
     python_path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
     if FORCED:
         kept["SHIMMY_CPU_VARIANT"] = FORCED
-    return kept | {"TMPDIR": str(temporary), "XDG_CACHE_HOME": f"{temporary}-cache", "PYTHONPATH": python_path}
+    places = {"TMPDIR": str(temporary), "XDG_CACHE_HOME": f"{temporary}-cache", "XDG_RUNTIME_DIR": f"{temporary}-run"}
+    return kept | places | {"PYTHONPATH": python_path}
 
 
 def run(
