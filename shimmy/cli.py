@@ -6,7 +6,6 @@ command does is in `commands`, or for `serve` in `server`, and is imported only 
 
 import argparse
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from shimmy import __version__, log
+from shimmy import log
 from shimmy.commands.console import CommandCall
 from shimmy.config import OPTIONS, load
 from shimmy.errors import ShimmyError
@@ -129,8 +128,9 @@ def _worker_ahead(call: CommandCall) -> AbstractContextManager[None]:
 
 
 def _version(call: CommandCall) -> int:
-    print(json.dumps({"version": __version__}) if call.options.json else f"shimmy {__version__}")
-    return 0
+    from shimmy.commands.version import version
+
+    return version(call)
 
 
 def _with_models(call: CommandCall) -> int:
@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
     convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
     _add_server_commands(commands)
-    _command(commands, "version", _version, "print the version", (), json=True)
+    _command(commands, "version", _version, "print the version; as JSON, what is inside, too", (), json=True)
     return parser
 
 

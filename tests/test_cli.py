@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import pytest
 
 from shimmy import __main__ as entry
 from shimmy import __version__, cli, server
-from shimmy.commands import models
+from shimmy.commands import contents, models
 from shimmy.config import OPTIONS, Config
+from shimmy.engine.cpu_variants.variants import VARIANTS
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
 from shimmy.messages.event import Accepted, JobOutput
 from shimmy.messages.model_info import Adapter
@@ -32,6 +34,8 @@ from shimmy.workers import spawn
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.fakes import SCRIPT, FakeWorker
 from tests.tiny_models import write_tiny_model
+from tools.freeze import PACKAGES
+from tools.steps import ROOT
 
 TEXT = 'Hello "é"\n'
 
@@ -276,7 +280,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["version"]) == 0
     assert capsys.readouterr().out == f"shimmy {__version__}\n"
     assert cli.main(["version", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"version": __version__}
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["version"], fields["frozen"], fields["build"]) == (__version__, False, None)
+    assert fields["python"] == platform.python_version()
+    assert fields["machine"] == platform.machine()
+
+
+def test_what_is_inside_is_what_the_frozen_file_may_hold() -> None:
+    found = contents.contents()
+    names = {name.replace("-", "_") for name in found["packages"]}
+    assert names == PACKAGES - {"llama_cpp", "shimmy"} | {"llguidance"}
+    assert set(found["engine"]["cpu_variants"]) <= {name for name, _ in VARIANTS}
+    pinned = (ROOT / "pyproject.toml").read_text("utf-8")
+    for name, version in {"llama-cpp-python": found["engine"]["llama_cpp_python"], **found["packages"]}.items():
+        assert f'"{name}=={version}"' in pinned
 
 
 def test_list_is_a_table_for_people(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The commands that need no server: what they print where, and how they end."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import PROGRAM, PROMPTS, Server, environment, run
+from tests.e2e.harness import FROZEN_FILE, PROGRAM, PROMPTS, Server, environment, run
 from tests.e2e.processes import DEADLINE_S
 
 
@@ -23,7 +24,12 @@ def test_version(tmp_path: Path, server: Server) -> None:
     plain, as_json = run(tmp_path, "version"), run(tmp_path, "version", "--json")
     version = server.get("/version").json()["version"]
     assert plain.stdout == f"shimmy {version}\n"
-    assert json.loads(as_json.stdout) == {"version": version}
+    fields = json.loads(as_json.stdout)
+    assert fields["version"] == version
+    assert fields["frozen"] == (FROZEN_FILE is not None)
+    assert fields["build"] == (hashlib.sha256(Path(PROGRAM[0]).read_bytes()).hexdigest() if FROZEN_FILE else None)
+    assert {"llama_cpp_python", "llama_cpp", "cpu_variants"} == fields["engine"].keys()
+    assert fields["packages"]["starlette"]
     assert plain.stderr == as_json.stderr == ""
 
 
