@@ -35,9 +35,9 @@ _BENCH_OPTIONS = (*_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "lora", 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = argument_parser().parse_args(arguments)
     if options.command is None:
-        _parser().print_help(sys.stderr)
+        argument_parser().print_help(sys.stderr)
         return EXIT_USAGE
     home = UnpackedFolder()
     try:
@@ -172,7 +172,7 @@ def _convert(call: CommandCall) -> int:
 # -- the parser ------------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shimmy", description="Serves language models over the OpenAI API.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     serve = _command(commands, "serve", _serve, "serve models over HTTP", [option.name for option in OPTIONS])
@@ -296,7 +296,7 @@ def _several(text: str) -> tuple[int, ...]:
 def _command(
     commands: Any, name: str, run: Callable[..., int], text: str, options: Sequence[str], *, json: bool = False
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=run, log_level=None)
     for option in OPTIONS:
         if option.name not in options:

@@ -108,7 +108,7 @@ def usage_error(*arguments: str) -> None:
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (action,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (action,) = (action for action in cli.argument_parser()._actions if isinstance(action, argparse._SubParsersAction))
     return dict(action.choices)
 
 

@@ -3,9 +3,11 @@
 Run by `make docs`; a test compares the file with what this makes. Needs the project's environment.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
+from shimmy import cli
 from shimmy.api.routes import ROUTES
 from shimmy.config import OPTIONS
 from shimmy.errors import BY_CODE
@@ -22,8 +24,40 @@ Made by `make docs` from the tables in the code. Do not edit.
 
 def reference() -> str:
     """The whole page."""
-    parts = [_HEAD, _options(), _routes(), _errors(), _metrics()]
+    parts = [_HEAD, _commands(), _options(), _routes(), _errors(), _metrics()]
     return "\n".join(parts)
+
+
+def _commands() -> str:
+    lines = ["## Commands", "", "| command | what it does |", "|---|---|"]
+    own_options: dict[tuple[str, str], list[str]] = {}  # flags and text, and the commands that have them
+    (action,) = (action for action in cli.argument_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in action.choices.items():
+        arguments = [argument for argument in command._actions if argument.dest != "help"]
+        places = "".join(f" {argument.metavar}" for argument in arguments if not argument.option_strings)
+        lines.append(f"| `shimmy {name}{places}` | {str(command.description).removesuffix('.')} |")
+        for argument in arguments:
+            if argument.option_strings and not _is_row(argument):
+                own_options.setdefault((_flags(argument), str(argument.help)), []).append(f"`{name}`")
+    lines += [
+        "",
+        "Their own options, beside those that they share with `serve`; `--help` lists all of a command:",
+        "",
+        "| flag | of | what it does |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {flags} | {', '.join(names)} | {text} |" for (flags, text), names in own_options.items()]
+    return "\n".join([*lines, ""])
+
+
+def _flags(action: argparse.Action) -> str:
+    metavar = f" {action.metavar}" if action.metavar else ""
+    return ", ".join(f"`{flag}{metavar}`" for flag in action.option_strings)
+
+
+def _is_row(action: argparse.Action) -> bool:
+    """Whether an option of a command is a row of the table of options, with its text."""
+    return any(action.help in {option.help, f"do not {option.help}"} for option in OPTIONS)
 
 
 def _options() -> str:
