@@ -234,10 +234,12 @@ class Server:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def request(self, method: str, path: str, body: object = None, headers: Json | None = None) -> Reply:
+    def request(
+        self, method: str, path: str, body: object = None, headers: Json | None = None, deadline_s: float = DEADLINE_S
+    ) -> Reply:
         """One request on a connection of its own; `body` is bytes as they are, or a value to be sent as JSON."""
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection = HTTPConnection(HOST, self.port, timeout=DEADLINE_S)
+        connection = HTTPConnection(HOST, self.port, timeout=deadline_s)
         with closing(connection):
             connection.request(method, path, content, headers or {})
             return Reply.read(connection.getresponse())
