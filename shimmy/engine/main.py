@@ -321,7 +321,7 @@ class Worker:
     def _hand_on(self, task: Task) -> None:
         job_id = task.job.id
         events: list[JobEvent] = [(job_id, Accepted(task.n_prompt, task.format, task.warnings))]
-        if task.job.echo:
+        if task.job.request.echo:
             events.append((job_id, Echo(self._preparer.echo(task))))
         if any(self._load):  # the main thread may be in a long decode
             self._emit(events)

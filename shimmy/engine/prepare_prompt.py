@@ -26,7 +26,16 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.messages import sampling_limits
 from shimmy.messages.model_info import Adapter
 from shimmy.messages.reply import Beside, ReplyFormat
-from shimmy.messages.request import ChatPrompt, EmbeddingJob, FillPrompt, Job, Prompt, TextPrompt, TokenPrompt
+from shimmy.messages.request import (
+    ChatPrompt,
+    EmbeddingJob,
+    FillPrompt,
+    GenerateRequest,
+    Job,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 from shimmy.wire import codec
 
 if TYPE_CHECKING:
@@ -142,19 +151,20 @@ class PromptPreparer:
         if not self._model.writes:
             raise BadRequest("the model makes embeddings and writes no text", param="model")
         received_s = perf_counter()
-        biases = list(job.sampling.logit_bias)
+        request, sampling = job.request, job.request.sampling
+        biases = list(sampling.logit_bias)
         n_forbidden = 0
-        if job.sampling.ignore_eos:
+        if sampling.ignore_eos:
             biases += [(token, float("-inf")) for token in self._ends()]
             n_forbidden = len(self._ends())
-        sampling_limits.check(job.sampling, n_vocab=self._vocab.n_vocab, n_forbidden=n_forbidden)
-        tokens, reply_format = self._prompt(job.prompt, pause)
-        reply_format = replace(reply_format, beside=_beside_calls(job))
-        scales = lora_adapters.scales(self.adapters, job.lora)
-        guide, warnings = self._guides.guide(job, reply_format)
-        seed = random.getrandbits(32) if job.sampling.seed is None else job.sampling.seed
-        chain = sampler_chain.chain(job.sampling, seed=seed, n_ctx=self._model.n_ctx)
-        sampler = self._model.new_sampler(chain, biases, job.sampling.dry_sequence_breakers, tokens)
+        sampling_limits.check(sampling, n_vocab=self._vocab.n_vocab, n_forbidden=n_forbidden)
+        tokens, reply_format = self._prompt(request.prompt, pause)
+        reply_format = replace(reply_format, beside=_beside_calls(request))
+        scales = lora_adapters.scales(self.adapters, request.lora)
+        guide, warnings = self._guides.guide(request, reply_format)
+        seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
+        chain = sampler_chain.chain(sampling, seed=seed, n_ctx=self._model.n_ctx)
+        sampler = self._model.new_sampler(chain, biases, sampling.dry_sequence_breakers, tokens)
         marks = self._guides.marks(reply_format)
         return Task(job, tokens, sampler, received_s, scales, guide, reply_format, marks, warnings)
 
@@ -186,21 +196,22 @@ class PromptPreparer:
 
     def echo(self, task: Task) -> str:
         """The prompt of a task as its caller wrote it, and tokens as the vocabulary spells them."""
-        prompt = task.job.prompt
+        prompt = task.job.request.prompt
         return prompt.text if isinstance(prompt, TextPrompt) else self._vocab.detokenize(task.tokens)
 
     def embedding_task(self, job: EmbeddingJob, pause: Pause = _go_on) -> EmbeddingTask:
         """Check and prepare a job of embeddings. Raises BadRequest or ContextExceeded."""
         received_s = perf_counter()
+        request = job.request
         context = self._model.embeddings
         if context is None:
             raise BadRequest("the model makes no embeddings", param="model")
-        if (job.n_dimensions or 0) > context.n_embd:
-            message = f"dimensions: the model makes vectors of {context.n_embd} numbers, got {job.n_dimensions}"
+        if (request.n_dimensions or 0) > context.n_embd:
+            message = f"dimensions: the model makes vectors of {context.n_embd} numbers, got {request.n_dimensions}"
             raise BadRequest(message, param="dimensions")
         inputs = []
-        for index, given in enumerate(job.inputs):
-            name = f"input[{index}]" if len(job.inputs) > 1 else "input"
+        for index, given in enumerate(request.inputs):
+            name = f"input[{index}]" if len(request.inputs) > 1 else "input"
             prompt = TextPrompt(given) if isinstance(given, str) else TokenPrompt(given)
             tokens, n_tokens = self._counted(prompt, name, _Reading(pause, context.n_ctx))
             inputs.append(tokens)
@@ -210,7 +221,7 @@ class PromptPreparer:
                     + (" or raise `--ctx-size`" if context.n_ctx < self._model.n_ctx_train else ""),
                     param=name,
                 )
-        return EmbeddingTask(job.id, inputs, job.n_dimensions or context.n_embd, received_s)
+        return EmbeddingTask(job.id, inputs, request.n_dimensions or context.n_embd, received_s)
 
     def tokens(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """The prompt as tokens, at least one and however many; `name` is that of its field."""
@@ -368,8 +379,8 @@ def _normalizer(model: LlamaModel) -> "Normalizer | None":
         raise ModelUnavailable(f"the model cannot be used: {exc}") from exc
 
 
-def _beside_calls(job: Job) -> Beside:
-    if job.grammar is not None:
+def _beside_calls(request: GenerateRequest) -> Beside:
+    if request.grammar is not None:
         return Beside.ANSWER
-    is_required = isinstance(job.prompt, ChatPrompt) and job.prompt.tool_choice.required
+    is_required = isinstance(request.prompt, ChatPrompt) and request.prompt.tool_choice.required
     return Beside.NOTHING if is_required else Beside.TEXT

@@ -182,26 +182,16 @@ class EmbedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingJob:
-    """The embeddings of some inputs in a worker; `id` as in Job."""
+class Job:
+    """A request in its worker; `id` is unique within their connection."""
 
     id: int
-    inputs: tuple[EmbeddingInput, ...]
-    n_dimensions: int | None
+    request: GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One generation in a worker; `id` is unique within its connection."""
+class EmbeddingJob:
+    """The same for embeddings."""
 
     id: int
-    prompt: Prompt
-    sampling: SamplingParams
-    n_predict: int | None
-    stop: tuple[str, ...]
-    cache_prompt: bool
-    lora: AdapterScales | None = None
-    grammar: Grammar | None = None
-    n_logprobs: int | None = None
-    echo: bool = False
-    n_thinking: int | None = None
+    request: EmbedRequest

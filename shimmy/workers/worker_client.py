@@ -124,9 +124,9 @@ class WorkerClient(asyncio.BufferedProtocol):
     def submit_all(self, requests: Sequence[GenerateRequest]) -> list[JobStream]:
         """The same for jobs that differ only in prompts and seeds: what they share is sent once."""
         self._require_alive()
-        jobs = [_job(self._next_id(), request) for request in requests]
-        streams = [JobStream(job.id, self._cancel, self._n_tokens_max, echoed=job.echo) for job in jobs]
-        n_bytes = sum(map(codec.size_of, {id(job.prompt): job.prompt for job in jobs}.values()))
+        jobs = [Job(self._next_id(), request) for request in requests]
+        streams = [JobStream(job.id, self._cancel, self._n_tokens_max, echoed=job.request.echo) for job in jobs]
+        n_bytes = sum(map(codec.size_of, {id(each.prompt): each.prompt for each in requests}.values()))
         self._begin(
             {job.id: stream for job, stream in zip(jobs, streams, strict=True)}, codec.jobs_frame(jobs), n_bytes
         )
@@ -135,9 +135,9 @@ class WorkerClient(asyncio.BufferedProtocol):
     def embed(self, request: EmbedRequest) -> EmbeddingStream:
         """Hand a job of embeddings to the worker."""
         self._require_alive()
-        job = EmbeddingJob(self._next_id(), request.inputs, request.n_dimensions)
+        job = EmbeddingJob(self._next_id(), request)
         stream = EmbeddingStream(job, self._cancel)
-        n_bytes = sum(len(each) if isinstance(each, str) else 8 * len(each) for each in job.inputs)
+        n_bytes = sum(len(each) if isinstance(each, str) else 8 * len(each) for each in request.inputs)
         self._begin({job.id: stream}, codec.embed_frame(job), n_bytes)
         return stream
 
@@ -381,19 +381,3 @@ class WorkerClient(asyncio.BufferedProtocol):
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
-
-
-def _job(job_id: int, request: GenerateRequest) -> Job:
-    return Job(
-        id=job_id,
-        prompt=request.prompt,
-        sampling=request.sampling,
-        n_predict=request.n_predict,
-        stop=request.stop,
-        cache_prompt=request.cache_prompt,
-        lora=request.lora,
-        grammar=request.grammar,
-        n_logprobs=request.n_logprobs,
-        echo=request.echo,
-        n_thinking=request.n_thinking,
-    )

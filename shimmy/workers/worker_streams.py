@@ -143,9 +143,11 @@ class EmbeddingStream:
     """What the worker says about one job of embeddings: vectors, and how it ended."""
 
     def __init__(self, job: EmbeddingJob, cancel: Callable[[int], None]) -> None:
-        self._job = job
+        self._id = job.id
+        self._n_vectors = len(job.request.inputs)
         self._cancel = cancel
-        self._n_bytes = None if job.n_dimensions is None else 4 * job.n_dimensions  # of a vector, once it is known
+        n_dimensions = job.request.n_dimensions
+        self._n_bytes = None if n_dimensions is None else 4 * n_dimensions  # of a vector, once it is known
         self._vectors: list[bytes] = []
         self._end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
@@ -156,9 +158,9 @@ class EmbeddingStream:
                 self._vectors += vectors
                 if self._n_bytes is None and vectors:
                     self._n_bytes = len(vectors[0])
-                if len(self._vectors) > len(self._job.inputs) or any(len(vec) != self._n_bytes for vec in vectors):
+                if len(self._vectors) > self._n_vectors or any(len(vec) != self._n_bytes for vec in vectors):
                     raise ProtocolError("vectors that were not asked for")
-            case Finished() if len(self._vectors) == len(self._job.inputs):
+            case Finished() if len(self._vectors) == self._n_vectors:
                 self._end.set_result(event)
             case ShimmyError():
                 self._end.set_exception(event)
@@ -174,7 +176,7 @@ class EmbeddingStream:
     def close(self) -> None:
         """Cancel the job unless it has ended; safe to call twice."""
         if not self._end.done():
-            self._cancel(self._job.id)
+            self._cancel(self._id)
 
 
 class Answer:

@@ -21,7 +21,7 @@ from shimmy.engine.schedule.interfaces import JobEvent
 from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.messages.event import Finished, Piece, TokenLogprob
-from shimmy.messages.request import Job, SamplingParams, TextPrompt
+from shimmy.messages.request import GenerateRequest, Job, SamplingParams, TextPrompt
 from tests.bench.session import WORDS
 from tests.tiny_models import vocabulary, write_tiny_model
 
@@ -124,10 +124,12 @@ class Harness:
 
     def ask(self, number: int, prompt: str, way: Way, biases: Biases) -> None:
         self.replies[number] = Reply()
-        job = Job(number, TextPrompt(prompt), GREEDY, N_TOKENS, (), way.cache_prompt, n_logprobs=N_TOP)
+        request = GenerateRequest(
+            "tiny", TextPrompt(prompt), GREEDY, N_TOKENS, cache_prompt=way.cache_prompt, n_logprobs=N_TOP
+        )
         tokens = self.model.vocab.tokenize(prompt, add_special=True, parse_special=True)
         sampler = self.model.new_sampler(sampler_chain.chain(GREEDY, seed=0, n_ctx=way.n_ctx), biases, ())
-        self.scheduler.submit(Task(job, tokens, sampler, 0.0))
+        self.scheduler.submit(Task(Job(number, request), tokens, sampler, 0.0))
 
     def run(self, way: Way, biases: Biases) -> list[Reply]:
         for number, prompt in enumerate(PROMPTS):

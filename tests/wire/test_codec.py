@@ -1,17 +1,26 @@
 import math
+from dataclasses import MISSING, fields, replace
+from typing import Any
 
 import pytest
 
 from shimmy.messages.request import (
     ChatPrompt,
     EmbeddingJob,
+    EmbedRequest,
+    FillPrompt,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
     Job,
     Message,
     Prompt,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
+    Tool,
     ToolCall,
+    ToolChoice,
 )
 from shimmy.wire import codec, frames, worker_options
 
@@ -29,14 +38,53 @@ CALL = Message("assistant", None, tool_calls=(ToolCall("c1", "look", '{"a":1}'),
 def test_a_job_survives_the_wire(prompt: Prompt) -> None:
     params = SamplingParams(seed=5, logit_bias=((3, -math.inf), (4, 1.5)), dry_sequence_breakers=("a",))
     for lora in (None, ((1, 0.5), (0, -1.0))):
-        job = Job(7, prompt, params, None, ("x", "y"), True, lora)
+        job = Job(7, GenerateRequest("m", prompt, params, stop=("x", "y"), lora=lora))
         (message,) = frames.FrameReader().feed(frames.frame(codec.job_frame(job)))
         assert codec.read_job(message) == job
 
 
+# Every field of each has another value than its default: one that is left behind comes out as that.
+SAMPLING = SamplingParams(
+    5, 0.1, 0.2, 2.0, 7, 0.5, 0.25, 0.75, 1.5, 3, -1, 1.25, 0.3, 0.4, 0.6, 1.5, 4, -1, ("a",), 0.7, 0.2, 2, 4.0, 0.3,
+    ((3, -math.inf),), ignore_eos=True,
+)  # fmt: skip
+CHAT = ChatPrompt(
+    (replace(CALL, content="x", name="ann", tool_call_id="c0", reasoning_content="hm"),),
+    add_generation_prompt=False,
+    tools=(Tool("look", "sees", "{}", strict=True, lark="start: /x/"), Tool("other")),
+    tool_choice=ToolChoice(required=True, name="look", parallel=False),
+    template_arguments='{"enable_thinking":false}',
+    continue_final_message=True,
+    parse_special=True,
+)
+REQUEST = GenerateRequest(
+    "m", CHAT, SAMPLING, 9, ("x", "y"), cache_prompt=False, keep_alive_s=math.inf, lora=((1, 0.5), (0, -1.0)),
+    grammar=Grammar(GrammarKind.REGEX, "a+", strict=False), n_logprobs=3, echo=True, n_thinking=0,
+    constrained_by="tools",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [REQUEST, SAMPLING, CHAT, CHAT.messages[0], CHAT.tools[0], CHAT.tool_choice])
+def test_the_job_with_everything_has_everything(record: Any) -> None:
+    for field in fields(record):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        assert getattr(record, field.name) != default
+
+
+def test_every_field_of_a_request_survives_the_wire() -> None:
+    others = [replace(REQUEST, prompt=FillPrompt("a", "b")), replace(REQUEST, sampling=replace(SAMPLING, seed=6))]
+    large = replace(REQUEST, prompt=replace(CHAT, messages=(*CHAT.messages * 1000, Message("user", "é" * 1_000_000))))
+    jobs = [Job(number, request) for number, request in enumerate([REQUEST, *others])]
+    for sent in (jobs[:1], jobs, [Job(9, large)], [*jobs, Job(9, large)]):
+        (message,) = frames.FrameReader().feed(b"".join(frames.parts(codec.jobs_frame(sent))))
+        read = [codec.read_job(each) for each in codec.one_by_one(message)]
+        assert read == sent
+        assert [type(each.request.grammar.kind) for each in read if each.request.grammar] == [GrammarKind] * len(sent)
+
+
 def test_a_job_of_embeddings_survives_the_wire() -> None:
     for n_dimensions in (None, 256):
-        job = EmbeddingJob(7, ("é", (1, 2), "x"), n_dimensions)
+        job = EmbeddingJob(7, EmbedRequest("m", ("é", (1, 2), "x"), n_dimensions))
         (message,) = frames.FrameReader().feed(frames.frame(codec.embed_frame(job)))
         assert codec.read_embed(message) == job
 

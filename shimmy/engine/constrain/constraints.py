@@ -16,7 +16,7 @@ from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ReplyFormat
-from shimmy.messages.request import ChatPrompt, Job, Tool
+from shimmy.messages.request import ChatPrompt, GenerateRequest, Tool
 
 if TYPE_CHECKING:
     from shimmy.engine.constrain.guides import Grammars
@@ -41,26 +41,26 @@ class GuideFactory:
         self._marks: dict[ReplyFormat, Mapping[int, bytes]] = {}
         self._told: set[str] = set()
 
-    def guide(self, job: Job, form: ReplyFormat) -> tuple[Guide | None, tuple[str, ...]]:
+    def guide(self, request: GenerateRequest, form: ReplyFormat) -> tuple[Guide | None, tuple[str, ...]]:
         """The guide of a job, None where any reply is right; and warnings of constraints that are not enforced.
 
         Raises BadRequest for a strict constraint that cannot be enforced.
         """
-        tools = job.prompt.tools if isinstance(job.prompt, ChatPrompt) and form.tools is not None else ()
+        tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) and form.tools is not None else ()
         guide: Guide | None = None
         warnings: tuple[str, ...] = ()
         if tools:
-            guide, warnings = self._of_tools(job, form, tools)
-        elif job.grammar is not None:
-            found = self._loaded().guide(job.grammar, None, _thinking_end(form))
+            guide, warnings = self._of_tools(request, form, tools)
+        elif request.grammar is not None:
+            found = self._loaded().guide(request.grammar, None, _thinking_end(form))
             guide, warnings = found, tuple(f"the schema: {part} is not enforced" for part in found.lost)
         self._tell(warnings)
         if len(warnings) > _N_WARNINGS:
             warnings = (*warnings[:_N_WARNINGS], f"and {len(warnings) - _N_WARNINGS} more")
-        return self._within_budget(guide, job, form), warnings
+        return self._within_budget(guide, request, form), warnings
 
-    def _within_budget(self, guide: Guide | None, job: Job, form: ReplyFormat) -> Guide | None:
-        if form.thinking is None or job.n_thinking is None:
+    def _within_budget(self, guide: Guide | None, request: GenerateRequest, form: ReplyFormat) -> Guide | None:
+        if form.thinking is None or request.n_thinking is None:
             return guide
         start, end = form.thinking
         return ThinkingBudget(
@@ -68,20 +68,22 @@ class GuideFactory:
             marks=(start.encode(), end.encode()),
             end_tokens=self._vocab.tokenize(f"\n{end}", add_special=False, parse_special=True),
             spelled=self._vocab.spelled,
-            n_max=job.n_thinking,
+            n_max=request.n_thinking,
             is_thinking=form.is_thinking,
         )
 
-    def _of_tools(self, job: Job, form: ReplyFormat, tools: tuple[Tool, ...]) -> tuple[Guide, tuple[str, ...]]:
+    def _of_tools(
+        self, request: GenerateRequest, form: ReplyFormat, tools: tuple[Tool, ...]
+    ) -> tuple[Guide, tuple[str, ...]]:
         grammars = self._loaded()
         kept = set(tools)  # those whose schemas are enforced
         while True:
-            lark, warnings = self._lark(job, form, tools, kept)
+            lark, warnings = self._lark(request, form, tools, kept)
             try:
-                guide = grammars.guide(job.grammar, lark, _thinking_end(form))
+                guide = grammars.guide(request.grammar, lark, _thinking_end(form))
             except BadRequest:
-                if job.grammar is not None:
-                    grammars.guide(job.grammar, None, _thinking_end(form))  # it may be at fault itself
+                if request.grammar is not None:
+                    grammars.guide(request.grammar, None, _thinking_end(form))  # it may be at fault itself
                 # Each is taken by itself, so they are too large together.
                 loose = sorted((tool for tool in kept if not tool.strict), key=lambda tool: len(tool.parameters))
                 if not loose:
@@ -91,12 +93,12 @@ class GuideFactory:
                 return guide, (*warnings, *(f"the schema: {part} is not enforced" for part in guide.lost))
 
     def _lark(
-        self, job: Job, form: ReplyFormat, tools: tuple[Tool, ...], kept: set[Tool]
+        self, request: GenerateRequest, form: ReplyFormat, tools: tuple[Tool, ...], kept: set[Tool]
     ) -> tuple[str, tuple[str, ...]]:
         """The grammar of a reply with `tools`, where the schemas of those that are `kept` are held to."""
         from shimmy.engine.constrain.tool_grammar import tool_lark  # few jobs have tools
 
-        assert isinstance(job.prompt, ChatPrompt)
+        assert isinstance(request.prompt, ChatPrompt)
         assert form.tools is not None
         warnings: list[str] = []
         sure = {tool for tool in tools[:_N_SURE] if len(tool.parameters) <= _SURE_CHARACTERS}
@@ -124,8 +126,8 @@ class GuideFactory:
                     warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced: {fault}")
                 else:
                     texts[tool.name] = text
-        choice = job.prompt.tool_choice
-        if job.grammar is not None:  # the reply is calls, or what the other grammar says, and never free text
+        choice = request.prompt.tool_choice
+        if request.grammar is not None:  # the reply is calls, or what the other grammar says, and never free text
             choice = replace(choice, required=True)
         thinking = None if form.is_thinking else form.thinking
         lark = tool_lark(

@@ -204,14 +204,14 @@ class Scheduler:
     def _echo(self, planned: PlannedRows, start: int) -> None:
         """Emit the log-probabilities of the prompt's tokens that these rows, from position `start` on, predicted."""
         task = planned.task
-        assert task.job.n_logprobs is not None
+        assert task.job.request.n_logprobs is not None
         logprobs = []
         if task.n_echoed == 0:
             logprobs.append(self._backend.first_logprob(task.tokens[0]))
         for place in range(max(start, task.n_echoed + len(logprobs) - 1), start + len(planned.tokens)):
             if place + 1 < task.n_prompt:
                 row = planned.first + place - start
-                logprobs.append(self._backend.logprob(row, task.tokens[place + 1], task.job.n_logprobs))
+                logprobs.append(self._backend.logprob(row, task.tokens[place + 1], task.job.request.n_logprobs))
         task.n_echoed += len(logprobs)
         self._events.append((task.job.id, Echo("", tuple(logprobs))))
 
@@ -273,7 +273,7 @@ class Scheduler:
 
         Takes none where log-probabilities are wanted: a token's comes from the decode of the token before it.
         """
-        if task.job.n_logprobs is not None:
+        if task.job.request.n_logprobs is not None:
             return
         if not task.forced:
             task.forced.extend(guide.forced())
@@ -287,8 +287,8 @@ class Scheduler:
         """Add a token to a job; returns whether the job goes on. `row` predicted the token; None for a forced one."""
         task.count(token)
         logprob = None
-        if row is not None and task.job.n_logprobs is not None:
-            logprob = self._backend.logprob(row, token, task.job.n_logprobs)
+        if row is not None and task.job.request.n_logprobs is not None:
+            logprob = self._backend.logprob(row, token, task.job.request.n_logprobs)
         if self._backend.is_end(token):
             task.end(logprob)
             self._finish(task, FinishReason.STOP)

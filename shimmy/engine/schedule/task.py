@@ -81,11 +81,12 @@ class Task:
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
-        self.n_limit = _NO_LIMIT if self.job.n_predict is None else self.job.n_predict
-        form = self.format.with_stop(self.job.stop)
+        request = self.job.request
+        self.n_limit = _NO_LIMIT if request.n_predict is None else request.n_predict
+        form = self.format.with_stop(request.stop)
         if form.stop:
             self._reader = ReplyParser(form)
-        self._stops = StopFilter(() if form.stop else self.job.stop)
+        self._stops = StopFilter(() if form.stop else request.stop)
 
     @property
     def n_pending(self) -> int:
@@ -104,12 +105,12 @@ class Task:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        return self.job.echo and self.job.n_logprobs is not None
+        return self.job.request.echo and self.job.request.n_logprobs is not None
 
     @property
     def uses_cache(self) -> bool:
         """Whether the resident tokens of its prompt are reused; these have no logits any more."""
-        return self.job.cache_prompt and not self.wants_prompt_logprobs
+        return self.job.request.cache_prompt and not self.wants_prompt_logprobs
 
     @property
     def is_stopped(self) -> bool:

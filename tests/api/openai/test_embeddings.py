@@ -34,7 +34,7 @@ class Embedding(FakeWorker):
 
     def embed(self, request: EmbedRequest) -> EmbeddingStream:
         self.asked.append(request)
-        job = EmbeddingJob(len(self.asked), request.inputs, request.n_dimensions)
+        job = EmbeddingJob(len(self.asked), request)
         stream = EmbeddingStream(job, lambda _: self.cancelled.set())
         for event in self.script:
             stream.put(event)

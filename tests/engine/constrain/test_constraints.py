@@ -18,11 +18,10 @@ from shimmy.errors import BadRequest
 from shimmy.messages.reply import ReplyFormat, ToolFormat
 from shimmy.messages.request import (
     ChatPrompt,
+    GenerateRequest,
     Grammar,
     GrammarKind,
-    Job,
     Message,
-    SamplingParams,
     Tool,
     ToolCall,
     ToolChoice,
@@ -39,9 +38,9 @@ def model(tiny_model: Path) -> Iterator[LlamaModel]:
     model.close()
 
 
-def job(*tools: Tool, grammar: Grammar | None = None) -> Job:
+def request(*tools: Tool, grammar: Grammar | None = None) -> GenerateRequest:
     prompt = ChatPrompt((Message("user", "hi"),), tools=tools, tool_choice=ToolChoice(required=bool(tools)))
-    return Job(1, prompt, SamplingParams(), None, (), cache_prompt=True, grammar=grammar)
+    return GenerateRequest("tiny", prompt, grammar=grammar)
 
 
 def large_tool(index: int, *, strict: bool = False) -> Tool:
@@ -56,7 +55,7 @@ def test_tools_that_are_not_strict_are_taken_and_what_is_lost_is_told_once(
     expected = "tools: `f`: `uniqueItems` at `#/properties/tags` is not enforced"
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            guide, warnings = rules.guide(job(Tool("f", "", SET), Tool("g")), FORM)
+            guide, warnings = rules.guide(request(Tool("f", "", SET), Tool("g")), FORM)
             assert guide is not None
             assert warnings == (expected,)
     assert [record.getMessage() for record in caplog.records] == [expected]
@@ -64,7 +63,7 @@ def test_tools_that_are_not_strict_are_taken_and_what_is_lost_is_told_once(
 
 def test_a_strict_tool_is_refused_by_its_name_and_the_place(model: LlamaModel) -> None:
     with pytest.raises(BadRequest) as caught:
-        GuideFactory(model.vocab).guide(job(Tool("g"), Tool("f", "", SET, strict=True)), FORM)
+        GuideFactory(model.vocab).guide(request(Tool("g"), Tool("f", "", SET, strict=True)), FORM)
     assert caught.value.param == "tools"
     assert caught.value.message == (
         "tools: the parameters of `f`: `uniqueItems` at `#/properties/tags` cannot be enforced"
@@ -84,11 +83,11 @@ NO_OBJECTS = [
 @pytest.mark.parametrize("schema", NO_OBJECTS, ids=json.dumps)
 def test_a_schema_of_no_object_is_let_go_unless_it_is_strict(model: LlamaModel, schema: object) -> None:
     tool, other = Tool("f", "", json.dumps(schema)), Tool("g", "", SET.replace(',"uniqueItems":true', ""))
-    guide, warnings = GuideFactory(model.vocab).guide(job(tool, other), FORM)
+    guide, warnings = GuideFactory(model.vocab).guide(request(tool, other), FORM)
     assert guide is not None
     assert warnings == ("tools: `f`: the schema, which is not one of an object, is not enforced",)
     with pytest.raises(BadRequest):
-        GuideFactory(model.vocab).guide(job(replace(tool, strict=True)), FORM)
+        GuideFactory(model.vocab).guide(request(replace(tool, strict=True)), FORM)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_a_schema_of_no_object_is_let_go_unless_it_is_strict(model: LlamaModel, 
     ids=json.dumps,
 )
 def test_a_schema_of_objects_among_others_is_enforced(model: LlamaModel, schema: object) -> None:
-    guide, warnings = GuideFactory(model.vocab).guide(job(Tool("f", "", json.dumps(schema))), FORM)
+    guide, warnings = GuideFactory(model.vocab).guide(request(Tool("f", "", json.dumps(schema))), FORM)
     assert guide is not None
     assert not warnings
 
@@ -106,11 +105,11 @@ def test_a_schema_for_the_reply_is_enforced_as_far_as_it_can_be_where_the_caller
     model: LlamaModel,
 ) -> None:
     rules = GuideFactory(model.vocab)
-    guide, warnings = rules.guide(job(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET, strict=False)), ReplyFormat())
+    guide, warnings = rules.guide(request(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET, strict=False)), ReplyFormat())
     assert guide is not None
     assert warnings == ("the schema: `uniqueItems` at `#/properties/tags` is not enforced",)
     with pytest.raises(BadRequest, match="`uniqueItems` at `#/properties/tags`"):
-        rules.guide(job(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET)), ReplyFormat())
+        rules.guide(request(grammar=Grammar(GrammarKind.JSON_SCHEMA, SET)), ReplyFormat())
 
 
 TEXT = '{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],"additionalProperties":false}'
@@ -122,7 +121,7 @@ def test_a_tool_that_takes_a_text_holds_it_to_its_grammar(model: LlamaModel, for
     tool = Tool("patch", "", TEXT, strict=True, lark='start: line+\nline: "+" /(.*)/ LF\n%import common.LF')
     assert form.tools is not None
     for text, is_right in (('+a "b"\\\n+\n', True), ("+a", False), ("a\n", False)):
-        guide, warnings = GuideFactory(model.vocab).guide(job(tool), form)
+        guide, warnings = GuideFactory(model.vocab).guide(request(tool), form)
         assert guide is not None
         assert not warnings
         call = written((ToolCall("", "patch", json.dumps({"input": text})),), form.tools)
@@ -140,23 +139,23 @@ def test_a_grammar_of_a_text_that_is_none_is_refused_and_one_that_cannot_be_esca
     model: LlamaModel,
 ) -> None:
     with pytest.raises(BadRequest, match=r"^tools: the grammar of `patch`: ") as caught:
-        GuideFactory(model.vocab).guide(job(Tool("patch", "", TEXT, strict=True, lark="start: x")), FORM)
+        GuideFactory(model.vocab).guide(request(Tool("patch", "", TEXT, strict=True, lark="start: x")), FORM)
     assert caught.value.param == "tools"
     tool = Tool("p", "", TEXT, strict=True, lark='start: %json {"type":"object"}')
-    guide, warnings = GuideFactory(model.vocab).guide(job(tool), FORM)
+    guide, warnings = GuideFactory(model.vocab).guide(request(tool), FORM)
     assert guide is not None
     assert warnings == ("tools: `p`: the grammar of its text is not enforced: `%json` is not supported",)
 
 
 def test_tools_that_are_too_large_together_lose_the_largest_schemas(model: LlamaModel) -> None:
     tools = [large_tool(index) for index in range(16)]
-    guide, warnings = GuideFactory(model.vocab).guide(job(Tool("small", "", SET), *tools), FORM)
+    guide, warnings = GuideFactory(model.vocab).guide(request(Tool("small", "", SET), *tools), FORM)
     assert guide is not None
     assert warnings[0] == "tools: `small`: `uniqueItems` at `#/properties/tags` is not enforced"
     assert 1 < len(warnings) < 17
     assert all("too large together" in warning for warning in warnings[1:])
     with pytest.raises(BadRequest):
-        GuideFactory(model.vocab).guide(job(*(large_tool(index, strict=True) for index in range(16))), FORM)
+        GuideFactory(model.vocab).guide(request(*(large_tool(index, strict=True) for index in range(16))), FORM)
 
 
 def test_how_busy_the_machine_is_decides_nothing_about_small_schemas(
@@ -164,14 +163,14 @@ def test_how_busy_the_machine_is_decides_nothing_about_small_schemas(
 ) -> None:
     monkeypatch.setattr(rules, "_LOOKING_S", -1.0)  # as if the first look had taken all the time there is
     small = [Tool(f"small_{index}", parameters='{"type":"object","properties":{}}') for index in range(3)]
-    _, warnings = GuideFactory(model.vocab).guide(job(*small), FORM)
+    _, warnings = GuideFactory(model.vocab).guide(request(*small), FORM)
     assert warnings == ()
-    _, warnings = GuideFactory(model.vocab).guide(job(*small, large_tool(0)), FORM)
+    _, warnings = GuideFactory(model.vocab).guide(request(*small, large_tool(0)), FORM)
     assert [text.partition(":")[0] for text in warnings] == ["tools"]
 
 
 def test_warnings_have_an_end(model: LlamaModel) -> None:
     schema = {"type": "object", "properties": {f"p{i}": {"not": {"type": "null"}} for i in range(50)}}
-    _, warnings = GuideFactory(model.vocab).guide(job(Tool("f", "", json.dumps(schema))), FORM)
+    _, warnings = GuideFactory(model.vocab).guide(request(Tool("f", "", json.dumps(schema))), FORM)
     assert len(warnings) == 17
     assert warnings[-1] == "and 34 more"

@@ -14,7 +14,7 @@ from shimmy.engine.speculate.speculation import Drafter
 from shimmy.errors import ShimmyError
 from shimmy.messages.event import Echo, Finished, Piece, TokenLogprob
 from shimmy.messages.reply import ReplyFormat
-from shimmy.messages.request import Job, SamplingParams, TextPrompt
+from shimmy.messages.request import GenerateRequest, Job, TextPrompt
 from tests.engine.fake_backend import FakeBackend, FakeGuide, FakeSampler, Scales, continuation
 
 SONG = b"we all live in a yellow submarine, " * 4
@@ -52,14 +52,18 @@ class Harness:
         echo: bool = False,
         form: ReplyFormat = ReplyFormat(),  # noqa: B008 - it is frozen
     ) -> None:
-        job = Job(
-            *(job_id, TextPrompt(prompt), SamplingParams(), n_predict, stop, cache_prompt),
+        request = GenerateRequest(
+            *("tiny", TextPrompt(prompt)),
+            n_predict=n_predict,
+            stop=stop,
+            cache_prompt=cache_prompt,
             n_logprobs=n_logprobs,
             echo=echo,
         )
         self.samplers[job_id] = FakeSampler(self.backend, script)
         guide = None if pattern is None else FakeGuide(pattern)
-        self.scheduler.submit(Task(job, list(prompt.encode()), self.samplers[job_id], 0, scales, guide, form))
+        tokens, sampler = list(prompt.encode()), self.samplers[job_id]
+        self.scheduler.submit(Task(Job(job_id, request), tokens, sampler, 0, scales, guide, form))
 
     def run(self, *, max_steps: int = 2000) -> None:
         for _ in range(max_steps):

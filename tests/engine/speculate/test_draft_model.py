@@ -20,7 +20,7 @@ from shimmy.engine.speculate.decode_costs import DecodeCosts
 from shimmy.engine.speculate.draft_model import DraftModel
 from shimmy.engine.speculate.speculation import AcceptanceStats, Draft, DraftPlanner
 from shimmy.messages.event import Finished, Piece, Timings
-from shimmy.messages.request import Job, SamplingParams, TextPrompt
+from shimmy.messages.request import GenerateRequest, Job, SamplingParams, TextPrompt
 from shimmy.wire.worker_options import DRAFT_BATCH, WorkerOptions
 from tests.tiny_models import BOS_TOKEN, write_tiny_bert, write_tiny_model
 
@@ -82,7 +82,8 @@ class Harness:
         chain = sampler_chain.chain(params, seed=7, n_ctx=N_CTX)
         sampler = self.model.new_sampler(chain, params.logit_bias, params.dry_sequence_breakers)
         tokens = self.model.vocab.tokenize(prompt, add_special=True, parse_special=True)
-        task = Task(Job(job_id, TextPrompt(prompt), params, n_predict, (), True), tokens, sampler, 0.0)
+        request = GenerateRequest("tiny", TextPrompt(prompt), params, n_predict)
+        task = Task(Job(job_id, request), tokens, sampler, 0.0)
         self.scheduler.submit(task)
         return task
 
