@@ -146,11 +146,13 @@ class Connection(TCPServer):
         transport = cast("asyncio.ReadTransport", self.writer.transport)
         if transport.is_closing():
             return True
+        return bool(self._polled(select.POLLRDHUP | (0 if transport.is_reading() else select.POLLIN)))
+
+    def _polled(self, events: int) -> int:
+        """Which of these events of `select.poll` the socket has now, and POLLERR and POLLHUP, which need no asking."""
         poll = select.poll()
-        poll.register(
-            transport.get_extra_info("socket"), select.POLLRDHUP | (0 if transport.is_reading() else select.POLLIN)
-        )
-        return bool(poll.poll(0))
+        poll.register(self.writer.get_extra_info("socket"), events)
+        return next((found for _, found in poll.poll(0)), 0)
 
     async def spawn_app(
         self,
@@ -260,14 +262,11 @@ class Connection(TCPServer):
 
     def is_unread(self) -> bool:
         """Whether the client has sent bytes that were not read yet: they may be a request."""
-        sock = self.writer.get_extra_info("socket")
-        if sock.fileno() < 0:
+        if self.writer.get_extra_info("socket").fileno() < 0:
             return False
         if cast("_Reader", self.reader).n_unread:
             return True
-        poll = select.poll()
-        poll.register(sock, select.POLLIN | select.POLLRDHUP)
-        return any(event == select.POLLIN for _, event in poll.poll(0))  # with more than this, the client has left
+        return self._polled(select.POLLIN | select.POLLRDHUP) == select.POLLIN  # with more, the client has left
 
     def close(self) -> None:
         """End an idle connection, once the client has taken what was written."""
