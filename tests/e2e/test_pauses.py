@@ -26,6 +26,6 @@ def test_a_hostile_body_keeps_nobody_waiting(server: Server, name: str) -> None:
     body = HOSTILE_BODIES[name]
     pauses: list[float] = []
     while len(pauses) < N_TRIES and not (pauses and pauses[-1] <= LIMIT_MS):
-        pauses.append(measure(server.url, "alpha", {name: body}, quiet_s=0.1, tell=lambda _: None)[name][0])
+        pauses.append(measure(server.url, "alpha", {name: body}, quiet_s=0.1, tell=lambda _: None)[name].server)
     assert min(pauses) <= LIMIT_MS
     assert server.get("/health").status == 200
