@@ -206,6 +206,11 @@ _text_part = _parts("input_text", "output_text", "text")
 _said_part = replace(_text_part, records={**_text_part.records, "refusal": _refusal})
 _call_id: Kind[str] = Text("the id of a call", may_be_empty=False)
 _id = {"id": ItemId()}
+# Agents also send outputs without a call: with a name, and with no call id or an unknown one.
+_call_output = Record(
+    {**_id, "call_id": text, "name": text, "namespace": text, "output": ToolResult(_text_part)},
+    required={"output": "a string or an array of parts"},
+)
 _item = ByType(
     {
         "message": Record(
@@ -216,19 +221,12 @@ _item = ByType(
             {**_id, "call_id": _call_id, "name": text, "namespace": text, "arguments": text},
             required={"call_id": "the id of a call", "name": "a string"},
         ),
-        # Agents also send outputs without a call: with a name, and with no call id or an unknown one.
-        "function_call_output": Record(
-            {**_id, "call_id": text, "name": text, "namespace": text, "output": ToolResult(_text_part)},
-            required={"output": "a string or an array of parts"},
-        ),
+        "function_call_output": _call_output,
         "custom_tool_call": Record(
             {**_id, "call_id": _call_id, "name": text, "namespace": text, "input": text},
             required={"call_id": "the id of a call", "name": "a string", "input": "a string"},
         ),
-        "custom_tool_call_output": Record(
-            {**_id, "call_id": text, "name": text, "namespace": text, "output": ToolResult(_text_part)},
-            required={"output": "a string or an array of parts"},
-        ),
+        "custom_tool_call_output": _call_output,
         "reasoning": Record(
             {
                 **_id,
