@@ -112,20 +112,24 @@ async def test_a_load_that_breaks_where_nothing_expects_it_wakes_its_waiters(mon
 # -- models that fail again and again ---------------------------------------------------------------------------------
 
 
-class Clock:
-    now_s = 1000.0
+class ClockedHarness(Harness):
+    """One whose pool looks at the test's own time."""
 
-    def __call__(self) -> float:
-        return self.now_s
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        super().__init__(None, lambda: self.now_s)
+
+    async def die_three_times(self) -> None:
+        """A worker ends soon after its load, again and again."""
+        for _ in range(3):
+            (await self.loaded()).die()
+            self.now_s += 60
 
 
 @on_loop
 async def test_after_three_deaths_in_a_row_a_model_is_not_loaded_any_more() -> None:
-    clock = Clock()
-    harness = Harness(None, clock)
-    for _ in range(3):
-        (await harness.loaded()).die()
-        clock.now_s += 60
+    harness = ClockedHarness()
+    await harness.die_three_times()
     with pytest.raises(ModelUnavailable, match=r"3 times in a row, the last time: signal 9.*/models/tiny.q4-1/load"):
         await harness.ask()
     assert harness.start.n_loads == 3
@@ -144,11 +148,8 @@ async def test_after_three_deaths_in_a_row_a_model_is_not_loaded_any_more() -> N
 
 @on_loop
 async def test_a_new_file_ends_the_quarantine() -> None:
-    clock = Clock()
-    harness = Harness(None, clock)
-    for _ in range(3):
-        (await harness.loaded()).die()
-        clock.now_s += 60
+    harness = ClockedHarness()
+    await harness.die_three_times()
     newer = replace(TINY, mtime_ns=TINY.mtime_ns + 1)
     harness.pool.follow(CatalogDiff(added=(), changed=(newer,), removed=()))
     caller = asyncio.create_task(harness.pool.ensure_ready(newer))
@@ -158,8 +159,7 @@ async def test_a_new_file_ends_the_quarantine() -> None:
 
 @on_loop
 async def test_a_death_after_finished_jobs_is_the_first_again() -> None:
-    clock = Clock()
-    harness = Harness(None, clock)
+    harness = ClockedHarness()
     for _ in range(10):
         client = await harness.loaded()
         client.n_finished = 1
@@ -169,8 +169,7 @@ async def test_a_death_after_finished_jobs_is_the_first_again() -> None:
 
 @on_loop
 async def test_deaths_in_the_middle_of_loads_count_and_the_next_load_hears_of_them() -> None:
-    clock = Clock()
-    harness = Harness(None, clock)
+    harness = ClockedHarness()
     listener = harness.events.listen()
     for _ in range(3):
         caller = harness.ask()
@@ -179,7 +178,7 @@ async def test_deaths_in_the_middle_of_loads_count_and_the_next_load_hears_of_th
         (await harness.loading()).outcome.set_exception(error)
         with pytest.raises(ModelUnavailable, match="signal 6"):
             await caller
-        clock.now_s += 60
+        harness.now_s += 60
     with pytest.raises(ModelUnavailable, match="not loaded any more"):
         await harness.ask()
     harness.events.leave(listener)
@@ -190,14 +189,13 @@ async def test_deaths_in_the_middle_of_loads_count_and_the_next_load_hears_of_th
 
 @on_loop
 async def test_loads_that_are_refused_are_tried_again_after_ever_longer_times() -> None:
-    clock = Clock()
-    harness = Harness(None, clock)
+    harness = ClockedHarness()
     for n_before, wait_s in enumerate((0, 1, 2, 4, 8, 16, 32, 60, 60)):
         if wait_s:
-            clock.now_s += wait_s - 0.5
+            harness.now_s += wait_s - 0.5
             with pytest.raises(ModelUnavailable, match=r"it is no model \(`tiny.q4-1` is tried again in"):
                 await harness.ask()
-            clock.now_s += 0.6
+            harness.now_s += 0.6
         caller = harness.ask()
         (await harness.loading()).fail("it is no model")
         with pytest.raises(ModelUnavailable, match=r"^it is no model$"):
@@ -209,7 +207,7 @@ async def test_loads_that_are_refused_are_tried_again_after_ever_longer_times() 
             with pytest.raises(ModelUnavailable):
                 await caller
             harness.start.n_loads -= 1
-    clock.now_s += 61
+    harness.now_s += 61
     await harness.loaded()
     harness.pool.unload(TINY.name)
     caller = harness.ask()
