@@ -269,7 +269,7 @@ class Worker:
                         self._lanes.cancel(message["id"])
                         self._inbox.put(message["id"])
                     case "share":
-                        self._inbox.put(worker_options.CpuShare(message["n_workers"], message["n_loading"]))
+                        self._inbox.put(codec.read_share(message))
                     case _:
                         self._begin(message)
         except ConnectionResetError:

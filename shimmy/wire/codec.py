@@ -21,7 +21,7 @@ from shimmy.messages.request import (
 )
 from shimmy.wire import records
 from shimmy.wire.frames import Frame
-from shimmy.wire.worker_options import WorkerOptions
+from shimmy.wire.worker_options import CpuShare, WorkerOptions
 
 _PROMPTS: dict[str, type[Prompt]] = {kind.__name__: kind for kind in get_args(Prompt)}
 
@@ -35,6 +35,14 @@ def open_frame(options: WorkerOptions) -> Frame:
 
 def read_options(message: Frame) -> WorkerOptions:
     return records.read(WorkerOptions, message)
+
+
+def share_frame(share: CpuShare) -> Frame:
+    return {"op": "share", **records.to_wire(share)}
+
+
+def read_share(message: Frame) -> CpuShare:
+    return records.read(CpuShare, message)
 
 
 def job_frame(job: Job) -> Frame:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -369,7 +369,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             self._share = share
             self._n_untaken += 1
             self._taken.clear()
-            self._outbox.put({"op": "share", **asdict(share)})
+            self._outbox.put(codec.share_frame(share))
 
     async def until_shared(self) -> None:
         """Return when the worker keeps to the share that it was told last, which it does after the decode under way."""

@@ -97,6 +97,7 @@ def test_options_survive_the_wire() -> None:
     )  # fmt: skip
     (message,) = frames.FrameReader().feed(frames.frame(codec.open_frame(options)))
     assert codec.read_options(message) == options
+    assert codec.read_share(codec.share_frame(options.share)) == options.share
 
 
 def test_frames_cut_at_every_place_come_out_whole() -> None:
