@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shimmy import __version__, log
@@ -28,8 +29,10 @@ from shimmy.errors import ModelNotFound, ShimmyError
 from shimmy.generation import Services
 from shimmy.http.connections import N_SPARE, Connections
 from shimmy.http.listening import BindError, listen, raise_descriptor_limit
+from shimmy.http.service_manager import inherited_listeners, notify
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
+from shimmy.option_kinds import Bind
 from shimmy.pool.pool import Pool
 from shimmy.system.frozen_program import UnpackedFolder
 
@@ -87,6 +90,7 @@ class Server:
         self._greet(listeners)
         if self._announce is not None:
             self._announce(listeners[0].getsockname()[1])
+        notify("READY=1")
         gc.freeze()  # what is here now stays for good, and need not be looked at again
         gc.set_threshold(*COLLECTIONS)
         gc.enable()
@@ -138,6 +142,7 @@ class Server:
         """Wait for the order to stop, then bring every stream to its end: the connections are closed next."""
         await self._stop.wait()
         self._services.ready = False
+        notify("STOPPING=1")
         pool = self._services.pool
         logger.info("shutting down%s", f", {pool.n_jobs} job(s) have {_DRAIN_S:g} s to finish" if pool.n_jobs else "")
         waits = [asyncio.create_task(pool.drain()), asyncio.create_task(self._hurry.wait())]
@@ -169,9 +174,19 @@ def serve(config: Config, home: UnpackedFolder, announce: "Callable[[int], None]
     log.take_stderr()
     n_free = raise_descriptor_limit() - _N_OTHER_FILES - N_SPARE
     n_connections = min(config.max_connections, max(n_free, _FEWEST_CONNECTIONS))
-    listeners = listen(config.bind)
+    listeners = inherited_listeners()
+    if listeners:
+        config = replace(config, bind=_reachable(listeners))
+    else:
+        listeners = listen(config.bind)
 
     async def main() -> None:
         await Server(config, home, announce).run(listeners, n_connections)
 
     asyncio.run(main())
+
+
+def _reachable(listeners: Sequence[socket.socket]) -> Bind:
+    """The address of listeners that leads the farthest: who may use the server as which host depends on it."""
+    addresses = [Bind(*listener.getsockname()[:2]) for listener in listeners]
+    return next((address for address in addresses if not is_loopback(address.host)), addresses[0])
