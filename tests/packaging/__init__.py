@@ -1,0 +1,1 @@
+"""Tests of what people install, copy and start: packages, units, images, configurations."""
