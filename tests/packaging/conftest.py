@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import FROZEN_FILE
+from tests.e2e.harness import FROZEN_FILE, STEADY_SEED
+from tests.tiny_models import write_tiny_model
 
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}  # and what Debian calls them
 
@@ -23,3 +24,11 @@ def frozen_file() -> Path:
     """The file that people download; only for tests with the marker `frozen`."""
     assert FROZEN_FILE is not None
     return Path(FROZEN_FILE).resolve()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model `alpha`."""
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_model(folder, "alpha", n_ctx_train=4096, seed=STEADY_SEED)
+    return folder
