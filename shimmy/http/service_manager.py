@@ -7,7 +7,6 @@ datagrams. Knows no unit and no HTTP.
 import contextlib
 import os
 import socket
-import sys
 
 from shimmy.http.listening import BindError
 
@@ -18,18 +17,14 @@ _SOCKET_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAM
 def inherited_listeners() -> list[socket.socket]:
     """The listening TCP sockets that were opened for this process; empty where there are none. Raises BindError.
 
-    Their variables leave the environment, so that no child takes the sockets for its own.
+    Their variables leave the environment, so that no child takes the sockets for its own. (PyInstaller's outer process
+    was started by the service manager, and writes the id of its child into LISTEN_PID.)
     """
     values = [os.environ.pop(name, "") for name in _SOCKET_VARIABLES]
     pid, n_sockets = values[0], values[2]
-    if not (pid.isdecimal() and n_sockets.isdecimal()) or int(pid) not in _own_pids():
+    if not (pid.isdecimal() and n_sockets.isdecimal()) or int(pid) != os.getpid():
         return []
     return [_listener(descriptor) for descriptor in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(n_sockets))]
-
-
-def _own_pids() -> set[int]:
-    """The processes that the service manager may have started: the one-file program's outer process, too."""
-    return {os.getpid(), os.getppid()} if getattr(sys, "frozen", False) else {os.getpid()}
 
 
 def _listener(descriptor: int) -> socket.socket:

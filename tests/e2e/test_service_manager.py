@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import CHAT, HOST, PROGRAM, chat_body, environment
+from tests.e2e.harness import CHAT, FROZEN_FILE, HOST, PROGRAM, chat_body, environment
 from tests.e2e.processes import DEADLINE_S, command_line, session, wait_for
 
 # What systemd does between fork and exec: the sockets are descriptors from 3 on, and the variable names the process.
@@ -102,6 +102,7 @@ def test_refuses_what_is_no_socket_to_listen_on(tmp_path: Path) -> None:
         assert "descriptor 3, of a service manager, is no TCP socket that listens" in process.stderr.read()
 
 
+@pytest.mark.skipif(FROZEN_FILE is not None, reason="PyInstaller's outer process passes all sockets on to its child")
 def test_sockets_of_another_process_are_not_taken(tmp_path: Path, models: Path, listener: socket.socket) -> None:
     arguments: list[str | Path] = ["--model-path", models, "--bind", f"{HOST}:0", "--threads", "1"]
     with subprocess.Popen(
