@@ -37,7 +37,7 @@ check: ## lint, types, and the tests on the source tree; tells the slowest 20
 test: SIDE_BY_SIDE := # one after the other: it has to be right the first time
 test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
 	@$(BUILD) freeze
-	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e
+	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging
 	@$(MAKE) --no-print-directory emulated clients
 
 variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell sse42"
