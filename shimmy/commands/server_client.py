@@ -1,6 +1,6 @@
 """A running server as the command line talks to it: where it is, one request, one JSON answer.
 
-Knows HTTP/1.1 and no route. Health checks run it every few seconds, so it imports little.
+Knows of HTTP what one request takes, and no route. Health checks run it every few seconds, so it imports little.
 """
 
 import json
@@ -11,15 +11,13 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-import h11
-
 from shimmy.commands.console import CommandCall
 from shimmy.errors import ShimmyError, Unauthorized, from_code
 from shimmy.option_kinds import DEFAULT_PORT, Bind, ConfigError
 
 _CONNECT_TIMEOUT_S = 5.0
 _AT_ONCE_S = 1.0
-_READ_BYTES = 1 << 16
+_READ_BYTES, _MAX_REPLY_BYTES = 1 << 16, 1 << 26
 # How a server that listens everywhere is reached. One on `::` takes IPv4, too, and containers may have no `::1`.
 _LOOPBACK = {"0.0.0.0": ("127.0.0.1",), "0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
 
@@ -84,10 +82,11 @@ def ask(
     """The JSON that the server at `address` answers within `timeout_s`; None waits for ever, as a load may take
     minutes. Raises the error that it answers instead, or NoServer.
     """
-    headers = [("Host", address.authority), ("Connection", "close"), ("Content-Length", str(len(body)))]
+    # With HTTP/1.0 the reply ends with the connection, and comes in one piece.
+    head = f"{method} {address.prefix}{path} HTTP/1.0\r\nHost: {address.authority}\r\nContent-Length: {len(body)}\r\n"
     if key is not None:
-        headers.append(("Authorization", f"Bearer {key}"))
-    request = h11.Request(method=method, target=address.prefix + path, headers=headers)
+        head += f"Authorization: Bearer {key}\r\n"
+    request = f"{head}\r\n".encode() + body
     end_s = None if timeout_s is None else monotonic() + timeout_s
 
     def time_left_s() -> float | None:
@@ -95,7 +94,7 @@ def ask(
 
     try:
         with _connected(address, time_left_s() or _CONNECT_TIMEOUT_S) as connection:
-            status, text = _exchange(connection, request, body, time_left_s)
+            status, text = _exchange(connection, request, time_left_s)
         answer = json.loads(text)
         if status == 200:
             return answer
@@ -106,7 +105,7 @@ def ask(
         raise NoServer(
             f"no server answers on {address.url} ({reason}); start one, or name its address with --bind or --url"
         ) from exc
-    except (h11.ProtocolError, ValueError, KeyError, TypeError, RecursionError) as exc:
+    except (ValueError, IndexError, KeyError, TypeError, RecursionError) as exc:
         raise NoServer(f"what answers on {address.url} is no Shimmy server") from exc
     if isinstance(failure, Unauthorized):
         raise Unauthorized(
@@ -130,33 +129,26 @@ def _connected(address: ServerAddress, timeout_s: float) -> socket.socket:
     reason: OSError | None = None
     for host in address.hosts:
         try:
-            return socket.create_connection((host, address.port), min(timeout_s, _CONNECT_TIMEOUT_S))
-        except UnicodeError as exc:  # a name that the rules of international names refuse
-            reason = reason or OSError(f"`{host}` can be no name")
-            reason.__cause__ = exc
+            # Bytes, as text would bring in the rules of international names.
+            name = host.encode() if host.isascii() else host
+            return socket.create_connection((name, address.port), min(timeout_s, _CONNECT_TIMEOUT_S))  # type: ignore[arg-type]
+        except UnicodeError:
+            reason = reason or OSError("it can be no name")
         except OSError as exc:
             reason = reason or exc
     assert reason is not None
     raise reason
 
 
-def _exchange(
-    connection: socket.socket, request: h11.Request, content: bytes, time_left_s: Callable[[], float | None]
-) -> tuple[int, bytes]:
-    """Status and body of the reply."""
-    client = h11.Connection(h11.CLIENT)
-    parts = (request, h11.Data(data=content), h11.EndOfMessage())
+def _exchange(connection: socket.socket, request: bytes, time_left_s: Callable[[], float | None]) -> tuple[int, bytes]:
+    """Status and body of the reply; raises ValueError or IndexError where it is none."""
     connection.settimeout(time_left_s())
-    connection.sendall(b"".join(client.send(part) or b"" for part in parts))
-    status, body = 0, bytearray()
-    while True:
-        event = client.next_event()
-        if event is h11.NEED_DATA:
-            connection.settimeout(time_left_s())
-            client.receive_data(connection.recv(_READ_BYTES))
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-        elif isinstance(event, h11.Data):
-            body += event.data
-        elif not isinstance(event, h11.InformationalResponse):
-            return status, bytes(body)
+    connection.sendall(request)
+    reply = bytearray()
+    while piece := connection.recv(_READ_BYTES):
+        reply += piece
+        if len(reply) > _MAX_REPLY_BYTES:
+            raise ValueError("a reply without an end")
+        connection.settimeout(time_left_s())
+    head, _, body = bytes(reply).partition(b"\r\n\r\n")
+    return int(head.split(maxsplit=2)[1]), body

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shimmy import cli
-from shimmy.commands import health
+from shimmy.commands import health, server_client
 from shimmy.commands.server_client import ServerAddress
 from shimmy.option_kinds import Bind
 
@@ -170,7 +170,7 @@ def test_it_waits_until_the_server_answers(free_port: int) -> None:
         with connection:
             connection.recv(1000)
             connection.sendall(b'HTTP/1.1 200 \r\nContent-Length: 15\r\n\r\n{"status":"ok"}')
-            waiting.join()
+        waiting.join()
     assert codes == [0]
 
 
@@ -187,6 +187,28 @@ def test_a_server_that_accepts_and_says_nothing_is_no_server(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert cli.main(["health", "--bind", f"127.0.0.1:{listener.getsockname()[1]}"]) == 1
     assert "(timed out)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said", [b"", b"220 mail\r\n", b"HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\n"])
+def test_what_speaks_otherwise_is_no_server(said: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asking, codes = in_background("health", "--bind", f"127.0.0.1:{listener.getsockname()[1]}")
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(said)
+        asking.join()
+    assert codes == [1]
+    assert "is no Shimmy server" in capsys.readouterr().err
+
+
+def test_a_reply_without_an_end_is_given_up(
+    server: Scripted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_client, "_MAX_REPLY_BYTES", 1000)
+    server.replies = [(200, b"a" * 2000)]
+    assert cli.main(["health", "--bind", server.bind]) == 1
+    assert "is no Shimmy server" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reply", [(200, b"<html>"), (200, ["ok"]), (200, {"status": "no"}), (404, b"")])
