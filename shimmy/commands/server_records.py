@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -188,9 +189,15 @@ def _write_private(path: Path, data: bytes) -> None:
 
 
 def _folders(searched: Sequence[Path]) -> Iterator[ServerFolder]:
-    """All that are of this user."""
+    """All that are of this user alone, and so are the places that they are in."""
     for place in searched:
-        with contextlib.suppress(OSError):
-            status = place.lstat()
-            if status.st_uid == os.geteuid() and not status.st_mode & 0o077:
-                yield from (ServerFolder(path) for path in sorted(place.glob(f"{_PREFIX}*")))
+        paths = sorted(place.glob(f"{_PREFIX}*")) if _is_private(place) else []
+        yield from (ServerFolder(path) for path in paths if _is_private(path))
+
+
+def _is_private(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077

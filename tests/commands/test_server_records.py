@@ -90,8 +90,13 @@ def test_a_place_that_will_not_do_is_passed_over(tmp_path: Path, monkeypatch: py
 def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path: Path) -> None:
     folder = ServerFolder.make([tmp_path / "run"])
     folder.announce(("127.0.0.1",), 80)
-    (tmp_path / "run").chmod(0o777)
-    assert running([tmp_path / "run"]) == []
+    for path in (tmp_path / "run", folder.path):
+        path.chmod(0o777)
+        assert running([tmp_path / "run"]) == []
+        path.chmod(0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert running([tmp_path / "link", tmp_path / "missing"]) == []
+    assert len(running([tmp_path / "run"])) == 1
     folder.unlock()
 
 

@@ -231,6 +231,19 @@ def test_where_the_usual_place_is_forbidden_another_one_is_found(shell: Shell) -
     assert shell.run("stop").stdout == f"{url} has ended\n"
 
 
+def test_a_full_disk_is_passed_over(shell: Shell) -> None:
+    full = 'mount -t tmpfs -o size=4k tmpfs "$XDG_RUNTIME_DIR" && head -c 4096 /dev/zero > "$XDG_RUNTIME_DIR/full"'
+    alone = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
+    command = [*alone, "sh", "-c", f'{full} && exec "$@"', "sh", *PROGRAM, "serve", "--background"]
+    ended = subprocess.run(
+        [*command, "--bind", f"{HOST}:0", "--model-path", shell.models],
+        cwd=shell.cwd, env=shell.environment, capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert len([*shell.temporary.glob("shimmy-*/server-*")]) == 1
+    assert shell.run("stop").stdout == f"{ended.stdout.strip()} has ended\n"
+
+
 @pytest.mark.parametrize("arguments", [("serve", "--wait", "1"), ("stop", "--all", "--bind", ":1")])
 def test_options_that_go_together(shell: Shell, arguments: tuple[str, ...]) -> None:
     ended = shell.run(*arguments)
