@@ -5,39 +5,20 @@ import os
 import platform
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e.harness import ROOT
+from tests.packaging.web import FILES, publish, published
 
 SCRIPT = ROOT / "install.sh"
-FILES = {"x86_64": "shimmy-linux-x86_64", "aarch64": "shimmy-linux-aarch64"}
 # What the script asks of a system beside a shell and a way to download.
 TOOLS = ("chmod", "cut", "grep", "mkdir", "mktemp", "mv", "rm", "sed", "sha256sum")
 BUSYBOX = shutil.which("busybox")
 WITHOUT_RIGHTS = 65534
-
-
-class Downloads(SimpleHTTPRequestHandler):
-    """Serves a folder; of a file with `.cut` beside it only the first half arrives."""
-
-    def copyfile(self, source: Any, outputfile: Any) -> None:
-        content = source.read()
-        is_cut = Path(self.translate_path(self.path) + ".cut").exists()
-        outputfile.write(content[: len(content) // 2] if is_cut else content)
-
-    def log_request(self, *_: object) -> None:
-        pass
-
-    def log_error(self, *_: object) -> None:
-        pass
 
 
 @dataclass
@@ -103,20 +84,12 @@ def link_tools(folder: Path, *, downloader: str, busybox: str | None = None) -> 
 def installer(tmp_path: Path) -> Iterator[Installer]:
     for name in ("release", "home"):
         (tmp_path / name).mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Downloads, directory=str(tmp_path / "release")))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     link_tools(tmp_path / "tools", downloader="curl")
-    url = f"http://127.0.0.1:{server.server_port}"
-    installer = Installer(tmp_path / "release", tmp_path / "home", url, tmp_path / "tools")
-    installer.pretend("Linux", "x86_64")
-    installer.publish("1.2.3")
-    try:
+    with published(tmp_path / "release") as web:
+        installer = Installer(tmp_path / "release", tmp_path / "home", web.url, tmp_path / "tools")
+        installer.pretend("Linux", "x86_64")
+        installer.publish("1.2.3")
         yield installer
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize("kind", ["curl", "wget", "busybox"])
@@ -250,11 +223,8 @@ def test_does_not_guess_where_it_is_published(installer: Installer) -> None:
 
 @pytest.mark.frozen
 def test_installs_the_real_file(installer: Installer, frozen_file: Path) -> None:
-    name = FILES[platform.machine()]
     installer.pretend("Linux", platform.machine())
-    shutil.copyfile(frozen_file, installer.release / name)
-    digest = hashlib.sha256(frozen_file.read_bytes()).hexdigest()
-    (installer.release / "SHA256SUMS").write_text(f"{digest}  {name}\n")
+    publish(installer.release, frozen_file)
     result = installer.run()
     assert result.returncode == 0, result.stderr
     assert installer.program.read_bytes() == frozen_file.read_bytes()
