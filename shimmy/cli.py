@@ -24,14 +24,6 @@ from shimmy.wire.worker_options import MAX_SEQUENCES
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
-# The options that make sense without a server.
-_MODEL_OPTIONS = ("model_path", "model_dirs", "cache_dir", "log_level", "log_format")
-_ENGINE_OPTIONS = (
-    *_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "speculation", "draft_model", "chat_template",
-    "chat_template_file", "lora", "cpu_variant",
-)  # fmt: skip
-_BENCH_OPTIONS = (*_MODEL_OPTIONS, "ctx_size", "batch_size", "threads", "lora", "cpu_variant")
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
@@ -175,7 +167,7 @@ def _convert(call: CommandCall) -> int:
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shimmy", description="Serves language models over the OpenAI API.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    serve = _command(commands, "serve", _serve, "serve models over HTTP", [option.name for option in OPTIONS])
+    serve = _command(commands, "serve", _serve, "serve models over HTTP")
     serve.add_argument("--config", metavar="FILE", help="a TOML file with options, by their long names with `_`")
     serve.add_argument(
         "--background", action="store_true",
@@ -189,21 +181,16 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="with --background: append its log to this file (default: a private one, which is named)",
     )
-    _command(commands, "list", _with_models, "list the models that can be served", _MODEL_OPTIONS, json=True)
-    probe = _command(commands, "probe", _with_models, "load a model and say what it is", _ENGINE_OPTIONS, json=True)
+    _command(commands, "list", _with_models, "list the models that can be served", json=True)
+    probe = _command(commands, "probe", _with_models, "load a model and say what it is", json=True)
     probe.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
-    generate = _command(
-        commands, "generate", _with_models, "answer one prompt without a server",
-        (*_ENGINE_OPTIONS, "temp", "seed"), json=True,
-    )  # fmt: skip
+    generate = _command(commands, "generate", _with_models, "answer one prompt without a server", json=True)
     generate.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt; `-` reads it from stdin")
     generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
-    bench = _command(
-        commands, "bench", _bench, "measure how fast a model is on this machine", _BENCH_OPTIONS, json=True
-    )
+    bench = _command(commands, "bench", _bench, "measure how fast a model is on this machine", json=True)
     bench.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
     bench.add_argument(
         "-p", "--n-prompt", type=_natural, default=512, metavar="N", help="tokens of the prompt (default: 512; 0: none)"
@@ -216,15 +203,12 @@ def argument_parser() -> argparse.ArgumentParser:
         help="how many sequences are generated at once (default: 1,4,8)",
     )  # fmt: skip
     bench.add_argument("-r", "--repetitions", type=_positive, default=5, metavar="N", help="of each test (default: 5)")
-    convert = _command(
-        commands, "convert", _convert, "make a GGUF file of a SafeTensors folder",
-        ("threads", "safetensors_type", "log_level", "log_format"),
-    )  # fmt: skip
+    convert = _command(commands, "convert", _convert, "make a GGUF file of a SafeTensors folder")
     convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
     convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
     _add_server_commands(commands)
-    _command(commands, "version", _version, "print the version; as JSON, what is inside, too", (), json=True)
+    _command(commands, "version", _version, "print the version; as JSON, what is inside, too", json=True)
     return parser
 
 
@@ -254,7 +238,7 @@ def _server_command(
     commands: Any, name: str, run: Callable[..., int], text: str, *, json: bool = False
 ) -> argparse.ArgumentParser:
     """A command for a server that runs; `commands.server_client` finds it."""
-    parser = _command(commands, name, run, text, (), json=json)
+    parser = _command(commands, name, run, text, json=json)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--bind", "--server", dest="bind", metavar="HOST:PORT", help=f"where it listens (default: {_SERVER})"
@@ -294,12 +278,13 @@ def _several(text: str) -> tuple[int, ...]:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[..., int], text: str, options: Sequence[str], *, json: bool = False
+    commands: Any, name: str, run: Callable[..., int], text: str, *, json: bool = False
 ) -> argparse.ArgumentParser:
+    """A command with the options that the table has for it."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=run, log_level=None)
     for option in OPTIONS:
-        if option.name not in options:
+        if name != "serve" and name not in option.also:
             continue
         if option.is_switch:
             parser.add_argument(option.flag, dest=option.name, action="store_const", const="true", help=option.help)

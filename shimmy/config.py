@@ -46,37 +46,43 @@ _LOG_FORMATS = ("text", "json")
 _WEIGHTS = ("auto", "mapped", "repacked")
 POOLINGS = ("mean", "cls", "last")
 
+# The commands beside `serve` that take an option.
+_WITH_MODELS = ("list", "probe", "generate", "bench")
+_WITH_ENGINE = ("probe", "generate", "bench")
+_AS_SERVED = ("probe", "generate")  # and not with settings that a measurement needs
 
 OPTIONS: tuple[Option, ...] = (
     Option("bind", Bind.parse, Bind(DEFAULT_HOST, None),
            f"address to listen on; `auto` is the first free port from {DEFAULT_PORT} to {LAST_AUTO_PORT} on "
            f"{DEFAULT_HOST}", "HOST:PORT|auto", ("SHIMMY_BIND_ADDRESS",)),
     Option("model_path", absolute_path, (), "a GGUF file, or a folder of models (repeatable)",
-           "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep, field="model_paths"),
+           "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep, field="model_paths", also=_WITH_MODELS),
     Option("model_dirs", absolute_path, (),
            "folders to search for models (default, without --model-path either: ./models, ~/models, "
            "~/.local/share/shimmy/models, and the folders of Hugging Face, Ollama and LM Studio)",
-           "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":"),
+           "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":", also=_WITH_MODELS),
     Option("cache_dir", absolute_path, None,
            "cache folder (headers, converted models, tuning, prompts); safe to delete (default: ~/.cache/shimmy)",
-           "DIR"),
+           "DIR", also=_WITH_MODELS),
     Option("ctx_size", integer(16, 2**24), None,
            "tokens of KV cache, shared by all sequences of a model (default: its training length, if memory allows)",
-           "N", ("SHIMMY_MAX_CTX",), field="n_ctx"),
+           "N", ("SHIMMY_MAX_CTX",), field="n_ctx", also=_WITH_ENGINE),
     Option("parallel", integer(1, MAX_SEQUENCES), 32, "jobs of a model that run at once; further jobs wait in a queue",
            "N", field="n_sequences"),
-    Option("batch_size", integer(32, 8192), 512, "most tokens that one decode computes", "N", field="n_batch"),
+    Option("batch_size", integer(32, 8192), 512, "most tokens that one decode computes", "N", field="n_batch",
+           also=_WITH_ENGINE),
     Option("threads", integer(1, 512), None,
            "threads of a worker (default: the physical cores, within the limits of a container)", "N",
-           field="n_threads"),
+           field="n_threads", also=(*_WITH_ENGINE, "convert")),
     Option("weights", one_of(_WEIGHTS), "auto",
            "`mapped`: weights are pages of the file; `repacked`: a copy in the layout that suits the processor; "
            "`auto`: the faster of the two, which like the number of threads is measured while a model is idle, and "
            "used from its next load on", "KIND"),
     Option("speculation", switch, True, "use speculative decoding by prompt lookup, where it is faster",
-           field="speculate"),
+           field="speculate", also=_AS_SERVED),
     Option("draft_model", absolute_path, None,
-           "a small GGUF model that drafts tokens for models with the same vocabulary, where that is faster", "FILE"),
+           "a small GGUF model that drafts tokens for models with the same vocabulary, where that is faster", "FILE",
+           also=_AS_SERVED),
     Option("embeddings", switch, False,
            "allow embeddings from models that were not trained for them; each such model takes a second KV cache"),
     Option("pooling", one_of(POOLINGS), None,
@@ -102,19 +108,22 @@ OPTIONS: tuple[Option, ...] = (
     Option("alias", alias, (), "another name for a model, or a pattern of names such as `gpt-*` (repeatable)",
            "NAME=MODEL", (), ",", field="aliases"),
     Option("default_model", str, None, "the model for requests that name no model, or an unknown one", "NAME"),
-    Option("seed", integer(0, 2**32 - 1), None, "seed of requests that set none (default: random)", "N"),
-    Option("temp", decimal(0, 100), SamplingParams().temperature, "temperature of requests that set none", "T"),
+    Option("seed", integer(0, 2**32 - 1), None, "seed of requests that set none (default: random)", "N",
+           also=("generate",)),
+    Option("temp", decimal(0, 100), SamplingParams().temperature, "temperature of requests that set none", "T",
+           also=("generate",)),
     Option("n_predict", integer(1, 2**31 - 1), None,
            "token limit of requests that set none (default: until the model stops or the context is full)", "N"),
-    Option("chat_template", str, None, "a Jinja chat template that replaces the model's own", "TEXT"),
-    Option("chat_template_file", file_text, None, "the same, from a file", "FILE"),
+    Option("chat_template", str, None, "a Jinja chat template that replaces the model's own", "TEXT",
+           also=_AS_SERVED),
+    Option("chat_template_file", file_text, None, "the same, from a file", "FILE", also=_AS_SERVED),
     Option("safetensors_type", one_of(tuple(SAFETENSORS_TYPES)), None,
            f"type that the weights of SafeTensors folders are converted to: {', '.join(SAFETENSORS_TYPES)} (default: "
-           "their own)", "TYPE"),
+           "their own)", "TYPE", also=("convert",)),
     Option("lora", adapter, (),
            "apply a LoRA adapter (a GGUF file or a PEFT folder) to the models of its architecture, at this scale "
            "(default: 1) unless a request sets another (repeatable)",
-           "PATH[=SCALE]", ("SHIMMY_LORA_GGUF",), os.pathsep),
+           "PATH[=SCALE]", ("SHIMMY_LORA_GGUF",), os.pathsep, also=_WITH_ENGINE),
     Option("api_key", api_key, (), "accept only requests with this key (repeatable)", "KEY", (), ",",
            field="api_keys"),
     Option("api_key_file", file_keys, None, "accept the keys in this file, one a line", "FILE"),
@@ -131,9 +140,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("metrics", switch, True, "serve Prometheus metrics under /metrics"),
     Option("max_body_mb", integer(1, 1024), 16, "largest request body accepted, in MiB", "N", field="max_body_bytes"),
     Option("cpu_variant", str, None, "use this CPU variant of the engine, such as `haswell` (default: the best)",
-           "NAME"),
-    Option("log_level", one_of(_LOG_LEVELS), "info", f"what to log: {', '.join(_LOG_LEVELS)}", "LEVEL"),
-    Option("log_format", one_of(_LOG_FORMATS), "text", "format of the log: text or json", "FORMAT"),
+           "NAME", also=_WITH_ENGINE),
+    Option("log_level", one_of(_LOG_LEVELS), "info", f"what to log: {', '.join(_LOG_LEVELS)}", "LEVEL",
+           also=(*_WITH_MODELS, "convert")),
+    Option("log_format", one_of(_LOG_FORMATS), "text", "format of the log: text or json", "FORMAT",
+           also=(*_WITH_MODELS, "convert")),
 )  # fmt: skip
 
 # Options that have no field of Config to themselves: `load` joins each with another.

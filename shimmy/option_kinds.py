@@ -65,6 +65,7 @@ class Option:
     separators: str = ""  # not empty: the option is a list, whose items stand between these in one variable
     flag_separators: str = ""  # and these in one flag, which may be repeated
     field: str = ""  # of Config; empty: the field has the option's name
+    also: tuple[str, ...] = ()  # commands that take it, beside `serve`
 
     @property
     def flag(self) -> str:

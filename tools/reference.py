@@ -67,12 +67,13 @@ def _options() -> str:
         "A flag beats its environment variable, which beats the key in the file of `--config` (TOML; the long name",
         "with `_` for `-`), which beats the default. Repeatable options take a list in a file.",
         "",
-        "| flag | variables | default | what it does |",
-        "|---|---|---|---|",
+        "| flag | variables | default | what it does | also of |",
+        "|---|---|---|---|---|",
     ]
     for option in OPTIONS:
         variables = ", ".join(f"`{name}`" for name in (option.variable, *option.variables))
-        lines.append(f"| {_flag(option)} | {variables} | {_default(option)} | {option.help} |")
+        also = ", ".join(f"`{name}`" for name in option.also)
+        lines.append(f"| {_flag(option)} | {variables} | {_default(option)} | {option.help} | {also} |")
     return "\n".join([*lines, ""])
 
 
