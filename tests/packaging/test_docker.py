@@ -221,3 +221,13 @@ def test_kubernetes_asks_routes_that_need_no_key() -> None:
     assert mounted.keys() == {"/models", "/cache", "/tmp"}
     assert {*mounted.values()} == {volume["name"] for volume in pod["volumes"]}
     assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_the_add_on_has_the_files_that_it_names() -> None:
+    (addon,) = documents("home-assistant/config.yaml")
+    assert {"name", "slug", "version", "description", "arch"} <= addon.keys()
+    dockerfile = (ROOT / "packaging/home-assistant/Dockerfile").read_text()
+    assert set(addon["arch"]) == set(re.findall(r"^FROM scratch AS (\w+)$", dockerfile, re.MULTILINE))
+    settings = dict(re.findall(r"(SHIMMY_\w+)=(\S+)", dockerfile))
+    assert settings.keys() <= {option.variable for option in OPTIONS}
+    assert addon["ports"] == {"11435/tcp": int(settings["SHIMMY_BIND"].rpartition(":")[2])}
