@@ -4,8 +4,6 @@ import tarfile
 from functools import cache
 from pathlib import PurePosixPath
 
-import pytest
-
 from tools.engine import SOURCES
 
 PHI_4_MINI = (  # https://huggingface.co/microsoft/Phi-4-mini-instruct; not in the package
@@ -19,13 +17,12 @@ PHI_4_MINI = (  # https://huggingface.co/microsoft/Phi-4-mini-instruct; not in t
 
 @cache
 def real_templates() -> dict[str, str]:
-    """The sources of templates by the name of their file without its ending. Skips the test where there is no package.
+    """The sources of templates by the name of their file without its ending.
 
-    It is there where the engine was built, and is not fetched for a test.
+    The package is there where the engine was built; it is not fetched for a test.
     """
     packages = sorted(SOURCES.glob("llama_cpp_python-*.tar.gz"))
-    if not packages:
-        pytest.skip(f"no source package of the engine in `{SOURCES}`")
+    assert packages, f"no source package of the engine in `{SOURCES}`: run `python3 build.py engine`"
     found = {}
     with tarfile.open(packages[-1]) as package:
         for member in package:
