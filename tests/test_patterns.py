@@ -23,6 +23,7 @@ PACKAGE = Path(shimmy.__file__).parent
 N_CHARACTERS = 30_000
 # A thousandfold of what the slowest linear one takes; a square takes nine seconds.
 MAX_S = 1.0
+FAST_S = 0.001  # with texts that take less, four times the length comes next
 METHODS = frozenset(("search", "match", "fullmatch", "sub", "subn", "split", "findall", "finditer"))
 
 
@@ -144,9 +145,9 @@ def seconds(pattern: re.Pattern[str], methods: frozenset[str], text: str) -> flo
 def check(pattern: re.Pattern[str], methods: frozenset[str]) -> None:
     for unit in hostile_texts(pattern):
         for tail in ("", "\x01"):
-            n_characters = 8
+            n_characters, taken_s = 8, 0.0
             while n_characters < N_CHARACTERS:  # in steps: one that doubles its time with each would never be done
-                n_characters += 2 if n_characters < 40 else n_characters
+                n_characters += 2 if n_characters < 40 else n_characters if taken_s > FAST_S else 3 * n_characters
                 text = unit * (n_characters // len(unit)) + tail
                 taken_s = seconds(pattern, methods, text)
                 assert taken_s < MAX_S, f"{pattern.pattern!r} takes {taken_s:.1f} s for {n_characters} of {unit!r}"
