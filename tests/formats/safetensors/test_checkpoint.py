@@ -274,24 +274,21 @@ def mutated_bytes(random: Random, content: bytes) -> bytes:
     return bytes(changed)
 
 
-def mutate(random: Random, folder: Path, files: dict[str, bytes], config: Any, index: Any) -> None:
-    """Write the folder anew with one of its files changed."""
-    for name, content in files.items():
-        rewrite(folder / name, content)
+def mutated(random: Random, files: dict[str, bytes], config: Any, index: Any) -> tuple[str, bytes]:
+    """The name of one of the files, and something else to be in it."""
     kind = random.randrange(5)
     shard = random.choice([name for name in files if name.endswith(".safetensors")])
     if kind == 0:
-        rewrite(folder / shard, mutated_bytes(random, files[shard]))
-    elif kind == 1:
+        return shard, mutated_bytes(random, files[shard])
+    if kind == 1:
         n_header = struct.unpack_from("<Q", files[shard])[0]
         header = json.dumps(mutated_json(random, json.loads(files[shard][8 : 8 + n_header]))).encode()
-        rewrite(folder / shard, struct.pack("<Q", len(header)) + header + files[shard][8 + n_header :])
-    elif kind == 2 and index is not None:
-        rewrite(folder / "model.safetensors.index.json", json.dumps(mutated_json(random, index)).encode())
-    elif kind == 3:
-        rewrite(folder / "config.json", mutated_bytes(random, files["config.json"]))
-    else:
-        rewrite(folder / "config.json", json.dumps(mutated_json(random, config)).encode())
+        return shard, struct.pack("<Q", len(header)) + header + files[shard][8 + n_header :]
+    if kind == 2 and index is not None:
+        return "model.safetensors.index.json", json.dumps(mutated_json(random, index)).encode()
+    if kind == 3:
+        return "config.json", mutated_bytes(random, files["config.json"])
+    return "config.json", json.dumps(mutated_json(random, config)).encode()
 
 
 @pytest.mark.timeout(300)
@@ -313,7 +310,8 @@ def test_mutated_headers_and_configs_give_a_plan_or_a_reason(tmp_path: Path, mon
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         index = json.loads(files["model.safetensors.index.json"]) if n_shards > 1 else None
         for _ in range(N_MUTATIONS // len(tiny_families.CONFIGS) + 1):
-            mutate(random, folder, files, config, index)
+            name, content = mutated(random, files, config, index)
+            rewrite(folder / name, content)
             try:
                 found = plan(folder)
             except (InvalidSafetensors, Unconvertible) as exc:
@@ -324,5 +322,6 @@ def test_mutated_headers_and_configs_give_a_plan_or_a_reason(tmp_path: Path, mon
                 n_plans += 1
                 assert found.n_params > 0
                 assert 0 < found.n_ctx_train < 2**31
+            rewrite(folder / name, files[name])
     assert all(path.parent.parent == tmp_path for path in opened)
     assert 500 < n_plans < N_MUTATIONS / 2  # both are tried
