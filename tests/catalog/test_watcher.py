@@ -141,8 +141,9 @@ async def test_a_folder_that_the_system_will_not_watch_is_polled(
 
 
 @on_loop
-async def test_a_folder_that_is_replaced_between_two_looks(tmp_path: Path) -> None:
+async def test_a_folder_that_is_replaced_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new one may have the identity of the old."""
+    monkeypatch.setattr(module, "CHECK_EVERY_S", 0.1)
     root = tmp_path / "root"
     root.mkdir()
 

@@ -579,7 +579,8 @@ async def test_a_worker_that_is_told_to_end_fails_its_jobs_as_unloaded() -> None
 
 
 @on_loop
-async def test_a_worker_that_stays_after_the_end_of_its_socket_is_killed() -> None:
+async def test_a_worker_that_stays_after_the_end_of_its_socket_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_end, "KILL_AFTER_S", 0.2)
     async with connected() as peer:
         peer.writer.close()
         await peer.client.ended.wait()
