@@ -1,13 +1,13 @@
 """Stands in for `anyio._lazyimport` in the frozen file. The real one reads in anyio's source where a name comes from;
 where there is no source, as here, all of anyio is imported with its package: 25 ms of each start, 2 MB of an idle
-server. This one is told by shimmy.spec, which asks the real one."""
+server. This one is told by tools/stand_in_files.py, which asks the real one."""
 
 import sys
 from importlib import import_module
 from typing import Any
 
 # Of each package, the names it has and where they come from: a module, and the name there; an empty one for a module.
-PLACES: dict[str, dict[str, tuple[str, str]]] = {}  # filled in by shimmy.spec
+PLACES: dict[str, dict[str, tuple[str, str]]] = {}  # filled in by tools/stand_in_files.py
 
 
 def install_lazy_importer() -> bool:

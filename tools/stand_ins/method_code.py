@@ -12,7 +12,7 @@ from types import CodeType
 from typing import Any, NoReturn
 
 # By the name of a module: a marshalled dictionary from the text of a method to its code, compressed.
-CODE: dict[str, bytes] = {}  # filled in by shimmy.spec
+CODE: dict[str, bytes] = {}  # filled in by tools/stand_in_files.py
 
 _module_name: object = None
 _code: dict[str, CodeType] = {}  # of this module, which is the one that made a class last
