@@ -7,14 +7,16 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 SECONDS := 600
 VARIANTS := haswell alderlake zen4 sse42
-# Tests take a processor each; what measures has the marker `alone` and runs afterwards.
+# Tests take a processor each; what measures has the marker `alone`, and the others wait for it.
 SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# The tests start Python hundreds of times; each would compile all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 
-.PHONY: help run dist check test variants emulated clients fuzz-api docs bench clean
+.PHONY: help run dist check e2e test variants emulated clients fuzz-api docs bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 run: ## serve the demo model from the source tree; builds what this machine needs for that
 	@$(BUILD) run >/dev/null
@@ -26,15 +28,20 @@ run: ## serve the demo model from the source tree; builds what this machine need
 dist: ## make dist/shimmy, the file with all CPU variants
 	@$(BUILD) freeze
 
-check: ## lint, types, and the tests on the source tree; tells the slowest 20
+check: ## lint, types, and the tests on the source tree, of tests/e2e a few; tells the slowest 20
 	@$(BUILD) engine
 	@$(BUILD) model >/dev/null
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -m 'not frozen and not alone' $(SIDE_BY_SIDE) --durations=20
-	$(PYTHON) -m pytest -m 'alone and not frozen' --durations=5
+	$(PYTHON) $(STAND_INS) -m pytest -m 'smoke or not e2e' $(SIDE_BY_SIDE) --durations=20
+
+e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
+	@$(BUILD) engine
+	@$(BUILD) model >/dev/null
+	$(PYTHON) -m pytest tests/e2e $(SIDE_BY_SIDE) --durations=20
 
 test: SIDE_BY_SIDE := # one after the other: it has to be right the first time
+test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
 test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging

@@ -1,15 +1,27 @@
-"""A tiny model, written once for all tests, the CPU variant that the engine runs on, and a quiet garbage collector."""
+"""What all tests have: a tiny model, written once, the CPU variant that the engine runs on, a quiet garbage collector,
+and a turn where they run side by side."""
 
 import gc
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import forced_variant
+from tests.side_by_side import turn
 from tests.tiny_models import write_tiny_model
 
 forced_variant.force()  # before the tests look for variants, which some do when they are imported
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before its timeout begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test with the marker `alone` have the machine for itself."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

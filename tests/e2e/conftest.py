@@ -1,4 +1,4 @@
-"""The models and servers that end-to-end tests share, and which tests the program under test can answer."""
+"""The models and servers that end-to-end tests share, their marker, and which of them can be asked of the program."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,8 +13,12 @@ from tests.tiny_models import write_tiny_model
 StartServer = Callable[..., Server]
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only the frozen file can answer while the source tree is under test."""
+    """Mark the tests here. Leave out what only the frozen file can answer while the source tree is under test."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("e2e")
     if FROZEN_FILE:
         return
     left_out = [item for item in items if item.get_closest_marker("frozen")]

@@ -53,6 +53,7 @@ def test_probe(tmp_path: Path, models: Path) -> None:
     assert probed["has_chat_template"] is True
 
 
+@pytest.mark.smoke
 def test_generate_says_what_a_server_says(tmp_path: Path, models: Path, server: Server) -> None:
     options = ("--model-path", models, "--temp", "0", "--max-tokens", "64", "--threads", "1")
     plain = run(tmp_path, "generate", "alpha", "--prompt", PROMPTS[0], *options)

@@ -14,6 +14,7 @@ from tests.e2e.processes import children, wait_for
 from tests.tiny_models import write_tiny_model
 
 
+@pytest.mark.smoke
 def test_streams_of_a_killed_worker_get_an_error_event_and_the_server_goes_on(endless: Server) -> None:
     text = endless.chat(PROMPTS[0])
     n_deaths = endless.metric("shimmy_worker_deaths_total", "alpha")

@@ -11,6 +11,7 @@ from tests.e2e.processes import mapped_files
 FORBIDDEN = {"llama_cpp", "numpy", "jinja2", "llguidance", "safetensors"}
 
 
+@pytest.mark.smoke
 def test_the_server_imports_nothing_of_the_workers(start: StartServer) -> None:
     """Python's own list of every import, while the server answers and goes; its workers do not write one."""
     server = start(program=(sys.executable, "-X", "importtime", *FROM_SOURCE[1:]))

@@ -21,6 +21,7 @@ def names(server: Server) -> list[str]:
     return [model["id"] for model in server.get("/v1/models").json()["data"]]
 
 
+@pytest.mark.smoke
 def test_two_models_answer_at_once_each_for_itself(server: Server) -> None:
     alone = {model: server.chat(PROMPTS[0], model) for model in ("alpha", "beta")}
     assert alone["alpha"] != alone["beta"]

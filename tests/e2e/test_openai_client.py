@@ -38,6 +38,7 @@ def test_chat(client: OpenAI) -> None:
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + 8
 
 
+@pytest.mark.smoke
 def test_streamed_chat_has_the_text_of_the_whole_one(client: OpenAI) -> None:
     whole = client.chat.completions.create(model="alpha", messages=MESSAGES, max_tokens=24, temperature=0)
     chunks = list(
@@ -57,6 +58,7 @@ def test_streamed_chat_has_the_text_of_the_whole_one(client: OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+@pytest.mark.smoke
 def test_completion_streamed_and_whole(client: OpenAI) -> None:
     whole = client.completions.create(model="alpha", prompt="hello world", max_tokens=24, temperature=0)
     assert whole.choices[0].text

@@ -43,6 +43,7 @@ def client(server: Server) -> Iterator[OpenAI]:
         yield openai
 
 
+@pytest.mark.smoke
 def test_a_response_streamed_and_whole(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": "alpha", "input": "hello world", "max_output_tokens": 24, "temperature": 0}
     whole = client.responses.create(**asked)

@@ -32,6 +32,7 @@ def insist(server: Server, number: Signals) -> int:
     pytest.fail("it did not end")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 @pytest.mark.parametrize("is_loaded", [False, True])
 def test_an_idle_server_ends(start: StartServer, number: Signals, *, is_loaded: bool) -> None:

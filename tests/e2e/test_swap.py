@@ -81,6 +81,7 @@ class House:
         self.n_red_tokens = reply.json()["usage"]["prompt_tokens"]
 
 
+@pytest.mark.smoke
 def test_a_file_that_is_dropped_in_is_served_and_one_that_goes_is_not(house: House) -> None:
     assert house.names == []
     house.put("red")
