@@ -123,7 +123,7 @@ async def test_a_stop_shorter_than_the_limit_costs_nothing_but_time(tiny_model: 
 @on_loop
 async def test_another_worker_goes_on_while_one_hangs(tiny_model: Path) -> None:
     hanging = await start_worker("tiny", options(tiny_model), Hooks())
-    other = await start_worker("other", options(tiny_model), Hooks())
+    other = await start_worker("other", options(tiny_model, worker_timeout_s=30.0), Hooks())
     stream = other.submit(ENDLESS)
     os.kill(hanging.pid, signal.SIGSTOP)
     n_tokens = 0
