@@ -15,19 +15,20 @@ import sys
 import time
 from collections.abc import Callable
 from http.client import HTTPConnection
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from tests.hostile_bodies import HOSTILE_BODIES, Body
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 TICK_S = 0.01
 QUIET_S = 1.0  # for what a body still causes behind its reply
 TIMEOUT_S = 300.0
 
 
-def tick(host: str, port: int, orders: Connection) -> None:
+def tick(host: str, port: int, orders: "Connection") -> None:
     """Answer each order with the longest time, in seconds, that `/health` took since the last one."""
     server = socket.create_connection((host, port), timeout=TIMEOUT_S)
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -46,7 +47,7 @@ def tick(host: str, port: int, orders: Connection) -> None:
             longest_s = 0.0
 
 
-def stream(host: str, port: int, model: str, orders: Connection) -> None:
+def stream(host: str, port: int, model: str, orders: "Connection") -> None:
     """Answer each order with the longest time, in seconds, between two tokens of one reply since the last order."""
     fields = {"model": model, "prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
     longest_s = 0.0
@@ -97,6 +98,8 @@ class Watcher:
     """A process that watches for pauses."""
 
     def __init__(self, watch: Callable[..., None], *args: object) -> None:
+        from multiprocessing import get_context  # a stand-in has its place where no process is started
+
         self._orders, theirs = get_context("spawn").Pipe()
         self._process = get_context("spawn").Process(target=watch, args=(*args, theirs), daemon=True)
         self._process.start()
