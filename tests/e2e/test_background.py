@@ -166,7 +166,8 @@ def test_a_server_that_is_not_ready_in_time_is_ended(shell: Shell) -> None:
     ended = shell.serve("--wait", "0")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.endswith("shimmy: the server does not answer after 0 s\n")
-    shell.check_nothing_is_left()
+    wait_for("every process to end", lambda: not shell.processes())
+    assert shell.folders == []  # what it was unpacking when it was ended is swept by the next start
 
 
 def test_stopping_what_does_not_run_is_no_error(shell: Shell) -> None:
