@@ -13,7 +13,7 @@ SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 
-.PHONY: help run dist check e2e test variants emulated clients fuzz-api docs bench clean
+.PHONY: help run dist release check e2e test variants emulated clients fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -27,6 +27,9 @@ run: ## serve the demo model from the source tree; builds what this machine need
 
 dist: ## make dist/shimmy, the file with all CPU variants
 	@$(BUILD) freeze
+
+release: ## lay out a release of dist/shimmy-linux-* in dist/release: files, packages, checksums
+	@python3 -m tools.packages.release
 
 check: ## lint, types, and the tests on the source tree, of tests/e2e a few; tells the slowest 20
 	@$(BUILD) engine
