@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from shimmy import cli
 from shimmy.commands import serve_background, server_records
-from shimmy.commands.console import CommandFailed
+from shimmy.commands.console import CommandCall, CommandFailed
 from shimmy.commands.server_records import ServerFolder
 from shimmy.option_kinds import Bind
 
@@ -53,9 +54,18 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
             os.kill(record.pid, signal.SIGKILL)
 
 
-def stands_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Run this in the server's place."""
+def stands_in(monkeypatch: pytest.MonkeyPatch, code: str) -> list[subprocess.Popen[bytes]]:
+    """Run this in the server's place; the processes that were started come into the list."""
+    started = []
+    spawn = serve_background._spawn
+
+    def remembered(call: CommandCall, folder: ServerFolder, log_path: Path) -> subprocess.Popen[bytes]:
+        started.append(spawn(call, folder, log_path))
+        return started[-1]
+
     monkeypatch.setattr(serve_background, "own_program", lambda: [sys.executable, "-c", code])
+    monkeypatch.setattr(serve_background, "_spawn", remembered)
+    return started
 
 
 def test_it_returns_when_the_server_answers_and_prints_the_url(
@@ -116,12 +126,13 @@ def test_a_server_that_does_not_come_up_is_ended_with_what_it_started(
     run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve_background, "_END_S", 0.1)
-    stands_in(monkeypatch, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)")
+    started = stands_in(
+        monkeypatch, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)"
+    )
     assert cli.main(["serve", "--background", "--wait", "0.3"]) == 1
     assert capsys.readouterr().err == "shimmy: the server does not answer after 0.3 s\n"
     assert [*run_folder.iterdir()] == []
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -133,15 +144,14 @@ def test_who_interrupts_the_command_wants_no_server(
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(run_folder.parent))
         os.kill(os.getpid(), number)
 
-    stands_in(monkeypatch, "import time; time.sleep(99)")
+    started = stands_in(monkeypatch, "import time; time.sleep(99)")
     monkeypatch.setattr(time, "sleep", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main(["serve", "--background"]) == 1
     assert signal.getsignal(signal.SIGTERM) == before
     assert capsys.readouterr().err == ""
     assert [*run_folder.iterdir()] == []
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 @pytest.mark.parametrize("log", ["missing/log", "."])
