@@ -25,7 +25,7 @@ def executable() -> str | None:
 def first_environment() -> dict[str, str]:
     """What a program inherits that is no part of this one: the frozen file unpacks a folder of its own for it, and
     sockets of a service manager are not for it."""
-    ours = ("_SHIMMY_PROGRAM", "_PYI_", "LISTEN_", *(("LD_LIBRARY_PATH",) if getattr(sys, "frozen", False) else ()))
+    ours = ("_SHIMMY_", "_PYI_", "LISTEN_", *(("LD_LIBRARY_PATH",) if getattr(sys, "frozen", False) else ()))
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
