@@ -11,7 +11,8 @@ COPY --chmod=755 dist/shimmy-linux-x86_64 /shimmy
 FROM scratch AS arm64
 COPY --chmod=755 dist/shimmy-linux-aarch64 /shimmy
 
-FROM ${TARGETARCH}
+# Docker sets the variable to the machine that the image is for. Builders that do not: --build-arg TARGETARCH=arm64
+FROM ${TARGETARCH:-amd64}
 # Folders that belong to the user below: an image from scratch has none.
 COPY --chown=65532:65532 packaging/docker/root /
 ENV HOME=/tmp SHIMMY_BIND=0.0.0.0:11435 SHIMMY_CACHE_DIR=/cache SHIMMY_MODEL_PATH=/models

@@ -66,7 +66,7 @@ def build(root: Path, program: Path, machine: str) -> Image:
     for word, rest in instructions():
         if word == "FROM":
             base, _, name = rest.partition(" AS ")
-            stages[name] = list(stages.get(base.replace("${TARGETARCH}", MACHINES[machine].debian), []))
+            stages[name] = list(stages.get(base.replace("${TARGETARCH:-amd64}", MACHINES[machine].debian), []))
             assert base == "scratch" or stages[name], f"FROM {base}"
         else:
             stages[name].append((word, rest))
