@@ -45,6 +45,12 @@ def test_two_releases_are_the_same_bytes(tmp_path: Path) -> None:
     assert (make(tmp_path / "here") / SUMS).read_bytes() == (make(tmp_path / "there") / SUMS).read_bytes()
 
 
+def test_there_is_no_release_without_licences(tmp_path: Path) -> None:
+    (tmp_path / "shimmy-linux-x86_64").touch()
+    with pytest.raises(BuildError, match=THIRD_PARTY):
+        release(tmp_path)
+
+
 def test_there_is_no_release_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="run `make dist` first"):
         release(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tools.packages.deb import deb
 from tools.packages.machines import MACHINES
 from tools.packages.wheel import wheel
-from tools.steps import ROOT, say
+from tools.steps import ROOT, BuildError, say
 
 THIRD_PARTY = "THIRD_PARTY_LICENSES.txt"
 # A package has to name who answers for it; who publishes Shimmy gives a real address.
@@ -17,9 +17,13 @@ NO_MAINTAINER = "Shimmy contributors <nobody@localhost>"
 
 
 def package(file: Path, machine_name: str, folder: Path, *, wheel_name: str, maintainer: str) -> list[Path]:
-    """Write all packages of `file` into `folder`; returns their paths."""
-    program, machine = file.read_bytes(), MACHINES[machine_name]
-    licenses = {"LICENSE": (ROOT / "LICENSE").read_bytes(), THIRD_PARTY: (file.parent / THIRD_PARTY).read_bytes()}
+    """Write all packages of `file` into `folder`; returns their paths. Raises BuildError."""
+    try:
+        program, notices = file.read_bytes(), (file.parent / THIRD_PARTY).read_bytes()
+    except OSError as exc:
+        raise BuildError(f"cannot read `{exc.filename}`, which is part of the packages: {exc.strerror}") from exc
+    machine = MACHINES[machine_name]
+    licenses = {"LICENSE": (ROOT / "LICENSE").read_bytes(), THIRD_PARTY: notices}
     paths = []
     for name, content in (
         wheel(program, machine, licenses, wheel_name),
@@ -43,8 +47,11 @@ def main() -> None:
     folder = arguments.out or arguments.file.parent
     folder.mkdir(parents=True, exist_ok=True)
     names = {"wheel_name": arguments.wheel_name, "maintainer": arguments.maintainer}
-    for path in package(arguments.file, arguments.machine, folder, **names):
-        say(f"packages: {path}")
+    try:
+        for path in package(arguments.file, arguments.machine, folder, **names):
+            say(f"packages: {path}")
+    except BuildError as error:
+        parser.exit(1, f"packages: {error}\n")
 
 
 if __name__ == "__main__":
