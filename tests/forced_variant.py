@@ -1,7 +1,7 @@
 """The CPU variant that the tests run on: this processor's best one, or what SHIMMY_TEST_CPU_VARIANT forces."""
 
 import os
-from pathlib import Path
+from typing import Any
 
 from shimmy.engine.cpu_variants import variants
 
@@ -14,7 +14,7 @@ def force() -> None:
         return
     flags, read_flags = dict(variants.VARIANTS)[FORCED], variants.processor_flags
 
-    def processor_flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
-        return flags if cpuinfo is None else read_flags(cpuinfo)
+    def processor_flags(*paths: Any, **options: Any) -> frozenset[str] | None:
+        return read_flags(*paths, **options) if paths or options else flags
 
     variants.processor_flags = processor_flags

@@ -12,9 +12,11 @@ to decompress what stands before its own in the stream.
 
 import json
 import lzma
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from struct import error, iter_unpack
 from typing import BinaryIO
 
 from shimmy.engine.llama.unpack_libraries import unpacked
@@ -62,13 +64,40 @@ VARIANTS: tuple[tuple[str, frozenset[str]], ...] = (
 _Sizes = list[tuple[str, int]]  # of the libraries of a stream, unpacked, in bytes
 
 
-def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
-    """The flags of the first processor; None where the system does not tell."""
+# Bits of AT_HWCAP and AT_HWCAP2 on ARM64, by their names in /proc/cpuinfo: Linux, arch/arm64/include/uapi/asm/hwcap.h.
+_ARM_CAPABILITIES = (
+    (16, {10: "asimdhp", 20: "asimddp", 22: "sve"}),
+    (26, {1: "sve2", 13: "i8mm", 14: "bf16", 23: "sme"}),
+)
+
+
+def processor_flags(
+    cpuinfo: Path = Path("/proc/cpuinfo"), auxv: Path = Path("/proc/self/auxv"), machine: str | None = None
+) -> frozenset[str] | None:
+    """The flags of the processor; None where the system does not tell.
+
+    On ARM64 the kernel tells each process what all processors have. The list of processors is worth less there: of a
+    machine with two kinds the first may have more, and an emulator shows the list of the machine it runs on.
+    """
+    return _arm_flags(auxv) if (machine or os.uname().machine) == "aarch64" else _listed_flags(cpuinfo)
+
+
+def _arm_flags(auxv: Path) -> frozenset[str] | None:
+    try:
+        values = dict(iter_unpack("<QQ", auxv.read_bytes()))
+    except (OSError, error):
+        return None
+    bits = ((values.get(key, 0) >> bit & 1, name) for key, names in _ARM_CAPABILITIES for bit, name in names.items())
+    return frozenset(name for is_set, name in bits if is_set)
+
+
+def _listed_flags(cpuinfo: Path) -> frozenset[str] | None:
+    """The flags of the first processor."""
     try:
         with cpuinfo.open(encoding="ascii", errors="replace") as lines:
             for line in lines:
                 key, _, value = line.partition(":")
-                if key.strip() in {"flags", "Features"}:
+                if key.strip() == "flags":
                     return frozenset(value.split())
     except OSError:
         return None

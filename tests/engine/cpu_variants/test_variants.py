@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 
 import pytest
@@ -85,15 +86,42 @@ def test_where_the_system_tells_nothing_everything_is_worth_a_try() -> None:
 def test_the_flags_of_the_first_processor_count(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nvmx flags\t: vnmi\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert processor_flags(cpuinfo) == frozenset({"fpu", "avx2"})
-    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert processor_flags(cpuinfo) == frozenset({"fp", "asimd"})
+    assert processor_flags(cpuinfo, machine="x86_64") == frozenset({"fpu", "avx2"})
+
+
+def auxiliary_vector(path: Path, **values: int) -> Path:
+    """What the kernel tells a process: pairs of a number and a value, here a page's size and capabilities."""
+    keys = {"hwcap": 16, "hwcap2": 26}
+    pairs = [(6, 4096), *((keys[name], value) for name, value in values.items()), (0, 0)]
+    path.write_bytes(b"".join(struct.pack("<QQ", *pair) for pair in pairs))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ({"hwcap": 0xFF}, "armv8.0_1"),  # a Raspberry Pi 4
+        ({"hwcap": 0x119FFF & ~(1 << 10)}, "armv8.2_1"),
+        ({"hwcap": 0x119FFF}, "armv8.2_2"),  # a Raspberry Pi 5
+        ({"hwcap": 0x519FFF}, "armv8.2_3"),
+        ({"hwcap": 0x519FFF, "hwcap2": 1 << 13 | 1 << 14}, "armv8.6_1"),  # Graviton 3
+        ({"hwcap": 0x519FFF, "hwcap2": 1 << 13 | 1 << 1}, "armv8.6_2"),  # Graviton 4
+        ({"hwcap": 0x519FFF, "hwcap2": 1 << 13 | 1 << 1 | 1 << 23}, "armv9.2_2"),
+    ],
+)
+def test_the_kernel_is_asked_on_arm(tmp_path: Path, values: dict[str, int], best: str) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd sve sve2 sme i8mm asimddp asimdhp\n")
+    vector = auxiliary_vector(tmp_path / "auxv", **values)
+    assert ranked(ARM, processor_flags(tmp_path / "cpuinfo", vector, "aarch64"))[0] == best
 
 
 def test_a_system_that_tells_no_flags(tmp_path: Path) -> None:
-    assert processor_flags(tmp_path / "missing") is None
+    assert processor_flags(tmp_path / "missing", machine="x86_64") is None
     (tmp_path / "empty").write_text("processor : 0\n")
-    assert processor_flags(tmp_path / "empty") is None
+    assert processor_flags(tmp_path / "empty", machine="x86_64") is None
+    assert processor_flags(auxv=tmp_path / "missing", machine="aarch64") is None
+    (tmp_path / "damaged").write_bytes(b"seven b")
+    assert processor_flags(auxv=tmp_path / "damaged", machine="aarch64") is None
 
 
 # -- the libraries ---------------------------------------------------------------------------------------------------
