@@ -15,11 +15,13 @@ def own_program() -> list[str]:
 def executable() -> str | None:
     """The file to start `own_program` from; None where its first word names it.
 
-    Of the frozen file it is the one that runs here, even if its name is gone or another file's by now.
+    Of the frozen file it is the one that runs here, even if its name is gone or another file's by now: this process has
+    it open, which a child that has closed its descriptors finds by the process's number. (/proc/self/exe is another
+    program where the file's inner one runs, see tools/bootloader.c.)
     """
     if not getattr(sys, "frozen", False):
         return None
-    return "/proc/self/exe" if sys.executable.startswith("/proc/") else sys.executable
+    return sys.executable.replace("/proc/self/", f"/proc/{os.getpid()}/", 1)
 
 
 def first_environment() -> dict[str, str]:

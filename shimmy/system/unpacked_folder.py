@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import sys
+import zlib
 from _thread import RLock
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -31,13 +32,18 @@ _COOKIE = "!8sIII"  # the magic, and in bytes: its length, where its table of co
 _COOKIE_BYTES = 88
 _ENTRY = "!IIIIBc"  # of the entry, in bytes: its own length, place, length, length unpacked; packed or not; its type
 _TAIL_BYTES = 65_536  # the cookie is in the last bytes of the program's file, and behind it only ELF's tables
+_CODE_SUFFIXES = {".so", ".inner"}  # of libraries, and of the program that they belong to
 _FILE_TYPES = b"bxZ"  # binaries, data and archives of modules: what is unpacked
+
+# The C library of the file is unpacked where the system's will not do, which the bootloader tells by a variable.
+_LIBC_FOLDER, _LIBC = "libc/", "_SHIMMY_LIBC"
 
 _lock = RLock()
 _claimed = -1  # a descriptor of the folder
 # The owner and the mode of the folder as the bootloader made it; some file systems know only one of each.
 _made_as = [os.geteuid(), 0o700]
-_contents: list[tuple[str, int, int]] = []  # name, place in the program's file, and size in bytes of each file
+# Of each file: name, place in the program's file, bytes there, whether it is packed there, and size in bytes.
+_contents: list[tuple[str, int, int, bool, int]] = []
 
 
 def folder() -> Path | None:
@@ -111,14 +117,15 @@ def restore() -> bool:
         try:
             if _be_owner(home) or (_claimed >= 0 and os.fstat(_claimed).st_ino != home.stat().st_ino):
                 claim()
-            missing = [entry for entry in _files() if _size(home / entry[0]) != entry[2]]
+            missing = [entry for entry in _files() if _size(home / entry[0]) != entry[-1]]
             if not missing and _size(home / MARKER) == len(MARKER_TEXT):
                 return False
             files.write_atomically(home / MARKER, MARKER_TEXT)
             with Path(sys.executable).open("rb") as archive:
-                for name, place, size in missing:
+                for name, place, n_bytes, is_packed, _ in missing:
                     archive.seek(place)
-                    put(home / name, archive.read(size))
+                    data = archive.read(n_bytes)
+                    put(home / name, zlib.decompress(data) if is_packed else data)
         except OSError as exc:
             raise OSError(exc.errno, f"the program cannot be put back into `{home}`: {exc.strerror}") from exc
         return True
@@ -129,9 +136,12 @@ def put(path: Path, data: bytes) -> None:
 
     Where code may not run from its folder, a library lies in memory, and is there as long as this process lives.
     """
+    is_code = not _CODE_SUFFIXES.isdisjoint(path.suffixes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if ".so" not in path.suffixes or not os.statvfs(path.parent).f_flag & os.ST_NOEXEC:
+    if not is_code or not os.statvfs(path.parent).f_flag & os.ST_NOEXEC:
         files.write_atomically(path, data)
+        if is_code:
+            path.chmod(0o700)
         return
     descriptor = os.memfd_create(path.name)
     with open(descriptor, "wb", closefd=False) as file:
@@ -183,8 +193,8 @@ def _be_owner(home: Path) -> bool:
     return True
 
 
-def _files() -> list[tuple[str, int, int]]:
-    """The files of the folder as the archive has them, which are not packed there; none where there is no archive."""
+def _files() -> list[tuple[str, int, int, bool, int]]:
+    """The files of the folder as the archive has them; none where there is no archive."""
     if not _contents:
         with Path(sys.executable).open("rb") as archive:
             tail_place = archive.seek(max(0, archive.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -198,13 +208,14 @@ def _files() -> list[tuple[str, int, int]]:
     return _contents
 
 
-def _read_entries(table: bytes, start: int) -> list[tuple[str, int, int]]:
+def _read_entries(table: bytes, start: int) -> list[tuple[str, int, int, bool, int]]:
     found, place = [], 0
+    brings_libc = _LIBC in os.environ
     while place < len(table):
-        length, offset, n_bytes, _, is_packed, kind = unpack_from(_ENTRY, table, place)
-        if kind in _FILE_TYPES and not is_packed:
-            name = table[place + calcsize(_ENTRY) : place + length].rstrip(b"\0").decode()
-            found.append((name, start + offset, n_bytes))
+        length, offset, n_bytes, size, is_packed, kind = unpack_from(_ENTRY, table, place)
+        name = table[place + calcsize(_ENTRY) : place + length].rstrip(b"\0").decode()
+        if kind in _FILE_TYPES and (brings_libc or not name.startswith(_LIBC_FOLDER)):
+            found.append((name, start + offset, n_bytes, bool(is_packed), size))
         place += length
     return found
 

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -16,17 +17,19 @@ from shimmy.system import files as whole
 from shimmy.system import unpacked_folder
 
 FILES = {"base_library.zip": b"modules", "deep/er/libsome.so": b"\x7fELF", "late_module.py": b"value = 7\n"}
+# A C library of the file, which is packed, and is unpacked where the system has none.
+C_LIBRARY = {"libc/libc.so.6": b"\x7fELF" * 99}
 
 
 def program_with(files: dict[str, bytes]) -> bytes:
     """A bootloader and PyInstaller's archive behind it, with what ELF has behind that."""
     table, content = b"", b""
-    entries = [(name, data, 0, b"b" if name.endswith(".so") else b"x") for name, data in files.items()]
-    for name, data, is_packed, kind in [("main", b"code", 1, b"s"), *entries]:
-        encoded = name.encode() + bytes(16 - len(name) % 16)
-        places = (18 + len(encoded), len(content), len(data), len(data))
+    entries = [(name, data, name in C_LIBRARY, b"b" if ".so" in name else b"x") for name, data in files.items()]
+    for name, data, is_packed, kind in [("main", b"code", True, b"s"), *entries]:
+        encoded, stored = name.encode() + bytes(16 - len(name) % 16), zlib.compress(data) if is_packed else data
+        places = (18 + len(encoded), len(content), len(stored), len(data))
         table += struct.pack("!IIIIBc", *places, is_packed, kind) + encoded
-        content += data
+        content += stored
     sizes = (len(content + table) + 88, len(content), len(table))
     cookie = struct.pack("!8sIIII64s", unpacked_folder._MAGIC, *sizes, 311, b"libpython.so")
     return b"bootloader" * 9999 + content + table + cookie + b"section headers"
@@ -35,7 +38,7 @@ def program_with(files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     program = tmp_path / "shimmy"
-    program.write_bytes(program_with(FILES))
+    program.write_bytes(program_with(FILES | C_LIBRARY))
     folder = tmp_path / "_MEIours"
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(sys, "_MEIPASS", str(folder), raising=False)
@@ -58,6 +61,14 @@ def test_all_that_belongs_there_is_made(home: Path) -> None:
     assert content(home) == WHOLE
     assert home.stat().st_mode & 0o077 == 0
     assert not unpacked_folder.restore()  # nothing is missing
+
+
+def test_a_c_library_comes_back_where_the_program_runs_with_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_SHIMMY_LIBC", "own")
+    unpacked_folder._contents.clear()
+    assert unpacked_folder.restore()
+    assert content(home) == WHOLE | C_LIBRARY
+    assert os.access(home / "libc" / "libc.so.6", os.X_OK)
 
 
 @pytest.mark.parametrize("name", WHOLE)
