@@ -15,12 +15,17 @@ from tools.emulator import emulator
 from tools.engine import install_engine, source_package
 from tools.environment import PEER_VENV, make_environment
 from tools.freeze import freeze
+from tools.portable import freeze as portable
+from tools.portable.target import TARGETS
 from tools.steps import CACHE, BuildError, locked, say
 
 
-def build(step: str, model: str) -> None:
+def build(step: str, model: str, machines: list[str]) -> None:
     """Make a step and the steps before it; paths that a script would want go to standard output."""
     make_environment()
+    if step == "portable":
+        for machine in machines:
+            print(portable.freeze(TARGETS[machine]))
     if step == "model":
         print(fetch_model(model))
     if step == "run":
@@ -50,13 +55,15 @@ def main() -> int:
     model = steps.add_parser("model", help="a demo model in `models/`")
     model.add_argument("model", nargs="?", choices=[*DEMO_MODELS], default="smollm2")
     steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
+    portable_files = steps.add_parser("portable", help="files for any Linux: `dist/shimmy-linux-*`")
+    portable_files.add_argument("machines", nargs="*", choices=[*TARGETS], default=[*TARGETS])
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("peer", help="what the benchmark compares with: another environment and llama.cpp's sources")
     arguments = parser.parse_args()
     with locked(CACHE / "lock"):
         try:
-            build(arguments.step, getattr(arguments, "model", ""))
+            build(arguments.step, getattr(arguments, "model", ""), getattr(arguments, "machines", []))
         except BuildError as error:
             say(f"build.py: {error}")
             return 1

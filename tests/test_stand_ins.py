@@ -256,6 +256,6 @@ def test_ssl_becomes_the_real_one_when_it_is_used(tmp_path: Path) -> None:
     files = {line.split()[-1] for line in Path("/proc/self/maps").read_text(errors="replace").splitlines()}
     parts = [Path(file) for file in files if openssl.is_part(file)]
     assert len(parts) == len(openssl.IN_ORDER)
-    (tmp_path / "home" / "ssl.xz").write_bytes(openssl.pack(parts, tmp_path, preset=0))
+    (tmp_path / "home" / "ssl.xz").write_bytes(openssl.pack(parts, preset=0))
     said = python(USE_OF_SSL, str(tmp_path / "home"), str(tmp_path / "stand_ins"), str(ROOT))
     assert said == "hello of True\n"

@@ -7,6 +7,10 @@
  *   nothing behind.
  * - The folder is locked while the program runs, and says whose it is: see shimmy/system/frozen_program.py.
  * - Libraries of others, to which LD_LIBRARY_PATH leads, are not used.
+ *
+ * The portable file has two of it. The outer one (SHIMMY_OUTER) is linked with nothing, so that it starts on any Linux; it
+ * unpacks and becomes the inner one (SHIMMY_INNER), which the system's C library runs where there is one that will do, and
+ * else the one that the file brings along.
  */
 
 #define _GNU_SOURCE
@@ -26,7 +30,8 @@
 #include "pyi_main.h"
 #include "pyi_utils.h"
 
-/* shimmy/system/frozen_program.py has the same two. */
+/* shimmy/system/unpacked_folder.py has the same three. */
+#define LIBC_FOLDER "libc/"
 #define MARKER "shimmy.home"
 #define MARKER_TEXT "unpacked by shimmy\n"
 
@@ -66,6 +71,18 @@ char *__wrap_realpath(const char *path, char *resolved)
     const char *inherited = getenv("_SHIMMY_PROGRAM");
     int first, fd;
 
+#ifdef SHIMMY_INNER
+    const char *outer = getenv("_SHIMMY_FILE");
+
+    if (strcmp(path, "/proc/self/exe") == 0 && resolved != NULL && outer != NULL) {
+        snprintf(resolved, PYI_PATH_MAX, "%s", outer);
+        unsetenv("_SHIMMY_FILE");
+        if (sscanf(resolved, "/proc/self/fd/%d", &fd) == 1) {
+            fcntl(fd, F_SETFD, FD_CLOEXEC);
+        }
+        return resolved;
+    }
+#endif
     if (strcmp(path, "/proc/self/exe") != 0 || resolved == NULL || is_loader()) {
         return __real_realpath(path, resolved);
     }
@@ -151,6 +168,40 @@ static int copy_to_memory(const char *path, int source, off_t place, size_t size
     return error;
 }
 
+static int write_all(int target, const unsigned char *data, size_t size)
+{
+    while (size > 0) {
+        ssize_t n = write(target, data, size);
+
+        if (n < 0 && errno != EINTR) {
+            return errno;
+        }
+        data += n > 0 ? n : 0;
+        size -= n > 0 ? (size_t)n : 0;
+    }
+    return 0;
+}
+
+/* Unpack what is packed in the archive, into a file that may run or into memory. */
+static int inflate(const struct ARCHIVE *archive, const struct TOC_ENTRY *entry, const char *path, int may_run)
+{
+    char link[64];
+    unsigned char *data = pyi_archive_extract(archive, entry);
+    int fd = may_run ? open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0700)
+                     : (int)syscall(SYS_memfd_create, "shimmy", MFD_CLOEXEC);
+    int error = data == NULL ? ENOMEM : fd < 0 ? errno : write_all(fd, data, entry->uncompressed_length);
+
+    free(data);
+    snprintf(link, sizeof(link), "/proc/%d/fd/%d", getpid(), fd);
+    if (error == 0 && (may_run ? fchmod(fd, 0700) : symlink(link, path)) < 0) {
+        error = errno;
+    }
+    if (fd >= 0 && (may_run || error)) {
+        close(fd);
+    }
+    return error;
+}
+
 static int write_marker(const char *path)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -183,13 +234,49 @@ static int make_parents(char *path, size_t home_length)
     return 0;
 }
 
-static int is_unpacked(const struct TOC_ENTRY *entry)
+#ifdef SHIMMY_OUTER
+
+#if defined(__x86_64__)
+#define SYSTEM_LOADER "/lib64/ld-linux-x86-64.so.2"
+#define MUSL_LOADER "/lib/ld-musl-x86_64.so.1"
+#elif defined(__aarch64__)
+#define SYSTEM_LOADER "/lib/ld-linux-aarch64.so.1"
+#define MUSL_LOADER "/lib/ld-musl-aarch64.so.1"
+#endif
+
+/* Whether the program runs with the C library of the file: where the system's is not glibc (Alpine), where it has none (an
+ * empty container), or only something in its name that says so (NixOS). SHIMMY_LIBC=own asks for it elsewhere. */
+static int brings_libc(void)
 {
-    return entry->typecode == ARCHIVE_ITEM_BINARY || entry->typecode == ARCHIVE_ITEM_DATA
-        || entry->typecode == ARCHIVE_ITEM_ZIPFILE;
+    char target[PYI_PATH_MAX];
+    const char *wish = getenv("SHIMMY_LIBC");
+    ssize_t length;
+
+    if ((wish != NULL && strcmp(wish, "own") == 0) || access(SYSTEM_LOADER, X_OK) != 0 || access(MUSL_LOADER, F_OK) == 0) {
+        return 1;
+    }
+    length = readlink(SYSTEM_LOADER, target, sizeof(target) - 1);
+    target[length > 0 ? length : 0] = 0;
+    return strstr(target, "stub-ld") != NULL || strstr(target, "musl") != NULL || strstr(target, "gcompat") != NULL;
 }
 
-/* shimmy.spec stores all that is unpacked as it is: copying needs no memory, of which this process would keep some. */
+#else
+
+static int brings_libc(void)
+{
+    return 0;
+}
+
+#endif
+
+static int is_unpacked(const struct TOC_ENTRY *entry)
+{
+    return (entry->typecode == ARCHIVE_ITEM_BINARY || entry->typecode == ARCHIVE_ITEM_DATA
+            || entry->typecode == ARCHIVE_ITEM_ZIPFILE)
+        && (strncmp(entry->name, LIBC_FOLDER, strlen(LIBC_FOLDER)) != 0 || brings_libc());
+}
+
+/* shimmy.spec stores what each start unpacks as it is: copying needs no memory, of which this process would keep some. */
 static int unpack(const struct ARCHIVE *archive, const char *home, int may_run)
 {
     const struct TOC_ENTRY *entry;
@@ -204,12 +291,12 @@ static int unpack(const struct ARCHIVE *archive, const char *home, int may_run)
         if (!is_unpacked(entry)) {
             continue;
         }
-        if (entry->compression_flag) {
-            error = ENOTSUP;
-        } else if (snprintf(path, sizeof(path), "%s/%s", home, entry->name) >= (int)sizeof(path)) {
+        if (snprintf(path, sizeof(path), "%s/%s", home, entry->name) >= (int)sizeof(path)) {
             error = ENAMETOOLONG;
         } else if (make_parents(path, strlen(home)) < 0) {
             error = errno;
+        } else if (entry->compression_flag) {
+            error = inflate(archive, entry, path, may_run);
         } else if (is_code && !may_run) {
             error = copy_to_memory(path, source, place, entry->length);
         } else {
@@ -374,3 +461,46 @@ int __wrap_pyi_utils_set_library_search_path(const char *path)
 {
     return setenv("LD_LIBRARY_PATH", path, 1);
 }
+
+
+/* -- the program itself ----------------------------------------------------------------------------------------- */
+
+#ifdef SHIMMY_OUTER
+
+/* Called where the bootloader would load Python into its process, which a program without libraries cannot: becomes the
+ * inner one, for which everything is as it was for this process. Ends the process where that cannot be. */
+void __wrap_pyi_launch_initialize(struct PYI_CONTEXT *pyi_ctx)
+{
+    char inner[PYI_PATH_MAX + 16], loader[PYI_PATH_MAX + 16], folders[2 * PYI_PATH_MAX + 16], level[16];
+    const char *home = pyi_ctx->application_home_dir;
+    char **arguments = calloc((size_t)pyi_ctx->argc + 5, sizeof(char *));
+    int i, fd, n = 0;
+
+    snprintf(inner, sizeof(inner), "%s/shimmy.inner", home);
+    snprintf(loader, sizeof(loader), "%s/libc/ld.so", home);
+    snprintf(folders, sizeof(folders), "%s/libc:%s", home, home);
+    snprintf(level, sizeof(level), "%d", pyi_ctx->parent_process_level);
+    setenv("_PYI_PARENT_PROCESS_LEVEL", level, 1);
+    setenv("_SHIMMY_FILE", pyi_ctx->executable_filename, 1);
+    if (sscanf(pyi_ctx->executable_filename, "/proc/self/fd/%d", &fd) == 1) {
+        fcntl(fd, F_SETFD, 0);
+    }
+    if (access(loader, F_OK) == 0) {
+        setenv("_SHIMMY_LIBC", "own", 1); /* shimmy/system/unpacked_folder.py reads this */
+        arguments[n++] = loader;
+        arguments[n++] = "--library-path";
+        arguments[n++] = folders;
+        arguments[n++] = inner;
+    } else {
+        unsetenv("_SHIMMY_LIBC");
+        arguments[n++] = pyi_ctx->argv[0];
+    }
+    for (i = 1; i < pyi_ctx->argc; i++) {
+        arguments[n++] = pyi_ctx->argv[i];
+    }
+    execv(arguments[0] == loader ? loader : inner, arguments);
+    fprintf(stderr, "shimmy: the program cannot be started from `%s`: %s\n", home, strerror(errno));
+    exit(3);
+}
+
+#endif

@@ -1,12 +1,13 @@
 """The bootloader in front of `dist/shimmy`: PyInstaller's, compiled from its sources with our own functions in front.
 
-Knows how it is compiled; what ours do stands in bootloader.c. PyInstaller's wheels bring a bootloader, too, which would
-ask the system for its zlib.
+Knows how it is compiled, for this machine or, by tools/portable, for others; what ours do stands in bootloader.c.
+PyInstaller's wheels bring a bootloader, too, which would ask the system for its zlib.
 """
 
 import platform
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.steps import CACHE, BuildError, key_of, key_of_files, pip, requirements, run, say, venv_python
@@ -19,6 +20,8 @@ WRAPPED = (
     "pyi_launch_extract_files_from_archive",
     "pyi_utils_set_library_search_path",
 )
+# Of the outer one of the portable file, which becomes the inner one there.
+WRAPPED_OUTSIDE = ("pyi_launch_initialize",)
 # What PyInstaller's own build finds out about a Linux system. A fortified `realpath` would have another name.
 DEFINES = (
     *("_REENTRANT", "_BSD_SOURCE", "_DEFAULT_SOURCE", "PYI_USE_POSIX_SEMAPHORE", "HAVE_UNSETENV=1", "HAVE_MKDTEMP=1"),
@@ -27,25 +30,35 @@ DEFINES = (
 
 
 def bootloader() -> Path:
-    """The compiled bootloader, which is cached."""
-    key = key_of(_requirement(), platform.machine(), key_of_files([OWN_FUNCTIONS, Path(__file__)]))
+    """The compiled bootloader for this machine, which is cached."""
+    key = key_of(bootloader_key(), platform.machine())
     cached = CACHE / "bootloader" / key / "run"
     if not cached.exists():
         say("freeze: compiling the bootloader")
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = cached.with_suffix(".part")
-        with tempfile.TemporaryDirectory() as folder:
-            _compile(_unpacked_sources(Path(folder)), unfinished)
-        unfinished.rename(cached)
+        compile_bootloader(cached, ["cc"])
     return cached
 
 
-def _compile(sources: Path, target: Path) -> None:
-    files = [*sorted(sources.glob("src/*.c")), *sorted(sources.glob("zlib/*.c")), OWN_FUNCTIONS]
-    options = ["-O2", "-s", "-w", "-U_FORTIFY_SOURCE", *(f"-D{define}" for define in DEFINES)]
-    folders = [f"-I{sources / name}" for name in ("src", "zlib")]
-    wraps = [f"-Wl,--wrap={name}" for name in WRAPPED]
-    run(["cc", *options, *folders, *wraps, "-o", target, *files, "-ldl", "-lm", "-lpthread"])
+def bootloader_key() -> str:
+    """Names the sources."""
+    return key_of(_requirement(), key_of_files([OWN_FUNCTIONS, Path(__file__)]))
+
+
+def compile_bootloader(
+    target: Path, compiler: Sequence[str | Path], wrapped: Sequence[str] = (), **environment: str
+) -> None:
+    """Compile it to `target`, with a compiler and its options, and with more functions of ours in front."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".part")
+    with tempfile.TemporaryDirectory() as folder:
+        sources = _unpacked_sources(Path(folder))
+        files = [*sorted(sources.glob("src/*.c")), *sorted(sources.glob("zlib/*.c")), OWN_FUNCTIONS]
+        options = ["-O2", "-s", "-w", "-U_FORTIFY_SOURCE", *(f"-D{define}" for define in DEFINES)]
+        folders = [f"-I{sources / name}" for name in ("src", "zlib")]
+        wraps = [f"-Wl,--wrap={name}" for name in (*WRAPPED, *wrapped)]
+        libraries = ["-ldl", "-lm", "-lpthread"]
+        run([*compiler, *options, *folders, *wraps, "-o", unfinished, *files, *libraries], **environment)
+    unfinished.rename(target)
 
 
 def _unpacked_sources(folder: Path) -> Path:

@@ -69,7 +69,7 @@ def library_folder(venv: Path = VENV) -> Path:
 
 def source_package() -> Path:
     """The source package, fetched once: the wheel is built from it, and so is the benchmark's llama-server."""
-    pattern = f"{ENGINE_PACKAGE.replace('-', '_')}-{_version()}.tar.gz"
+    pattern = f"{ENGINE_PACKAGE.replace('-', '_')}-{engine_version()}.tar.gz"
     if not list(SOURCES.glob(pattern)):
         say("engine: fetching the source package")
         SOURCES.mkdir(parents=True, exist_ok=True)
@@ -77,12 +77,27 @@ def source_package() -> Path:
     return next(SOURCES.glob(pattern))
 
 
+def engine_version() -> str:
+    """The version of the binding, whose source package has llama.cpp inside."""
+    return _requirement().partition("==")[2]
+
+
+def engine_sources() -> Path:
+    """The source package, unpacked once: objects are valid for as long as their sources stay where they are."""
+    archive = source_package()
+    folder = archive.with_name(archive.name.removesuffix(".tar.gz"))
+    if not folder.exists():
+        unfinished = folder.with_suffix(".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with tarfile.open(archive) as package:
+            package.extractall(unfinished)
+        (unfinished / folder.name).rename(folder)
+        unfinished.rmdir()
+    return folder
+
+
 def _requirement() -> str:
     return next(name for name in requirements() if name.startswith(ENGINE_PACKAGE))
-
-
-def _version() -> str:
-    return _requirement().partition("==")[2]
 
 
 def _configuration_key() -> str:
@@ -111,23 +126,9 @@ def _cached_wheel(variant: str) -> Path | None:
     return next(_wheel_folder(variant).glob("*.whl"), None)
 
 
-def _unpacked_sources() -> Path:
-    """The source package, unpacked once: objects are valid for as long as their sources stay where they are."""
-    archive = source_package()
-    folder = archive.with_name(archive.name.removesuffix(".tar.gz"))
-    if not folder.exists():
-        unfinished = folder.with_suffix(".part")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with tarfile.open(archive) as package:
-            package.extractall(unfinished)
-        (unfinished / folder.name).rename(folder)
-        unfinished.rmdir()
-    return folder
-
-
 def _build_wheel(variant: str) -> Path:
     log = CACHE / "engine-build.log"
-    sources = _unpacked_sources()
+    sources = engine_sources()
     defines = {"CMAKE_PROJECT_llama_cpp_INCLUDE": str(CMAKE_HOOK), "SHIMMY_CPU_VARIANT": variant, **CMAKE_FLAGS}
     command = [venv_python(), "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir", f"{sources}"]
     command += ["--disable-pip-version-check", f"--wheel-dir={_wheel_folder(variant)}"]

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
@@ -52,7 +53,7 @@ def freeze() -> Path:
     folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]
     run([*pyinstaller, *folders, ROOT / "shimmy.spec"], PYTHONHASHSEED="1")
     program = WORK / "dist" / "shimmy"
-    _check_contents(program)
+    check_contents(program, FILES)
     _check_size(program)
     run([program, "version"])
     _publish(program)
@@ -95,13 +96,17 @@ def _pack_grammar_library() -> None:
     shutil.copyfile(cached, WORK / GRAMMAR_ARCHIVE)
 
 
-def _check_contents(program: Path) -> None:
+def check_contents(
+    program: Path, expected: set[str], standard_library: Collection[str] = sys.stdlib_module_names
+) -> None:
+    """Raise BuildError where the program holds other packages than PACKAGES, or other files than these."""
     viewer = [venv_python(), "-m", "PyInstaller.utils.cliutils.archive_viewer", "--list", "--recursive", "--brief"]
     files_part, _, modules_part = run([*viewer, program]).partition("Contents of 'PYZ")
     files = {_plain_name(line.strip()) for line in files_part.splitlines() if "." in line and "'" not in line}
     modules = {line.strip().partition(".")[0] for line in modules_part.splitlines()[1:]}
-    _compare("files", FILES, {name for name in files if not name.startswith("lib-dynload/")} - {"PYZ.pyz"})
-    _compare("packages", PACKAGES | STAND_INS, modules - sys.stdlib_module_names)
+    found = {name for name in files if not name.startswith("lib-dynload/")} - {"PYZ.pyz"}
+    _compare("files", expected, found)
+    _compare("packages", PACKAGES | STAND_INS, modules - set(standard_library))
 
 
 def _plain_name(name: str) -> str:

@@ -1,0 +1,55 @@
+"""The C library that the portable file brings along for systems without glibc: Debian 11's.
+
+Knows the package and which of its files a program needs. It is not the newest one by intent: from 2.34 on glibc starts
+threads by a system call that older container runtimes refuse.
+"""
+
+import hashlib
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path, PurePosixPath
+
+from tools.portable.sources import binary_package
+from tools.portable.target import Target
+from tools.steps import BuildError, Stamp, key_of
+
+_VERSION = "2.31-13+deb11u11"
+_HASHES = {
+    "amd64": "05f7264da867b37f4c5ce49266b558ea1e81e05a9464f623152fca70f3550282",
+    "arm64": "baaa9aa184e2f21738c5819055e6740cc5b22f198e3f416e33f82b40ff6933d8",
+}
+# What the program and its libraries name, and what glibc itself looks for to find hosts and users.
+_LIBRARIES = (
+    *("libc.so.6", "libdl.so.2", "libm.so.6", "libnss_dns.so.2", "libnss_files.so.2", "libpthread.so.0"),
+    *("libresolv.so.2", "librt.so.1", "libutil.so.1"),
+)
+LOADER = "ld.so"  # tools/bootloader.c starts it
+
+
+def c_library(target: Target) -> Path:
+    """A folder with the loader and the libraries, by the names they are looked up by."""
+    place = target.folder / "libc"
+    architecture = target.debian_architecture
+    stamp = Stamp(target.folder / "libc-stamp", key_of(_VERSION, _HASHES[architecture], *_LIBRARIES))
+    if stamp.holds():
+        return place
+    package = binary_package("libc6", architecture, _VERSION)
+    if (digest := hashlib.sha256(package.read_bytes()).hexdigest()) != _HASHES[architecture]:
+        raise BuildError(f"`{package}` has the hash {digest}, and {_HASHES[architecture]} is expected")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        files = {PurePosixPath(member.name).name: member for member in archive if member.isfile() or member.issym()}
+        loader = next(name for name in files if name.startswith("ld-linux-"))
+        for name in (loader, *_LIBRARIES):
+            member = files[name]
+            while member.issym():
+                member = files[PurePosixPath(member.linkname).name]
+            file = archive.extractfile(member)
+            assert file is not None
+            (place / (LOADER if name == loader else name)).write_bytes(file.read())
+    stamp.write()
+    return place

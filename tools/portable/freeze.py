@@ -1,0 +1,159 @@
+"""`dist/shimmy-linux-MACHINE`: brings the parts of a machine together, runs PyInstaller on them, and checks the file.
+
+Knows the parts and where shimmy.spec looks for them. The parts are made by the modules beside this one.
+"""
+
+import hashlib
+import lzma
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
+from tools import openssl, variants
+from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader
+from tools.engine import engine_sources
+from tools.freeze import check_contents
+from tools.portable.c_library import c_library
+from tools.portable.compiler import compiler, tools_environment
+from tools.portable.contents import read_elf_files
+from tools.portable.elf import ElfFile
+from tools.portable.engine import LIBRARIES, engine
+from tools.portable.packages import grammar_library, not_installed, site, speedups
+from tools.portable.python import VERSION, python
+from tools.portable.target import BUILD_MACHINE, Target
+from tools.portable.weak_versions import newer_versions
+from tools.steps import DIST, ROOT, WORK, BuildError, key_of, run, say
+
+LIMIT_BYTES = 22_000_000
+
+# What a system with glibc has, and what the file itself has.
+_SYSTEM_LIBRARIES = {
+    *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1", "libutil.so.1"),
+    *("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"),
+}
+_OWN_LIBRARIES = {*LIBRARIES, f"libpython{VERSION}.so.1.0"}
+
+FILES = {
+    *("base_library.zip", "libpython.so", "markupsafe/_speedups.so", "shimmy.inner", "ssl.xz"),
+    *(f"llama_cpp/lib/{name}.z" for name in ("libggml-base.so", "libggml.so", "libllama.so")),
+    *(f"libc/{name}.so" for name in ("ld", "libc", "libdl", "libm", "libnss_dns", "libnss_files", "libpthread")),
+    *(f"libc/{name}.so" for name in ("libresolv", "librt", "libutil")),
+    f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
+    GRAMMAR_ARCHIVE,
+}
+
+
+def freeze(target: Target) -> Path:
+    """The portable file for a machine, made from parts that are there or are built now."""
+    parts = _collect_parts(target)
+    say(f"portable: making `dist/{target.file_name}`")
+    own = python(BUILD_MACHINE)
+    work = target.folder / "freeze"
+    shutil.rmtree(work, ignore_errors=True)
+    WORK.mkdir(exist_ok=True)  # where shimmy.spec puts what it makes
+    command: list[str | Path] = [own.program, "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR"]
+    environment = {
+        **tools_environment(),
+        **own.environment,
+        # What is analysed is also imported, so the engine is this machine's.
+        "PYTHONPATH": f"{site()}:{_binding(BUILD_MACHINE, BUILD_MACHINE.folder / 'binding')}",
+        "PYTHONHASHSEED": "1",
+        "SHIMMY_PARTS": str(parts),
+        "SHIMMY_MACHINE": target.machine,
+    }
+    run([*command, f"--distpath={work / 'dist'}", f"--workpath={work}", ROOT / "shimmy.spec"], **environment)
+    # PyInstaller puts the archive into a section of the ELF file, by a tool that knows this machine's files alone. The
+    # bootloader finds it behind the file as well.
+    program = work / target.file_name
+    program.write_bytes((parts / "bootloader").read_bytes() + (work / "shimmy" / "shimmy.pkg").read_bytes())
+    program.chmod(0o755)
+    modules = run([own.program, "-c", "import sys; print(*sys.stdlib_module_names)"], **own.environment)
+    check_contents(program, FILES, modules.split())
+    _check_elf_files(program, target)
+    size_bytes = program.stat().st_size
+    say(f"portable: {target.file_name} has {size_bytes / 1e6:.2f} MB (limit {LIMIT_BYTES / 1e6:.1f})")
+    if size_bytes > LIMIT_BYTES:
+        raise BuildError("the portable file is larger than its limit")
+    if target == BUILD_MACHINE:
+        run([program, "version"])
+    DIST.mkdir(exist_ok=True)
+    program.replace(DIST / target.file_name)
+    digest = hashlib.sha256((DIST / target.file_name).read_bytes()).hexdigest()
+    (DIST / f"{target.file_name}.sha256").write_text(f"{digest}  {target.file_name}\n")
+    return DIST / target.file_name
+
+
+def _collect_parts(target: Target) -> Path:
+    """A folder of all that is not Python code, by the names that shimmy.spec gives it."""
+    libraries, own = engine(target), python(target)
+    parts = _binding(target, target.folder / "parts")
+    shutil.copy(own.library, parts)
+    (parts / "_speedups.so").write_bytes(speedups(target))
+    shutil.copytree(c_library(target), parts / "libc")
+    found = variants.read_libraries(libraries)
+    grammars = grammar_library(target)
+    archives: dict[str, tuple[str, Callable[[], bytes]]] = {
+        variants.ARCHIVE_NAME: (key_of(*sorted(found), *found.values()), lambda: variants.pack(found)),
+        "ssl.xz": (key_of(own.ssl_module.read_bytes()), lambda: openssl.pack([own.ssl_module])),
+        GRAMMAR_ARCHIVE: (key_of(grammars), lambda: lzma.compress(grammars, preset=9 | lzma.PRESET_EXTREME)),
+    }
+    for name, (key, pack) in archives.items():
+        shutil.copy(_packed_once(target.folder / "packed" / f"{key}-{name}", pack), parts / name)
+    outer, inner = _bootloaders(target)
+    shutil.copy(outer, parts / "bootloader")
+    shutil.copy(inner, parts / "shimmy.inner")
+    return parts
+
+
+def _binding(target: Target, place: Path) -> Path:
+    """A new folder with what is not installed for the analysis: the binding, the engine, and what metadata tells."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(engine(target), place / "llama_cpp" / "lib")
+    for name in ("llama_cpp.py", "_ctypes_extensions.py"):
+        shutil.copy(engine_sources() / "llama_cpp" / name, place / "llama_cpp")
+    for name, version in not_installed():
+        folder = place / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return place
+
+
+def _packed_once(path: Path, pack: Callable[[], bytes]) -> Path:
+    """A file of what `pack` gives, which takes seconds."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(pack())
+        unfinished.rename(path)
+    return path
+
+
+def _bootloaders(target: Target) -> tuple[Path, Path]:
+    """The outer one, which needs no library, and the inner one, see tools/bootloader.c."""
+    key = key_of(bootloader_key(), *WRAPPED_OUTSIDE)
+    outer, inner = (target.folder / "bootloader" / f"{key}-{name}" for name in ("outer", "inner"))
+    static, dynamic = compiler(target.static_triple), compiler(target.glibc_triple)
+    if not outer.exists():
+        say(f"portable: compiling the bootloaders for {target.machine}")
+        command: list[str | Path] = [static.cc, "-static", "-g0", "-DSHIMMY_OUTER"]
+        compile_bootloader(outer, command, WRAPPED_OUTSIDE, **static.environment)
+    if not inner.exists():
+        compile_bootloader(inner, [dynamic.cc, "-g0", "-DSHIMMY_INNER"], **dynamic.environment)
+    return outer, inner
+
+
+def _check_elf_files(program: Path, target: Target) -> None:
+    """Raise BuildError where a file in the program is for another machine, or asks for what a system need not have."""
+    faults = []
+    for name, data in read_elf_files(program):
+        file = ElfFile(data)
+        if file.machine != target.machine:
+            faults.append(f"{name} is for {file.machine}")
+        if name.startswith("libc/"):
+            continue
+        faults += [f"{name} asks for {version}" for version in newer_versions(data)]
+        strange = set(file.libraries()) - _SYSTEM_LIBRARIES - _OWN_LIBRARIES
+        faults += [f"{name} asks for {library}" for library in sorted(strange)]
+    if faults:
+        raise BuildError(f"the portable file would not start everywhere: {'; '.join(faults)}")

@@ -1,0 +1,135 @@
+"""Sources of the C libraries and of Python, and packages, as Debian keeps them, each pinned by the hash of its archive.
+
+Knows apt. Where the packages come from is what apt of this system is told; nothing of that system is changed, since the
+lists of source packages are kept apart.
+"""
+
+import hashlib
+import re
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.portable.target import PORTABLE
+from tools.steps import CACHE, BuildError, run, say
+
+_DOWNLOADS = CACHE / "sources"
+_APT = PORTABLE / "apt"
+_SUITES = ("bookworm", "trixie", "bullseye")
+_APT_GET_HERE = ("env", f"--chdir={_DOWNLOADS}", "apt-get", "--quiet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive of sources as its authors released it; Debian's own changes are not used."""
+
+    package: str
+    archive: str
+    sha256: str
+
+
+PYTHON = Source(
+    "python3.13", "python3.13_3.13.5.orig.tar.xz", "93e583f243454e6e9e4588ca2c2662206ad961659863277afcdb96801647d640"
+)
+ZLIB = Source(
+    "zlib",
+    "zlib_1.3.dfsg+really1.3.1.orig.tar.gz",
+    "60dd315c07f616887caa029408308a018ace66e3d142726a97db164b3b8f69fb",
+)
+XZ = Source(
+    "xz-utils", "xz-utils_5.8.1.orig.tar.xz", "0b54f79df85912504de0b14aec7971e3f964491af1812d83447005807513cd9e"
+)
+LIBFFI = Source(
+    "libffi", "libffi_3.4.8.orig.tar.gz", "cbb7f0b3b095dc506387ec1e35b891bfb4891d05b90a495bc69a10f2293f80ff"
+)
+OPENSSL = Source(
+    "openssl", "openssl_3.5.7.orig.tar.gz", "a8c0d28a529ca480f9f36cf5792e2cd21984552a3c8e4aa11a24aa31aeac98e8"
+)
+
+
+def unpacked(source: Source) -> Path:
+    """The folder of the sources, fetched and unpacked once."""
+    folder = PORTABLE / "sources" / source.archive.partition(".orig.")[0]
+    if folder.exists():
+        return folder
+    archive = _fetched(source)
+    unfinished = folder.with_suffix(".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with tarfile.open(archive) as package:
+        package.extractall(unfinished)
+    (inner,) = unfinished.iterdir()
+    inner.rename(folder)
+    unfinished.rmdir()
+    return folder
+
+
+def binary_package(name: str, architecture: str, version: str) -> Path:
+    """One of Debian's packages for a machine, fetched once. Who asks for it checks its hash."""
+    found = _DOWNLOADS / f"{name}_{version}_{architecture}.deb"
+    if not found.exists():
+        say(f"portable: fetching {found.name}")
+        _DOWNLOADS.mkdir(parents=True, exist_ok=True)
+        _update_lists()
+        run([*_APT_GET_HERE, *_options(), "download", f"{name}:{architecture}={version}"])
+    return found
+
+
+def _fetched(source: Source) -> Path:
+    archive = _DOWNLOADS / source.archive
+    if not archive.exists():
+        say(f"portable: fetching {source.archive}")
+        _DOWNLOADS.mkdir(parents=True, exist_ok=True)
+        version = _version_with(source)
+        run([*_APT_GET_HERE, *_options(), "source", "--download-only", f"{source.package}={version}"])
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != source.sha256:
+        archive.unlink()
+        raise BuildError(f"{source.archive} has the hash {digest}, and {source.sha256} is expected")
+    return archive
+
+
+def _version_with(source: Source) -> str:
+    """A version of Debian's package that is made from this archive: they come and go, the archive stays."""
+    _update_lists()
+    shown = run(["apt-cache", *_options(), "showsrc", source.package])
+    for entry in shown.split("\n\n"):
+        if f"{source.sha256} " in entry and (version := re.search(r"^Version: (.*)$", entry, re.MULTILINE)):
+            return version[1]
+    raise BuildError(f"Debian has no {source.archive} any more: choose another version in `{Path(__file__).name}`")
+
+
+def _update_lists() -> None:
+    if (_APT / "lists").exists():
+        return
+    (_APT / "lists.part" / "partial").mkdir(parents=True, exist_ok=True)
+    mirror = _mirror()
+    keyring = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
+    lines = [f"deb-src [{keyring}] {mirror} {name} main" for name in _SUITES]
+    lines.append(f"deb [arch=amd64,arm64 {keyring}] {mirror} {_SUITES[-1]} main")
+    (_APT / "sources.list").write_text("\n".join(lines) + "\n")
+    run(["apt-get", "--quiet", *_options(lists="lists.part"), "update"])
+    (_APT / "lists.part").rename(_APT / "lists")
+
+
+def _mirror() -> str:
+    targets = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"])
+    for line in targets.splitlines():
+        address, _, suite = line.partition(" ")
+        if suite in _SUITES and address.rstrip("/").endswith("/debian"):
+            return address
+    raise BuildError("the portable file is built on Debian: apt of this system has no source of Debian's packages")
+
+
+def _options(lists: str = "lists") -> list[str]:
+    settings = {
+        "Dir::Etc::sourcelist": _APT / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": _APT / lists,
+        "APT::Sandbox::User": "root",  # else a warning: the folder is not apt's
+        "Dir::State::status": "/dev/null",  # what is installed here does not matter
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
+        "APT::Architectures::": "arm64",
+    }
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
