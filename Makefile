@@ -7,13 +7,14 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 SECONDS := 600
 VARIANTS := haswell alderlake zen4 sse42
+MACHINES := x86_64 aarch64
 # Tests take a processor each; what measures has the marker `alone`, and the others wait for it.
 SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 # The tests start Python hundreds of times; each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 
-.PHONY: help run dist release check e2e test variants emulated clients fuzz-api docs bench clean
+.PHONY: help run freeze dist release check e2e test variants systems arm64 emulated clients fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -25,10 +26,13 @@ run: ## serve the demo model from the source tree; builds what this machine need
 	@echo '    "messages": [{"role": "user", "content": "Tell me a story about a fox."}]}'\'
 	@exec $(PYTHON) -m shimmy serve --bind $(ADDRESS) --model-path $(MODEL)
 
-dist: ## make dist/shimmy, the file with all CPU variants
+freeze: ## make dist/shimmy, the file with all CPU variants, for this system and newer ones
 	@$(BUILD) freeze
 
-release: ## lay out a release of dist/shimmy-linux-* in dist/release: files, packages, checksums
+dist: ## make dist/shimmy-linux-*, the files for any Linux; MACHINES="x86_64 aarch64"
+	@$(BUILD) portable $(MACHINES)
+
+release: dist ## lay out a release of them in dist/release: files, packages, checksums
 	@python3 -m tools.packages.release
 
 check: ## lint, types, and the tests on the source tree, of tests/e2e a few; tells the slowest 20
@@ -56,6 +60,16 @@ variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell 
 	set -e; for variant in $(VARIANTS); do \
 		SHIMMY_TEST_CPU_VARIANT=$$variant $(PYTHON) -m pytest -q tests/engine tests/e2e -m 'not frozen'; \
 	done
+
+systems: ## end-to-end tests of the file for any Linux in other systems: Debian 11, an empty container, musl and more
+	@$(BUILD) portable x86_64
+	@$(BUILD) model >/dev/null
+	$(PYTHON) -m tests.roots dist/shimmy-linux-x86_64
+
+arm64: ## end-to-end tests of the file for ARM64 in QEMU, with processors of several generations
+	@$(BUILD) portable aarch64
+	@$(BUILD) model >/dev/null
+	$(PYTHON) -m tests.roots.arm64 dist/shimmy-linux-aarch64
 
 emulated: ## which CPU variant older processors get, in an emulator
 	@$(BUILD) engine

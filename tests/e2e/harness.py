@@ -26,7 +26,10 @@ from tests.forced_variant import FORCED
 ROOT = Path(__file__).resolve().parents[2]
 FROZEN_FILE = os.environ.get("SHIMMY_BIN")
 FROM_SOURCE = (sys.executable, "-m", "shimmy")
-PROGRAM = (str(Path(FROZEN_FILE).resolve()),) if FROZEN_FILE else FROM_SOURCE
+# The arguments of tests/roots/in_root.py, for the frozen file in another system.
+IN_ROOT = os.environ.get("SHIMMY_IN_ROOT")
+_IN_ROOT = (sys.executable, str(ROOT / "tests" / "roots" / "in_root.py"), *IN_ROOT.split()) if IN_ROOT else ()
+PROGRAM: tuple[str, ...] = (*_IN_ROOT, str(Path(FROZEN_FILE).resolve())) if FROZEN_FILE else FROM_SOURCE
 
 Json = dict[str, Any]
 

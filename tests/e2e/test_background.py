@@ -137,7 +137,7 @@ def test_an_address_in_use_is_told(shell: Shell) -> None:
 
 def test_of_two_at_once_for_an_address_one_is_there(shell: Shell) -> None:
     bind = f"{HOST}:{free_port()}"
-    command = [*PROGRAM, "serve", "--background", "--bind", bind, "--model-path", shell.models]
+    command: list[str | Path] = [*PROGRAM, "serve", "--background", "--bind", bind, "--model-path", shell.models]
     nothing = subprocess.DEVNULL
     both = [
         subprocess.Popen(command, cwd=shell.cwd, env=shell.environment, stdout=nothing, stderr=nothing)

@@ -27,7 +27,7 @@ def test_version(tmp_path: Path, server: Server) -> None:
     fields = json.loads(as_json.stdout)
     assert fields["version"] == version
     assert fields["frozen"] == (FROZEN_FILE is not None)
-    assert fields["build"] == (hashlib.sha256(Path(PROGRAM[0]).read_bytes()).hexdigest() if FROZEN_FILE else None)
+    assert fields["build"] == (hashlib.sha256(Path(PROGRAM[-1]).read_bytes()).hexdigest() if FROZEN_FILE else None)
     assert {"llama_cpp_python", "llama_cpp", "cpu_variants"} == fields["engine"].keys()
     assert fields["packages"]["starlette"]
     assert plain.stderr == as_json.stderr == ""
@@ -144,7 +144,17 @@ def test_help_goes_to_stdout(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path, models: Path) -> None:
-    command = [*PROGRAM, "generate", "alpha", "--prompt", "hello", "--model-path", models, "--threads", "1"]
+    command: list[str | Path] = [
+        *PROGRAM,
+        "generate",
+        "alpha",
+        "--prompt",
+        "hello",
+        "--model-path",
+        models,
+        "--threads",
+        "1",
+    ]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -1,0 +1,106 @@
+"""`python -m tests.roots FILE [PYTEST_ARGUMENT...]`: runs end-to-end tests of a portable file in other Linux systems.
+
+Knows what each system is made of: what a person would have there is left out, except for the C library. Needs root, and
+Debian's packages of the C libraries. Ends with 1 where a test fails in one of them.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.roots.older_libc import without_versions_above
+from tools.portable.sources import binary_package
+from tools.portable.target import GLIBC
+from tools.steps import CACHE, ROOT
+
+ROOTS = CACHE.resolve() / "roots"
+DEBIAN_11_LIBC, DEBIAN_11_MUSL = "2.31-13+deb11u11", "1.2.2-1"
+# The main paths, for the systems that differ in few things only.
+MAIN_PATHS = (
+    "tests/e2e/test_models.py",
+    "tests/e2e/test_swap.py",
+    "tests/e2e/test_shutdown.py",
+    "tests/e2e/test_cli.py",
+)
+ANY_USER = 41_234
+
+
+@dataclass(frozen=True)
+class System:
+    """A Linux to run in: how its root is made, how it is entered, and the tests that run there."""
+
+    name: str
+    make: Callable[[Path], None]
+    options: Sequence[str] = ()
+    tests: Sequence[str] = MAIN_PATHS
+
+
+def main() -> int:
+    """Run the tests in each system, and tell how they went."""
+    file, *arguments = sys.argv[1:]
+    outcomes = {}
+    for system in SYSTEMS:
+        root = ROOTS / system.name
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        system.make(root)
+        print(f"== {system.name}", flush=True)
+        environment = os.environ | {
+            "SHIMMY_BIN": str(Path(file).resolve()),
+            "SHIMMY_IN_ROOT": " ".join([*system.options, str(root)]),
+        }
+        command = [sys.executable, "-m", "pytest", "-q", *system.tests, *arguments]
+        outcomes[system.name] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    for name, code in outcomes.items():
+        print(f"{name:20} {'good' if code == 0 else 'FAILED'}")
+    return int(any(outcomes.values()))
+
+
+def _nothing(_: Path) -> None:
+    """No file at all."""
+
+
+def _debian_11(root: Path) -> None:
+    _unpack(root, "libc6", DEBIAN_11_LIBC)
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+
+
+def _old_libc(root: Path) -> None:
+    """Debian 11's C library with no version above the oldest that is asked for."""
+    _debian_11(root)
+    oldest = tuple(map(int, GLIBC.split(".")))
+    for path in root.rglob("*.so*"):
+        if path.is_file() and not path.is_symlink() and path.read_bytes()[:4] == b"\x7fELF":
+            path.write_bytes(without_versions_above(path.read_bytes(), oldest))
+
+
+def _musl(root: Path) -> None:
+    _unpack(root, "musl", DEBIAN_11_MUSL)
+
+
+def _unpack(root: Path, package: str, version: str) -> None:
+    file = binary_package(package, "amd64", version)
+    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", file], check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        archive.extractall(root)
+
+
+SYSTEMS = (
+    System("debian-11", _debian_11, tests=("tests/e2e",)),
+    System(f"glibc-{GLIBC}", _old_libc),
+    System("empty", _nothing),
+    System("musl", _musl),
+    System("any-user", _nothing, ("--user", str(ANY_USER))),
+    System("read-only", _debian_11, ("--read-only",)),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

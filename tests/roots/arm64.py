@@ -1,0 +1,85 @@
+"""`python -m tests.roots.arm64 FILE [PYTEST_ARGUMENT...]`: end-to-end tests of the file for ARM64, in QEMU's user mode.
+
+Knows which processors QEMU has, and which CPU variant of the engine each of them has to get. Needs root, since the
+kernel is told that ARM64 programs are started by QEMU (binfmt_misc). There is no ARM64 C library here, so that the file
+runs with its own.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.steps import ROOT
+
+QEMU = "qemu-aarch64-static"
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+_NAME = "qemu-aarch64"
+# The beginning of an ELF program for ARM64, and which of its bits count; QEMU is opened now (F), for other roots.
+_MAGIC = "7f454c460201010000000000000000000200b700"
+_MASK = "ffffffffffffff00fffffffffffffffffeffffff"
+PATIENCE = 12  # how much longer everything may take than on a processor
+
+MAIN_PATHS = (
+    *(
+        "tests/e2e/test_models.py",
+        "tests/e2e/test_swap.py",
+        "tests/e2e/test_shutdown.py",
+        "tests/e2e/test_embeddings.py",
+    ),
+    *("tests/e2e/test_safetensors.py", "tests/e2e/test_control.py"),
+)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """One of QEMU's, and what runs on it."""
+
+    name: str
+    variant: str
+    tests: tuple[str, ...] = ("tests/e2e/test_machines.py",)
+
+
+PROCESSORS = (
+    Processor("cortex-a53", "armv8.0_1"),  # a Raspberry Pi 3 and 4 can do as much
+    Processor("cortex-a76", "armv8.2_2", ("tests/e2e/test_machines.py", *MAIN_PATHS)),  # a Raspberry Pi 5
+    Processor("neoverse-v1", "armv8.6_1"),  # Graviton 3
+    Processor("max,sme=off", "armv8.6_2"),
+)
+
+
+def main() -> int:
+    """Run the tests on each processor, and tell how they went."""
+    file, *arguments = sys.argv[1:]
+    _start_programs_by_qemu()
+    outcomes = {}
+    for processor in PROCESSORS:
+        print(f"== {processor.name}", flush=True)
+        environment = os.environ | {
+            "SHIMMY_BIN": str(Path(file).resolve()),
+            "SHIMMY_TEST_PATIENCE": str(PATIENCE),
+            "SHIMMY_TEST_EXPECTED_VARIANT": processor.variant,
+            "QEMU_CPU": processor.name,
+        }
+        command = [sys.executable, "-m", "pytest", "-q", f"--timeout={60 * PATIENCE}", *processor.tests, *arguments]
+        outcomes[processor.name] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    for name, code in outcomes.items():
+        print(f"{name:20} {'good' if code == 0 else 'FAILED'}")
+    return int(any(outcomes.values()))
+
+
+def _start_programs_by_qemu() -> None:
+    qemu = shutil.which(QEMU)
+    if qemu is None:
+        sys.exit(f"tests.roots.arm64: there is no {QEMU}: install Debian's package qemu-user-static")
+    if not (_BINFMT / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "none", _BINFMT], check=True)
+    if not (_BINFMT / _NAME).exists():
+        magic, mask = ("".join(f"\\x{text[at : at + 2]}" for at in range(0, len(text), 2)) for text in (_MAGIC, _MASK))
+        (_BINFMT / "register").write_text(f":{_NAME}:M::{magic}:{mask}:{qemu}:PF")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
