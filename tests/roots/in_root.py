@@ -41,10 +41,22 @@ def main(arguments: list[str]) -> None:
     os.chroot(root)
     os.chdir(working_directory)
     if user is not None:
+        _let_in(user, [working_directory, *map(Path, rest)])
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
     os.execv(program, [program, *rest])
+
+
+def _let_in(user: int, paths: list[Path]) -> None:
+    """Open the tests' own folders, which are root's alone, and hand over the one for what the program writes."""
+    temporary = Path(os.environ["TMPDIR"])
+    for path in (temporary, *(path for path in paths if path.is_absolute() and path.exists())):
+        for folder in (path, *path.parents):
+            if folder.is_dir() and folder.is_relative_to("/tmp/pytest-of-root"):
+                folder.chmod(0o755)
+    for folder in (temporary, temporary.parent):
+        os.chown(folder, user, user)
 
 
 def _mount(source: str, target: str, flags: int) -> None:
