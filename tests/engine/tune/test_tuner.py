@@ -31,7 +31,7 @@ from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers import spawn as process
 from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
-from tests.fakes import on_loop
+from tests.fakes import on_loop, until
 from tests.tiny_models import write_tiny_model
 
 if TYPE_CHECKING:
@@ -414,11 +414,12 @@ async def test_an_idle_worker_finds_its_settings_and_goes_on_serving(
         return "".join([event.text async for event in worker.submit(request) if isinstance(event, Piece)])
 
     worker = await start_worker("tiny", options, Hooks())
-    first, pause_s = await text(worker), 0.1
-    while not (tmp_path / "tuning.json").exists():
-        await asyncio.sleep(pause_s)  # at first too short for a trial, which the job behind it ends
+    first = await text(worker)
+    for pause_s in (0.1, 0.4):  # too short for a trial, which the job behind it ends
+        await asyncio.sleep(pause_s)
         assert await text(worker) == first
-        pause_s *= 2
+    await until((tmp_path / "tuning.json").exists, 50.0)
+    assert await text(worker) == first
     await worker.close()
     worker = await start_worker("tiny", options, Hooks())
     assert await text(worker) == first
