@@ -17,6 +17,7 @@ from tools import variants
 from tools.bootloader import bootloader
 from tools.engine import engine_key, library_folder
 from tools.licenses import license_texts
+from tools.papers import LICENSES, beside
 from tools.steps import CACHE, DIST, ROOT, VENV, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
 
 LIMIT_BYTES = 22_000_000
@@ -102,14 +103,14 @@ def check_contents(
     """Raise BuildError where the program holds other packages than PACKAGES, or other files than these."""
     viewer = [venv_python(), "-m", "PyInstaller.utils.cliutils.archive_viewer", "--list", "--recursive", "--brief"]
     files_part, _, modules_part = run([*viewer, program]).partition("Contents of 'PYZ")
-    files = {_plain_name(line.strip()) for line in files_part.splitlines() if "." in line and "'" not in line}
+    files = {plain_name(line.strip()) for line in files_part.splitlines() if "." in line and "'" not in line}
     modules = {line.strip().partition(".")[0] for line in modules_part.splitlines()[1:]}
     found = {name for name in files if not name.startswith("lib-dynload/")} - {"PYZ.pyz"}
     _compare("files", expected, found)
     _compare("packages", PACKAGES | STAND_INS, modules - set(standard_library))
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """A file's name without the versions that depend on the Python and on the system it was made with."""
     name = re.sub(r"^python3\.\d+/", "", name)
     name = re.sub(r"libpython3\.\d+", "libpython", name)
@@ -138,6 +139,6 @@ def _publish(program: Path) -> None:
     """Put the checked file and its papers into dist/; whoever runs the old one keeps it."""
     DIST.mkdir(exist_ok=True)
     digest = hashlib.sha256(program.read_bytes()).hexdigest()
-    (DIST / "THIRD_PARTY_LICENSES.txt").write_text(license_texts(PACKAGES - {"shimmy"} | {"llguidance"}))
+    beside(DIST / "shimmy", LICENSES).write_text(license_texts(PACKAGES - {"shimmy"} | {"llguidance"}))
     (DIST / "shimmy.sha256").write_text(f"{digest}  shimmy\n")
     program.replace(DIST / "shimmy")

@@ -5,6 +5,7 @@ Knows where each part keeps its licence text; for the system's libraries it name
 
 import sysconfig
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tools.engine import source_package
@@ -25,12 +26,31 @@ libffi: MIT. liblzma (XZ Utils): public domain (0BSD in later versions). zlib: z
 
 def license_texts(packages: set[str]) -> str:
     """One section for each of these installed packages, then those of llama.cpp, CPython and the system's libraries."""
-    folders = sorted(_folder(package) for package in packages)
-    sections = {folder.name.removesuffix(".dist-info"): _of_distribution(folder) for folder in folders}
-    sections["llama.cpp"] = _of_llama_cpp()
+    sections = of_packages(packages)
+    sections["llama.cpp"] = text_in(source_package(), "vendor/llama.cpp/LICENSE")
     sections["CPython"] = (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt").read_text()
     sections["System libraries"] = SYSTEM_LIBRARIES
-    return "\n".join(f"{'=' * 80}\n{name}\n{'=' * 80}\n\n{text.strip()}\n" for name, text in sections.items())
+    return in_sections(sections)
+
+
+def in_sections(texts: Mapping[str, str]) -> str:
+    """One text of these, each below its title."""
+    return "\n".join(f"{'=' * 80}\n{title}\n{'=' * 80}\n\n{text.strip()}\n" for title, text in texts.items())
+
+
+def of_packages(packages: Iterable[str]) -> dict[str, str]:
+    """The texts of installed packages, by name and version."""
+    folders = sorted(_folder(package) for package in packages)
+    return {folder.name.removesuffix(".dist-info"): _of_distribution(folder) for folder in folders}
+
+
+def text_in(archive: Path, ending: str) -> str:
+    """The one file of a source package whose path ends like this."""
+    with tarfile.open(archive) as package:
+        member = next(name for name in package.getnames() if name.endswith(ending))
+        content = package.extractfile(member)
+        assert content is not None
+        return content.read().decode()
 
 
 def _folder(package: str) -> Path:
@@ -47,11 +67,3 @@ def _of_distribution(folder: Path) -> str:
     if not texts:
         raise BuildError(f"`{folder.name}` comes without the text of its licence")
     return "\n\n".join(texts)
-
-
-def _of_llama_cpp() -> str:
-    with tarfile.open(source_package()) as archive:
-        member = next(name for name in archive.getnames() if name.endswith("vendor/llama.cpp/LICENSE"))
-        content = archive.extractfile(member)
-        assert content is not None
-        return content.read().decode()

@@ -20,8 +20,9 @@ from shimmy import __version__
 from shimmy.config import load
 from tests.e2e.harness import FROM_SOURCE, ROOT
 from tools.packages import deb as debian
-from tools.packages.__main__ import THIRD_PARTY, package
+from tools.packages.__main__ import package
 from tools.packages.machines import MACHINES
+from tools.papers import LICENSES, SBOM, beside
 
 # Who publishes the package gives an address; the text of the licences and the size are no matter of a test's file.
 MAINTAINER = "Tests <nobody@localhost>"
@@ -34,7 +35,8 @@ def make(folder: Path, program: bytes, machine: str = "x86_64") -> tuple[Path, P
     """A wheel and a Debian package of a program."""
     folder.mkdir()
     (folder / "shimmy").write_bytes(program)
-    (folder / THIRD_PARTY).write_text("The licences of what is inside.\n")
+    beside(folder / "shimmy", LICENSES).write_text("The licences of what is inside.\n")
+    beside(folder / "shimmy", SBOM).write_text("{}\n")
     wheel, deb = package(folder / "shimmy", machine, folder, wheel_name="shimmy", maintainer=MAINTAINER)
     return wheel, deb
 

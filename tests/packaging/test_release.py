@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from tests.e2e.harness import ROOT
-from tools.packages.__main__ import THIRD_PARTY
 from tools.packages.machines import MACHINES
-from tools.packages.release import SUMS, release
+from tools.packages.release import PAPERS, SUMS, release
+from tools.papers import LICENSES, beside
 from tools.steps import BuildError
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -19,19 +19,21 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 def make(dist: Path) -> Path:
     dist.mkdir()
-    (dist / THIRD_PARTY).write_text("The licences of what is inside.\n")
     for machine in MACHINES:
         file = dist / f"shimmy-linux-{machine}"
         file.write_text(f"#!/bin/sh\necho {machine}\n")
         file.chmod(0o755)
+        for paper in PAPERS:
+            beside(file, paper).write_text(f"{paper} of {machine}\n")
     return release(dist)
 
 
 def test_a_release_has_files_packages_and_sums(tmp_path: Path) -> None:
     folder = make(tmp_path / "dist")
     names = {path.name for path in folder.iterdir()}
-    assert {"install.sh", THIRD_PARTY, SUMS, *(f"shimmy-linux-{machine}" for machine in MACHINES)} <= names
-    assert sorted(name.rpartition(".")[2] for name in names if name.startswith("shimmy") and "." in name) == [
+    files = {f"shimmy-linux-{machine}{ending}" for machine in MACHINES for ending in ("", *PAPERS)}
+    assert {"install.sh", SUMS} | files <= names
+    assert sorted(name.rpartition(".")[2] for name in names - files - {"install.sh", SUMS}) == [
         "deb", "deb", "whl", "whl",
     ]  # fmt: skip
     sums = dict(line.split()[::-1] for line in (folder / SUMS).read_text().splitlines())
@@ -47,7 +49,7 @@ def test_two_releases_are_the_same_bytes(tmp_path: Path) -> None:
 
 def test_there_is_no_release_without_licences(tmp_path: Path) -> None:
     (tmp_path / "shimmy-linux-x86_64").touch()
-    with pytest.raises(BuildError, match=THIRD_PARTY):
+    with pytest.raises(BuildError, match=LICENSES):
         release(tmp_path)
 
 

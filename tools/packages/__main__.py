@@ -1,6 +1,6 @@
 """`python -m tools.packages FILE MACHINE` writes a wheel and a Debian package of the frozen file FILE, beside it.
 
-Needs nothing but Python; the licence texts are those beside FILE.
+Needs nothing but Python; the licence texts and the list of parts, where there is one, are those beside FILE.
 """
 
 import argparse
@@ -9,6 +9,7 @@ from pathlib import Path
 from tools.packages.deb import deb
 from tools.packages.machines import MACHINES
 from tools.packages.wheel import wheel
+from tools.papers import LICENSES, SBOM, beside
 from tools.steps import ROOT, BuildError, say
 
 THIRD_PARTY = "THIRD_PARTY_LICENSES.txt"
@@ -19,15 +20,17 @@ NO_MAINTAINER = "Shimmy contributors <nobody@localhost>"
 def package(file: Path, machine_name: str, folder: Path, *, wheel_name: str, maintainer: str) -> list[Path]:
     """Write all packages of `file` into `folder`; returns their paths. Raises BuildError."""
     try:
-        program, notices = file.read_bytes(), (file.parent / THIRD_PARTY).read_bytes()
+        program, notices = file.read_bytes(), beside(file, LICENSES).read_bytes()
     except OSError as exc:
         raise BuildError(f"cannot read `{exc.filename}`, which is part of the packages: {exc.strerror}") from exc
     machine = MACHINES[machine_name]
     licenses = {"LICENSE": (ROOT / "LICENSE").read_bytes(), THIRD_PARTY: notices}
+    sbom = beside(file, SBOM)
+    sboms = {f"shimmy{SBOM}": sbom.read_bytes()} if sbom.exists() else {}
     paths = []
     for name, content in (
-        wheel(program, machine, licenses, wheel_name),
-        deb(program, machine, licenses, maintainer),
+        wheel(program, machine, licenses, sboms, wheel_name),
+        deb(program, machine, licenses, sboms, maintainer),
     ):
         path = folder / name
         path.write_bytes(content)

@@ -31,9 +31,13 @@ licences named there, the Apache License 2.0, the GNU GPL and the GNU LGPL are i
 _UNITS = ("shimmy.service", "shimmy.socket")
 
 
-def deb(program: bytes, machine: Machine, licenses: Mapping[str, bytes], maintainer: str) -> tuple[str, bytes]:
-    """File name and content of the package. `licenses` are texts to hand on, by name, our own first."""
+def deb(
+    program: bytes, machine: Machine, licenses: Mapping[str, bytes], sboms: Mapping[str, bytes], maintainer: str
+) -> tuple[str, bytes]:
+    """File name and content of the package. `licenses` are texts to hand on, by name, our own first; `sboms` are lists
+    of what is inside."""
     installed = _installed(program, licenses, maintainer)
+    installed |= {f"{_DOCS}/{name}.gz": Entry(_gzipped(content)) for name, content in sboms.items()}
     for_dpkg = {name: Entry(_ours("debian", name), PROGRAM_MODE) for name in _SCRIPTS}
     for_dpkg["control"] = Entry(_control(machine, installed, maintainer).encode())
     for_dpkg["conffiles"] = Entry(f"/{_CONFIGURATION}\n".encode())

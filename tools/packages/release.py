@@ -8,13 +8,14 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from tools.packages.__main__ import NO_MAINTAINER, THIRD_PARTY, package
+from tools.packages.__main__ import NO_MAINTAINER, package
 from tools.packages.machines import MACHINES
+from tools.papers import LICENSES, SBOM, SIZES, beside
 from tools.steps import DIST, ROOT, BuildError, say
 
 SUMS = "SHA256SUMS"
-# What lies beside a file and is handed on with it.
-PAPERS = ("*.spdx.json", THIRD_PARTY)
+# What lies beside a file and is handed on with it, as far as it was made.
+PAPERS = (LICENSES, SBOM, SIZES)
 
 
 def release(dist: Path, *, maintainer: str = NO_MAINTAINER, wheel_name: str = "shimmy") -> Path:
@@ -28,8 +29,10 @@ def release(dist: Path, *, maintainer: str = NO_MAINTAINER, wheel_name: str = "s
     for machine, file in files.items():
         shutil.copy(file, folder)
         package(file, machine, folder, wheel_name=wheel_name, maintainer=maintainer)
-    for path in (ROOT / "install.sh", *(path for pattern in PAPERS for path in sorted(dist.glob(pattern)))):
-        shutil.copy(path, folder)
+        for paper in (beside(file, name) for name in PAPERS):
+            if paper.exists():
+                shutil.copy(paper, folder)
+    shutil.copy(ROOT / "install.sh", folder)
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(sums))
     return folder

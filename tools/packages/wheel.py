@@ -29,14 +29,18 @@ Any OpenAI client works when its base URL is `http://127.0.0.1:11435/v1`.
 """
 
 
-def wheel(program: bytes, machine: Machine, licenses: Mapping[str, bytes], name: str) -> tuple[str, bytes]:
-    """File name and content of a wheel of the distribution `name`. `licenses` are the texts to hand on, by name."""
+def wheel(
+    program: bytes, machine: Machine, licenses: Mapping[str, bytes], sboms: Mapping[str, bytes], name: str
+) -> tuple[str, bytes]:
+    """File name and content of a wheel of the distribution `name`. `licenses` are the texts to hand on, by name, and
+    `sboms` lists of what is inside, which lie where PEP 770 has them."""
     platform = ".".join(machine.wheel_tags)
     stem = f"{name.replace('-', '_')}-{__version__}"
     info = f"{stem}.dist-info"
     entries = {
         f"{stem}.data/scripts/shimmy": Entry(program, PROGRAM_MODE),
         **{f"{info}/licenses/{file}": Entry(text) for file, text in sorted(licenses.items())},
+        **{f"{info}/sboms/{file}": Entry(text) for file, text in sorted(sboms.items())},
         f"{info}/METADATA": Entry(_metadata(name, licenses).encode()),
         f"{info}/WHEEL": Entry(_wheel_file(machine).encode()),
     }
