@@ -61,13 +61,18 @@ def compile_bootloader(
     unfinished.rename(target)
 
 
-def _unpacked_sources(folder: Path) -> Path:
-    """The folder `bootloader` of PyInstaller's source package, which is fetched once."""
+def source_package() -> Path:
+    """PyInstaller's source package, which is fetched once."""
     downloads = CACHE / "sources"
     if not list(downloads.glob(f"{PACKAGE}-{_version()}.tar.gz")):
         downloads.mkdir(parents=True, exist_ok=True)
         pip(venv_python(), "download", "--no-deps", "--no-binary", PACKAGE, "--dest", downloads, _requirement())
-    with tarfile.open(downloads / f"{PACKAGE}-{_version()}.tar.gz") as archive:
+    return downloads / f"{PACKAGE}-{_version()}.tar.gz"
+
+
+def _unpacked_sources(folder: Path) -> Path:
+    """The folder `bootloader` of PyInstaller's source package."""
+    with tarfile.open(source_package()) as archive:
         archive.extractall(folder)
     sources = next(folder.glob("*/bootloader"), None)
     if sources is None:

@@ -22,11 +22,11 @@ def contents() -> dict[str, Any]:
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     libraries = Path(str(importlib.metadata.distribution(_ENGINE).locate_file("llama_cpp/lib")))
     variants = sorted(path.stem.removeprefix("libggml-cpu-") for path in libraries.glob("libggml-cpu-*.so"))
-    engine = {"llama_cpp_python": packages.pop(_ENGINE), "llama_cpp": _llama_cpp_version(libraries)}
+    engine = {"llama_cpp_python": packages.pop(_ENGINE), "llama_cpp": llama_cpp_version(libraries)}
     return {"engine": engine | {"cpu_variants": variants}, "packages": packages}
 
 
-def _llama_cpp_version(libraries: Path) -> str | None:
+def llama_cpp_version(libraries: Path) -> str | None:
     """As llama.cpp's build says for those who link with it; None where it does not."""
     try:
         found = re.search(r"^Version: (.+)$", (libraries / "pkgconfig" / "llama.pc").read_text(), re.MULTILINE)

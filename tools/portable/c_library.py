@@ -15,8 +15,8 @@ from tools.portable.sources import binary_package
 from tools.portable.target import Target
 from tools.steps import BuildError, Stamp, key_of
 
-_VERSION = "2.31-13+deb11u11"
-_HASHES = {
+VERSION = "2.31-13+deb11u11"
+HASHES = {
     "amd64": "05f7264da867b37f4c5ce49266b558ea1e81e05a9464f623152fca70f3550282",
     "arm64": "baaa9aa184e2f21738c5819055e6740cc5b22f198e3f416e33f82b40ff6933d8",
 }
@@ -28,19 +28,29 @@ _LIBRARIES = (
 LOADER = "ld.so"  # tools/bootloader.c starts it
 
 
+def package(target: Target) -> Path:
+    """Debian's package, fetched once; raises BuildError where it is another than is expected."""
+    architecture = target.debian_architecture
+    found = binary_package("libc6", architecture, VERSION)
+    if (digest := hashlib.sha256(found.read_bytes()).hexdigest()) != HASHES[architecture]:
+        raise BuildError(f"`{found}` has the hash {digest}, and {HASHES[architecture]} is expected")
+    return found
+
+
+def unpacked(target: Target) -> bytes:
+    """The package's files as one tar archive."""
+    return subprocess.run(["dpkg-deb", "--fsys-tarfile", package(target)], check=True, capture_output=True).stdout
+
+
 def c_library(target: Target) -> Path:
     """A folder with the loader and the libraries, by the names they are looked up by."""
     place = target.folder / "libc"
-    architecture = target.debian_architecture
-    stamp = Stamp(target.folder / "libc-stamp", key_of(_VERSION, _HASHES[architecture], *_LIBRARIES))
+    stamp = Stamp(target.folder / "libc-stamp", key_of(VERSION, HASHES[target.debian_architecture], *_LIBRARIES))
     if stamp.holds():
         return place
-    package = binary_package("libc6", architecture, _VERSION)
-    if (digest := hashlib.sha256(package.read_bytes()).hexdigest()) != _HASHES[architecture]:
-        raise BuildError(f"`{package}` has the hash {digest}, and {_HASHES[architecture]} is expected")
+    content = unpacked(target)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         files = {PurePosixPath(member.name).name: member for member in archive if member.isfile() or member.issym()}
         loader = next(name for name in files if name.startswith("ld-linux-"))

@@ -57,13 +57,24 @@ class Compiler:
 def compiler(triple: str) -> Compiler:
     """The compiler for a machine and C library in zig's words; installed when first asked for."""
     _install()
-    zig = next(_VENV.glob("lib/python3*/site-packages/ziglang/zig"))
+    zig = zig_folder() / "zig"
     for name, tool in (("cc", "cc"), ("c++", "c++")):
         command = f'exec "{_ZIG_CC}" "{zig}" {tool} {triple} -ffile-prefix-map={PORTABLE}=. "$@"'
         _write_script(f"{triple}-{name}", command)
     for tool in ("ar", "ranlib"):
         _write_script(tool, f'exec "{zig}" {tool} "$@"')
     return Compiler(triple)
+
+
+def zig_folder() -> Path:
+    """Where zig lies, with the sources of the libraries that it links into what it makes."""
+    return next(_VENV.glob("lib/python3*/site-packages/ziglang"))
+
+
+def zig_version() -> str:
+    """The version of the package."""
+    lines = _REQUIREMENTS.read_text().splitlines()
+    return next(line.split()[0] for line in lines if line.startswith("ziglang==")).partition("==")[2]
 
 
 def tools_environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import marshal
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -19,34 +20,43 @@ from tools.variants import ARCHIVE_NAME
 _MAGIC = b"MEI\014\013\012\013\016"
 _COOKIE, _COOKIE_BYTES = "!8sIII", 88
 _ENTRY = "!IIIIBc"
+# The archive of the Python modules.
+MODULES = "PYZ.pyz"
 _ELF = b"\x7fELF"
 
 
-def read_files(program: Path) -> Iterator[tuple[str, bytes]]:
-    """All files of the archive, unpacked, by name."""
-    data = program.read_bytes()
+def archive_start(data: bytes) -> int:
+    """Where in the file the archive begins: what lies in front of it is the bootloader."""
     cookie = data.rfind(_MAGIC)
-    _, length, table, table_bytes = unpack_from(_COOKIE, data, cookie)
-    start = cookie + _COOKIE_BYTES - length
+    _, length, _, _ = unpack_from(_COOKIE, data, cookie)
+    return int(cookie + _COOKIE_BYTES - length)
+
+
+def read_files(program: Path) -> Iterator[tuple[str, int, bytes]]:
+    """All files of the archive: the name, how many bytes of the archive it takes, and the content."""
+    data = program.read_bytes()
+    start = archive_start(data)
+    _, _, table, table_bytes = unpack_from(_COOKIE, data, data.rfind(_MAGIC))
     place, end = start + table, start + table + table_bytes
     while place < end:
         entry_bytes, offset, n_bytes, _, is_packed, _ = unpack_from(_ENTRY, data, place)
         name = data[place + calcsize(_ENTRY) : place + entry_bytes].rstrip(b"\0").decode()
         content = data[start + offset : start + offset + n_bytes]
-        yield name, zlib.decompress(content) if is_packed else content
+        yield name, n_bytes, zlib.decompress(content) if is_packed else content
         place += entry_bytes
 
 
 def read_elf_files(program: Path) -> Iterator[tuple[str, bytes]]:
     """The program itself and all libraries in it, also those that are packed together, by name."""
     yield program.name, program.read_bytes()
-    for name, content in read_files(program):
-        for inner, data in _unpacked(name, content):
+    for name, _, content in read_files(program):
+        for inner, data in unpacked(name, content):
             if data.startswith(_ELF):
                 yield inner, data
 
 
-def _unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+def unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+    """What a file of the archive is when it is used: itself, or what is packed in it, by name."""
     plain = PurePosixPath(name).name
     if plain == ARCHIVE_NAME:
         stream = io.BytesIO(content)
@@ -58,6 +68,14 @@ def _unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
         yield name, lzma.decompress(content)
     elif plain == "ssl.xz":
         yield from marshal.loads(lzma.decompress(content))
+    elif plain == MODULES:
+        (table,) = unpack_from("!I", content, 8)  # PyInstaller's archive/writers.py, ZlibArchiveWriter
+        for module, (_, place, n_bytes) in marshal.loads(content[table:]):
+            if n_bytes:  # a package without a module of its own has nothing
+                yield module, zlib.decompress(content[place : place + n_bytes])
+    elif plain.endswith(".zip"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            yield from ((member, archive.read(member)) for member in archive.namelist())
     elif plain.endswith(".z"):
         yield name, zlib.decompress(content)
     else:

@@ -14,12 +14,16 @@ from tools import openssl, variants
 from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader
 from tools.engine import engine_sources
 from tools.freeze import check_contents
+from tools.papers import LICENSES, SBOM, SIZES, beside
 from tools.portable.c_library import c_library
 from tools.portable.compiler import compiler, tools_environment
 from tools.portable.contents import read_elf_files
 from tools.portable.elf import ElfFile
 from tools.portable.engine import LIBRARIES, engine
 from tools.portable.packages import grammar_library, not_installed, site, speedups
+from tools.portable.papers import sbom, sizes
+from tools.portable.papers.components import components
+from tools.portable.papers.licenses import license_texts
 from tools.portable.python import VERSION, python
 from tools.portable.target import BUILD_MACHINE, Target
 from tools.portable.weak_versions import newer_versions
@@ -77,11 +81,20 @@ def freeze(target: Target) -> Path:
         raise BuildError("the portable file is larger than its limit")
     if target == BUILD_MACHINE:
         run([program, "version"])
+    return _publish(program, target)
+
+
+def _publish(program: Path, target: Target) -> Path:
+    """Put the checked file and its papers into dist/."""
+    file = DIST / target.file_name
+    inside = components(target)
     DIST.mkdir(exist_ok=True)
-    program.replace(DIST / target.file_name)
-    digest = hashlib.sha256((DIST / target.file_name).read_bytes()).hexdigest()
-    (DIST / f"{target.file_name}.sha256").write_text(f"{digest}  {target.file_name}\n")
-    return DIST / target.file_name
+    program.replace(file)
+    beside(file, ".sha256").write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n")
+    beside(file, SBOM).write_text(sbom.document(file, inside))
+    beside(file, LICENSES).write_text(license_texts(target, inside))
+    beside(file, SIZES).write_text(sizes.table(file))
+    return file
 
 
 def _collect_parts(target: Target) -> Path:

@@ -48,16 +48,22 @@ def grammar_library(target: Target) -> bytes:
     return weaken(_from_wheel("llguidance", target, "llguidance/_lib."))
 
 
-def _from_wheel(package: str, target: Target, prefix: str) -> bytes:
-    """The shared library in the wheel of `package` whose name begins with `prefix`."""
+def wheel_of(package: str, target: Target) -> Path:
+    """The wheel of a package that has a compiled part, fetched once."""
     requirement = next(name for name in requirements() if name.startswith(f"{package}=="))
     folder = CACHE.resolve() / "sources" / f"{requirement}-{target.machine}"
     if not list(folder.glob("*.whl")):
         platforms = [f"--platform={platform}_{target.machine}" for platform in _PLATFORMS]
         arguments = ["--no-deps", "--only-binary=:all:", f"--python-version={own_python.VERSION}", f"--dest={folder}"]
         run_pip(venv_python(), "download", *arguments, *platforms, requirement)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+    return next(folder.glob("*.whl"))
+
+
+def _from_wheel(package: str, target: Target, prefix: str) -> bytes:
+    """The shared library in the wheel of `package` whose name begins with `prefix`."""
+    path = wheel_of(package, target)
+    with zipfile.ZipFile(path) as wheel:
         names = [name for name in wheel.namelist() if name.startswith(prefix) and name.endswith(".so")]
         if len(names) != 1:
-            raise BuildError(f"the wheel of {requirement} for {target.machine} has {names}: one is expected")
+            raise BuildError(f"`{path.name}` has {names}: one is expected")
         return wheel.read(names[0])
