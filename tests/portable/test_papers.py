@@ -75,26 +75,22 @@ RELATIONSHIP = {
     "required": ["spdxElementId", "relationshipType", "relatedSpdxElement"],
     "additionalProperties": False,
 }
-DOCUMENT = {
-    "type": "object",
-    "properties": {
-        "spdxVersion": {"const": "SPDX-2.3"},
-        "dataLicense": {"const": "CC0-1.0"},
-        "SPDXID": {"const": "SPDXRef-DOCUMENT"},
-        "name": TEXT,
-        "documentNamespace": {"type": "string", "pattern": "^https://[^# ]+$"},
-        "creationInfo": {
-            "type": "object",
-            "properties": {"created": DATE, "creators": {"type": "array", "items": {"pattern": "^Tool: "}}},
-            "required": ["created", "creators"],
-        },
-        "documentDescribes": {"type": "array", "items": ID},
-        "packages": {"type": "array", "items": PACKAGE},
-        "relationships": {"type": "array", "items": RELATIONSHIP},
+FIELDS = {
+    "spdxVersion": {"const": "SPDX-2.3"},
+    "dataLicense": {"const": "CC0-1.0"},
+    "SPDXID": {"const": "SPDXRef-DOCUMENT"},
+    "name": TEXT,
+    "documentNamespace": {"type": "string", "pattern": "^https://[^# ]+$"},
+    "creationInfo": {
+        "type": "object",
+        "properties": {"created": DATE, "creators": {"type": "array", "items": {"pattern": "^Tool: "}}},
+        "required": ["created", "creators"],
     },
-    "additionalProperties": False,
+    "documentDescribes": {"type": "array", "items": ID},
+    "packages": {"type": "array", "items": PACKAGE},
+    "relationships": {"type": "array", "items": RELATIONSHIP},
 }
-DOCUMENT["required"] = [*DOCUMENT["properties"]]  # type: ignore[misc]
+DOCUMENT = {"type": "object", "properties": FIELDS, "required": [*FIELDS], "additionalProperties": False}
 
 
 def file_in(folder: Path) -> Path:

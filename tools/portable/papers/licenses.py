@@ -19,8 +19,8 @@ from tools.portable.papers.components import GRAMMARS, PYTHON, Component
 from tools.portable.target import Target
 
 _LIST = """\
-This file contains Shimmy, which is under the MIT licence (see LICENSE), and these works of others. The texts of their
-licences follow. `shimmy-linux-{machine}.spdx.json` has the same list for programs, with the hashes of the sources.
+`shimmy-linux-{machine}` contains Shimmy, which is under the MIT licence (see LICENSE), and these works of others. The
+texts of their licences follow. `shimmy-linux-{machine}.spdx.json` has the same list for programs, with hashes.
 
 {rows}
 """
@@ -49,6 +49,17 @@ _START_FILES = """\
 `shimmy.inner` and the libraries that were compiled for this file have the start-up code of the GNU C Library in them
 (crt1.o, crti.o, crtn.o, libc_nonshared.a). The Free Software Foundation gives unlimited permission to link it into
 combinations with other programs. Notices of others in the GNU C Library:
+"""
+
+# CPython's licence asks for it.
+_CHANGES_OF_PYTHON = """\
+What is not as in CPython's own sources, in short: a thread that is left over when the interpreter ends waits in the
+place of ending itself (Python/thread_pthread.h); memfd_create is called by its number (Modules/posixmodule.c); modules
+that Shimmy does not import are left out, and so are docstrings; modules of Shimmy stand in for `logging.config`, for
+`multiprocessing` and, until TLS is used, for `ssl`; the methods that `dataclasses` writes at run time are written when
+the file is built. See tools/portable/python.py, tools/portable/setup_local and tools/stand_in_files.py in Shimmy's
+sources.
+
 """
 
 _RUST = """\
@@ -98,7 +109,7 @@ def _of_libraries() -> dict[str, str]:
     incorporated = (python / "Doc" / "license.rst").read_text()
     heading = "Licenses and Acknowledgements for Incorporated Software"
     return {
-        PYTHON: (python / "LICENSE").read_text(),
+        PYTHON: _CHANGES_OF_PYTHON + (python / "LICENSE").read_text(),
         "Software incorporated in CPython": heading + incorporated.partition(f"\n{heading}")[2],
         "zlib": (sources.unpacked(sources.ZLIB) / "LICENSE").read_text(),
         "liblzma": (sources.unpacked(sources.XZ) / "COPYING.0BSD").read_text(),
