@@ -67,10 +67,11 @@ def freeze(target: Target) -> Path:
         "SHIMMY_MACHINE": target.machine,
     }
     run([*command, f"--distpath={work / 'dist'}", f"--workpath={work}", ROOT / "shimmy.spec"], **environment)
-    # PyInstaller puts the archive into a section of the ELF file, by a tool that knows this machine's files alone. The
-    # bootloader finds it behind the file as well.
+    # PyInstaller puts the archive into a section of a bootloader, by a tool that knows this machine's files alone. It is
+    # found behind the bootloader as well.
+    outer, _ = _bootloaders(target)
     program = work / target.file_name
-    program.write_bytes((parts / "bootloader").read_bytes() + (work / "shimmy" / "shimmy.pkg").read_bytes())
+    program.write_bytes(outer.read_bytes() + (work / "shimmy" / "shimmy.pkg").read_bytes())
     program.chmod(0o755)
     modules = run([own.program, "-c", "import sys; print(*sys.stdlib_module_names)"], **own.environment)
     check_contents(program, FILES, modules.split())
@@ -113,8 +114,8 @@ def _collect_parts(target: Target) -> Path:
     }
     for name, (key, pack) in archives.items():
         shutil.copy(_packed_once(target.folder / "packed" / f"{key}-{name}", pack), parts / name)
-    outer, inner = _bootloaders(target)
-    shutil.copy(outer, parts / "bootloader")
+    _, inner = _bootloaders(target)
+    shutil.copy(_bootloaders(BUILD_MACHINE)[0], parts / "bootloader")
     shutil.copy(inner, parts / "shimmy.inner")
     return parts
 
