@@ -10,13 +10,13 @@ together they take a quarter of what they take one by one; those of common proce
 to decompress what stands before its own in the stream.
 """
 
+import ctypes
 import json
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from struct import error, iter_unpack
 from typing import BinaryIO
 
 from shimmy.engine.llama.unpack_libraries import unpacked
@@ -72,23 +72,22 @@ _ARM_CAPABILITIES = (
 
 
 def processor_flags(
-    cpuinfo: Path = Path("/proc/cpuinfo"), auxv: Path = Path("/proc/self/auxv"), machine: str | None = None
+    cpuinfo: Path = Path("/proc/cpuinfo"), capabilities: Callable[[int], int] | None = None
 ) -> frozenset[str] | None:
-    """The flags of the processor; None where the system does not tell.
+    """The flags of the processor; None where the system does not tell. `capabilities` is the C library's `getauxval`.
 
     On ARM64 the kernel tells each process what all processors have. The list of processors is worth less there: of a
     machine with two kinds the first may have more, and an emulator shows the list of the machine it runs on.
     """
-    return _arm_flags(auxv) if (machine or os.uname().machine) == "aarch64" else _listed_flags(cpuinfo)
+    if capabilities is None and os.uname().machine == "aarch64":
+        capabilities = ctypes.CDLL(None).getauxval
+        capabilities.restype = ctypes.c_ulong  # type: ignore[attr-defined]
+    return _listed_flags(cpuinfo) if capabilities is None else _arm_flags(capabilities)
 
 
-def _arm_flags(auxv: Path) -> frozenset[str] | None:
-    try:
-        values = dict(iter_unpack("<QQ", auxv.read_bytes()))
-    except (OSError, error):
-        return None
-    bits = ((values.get(key, 0) >> bit & 1, name) for key, names in _ARM_CAPABILITIES for bit, name in names.items())
-    return frozenset(name for is_set, name in bits if is_set)
+def _arm_flags(capabilities: Callable[[int], int]) -> frozenset[str]:
+    words = ((capabilities(number), names) for number, names in _ARM_CAPABILITIES)
+    return frozenset(name for word, names in words for bit, name in names.items() if word >> bit & 1)
 
 
 def _listed_flags(cpuinfo: Path) -> frozenset[str] | None:
