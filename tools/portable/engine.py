@@ -41,7 +41,6 @@ def engine(target: Target) -> Path:
         # Texts of failed assertions tell where a source lies.
         **{f"CMAKE_{kind}_FLAGS": f"-g0 -ffile-prefix-map={engine_sources()}=." for kind in ("C", "CXX")},
         **{f"CMAKE_{kind}_LINKER_FLAGS": "-s" for kind in ("SHARED", "MODULE")},
-        "CMAKE_SKIP_RPATH": "ON",  # it would tell where the libraries were built; the binding loads each by its path
         # Where scikit-build-core would put the binding.
         "SKBUILD_PLATLIB_DIR": str(work / "platlib"),
         "SKBUILD_STATE": "wheel",

@@ -67,8 +67,8 @@ def freeze(target: Target) -> Path:
         "SHIMMY_MACHINE": target.machine,
     }
     run([*command, f"--distpath={work / 'dist'}", f"--workpath={work}", ROOT / "shimmy.spec"], **environment)
-    # PyInstaller puts the archive into a section of a bootloader, by a tool that knows this machine's files alone. It is
-    # found behind the bootloader as well.
+    # PyInstaller puts the archive into a section of a bootloader, by a tool that knows this machine's files alone. The
+    # archive is found behind the bootloader as well.
     outer, _ = _bootloaders(target)
     program = work / target.file_name
     program.write_bytes(outer.read_bytes() + (work / "shimmy" / "shimmy.pkg").read_bytes())

@@ -81,7 +81,7 @@ def processor_flags(
     """
     if capabilities is None and os.uname().machine == "aarch64":
         capabilities = ctypes.CDLL(None).getauxval
-        capabilities.restype = ctypes.c_ulong  # type: ignore[attr-defined]
+        capabilities.restype = ctypes.c_ulong
     return _listed_flags(cpuinfo) if capabilities is None else _arm_flags(capabilities)
 
 

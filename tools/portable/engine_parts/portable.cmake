@@ -12,6 +12,8 @@ function(shimmy_make_portable)
         get_target_property(type ${target} TYPE)
         if (type MATCHES "SHARED_LIBRARY|MODULE_LIBRARY")
             target_sources(${target} PRIVATE "${SHIMMY_PARTS}/unload.c")
+            # Else the CPU variants would tell where they were built.
+            set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH TRUE)
             target_link_options(${target} PRIVATE "-Wl,--version-script=${SHIMMY_PARTS}/own_new.map")
         endif()
         if (target MATCHES "^ggml-cpu-")
