@@ -49,8 +49,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def pip(python: str, *arguments: str | Path) -> None:
-    """Run pip quietly; its warnings appear only when it fails."""
-    run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", *arguments])
+    """Run pip quietly; its warnings appear only when it fails. No setting for other Pythons reaches it."""
+    run([python, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", *arguments])
 
 
 def venv_python(venv: Path = VENV) -> str:
