@@ -8,8 +8,8 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SECONDS := 600
 VARIANTS := haswell alderlake zen4 sse42
 MACHINES := x86_64 aarch64
-# Tests take a processor each; what measures has the marker `alone`, and the others wait for it.
-SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# One more process than processors, as many tests wait; what measures has the marker `alone`, and the others wait for it.
+SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist=worksteal
 # The tests start Python hundreds of times; each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
