@@ -1,5 +1,5 @@
 """What all tests have: a tiny model, written once, the CPU variant that the engine runs on, a quiet garbage collector,
-and a turn where they run side by side."""
+which of them the program under test can answer, and a turn where they run side by side."""
 
 import gc
 import os
@@ -22,6 +22,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     with turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the frozen file can answer while the source tree is under test."""
+    if os.environ.get("SHIMMY_BIN"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("frozen")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The models and servers that end-to-end tests share, their marker, and which of them can be asked of the program."""
+"""The models and servers that end-to-end tests share, and their marker."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -7,23 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import FROZEN_FILE, STEADY_SEED, Server, serving
+from tests.e2e.harness import STEADY_SEED, Server, serving
 from tests.tiny_models import write_tiny_model
 
 StartServer = Callable[..., Server]
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests here. Leave out what only the frozen file can answer while the source tree is under test."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests here."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("e2e")
-    if FROZEN_FILE:
-        return
-    left_out = [item for item in items if item.get_closest_marker("frozen")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")
