@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from shimmy import log
+from shimmy import __version__, log
 from shimmy.commands.console import CommandCall
 from shimmy.config import OPTIONS, load
 from shimmy.errors import ShimmyError
@@ -27,10 +28,15 @@ EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    options = argument_parser().parse_args(arguments)
+    arguments = _serving_files(arguments)
+    parser = argument_parser()
+    options, rest = parser.parse_known_args(arguments)
     if options.command is None:
-        argument_parser().print_help(sys.stderr)
+        parser.print_help(sys.stderr)
         return EXIT_USAGE
+    if options.command == "help":
+        parser.parse_args([*([options.topic] if options.topic else []), "--help"])
+    _take_text(parser, options, rest)
     home = UnpackedFolder()
     try:
         config = load(vars(options), file=_config_file(options))
@@ -57,6 +63,35 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_FAILED
     finally:
         home.leave()
+
+
+def _serving_files(arguments: Sequence[str]) -> Sequence[str]:
+    """`FILE.gguf ...` as `serve --model-path FILE.gguf ...`; no command has a name like that of a file."""
+    files = list(
+        takewhile(lambda text: not text.startswith("-") and ("/" in text or text.endswith(".gguf")), arguments)
+    )
+    if not files:
+        return arguments
+    for file in files:
+        if not Path(file).exists():
+            _complain(FileNotFoundError(f"there is no file `{file}`"), EXIT_USAGE)
+            raise SystemExit(EXIT_USAGE)
+    return ["serve", *(part for file in files for part in ("--model-path", file)), *arguments[len(files) :]]
+
+
+def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Put the text of a command that takes one where it belongs; what is left over is wrong usage.
+
+    argparse gives a positional argument that may be missing nothing, as soon as an option stands between it and NAME.
+    """
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "text", "") is None:
+        options.text, rest = rest[0], ()
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command == "generate":
+        if (options.text is None) == (options.prompt is None):
+            parser.error("generate: give the prompt as TEXT, or else with --prompt")
+        options.prompt = options.text if options.prompt is None else options.prompt
 
 
 def _complain(error: Exception, code: int) -> int:
@@ -125,6 +160,13 @@ def _version(call: CommandCall) -> int:
     return version(call)
 
 
+def _completion(call: CommandCall) -> int:
+    from shimmy.commands.terminal.shell_completion import script
+
+    print(script(call.options.shell, argument_parser()), end="")
+    return 0
+
+
 def _with_models(call: CommandCall) -> int:
     from shimmy.commands.models import COMMANDS
 
@@ -165,7 +207,11 @@ def _convert(call: CommandCall) -> int:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shimmy", description="Serves language models over the OpenAI API.")
+    parser = argparse.ArgumentParser(
+        prog="shimmy",
+        description="Serves language models over the OpenAI API. `shimmy FILE.gguf` serves that file.",
+    )
+    parser.add_argument("--version", action="version", version=f"shimmy {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     serve = _command(commands, "serve", _serve, "serve models over HTTP")
     serve.add_argument("--config", metavar="FILE", help="a TOML file with options, by their long names with `_`")
@@ -186,8 +232,9 @@ def argument_parser() -> argparse.ArgumentParser:
     probe.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
     generate = _command(commands, "generate", _with_models, "answer one prompt without a server", json=True)
     generate.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
-    generate.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt; `-` reads it from stdin")
-    generate.add_argument("--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
+    generate.add_argument("text", nargs="?", metavar="TEXT", help="the prompt; `-` reads it from stdin")
+    generate.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt, in place of TEXT behind NAME")
+    generate.add_argument("-n", "--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
     bench = _command(commands, "bench", _bench, "measure how fast a model is on this machine", json=True)
@@ -209,6 +256,10 @@ def argument_parser() -> argparse.ArgumentParser:
     convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
     _add_server_commands(commands)
     _command(commands, "version", _version, "print the version; as JSON, what is inside, too", json=True)
+    completion = _command(commands, "completion", _completion, "print what makes a shell complete our commands")
+    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+    explain = commands.add_parser("help", help="explain a command", description="Explain a command.")
+    explain.add_argument("topic", nargs="?", metavar="COMMAND", help="the command (default: list them all)")
     return parser
 
 
@@ -224,7 +275,7 @@ def _add_server_commands(commands: Any) -> None:
     )
     for name, text in (
         ("ps", "list the models that a running server has loaded"),
-        ("discover", "have a running server look for models now"),
+        ("discover", "look for models now: a running server, else this command"),
     ):
         _server_command(commands, name, _with_a_server, text, json=True)
     load_model = _server_command(commands, "load", _with_a_server, "have a running server load a model", json=True)

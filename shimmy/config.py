@@ -47,7 +47,7 @@ _WEIGHTS = ("auto", "mapped", "repacked")
 POOLINGS = ("mean", "cls", "last")
 
 # The commands beside `serve` that take an option.
-_WITH_MODELS = ("list", "probe", "generate", "bench")
+_WITH_MODELS = ("list", "probe", "generate", "bench", "discover")
 _WITH_ENGINE = ("probe", "generate", "bench")
 _AS_SERVED = ("probe", "generate")  # and not with settings that a measurement needs
 

@@ -19,7 +19,8 @@ import pytest
 
 from shimmy import __main__ as entry
 from shimmy import __version__, cli, server
-from shimmy.commands import contents, models
+from shimmy.commands import contents
+from shimmy.commands.terminal.amounts import size
 from shimmy.config import OPTIONS, Config
 from shimmy.engine.cpu_variants.variants import VARIANTS
 from shimmy.errors import BadRequest, ModelUnavailable, ShimmyError
@@ -127,6 +128,8 @@ def test_no_command_is_wrong_usage_and_shows_what_there_is(capsys: pytest.Captur
     [
         ["dance"], ["serve", "--dance"], ["serve", "extra"], ["probe"], ["generate", "tiny"],
         ["generate", "--prompt", "hi"], ["generate", "tiny", "--prompt", "hi", "--max-tokens", "0"],
+        ["generate", "tiny", "hi", "--prompt", "hi"], ["generate", "tiny", "hi", "there"], ["help", "dance"],
+        ["generate", "tiny", "--threads", "1", "hi", "there"], ["list", "tiny"], ["completion", "dish"],
         ["generate", "tiny", "--prompt", "hi", "--max-tokens", "many"], ["list", "--parallel", "3"],
         ["bench"], ["bench", "tiny", "-p", "-1"], ["bench", "tiny", "-r", "0"],
         ["bench", "tiny", "--sequences", "1,,2"], ["bench", "tiny", "--sequences", "257"],
@@ -160,6 +163,30 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert caught.value.code == 0
     assert f"usage: shimmy {name}" in capsys.readouterr().out
     assert name in commands()
+
+
+def test_help_and_version_are_words_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for arguments in (["--help"], ["help"], ["bench", "--help"], ["help", "bench"], ["--version"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2] == printed[3]
+    assert printed[4] == f"shimmy {__version__}\n"
+
+
+def test_a_file_alone_is_served(
+    served: list[Config], path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(path.parent)
+    assert cli.main([path.name, "--parallel", "3"]) == 0
+    assert cli.main([str(path.parent), str(path)]) == 0
+    assert [config.model_paths for config in served] == [(path,), (path.parent, path)]
+    assert served[0].n_sequences == 3
+    usage_error("missing.gguf")
+    assert capsys.readouterr().err == "shimmy: there is no file `missing.gguf`\n"
+    assert len(served) == 2
 
 
 def test_flags_reach_the_server(served: list[Config]) -> None:
@@ -299,9 +326,12 @@ def test_what_is_inside_is_what_the_frozen_file_may_hold() -> None:
 def test_list_is_a_table_for_people(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--model-path", str(path)]) == 0
     head, line = capsys.readouterr().out.splitlines()
-    assert head.split() == ["NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT"]
-    assert line.split() == ["tiny", "llama", "F32", "157.6K", "1", "MB", "512"]
-    assert [head.index(name) for name in ("ARCHITECTURE", "CONTEXT")] == [line.index("llama"), line.index("512")]
+    assert head.split() == ["NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT", "CHANGED"]
+    assert line.split()[:7] == ["tiny", "llama", "F32", "157.6K", size(path.stat().st_size).split()[0], "KB", "512"]
+    assert line.endswith(("ago", "just now"))
+    assert head.index("ARCHITECTURE") == line.index("llama")
+    assert head.index("CONTEXT") + len("CONTEXT") == line.index("512") + len("512"), "numbers end at the right edge"
+    assert "\x1b" not in head, "no terminal, no colour"
 
 
 def test_list_is_json_for_scripts(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,6 +345,26 @@ def test_list_is_json_for_scripts(path: Path, capsys: pytest.CaptureFixture[str]
     }  # fmt: skip
 
 
+def test_without_a_server_discover_looks_by_itself(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path.parent / "broken.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("SHIMMY_BIND", "127.0.0.1:9")
+    monkeypatch.setenv("SHIMMY_MODEL_PATH", str(path.parent))
+    assert cli.main(["discover", "--json"]) == 0
+    printed = capsys.readouterr()
+    entries = {entry["name"]: entry for entry in json.loads(printed.out)}
+    assert {name: entry["state"] for name, entry in entries.items()} == {"tiny": "unloaded", "broken": "unavailable"}
+    assert entries["tiny"]["path"] == str(path)
+    assert "no server on http://127.0.0.1:9" in printed.err
+    assert cli.main(["discover", "--model-path", str(path)]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[:2] for line in printed.out.splitlines()] == [["NAME", "STATE"], ["tiny", "unloaded"]]
+    assert "no server" not in printed.err, "it was not asked"
+    assert cli.main(["discover", "--bind", "127.0.0.1:9"]) == 1
+    assert cli.main(["discover", "--bind", "127.0.0.1:9", "--model-path", str(path)]) == 2
+
+
 def test_a_list_of_nothing_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--model-path", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
@@ -322,20 +372,17 @@ def test_a_list_of_nothing_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "text"), [(0, "0"), (999, "999"), (1000, "1.0K"), (134_500_000, "134.5M"), (7_240_000_000, "7.2B")]
-)
-def test_counts_as_people_read_them(number: int, text: str) -> None:
-    assert models.count(number) == text
-
-
 def test_probe_says_what_the_engine_found(worker: Worker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["probe", str(path), "--ctx-size", "99", "--cpu-variant", "sse42"]) == 0
     assert (worker.options.n_ctx, worker.options.cpu_variant) == (99, "sse42")
     assert worker.is_closed
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "name: tiny"
-    assert "cpu_variant: haswell" in lines
+    assert lines[0] == "Name        tiny"
+    assert lines[1].startswith(f"File        {path}, ")
+    assert re.fullmatch(r"Model       llama, \S+ parameters, F32", lines[2])
+    assert "Adapters    none" in lines
+    assert any(re.fullmatch(r"Engine      CPU variant haswell, loaded in \d+\.\d s", line) for line in lines)
+    assert not re.search(r"[_(){}]|None|True|False", "".join(lines[2:])), "no value as Python writes it"
     worker.facts = replace(worker.facts, adapters=(Adapter("a.gguf", 0.5),))
     assert cli.main(["probe", "tiny", "--model-path", str(path), "--lora", "a.gguf=0.5", "--json"]) == 0
     assert worker.options.lora == (("a.gguf", 0.5),)
@@ -412,6 +459,31 @@ def test_the_servers_limit_of_tokens_counts_where_the_command_has_none(
     assert [request.n_predict for request in worker.requests] == [9, 2]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["hi", "-n", "7"], ["-p", "hi", "-n", "7"], ["--temp", "0", "-n", "7", "hi"], ["--max-tokens=7", "--prompt=hi"]],
+    ids=" ".join,
+)
+def test_the_prompt_stands_where_the_hand_writes_it(arguments: list[str], worker: Worker, path: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["generate", str(path), *arguments]) == 0
+    (request,) = worker.requests
+    assert request.prompt == ChatPrompt((Message("user", "hi"),))
+    assert request.n_predict == 7
+
+
+def test_a_terminal_does_not_obey_a_model(
+    worker: Worker, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "\x1b]0;renamed\x07 and \x9b2J gone\r"
+    worker.script = (Accepted(1), replace(SCRIPT[1], text=hostile), SCRIPT[-1])
+    assert cli.main(["generate", str(path), "hi"]) == 0
+    assert capsys.readouterr().out == hostile + "\n", "a program gets the text as it is"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli.main(["generate", str(path), "hi"]) == 0
+    assert capsys.readouterr().out == "\u241b]0;renamed\u2407 and \ufffd2J gone\n"
+
+
 # -- how fast it is --------------------------------------------------------------------------------------------------
 
 
@@ -420,7 +492,7 @@ def test_bench_is_a_table_for_people(worker: Worker, path: Path, capsys: pytest.
     printed = capsys.readouterr()
     assert printed.err == "", "no terminal, no bar"
     lines = printed.out.splitlines()
-    assert lines[:2] == ["tiny, F32, 1 MB, 157.6K parameters", "1 threads, CPU variant haswell"]
+    assert lines[:2] == [f"tiny, F32, {size(path.stat().st_size)}, 157.6K parameters", "1 thread, CPU variant haswell"]
     assert lines[3].split() == ["TEST", "TOKENS/S"]
     assert [line.rsplit("  ", 1)[0].strip() for line in lines[4:]] == ["pp12", "tg3", "tg3 x 2"]
     assert all(re.search(r"[1-9]\d*\.\d\d ± \d+\.\d\d$", line) for line in lines[4:])

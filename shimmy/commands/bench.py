@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from shimmy.catalog.catalog import Model
 from shimmy.commands.benchmark import BenchmarkResult, measure, trials
 from shimmy.commands.console import CommandCall, ProgressBar, print_table
-from shimmy.commands.models import count, model_fields, with_model
+from shimmy.commands.models import model_fields, with_model
+from shimmy.commands.terminal.amounts import count, plural, size
 from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
 
@@ -37,8 +38,8 @@ def bench(call: CommandCall) -> int:
         about = model_fields(model) | {"cpu_variant": cpu_variant, "n_threads": config.n_threads}
         print(json.dumps(about | {"results": [result.fields() for result in results]}, indent=2))
         return 0
-    print(f"{model.name}, {model.quantization}, {model.size_bytes / 1e6:.0f} MB, {count(model.n_params)} parameters")
-    print(f"{config.n_threads} threads, CPU variant {cpu_variant}\n")
+    print(f"{model.name}, {model.quantization}, {size(model.size_bytes)}, {count(model.n_params)} parameters")
+    print(f"{plural(config.n_threads or 0, 'thread')}, CPU variant {cpu_variant}\n")
     rows = [(result.trial.name, f"{result.mean:.2f} ± {result.deviation:.2f}") for result in results]
-    print_table([("TEST", "TOKENS/S"), *rows])
+    print_table(("TEST", "TOKENS/S"), rows)
     return 0

@@ -1,10 +1,12 @@
-"""What commands share: their arguments, their error, tables, and progress in a terminal."""
+"""What commands share: their arguments, their error, tables, hints, and progress in a terminal."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from shimmy.commands.terminal.screen_text import safe_line, width
+from shimmy.commands.terminal.style import Style, is_terminal
 from shimmy.config import Config
 from shimmy.errors import ShimmyError
 from shimmy.system.frozen_program import UnpackedFolder
@@ -24,10 +26,47 @@ class CommandFailed(ShimmyError):
     """A command cannot do what it was asked for; the message is for the person."""
 
 
-def print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def print_table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    colour: Callable[[Style, str, str], str] = lambda _style, _column, text: text,
+) -> None:
+    """Print rows below the names of their columns. `numbers` are columns that end at their right edge; `colour` may
+    put a cell of a column in a colour. A column whose cells are all empty is left out."""
+    style = Style(sys.stdout)
+    cells = [[safe_line(cell) for cell in row] for row in rows]
+    shown = [index for index in range(len(head)) if not rows or any(row[index] for row in cells)]
+    widths = {index: max(width(row[index]) for row in [head, *cells]) for index in shown}
+
+    def line(row: Sequence[str], paint: Callable[[str, str], str]) -> str:
+        parts = []
+        for index in shown:
+            blank = " " * (widths[index] - width(row[index]))
+            text = paint(head[index], row[index])
+            is_last = index == shown[-1]
+            parts.append(blank + text if head[index] in numbers else text + ("" if is_last else blank))
+        return "  ".join(parts).rstrip()
+
+    print(line(head, lambda _column, text: style.bold(text)))
+    for row in cells:
+        print(line(row, lambda column, text: colour(style, column, text)))
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print what is known under a few headings, a line each; those without a text are left out."""
+    style = Style(sys.stdout)
+    told = {name: text for name, text in facts.items() if text}
+    column = max(map(len, told)) + 2
+    for name, text in told.items():
+        print(style.bold(name) + " " * (column - len(name)) + safe_line(text))
+
+
+def hint(text: str) -> None:
+    """Tell a person what may come next; programs that read our output are not told."""
+    if is_terminal(sys.stdout) and is_terminal(sys.stderr):
+        print(Style(sys.stderr).dim(text), file=sys.stderr)
 
 
 class ProgressBar:

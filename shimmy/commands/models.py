@@ -3,16 +3,20 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shimmy.catalog.assign_names import Names
-from shimmy.catalog.catalog import Catalog, Model, Registry, shown
+from shimmy.catalog.catalog import Catalog, Model, Registry, printable, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import report, scan
-from shimmy.commands.console import CommandCall, ProgressBar, print_table
+from shimmy.commands.console import CommandCall, ProgressBar, print_facts, print_table
+from shimmy.commands.terminal.amounts import ago, count, plural, size
+from shimmy.commands.terminal.screen_text import safe, safe_line
+from shimmy.commands.terminal.style import is_terminal
 from shimmy.config import Config
 from shimmy.errors import NotFound
 from shimmy.messages.event import Finished
@@ -20,6 +24,7 @@ from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPr
 
 if TYPE_CHECKING:
     from shimmy.generation import Services
+    from shimmy.messages.model_info import ModelFacts
     from shimmy.model_events import ModelEvents
 
 # What a model is to us, and nothing that a person asked for.
@@ -30,37 +35,78 @@ _INNER_FIELDS = {
 
 
 def list_models(call: CommandCall) -> int:
-    models = _catalog(call.config).models
+    models = find_models(call.config).models
     if call.options.json:
         print(json.dumps([model_fields(model) for model in models], indent=2))
         return 0
-    rows = [("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT")]
-    rows += [
-        (m.name, m.architecture, m.quantization, count(m.n_params), f"{m.size_bytes / 1e6:.0f} MB", str(m.n_ctx_train))
-        for m in models
-    ]
-    print_table(rows)
+    print_models(models)
     return 0
+
+
+def print_models(models: Sequence[Model]) -> None:
+    """A table for people."""
+    now_s = time.time()
+    head = ("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "CONTEXT", "CHANGED")
+    rows = [
+        (
+            model.name,
+            model.architecture,
+            model.quantization,
+            count(model.n_params),
+            size(model.size_bytes),
+            f"{model.n_ctx_train:,}",
+            ago(now_s - model.mtime_ns / 1e9),
+        )
+        for model in models
+    ]
+    print_table(head, rows, numbers=("PARAMETERS", "SIZE", "CONTEXT"))
 
 
 def probe(call: CommandCall) -> int:
     """Load a model in a worker, so that the answer is the engine's."""
 
-    async def facts_of(services: "Services", model: Model) -> dict[str, Any]:
-        facts = (await services.pool.ensure_ready(model)).facts
-        return model_fields(model) | asdict(facts)
+    async def facts_of(services: "Services", model: Model) -> "tuple[Model, ModelFacts]":
+        return model, (await services.pool.ensure_ready(model)).facts
 
-    fields = with_model(call.config, call.options.name, facts_of)
+    model, facts = with_model(call.config, call.options.name, facts_of)
     if call.options.json:
-        print(json.dumps(fields, indent=2))
+        print(json.dumps(model_fields(model) | asdict(facts), indent=2))
     else:
-        for name, value in fields.items():
-            print(f"{name}: {value}")
+        print_facts(_described(model, facts))
+        for notice in model.notices:
+            print(f"shimmy: {safe_line(notice)}", file=sys.stderr)
     return 0
+
+
+def _described(model: Model, facts: "ModelFacts") -> dict[str, str]:
+    """What a person wants to know of a model that was loaded."""
+    file = f"{shown(model.path)}, {size(model.size_bytes)}, changed {ago(time.time() - model.mtime_ns / 1e9)}"
+    kind = ", ".join(filter(None, (model.architecture, f"{count(facts.n_params)} parameters", model.quantization)))
+    trained = "" if facts.n_ctx == facts.n_ctx_train else f", trained for {facts.n_ctx_train:,}"
+    sequences = plural(facts.n_sequences, "sequence")
+    template = "its own template" if facts.has_chat_template else "no template: texts are completed"
+    if facts.template_error:
+        template = f"its template does not work: {facts.template_error}"
+    adapters = ", ".join(f"`{printable(each.path)}` at {each.scale:g}" for each in facts.adapters)
+    beside = ", ".join(shown(path) for path in model.adapters)
+    return {
+        "Name": model.name,
+        "File": file,
+        "Model": kind,
+        "Context": f"{plural(facts.n_ctx, 'token')}{trained}, shared by up to {sequences}",
+        "Vocabulary": plural(facts.n_vocab, "token"),
+        "Chat": template,
+        "Embeddings": "made for them" if model.is_embedding else "",
+        "Adapters": adapters or (f"none loaded; beside it: {beside}" if beside else "none"),
+        "Projector": shown(model.projector) if model.projector else "",
+        "Engine": f"CPU variant {facts.cpu_variant}, loaded in {facts.load_s:.1f} s",
+        "Passed over": facts.cpu_variant_note,
+    }
 
 
 def generate(call: CommandCall) -> int:
     prompt_text = sys.stdin.read() if call.options.prompt == "-" else call.options.prompt
+    readable = safe if is_terminal(sys.stdout) else str
 
     async def generate_text(services: "Services", model: Model) -> int:
         from shimmy.generation import generate
@@ -84,7 +130,7 @@ def generate(call: CommandCall) -> int:
             else:
                 texts.append(event.text)
                 if not call.options.json:
-                    print(event.text, end="", flush=True)
+                    print(readable(event.text), end="", flush=True)
         return 0
 
     code: int = with_model(call.config, call.options.name, generate_text)
@@ -119,7 +165,7 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
     is_place = path.is_file() or (path / "config.json").is_file()  # of a GGUF, or of a model in SafeTensors
     if is_place:
         config = replace(config, model_paths=(path,), model_dirs=(), usual_dirs=())
-    catalog = _catalog(config)
+    catalog = find_models(config)
     if is_place:
         if not catalog.models:
             reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
@@ -150,15 +196,8 @@ def model_fields(model: Model) -> dict[str, Any]:
     return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}
 
 
-def count(number: int) -> str:
-    """For a person: `134.5M`."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
-
-
-def _catalog(config: Config) -> Catalog:
+def find_models(config: Config) -> Catalog:
+    """What lies in the folders of models now."""
     headers = Headers(config.cache_dir)
     catalog = scan(config, headers, names=Names(config.cache_dir, config.roots))
     report(catalog.rejected)

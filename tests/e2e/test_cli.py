@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ def test_version(tmp_path: Path, server: Server) -> None:
     assert {"llama_cpp_python", "llama_cpp", "cpu_variants"} == fields["engine"].keys()
     assert fields["packages"]["starlette"]
     assert plain.stderr == as_json.stderr == ""
+    assert run(tmp_path, "--version").stdout == plain.stdout
 
 
 def test_list(tmp_path: Path, models: Path) -> None:
@@ -46,7 +48,7 @@ def test_list(tmp_path: Path, models: Path) -> None:
 def test_probe(tmp_path: Path, models: Path) -> None:
     plain = run(tmp_path, "probe", "beta", "--model-path", models)
     assert plain.returncode == 0, plain.stderr
-    assert re.search(r"^n_ctx: 512$", plain.stdout, re.MULTILINE)
+    assert re.search(r"^Context +512 tokens, shared by up to \d+ sequences$", plain.stdout, re.MULTILINE)
     probed = json.loads(run(tmp_path, "probe", "beta", "--json", "--model-path", models).stdout)
     assert probed["name"] == "beta"
     assert probed["n_ctx"] == probed["n_ctx_train"] == 512
@@ -73,6 +75,23 @@ def test_generate_raw_completes_the_text_itself(tmp_path: Path, models: Path, se
     completion = {"model": "alpha", "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 64}
     assert raw.stdout == server.post("/v1/completions", completion).json()["choices"][0]["text"] + "\n"
     assert raw.stdout != server.chat(PROMPTS[0]) + "\n"
+
+
+def test_generate_takes_the_words_of_llama_cpp(tmp_path: Path, models: Path) -> None:
+    command, options = ("generate", models / "alpha.gguf"), ("--temp", "0", "--threads", "1", "-n", "16")
+    plain = run(tmp_path, *command, "--prompt", PROMPTS[0], *options)
+    assert plain.stdout
+    assert run(tmp_path, *command, *options, PROMPTS[0]).stdout == plain.stdout
+    assert run(tmp_path, *command, "-p", PROMPTS[0], *options).stdout == plain.stdout
+
+
+def test_the_shells_get_their_scripts(tmp_path: Path) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        printed = run(tmp_path, "completion", shell)
+        assert printed.returncode == 0, printed.stderr
+        assert "cache-dir" in printed.stdout
+        if shutil.which(shell):
+            subprocess.run([shell, "-n"], input=printed.stdout, text=True, check=True)
 
 
 def test_generate_takes_a_file_and_a_seed(tmp_path: Path, models: Path) -> None:
@@ -136,7 +155,7 @@ def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> 
 
 
 def test_help_goes_to_stdout(tmp_path: Path) -> None:
-    for arguments in (("--help",), ("serve", "--help")):
+    for arguments in (("--help",), ("serve", "--help"), ("help",), ("help", "serve")):
         helped = run(tmp_path, *arguments)
         assert helped.returncode == 0
         assert helped.stdout.startswith("usage: shimmy")

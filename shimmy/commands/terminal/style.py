@@ -1,0 +1,40 @@
+"""Colours on a terminal: whether a stream wants them, and the few that there are."""
+
+import os
+from typing import TextIO
+
+_BOLD, _DIM, _RED, _GREEN, _YELLOW = 1, 2, 31, 32, 33
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person reads this stream (or types into it)."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+class Style:
+    """Puts text into colours where `stream` is a terminal that has them, and the person did not set NO_COLOR."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+        self.is_on = is_terminal(stream) and not is_plain
+
+    def bold(self, text: str) -> str:
+        return self._in(_BOLD, text)
+
+    def dim(self, text: str) -> str:
+        return self._in(_DIM, text)
+
+    def good(self, text: str) -> str:
+        return self._in(_GREEN, text)
+
+    def warning(self, text: str) -> str:
+        return self._in(_YELLOW, text)
+
+    def bad(self, text: str) -> str:
+        return self._in(_RED, text)
+
+    def _in(self, code: int, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.is_on and text else text
