@@ -137,13 +137,20 @@ def alias(text: str) -> tuple[str, str]:
     return name, model
 
 
-def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kind of a value that is one of a few words, in any case."""
+
+    words: Sequence[str]
+
+    def __call__(self, text: str) -> str:
+        if text.lower() not in self.words:
+            raise ValueError(f"must be one of {', '.join(self.words)}")
         return text.lower()
 
-    return parse
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    return Choice(choices)
 
 
 def switch(text: str) -> bool:
