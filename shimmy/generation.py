@@ -14,7 +14,8 @@ from shimmy.config import Config
 from shimmy.errors import BadRequest, Internal
 from shimmy.formats import pooling_type
 from shimmy.messages.event import Accepted, Echo, Embeddings, Finished, Piece, TokenLogprob
-from shimmy.messages.request import EmbedRequest, GenerateRequest
+from shimmy.messages.reply import ArgumentSyntax, ReplyFormat
+from shimmy.messages.request import ChatPrompt, EmbedRequest, GenerateRequest
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
 from shimmy.pool.pool import Pool
@@ -84,6 +85,16 @@ class _Submission:
             self._streams.result()[index].close()
 
 
+def _completed(form: ReplyFormat, request: GenerateRequest) -> ReplyFormat:
+    """The format of a reply with what only the request says of it."""
+    form = form.with_stop(request.stop)
+    if form.tools is None or form.tools.syntax is ArgumentSyntax.JSON or not isinstance(request.prompt, ChatPrompt):
+        return form
+    from shimmy.text.speech.argument_types import argument_types  # few models need it
+
+    return replace(form, argument_types=argument_types(request.prompt.tools))
+
+
 class Generation:
     """One job on its way. Await `accepted`, then iterate; `aclose` in a `finally`, whatever happened."""
 
@@ -94,7 +105,7 @@ class Generation:
         self._submission = submission
         self._index = index
         self._field = request.constrained_by
-        self._stop = request.stop
+        self._request = request
         self._stream: JobStream | None = None
         self._has_begun = False
 
@@ -113,7 +124,7 @@ class Generation:
         except BadRequest as error:
             self._name_field(error)
             raise
-        return replace(accepted, format=accepted.format.with_stop(self._stop))
+        return replace(accepted, format=_completed(accepted.format, self._request))
 
     def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
         """The events of the job until it is finished; raises WorkerDied when its worker ends."""

@@ -1,6 +1,7 @@
 """How the text of a job is to be read, and what reading it gives: content, reasoning and tool calls."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 # Llama 3.1 and later may write this token before a call that otherwise has no mark at all. Their templates tell of it
@@ -8,12 +9,19 @@ from enum import StrEnum
 PYTHON_TAG = "<|python_tag|>"
 
 
+class ArgumentSyntax(StrEnum):
+    """How the arguments behind a bare name are written; `shimmy/text/speech/` has a file for each but JSON."""
+
+    JSON = "json"
+    TAGGED = "tagged"  # one after the other, as bare texts between marks
+
+
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
     """How a model writes tool calls: `section_start`, calls joined by `between`, `section_end`.
 
     A call is `call_start`, its body and `call_end`. The body is a JSON object with a name and arguments under the keys
-    given here, or, where there is a `separator`, the bare name, the separator and the arguments as a JSON object.
+    given here, or, where there is a `separator`, the bare name, the separator and the arguments in their `syntax`.
     Where nothing at all stands between two calls, neither `call_start` nor `between`, a reply has one call at most.
     """
 
@@ -28,6 +36,14 @@ class ToolFormat:
     # are no keys: there it is what stands between the name and the id, which the separator follows.
     id_key: str = ""
     separator: str | None = None
+    syntax: ArgumentSyntax = ArgumentSyntax.JSON
+    # Of a tagged argument: `key_start`, its name, `key_end`, its value, `value_end`. Where the model says whether the
+    # value is a text or JSON, one of two marks stands in front of the value.
+    key_start: str = ""
+    key_end: str = ""
+    value_end: str = ""
+    text_mark: str = ""
+    json_mark: str = ""
 
 
 class Beside(StrEnum):
@@ -47,6 +63,8 @@ class ReplyFormat:
     tools: ToolFormat | None = None  # None: what looks like a call is text
     beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
     stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
+    # Where the syntax leaves that open: the JSON types of arguments, by the names of tool and argument.
+    argument_types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
 
     def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":
         """The same for a job with these stop strings: they count in the content, not in reasoning nor in calls."""

@@ -7,11 +7,20 @@ However the same text is cut, the deltas together are the same. No text is an er
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import urandom
+from types import MappingProxyType
 
-from shimmy.messages.reply import PYTHON_TAG, Beside, Delta, ReplyFormat, ToolCallDelta, ToolFormat
+from shimmy.messages.reply import (
+    PYTHON_TAG,
+    ArgumentSyntax,
+    Beside,
+    Delta,
+    ReplyFormat,
+    ToolCallDelta,
+    ToolFormat,
+)
 from shimmy.messages.request import ToolCall
 from shimmy.text.incremental_reader import SPACE, IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.string_matcher import StopFilter, StringMatcher
@@ -142,7 +151,7 @@ class ReplyParser:
     def _read_calls(self, tools: ToolFormat) -> Reading[None]:
         """Text with calls in it: where the form of a call is broken, text goes on behind what was read."""
         reader = self._reader
-        calls = _CallReader(reader, tools, self._begin_call, self._say_arguments)
+        calls = _CallReader(reader, tools, self._begin_call, self._say_arguments, self._format.argument_types)
         may_begin = calls.is_bare  # the first text decides whether the whole reply is calls
         while True:
             yield from reader.space()
@@ -225,8 +234,14 @@ class _CallReader:
     """
 
     def __init__(
-        self, reader: IncrementalReader, tools: ToolFormat, begin: Callable[[str, str | None], None], say: Say
+        self,
+        reader: IncrementalReader,
+        tools: ToolFormat,
+        begin: Callable[[str, str | None], None],
+        say: Say,
+        argument_types: Mapping[str, Mapping[str, frozenset[str]]] = MappingProxyType({}),
     ) -> None:
+        self._argument_types = argument_types
         self._reader = reader
         self._tools = tools
         self._begin_call = begin
@@ -239,7 +254,9 @@ class _CallReader:
         self._bracket = tools.section_start.strip()[len(section_start) :].strip()
         self._separator: re.Pattern[str] | None = None
         if tools.separator is not None:
-            self._separator = re.compile(re.escape(tools.separator.strip()) or r"(?=[\s{])")
+            key_start, call_end = re.escape(tools.key_start.strip()), re.escape(self._call_end)
+            behind_name = rf"(?=\s|{key_start}|{call_end})" if key_start else r"(?=[\s{])"
+            self._separator = re.compile(re.escape(tools.separator.strip()) or behind_name)
         self.is_bare = not (section_start or self._call_start)
         self.begins_with_name = self._separator is not None
         # Inside of a section the start of a call may be short, so nothing but the section's announces calls then.
@@ -289,14 +306,25 @@ class _CallReader:
         yield from reader.space()
         name = yield from reader.before(separator, _NAME_CHARACTERS)
         yield from reader.space()
-        if (yield from reader.peek()) != "{":
-            raise Unexpected
+        read = yield from self._arguments_of(name.strip())
         if self._tools.id_key:
             name, _, call_id = name.partition(self._tools.id_key)
             self._begin(name.strip(), call_id.strip())
         else:
             self._begin(name.strip(), None)
-        yield from reader.value(self._say)
+        yield from read(self._say)
+
+    def _arguments_of(self, name: str) -> Reading[Callable[[Say], Reading[None]]]:
+        """What reads the arguments that come next; raises Unexpected where none come."""
+        if self._tools.syntax is ArgumentSyntax.TAGGED:
+            from shimmy.text.speech.tagged import TaggedReader  # few models write in this way
+
+            arguments = TaggedReader(self._reader, self._tools, self._argument_types.get(name, {}))
+            yield from arguments.require_arguments()
+            return arguments.read
+        if (yield from self._reader.peek()) != "{":
+            raise Unexpected
+        return self._reader.value
 
     def _read_object(self) -> Reading[None]:
         """An object with the name and the arguments; once these are said, the last brace may be forgotten."""

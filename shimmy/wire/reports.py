@@ -28,7 +28,7 @@ from shimmy.messages.event import (
     Vectors,
 )
 from shimmy.messages.model_info import Adapter, ModelFacts, PromptCacheStats
-from shimmy.messages.reply import Beside, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Beside, ReplyFormat, ToolFormat
 from shimmy.wire import values
 from shimmy.wire.frames import Frame, ProtocolError, packed
 
@@ -124,7 +124,7 @@ def event_to_wire(job_id: int, event: JobOutput | ShimmyError) -> list[object]:
         case Accepted(n_prompt, reply_format, warnings):
             told = [warning[: values.MAX_LABEL] for warning in warnings[:MAX_WARNINGS]]
             form = asdict(reply_format)
-            del form["stop"]  # its parent knows
+            del form["stop"], form["argument_types"]  # its parent knows
             return [job_id, "accepted", n_prompt, form, told]
         case Finished(reason, usage, timings, stop_string):
             stopped_by = None if stop_string is None else stop_string[:MAX_TEXT]
@@ -206,7 +206,8 @@ def _read_format(fields: object) -> ReplyFormat:
         if not (begins.strip() and ends.strip()):
             raise ValueError("thinking")
         pair = begins, ends
-    marks: dict[object, Callable[[Any], object]] = {str: values.mark, str | None: values.optional(values.mark)}
+    marks: dict[object, Callable[[Any], object]] = {str: values.mark, ArgumentSyntax: ArgumentSyntax}
+    marks[str | None] = values.optional(values.mark)
     return ReplyFormat(
         pair, values.truth(is_thinking), None if tools is None else values.made(ToolFormat, tools, marks), beside
     )

@@ -17,8 +17,9 @@ from time import monotonic
 
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
-from shimmy.messages.reply import ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
+from shimmy.text.speech import tagged
 
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
@@ -35,6 +36,7 @@ _NOT_SHOWN = (
         ToolFormat(section_start="<|tool_call|>[", between=", ", section_end="]"),
     ),
 )
+_CDATA = "<![CDATA["  # in which MiniCPM writes some values: not read back
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of t
         found += [tools.section_start, tools.call_start, tools.call_end, tools.between, tools.section_end]
         if tools.separator is not None:
             found += [tools.separator, tools.id_key]
+        found += [tools.key_start, tools.key_end, tools.value_end, tools.text_mark, tools.json_mark]
     return tuple(dict.fromkeys(mark for mark in found if mark.strip()))
 
 
@@ -74,10 +77,14 @@ def written(calls: Sequence[ToolCall], format: ToolFormat) -> str:  # noqa: A002
 def _body(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
     if format.separator is not None:
         call_id = f"{format.id_key}{call.id}" if format.id_key else ""
-        return f"{call.name}{call_id}{format.separator}{call.arguments}"
+        return f"{call.name}{call_id}{format.separator}{_arguments(call, format)}"
     call_id = f", {quoted(format.id_key)}: {quoted(call.id)}" if format.id_key else ""
     head = f"{quoted(format.name_key)}: {quoted(call.name)}, {quoted(format.arguments_key)}: "
     return f"{{{head}{call.arguments}{call_id}}}"
+
+
+def _arguments(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
+    return tagged.written(call.arguments, format) if format.syntax is ArgumentSyntax.TAGGED else call.arguments
 
 
 def quoted(value: object) -> str:
@@ -94,8 +101,8 @@ _TOOLS = tuple(
     for name in ("probe_one", "probe_two")
 )
 _CALLS = (
-    ToolCall("probeid01", "probe_one", '{"probe": "value one", "n": 1}'),
-    ToolCall("probeid02", "probe_two", '{"probe": "value two", "n": 2}'),
+    ToolCall("probeid01", "probe_one", '{"probe": "value one", "probe_n": 17}'),
+    ToolCall("probeid02", "probe_two", '{"probe": "value two", "probe_n": 18}'),
 )
 _LONG_ID = replace(_CALLS[0], id="call_probe_id_of_any_length")
 
@@ -108,7 +115,7 @@ def recognise(template: ChatTemplate) -> Tooling:
         probe.tools = ()
     for probe.calls_lack_content in (False, True):
         found = _format_of_calls(probe)
-        if found is not None:
+        if found is not None and not (found.syntax is ArgumentSyntax.TAGGED and _CDATA in template.source):
             result = Message("tool", _RESULT, tool_call_id=_CALLS[0].id)
             return Tooling(
                 found,
@@ -187,6 +194,14 @@ def _reply(text: str | None, begun: str, plain: str) -> str:
 
 
 def _found(text: str, call: ToolCall, start: int) -> _Found | None:
+    json_found = _found_json(text, call, start)
+    if json_found is not None:
+        return json_found
+    tagged_found = tagged.found(text, call, start)
+    return None if tagged_found is None else _Found(*tagged_found)
+
+
+def _found_json(text: str, call: ToolCall, start: int) -> _Found | None:
     arguments = json.loads(call.arguments)
     decoder = json.JSONDecoder()
     for match in re.finditer(r"\{", text[start:]):
@@ -234,9 +249,10 @@ def _divided(form: ToolFormat, middle: str) -> ToolFormat:
 def _is_usable(form: ToolFormat) -> bool:
     """Whether the format tells a call from text, has nothing of the probe's own texts, and no half characters."""
     opening = form.section_start + form.call_start
-    if form.separator is not None and (not form.separator or opening[:1] not in {"<", "["}):
+    if form.separator is not None and not ((form.separator or form.key_start) and opening[:1] in {"<", "["}):
         return False
-    texts = (opening, form.call_end, form.between, form.section_end, form.separator or "", form.id_key)
+    texts = [opening, form.call_end, form.between, form.section_end, form.separator or "", form.id_key]
+    texts += [form.key_start, form.key_end, form.value_end, form.text_mark, form.json_mark]
     if any(re.search(r"probe|[\ud800-\udfff]", text) for text in texts):
         return False
     # Digits outside of marks number the calls.

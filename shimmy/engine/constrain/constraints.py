@@ -15,8 +15,9 @@ from shimmy.engine.constrain.thinking_budget import ThinkingBudget
 from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import PYTHON_TAG, ReplyFormat
+from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ReplyFormat
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Tool
+from shimmy.text.speech import tagged
 
 if TYPE_CHECKING:
     from shimmy.engine.constrain.guides import Grammars
@@ -115,6 +116,8 @@ class GuideFactory:
             if not tool.strict and not self._takes_objects(schema):
                 schema, _ = self._loaded().schema(_ANY_OBJECT, strict=False)
                 lost = (_NOT_OF_AN_OBJECT,)
+            if form.tools is not None and form.tools.syntax is ArgumentSyntax.TAGGED:
+                lost = (*lost, *self._unenforced(tool, schema))
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
             return schema
 
@@ -122,6 +125,8 @@ class GuideFactory:
         for tool in tools:
             if tool.lark:
                 text, fault = self._text(tool)
+                if form.tools.syntax is ArgumentSyntax.TAGGED:
+                    text, fault = tool.lark, ""  # which stands there as it is, and not in JSON
                 if fault:
                     warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced: {fault}")
                 else:
@@ -134,6 +139,13 @@ class GuideFactory:
             tools, choice, form.tools, special=self._hidden_token, thinking=thinking, prepare=arguments, texts=texts
         )
         return lark, tuple(warnings)
+
+    def _unenforced(self, tool: Tool, schema: dict[str, Any]) -> list[str]:
+        """What bare texts cannot be held to; raises BadRequest where the caller insists."""
+        lost = tagged.unenforced(schema)
+        if lost and tool.strict:
+            raise BadRequest(f"{lost[0]} cannot be enforced in this model's way of writing calls")
+        return lost
 
     def _takes_objects(self, schema: dict[str, Any]) -> bool:
         """Whether there are objects among what a schema allows, as arguments are objects."""

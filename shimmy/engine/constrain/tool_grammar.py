@@ -13,8 +13,9 @@ from typing import Any
 
 from shimmy.engine.chat.detect_tool_format import may_be_several
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import PYTHON_TAG, ToolFormat
+from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
+from shimmy.text.speech import tagged
 
 _END_OF_TEXT = '"}'
 # A text that is likely to be one token.
@@ -51,8 +52,7 @@ def tool_lark(
     for index, tool in enumerate(offered):
         lark.rule(f"body_{index}", lark.body(tool.name, f"arguments_{index}"))
         schema = _schema(tool, prepare)
-        text = texts.get(tool.name)
-        lark.rule(f"arguments_{index}", f"%json {schema}" if text is None else _one_text(text))
+        lark.rule(f"arguments_{index}", _arguments(lark, f"arguments_{index}", schema, format, texts.get(tool.name)))
     lark.rule("call", " | ".join(f"body_{index}" for index in range(len(offered))))
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
     if choice.required:
@@ -78,20 +78,29 @@ def tool_lark(
     return str(lark)
 
 
+def _arguments(lark: "_Lark", rule: str, schema: dict[str, Any], form: ToolFormat, text: str | None) -> str:
+    """The body of `rule`, the arguments of a tool: those of `schema`, or one text with a grammar of its own."""
+    if form.syntax is ArgumentSyntax.TAGGED:
+        if text is not None:
+            return tagged.text_rule(lark, TEXT_ARGUMENT, text, form)
+        return tagged.arguments_rule(lark, rule, schema, form)
+    return f"%json {json.dumps(schema)}" if text is None else _one_text(text)
+
+
 def _one_text(grammar: str) -> str:
     """The arguments of a tool that takes one text, which `grammar` describes."""
     head = json.dumps(f'{{{json.dumps(TEXT_ARGUMENT)}: "')
     return f"{head} %lark {{\n{grammar}\n}} {json.dumps(_END_OF_TEXT)}"
 
 
-def _schema(tool: Tool, prepare: Callable[[Tool], dict[str, Any]]) -> str:
+def _schema(tool: Tool, prepare: Callable[[Tool], dict[str, Any]]) -> dict[str, Any]:
     try:
         schema = prepare(tool)
     except BadRequest as error:
         raise BadRequest(f"tools: the parameters of `{tool.name}`: {error.message}", param="tools") from error
     if not may_be_object(schema):
         raise BadRequest(f"tools: the parameters of `{tool.name}` are not those of an object", param="tools")
-    return json.dumps(of_object(schema))
+    return of_object(schema)
 
 
 def may_be_object(schema: Mapping[str, Any]) -> bool:
@@ -111,7 +120,7 @@ class _Lark:
     def __init__(self, form: ToolFormat, special: Callable[[str], int | None]) -> None:
         self._form = form
         self._special = special
-        self._rules: list[str] = []
+        self._rules: dict[str, None] = {}  # each once
         opening = form.section_start + form.call_start
         first_mark = _MARK.match(opening) or re.match(r"\S*", opening)
         assert first_mark is not None
@@ -126,7 +135,7 @@ class _Lark:
         return "\n".join([*self._rules, ""])
 
     def rule(self, name: str, text: str) -> None:
-        self._rules.append(f"{name}: {text}")
+        self._rules[f"{name}: {text}"] = None
 
     def text(self, text: str) -> str:
         """A text as a sequence of control tokens and literals in Lark."""
@@ -142,11 +151,11 @@ class _Lark:
 
     def until(self, text: str, name: str) -> str:
         """Any text up to the first occurrence of `text`, which is included; `name` is for a rule that this may need."""
-        mark = _MARK.match(text)
-        token = self._special(mark[0]) if mark is not None else None
-        if mark is not None and token is not None:
-            return f"TEXT <[{token}]> {self.text(text[mark.end() :])}".rstrip()
-        self._rules.append(f"{name}[lazy]: TEXT {json.dumps(text)}")
+        for mark in _MARK.finditer(text):  # what stands in front of a control token counts as text
+            token = self._special(mark[0])
+            if token is not None:
+                return f"TEXT <[{token}]> {self.text(text[mark.end() :])}".rstrip()
+        self._rules[f"{name}[lazy]: TEXT {json.dumps(text)}"] = None
         return name
 
     def body(self, name: str, arguments: str) -> str:
@@ -186,7 +195,7 @@ class _Lark:
         if not self._has_mark:
             return [text, self.called]
         # A mark that is a token may be spelled out too; ReplyParser sees no difference.
-        self._rules.append(f"{name}[lazy]: {text} {json.dumps(self._trigger)}")
+        self._rules[f"{name}[lazy]: {text} {json.dumps(self._trigger)}"] = None
         replies = [text, f"{name} calls GAP?"]
         token = self._special(self._trigger)
         return replies if token is None else [*replies, f"{text} <[{token}]> calls GAP?"]

@@ -84,7 +84,9 @@ def test_a_template_with_tools_shows_all_by_itself() -> None:
 
 
 def test_a_form_that_is_no_json_is_not_shown_to_the_model() -> None:
-    text, form = chat(real_templates()["Qwen3-Coder"]).render(ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS))
+    text, form = chat(real_templates()["CohereForAI-c4ai-command-r7b-12-2024-tool_use"]).render(
+        ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS)
+    )
     assert form.tools == GENERIC
     assert "<function=" not in text
     assert instructions(TOOLS) in text

@@ -15,7 +15,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import (
     ChatPrompt,
     GenerateRequest,
@@ -116,7 +116,20 @@ TEXT = '{"type":"object","properties":{"input":{"type":"string"}},"required":["i
 NAMED_FORM = ReplyFormat(tools=ToolFormat(call_start="<function=", call_end="</function>", separator=">"))
 
 
-@pytest.mark.parametrize("form", [FORM, NAMED_FORM])
+TAGGED_FORM = ReplyFormat(
+    tools=ToolFormat(
+        call_start="<call ",
+        call_end="</call>",
+        separator=">",
+        syntax=ArgumentSyntax.TAGGED,
+        key_start="<",
+        key_end=">",
+        value_end="</>",
+    )
+)
+
+
+@pytest.mark.parametrize("form", [FORM, NAMED_FORM, TAGGED_FORM])
 def test_a_tool_that_takes_a_text_holds_it_to_its_grammar(model: LlamaModel, form: ReplyFormat) -> None:
     tool = Tool("patch", "", TEXT, strict=True, lark='start: line+\nline: "+" /(.*)/ LF\n%import common.LF')
     assert form.tools is not None
@@ -132,7 +145,9 @@ def test_a_tool_that_takes_a_text_holds_it_to_its_grammar(model: LlamaModel, for
         while n_taken < len(tokens) and not guide.is_over and guide.allows(tokens[n_taken]):
             guide.accept(tokens[n_taken])
             n_taken += 1
-        assert (n_taken == len(tokens)) == is_right, (text, model.vocab.detokenize(tokens[:n_taken]))
+        may_end = guide.is_over or guide.allows(model.vocab.end_tokens()[0])
+        is_whole = n_taken == len(tokens) and may_end
+        assert is_whole == is_right, (text, model.vocab.detokenize(tokens[:n_taken]))
 
 
 def test_a_grammar_of_a_text_that_is_none_is_refused_and_one_that_cannot_be_escaped_is_left_out(
@@ -174,3 +189,14 @@ def test_warnings_have_an_end(model: LlamaModel) -> None:
     _, warnings = GuideFactory(model.vocab).guide(request(Tool("f", "", json.dumps(schema))), FORM)
     assert len(warnings) == 17
     assert warnings[-1] == "and 34 more"
+
+
+def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_insists(model: LlamaModel) -> None:
+    rules = GuideFactory(model.vocab)
+    tool = Tool("f", "", '{"type":"object","properties":{"day":{"type":"string","pattern":"^[0-9]+$"}}}')
+    assert rules.guide(request(tool), FORM)[1] == ()
+    guide, warnings = rules.guide(request(tool), TAGGED_FORM)
+    assert guide is not None
+    assert warnings == ("tools: `f`: `pattern` at `#/properties/day` is not enforced",)
+    with pytest.raises(BadRequest, match="`pattern` at `#/properties/day` cannot be enforced"):
+        rules.guide(request(replace(tool, strict=True)), TAGGED_FORM)

@@ -1,0 +1,138 @@
+"""Which types of JSON the arguments of a tool may have, by their JSON Schemas. Knows schemas; no way of writing calls.
+
+Where a model writes arguments without quotes, these tell the text `3` from the number.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from shimmy.messages.request import Tool
+
+ANY = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
+TEXT = frozenset(("string",))
+Types = Mapping[str, Mapping[str, frozenset[str]]]  # by the names of tool and argument
+
+_MAX_DEPTH = 32  # of references and choices inside of each other
+_OF_TYPE = {
+    "string": ("pattern", "minLength", "maxLength"),
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+}
+
+
+def argument_types(tools: Sequence[Tool]) -> Types:
+    """The types of all named arguments of `tools`. Raises nothing: what is no schema names none."""
+    return {tool.name: dict(_of_tool(tool)) for tool in tools}
+
+
+def _of_tool(tool: Tool) -> Iterator[tuple[str, frozenset[str]]]:
+    try:
+        schema = json.loads(tool.parameters)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(schema, dict):
+        for name, part in properties(schema).items():
+            yield name, types(part, schema)
+
+
+def properties(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schemas of the named arguments."""
+    found = resolved(schema, schema).get("properties")
+    return found if isinstance(found, dict) else {}
+
+
+def resolved(schema: object, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a schema that is a reference into `root` refers to; an empty schema for what is none."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(schema, Mapping):
+            return {}
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        schema = _target(reference, root)
+    return {}
+
+
+def _target(reference: str, root: Mapping[str, Any]) -> object:
+    head, *steps = reference.split("/")
+    found: object = root if head == "#" else None
+    for step in steps:
+        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+    return found
+
+
+def choices(schema: Mapping[str, Any]) -> list[Any]:
+    """The schemas of which one has to hold; none where that is the schema itself."""
+    for keyword in ("anyOf", "oneOf"):
+        found = schema.get(keyword)
+        if isinstance(found, list) and found:
+            return found
+    return []
+
+
+def types(schema: object, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+    """The types that `schema` may allow; all of them where it names none."""
+    schema = resolved(schema, root)
+    if depth > _MAX_DEPTH:
+        return ANY
+    named = schema.get("type")
+    if isinstance(named, str) or (isinstance(named, list) and named):
+        return frozenset([named] if isinstance(named, str) else filter(ANY.__contains__, named)) & ANY or ANY
+    if "const" in schema or isinstance(schema.get("enum"), list):
+        values = [schema["const"]] if "const" in schema else schema["enum"]
+        return frozenset(map(type_of, values)) or ANY
+    if parts := choices(schema):
+        return frozenset().union(*(types(part, root, depth + 1) for part in parts))
+    whole = schema.get("allOf")
+    if isinstance(whole, list) and whole:
+        return ANY.intersection(*(types(part, root, depth + 1) for part in whole)) or ANY
+    return next((frozenset((name,)) for name, words in _OF_TYPE.items() if not schema.keys().isdisjoint(words)), ANY)
+
+
+def type_of(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def allows(allowed: frozenset[str], value: object) -> bool:
+    """Whether a value has one of these types."""
+    kind = type_of(value)
+    return (
+        kind in allowed
+        or (kind == "integer" and "number" in allowed)
+        or (kind == "number" and "integer" in allowed and float(str(value)).is_integer())
+    )
+
+
+def as_json(text: str, allowed: frozenset[str]) -> str:
+    """What a model means by `text` without quotes: JSON of an allowed type where it is that, and a string otherwise."""
+    stripped = text.strip()
+    if "string" not in allowed:
+        stripped = {"True": "true", "False": "false", "None": "null"}.get(stripped, stripped)
+    if allowed != TEXT:
+        try:
+            value = json.loads(stripped, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            if allows(allowed - TEXT, value) or (value.__class__ is str and "string" not in allowed):
+                return stripped
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)

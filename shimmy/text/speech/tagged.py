@@ -1,0 +1,297 @@
+"""Calls with one argument after the other between marks, as bare texts: Qwen3-Coder, GLM, MiniMax, DeepSeek V3.2.
+
+All that is known of this way of writing: finding it in what a template renders, writing it, the grammar that forces it
+and reading it back as JSON. Knows the marks of a ToolFormat; no model by name, no tokens.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise, takewhile
+from typing import Any
+
+from shimmy.messages.reply import ArgumentSyntax, ToolFormat
+from shimmy.messages.request import ToolCall
+from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
+from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, properties, resolved, types
+from shimmy.text.speech.grammar_writer import GrammarWriter
+from shimmy.text.string_matcher import StringMatcher
+
+_NAME_CHARACTERS = 256  # of an argument; a longer one is no name
+
+
+# -- finding it in what a template has written
+
+
+def found(text: str, call: ToolCall, start: int) -> tuple[int, int, ToolFormat] | None:
+    """Where the body of `call` begins and ends in `text`, and its marks; None where it is not written in this way.
+
+    The call has two arguments, a text and a number.
+    """
+    (key, value), (second_key, second_value) = json.loads(call.arguments).items()
+    pieces = [call.name, key, value, second_key, str(second_value)]
+    places = []
+    for piece in pieces:
+        place = text.find(piece, start)
+        if place < 0:
+            return None
+        places.append((place, start := place + len(piece)))
+    head, key_end, middle, second_key_end = (text[end:begin] for (_, end), (begin, _) in pairwise(places))
+    key_start = "".join(_common(_atoms(head)[::-1], _atoms(middle)[::-1])[::-1])
+    separator, value_end = head[: len(head) - len(key_start)], middle[: len(middle) - len(key_start)]
+    if not (key_start.strip() and key_end.strip() and value_end.strip()) or not text.startswith(value_end, start):
+        return None
+    form = ToolFormat(
+        separator=separator, syntax=ArgumentSyntax.TAGGED, key_start=key_start, key_end=key_end, value_end=value_end
+    )
+    if key_end != second_key_end:
+        shared = "".join(_common(key_end, second_key_end))
+        form = replace(form, key_end=shared, text_mark=key_end[len(shared) :], json_mark=second_key_end[len(shared) :])
+        if not (form.key_end.strip() and form.text_mark.strip() and form.json_mark.strip()):
+            return None
+    return places[0][0], start + len(value_end), form
+
+
+_ATOM = re.compile(r"<[^<>\s]*>|.", re.DOTALL)
+
+
+def _atoms(text: str) -> list[str]:
+    return _ATOM.findall(text)
+
+
+def _common(left: Sequence[str], right: Sequence[str]) -> list[str]:
+    """The first items of both that are the same."""
+    return [item for item, other in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))]
+
+
+# -- writing it
+
+
+def written(arguments: str, form: ToolFormat) -> str:
+    """The arguments of a call, a JSON object, as a model writes them; other JSON is the argument `input`."""
+    try:
+        values = json.loads(arguments)
+    except (ValueError, RecursionError):
+        values = arguments
+    if not isinstance(values, dict):
+        values = {"input": values}
+    return "".join(f"{form.key_start}{key}{form.key_end}{_value(value, form)}" for key, value in values.items())
+
+
+def _value(value: object, form: ToolFormat) -> str:
+    if isinstance(value, str):
+        return f"{form.text_mark}{value}{form.value_end}"
+    return f"{form.json_mark}{json.dumps(value, ensure_ascii=False)}{form.value_end}"
+
+
+# -- forcing it
+
+_KNOWN = frozenset(("type", "properties", "required", "additionalProperties", "$defs", "definitions", "x-guidance"))
+_NOTES = frozenset(("title", "description", "$schema", "$id", "$comment", "examples", "default", "deprecated"))
+_OF_TEXTS = ("pattern", "format", "contentEncoding")
+
+
+def unenforced(schema: Mapping[str, Any]) -> list[str]:
+    """The parts of a tool's schema that the grammar of this way of writing leaves to the model, in words."""
+    root = resolved(schema, schema)
+    lost = [f"`{keyword}` at `#`" for keyword in root.keys() - _KNOWN - _NOTES]
+    for name, part in properties(schema).items():
+        lost += [f"`{keyword}` at `#/properties/{name}`" for keyword in _unenforced_of_text(part, schema)]
+    return sorted(lost)
+
+
+def _unenforced_of_text(schema: object, root: Mapping[str, Any]) -> Iterator[str]:
+    for part in _branches(schema, root):
+        if "string" in types(part, root):
+            yield from (keyword for keyword in _OF_TEXTS if keyword in part)
+            if "allOf" in part:
+                yield "allOf"
+
+
+def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> str:
+    """The arguments of a tool with this schema, as the body of the rule `name`.
+
+    Arguments come in the schema's order, those that are not required may be missing. Further ones are allowed where the
+    schema names none, or says of them that they may be there.
+    """
+    root = resolved(schema, schema)
+    known = properties(schema)
+    required = root.get("required")
+    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
+    more = root.get("additionalProperties", not known)
+    parts = []
+    for index, key in enumerate([*known, *sorted(needed - known.keys())]):
+        part = known.get(key, {})
+        if part is False:
+            continue
+        rule = f"{name}_{index}"
+        head = f"{grammar.text(form.key_start)} {grammar.text(key)} {grammar.text(form.key_end)}"
+        grammar.rule(rule, f"{head} ({' | '.join(_values(grammar, rule, part, schema, form))})")
+        parts.append(rule if key in needed else f"{rule}?")
+    if more is not False:
+        rule = f"{name}_more"
+        key = f"KEY {grammar.text(form.key_end)}"
+        grammar.rule("KEY", r"/[\w.:\-]{1,64}/")
+        values = " | ".join(_values(grammar, rule, more, schema, form))
+        grammar.rule(rule, f"{grammar.text(form.key_start)} {key} ({values})")
+        parts.append(f"{rule}*")
+    return " ".join(parts) or '""'
+
+
+def text_rule(grammar: GrammarWriter, key: str, lark: str, form: ToolFormat) -> str:
+    """The one argument `key`, a text that another grammar describes."""
+    head = f"{grammar.text(form.key_start)} {grammar.text(key)} {grammar.text(form.key_end)}"
+    return f"{head} {grammar.text(form.text_mark)} %lark {{\n{lark}\n}} {grammar.text(form.value_end)}"
+
+
+def _values(
+    grammar: GrammarWriter, name: str, schema: object, root: Mapping[str, Any], form: ToolFormat
+) -> Iterator[str]:
+    """The ways to write a value, from behind `key_end` to `value_end`."""
+    for index, part in enumerate(_branches(schema, root)):
+        allowed = types(part, root)
+        rule = f"{name}_{index}"
+        if "string" in allowed:
+            yield f"{grammar.text(form.text_mark)} {_text(grammar, rule, part, form)}".strip()
+        if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
+            value = {**part, **({} if others == allowed else {"type": sorted(others)})}
+            definitions = {key: root[key] for key in ("$defs", "definitions", "x-guidance") if key in root}
+            grammar.rule(f"{rule}_json", f"%json {json.dumps(definitions | value)}")
+            yield f"{grammar.text(form.json_mark)} {rule}_json {grammar.text(form.value_end)}".strip()
+
+
+def _branches(schema: object, root: Mapping[str, Any], depth: int = 0) -> list[Mapping[str, Any]]:
+    """The schemas of which a value follows one, without choices where strings are among them."""
+    part = resolved(schema, root)
+    if depth < 8 and part.keys() <= _NOTES | {"anyOf", "oneOf"} and "string" in types(part, root):
+        return [found for choice in choices(part) for found in _branches(choice, root, depth + 1)] or [part]
+    return [part]
+
+
+def _text(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> str:
+    """A string as bare text, to the end of `value_end`."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(values, list):
+        texts = [grammar.text(value) or '""' for value in values if isinstance(value, str)]
+        return f"({' | '.join(texts)}) {grammar.text(form.value_end)}"
+    low, high = schema.get("minLength", 0), schema.get("maxLength", "")
+    if not (low or high):
+        return grammar.until(form.value_end, f"{name}_text")
+    # One pattern for the text and its end: a lexer would take the end for text.
+    end = "".join(rf"\x{{{ord(character):x}}}" for character in form.value_end)
+    grammar.rule(f"{name.upper()}_SIZE", rf"/(?s:.{{{int(low)},{high}}}){end}/ & ~/(?s:.*){end}(?s:.+)/")
+    return f"{name.upper()}_SIZE"
+
+
+# -- reading it
+
+
+class TaggedReader:
+    """Reads the arguments of one call, from behind the separator on, and says them as one JSON object."""
+
+    def __init__(self, reader: IncrementalReader, form: ToolFormat, types_of: Mapping[str, frozenset[str]]) -> None:
+        self._reader = reader
+        self._types = types_of
+        self._text_mark, self._json_mark = form.text_mark.strip(), form.json_mark.strip()
+        self._key_start, self._call_end = form.key_start.strip(), form.call_end.strip()
+        self._key_end = re.compile(re.escape(form.key_end.strip()))
+        self._value_end = form.value_end.strip()
+        # A line break next to a mark belongs to the mark where the format has one there.
+        self._breaks_before = (form.json_mark or form.key_end).endswith("\n")
+        self._breaks_behind = form.value_end.startswith("\n")
+
+    def require_arguments(self) -> Reading[None]:
+        """Raises Unexpected where neither an argument nor the end of the call comes next."""
+        reader = self._reader
+        yield from reader.space()
+        while not reader.is_last and any(
+            len(reader.ahead) < len(mark) and mark.startswith(reader.ahead)
+            for mark in (self._key_start, self._call_end)
+        ):
+            yield
+        if not reader.ahead.startswith((self._key_start, self._call_end)):
+            raise Unexpected
+
+    def read(self, say: Say) -> Reading[None]:
+        """Say the arguments. Where the text ends inside of one, the JSON is not finished either."""
+        reader = self._reader
+        say("{")
+        separator = ""
+        while True:
+            yield from reader.space()
+            if not (yield from reader.expect(self._key_start)):
+                break
+            key = yield from reader.before(self._key_end, _NAME_CHARACTERS)
+            allowed = self._types.get(key.strip(), ANY)
+            if self._text_mark:
+                allowed = yield from self._said_type(allowed)
+            reader.unsaid.clear()
+            say(f"{separator}{json.dumps(key.strip(), ensure_ascii=False)}: ")
+            separator = ", "
+            if not (yield from self._read_value(allowed, say)):
+                return
+        if (yield from reader.peek()):
+            say("}")
+
+    def _said_type(self, allowed: frozenset[str]) -> Reading[frozenset[str]]:
+        if (yield from self._reader.expect(self._text_mark)):
+            return TEXT
+        if not (yield from self._reader.expect(self._json_mark)):
+            raise Unexpected
+        return allowed - TEXT or ANY - TEXT
+
+    def _read_value(self, allowed: frozenset[str], say: Say) -> Reading[bool]:
+        """Say a value; returns whether its end was there."""
+        reader = self._reader
+        if self._breaks_before:
+            yield from reader.expect("\n")
+        value = (
+            _TextValue(say, drops_break=self._breaks_behind)
+            if allowed == TEXT
+            else _OtherValue(say, allowed, drops_break=self._breaks_behind)
+        )
+        has_end = yield from reader.until(StringMatcher(self._value_end), value.add)
+        reader.unsaid.clear()
+        if has_end:
+            value.end()
+        return bool(has_end)
+
+
+class _TextValue:
+    """Says a string as it comes."""
+
+    def __init__(self, say: Say, *, drops_break: bool) -> None:
+        self._say = say
+        self._drops_break = drops_break
+        self._held = ""  # a line break that may belong to the mark
+        say('"')
+
+    def add(self, text: str) -> None:
+        if not text:
+            return
+        text = self._held + text
+        self._held = ""
+        if self._drops_break and text.endswith("\n"):
+            text, self._held = text[:-1], "\n"
+        self._say(json.dumps(text, ensure_ascii=False)[1:-1])
+
+    def end(self) -> None:
+        self._say('"')
+
+
+class _OtherValue:
+    """Says what a value means once all of it is known."""
+
+    def __init__(self, say: Say, allowed: frozenset[str], *, drops_break: bool) -> None:
+        self._say = say
+        self._allowed = allowed
+        self._drops_break = drops_break
+        self._parts: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._parts.append(text)
+
+    def end(self) -> None:
+        text = "".join(self._parts)
+        self._say(as_json(text.removesuffix("\n") if self._drops_break else text, self._allowed))

@@ -1,0 +1,177 @@
+"""Calls that are forced in the own way of each family of models: drawn from the grammar, cut anywhere, read back."""
+
+import json
+import random
+from functools import cache, partial
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from shimmy.engine.chat.detect_tool_format import recognise, written
+from shimmy.engine.chat.template import ChatTemplate
+from shimmy.engine.constrain import tool_grammar
+from shimmy.engine.constrain.json_schema import STYLE
+from shimmy.messages.reply import ReplyFormat, ToolFormat
+from shimmy.messages.request import Tool, ToolCall, ToolChoice
+from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.speech.argument_types import argument_types
+from tests.engine.constrain.walker import Walker
+from tests.real_templates import real_templates
+
+N_CALLS = 40  # of each family, with and without control tokens
+
+TOOLS = (
+    Tool(
+        "write_file",
+        "Writes a file.",
+        json.dumps({
+            "type": "object",
+            "properties": {
+                "path": {"type": "string", "minLength": 1, "maxLength": 12},
+                "content": {"type": "string"},
+                "mode": {"enum": ["append", "replace"]},
+                "n": {"type": "integer", "minimum": 0, "maximum": 999},
+                "ratio": {"type": ["number", "null"]},
+                "force": {"type": "boolean"},
+                "note": {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
+                "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "maxItems": 2},
+                "where": {
+                    "type": "object",
+                    "properties": {"line": {"enum": [1, 2]}, "s": {"type": "string", "maxLength": 4}},
+                    "required": ["line"],
+                    "additionalProperties": False,
+                },
+            },
+            "required": ["path", "content", "n"],
+            "additionalProperties": False,
+            "$defs": {"tag": {"type": "string", "maxLength": 3}},
+        }),
+    ),
+    Tool("now", "The time.", '{"type": "object", "properties": {}, "additionalProperties": false}'),
+)  # fmt: skip
+SCHEMAS = {tool.name: json.loads(tool.parameters) for tool in TOOLS}
+AWKWARD = {
+    "path": "3",
+    "content": 'null\n</param> "quoted" \\n <tool_call> {"a": 1}\n\ttrue',
+    "n": 7,
+    "ratio": None,
+    "force": True,
+    "note": "é — 😀",
+    "tags": ["a", "<b>"],
+    "where": {"line": 1, "s": '"'},
+}
+CALLS = (
+    ToolCall("abcdefgh1", "write_file", json.dumps(AWKWARD, ensure_ascii=False)),
+    ToolCall("abcdefgh2", "now", "{}"),
+    ToolCall("abcdefgh3", "write_file", '{"path": "", "content": "", "n": 0}'),
+)
+
+TAGGED = (
+    *("Qwen3-Coder", "Qwen3.5-4B", "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "StepFun3.5-Flash", "ByteDance-Seed-OSS"),
+    *("GLM-4.6", "GLM-4.7-Flash", "inclusionai-ling-3.0-flash", "Spark2.5", "poolside-Laguna-S-2.1"),
+    *("MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4"),
+)
+OWN = ("Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
+FAMILIES = (*TAGGED, *OWN)
+
+
+@cache
+def form_of(family: str) -> ToolFormat:
+    found = recognise(ChatTemplate(real_templates()[family], bos="<s>", eos="</s>"))
+    assert found.shows_calls
+    return found.format
+
+
+def prepared(tool: Tool) -> dict[str, Any]:
+    return {**json.loads(tool.parameters), "x-guidance": STYLE}
+
+
+tool_lark = partial(tool_grammar.tool_lark, TOOLS, prepare=prepared)
+
+
+def marks_of(form: ToolFormat) -> tuple[str, ...]:
+    """The marks that are control tokens where a vocabulary has them."""
+    text = f"{form.section_start}{form.call_start}{form.call_end}{form.section_end}{form.key_end}{form.value_end}"
+    return tuple(dict.fromkeys(tool_grammar._MARK.findall(text)))
+
+
+def exits(form: ToolFormat) -> tuple[str, ...]:
+    return form.value_end, '"', "]", "}", form.call_end, form.section_end
+
+
+def read(text: str, form: ToolFormat, seed: int | None = None) -> Reply:
+    """The reply, read from pieces that `seed` cuts; from one piece without."""
+    parser = ReplyParser(ReplyFormat(tools=form, argument_types=argument_types(TOOLS)))
+    reply, drawn = Reply(), random.Random(seed)
+    while text:
+        n = len(text) if seed is None else drawn.choice((1, 1, 2, 3, 7, 30))
+        reply.add(parser.feed(text[:n]))
+        text = text[n:]
+    reply.add(parser.flush())
+    return reply
+
+
+def said(reply: Reply) -> list[tuple[str, str]]:
+    return [(call.name, call.arguments) for call in reply.calls]
+
+
+@pytest.mark.parametrize("with_special", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drawn_calls_are_read_back_and_follow_their_schema(family: str, with_special: bool) -> None:
+    form = form_of(family)
+    walker = Walker(marks_of(form) if with_special else ())
+    lark = tool_lark(ToolChoice(required=True), form, special=walker.id)
+    for seed in range(N_CALLS):
+        text = walker.reply(lark, seed, exits(form))
+        reply = read(text, form)
+        assert reply.calls, text
+        assert not reply.content, text
+        assert said(read(text, form, seed)) == said(reply)
+        for call in reply.calls:
+            Draft202012Validator(SCHEMAS[call.name]).validate(json.loads(call.arguments))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_template_writes_is_allowed_and_read_back(family: str) -> None:
+    form, walker = form_of(family), Walker()
+    for calls in (CALLS[:1], CALLS[1:2], CALLS):
+        text = written(calls, form)
+        expected = [(call.name, json.loads(call.arguments)) for call in calls]
+        for seed in (None, *range(8)):
+            assert [(name, json.loads(arguments)) for name, arguments in said(read(text, form, seed))] == expected
+        if all(json.loads(call.arguments).get("path", "x") for call in calls):
+            assert walker.takes(tool_lark(ToolChoice(required=True), form), text)
+            assert walker.takes(tool_lark(ToolChoice(), form), text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_choice_by_name_takes_that_tool_once(family: str) -> None:
+    form, walker = form_of(family), Walker()
+    lark = tool_lark(ToolChoice(required=True, name="now"), form)
+    assert walker.takes(lark, written(CALLS[1:2], form))
+    assert not walker.takes(lark, written(CALLS[:1], form))
+    assert not walker.takes(lark, written((CALLS[1], CALLS[1]), form))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reply_that_ends_anywhere_is_read_without_an_error(family: str) -> None:
+    form = form_of(family)
+    text = written(CALLS, form)
+    for end in range(len(text)):
+        whole, cut = read(text[:end], form), read(text[:end], form, end)
+        assert (said(whole), whole.content) == (said(cut), cut.content)
+        for call, known in zip(said(whole), said(read(text, form)), strict=False):
+            assert call[0] == known[0]
+            assert known[1].startswith(call[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_damaged_call_is_text_or_a_call_and_never_an_error(family: str) -> None:
+    form, drawn = form_of(family), random.Random(1)
+    text = written(CALLS, form)
+    for _ in range(300):
+        start = drawn.randrange(len(text))
+        damaged = text[:start] + drawn.choice(("", "x", "<", "}", "\n", "[")) + text[start + drawn.randrange(1, 9) :]
+        whole, cut = read(damaged, form), read(damaged, form, start)
+        assert (said(whole), whole.content) == (said(cut), cut.content), damaged

@@ -1,0 +1,76 @@
+"""What an argument without quotes may be, by its schema, and what is made of its text."""
+
+import json
+from typing import Any
+
+import pytest
+
+from shimmy.messages.request import Tool
+from shimmy.text.speech.argument_types import ANY, TEXT, argument_types, as_json
+
+DEFINITIONS = {"name": {"type": "string"}, "ring": {"$ref": "#/$defs/ring"}}
+
+
+def types_of(schema: object) -> frozenset[str]:
+    parameters = {"type": "object", "properties": {"a": schema}, "$defs": DEFINITIONS}
+    return argument_types([Tool("f", "", json.dumps(parameters))])["f"]["a"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": "string"}, TEXT),
+        ({"type": ["string", "null"]}, TEXT | {"null"}),
+        ({"$ref": "#/$defs/name"}, TEXT),
+        ({"$ref": "#/$defs/ring"}, ANY),
+        ({"$ref": "elsewhere.json"}, ANY),
+        ({"enum": ["a", "b"]}, TEXT),
+        ({"enum": ["a", None]}, TEXT | {"null"}),
+        ({"const": 1}, {"integer"}),
+        ({"anyOf": [{"$ref": "#/$defs/name"}, {"type": "integer"}]}, TEXT | {"integer"}),
+        ({"allOf": [{"type": ["string", "null"]}, {"type": "string"}]}, TEXT),
+        ({"minLength": 1}, TEXT),
+        ({"items": {}}, {"array"}),
+        ({}, ANY),
+        (True, ANY),
+        ({"type": "unheard-of"}, ANY),
+        ({"type": [7, "string"]}, TEXT),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_types_of_an_argument(schema: Any, expected: frozenset[str]) -> None:
+    assert types_of(schema) == expected
+
+
+@pytest.mark.parametrize(
+    "parameters", ["", "[]", "{", "true", '{"properties": []}', '{"properties": {"a": 1}}', "[" * 9999]
+)
+def test_what_is_no_schema_names_no_argument_or_one_of_any_type(parameters: str) -> None:
+    assert set(argument_types([Tool("f", "", parameters)])["f"].values()) <= {ANY}
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed", "expected"),
+    [
+        ("3", TEXT, '"3"'),
+        ("3", ANY, "3"),
+        (" 3\n", {"integer"}, "3"),
+        ("3", {"number"}, "3"),
+        ("3.0", {"integer"}, "3.0"),
+        ("3.5", {"integer", "string"}, '"3.5"'),
+        ("three", {"integer"}, '"three"'),
+        ("null", TEXT | {"null"}, "null"),
+        ("null", TEXT, '"null"'),
+        ("None", {"null", "integer"}, "null"),
+        ("None", TEXT | {"null"}, '"None"'),
+        ("True", {"boolean"}, "true"),
+        ('{"a": [1,\n2]}', {"object"}, '{"a": [1,\n2]}'),
+        ('{"a": [1', {"object"}, '"{\\"a\\": [1"'),
+        ('"quoted"', ANY, '"\\"quoted\\""'),
+        ("NaN", ANY, '"NaN"'),
+        ("9" * 5000, ANY, f'"{"9" * 5000}"'),
+        ("[" * 5000, ANY, f'"{"[" * 5000}"'),
+    ],
+)  # fmt: skip
+def test_a_text_as_json(text: str, allowed: frozenset[str], expected: str) -> None:
+    assert as_json(text, frozenset(allowed)) == expected

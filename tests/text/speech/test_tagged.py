@@ -1,0 +1,113 @@
+"""Arguments as bare texts between marks: what a grammar leaves to the model, and what is read of odd calls."""
+
+import json
+from typing import Any
+
+import pytest
+
+from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.request import Tool
+from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.speech.argument_types import argument_types
+from shimmy.text.speech.tagged import unenforced, written
+
+QWEN = ToolFormat(
+    call_start="<tool_call>\n<function=",
+    call_end="\n</function>\n</tool_call>",
+    between="\n",
+    separator=">",
+    syntax=ArgumentSyntax.TAGGED,
+    key_start="\n<parameter=",
+    key_end=">\n",
+    value_end="\n</parameter>",
+)
+TOOL = Tool("f", "", json.dumps({"properties": {"text": {"type": "string"}, "n": {"type": "integer"}, "any": {}}}))
+
+
+def read(text: str) -> tuple[list[tuple[str, str]], str]:
+    results = []
+    for size in (1, 3, len(text)):
+        parser = ReplyParser(ReplyFormat(tools=QWEN, argument_types=argument_types([TOOL])))
+        reply = Reply()
+        for start in range(0, len(text), size):
+            reply.add(parser.feed(text[start : start + size]))
+        reply.add(parser.flush())
+        results.append(([(call.name, call.arguments) for call in reply.calls], reply.content))
+    assert results[0] == results[1] == results[2]
+    return results[0]
+
+
+def called(arguments: str) -> str:
+    return f"<tool_call>\n<function=f>{arguments}\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", {}),
+        ("\n<parameter=text>\n3\n</parameter>", {"text": "3"}),
+        ("\n<parameter=n>\n3\n</parameter>", {"n": 3}),
+        ("\n<parameter=n>\nthree\n</parameter>", {"n": "three"}),
+        ("\n<parameter=any>\n[1, 2]\n</parameter>", {"any": [1, 2]}),
+        ("\n<parameter=unknown>\n1\n</parameter>", {"unknown": 1}),
+        ("<parameter=text>as it is</parameter><parameter=n>4</parameter>", {"text": "as it is", "n": 4}),
+        ("\n<parameter=text>\n\n two \n\n</parameter>", {"text": "\n two \n"}),
+        ("\n<parameter=text>\n</param\n<parameter=\n</parameter>", {"text": "</param\n<parameter="}),
+        ("\n<parameter=text>\n\n</parameter>", {"text": ""}),
+    ],
+)
+def test_arguments(arguments: str, expected: object) -> None:
+    calls, content = read(called(arguments))
+    assert [(name, json.loads(text)) for name, text in calls] == [("f", expected)]
+    assert not content
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>\n{}",
+        "<tool_call>\n<function=f>x",
+        "<tool_call>\n<function=f g>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=>\n</function>\n</tool_call>",
+        "<tool_call> is a tag",
+    ],
+)
+def test_what_is_no_call_is_content(text: str) -> None:
+    assert read(text) == ([], text)
+
+
+def test_text_goes_on_behind_a_call_with_a_broken_end() -> None:
+    calls, content = read("<tool_call>\n<function=f>\n<parameter=n>\n1\n</parameter> and so on")
+    assert calls == [("f", '{"n": 1}')]
+    assert content == " and so on"
+
+
+def test_a_text_is_said_as_it_comes_and_another_value_once_it_is_whole() -> None:
+    parser = ReplyParser(ReplyFormat(tools=QWEN, argument_types=argument_types([TOOL])))
+    parser.feed("<tool_call>\n<function=f>\n<parameter=text>\n")
+    assert "".join(call.arguments for call in parser.feed("Once upon a time\n").calls) == "Once upon a time"
+    assert "".join(call.arguments for call in parser.feed('"x"\n</parameter>').calls) == '\\n\\"x\\""'
+    assert parser.feed("\n<parameter=n>\n1").calls[-1].arguments == ', "n": '
+    assert not parser.feed("2").calls
+    assert parser.feed("\n</parameter>").calls[-1].arguments == "12"
+
+
+def test_what_a_template_has_no_place_for_is_written() -> None:
+    assert written('{"a": "x", "b": [1]}', QWEN) == (
+        "\n<parameter=a>\nx\n</parameter>\n<parameter=b>\n[1]\n</parameter>"
+    )
+    assert written("no JSON", QWEN) == written('"no JSON"', QWEN) == "\n<parameter=input>\nno JSON\n</parameter>"
+
+
+@pytest.mark.parametrize(
+    ("schema", "lost"),
+    [
+        ({"properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}, []),
+        ({"properties": {"a": {"type": "string", "pattern": "x"}}}, ["`pattern` at `#/properties/a`"]),
+        ({"properties": {"a": {"type": "object", "properties": {"b": {"pattern": "x"}}}}}, []),
+        ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, ["`anyOf` at `#`"]),
+        ({"minProperties": 1, "description": "x"}, ["`minProperties` at `#`"]),
+    ],
+)
+def test_what_the_grammar_leaves_to_the_model(schema: dict[str, Any], lost: list[str]) -> None:
+    assert unenforced(schema) == lost
