@@ -5,7 +5,6 @@ environment, which beats the configuration file, which beats the default. Knows 
 the rest of the program does with them.
 """
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -241,25 +240,36 @@ def load(
 
 def _usual_dirs(environment: Mapping[str, str]) -> tuple[Path, ...]:
     """Where people and other programs keep models."""
-    # As huggingface_hub has them (constants.py).
-    hub_home = environment.get("HF_HOME") or f"{environment.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    hub = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or f"{hub_home}/hub"
-    hub = os.path.expandvars(hub)
-    ollama = (environment.get("OLLAMA_MODELS") or "~/.ollama/models", "/usr/share/ollama/.ollama/models")
-    lm_studio = ("~/.lmstudio/models", "~/.cache/lm-studio/models")
-    own = ("models", "~/models", f"{environment.get('XDG_DATA_HOME') or '~/.local/share'}/shimmy/models")
-    dirs = []
-    for text in (*own, hub, *ollama, *lm_studio):
-        with contextlib.suppress(RuntimeError, ValueError):  # no home folder, or no working directory
-            dirs.append(absolute_path(text))
-    return tuple(dirs)
+    lm_studio = (_place("~/.lmstudio/models"), _place("~/.cache/lm-studio/models"))
+    own_dir = _place(f"{environment.get('XDG_DATA_HOME') or '~/.local/share'}/shimmy/models")
+    own = (_place("models"), _place("~/models"), own_dir)
+    ollama = (ollama_store(environment), _place("/usr/share/ollama/.ollama/models"))
+    return tuple(filter(None, (*own, hub_cache(environment), *ollama, *lm_studio)))
+
+
+def hub_cache(environment: Mapping[str, str]) -> Path | None:
+    """The cache of Hugging Face's hub, where huggingface_hub has it (constants.py)."""
+    home = environment.get("HF_HOME") or f"{environment.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    cache = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return _place(os.path.expandvars(cache))
+
+
+def ollama_store(environment: Mapping[str, str]) -> Path | None:
+    """Ollama's models of this user."""
+    return _place(environment.get("OLLAMA_MODELS") or "~/.ollama/models")
+
+
+def _place(text: str) -> Path | None:
+    """None where there is no home folder, or no working directory."""
+    try:
+        return absolute_path(text)
+    except (RuntimeError, ValueError):
+        return None
 
 
 def _default_cache_dir(environment: Mapping[str, str]) -> Path | None:
-    try:
-        return absolute_path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "shimmy"
-    except (RuntimeError, ValueError):  # no home folder, or no working directory
-        return None
+    place = _place(environment.get("XDG_CACHE_HOME") or "~/.cache")
+    return place / "shimmy" if place else None
 
 
 def _api_keys(values: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@
     ├── ModelUnavailable      503  the model could not be loaded
     │   └── OutOfMemory       503  it takes more memory than there is
     ├── WorkerDied            502  the worker ended while the job was running
+    ├── PullFailed            502  a model could not be fetched from where it is
     ├── ShuttingDown          503
     └── Internal              500  a bug of ours
 
@@ -142,6 +143,11 @@ class OutOfMemory(ModelUnavailable):
 class WorkerDied(ShimmyError):
     status = 502
     code = "worker_died"
+
+
+class PullFailed(ShimmyError):
+    status = 502
+    code = "pull_failed"
 
 
 class ShuttingDown(ShimmyError):

@@ -23,7 +23,7 @@ FLOORS = (
     {"log", "wire", "formats", "metrics", "model_events", "prompt_length"},
     {"option_kinds"},
     {"config"},
-    {"catalog", "engine", "workers"},
+    {"catalog", "engine", "hub", "workers"},
     {"pool"},
     {"generation"},
     {"api"},
@@ -216,6 +216,10 @@ def test_no_path_of_imports_leads_the_parent_into_the_worker(entry: str) -> None
     seen = reachable(entry)
     assert "shimmy.workers.worker_client" in seen
     assert not {name for name in seen if is_of_worker(name)}
+
+
+def test_no_path_of_imports_leads_a_server_to_the_outbound_network() -> None:
+    assert not {name for name in reachable("shimmy.server") if f"{name}.".startswith("shimmy.hub.")}
 
 
 def test_the_worker_is_what_the_reader_of_imports_would_find() -> None:

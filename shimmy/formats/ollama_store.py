@@ -25,9 +25,9 @@ MAX_ADAPTERS = 16
 MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1024
 
 _LAYER = "application/vnd.ollama.image."
-_DEFAULT_HOST = "registry.ollama.ai"
+DEFAULT_HOST = "registry.ollama.ai"
 _DEFAULT_NAMESPACE = "library"
-_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _INT32_MAX = 2**31 - 1
 # Those of Ollama's parameters that are sampling fields, all under llama.cpp's names.
 _SAMPLING: dict[str, type[int | float]] = {
@@ -90,7 +90,7 @@ def _layers(store: Path, manifest: Path) -> dict[str, list[Path]]:
     """The blobs of a manifest by the last word of their media type."""
     layers: dict[str, list[Path]] = {}
     for layer in json.loads(_content(manifest, MAX_MANIFEST_BYTES))["layers"]:
-        match = _DIGEST.fullmatch(layer["digest"])
+        match = DIGEST.fullmatch(layer["digest"])
         if match is None:
             raise ValueError("a digest is none")
         layers.setdefault(layer["mediaType"].removeprefix(_LAYER), []).append(store / "blobs" / f"sha256-{match[1]}")
@@ -154,6 +154,6 @@ def _content(path: Path, max_bytes: int) -> bytes:
 def _name(parts: tuple[str, ...]) -> str:
     """As `ollama list` writes it: the default host and namespace go without saying."""
     host, namespace, name, tag = parts
-    if host != _DEFAULT_HOST:
+    if host != DEFAULT_HOST:
         return f"{host}/{namespace}/{name}:{tag}"
     return f"{name}:{tag}" if namespace == _DEFAULT_NAMESPACE else f"{namespace}/{name}:{tag}"
