@@ -173,6 +173,12 @@ def _with_models(call: CommandCall) -> int:
     return COMMANDS[call.options.command](call)
 
 
+def _pull(call: CommandCall) -> int:
+    from shimmy.commands.model_files.pull import pull
+
+    return pull(call)
+
+
 def _bench(call: CommandCall) -> int:
     from shimmy.commands.bench import bench
 
@@ -237,6 +243,7 @@ def argument_parser() -> argparse.ArgumentParser:
     generate.add_argument("-n", "--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
+    _add_file_commands(commands)
     bench = _command(commands, "bench", _bench, "measure how fast a model is on this machine", json=True)
     bench.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
     bench.add_argument(
@@ -261,6 +268,18 @@ def argument_parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("help", help="explain a command", description="Explain a command.")
     explain.add_argument("topic", nargs="?", metavar="COMMAND", help="the command (default: list them all)")
     return parser
+
+
+def _add_file_commands(commands: Any) -> None:
+    """What puts model files where they are found, and takes them away."""
+    pull = _command(commands, "pull", _pull, "fetch a model from Hugging Face, Ollama's registry or a URL", json=True)
+    pull.add_argument(
+        "reference", metavar="REFERENCE",
+        help="OWNER/NAME[:TAG] or hf.co/OWNER/NAME[:TAG], ollama:NAME[:TAG], or the URL of a GGUF file",
+    )  # fmt: skip
+    pull.add_argument(
+        "--public-only", action="store_true", help="fetch URLs from public addresses only, not from this network"
+    )
 
 
 def _add_server_commands(commands: Any) -> None:

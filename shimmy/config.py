@@ -46,6 +46,7 @@ _WEIGHTS = ("auto", "mapped", "repacked")
 POOLINGS = ("mean", "cls", "last")
 
 # The commands beside `serve` that take an option.
+_WITH_FILES = ("pull",)
 _WITH_MODELS = ("list", "probe", "generate", "bench", "discover")
 _WITH_ENGINE = ("probe", "generate", "bench")
 _AS_SERVED = ("probe", "generate")  # and not with settings that a measurement needs
@@ -55,11 +56,12 @@ OPTIONS: tuple[Option, ...] = (
            f"address to listen on; `auto` is the first free port from {DEFAULT_PORT} to {LAST_AUTO_PORT} on "
            f"{DEFAULT_HOST}", "HOST:PORT|auto", ("SHIMMY_BIND_ADDRESS",)),
     Option("model_path", absolute_path, (), "a GGUF file, or a folder of models (repeatable)",
-           "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep, field="model_paths", also=_WITH_MODELS),
+           "FILE_OR_DIR", ("SHIMMY_BASE_GGUF",), os.pathsep, field="model_paths",
+           also=(*_WITH_MODELS, *_WITH_FILES)),
     Option("model_dirs", absolute_path, (),
            "folders to search for models (default, without --model-path either: ./models, ~/models, "
            "~/.local/share/shimmy/models, and the folders of Hugging Face, Ollama and LM Studio)",
-           "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":", also=_WITH_MODELS),
+           "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":", also=(*_WITH_MODELS, *_WITH_FILES)),
     Option("cache_dir", absolute_path, None,
            "cache folder (headers, converted models, tuning, prompts); safe to delete (default: ~/.cache/shimmy)",
            "DIR", also=_WITH_MODELS),
@@ -141,9 +143,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("cpu_variant", str, None, "use this CPU variant of the engine, such as `haswell` (default: the best)",
            "NAME", also=_WITH_ENGINE),
     Option("log_level", one_of(_LOG_LEVELS), "info", f"what to log: {', '.join(_LOG_LEVELS)}", "LEVEL",
-           also=(*_WITH_MODELS, "convert")),
+           also=(*_WITH_MODELS, *_WITH_FILES, "convert")),
     Option("log_format", one_of(_LOG_FORMATS), "text", "format of the log: text or json", "FORMAT",
-           also=(*_WITH_MODELS, "convert")),
+           also=(*_WITH_MODELS, *_WITH_FILES, "convert")),
 )  # fmt: skip
 
 # Options that have no field of Config to themselves: `load` joins each with another.

@@ -19,7 +19,7 @@ from shimmy.hub.settings import HubSettings
 from shimmy.hub.transfer import json_client
 from shimmy.hub.transfer.digests import GIT, SHA256
 from shimmy.hub.transfer.download import RemoteFile, Transfer, fetch
-from shimmy.hub.transfer.web import Reply, Target, origin
+from shimmy.hub.transfer.web import HttpReply, Target, origin
 from shimmy.system.files import write_atomically
 
 MAX_PAGES = 50
@@ -112,7 +112,7 @@ def _entry(row: Any) -> tuple[str, _Entry | None]:
     return row["path"], _Entry(size, digest)
 
 
-def _ask(url: str, repository: str, settings: HubSettings, transfer: Transfer) -> tuple[Reply, Any]:
+def _ask(url: str, repository: str, settings: HubSettings, transfer: Transfer) -> tuple[HttpReply, Any]:
     token = (settings.endpoint, settings.token)
     reply, body = json_client.get(Target(url), transfer, token=token)
     if reply.status == 200:

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from shimmy.hub.pull import pull
 from shimmy.hub.settings import HubSettings
 from shimmy.hub.transfer import download, patience
-from shimmy.hub.transfer.events import PullEvent
 from tests.hub.servers import FakeServer
+
+if TYPE_CHECKING:
+    from shimmy.hub.transfer.events import PullEvent
 
 Serve = Callable[[FakeServer], Any]
 
@@ -25,7 +27,7 @@ class Place:
         self.options: dict[str, Any] = {}
 
     def settings(self, server: FakeServer, **options: Any) -> HubSettings:
-        given = {"token": "", "is_offline": False} | self.options | options
+        given: dict[str, Any] = {"token": "", "is_offline": False} | self.options | options
         return HubSettings(server.url, server.url, cache=self.cache, store=self.store, folder=self.folder, **given)
 
     def pull(self, server: FakeServer, reference: str, **options: Any) -> Path:

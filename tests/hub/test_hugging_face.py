@@ -1,6 +1,5 @@
 """Pulls from a hub: which files, into which places of the cache, and what is refused."""
 
-import os
 from pathlib import Path
 from random import Random
 
@@ -27,7 +26,7 @@ def test_a_model_lies_in_the_cache_as_huggingface_hub_has_it(serve: Serve, place
     assert path == folder / "snapshots" / COMMIT / "tiny.gguf"
     assert path.read_bytes() == MODEL
     digest = server.repositories[NAME]["tiny.gguf"].digest
-    assert os.readlink(path) == f"../../blobs/{digest}"
+    assert str(path.readlink()) == f"../../blobs/{digest}"
     assert (folder / "refs" / "main").read_text() == COMMIT
     assert not place.unfinished()
     assert place.kinds()[:2] == ["resolving", "files"]

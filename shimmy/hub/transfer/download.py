@@ -19,7 +19,7 @@ from shimmy.hub.transfer.digests import Digest, digest_for
 from shimmy.hub.transfer.events import Meter
 from shimmy.hub.transfer.part_file import PartFile
 from shimmy.hub.transfer.patience import Patience, Stopped, check
-from shimmy.hub.transfer.web import Client, Reply, Target, Trouble, Web, host_of
+from shimmy.hub.transfer.web import Client, HttpReply, Target, Trouble, Web, host_of
 
 N_CONNECTIONS = 8
 CHUNK_BYTES = 32 << 20  # of a request
@@ -142,7 +142,7 @@ class _Source:
         else:
             self.transfer.client.close()
 
-    def ask(self, client: Client, extent: tuple[int, int] | None) -> Reply:
+    def ask(self, client: Client, extent: tuple[int, int] | None) -> HttpReply:
         """The reply for an extent, or for the whole; a link that has expired is looked up again."""
         headers = {} if extent is None else {"Range": f"bytes={extent[0]}-{extent[1] - 1}"}
         if extent is not None and self.validator and not self.file.digest:
@@ -156,7 +156,7 @@ class _Source:
             self._link = reply.target
         return reply
 
-    def check_extent(self, reply: Reply, start: int, end: int) -> None:
+    def check_extent(self, reply: HttpReply, start: int, end: int) -> None:
         """Raise Trouble or PullFailed where the reply is not the bytes from `start` to `end`."""
         if reply.status == 200:
             raise PullFailed(f"`{self.file.name}` has changed on `{host_of(reply.target.url)}` meanwhile: pull again")
@@ -166,7 +166,7 @@ class _Source:
             raise self._wrong_size(size)
         _check_plain(reply)
 
-    def _size_of(self, reply: Reply) -> int | None:
+    def _size_of(self, reply: HttpReply) -> int | None:
         """Of the whole file."""
         _check_plain(reply)
         if reply.status == 200:
@@ -181,7 +181,7 @@ class _Source:
         )
 
 
-def _check_plain(reply: Reply) -> None:
+def _check_plain(reply: HttpReply) -> None:
     if reply.header("Content-Encoding") not in {"", "identity"}:
         raise PullFailed(f"`{host_of(reply.target.url)}` sends a file compressed, though it was asked not to")
 
@@ -353,7 +353,7 @@ class _Ranges:
                     patience.went_well()
                 patience.wait(trouble)
 
-    def _receive(self, task: _Task, reply: Reply, buffer: memoryview) -> None:
+    def _receive(self, task: _Task, reply: HttpReply, buffer: memoryview) -> None:
         noted = task.at
         try:
             while task.at < task.end:

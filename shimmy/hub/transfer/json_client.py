@@ -7,14 +7,14 @@ from typing import Any
 from shimmy.errors import PullFailed
 from shimmy.hub.transfer.download import Transfer
 from shimmy.hub.transfer.patience import Patience
-from shimmy.hub.transfer.web import Reply, Target, Trouble, host_of
+from shimmy.hub.transfer.web import HttpReply, Target, Trouble, host_of
 
 MAX_BYTES = 8 << 20
 
 
 def get(
     target: Target, transfer: Transfer, headers: dict[str, str] | None = None, token: tuple[str, str] = ("", "")
-) -> tuple[Reply, bytes]:
+) -> tuple[HttpReply, bytes]:
     """The reply and its body, whatever its status is, but for those that may pass; these are waited out."""
     from shimmy.hub.transfer.patience import PASSING, check
 
@@ -30,7 +30,7 @@ def get(
             patience.wait(trouble)
 
 
-def decoded(reply: Reply, body: bytes) -> Any:
+def decoded(reply: HttpReply, body: bytes) -> Any:
     """The body as JSON. Raises PullFailed."""
     try:
         return json.loads(body)

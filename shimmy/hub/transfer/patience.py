@@ -5,7 +5,7 @@ from time import time
 
 from shimmy.errors import PullFailed
 from shimmy.hub.transfer.events import Meter
-from shimmy.hub.transfer.web import Reply, Trouble, host_of
+from shimmy.hub.transfer.web import HttpReply, Trouble, host_of
 
 TRIES = 8  # without a byte in between
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
@@ -42,7 +42,7 @@ class Stopped(Exception):
     """Another thread of the pull has failed."""
 
 
-def check(reply: Reply, *expected: int) -> None:
+def check(reply: HttpReply, *expected: int) -> None:
     """Raise Trouble for a status that may pass, and PullFailed for one that will not."""
     if reply.status in expected:
         return

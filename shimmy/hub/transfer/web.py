@@ -82,7 +82,7 @@ class Web:
         return parts
 
 
-class Reply:
+class HttpReply:
     """A reply whose body is still to be read."""
 
     def __init__(self, response: http.client.HTTPResponse, target: Target) -> None:
@@ -135,7 +135,7 @@ class Client:
         self._key: tuple[object, ...] = ()
         self._is_public = False  # whether the connection leads to a public address
         self._plain_proxy: SplitResult | None = None  # that is sent whole URLs
-        self._reply: Reply | None = None
+        self._reply: HttpReply | None = None
 
     def close(self) -> None:
         if self._reply is not None:
@@ -151,7 +151,7 @@ class Client:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def get(self, target: Target, headers: Mapping[str, str], token: tuple[str, str] = ("", "")) -> Reply:
+    def get(self, target: Target, headers: Mapping[str, str], token: tuple[str, str] = ("", "")) -> HttpReply:
         """The first reply that is no redirect, of any status. `token` is an origin's URL and what it is sent.
 
         Raises Trouble where the connection fails, PullFailed for what the rules forbid.
@@ -164,7 +164,7 @@ class Client:
                 sent["Authorization"] = f"Bearer {token[1]}"
             response = self._ask(url, sent, is_public_only)
             here = Target(url, is_public_only)
-            self._reply = reply = Reply(response, here)
+            self._reply = reply = HttpReply(response, here)
             if reply.status not in _REDIRECTS or not reply.header("Location"):
                 return reply
             url = _next(url, reply.header("Location"))

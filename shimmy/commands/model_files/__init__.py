@@ -1,0 +1,1 @@
+"""PARENT. Model files from the command line: fetched, removed, named."""

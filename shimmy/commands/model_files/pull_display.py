@@ -1,0 +1,97 @@
+"""What a pull says, for people: one line that is rewritten on a terminal, else a line now and then."""
+
+from time import monotonic
+from typing import Any, TextIO
+
+from shimmy.commands.terminal import amounts
+from shimmy.commands.terminal.screen_text import safe_line, width
+from shimmy.commands.terminal.style import Style, is_terminal
+from shimmy.hub.transfer.events import PullEvent
+
+_BAR_WIDTH = 24
+_LINE_EVERY_S = 15.0  # where there is no terminal
+_CLEAR = "\r\x1b[K"
+
+
+class PullDisplay:
+    """Give `report` to a pull, and call `end` behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._style = Style(stream)
+        self._is_live = is_terminal(stream)
+        self._is_open = False  # whether the line at the cursor is to be rewritten
+        self._said_s = 0.0
+
+    def report(self, event: PullEvent) -> None:
+        details: dict[str, Any] = dict(event.details)
+        if event.kind == "resolving":
+            self._line(f"looking up {details['reference']}")
+        elif event.kind == "files":
+            self._line(_files(details))
+        elif event.kind == "waiting":
+            seconds = details["seconds"]
+            self._line(f"{details['reason']}; {'waiting' if seconds is None else f'again in {seconds:g} s'}")
+        elif event.kind == "progress":
+            self._progress(details)
+
+    def end(self) -> None:
+        if self._is_open:
+            print(file=self._stream, flush=True)
+            self._is_open = False
+
+    def _line(self, text: str) -> None:
+        start = _CLEAR if self._is_open else ""
+        self._is_open = False
+        print(f"{start}{safe_line(text)}", file=self._stream, flush=True)
+
+    def _progress(self, details: dict[str, Any]) -> None:
+        if not self._is_live:
+            now_s = monotonic()
+            if now_s - self._said_s >= _LINE_EVERY_S or details["completed_bytes"] == details["total_bytes"]:
+                self._said_s = now_s
+                self._line("  ".join(filter(None, _figures(details))))
+            return
+        total, completed = details["total_bytes"], details["completed_bytes"]
+        bar = ""
+        if total:
+            n_done = int(_BAR_WIDTH * min(completed / total, 1))
+            bar = f"[{self._style.good('#' * n_done)}{' ' * (_BAR_WIDTH - n_done)}]"
+        name = _shortened(safe_line(str(details["file"])).rpartition("/")[2], self._columns() - 76)
+        text = "  ".join(filter(None, (name, bar, *_figures(details))))
+        print(f"{_CLEAR}{text}", end="", file=self._stream, flush=True)
+        self._is_open = True
+
+    def _columns(self) -> int:
+        import shutil
+
+        return shutil.get_terminal_size().columns
+
+
+def _files(details: dict[str, Any]) -> str:
+    files, total = details["files"], details["total_bytes"]
+    names = files[0]["name"] if len(files) == 1 else amounts.plural(len(files), "file")
+    return f"pulling {names}" + (f", {amounts.size(total)}" if total is not None else "")
+
+
+def _figures(details: dict[str, Any]) -> tuple[str, ...]:
+    total, completed, eta_s = details["total_bytes"], details["completed_bytes"], details["eta_s"]
+    share = f"{100 * completed // total:3} %" if total else ""
+    amount = amounts.size(completed) + (f" of {amounts.size(total)}" if total else "")
+    speed = f"{amounts.size(details['bytes_per_s'])}/s" if details["bytes_per_s"] else ""
+    left = f"{clock(eta_s)} left" if eta_s is not None and completed != total else ""
+    return share, amount, speed, left
+
+
+def clock(duration_s: float) -> str:
+    """`0:07`, `12:30`, `1:02:30`."""
+    minutes, seconds = divmod(round(duration_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _shortened(name: str, columns: int) -> str:
+    """The end of a name, where quantisations stand."""
+    if width(name) <= max(columns, 0):
+        return name
+    return f"…{name[-(columns - 1) :]}" if columns > 8 else ""
