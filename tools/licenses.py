@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tools.engine import source_package
-from tools.steps import VENV, BuildError
+from tools.steps import ROOT, VENV, BuildError
 
 LICENSE_FILES = ("LICEN[CS]E*", "COPYING*", "licenses/*")
 SYSTEM_LIBRARIES = """\
@@ -30,6 +30,7 @@ def license_texts(packages: set[str]) -> str:
     sections["llama.cpp"] = text_in(source_package(), "vendor/llama.cpp/LICENSE")
     sections["CPython"] = (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt").read_text()
     sections["System libraries"] = SYSTEM_LIBRARIES
+    sections |= of_page()
     return in_sections(sections)
 
 
@@ -42,6 +43,12 @@ def of_packages(packages: Iterable[str]) -> dict[str, str]:
     """The texts of installed packages, by name and version."""
     folders = sorted(_folder(package) for package in packages)
     return {folder.name.removesuffix(".dist-info"): _of_distribution(folder) for folder in folders}
+
+
+def of_page() -> dict[str, str]:
+    """The texts of the libraries on the page at `/`."""
+    paths = sorted((ROOT / "shimmy" / "api" / "page" / "vendored").glob("LICENSE-*"))
+    return {f"{path.name.removeprefix('LICENSE-')}, on the page at `/`": path.read_text() for path in paths}
 
 
 def text_in(archive: Path, ending: str) -> str:

@@ -1,5 +1,6 @@
 """Who may use the server: requests without one of its keys are refused, in any form in which clients send a key."""
 
+from collections.abc import Callable
 from hmac import compare_digest
 
 from shimmy.api.http_exchange import (
@@ -15,15 +16,15 @@ _KEY_HEADERS = (b"x-api-key", b"api-key")  # where clients of Anthropic and Azur
 
 
 class ApiKey:
-    """Lets a request pass that carries one of `keys`, or whose path is in `open_paths`."""
+    """Lets a request pass that carries one of `keys`, or that `is_open`."""
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...], open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], is_open: Callable[[Scope], bool]) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
-        self._open_paths = open_paths
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open_paths and not self._is_known(scope):
+        if scope["type"] == "http" and not self._is_open(scope) and not self._is_known(scope):
             raise Unauthorized("this server needs an API key: send `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
         await self._app(scope, receive, send)
 

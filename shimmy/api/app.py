@@ -12,7 +12,7 @@ from shimmy.api.base_urls import BaseUrls
 from shimmy.api.http_exchange import Exchange, Receive, Scope, Send
 from shimmy.api.middleware import Crowd, Replies
 from shimmy.api.responses.store import ResponseStore
-from shimmy.api.routes import OPEN_PATHS, ROUTES, Handler
+from shimmy.api.routes import OPEN_PATHS, ROUTES, Handler, is_open
 from shimmy.api.web_origins import CorsHeaders, Hosts, Origins, Policy
 from shimmy.errors import MethodNotAllowed, NotFound
 
@@ -39,7 +39,7 @@ def create_app(services: "Services") -> Starlette:
         Middleware(Origins, policy=policy),
     ]
     if config.api_keys:
-        middleware.append(Middleware(ApiKey, keys=config.api_keys, open_paths=OPEN_PATHS))
+        middleware.append(Middleware(ApiKey, keys=config.api_keys, is_open=is_open))
     routes = [Route(path, Endpoint(handler, services), methods=[method]) for method, path, handler in ROUTES]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
     app.state.responses = ResponseStore()

@@ -134,6 +134,13 @@ class Exchange:
     async def reply_text(self, text: str, content_type: bytes, headers: Headers = ()) -> None:
         await send_reply(self._send, 200, text.encode(), content_type, headers)
 
+    async def reply_bytes(self, body: bytes, content_type: bytes, headers: Headers) -> None:
+        await send_reply(self._send, 200, body, content_type, headers)
+
+    async def not_modified(self, headers: Headers) -> None:
+        await self._send({"type": "http.response.start", "status": 304, "headers": [*headers]})
+        await self.end(b"")
+
     async def start(self, headers: Headers) -> None:
         """Begin a reply of unknown length; `write` and `end` follow."""
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -162,6 +169,12 @@ async def _read(
 def header(scope: Scope, name: bytes) -> bytes:
     """The first header called `name` (lower case), or nothing."""
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def is_browser(scope: Scope) -> bool:
+    """Whether the request comes from the address bar of a browser: programs do not ask for HTML."""
+    accepted = header(scope, b"accept")
+    return b"text/html" in accepted and JSON_TYPE not in accepted
 
 
 def _too_large(limit_bytes: int) -> str:

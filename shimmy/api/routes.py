@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from shimmy.api.admin import ops
-from shimmy.api.http_exchange import Exchange
+from shimmy.api.http_exchange import Exchange, Scope, is_browser
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -59,6 +59,12 @@ def _openai() -> "ModuleType":
     return openai
 
 
+def _page() -> "ModuleType":
+    from shimmy.api.page import routes as page
+
+    return page
+
+
 def _responses() -> "ModuleType":
     from shimmy.api.responses import routes as responses
 
@@ -72,7 +78,11 @@ def _tokens() -> "ModuleType":
 
 
 control, docs, embeddings = Later(_control), Later(_docs), Later(_embeddings)
-openai, responses, tokens = Later(_openai), Later(_responses), Later(_tokens)
+openai, page, responses, tokens = Later(_openai), Later(_page), Later(_responses), Later(_tokens)
+
+
+async def _front(exchange: Exchange) -> None:
+    await (page.page if is_browser(exchange.scope) else ops.about)(exchange)
 
 
 async def _openapi(exchange: Exchange) -> None:
@@ -83,7 +93,7 @@ async def _openapi(exchange: Exchange) -> None:
 
 # HEAD is answered wherever GET is. `{rest:path}` takes what is left of a path, slashes included.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("GET", "/", ops.about),
+    ("GET", "/", _front),
     ("GET", "/health", ops.health),
     ("GET", "/ready", ops.ready),
     ("GET", "/version", ops.version),
@@ -111,5 +121,10 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/detokenize", tokens.detokenize),
     ("POST", "/apply-template", tokens.apply_template),
 )
-# Probes carry no key and learn one word; the page of documentation, the same everywhere, asks for a key by itself.
+# Probes carry no key and learn one word; the pages, the same everywhere, ask for a key by themselves.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs"})
+
+
+def is_open(scope: Scope) -> bool:
+    """Whether a request is answered without a key."""
+    return scope["path"] in OPEN_PATHS or (scope["path"] == "/" and is_browser(scope))

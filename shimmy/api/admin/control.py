@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 from shimmy.api import client_gone, event_stream
 from shimmy.api.http_exchange import encode
 from shimmy.api.request_fields.field_kinds import Duration, Record
-from shimmy.catalog.catalog import Entry, Rejected, shown
+from shimmy.catalog.catalog import Entry, Model, Rejected, shown
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
     from shimmy.api.request_fields.field_kinds import Json
+    from shimmy.config import Config
     from shimmy.generation import Services
     from shimmy.model_events import Listener
 
 UNLOADED = "unloaded"
 UNAVAILABLE = "unavailable"
 _AT_ONCE = 100  # models, of a list
+SHOWN_DEFAULTS = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
 LOAD = Record({"keep_alive": Duration()})
 
 
@@ -30,7 +34,10 @@ async def models(exchange: "Exchange") -> None:
 
 async def status(exchange: "Exchange") -> None:
     model = exchange.services.registry.entry(exchange.rest)
-    await exchange.reply(_entry(exchange.services, model))
+    entry = _entry(exchange.services, model)
+    if not isinstance(model, Rejected):
+        entry["defaults"] = _defaults(exchange.services.config, model)
+    await exchange.reply(entry)
 
 
 async def load(exchange: "Exchange") -> None:
@@ -85,6 +92,13 @@ async def _entries(services: "Services") -> bytes:
             await asyncio.sleep(0)  # many models take a while, and the streams of others go on
         objects.append(encode(_entry(services, entry)))
     return b"[%b]" % b",".join(objects)
+
+
+def _defaults(config: "Config", model: Model) -> "Json":
+    """What a request to `model` gets where it says nothing, by the names of its fields."""
+    sampling, own = config.sampling_of(model.defaults), model.defaults
+    values = {name: getattr(sampling, name) for name in SHOWN_DEFAULTS}
+    return {**values, "max_tokens": config.n_predict or own.n_predict, "stop": list(own.stop), "system": own.system}
 
 
 def _entry(services: "Services", model: Entry) -> "Json":

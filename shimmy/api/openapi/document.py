@@ -47,6 +47,7 @@ class Operation:
     stream: str | None = None
     other_replies: tuple[tuple[int, str], ...] = ()
     media_type: str = "application/json"
+    for_browsers: str = ""  # a component, in HTML
 
 
 def _job(summary: str, body: tuple[str, Record], reply: str, stream: str | None = None) -> Operation:
@@ -102,7 +103,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/apply-template"): _tool(
         "The prompt that a conversation makes", ("ApplyTemplateRequest", tokens.TEMPLATE), "Prompt"
     ),
-    ("GET", "/"): Operation("Server", "What this is", "About"),
+    ("GET", "/"): Operation("Server", "What this is; for browsers a page", "About", for_browsers="Text"),
     ("GET", "/health"): Operation("Server", "Whether the server is alive", "Status"),
     ("GET", "/ready"): Operation(
         "Server", "Whether the server takes requests", "Status", other_replies=((503, "Status"),)
@@ -184,7 +185,11 @@ def _responses(operation: Operation, *, is_open: bool) -> Json:
     content: Json = {operation.media_type: _content(operation)}
     if operation.stream:
         content[_EVENTS] = _content(operation, operation.stream)
+    if operation.for_browsers:
+        content["text/html"] = {"schema": ref(operation.for_browsers)}
     replies: Json = {"200": {"description": "OK", "content": content}} if operation.reply else {}
+    if operation.for_browsers:
+        replies["304"] = {"description": "The page that the browser has"}
     for status, name in operation.other_replies:
         replies[str(status)] = {"description": name, "content": {"application/json": {"schema": ref(name)}}}
     statuses = {*_ANY, *operation.errors} - ({401} if is_open else set())

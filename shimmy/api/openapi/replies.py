@@ -3,7 +3,7 @@
 Field names and their order are those of the modules that write the replies; a test holds one against the other.
 """
 
-from shimmy.api.admin.control import UNAVAILABLE, UNLOADED
+from shimmy.api.admin.control import SHOWN_DEFAULTS, UNAVAILABLE, UNLOADED
 from shimmy.api.request_fields.field_kinds import Json
 from shimmy.errors import BY_CODE
 from shimmy.pool.model_runtime import State
@@ -249,7 +249,12 @@ def _control() -> Json:
         "last_used": {"type": ["number", "null"]},
         "error": ID_OR_NULL,
     }
-    loaded: Json = {
+    limit: Json = {"type": ["integer", "null"]}
+    defaults = record(
+        {**dict.fromkeys(SHOWN_DEFAULTS, NUMBER), "max_tokens": limit, "stop": array(TEXT), "system": TEXT}
+    )
+    optional: Json = {
+        "defaults": defaults | {"description": "Only in `/status`: what a request gets that says nothing."},
         "converted_percent": COUNT,
         "keep_alive_s": {"type": ["number", "null"]},
         "pinned": FLAG,
@@ -270,7 +275,7 @@ def _control() -> Json:
     }
     event = record({}, {"model": TEXT, "time": NUMBER, "models": array(ref("ModelStatus"))})
     return {
-        "ModelStatus": either(record(known, loaded), record(broken)),
+        "ModelStatus": either(record(known, optional), record(broken)),
         "ModelStatusList": record({"models": array(ref("ModelStatus"))}),
         "ModelEvent": event,
     }

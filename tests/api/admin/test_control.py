@@ -9,7 +9,7 @@ import pytest
 from shimmy.api.app import create_app
 from shimmy.catalog.catalog import BROKEN, Catalog, Rejected
 from shimmy.errors import ModelUnavailable
-from shimmy.messages.model_info import Adapter
+from shimmy.messages.model_info import Adapter, ModelDefaults
 from tests.fakes import FakeWorker, fetch, model, on_loop, services
 from tests.tiny_models import write_tiny_model
 
@@ -64,6 +64,15 @@ async def test_what_belongs_to_a_model_is_shown() -> None:
 
 
 @on_loop
+async def test_what_a_request_gets_that_says_nothing_is_shown() -> None:
+    own = ModelDefaults(sampling=(("temperature", 0.3), ("top_k", 7)), n_predict=50, stop=("END",), system="Be brief.")
+    app = create_app(services(models=[replace(model(), defaults=own)]))
+    shown = (await ask(app, "GET", "status"))["defaults"]
+    assert (shown["temperature"], shown["top_k"], shown["top_p"]) == (0.3, 7, 0.95)
+    assert (shown["max_tokens"], shown["stop"], shown["system"]) == (50, ["END"], "Be brief.")
+
+
+@on_loop
 async def test_what_cannot_be_served_is_shown_with_the_reason() -> None:
     house = services()
     broken, known = (Rejected(name, Path(f"/{name}\n.gguf"), BROKEN, "it is cut off", ()) for name in ("half", NAME))
@@ -80,6 +89,7 @@ async def test_what_cannot_be_served_is_shown_with_the_reason() -> None:
     assert (await fetch(app, "GET", "/api/models/half/status")).json() == entry
     status = await ask(app, "GET", "status")
     assert (status["state"], status["error"]) == ("unloaded", "it is cut off")
+    del status["defaults"]
     assert (await fetch(app, "GET", "/api/models")).json()["models"] == [status, entry]
     assert [listed["id"] for listed in (await fetch(app, "GET", "/v1/models")).json()["data"]] == [NAME]
     for what in ("load", "unload"):

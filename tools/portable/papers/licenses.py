@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from shimmy.commands.contents import PACKAGES
 from tools import bootloader
 from tools.engine import engine_sources
-from tools.licenses import in_sections, of_packages, text_in
+from tools.licenses import in_sections, of_packages, of_page, text_in
 from tools.portable import c_library, sources
 from tools.portable.compiler import zig_folder
 from tools.portable.packages import not_installed, wheel_of
@@ -78,7 +78,8 @@ def license_texts(target: Target, components: Sequence[Component]) -> str:
     """The list of the components, then the texts."""
     rows = "\n".join(f"- {_described(component)}" for component in components)
     listed = {"What is inside": _LIST.format(machine=target.machine, rows=rows)}
-    return in_sections(listed | _of_packages(target, components) | _of_libraries() | _of_c_library(target))
+    packages = _of_packages(target, components)
+    return in_sections(listed | packages | of_page() | _of_libraries() | _of_c_library(target))
 
 
 def _described(component: Component) -> str:
