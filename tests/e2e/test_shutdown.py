@@ -45,9 +45,9 @@ def test_an_idle_server_ends(start: StartServer, number: Signals, *, is_loaded: 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 def test_running_streams_may_finish(start: StartServer, number: Signals) -> None:
     server = start()
-    text = server.chat(LONG_PROMPT, max_tokens=1500)
+    text = server.chat(LONG_PROMPT, max_tokens=400)
     with ExitStack() as connections:
-        streams = [connections.enter_context(server.stream(LONG_PROMPT, max_tokens=1500)) for _ in range(2)]
+        streams = [connections.enter_context(server.stream(LONG_PROMPT, max_tokens=400)) for _ in range(2)]
         for stream in streams:
             stream.read(1)
         server.send(number)
