@@ -60,12 +60,25 @@ def _hold_standard_streams() -> None:
 
 
 def _command_line() -> int:
-    from shimmy.system.late_import import import_late
+    import signal
 
-    import_late(*_LATE)
-    from shimmy.cli import main as cli_main
+    # Ctrl-C reaches the program twice: by itself and through the one-file program's outer process. The second one
+    # would meet the interpreter at its end. A command that goes on after an interrupt sets a handler of its own.
+    def interrupt(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
-    return cli_main(sys.argv[1:])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        from shimmy.system.late_import import import_late
+
+        import_late(*_LATE)
+        from shimmy.cli import main as cli_main
+
+        return cli_main(sys.argv[1:])
+    except KeyboardInterrupt:  # before the command began
+        return 1
 
 
 if __name__ == "__main__":
