@@ -48,8 +48,9 @@ _DRAIN_S = 5.0
 _N_OTHER_FILES = 40
 _FEWEST_CONNECTIONS = 4
 # A large body makes up to a quarter of a million objects that refer to others. By the defaults they would be looked at
-# again and again, all of them at once, and everybody waits meanwhile; so each is a few times, as one of some thousands.
-COLLECTIONS = 2_000, 50, 100
+# again and again, all of them at once, and everybody waits meanwhile. So each is a few times, as one of twenty thousand
+# at most, which takes 5 ms.
+COLLECTIONS = 2_000, 10, 500
 # A signal to the whole process group reaches the frozen server twice: its outer process passes it on.
 _ONE_SIGNAL_S = 0.5
 
