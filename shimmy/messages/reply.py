@@ -14,6 +14,7 @@ class ArgumentSyntax(StrEnum):
 
     JSON = "json"
     TAGGED = "tagged"  # one after the other, as bare texts between marks
+    HARMONY = "harmony"  # as JSON in a message of its own, whose header has the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class ReplyFormat:
     tools: ToolFormat | None = None  # None: what looks like a call is text
     beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
     stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
+    channels: bool = False  # the reply is messages in channels, and `thinking` the marks of one of them
     # Where the syntax leaves that open: the JSON types of arguments, by the names of tool and argument.
     argument_types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
 

@@ -197,7 +197,7 @@ def _read_finished(reason: str, usage: object, timings: object, stop_string: obj
 def _read_format(fields: object) -> ReplyFormat:
     known = values.members(fields)
     thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
-    beside = Beside(values.text(known.pop("beside")))
+    beside, channels = Beside(values.text(known.pop("beside"))), values.truth(known.pop("channels"))
     if known:
         raise ValueError("format")
     pair = None
@@ -208,9 +208,8 @@ def _read_format(fields: object) -> ReplyFormat:
         pair = begins, ends
     marks: dict[object, Callable[[Any], object]] = {str: values.mark, ArgumentSyntax: ArgumentSyntax}
     marks[str | None] = values.optional(values.mark)
-    return ReplyFormat(
-        pair, values.truth(is_thinking), None if tools is None else values.made(ToolFormat, tools, marks), beside
-    )
+    form = None if tools is None else values.made(ToolFormat, tools, marks)
+    return ReplyFormat(pair, values.truth(is_thinking), form, beside, channels=channels)
 
 
 def _logprob_to_wire(logprob: TokenLogprob) -> list[object]:

@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import tagged
+from shimmy.text.speech import harmony, tagged
 
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
@@ -53,7 +53,7 @@ class Tooling:
 
 def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of the field of `Accepted`
     """The marks between the parts of a reply, each once: control tokens in them have to reach ReplyParser as text."""
-    found = [*(format.thinking or ())]
+    found = [*(format.thinking or ()), *(harmony.MARKS if format.channels else ())]
     if format.tools is not None:
         tools = format.tools
         found += [tools.section_start, tools.call_start, tools.call_end, tools.between, tools.section_end]
@@ -65,7 +65,7 @@ def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of t
 
 def may_be_several(format: ToolFormat) -> bool:  # noqa: A002
     """Whether a reply may have more than one call."""
-    return bool(format.call_start or format.between)
+    return bool(format.call_start or format.between) and format.syntax is not ArgumentSyntax.HARMONY
 
 
 def written(calls: Sequence[ToolCall], format: ToolFormat) -> str:  # noqa: A002
@@ -113,6 +113,8 @@ def recognise(template: ChatTemplate) -> Tooling:
     shows_tools = _TOOLS[0].name in (probe.render(_USER) or "")
     if not shows_tools:
         probe.tools = ()
+    if harmony.is_taught(template.source):
+        return Tooling(harmony.FORM, shows_tools, shows_calls=True, shows_results=True)
     for probe.calls_lack_content in (False, True):
         found = _format_of_calls(probe)
         if found is not None and not (found.syntax is ArgumentSyntax.TAGGED and _CDATA in template.source):

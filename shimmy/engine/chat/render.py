@@ -6,17 +6,20 @@ Renders with the model's template, and writes tools, calls and results that the 
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import takewhile
 
 from shimmy.engine.chat import thinking
 from shimmy.engine.chat.control_tokens import ControlTokens, Guarded
 from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
 from shimmy.engine.chat.template import ChatTemplate, described, parsed
 from shimmy.errors import TemplateFailed
-from shimmy.messages.reply import ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
+from shimmy.text.speech import harmony
 
 _NO_ARGUMENTS = ("", "null")
 _WORD = re.compile(r"[^\W_]{1,64}")
@@ -45,6 +48,10 @@ class Chat:
         return recognise(self._tool_use)
 
     @cached_property
+    def _has_channels(self) -> bool:
+        return harmony.is_taught(self._template.source)
+
+    @cached_property
     def thinking(self) -> tuple[str, str] | None:
         """What begins and what ends the model's reasoning."""
         return thinking.tags(self._template)
@@ -65,7 +72,8 @@ class Chat:
         if prompt.parse_special:
             guarded = Guarded(prompt, {})
         else:
-            guarded = self._control.guard(prompt, self.thinking or (), self._template.source + self._tool_use.source)
+            kept = () if self._has_channels else self.thinking or ()
+            guarded = self._control.guard(prompt, kept, self._template.source + self._tool_use.source)
         try:
             text = self._filled(guarded.prompt)
             if not _is_shown(guarded.prompt, text):
@@ -79,7 +87,9 @@ class Chat:
             error.message = error.message.translate(guarded.characters)
             raise
         begun = self.thinking is not None and thinking.is_begun(prompt, "".join(parts), self.thinking)
-        return parts, ReplyFormat(self.thinking, begun, tools)
+        if self._has_channels and prompt.continue_final_message and not begun:
+            return parts, ReplyFormat()  # within the final message, which nothing follows
+        return parts, ReplyFormat(self.thinking, begun, tools, channels=self._has_channels)
 
     def _filled(self, prompt: ChatPrompt) -> str:
         if prompt.tools or any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages):
@@ -124,6 +134,8 @@ def _is_shown(prompt: ChatPrompt, text: str) -> bool:
 def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
     """The same prompt with text messages for what the template cannot show."""
     turns: list[Message] = []
+    if tooling.format.syntax is ArgumentSyntax.HARMONY:
+        prompt = replace(prompt, messages=tuple(_one_by_one(prompt.messages)))
     for turn in prompt.messages:
         if tooling.has_short_ids:
             turn = _with_short_ids(turn)  # noqa: PLW2901 - the same turn
@@ -150,6 +162,25 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
         turns = _with_instructions(turns, instructions(prompt.tools, tooling.format))
         prompt = replace(prompt, tools=())
     return replace(prompt, messages=tuple(turns))
+
+
+def _one_by_one(turns: tuple[Message, ...]) -> Iterator[Message]:
+    """The same with one call in a turn and its results behind it: the name of a result is that of the last call."""
+    results: list[Message] = []
+    for place, turn in enumerate(turns):
+        if turn.role == "tool" and turn in results:
+            results.remove(turn)
+            continue
+        if len(turn.tool_calls) < 2:
+            yield turn
+            continue
+        results = list(takewhile(lambda other: other.role == "tool", turns[place + 1 :]))
+        for index, call in enumerate(turn.tool_calls):
+            one = replace(turn, tool_calls=(call,))
+            yield one if not index else replace(one, content=None, reasoning_content=None)
+            yield from (result for result in results if result.tool_call_id == call.id)
+        known = {call.id for call in turn.tool_calls}
+        results = [result for result in results if result.tool_call_id in known]
 
 
 def instructions(tools: tuple[Tool, ...], format: ToolFormat = GENERIC) -> str:  # noqa: A002 - as in ToolFormat's users

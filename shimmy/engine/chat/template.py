@@ -42,6 +42,7 @@ class ChatTemplate:
         self._constants = {"tools": None, "documents": None, "bos_token": bos, "eos_token": eos}
         self._knows_developers = "developer" in text
         self.source = text
+        self._reads_thinking = "message.thinking" in text
         self._reads_tools_of_system = "message['tools']" in text
 
     @cached_property
@@ -89,6 +90,8 @@ class ChatTemplate:
         if prompt.continue_final_message:
             _mark_end(prompt.messages, messages)
             begins_reply = False
+        if self._reads_thinking:  # gpt-oss
+            messages = [_with_thinking(message) for message in messages]
         variables = self._constants | _template_arguments(prompt.template_arguments)
         variables |= {"messages": messages, "add_generation_prompt": begins_reply}
         if prompt.tools:
@@ -183,6 +186,17 @@ def described(tool: Tool) -> dict[str, Any]:
     """A tool in OpenAI's shape, with all of its keys: some templates read them without a look."""
     function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
     return {"type": "function", "function": function}
+
+
+def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
+    """Reasoning under the name that a template knows. Beside calls there is one place for it and content together."""
+    if "reasoning_content" not in message:
+        return message
+    said = [message["reasoning_content"]]
+    if message.get("tool_calls") and message["content"]:
+        said.append(message["content"])
+        message = {**message, "content": ""}
+    return {**message, "thinking": "\n\n".join(filter(None, said))}
 
 
 def _with_tools_of_system(messages: list[dict[str, Any]], tools: tuple[Tool, ...]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages.request import ChatPrompt, Message
+from shimmy.text.speech import harmony
 
 PROBE_DEADLINE_S = 2.0
 MAX_PROBE_CHARACTERS = 64 * 1024
@@ -28,6 +29,8 @@ _SHOWN = re.compile(rf"{_TAG}\s*{_REASONING}\s*{_TAG}")
 
 def tags(template: ChatTemplate) -> tuple[str, str] | None:
     """What begins and what ends reasoning; None where the template knows of none. Raises nothing."""
+    if harmony.is_taught(template.source):
+        return harmony.THINKING
     for pair in _PAIRS:
         if pair[0] in template.source and pair[1] in template.source:
             return pair

@@ -53,7 +53,7 @@ class GuideFactory:
         if tools:
             guide, warnings = self._of_tools(request, form, tools)
         elif request.grammar is not None:
-            found = self._loaded().guide(request.grammar, None, _thinking_end(form))
+            found = self._loaded().guide(request.grammar, None, _thinking_end(form), self._answer_lark(form))
             guide, warnings = found, tuple(f"the schema: {part} is not enforced" for part in found.lost)
         self._tell(warnings)
         if len(warnings) > _N_WARNINGS:
@@ -81,7 +81,7 @@ class GuideFactory:
         while True:
             lark, warnings = self._lark(request, form, tools, kept)
             try:
-                guide = grammars.guide(request.grammar, lark, _thinking_end(form))
+                guide = grammars.guide(request.grammar, lark, _thinking_end(form), self._answer_lark(form))
             except BadRequest:
                 if request.grammar is not None:
                     grammars.guide(request.grammar, None, _thinking_end(form))  # it may be at fault itself
@@ -136,9 +136,23 @@ class GuideFactory:
             choice = replace(choice, required=True)
         thinking = None if form.is_thinking else form.thinking
         lark = tool_lark(
-            tools, choice, form.tools, special=self._hidden_token, thinking=thinking, prepare=arguments, texts=texts
+            tools,
+            choice,
+            form.tools,
+            special=self._hidden_token,
+            thinking=thinking,
+            is_thinking=form.is_thinking,
+            prepare=arguments,
+            texts=texts,
         )
         return lark, tuple(warnings)
+
+    def _answer_lark(self, form: ReplyFormat) -> str:
+        if not form.channels:
+            return ""
+        from shimmy.engine.constrain.tool_grammar import answer_lark
+
+        return answer_lark(self._hidden_token, is_thinking=form.is_thinking)
 
     def _unenforced(self, tool: Tool, schema: dict[str, Any]) -> list[str]:
         """What bare texts cannot be held to; raises BadRequest where the caller insists."""

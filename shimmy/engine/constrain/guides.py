@@ -41,7 +41,7 @@ _N_KNOWN = 8
 _MAX_FORCED = 16_384
 _NOTHING_FORCED = '%llguidance {"no_forcing": true}\nstart: @unforced\n'
 _N_SCHEMAS_KNOWN = 256  # of tools
-_Asked = tuple[Grammar | None, str | None, str | None]  # the arguments of `Grammars.guide`
+_Asked = tuple[Grammar | None, str | None, str | None, str]  # the arguments of `Grammars.guide`
 _COMPILE_DEADLINE_S = 5.0
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -147,14 +147,17 @@ class Grammars:
         self._known_schemas: _Latest[tuple[str, bool], tuple[Schema, tuple[str, ...]]] = _Latest(_N_SCHEMAS_KNOWN)
         self._known_texts: _Latest[str, tuple[str, str]] = _Latest(_N_KNOWN)
 
-    def guide(self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None) -> GrammarGuide:
+    def guide(
+        self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None, answer_lark: str = ""
+    ) -> GrammarGuide:
         """A guide at the beginning of a reply; raises BadRequest for what cannot be enforced.
 
         `tool_lark` is a grammar of llguidance, with its `start`. With both grammars, the reply is what one of them
         allows: `tool_lark` should then allow calls only, as free text would make `grammar` void. With `thinking_end`
-        the reply begins with free text that ends with `thinking_end`, and the grammars apply behind it.
+        the reply begins with free text that ends with `thinking_end`, and the grammars apply behind it. `answer_lark`
+        has the rule `answer_head` of what stands in front of what `grammar` describes.
         """
-        asked = grammar, tool_lark, thinking_end
+        asked = grammar, tool_lark, thinking_end, answer_lark
         matcher, lost = self._known.get(asked) or self._known.add(asked, self._matcher(*asked))
         return GrammarGuide(matcher.deep_copy(), lost)
 
@@ -231,7 +234,7 @@ class Grammars:
         return self._library
 
     def _matcher(
-        self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None
+        self, grammar: Grammar | None, tool_lark: str | None, thinking_end: str | None, answer_lark: str
     ) -> tuple[Any, tuple[str, ...]]:
         """The compiled grammar, to be copied for each reply; and the parts that are not enforced."""
         self._loaded()
@@ -247,16 +250,22 @@ class Grammars:
             parts.append(part)
         if not parts:
             raise Internal("a guide needs a grammar")
-        return self._compiled(self._joined(parts, thinking_end)), lost
+        return self._compiled(self._joined(parts, thinking_end, answer_lark if grammar is not None else "")), lost
 
-    def _joined(self, parts: list[dict[str, Any]], thinking_end: str | None) -> list[dict[str, Any]]:
-        """The grammars of a reply that one of `parts` allows, behind reasoning where there is an end to it."""
-        if len(parts) == 1 and thinking_end is None:
+    def _joined(self, parts: list[dict[str, Any]], thinking_end: str | None, answer_lark: str) -> list[dict[str, Any]]:
+        """The grammars of a reply that one of `parts` allows, behind reasoning where there is an end to it.
+
+        The last part is that of an answer where `answer_lark` says what stands in front of one.
+        """
+        if len(parts) == 1 and thinking_end is None and not answer_lark:
             return parts
         named = [{"name": f"part{index}", **part} for index, part in enumerate(parts)]
-        reply = " | ".join(f"@{part['name']}" for part in named)
+        replies = [f"@{part['name']}" for part in named]
+        if answer_lark:
+            replies[-1] = f"answer_head {replies[-1]}"
+        reply = " | ".join(replies)
         top = f"start: {reply}" if thinking_end is None else f"start: thinking reply\nreply: {reply}\n"
-        return [{"lark_grammar": top + self._thinking(thinking_end)}, *named]
+        return [{"lark_grammar": f"{top}\n{self._thinking(thinking_end)}\n{answer_lark}"}, *named]
 
     def _part(self, grammar: Grammar) -> tuple[dict[str, Any], tuple[str, ...]]:
         """A grammar in the form that llguidance takes, and the parts that are not enforced."""

@@ -15,7 +15,7 @@ from shimmy.engine.chat.detect_tool_format import may_be_several
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
-from shimmy.text.speech import tagged
+from shimmy.text.speech import harmony, tagged
 
 _END_OF_TEXT = '"}'
 # A text that is likely to be one token.
@@ -30,6 +30,7 @@ def tool_lark(
     prepare: Callable[[Tool], dict[str, Any]],
     special: Callable[[str], int | None] = lambda _: None,
     thinking: tuple[str, str] | None = None,
+    is_thinking: bool = False,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
@@ -40,8 +41,9 @@ def tool_lark(
     single call.
 
     `special` returns the id of a text that is one control token, None for other texts. `thinking` are the marks of
-    reasoning that may come first, None where the prompt has begun or ended reasoning. `prepare` returns the schema of a
-    tool for llguidance; a BadRequest from it gets the tool's name. `texts` are the grammars of those tools, by name,
+    reasoning that may come first, None where the prompt has begun or ended reasoning. `is_thinking`: the prompt has
+    begun it, and the grammar is that of what follows. `prepare` returns the schema of a tool for
+    llguidance; a BadRequest from it gets the tool's name. `texts` are the grammars of those tools, by name,
     whose one argument is a text, as it stands between quotes. Raises BadRequest for a choice that names no tool, and
     for parameters that are not those of an object.
     """
@@ -54,6 +56,9 @@ def tool_lark(
         schema = _schema(tool, prepare)
         lark.rule(f"arguments_{index}", _arguments(lark, f"arguments_{index}", schema, format, texts.get(tool.name)))
     lark.rule("call", " | ".join(f"body_{index}" for index in range(len(offered))))
+    if format.syntax is ArgumentSyntax.HARMONY:
+        lark.rule("start", harmony.reply_rule(lark, is_required=choice.required, is_thinking=is_thinking))
+        return str(lark)
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
     if choice.required:
         replies = [lark.called]
@@ -75,6 +80,13 @@ def tool_lark(
     lark.rule("TEXT", r"/(.|\n)*/")
     lark.rule("GAP", r"/\n{1,2}/")
     lark.rule("start", " | ".join(replies))
+    return str(lark)
+
+
+def answer_lark(special: Callable[[str], int | None], *, is_thinking: bool) -> str:
+    """A grammar with the rule `answer_head`, which stands in front of an answer where replies are in channels."""
+    lark = _Lark(harmony.FORM, special)
+    lark.rule("answer_head", harmony.answer_head(lark, is_thinking=is_thinking))
     return str(lark)
 
 
@@ -161,6 +173,8 @@ class _Lark:
     def body(self, name: str, arguments: str) -> str:
         """A call from behind `call_start` to `call_end`; `arguments` is the name of the rule for its arguments."""
         form = self._form
+        if form.syntax is ArgumentSyntax.HARMONY:
+            return harmony.call_rule(self, name, arguments)
         if form.separator is not None:
             call_id = f"{self.text(form.id_key)} ID " if form.id_key else ""
             head = f"{self.text(name)} {call_id}{self.text(form.separator)}"

@@ -12,6 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.speech import harmony
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -183,7 +184,8 @@ EXPECTED = {
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": Tooling(),
     "moonshotai-Kimi-K2": Tooling(),
     "LFM2-8B-A1B": Tooling(),
-    "openai-gpt-oss-120b": Tooling(),
+    # messages in channels
+    "openai-gpt-oss-120b": tooling(harmony.FORM),
     "meetkai-functionary-medium-v3.2": Tooling(),
     # no tools at all, or not by the name of `tools`
     "google-gemma-2-2b-it": Tooling(),
@@ -218,11 +220,12 @@ def test_no_real_template_breaks_the_probe() -> None:
         assert not any("probe" in mark.lower() for mark in marks(ReplyFormat(tools=found.format)))
 
 
-WRITES_PYTHON = "ByteDance-Seed-OSS"  # lists and objects in single quotes, which its models do not write
+# Lists and objects as Python prints them, which its models do not write; the recipient in the other place of a header.
+OTHERWISE = ("ByteDance-Seed-OSS", "openai-gpt-oss-120b")
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, found in EXPECTED.items() if found.shows_calls and name != WRITES_PYTHON]
+    "name", [name for name, found in EXPECTED.items() if found.shows_calls and name not in OTHERWISE]
 )
 def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
     source = template(real_templates()[name])
@@ -240,7 +243,8 @@ def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> Non
     calls = CALLS if may_be_several(found.format) else CALLS[:1]
     reply = written(calls, found.format)  # to the letter what the template writes, as the test above shows
     for size in (1, 2, 7, len(reply)):
-        parser, whole = ReplyParser(ReplyFormat(tools=found.format)), Reply()
+        has_channels = found.format.syntax is ArgumentSyntax.HARMONY
+        parser, whole = ReplyParser(ReplyFormat(tools=found.format, channels=has_channels)), Reply()
         for start in range(0, len(reply), size):
             whole.add(parser.feed(reply[start : start + size]))
         whole.add(parser.flush())

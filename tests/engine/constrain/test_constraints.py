@@ -26,6 +26,7 @@ from shimmy.messages.request import (
     ToolCall,
     ToolChoice,
 )
+from shimmy.text.speech import harmony
 
 FORM = ReplyFormat(tools=GENERIC)
 SET = '{"type":"object","properties":{"tags":{"type":"array","uniqueItems":true}}}'
@@ -200,3 +201,36 @@ def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_
     assert warnings == ("tools: `f`: `pattern` at `#/properties/day` is not enforced",)
     with pytest.raises(BadRequest, match="`pattern` at `#/properties/day` cannot be enforced"):
         rules.guide(request(replace(tool, strict=True)), TAGGED_FORM)
+
+
+CHANNELS = ReplyFormat(harmony.THINKING, channels=True)
+ANSWER = '{"a":1}'
+FINAL = f"<|channel|>final<|message|>{ANSWER}"
+THOUGHT = "<|channel|>analysis<|message|>Think.<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("form", "reply", "is_right"),
+    [
+        (CHANNELS, FINAL, True),
+        (CHANNELS, THOUGHT + FINAL, True),
+        (CHANNELS, THOUGHT + FINAL.replace("1", "x"), False),
+        (CHANNELS, ANSWER, False),
+        (replace(CHANNELS, is_thinking=True), f"Think.<|end|><|start|>assistant{FINAL}", True),
+        (replace(CHANNELS, is_thinking=True), f"Think.<|end|>{FINAL}", False),
+    ],
+)
+def test_a_schema_holds_for_the_final_message_where_replies_are_in_channels(
+    model: LlamaModel, form: ReplyFormat, reply: str, is_right: bool
+) -> None:
+    asked = request(grammar=Grammar(GrammarKind.LARK, 'start: "{" "\\"a\\":" /[0-9]/ "}"'))
+    guide, _ = GuideFactory(model.vocab).guide(asked, form)
+    assert guide is not None
+    tokens = model.vocab.tokenize(f"\n{reply}", add_special=False, parse_special=False)
+    tokens = tokens[[model.vocab.token_bytes(token, special=False) for token in tokens].index(b"\n") + 1 :]
+    for token in tokens:
+        if not guide.allows(token):
+            assert not is_right
+            return
+        guide.accept(token)
+    assert is_right
