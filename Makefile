@@ -8,6 +8,7 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SECONDS := 600
 VARIANTS := haswell alderlake zen4 sse42
 MACHINES := x86_64 aarch64
+CHECKED := (smoke or not e2e) and not thorough
 # One more process than processors, as many tests wait; what measures has the marker `alone`, and the others wait for it.
 SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist=worksteal
 # The tests start Python hundreds of times; each would compile all modules anew.
@@ -35,12 +36,12 @@ dist: ## make dist/shimmy-linux-*, the files for any Linux; MACHINES="x86_64 aar
 release: dist ## lay out a release of them in dist/release: files, packages, checksums
 	@python3 -m tools.packages.release
 
-check: ## lint, types, and the tests on the source tree, of tests/e2e a few; tells the slowest 20
+check: ## lint, types, the tests on the source tree but for the longest, a few of tests/e2e; tells the slowest 20
 	@$(BUILD) engine
 	@$(BUILD) model >/dev/null
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) $(STAND_INS) -m pytest -m 'smoke or not e2e' $(SIDE_BY_SIDE) --durations=20
+	$(PYTHON) $(STAND_INS) -m pytest -m '$(CHECKED)' $(SIDE_BY_SIDE) --durations=20
 
 e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 	@$(BUILD) engine
@@ -48,6 +49,7 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 	$(PYTHON) -m pytest tests/e2e $(SIDE_BY_SIDE) --durations=20
 
 test: SIDE_BY_SIDE := # one after the other: it has to be right the first time
+test: CHECKED := smoke or not e2e
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
 test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
 	@$(BUILD) freeze

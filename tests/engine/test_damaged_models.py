@@ -158,6 +158,7 @@ def test_a_short_context_is_served(n_ctx: int, load: Load) -> None:
     assert load(longrope, n_ctx=n_ctx) == "served"
 
 
+@pytest.mark.thorough
 def test_whatever_is_odd_about_a_file_ends_no_process(load: Load) -> None:
     """Some of about 1,200 changes; `keys_changed` and `tensors_changed` have them all."""
     cases = [(name, metadata, TENSORS) for name, metadata in keys_changed(METADATA)]

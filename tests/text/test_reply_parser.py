@@ -506,6 +506,7 @@ class Mutations:
         return text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("split_reasoning", [True, False])
 def test_mutated_replies_are_read_alike_however_they_are_cut(tools: ToolFormat, split_reasoning: bool) -> None:
     dice = random.Random(7)

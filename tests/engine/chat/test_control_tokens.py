@@ -151,6 +151,7 @@ def test_what_a_tokenizer_reads_as_a_control_token_is_none() -> None:
     assert "\uff1cb\uff1e" in "".join(parts_of(user("\uff1cb\uff1e"), CHATML, control)), "it stays as it is"
 
 
+@pytest.mark.thorough
 def test_real_templates_write_their_own_tokens_only() -> None:
     tokens = ("<|im_end|>", "</s>", "<|eot_id|>", "[INST]", "<end_of_turn>")
     mark, written = "PLACE", f"a{'b'.join(tokens)}c"
@@ -169,6 +170,7 @@ def test_real_templates_write_their_own_tokens_only() -> None:
     assert n_templates > 20
 
 
+@pytest.mark.thorough
 def test_random_texts_make_no_tokens() -> None:
     random = Random(16)
     pieces = [*TEXTS, "<|", "im_", "end|>", "|>", "<", ">", "s", "/", "[", "INST]", " ", "\n", "\\", '"', "7", "12|>"]

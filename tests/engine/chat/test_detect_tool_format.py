@@ -329,6 +329,7 @@ def test_what_cannot_be_said_in_our_terms_gets_the_generic_form(call: str, monke
     assert shape_of(call).format == GENERIC
 
 
+@pytest.mark.thorough
 def test_mutated_templates_are_recognised_or_not_but_break_nothing() -> None:
     names = ("Qwen-Qwen3-0.6B", "mistralai-Mistral-Nemo-Instruct-2407", "deepseek-ai-DeepSeek-V3.1")
     n_recognised = 0

@@ -399,6 +399,7 @@ sys.exit(main.main(int(sys.argv[1])))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.alone  # it waits for a machine with nothing else to do
 @on_loop
 async def test_an_idle_worker_finds_its_settings_and_goes_on_serving(

@@ -291,6 +291,7 @@ def mutated(random: Random, files: dict[str, bytes], config: Any, index: Any) ->
     return "config.json", json.dumps(mutated_json(random, config)).encode()
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_mutated_headers_and_configs_give_a_plan_or_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []

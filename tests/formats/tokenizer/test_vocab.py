@@ -119,6 +119,7 @@ def test_ids_of_minilm_are_those_of_its_tokenizer(load: Load) -> None:
     assert differences(vocabulary, texts(), GOLDEN["minilm"]["ids"]) == []
 
 
+@pytest.mark.thorough
 def test_ids_of_gemma_are_those_of_its_tokenizer_but_for_written_meta_spaces(load: Load) -> None:
     config = {"eos_token": "<eos>", "bos_token": "<bos>"}
     tokens = gemma3(template_free_model())
