@@ -1,5 +1,5 @@
 """Files that others may change meanwhile: written so that a reader sees the old or the new content, never a part, and
-opened only where they are regular files.
+opened only where they are regular files. Also: files in memory, which have no name on a disk.
 """
 
 import contextlib
@@ -7,6 +7,9 @@ import os
 import stat
 from io import FileIO
 from pathlib import Path
+
+# Where a process finds what it has open by the number of its descriptor.
+OPEN_FILES = Path("/proc/self/fd")
 
 
 class NotRegular(OSError):
@@ -28,6 +31,16 @@ def read_start(path: Path, max_bytes: int) -> bytes:
     """At most the first `max_bytes` of a regular file; raises what `open_regular` does."""
     with open_regular(path) as file:
         return file.read(max_bytes)
+
+
+def in_memory(name: str) -> int | None:
+    """The descriptor of an empty file that is in memory alone, and in OPEN_FILES. None where there is no such thing:
+    on kernels before 3.17, or without /proc. `name` is for a person who looks at the process.
+    """
+    if hasattr(os, "memfd_create") and OPEN_FILES.is_dir():
+        with contextlib.suppress(OSError):
+            return os.memfd_create(name)
+    return None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

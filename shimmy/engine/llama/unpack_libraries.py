@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from shimmy.errors import ModelUnavailable
-from shimmy.system.unpacked_folder import put
+from shimmy.system import files, unpacked_folder
 
 GRAMMAR_ARCHIVE = "llguidance.xz"
 ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked program
@@ -38,7 +38,7 @@ def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
     with _locks.setdefault(path, threading.Lock()):
         if not path.exists():
             try:
-                put(path, content())
+                unpacked_folder.put(path, content())
             except OSError as exc:
                 raise ModelUnavailable(f"the engine cannot be unpacked to `{path.parent}`: {exc.strerror}") from exc
         return path
@@ -50,17 +50,19 @@ def _inflated(archive: Path) -> bytes:
 
 @contextlib.contextmanager
 def in_memory(name: str, data: bytes) -> Iterator[str]:
-    """A path the dynamic loader can open. No file is left behind, and a full or read-only disk is no obstacle."""
-    if hasattr(os, "memfd_create"):
-        with os.fdopen(os.memfd_create(name), "wb") as file:
+    """A path the dynamic loader can open. No file is left behind, and a full or read-only disk is no obstacle, unless
+    the system has no files in memory; raises OSError."""
+    descriptor = files.in_memory(name)
+    if descriptor is not None:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             # The loader knows a library that it has loaded by its path, and descriptors are used again.
-            yield f"/proc/self/fd/{'./' * next(_n_loaded)}{file.fileno()}"
+            yield f"{files.OPEN_FILES}/{'./' * next(_n_loaded)}{descriptor}"
     else:
         import tempfile
 
-        with tempfile.NamedTemporaryFile(suffix=".so") as file:
-            file.write(data)
-            file.flush()
-            yield file.name
+        with tempfile.NamedTemporaryFile(dir=unpacked_folder.folder(), suffix=".so") as named:
+            named.write(data)
+            named.flush()
+            yield named.name

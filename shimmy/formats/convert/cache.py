@@ -21,6 +21,7 @@ from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.reader import InvalidGguf, read_header
+from shimmy.system import files
 
 _POLL_S = 0.1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -117,10 +118,10 @@ def part_of(
 
 def in_memory(write: Write) -> Converted:
     """A file that is nowhere; raises Unconvertible where the system has none."""
-    if not hasattr(os, "memfd_create"):
+    descriptor = files.in_memory("shimmy")
+    if descriptor is None:
         raise Unconvertible("its GGUF has no place: the cache folder cannot be written")
-    descriptor = os.memfd_create("shimmy")
-    path = Path(f"/proc/self/fd/{descriptor}")
+    path = files.OPEN_FILES / str(descriptor)
     try:
         write(path)
     except BaseException:
@@ -131,7 +132,7 @@ def in_memory(write: Write) -> Converted:
 
 def is_in_memory(path: Path) -> bool:
     """Whether `path` is one of those that `in_memory` fills."""
-    return path.parent == Path("/proc/self/fd")
+    return path.parent == files.OPEN_FILES
 
 
 def _is_writable(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from shimmy.engine.llama.unpack_libraries import in_memory, unpack, unpacked
 from shimmy.errors import ModelUnavailable
+from shimmy.system import files, unpacked_folder
 
 
 def test_a_library_is_read_from_its_path() -> None:
@@ -23,6 +24,17 @@ def test_no_two_libraries_have_the_same_path() -> None:
             paths.append(path)
             assert Path(path).read_bytes() == name.encode()
     assert len(set(paths)) == 3
+
+
+def test_a_library_is_a_file_for_as_long_as_needed_where_the_system_has_none_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "in_memory", lambda _name: None)
+    monkeypatch.setattr(unpacked_folder, "folder", lambda: tmp_path)  # where code may run, wherever else it may not
+    with in_memory("some", b"some bytes") as path:
+        assert Path(path).parent == tmp_path
+        assert Path(path).read_bytes() == b"some bytes"
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_is_packed_is_unpacked_beside_it_and_once(tmp_path: Path) -> None:
