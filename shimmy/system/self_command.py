@@ -8,8 +8,11 @@ _ENGINE_SYMBOL = b"ggml_init"
 
 
 def own_program() -> list[str]:
-    """How this program is started once more, beside `executable`."""
-    return [sys.argv[0]] if getattr(sys, "frozen", False) else [sys.executable, "-m", "shimmy"]
+    """How this program is started once more, beside `executable`. Where there is no /proc, the frozen file finds itself
+    by its first word, which is that of the file's inner one where this runs with the C library of the file."""
+    if not getattr(sys, "frozen", False):
+        return [sys.executable, "-m", "shimmy"]
+    return [sys.argv[0] if sys.executable.startswith("/proc/") else sys.executable]
 
 
 def executable() -> str | None:

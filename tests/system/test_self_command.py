@@ -18,7 +18,12 @@ def test_the_frozen_file_is_started_as_it_runs_whatever_has_its_name_now(monkeyp
     monkeypatch.setattr(sys, "argv", ["/opt/shimmy", "serve"])
     monkeypatch.setattr(sys, "executable", "/proc/self/fd/10")
     assert (own_program(), executable()) == (["/opt/shimmy"], f"/proc/{os.getpid()}/fd/10")
-    monkeypatch.setattr(sys, "executable", "/opt/shimmy")  # there is no /proc
+
+
+def test_the_frozen_file_is_found_by_its_name_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "argv", ["/tmp/_MEI1/shimmy.inner", "serve"])
+    monkeypatch.setattr(sys, "executable", "/opt/shimmy")
     assert (own_program(), executable()) == (["/opt/shimmy"], "/opt/shimmy")
 
 
