@@ -5,13 +5,10 @@ threads by a system call that older container runtimes refuse.
 """
 
 import hashlib
-import io
 import shutil
-import subprocess
-import tarfile
 from pathlib import Path, PurePosixPath
 
-from tools.portable.sources import binary_package
+from tools.portable.sources import binary_package, files_of
 from tools.portable.target import Target
 from tools.steps import BuildError, Stamp, key_of
 
@@ -37,21 +34,15 @@ def package(target: Target) -> Path:
     return found
 
 
-def unpacked(target: Target) -> bytes:
-    """The package's files as one tar archive."""
-    return subprocess.run(["dpkg-deb", "--fsys-tarfile", package(target)], check=True, capture_output=True).stdout
-
-
 def c_library(target: Target) -> Path:
     """A folder with the loader and the libraries, by the names they are looked up by."""
     place = target.folder / "libc"
     stamp = Stamp(target.folder / "libc-stamp", key_of(VERSION, HASHES[target.debian_architecture], *_LIBRARIES))
     if stamp.holds():
         return place
-    content = unpacked(target)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+    with files_of(package(target)) as archive:
         files = {PurePosixPath(member.name).name: member for member in archive if member.isfile() or member.issym()}
         loader = next(name for name in files if name.startswith("ld-linux-"))
         for name in (loader, *_LIBRARIES):

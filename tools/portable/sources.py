@@ -5,8 +5,10 @@ lists of source packages are kept apart.
 """
 
 import hashlib
+import io
 import re
 import shutil
+import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,12 @@ def binary_package(name: str, architecture: str, version: str) -> Path:
         _update_lists()
         run([*_APT_GET_HERE, *_options(), "download", f"{name}:{architecture}={version}"])
     return found
+
+
+def files_of(package: Path) -> tarfile.TarFile:
+    """What one of Debian's packages installs."""
+    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
+    return tarfile.open(fileobj=io.BytesIO(content))
 
 
 def _fetched(source: Source) -> Path:

@@ -3,8 +3,6 @@
 Knows where each part keeps the text of its licence. What the parts are stands in components.py.
 """
 
-import io
-import tarfile
 import zipfile
 from collections.abc import Sequence
 
@@ -126,7 +124,7 @@ def _of_libraries() -> dict[str, str]:
 
 
 def _of_c_library(target: Target) -> dict[str, str]:
-    with tarfile.open(fileobj=io.BytesIO(c_library.unpacked(target))) as archive:
+    with sources.files_of(c_library.package(target)) as archive:
         file = archive.extractfile("./usr/share/doc/libc6/copyright")
         assert file is not None
         notices = file.read().decode()
