@@ -4,26 +4,17 @@ to and executed. For tests of units where there is no systemd; x86-64 only.
 `python -m tests.packaging.sandbox UNIT PROGRAM ...` runs a program within the limits of a unit.
 """
 
-import ctypes
 import errno
 import os
 import re
-import struct
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-NUMBERS = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+from tests import seccomp
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_SET_MDWE = 38, 22, 65
-_SECCOMP_MODE_FILTER = 2
-_MDWE_REFUSE_EXEC_GAIN = 1
-_X86_64 = 0xC000003E
-# linux/bpf_common.h, linux/seccomp.h
-_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT = 0, 4
-_ALLOW, _FAIL, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+NUMBERS = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 
 
 def system_calls(names: Iterable[str]) -> set[str]:
@@ -52,28 +43,12 @@ def unit_filter(unit: str) -> set[str]:
 
 def restrict(allowed: set[str], *, may_write_and_execute: bool) -> None:
     """From now on, this process and its children get EPERM from other system calls."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    code = ctypes.create_string_buffer(_filter(allowed))
-    head = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(code)))
-    steps = [(_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, head)]
-    if not may_write_and_execute:
-        steps.insert(0, (_PR_SET_MDWE, _MDWE_REFUSE_EXEC_GAIN))
-    for step in steps:
-        if prctl(*step, *[0] * (5 - len(step))) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl {step[0]} failed")
-
-
-def _filter(allowed: set[str]) -> bytes:
-    """A program of the kernel's packet filter: one comparison for each system call that passes."""
     numbers = {name: int(number) for name, number in re.findall(r"__NR_(\w+) (\d+)", NUMBERS.read_text())}
-    program = [
-        (_LOAD, 0, 0, _ARCHITECTURE_AT), (_JUMP_IF_EQUAL, 1, 0, _X86_64), (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, _NUMBER_AT),
-    ]  # fmt: skip
-    for name in sorted(allowed & numbers.keys()):
-        program += [(_JUMP_IF_EQUAL, 0, 1, numbers[name]), (_RETURN, 0, 0, _ALLOW)]
-    program.append((_RETURN, 0, 0, _FAIL | errno.EPERM))
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    if not may_write_and_execute:
+        seccomp.refuse_to_execute_what_was_written()
+    known = sorted(numbers[name] for name in allowed & numbers.keys())
+    rules = [(range(number, number + 1), seccomp.ALLOW) for number in known]
+    seccomp.install(rules, seccomp.fail_with(errno.EPERM))
 
 
 if __name__ == "__main__":
