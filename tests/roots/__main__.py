@@ -1,34 +1,39 @@
-"""`python -m tests.roots [--quick] FILE [PYTEST_ARGUMENT...]`: end-to-end tests of a portable file in other systems.
+"""`python -m tests.roots FILE [PYTEST_ARGUMENT...]`: end-to-end tests of a portable file in other systems.
 
-Knows what each system is made of: what a person would have there is left out, except for the C library. Needs root, and
-Debian's packages of the C libraries. Ends with 1 where a test fails in one of them.
+`--only SYSTEM` takes one of them, `--quick` the shortest test in each. Knows what each system is made of: what a person
+would have there is left out, except for the C library. Needs root, and Debian's packages of the C libraries. Ends with
+1 where a test fails in one of them.
 """
 
-import io
+import argparse
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.roots.older_libc import without_versions_above
-from tools.portable.sources import binary_package
+from tools.portable import c_library
+from tools.portable.sources import binary_package, files_of
 from tools.portable.target import GLIBC
 from tools.steps import CACHE, ROOT
 
 ROOTS = CACHE.resolve() / "roots"
-DEBIAN_11_LIBC, DEBIAN_11_MUSL = "2.31-13+deb11u11", "1.2.2-1"
+MUSL = "1.2.2-1"
 # The main paths, for the systems that differ in few things only.
 MAIN_PATHS = (
+    "tests/e2e/test_machines.py",
     "tests/e2e/test_models.py",
     "tests/e2e/test_swap.py",
     "tests/e2e/test_shutdown.py",
     "tests/e2e/test_cli.py",
 )
+# A converted model that no folder takes is a file in memory: old kernels have none, and only /proc gives it a name.
+IN_MEMORY = ("tests/e2e/test_safetensors.py::test_a_cache_that_cannot_be_written_costs_nothing_but_memory",)
 QUICK = ("tests/e2e/test_machines.py",)
+SHORT = (*QUICK, "tests/e2e/test_safetensors.py", "tests/e2e/test_cli.py")
 ANY_USER = 41_234
 
 
@@ -40,25 +45,39 @@ class System:
     make: Callable[[Path], None]
     options: Sequence[str] = ()
     tests: Sequence[str] = MAIN_PATHS
+    left_out: Sequence[str] = ()  # tests of what the system cannot do
 
 
 def main() -> int:
-    """Run the tests in each system, and tell how they went; with `--quick` the main job alone."""
-    is_quick = "--quick" in sys.argv
-    file, *arguments = (argument for argument in sys.argv[1:] if argument != "--quick")
+    """Run the tests in each system, and tell how they went."""
+    parser = argparse.ArgumentParser(prog="tests.roots")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", action="append", choices=[system.name for system in SYSTEMS])
+    parser.add_argument("file", type=Path)
+    options, arguments = parser.parse_known_args()
     outcomes = {}
     for system in SYSTEMS:
+        if options.only and system.name not in options.only:
+            continue
         root = ROOTS / system.name
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         system.make(root)
         print(f"== {system.name}", flush=True)
         environment = os.environ | {
-            "SHIMMY_BIN": str(Path(file).resolve()),
+            "SHIMMY_BIN": str(options.file.resolve()),
             "SHIMMY_IN_ROOT": " ".join([*system.options, str(root)]),
         }
-        tests = QUICK if is_quick else system.tests
-        command = [sys.executable, "-m", "pytest", "-q", *tests, *arguments]
+        tests = QUICK if options.quick else system.tests
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            *tests,
+            *(f"--deselect={test}" for test in system.left_out),
+            *arguments,
+        ]
         outcomes[system.name] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     for name, code in outcomes.items():
         print(f"{name:20} {'good' if code == 0 else 'FAILED'}")
@@ -70,7 +89,7 @@ def _nothing(_: Path) -> None:
 
 
 def _debian_11(root: Path) -> None:
-    _unpack(root, "libc6", DEBIAN_11_LIBC)
+    _unpack(root, "libc6", c_library.VERSION)
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
 
@@ -85,13 +104,11 @@ def _old_libc(root: Path) -> None:
 
 
 def _musl(root: Path) -> None:
-    _unpack(root, "musl", DEBIAN_11_MUSL)
+    _unpack(root, "musl", MUSL)
 
 
 def _unpack(root: Path, package: str, version: str) -> None:
-    file = binary_package(package, "amd64", version)
-    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", file], check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+    with files_of(binary_package(package, "amd64", version)) as archive:
         archive.extractall(root)
 
 
@@ -102,6 +119,10 @@ SYSTEMS = (
     System("musl", _musl),
     System("any-user", _nothing, ("--user", str(ANY_USER))),
     System("read-only", _debian_11, ("--read-only",)),
+    System("linux-3.10", _debian_11, ("--system-calls", "linux-3.10"), SHORT, IN_MEMORY),
+    System("old-docker", _nothing, ("--system-calls", "old-docker"), SHORT),
+    System("no-proc", _nothing, ("--no-proc",), SHORT, IN_MEMORY),
+    System("no-written-code", _debian_11, ("--no-written-code",), SHORT),
 )
 
 

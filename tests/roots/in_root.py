@@ -1,16 +1,38 @@
-"""`in_root.py [--user UID] [--read-only] ROOT PROGRAM ARGUMENT...`: runs a program where ROOT is `/`.
+"""`in_root.py [OPTION...] ROOT PROGRAM ARGUMENT...`: runs a program where ROOT is `/`.
+
+    --user UID              as another user
+    --read-only             nothing can be written in ROOT
+    --no-proc               there is no /proc
+    --system-calls KIND     some fail, see SYSTEM_CALLS
+    --no-written-code       memory that was written to is not executed
 
 The folders that tests use are there as they are here, in a mount namespace of the program's own: nothing stays mounted.
 Knows Linux, and needs root. Imports little, as each start of a server under test passes here.
 """
 
 import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT))
+
+from tests import seccomp  # noqa: E402 - a server's environment is as its test makes it
+
 # The folders that are the same inside and outside. What they have of libraries is not where a program would look.
-SHARED = ("/proc", "/dev", "/tmp", "/work")
+SHARED = ("/proc", "/dev", "/tmp", str(CHECKOUT), str((CHECKOUT / "models").resolve()))
+
+_ENOSYS, _EPERM = seccomp.fail_with(errno.ENOSYS), seccomp.fail_with(errno.EPERM)
+_CLONE3 = 435
+# Which system calls there are, and how the others fail. Linux's arch/x86/entry/syscalls/syscall_64.tbl has the numbers.
+SYSTEM_CALLS = {
+    # Up to finit_module. The filters of container runtimes were asked to refuse clone3, whose flags they cannot see.
+    "linux-3.10": ([(range(314), seccomp.ALLOW), (range(_CLONE3, _CLONE3 + 1), _EPERM)], _ENOSYS),
+    # Up to statx: libseccomp before 2.4 knows no others, and Docker before 20.10.10 says EPERM to them.
+    "old-docker": ([(range(333), seccomp.ALLOW)], _EPERM),
+}
 
 _CLONE_NEWNS = 0x20000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
@@ -18,34 +40,45 @@ _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 
 
 def main(arguments: list[str]) -> None:
     """Become the program."""
-    user, is_read_only = None, False
+    options = {}
     while arguments[0].startswith("--"):
         option = arguments.pop(0)
-        if option == "--user":
-            user = int(arguments.pop(0))
-        elif option == "--read-only":
-            is_read_only = True
-        else:
-            sys.exit(f"in_root.py: there is no option {option}")
+        options[option] = arguments.pop(0) if option in ("--user", "--system-calls") else ""
+    if unknown := options.keys() - {"--user", "--read-only", "--no-proc", "--system-calls", "--no-written-code"}:
+        sys.exit(f"in_root.py: there is no option {min(unknown)}")
     root, program, *rest = arguments
     working_directory = Path.cwd()
+    _enter(root, is_read_only="--read-only" in options, has_proc="--no-proc" not in options)
+    os.chdir(working_directory)
+    if "--user" in options:
+        _become(int(options["--user"]), [working_directory, *map(Path, rest)])
+    if "--no-written-code" in options:
+        seccomp.refuse_to_execute_what_was_written()
+    if "--system-calls" in options:
+        seccomp.install(*SYSTEM_CALLS[options["--system-calls"]])
+    os.execv(program, [program, *rest])
+
+
+def _enter(root: str, *, is_read_only: bool, has_proc: bool) -> None:
+    """Make ROOT what `/` is, for this process and its children."""
     _call("unshare", _CLONE_NEWNS)
     _mount("none", "/", _MS_REC | _MS_PRIVATE)
     _mount(root, root, _MS_BIND | _MS_REC)
     for folder in SHARED:
-        if Path(folder).is_dir():
+        if Path(folder).is_dir() and (has_proc or folder != "/proc"):
             Path(root + folder).mkdir(parents=True, exist_ok=True)
             _mount(folder, root + folder, _MS_BIND | _MS_REC)
     if is_read_only:
         _mount(root, root, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
     os.chroot(root)
-    os.chdir(working_directory)
-    if user is not None:
-        _let_in(user, [working_directory, *map(Path, rest)])
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
-    os.execv(program, [program, *rest])
+
+
+def _become(user: int, paths: list[Path]) -> None:
+    """Another user, who may read what the tests made."""
+    _let_in(user, paths)
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
 
 
 def _let_in(user: int, paths: list[Path]) -> None:
