@@ -20,7 +20,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any, Self
 
-from tests.e2e.processes import DEADLINE_S, children, command_line, session, wait_for
+from tests.e2e.processes import DEADLINE_S, children, command_line, listener, session, wait_for
 from tests.forced_variant import FORCED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,10 +285,11 @@ class Server:
 
     # -- processes -------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def pid(self) -> int:
-        """The process that serves: of the frozen file it is the child of the one that unpacks it."""
-        return children(self.process.pid)[0] if FROZEN_FILE else self.process.pid
+        """The process that serves. Of the frozen file it is a child of the one that unpacks it. In QEMU there is one
+        more between, since a program that is started by a descriptor does not find its own file there."""
+        return listener(self.port, self.processes())
 
     def workers(self) -> list[int]:
         """Those that have become workers: a child that was stopped before its `exec` would hold up the server's."""

@@ -2,13 +2,16 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-# On an emulated processor everything takes longer.
-DEADLINE_S = 30.0 * float(os.environ.get("SHIMMY_TEST_PATIENCE", "1"))
+# How many times as long everything takes as on a processor, where one is emulated.
+PATIENCE = float(os.environ.get("SHIMMY_TEST_PATIENCE", "1"))
+DEADLINE_S = 30.0 * PATIENCE
 _LOOK_EVERY_S = 0.01
+_LISTENS = "0A"  # a state of TCP in /proc/net/tcp: Linux's net/tcp_states.h
 
 Value = TypeVar("Value")
 
@@ -39,6 +42,13 @@ def session(pid: int) -> list[int]:
     return [member for member, fields in _running().items() if fields[3] == pid]
 
 
+def listener(port: int, pids: Iterable[int]) -> int:
+    """Which of the processes takes the connections to a TCP port; the youngest, where some of them share it."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    sockets = {f"socket:[{line[9]}]" for line in lines if line[3] == _LISTENS and line[1].endswith(f":{port:04X}")}
+    return [pid for pid in sorted(pids) if not sockets.isdisjoint(_open_files(pid))][-1]
+
+
 def anonymous_kib(pid: int) -> int:
     """Memory that no file stands behind: heaps and stacks."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -48,6 +58,14 @@ def anonymous_kib(pid: int) -> int:
 def mapped_files(pid: int) -> set[str]:
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    """What the descriptors of a process lead to; nothing when the process has ended."""
+    with suppress(FileNotFoundError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                yield str(path.readlink())
 
 
 def _running() -> dict[int, tuple[str, int, int, int]]:

@@ -9,10 +9,11 @@ import pytest
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import ENDLESS, LONG_PROMPT, PROMPTS, Server
-from tests.e2e.processes import wait_for
+from tests.e2e.processes import PATIENCE, wait_for
 from tests.tiny_models import write_tiny_model
 
 GRACE_S = 5.0  # what running jobs are given
+SOON_DONE = max(100, int(400 / PATIENCE))  # tokens that take less
 
 
 def check_gone(server: Server, exit_code: int) -> None:
@@ -45,9 +46,9 @@ def test_an_idle_server_ends(start: StartServer, number: Signals, *, is_loaded: 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 def test_running_streams_may_finish(start: StartServer, number: Signals) -> None:
     server = start()
-    text = server.chat(LONG_PROMPT, max_tokens=400)
+    text = server.chat(LONG_PROMPT, max_tokens=SOON_DONE)
     with ExitStack() as connections:
-        streams = [connections.enter_context(server.stream(LONG_PROMPT, max_tokens=400)) for _ in range(2)]
+        streams = [connections.enter_context(server.stream(LONG_PROMPT, max_tokens=SOON_DONE)) for _ in range(2)]
         for stream in streams:
             stream.read(1)
         server.send(number)
@@ -62,8 +63,8 @@ def test_running_streams_may_finish(start: StartServer, number: Signals) -> None
 def test_a_signal_to_the_whole_group_lets_streams_finish_too(start: StartServer, number: Signals) -> None:
     """A terminal sends SIGINT to every process of the program, `timeout` and systemd send SIGTERM so."""
     server = start()
-    text = server.chat(LONG_PROMPT, max_tokens=1500)
-    with server.stream(LONG_PROMPT, max_tokens=1500) as stream:
+    text = server.chat(LONG_PROMPT, max_tokens=SOON_DONE)
+    with server.stream(LONG_PROMPT, max_tokens=SOON_DONE) as stream:
         stream.read(1)
         os.killpg(server.process.pid, number)
         assert stream.finish().text[:500] == text[:500]

@@ -17,9 +17,12 @@ from tools.steps import ROOT
 QEMU = "qemu-aarch64-static"
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _NAME = "qemu-aarch64"
-# The beginning of an ELF program for ARM64, and which of its bits count; QEMU is opened now (F), for other roots.
+# The beginning of an ELF program for ARM64, and which of its bits count.
 _MAGIC = "7f454c460201010000000000000000000200b700"
 _MASK = "ffffffffffffff00fffffffffffffffffeffffff"
+# The kernel opens the program (O), which may be named by a descriptor that closes then; the program keeps its own first
+# argument (P); QEMU is opened now (F), for other roots.
+_FLAGS = "OPF"
 PATIENCE = 12  # how much longer everything may take than on a processor
 
 MAIN_PATHS = (
@@ -78,7 +81,7 @@ def _start_programs_by_qemu() -> None:
         subprocess.run(["mount", "-t", "binfmt_misc", "none", _BINFMT], check=True)
     if not (_BINFMT / _NAME).exists():
         magic, mask = ("".join(f"\\x{text[at : at + 2]}" for at in range(0, len(text), 2)) for text in (_MAGIC, _MASK))
-        (_BINFMT / "register").write_text(f":{_NAME}:M::{magic}:{mask}:{qemu}:PF")
+        (_BINFMT / "register").write_text(f":{_NAME}:M::{magic}:{mask}:{qemu}:{_FLAGS}")
 
 
 if __name__ == "__main__":
