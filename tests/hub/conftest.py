@@ -28,7 +28,8 @@ class Place:
 
     def settings(self, server: FakeServer, **options: Any) -> HubSettings:
         given: dict[str, Any] = {"token": "", "is_offline": False} | self.options | options
-        return HubSettings(server.url, server.url, cache=self.cache, store=self.store, folder=self.folder, **given)
+        endpoint = given.pop("endpoint", server.url)
+        return HubSettings(endpoint, server.url, cache=self.cache, store=self.store, folder=self.folder, **given)
 
     def pull(self, server: FakeServer, reference: str, **options: Any) -> Path:
         return pull(reference, self.settings(server, **options), self.events.append)

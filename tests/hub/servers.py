@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -86,6 +86,12 @@ class FakeServer:
     def paths(self, beginning: str) -> list[str]:
         with self.lock:
             return [path for path, _ in self.requests if path.startswith(beginning)]
+
+    def forget_requests(self) -> None:
+        """Once all clients have gone, and so none of them can come late."""
+        with self._server.changed:
+            assert self._server.changed.wait_for(lambda: not self._server.n_connections, timeout=30)
+        self.requests.clear()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -277,6 +283,8 @@ class FakeRegistry(FakeServer):
         path = urlsplit(handler.path).path
         if path == "/token":
             self.send_json(handler, {"token": "anonymous"})
+        elif path.startswith("/cdn/"):
+            self.send_content(handler, Content(self.blobs[path.removeprefix("/cdn/")], is_large=True))
         elif self.asks_for_token and handler.headers.get("Authorization") != "Bearer anonymous":
             realm = f'Bearer realm="{self.url}/token",service="registry",scope="repository:x:pull"'
             self.send(handler, 401, b"{}", {"WWW-Authenticate": realm})
@@ -285,8 +293,6 @@ class FakeRegistry(FakeServer):
             self.send(handler, 200 if manifest else 404, manifest or b"{}")
         elif found := re.fullmatch(r"/v2/(.+)/blobs/(.+)", path):
             self._answer_blob(handler, found[2])
-        elif path.startswith("/cdn/"):
-            self.send_content(handler, Content(self.blobs[path.removeprefix("/cdn/")], is_large=True))
         else:
             self.send(handler, 404, b"{}")
 
@@ -314,6 +320,21 @@ class FakeFiles(FakeServer):
 
 class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.n_connections = 0
+        self.changed = Condition()
+
+    def process_request_thread(self, *arguments: Any) -> None:
+        with self.changed:
+            self.n_connections += 1
+        try:
+            super().process_request_thread(*arguments)
+        finally:
+            with self.changed:
+                self.n_connections -= 1
+                self.changed.notify_all()
 
     def handle_error(self, *_: Any) -> None:
         pass  # clients leave in the middle, which is what is tested

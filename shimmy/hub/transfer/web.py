@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 10
 MAX_URL_CHARACTERS = 16_384
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15.0, 30.0
+_NAT64, _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 6052, 8215
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -287,8 +288,14 @@ def is_public(address: str) -> bool:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    mapped = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
-    return bool((mapped or found).is_global and not (mapped or found).is_multicast)
+    if isinstance(found, ipaddress.IPv6Address):
+        if found in _LOCAL_NAT64:
+            return False
+        inner = found.ipv4_mapped or found.sixtofour
+        if found in _NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        found = inner or found
+    return found.is_global and not found.is_multicast
 
 
 def _refuse_private_literal(host: str) -> None:
