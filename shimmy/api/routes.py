@@ -65,6 +65,12 @@ def _page() -> "ModuleType":
     return page
 
 
+def _pulls() -> "ModuleType":
+    from shimmy.api.admin import pulls
+
+    return pulls
+
+
 def _responses() -> "ModuleType":
     from shimmy.api.responses import routes as responses
 
@@ -78,7 +84,8 @@ def _tokens() -> "ModuleType":
 
 
 control, docs, embeddings = Later(_control), Later(_docs), Later(_embeddings)
-openai, page, responses, tokens = Later(_openai), Later(_page), Later(_responses), Later(_tokens)
+openai, page, pulls = Later(_openai), Later(_page), Later(_pulls)
+responses, tokens = Later(_responses), Later(_tokens)
 
 
 async def _front(exchange: Exchange) -> None:
@@ -114,6 +121,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/events", control.events),
     ("GET", "/api/models", control.models),
     ("POST", "/api/models/discover", control.discover),
+    ("POST", "/api/models/pull", pulls.pull),
     ("GET", "/api/models/{rest:path}/status", control.status),
     ("POST", "/api/models/{rest:path}/load", control.load),
     ("POST", "/api/models/{rest:path}/unload", control.unload),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from shimmy import __version__
-from shimmy.api.admin import control, tokens
+from shimmy.api.admin import control, pulls, tokens
 from shimmy.api.openai import embeddings
 from shimmy.api.openai import parse as openai_parse
 from shimmy.api.openapi.notes import EXAMPLES, NOTES, TAGS
@@ -95,6 +95,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "Models", "Let a model go when its jobs are done", "ModelStatus", _NAMED
     ),
     ("POST", "/api/models/discover"): Operation("Models", "Look at the disk now", "ModelStatusList"),
+    ("POST", "/api/models/pull"): Operation(
+        "Models", "Fetch a model, and say how far that is", "PullResult", (*_BODY, 404, 502, 503),
+        ("PullRequest", pulls.PULL), stream="PullEvent",
+    ),
     ("GET", "/api/events"): Operation(
         "Models", "What happens to models, as it happens", "ModelEvent", media_type=_EVENTS
     ),

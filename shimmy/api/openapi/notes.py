@@ -82,6 +82,7 @@ EXAMPLES: dict[str, Json] = {
     "ResponseRequest": {"model": _MODEL, "input": "Why is the sky blue?", "max_output_tokens": 100},
     "InputTokensRequest": {"model": _MODEL, "input": "Why is the sky blue?"},
     "LoadRequest": {"keep_alive": "10m"},
+    "PullRequest": {"model": "hf.co/OWNER/NAME:Q4_K_M"},
     "TokenizeRequest": {"model": _MODEL, "content": "The sky is blue."},
     "DetokenizeRequest": {"model": _MODEL, "tokens": [504, 6376]},
     "ApplyTemplateRequest": {"model": _MODEL, "messages": _MESSAGES},

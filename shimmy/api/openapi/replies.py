@@ -281,6 +281,27 @@ def _control() -> Json:
     }
 
 
+def _pulls() -> Json:
+    count_or_null: Json = {"type": ["integer", "null"]}
+    pull_event: Json = {
+        "reference": TEXT,
+        "files": array(record({"name": TEXT, "size_bytes": count_or_null})),
+        "file": TEXT,
+        "completed_bytes": COUNT,
+        "total_bytes": count_or_null,
+        "bytes_per_s": COUNT,
+        "eta_s": {"type": ["number", "null"]},
+        "reason": TEXT,
+        "seconds": {"type": ["number", "null"]},
+        "path": TEXT,
+        "models": array(TEXT),
+    }
+    return {
+        "PullEvent": record({}, pull_event),
+        "PullResult": record({"model": TEXT, "path": TEXT, "total_bytes": COUNT, "models": array(TEXT)}),
+    }
+
+
 def _operation() -> Json:
     about: Json = {"name": TEXT, "version": TEXT, "models": COUNT, "openai_base_path": TEXT}
     return {
@@ -297,5 +318,5 @@ def _operation() -> Json:
 
 def components() -> Json:
     """The schemas by their names."""
-    parts = (_chat, _completion, _counts, _embeddings, _models, _responses, _control, _operation)
+    parts = (_chat, _completion, _counts, _embeddings, _models, _responses, _control, _pulls, _operation)
     return {"Error": _error(), **{name: schema for part in parts for name, schema in part().items()}}
