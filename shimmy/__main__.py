@@ -34,6 +34,10 @@ def main() -> int:
         from shimmy.engine.llama.quantize import main as quantize_main
 
         return quantize_main(sys.argv[2:])
+    if sys.argv[1:2] == ["unpack"]:
+        from shimmy.engine.convert_checkpoint import main as unpack_main
+
+        return unpack_main(sys.argv[2:])
     if sys.argv[1:2] == ["trial"]:
         from shimmy.engine.tune.trial import main as trial_main
 

@@ -42,6 +42,7 @@ BORDERS = {
     "markupsafe": ("shimmy.engine.chat.",),
     "starlette": ("shimmy.api.", "shimmy.server"),
     "watchdog": ("shimmy.system.inotify",),
+    "numpy": ("shimmy.engine.layouts.",),
     "hypercorn": ("shimmy.http.",),
 }
 DIALECTS = ("openai", "responses", "llama_server", "ollama", "anthropic")

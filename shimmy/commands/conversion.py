@@ -38,8 +38,8 @@ def _write_gguf(
     lossless, part = (target.with_name(f"{target.name}.{suffix}") for suffix in ("lossless", "quantized"))
     try:
         if file_type is None:
-            return conversion.convert(folder, target, on_progress).notices
-        notices = conversion.convert(folder, lossless, lambda share: on_progress(share / 2)).notices
+            return _convert(folder, target, "", on_progress)
+        notices = _convert(folder, lossless, file_type, lambda share: on_progress(share / 2))
         _quantize(lossless, part, file_type, n_threads or n_physical_cores())
         part.replace(target)
         on_progress(1.0)
@@ -51,6 +51,27 @@ def _write_gguf(
     finally:
         for path in (lossless, part):
             path.unlink(missing_ok=True)
+
+
+def _convert(folder: Path, target: Path, file_type: str, on_progress: Callable[[float], None]) -> tuple[str, ...]:
+    """Write the GGUF that the file of `file_type` is made from, or the file itself where that is ''."""
+    found = conversion.plan(folder)
+    if not found.is_quantised:
+        return conversion.convert(folder, target, on_progress).notices
+    # Quantised weights are computed with numpy, in a process of its own: this one has no more than the server.
+    command = [*own_program(), "unpack", str(folder), str(target), file_type]
+    with subprocess.Popen(
+        command, executable=executable(), env=environment(),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stderr is not None
+        for line in child.stdout:
+            on_progress(float(line))
+        reason = child.stderr.read().strip()
+    if child.returncode:
+        raise Unconvertible(reason or f"the process that unpacks its weights ended with {child.returncode}")
+    return found.notices
 
 
 def _quantize(source: Path, target: Path, file_type: str, n_threads: int) -> None:

@@ -81,10 +81,10 @@ def test_what_cannot_be_converted_says_why(start: StartServer, tmp_path: Path) -
             "architectures": ["Strange"] if name == "strange" else ["LlamaForCausalLM"],
         }
         if name == "quantised":
-            config["quantization_config"] = {"quant_method": "gptq"}
+            config["quantization_config"] = {"quant_method": "hqq"}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     server = start("--model-path", tmp_path)
-    for name, word in (("strange", "Strange"), ("quantised", "gptq")):
+    for name, word in (("strange", "Strange"), ("quantised", "hqq")):
         reply = server.post(CHAT, chat_body("hello", name))
         assert reply.status == 404
         assert word.lower() in reply.error["message"].lower()

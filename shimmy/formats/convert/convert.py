@@ -8,10 +8,10 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from shimmy.formats.convert import cache
 from shimmy.formats.convert.cache import Converted, Progress
@@ -20,15 +20,29 @@ from shimmy.formats.convert.recipe import Recipe, family_of, recipe, text_config
 from shimmy.formats.convert.transforms import TensorOutput, chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
-from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo, data_size, write_file
+from shimmy.formats.gguf.writer import GGML_CODES, GgufType, Metadata, TensorInfo, data_size, write_file
+from shimmy.formats.quantised.schemes import beside
+from shimmy.formats.quantised.stored import Holding
 from shimmy.formats.safetensors import huggingface
 from shimmy.formats.safetensors.checkpoint import Checkpoint, TensorReader, read_folder, read_json
 from shimmy.formats.safetensors.sentence_transformers import pooling_type
 from shimmy.formats.tokenizer.vocab import vocabulary
 
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama_ftype
+_FILE_TYPES = {  # llama_ftype
+    "F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "MXFP4": 38, "NVFP4": 39,
+}  # fmt: skip
 _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}  # of Phi-3 and 3.5, whose tokenizer strips; Phi-4's does not
+
+
+class Unpacker(Protocol):
+    """Computes with quantised weights, which the parent cannot: `engine/layouts/unpack.py`."""
+
+    def holding(self, output: TensorOutput, reader: TensorReader) -> Holding:
+        """What holds the tensor, by its scales and zero points. Raises Unconvertible for numbers that cannot be."""
+
+    def chunks(self, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
+        """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,11 @@ class ConversionPlan:
     recipe: Recipe
     config: Mapping[str, Any]
     checkpoint: Checkpoint
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether some of its weights need an Unpacker."""
+        return any(output.stored for output in self.recipe.outputs)
 
     def header(self) -> GgufHeader:
         """What the header of the GGUF will say, as far as a catalog wants to know it."""
@@ -67,7 +86,7 @@ def plan(folder: Path) -> ConversionPlan:
     """
     if (folder / huggingface.ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise Unconvertible("it is a LoRA adapter, which is converted for a model when it is loaded: see `--lora`")
-    config = text_config(read_json(folder / "config.json", huggingface.MAX_CONFIG_BYTES))
+    config = text_config(beside(folder, read_json(folder / "config.json", huggingface.MAX_CONFIG_BYTES)))
     family = family_of(config)
     checkpoint = read_folder(folder)
     pooling = pooling_type(folder)
@@ -75,8 +94,8 @@ def plan(folder: Path) -> ConversionPlan:
     infos = [output.info for output in found.outputs]
     weights = Counter(dict.fromkeys(_FILE_TYPES, 0))
     for output in found.outputs:
-        if output.pieces and len(output.info.shape) > 1:
-            weights[output.dtype] += output.info.n_elements
+        if len(output.info.shape) > 1:
+            weights[output.dtype if output.pieces else output.info.kind] += output.info.n_elements
     return ConversionPlan(
         name=huggingface.name(folder),
         architecture=found.architecture,
@@ -93,17 +112,61 @@ def plan(folder: Path) -> ConversionPlan:
     )
 
 
-def convert(folder: Path, target: Path, on_progress: Progress) -> ConversionPlan:
+def convert(
+    folder: Path,
+    target: Path,
+    on_progress: Progress,
+    *,
+    target_type: str = "",
+    unpacker: Callable[[], Unpacker] | None = None,
+) -> ConversionPlan:
     """Write the GGUF of `folder` to `target`, replacing it. What `on_progress` raises ends the conversion.
 
     Raises what `plan` raises, and Unconvertible when there is no room. Memory stays within a few chunks of tensors,
-    their infos and the vocabulary.
+    their infos and the vocabulary. `target_type` is what the file will be made into, for `prepared`.
     """
-    found = plan(folder)
+    found, unpack = prepared(plan(folder), target_type, unpacker)
     with cache.part_of(target, found.size_bytes, on_progress) as part:
         if part is not None:
-            _write(folder, found, part, on_progress)
+            _write(folder, found, part, on_progress, unpack)
     return found
+
+
+def prepared(
+    found: ConversionPlan, target_type: str, unpacker: Callable[[], Unpacker] | None
+) -> tuple[ConversionPlan, Unpacker | None]:
+    """The plan with the types that the numbers of quantised weights need; all scales have been checked then.
+
+    Where something else is made of the GGUF, they become F16, or F32. Raises Unconvertible; without an unpacker, for
+    any quantised weight.
+    """
+    if not found.is_quantised:
+        return found, None
+    if unpacker is None:
+        raise Unconvertible("its weights are quantised, and nothing here can unpack them")
+    unpack = unpacker()
+    outputs = []
+    with TensorReader() as reader:
+        for output in found.recipe.outputs:
+            if not output.stored:
+                outputs.append(output)
+            elif not (target_type and output.info.name.endswith(".scale")):
+                outputs.append(_settled(output, target_type, unpack, reader))
+    infos = [output.info for output in outputs]
+    return replace(found, size_bytes=data_size(infos), recipe=replace(found.recipe, outputs=tuple(outputs))), unpack
+
+
+def _settled(output: TensorOutput, target_type: str, unpack: Unpacker, reader: TensorReader) -> TensorOutput:
+    kind = unpack.holding(output, reader).kind
+    if output.info.name.endswith(".scale"):
+        return output
+    if target_type:
+        rows = [replace(rows, matrix=rows.matrix.united()) for rows in output.stored]
+        output = replace(output, stored=tuple(rows))
+        kind = "F32" if target_type == "f32" or kind == "F32" else "F16"
+    if output.info.kind == "F32":  # as llama.cpp needs it
+        kind = "F32"
+    return replace(output, info=replace(output.info, code=GGML_CODES[kind]))
 
 
 def cached(
@@ -113,6 +176,7 @@ def cached(
     *,
     target_type: str = "",
     finish: Callable[[Path, Path], None] | None = None,
+    unpacker: Callable[[], Unpacker] | None = None,
 ) -> Converted:
     """The GGUF of `folder`, made now or found in the cache. Raises what `convert` raises.
 
@@ -123,10 +187,10 @@ def cached(
     if target is not None and cache.is_finished(target):
         on_progress(1.0)
         return Converted(target)
-    found = plan(folder)
+    found, unpack = prepared(plan(folder), target_type, unpacker)
 
     def write(path: Path) -> None:
-        _make(folder, found, path, on_progress, finish)
+        _make(folder, found, path, on_progress, finish, unpack)
 
     return cache.make(target, found.size_bytes, write, on_progress)
 
@@ -160,12 +224,13 @@ def _make(
     target: Path,
     on_progress: Progress,
     finish: Callable[[Path, Path], None] | None,
+    unpack: Unpacker | None,
 ) -> None:
     if finish is None:
-        _write(folder, found, target, on_progress)
+        _write(folder, found, target, on_progress, unpack)
         return
     if cache.is_in_memory(target):
-        lossless = cache.in_memory(lambda path: _write(folder, found, path, on_progress))
+        lossless = cache.in_memory(lambda path: _write(folder, found, path, on_progress, unpack))
         try:
             finish(lossless.path, target)
         finally:
@@ -174,20 +239,23 @@ def _make(
         return
     path = target.with_name(f"{target.name}.lossless")  # the lock of `target` is a lock of this one as well
     try:
-        _write(folder, found, path, lambda share: on_progress(share / 2))
+        _write(folder, found, path, lambda share: on_progress(share / 2), unpack)
         finish(path, target)
     finally:
         path.unlink(missing_ok=True)
 
 
-def _write(folder: Path, found: ConversionPlan, target: Path, on_progress: Progress) -> None:
+def _write(folder: Path, found: ConversionPlan, target: Path, on_progress: Progress, unpack: Unpacker | None) -> None:
     tokenizer = vocabulary(folder, found.config)
     tokens: list[str] = next((value[1] for key, _, value in tokenizer if key == "tokenizer.ggml.tokens"), [])
     outputs = [_fitted(output, len(tokens)) for output in found.recipe.outputs]
     vocabulary_metadata = _sized(found, tokenizer, len(tokens))
     metadata = [*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata]
     with TensorReader() as reader:
-        tensors = [(output.info, chunks(output, reader)) for output in outputs]
+        tensors = [
+            (output.info, unpack.chunks(output, reader) if unpack and output.stored else chunks(output, reader))
+            for output in outputs
+        ]
         write_file(target, metadata, tensors, on_progress)
 
 
@@ -223,5 +291,7 @@ def _fitted(output: TensorOutput, n_tokens: int) -> TensorOutput:
     if n_rows < n_tokens:
         raise Unconvertible(f"its vocabulary has {n_tokens} tokens, and only {n_rows} of them have embeddings")
     info = TensorInfo(output.info.name, (row_length, n_tokens), output.info.code)
+    if output.stored:
+        return replace(output, info=info, stored=(replace(output.stored[0], n_rows=n_tokens),))
     (piece,) = output.pieces
     return replace(output, info=info, pieces=(replace(piece, n_bytes=info.n_bytes),))

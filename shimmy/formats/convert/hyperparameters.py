@@ -25,6 +25,10 @@ class Hyperparameters:
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self._values = {**defaults, **{key: value for key, value in config.items() if value is not None}}
 
+    def changed(self, changes: Mapping[str, Any]) -> "Hyperparameters":
+        """The same with other values for some keys."""
+        return Hyperparameters({**self._values, **changes}, {})
+
     def get(self, *keys: str) -> Any:
         """The value of the first key that is there; None when none is."""
         return next((self._values[key] for key in keys if key in self._values), None)

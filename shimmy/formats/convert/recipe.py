@@ -7,7 +7,7 @@ no other: one that is left over would be missing from what the engine computes.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shimmy.formats.convert.families import FAMILIES, Family, Row
@@ -25,22 +25,26 @@ from shimmy.formats.convert.hyperparameters import (
 )
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf.writer import Metadata, TensorInfo
+from shimmy.formats.gguf.writer import GGML_CODES, Metadata, TensorInfo
+from shimmy.formats.quantised.schemes import scheme_of
+from shimmy.formats.quantised.stored import Holding, Scheme, StoredRows, Tensors, missing
 from shimmy.formats.safetensors.checkpoint import Checkpoint, CheckpointTensor, shown
 from shimmy.formats.safetensors.sentence_transformers import MEAN
 
 CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
+_Pieces = tuple[TensorSlice | StoredRows, ...]
 # llama.cpp adds and multiplies with these in F32 only, as with all that has one dimension.
 _ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
-_QUANTISED_SUFFIXES = (
-    ".qweight",
-    ".qzeros",
-    ".weight_scale",
-    ".weight_scale_inv",
-    ".weight_packed",
-    "_blocks",
-    ".g_idx",
-)
+# Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
+_SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
+_SCALED_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.weight")
+_SCALED_EXPERTS = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)_exps\.weight")
+_SCALED = {
+    "llama": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD, _SCALED_EXPERTS),
+    "qwen3": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD), "granite": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD),
+    "qwen3moe": (_SCALED_ATTENTION, _SCALED_EXPERTS),
+    **dict.fromkeys(("qwen2", "gemma", "gemma2", "gemma3", "phi3", "smollm3"), (_SCALED_ATTENTION,)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], pooling_type: int | None) -> Recipe:
     """How a checkpoint of `family` with this `text_config` is converted. Raises Unconvertible with the reason."""
-    _refuse_quantised(checkpoint, config)
+    scheme = scheme_of(config, checkpoint)
     values = Hyperparameters(config, family.defaults)
     draft = MetadataBuilder(family.architecture)
     sizes = _describe(draft, values, family)
@@ -73,7 +77,8 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
         pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
-    outputs = _outputs(_canonical(checkpoint, family), family, values, sizes)
+    outputs = _outputs(_canonical(checkpoint, family), scheme, family, values, sizes)
+    draft.notices += _inexact(outputs)
     for name, numbers in draft.computed.items():
         outputs.append(TensorOutput(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
     draft.integer("context_length", draft.n_ctx)
@@ -92,19 +97,6 @@ def family_of(config: Mapping[str, Any]) -> Family:
             "It may be there as GGUF already"
         )
     return family
-
-
-def _refuse_quantised(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-    quantisation = config.get("quantization_config") or config.get("compression_config")
-    method = str(quantisation.get("quant_method", "")) if isinstance(quantisation, dict) else ""
-    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    if not quantisation and not any(name.endswith(_QUANTISED_SUFFIXES) for name in checkpoint.tensors):
-        strange = sorted(dtype for dtype in dtypes if dtype.startswith(("F8_", "F6_")) or dtype == "F4")
-        if not strange:
-            return
-        method = strange[0]
-    label = f" ({shown(method)})" if method else ""
-    raise Unconvertible(f"its weights are quantised{label}; what works are weights in BF16, F16 and F32, and GGUF")
 
 
 def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -> dict[str, int]:
@@ -158,9 +150,24 @@ def _n_rotated(values: Hyperparameters, family: Family, n_embd_head: int) -> int
     return n_rotated
 
 
-def _canonical(checkpoint: Checkpoint, family: Family) -> dict[str, CheckpointTensor]:
+def _inexact(outputs: list[TensorOutput]) -> list[str]:
+    """What is said of quantised weights that no GGUF type holds without loss."""
+    found = {
+        (rows.matrix.label, output.info.kind, rows.matrix.error)
+        for output in outputs
+        for rows in output.stored
+        if rows.matrix.error
+    }
+    return [
+        f"its weights in {label} are converted to {kind}: each is off by {100 * error:.2g} % at most"
+        for label, kind, error in sorted(found)
+    ]
+
+
+def _canonical(checkpoint: Checkpoint, family: Family) -> Tensors:
     """The text model's tensors by the names that the table has."""
     tensors: dict[str, CheckpointTensor] = {}
+    full_names: dict[str, str] = {}
     for full_name, tensor in checkpoint.tensors.items():
         prefix = next((prefix for prefix in family.prefixes if full_name.startswith(prefix)), "")
         name = full_name.removeprefix(prefix)
@@ -171,13 +178,14 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> dict[str, CheckpointTe
         if name in tensors:
             raise Unconvertible(f"its tensor `{shown(name)}` is there twice, under two names")
         tensors[name] = tensor
-    return tensors
+        full_names[name] = full_name
+    return Tensors(tensors, full_names)
 
 
 def _outputs(
-    tensors: dict[str, CheckpointTensor], family: Family, values: Hyperparameters, sizes: dict[str, int]
+    tensors: Tensors, scheme: Scheme | None, family: Family, values: Hyperparameters, sizes: dict[str, int]
 ) -> list[TensorOutput]:
-    table = _Table(tensors, values, sizes)
+    table = _Table(tensors, scheme, family.architecture, values, sizes)
     for row in family.rows:
         if row.target == "output.weight":
             table.add_head(row)
@@ -187,18 +195,24 @@ def _outputs(
             for layer in range(sizes["layers"]) if "#" in row.source else (0,):
                 table.add(row, layer)
     table.refuse_others(family)
-    return sorted(
-        table.outputs, key=lambda output: (str(output.pieces[0].tensor.file.path), output.pieces[0].tensor.offset)
-    )
+    return sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset))
 
 
 class _Table:
     """Takes tensors of a checkpoint, row by row of the family's table, and keeps what becomes of them."""
 
-    def __init__(self, tensors: dict[str, CheckpointTensor], values: Hyperparameters, sizes: dict[str, int]) -> None:
+    def __init__(
+        self,
+        tensors: Tensors,
+        scheme: Scheme | None,
+        architecture: str,
+        values: Hyperparameters,
+        sizes: dict[str, int],
+    ) -> None:
         self.outputs: list[TensorOutput] = []
         self._tensors = tensors
-        self._left = dict.fromkeys(tensors)
+        self._scheme = scheme
+        self._scaled = _SCALED.get(architecture, ())
         self._values = values
         self._sizes = sizes
 
@@ -213,17 +227,19 @@ class _Table:
         name = f"{row.source}.weight"
         is_tied = self._values.get("tie_word_embeddings")
         if is_tied is True:
-            self._left.pop(name, None)
-        elif name in self._tensors:
+            self._tensors.use(name)
+        elif self._tensors.has_module(row.source):
             self.add(row, 0)
         elif is_tied is False and not str((self._values.get("architectures") or [""])[0]).endswith("Model"):
-            raise _missing(name)
+            raise missing(name)
 
     def add(self, row: Row, layer: int) -> None:
         sizes, n_heads = self._sizes, self._sizes["N" if row.shape[0] == "K" else "H"]
         target = row.target.replace("#", str(layer))
         if pieces := self._pieces(row, layer):
             shape = tuple(sizes[letter] for letter in row.shape)
+            if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
+                raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
             self._keep(target, shape, pieces, row.transform, n_heads)
         if row.bias == "none":
             return
@@ -234,19 +250,42 @@ class _Table:
             bias_target = target.removesuffix(".weight") + ".bias"
             self._keep(bias_target, tensor.shape, (TensorSlice(tensor, 0, tensor.n_bytes),), transform, n_heads)
         elif row.bias == "required":
-            raise _missing(name)
+            raise missing(name)
 
-    def _keep(
-        self, target: str, shape: tuple[int, ...], pieces: tuple[TensorSlice, ...], transform: Transform, n_heads: int
-    ) -> None:
-        dtypes = {piece.tensor.dtype for piece in pieces}
+    def _keep(self, target: str, shape: tuple[int, ...], pieces: _Pieces, transform: Transform, n_heads: int) -> None:
+        stored = tuple(piece for piece in pieces if isinstance(piece, StoredRows))
+        plain = tuple(piece for piece in pieces if isinstance(piece, TensorSlice))
+        if stored:
+            self._keep_stored(target, shape, stored, transform, n_heads)
+            if plain:
+                raise Unconvertible(f"some of the experts of `{target}` are quantised, and others are not")
+            return
+        dtypes = {piece.tensor.dtype for piece in plain}
         if len(dtypes) > 1:
             raise Unconvertible(f"the experts of `{target}` have several types")
         (dtype,) = dtypes
         is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32)
         ggml_shape = shape if transform is Transform.TRANSPOSE else shape[::-1]
         info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
-        self.outputs.append(TensorOutput(info, pieces, transform, n_heads, self._scale(target)))
+        self.outputs.append(TensorOutput(info, plain, transform, n_heads, self._scale(target)))
+
+    def _keep_stored(
+        self, target: str, shape: tuple[int, ...], stored: tuple[StoredRows, ...], transform: Transform, n_heads: int
+    ) -> None:
+        """Quantised weights, with the number beside them where they have one and the engine multiplies with it."""
+        is_apart = all(rows.matrix.apart for rows in stored) and any(form.fullmatch(target) for form in self._scaled)
+        stored = tuple(
+            replace(rows, matrix=rows.matrix.divided() if is_apart else rows.matrix.whole()) for rows in stored
+        )
+        holding = Holding(stored[0].matrix.expected, stored[0].matrix.error)
+        for rows in stored:
+            holding = holding.along_with(Holding(rows.matrix.expected, rows.matrix.error))
+        kind = "F32" if target.endswith(_ALWAYS_F32) else holding.kind
+        info = TensorInfo(target, shape[::-1], GGML_CODES[kind])
+        self.outputs.append(TensorOutput(info, transform=transform, n_heads=n_heads, stored=stored))
+        if is_apart:
+            beside = TensorInfo(target.removesuffix(".weight") + ".scale", (len(stored),), CODES["F32"])
+            self.outputs.append(TensorOutput(beside, stored=stored))
 
     def _scale(self, target: str) -> float:
         """Gemma 3 divides its queries by the root of a number of its own; what differs goes into their norm."""
@@ -258,33 +297,43 @@ class _Table:
             raise wrong("query_pre_attn_scalar", scalar)
         return math.sqrt(gemma_scalar(self._sizes, 62) / scalar)
 
-    def _pieces(self, row: Row, layer: int) -> tuple[TensorSlice, ...]:
+    def _pieces(self, row: Row, layer: int) -> _Pieces:
         source = f"{row.source}.weight".replace("#", str(layer))
         shape = tuple(self._sizes.get(letter, 0) for letter in row.shape)
         if "@" not in source:
-            tensor = self._take(source, shape)
-            if tensor is None and row.weight == "required":
-                raise _missing(source)
-            return () if tensor is None else (TensorSlice(tensor, 0, tensor.n_bytes),)
-        if source.replace("@", "0") not in self._tensors and row.fused is not None:
+            piece = self._piece(source, shape)
+            if piece is None and row.weight == "required":
+                raise missing(source)
+            return () if piece is None else (piece,)
+        if row.fused is not None and not self._tensors.has_module(source.removesuffix(".weight").replace("@", "0")):
             return self._fused_pieces(row, layer, shape)
         pieces = []
         for expert in range(shape[0]):
             name = source.replace("@", str(expert))
-            tensor = self._take(name, shape[1:])
-            if tensor is None:
-                raise _missing(name)
-            pieces.append(TensorSlice(tensor, 0, tensor.n_bytes))
+            piece = self._piece(name, shape[1:])
+            if piece is None:
+                raise missing(name)
+            pieces.append(piece)
         return tuple(pieces)
 
-    def _fused_pieces(self, row: Row, layer: int, shape: tuple[int, ...]) -> tuple[TensorSlice, ...]:
+    def _piece(self, name: str, shape: tuple[int, ...]) -> TensorSlice | StoredRows | None:
+        """The whole weight `name`; None where it is not there."""
+        module = name.removesuffix(".weight")
+        if self._scheme is not None and len(shape) == 2 and self._tensors.has_module(module):
+            matrix = self._scheme.find(module, shape, self._tensors)
+            if matrix is not None:
+                return StoredRows(matrix, 0, matrix.shape[0])
+        tensor = self._take(name, shape)
+        return None if tensor is None else TensorSlice(tensor, 0, tensor.n_bytes)
+
+    def _fused_pieces(self, row: Row, layer: int, shape: tuple[int, ...]) -> _Pieces:
         assert row.fused is not None
         source, part, n_parts = row.fused
         name = source.replace("#", str(layer))
         n_experts, n_rows, n_columns = shape
         tensor = self._take(name, (n_experts, n_parts * n_rows, n_columns))
         if tensor is None:
-            raise _missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))
+            raise missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))
         n_bytes = n_rows * n_columns * ELEMENT_BYTES[tensor.dtype]
         return tuple(TensorSlice(tensor, (expert * n_parts + part) * n_bytes, n_bytes) for expert in range(n_experts))
 
@@ -298,15 +347,13 @@ class _Table:
             )
         if tensor.dtype not in CODES:
             raise Unconvertible(f"its tensor `{name}` is in {tensor.dtype}; what works are BF16, F16 and F32")
-        self._left.pop(name, None)
+        self._tensors.use(name)
         return tensor
 
     def refuse_others(self, family: Family) -> None:
         """A tensor that is left would be missing from what the engine computes."""
-        if self._left:
-            name = next(iter(self._left))
+        ignored = () if self._scheme is None else self._scheme.ignored_suffixes
+        left = [name for name in self._tensors.left if not name.endswith(ignored or ("\n",))]
+        if left:
+            name = left[0]
             raise Unconvertible(f"its tensor `{shown(name)}` is not one that the architecture `{family.title}` has")
-
-
-def _missing(name: str) -> Unconvertible:
-    return Unconvertible(f"its tensor `{name}` is missing; is the download complete?")

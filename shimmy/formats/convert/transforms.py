@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from shimmy.formats.gguf.writer import TensorInfo
+from shimmy.formats.quantised.stored import StoredRows
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 
 CHUNK_BYTES = 1 << 20
@@ -39,7 +40,10 @@ class TensorSlice:
 
 @dataclass(frozen=True, slots=True)
 class TensorOutput:
-    """One tensor of the GGUF, and what it is made of: `pieces`, one after the other, or else computed `values`."""
+    """One tensor of the GGUF, and what it is made of: `pieces`, one after the other, or else computed `values`.
+
+    Or else `stored`: quantised weights, which the worker unpacks with numpy (`engine/layouts`).
+    """
 
     info: TensorInfo
     pieces: tuple[TensorSlice, ...] = ()
@@ -47,11 +51,17 @@ class TensorOutput:
     n_heads: int = 1  # that PERMUTE finds in a tensor
     scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes it F32
     values: tuple[float, ...] = ()
+    stored: tuple[StoredRows, ...] = ()
 
     @property
     def dtype(self) -> str:
         """The checkpoint's type of all pieces."""
         return self.pieces[0].tensor.dtype
+
+    @property
+    def first(self) -> CheckpointTensor:
+        """The tensor that its bytes begin with; only of what comes from a file."""
+        return self.stored[0].matrix.parts["codes"].tensor if self.stored else self.pieces[0].tensor
 
 
 def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:

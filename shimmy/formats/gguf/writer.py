@@ -16,6 +16,8 @@ from shimmy.formats.gguf.reader import GGML_TYPES
 
 ALIGNMENT = 32  # of each tensor's data; what a reader assumes where `general.alignment` does not say otherwise
 
+GGML_CODES = {name: code for code, (name, _, _) in GGML_TYPES.items()}
+
 _VERSION = 3
 
 
@@ -57,6 +59,11 @@ class TensorInfo:
         for dimension in self.shape:
             n_elements *= dimension
         return n_elements
+
+    @property
+    def kind(self) -> str:
+        """The type's name."""
+        return GGML_TYPES[self.code][0]
 
     @property
     def n_bytes(self) -> int:

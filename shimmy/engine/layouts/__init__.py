@@ -1,0 +1,1 @@
+"""WORKER. Quantised layouts of SafeTensors, computed with numpy: arrays in, arrays out."""

@@ -1,0 +1,174 @@
+"""Quantised weights of some rows as arrays, whatever layout they come from, and what they are in F32.
+
+Each class is one formula. All products are in F32, with one rounding each, in the order of the layout's own library.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS, ROUNDED, Holding
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int16]
+Index = NDArray[np.int64]
+
+_F16_LARGEST, _F16_SMALLEST = np.float32(65_504), np.float32(2.0**-14)  # of those with all bits
+_LARGE_ENOUGH = 2.0**-10  # a tensor whose largest weight is smaller would lose bits as F16
+# E2M1, by code.
+E2M1: Floats = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+class BadValuesError(ValueError):
+    """Why numbers in a checkpoint are none that the layout allows, in words for a person."""
+
+
+class Weights(Protocol):
+    """Some rows of a weight."""
+
+    def taken(self, rows: Any) -> "Weights":
+        """The rows that an index or a slice of numpy picks."""
+
+    def values(self) -> Floats:
+        """[rows, row length]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Weights that are numbers already."""
+
+    numbers: Floats  # [rows, row length]
+
+    def taken(self, rows: Any) -> "Plain":
+        return Plain(self.numbers[rows])
+
+    def values(self) -> Floats:
+        return self.numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """`codes * scales`, and then `* factor` where there is one."""
+
+    codes: Codes  # [rows, row length]
+    scales: Floats  # [rows, groups]
+    groups: Index | None = None  # [row length]: the group of each column; None: all groups are equally long runs
+    factor: np.float32 | None = None
+
+    def taken(self, rows: Any) -> "Integers":
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows])
+
+    def values(self) -> Floats:
+        found = self.codes.astype(np.float32)
+        if self.groups is not None:
+            found *= self.scales[:, self.groups]
+        else:
+            found *= spread(self.scales, found.shape[1])
+        if self.factor is not None:
+            found *= self.factor
+        return found
+
+    def block_scales(self) -> Floats:
+        """[rows, blocks]: the scale of each block of 32 columns, which all have the same."""
+        scales = self.scales if self.factor is None else self.scales * self.factor
+        if self.groups is not None:
+            return scales[:, self.groups[::BLOCK]]
+        return spread(scales, self.codes.shape[1] // BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """`codes * scales + biases`, the codes without a sign."""
+
+    codes: Codes  # [rows, row length]
+    scales: Floats  # [rows, groups]
+    biases: Floats  # [rows, groups]
+
+    def taken(self, rows: Any) -> "Affine":
+        return Affine(self.codes[rows], self.scales[rows], self.biases[rows])
+
+    def values(self) -> Floats:
+        found = self.codes.astype(np.float32)
+        found *= spread(self.scales, found.shape[1])
+        found += spread(self.biases, found.shape[1])
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class FourBitFloats:
+    """`E2M1[codes] * scales`: MXFP4 with powers of two, NVFP4 with 8-bit floats, each stored as a byte."""
+
+    codes: Bytes  # [rows, row length]
+    scale_bytes: Bytes  # [rows, groups]
+    scales: Floats  # what these bytes mean, times the number that holds for the whole tensor
+
+    def taken(self, rows: Any) -> "FourBitFloats":
+        return FourBitFloats(self.codes[rows], self.scale_bytes[rows], self.scales[rows])
+
+    def values(self) -> Floats:
+        found: Floats = E2M1[self.codes]
+        found *= spread(self.scales, found.shape[1])
+        return found
+
+
+def spread(scales: Floats, n: int) -> Floats:
+    """[rows, n] out of [rows, groups]: each number as often as its group is long; all are equally long."""
+    return np.repeat(scales, n // scales.shape[1], axis=1)
+
+
+def group_of_columns(n_columns: int, group: int) -> Index:
+    """[columns]: where groups of this length follow each other, the last one perhaps cut off."""
+    return np.arange(n_columns) // group
+
+
+def in_blocks(groups: Index) -> bool:
+    """Whether all columns of each block of 32 are of one group."""
+    if len(groups) % BLOCK:
+        return False
+    blocks = groups.reshape(-1, BLOCK)
+    return bool((blocks == blocks[:, :1]).all())
+
+
+def checked_scales(scales: Floats, what: str = "scale") -> Floats:
+    """Finite numbers; raises BadValuesError."""
+    if not np.isfinite(scales).all():
+        raise BadValuesError(f"one of its {what}s is no finite number")
+    return scales
+
+
+def powers_of_two(exponents: Bytes) -> Floats:
+    """2^(e - 127); the byte 255 is NaN, and refused."""
+    if (exponents == 255).any():
+        raise BadValuesError("one of its scales is no number")
+    bits = exponents.astype(np.uint32) << np.uint32(23)
+    bits[exponents == 0] = 1 << 22  # 2^-127 is a subnormal number
+    return bits.view(np.float32)
+
+
+def rounding_error(scales: Floats) -> float | None:
+    """The largest relative error of these numbers as F16: 0, or at most 2^-11; None where it is larger."""
+    with np.errstate(over="ignore"):
+        is_exact = scales.astype(np.float16).astype(np.float32) == scales
+    if is_exact.all():
+        return 0.0
+    sizes = np.abs(scales[~is_exact])
+    return ROUNDED if ((sizes >= _F16_SMALLEST) & (sizes <= _F16_LARGEST)).all() else None
+
+
+def hold_integers(kind: str, scales: Floats, largest_code: int) -> Holding:
+    """`kind` where the scales fit into F16; else what holds the products."""
+    if kind in EXACT_INTEGERS:
+        error = rounding_error(scales)
+        if error is not None:
+            return Holding(kind, error)
+    return hold_floats(float(np.abs(scales).max(initial=0)) * largest_code)
+
+
+def hold_floats(largest: float) -> Holding:
+    """What holds numbers of which `largest` is an upper bound that is nearly reached."""
+    if largest == 0 or _LARGE_ENOUGH <= largest <= _F16_LARGEST:
+        return Holding("F16", ROUNDED)
+    return Holding("F32")

@@ -1,0 +1,57 @@
+"""4-bit floats (E2M1): MXFP4 with a power of two for 32 of them, NVFP4 with an 8-bit float for 16 and one for all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shimmy.engine.layouts.arrays import (
+    BadValuesError,
+    Floats,
+    FourBitFloats,
+    checked_scales,
+    hold_floats,
+    powers_of_two,
+)
+from shimmy.engine.layouts.bits import nibbles
+from shimmy.engine.layouts.fp8 import e4m3
+from shimmy.formats.quantised.stored import Holding
+
+Arrays = Mapping[str, NDArray[Any]]
+LARGEST = 6
+
+
+def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
+    """`scales` are bytes, [rows, groups]."""
+    scales = _scales(arrays, options)
+    if options["group"] == 32:
+        if options["n_columns"] % 32 == 0:
+            return Holding("MXFP4")
+    elif (
+        options["n_columns"] % 64 == 0
+        and (options.get("apart") or "global" not in arrays)
+        and not (arrays["scales"] & np.uint8(128)).any()  # a scale in a GGUF has no sign
+    ):
+        return Holding("NVFP4")
+    return hold_floats(float(np.abs(scales).max(initial=0)) * LARGEST)
+
+
+def rows(arrays: Arrays, options: Mapping[str, int]) -> FourBitFloats:
+    scale_bytes = arrays["scales"].reshape(-1, arrays["scales"].shape[-1])
+    codes = nibbles(arrays["codes"].view(np.uint8).reshape(len(scale_bytes), -1))
+    return FourBitFloats(codes, scale_bytes, _scales(arrays, options))
+
+
+def _scales(arrays: Arrays, options: Mapping[str, int]) -> Floats:
+    stored = arrays["scales"].reshape(-1, arrays["scales"].shape[-1])
+    if options["group"] == 32:
+        return powers_of_two(stored)
+    scales = e4m3(stored, "scales")
+    if "global" in arrays:
+        number = checked_scales(arrays["global"]).reshape(-1)[0]
+        if not number:
+            raise BadValuesError("its scale for the whole tensor is 0")
+        if not options.get("apart"):
+            scales = scales / number if options["reciprocal"] else scales * number
+    return scales

@@ -1,0 +1,72 @@
+"""FP8: `E4M3[codes] * scale`, one scale for each block of rows and columns. Other ways to cut are special blocks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shimmy.engine.layouts.arrays import (
+    BadValuesError,
+    Bytes,
+    Floats,
+    Plain,
+    checked_scales,
+    hold_floats,
+    powers_of_two,
+)
+from shimmy.formats.quantised.stored import Holding
+
+Arrays = Mapping[str, NDArray[Any]]
+LARGEST = 448
+
+
+def _table() -> Floats:
+    """By code: sign, 4 bits of exponent (bias 7), 3 bits of mantissa; 0x7F and 0xFF are NaN, nothing is infinite."""
+    found = []
+    for code in range(256):
+        exponent, mantissa = code >> 3 & 15, code & 7
+        size = mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10)
+        found.append(float("nan") if code & 127 == 127 else -size if code & 128 else size)
+    return np.array(found, np.float32)
+
+
+E4M3 = _table()
+
+
+def e4m3(codes: Bytes, what: str) -> Floats:
+    """The numbers of these codes; raises BadValuesError for NaN."""
+    if ((codes & 127) == 127).any():
+        raise BadValuesError(f"one of its {what} is no number")
+    found: Floats = E4M3[codes]
+    return found
+
+
+def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
+    scales = _scales(arrays["scale"], options)
+    largest = float(np.abs(scales).max(initial=0)) * LARGEST
+    if options["exponents"]:
+        smallest = float(np.abs(scales).min(initial=1))
+        return Holding("BF16") if smallest >= 2.0**-117 and largest < 2.0**127 else Holding("F32")
+    if options.get("apart"):
+        return Holding("F16")
+    return hold_floats(largest)
+
+
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Plain:
+    found = e4m3(arrays["codes"], "FP8 weights")
+    if options.get("apart"):
+        return Plain(found)
+    scales = _scales(arrays["scale"], options)
+    if scales.shape[0] > 1:
+        scales = np.repeat(scales, options["block_rows"], axis=0)[: found.shape[0]]
+    if scales.shape[1] > 1:
+        scales = np.repeat(scales, options["block_columns"], axis=1)[:, : found.shape[1]]
+    found *= scales
+    return Plain(found)
+
+
+def _scales(stored: NDArray[Any], options: Mapping[str, int]) -> Floats:
+    """[blocks of rows, blocks of columns]."""
+    scales = powers_of_two(stored) if options["exponents"] else checked_scales(stored)
+    return scales.reshape(-1, scales.shape[1] if scales.ndim == 2 else 1)

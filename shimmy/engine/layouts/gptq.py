@@ -1,0 +1,65 @@
+"""GPTQ: `scales[g_idx] * (codes - zeros[g_idx])`, transposed; codes packed along the columns, zeros along the rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shimmy.engine.layouts.arrays import (
+    BadValuesError,
+    Codes,
+    Index,
+    Integers,
+    checked_scales,
+    group_of_columns,
+    hold_floats,
+    hold_integers,
+    in_blocks,
+)
+from shimmy.engine.layouts.bits import unpacked
+from shimmy.formats.quantised.stored import Holding, integer_type
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
+    """`scales` is [groups, rows]; `zeros` its words, packed along the rows; `g_idx` may be missing."""
+    scales = checked_scales(arrays["scales"])
+    zeros, groups = _zeros(arrays, options), _groups(arrays, options)
+    n_codes = 1 << options["bits"]
+    if options["symmetric"] and (zeros != n_codes // 2).any():
+        raise BadValuesError("its configuration says `sym`, and its zero points do not lie in the middle")
+    low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes))
+    if not in_blocks(groups):
+        return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
+    return hold_integers(integer_type(low, high, len(groups)), scales, max(-low, high))
+
+
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
+    """`codes` is [words, rows]."""
+    groups = _groups(arrays, options)
+    codes = unpacked(np.ascontiguousarray(arrays["codes"].T).view(np.uint32), options["bits"], len(groups))
+    codes -= _zeros(arrays, options).T[:, groups]
+    return Integers(codes, np.ascontiguousarray(arrays["scales"].T), groups)
+
+
+def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:
+    """[groups, rows]; version 1 stores them less 1.
+
+    GPTQModel takes the 1 off whole words, so that a zero point of 0 borrows from its neighbour: this is undone.
+    """
+    words, bits, n_rows = arrays["zeros"].view(np.uint32), options["bits"], arrays["scales"].shape[1]
+    if options["less_by_word"] and 32 % bits == 0:
+        return unpacked(words + np.uint32((1 << 32) // ((1 << bits) - 1)), bits, n_rows)
+    found = unpacked(words, bits, n_rows) + np.int16(options["stored_less"])
+    return found & np.int16((1 << bits) - 1) if options["less_by_word"] else found
+
+
+def _groups(arrays: Arrays, options: Mapping[str, int]) -> Index:
+    if "g_idx" not in arrays:
+        return group_of_columns(options["n_columns"], options["group"])
+    found = arrays["g_idx"].astype(np.int64)
+    if ((found < 0) | (found >= arrays["scales"].shape[0])).any():
+        raise BadValuesError("an index in its `g_idx` is out of range")
+    return found

@@ -1,0 +1,29 @@
+"""MLX: `codes * scales + biases`, the codes without a sign, one string of bits a row. Scales may be negative."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shimmy.engine.layouts.arrays import Affine, checked_scales, hold_floats, rounding_error
+from shimmy.engine.layouts.bits import unpacked
+from shimmy.formats.quantised.stored import BLOCK, Holding
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
+    """`scales` and `biases` are [rows, groups]."""
+    scales, biases = checked_scales(arrays["scales"]), checked_scales(arrays["biases"], "bias")
+    is_exact = rounding_error(scales) == 0 and rounding_error(biases) == 0
+    if options["bits"] <= 4 and options["group"] % BLOCK == 0 and is_exact:
+        return Holding("Q4_1")
+    n_codes = 1 << options["bits"]
+    ends = np.maximum(np.abs(biases), np.abs(biases + scales * np.float32(n_codes - 1)))
+    return hold_floats(float(ends.max(initial=0)))
+
+
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Affine:
+    codes = unpacked(arrays["codes"].view(np.uint32), options["bits"], options["n_columns"])
+    return Affine(codes, arrays["scales"], arrays["biases"])

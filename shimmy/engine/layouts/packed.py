@@ -1,0 +1,80 @@
+"""Integers of compressed-tensors: `(codes - zeros) * scales`, the codes packed along the columns or one to a byte."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shimmy.engine.layouts.arrays import (
+    BadValuesError,
+    Codes,
+    Floats,
+    Index,
+    Integers,
+    checked_scales,
+    group_of_columns,
+    hold_floats,
+    hold_integers,
+    in_blocks,
+)
+from shimmy.engine.layouts.bits import in_whole_words, unpacked
+from shimmy.formats.quantised.stored import Holding, integer_type
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
+    """`scales` is [rows, groups] or one number; `zeros` are packed along the rows, or one to a byte."""
+    if "shape" in arrays and arrays["shape"].tolist() != [options["n_rows"], options["n_columns"]]:
+        raise BadValuesError("its `weight_shape` is not the shape that its configuration implies")
+    scales, groups = _scales(arrays), _groups(arrays, options)
+    middle = 1 << options["bits"] - 1
+    low, high = -middle, middle - 1
+    if "zeros" in arrays:
+        zeros = _zeros(arrays, options)
+        low, high = low - int(zeros.max(initial=-middle)), high - int(zeros.min(initial=middle))
+    if not in_blocks(groups):
+        return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
+    return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
+
+
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
+    groups, stored = _groups(arrays, options), arrays["codes"]
+    if stored.dtype == np.int8:
+        codes: Codes = stored.astype(np.int16)
+    else:
+        unpack = in_whole_words if options["whole_words"] else unpacked
+        codes = unpack(stored.view(np.uint32), options["bits"], options["n_columns"])
+        codes -= np.int16(1 << options["bits"] - 1)
+    if "zeros" in arrays:
+        codes -= _zeros(arrays, options)[:, groups]
+    scales = _scales(arrays)
+    if scales.shape[0] != codes.shape[0]:
+        scales = np.repeat(scales, codes.shape[0], axis=0)
+    return Integers(codes, scales, groups)
+
+
+def _scales(arrays: Arrays) -> Floats:
+    found = checked_scales(arrays["scales"])
+    return found if found.ndim == 2 else found.reshape(-1, 1)
+
+
+def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:
+    """[rows, groups], with a sign."""
+    stored = arrays["zeros"]
+    if stored.dtype == np.int8:
+        return stored.astype(np.int16).reshape(-1, stored.shape[-1] if stored.ndim == 2 else 1)
+    n_rows = _scales(arrays).shape[0]
+    columns = np.ascontiguousarray(stored.T).view(np.uint32)
+    unpack = in_whole_words if options["whole_words"] else unpacked
+    return unpack(columns, options["bits"], n_rows).T - np.int16(1 << options["bits"] - 1)
+
+
+def _groups(arrays: Arrays, options: Mapping[str, int]) -> Index:
+    if "g_idx" not in arrays:
+        return group_of_columns(options["n_columns"], options["group"])
+    found = arrays["g_idx"].astype(np.int64)
+    if ((found < 0) | (found >= _scales(arrays).shape[1])).any():
+        raise BadValuesError("an index in its `weight_g_idx` is out of range")
+    return found

@@ -1,0 +1,140 @@
+"""Quantised weights of a checkpoint as the bytes of a GGUF's tensors, read in chunks of rows.
+
+Knows files and chunks. What the numbers mean is known by the modules of this folder, one for each layout.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shimmy.engine.layouts import awq, bitsandbytes, fp4, fp8, gguf_blocks, gptq, mlx, packed
+from shimmy.engine.layouts.arrays import BadValuesError, Weights
+from shimmy.formats.convert.transforms import TensorOutput, Transform
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredRows
+from shimmy.formats.safetensors.checkpoint import TensorReader
+
+CHUNK_ELEMENTS = 1 << 20
+
+_DTYPES = {
+    "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E8M0": "u1", "I32": "<u4", "U32": "<u4", "I64": "<i8",
+    "F16": "<f2", "BF16": "<u2", "F32": "<f4",
+}  # fmt: skip
+
+
+class _Layout(Protocol):
+    """What each module of a layout has."""
+
+    def check(self, arrays: Mapping[str, NDArray[Any]], options: Mapping[str, int]) -> Holding:
+        """What holds the rows of these arrays, which lack `codes`. Raises BadValuesError."""
+
+    def rows(self, arrays: Mapping[str, NDArray[Any]], options: Mapping[str, int]) -> Weights:
+        """The rows of these arrays. Raises BadValuesError."""
+
+
+_LAYOUTS: dict[str, _Layout] = {
+    "awq": awq, "bitsandbytes": bitsandbytes, "fp4": fp4, "fp8": fp8, "gptq": gptq, "mlx": mlx, "packed": packed,
+}  # fmt: skip
+
+
+def holding(output: TensorOutput, reader: TensorReader) -> Holding:
+    """What holds the tensor, by its scales and zero points. Raises Unconvertible for numbers that cannot be."""
+    found: Holding | None = None
+    for matrix in {id(rows.matrix): rows.matrix for rows in output.stored}.values():
+        layout = _LAYOUTS[matrix.layout]
+        with _Named(output):
+            for start, end in _steps(matrix, 0, matrix.shape[0], 1):
+                arrays = _arrays(matrix, start, end, reader, without="codes")
+                one = layout.check(arrays, matrix.options)
+                found = one if found is None else found.along_with(one)
+    assert found is not None
+    return found
+
+
+def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
+    """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""
+    if output.info.name.endswith(".scale"):
+        numbers = [_apart(rows.matrix, reader) for rows in output.stored]
+        yield np.array(numbers, "<f4").view(np.uint8).data
+        return
+    for rows in output.stored:
+        with _Named(output):
+            for weights in _weights(rows, output, reader):
+                yield gguf_blocks.encode(weights, output.info.kind).data
+
+
+def _weights(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Weights]:
+    matrix, is_permuted = rows.matrix, output.transform is Transform.PERMUTE
+    n_head_rows = rows.n_rows // output.n_heads if is_permuted else 1
+    end = rows.first + rows.n_rows * rows.stride
+    for start, stop in _steps(matrix, rows.first, end, n_head_rows * rows.stride):
+        found = _LAYOUTS[matrix.layout].rows(_arrays(matrix, start, stop, reader), matrix.options)
+        if rows.stride > 1:
+            found = found.taken(slice(None, None, rows.stride))
+        if is_permuted:
+            # As `transforms` does it: within each head, rows of both halves take turns.
+            index = np.arange(stop - start).reshape(-1, 2, n_head_rows // 2)
+            found = found.taken(index.transpose(0, 2, 1).reshape(-1))
+        yield found
+
+
+def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Iterator[tuple[int, int]]:
+    step = math.lcm(matrix.row_step, n_together)
+    step *= max(1, CHUNK_ELEMENTS // (step * matrix.shape[1]))
+    for start in range(first, end, step):
+        yield start, min(start + step, end)
+
+
+def _apart(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
+    number = np.float32(_read(matrix.parts[matrix.apart], 0, 0, reader).reshape(-1)[0])
+    return np.float32(1) / number if matrix.options.get("reciprocal") else number
+
+
+def _arrays(
+    matrix: StoredMatrix, start: int, end: int, reader: TensorReader, without: str = ""
+) -> dict[str, NDArray[Any]]:
+    return {name: _read(part, start, end, reader) for name, part in matrix.parts.items() if name != without}
+
+
+def _read(part: Part, start: int, end: int, reader: TensorReader) -> NDArray[Any]:
+    """What rows `start` to `end` of the weight need of a tensor; floats of all widths as F32."""
+    tensor, dtype = part.tensor, np.dtype(_DTYPES[part.tensor.dtype])
+    if part.along is None or not tensor.shape:
+        found = _bytes(tensor.n_bytes)
+        reader.read(tensor, 0, found.data)
+        shape = tensor.shape
+    else:
+        first, last = start * part.items // part.rows, min(-(-end * part.items // part.rows), tensor.shape[part.along])
+        n_bytes = tensor.n_bytes // math.prod(tensor.shape[: part.along + 1])  # of one item
+        shape = (*tensor.shape[: part.along], last - first, *tensor.shape[part.along + 1 :])
+        n_runs, length = math.prod(tensor.shape[: part.along]), (last - first) * n_bytes
+        found = _bytes(n_runs * length)
+        view = found.data
+        for run in range(n_runs):
+            offset = (run * tensor.shape[part.along] + first) * n_bytes
+            reader.read(tensor, offset, view[run * length : (run + 1) * length])
+    array = found.view(dtype).reshape(shape)
+    if tensor.dtype == "BF16":
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array.astype(np.float32) if tensor.dtype == "F16" else array
+
+
+def _bytes(n: int) -> NDArray[np.uint8]:
+    return np.empty(n, np.uint8)
+
+
+class _Named:
+    """Says of which tensor bad values are."""
+
+    def __init__(self, output: TensorOutput) -> None:
+        self._name = output.info.name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, BadValuesError):
+            raise Unconvertible(f"its quantised weights of `{self._name}` are broken: {exc}") from exc

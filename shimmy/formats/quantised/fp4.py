@@ -1,0 +1,72 @@
+"""4-bit floats, wherever they come from: MXFP4 and NVFP4 with their tensors by name.
+
+Knows ModelOpt's configuration as well, whose FP8 and NVFP4 have names of their own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shimmy.formats.convert.hyperparameters import Hyperparameters
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.quantised import fp8
+from shimmy.formats.quantised.stored import ROUNDED, StoredMatrix, Tensors, is_plain
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptScheme:
+    """FP8 or NVFP4; which one of a module, its tensors tell where the checkpoint mixes them."""
+
+    algorithm: str
+    ignored_suffixes: tuple[str, ...] = fp8.IGNORED
+
+    def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
+        if is_plain(f"{module}.weight", tensors):
+            return None
+        if self.algorithm == "FP8":
+            return fp8.matrix(module, shape, tensors, None)
+        return nvfp4(f"{module}.weight", module, "weight_scale_2", shape, tensors, reciprocal=False)
+
+
+def read_modelopt(config: dict[str, Any]) -> ModelOptScheme:
+    """The scheme of a configuration whose `quant_method` is modelopt, or of a hf_quant_config.json."""
+    inner = config.get("quantization")
+    values = Hyperparameters(inner if isinstance(inner, dict) else config, {})
+    values.require("quant_algo", "FP8", "NVFP4")
+    return ModelOptScheme(str(values.get("quant_algo")))
+
+
+def mxfp4(codes: str, scales: str, shape: tuple[int, ...], tensors: Tensors, dtype: str = "U8") -> StoredMatrix:
+    """A weight in MXFP4: `codes` in bytes or words, `scales` one exponent for 32 columns."""
+    n_rows, n_columns = shape
+    _check_columns(codes, n_columns, 32)
+    width = 2 if dtype == "U8" else 8
+    parts = {
+        "codes": tensors.part(codes, (dtype,), (n_rows, n_columns // width), along=0),
+        "scales": tensors.part(scales, fp8.EXPONENTS, (n_rows, n_columns // 32), along=0),
+    }
+    options = {"group": 32, "n_columns": n_columns, "reciprocal": 0}
+    return StoredMatrix("fp4", (n_rows, n_columns), parts, "MXFP4", "MXFP4", 0.0, options)
+
+
+def nvfp4(
+    codes: str, module: str, whole: str, shape: tuple[int, ...], tensors: Tensors, *, reciprocal: bool
+) -> StoredMatrix:
+    """A weight in NVFP4; the number for all of it is multiplied, or divided by where `reciprocal`."""
+    n_rows, n_columns = shape
+    _check_columns(codes, n_columns, 16)
+    parts = {
+        "codes": tensors.part(codes, ("U8",), (n_rows, n_columns // 2), along=0),
+        "scales": tensors.part(f"{module}.weight_scale", ("F8_E4M3",), (n_rows, n_columns // 16), along=0),
+        "global": tensors.part(f"{module}.{whole}", ("F32",), (), (1,)),
+    }
+    options = {"group": 16, "n_columns": n_columns, "reciprocal": int(reciprocal)}
+    is_held = n_columns % 64 == 0
+    return StoredMatrix(
+        "fp4", (n_rows, n_columns), parts, "NVFP4", "NVFP4" if is_held else "F16", 0.0 if is_held else ROUNDED,
+        options, apart="global" if is_held else "",
+    )  # fmt: skip
+
+
+def _check_columns(name: str, n_columns: int, group: int) -> None:
+    if n_columns % group:
+        raise Unconvertible(f"its tensor `{name}` has rows of {n_columns} weights, no multiple of {group}")

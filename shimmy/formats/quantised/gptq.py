@@ -1,0 +1,114 @@
+"""GPTQ as AutoGPTQ and GPTQModel write it: integers of 2, 3, 4 or 8 bits with zero points, in groups of columns.
+
+Knows its configuration, also `dynamic`, which has other bits for some modules. Defined in GPTQModel's
+`nn_modules/qlinear/__init__.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shimmy.formats.convert.hyperparameters import Hyperparameters
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.quantised.patterns import MAX_PATTERNS, matches
+from shimmy.formats.quantised.stored import (
+    PLAIN,
+    ROUNDED,
+    Part,
+    StoredMatrix,
+    Tensors,
+    integer_type,
+    is_plain,
+)
+
+BITS = (2, 3, 4, 8)
+MAX_GROUP = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class GptqScheme:
+    """Bits, groups and the version of the zero points; `dynamic` has others for the modules that it names."""
+
+    values: Hyperparameters
+    stored_less: int  # by how much a stored zero point is less than the zero point
+    less_by_word: bool  # GPTQModel's way
+    dynamic: Mapping[str, Mapping[str, Any]]
+    ignored_suffixes: tuple[str, ...] = ()
+
+    def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
+        if is_plain(f"{module}.weight", tensors):
+            return None
+        own = self._own(tensors.full_name(f"{module}.qweight").removesuffix(".qweight"))
+        if own is None:
+            raise Unconvertible(f"its module `{module}` is quantised, and its configuration leaves that one out")
+        bits, group, is_symmetric = _bits(own), _group(own), own.flag("sym", default=True)
+        n_rows, n_columns = shape
+        group = n_columns if group == -1 else group
+        if n_columns * bits % 32 or n_rows * bits % 32:
+            raise Unconvertible(
+                f"its module `{module}` has {n_rows} x {n_columns} weights, which {bits} bits cannot pack"
+            )
+        n_groups = -(-n_columns // group)
+        parts: dict[str, Part] = {
+            "codes": tensors.part(f"{module}.qweight", ("I32",), (n_columns * bits // 32, n_rows), along=1),
+            "zeros": tensors.part(
+                f"{module}.qzeros", ("I32",), (n_groups, n_rows * bits // 32), along=1, rows=32, items=bits
+            ),
+            "scales": tensors.part(f"{module}.scales", PLAIN, (n_groups, n_rows), along=1),
+        }
+        if tensors.get(f"{module}.g_idx") is not None:
+            parts["g_idx"] = tensors.part(f"{module}.g_idx", ("I32",), (n_columns,))
+        n_codes = 1 << bits
+        low, high = (-n_codes // 2, n_codes // 2 - 1) if is_symmetric else (-n_codes, n_codes - 1)
+        expected = "F16" if own.flag("desc_act") or group % 32 else integer_type(low, high, n_columns)
+        options = {
+            "bits": bits, "group": group, "n_columns": n_columns, "symmetric": int(is_symmetric),
+            "stored_less": self.stored_less, "less_by_word": int(self.less_by_word),
+        }  # fmt: skip
+        error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype != "F16" else 0.0
+        label = f"GPTQ with {bits} bits" + (" and sorted columns" if own.flag("desc_act") else "")
+        return StoredMatrix("gptq", (n_rows, n_columns), parts, label, expected, error, options, row_step=32)
+
+    def _own(self, module: str) -> Hyperparameters | None:
+        """The settings of one module; None where it is left out. The first expression that matches decides."""
+        for key, changes in self.dynamic.items():
+            sign, pattern = (key[0], key[2:]) if key.startswith(("+:", "-:")) else ("+", key)
+            if matches(pattern, module):
+                return None if sign == "-" else self.values.changed(changes)
+        return self.values
+
+
+def read(config: dict[str, Any]) -> GptqScheme:
+    """The scheme of a configuration whose `quant_method` is gptq. Raises Unconvertible."""
+    values = Hyperparameters(config, {})
+    _bits(values), _group(values)
+    for key in ("sym", "desc_act", "static_groups", "true_sequential", "lm_head"):
+        values.flag(key)
+    for key in ("checkpoint_format", "format"):
+        values.require(key, "gptq", "gptq_v2", default="gptq")
+    values.require("is_marlin_format", False, default=False)
+    values.require("pack_dtype", "int32", default="int32")
+    versions = {config[key] for key in ("checkpoint_format", "format") if config.get(key) is not None}
+    if len(versions) > 1:
+        raise Unconvertible("its quantisation has two versions of GPTQ, `checkpoint_format` and `format`")
+    dynamic = config.get("dynamic") or {}
+    if not isinstance(dynamic, dict) or len(dynamic) > MAX_PATTERNS or not all(
+        isinstance(changes, dict) for changes in dynamic.values()
+    ):  # fmt: skip
+        raise Unconvertible("its quantisation has an impossible `dynamic`")
+    is_first = "gptq_v2" not in versions
+    meta = config.get("meta")
+    quantizer = meta.get("quantizer") if isinstance(meta, dict) else None
+    return GptqScheme(values, int(is_first), is_first and "gptqmodel" in str(quantizer)[:256], dynamic)
+
+
+def _bits(values: Hyperparameters) -> int:
+    values.require("bits", *BITS)
+    return values.integer("bits")
+
+
+def _group(values: Hyperparameters) -> int:
+    group = values.integer("group_size", minimum=-1, maximum=MAX_GROUP)
+    if group == 0:
+        raise Unconvertible("its quantisation has groups of 0 columns")
+    return group

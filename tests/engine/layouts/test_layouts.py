@@ -1,0 +1,123 @@
+"""Quantised layouts against what their own libraries read (golden/layouts.py), and the GGUF types that hold them."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shimmy.engine.layouts import unpack
+from shimmy.formats.quantised.stored import Holding, StoredMatrix, StoredRows
+from shimmy.formats.safetensors.checkpoint import TensorReader
+from tests.engine.layouts.stored import cases, config_of, converted, matrix_of, output_of, tensors_of, weights
+
+CASES = cases()
+HELD = {
+    "fp8-tensor": Holding("F16", 2.0**-11), "fp8-row": Holding("F16", 2.0**-11), "fp8-block": Holding("F16", 2.0**-11),
+    "fp8-block-bf16": Holding("F16", 2.0**-11), "fp8-block-e8m0": Holding("BF16"),
+    "ct-w4a16": Holding("Q4_0"), "ct-w4a16-asymmetric": Holding("Q5_0"), "ct-w4a16-bf16": Holding("Q4_0"),
+    "ct-w8a16": Holding("Q8_0"), "ct-w3a16": Holding("Q4_0"), "ct-w2a16": Holding("Q4_0"),
+    "ct-w8a8": Holding("Q8_0"), "ct-w6a16": Holding("Q8_0"),
+    "ct-fp8": Holding("F16", 2.0**-11), "ct-mxfp4": Holding("MXFP4"), "ct-nvfp4": Holding("NVFP4"),
+    "bnb-nf4": Holding("F16", 2.0**-11), "bnb-fp4": Holding("F16", 2.0**-11),
+    "bnb-nf4-nested": Holding("F16", 2.0**-11),
+    "bnb-int8": Holding("Q8_0", 2.0**-11),
+    "mlx-2": Holding("Q4_1"), "mlx-3": Holding("Q4_1"), "mlx-4": Holding("Q4_1"), "mlx-5": Holding("F16", 2.0**-11),
+    "mlx-6": Holding("F16", 2.0**-11), "mlx-8": Holding("F16", 2.0**-11),
+    "gptq-4": Holding("Q4_0"), "gptq-4-asymmetric": Holding("Q5_0"), "gptq-4-asymmetric-v1": Holding("Q5_0"),
+    "gptq-4-desc-act": Holding("F16", 2.0**-11), "gptq-8": Holding("Q8_0"), "gptq-3": Holding("Q4_0"),
+    "gptq-2": Holding("Q4_0"),
+    "modelopt-nvfp4": Holding("NVFP4"), "awq": Holding("Q5_0"),
+    # Zero points as far from the middle as this take nine bits.
+    "ct-w8a8-asymmetric": Holding("F16", 2.0**-11),
+}  # fmt: skip
+
+
+def found(name: str, path: Path) -> StoredMatrix:
+    case = CASES[name]
+    matrix = matrix_of(path / "model.safetensors", config_of(case), tensors_of(case), tuple(case["shape"]))
+    assert matrix is not None
+    return matrix
+
+
+def holding(matrix: StoredMatrix) -> Holding:
+    with TensorReader() as reader:
+        return unpack.holding(output_of(matrix), reader)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_what_the_layouts_own_library_reads(name: str, tmp_path: Path) -> None:
+    """To the last bit of F32."""
+    read = weights(output_of(found(name, tmp_path)))
+    assert hashlib.sha256((read + np.float32(0)).tobytes()).hexdigest() == CASES[name]["sha256"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_type_of_the_gguf_holds_the_weights(name: str, tmp_path: Path) -> None:
+    matrix = found(name, tmp_path)
+    if matrix.apart and matrix.layout == "fp4":
+        matrix = matrix.divided()  # as NVFP4 needs it
+    held = holding(matrix)
+    assert held == HELD[name]
+    exact, read = (weights(output_of(matrix, kind)) for kind in ("F32", held.kind))
+    if held.error:
+        assert (read != exact).any()
+        assert (np.abs(read - exact) <= held.error * np.abs(exact) + 2.0**-25).all()
+    else:
+        assert (read == exact).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_parent_expects_what_the_worker_finds(name: str, tmp_path: Path) -> None:
+    """But for zero points and scales, which are not in the headers: there more room is expected."""
+    matrix = found(name, tmp_path)
+    held = holding(matrix.divided() if matrix.apart and matrix.layout == "fp4" else matrix.whole())
+    expected = matrix if matrix.layout == "fp4" else matrix.whole()
+    order = ("MXFP4", "NVFP4", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "BF16", "F16")
+    assert order.index(held.kind) <= order.index(expected.expected)
+    assert held.error <= expected.error
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_reordered_as_plain_ones_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`w.reshape(n_heads, 2, ...).swapaxes(1, 2)`, in one chunk or in many."""
+    matrix = found(name, tmp_path)
+    exact = weights(output_of(matrix))
+    monkeypatch.setattr(unpack, "CHUNK_ELEMENTS", 1)
+    assert (weights(output_of(matrix)) == exact).all()
+    n_rows = matrix.shape[0]
+    wanted = exact.reshape(4, 2, n_rows // 8, -1).swapaxes(1, 2).reshape(exact.shape)
+    assert (weights(output_of(matrix, n_heads=4)) == wanted).all()
+
+
+def test_every_second_row_is_taken(tmp_path: Path) -> None:
+    matrix = found("ct-mxfp4", tmp_path)
+    exact = weights(output_of(matrix))
+    n_half = matrix.shape[0] // 2
+    for first in (0, 1):
+        rows = StoredRows(matrix, first, n_half, stride=2)
+        assert (weights(output_of(matrix, rows=rows)) == exact[first::2]).all()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "fp8-tensor" in name or "nvfp4" in name])
+def test_a_number_for_all_weights_can_lie_beside_them(name: str, tmp_path: Path) -> None:
+    """The codes alone are exact in F16 or NVFP4; with the number, they are the weights."""
+    matrix = found(name, tmp_path)
+    exact = weights(output_of(matrix))
+    divided = matrix.divided()
+    held = holding(divided)
+    assert held == Holding("NVFP4" if "nvfp4" in name else "F16")
+    output = output_of(divided, held.kind)
+    beside = replaced(output)
+    (number,) = np.frombuffer(converted(beside), np.float32)
+    assert np.allclose(weights(output) * number, exact, rtol=3e-7, atol=0)
+
+
+def replaced(output: Any) -> Any:
+    """The tensor with the number beside the weights."""
+    from dataclasses import replace
+
+    from shimmy.formats.gguf.writer import GGML_CODES, TensorInfo
+
+    return replace(output, info=TensorInfo("blk.0.ffn_up.scale", (1,), GGML_CODES["F32"]))

@@ -1,0 +1,226 @@
+"""Llamas with quantised weights: what becomes of them, what they compute, and what is refused."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shimmy.engine.convert_checkpoint import unpacker
+from shimmy.engine.cpu_variants import variants
+from shimmy.engine.llama import binding
+from shimmy.engine.llama.binding import LIBRARY_FOLDER
+from shimmy.engine.llama.model import CpuBackend, LlamaModel
+from shimmy.formats.convert.convert import cached, convert, plan
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.gguf import reader
+from tests.quantised_llama import LAYOUTS, quantised, write_both
+from tests.tiny_checkpoints import Weights, write_checkpoint, write_tokenizer
+
+TOKENS = [1, 7, 40, 99, 12, 300, 5, 77]
+# The type of most weights, and the largest error of a weight that the model's page names, in per cent.
+BECOMES = {
+    "fp8-tensor": ("F16", None), "fp8-block": ("F16", "0.049"), "gptq": ("Q4_0", None),
+    "gptq-desc-act": ("F16", "0.049"), "awq": ("Q5_0", None), "pack-quantized": ("Q4_0", "0.049"),
+    "int-quantized": ("Q8_0", "0.049"),
+    "mxfp4": ("MXFP4", None), "nvfp4": ("NVFP4", None), "nf4": ("F16", "0.049"), "mlx": ("Q4_1", None),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuBackend:
+    return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
+
+
+def made(folder: Path, target_type: str = "") -> Path:
+    target = folder.with_suffix(f".{target_type or 'own'}.gguf")
+    convert(folder, target, lambda _: None, target_type=target_type, unpacker=unpacker)
+    return target
+
+
+def log_probabilities(path: Path, cpu: CpuBackend) -> np.ndarray[Any, Any]:
+    model = LlamaModel(path, cpu)
+    model.open_context(n_ctx=64, n_batch=16, n_sequences=1, n_outputs=16, n_threads=1, exact=True)
+    model.backend.batch.clear()
+    model.backend.batch.add(TOKENS, 0, 0, n_outputs=len(TOKENS))
+    assert model.backend.decode() == 0
+    rows = []
+    for position in range(len(TOKENS)):
+        logits = binding.llama.llama_get_logits_ith(model.backend._context, position)[: model.vocab.n_vocab]
+        total = max(logits) + math.log(math.fsum(math.exp(logit - max(logits)) for logit in logits))
+        rows.append([logit - total for logit in logits])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_quantised_llama_computes_what_its_weights_say(layout: str, tmp_path: Path, cpu: CpuBackend) -> None:
+    """The engine rounds the other side of each product to 8 bits, or to 11."""
+    stored, plain = write_both(tmp_path, layout)
+    found = plan(stored)
+    kind, error = BECOMES[layout]
+    assert found.quantization == kind
+    assert found.is_quantised
+    assert [notice for notice in found.notices if "off by" in notice] == [
+        f"its weights in {rows.matrix.label} are converted to {kind}: each is off by {error} % at most"
+        for rows in [next(output for output in found.recipe.outputs if output.stored).stored[0]]
+        if error
+    ]
+    path = made(stored)
+    assert reader.read_header(path).quantization == kind
+    away = np.abs(log_probabilities(path, cpu) - log_probabilities(made(plain), cpu))
+    assert away.max() < 2e-2
+
+
+@pytest.mark.parametrize("layout", ["fp8-tensor", "gptq", "nvfp4"])
+def test_another_type_can_be_asked_for(layout: str, tmp_path: Path, cpu: CpuBackend) -> None:
+    stored, plain = write_both(tmp_path, layout)
+    exact = log_probabilities(made(plain), cpu)
+    assert np.abs(log_probabilities(made(stored, "f32"), cpu) - exact).max() < 1e-5
+    assert np.abs(log_probabilities(made(stored, "q8_0"), cpu) - exact).max() < 2e-2  # in F16, for the quantiser
+
+
+def test_a_type_is_made_of_them_in_the_cache(tmp_path: Path) -> None:
+    stored, _ = write_both(tmp_path, "gptq")
+    asked = []
+
+    def finish(source: Path, target: Path) -> None:
+        asked.append(reader.read_header(source).quantization)
+        target.write_bytes(source.read_bytes())
+
+    cached(stored, tmp_path / "cache", lambda _: None, target_type="q8_0", finish=finish, unpacker=unpacker)
+    assert len(asked) == 1
+
+
+def test_without_an_unpacker_nothing_is_written(tmp_path: Path) -> None:
+    stored, _ = write_both(tmp_path, "gptq")
+    with pytest.raises(Unconvertible, match="quantised"):
+        convert(stored, tmp_path / "never.gguf", lambda _: None)
+    assert not [*tmp_path.glob("never*")]
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+UP = "model.layers.0.mlp.up_proj."
+
+
+def reason(path: Path, layout: str, config: Mapping[str, Any], changes: Mapping[str, Weights | None]) -> str:
+    """Why the folder with these changes of config and tensors is refused, before anything is written."""
+    base, tensors, _ = quantised(layout)
+    settings = {**base["quantization_config"], **config}
+    settings = {key: value for key, value in settings.items() if value is not ...}
+    tensors = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+    base = base | dict.fromkeys([key for key in ("quantization", "quantization_config") if key in base], settings)
+    folder = write_checkpoint(path / "model", base, tensors)
+    write_tokenizer(folder)
+    with pytest.raises(Unconvertible) as caught:
+        convert(folder, path / "never.gguf", lambda _: None, unpacker=unpacker)
+    assert not [*path.glob("never*")]
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "config", "word"),
+    [
+        ("gptq", {"quant_method": "hqq"}, "hqq"),
+        ("gptq", {"quant_method": ["gptq"]}, "gptq"),
+        ("gptq", {"quant_method": ...}, "quantised"),
+        ("gptq", {"bits": 5}, "bits"),
+        ("gptq", {"bits": 8}, "qweight"),
+        ("gptq", {"bits": "4"}, "bits"),
+        ("gptq", {"group_size": 16}, "qzeros"),
+        ("gptq", {"group_size": 0}, "groups of 0"),
+        ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format"),
+        ("gptq", {"checkpoint_format": "gptq_v2"}, "sym"),
+        ("gptq", {"format": "gptq_v2"}, "two versions"),
+        ("gptq", {"pack_dtype": "int64"}, "pack_dtype"),
+        ("gptq", {"dynamic": {"-:.*up_proj": {}}}, "leaves that one out"),
+        ("gptq", {"dynamic": {"+:.*up_proj": {"bits": 8}}}, "qweight"),
+        ("gptq", {"dynamic": {"(a+)+b": {}}}, "too complex"),
+        ("awq", {"version": "gemv"}, "version"),
+        ("awq", {"zero_point": False}, "zero_point"),
+        ("awq", {"bits": 8}, "bits"),
+        ("awq", {"group_size": 32}, "qzeros"),
+        ("fp8-block", {"weight_block_size": [128]}, "weight_block_size"),
+        ("fp8-block", {"weight_block_size": [32, 32]}, "weight_scale_inv"),
+        ("fp8-block", {"weight_block_size": ...}, "weight_scale_inv"),
+        ("fp8-block", {"fmt": "e5m2"}, "fmt"),
+        ("pack-quantized", {"format": "marlin-24"}, "marlin-24"),
+        ("pack-quantized", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
+        ("pack-quantized", {"transform_config": {"config_groups": {"u": {}}}}, "rotated"),
+        ("pack-quantized", {"quantization_status": "initialized"}, "quantization_status"),
+        ("pack-quantized", {"config_groups": {}}, "config_groups"),
+        ("nf4", {"load_in_8bit": True}, "neither 4 nor 8"),
+        ("nf4", {"load_in_4bit": False, "load_in_8bit": True}, "up_proj|q_proj"),
+        ("mlx", {"bits": 7}, "bits"),
+        ("mlx", {"bits": 8}, "shape"),
+        ("mlx", {"mode": "nvfp5"}, "mode"),
+        ("mlx", {"model.layers.0.mlp.up_proj": False}, "says that it is not"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_is_not_understood_is_refused(
+    layout: str, config: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    said = reason(tmp_path, layout, config, {})
+    assert any(part in said for part in word.split("|")), said
+
+
+def numbers(shape: tuple[int, ...], value: float, dtype: str, form: str) -> Weights:
+    return Weights(shape, np.full(shape, value, form).tobytes(), dtype)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "words"),
+    [
+        ("gptq", {"scales": numbers((2, 128), math.nan, "F16", "<f2")}, "no finite number"),
+        ("gptq", {"g_idx": numbers((64,), 2, "I32", "<i4")}, "out of range"),
+        ("gptq", {"g_idx": numbers((64,), -1, "I32", "<i4")}, "out of range"),
+        ("gptq", {"g_idx": numbers((32,), 0, "I32", "<i4")}, "has the shape [32]"),
+        ("gptq", {"qzeros": None}, "qzeros` is missing"),
+        ("gptq", {"weight_scale": numbers((1,), 1, "F32", "<f4")}, "is not one that the architecture"),
+        ("awq", {"scales": numbers((1, 128), math.inf, "F16", "<f2")}, "no finite number"),
+        ("fp8-tensor", {"weight": numbers((128, 64), 0x7F, "F8_E4M3", "u1")}, "no number"),
+        ("fp8-tensor", {"weight": numbers((128, 64), 0, "F8_E5M2", "u1")}, "F8_E5M2"),
+        ("fp8-tensor", {"weight_scale": None}, "is missing"),
+        ("fp8-tensor", {"weight_scale": numbers((1,), math.nan, "F32", "<f4")}, "no finite number"),
+        ("fp8-tensor", {"weight_scale_inv": numbers((1,), 1, "F32", "<f4")}, "contradict"),
+        ("fp8-tensor", {"weight": numbers((128, 64), 1, "BF16", "<u2")}, "is not one that the architecture"),
+        ("pack-quantized", {"weight_shape": numbers((2,), 64, "I64", "<i8")}, "weight_shape"),
+        ("mxfp4", {"weight_scale": numbers((128, 2), 255, "U8", "u1")}, "no number"),
+        ("nvfp4", {"weight_scale": numbers((128, 4), 0x7F, "F8_E4M3", "u1")}, "no number"),
+        ("nvfp4", {"weight_global_scale": numbers((1,), 0, "F32", "<f4")}, "is 0"),
+        ("nvfp4", {"weight_global_scale": numbers((1,), math.nan, "F32", "<f4")}, "no finite number"),
+        ("nf4", {"weight.quant_state.bitsandbytes__nf4": numbers((9,), 0x7B, "U8", "u1")}, "no JSON"),
+        ("nf4", {"weight.quant_state.bitsandbytes__nf4": None}, "bitsandbytes"),
+        ("nf4", {"weight.absmax": numbers((7,), 1, "F32", "<f4")}, "no block size"),
+        ("mlx", {"biases": None}, "is missing"),
+        ("mlx", {"scales": numbers((128, 2), math.nan, "F16", "<f2")}, "no finite number"),
+    ],
+)  # fmt: skip
+def test_tensors_that_cannot_be_are_refused(
+    layout: str, changes: dict[str, Weights | None], words: str, tmp_path: Path
+) -> None:
+    said = reason(tmp_path, layout, {}, {UP + name: tensor for name, tensor in changes.items()})
+    assert words in said, said
+
+
+@pytest.mark.parametrize("name", ["compression_config", "quantization_config"])
+def test_both_names_of_the_configuration_are_read(name: str, tmp_path: Path) -> None:
+    config, tensors, _ = quantised("pack-quantized")
+    settings = config.pop("quantization_config")
+    folder = write_checkpoint(tmp_path / "model", config | {name: settings}, tensors)
+    assert plan(folder).quantization == "Q4_0"
+
+
+def test_what_stands_beside_it_is_read(tmp_path: Path) -> None:
+    """Old GPTQ and AWQ files, and ModelOpt, have a file of their own for it."""
+    config, tensors, _ = quantised("gptq")
+    settings = config.pop("quantization_config")
+    folder = write_checkpoint(tmp_path / "model", config, tensors)
+    with pytest.raises(Unconvertible, match="does not say how"):
+        plan(folder)
+    del settings["quant_method"]
+    (folder / "quantize_config.json").write_text(json.dumps(settings))
+    assert plan(folder).quantization == "Q4_0"
