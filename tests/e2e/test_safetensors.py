@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import CHAT, PROMPTS, STEADY_SEED, Server, chat_body, run
+from tests.e2e.harness import CHAT, COMPLETION, PROMPTS, STEADY_SEED, Server, chat_body, run
 from tests.e2e.processes import wait_for
+from tests.quantised_llama import write_both
 from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import write_tiny_model
 
@@ -113,3 +114,41 @@ def test_convert_says_what_is_wrong(tmp_path: Path) -> None:
     done = run(tmp_path, "convert", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be converted" in done.stderr
+
+
+def first_token(server: Server, model: str) -> dict[str, float]:
+    """The log-probabilities of the likeliest tokens after a prompt."""
+    body = {"model": model, "prompt": PROMPTS[0], "max_tokens": 1, "logprobs": 5, "temperature": 0}
+    (found,) = server.post(COMPLETION, body).json()["choices"][0]["logprobs"]["top_logprobs"]
+    assert len(found) == 5
+    return {str(token): float(number) for token, number in found.items()}
+
+
+def test_quantised_folders_compute_what_their_weights_say(start: StartServer, tmp_path: Path) -> None:
+    layouts = {"gptq": "Q4_0", "awq": "Q5_0", "fp8-block": "F16", "nvfp4": "NVFP4"}
+    for layout in layouts:
+        write_both(tmp_path / "models", layout)
+    server = start("--model-path", tmp_path / "models", "--cache-dir", tmp_path / "cache")
+    for layout, kind in layouts.items():
+        status = server.get(f"/api/models/{layout}/status").json()
+        assert status["quantization"] == kind
+        assert ["0.049 %" in notice for notice in status["notices"]] == ([True] if kind == "F16" else [])
+        quantised, plain = first_token(server, layout), first_token(server, f"{layout}-plain")
+        assert all(abs(quantised[token] - plain[token]) < 2e-2 for token in quantised.keys() & plain.keys())
+        assert len(quantised.keys() & plain.keys()) >= 3
+
+
+def test_convert_unpacks_quantised_weights(tmp_path: Path) -> None:
+    folder, _ = write_both(tmp_path, "gptq")
+    for options, kind in (((), "Q4_0"), (("--type", "q8_0"), "Q8_0")):
+        target = tmp_path / "made.gguf"
+        done = run(tmp_path, "convert", folder, "-o", target, *options)
+        assert (done.returncode, done.stdout) == (0, f"{target}\n"), done.stderr
+        (fields,) = json.loads(run(tmp_path, "list", "--json", "--model-path", target).stdout)
+        assert fields["quantization"] == kind
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq_v2"
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run(tmp_path, "convert", folder)
+    assert done.returncode == 1
+    assert "zero points do not lie in the middle" in done.stderr
