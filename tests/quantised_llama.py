@@ -6,14 +6,14 @@ The codes are random, so nothing is quantised here; each layout is written by it
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, llama_tensors, write_checkpoint, write_tokenizer
 
-Floats = NDArray[np.float32]
+Floats: TypeAlias = NDArray[np.float32]
 Stored = dict[str, Weights]  # by what follows the module's name
 Layout = Callable[[np.random.Generator, int, int], tuple[Stored, Floats]]
 

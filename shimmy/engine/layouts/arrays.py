@@ -4,17 +4,17 @@ Each class is one formula. All products are in F32, with one rounding each, in t
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS, ROUNDED, Holding
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-Codes = NDArray[np.int16]
-Index = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float32]
+Bytes: TypeAlias = NDArray[np.uint8]
+Codes: TypeAlias = NDArray[np.int16]
+Index: TypeAlias = NDArray[np.int64]
 
 _F16_LARGEST, _F16_SMALLEST = np.float32(65_504), np.float32(2.0**-14)  # of those with all bits
 _LARGE_ENOUGH = 2.0**-10  # a tensor whose largest weight is smaller would lose bits as F16

@@ -1,7 +1,7 @@
 """AWQ, version GEMM: `scales * (codes - zeros)`, transposed; eight columns of the stored matrix in each word."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from shimmy.engine.layouts.arrays import Codes, Integers, checked_scales, group_of_columns, hold_integers
 from shimmy.formats.quantised.stored import Holding, integer_type
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 _SHIFTS = np.array([0, 16, 4, 20, 8, 24, 12, 28], np.uint32)  # of a word's columns, in their order
 

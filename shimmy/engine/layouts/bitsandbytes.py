@@ -5,7 +5,7 @@ Blocks run over the flattened matrix. The even element is the high half of a byt
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from shimmy.engine.layouts.arrays import (
 )
 from shimmy.formats.quantised.stored import Holding, integer_type
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 _INVERSE = np.float32(0.007874015718698502)  # of 127, as the library has it
 
 

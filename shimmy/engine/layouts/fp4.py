@@ -1,7 +1,7 @@
 """4-bit floats (E2M1): MXFP4 with a power of two for 32 of them, NVFP4 with an 8-bit float for 16 and one for all."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from shimmy.engine.layouts.bits import nibbles
 from shimmy.engine.layouts.fp8 import e4m3
 from shimmy.formats.quantised.stored import Holding
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 LARGEST = 6
 
 

@@ -1,7 +1,7 @@
 """FP8: `E4M3[codes] * scale`, one scale for each block of rows and columns. Other ways to cut are special blocks."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from shimmy.engine.layouts.arrays import (
 )
 from shimmy.formats.quantised.stored import Holding
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 LARGEST = 448
 
 

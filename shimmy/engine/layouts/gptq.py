@@ -1,7 +1,7 @@
 """GPTQ: `scales[g_idx] * (codes - zeros[g_idx])`, transposed; codes packed along the columns, zeros along the rows."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from shimmy.engine.layouts.arrays import (
 from shimmy.engine.layouts.bits import unpacked
 from shimmy.formats.quantised.stored import Holding, integer_type
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:

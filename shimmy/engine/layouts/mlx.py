@@ -1,7 +1,7 @@
 """MLX: `codes * scales + biases`, the codes without a sign, one string of bits a row. Scales may be negative."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from shimmy.engine.layouts.arrays import Affine, checked_scales, hold_floats, ro
 from shimmy.engine.layouts.bits import unpacked
 from shimmy.formats.quantised.stored import BLOCK, Holding
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:

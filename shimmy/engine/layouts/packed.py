@@ -1,7 +1,7 @@
 """Integers of compressed-tensors: `(codes - zeros) * scales`, the codes packed along the columns or one to a byte."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from shimmy.engine.layouts.arrays import (
 from shimmy.engine.layouts.bits import in_whole_words, unpacked
 from shimmy.formats.quantised.stored import Holding, integer_type
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:

@@ -72,7 +72,8 @@ def read_of(path: Path, config: dict[str, Any], tensors: dict[str, Weights], mod
     assert matrix is not None
     with TensorReader() as reader:
         unpack.holding(output_of(matrix), reader)
-    return weights(output_of(matrix)).tobytes()
+    found: bytes = weights(output_of(matrix)).tobytes()
+    return found
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
