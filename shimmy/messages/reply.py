@@ -36,6 +36,7 @@ class ToolFormat:
     # Of an id that the model writes itself, behind the arguments; empty where it writes none. Beside a bare name there
     # are no keys: there it is what stands between the name and the id, which the separator follows.
     id_key: str = ""
+    id_prefix: str = ""  # Kimi: the id is this, the name, `id_key` and the number that the model writes behind it
     separator: str | None = None
     syntax: ArgumentSyntax = ArgumentSyntax.JSON
     # Of a tagged argument: `key_start`, its name, `key_end`, its value, `value_end`. Where the model says whether the

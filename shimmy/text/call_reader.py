@@ -99,8 +99,9 @@ class CallReader:
         yield from reader.space()
         read = yield from self._arguments_of(name.strip())
         if self._tools.id_key:
-            name, _, call_id = name.partition(self._tools.id_key)
-            self._begin(name.strip(), call_id.strip())
+            name, key, call_id = name.partition(self._tools.id_key)
+            head = f"{self._tools.id_prefix}{name.strip()}{key}" if self._tools.id_prefix else ""
+            self._begin(name.strip(), head + call_id.strip())
         else:
             self._begin(name.strip(), None)
         yield from read(self._say)

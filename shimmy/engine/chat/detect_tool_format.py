@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import harmony, tagged
+from shimmy.text.speech import harmony, kimi, tagged
 
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
@@ -76,7 +76,8 @@ def written(calls: Sequence[ToolCall], format: ToolFormat) -> str:  # noqa: A002
 
 def _body(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
     if format.separator is not None:
-        call_id = f"{format.id_key}{call.id}" if format.id_key else ""
+        call_id = call.id.rpartition(format.id_key)[2] if format.id_prefix else call.id
+        call_id = f"{format.id_key}{call_id}" if format.id_key else ""
         return f"{call.name}{call_id}{format.separator}{_arguments(call, format)}"
     call_id = f", {quoted(format.id_key)}: {quoted(call.id)}" if format.id_key else ""
     head = f"{quoted(format.name_key)}: {quoted(call.name)}, {quoted(format.arguments_key)}: "
@@ -115,6 +116,8 @@ def recognise(template: ChatTemplate) -> Tooling:
         probe.tools = ()
     if harmony.is_taught(template.source):
         return Tooling(harmony.FORM, shows_tools, shows_calls=True, shows_results=True)
+    if kimi.is_taught(template.source):
+        return Tooling(kimi.FORM, shows_tools, shows_calls=True, shows_results=True)
     for probe.calls_lack_content in (False, True):
         found = _format_of_calls(probe)
         if found is not None and not (found.syntax is ArgumentSyntax.TAGGED and _CDATA in template.source):

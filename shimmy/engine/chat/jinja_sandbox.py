@@ -87,7 +87,9 @@ class _Compiler(CodeGenerator):
         check = None
         if isinstance(node, nodes.Concat):
             node, check = nodes.Tuple(node.nodes, "load"), "concatenated"
-        elif isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
+        elif isinstance(node, nodes.List) or (isinstance(node, nodes.Const) and isinstance(node.value, list)):
+            check = "own"
+        elif isinstance(node, nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
             check = "checked"
         elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             check = "metered"
@@ -114,6 +116,10 @@ class _Namespace(Namespace):
 
     def __repr__(self) -> str:
         return "<Namespace>"
+
+
+class _OwnList(list[Any]):
+    """A list that the template has written, and may change."""
 
 
 class _Formatter(SandboxedFormatter):
@@ -208,10 +214,28 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., Any] | None:
         """Replaces a bound method of a string by its bounded form, wherever a template gets hold of it."""
+        if isinstance(value, BuiltinMethodType) and isinstance(value.__self__, _OwnList):
+            methods: dict[str, Callable[..., Any]] = {"append": self._append, "pop": self._pop}
+            changing = methods.get(value.__name__)
+            return None if changing is None else partial(changing, value.__self__)
         if isinstance(value, BuiltinMethodType) and isinstance(value.__self__, str):
             bounded = self._bounded.get(value.__name__)
             return None if bounded is None else partial(bounded, value.__self__)
         return None
+
+    def own(self, value: list[Any]) -> "_OwnList":
+        """A list that the template has written."""
+        return _OwnList(self.checked(value))
+
+    def _append(self, items: list[Any], value: Any) -> None:
+        """Lists of texts and numbers may grow (Kimi K2 keeps ids in one); a list in itself would have no end."""
+        if not isinstance(value, str | int | float | None):
+            raise TemplateFailed("the chat template appends to a list what is neither a text nor a number")
+        self._meter.spend(getsizeof(value))
+        items.append(value)
+
+    def _pop(self, items: list[Any], place: int = -1) -> Any:
+        return items.pop(place)
 
     # What may be made
 

@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate, described, parsed
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import harmony
+from shimmy.text.speech import harmony, kimi
 
 _NO_ARGUMENTS = ("", "null")
 _WORD = re.compile(r"[^\W_]{1,64}")
@@ -136,6 +136,8 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
     turns: list[Message] = []
     if tooling.format.syntax is ArgumentSyntax.HARMONY:
         prompt = replace(prompt, messages=tuple(_one_by_one(prompt.messages)))
+    if tooling.format.id_prefix:
+        prompt = replace(prompt, messages=tuple(kimi.with_ids(prompt.messages)))
     for turn in prompt.messages:
         if tooling.has_short_ids:
             turn = _with_short_ids(turn)  # noqa: PLW2901 - the same turn

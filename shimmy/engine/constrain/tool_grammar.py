@@ -190,7 +190,8 @@ class _Lark:
         """The calls of a reply, from behind the trigger on."""
         form = self._form
         if form.id_key:
-            self.rule("ID", "/[a-zA-Z0-9]{9}/")  # only Mistral's models write ids in calls
+            # Only Mistral's and Kimi's models write ids in calls.
+            self.rule("ID", "/[0-9]{1,9}/" if form.id_prefix else "/[a-zA-Z0-9]{9}/")
             self.rule("ID_IN_QUOTES", '"\\"" ID "\\""')
         more = ""
         if parallel and may_be_several(form):

@@ -12,7 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import harmony
+from shimmy.text.speech import harmony, kimi
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -182,8 +182,11 @@ EXPECTED = {
     # forms that are no JSON, number the calls, or write arguments first
     "google-gemma-4-31B-it": Tooling(),
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": Tooling(),
-    "moonshotai-Kimi-K2": Tooling(),
     "LFM2-8B-A1B": Tooling(),
+    # ids with names and numbers in them
+    "moonshotai-Kimi-K2": tooling(kimi.FORM),
+    "Kimi-K2-Instruct": tooling(kimi.FORM),
+    "Kimi-K2-Thinking": tooling(kimi.FORM),
     # messages in channels
     "openai-gpt-oss-120b": tooling(harmony.FORM),
     "meetkai-functionary-medium-v3.2": Tooling(),
@@ -194,6 +197,12 @@ EXPECTED = {
     # which fails on every conversation without its own variables
     "fireworks-ai-llama-3-firefunction-v2": Tooling(),
 }
+
+
+def calls_in(form: ToolFormat) -> tuple[ToolCall, ...]:
+    calls = CALLS if may_be_several(form) else CALLS[:1]
+    (turn,) = kimi.with_ids([Message("assistant", None, tool_calls=calls)])
+    return turn.tool_calls if form.id_prefix else calls
 
 
 def template(source: str | None) -> ChatTemplate:
@@ -230,7 +239,7 @@ OTHERWISE = ("ByteDance-Seed-OSS", "openai-gpt-oss-120b")
 def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
     source = template(real_templates()[name])
     found = EXPECTED[name]
-    calls = CALLS if may_be_several(found.format) else CALLS[:1]
+    calls = calls_in(found.format)
     conversation = (USER, Message("assistant", None, tool_calls=calls))
     prompt = ChatPrompt(conversation, False, TOOLS if found.shows_tools else ())
     text = source.render(prompt, calls_lack_content=found.calls_lack_content)
@@ -240,7 +249,7 @@ def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> None:
     found = EXPECTED[name]
-    calls = CALLS if may_be_several(found.format) else CALLS[:1]
+    calls = calls_in(found.format)
     reply = written(calls, found.format)  # to the letter what the template writes, as the test above shows
     for size in (1, 2, 7, len(reply)):
         has_channels = found.format.syntax is ArgumentSyntax.HARMONY

@@ -134,6 +134,16 @@ def test_nothing_is_let_out_or_changed(expression: str) -> None:
     assert (messages, facts) == (["hi"], {"a": 1})
 
 
+def test_a_list_of_the_template_may_grow_and_shrink_by_texts() -> None:
+    source = "{% set ns = namespace(x=[]) %}{% set _ = ns.x.append('a') %}{% set _ = ns.x.append(2) %}"
+    assert render(source + "{{ ns.x.pop(0) }}{{ ns.x }}{{ ns.x.pop() }}{{ ns.x | length }}") == "a[2]20"
+    for value in ("ns.x", "[1]", "{}", "ns"):
+        with pytest.raises(TemplateFailed, match="neither a text nor a number"):
+            render(source + "{% set _ = ns.x.append(" + value + ") %}")
+    with pytest.raises(TemplateFailed):
+        render("{% set x = [1] %}{% for i in x %}{% set _ = x.append('a' * 1000) %}{% endfor %}")
+
+
 GROWING = "{% set ns = namespace(x=START) %}{% for i in range(99) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x }}"
 LONG = "{% set s = 'a' * 1000000 %}"
 

@@ -62,9 +62,9 @@ AWKWARD = {
     "where": {"line": 1, "s": '"'},
 }
 CALLS = (
-    ToolCall("abcdefgh1", "write_file", json.dumps(AWKWARD, ensure_ascii=False)),
-    ToolCall("abcdefgh2", "now", "{}"),
-    ToolCall("abcdefgh3", "write_file", '{"path": "", "content": "", "n": 0}'),
+    ToolCall("000000001", "write_file", json.dumps(AWKWARD, ensure_ascii=False)),
+    ToolCall("000000002", "now", "{}"),
+    ToolCall("000000003", "write_file", '{"path": "", "content": "", "n": 0}'),
 )
 
 TAGGED = (
@@ -72,9 +72,10 @@ TAGGED = (
     *("GLM-4.6", "GLM-4.7-Flash", "inclusionai-ling-3.0-flash", "Spark2.5", "poolside-Laguna-S-2.1"),
     *("MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4"),
 )
+KIMI = ("moonshotai-Kimi-K2", "Kimi-K2-Thinking")
 HARMONY = "openai-gpt-oss-120b"
 OWN = ("Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
-FAMILIES = (*TAGGED, HARMONY, *OWN)
+FAMILIES = (*TAGGED, *KIMI, HARMONY, *OWN)
 
 
 @cache
@@ -95,6 +96,8 @@ def marks_of(form: ToolFormat) -> tuple[str, ...]:
     """The marks that are control tokens where a vocabulary has them."""
     if form.syntax is ArgumentSyntax.HARMONY:
         return "<|end|>", "<|call|>"  # llama.cpp shows the others
+    if form.id_prefix:
+        return form.section_start, "<|tool_call_begin|>", form.separator or "", form.call_end, form.section_end
     text = f"{form.section_start}{form.call_start}{form.call_end}{form.section_end}{form.key_end}{form.value_end}"
     return tuple(dict.fromkeys(tool_grammar._MARK.findall(text)))
 
