@@ -114,6 +114,10 @@ class CallReader:
             arguments = TaggedReader(self._reader, self._tools, self._argument_types.get(name, {}))
             yield from arguments.require_arguments()
             return arguments.read
+        if self._tools.syntax is ArgumentSyntax.GEMMA:
+            from shimmy.text.speech.gemma import GemmaReader
+
+            return GemmaReader(self._reader).read
         if (yield from self._reader.peek()) != "{":
             raise Unexpected
         return self._reader.value

@@ -17,7 +17,7 @@ from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ReplyFormat
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Tool
-from shimmy.text.speech import tagged
+from shimmy.text.speech import gemma, tagged
 
 if TYPE_CHECKING:
     from shimmy.engine.constrain.guides import Grammars
@@ -29,6 +29,8 @@ _LOOKING_S = 1.0  # for the schemas of all tools of a job; large ones that come 
 _N_SURE, _SURE_CHARACTERS = 64, 4096
 _N_WARNINGS = 16  # of one job
 _N_TOLD = 256  # warnings that are in the log already
+# What strings without quotes cannot be held to.
+_UNENFORCED = {ArgumentSyntax.TAGGED: tagged.unenforced, ArgumentSyntax.GEMMA: gemma.unenforced}
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +118,11 @@ class GuideFactory:
             if not tool.strict and not self._takes_objects(schema):
                 schema, _ = self._loaded().schema(_ANY_OBJECT, strict=False)
                 lost = (_NOT_OF_AN_OBJECT,)
-            if form.tools is not None and form.tools.syntax is ArgumentSyntax.TAGGED:
-                lost = (*lost, *self._unenforced(tool, schema))
+            if form.tools is not None and (unenforced := _UNENFORCED.get(form.tools.syntax)) is not None:
+                more = unenforced(schema)
+                if more and tool.strict:
+                    raise BadRequest(f"{more[0]} cannot be enforced in this model's way of writing calls")
+                lost = (*lost, *more)
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
             return schema
 
@@ -125,7 +130,7 @@ class GuideFactory:
         for tool in tools:
             if tool.lark:
                 text, fault = self._text(tool)
-                if form.tools.syntax is ArgumentSyntax.TAGGED:
+                if form.tools.syntax in _UNENFORCED:
                     text, fault = tool.lark, ""  # which stands there as it is, and not in JSON
                 if fault:
                     warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced: {fault}")
@@ -153,13 +158,6 @@ class GuideFactory:
         from shimmy.engine.constrain.tool_grammar import answer_lark
 
         return answer_lark(self._hidden_token, is_thinking=form.is_thinking)
-
-    def _unenforced(self, tool: Tool, schema: dict[str, Any]) -> list[str]:
-        """What bare texts cannot be held to; raises BadRequest where the caller insists."""
-        lost = tagged.unenforced(schema)
-        if lost and tool.strict:
-            raise BadRequest(f"{lost[0]} cannot be enforced in this model's way of writing calls")
-        return lost
 
     def _takes_objects(self, schema: dict[str, Any]) -> bool:
         """Whether there are objects among what a schema allows, as arguments are objects."""

@@ -15,7 +15,7 @@ from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.messages.request import ToolCall
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, properties, resolved, types
-from shimmy.text.speech.grammar_writer import GrammarWriter
+from shimmy.text.speech.grammar_writer import GrammarWriter, text_to
 from shimmy.text.string_matcher import StringMatcher
 
 _NAME_CHARACTERS = 256  # of an argument; a longer one is no name
@@ -153,7 +153,7 @@ def _values(
         allowed = types(part, root)
         rule = f"{name}_{index}"
         if "string" in allowed:
-            yield f"{grammar.text(form.text_mark)} {_text(grammar, rule, part, form)}".strip()
+            yield f"{grammar.text(form.text_mark)} {text_to(grammar, rule, part, form.value_end)}".strip()
         if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
             value = {**part, **({} if others == allowed else {"type": sorted(others)})}
             definitions = {key: root[key] for key in ("$defs", "definitions", "x-guidance") if key in root}
@@ -167,21 +167,6 @@ def _branches(schema: object, root: Mapping[str, Any], depth: int = 0) -> list[M
     if depth < 8 and part.keys() <= _NOTES | {"anyOf", "oneOf"} and "string" in types(part, root):
         return [found for choice in choices(part) for found in _branches(choice, root, depth + 1)] or [part]
     return [part]
-
-
-def _text(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> str:
-    """A string as bare text, to the end of `value_end`."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(values, list):
-        texts = [grammar.text(value) or '""' for value in values if isinstance(value, str)]
-        return f"({' | '.join(texts)}) {grammar.text(form.value_end)}"
-    low, high = schema.get("minLength", 0), schema.get("maxLength", "")
-    if not (low or high):
-        return grammar.until(form.value_end, f"{name}_text")
-    # One pattern for the text and its end: a lexer would take the end for text.
-    end = "".join(rf"\x{{{ord(character):x}}}" for character in form.value_end)
-    grammar.rule(f"{name.upper()}_SIZE", rf"/(?s:.{{{int(low)},{high}}}){end}/ & ~/(?s:.*){end}(?s:.+)/")
-    return f"{name.upper()}_SIZE"
 
 
 # -- reading it

@@ -12,7 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import harmony, kimi
+from shimmy.text.speech import gemma, harmony, kimi
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -180,13 +180,15 @@ EXPECTED = {
     # arguments with CDATA in them
     "openbmb-MiniCPM5-1B": Tooling(),
     # forms that are no JSON, number the calls, or write arguments first
-    "google-gemma-4-31B-it": Tooling(),
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": Tooling(),
     "LFM2-8B-A1B": Tooling(),
     # ids with names and numbers in them
     "moonshotai-Kimi-K2": tooling(kimi.FORM),
     "Kimi-K2-Instruct": tooling(kimi.FORM),
     "Kimi-K2-Thinking": tooling(kimi.FORM),
+    # bare keys, and marks around strings
+    "google-gemma-4-31B-it": tooling(gemma.FORM),
+    "google-gemma-4-31B-it-interleaved": tooling(gemma.FORM),
     # messages in channels
     "openai-gpt-oss-120b": tooling(harmony.FORM),
     "meetkai-functionary-medium-v3.2": Tooling(),
@@ -229,8 +231,10 @@ def test_no_real_template_breaks_the_probe() -> None:
         assert not any("probe" in mark.lower() for mark in marks(ReplyFormat(tools=found.format)))
 
 
-# Lists and objects as Python prints them, which its models do not write; the recipient in the other place of a header.
-OTHERWISE = ("ByteDance-Seed-OSS", "openai-gpt-oss-120b")
+# Lists, objects and `None` as Python prints them; the recipient in the other place of a header.
+OTHERWISE = (
+    *("ByteDance-Seed-OSS", "google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved", "openai-gpt-oss-120b"),
+)
 
 
 @pytest.mark.parametrize(

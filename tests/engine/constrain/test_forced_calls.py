@@ -73,9 +73,10 @@ TAGGED = (
     *("MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4"),
 )
 KIMI = ("moonshotai-Kimi-K2", "Kimi-K2-Thinking")
+GEMMA = "google-gemma-4-31B-it"
 HARMONY = "openai-gpt-oss-120b"
 OWN = ("Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
-FAMILIES = (*TAGGED, *KIMI, HARMONY, *OWN)
+FAMILIES = (*TAGGED, *KIMI, GEMMA, HARMONY, *OWN)
 
 
 @cache
@@ -103,7 +104,7 @@ def marks_of(form: ToolFormat) -> tuple[str, ...]:
 
 
 def exits(form: ToolFormat) -> tuple[str, ...]:
-    return form.value_end, '"', "]", "}", form.call_end, form.section_end, "<|end|>"
+    return form.value_end, form.text_mark, '"', "]", "}", form.call_end, form.section_end, "<|end|>"
 
 
 def read(text: str, form: ToolFormat, seed: int | None = None) -> Reply:

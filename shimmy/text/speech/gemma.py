@@ -1,0 +1,235 @@
+"""Calls of Gemma 4: `call:NAME{key:value,…}` with bare keys and strings between marks of their own.
+
+All that is known of this way of writing: recognising its templates, writing it, the grammar that forces it and reading
+it back as JSON. Knows no tokens.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shimmy.messages.reply import ArgumentSyntax, ToolFormat
+from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
+from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, resolved, types
+from shimmy.text.speech.grammar_writer import GrammarWriter, members, text_to
+from shimmy.text.string_matcher import StringMatcher
+
+QUOTE = '<|"|>'
+FORM = ToolFormat(
+    call_start="<|tool_call>call:",
+    call_end="}<tool_call|>",
+    separator="{",
+    syntax=ArgumentSyntax.GEMMA,
+    text_mark=QUOTE,
+)
+
+
+def is_taught(template: str) -> bool:
+    """Whether a template writes calls in this way."""
+    return FORM.call_start in template and QUOTE in template
+
+
+# -- writing it
+
+
+def written(arguments: str) -> str:
+    """The arguments of a call, a JSON object, as a model writes them; other JSON is the argument `input`."""
+    try:
+        values = json.loads(arguments)
+    except (ValueError, RecursionError):
+        values = arguments
+    return _written(values if isinstance(values, dict) else {"input": values})[1:-1]
+
+
+def _written(value: object) -> str:
+    match value:
+        case str():
+            return f"{QUOTE}{value}{QUOTE}"
+        case dict():
+            return f"{{{','.join(f'{key}:{_written(value[key])}' for key in _sorted(value))}}}"
+        case list():
+            return f"[{','.join(map(_written, value))}]"
+        case _:
+            return json.dumps(value)
+
+
+def _sorted(keys: Mapping[str, Any]) -> list[str]:
+    """As the template sorts them, whatever their case."""
+    return sorted(keys, key=str.lower)
+
+
+# -- forcing it
+
+_OF_NUMBERS = ("type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_KNOWN = frozenset((
+    *_OF_NUMBERS, "minLength", "maxLength", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf",
+    "$ref", "$defs", "definitions", "x-guidance", "title", "description", "default", "examples", "$schema", "$id",
+    "$comment", "deprecated", "nullable",
+))  # fmt: skip
+_MAX_DEPTH = 6  # of objects and arrays; what is deeper is left to the model
+
+
+def unenforced(schema: Mapping[str, Any]) -> list[str]:
+    """The parts of a tool's schema that this grammar leaves to the model, in words."""
+    return sorted(set(_lost(schema, schema, "#", 0)))
+
+
+def _lost(schema: object, root: Mapping[str, Any], place: str, depth: int) -> Iterator[str]:
+    part = resolved(schema, root)
+    if depth > _MAX_DEPTH and part:
+        yield f"the schema at `{place}`"
+        return
+    yield from (f"`{keyword}` at `{place}`" for keyword in part.keys() - _KNOWN)
+    for name, child in _properties(part).items():
+        yield from _lost(child, root, f"{place}/properties/{name}", depth + 1)
+    if "items" in part:
+        yield from _lost(part["items"], root, f"{place}/items", depth + 1)
+    for child in choices(part):
+        yield from _lost(child, root, place, depth + 1)
+
+
+def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any]) -> str:
+    """The arguments of a tool with this schema, as the body of the rule `name`."""
+    return _members(grammar, name, resolved(schema, schema), schema, 0)
+
+
+def text_rule(grammar: GrammarWriter, key: str, lark: str) -> str:
+    """The one argument `key`, a text that another grammar describes."""
+    return f"{grammar.text(f'{key}:')} {grammar.text(QUOTE)} %lark {{\n{lark}\n}} {grammar.text(QUOTE)}"
+
+
+def _properties(schema: Mapping[str, Any]) -> dict[str, Any]:
+    found = schema.get("properties")
+    return found if isinstance(found, dict) else {}
+
+
+def _members(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> str:
+    known, required = _properties(schema), schema.get("required")
+    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
+    rules = []
+    for index, key in enumerate(_sorted({**known, **dict.fromkeys(needed - known.keys(), True)})):
+        part = known.get(key, True)
+        if part is not False:
+            rule = f"{name}_{index}"
+            grammar.rule(rule, f"{grammar.text(f'{key}:')} ({_value(grammar, rule, part, root, depth + 1)})")
+            rules.append((rule, key in needed))
+    further = ""
+    more = schema.get("additionalProperties", not known)
+    if more is not False:
+        further = f"{name}_more"
+        grammar.rule("KEY", r"/[\w.\-]{1,64}/")
+        grammar.rule(further, f'KEY ":" ({_value(grammar, further, more, root, depth + 1)})')
+    return members(grammar, name, rules, '","', further)
+
+
+def _value(grammar: GrammarWriter, name: str, schema: object, root: Mapping[str, Any], depth: int) -> str:
+    """The ways to write a value, as the body of a rule or a group."""
+    part = resolved(schema, root)
+    if depth > _MAX_DEPTH or not part:
+        return _any(grammar)
+    parts = choices(part)
+    if parts and "type" not in part:
+        return " | ".join(
+            _value(grammar, f"{name}_{index}", choice, root, depth + 1) for index, choice in enumerate(parts)
+        )
+    return " | ".join(_by_type(grammar, name, part, root, depth)) or _any(grammar)
+
+
+def _by_type(
+    grammar: GrammarWriter, name: str, part: Mapping[str, Any], root: Mapping[str, Any], depth: int
+) -> Iterator[str]:
+    allowed = types(part, root)
+    if "string" in allowed:
+        yield f"{grammar.text(QUOTE)} {text_to(grammar, name, part, QUOTE)}"
+    if plain := allowed & {"number", "integer", "boolean", "null"}:
+        schema = {key: part[key] for key in _OF_NUMBERS if key in part} | {"type": sorted(plain)}
+        grammar.rule(f"{name}_json", f"%json {json.dumps(schema)}")
+        yield f"{name}_json"
+    if "array" in allowed:
+        item = f"{name}_item"
+        grammar.rule(item, _value(grammar, item, part.get("items", True), root, depth + 1))
+        yield f'"[" ({item} ("," {item})*)? "]"'
+    if "object" in allowed:
+        grammar.rule(f"{name}_object", _members(grammar, f"{name}_object", part, root, depth))
+        yield f'"{{" {name}_object "}}"'
+
+
+def _any(grammar: GrammarWriter) -> str:
+    grammar.rule("KEY", r"/[\w.\-]{1,64}/")
+    quoted = f"{grammar.text(QUOTE)} {grammar.until(QUOTE, 'any_text')}"
+    grammar.rule("any_plain", '%json {"type": ["boolean", "null", "number"]}')
+    grammar.rule("any_array", '"[" (any_value ("," any_value)*)? "]"')
+    grammar.rule("any_object", '"{" (KEY ":" any_value ("," KEY ":" any_value)*)? "}"')
+    grammar.rule("any_value", f"{quoted} | any_plain | any_array | any_object")
+    return "any_value"
+
+
+# -- reading it
+
+_NAME_CHARACTERS = 256
+_SCALAR_CHARACTERS = 4096
+_KEY_END = re.compile(":")
+_SCALAR_END = re.compile(r"(?=[,}\]])")
+_CLOSERS = {"{": "}", "[": "]"}
+
+
+class GemmaReader:
+    """Reads the arguments of one call, behind its first brace and up to its last, and says them as JSON."""
+
+    def __init__(self, reader: IncrementalReader) -> None:
+        self._reader = reader
+
+    def read(self, say: Say) -> Reading[None]:
+        """Say the arguments. Where the text ends inside, or the form is broken, the JSON is not finished either."""
+        reader, open_until, is_first = self._reader, ["}"], True
+        say("{")
+        while True:
+            yield from reader.space()
+            character = yield from reader.peek()
+            if not character:
+                return
+            if character == open_until[-1]:
+                say(open_until.pop())
+                if not open_until:
+                    return
+                is_first = False
+            elif character != ",":
+                say("" if is_first else ", ")
+                try:
+                    opened = yield from self._item(say, has_key=open_until[-1] == "}")
+                except Unexpected:
+                    return
+                is_first = bool(opened)
+                if opened:
+                    open_until.append(_CLOSERS[opened])
+                continue
+            reader.take(1)
+            reader.unsaid.clear()
+
+    def _item(self, say: Say, *, has_key: bool) -> Reading[str]:
+        """Say a value and its key; returns the bracket of one that is only begun, and an empty text else."""
+        reader = self._reader
+        if has_key:
+            key = yield from reader.before(_KEY_END, _NAME_CHARACTERS)
+            say(f"{json.dumps(key.strip().removeprefix(QUOTE).removesuffix(QUOTE), ensure_ascii=False)}: ")
+            yield from reader.space()
+        reader.unsaid.clear()
+        if (yield from reader.expect(QUOTE)):
+            say('"')
+            end = yield from reader.until(
+                StringMatcher(QUOTE), lambda text: say(json.dumps(text, ensure_ascii=False)[1:-1])
+            )
+            say('"' if end else "")
+            opened = ""
+        elif (yield from reader.peek()) in _CLOSERS:
+            opened = reader.take(1)
+            say(opened)
+        else:
+            scalar = yield from reader.before(_SCALAR_END, _SCALAR_CHARACTERS)
+            if not scalar.strip():
+                raise Unexpected
+            say(as_json(scalar.strip(), ANY - TEXT))
+            opened = ""
+        reader.unsaid.clear()
+        return opened
