@@ -17,10 +17,12 @@ from tools import variants
 from tools.bootloader import bootloader
 from tools.engine import engine_key, library_folder
 from tools.licenses import license_texts
+from tools.module_archive import COMPILER_SETTINGS
 from tools.papers import LICENSES, beside
+from tools.portable.contents import MODULES, read_files, unpacked
 from tools.steps import CACHE, DIST, ROOT, VENV, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
 
-LIMIT_BYTES = 22_000_000
+LIMIT_BYTES = 20_500_000
 
 # Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
 PACKAGES = {
@@ -52,7 +54,7 @@ def freeze() -> Path:
     shutil.copyfile(bootloader(), WORK / "bootloader")
     pyinstaller = [venv_python(), "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR"]
     folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]
-    run([*pyinstaller, *folders, ROOT / "shimmy.spec"], PYTHONHASHSEED="1")
+    run([*pyinstaller, *folders, ROOT / "shimmy.spec"], **COMPILER_SETTINGS)
     program = WORK / "dist" / "shimmy"
     check_contents(program, FILES)
     _check_size(program)
@@ -101,11 +103,10 @@ def check_contents(
     program: Path, expected: set[str], standard_library: Collection[str] = sys.stdlib_module_names
 ) -> None:
     """Raise BuildError where the program holds other packages than PACKAGES, or other files than these."""
-    viewer = [venv_python(), "-m", "PyInstaller.utils.cliutils.archive_viewer", "--list", "--recursive", "--brief"]
-    files_part, _, modules_part = run([*viewer, program]).partition("Contents of 'PYZ")
-    files = {plain_name(line.strip()) for line in files_part.splitlines() if "." in line and "'" not in line}
-    modules = {line.strip().partition(".")[0] for line in modules_part.splitlines()[1:]}
-    found = {name for name in files if not name.startswith("lib-dynload/")} - {"PYZ.pyz"}
+    contents = {name: (stored, content) for name, stored, content in read_files(program)}
+    modules = {name.partition(".")[0] for name, _ in unpacked(MODULES, contents.pop(MODULES)[1])}
+    files = {plain_name(name) for name in contents if "." in name}
+    found = {name for name in files if not name.startswith("lib-dynload/")}
     _compare("files", expected, found)
     _compare("packages", PACKAGES | STAND_INS, modules - set(standard_library))
 

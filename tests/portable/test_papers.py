@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 
 from shimmy.commands.contents import PACKAGES
+from tools import module_archive
 from tools.portable.contents import MODULES, read_files
 from tools.portable.freeze import FILES
 from tools.portable.papers import sizes
@@ -202,9 +203,10 @@ def zip_of(files: dict[str, bytes]) -> bytes:
 
 
 def test_the_table_has_the_bytes_of_each_part(tmp_path: Path) -> None:
-    module = zlib.compress(bytes(500))
-    modules = struct.pack("!4s4sI", b"PYZ\0", b"magi", 12 + len(module)) + module
-    modules += marshal.dumps([("a", (0, 12, len(module))), ("namespace", (3, 0, 0))])
+    source = tmp_path / "a.py"
+    source.write_text("a = 1\n")
+    module_archive.write(tmp_path / "modules", {"a": source, "namespace": None})
+    modules = (tmp_path / "modules").read_bytes()
     files = {
         "__main__": (b"script", True),
         "libpython3.13.so.1.0": (bytes(2000), False),
@@ -216,8 +218,9 @@ def test_the_table_has_the_bytes_of_each_part(tmp_path: Path) -> None:
     path = program(tmp_path, files)
     lines = sizes.table(path).splitlines()[2:]
     rows = {row[0]: tuple(int(cell.replace(",", "")) for cell in row[2:]) for row in map(cells, lines)}
+    code_bytes = len(marshal.dumps(module_archive.compiled("a", source)))
     unpacked = {
-        "libpython.so": 2000, "llguidance.xz": 3000, "base_library.zip": 440, MODULES: 500, "libc/libm.so": 4000,
+        "libpython.so": 2000, "llguidance.xz": 3000, "base_library.zip": 440, MODULES: code_bytes, "libc/libm.so": 4000,
     }  # fmt: skip
     assert {name: rows[name][1] for name in unpacked} == unpacked
     stored = {name: size for name, size, _ in read_files(path)}

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from struct import calcsize, unpack_from
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
+from tools import module_archive
 from tools.variants import ARCHIVE_NAME
 
 # PyInstaller's bootloader/src/pyi_archive.h: the cookie at the end of the archive, and an entry of its table.
@@ -69,10 +70,7 @@ def unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
     elif plain == "ssl.xz":
         yield from marshal.loads(lzma.decompress(content))
     elif plain == MODULES:
-        (table,) = unpack_from("!I", content, 8)  # PyInstaller's archive/writers.py, ZlibArchiveWriter
-        for module, (_, place, n_bytes) in marshal.loads(content[table:]):
-            if n_bytes:  # a package without a module of its own has nothing
-                yield module, zlib.decompress(content[place : place + n_bytes])
+        yield from module_archive.read(content)
     elif plain.endswith(".zip"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             yield from ((member, archive.read(member)) for member in archive.namelist())

@@ -14,6 +14,7 @@ from tools import openssl, variants
 from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader
 from tools.engine import engine_sources
 from tools.freeze import check_contents
+from tools.module_archive import COMPILER_SETTINGS
 from tools.papers import LICENSES, SBOM, SIZES, beside
 from tools.portable.c_library import c_library
 from tools.portable.compiler import compiler, tools_environment
@@ -62,7 +63,7 @@ def freeze(target: Target) -> Path:
         **own.environment,
         # What is analysed is also imported, so the engine is this machine's.
         "PYTHONPATH": f"{site()}:{_binding(BUILD_MACHINE, BUILD_MACHINE.folder / 'binding')}",
-        "PYTHONHASHSEED": "1",
+        **COMPILER_SETTINGS,
         "SHIMMY_PARTS": str(parts),
         "SHIMMY_MACHINE": target.machine,
     }
