@@ -5,7 +5,7 @@ import sys
 
 _NEEDS_A_WORKER = ("generate", "probe", "bench")
 # What Starlette and Hypercorn import and a server hardly uses: 10 ms of its start, 1 MB of its memory.
-_LATE = ("calendar", "html", "http.client", "http.cookies", "lzma", "tomllib")
+_LATE = ("calendar", "copy", "hashlib", "html", "http.client", "http.cookies", "lzma", "tomllib")
 # What the standard library and packages try to import, and the frozen file has not: each search takes 0.5 ms.
 _ABSENT = ("_hashlib", "_uuid", "bz2", "msvcrt", "multipart", "org", "python_multipart", "sniffio", "winreg")
 
