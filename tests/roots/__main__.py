@@ -92,6 +92,7 @@ def _debian_11(root: Path) -> None:
     _unpack(root, "libc6", c_library.VERSION)
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
 
 
 def _old_libc(root: Path) -> None:
