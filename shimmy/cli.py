@@ -179,6 +179,18 @@ def _pull(call: CommandCall) -> int:
     return pull(call)
 
 
+def _rm(call: CommandCall) -> int:
+    from shimmy.commands.model_files.remove import remove
+
+    return remove(call)
+
+
+def _cp(call: CommandCall) -> int:
+    from shimmy.commands.model_files.copy import copy
+
+    return copy(call)
+
+
 def _bench(call: CommandCall) -> int:
     from shimmy.commands.bench import bench
 
@@ -280,6 +292,12 @@ def _add_file_commands(commands: Any) -> None:
     pull.add_argument(
         "--public-only", action="store_true", help="fetch URLs from public addresses only, not from this network"
     )
+    remove = _command(commands, "rm", _rm, "delete a model's files, or an alias")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="a model's name, or an alias")
+    remove.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    copy = _command(commands, "cp", _cp, "give a model one more name, which stays")
+    copy.add_argument("name", metavar="NAME", help="a model's name")
+    copy.add_argument("alias_name", metavar="ALIAS", help="its other name")
 
 
 def _add_server_commands(commands: Any) -> None:

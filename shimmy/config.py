@@ -46,7 +46,7 @@ _WEIGHTS = ("auto", "mapped", "repacked")
 POOLINGS = ("mean", "cls", "last")
 
 # The commands beside `serve` that take an option.
-_WITH_FILES = ("pull",)
+_WITH_FILES = ("pull", "rm", "cp")
 _WITH_MODELS = ("list", "probe", "generate", "bench", "discover")
 _WITH_ENGINE = ("probe", "generate", "bench")
 _AS_SERVED = ("probe", "generate")  # and not with settings that a measurement needs
@@ -64,7 +64,7 @@ OPTIONS: tuple[Option, ...] = (
            "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":", also=(*_WITH_MODELS, *_WITH_FILES)),
     Option("cache_dir", absolute_path, None,
            "cache folder (headers, converted models, tuning, prompts); safe to delete (default: ~/.cache/shimmy)",
-           "DIR", also=_WITH_MODELS),
+           "DIR", also=(*_WITH_MODELS, *_WITH_FILES)),
     Option("ctx_size", integer(16, 2**24), None,
            "tokens of KV cache, shared by all sequences of a model (default: its training length, if memory allows)",
            "N", ("SHIMMY_MAX_CTX",), field="n_ctx", also=_WITH_ENGINE),
@@ -161,6 +161,7 @@ class Config:
     model_paths: tuple[Path, ...]
     model_dirs: tuple[Path, ...]
     usual_dirs: tuple[Path, ...]  # to be searched as well; most of them will not be there
+    alias_file: Path | None  # where `cp` keeps aliases
     cache_dir: Path | None  # None: there is no place for one
     n_ctx: int | None
     n_sequences: int
@@ -234,6 +235,7 @@ def load(
     values["max_body_mb"] *= 2**20
     return Config(
         **{option.field or option.name: values[option.name] for option in OPTIONS if option.name not in _JOINED},
+        alias_file=_alias_file(environment),
         usual_dirs=() if values["model_path"] or values["model_dirs"] else _usual_dirs(environment),
         sampling=SamplingParams(**{field: values[name] for field, name in _SAMPLING.items()}),
         sampling_given=tuple(field for field, name in _SAMPLING.items() if found[name][1] < Source.DEFAULT),
@@ -247,6 +249,12 @@ def _usual_dirs(environment: Mapping[str, str]) -> tuple[Path, ...]:
     own = (_place("models"), _place("~/models"), own_dir)
     ollama = (ollama_store(environment), _place("/usr/share/ollama/.ollama/models"))
     return tuple(filter(None, (*own, hub_cache(environment), *ollama, *lm_studio)))
+
+
+def _alias_file(environment: Mapping[str, str]) -> Path | None:
+    """Where `cp` keeps aliases."""
+    place = _place(environment.get("XDG_CONFIG_HOME") or "~/.config")
+    return place / "shimmy" / "aliases.json" if place else None
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path | None:

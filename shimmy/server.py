@@ -18,6 +18,7 @@ from shimmy import __version__, log
 from shimmy.api.app import create_app
 from shimmy.api.web_origins import is_loopback
 from shimmy.background import in_thread, keep_running
+from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import CatalogDiff, Registry
 from shimmy.catalog.header_cache import Headers
@@ -59,7 +60,8 @@ class Server:
     """One running server. Made and run on the event loop's thread."""
 
     def __init__(self, config: Config, home: UnpackedFolder, announce: "Callable[[int], None] | None" = None) -> None:
-        metrics, events, registry = Metrics(), ModelEvents(), Registry(config.aliases, config.default_model)
+        metrics, events = Metrics(), ModelEvents()
+        registry = Registry(config.aliases, config.default_model, AliasFile(config.alias_file))
         pool = Pool(config, metrics, events)
         self._config = config
         self._home = home

@@ -85,6 +85,7 @@ def other(name: str) -> str:
 def test_this_table_knows_every_option_and_reaches_every_field() -> None:
     assert {*VALUES, *FILES} == set(by_name)
     assert {row[2] for row in VALUES.values()} == {field.name for field in fields(Config)} - {
+        "alias_file",
         "usual_dirs",
         "sampling_given",
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import ModelLocation, base_and_tag, composed, model_name, spellings, without_suffix
 from shimmy.errors import ModelNotFound
 from shimmy.messages.model_info import ModelDefaults
@@ -220,14 +221,17 @@ class Registry:
     One task publishes, everyone reads `catalog` once per request and keeps what they read.
     """
 
-    __slots__ = ("_aliases", "_default", "catalog")
+    __slots__ = ("_aliases", "_default", "_kept", "catalog")
 
-    def __init__(self, aliases: Iterable[tuple[str, str]] = (), default: str | None = None) -> None:
-        """`aliases` are pairs of another name, a shell pattern if need be, and a model's. `default` answers for
-        every name that means nothing."""
+    def __init__(
+        self, aliases: Iterable[tuple[str, str]] = (), default: str | None = None, kept: AliasFile | None = None
+    ) -> None:
+        """`aliases` are pairs of another name, a shell pattern if need be, and a model's; those of `kept` come after
+        them. `default` answers for every name that means nothing."""
         self.catalog = Catalog()
         self._aliases = tuple((composed(alias.lower()), target) for alias, target in aliases)
         self._default = default
+        self._kept = kept or AliasFile(None)
 
     def publish(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -248,6 +252,8 @@ class Registry:
             for alias, target in self._aliases:
                 if fnmatchcase(composed(name.lower()), alias):
                     return catalog.entry(target)
+            if (kept := dict(self._kept.pairs()).get(composed(name.lower()))) is not None:
+                return catalog.entry(kept)
         if self._default is not None and not catalog.candidates(name) and catalog.rejected_like(name) is None:
             return catalog.entry(self._default)
         return catalog.entry(name)
@@ -262,7 +268,7 @@ class Registry:
         """The aliases that are plain names and mean a model now."""
         catalog = self.catalog
         found = []
-        for alias, target in self._aliases:
+        for alias, target in dict((*self._kept.pairs(), *self._aliases)).items():
             if not set(alias) & set("*?[") and catalog.find(alias) is None:
                 with suppress(ModelNotFound):
                     found.append((alias, catalog.resolve(target)))

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, Model, Registry, printable, shown
 from shimmy.catalog.header_cache import Headers
@@ -171,13 +172,14 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
             reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
             raise NotFound(f"`{name}` cannot be served: {reason}")
         name = catalog.models[0].name
-    model = catalog.resolve(name)
+    registry = Registry(kept=AliasFile(config.alias_file))
+    registry.publish(catalog)
+    model = registry.resolve(name)
 
     async def run() -> Any:
-        metrics, events, registry = Metrics(), ModelEvents(), Registry()
+        metrics, events = Metrics(), ModelEvents()
         pool = Pool(config, metrics, events)
         services = Services(config, registry, pool, metrics, events, no_discovery, ready=True)
-        registry.publish(catalog)
         watching = asyncio.create_task(_show_conversion(events))
         try:
             return await use(services, model)

@@ -58,6 +58,7 @@ def environment(temporary: Path) -> dict[str, str]:
     if FORCED:
         kept["SHIMMY_CPU_VARIANT"] = FORCED
     places = {"TMPDIR": str(temporary), "XDG_CACHE_HOME": f"{temporary}-cache", "XDG_RUNTIME_DIR": f"{temporary}-run"}
+    places["XDG_CONFIG_HOME"] = f"{temporary}-config"
     return kept | places | {"PYTHONPATH": python_path}
 
 

@@ -192,11 +192,10 @@ def _fetch(source: _Source, part: PartFile, size_bytes: int | None) -> None:
     for is_second in (False, True):
         n_there = part.n_there
         meter.skipped(n_there)
-        digest = digest_for(file.digest, size_bytes)
         if source.has_ranges and size_bytes:
-            _Ranges(source, part, size_bytes).run(digest)
+            digest = _Ranges(source, part, size_bytes).run()
         else:
-            _stream(source, part, size_bytes, digest)
+            digest = _stream(source, part, size_bytes)
         meter.tick(is_last=True)
         if digest is None or digest.hexdigest() == file.digest:
             _check_start(source, part)
@@ -219,8 +218,8 @@ def _check_start(source: _Source, part: PartFile) -> None:
         raise PullFailed(f"what `{host_of(source.file.url)}` sends as `{source.file.name}` is not a GGUF file")
 
 
-def _stream(source: _Source, part: PartFile, size_bytes: int | None, digest: Digest | None) -> None:
-    """The whole file by one request, from its beginning at each try."""
+def _stream(source: _Source, part: PartFile, size_bytes: int | None) -> Digest | None:
+    """The whole file by one request, from its beginning at each try; what computed its digest."""
     meter, client = source.transfer.meter, source.transfer.client
     patience = Patience(meter, threading.Event(), tries=4)
     buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -249,10 +248,11 @@ def _stream(source: _Source, part: PartFile, size_bytes: int | None, digest: Dig
             at = 0
             part.restart()
             patience.wait(trouble)
-    position = 0
+    digest, position = digest_for(source.file.digest, at), 0
     while digest is not None and (n_read := part.read(buffer, position)):
         digest.update(buffer[:n_read])
         position += n_read
+    return digest
 
 
 class _Task:
@@ -285,13 +285,14 @@ class _Ranges:
         self._failure: BaseException | None = None
         self._clients: list[Client] = []
 
-    def run(self, digest: Digest | None) -> None:
-        """Raises what a thread raised."""
+    def run(self) -> Digest | None:
+        """What computed the digest. Raises what a thread raised."""
         n_threads = min(N_CONNECTIONS, len(self._tasks))
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(n_threads)]
         for thread in threads:
             thread.start()
         try:
+            digest = digest_for(self._source.file.digest, self._size_bytes)  # OpenSSL is unpacked meanwhile
             self._follow(digest)
         finally:
             self._stop.set()
@@ -301,10 +302,11 @@ class _Ranges:
                 thread.join(_JOIN_S)  # what they have fetched is noted
         if self._failure is not None:
             raise self._failure
+        return digest
 
     def _follow(self, digest: Digest | None) -> None:
         buffer = memoryview(bytearray(4 * BUFFER_BYTES))
-        at = 0
+        at = flushed = 0
         while at < self._size_bytes and not self._stop.is_set():
             end = self._frontier()
             if at == end or (digest is None and end < self._size_bytes):
@@ -316,6 +318,9 @@ class _Ranges:
                 n_read = self._part.read(buffer[: end - at], at)
                 digest.update(buffer[:n_read])
                 at += n_read
+                if at - flushed >= CHUNK_BYTES:
+                    self._part.begin_flush(flushed, at)
+                    flushed = at
             self._source.transfer.meter.tick()
 
     def _frontier(self) -> int:

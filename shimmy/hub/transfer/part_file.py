@@ -79,6 +79,12 @@ class PartFile:
     def read(self, buffer: memoryview, at: int) -> int:
         return os.preadv(self._fd, [buffer], at)
 
+    def begin_flush(self, start: int, end: int) -> None:
+        """Have the disk write these bytes already, so that `finish` waits for less: Linux begins to write pages that it
+        is told to forget, and forgets those alone that are written."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
+
     def restart(self) -> None:
         """Nothing is there."""
         self.extents = []

@@ -1,0 +1,56 @@
+"""`rm`: deletes a model's files, after asking. A server that serves it notices and unloads it."""
+
+import sys
+
+from shimmy.catalog.alias_file import AliasFile
+from shimmy.catalog.catalog import Registry, Rejected, shown
+from shimmy.catalog.removal import Removal, removal
+from shimmy.commands.console import CommandCall, CommandFailed
+from shimmy.commands.models import find_models
+from shimmy.commands.terminal import amounts
+from shimmy.commands.terminal.screen_text import safe_line
+from shimmy.commands.terminal.style import is_terminal
+from shimmy.errors import NotFound
+
+_MAX_SHOWN = 20
+
+
+def remove(call: CommandCall) -> int:
+    """Of an alias, only the alias goes."""
+    aliases = AliasFile(call.config.alias_file)
+    registry = Registry()
+    registry.publish(find_models(call.config))
+    for name in call.options.names:
+        if registry.catalog.find(name) is None and _drop(aliases, name):
+            print(f"removed the alias {safe_line(name)}")
+            continue
+        entry = registry.entry(name)
+        if isinstance(entry, Rejected):
+            raise NotFound(f"`{entry.name}` is not a model ({entry.reason}): delete `{shown(entry.path)}` yourself")
+        what = removal(entry, call.config.roots)
+        size = amounts.size(what.size_bytes)
+        if not call.options.yes and not _is_wanted(entry.name, what, size):
+            print("nothing was removed", file=sys.stderr)
+            return 1
+        what.carry_out()
+        print(f"removed {safe_line(entry.name)}, {size}")
+    return 0
+
+
+def _drop(aliases: AliasFile, name: str) -> bool:
+    try:
+        return aliases.drop(name.lower())
+    except OSError as exc:
+        raise CommandFailed(f"the alias cannot be removed: {exc.strerror}") from exc
+
+
+def _is_wanted(name: str, what: Removal, size: str) -> bool:
+    """Ask the person. Raises CommandFailed where there is none."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        raise CommandFailed(f"`{name}` is not removed, as there is no terminal to ask: add --yes")
+    for path in what.files[:_MAX_SHOWN]:
+        print(f"  {safe_line(shown(path))}", file=sys.stderr)
+    if len(what.files) > _MAX_SHOWN:
+        print(f"  and {len(what.files) - _MAX_SHOWN} more", file=sys.stderr)
+    print(f"Remove {safe_line(name)}, {size}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -1,0 +1,132 @@
+"""What goes with a model, and what stays."""
+
+from pathlib import Path
+
+import pytest
+
+from shimmy import config
+from shimmy.catalog.catalog import Catalog
+from shimmy.catalog.header_cache import Headers
+from shimmy.catalog.removal import RemovalFailed, removal
+from shimmy.catalog.scan import scan
+from shimmy.errors import BadRequest
+from tests.ollama_store import put_in_ollama
+from tests.tiny_checkpoints import write_tiny_llama
+from tests.tiny_models import write_tiny_model
+
+
+def catalog(*folders: Path) -> Catalog:
+    return scan(config.load({"model_dirs": [str(folder) for folder in folders]}, {}), Headers())
+
+
+def remove(name: str, *folders: Path) -> None:
+    removal(catalog(*folders).resolve(name), folders).carry_out()
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def in_hub(cache: Path, repository: str, name: str, seed: int = 0, revision: str = "a" * 40) -> Path:
+    """As huggingface_hub has it."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "blobs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(revision)
+    snapshot = folder / "snapshots" / revision
+    snapshot.mkdir(parents=True, exist_ok=True)
+    blob = folder / "blobs" / f"{seed:064}"
+    if not blob.exists():
+        write_tiny_model(folder, "new", seed=seed).rename(blob)
+    (snapshot / name).symlink_to(f"../../blobs/{blob.name}")
+    return folder
+
+
+def test_a_file_and_its_links_in_the_folders_go(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "tiny")
+    write_tiny_model(tmp_path, "other", seed=1)
+    (tmp_path / "link.gguf").symlink_to("tiny.gguf")
+    (tmp_path / "notes.txt").touch()
+    remove("tiny", tmp_path)
+    assert left(tmp_path) == ["notes.txt", "other.gguf"]
+
+
+def test_a_link_out_of_the_folders_goes_and_its_file_stays(tmp_path: Path) -> None:
+    models, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    models.mkdir()
+    elsewhere.mkdir()
+    write_tiny_model(elsewhere, "tiny")
+    (models / "tiny.gguf").symlink_to(elsewhere / "tiny.gguf")
+    remove("tiny", models)
+    assert left(tmp_path) == ["elsewhere/tiny.gguf"]
+
+
+def test_files_behind_a_link_to_a_folder_elsewhere_are_refused(tmp_path: Path) -> None:
+    models, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    models.mkdir()
+    elsewhere.mkdir()
+    write_tiny_model(elsewhere, "tiny")
+    (models / "folder").symlink_to(elsewhere)
+    with pytest.raises(BadRequest, match="delete it yourself"):
+        remove("tiny", models)
+    assert left(elsewhere) == ["tiny.gguf"]
+
+
+def test_the_last_model_of_a_repository_takes_all_of_it_along(tmp_path: Path) -> None:
+    folder = in_hub(tmp_path, "o/tiny", "tiny.gguf")
+    (folder / "snapshots" / ("a" * 40) / "mmproj-F16.gguf").symlink_to("../../blobs/x")
+    (folder / "blobs" / "x").write_bytes(b"projector")
+    in_hub(tmp_path, "o/other", "other.gguf", seed=1)
+    remove("tiny", tmp_path)
+    assert not folder.exists()
+    assert [model.name for model in catalog(tmp_path).models] == ["other"]
+
+
+def test_one_of_several_models_takes_its_blob_alone(tmp_path: Path) -> None:
+    folder = in_hub(tmp_path, "o/tiny", "tiny-Q4_0.gguf")
+    in_hub(tmp_path, "o/tiny", "tiny-Q8_0.gguf", seed=1)
+    remove("tiny-q4-0", tmp_path)
+    assert left(folder / "blobs") == [f"{1:064}"]
+    assert [model.name for model in catalog(tmp_path).models] == ["tiny-q8-0"]
+
+
+def test_a_blob_that_another_revision_needs_stays_until_that_goes(tmp_path: Path) -> None:
+    folder = in_hub(tmp_path, "o/tiny", "tiny.gguf", revision="b" * 40)
+    in_hub(tmp_path, "o/tiny", "renamed.gguf", revision="a" * 40)
+    model = catalog(tmp_path).resolve("renamed")
+    assert len(model.places) == 2  # one file, two names of it: both go
+    remove("renamed", tmp_path)
+    assert not folder.exists()
+
+
+def test_a_tag_of_ollamas_takes_what_no_other_needs(tmp_path: Path) -> None:
+    host = "registry.ollama.ai/library"
+    put_in_ollama(tmp_path, f"{host}/tiny/latest", system=b"Be kind.")
+    put_in_ollama(tmp_path, f"{host}/tiny/stern", system=b"Be stern.")
+    n_blobs = len([*(tmp_path / "blobs").iterdir()])
+    remove("tiny:latest", tmp_path)
+    assert len([*(tmp_path / "blobs").iterdir()]) == n_blobs - 1  # the system message
+    assert [model.name for model in catalog(tmp_path).models] == ["tiny:stern"]
+    remove("tiny:stern", tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_a_folder_of_safetensors_keeps_what_is_not_the_models(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    write_tiny_llama(folder)
+    (folder / "notes.md").touch()
+    remove("tiny", tmp_path)
+    assert left(tmp_path) == ["tiny/notes.md"]
+
+
+def test_a_file_that_stays_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_model(tmp_path, "tiny")
+    what = removal(catalog(tmp_path).resolve("tiny"), [tmp_path])
+    assert what.size_bytes > 500_000
+
+    def refuse(_: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(missing_ok))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RemovalFailed, match="Permission denied"):
+        what.carry_out()

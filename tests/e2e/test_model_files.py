@@ -1,0 +1,62 @@
+"""`rm` and `cp`, beside a server that serves the models."""
+
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+from tests.e2e.conftest import StartServer
+from tests.e2e.harness import PROGRAM, environment, run
+from tests.e2e.processes import DEADLINE_S, wait_for
+from tests.tiny_models import write_tiny_model
+
+
+def test_a_model_that_is_removed_is_unloaded(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    write_tiny_model(folder, "tiny")
+    write_tiny_model(folder, "other", seed=1)
+    server = start("--model-path", folder)
+    server.chat("hello", "tiny", max_tokens=1)
+    result = run(tmp_path, "rm", "--yes", "--model-path", folder, "tiny")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("removed tiny, ")
+    wait_for("the worker's end", lambda: not server.workers())
+    listed = server.get("/api/models").json()["models"]
+    assert [entry["name"] for entry in listed] == ["other"]
+
+
+def test_nothing_is_removed_without_a_yes(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path, "tiny")
+    result = run(tmp_path, "rm", "--model-path", tmp_path, "tiny")
+    assert result.returncode == 1
+    assert "--yes" in result.stderr
+    for answer, is_there in ((b"\n", True), (b"no\n", True), (b"y\n", False)):
+        primary, secondary = pty.openpty()
+        with subprocess.Popen(
+            [*PROGRAM, "rm", "--model-path", tmp_path, "tiny"],
+            cwd=tmp_path, env=environment(tmp_path / "x"), stdin=secondary, stdout=subprocess.PIPE, stderr=secondary,
+        ) as process:  # fmt: skip
+            os.close(secondary)
+            shown = b""
+            while b"[y/N]" not in shown:
+                shown += os.read(primary, 4096)
+            assert str(path).encode() in shown
+            os.write(primary, answer)
+            process.communicate(timeout=DEADLINE_S)
+        os.close(primary)
+        assert (process.returncode, path.exists()) == (int(is_there), is_there)
+
+
+def test_an_alias_is_known_to_servers_and_commands_until_it_is_removed(start: StartServer, models: Path) -> None:
+    server = start()
+    home, where = server.temporary, ("--model-path", models)
+    given = run(home, "cp", *where, "alpha", "My/Small")
+    assert (given.returncode, given.stdout) == (0, "my/small is alpha\n"), given.stderr
+    assert server.chat("hello", "my/small", max_tokens=1)
+    assert "my/small" in [entry["id"] for entry in server.get("/v1/models").json()["data"]]
+    assert run(home, "cp", *where, "alpha", "beta").returncode == 1
+    assert run(home, "generate", *where, "my/small", "hello", "-n", "1").returncode == 0
+    assert run(home, "rm", *where, "my/small").stdout == "removed the alias my/small\n"
+    assert server.get("/v1/models/my/small").status == 404
+    assert [entry["name"] for entry in server.get("/api/models").json()["models"]] == ["alpha", "beta"]
