@@ -17,7 +17,7 @@ TOOLS = (
     ),
     Tool("now", "The time.", '{"type": "object", "properties": {}}'),
 )
-_ARGUMENTS = (
+_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("get_weather", {"city": "Genève"}),
     ("get_weather", {"city": 'line\nbreak "quoted" <tag> \\', "days": 3, "units": "c"}),
     ("now", {}),

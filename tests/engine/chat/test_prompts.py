@@ -22,7 +22,7 @@ FAMILIES = (
     *("deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4", "ByteDance-Seed-OSS", "inclusionai-ling-3.0-flash"),
     *("NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "google-gemma-4-31B-it", "ibm-granite-granite-4.0"),
     *("ibm-granite-granite-4.1", "mistralai-Ministral-3-14B-Reasoning-2512", "Mistral-Small-3.2-24B-Instruct-2506"),
-    *("mistralai-Mistral-Nemo-Instruct-2407", "unsloth-mistral-Devstral-Small-2507"),
+    *("LFM2.5-8B-A1B", "mistralai-Mistral-Nemo-Instruct-2407", "unsloth-mistral-Devstral-Small-2507"),
 )
 N_CONVERSATIONS = 50
 
@@ -58,6 +58,10 @@ def compiled(source: str) -> Template:
 
 def reference(source: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str | None:
     """None where the template refuses the conversation."""
+    if "message.thinking" in source:
+        source = source.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")  # a tag of transformers
+        names = {"reasoning_content": "thinking"}
+        messages = [{names.get(key, key): value for key, value in message.items()} for message in messages]
     variables = {"messages": messages, "tools": tools, "documents": None, "bos_token": "<s>", "eos_token": "</s>"}
     try:
         return compiled(source).render(**variables, add_generation_prompt=True)
