@@ -13,15 +13,17 @@ from tools.portable.weak_versions import weaken
 from tools.steps import CACHE, BuildError, Stamp, key_of, requirements, say, venv_python
 from tools.steps import pip as run_pip
 
-# Built from its sources, see engine.py; of llguidance only the compiled part is used.
-_NOT_INSTALLED = ("llama-cpp-python", "llguidance")
+# Built from their sources, see engine.py and numpy_core.py; of llguidance only the compiled part is used.
+_NOT_INSTALLED = ("llama-cpp-python", "llguidance", "numpy")
+# What others are built with, by the Python that runs the build.
+_TOOLS = ("cython", "ninja")
 _PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_31")
 
 
 def site() -> Path:
     """A folder of the program's packages and PyInstaller, for the Python of portable builds on this machine."""
     folder = PORTABLE / "site"
-    wanted = [name for name in requirements("build") if not name.startswith(_NOT_INSTALLED)]
+    wanted = [name for name in requirements("build") if not name.startswith(_NOT_INSTALLED + _TOOLS)]
     stamp = Stamp(PORTABLE / "site-stamp", key_of(own_python.VERSION, *wanted))
     if not stamp.holds():
         say("portable: installing the Python packages")

@@ -17,6 +17,7 @@ from shimmy.errors import ModelUnavailable
 from shimmy.system import files, unpacked_folder
 
 GRAMMAR_ARCHIVE = "llguidance.xz"
+NUMPY_ARCHIVE = "numpy.xz"
 ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked program
 _SUFFIX = ".z"
 
@@ -62,7 +63,7 @@ def in_memory(name: str, data: bytes) -> Iterator[str]:
     else:
         import tempfile
 
-        with tempfile.NamedTemporaryFile(dir=unpacked_folder.folder(), suffix=".so") as named:
+        with tempfile.NamedTemporaryFile(dir=unpacked_folder.folder(), prefix=f"{name}-", suffix=".so") as named:
             named.write(data)
             named.flush()
             yield named.name
