@@ -12,8 +12,8 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
-from tools import variants
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, NUMPY_ARCHIVE
+from tools import numpy_core, variants
 from tools.bootloader import bootloader
 from tools.engine import engine_key, library_folder
 from tools.licenses import license_texts
@@ -22,11 +22,11 @@ from tools.papers import LICENSES, beside
 from tools.portable.contents import MODULES, read_files, unpacked
 from tools.steps import CACHE, DIST, ROOT, VENV, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
 
-LIMIT_BYTES = 20_500_000
+LIMIT_BYTES = 22_000_000
 
 # Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
 PACKAGES = {
-    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "shimmy", "starlette", "watchdog"),
+    *("anyio", "h11", "hypercorn", "jinja2", "llama_cpp", "markupsafe", "numpy", "shimmy", "starlette", "watchdog"),
     "typing_extensions",
 }
 # Ours, and names of packages that are not in it (tools/stand_ins/).
@@ -37,7 +37,7 @@ FILES = {
     *("llama_cpp/lib/libllama.so.z", "llama_cpp/lib/libggml.so.z", "llama_cpp/lib/libggml-base.so.z"),
     *("llama_cpp/lib/libstdc++.so.z", "llama_cpp/lib/libgomp.so.z"),
     f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
-    GRAMMAR_ARCHIVE,
+    *(GRAMMAR_ARCHIVE, NUMPY_ARCHIVE),
     "ssl.xz",
     "markupsafe/_speedups.so",
 }
@@ -51,6 +51,7 @@ def freeze() -> Path:
     say("freeze: making `dist/shimmy`")
     _pack_variants()
     _pack_grammar_library()
+    shutil.copyfile(numpy_core.core(), WORK / NUMPY_ARCHIVE)
     shutil.copyfile(bootloader(), WORK / "bootloader")
     pyinstaller = [venv_python(), "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR"]
     folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]
@@ -140,6 +141,6 @@ def _publish(program: Path) -> None:
     """Put the checked file and its papers into dist/; whoever runs the old one keeps it."""
     DIST.mkdir(exist_ok=True)
     digest = hashlib.sha256(program.read_bytes()).hexdigest()
-    beside(DIST / "shimmy", LICENSES).write_text(license_texts(PACKAGES - {"shimmy"} | {"llguidance"}))
+    beside(DIST / "shimmy", LICENSES).write_text(license_texts(PACKAGES - {"shimmy", "numpy"} | {"llguidance"}))
     (DIST / "shimmy.sha256").write_text(f"{digest}  shimmy\n")
     program.replace(DIST / "shimmy")

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tools import numpy_core
 from tools.engine import source_package
 from tools.steps import ROOT, VENV, BuildError
 
@@ -25,8 +26,9 @@ libffi: MIT. liblzma (XZ Utils): public domain (0BSD in later versions). zlib: z
 
 
 def license_texts(packages: set[str]) -> str:
-    """One section for each of these installed packages, then those of llama.cpp, CPython and the system's libraries."""
+    """A section for each of these installed packages, then numpy's, llama.cpp's, CPython's, the system's libraries'."""
     sections = of_packages(packages)
+    sections[f"numpy-{numpy_core.version()}"] = numpy_core.license_texts()
     sections["llama.cpp"] = text_in(source_package(), "vendor/llama.cpp/LICENSE")
     sections["CPython"] = (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt").read_text()
     sections["System libraries"] = SYSTEM_LIBRARIES

@@ -11,8 +11,8 @@ from typing import Any
 
 # What the frozen file holds beside Python and Shimmy itself, as packages are called where they come from.
 PACKAGES = (
-    "anyio", "h11", "hypercorn", "jinja2", "llama-cpp-python", "llguidance", "markupsafe", "starlette",
-    "typing-extensions", "watchdog",
+    "anyio", "h11", "hypercorn", "jinja2", "llama-cpp-python", "llguidance", "markupsafe", "numpy",
+    "starlette", "typing-extensions", "watchdog",
 )  # fmt: skip
 _ENGINE = "llama-cpp-python"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from struct import calcsize, unpack_from
 
-from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, NUMPY_ARCHIVE
 from tools import module_archive
 from tools.variants import ARCHIVE_NAME
 
@@ -65,7 +65,7 @@ def unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
             group = io.BytesIO(lzma.decompress(stream.read(n_bytes)))
             for variant, size in libraries:
                 yield f"CPU variant {variant}", group.read(size)
-    elif plain == GRAMMAR_ARCHIVE:
+    elif plain in {GRAMMAR_ARCHIVE, NUMPY_ARCHIVE}:
         yield name, lzma.decompress(content)
     elif plain == "ssl.xz":
         yield from marshal.loads(lzma.decompress(content))

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
-from tools import openssl, variants
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, NUMPY_ARCHIVE
+from tools import numpy_core, openssl, variants
 from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader
 from tools.engine import engine_sources
 from tools.freeze import check_contents
@@ -21,6 +21,7 @@ from tools.portable.compiler import compiler, tools_environment
 from tools.portable.contents import read_elf_files
 from tools.portable.elf import ElfFile
 from tools.portable.engine import LIBRARIES, engine
+from tools.portable.numpy_core import core
 from tools.portable.packages import grammar_library, not_installed, site, speedups
 from tools.portable.papers import sbom, sizes
 from tools.portable.papers.components import components
@@ -45,7 +46,7 @@ FILES = {
     *(f"libc/{name}.so" for name in ("ld", "libc", "libdl", "libm", "libnss_dns", "libnss_files", "libpthread")),
     *(f"libc/{name}.so" for name in ("libresolv", "librt", "libutil")),
     f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
-    GRAMMAR_ARCHIVE,
+    *(GRAMMAR_ARCHIVE, NUMPY_ARCHIVE),
 }
 
 
@@ -107,11 +108,12 @@ def _collect_parts(target: Target) -> Path:
     (parts / "_speedups.so").write_bytes(speedups(target))
     shutil.copytree(c_library(target), parts / "libc")
     found = variants.read_libraries(libraries)
-    grammars = grammar_library(target)
+    grammars, arithmetic = grammar_library(target), core(target).read_bytes()
     archives: dict[str, tuple[str, Callable[[], bytes]]] = {
         variants.ARCHIVE_NAME: (key_of(*sorted(found), *found.values()), lambda: variants.pack(found)),
         "ssl.xz": (key_of(own.ssl_module.read_bytes()), lambda: openssl.pack([own.ssl_module])),
         GRAMMAR_ARCHIVE: (key_of(grammars), lambda: lzma.compress(grammars, preset=9 | lzma.PRESET_EXTREME)),
+        NUMPY_ARCHIVE: (key_of(arithmetic), lambda: numpy_core.packed(arithmetic, target.machine)),
     }
     for name, (key, pack) in archives.items():
         shutil.copy(_packed_once(target.folder / "packed" / f"{key}-{name}", pack), parts / name)

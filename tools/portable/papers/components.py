@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shimmy.commands.contents import PACKAGES, llama_cpp_version
-from tools import bootloader
+from tools import bootloader, numpy_core
 from tools.engine import source_package
 from tools.environment import ENGINE_PACKAGE
 from tools.licenses import text_in
@@ -28,6 +28,7 @@ PACKAGE_LICENSES = {
     "llama-cpp-python": "MIT",
     "llguidance": "MIT",
     "markupsafe": "BSD-3-Clause",
+    "numpy": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",
     "starlette": "BSD-3-Clause",
     "typing-extensions": "PSF-2.0",
     "watchdog": "Apache-2.0",
@@ -81,6 +82,8 @@ def components(target: Target) -> list[Component]:
     return [
         *python_packages(target),
         *_engine_parts(target),
+        *_runtime_libraries(ENGINE),
+        *_runtime_libraries(numpy_core.PACKAGE),
         *crates(grammar_library(target)),
         *_python_and_libraries(),
         *_bootloader_parts(),
@@ -130,6 +133,8 @@ def _archive_of(package: str, target: Target) -> Path | None:
     """What the compiled part of a package comes from; the others are Python code of the package index."""
     if package == ENGINE_PACKAGE:
         return source_package()
+    if package == numpy_core.PACKAGE:
+        return numpy_core.source_package()
     return wheel_of(package, target) if package in {"llguidance", "markupsafe"} else None
 
 
@@ -137,15 +142,19 @@ def _engine_parts(target: Target) -> list[Component]:
     archive = source_package()
     version = llama_cpp_version(engine(target)) or "unknown"
     purl = f"pkg:generic/llama.cpp@{version}"
-    zig, llvm = zig_version(), _llvm_version()
     return [
         Component(ENGINE, version, "MIT", purl, archive=archive.name, sha256=_hash_of(archive)),
         Component("llamafile sgemm", "", "MIT", "pkg:generic/llamafile-sgemm", ENGINE),
-        *(
-            Component(name, llvm, LLVM_LICENSE, f"pkg:generic/{name}@{llvm}", ENGINE)
-            for name in ("libc++", "libc++abi", "libunwind")
-        ),
-        Component("zig compiler-rt", zig, f"MIT AND {LLVM_LICENSE}", f"pkg:pypi/ziglang@{zig}", ENGINE),
+    ]
+
+
+def _runtime_libraries(part_of: str) -> list[Component]:
+    """What the compiler links into a library in C++."""
+    zig, llvm = zig_version(), _llvm_version()
+    names = ("libc++", "libc++abi", "libunwind")
+    return [
+        *(Component(name, llvm, LLVM_LICENSE, f"pkg:generic/{name}@{llvm}", part_of) for name in names),
+        Component("zig compiler-rt", zig, f"MIT AND {LLVM_LICENSE}", f"pkg:pypi/ziglang@{zig}", part_of),
     ]
 
 

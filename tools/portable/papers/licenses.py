@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 
 from shimmy.commands.contents import PACKAGES
-from tools import bootloader
+from tools import bootloader, numpy_core
 from tools.engine import engine_sources
 from tools.licenses import in_sections, of_packages, of_page, text_in
 from tools.portable import c_library, sources
@@ -93,6 +93,7 @@ def _of_packages(target: Target, components: Sequence[Component]) -> dict[str, s
     sgemm = (engine / "ggml" / "src" / "ggml-cpu" / "llamafile" / "sgemm.cpp").read_text().partition("\n\n")[0]
     texts["llama.cpp"] = (engine / "LICENSE").read_text()
     texts["llamafile sgemm (in llama.cpp)"] = "\n".join(line.removeprefix("//").strip() for line in sgemm.splitlines())
+    texts[numpy_core.PACKAGE] = numpy_core.license_texts()
     with zipfile.ZipFile(wheel_of("llguidance", target)) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
         texts[GRAMMARS] = wheel.read(name).decode()

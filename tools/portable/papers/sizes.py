@@ -21,6 +21,7 @@ _WHAT = {
     "llama_cpp/lib/libggml-base.so.z": "llama.cpp",
     "llama_cpp/lib/libggml.so.z": "llama.cpp",
     "llguidance.xz": "grammars and JSON schemas",
+    "numpy.xz": "arithmetic for quantised SafeTensors",
     "ssl.xz": "OpenSSL",
     "markupsafe/_speedups.so": "escaping in chat templates",
     "shimmy.inner": "inner bootloader, which starts Python",
