@@ -125,6 +125,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/models/{rest:path}/status", control.status),
     ("POST", "/api/models/{rest:path}/load", control.load),
     ("POST", "/api/models/{rest:path}/unload", control.unload),
+    ("DELETE", "/api/models/{rest:path}", control.delete),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("POST", "/apply-template", tokens.apply_template),

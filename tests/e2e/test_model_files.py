@@ -26,6 +26,22 @@ def test_a_model_that_is_removed_is_unloaded(start: StartServer, tmp_path: Path)
     assert [entry["name"] for entry in listed] == ["other"]
 
 
+def test_the_api_deletes_a_model(start: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    path = write_tiny_model(folder, "tiny")
+    server = start("--model-path", folder, "--default-model", "tiny", "--alias", "any*=tiny")
+    server.chat("hello", "anything", max_tokens=1)
+    for name in ("anything", "none"):
+        assert server.request("DELETE", f"/api/models/{name}").status == 404
+    reply = server.request("DELETE", "/api/models/tiny")
+    assert reply.json() == {"name": "tiny", "files": [str(path)], "size_bytes": reply.json()["size_bytes"]}
+    assert not path.exists()
+    assert server.get("/api/models").json()["models"] == []
+    wait_for("the worker's end", lambda: not server.workers())
+    assert server.request("DELETE", "/api/models/tiny").status == 404
+
+
 def test_nothing_is_removed_without_a_yes(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path, "tiny")
     result = run(tmp_path, "rm", "--model-path", tmp_path, "tiny")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from shimmy.api import client_gone, event_stream
 from shimmy.api.http_exchange import encode
 from shimmy.api.request_fields.field_kinds import Duration, Record
+from shimmy.background import in_thread
 from shimmy.catalog.catalog import Entry, Model, Rejected, shown
+from shimmy.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
@@ -55,6 +57,21 @@ async def unload(exchange: "Exchange") -> None:
     model = exchange.services.registry.resolve(exchange.rest)
     exchange.services.pool.unload(model.name)
     await exchange.reply(_entry(exchange.services, model))
+
+
+async def delete(exchange: "Exchange") -> None:
+    """Deletes the model's files, and nothing that another model needs. Only its own names mean it here."""
+    from shimmy.catalog.removal import removal
+
+    services = exchange.services
+    model = services.registry.catalog.find(exchange.rest)
+    if not isinstance(model, Model):
+        raise ModelNotFound(f"no model is called `{exchange.rest[:100]}`", param="model")
+    what = await in_thread(removal, model, services.config.roots)
+    n_bytes = await in_thread(lambda: what.size_bytes)
+    await in_thread(what.carry_out)
+    await services.discover()
+    await exchange.reply({"name": model.name, "files": list(map(shown, what.files)), "size_bytes": n_bytes})
 
 
 async def discover(exchange: "Exchange") -> None:

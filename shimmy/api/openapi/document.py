@@ -94,6 +94,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/api/models/{rest:path}/unload"): Operation(
         "Models", "Let a model go when its jobs are done", "ModelStatus", _NAMED
     ),
+    ("DELETE", "/api/models/{rest:path}"): Operation(
+        "Models", "Delete a model's files", "RemovedModel", (400, 404)
+    ),
     ("POST", "/api/models/discover"): Operation("Models", "Look at the disk now", "ModelStatusList"),
     ("POST", "/api/models/pull"): Operation(
         "Models", "Fetch a model, and say how far that is", "PullResult", (*_BODY, 404, 502, 503),

@@ -297,6 +297,7 @@ def _pulls() -> Json:
         "models": array(TEXT),
     }
     return {
+        "RemovedModel": record({"name": TEXT, "files": array(TEXT), "size_bytes": COUNT}),
         "PullEvent": record({}, pull_event),
         "PullResult": record({"model": TEXT, "path": TEXT, "total_bytes": COUNT, "models": array(TEXT)}),
     }
