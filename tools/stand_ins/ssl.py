@@ -102,10 +102,14 @@ def _load_openssl() -> None:
     from shimmy.system import unpacked_folder
 
     archive = unpacked_folder.part(ARCHIVE)
-    for name, data in marshal.loads(lzma.decompress(archive.read_bytes())):
+    with lzma.open(archive) as stream:  # read as it is inflated, it is in memory once
+        parts = marshal.load(stream)
+    while parts:
+        name, data = parts.pop(0)
         path = archive.with_name(name)
         if not path.exists():
             unpacked_folder.put(path, data)
+        del data
         if name.startswith("lib"):
             ctypes.CDLL(str(path))
             continue

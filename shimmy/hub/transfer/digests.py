@@ -43,7 +43,8 @@ def openssl_sha256() -> Digest | None:
     from importlib import import_module
 
     try:
-        assert ssl.OPENSSL_VERSION  # the frozen file's `ssl` is the real one from here on
+        if not ssl.OPENSSL_VERSION:  # which has the frozen file's `ssl` become the real one
+            return None
         return _OpenSsl(ctypes.CDLL(import_module("_ssl").__file__))
     except (AttributeError, ImportError, OSError):
         return None
