@@ -13,7 +13,7 @@ from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS, ROUNDED, Hold
 
 Floats: TypeAlias = NDArray[np.float32]
 Bytes: TypeAlias = NDArray[np.uint8]
-Codes: TypeAlias = NDArray[np.int16]
+Codes: TypeAlias = NDArray[np.signedinteger[Any]]  # of 8 bits where they are enough, else of 16
 Index: TypeAlias = NDArray[np.int64]
 
 _F16_LARGEST, _F16_SMALLEST = np.float32(65_504), np.float32(2.0**-14)  # of those with all bits
@@ -40,13 +40,13 @@ class Weights(Protocol):
 class Plain:
     """Weights that are numbers already."""
 
-    numbers: Floats  # [rows, row length]
+    numbers: NDArray[np.floating[Any]]  # [rows, row length]; in F16 where that is exact
 
     def taken(self, rows: Any) -> "Plain":
         return Plain(self.numbers[rows])
 
     def values(self) -> Floats:
-        return self.numbers
+        return self.numbers.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Integers:
         if self.groups is not None:
             found *= self.scales[:, self.groups]
         else:
-            found *= spread(self.scales, found.shape[1])
+            grouped(found, self.scales)[...] *= self.scales[:, :, None]
         if self.factor is not None:
             found *= self.factor
         return found
@@ -92,8 +92,9 @@ class Affine:
 
     def values(self) -> Floats:
         found = self.codes.astype(np.float32)
-        found *= spread(self.scales, found.shape[1])
-        found += spread(self.biases, found.shape[1])
+        runs = grouped(found, self.scales)
+        runs *= self.scales[:, :, None]
+        runs += self.biases[:, :, None]
         return found
 
 
@@ -110,8 +111,13 @@ class FourBitFloats:
 
     def values(self) -> Floats:
         found: Floats = E2M1[self.codes]
-        found *= spread(self.scales, found.shape[1])
+        grouped(found, self.scales)[...] *= self.scales[:, :, None]
         return found
+
+
+def grouped(numbers: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
+    """The same memory as [rows, groups, columns of a group], with as many groups as there are scales of a row."""
+    return numbers.reshape(*scales.shape, -1)
 
 
 def spread(scales: Floats, n: int) -> Floats:
@@ -119,15 +125,31 @@ def spread(scales: Floats, n: int) -> Floats:
     return np.repeat(scales, n // scales.shape[1], axis=1)
 
 
-def group_of_columns(n_columns: int, group: int) -> Index:
-    """[columns]: where groups of this length follow each other, the last one perhaps cut off."""
-    return np.arange(n_columns) // group
+def runs_of_columns(n_columns: int, group: int, stored: Index | None, n_groups: int) -> Index | None:
+    """[columns]: the group of each; None where groups of this length follow each other. BadValuesError for a wrong one.
+
+    `stored` is what the file says of it, None where it says nothing.
+    """
+    plain = np.arange(n_columns) // group
+    if stored is None or (len(stored) == n_columns and (stored == plain).all()):
+        return None if n_columns % group == 0 else plain
+    if ((stored < 0) | (stored >= n_groups)).any():
+        raise BadValuesError("an index of a group of columns is out of range")
+    return stored.astype(np.int64)
 
 
-def in_blocks(groups: Index) -> bool:
+def less_zeros(codes: Codes, zeros: Codes, groups: Index | None) -> None:
+    """Take the zero point of its group, [rows, groups], off each code, [rows, columns]."""
+    if groups is None:
+        grouped(codes, zeros)[...] -= zeros[:, :, None]
+    else:
+        codes -= zeros[:, groups]
+
+
+def in_blocks(groups: Index | None, n_columns: int, group: int) -> bool:
     """Whether all columns of each block of 32 are of one group."""
-    if len(groups) % BLOCK:
-        return False
+    if n_columns % BLOCK or groups is None:
+        return n_columns % BLOCK == 0 and group % BLOCK == 0
     blocks = groups.reshape(-1, BLOCK)
     return bool((blocks == blocks[:, :1]).all())
 

@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts.arrays import Codes, Integers, checked_scales, group_of_columns, hold_integers
+from shimmy.engine.layouts.arrays import Codes, Integers, checked_scales, hold_integers, less_zeros
 from shimmy.formats.quantised.stored import Holding, integer_type
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
-_SHIFTS = np.array([0, 16, 4, 20, 8, 24, 12, 28], np.uint32)  # of a word's columns, in their order
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of its eight columns each four bits of a word are
 
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
@@ -24,13 +24,17 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
     """`codes` is [columns, words]."""
+    del options
     scales = arrays["scales"]
-    groups = group_of_columns(options["n_columns"], options["group"])
-    codes = np.ascontiguousarray(_unpacked(arrays["codes"], scales.shape[1]).T)
-    codes -= _unpacked(arrays["zeros"], scales.shape[1]).T[:, groups]
-    return Integers(codes, np.ascontiguousarray(scales.T), groups)
+    codes = _unpacked(arrays["codes"], scales.shape[1])
+    less_zeros(codes, _unpacked(arrays["zeros"], scales.shape[1]), None)
+    return Integers(codes, np.ascontiguousarray(scales.T))
 
 
-def _unpacked(words: NDArray[Any], n_rows: int) -> Codes:
-    found = words.view(np.uint32)[:, :, None] >> _SHIFTS & np.uint32(15)
-    return found.astype(np.int16).reshape(words.shape[0], -1)[:, :n_rows]
+def _unpacked(stored: NDArray[Any], n_rows: int) -> Codes:
+    """[rows, n] out of [n, words]."""
+    words = np.ascontiguousarray(stored.T).view(np.uint32)
+    found = np.empty((words.shape[0], 8, words.shape[1]), np.int8)
+    for index, row in enumerate(_ORDER):
+        found[:, row] = words >> np.uint32(4 * index) & np.uint32(15)
+    return found.reshape(-1, words.shape[1])[:n_rows]

@@ -16,14 +16,19 @@ def unpacked(words: NDArray[np.uint32], bits: int, n: int) -> Codes:
     index, offset = start // 32, (start % 32).astype(np.uint64)
     ends = np.minimum(index + 1, words.shape[1] - 1)
     pairs = words[:, index].astype(np.uint64) | words[:, ends].astype(np.uint64) << np.uint64(32)
-    return (pairs >> offset & np.uint64((1 << bits) - 1)).astype(np.int16)
+    return (pairs >> offset & np.uint64((1 << bits) - 1)).astype(np.int8 if bits < 5 else np.int16)
 
 
 def in_whole_words(words: NDArray[np.uint32], bits: int, n: int) -> Codes:
     """The same where no code crosses the end of a word; what is left over of a word is unused."""
-    shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
-    found = words[:, :, None] >> shifts & np.uint32((1 << bits) - 1)
-    return found.astype(np.int16).reshape(words.shape[0], -1)[:, :n]
+    if bits == 4:
+        return nibbles(words.view(np.uint8)).view(np.int8)[:, :n]
+    if bits == 8:
+        return words.view(np.uint8).astype(np.int16)[:, :n]
+    found = np.empty((*words.shape, 32 // bits), np.int8)
+    for index in range(32 // bits):
+        found[:, :, index] = words >> np.uint32(index * bits) & np.uint32((1 << bits) - 1)
+    return found.reshape(words.shape[0], -1)[:, :n]
 
 
 def nibbles(packed: NDArray[Any]) -> NDArray[np.uint8]:

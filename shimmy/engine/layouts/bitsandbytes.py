@@ -17,6 +17,7 @@ from shimmy.engine.layouts.arrays import (
     Plain,
     Weights,
     checked_scales,
+    grouped,
     hold_floats,
     hold_integers,
 )
@@ -40,12 +41,16 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     if options["bits"] == 8:
         return Integers(arrays["codes"].astype(np.int16), arrays["scales"].reshape(-1, 1), factor=_INVERSE)
     packed, n_columns = arrays["codes"].reshape(-1).view(np.uint8), options["n_columns"]
-    codes = np.empty((len(packed), 2), np.uint8)
-    codes[:, 0] = packed >> np.uint8(4)
-    codes[:, 1] = packed & np.uint8(15)
+    pairs = np.empty((256, 2), np.float32)
+    pairs[:, 0] = np.repeat(arrays["table"], 16)
+    pairs[:, 1] = arrays["table"][np.arange(256) & 15]
     n = len(packed) * 2 // n_columns * n_columns
-    found: Floats = arrays["table"][codes.reshape(-1)[:n]]
-    found *= np.repeat(_sizes(arrays, options), options["block"])[:n]
+    found: Floats = pairs.view(np.uint64).reshape(-1)[packed].view(np.float32)[:n]
+    sizes = _sizes(arrays, options)
+    if n % options["block"] == 0:
+        grouped(found, sizes)[...] *= sizes[:, None]
+    else:
+        found *= np.repeat(sizes, options["block"])[:n]
     return Plain(found.reshape(-1, n_columns))
 
 

@@ -12,6 +12,7 @@ from shimmy.engine.layouts.arrays import (
     Floats,
     Plain,
     checked_scales,
+    grouped,
     hold_floats,
     powers_of_two,
 )
@@ -32,12 +33,18 @@ def _table() -> Floats:
 
 
 E4M3 = _table()
+_HALVES = E4M3.astype(np.float16)  # all of them exactly
+
+
+def checked_codes(codes: Bytes, what: str) -> None:
+    """Raises BadValuesError for NaN."""
+    if ((codes & np.uint8(127)) == np.uint8(127)).any():
+        raise BadValuesError(f"one of its {what} is no number")
 
 
 def e4m3(codes: Bytes, what: str) -> Floats:
     """The numbers of these codes; raises BadValuesError for NaN."""
-    if ((codes & 127) == 127).any():
-        raise BadValuesError(f"one of its {what} is no number")
+    checked_codes(codes, what)
     found: Floats = E4M3[codes]
     return found
 
@@ -54,15 +61,18 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Plain:
-    found = e4m3(arrays["codes"], "FP8 weights")
+    codes = arrays["codes"]
     if options.get("apart"):
-        return Plain(found)
+        checked_codes(codes, "FP8 weights")
+        return Plain(_HALVES[codes])
+    found = e4m3(codes, "FP8 weights")
     scales = _scales(arrays["scale"], options)
-    if scales.shape[0] > 1:
+    if scales.shape[0] > 1 and options["block_rows"] > 1:
         scales = np.repeat(scales, options["block_rows"], axis=0)[: found.shape[0]]
-    if scales.shape[1] > 1:
-        scales = np.repeat(scales, options["block_columns"], axis=1)[:, : found.shape[1]]
-    found *= scales
+    if found.shape[1] % options["block_columns"] == 0 and len(scales) == len(found):
+        grouped(found, scales)[...] *= scales[:, :, None]
+    else:
+        found *= np.repeat(scales, options["block_columns"], axis=1)[:, : found.shape[1]]
     return Plain(found)
 
 

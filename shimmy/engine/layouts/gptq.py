@@ -12,10 +12,11 @@ from shimmy.engine.layouts.arrays import (
     Index,
     Integers,
     checked_scales,
-    group_of_columns,
     hold_floats,
     hold_integers,
     in_blocks,
+    less_zeros,
+    runs_of_columns,
 )
 from shimmy.engine.layouts.bits import unpacked
 from shimmy.formats.quantised.stored import Holding, integer_type
@@ -31,16 +32,17 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     if options["symmetric"] and (zeros != n_codes // 2).any():
         raise BadValuesError("its configuration says `sym`, and its zero points do not lie in the middle")
     low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes))
-    if not in_blocks(groups):
+    if not in_blocks(groups, options["n_columns"], options["group"]):
         return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
-    return hold_integers(integer_type(low, high, len(groups)), scales, max(-low, high))
+    return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
     """`codes` is [words, rows]."""
     groups = _groups(arrays, options)
-    codes = unpacked(np.ascontiguousarray(arrays["codes"].T).view(np.uint32), options["bits"], len(groups))
-    codes -= _zeros(arrays, options).T[:, groups]
+    words = np.ascontiguousarray(arrays["codes"].T).view(np.uint32)
+    codes = unpacked(words, options["bits"], options["n_columns"])
+    less_zeros(codes, _zeros(arrays, options).T, groups)
     return Integers(codes, np.ascontiguousarray(arrays["scales"].T), groups)
 
 
@@ -52,14 +54,10 @@ def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:
     words, bits, n_rows = arrays["zeros"].view(np.uint32), options["bits"], arrays["scales"].shape[1]
     if options["less_by_word"] and 32 % bits == 0:
         return unpacked(words + np.uint32((1 << 32) // ((1 << bits) - 1)), bits, n_rows)
-    found = unpacked(words, bits, n_rows) + np.int16(options["stored_less"])
-    return found & np.int16((1 << bits) - 1) if options["less_by_word"] else found
+    found = unpacked(words, bits, n_rows)
+    found += found.dtype.type(options["stored_less"])
+    return found & found.dtype.type((1 << bits) - 1) if options["less_by_word"] else found
 
 
-def _groups(arrays: Arrays, options: Mapping[str, int]) -> Index:
-    if "g_idx" not in arrays:
-        return group_of_columns(options["n_columns"], options["group"])
-    found = arrays["g_idx"].astype(np.int64)
-    if ((found < 0) | (found >= arrays["scales"].shape[0])).any():
-        raise BadValuesError("an index in its `g_idx` is out of range")
-    return found
+def _groups(arrays: Arrays, options: Mapping[str, int]) -> Index | None:
+    return runs_of_columns(options["n_columns"], options["group"], arrays.get("g_idx"), arrays["scales"].shape[0])

@@ -13,10 +13,11 @@ from shimmy.engine.layouts.arrays import (
     Index,
     Integers,
     checked_scales,
-    group_of_columns,
     hold_floats,
     hold_integers,
     in_blocks,
+    less_zeros,
+    runs_of_columns,
 )
 from shimmy.engine.layouts.bits import in_whole_words, unpacked
 from shimmy.formats.quantised.stored import Holding, integer_type
@@ -34,7 +35,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     if "zeros" in arrays:
         zeros = _zeros(arrays, options)
         low, high = low - int(zeros.max(initial=-middle)), high - int(zeros.min(initial=middle))
-    if not in_blocks(groups):
+    if not in_blocks(groups, options["n_columns"], options["group"]):
         return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
@@ -42,13 +43,14 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
     groups, stored = _groups(arrays, options), arrays["codes"]
     if stored.dtype == np.int8:
-        codes: Codes = stored.astype(np.int16)
+        codes: Codes = stored.astype(np.int16) if "zeros" in arrays else stored
     else:
         unpack = in_whole_words if options["whole_words"] else unpacked
         codes = unpack(stored.view(np.uint32), options["bits"], options["n_columns"])
-        codes -= np.int16(1 << options["bits"] - 1)
+        codes = codes - codes.dtype.type(1 << options["bits"] - 1)
     if "zeros" in arrays:
-        codes -= _zeros(arrays, options)[:, groups]
+        zeros = _zeros(arrays, options)
+        less_zeros(codes, np.repeat(zeros, len(codes), axis=0) if len(zeros) != len(codes) else zeros, groups)
     scales = _scales(arrays)
     if scales.shape[0] != codes.shape[0]:
         scales = np.repeat(scales, codes.shape[0], axis=0)
@@ -68,13 +70,10 @@ def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:
     n_rows = _scales(arrays).shape[0]
     columns = np.ascontiguousarray(stored.T).view(np.uint32)
     unpack = in_whole_words if options["whole_words"] else unpacked
-    return unpack(columns, options["bits"], n_rows).T - np.int16(1 << options["bits"] - 1)
+    found = unpack(columns, options["bits"], n_rows).T
+    return found - found.dtype.type(1 << options["bits"] - 1)
 
 
-def _groups(arrays: Arrays, options: Mapping[str, int]) -> Index:
-    if "g_idx" not in arrays:
-        return group_of_columns(options["n_columns"], options["group"])
-    found = arrays["g_idx"].astype(np.int64)
-    if ((found < 0) | (found >= _scales(arrays).shape[1])).any():
-        raise BadValuesError("an index in its `weight_g_idx` is out of range")
-    return found
+def _groups(arrays: Arrays, options: Mapping[str, int]) -> Index | None:
+    n_groups = _scales(arrays).shape[1]
+    return runs_of_columns(options["n_columns"], options["group"], arrays.get("g_idx"), n_groups)

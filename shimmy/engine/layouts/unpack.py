@@ -18,6 +18,7 @@ from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredR
 from shimmy.formats.safetensors.checkpoint import TensorReader
 
 CHUNK_ELEMENTS = 1 << 20
+_READS = 4  # a chunk of what lies in columns is so many times as large, since each of its columns is a read
 
 _DTYPES = {
     "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E8M0": "u1", "I32": "<u4", "U32": "<u4", "I64": "<i8",
@@ -83,7 +84,8 @@ def _weights(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> It
 
 def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Iterator[tuple[int, int]]:
     step = math.lcm(matrix.row_step, n_together)
-    step *= max(1, CHUNK_ELEMENTS // (step * matrix.shape[1]))
+    n_elements = CHUNK_ELEMENTS * (_READS if matrix.parts["codes"].along == 1 else 1)
+    step *= max(1, n_elements // (step * matrix.shape[1]))
     for start in range(first, end, step):
         yield start, min(start + step, end)
 
