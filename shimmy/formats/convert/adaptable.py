@@ -31,7 +31,7 @@ class Adaptable:
             row.source: row
             for family in families
             for row in family.rows
-            if len(row.shape) > 1 and row.target not in _UNADAPTED
+            if len(row.shape) > 1 and row.target not in _UNADAPTED and not row.is_named_in_full
         }
         prefixes = dict.fromkeys(prefix for family in families for prefix in family.prefixes)
         return cls(rows, tuple(prefixes), tuple(name for family in families for name in family.ignored_prefixes))

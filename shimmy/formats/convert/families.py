@@ -28,6 +28,8 @@ class Row:
     weight: str = "required"  # or optional
     # All experts in one tensor: its name, which part of its rows, of how many.
     fused: tuple[str, int, int] | None = None
+    is_named_in_full: bool = False  # `source` has no `.weight` behind it
+    takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,35 @@ _SANDWICH = _plus_one(
 _LLAMA = (*_ENDS, *_NORMS, *_attention(_PERMUTE, output_bias="optional"), *_feed_forward("optional"))
 _QWEN3 = (*_ENDS, *_NORMS, *_attention(), *_HEAD_NORMS)
 
+_GPT_OSS_EXPERTS = "layers.#.mlp.experts."
+_GPT_OSS = (
+    *_ENDS,
+    Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+    Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
+    *_attention(bias="required", output_bias="required"),
+    Row("layers.#.self_attn.sinks", "blk.#.attn_sinks.weight", "H", is_named_in_full=True),
+    Row("layers.#.mlp.router", "blk.#.ffn_gate_inp.weight", "XE", bias="required"),
+    *(
+        row
+        for part, gate in enumerate(("gate", "up"))
+        for row in (
+            Row(
+                f"{_GPT_OSS_EXPERTS}@.{gate}_proj", f"blk.#.ffn_{gate}_exps.weight", "XFE",
+                fused=(f"{_GPT_OSS_EXPERTS}gate_up_proj", part, 2), takes_turns=True,
+            ),
+            Row(
+                f"{_GPT_OSS_EXPERTS}gate_up_proj_bias", f"blk.#.ffn_{gate}_exps.bias", "XF", is_named_in_full=True,
+                fused=("", part, 2), takes_turns=True,
+            ),
+        )
+    ),
+    Row(
+        f"{_GPT_OSS_EXPERTS}@.down_proj", "blk.#.ffn_down_exps.weight", "XEF",
+        fused=(f"{_GPT_OSS_EXPERTS}down_proj", 0, 1),
+    ),
+    Row(f"{_GPT_OSS_EXPERTS}down_proj_bias", "blk.#.ffn_down_exps.bias", "XE", is_named_in_full=True),
+)  # fmt: skip
+
 _FREE = frozenset(("linear", "yarn", "dynamic"))  # what llama.cpp computes without a tensor of factors
 _ALL = _FREE | {"llama3"}
 _GEMMA_VISION = ("vision_tower.", "multi_modal_projector.")
@@ -191,6 +222,11 @@ FAMILIES = (
          Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF")),
         _SILU, frozenset(("longrope", "su")), parameters.phi3,
         {"original_max_position_embeddings": 4096, **_defaults(1e4, 1e-5)},
+    ),
+    Family(
+        "gpt-oss", "gpt_oss", _classes("GptOss"), "gpt-oss", _GPT_OSS, _SILU, frozenset(("yarn",)), parameters.gpt_oss,
+        {"head_dim": 64, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4,
+         **_defaults(150_000.0, 1e-5)},
     ),
     Family(
         "GPT-2", "gpt2", ("GPT2LMHeadModel", "GPT2Model"), "gpt2",

@@ -183,6 +183,14 @@ def phi3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int])
     draft.cap_context(n_ctx_original, "the engine cannot change between short and long positions within a context")
 
 
+def gpt_oss(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    values.require("swiglu_limit", 7.0, 7, default=7.0)
+    _experts(draft, values, sizes, "num_local_experts")
+    draft.integer("expert_feed_forward_length", sizes["F"])
+    draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
+    _window_pattern(draft, values, sizes, 2)
+
+
 def gpt2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del draft
     _plain_heads(values, sizes)

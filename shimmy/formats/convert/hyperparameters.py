@@ -196,7 +196,13 @@ def _describe_yarn(draft: MetadataBuilder, rope: Hyperparameters) -> None:
             raise Unconvertible(
                 f"its rotary positions have another `{key}` than {computed:g}, which the engine ignores"
             )
-    rope.require("truncate", True, default=True)
+    if rope.get("truncate") is False and draft.architecture == "gpt-oss":
+        draft.notices.append(
+            "the engine rounds the ends of the range in which its rotary positions are scaled: what it computes is "
+            "what it computes for GGUF files of this model, and not quite what transformers does"
+        )
+    else:
+        rope.require("truncate", True, default=True)
     # What llama.cpp multiplies with by itself; `attn_factor` comes on top of it.
     implied = 0.1 * math.log(factor) + 1
     draft.text("rope.scaling.type", "yarn")

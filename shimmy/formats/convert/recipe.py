@@ -34,7 +34,7 @@ from shimmy.formats.safetensors.sentence_transformers import MEAN
 CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
 _Pieces = tuple[TensorSlice | StoredRows, ...]
 # llama.cpp adds and multiplies with these in F32 only, as with all that has one dimension.
-_ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
+_ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias")
 # Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
 _SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
 _SCALED_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.weight")
@@ -298,8 +298,10 @@ class _Table:
         return math.sqrt(gemma_scalar(self._sizes, 62) / scalar)
 
     def _pieces(self, row: Row, layer: int) -> _Pieces:
-        source = f"{row.source}.weight".replace("#", str(layer))
+        source = (row.source if row.is_named_in_full else f"{row.source}.weight").replace("#", str(layer))
         shape = tuple(self._sizes.get(letter, 0) for letter in row.shape)
+        if row.is_named_in_full and row.fused is not None:
+            return self._alternating_piece(source, shape, row.fused)
         if "@" not in source:
             piece = self._piece(source, shape)
             if piece is None and row.weight == "required":
@@ -331,11 +333,26 @@ class _Table:
         source, part, n_parts = row.fused
         name = source.replace("#", str(layer))
         n_experts, n_rows, n_columns = shape
+        if self._scheme is not None and self._tensors.has_module(name):
+            matrix = self._scheme.find(name, (n_experts * n_parts * n_rows, n_columns), self._tensors)
+            if matrix is not None and (row.takes_turns or n_parts == 1):
+                return (StoredRows(matrix, part, n_experts * n_rows, stride=n_parts),)
+        if row.takes_turns:
+            raise Unconvertible(f"its tensor `{name}` is not in MXFP4, which is all that is supported")
         tensor = self._take(name, (n_experts, n_parts * n_rows, n_columns))
         if tensor is None:
             raise missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))
         n_bytes = n_rows * n_columns * ELEMENT_BYTES[tensor.dtype]
         return tuple(TensorSlice(tensor, (expert * n_parts + part) * n_bytes, n_bytes) for expert in range(n_experts))
+
+    def _alternating_piece(self, name: str, shape: tuple[int, ...], fused: tuple[str, int, int]) -> _Pieces:
+        """Every n-th number of a tensor."""
+        _, part, n_parts = fused
+        tensor = self._take(name, (*shape[:-1], shape[-1] * n_parts))
+        if tensor is None:
+            raise missing(name)
+        start = part * ELEMENT_BYTES[tensor.dtype]
+        return (TensorSlice(tensor, start, tensor.n_bytes - start, stride=n_parts),)
 
     def _take(self, name: str, shape: tuple[int, ...]) -> CheckpointTensor | None:
         tensor = self._tensors.get(name)

@@ -36,6 +36,7 @@ class TensorSlice:
     tensor: CheckpointTensor
     start: int
     n_bytes: int
+    stride: int = 1  # of the elements in it, the first and then every n-th
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,11 @@ def _copied(piece: TensorSlice, reader: TensorReader) -> Iterator[memoryview]:
     for start in range(0, piece.n_bytes, CHUNK_BYTES):
         chunk = buffer[: piece.n_bytes - start]
         reader.read(piece.tensor, piece.start + start, chunk)
-        yield chunk
+        if piece.stride == 1:
+            yield chunk
+        else:  # a chunk has a whole number of strides, as both are powers of two
+            elements = array("I" if ELEMENT_BYTES[piece.tensor.dtype] == 4 else "H", bytes(chunk))
+            yield memoryview(elements[:: piece.stride]).cast("B")
 
 
 def _permuted(tensor: CheckpointTensor, n_heads: int, reader: TensorReader) -> Iterator[memoryview]:

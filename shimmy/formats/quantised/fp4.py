@@ -3,7 +3,7 @@
 Knows ModelOpt's configuration as well, whose FP8 and NVFP4 have names of their own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shimmy.formats.convert.hyperparameters import Hyperparameters
@@ -33,6 +33,38 @@ def read_modelopt(config: dict[str, Any]) -> ModelOptScheme:
     values = Hyperparameters(inner if isinstance(inner, dict) else config, {})
     values.require("quant_algo", "FP8", "NVFP4")
     return ModelOptScheme(str(values.get("quant_algo")))
+
+
+@dataclass(frozen=True, slots=True)
+class GptOssScheme:
+    """The experts of gpt-oss in MXFP4, all of a layer in one tensor; the rest is plain."""
+
+    ignored_suffixes: tuple[str, ...] = ()
+
+    def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
+        if tensors.get(f"{module}_blocks") is None:
+            return None
+        codes = tensors.get(f"{module}_blocks")
+        n_rows, n_columns = shape
+        n_experts = codes.shape[0] if codes is not None and codes.shape and codes.shape[0] else 1
+        _check_columns(f"{module}_blocks", n_columns, 32)
+        inner = (n_experts, n_rows // n_experts, n_columns // 32)
+        parts = {
+            "codes": tensors.part(f"{module}_blocks", ("U8",), (*inner, 16), along=0),
+            "scales": tensors.part(f"{module}_scales", fp8.EXPONENTS, inner, along=0),
+        }
+        flat = {
+            name: replace(part, tensor=replace(part.tensor, shape=(n_rows, part.tensor.n_bytes // n_rows)))
+            for name, part in parts.items()
+        }
+        options = {"group": 32, "n_columns": n_columns, "reciprocal": 0}
+        return StoredMatrix("fp4", (n_rows, n_columns), flat, "MXFP4", "MXFP4", 0.0, options)
+
+
+def read_mxfp4(config: dict[str, Any]) -> GptOssScheme:
+    """The scheme of a configuration whose `quant_method` is mxfp4."""
+    del config
+    return GptOssScheme()
 
 
 def mxfp4(codes: str, scales: str, shape: tuple[int, ...], tensors: Tensors, dtype: str = "U8") -> StoredMatrix:

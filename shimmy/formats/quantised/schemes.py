@@ -16,8 +16,9 @@ from shimmy.formats.safetensors.checkpoint import Checkpoint, read_json, shown
 _READERS: dict[str, Callable[[dict[str, Any]], Scheme]] = {
     "fp8": fp8.read, "fbgemm_fp8": fp8.read, "gptq": gptq.read, "awq": awq.read,
     "compressed-tensors": compressed.read, "bitsandbytes": bitsandbytes.read, "modelopt": fp4.read_modelopt,
+    "mxfp4": fp4.read_mxfp4,
 }  # fmt: skip
-_TITLES = "FP8, GPTQ, AWQ, compressed-tensors, bitsandbytes, MLX, ModelOpt"
+_TITLES = "FP8, GPTQ, AWQ, compressed-tensors, MXFP4, bitsandbytes, MLX, ModelOpt"
 _KEYS = ("quantization_config", "compression_config", "quantization")
 # Where GPTQ and AWQ had it until 2023, and ModelOpt has it: which method it is then.
 _FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from shimmy.engine.convert_checkpoint import unpacker
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama import binding
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.formats.convert.convert import convert
+from shimmy.formats.convert.convert import convert, plan
+from shimmy.formats.format_errors import Unconvertible
 from tests.golden.weights import families, golden, write_folder, write_json
 
 N_BATCH = 64
@@ -20,7 +22,13 @@ DECODERS = [family for family in families() if not family.startswith("bert")]
 # With an F16 KV cache and flash attention, the defaults; with an F32 KV cache and without it.
 TOLERANCES = (1e-2, 1e-4)
 # llama.cpp computes GELU by a table in half precision, and rounds to BF16 or F16 what it multiplies with such weights.
-WIDER = {"gemma": (1e-2, 5e-3), "gpt2": (1e-2, 5e-3), "llama-f16": (1e-2, 5e-3), "llama-bf16": (5e-2, 5e-2)}
+WIDER = {
+    "gemma": (1e-2, 5e-3),
+    "gpt2": (1e-2, 5e-3),
+    "gpt-oss": (5e-2, 1e-4),
+    "llama-f16": (1e-2, 5e-3),
+    "llama-bf16": (5e-2, 5e-2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +36,9 @@ def cpu() -> CpuBackend:
     return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
 
 
-def converted(folder: Path) -> Path:
+def converted(folder: Path, target_type: str = "") -> Path:
     target = folder.with_suffix(".gguf")
-    convert(folder, target, lambda _: None)
+    convert(folder, target, lambda _: None, target_type=target_type, unpacker=unpacker)
     return target
 
 
@@ -62,7 +70,8 @@ def worst(path: Path, family: str, cpu: CpuBackend, *, exact: bool) -> float:
 @pytest.mark.parametrize("exact", [False, True], ids=["defaults", "exact"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_log_probabilities_are_those_of_transformers(family: str, exact: bool, tmp_path: Path, cpu: CpuBackend) -> None:
-    path = converted(write_folder(family, tmp_path / "model", "5"))
+    # MXFP4 is exact, but the engine multiplies with the other side in 8 bits.
+    path = converted(write_folder(family, tmp_path / "model", "5"), "f32" if exact else "")
     tolerances = next((wider for name, wider in WIDER.items() if family.startswith(name)), TOLERANCES)
     assert worst(path, family, cpu, exact=exact) < tolerances[exact]
 
@@ -105,3 +114,28 @@ def test_the_comparison_sees_a_wrong_setting(
     assert change.keys() <= config.keys()
     write_json(folder / "config.json", config | change)
     assert worst(converted(folder), family, cpu, exact=False) > 0.05
+
+
+def test_gpt_oss_says_what_the_engine_rounds(tmp_path: Path) -> None:
+    folder = write_folder("gpt-oss", tmp_path / "model", "5")
+    assert not plan(folder).notices
+    config = json.loads((folder / "config.json").read_text())
+    rope = config["rope_parameters" if "rope_parameters" in config else "rope_scaling"]
+    rope["truncate"] = False
+    write_json(folder / "config.json", config)
+    (notice,) = plan(folder).notices
+    assert "rotary positions" in notice
+    assert plan(folder).quantization == "MXFP4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"swiglu_limit": 5.0}, "swiglu_limit"), ({"quantization_config": None}, "quantised"),
+     ({"num_local_experts": 4}, "shape")],
+)  # fmt: skip
+def test_another_gpt_oss_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    folder = write_folder("gpt-oss", tmp_path / "model", "5")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | changes)
+    with pytest.raises(Unconvertible, match=word):
+        plan(folder)
