@@ -15,6 +15,7 @@ class ArgumentSyntax(StrEnum):
     JSON = "json"
     TAGGED = "tagged"  # one after the other, as bare texts between marks
     GEMMA = "gemma"  # as an object with bare keys and marks around strings
+    PYTHON = "python"  # as the arguments of a call in Python
     HARMONY = "harmony"  # as JSON in a message of its own, whose header has the name
 
 

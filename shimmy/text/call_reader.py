@@ -118,6 +118,10 @@ class CallReader:
             from shimmy.text.speech.gemma import GemmaReader
 
             return GemmaReader(self._reader).read
+        if self._tools.syntax is ArgumentSyntax.PYTHON:
+            from shimmy.text.speech.pythonic import PythonReader
+
+            return PythonReader(self._reader).read
         if (yield from self._reader.peek()) != "{":
             raise Unexpected
         return self._reader.value

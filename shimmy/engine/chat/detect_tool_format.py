@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import gemma, harmony, kimi, tagged
+from shimmy.text.speech import gemma, harmony, kimi, pythonic, tagged
 
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
@@ -87,6 +87,8 @@ def _body(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
 def _arguments(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
     if format.syntax is ArgumentSyntax.TAGGED:
         return tagged.written(call.arguments, format)
+    if format.syntax is ArgumentSyntax.PYTHON:
+        return pythonic.written(call.arguments)
     return gemma.written(call.arguments) if format.syntax is ArgumentSyntax.GEMMA else call.arguments
 
 
@@ -118,10 +120,12 @@ def recognise(template: ChatTemplate) -> Tooling:
         probe.tools = ()
     if harmony.is_taught(template.source):
         return Tooling(harmony.FORM, shows_tools, shows_calls=True, shows_results=True)
-    if gemma.is_taught(template.source):
-        result = Message("tool", _RESULT, tool_call_id=_CALLS[0].id)
-        shows_results = _RESULT in (probe.render(_USER, _calling(_CALLS[0]), result) or "")
-        return Tooling(gemma.FORM, shows_tools, shows_calls=True, shows_results=shows_results)
+    for family in (gemma, pythonic):
+        if family.is_taught(template.source):
+            result = Message("tool", _RESULT, tool_call_id=_CALLS[0].id)
+            shown = probe.render(_USER, _calling(_CALLS[0]), result) or ""
+            shows_calls = f"{_CALLS[0].name}{family.FORM.separator}" in shown
+            return Tooling(family.FORM, shows_tools, shows_calls, shows_results=_RESULT in shown)
     if kimi.is_taught(template.source):
         return Tooling(kimi.FORM, shows_tools, shows_calls=True, shows_results=True)
     for probe.calls_lack_content in (False, True):

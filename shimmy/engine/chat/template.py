@@ -15,6 +15,7 @@ from shimmy.engine.chat.jinja_sandbox import compile_template
 from shimmy.engine.chat.time_limit import within
 from shimmy.errors import BadRequest, TemplateFailed
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
+from shimmy.text.speech import harmony
 
 COMPILE_DEADLINE_S = 5.0
 PROBE_DEADLINE_S = 2.0
@@ -42,6 +43,7 @@ class ChatTemplate:
         self._constants = {"tools": None, "documents": None, "bos_token": bos, "eos_token": eos}
         self._knows_developers = "developer" in text
         self.source = text
+        self._joins_thinking = harmony.is_taught(text)
         self._reads_thinking = "message.thinking" in text
         self._reads_tools_of_system = "message['tools']" in text
 
@@ -90,8 +92,8 @@ class ChatTemplate:
         if prompt.continue_final_message:
             _mark_end(prompt.messages, messages)
             begins_reply = False
-        if self._reads_thinking:  # gpt-oss
-            messages = [_with_thinking(message) for message in messages]
+        if self._reads_thinking:  # gpt-oss, LFM2.5
+            messages = [_with_thinking(message, is_joined=self._joins_thinking) for message in messages]
         variables = self._constants | _template_arguments(prompt.template_arguments)
         variables |= {"messages": messages, "add_generation_prompt": begins_reply}
         if prompt.tools:
@@ -188,12 +190,12 @@ def described(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
-    """Reasoning under the name that a template knows. Beside calls there is one place for it and content together."""
+def _with_thinking(message: dict[str, Any], *, is_joined: bool) -> dict[str, Any]:
+    """Reasoning under another name; `is_joined`: beside calls there is one place for it and content together."""
     if "reasoning_content" not in message:
         return message
     said = [message["reasoning_content"]]
-    if message.get("tool_calls") and message["content"]:
+    if is_joined and message.get("tool_calls") and message["content"]:
         said.append(message["content"])
         message = {**message, "content": ""}
     return {**message, "thinking": "\n\n".join(filter(None, said))}

@@ -17,7 +17,7 @@ from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ReplyFormat
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Tool
-from shimmy.text.speech import gemma, tagged
+from shimmy.text.speech import gemma, pythonic, tagged
 
 if TYPE_CHECKING:
     from shimmy.engine.constrain.guides import Grammars
@@ -30,7 +30,12 @@ _N_SURE, _SURE_CHARACTERS = 64, 4096
 _N_WARNINGS = 16  # of one job
 _N_TOLD = 256  # warnings that are in the log already
 # What strings without quotes cannot be held to.
-_UNENFORCED = {ArgumentSyntax.TAGGED: tagged.unenforced, ArgumentSyntax.GEMMA: gemma.unenforced}
+_UNENFORCED = {
+    ArgumentSyntax.TAGGED: tagged.unenforced,
+    ArgumentSyntax.GEMMA: gemma.unenforced,
+    ArgumentSyntax.PYTHON: pythonic.unenforced,
+}
+_AS_THEY_ARE = (ArgumentSyntax.TAGGED, ArgumentSyntax.GEMMA)  # strings in these are not escaped
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +135,7 @@ class GuideFactory:
         for tool in tools:
             if tool.lark:
                 text, fault = self._text(tool)
-                if form.tools.syntax in _UNENFORCED:
+                if form.tools.syntax in _AS_THEY_ARE:
                     text, fault = tool.lark, ""  # which stands there as it is, and not in JSON
                 if fault:
                     warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced: {fault}")

@@ -15,7 +15,7 @@ from shimmy.engine.chat.detect_tool_format import may_be_several
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
-from shimmy.text.speech import gemma, harmony, tagged
+from shimmy.text.speech import gemma, harmony, pythonic, tagged
 
 _END_OF_TEXT = '"}'
 # A text that is likely to be one token.
@@ -100,6 +100,10 @@ def _arguments(lark: "_Lark", rule: str, schema: dict[str, Any], form: ToolForma
         if text is not None:
             return gemma.text_rule(lark, TEXT_ARGUMENT, text)
         return gemma.arguments_rule(lark, rule, schema)
+    if form.syntax is ArgumentSyntax.PYTHON:
+        if text is not None:
+            return f'"{TEXT_ARGUMENT}=\\"" %lark {{\n{text}\n}} "\\""'
+        return pythonic.arguments_rule(lark, rule, schema)
     return f"%json {json.dumps(schema)}" if text is None else _one_text(text)
 
 

@@ -12,7 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import gemma, harmony, kimi
+from shimmy.text.speech import gemma, harmony, kimi, pythonic
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -181,7 +181,6 @@ EXPECTED = {
     "openbmb-MiniCPM5-1B": Tooling(),
     # forms that are no JSON, number the calls, or write arguments first
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": Tooling(),
-    "LFM2-8B-A1B": Tooling(),
     # ids with names and numbers in them
     "moonshotai-Kimi-K2": tooling(kimi.FORM),
     "Kimi-K2-Instruct": tooling(kimi.FORM),
@@ -189,6 +188,10 @@ EXPECTED = {
     # bare keys, and marks around strings
     "google-gemma-4-31B-it": tooling(gemma.FORM),
     "google-gemma-4-31B-it-interleaved": tooling(gemma.FORM),
+    # a list of calls in Python; two of the templates show none
+    "LFM2.5-8B-A1B": tooling(pythonic.FORM),
+    "LFM2-8B-A1B": Tooling(pythonic.FORM, shows_tools=True, shows_results=True),
+    "LFM2.5-Instruct": Tooling(pythonic.FORM, shows_tools=True, shows_results=True),
     # messages in channels
     "openai-gpt-oss-120b": tooling(harmony.FORM),
     "meetkai-functionary-medium-v3.2": Tooling(),
@@ -233,7 +236,13 @@ def test_no_real_template_breaks_the_probe() -> None:
 
 # Lists, objects and `None` as Python prints them; the recipient in the other place of a header.
 OTHERWISE = (
-    *("ByteDance-Seed-OSS", "google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved", "openai-gpt-oss-120b"),
+    *(
+        "LFM2.5-8B-A1B",
+        "ByteDance-Seed-OSS",
+        "google-gemma-4-31B-it",
+        "google-gemma-4-31B-it-interleaved",
+        "openai-gpt-oss-120b",
+    ),
 )
 
 

@@ -73,10 +73,11 @@ TAGGED = (
     *("MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4"),
 )
 KIMI = ("moonshotai-Kimi-K2", "Kimi-K2-Thinking")
+LFM = "LFM2.5-8B-A1B"
 GEMMA = "google-gemma-4-31B-it"
 HARMONY = "openai-gpt-oss-120b"
 OWN = ("Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
-FAMILIES = (*TAGGED, *KIMI, GEMMA, HARMONY, *OWN)
+FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, *OWN)
 
 
 @cache

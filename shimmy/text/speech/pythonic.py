@@ -1,0 +1,198 @@
+"""Calls written as a list of Python's: `[f(city="Paris", n=3), g()]`, as LFM2 writes them.
+
+All that is known of this way of writing: recognising its templates, writing it, the grammar that forces it and reading
+it back as JSON. Knows no tokens.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shimmy.messages.reply import ArgumentSyntax, ToolFormat
+from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
+from shimmy.text.speech.argument_types import ANY, TEXT, as_json, properties, resolved, type_of, types
+from shimmy.text.speech.grammar_writer import GrammarWriter, members
+
+FORM = ToolFormat(
+    section_start="<|tool_call_start|>[",
+    between=", ",
+    section_end="]<|tool_call_end|>",
+    separator="(",
+    call_end=")",
+    syntax=ArgumentSyntax.PYTHON,
+)
+# Templates of LFM2 show lists of tools in one of these ways; some show no calls.
+_TAUGHT = ("<|tool_list_start|>", "<|tool_call_start|>", '"List of tools: ["')
+
+
+def is_taught(template: str) -> bool:
+    """Whether a template is of a model that writes calls in this way."""
+    return any(words in template for words in _TAUGHT)
+
+
+# -- writing it
+
+_NAMES = {True: "True", False: "False", None: "None"}
+
+
+def written(arguments: str) -> str:
+    """The arguments of a call, a JSON object, as a model writes them; other JSON is the argument `input`."""
+    try:
+        values = json.loads(arguments)
+    except (ValueError, RecursionError):
+        values = arguments
+    values = values if isinstance(values, dict) else {"input": values}
+    return ", ".join(f"{key}={_written(value)}" for key, value in values.items())
+
+
+def _written(value: object) -> str:
+    return _NAMES[value] if value is None or isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
+
+
+# -- forcing it
+
+_KNOWN = frozenset(("type", "properties", "required", "additionalProperties", "$defs", "definitions", "x-guidance"))
+_NOTES = frozenset(("title", "description", "$schema", "$id", "$comment", "examples", "default", "deprecated"))
+_SHAPED = ("enum", "const", "pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "$ref")
+
+
+def unenforced(schema: Mapping[str, Any]) -> list[str]:
+    """The parts of a tool's schema that this grammar leaves to the model, in words."""
+    return sorted(f"`{keyword}` at `#`" for keyword in resolved(schema, schema).keys() - _KNOWN - _NOTES)
+
+
+def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any]) -> str:
+    """The arguments of a tool with this schema, as the body of the rule `name`."""
+    known, required = properties(schema), resolved(schema, schema).get("required")
+    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
+    rules = []
+    for index, key in enumerate([*known, *sorted(needed - known.keys())]):
+        part = known.get(key, True)
+        if part is not False:
+            rule = f"{name}_{index}"
+            grammar.rule(rule, f"{grammar.text(f'{key}=')} ({' | '.join(_values(grammar, rule, part, schema))})")
+            rules.append((rule, key in needed))
+    further, more = "", resolved(schema, schema).get("additionalProperties", not known)
+    if more is not False:
+        further = f"{name}_more"
+        grammar.rule("KEY", r"/[A-Za-z_]\w{0,63}/")
+        grammar.rule(further, f'KEY "=" ({" | ".join(_values(grammar, further, more, schema))})')
+    return members(grammar, name, rules, '", "', further)
+
+
+def _values(grammar: GrammarWriter, name: str, schema: object, root: Mapping[str, Any]) -> Iterator[str]:
+    """The ways to write a value: as JSON, but for the names of Python's constants, and strings in single quotes."""
+    part = schema if isinstance(schema, Mapping) else {}
+    allowed = types(part, root)
+    constants = {"boolean": ("True", "False"), "null": ("None",)}
+    definitions = {key: root[key] for key in ("$defs", "definitions", "x-guidance") if key in root}
+    if rest := sorted(allowed - constants.keys()):
+        kinds = {} if set(rest) == allowed and allowed != ANY else {"type": rest}
+        grammar.rule(f"{name}_json", f"%json {json.dumps(definitions | {**part, **kinds})}")
+        yield f"{name}_json"
+    if "string" in allowed and part.keys().isdisjoint(_SHAPED):
+        grammar.rule("QUOTED", r"/'([^'\\\x00-\x1f]|\\['\\nt])*'/")
+        yield "QUOTED"
+    values = [part["const"]] if "const" in part else part.get("enum")
+    fixed = [_NAMES[value] for value in values if type_of(value) in constants] if isinstance(values, list) else None
+    for kind, names in constants.items():
+        if kind in allowed:
+            yield from (json.dumps(name) for name in names if fixed is None or name in fixed)
+
+
+# -- reading it
+
+_NAME_CHARACTERS = 256
+_KEY_END = re.compile("=")
+_QUOTES = ('"', "'")
+_STRUCTURE = re.compile(r"""["'()\[\]{},]""")
+_STRING_STRUCTURE = {quote: re.compile(rf"[\\{quote}]") for quote in _QUOTES}
+
+
+class PythonReader:
+    """Reads the arguments of one call, behind its first bracket and up to its last, and says them as a JSON object."""
+
+    def __init__(self, reader: IncrementalReader) -> None:
+        self._reader = reader
+
+    def read(self, say: Say) -> Reading[None]:
+        """Say the arguments. Where the text ends inside, or the form is broken, the JSON is not finished either."""
+        reader, separator = self._reader, ""
+        say("{")
+        while True:
+            yield from reader.space()
+            reader.unsaid.clear()
+            character = yield from reader.peek()
+            if character == ")":
+                say("}")
+                return
+            if not character:
+                return
+            if character == ",":
+                reader.take(1)
+                continue
+            try:
+                key = yield from reader.before(_KEY_END, _NAME_CHARACTERS)
+                reader.unsaid.clear()
+                say(f"{separator}{json.dumps(key.strip(), ensure_ascii=False)}: ")
+                value = yield from self._value()
+            except Unexpected:
+                return
+            say(_as_json(value.strip()))
+            separator = ", "
+
+    def _value(self) -> Reading[str]:
+        """The text of a value, up to the comma or bracket behind it."""
+        reader, parts, depth, quote = self._reader, [""], 0, ""
+        while True:
+            if not (yield from reader.peek()):
+                raise Unexpected
+            found = (_STRING_STRUCTURE[quote] if quote else _STRUCTURE).search(reader.ahead)
+            parts.append(reader.take(found.start() if found else len(reader.ahead)))
+            reader.unsaid.clear()
+            if not found:
+                continue
+            character = found[0]
+            if character == "\\":
+                while len(reader.ahead) < 2 and not reader.is_last:
+                    yield
+                parts.append(reader.take(2))
+                continue
+            if not quote and not depth and character in ",)]}":
+                return "".join(parts)
+            parts.append(reader.take(1))
+            if quote:
+                quote = "" if character == quote else quote
+            elif character in _QUOTES:
+                quote = character
+            else:
+                depth += {"(": 1, "[": 1, "{": 1, ",": 0}.get(character, -1)
+
+
+def _as_json(text: str) -> str:
+    """JSON as it is, or what Python means by the text; a string where it is neither."""
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return text
+    try:
+        return json.dumps(ast.literal_eval(_PYTHON_NAMES.sub(_python_name, text)), ensure_ascii=False, allow_nan=False)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return as_json(text, TEXT)
+
+
+# Outside of strings, JSON's names of constants become Python's.
+_PYTHON_NAMES = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|\b(true|false|null)\b""")
+_OF_PYTHON = {"true": "True", "false": "False", "null": "None"}
+
+
+def _python_name(found: re.Match[str]) -> str:
+    return found[1] or _OF_PYTHON[found[2]]
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)

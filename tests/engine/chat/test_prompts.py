@@ -1,0 +1,124 @@
+"""Prompts of conversations with tools equal what transformers renders with the same template."""
+
+import json
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import pytest
+from jinja2 import Template
+from jinja2.exceptions import TemplateError
+from jinja2.ext import LoopControlExtension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from shimmy.engine.chat.render import Chat
+from shimmy.engine.chat.template import ChatTemplate
+from shimmy.messages.request import ChatPrompt
+from tests.conversations import as_template_gets, conversations
+from tests.real_templates import real_templates
+
+FAMILIES = (
+    *("Qwen3-Coder", "Qwen3.5-4B", "Qwen-Qwen3-0.6B", "GLM-4.6", "GLM-4.7-Flash", "MiniMax-M2", "StepFun3.5-Flash"),
+    *("deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4", "ByteDance-Seed-OSS", "inclusionai-ling-3.0-flash"),
+    *("NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "google-gemma-4-31B-it", "ibm-granite-granite-4.0"),
+    *("ibm-granite-granite-4.1", "mistralai-Ministral-3-14B-Reasoning-2512", "Mistral-Small-3.2-24B-Instruct-2506"),
+    *("LFM2.5-8B-A1B", "mistralai-Mistral-Nemo-Instruct-2407", "unsloth-mistral-Devstral-Small-2507"),
+)
+N_CONVERSATIONS = 50
+
+
+def tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+@cache
+def environment() -> ImmutableSandboxedEnvironment:
+    """As in `_cached_compile_jinja_template` of transformers 5, but for the tag that marks generated text."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension])
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = raise_exception
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005 - as in transformers
+    return made
+
+
+@cache
+def compiled(source: str) -> Template:
+    return environment().from_string(source)
+
+
+def reference(source: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str | None:
+    """None where the template refuses the conversation."""
+    if "message.thinking" in source:
+        source = source.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")  # a tag of transformers
+        names = {"reasoning_content": "thinking"}
+        messages = [{names.get(key, key): value for key, value in message.items()} for message in messages]
+    variables = {"messages": messages, "tools": tools, "documents": None, "bos_token": "<s>", "eos_token": "</s>"}
+    try:
+        return compiled(source).render(**variables, add_generation_prompt=True)
+    except TemplateError:
+        return None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_is_what_transformers_renders(family: str) -> None:
+    source = real_templates()[family]
+    chat = Chat(ChatTemplate(source, bos="<s>", eos="</s>"))
+    n_compared = 0
+    for prompt in conversations(1, N_CONVERSATIONS):
+        expected = reference(source, *as_template_gets(prompt))
+        if expected is not None:
+            assert chat.render(prompt)[0] == expected
+            n_compared += 1
+    assert n_compared >= 40
+
+
+@pytest.mark.parametrize("family", ["openai-gpt-oss-120b"])
+def test_a_prompt_in_channels_is_what_transformers_renders_of_one_call_at_a_time(family: str) -> None:
+    source = real_templates()[family]
+    chat = Chat(ChatTemplate(source, bos="<s>", eos="</s>"))
+    for prompt in conversations(2, N_CONVERSATIONS):
+        messages, tools = as_template_gets(prompt)
+        assert chat.render(prompt)[0] == reference(source, _one_call_at_a_time(messages), tools)
+
+
+def _one_call_at_a_time(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the template's comments ask for: reasoning under another name, each call with its result."""
+    results = {message["tool_call_id"]: message for message in messages if message["role"] == "tool"}
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        calls = message.get("tool_calls", [])
+        if message["role"] == "tool":
+            continue
+        said = message.get("reasoning_content")
+        turn = {key: value for key, value in message.items() if key not in {"reasoning_content", "tool_calls"}}
+        if said is not None:
+            turn["thinking"] = "\n\n".join(filter(None, (said, turn["content"]))) if calls else said
+            turn["content"] = "" if calls else turn["content"]
+        if not calls:
+            turns.append(turn)
+        for index, call in enumerate(calls):
+            first = turn if not index else {"role": "assistant", "content": ""}
+            turns += [{**first, "tool_calls": [call]}, results[call["id"]]]
+    return turns
+
+
+@pytest.mark.parametrize("family", ["moonshotai-Kimi-K2"])
+def test_a_prompt_with_ids_of_the_model_is_what_transformers_renders(family: str) -> None:
+    from shimmy.text.speech.kimi import with_ids
+
+    source = real_templates()[family]
+    chat = Chat(ChatTemplate(source, bos="<s>", eos="</s>"))
+    for prompt in conversations(3, N_CONVERSATIONS):
+        named = ChatPrompt(tuple(with_ids(prompt.messages)), tools=prompt.tools)
+        expected = reference(source, *as_template_gets(named))
+        assert chat.render(named)[0] == expected == chat.render(prompt)[0]

@@ -1,0 +1,69 @@
+"""Calls as Python writes them: what is read of them, whole, cut and broken."""
+
+import json
+
+import pytest
+
+from shimmy.messages.reply import ReplyFormat
+from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.speech.pythonic import FORM, unenforced, written
+
+
+def read(text: str) -> tuple[list[tuple[str, str]], str]:
+    results = []
+    for size in (1, 3, len(text)):
+        parser, reply = ReplyParser(ReplyFormat(tools=FORM)), Reply()
+        for start in range(0, len(text), size):
+            reply.add(parser.feed(text[start : start + size]))
+        reply.add(parser.flush())
+        results.append(([(call.name, call.arguments) for call in reply.calls], reply.content))
+    assert results[0] == results[1] == results[2]
+    return results[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", {}),
+        ('a="x, ) \\" ]"', {"a": 'x, ) " ]'}),
+        ("a='it\\'s', b=\"it's\"", {"a": "it's", "b": "it's"}),
+        ("a=1, b=-2.5, c=True, d=None", {"a": 1, "b": -2.5, "c": True, "d": None}),
+        ("e=false, f=null", {"e": False, "f": None}),
+        ("a=['x', {'y': None}], b={\"z\": [1, true]}", {"a": ["x", {"y": None}], "b": {"z": [1, True]}}),
+        ("a={'x': true, \"y\": 'null'}", {"a": {"x": True, "y": "null"}}),
+        (" a = 1 ,b=2 ", {"a": 1, "b": 2}),
+        ("a=(1, 2)", {"a": [1, 2]}),
+        ("a=bare", {"a": "bare"}),
+        ("a=open('x')", {"a": "open('x')"}),
+    ],
+)  # fmt: skip
+def test_arguments(arguments: str, expected: object) -> None:
+    calls, content = read(f"<|tool_call_start|>[f({arguments})]<|tool_call_end|>")
+    assert [(name, json.loads(text)) for name, text in calls] == [("f", expected)]
+    assert not content
+
+
+def test_several_calls_and_text_around_them() -> None:
+    text = "Wait.<|tool_call_start|>[f(a=1), g.h()]<|tool_call_end|>Done."
+    assert read(text) == ([("f", '{"a": 1}'), ("g.h", "{}")], "Wait.Done.")
+
+
+@pytest.mark.parametrize("arguments", ["a", "a=", "a=[", "a=[1)", "a='", "a=1 b=2", "=", "a=" + "[" * 3000, ",,"])
+def test_a_broken_form_ends_somewhere(arguments: str) -> None:
+    calls, _ = read(f"<|tool_call_start|>[f({arguments}")
+    assert len(calls) == 1
+
+
+def test_what_has_no_name_is_text() -> None:
+    text = "<|tool_call_start|>[1, (2)]"
+    assert read(text) == ([], text)
+
+
+def test_what_a_template_has_no_place_for_is_written() -> None:
+    assert written('{"a": "it\'s", "b": true, "c": [null], "d": null}') == 'a="it\'s", b=True, c=[null], d=None'
+    assert written("no JSON") == 'input="no JSON"'
+
+
+def test_what_the_grammar_leaves_to_the_model() -> None:
+    assert unenforced({"properties": {"a": {"pattern": "x"}}, "required": ["a"]}) == []
+    assert unenforced({"anyOf": [], "minProperties": 1}) == ["`anyOf` at `#`", "`minProperties` at `#`"]
