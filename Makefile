@@ -14,8 +14,9 @@ SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))
 # The tests start Python hundreds of times; each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
+PAGE_PYTHON := .cache/page-venv/bin/python
 
-.PHONY: help run freeze dist release check e2e test variants systems arm64 emulated clients fuzz-api docs bench clean
+.PHONY: help run freeze dist release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -81,6 +82,11 @@ clients: ## the frozen file under the clients of others: openai, langchain, lm-e
 	@$(BUILD) freeze
 	@$(BUILD) clients
 	SHIMMY_BIN=dist/shimmy $(CLIENTS_PYTHON) -m pytest tests/clients
+
+page: ## the frozen file's page in Chromium: every flow, accessibility, hostile replies; writes its screenshots
+	@$(BUILD) freeze
+	@$(BUILD) page
+	SHIMMY_BIN=dist/shimmy $(PAGE_PYTHON) -m pytest tests/page
 
 fuzz-api: ## invalid and odd requests to the frozen file, made from /openapi.json; SECONDS=600
 	@$(BUILD) freeze

@@ -15,6 +15,7 @@ from tools.emulator import emulator
 from tools.engine import install_engine, source_package
 from tools.environment import PEER_VENV, make_environment
 from tools.freeze import freeze
+from tools.page import install_page_tools
 from tools.portable import freeze as portable
 from tools.portable.target import TARGETS
 from tools.steps import CACHE, BuildError, locked, say
@@ -39,6 +40,8 @@ def build(step: str, model: str, machines: list[str]) -> None:
         print(emulator())
     if step == "clients":
         install_clients()
+    if step == "page":
+        install_page_tools()
     if step == "peer":
         make_environment(PEER_VENV, ("bench",))
         install_engine(PEER_VENV)
@@ -59,6 +62,7 @@ def main() -> int:
     portable_files.add_argument("machines", nargs="*", choices=[*TARGETS], default=[*TARGETS])
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
+    steps.add_parser("page", help="a browser and what else the tests of the page need (600 MB)")
     steps.add_parser("peer", help="what the benchmark compares with: another environment and llama.cpp's sources")
     arguments = parser.parse_args()
     with locked(CACHE / "lock"):

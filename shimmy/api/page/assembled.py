@@ -10,14 +10,13 @@ import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from shimmy.api.page.squeeze import squeezed
+
 FOLDER = Path(__file__).parent
 _IMPORT = re.compile(r"""^import\s*(?:\{([^}]*)\}|([\w$]+))\s*from\s*["']([^"']+)["'];""", re.MULTILINE)
 _EXPORT_LIST = re.compile(r"\bexport\s*\{([^}]*)\};?\s*$")
 _EXPORT_DEFAULT = re.compile(r"\bexport default (?=function\b)")
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|const|class) ([\w$]+))", re.MULTILINE)
-# What only people read: no text in the modules begins a line with spaces that matter.
-_COMMENT_LINE = re.compile(r"^\s*(?://|/\*\*|\*/|\* ).*\n", re.MULTILINE)
-_INDENT = re.compile(r"^\s+", re.MULTILINE)
 
 
 def page() -> tuple[bytes, bytes]:
@@ -46,12 +45,13 @@ def _style() -> str:
 
 def _script() -> str:
     """All modules as one: each is a function that returns what it exports, after those that it imports."""
-    paths = [*sorted((FOLDER / "vendored").glob("*.js")), *sorted((FOLDER / "modules").glob("*.js"))]
-    sources = {path.stem: path.read_text() for path in paths}
+    sources = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*/*.js"))}
+    own = {path.stem for path in FOLDER.glob("modules/*.js")}
     needs = {name: [_target(place) for _, _, place in _IMPORT.findall(text)] for name, text in sources.items()}
     order = TopologicalSorter(needs).static_order()
-    body = "".join(f"modules[{name!r}] = (() => {{\n{_as_function(sources[name])}}})();\n" for name in order)
-    return f'"use strict";\nconst modules = {{}};\n{body}'
+    bodies = {name: _as_function(sources[name]) for name in order}
+    parts = [f"modules[{n!r}] = (() => {{{squeezed(body) if n in own else body}}})();" for n, body in bodies.items()]
+    return "\n".join(['"use strict";', "const modules = {};", *parts])
 
 
 def _target(place: str) -> str:
@@ -72,7 +72,7 @@ def _as_function(source: str) -> str:
         exports.append("default: its_default")
     exports += _EXPORT.findall(source)
     source = _IMPORT.sub(_as_constant, _EXPORT.sub("", source))
-    return f"{_INDENT.sub('', _COMMENT_LINE.sub('', source))}return {{ {', '.join(exports)} }};\n"
+    return f"{source}\nreturn {{ {', '.join(exports)} }};"
 
 
 def _as_constant(found: re.Match[str]) -> str:

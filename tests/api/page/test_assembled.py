@@ -24,11 +24,10 @@ def test_imports_and_exports_become_constants(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(assembled, "FOLDER", tmp_path)
     script = assembled._script()
     assert script.index("modules['b']") < script.index("modules['a']")
-    assert 'const { one: first, two } = modules["b"];'.replace('"', "'") in script.replace('"', "'")
-    assert "const { default: its } = modules['c'];" in script
-    assert "return { three };" in script
-    assert "return { one, two };" in script
-    assert "return { default: its_default };" in script
+    assert "const{one:first,two}=modules['b'];const{default:its}=modules['c'];const three=first+two;" in script
+    assert "return{three};" in script
+    assert "function one(){return 1;}async function*two(){}const inner=1;return{one,two};" in script
+    assert "return{default:its_default};" in script
     assert "A note" not in script
     assert "export" not in script
     assert "import" not in script
@@ -38,5 +37,12 @@ def test_minified_lists_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     _write(tmp_path, a='import{options as n}from"b";var t=n;export{t as useThat,t};\n', b="export const options = 1;\n")
     monkeypatch.setattr(assembled, "FOLDER", tmp_path)
     script = assembled._script()
-    assert "return { useThat: t, t: t };" in script
-    assert "const { options: n } = modules['b'];" in script
+    assert "const{options:n}=modules['b'];var t=n;return{useThat:t,t:t};" in script
+
+
+def test_libraries_of_others_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, a='import { x } from "../vendored/library.js";\n')
+    source = "/* (c) */\nvar y = `\n    two lines`;\n"
+    (tmp_path / "vendored" / "library.js").write_text(source + "export { y as x };\n")
+    monkeypatch.setattr(assembled, "FOLDER", tmp_path)
+    assert source in assembled._script()

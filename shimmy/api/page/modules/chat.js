@@ -23,6 +23,7 @@ export function Chat() {
       <${Conversations} headers=${headers} current=${conversation.id} done=${() => showList(false)} />
     </aside>
     <main>
+      <h1 class="unseen">Chat</h1>
       <div class="bar top">
         <button type="button" class="narrow" aria-expanded=${hasList} onClick=${() => showList(!hasList)}>Conversations</button>
         <${ModelChoice} list=${list ?? []} model=${model} />

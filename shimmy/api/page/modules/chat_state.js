@@ -5,7 +5,7 @@ import { isWriting, stop, write } from "./reply.js";
 import { headers, read, remove, removeAll, write as keep } from "./storage.js";
 import { Store, remember, remembered } from "./stores.js";
 
-const SAVED_EVERY_MS = 2000;
+const SAVED_EVERY_MS = 1000;
 const DRAWN_EVERY_MS = 40;
 
 // `conversation` is changed in place; the store is set again whenever that happens.
@@ -45,6 +45,22 @@ export async function open(id) {
   remember("conversation", id);
 }
 
+// What is being written when the page goes away stays as far as it has come. A database would come too late.
+addEventListener("pagehide", () => {
+  const writing = ({ id, messages }) => Object.values(messages).filter(isWriting).map((message) => ({ id, message }));
+  remember("unsaved", [...busy.values()].flatMap(writing));
+});
+
+async function saveUnsaved() {
+  for (const { id, message } of remembered("unsaved", [])) {
+    const conversation = await read(id);
+    if (!conversation) continue;
+    conversation.messages[message.id] = message;
+    await keep(conversation);
+  }
+  remember("unsaved", []);
+}
+
 export function startNew() {
   chat.change({ conversation: freshConversation() });
   remember("conversation", null);
@@ -52,6 +68,7 @@ export function startNew() {
 
 // What was open last; a new conversation where that is gone.
 export async function restore() {
+  await saveUnsaved();
   const id = remembered("conversation", null);
   if (id) await open(id);
   await listHeaders();
@@ -107,8 +124,7 @@ async function run(conversation, message) {
   conversation.model = message.model;
   busy.set(conversation.id, conversation);
   remember("conversation", conversation.id);
-  await save(conversation);
-  await write(conversation, message, () => {
+  const writing = write(conversation, message, () => {
     message.version = (message.version ?? 0) + 1;
     drawSoon();
     if (performance.now() - saved > SAVED_EVERY_MS && busy.has(conversation.id)) {
@@ -116,6 +132,8 @@ async function run(conversation, message) {
       keep(conversation);
     }
   });
+  await save(conversation);
+  await writing;
   const isOver = !Object.values(conversation.messages).some(isWriting);
   if (isOver && busy.has(conversation.id)) {
     busy.delete(conversation.id);

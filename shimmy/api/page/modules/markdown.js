@@ -9,6 +9,7 @@ import { Plain, visible } from "./text.js";
 const MOST_CHARACTERS = 100_000;
 const MOST_IN_PARAGRAPH = 4000; // reading what stands within one takes quadratic time
 const MOST_MS = 100; // for all paragraphs of a text
+const MOST_CELLS = 5000;
 // Blocks in blocks in blocks: thirty on one line, or a list that stands far to the right.
 const DEEP = /^(?:[ \t]*(?:>|[-*+][ \t]|\d{1,9}[.)][ \t])){30}|^[ \t]{100,}(?:[-*+>]|\d)/m;
 
@@ -91,7 +92,7 @@ const BLOCKS = {
   space: () => null,
   def: () => null,
   hr: () => html`<hr />`,
-  heading: (token) => html`<p class="heading" role="heading" aria-level=${Math.min(token.depth + 2, 6)} dir="auto">
+  heading: (token) => html`<p class="heading" role="heading" aria-level=${Math.min(token.depth + 1, 6)} dir="auto">
     ${within(token)}
   </p>`,
   code: (token) => html`<${Code} text=${token.text} language=${(token.lang ?? "").split(/\s/)[0]} />`,
@@ -103,8 +104,9 @@ const BLOCKS = {
     return token.ordered ? html`<ol start=${token.start}>${items}</ol>` : html`<ul>${items}</ul>`;
   },
   table: (token) => {
+    if (token.header.length * (token.rows.length + 1) > MOST_CELLS) return html`<${Plain} text=${token.raw} />`;
     const cell = (tag) => (each) => html`<${tag} style=${{ textAlign: each.align ?? "start" }}>${within(each)}<//>`;
-    return html`<div class="table" tabindex="0" role="region" aria-label="Table"><table>
+    return html`<div class="table" tabindex="0"><table>
       <thead><tr>${token.header.map(cell("th"))}</tr></thead>
       <tbody>${token.rows.map((row) => html`<tr>${row.map(cell("td"))}</tr>`)}</tbody>
     </table></div>`;

@@ -47,7 +47,7 @@ function Model({ model }) {
   const isLoaded = model.state !== "unloaded";
   const said = trouble || model.error;
   return html`<li class="card">
-    <div class="bar"><h3>${model.name}</h3><span class=${"state " + model.state}>${stateOf(model)}</span></div>
+    <div class="bar"><h2>${model.name}</h2><span class=${"state " + model.state}>${stateOf(model)}</span></div>
     <dl>${facts(model).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
     ${model.notices.map((notice) => html`<p class="soft">${notice}</p>`)}
     ${said && html`<p class="trouble" role="alert">${said}</p>`}
@@ -89,7 +89,7 @@ const WORDS = {
 
 function Events({ events }) {
   if (!events.length) return html`<p class="soft">Nothing since this page was opened.</p>`;
-  return html`<ol class="events" role="log" aria-label="Events">${events.slice(0, 50).map((event) => html`<li>
+  return html`<ol class="events" role="log" aria-label="Events">${events.map((event) => html`<li>
     <time>${clock(event.time)}</time> <strong>${event.model}</strong> ${WORDS[event.kind] ?? event.kind}
     ${event.percent !== undefined && ` ${event.percent} %`}${event.after && ` (after: ${event.after})`}
     ${event.load_s !== undefined && ` in ${seconds(event.load_s)}`}${event.reason && `: ${event.reason}`}
