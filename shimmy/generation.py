@@ -162,6 +162,8 @@ class Generation:
         metrics.cached_tokens.add(usage.n_cached, name)
         metrics.completion_tokens.add(usage.n_completion, name)
         timings = finished.timings
+        if usage.n_completion:
+            metrics.token_s.observe(timings.predicted_ms / 1000 / usage.n_completion, name)
         metrics.drafted_tokens.add(timings.n_drafted - timings.n_model_drafted, name, "lookup")
         metrics.accepted_tokens.add(timings.n_accepted - timings.n_model_accepted, name, "lookup")
         metrics.drafted_tokens.add(timings.n_model_drafted, name, "draft_model")

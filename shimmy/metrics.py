@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 
 FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
 SWAP_BUCKETS_S = (0.0001, 0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -150,6 +151,12 @@ class Metrics:
             "Time from a request to its first token.",
             "model",
             bounds=FIRST_TOKEN_BUCKETS_S,
+        )
+        self.token_s = Histogram(
+            "shimmy_token_seconds",
+            "Time from a token to the next, the mean of a finished job.",
+            "model",
+            bounds=TOKEN_BUCKETS_S,
         )
 
     def _define_models(self) -> None:

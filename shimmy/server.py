@@ -166,7 +166,12 @@ class Server:
                 "one with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`", addresses[0][1],
             )  # fmt: skip
         if not n_models:
-            logger.warning("no models found: name a GGUF file or a folder with `--model-path`")
+            from shimmy.catalog.suggestions import advice  # nearly every server has models
+
+            logger.warning(
+                "no models found: name a GGUF file or a folder with `--model-path`, or fetch one:\n  %s",
+                "\n  ".join(advice()),
+            )
 
 
 def serve(config: Config, home: UnpackedFolder, announce: "Callable[[int], None] | None" = None) -> None:

@@ -67,6 +67,7 @@ async def test_a_job_is_accepted_speaks_and_is_counted() -> None:
     assert metric(house, 'shimmy_cached_tokens_total{model="tiny.q4-1"}') == 8
     assert metric(house, 'shimmy_completion_tokens_total{model="tiny.q4-1"}') == 3
     assert metric(house, 'shimmy_first_token_seconds_count{model="tiny.q4-1"}') == 1
+    assert metric(house, 'shimmy_token_seconds_sum{model="tiny.q4-1"}') == 0.01
 
 
 def test_an_unknown_model_is_refused_at_once_and_no_other_one_answers() -> None:

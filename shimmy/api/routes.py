@@ -122,6 +122,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/models", control.models),
     ("POST", "/api/models/discover", control.discover),
     ("POST", "/api/models/pull", pulls.pull),
+    ("GET", "/api/suggestions", pulls.suggestions),
     ("GET", "/api/models/{rest:path}/status", control.status),
     ("POST", "/api/models/{rest:path}/load", control.load),
     ("POST", "/api/models/{rest:path}/unload", control.unload),

@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[S
     """A server for tests that leave it as it was."""
     folder = tmp_path_factory.mktemp("server")
     arguments = ("--model-path", demo_model(), "--model-path", models, "--temp", "0")
-    with serving(folder, *arguments, threads="") as running:
+    with serving(folder, *arguments) as running:
         yield running
 
 

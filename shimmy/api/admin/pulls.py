@@ -50,6 +50,14 @@ async def pull(exchange: "Exchange") -> None:
         await pulls.leave(running)
 
 
+async def suggestions(exchange: "Exchange") -> None:
+    """Models that fit the memory which is free now, for someone who has none."""
+    from shimmy.catalog.suggestions import fitting
+
+    found = [{"model": each.reference, "size_bytes": each.size_bytes, "about": each.about} for each in fitting()]
+    await exchange.reply({"suggestions": found})
+
+
 def _pulls(exchange: "Exchange") -> "Pulls":
     state = exchange.scope["app"].state
     if not hasattr(state, "pulls"):

@@ -102,6 +102,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "Models", "Fetch a model, and say how far that is", "PullResult", (*_BODY, 404, 502, 503),
         ("PullRequest", pulls.PULL), stream="PullEvent",
     ),
+    ("GET", "/api/suggestions"): Operation("Models", "Models to pull that fit this machine", "Suggestions"),
     ("GET", "/api/events"): Operation(
         "Models", "What happens to models, as it happens", "ModelEvent", media_type=_EVENTS
     ),

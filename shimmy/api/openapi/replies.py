@@ -298,6 +298,7 @@ def _pulls() -> Json:
     }
     return {
         "RemovedModel": record({"name": TEXT, "files": array(TEXT), "size_bytes": COUNT}),
+        "Suggestions": record({"suggestions": array(record({"model": TEXT, "size_bytes": COUNT, "about": TEXT}))}),
         "PullEvent": record({}, pull_event),
         "PullResult": record({"model": TEXT, "path": TEXT, "total_bytes": COUNT, "models": array(TEXT)}),
     }

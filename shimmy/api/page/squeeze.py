@@ -17,7 +17,8 @@ _PIECES = re.compile(
     """,
     re.VERBOSE,
 )
-_INDENT = re.compile(r"\n\s+")
+_TEXT = re.compile(r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""")
+_INDENT = re.compile(r"\s*")
 _PUNCTUATION = "{}()[];,:?=<>!&|+-*%/."
 
 
@@ -40,8 +41,8 @@ def _pieces(source: str) -> Iterator[str]:
         yield from filter(None, [source[at : found.start()]])
         at = found.end()
         if found.lastgroup == "template":
-            at = _template_end(source, at)
-            yield _INDENT.sub("\n", source[found.start() : at])
+            template, at = _template(source, at)
+            yield template
         elif found.lastgroup:
             yield " "
         else:
@@ -49,25 +50,31 @@ def _pieces(source: str) -> Iterator[str]:
     yield from filter(None, [source[at:]])
 
 
-def _template_end(source: str, at: int) -> int:
-    """Where the text in backticks ends that has begun before `at`."""
-    depths: list[int] = []  # of braces, in each expression that we are in
-    while True:
-        character = source[at]
-        at += 2 if character == "\\" else 1
-        if not depths or depths[-1] == -1:  # in a text
-            if character == "`":
-                if not depths:
-                    return at
-                depths.pop()
-            elif character == "$" and source[at] == "{":
-                depths.append(0)
-                at += 1
-        elif character == "`":
-            depths.append(-1)
-        elif character == "{":
-            depths[-1] += 1
-        elif character == "}":
-            depths[-1] -= 1
-            if depths[-1] < 0:
-                depths.pop()
+def _template(source: str, at: int) -> tuple[str, int]:
+    """The text in backticks that has begun before `at`, with its code squeezed and no line indented; and its end."""
+    text = "`"
+    while (character := source[at]) != "`":
+        if source.startswith("${", at):
+            end = _code_end(source, at + 2)
+            text += f"${{{squeezed(source[at + 2 : end])}}}"
+            at = end + 1
+        else:
+            n = 2 if character == "\\" else 1
+            text += source[at : at + n]
+            at += n
+        if character == "\n":
+            at = _INDENT.match(source, at).end()  # type: ignore[union-attr] # it always matches
+    return text + "`", at + 1
+
+
+def _code_end(source: str, at: int) -> int:
+    """Where the code ends, at a brace, that has begun at `at` within a text in backticks."""
+    depth = 0
+    while (character := source[at]) != "}" or depth:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if character == "`":
+            at = _template(source, at + 1)[1]
+        else:
+            text = _TEXT.match(source, at)
+            at = text.end() if text else at + 1
+    return at

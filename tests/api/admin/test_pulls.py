@@ -169,3 +169,10 @@ def test_the_process_is_told_where_this_server_looks() -> None:
     assert list(usual[-5:]) == ["pull", "--json", "--public-only", "--", "--evil"]
     own = pulls._command(config.load({"model_dirs": ["/a:/b"], "model_path": ["/c"]}, {}), "o/n")
     assert list(own[-8:]) == ["--model-path", "/c", "--model-dirs", "/a", "--model-dirs", "/b", "--", "o/n"]
+
+
+@on_loop
+async def test_models_are_suggested_that_can_be_pulled() -> None:
+    reply = (await fetch(create_app(services()), "GET", "/api/suggestions")).json()
+    assert 1 <= len(reply["suggestions"]) <= 3
+    assert all(":" in each["model"] and each["size_bytes"] > 0 for each in reply["suggestions"])

@@ -13,8 +13,9 @@ CASES = {
     "const n = (1000 * a) / b / c;": "const n=(1000*a)/b/c;",
     r"const r = /a  [/`] \/ \`/g;": r"const r=/a  [/`] \/ \`/g;",
     "html`<p>\n    ${ a ? html`<b>  x</b>` : { b: `}` } }\n  </p>`;  next();":
-        "html`<p>\n${ a ? html`<b>  x</b>` : { b: `}` } }\n</p>`;next();",
+        "html`<p>\n${a?html`<b>  x</b>`:{b:`}`}}\n</p>`;next();",
     r"const a = `\`  \${`;  b();": r"const a=`\`  \${`;b();",
+    "f(`a ${ '}' + \"`\" }  b`);  g();": "f(`a ${'}'+\"`\"}  b`);g();",
     "async function* f() {\n  yield* g();\n}\nclass A extends B {}":
         "async function*f(){yield*g();}class A extends B{}",
 }  # fmt: skip

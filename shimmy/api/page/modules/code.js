@@ -3,24 +3,21 @@ import bash from "../vendored/highlight-bash.js";
 import c from "../vendored/highlight-c.js";
 import css from "../vendored/highlight-css.js";
 import go from "../vendored/highlight-go.js";
-import java from "../vendored/highlight-java.js";
 import js from "../vendored/highlight-js.js";
-import jsdoc from "../vendored/highlight-jsdoc.js";
 import json from "../vendored/highlight-json.js";
 import py from "../vendored/highlight-py.js";
 import rs from "../vendored/highlight-rs.js";
-import todo from "../vendored/highlight-todo.js";
 import xml from "../vendored/highlight-xml.js";
 import yaml from "../vendored/highlight-yaml.js";
 import { tokenizeWith } from "../vendored/highlight-tokenize.js";
 import { html } from "./html.js";
 import { CopyButton, visible } from "./text.js";
 
-const languages = { bash, c, css, go, java, js, jsdoc, json, py, rs, todo, xml, yaml };
+const languages = { bash, c, css, go, js, json, py, rs, xml, yaml };
 const ALIASES = {
   python: "py", python3: "py", javascript: "js", typescript: "js", ts: "js", jsx: "js", tsx: "js", mjs: "js",
-  sh: "bash", shell: "bash", zsh: "bash", console: "bash", cpp: "c", "c++": "c", h: "c", cs: "java", csharp: "java",
-  kotlin: "java", html: "xml", svg: "xml", rust: "rs", golang: "go", yml: "yaml", jsonc: "json", scss: "css",
+  sh: "bash", shell: "bash", zsh: "bash", console: "bash", cpp: "c", "c++": "c", h: "c", cs: "c", csharp: "c",
+  java: "c", kotlin: "c", html: "xml", svg: "xml", rust: "rs", golang: "go", yml: "yaml", jsonc: "json", scss: "css",
 };
 // Its expressions take quadratic time within a line and within white space.
 const SLOW = /[^\n]{600}|\s{200}/;

@@ -1,11 +1,15 @@
 // What a person sees who has no model yet.
 import { html } from "./html.js";
+import { Pull, Suggestions } from "./pull.js";
 
 export function FirstModel() {
-  return html`<section class="card">
+  return html`<section>
     <h1>No model yet</h1>
-    <p>Shimmy serves GGUF files and SafeTensors folders. Put one into a folder that the server looks into (its options
-      <code>--model-path</code> and <code>--model-dirs</code>; without them the caches of the Hugging Face hub, of LM
-      Studio and of Ollama). It is found by itself, and this page goes on.</p>
+    <p>Pull one of these, which fit this machine's memory, or any other:</p>
+    <${Suggestions} />
+    <${Pull} />
+    <p>Or put a GGUF file or a SafeTensors folder where the server looks: where <code>--model-path</code> and
+      <code>--model-dirs</code> say, else in the caches of the Hugging Face hub, LM Studio and Ollama. It is found by
+      itself.</p>
   </section>`;
 }

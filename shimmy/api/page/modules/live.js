@@ -1,5 +1,6 @@
 // What the server says of its models, kept up to date by its events. Survives restarts of the server.
 import { Store } from "./stores.js";
+import { hear } from "./pulls.js";
 import { events, json, send } from "./server_api.js";
 
 const AGAIN_MS = 1000;
@@ -34,6 +35,10 @@ function refreshSoon() {
 function take({ name, data }) {
   if (name === "models") {
     models.set({ list: data.models, isOnline: true });
+    return;
+  }
+  if (name.startsWith("pull_")) {
+    hear(data.model, name.slice(5), data);
     return;
   }
   happened.set([{ ...data, kind: name }, ...happened.value].slice(0, MOST_EVENTS));

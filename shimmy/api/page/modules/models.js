@@ -4,6 +4,7 @@ import { bytes, clock, count, seconds } from "./figures.js";
 import { FirstModel } from "./first_model.js";
 import { html } from "./html.js";
 import { complain, happened, isServed, models, refresh } from "./live.js";
+import { Pull } from "./pull.js";
 import { json, modelPath } from "./server_api.js";
 import { useStore } from "./stores.js";
 
@@ -23,7 +24,7 @@ export function Models() {
     <div class="bar"><h1>Models</h1>
       <button type="button" disabled=${looking} onClick=${look}>${looking ? "Looking …" : "Look for new files"}</button>
     </div>
-    ${!served.length && html`<${FirstModel} />`}
+    ${served.length ? html`<${Pull} />` : html`<${FirstModel} />`}
     <ul class="cards">${served.map((model) => html`<${Model} key=${model.name} model=${model} />`)}</ul>
     ${others.length > 0 && html`<section><h2>Not served</h2>
       <ul class="cards">${others.map((model) => html`<li class="card" key=${model.name + model.path}>
@@ -37,10 +38,13 @@ export function Models() {
 function Model({ model }) {
   const [isWaiting, wait] = useState(false);
   const [trouble, setTrouble] = useState("");
+  const [isAsked, setAsked] = useState(false);
   const act = (action) => async () => {
     wait(true);
     setTrouble("");
-    await json(modelPath(model.name, action), { method: "POST" }).catch((error) => setTrouble(error.message));
+    setAsked(false);
+    const method = action ? "POST" : "DELETE";
+    await json(modelPath(model.name, action), { method }).catch((error) => setTrouble(error.message));
     wait(false);
     refresh().catch(() => {});
   };
@@ -57,6 +61,10 @@ function Model({ model }) {
         onClick=${act("load")}>${isWaiting ? "Loading …" : "Load"}</button>`}
       ${isLoaded && html`<button type="button" disabled=${isWaiting} aria-label=${`Unload ${model.name}`}
         onClick=${act("unload")}>Unload</button>`}
+      ${!isAsked && html`<button type="button" class="quiet" disabled=${isWaiting} aria-label=${`Delete ${model.name}`}
+        onClick=${() => setAsked(true)}>Delete</button>`}
+      ${isAsked && html`<button type="button" class="danger" onClick=${act("")}>Delete ${bytes(model.size_bytes)}</button>
+        <button type="button" class="quiet" onClick=${() => setAsked(false)}>Keep</button>`}
     </div>
   </li>`;
 }

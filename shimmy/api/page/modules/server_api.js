@@ -109,5 +109,5 @@ function* eventIn(frame) {
 }
 
 export function modelPath(name, action) {
-  return `/api/models/${name.split("/").map(encodeURIComponent).join("/")}/${action}`;
+  return `/api/models/${name.split("/").map(encodeURIComponent).join("/")}${action && "/" + action}`;
 }
