@@ -25,10 +25,9 @@ MUSL = "1.2.2-1"
 # The main paths, for the systems that differ in few things only.
 MAIN_PATHS = (
     "tests/e2e/test_machines.py",
-    "tests/e2e/test_models.py",
     "tests/e2e/test_swap.py",
     "tests/e2e/test_shutdown.py",
-    "tests/e2e/test_cli.py",
+    "tests/e2e/test_safetensors.py",
 )
 # A converted model that no folder takes is a file in memory: old kernels have none, and only /proc gives it a name.
 IN_MEMORY = ("tests/e2e/test_safetensors.py::test_a_cache_that_cannot_be_written_costs_nothing_but_memory",)
