@@ -1,13 +1,25 @@
 """A file to make packages of, and a model for it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.harness import FROZEN_FILE, STEADY_SEED
 from tests.tiny_models import write_tiny_model
+from tools import debian_tools
 
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}  # and what Debian calls them
+
+
+def debian_program(name: str, package: str) -> str:
+    """A program of this system, or of a package that is fetched where there is apt; elsewhere the test is skipped."""
+    if (found := shutil.which(name)) is not None:
+        return found
+    if shutil.which("apt-get") is None:
+        pytest.skip(f"there is no {name} here")
+    folder = debian_tools.unpacked(package)
+    return next(str(path) for path in (folder / "bin" / name, folder / "usr" / "bin" / name) if path.exists())
 
 
 @pytest.fixture(scope="session")

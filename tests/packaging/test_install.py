@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import ROOT
+from tests.packaging.conftest import debian_program
 from tests.packaging.web import FILES, publish, published
 
 SCRIPT = ROOT / "install.sh"
 # What the script asks of a system beside a shell and a way to download.
 TOOLS = ("chmod", "cut", "grep", "mkdir", "mktemp", "mv", "rm", "sed", "sha256sum")
-BUSYBOX = shutil.which("busybox")
 WITHOUT_RIGHTS = 65534
 
 
@@ -94,16 +94,14 @@ def installer(tmp_path: Path) -> Iterator[Installer]:
 
 @pytest.mark.parametrize("kind", ["curl", "wget", "busybox"])
 def test_installs_and_uninstalls(installer: Installer, kind: str) -> None:
-    if kind == "busybox" and BUSYBOX is None:
-        pytest.skip("there is no busybox here")
     if kind == "wget" and shutil.which("wget") is None:
         pytest.skip("there is no wget here")
-    if kind == "busybox":
-        installer.shell = (str(BUSYBOX), "ash")
     if kind != "curl":
+        busybox = debian_program("busybox", "busybox-static") if kind == "busybox" else None
+        if busybox is not None:
+            installer.shell = (busybox, "ash")
         shutil.rmtree(installer.tools)
-        is_busybox = kind == "busybox"
-        link_tools(installer.tools, downloader="wget", busybox=BUSYBOX if is_busybox else None)
+        link_tools(installer.tools, downloader="wget", busybox=busybox)
         installer.pretend("Linux", "x86_64")
     result = installer.run()
     assert result.returncode == 0, result.stderr

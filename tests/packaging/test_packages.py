@@ -19,6 +19,8 @@ import pytest
 from shimmy import __version__
 from shimmy.config import load
 from tests.e2e.harness import FROM_SOURCE, ROOT
+from tests.packaging.conftest import debian_program
+from tools import debian_tools
 from tools.packages import deb as debian
 from tools.packages.__main__ import package
 from tools.packages.machines import MACHINES
@@ -136,14 +138,16 @@ def test_dpkg_installs_and_removes_the_package(tmp_path: Path, small: tuple[Path
 
 @pytest.mark.frozen
 @needs_dpkg
-@pytest.mark.skipif(shutil.which("lintian") is None, reason="there is no lintian here")
+@pytest.mark.timeout(180)  # it is fetched
 def test_lintian_has_nothing_to_say(real: tuple[Path, Path]) -> None:
     _, deb = real
     is_static = "Requesting program interpreter" not in output("readelf", "-lW", deb.parent / "shimmy")
     tags = ALLOWED_TAGS if is_static else f"{ALLOWED_TAGS},undeclared-elf-prerequisites"
+    lintian = debian_program("lintian", "lintian")
     result = subprocess.run(
-        ["lintian", "--suppress-tags", tags, "--fail-on", "error,warning", deb],
-        capture_output=True, text=True, check=False, timeout=60,
+        [lintian, "--suppress-tags", tags, "--fail-on", "error,warning", deb],
+        env=os.environ | debian_tools.environment(Path(lintian).parents[2]),
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
 
