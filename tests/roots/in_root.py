@@ -47,11 +47,16 @@ def main(arguments: list[str]) -> None:
     if unknown := options.keys() - {"--user", "--read-only", "--no-proc", "--system-calls", "--no-written-code"}:
         sys.exit(f"in_root.py: there is no option {min(unknown)}")
     root, program, *rest = arguments
-    working_directory = Path.cwd()
-    _enter(root, is_read_only="--read-only" in options, has_proc="--no-proc" not in options)
-    os.chdir(working_directory)
+    is_read_only, has_proc = "--read-only" in options, "--no-proc" not in options
+    try:
+        working_directory = [Path.cwd()]
+    except FileNotFoundError:  # it was removed, and stays so
+        working_directory = []
+    _enter(root, is_read_only=is_read_only, has_proc=has_proc)
+    for folder in working_directory:
+        os.chdir(folder)
     if "--user" in options:
-        _become(int(options["--user"]), [working_directory, *map(Path, rest)])
+        _become(int(options["--user"]), [*working_directory, *map(Path, rest)])
     if "--no-written-code" in options:
         seccomp.refuse_to_execute_what_was_written()
     if "--system-calls" in options:
