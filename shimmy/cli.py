@@ -16,6 +16,7 @@ from typing import Any
 
 from shimmy import __version__, log
 from shimmy.commands.console import CommandCall
+from shimmy.commands.terminal.screen_text import safe
 from shimmy.config import OPTIONS, load
 from shimmy.errors import ShimmyError
 from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError, seconds
@@ -86,6 +87,8 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
     """
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "text", "") is None:
         options.text, rest = rest[0], ()
+    if options.command == "run" and not any(word.startswith("-") for word in rest):
+        options.text, rest = [*options.text, *rest], ()
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "generate":
@@ -95,7 +98,7 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"shimmy: {error}", file=sys.stderr)
+    print(f"shimmy: {safe(str(error))}", file=sys.stderr)
     return code
 
 
@@ -203,6 +206,12 @@ def _with_a_server(call: CommandCall) -> int:
     return COMMANDS[call.options.command](call)
 
 
+def _run(call: CommandCall) -> int:
+    from shimmy.commands.terminal_chat.run import run
+
+    return run(call)
+
+
 def _health(call: CommandCall) -> int:
     from shimmy.commands.health import health
 
@@ -255,6 +264,7 @@ def argument_parser() -> argparse.ArgumentParser:
     generate.add_argument("-n", "--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
     generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
+    _add_run(commands)
     _add_file_commands(commands)
     bench = _command(commands, "bench", _bench, "measure how fast a model is on this machine", json=True)
     bench.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
@@ -298,6 +308,17 @@ def _add_file_commands(commands: Any) -> None:
     copy = _command(commands, "cp", _cp, "give a model one more name, which stays")
     copy.add_argument("name", metavar="NAME", help="a model's name")
     copy.add_argument("alias_name", metavar="ALIAS", help="its other name")
+
+
+def _add_run(commands: Any) -> None:
+    run = _server_command(commands, "run", _run, "chat with a model, or have it answer a text, in the terminal")
+    run.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
+    run.add_argument("text", nargs="*", metavar="TEXT", help="answer this, with what is piped in, and end")
+    run.add_argument("-f", "--file", action="append", metavar="FILE", help="with the text of this file (repeatable)")
+    run.add_argument("-n", "--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
+    run.add_argument("--system", metavar="TEXT", help="the system prompt")
+    run.add_argument("--stats", action="store_true", help="say after each reply what it took")
+    run.add_argument("--no-history", action="store_true", help="neither read nor write what was typed before")
 
 
 def _add_server_commands(commands: Any) -> None:

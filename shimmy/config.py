@@ -47,9 +47,9 @@ POOLINGS = ("mean", "cls", "last")
 
 # The commands beside `serve` that take an option.
 _WITH_FILES = ("pull", "rm", "cp")
-_WITH_MODELS = ("list", "probe", "generate", "bench", "discover")
-_WITH_ENGINE = ("probe", "generate", "bench")
-_AS_SERVED = ("probe", "generate")  # and not with settings that a measurement needs
+_WITH_MODELS = ("list", "probe", "generate", "bench", "run", "discover")
+_WITH_ENGINE = ("probe", "generate", "bench", "run")
+_AS_SERVED = ("probe", "generate", "run")  # and not with settings that a measurement needs
 
 OPTIONS: tuple[Option, ...] = (
     Option("bind", Bind.parse, Bind(DEFAULT_HOST, None),
@@ -110,9 +110,9 @@ OPTIONS: tuple[Option, ...] = (
            "NAME=MODEL", (), ",", field="aliases"),
     Option("default_model", str, None, "the model for requests that name no model, or an unknown one", "NAME"),
     Option("seed", integer(0, 2**32 - 1), None, "seed of requests that set none (default: random)", "N",
-           also=("generate",)),
+           also=("generate", "run")),
     Option("temp", decimal(0, 100), SamplingParams().temperature, "temperature of requests that set none", "T",
-           also=("generate",)),
+           also=("generate", "run")),
     Option("n_predict", integer(1, 2**31 - 1), None,
            "token limit of requests that set none (default: until the model stops or the context is full)", "N"),
     Option("chat_template", str, None, "a Jinja chat template that replaces the model's own", "TEXT",

@@ -162,19 +162,7 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
     from shimmy.model_events import ModelEvents
     from shimmy.pool.pool import Pool
 
-    path = Path(name)
-    is_place = path.is_file() or (path / "config.json").is_file()  # of a GGUF, or of a model in SafeTensors
-    if is_place:
-        config = replace(config, model_paths=(path,), model_dirs=(), usual_dirs=())
-    catalog = find_models(config)
-    if is_place:
-        if not catalog.models:
-            reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
-            raise NotFound(f"`{name}` cannot be served: {reason}")
-        name = catalog.models[0].name
-    registry = Registry(kept=AliasFile(config.alias_file))
-    registry.publish(catalog)
-    model = registry.resolve(name)
+    config, registry, model = located(config, name)
 
     async def run() -> Any:
         metrics, events = Metrics(), ModelEvents()
@@ -188,6 +176,30 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
             await services.pool.close()
 
     return asyncio.run(run())
+
+
+def located(config: Config, name: str) -> tuple[Config, Registry, Model]:
+    """The model that `name` means, which is a name, or the path of a file or folder; with what else there is.
+
+    The Config is one with which a server has the model: where `name` is a path, it has no other. Raises NotFound.
+    """
+    path = Path(name)
+    if is_place(path):
+        config = replace(config, model_paths=(path,), model_dirs=(), usual_dirs=())
+    catalog = find_models(config)
+    registry = Registry(kept=AliasFile(config.alias_file))
+    registry.publish(catalog)
+    if not is_place(path):
+        return config, registry, registry.resolve(name)
+    if not catalog.models:
+        reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
+        raise NotFound(f"`{name}` cannot be served: {reason}")
+    return config, registry, catalog.models[0]
+
+
+def is_place(path: Path) -> bool:
+    """Whether a GGUF, or a model in SafeTensors, may lie there."""
+    return path.is_file() or (path / "config.json").is_file()
 
 
 def model_fields(model: Model) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from shimmy.commands import server_records
 from shimmy.commands.console import CommandCall, CommandFailed
@@ -52,16 +53,16 @@ def start(call: CommandCall) -> int:
     log_start = log_path.stat().st_size if log_path.is_file() else 0
     process = None
     try:
-        process = _spawn(call, folder, log_path)
+        process = spawn(call, folder, log_path)
         folder.unlock()
-        address = _until_ready(folder, process, READY_S if call.options.wait is None else call.options.wait)
+        address = until_ready(folder, process, READY_S if call.options.wait is None else call.options.wait)
         print(address.url, flush=True)
         process.returncode = 0  # as if it had ended: it outlives us, and the interpreter need not warn of that
     except BaseException as exc:
         if process is not None:
-            _end(process, folder)
-        if isinstance(exc, _NotReady):
-            _show_end_of(log_path, log_start)
+            end(process, folder)
+        if isinstance(exc, ServerNotReady):
+            show_end_of(log_path, log_start)
         folder.remove()
         raise
     finally:
@@ -70,12 +71,22 @@ def start(call: CommandCall) -> int:
     return 0
 
 
-class _NotReady(CommandFailed):
+class ServerNotReady(CommandFailed):
     """The server has ended, or does not answer in time."""
 
 
-def _spawn(call: CommandCall, folder: ServerFolder, log_path: Path) -> "subprocess.Popen[bytes]":
-    """A server in a session of its own that holds nothing of ours but the lock of its folder."""
+def spawn(
+    call: CommandCall,
+    folder: ServerFolder,
+    log_path: Path,
+    *,
+    variables: Mapping[str, str] = MappingProxyType({}),
+    in_child: Callable[[], None] | None = None,
+) -> "subprocess.Popen[bytes]":
+    """A server in a session of its own that holds nothing of ours but the lock of its folder.
+
+    `variables` are put into its environment, and it runs `in_child` before it becomes the program.
+    """
     assert folder.lock is not None
     try:
         with open(log_path, "ab", opener=_private) as log:
@@ -86,8 +97,9 @@ def _spawn(call: CommandCall, folder: ServerFolder, log_path: Path) -> "subproce
                 stdout=log,
                 stderr=log,
                 pass_fds=(folder.lock,),
-                env=first_environment() | {server_records.VARIABLE: folder.inheritance},
+                env=first_environment() | {**variables, server_records.VARIABLE: folder.inheritance},
                 start_new_session=True,
+                preexec_fn=in_child,  # noqa: PLW1509 - what is given here makes system calls and takes no lock
             )
     except OSError as exc:
         raise CommandFailed(f"the server cannot be started with its log in `{log_path}`: {exc.strerror}") from exc
@@ -97,7 +109,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _until_ready(folder: ServerFolder, process: "subprocess.Popen[bytes]", within_s: float) -> ServerAddress:
+def until_ready(folder: ServerFolder, process: "subprocess.Popen[bytes]", within_s: float) -> ServerAddress:
     end_s = time.monotonic() + within_s
     while True:
         record = folder.record()
@@ -109,13 +121,13 @@ def _until_ready(folder: ServerFolder, process: "subprocess.Popen[bytes]", withi
         code = process.poll()
         if code is not None:
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            raise _NotReady(f"the server has ended with {how}")
+            raise ServerNotReady(f"the server has ended with {how}")
         if time.monotonic() >= end_s:
-            raise _NotReady(f"the server does not answer after {within_s:g} s")
+            raise ServerNotReady(f"the server does not answer after {within_s:g} s")
         time.sleep(_LOOK_EVERY_S)
 
 
-def _end(process: "subprocess.Popen[bytes]", folder: ServerFolder) -> None:
+def end(process: "subprocess.Popen[bytes]", folder: ServerFolder) -> None:
     """End a server that did not come up, with all its processes."""
     folder.unlock()
     process.terminate()
@@ -125,7 +137,7 @@ def _end(process: "subprocess.Popen[bytes]", folder: ServerFolder) -> None:
     process.wait()
 
 
-def _show_end_of(log_path: Path, start: int) -> None:
+def show_end_of(log_path: Path, start: int) -> None:
     """The last lines behind `start`, in bytes: others may have written to the same file before."""
     try:
         with log_path.open("rb") as log:

@@ -93,7 +93,7 @@ def ask(
         return None if end_s is None else max(end_s - monotonic(), 1e-3)
 
     try:
-        with _connected(address, time_left_s() or _CONNECT_TIMEOUT_S) as connection:
+        with connected(address, time_left_s() or _CONNECT_TIMEOUT_S) as connection:
             status, text = _exchange(connection, request, time_left_s)
         answer = json.loads(text)
         if status == 200:
@@ -124,7 +124,7 @@ def answers(address: ServerAddress) -> bool:
     return True
 
 
-def _connected(address: ServerAddress, timeout_s: float) -> socket.socket:
+def connected(address: ServerAddress, timeout_s: float) -> socket.socket:
     """A connection to the first host that takes one; raises the first host's OSError."""
     reason: OSError | None = None
     for host in address.hosts:

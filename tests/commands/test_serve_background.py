@@ -57,14 +57,14 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def stands_in(monkeypatch: pytest.MonkeyPatch, code: str) -> list[subprocess.Popen[bytes]]:
     """Run this in the server's place; the processes that were started come into the list."""
     started = []
-    spawn = serve_background._spawn
+    spawn = serve_background.spawn
 
     def remembered(call: CommandCall, folder: ServerFolder, log_path: Path) -> subprocess.Popen[bytes]:
         started.append(spawn(call, folder, log_path))
         return started[-1]
 
     monkeypatch.setattr(serve_background, "own_program", lambda: [sys.executable, "-c", code])
-    monkeypatch.setattr(serve_background, "_spawn", remembered)
+    monkeypatch.setattr(serve_background, "spawn", remembered)
     return started
 
 

@@ -1,0 +1,84 @@
+"""How a reply looks: as it comes, harmless to a terminal, with reasoning in the background; for a program, its text."""
+
+import sys
+
+from shimmy.commands.terminal.amounts import plural
+from shimmy.commands.terminal.screen_text import safe, safe_line
+from shimmy.commands.terminal.style import Style, is_terminal
+from shimmy.commands.terminal_chat.reply_stream import ReplyEnd, Said
+
+_ERASE_LINE = "\r\x1b[K"
+
+
+class Printer:
+    """Writes to stdout what is said, and to stderr what there is to say about it."""
+
+    def __init__(self) -> None:
+        self.is_screen = is_terminal(sys.stdout)
+        self._style = Style(sys.stdout)
+        self._errors = Style(sys.stderr)
+        self._waits_on_screen = is_terminal(sys.stderr)
+        self._is_waiting = False
+        self._was_reasoning = False
+        self._at_line_start = True
+
+    def piece(self, said: Said) -> None:
+        """Programs get the answer alone; a person sees the reasoning before it, too."""
+        if not self.is_screen:
+            if not said.is_reasoning:
+                self._write(said.text)
+            return
+        if self._was_reasoning and not said.is_reasoning:
+            self._write("\n" if self._at_line_start else "\n\n")
+        self._was_reasoning = said.is_reasoning
+        text = safe(said.text)
+        self._write(self._style.dim(text) if said.is_reasoning else text)
+        self._at_line_start = text.endswith("\n") if text else self._at_line_start
+
+    def end(self) -> None:
+        """The reply is over, or goes no further."""
+        if not (self.is_screen and self._at_line_start):
+            self._write("\n")
+        self._at_line_start, self._was_reasoning = True, False
+
+    def waiting(self, text: str) -> None:
+        """Tell a person what takes so long, in one line that is overwritten."""
+        if self._waits_on_screen and self._errors.is_on:
+            self._is_waiting = True
+            print(f"{_ERASE_LINE}{self._errors.dim(safe_line(text) + ' ...')}", end="", file=sys.stderr, flush=True)
+
+    def waited(self) -> None:
+        if self._is_waiting:
+            self._is_waiting = False
+            print(_ERASE_LINE, end="", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """For the person in a chat."""
+        print(self._style.dim(safe(text)), flush=True)
+
+    def error(self, error: Exception | str) -> None:
+        self.waited()
+        print(self._errors.bad(f"shimmy: {safe_line(str(error))}"), file=sys.stderr, flush=True)
+
+    def remark(self, text: str) -> None:
+        """About the reply, for whoever looks at stderr."""
+        print(self._errors.dim(safe_line(text)), file=sys.stderr, flush=True)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def statistics(end: ReplyEnd) -> str:
+    """What a reply took, in one line."""
+    parts = []
+    if end.n_written:
+        parts.append(plural(end.n_written, "token"))
+        speed = end.timings.get("predicted_per_second")
+        parts += [f"{speed:.1f} tokens/s"] if speed else []
+    if end.first_s is not None:
+        parts.append(f"the first after {end.first_s:.2f} s")
+    if end.n_prompt:
+        cached = f", {end.n_cached:,} of them computed before" if end.n_cached else ""
+        parts.append(f"prompt of {plural(end.n_prompt, 'token')}{cached}")
+    return "; ".join(parts) or "nothing is known of the last reply"

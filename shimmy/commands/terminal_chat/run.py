@@ -1,0 +1,102 @@
+"""`run`: one answer for a text, a pipe or a file, or a chat with the person at the terminal.
+
+Exit codes beside those of all commands: 130 when an answer was interrupted with Ctrl-C.
+"""
+
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from shimmy.commands.console import CommandCall, CommandFailed
+from shimmy.commands.server_client import NoServer
+from shimmy.commands.terminal.history import InputHistory, history_file
+from shimmy.commands.terminal.line_editor import LineInput, PlainLines, line_input
+from shimmy.commands.terminal.style import is_terminal
+from shimmy.commands.terminal_chat.chat_commands import complete
+from shimmy.commands.terminal_chat.chat_server import find_server
+from shimmy.commands.terminal_chat.conversation import Conversation
+from shimmy.commands.terminal_chat.printer import Printer
+from shimmy.commands.terminal_chat.session import MOST_BYTES, Session, joined, read_text, text_of
+from shimmy.option_kinds import ConfigError
+
+EXIT_INTERRUPTED = 130  # 128 and SIGINT, as shells have it
+
+
+def run(call: CommandCall) -> int:
+    """Raises the ShimmyError that stands against it."""
+    question = _question(call)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # whatever a model says, in whatever the terminal has
+    printer = Printer()
+    lines: LineInput = PlainLines()
+    if question is None:
+        lines = line_input(InputHistory(None if call.options.no_history else history_file()), complete)
+    server = None
+    with _ended_by_signals(), lines.used():
+        try:
+            with lines.quiet():
+                server = find_server(call, lambda: printer.waiting("starting a server"))
+                if printer.is_screen:
+                    server.load(printer.waiting)
+                printer.waited()
+            session = Session(server, _conversation(call), printer, lines)
+            session.shows_statistics = call.options.stats
+            if question is None:
+                session.run()
+            else:
+                session.say(question)
+            return EXIT_INTERRUPTED if question is not None and session.was_stopped else 0
+        except NoServer as error:
+            raise CommandFailed(str(error)) from error
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        finally:
+            printer.waited()
+            if server is not None:
+                server.close()
+
+
+def _conversation(call: CommandCall) -> Conversation:
+    """An empty one, with what the options say of it."""
+    options = call.options
+    limit = {"max_tokens": options.max_tokens} if options.max_tokens else {}
+    given = {"temperature": call.config.sampling.temperature, "seed": call.config.sampling.seed}
+    settings = limit | {name: value for name, value in given.items() if name in call.config.sampling_given}
+    return Conversation(options.system or "", settings=settings)
+
+
+def _question(call: CommandCall) -> str | None:
+    """What is to be answered: the text of the command line, of its files, and of standard input where that is no
+    terminal. None where a person is to be asked."""
+    options = call.options
+    parts = [read_text(Path(name)) for name in options.file or ()]
+    if not is_terminal(sys.stdin):
+        piped = text_of(sys.stdin.buffer.read(MOST_BYTES + 1), "standard input")
+        parts += [piped] if piped.strip() else []
+    if not options.text and not parts:
+        if is_terminal(sys.stdin):
+            return None
+        raise ConfigError("there is nothing to answer: give a TEXT, or pipe one in")
+    return joined(" ".join(options.text), parts)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP of a terminal that is closed, end what was begun, as the end of the block does."""
+
+    def leave(number: int, _frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)  # the frozen file's outer process passes them on to one that has them
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            if signal.getsignal(number) is leave:
+                signal.signal(number, handler)

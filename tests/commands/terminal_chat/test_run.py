@@ -1,0 +1,215 @@
+"""`run` with a server that says what a test wants, and how it ends."""
+
+import io
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy import cli
+from shimmy.commands.console import CommandFailed
+from shimmy.commands.terminal_chat.chat_commands import complete
+from shimmy.commands.terminal_chat.conversation import Conversation
+from shimmy.commands.terminal_chat.session import joined, text_of
+
+HOSTILE = "\x1b]52;c;cm0gLXJm\x07\x1b[2Jdone\x9b31m\r\u202e\ud83d"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
+
+
+def piece(text: str, field: str = "content") -> bytes:
+    choice = {"index": 0, "delta": {field: text}, "finish_reason": None}
+    return b"data: %b\n\n" % json.dumps({"choices": [choice], "usage": None}).encode()
+
+
+END = (
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}\n\n'
+    + b"data: %b\n\n" % json.dumps({"choices": [], "usage": USAGE, "timings": {"predicted_per_second": 12.34}}).encode()
+    + b"data: [DONE]\n\n"
+)
+
+
+class Scripted:
+    """A server that has `tiny` and answers each chat with `reply`."""
+
+    def __init__(self) -> None:
+        self.status, self.reply = 200, piece("Hello") + b": ping\n\n" + piece(" you") + END
+        self.state: dict[str, Any] = {"state": "ready"}
+        self.bodies: list[dict[str, Any]] = []
+        self.key: str | None = None
+        scripted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._send(200, json.dumps(scripted.state).encode())
+
+            def do_POST(self) -> None:
+                scripted.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                scripted.key = self.headers["Authorization"]
+                self._send(scripted.status, scripted.reply)
+
+            def _send(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scripted]:
+    for name in list(os.environ):
+        if name.startswith("SHIMMY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    scripted = Scripted()
+    thread = threading.Thread(target=scripted.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield scripted
+    scripted.server.shutdown()
+    thread.join()
+    scripted.server.server_close()
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+def run(scripted: Scripted, *arguments: str) -> int:
+    return cli.main(["run", "tiny", "--url", scripted.url, *arguments])
+
+
+def test_the_options_are_fields_of_the_request(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--system", "be kind", "-n", "9", "--temp", "0", "--seed", "4", "--api-key", "secret", "--stats")
+    assert run(scripted, "say", "hello", *options) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "Hello you\n"
+    assert printed.err.startswith("3 tokens; 12.3 tokens/s; the first after ")
+    assert printed.err.endswith("prompt of 7 tokens, 2 of them computed before\n")
+    assert scripted.key == "Bearer secret"
+    assert scripted.bodies == [
+        {
+            "model": "tiny", "max_tokens": 9, "temperature": 0, "seed": 4, "stream": True,
+            "stream_options": {"include_usage": True},
+            "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "say hello"}],
+        }
+    ]  # fmt: skip
+
+
+def test_a_terminal_does_not_obey_the_model_and_a_file_gets_its_words(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.reply = piece(HOSTILE, "reasoning_content") + piece(HOSTILE) + END
+    assert run(scripted, "hi") == 0
+    assert capsys.readouterr().out == HOSTILE.replace("\ud83d", "?") + "\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(scripted, "hi") == 0
+    shown = "\u241b]52;c;cm0gLXJm\u2407\u241b[2Jdone\ufffd31m\ufffd\ufffd"
+    assert capsys.readouterr().out == f"{shown}\n\n{shown}\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "out", "told"),
+    [
+        (400, b'{"error": {"code": "context_length_exceeded", "message": "too long"}}', "", "too long. /clear"),
+        (503, b'{"error": {"code": "out_of_memory", "message": "no \\u001b[31mroom"}}', "", "no \u241b[31mroom"),
+        (200, piece("Hel") + b'data: {"error": {"code": "worker_died", "message": "it died"}}\n\n', "Hel\n", "it died"),
+        (200, piece("Hel"), "Hel\n", "has ended in the middle of the reply"),
+        (200, b"data: nonsense\n\n", "", "is no Shimmy server"),
+        (200, b"data: " + b"[" * 100_000 + b"\n\n", "", "is no Shimmy server"),
+        (404, b"<html>", "", "is no Shimmy server"),
+    ],
+)
+def test_errors_end_with_1_and_their_reason(
+    status: int, reply: bytes, out: str, told: str, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.status, scripted.reply = status, reply
+    assert run(scripted, "hi") == 1
+    printed = capsys.readouterr()
+    assert printed.out == out
+    assert told in printed.err
+
+
+def test_what_cannot_be_is_told_before_anything_is_asked(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("binary").write_bytes(b"\x7fELF\0\0")
+    for arguments, code, told in (
+        ((), 2, "there is nothing to answer"),
+        (("hi", "--threads", "1"), 2, "--threads is for a server of its own"),
+        (("hi", "-f", "missing"), 1, "`missing` cannot be read"),
+        (("hi", "-f", "binary"), 1, "`binary` is no text"),
+    ):
+        assert run(scripted, *arguments) == code
+        assert told in capsys.readouterr().err
+    scripted.state = {"state": "unavailable", "error": "it is cut off"}
+    assert run(scripted, "hi") == 1
+    assert "`tiny` cannot be served: it is cut off" in capsys.readouterr().err
+    assert cli.main(["run", "missing.gguf", "hi"]) == 1
+    assert "there is no file `missing.gguf`" in capsys.readouterr().err
+    assert cli.main(["run", "tiny", "hi", "--bind", "127.0.0.1:9"]) == 1
+    assert "no server answers" in capsys.readouterr().err
+    assert scripted.bodies == []
+
+
+def test_a_conversation_comes_back_from_its_file(tmp_path: Path) -> None:
+    first = Conversation("be kind", settings={"temperature": 0.5})
+    first.add("user", "hällo")
+    first.add("assistant", "hi \x1b")
+    first.save(tmp_path / "talk", "tiny")
+    first.save(tmp_path / "talk", "tiny")
+    second = Conversation()
+    second.load(tmp_path / "talk")
+    assert second == first
+    other = tmp_path / "other"
+    other.write_text("my notes")
+    with pytest.raises(CommandFailed, match="is another file"):
+        first.save(other, "tiny")
+    assert other.read_text() == "my notes"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "[" * 100_000, '{"messages": []}', '{"shimmy_conversation": 1}',
+        '{"shimmy_conversation": 1, "system": "", "settings": {}, "messages": [{"role": "system", "content": "x"}]}',
+        '{"shimmy_conversation": 1, "system": "", "settings": {}, "messages": [{"role": "user", "content": 5}]}',
+        '{"shimmy_conversation": 1, "system": "", "settings": {}, "messages": {"role": "user"}}',
+        '{"shimmy_conversation": 1, "system": 5, "settings": {}, "messages": []}',
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_another_file_is_no_conversation(content: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text(content)
+    conversation = Conversation("as it was")
+    with pytest.raises(CommandFailed, match="is no conversation"):
+        conversation.load(tmp_path / "file")
+    assert conversation == Conversation("as it was")
+
+
+def test_commands_and_their_files_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks" / "one.json").touch()
+    monkeypatch.chdir(tmp_path)
+    assert complete("/sa") == ["/save "]
+    assert complete("/s") == ["/set ", "/system ", "/save ", "/stats"]
+    assert complete("/load ta") == ["/load talks/"]
+    assert complete("/load talks/o") == ["/load talks/one.json"]
+    assert complete("/set x") == complete("/nothing x") == complete("hello") == complete("/load no/such") == []
+
+
+def test_parts_of_a_message() -> None:
+    assert joined("explain", ["one", "two"]) == "explain\n\none\n\ntwo"
+    assert joined("", ["one"]) == "one"
+    assert text_of(b"caf\xe9\n\n", "it") == "caf\ufffd"
