@@ -52,7 +52,12 @@ class CallReader:
         self.begins_with_name = self._separator is not None
         # Inside of a section the start of a call may be short, so nothing but the section's announces calls then.
         self._is_opened_by_call = bool(self._call_start) and not section_start
-        self.marks = StringMatcher(section_start or self._call_start or PYTHON_TAG)
+        short_start, self._short_end = "", ""
+        if tools.syntax is ArgumentSyntax.TAGGED:
+            from shimmy.text.speech.tagged import short_start as start_of
+
+            short_start, self._short_end = start_of(tools), self._call_end.partition("\n")[0]
+        self.marks = StringMatcher(section_start or self._call_start or PYTHON_TAG, short_start)
         # Of an object that no mark announced; with other keys it is an answer in JSON, which need not be held back.
         self._first_keys = {tools.name_key, tools.arguments_key, tools.id_key, "type"}
 
@@ -65,7 +70,8 @@ class CallReader:
             yield from reader.require(self._call_start)
         while True:
             yield from (self._read_object() if self._separator is None else self._read_named(self._separator))
-            yield from self._drop(self._call_end)
+            if not (yield from self._drop(self._call_end)):
+                yield from self._drop(self._short_end)
             if self._section_end and (yield from self._drop(self._section_end)):
                 return
             yield from reader.space()

@@ -146,6 +146,7 @@ class _Lark:
         assert first_mark is not None
         self._trigger = first_mark[0]
         self._rest = opening[len(self._trigger) :]
+        self._short = tagged.short_start(form) if form.syntax is ArgumentSyntax.TAGGED else ""
         self._has_mark = any(character.isalpha() for character in self._trigger)
         start = special(PYTHON_TAG) if not opening else None
         optional = "" if start is None else f"<[{start}]>? "
@@ -204,6 +205,8 @@ class _Lark:
         more = ""
         if parallel and may_be_several(form):
             more = f"({self.text(form.between + form.call_start)} call)*"
+        if self._short:
+            self.rule("calls_from_short", f"call {more}")
         return " ".join(filter(None, (self.text(self._rest), "call", more, self.text(form.section_end))))
 
     def free(self) -> str:
@@ -220,5 +223,8 @@ class _Lark:
         # A mark that is a token may be spelled out too; ReplyParser sees no difference.
         self._rules[f"{name}[lazy]: {text} {json.dumps(self._trigger)}"] = None
         replies = [text, f"{name} calls GAP?"]
+        if self._short:
+            self._rules[f"{name}_short[lazy]: {text} {json.dumps(self._short)}"] = None
+            replies.append(f"{name}_short calls_from_short GAP?")
         token = self._special(self._trigger)
         return replies if token is None else [*replies, f"{text} <[{token}]> calls GAP?"]

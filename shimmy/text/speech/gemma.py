@@ -12,7 +12,7 @@ from typing import Any
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, resolved, types
-from shimmy.text.speech.grammar_writer import GrammarWriter, members, text_to
+from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, as_pattern, members, text_to
 from shimmy.text.string_matcher import StringMatcher
 
 QUOTE = '<|"|>'
@@ -62,11 +62,8 @@ def _sorted(keys: Mapping[str, Any]) -> list[str]:
 # -- forcing it
 
 _OF_NUMBERS = ("type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_KNOWN = frozenset((
-    *_OF_NUMBERS, "minLength", "maxLength", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf",
-    "$ref", "$defs", "definitions", "x-guidance", "title", "description", "default", "examples", "$schema", "$id",
-    "$comment", "deprecated", "nullable",
-))  # fmt: skip
+_LEFT = (*RELATING, "contains", "format", "maxItems", "minItems", "prefixItems", "uniqueItems")
+_FOLLOWED = ("anyOf", "oneOf", "enum", "const")  # of these, but not beside `properties`
 _MAX_DEPTH = 6  # of objects and arrays; what is deeper is left to the model
 
 
@@ -80,7 +77,11 @@ def _lost(schema: object, root: Mapping[str, Any], place: str, depth: int) -> It
     if depth > _MAX_DEPTH and part:
         yield f"the schema at `{place}`"
         return
-    yield from (f"`{keyword}` at `{place}`" for keyword in part.keys() - _KNOWN)
+    left = [keyword for keyword in _LEFT if keyword in part]
+    if "pattern" in part and as_pattern(part["pattern"]) is None:
+        left.append("pattern")
+    is_object = place == "#" or "properties" in part
+    yield from (f"`{keyword}` at `{place}`" for keyword in left if is_object or keyword not in _FOLLOWED)
     for name, child in _properties(part).items():
         yield from _lost(child, root, f"{place}/properties/{name}", depth + 1)
     if "items" in part:

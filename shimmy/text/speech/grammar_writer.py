@@ -3,8 +3,16 @@
 Knows no engine: `engine.constrain.tool_grammar` has the grammar.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+# Keywords that relate the arguments of a call to each other, or name them by patterns.
+RELATING = (
+    *("allOf", "anyOf", "const", "dependencies", "dependentRequired", "dependentSchemas", "else", "enum", "if"),
+    *("maxProperties", "minProperties", "not", "oneOf", "patternProperties", "propertyNames", "then"),
+    *("unevaluatedProperties",),
+)
 
 
 class GrammarWriter(Protocol):
@@ -26,13 +34,58 @@ def text_to(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], end: s
     if isinstance(values, list):
         texts = [grammar.text(value) or '""' for value in values if isinstance(value, str)]
         return f"({' | '.join(texts)}) {grammar.text(end)}"
+    patterns = []
     low, high = schema.get("minLength", 0), schema.get("maxLength", "")
-    if not (low or high):
+    if low or high != "":
+        patterns.append(f"(?s:.{{{int(low)},{high}}})")
+    if "pattern" in schema and (pattern := as_pattern(schema["pattern"])) is not None:
+        patterns.append(pattern)
+    if not patterns:
         return grammar.until(end, f"{name}_text")
+    written = grammar.text(end)
+    if "<[" in written:  # a control token ends the text, and what stands in front of the token counts as text
+        grammar.rule(f"{name.upper()}_TEXT", " & ".join(f"/{pattern}/" for pattern in patterns))
+        return f"{name.upper()}_TEXT {written[written.index('<[') :]}"
     # One pattern for the text and its end: a lexer would take the end for text.
     mark = "".join(rf"\x{{{ord(character):x}}}" for character in end)
-    grammar.rule(f"{name.upper()}_SIZE", rf"/(?s:.{{{int(low)},{high}}}){mark}/ & ~/(?s:.*){mark}(?s:.+)/")
-    return f"{name.upper()}_SIZE"
+    both = " & ".join(f"/{pattern}{mark}/" for pattern in patterns)
+    grammar.rule(f"{name.upper()}_TEXT", rf"{both} & ~/(?s:.*){mark}(?s:.+)/")
+    return f"{name.upper()}_TEXT"
+
+
+def as_pattern(pattern: object) -> str | None:
+    """A `pattern` of JSON Schema, which may match anywhere, as one for a whole text; None where its anchors are odd."""
+    if not isinstance(pattern, str):
+        return None
+    inner = pattern.removeprefix("^")
+    has_end = re.search(r"(?<!\\)(?:\\\\)*\$$", inner) is not None
+    inner = inner[:-1] if has_end else inner
+    bare = _CLASS.sub("", _ESCAPED.sub("", inner))
+    n_groups = -1
+    while n_groups:  # from the innermost on; an anchor in a group stays
+        bare, n_groups = _GROUP.subn("", bare)
+    if "^" in bare or "$" in bare or ("|" in bare and inner != pattern):
+        return None
+    inner = _in_ascii(inner)
+    before, behind = "" if pattern.startswith("^") else "(?s:.*)", "" if has_end else "(?s:.*)"
+    return f"{before}(?:{_SLASH.sub('/', inner).replace('/', _ESCAPED_SLASH)}){behind}".replace("\n", "\\n")
+
+
+def _in_ascii(pattern: str) -> str:
+    """Digits and letters are those of ASCII in JSON Schema's patterns, and all of Unicode's in Lark's."""
+    parts, is_in_class = [], False
+    for piece in _PIECE.findall(pattern):
+        is_in_class = piece == "[" or (is_in_class and piece != "]")
+        known = _OF_ASCII.get(piece)
+        parts.append(piece if known is None else known if is_in_class else f"[{known}]")
+    return "".join(parts)
+
+
+_PIECE = re.compile(r"\\.|.", re.DOTALL)
+_OF_ASCII = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
+_GROUP = re.compile(r"\([^()^$]*\)")
+_ESCAPED, _CLASS, _SLASH = re.compile(r"\\."), re.compile(r"\[[^\]]*\]"), re.compile(r"\\/")
+_ESCAPED_SLASH = "\\/"
 
 
 def members(

@@ -13,7 +13,7 @@ from typing import Any
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.speech.argument_types import ANY, TEXT, as_json, properties, resolved, type_of, types
-from shimmy.text.speech.grammar_writer import GrammarWriter, members
+from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, members
 
 FORM = ToolFormat(
     section_start="<|tool_call_start|>[",
@@ -53,14 +53,12 @@ def _written(value: object) -> str:
 
 # -- forcing it
 
-_KNOWN = frozenset(("type", "properties", "required", "additionalProperties", "$defs", "definitions", "x-guidance"))
-_NOTES = frozenset(("title", "description", "$schema", "$id", "$comment", "examples", "default", "deprecated"))
 _SHAPED = ("enum", "const", "pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "$ref")
 
 
 def unenforced(schema: Mapping[str, Any]) -> list[str]:
     """The parts of a tool's schema that this grammar leaves to the model, in words."""
-    return sorted(f"`{keyword}` at `#`" for keyword in resolved(schema, schema).keys() - _KNOWN - _NOTES)
+    return [f"`{keyword}` at `#`" for keyword in RELATING if keyword in resolved(schema, schema)]
 
 
 def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any]) -> str:

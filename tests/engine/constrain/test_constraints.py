@@ -194,12 +194,12 @@ def test_warnings_have_an_end(model: LlamaModel) -> None:
 
 def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_insists(model: LlamaModel) -> None:
     rules = GuideFactory(model.vocab)
-    tool = Tool("f", "", '{"type":"object","properties":{"day":{"type":"string","pattern":"^[0-9]+$"}}}')
+    tool = Tool("f", "", '{"type":"object","properties":{"day":{"type":"string","format":"date"}}}')
     assert rules.guide(request(tool), FORM)[1] == ()
     guide, warnings = rules.guide(request(tool), TAGGED_FORM)
     assert guide is not None
-    assert warnings == ("tools: `f`: `pattern` at `#/properties/day` is not enforced",)
-    with pytest.raises(BadRequest, match="`pattern` at `#/properties/day` cannot be enforced"):
+    assert warnings == ("tools: `f`: `format` at `#/properties/day` is not enforced",)
+    with pytest.raises(BadRequest, match="`format` at `#/properties/day` cannot be enforced"):
         rules.guide(request(replace(tool, strict=True)), TAGGED_FORM)
 
 

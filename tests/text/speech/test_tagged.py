@@ -76,6 +76,13 @@ def test_what_is_no_call_is_content(text: str) -> None:
     assert read(text) == ([], text)
 
 
+def test_a_call_may_lack_its_first_mark_and_its_last() -> None:
+    call = "<function=f>\n<parameter=n>\n1\n</parameter>\n</function>"
+    assert read(f"Wait. {call}\n</tool_call>") == ([("f", '{"n": 1}')], "Wait. ")
+    assert read(call) == ([("f", '{"n": 1}')], "")
+    assert read(f"{call}\n{call}") == ([("f", '{"n": 1}')] * 2, "")
+
+
 def test_text_goes_on_behind_a_call_with_a_broken_end() -> None:
     calls, content = read("<tool_call>\n<function=f>\n<parameter=n>\n1\n</parameter> and so on")
     assert calls == [("f", '{"n": 1}')]
@@ -103,7 +110,9 @@ def test_what_a_template_has_no_place_for_is_written() -> None:
     ("schema", "lost"),
     [
         ({"properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}, []),
-        ({"properties": {"a": {"type": "string", "pattern": "x"}}}, ["`pattern` at `#/properties/a`"]),
+        ({"properties": {"a": {"type": "string", "pattern": "^x|y"}}}, ["`pattern` at `#/properties/a`"]),
+        ({"properties": {"a": {"type": "string", "format": "date"}}}, ["`format` at `#/properties/a`"]),
+        ({"properties": {"a": {"type": "string", "pattern": "^[a-z/]+$"}}, "x-note": 1}, []),
         ({"properties": {"a": {"type": "object", "properties": {"b": {"pattern": "x"}}}}}, []),
         ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, ["`anyOf` at `#`"]),
         ({"minProperties": 1, "description": "x"}, ["`minProperties` at `#`"]),
