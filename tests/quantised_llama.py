@@ -3,6 +3,7 @@
 The codes are random, so nothing is quantised here; each layout is written by its definition, in plain steps.
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -204,7 +205,7 @@ LAYOUTS: Mapping[str, tuple[Layout, dict[str, Any]]] = {
 
 def quantised(layout: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Weights], dict[str, Weights]]:
     """config.json, the quantised tensors, and the plain ones with the same weights. MLX has quantised embeddings."""
-    write, settings = LAYOUTS[layout]
+    write, settings = LAYOUTS[layout][0], copy.deepcopy(LAYOUTS[layout][1])
     random = np.random.default_rng(seed)
     plain = llama_tensors(seed)
     head = np.frombuffer(plain["lm_head.weight"].data, np.float32).reshape(plain["lm_head.weight"].shape)

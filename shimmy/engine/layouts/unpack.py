@@ -18,6 +18,7 @@ from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredR
 from shimmy.formats.safetensors.checkpoint import TensorReader
 
 CHUNK_ELEMENTS = 1 << 20
+MAX_CHUNK_ELEMENTS = 1 << 26  # of any model: far above real ones, and 300 MB
 _READS = 4  # a chunk of what lies in columns is so many times as large, since each of its columns is a read
 
 _DTYPES = {
@@ -84,6 +85,10 @@ def _weights(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> It
 
 def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Iterator[tuple[int, int]]:
     step = math.lcm(matrix.row_step, n_together)
+    if min(step, end - first) * matrix.shape[1] > MAX_CHUNK_ELEMENTS:
+        raise Unconvertible(
+            f"its rows of {matrix.shape[1]} weights can only be read {step} at once, which are too many"
+        )
     n_elements = CHUNK_ELEMENTS * (_READS if matrix.parts["codes"].along == 1 else 1)
     step *= max(1, n_elements // (step * matrix.shape[1]))
     for start in range(first, end, step):

@@ -28,6 +28,7 @@ class Row:
     weight: str = "required"  # or optional
     # All experts in one tensor: its name, which part of its rows, of how many.
     fused: tuple[str, int, int] | None = None
+    stacked: str = ""  # all experts in one tensor of three dimensions, as MLX has them
     is_named_in_full: bool = False  # `source` has no `.weight` behind it
     takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
 
@@ -84,13 +85,18 @@ def _feed_forward(bias: str = "none") -> tuple[Row, ...]:
 
 
 def _expert_rows(router: str, experts: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
-    fused = "layers.#.mlp.experts."
+    fused, stacked = "layers.#.mlp.experts.", experts.replace("experts", "switch_mlp")
     return (
         Row(router, "blk.#.ffn_gate_inp.weight", "XE"),
-        Row(f"{experts}.@.{gate}", "blk.#.ffn_gate_exps.weight", "XME", fused=(f"{fused}gate_up_proj", 0, 2)),
-        Row(f"{experts}.@.{up}", "blk.#.ffn_up_exps.weight", "XME", fused=(f"{fused}gate_up_proj", 1, 2)),
-        Row(f"{experts}.@.{down}", "blk.#.ffn_down_exps.weight", "XEM", fused=(f"{fused}down_proj", 0, 1)),
-    )
+        *(
+            Row(
+                f"{experts}.@.{name}", f"blk.#.ffn_{kind}_exps.weight", "XEM" if kind == "down" else "XME",
+                fused=(f"{fused}down_proj", 0, 1) if kind == "down" else (f"{fused}gate_up_proj", int(kind == "up"), 2),
+                stacked=f"{stacked}.{kind}_proj",
+            )
+            for name, kind in ((gate, "gate"), (up, "up"), (down, "down"))
+        ),
+    )  # fmt: skip
 
 
 _HEAD_NORMS = (

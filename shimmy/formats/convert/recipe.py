@@ -333,6 +333,11 @@ class _Table:
         source, part, n_parts = row.fused
         name = source.replace("#", str(layer))
         n_experts, n_rows, n_columns = shape
+        stacked = row.stacked.replace("#", str(layer))
+        if self._scheme is not None and stacked and self._tensors.has_module(stacked):
+            matrix = self._scheme.find(stacked, shape, self._tensors)
+            if matrix is not None:
+                return (StoredRows(matrix, 0, n_experts * n_rows),)
         if self._scheme is not None and self._tensors.has_module(name):
             matrix = self._scheme.find(name, (n_experts * n_parts * n_rows, n_columns), self._tensors)
             if matrix is not None and (row.takes_turns or n_parts == 1):

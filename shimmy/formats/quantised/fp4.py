@@ -3,13 +3,13 @@
 Knows ModelOpt's configuration as well, whose FP8 and NVFP4 have names of their own.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from shimmy.formats.convert.hyperparameters import Hyperparameters
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised import fp8
-from shimmy.formats.quantised.stored import ROUNDED, StoredMatrix, Tensors, is_plain
+from shimmy.formats.quantised.stored import ROUNDED, StoredMatrix, Tensors, flat, is_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,9 @@ class GptOssScheme:
             "codes": tensors.part(f"{module}_blocks", ("U8",), (*inner, 16), along=0),
             "scales": tensors.part(f"{module}_scales", fp8.EXPONENTS, inner, along=0),
         }
-        flat = {
-            name: replace(part, tensor=replace(part.tensor, shape=(n_rows, part.tensor.n_bytes // n_rows)))
-            for name, part in parts.items()
-        }
+        parts = {name: flat(part, n_rows) for name, part in parts.items()}
         options = {"group": 32, "n_columns": n_columns, "reciprocal": 0}
-        return StoredMatrix("fp4", (n_rows, n_columns), flat, "MXFP4", "MXFP4", 0.0, options)
+        return StoredMatrix("fp4", (n_rows, n_columns), parts, "MXFP4", "MXFP4", 0.0, options)
 
 
 def read_mxfp4(config: dict[str, Any]) -> GptOssScheme:
@@ -67,13 +64,12 @@ def read_mxfp4(config: dict[str, Any]) -> GptOssScheme:
     return GptOssScheme()
 
 
-def mxfp4(codes: str, scales: str, shape: tuple[int, ...], tensors: Tensors, dtype: str = "U8") -> StoredMatrix:
-    """A weight in MXFP4: `codes` in bytes or words, `scales` one exponent for 32 columns."""
+def mxfp4(codes: str, scales: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix:
+    """A weight in MXFP4: `codes` in bytes, `scales` one exponent for 32 columns."""
     n_rows, n_columns = shape
     _check_columns(codes, n_columns, 32)
-    width = 2 if dtype == "U8" else 8
     parts = {
-        "codes": tensors.part(codes, (dtype,), (n_rows, n_columns // width), along=0),
+        "codes": tensors.part(codes, ("U8",), (n_rows, n_columns // 2), along=0),
         "scales": tensors.part(scales, fp8.EXPONENTS, (n_rows, n_columns // 32), along=0),
     }
     options = {"group": 32, "n_columns": n_columns, "reciprocal": 0}

@@ -3,14 +3,15 @@
 Knows `quantization` in config.json, with other bits for some modules. Defined in mlx's `ops.cpp`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shimmy.formats.convert.hyperparameters import Hyperparameters
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.quantised.fp4 import mxfp4
-from shimmy.formats.quantised.stored import PLAIN, ROUNDED, StoredMatrix, Tensors, is_plain
+from shimmy.formats.quantised.fp8 import EXPONENTS
+from shimmy.formats.quantised.stored import PLAIN, ROUNDED, StoredMatrix, Tensors, flat, is_plain
 
 BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 MODES = ("affine", "mxfp4")
@@ -24,6 +25,7 @@ class MlxScheme:
     ignored_suffixes: tuple[str, ...] = ()
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
+        """Also of all experts together: [experts, rows, row length]."""
         name = f"{module}.weight"
         if is_plain(name, tensors):
             return None
@@ -31,17 +33,20 @@ class MlxScheme:
         if not isinstance(own, dict):
             raise Unconvertible(f"its module `{module}` is quantised, and its configuration says that it is not")
         values = _checked({**self.settings, **own})
-        if values.get("mode") == "mxfp4":
-            return mxfp4(name, f"{module}.scales", shape, tensors, "U32")
-        bits, group, (n_rows, n_columns) = values.integer("bits"), values.integer("group_size"), shape
+        *outer, n_columns = shape
+        bits, group = values.integer("bits"), values.integer("group_size")
         if n_columns % group or n_columns * bits % 32:
             raise Unconvertible(f"its module `{module}` has rows of {n_columns} weights, no multiple of {group}")
-        n_groups = n_columns // group
-        parts = {
-            "codes": tensors.part(name, ("U32",), (n_rows, n_columns * bits // 32), along=0),
-            "scales": tensors.part(f"{module}.scales", PLAIN, (n_rows, n_groups), along=0),
-            "biases": tensors.part(f"{module}.biases", PLAIN, (n_rows, n_groups), along=0),
-        }
+        is_mxfp4, n_groups = values.get("mode") == "mxfp4", n_columns // group
+        found = {"codes": tensors.part(name, ("U32",), (*outer, n_columns * bits // 32), along=0)}
+        for key in ("scales",) if is_mxfp4 else ("scales", "biases"):
+            dtypes = EXPONENTS if is_mxfp4 else PLAIN
+            found[key] = tensors.part(f"{module}.{key}", dtypes, (*outer, n_groups), along=0)
+        n_rows = math.prod(outer)
+        parts = {key: flat(part, n_rows) for key, part in found.items()}
+        if is_mxfp4:
+            options = {"group": 32, "n_columns": n_columns, "reciprocal": 0}
+            return StoredMatrix("fp4", (n_rows, n_columns), parts, "MXFP4", "MXFP4", 0.0, options)
         is_held = bits <= 4
         options = {"bits": bits, "group": group, "n_columns": n_columns}
         return StoredMatrix(

@@ -13,10 +13,21 @@ from shimmy.formats.quantised.stored import Scheme
 from shimmy.formats.safetensors import huggingface
 from shimmy.formats.safetensors.checkpoint import Checkpoint, read_json, shown
 
+
+def _auto_round(config: dict[str, Any]) -> Scheme:
+    """AutoRound, where it names the layout of another method that it writes."""
+    packing = config.get("packing_format")
+    if packing == "auto_round:auto_gptq":
+        return gptq.read(config)
+    if packing == "auto_round:auto_awq":
+        return awq.read(config)
+    raise Unconvertible(f"its weights are quantised (auto-round, `{shown(str(packing))}`), which is not supported")
+
+
 _READERS: dict[str, Callable[[dict[str, Any]], Scheme]] = {
     "fp8": fp8.read, "fbgemm_fp8": fp8.read, "gptq": gptq.read, "awq": awq.read,
     "compressed-tensors": compressed.read, "bitsandbytes": bitsandbytes.read, "modelopt": fp4.read_modelopt,
-    "mxfp4": fp4.read_mxfp4,
+    "mxfp4": fp4.read_mxfp4, "auto-round": _auto_round,
 }  # fmt: skip
 _TITLES = "FP8, GPTQ, AWQ, compressed-tensors, MXFP4, bitsandbytes, MLX, ModelOpt"
 _KEYS = ("quantization_config", "compression_config", "quantization")

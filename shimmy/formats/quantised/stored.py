@@ -3,6 +3,7 @@
 Knows names, types and shapes of tensors; nothing of arrays, which `engine/layouts/` computes with.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -144,6 +145,13 @@ class Scheme(Protocol):
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         """The weight of `module`, a name of a family's table; None where it is plain. Raises Unconvertible."""
+
+
+def flat(part: Part, n_rows: int) -> Part:
+    """The same tensor of several dimensions as rows: those of one expert behind those of the one before."""
+    tensor = part.tensor
+    n_items = math.prod(tensor.shape) // n_rows
+    return replace(part, tensor=replace(tensor, shape=(n_rows, n_items)))
 
 
 def is_plain(name: str, tensors: Tensors) -> bool:

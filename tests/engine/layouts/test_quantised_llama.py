@@ -11,12 +11,14 @@ import pytest
 
 from shimmy.engine.convert_checkpoint import unpacker
 from shimmy.engine.cpu_variants import variants
+from shimmy.engine.layouts import unpack
 from shimmy.engine.llama import binding
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.formats.convert.convert import cached, convert, plan
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader
+from tests import tiny_families
 from tests.quantised_llama import LAYOUTS, quantised, write_both
 from tests.tiny_checkpoints import Weights, write_checkpoint, write_tokenizer
 
@@ -224,3 +226,69 @@ def test_what_stands_beside_it_is_read(tmp_path: Path) -> None:
     del settings["quant_method"]
     (folder / "quantize_config.json").write_text(json.dumps(settings))
     assert plan(folder).quantization == "Q4_0"
+
+
+# -- experts ----------------------------------------------------------------------------------------------------------
+
+
+def mixture(layout: str, *, stacked: bool = False) -> tuple[dict[str, Any], dict[str, Weights], dict[str, Weights]]:
+    """config.json of a Qwen3-MoE whose experts are quantised, its tensors, and the plain ones."""
+    write, settings = LAYOUTS[layout]
+    config = tiny_families.config("qwen3_moe")
+    plain = tiny_families.tensors("qwen3_moe")
+    stored = {name: tensor for name, tensor in plain.items() if ".experts." not in name}
+    random = np.random.default_rng(5)
+    for layer in range(tiny_families.LAYERS):
+        for kind in ("gate_proj", "up_proj", "down_proj"):
+            parts = []
+            for expert in range(tiny_families.EXPERTS):
+                name = f"model.layers.{layer}.mlp.experts.{expert}.{kind}"
+                found, read = write(random, *plain[f"{name}.weight"].shape)
+                plain[f"{name}.weight"] = Weights(read.shape, read.astype(np.float32).tobytes())
+                parts.append(found)
+                if not stacked:
+                    stored |= {f"{name}.{part}": tensor for part, tensor in found.items()}
+            for part in parts[0] if stacked else ():
+                shape = (len(parts), *parts[0][part].shape)
+                data = b"".join(found[part].data for found in parts)
+                stored[f"model.layers.{layer}.mlp.switch_mlp.{kind}.{part}"] = Weights(
+                    shape, data, parts[0][part].dtype
+                )
+    keys = ("quantization", "quantization_config") if layout == "mlx" else ("quantization_config",)
+    return {**config, **dict.fromkeys(keys, settings)}, stored, plain
+
+
+@pytest.mark.parametrize("layout", ["fp8-tensor", "mlx", "gptq"])
+def test_experts_of_a_mixture(layout: str, tmp_path: Path, cpu: CpuBackend) -> None:
+    """With the number of each expert beside its weights, or all experts in one tensor."""
+    config, stored, plain = mixture(layout, stacked=layout == "mlx")
+    folders = [
+        write_checkpoint(tmp_path / "stored", config, stored),
+        write_checkpoint(tmp_path / "plain", tiny_families.config("qwen3_moe"), plain),
+    ]
+    for folder in folders:
+        write_tokenizer(folder)
+    quantised_path, plain_path = made(folders[0], "f32"), made(folders[1])
+    assert np.abs(log_probabilities(quantised_path, cpu) - log_probabilities(plain_path, cpu)).max() < 1e-4
+    away = np.abs(log_probabilities(made(folders[0]), cpu) - log_probabilities(plain_path, cpu))
+    assert np.median(away) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("layout", "packing"), [("gptq", "auto_round:auto_gptq"), ("awq", "auto_round:auto_awq"), ("gptq", "auto_round")]
+)
+def test_auto_round_names_the_layout_that_it_writes(layout: str, packing: str, tmp_path: Path) -> None:
+    config, tensors, _ = quantised(layout)
+    settings = {**config["quantization_config"], "quant_method": "auto-round", "packing_format": packing}
+    folder = write_checkpoint(tmp_path / "model", config | {"quantization_config": settings}, tensors)
+    if packing == "auto_round":
+        with pytest.raises(Unconvertible, match="auto-round"):
+            plan(folder)
+    else:
+        assert plan(folder).is_quantised
+
+
+def test_rows_that_can_only_be_read_all_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile file could ask for any amount of memory."""
+    monkeypatch.setattr(unpack, "MAX_CHUNK_ELEMENTS", 1024)
+    assert "at once" in reason(tmp_path, "fp8-block", {}, {})
