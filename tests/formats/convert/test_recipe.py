@@ -443,7 +443,7 @@ def test_an_unknown_architecture_is_refused_with_the_list_of_what_works(
         assert title in said
 
 
-@pytest.mark.parametrize("method", ["hqq", "aqlm", "exl3", "higgs", "quark", "eetq", "bitnet", "auto-round", "quanto"])
+@pytest.mark.parametrize("method", ["hqq", "aqlm", "exl3", "higgs", "quark", "eetq", "bitnet", "quanto"])
 def test_quantised_weights_are_refused_by_name(method: str, tmp_path: Path) -> None:
     said = reason(tmp_path, "llama", {"quantization_config": {"quant_method": method}})
     assert f"quantised ({method})" in said
