@@ -5,6 +5,7 @@ opened only where they are regular files. Also: files in memory, which have no n
 import contextlib
 import os
 import stat
+from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 
@@ -43,15 +44,17 @@ def in_memory(name: str) -> int | None:
     return None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whose folder is made if there is none; raises OSError, and then leaves nothing behind.
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data`, or its pieces, to `path`, whose folder is made if there is none; raises OSError, and then leaves
+    nothing behind.
 
     Of two processes that write at once, one wins.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
+        with unfinished.open("wb") as file:
+            file.writelines((data,) if isinstance(data, bytes) else data)
         unfinished.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

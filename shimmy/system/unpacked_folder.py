@@ -14,7 +14,7 @@ import stat
 import sys
 import zlib
 from _thread import RLock
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from struct import calcsize, unpack_from
@@ -131,8 +131,8 @@ def restore() -> bool:
         return True
 
 
-def put(path: Path, data: bytes) -> None:
-    """Write a file whole; raises OSError.
+def put(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file whole, of its content or the pieces of it; raises OSError.
 
     Where code may not run from its folder, a library lies in memory, and is there as long as this process lives.
     """
@@ -145,7 +145,7 @@ def put(path: Path, data: bytes) -> None:
         return
     descriptor = os.memfd_create(path.name)
     with open(descriptor, "wb", closefd=False) as file:
-        file.write(data)
+        file.writelines((data,) if isinstance(data, bytes) else data)
     link = path.with_name(f"{path.name}.{os.getpid()}")
     link.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
     link.replace(path)

@@ -6,7 +6,6 @@ Knows how the program packs its libraries; nothing of what they are for.
 import io
 import json
 import lzma
-import marshal
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from struct import calcsize, unpack_from
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, NUMPY_ARCHIVE
-from tools import module_archive
+from tools import module_archive, openssl
 from tools.variants import ARCHIVE_NAME
 
 # PyInstaller's bootloader/src/pyi_archive.h: the cookie at the end of the archive, and an entry of its table.
@@ -68,7 +67,7 @@ def unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
     elif plain in {GRAMMAR_ARCHIVE, NUMPY_ARCHIVE}:
         yield name, lzma.decompress(content)
     elif plain == "ssl.xz":
-        yield from marshal.loads(lzma.decompress(content))
+        yield from openssl.unpack(content)
     elif plain == MODULES:
         yield from module_archive.read(content)
     elif plain.endswith(".zip"):

@@ -98,19 +98,20 @@ def _load_openssl() -> None:
     import marshal
     from importlib.machinery import ExtensionFileLoader
     from importlib.util import module_from_spec, spec_from_file_location
+    from itertools import groupby
+    from operator import itemgetter
 
     from shimmy.system import unpacked_folder
 
     archive = unpacked_folder.part(ARCHIVE)
-    with lzma.open(archive) as stream:  # read as it is inflated, it is in memory once
-        parts = marshal.load(stream)
-    while parts:
-        name, data = parts.pop(0)
-        path = archive.with_name(name)
-        if not path.exists():
-            unpacked_folder.put(path, data)
-        del data
-        if name.startswith("lib"):
+    paths = []
+    with lzma.open(archive) as stream:  # a piece after the other, as a file as a whole would take megabytes
+        for name, pieces in groupby(_pieces(marshal.load, stream), itemgetter(0)):
+            paths.append(archive.with_name(name))
+            if not paths[-1].exists():
+                unpacked_folder.put(paths[-1], (data for _, data in pieces))
+    for path in paths:
+        if path.name.startswith("lib"):
             ctypes.CDLL(str(path))
             continue
         spec = spec_from_file_location("_ssl", path, loader=ExtensionFileLoader("_ssl", str(path)))
@@ -118,3 +119,12 @@ def _load_openssl() -> None:
         assert spec.loader is not None
         sys.modules["_ssl"] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules["_ssl"])
+
+
+def _pieces(load: Any, stream: Any) -> Any:
+    """As tools/openssl.py packs them."""
+    while True:
+        try:
+            yield load(stream)
+        except EOFError:
+            return

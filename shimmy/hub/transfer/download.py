@@ -24,7 +24,7 @@ from shimmy.hub.transfer.web import Client, HttpReply, Target, Trouble, Web, hos
 N_CONNECTIONS = 8
 CHUNK_BYTES = 32 << 20  # of a request
 NOTE_BYTES = 4 << 20  # what a kill costs each connection
-BUFFER_BYTES = 256 << 10
+BUFFER_BYTES = 128 << 10
 RANGES_FROM_BYTES = 4 << 20  # smaller files take one request
 SPARE_BYTES = 64 << 20  # left free on the disk
 _POLL_S = 0.1
@@ -69,6 +69,8 @@ def fetch(file: RemoteFile, target: Path, lock: Path, transfer: Transfer) -> Non
         if size_bytes is None or size_bytes >= RANGES_FROM_BYTES:
             source.probe()
             size_bytes = source.size_bytes
+        if file.size_bytes is None and size_bytes is not None:
+            transfer.meter.total = (transfer.meter.total or 0) + size_bytes
         identity = file.digest or source.validator
         with PartFile(target, identity, size_bytes if identity and source.has_ranges else None) as part:
             _check_room(target, size_bytes, part.n_there)
