@@ -1,4 +1,4 @@
-"""The command line: which sub-commands there are, what they take, and how they end.
+"""The command line: what runs for each sub-command, and how it ends. What they take is in `arguments`.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start. What a
 command does is in `commands`, or for `serve` in `server`, and is imported only by the command that needs it.
@@ -8,44 +8,40 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from shimmy import __version__, log
+from shimmy import log
+from shimmy.arguments import argument_parser, parse, serving_files
 from shimmy.commands.console import CommandCall
 from shimmy.commands.terminal.screen_text import safe
-from shimmy.config import OPTIONS, load
+from shimmy.config import load
 from shimmy.errors import ShimmyError
-from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError, seconds
+from shimmy.option_kinds import ConfigError
 from shimmy.system.frozen_program import UnpackedFolder
-from shimmy.wire.worker_options import MAX_SEQUENCES
 
-_SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    arguments = _serving_files(arguments)
-    parser = argument_parser()
-    options, rest = parser.parse_known_args(arguments)
+    try:
+        arguments = serving_files(arguments)
+    except ConfigError as error:
+        return _complain(error, EXIT_USAGE)
+    options = parse(arguments)
     if options.command is None:
-        parser.print_help(sys.stderr)
+        argument_parser().print_help(sys.stderr)
         return EXIT_USAGE
-    if options.command == "help":
-        parser.parse_args([*([options.topic] if options.topic else []), "--help"])
-    _take_text(parser, options, rest)
     home = UnpackedFolder()
     try:
         config = load(vars(options), file=_config_file(options))
         is_quiet = options.command != "serve" and not (options.log_level or os.environ.get("SHIMMY_LOG_LEVEL"))
         level = "warning" if is_quiet else config.log_level
         log.set_up(level, config.log_format)
-        code: int = options.run(CommandCall(config, options, home, arguments))
-        return code
+        return _COMMANDS[options.command](CommandCall(config, options, home, arguments))
     except ConfigError as error:
         return _complain(error, EXIT_USAGE)
     except ShimmyError as error:
@@ -64,37 +60,6 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_FAILED
     finally:
         home.leave()
-
-
-def _serving_files(arguments: Sequence[str]) -> Sequence[str]:
-    """`FILE.gguf ...` as `serve --model-path FILE.gguf ...`; no command has a name like that of a file."""
-    files = list(
-        takewhile(lambda text: not text.startswith("-") and ("/" in text or text.endswith(".gguf")), arguments)
-    )
-    if not files:
-        return arguments
-    for file in files:
-        if not Path(file).exists():
-            _complain(FileNotFoundError(f"there is no file `{file}`"), EXIT_USAGE)
-            raise SystemExit(EXIT_USAGE)
-    return ["serve", *(part for file in files for part in ("--model-path", file)), *arguments[len(files) :]]
-
-
-def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Put the text of a command that takes one where it belongs; what is left over is wrong usage.
-
-    argparse gives a positional argument that may be missing nothing, as soon as an option stands between it and NAME.
-    """
-    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "text", "") is None:
-        options.text, rest = rest[0], ()
-    if options.command == "run" and not any(word.startswith("-") for word in rest):
-        options.text, rest = [*options.text, *rest], ()
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.command == "generate":
-        if (options.text is None) == (options.prompt is None):
-            parser.error("generate: give the prompt as TEXT, or else with --prompt")
-        options.prompt = options.text if options.prompt is None else options.prompt
 
 
 def _complain(error: Exception, code: int) -> int:
@@ -230,180 +195,18 @@ def _convert(call: CommandCall) -> int:
     return convert(call)
 
 
-# -- the parser ------------------------------------------------------------------------------------------------------
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="shimmy",
-        description="Serves language models over the OpenAI API. `shimmy FILE.gguf` serves that file.",
-    )
-    parser.add_argument("--version", action="version", version=f"shimmy {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    serve = _command(commands, "serve", _serve, "serve models over HTTP")
-    serve.add_argument("--config", metavar="FILE", help="a TOML file with options, by their long names with `_`")
-    serve.add_argument(
-        "--background", action="store_true",
-        help="start the server, print its base URL when it answers, and leave it running; `stop` ends it",
-    )  # fmt: skip
-    serve.add_argument(
-        "--wait", type=_duration, metavar="TIME", help="with --background: how long it may take (default: 1m)"
-    )
-    serve.add_argument(
-        "--log-file",
-        metavar="FILE",
-        help="with --background: append its log to this file (default: a private one, which is named)",
-    )
-    _command(commands, "list", _with_models, "list the models that can be served", json=True)
-    probe = _command(commands, "probe", _with_models, "load a model and say what it is", json=True)
-    probe.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
-    generate = _command(commands, "generate", _with_models, "answer one prompt without a server", json=True)
-    generate.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
-    generate.add_argument("text", nargs="?", metavar="TEXT", help="the prompt; `-` reads it from stdin")
-    generate.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt, in place of TEXT behind NAME")
-    generate.add_argument("-n", "--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
-    generate.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (repeatable)")
-    generate.add_argument("--raw", action="store_true", help="complete the text; do not use the chat template")
-    _add_run(commands)
-    _add_file_commands(commands)
-    bench = _command(commands, "bench", _bench, "measure how fast a model is on this machine", json=True)
-    bench.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
-    bench.add_argument(
-        "-p", "--n-prompt", type=_natural, default=512, metavar="N", help="tokens of the prompt (default: 512; 0: none)"
-    )
-    bench.add_argument(
-        "-n", "--n-gen", type=_natural, default=128, metavar="N", help="tokens to generate (default: 128; 0: none)"
-    )
-    bench.add_argument(
-        "--sequences", type=_several, default=(1, 4, 8), metavar="N,...",
-        help="how many sequences are generated at once (default: 1,4,8)",
-    )  # fmt: skip
-    bench.add_argument("-r", "--repetitions", type=_positive, default=5, metavar="N", help="of each test (default: 5)")
-    convert = _command(commands, "convert", _convert, "make a GGUF file of a SafeTensors folder")
-    convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
-    convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
-    convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
-    _add_server_commands(commands)
-    _command(commands, "version", _version, "print the version; as JSON, what is inside, too", json=True)
-    completion = _command(commands, "completion", _completion, "print what makes a shell complete our commands")
-    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
-    explain = commands.add_parser("help", help="explain a command", description="Explain a command.")
-    explain.add_argument("topic", nargs="?", metavar="COMMAND", help="the command (default: list them all)")
-    return parser
-
-
-def _add_file_commands(commands: Any) -> None:
-    """What puts model files where they are found, and takes them away."""
-    pull = _command(commands, "pull", _pull, "fetch a model from Hugging Face, Ollama's registry or a URL", json=True)
-    pull.add_argument(
-        "reference", metavar="REFERENCE",
-        help="OWNER/NAME[:TAG] or hf.co/OWNER/NAME[:TAG], ollama:NAME[:TAG], or the URL of a GGUF file",
-    )  # fmt: skip
-    pull.add_argument(
-        "--public-only", action="store_true", help="fetch URLs from public addresses only, not from this network"
-    )
-    remove = _command(commands, "rm", _rm, "delete a model's files, or an alias")
-    remove.add_argument("names", nargs="+", metavar="NAME", help="a model's name, or an alias")
-    remove.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    copy = _command(commands, "cp", _cp, "give a model one more name, which stays")
-    copy.add_argument("name", metavar="NAME", help="a model's name")
-    copy.add_argument("alias_name", metavar="ALIAS", help="its other name")
-
-
-def _add_run(commands: Any) -> None:
-    run = _server_command(commands, "run", _run, "chat with a model, or have it answer a text, in the terminal")
-    run.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
-    run.add_argument("text", nargs="*", metavar="TEXT", help="answer this, with what is piped in, and end")
-    run.add_argument("-f", "--file", action="append", metavar="FILE", help="with the text of this file (repeatable)")
-    run.add_argument("-n", "--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
-    run.add_argument("--system", metavar="TEXT", help="the system prompt")
-    run.add_argument("--stats", action="store_true", help="say after each reply what it took")
-    run.add_argument("--no-history", action="store_true", help="neither read nor write what was typed before")
-
-
-def _add_server_commands(commands: Any) -> None:
-    """What is asked of a server that runs."""
-    health = _server_command(commands, "health", _health, "say whether a server answers")
-    health.add_argument("--model", metavar="NAME", help="have it load this model, too, and wait until it is ready")
-    health.add_argument("--wait", type=_duration, metavar="TIME", help="try for so long: 30, 2m (default: once)")
-    stop = _server_command(commands, "stop", _stop, "end a server that was started with `serve --background`")
-    stop.add_argument("--all", action="store_true", help="end all that this user has started")
-    stop.add_argument(
-        "--wait", type=_duration, metavar="TIME", help="how long it may take, before it is killed (default: 30s)"
-    )
-    for name, text in (
-        ("ps", "list the models that a running server has loaded"),
-        ("discover", "look for models now: a running server, else this command"),
-    ):
-        _server_command(commands, name, _with_a_server, text, json=True)
-    load_model = _server_command(commands, "load", _with_a_server, "have a running server load a model", json=True)
-    load_model.add_argument("name", metavar="NAME", help="a model's name")
-    load_model.add_argument("--keep-alive", metavar="TIME", help="how long it stays without a job; -1: for ever")
-    unload = _server_command(commands, "unload", _with_a_server, "have a running server unload a model", json=True)
-    unload.add_argument("name", metavar="NAME", help="a model's name")
-
-
-def _server_command(
-    commands: Any, name: str, run: Callable[..., int], text: str, *, json: bool = False
-) -> argparse.ArgumentParser:
-    """A command for a server that runs; `commands.server_client` finds it."""
-    parser = _command(commands, name, run, text, json=json)
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--bind", "--server", dest="bind", metavar="HOST:PORT", help=f"where it listens (default: {_SERVER})"
-    )
-    where.add_argument("--url", metavar="URL", help="its base URL, in place of --bind")
-    parser.add_argument("--config", metavar="FILE", help="the configuration file of `serve`")
-    parser.add_argument("--api-key", metavar="KEY", help="the key it asks for")
-    return parser
-
-
-def _duration(text: str) -> float:
-    try:
-        return seconds(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError("must be a time such as 90, 10m, 2h") from exc
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be at least 0")
-    return value
-
-
-def _several(text: str) -> tuple[int, ...]:
-    values = tuple(_positive(part) for part in text.split(","))
-    if max(values) > MAX_SEQUENCES:
-        raise argparse.ArgumentTypeError(f"must be at most {MAX_SEQUENCES}")
-    return values
-
-
-def _command(
-    commands: Any, name: str, run: Callable[..., int], text: str, *, json: bool = False
-) -> argparse.ArgumentParser:
-    """A command with the options that the table has for it."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.set_defaults(run=run, log_level=None)
-    for option in OPTIONS:
-        if name != "serve" and name not in option.also:
-            continue
-        if option.is_switch:
-            parser.add_argument(option.flag, dest=option.name, action="store_const", const="true", help=option.help)
-            no_flag = option.flag.replace("--", "--no-", 1)
-            parser.add_argument(
-                no_flag, dest=option.name, action="store_const", const="false", help=f"do not {option.help}"
-            )
-        else:
-            action = "append" if option.separators else "store"
-            parser.add_argument(option.flag, dest=option.name, action=action, metavar=option.metavar, help=option.help)
-    if json:
-        parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+_COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {
+    "serve": _serve,
+    **dict.fromkeys(("list", "probe", "generate"), _with_models),
+    "run": _run,
+    "pull": _pull,
+    "rm": _rm,
+    "cp": _cp,
+    "bench": _bench,
+    "convert": _convert,
+    "health": _health,
+    "stop": _stop,
+    **dict.fromkeys(("ps", "discover", "load", "unload"), _with_a_server),
+    "version": _version,
+    "completion": _completion,
+}

@@ -19,6 +19,7 @@ import pytest
 
 from shimmy import __main__ as entry
 from shimmy import __version__, cli, server
+from shimmy.arguments import argument_parser
 from shimmy.commands import contents
 from shimmy.commands.terminal.amounts import size
 from shimmy.config import OPTIONS, Config
@@ -109,7 +110,7 @@ def usage_error(*arguments: str) -> None:
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (action,) = (action for action in cli.argument_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (action,) = (action for action in argument_parser()._actions if isinstance(action, argparse._SubParsersAction))
     return dict(action.choices)
 
 
@@ -184,7 +185,7 @@ def test_a_file_alone_is_served(
     assert cli.main([str(path.parent), str(path)]) == 0
     assert [config.model_paths for config in served] == [(path,), (path.parent, path)]
     assert served[0].n_sequences == 3
-    usage_error("missing.gguf")
+    assert cli.main(["missing.gguf"]) == 2
     assert capsys.readouterr().err == "shimmy: there is no file `missing.gguf`\n"
     assert len(served) == 2
 

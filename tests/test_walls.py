@@ -28,7 +28,7 @@ FLOORS = (
     {"generation"},
     {"api"},
     {"http"},
-    {"server", "commands"},
+    {"server", "commands", "arguments"},
     {"cli"},
     {"__main__"},
 )

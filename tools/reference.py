@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from shimmy import cli
 from shimmy.api.routes import ROUTES
+from shimmy.arguments import argument_parser
 from shimmy.config import OPTIONS
 from shimmy.errors import BY_CODE
 from shimmy.metrics import Metrics
@@ -31,7 +31,7 @@ def reference() -> str:
 def _commands() -> str:
     lines = ["## Commands", "", "| command | what it does |", "|---|---|"]
     own_options: dict[tuple[str, str], list[str]] = {}  # flags and text, and the commands that have them
-    (action,) = (action for action in cli.argument_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (action,) = (action for action in argument_parser()._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in action.choices.items():
         arguments = [argument for argument in command._actions if argument.dest != "help"]
         places = "".join(f" {argument.metavar}" for argument in arguments if not argument.option_strings)

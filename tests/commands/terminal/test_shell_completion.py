@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy import cli
+from shimmy.arguments import argument_parser
 from shimmy.commands.terminal.shell_completion import script
 
 SHELLS = ("bash", "zsh", "fish")
@@ -22,7 +22,7 @@ def needs(shell: str) -> None:
 def scripts(tmp_path: Path) -> Path:
     """A folder with the scripts of all shells, and a `shimmy` that lists models with odd names."""
     for shell in SHELLS:
-        (tmp_path / shell).write_text(script(shell, cli.argument_parser()))
+        (tmp_path / shell).write_text(script(shell, argument_parser()))
     program = tmp_path / "bin" / "shimmy"
     program.parent.mkdir()
     lines = "\n".join(["NAME", *NAMES])
