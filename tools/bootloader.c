@@ -25,6 +25,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "zlib.h"
+
 #include "pyi_global.h"
 #include "pyi_archive.h"
 #include "pyi_main.h"
@@ -40,7 +42,7 @@
 #define NO_EXECUTION -1 /* beside the numbers of errno */
 
 #define MAX_REPORT 4096
-#define CHUNK_BYTES 65536
+#define CHUNK_BYTES 16384
 
 
 /* -- the program as a file that is open ------------------------------------------------------------------------- */
@@ -109,65 +111,6 @@ char *__wrap_realpath(const char *path, char *resolved)
 
 /* -- the folder it is unpacked to ------------------------------------------------------------------------------- */
 
-/* Write `size` bytes of a file that begin at `place` to another; returns 0 or what failed. */
-static int fill(int target, int source, off_t place, size_t size)
-{
-    char buffer[CHUNK_BYTES];
-
-    while (size > 0) {
-        ssize_t n = pread(source, buffer, size < sizeof(buffer) ? size : sizeof(buffer), place);
-        n = n > 0 ? write(target, buffer, (size_t)n) : n;
-        if (n > 0) {
-            size -= (size_t)n;
-            place += n;
-        } else if (n == 0) {
-            return EIO; /* the program's file was cut off */
-        } else if (errno != EINTR) {
-            return errno;
-        }
-    }
-    return 0;
-}
-
-static int copy(const char *path, mode_t mode, int source, off_t place, size_t size)
-{
-    int target = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-    int error;
-
-    if (target < 0) {
-        return errno;
-    }
-    error = fill(target, source, place, size);
-    if (fchmod(target, mode) < 0 && error == 0) {
-        error = errno;
-    }
-    if (close(target) < 0 && error == 0) {
-        error = errno;
-    }
-    return error;
-}
-
-/* The same as a file in memory, which this process holds as long as the program runs, and a link to it. */
-static int copy_to_memory(const char *path, int source, off_t place, size_t size)
-{
-    char target[64];
-    int fd = (int)syscall(SYS_memfd_create, "shimmy", MFD_CLOEXEC);
-    int error;
-
-    if (fd < 0) {
-        return errno;
-    }
-    error = fill(fd, source, place, size);
-    snprintf(target, sizeof(target), "/proc/%d/fd/%d", getpid(), fd);
-    if (error == 0 && (symlink(target, path) < 0 || access(path, R_OK) < 0)) {
-        error = errno;
-    }
-    if (error) {
-        close(fd);
-    }
-    return error;
-}
-
 static int write_all(int target, const unsigned char *data, size_t size)
 {
     while (size > 0) {
@@ -182,21 +125,91 @@ static int write_all(int target, const unsigned char *data, size_t size)
     return 0;
 }
 
-/* Unpack what is packed in the archive, into a file that may run or into memory. */
-static int inflate(const struct ARCHIVE *archive, const struct TOC_ENTRY *entry, const char *path, int may_run)
+/* Write the next bytes of what is packed to a file, unpacked; returns 0 or what failed. */
+static int write_inflated(int target, z_stream *stream, unsigned char *packed, size_t size)
 {
-    char link[64];
-    unsigned char *data = pyi_archive_extract(archive, entry);
-    int fd = may_run ? open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0700)
-                     : (int)syscall(SYS_memfd_create, "shimmy", MFD_CLOEXEC);
-    int error = data == NULL ? ENOMEM : fd < 0 ? errno : write_all(fd, data, entry->uncompressed_length);
+    unsigned char plain[2 * CHUNK_BYTES];
+    int error;
 
-    free(data);
-    snprintf(link, sizeof(link), "/proc/%d/fd/%d", getpid(), fd);
-    if (error == 0 && (may_run ? fchmod(fd, 0700) : symlink(link, path)) < 0) {
+    stream->next_in = packed;
+    stream->avail_in = (unsigned int)size;
+    do {
+        int state;
+
+        stream->next_out = plain;
+        stream->avail_out = sizeof(plain);
+        state = inflate(stream, Z_NO_FLUSH);
+        error = state == Z_OK || state == Z_STREAM_END || state == Z_BUF_ERROR
+            ? write_all(target, plain, sizeof(plain) - stream->avail_out)
+            : EIO;
+    } while (error == 0 && stream->avail_out == 0);
+    return error;
+}
+
+/* Write a file of the archive, whose bytes begin at `place` of another, to `target`; returns 0 or what failed. Piece by
+ * piece, as this process would keep some of a larger memory. */
+static int fill(int target, int source, off_t place, const struct TOC_ENTRY *entry)
+{
+    unsigned char piece[CHUNK_BYTES];
+    size_t size = entry->length;
+    z_stream stream = {0};
+    int error = entry->compression_flag && inflateInit(&stream) != Z_OK ? ENOMEM : 0;
+
+    while (size > 0 && error == 0) {
+        ssize_t n = pread(source, piece, size < sizeof(piece) ? size : sizeof(piece), place);
+
+        if (n > 0) {
+            size -= (size_t)n;
+            place += n;
+            error = entry->compression_flag ? write_inflated(target, &stream, piece, (size_t)n)
+                                            : write_all(target, piece, (size_t)n);
+        } else if (n == 0) {
+            error = EIO; /* the program's file was cut off */
+        } else if (errno != EINTR) {
+            error = errno;
+        }
+    }
+    if (entry->compression_flag) {
+        error = error == 0 && stream.total_out != entry->uncompressed_length ? EIO : error;
+        inflateEnd(&stream);
+    }
+    return error;
+}
+
+static int copy(const char *path, mode_t mode, int source, off_t place, const struct TOC_ENTRY *entry)
+{
+    int target = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    int error;
+
+    if (target < 0) {
+        return errno;
+    }
+    error = fill(target, source, place, entry);
+    if (fchmod(target, mode) < 0 && error == 0) {
         error = errno;
     }
-    if (fd >= 0 && (may_run || error)) {
+    if (close(target) < 0 && error == 0) {
+        error = errno;
+    }
+    return error;
+}
+
+/* The same as a file in memory, which this process holds as long as the program runs, and a link to it. */
+static int copy_to_memory(const char *path, int source, off_t place, const struct TOC_ENTRY *entry)
+{
+    char target[64];
+    int fd = (int)syscall(SYS_memfd_create, "shimmy", MFD_CLOEXEC);
+    int error;
+
+    if (fd < 0) {
+        return errno;
+    }
+    error = fill(fd, source, place, entry);
+    snprintf(target, sizeof(target), "/proc/%d/fd/%d", getpid(), fd);
+    if (error == 0 && (symlink(target, path) < 0 || access(path, R_OK) < 0)) {
+        error = errno;
+    }
+    if (error) {
         close(fd);
     }
     return error;
@@ -269,14 +282,13 @@ static int brings_libc(void)
 
 #endif
 
+/* Data is what few processes need: shimmy/system/unpacked_folder.py unpacks it when one does. */
 static int is_unpacked(const struct TOC_ENTRY *entry)
 {
-    return (entry->typecode == ARCHIVE_ITEM_BINARY || entry->typecode == ARCHIVE_ITEM_DATA
-            || entry->typecode == ARCHIVE_ITEM_ZIPFILE)
+    return (entry->typecode == ARCHIVE_ITEM_BINARY || entry->typecode == ARCHIVE_ITEM_ZIPFILE)
         && (strncmp(entry->name, LIBC_FOLDER, strlen(LIBC_FOLDER)) != 0 || brings_libc());
 }
 
-/* shimmy.spec stores what each start unpacks as it is: copying needs no memory, of which this process would keep some. */
 static int unpack(const struct ARCHIVE *archive, const char *home, int may_run)
 {
     const struct TOC_ENTRY *entry;
@@ -295,12 +307,10 @@ static int unpack(const struct ARCHIVE *archive, const char *home, int may_run)
             error = ENAMETOOLONG;
         } else if (make_parents(path, strlen(home)) < 0) {
             error = errno;
-        } else if (entry->compression_flag) {
-            error = inflate(archive, entry, path, may_run);
         } else if (is_code && !may_run) {
-            error = copy_to_memory(path, source, place, entry->length);
+            error = copy_to_memory(path, source, place, entry);
         } else {
-            error = copy(path, is_code ? 0700 : 0600, source, place, entry->length);
+            error = copy(path, is_code ? 0700 : 0600, source, place, entry);
         }
     }
     if (source >= 0) {

@@ -33,7 +33,7 @@ _COOKIE_BYTES = 88
 _ENTRY = "!IIIIBc"  # of the entry, in bytes: its own length, place, length, length unpacked; packed or not; its type
 _TAIL_BYTES = 65_536  # the cookie is in the last bytes of the program's file, and behind it only ELF's tables
 _CODE_SUFFIXES = {".so", ".inner"}  # of libraries, and of the program that they belong to
-_FILE_TYPES = b"bxZ"  # binaries, data and archives of modules: what is unpacked
+_AT_START, _WHEN_NEEDED = b"bZ", b"x"  # binaries and archives of modules; data
 
 # The C library of the file is unpacked where the system's will not do, which the bootloader tells by a variable.
 _LIBC_FOLDER, _LIBC = "libc/", "_SHIMMY_LIBC"
@@ -42,8 +42,10 @@ _lock = RLock()
 _claimed = -1  # a descriptor of the folder
 # The owner and the mode of the folder as the bootloader made it; some file systems know only one of each.
 _made_as = [os.geteuid(), 0o700]
-# Of each file: name, place in the program's file, bytes there, whether it is packed there, and size in bytes.
-_contents: list[tuple[str, int, int, bool, int]] = []
+# Of each file: name, place in the program's file, bytes there, whether it is packed there, size in bytes, and whether
+# each start unpacks it.
+_Entry = tuple[str, int, int, bool, int, bool]
+_contents: list[_Entry] = []
 
 
 def folder() -> Path | None:
@@ -85,12 +87,17 @@ class _Restored:
 
 
 def part(name: str) -> Path:
-    """The path of a file that belongs to the folder, put back if it has been removed; raises OSError."""
+    """The path of a file that belongs to the folder, put there unless it is there; raises OSError."""
     home = folder()
     assert home is not None
     if not (home / name).exists():
-        restore()
+        restore(name)
     return home / name
+
+
+def parts(beginning: str) -> list[Path]:
+    """The same for all files whose names begin like this; none in a source tree."""
+    return [part(name) for name, *_ in _files() if name.startswith(beginning)] if folder() else []
 
 
 def claim() -> None:
@@ -108,8 +115,11 @@ def claim() -> None:
             os.close(before)
 
 
-def restore() -> bool:
-    """Put back what is missing in the folder; returns whether anything was. Raises OSError, told for a person."""
+def restore(wanted: str | None = None) -> bool:
+    """Put back what is missing in the folder, and there what is wanted; returns whether anything was missing.
+
+    Raises OSError, told for a person.
+    """
     home = folder()
     if home is None:
         return False
@@ -117,12 +127,13 @@ def restore() -> bool:
         try:
             if _be_owner(home) or (_claimed >= 0 and os.fstat(_claimed).st_ino != home.stat().st_ino):
                 claim()
-            missing = [entry for entry in _files() if _size(home / entry[0]) != entry[-1]]
+            needed = [entry for entry in _files() if entry[-1] or entry[0] == wanted]
+            missing = [entry for entry in needed if _size(home / entry[0]) != entry[4]]
             if not missing and _size(home / MARKER) == len(MARKER_TEXT):
                 return False
             files.write_atomically(home / MARKER, MARKER_TEXT)
             with Path(sys.executable).open("rb") as archive:
-                for name, place, n_bytes, is_packed, _ in missing:
+                for name, place, n_bytes, is_packed, *_ in missing:
                     archive.seek(place)
                     data = archive.read(n_bytes)
                     put(home / name, zlib.decompress(data) if is_packed else data)
@@ -193,7 +204,7 @@ def _be_owner(home: Path) -> bool:
     return True
 
 
-def _files() -> list[tuple[str, int, int, bool, int]]:
+def _files() -> list[_Entry]:
     """The files of the folder as the archive has them; none where there is no archive."""
     if not _contents:
         with Path(sys.executable).open("rb") as archive:
@@ -208,14 +219,14 @@ def _files() -> list[tuple[str, int, int, bool, int]]:
     return _contents
 
 
-def _read_entries(table: bytes, start: int) -> list[tuple[str, int, int, bool, int]]:
+def _read_entries(table: bytes, start: int) -> list[_Entry]:
     found, place = [], 0
     brings_libc = _LIBC in os.environ
     while place < len(table):
         length, offset, n_bytes, size, is_packed, kind = unpack_from(_ENTRY, table, place)
         name = table[place + calcsize(_ENTRY) : place + length].rstrip(b"\0").decode()
-        if kind in _FILE_TYPES and (brings_libc or not name.startswith(_LIBC_FOLDER)):
-            found.append((name, start + offset, n_bytes, bool(is_packed), size))
+        if kind in _AT_START + _WHEN_NEEDED and (brings_libc or not name.startswith(_LIBC_FOLDER)):
+            found.append((name, start + offset, n_bytes, bool(is_packed), size, kind in _AT_START))
         place += length
     return found
 

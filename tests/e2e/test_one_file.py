@@ -213,7 +213,7 @@ def test_a_server_whose_code_runs_from_memory_loses_nothing_with_a_worker(start:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"), [("size=1m", "No space left on device"), ("ro", "Read-only file system")]
+    ("options", "reason"), [("size=16k", "No space left on device"), ("ro", "Read-only file system")]
 )
 def test_where_there_is_no_place_a_start_says_what_to_set(tmp_path: Path, options: str, reason: str) -> None:
     ended = nowhere_else(tmp_path, mounted(ANYWHERE, TMPFS.format(options), *PROGRAM, "version"))

@@ -17,6 +17,8 @@ from shimmy.system import files as whole
 from shimmy.system import unpacked_folder
 
 FILES = {"base_library.zip": b"modules", "deep/er/libsome.so": b"\x7fELF", "late_module.py": b"value = 7\n"}
+# What is unpacked when it is needed.
+DATA = {"data/one.xz": b"packed", "data/two.xz": b"packed too"}
 # A C library of the file, which is packed, and is unpacked where the system has none.
 C_LIBRARY = {"libc/libc.so.6": b"\x7fELF" * 99}
 
@@ -24,7 +26,8 @@ C_LIBRARY = {"libc/libc.so.6": b"\x7fELF" * 99}
 def program_with(files: dict[str, bytes]) -> bytes:
     """A bootloader and PyInstaller's archive behind it, with what ELF has behind that."""
     table, content = b"", b""
-    entries = [(name, data, name in C_LIBRARY, b"b" if ".so" in name else b"x") for name, data in files.items()]
+    kinds = {name: b"b" if ".so" in name else b"x" if name in DATA else b"Z" for name in files}
+    entries = [(name, data, name in C_LIBRARY, kinds[name]) for name, data in files.items()]
     for name, data, is_packed, kind in [("main", b"code", True, b"s"), *entries]:
         encoded, stored = name.encode() + bytes(16 - len(name) % 16), zlib.compress(data) if is_packed else data
         places = (18 + len(encoded), len(content), len(stored), len(data))
@@ -38,7 +41,7 @@ def program_with(files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     program = tmp_path / "shimmy"
-    program.write_bytes(program_with(FILES | C_LIBRARY))
+    program.write_bytes(program_with(FILES | DATA | C_LIBRARY))
     folder = tmp_path / "_MEIours"
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(sys, "_MEIPASS", str(folder), raising=False)
@@ -85,8 +88,18 @@ def test_a_file_that_was_cut_off_is_made_whole(home: Path) -> None:
 
 
 def test_a_part_that_is_asked_for_is_there(home: Path) -> None:
-    (home / "late_module.py").unlink()
-    assert unpacked_folder.part("late_module.py").read_bytes() == FILES["late_module.py"]
+    for name in ("late_module.py", "data/one.xz"):
+        assert unpacked_folder.part(name).read_bytes() == (FILES | DATA)[name]
+        unpacked_folder.part(name).unlink()
+        assert unpacked_folder.part(name).read_bytes() == (FILES | DATA)[name]
+    assert content(home) == WHOLE | {"data/one.xz": DATA["data/one.xz"]}
+    (home / "data" / "one.xz").unlink()
+    assert not unpacked_folder.restore()  # who needs it will ask
+
+
+def test_all_parts_with_a_beginning_are_there_when_they_are_asked_for(home: Path) -> None:
+    assert sorted(unpacked_folder.parts("data/")) == [home / name for name in DATA]
+    assert content(home) == WHOLE | DATA
 
 
 def test_modules_of_an_archive_that_was_removed_are_imported(
@@ -169,3 +182,4 @@ def test_in_a_source_tree_nothing_is_kept() -> None:
     finders = [*sys.meta_path]
     unpacked_folder.keep()
     assert (sys.meta_path, unpacked_folder.restore()) == (finders, False)
+    assert unpacked_folder.parts("") == []

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from shimmy.engine.llama.unpack_libraries import unpacked
+from shimmy.engine.llama.unpack_libraries import bring_archives, unpacked
 from shimmy.errors import ModelUnavailable
 
 ARCHIVE_NAME = "variants.xz"
@@ -116,6 +116,7 @@ def libraries(folder: Path, forced: str | None) -> Iterator[tuple[str, str]]:
     `forced` is none of those that are there.
     """
     archive = folder / ARCHIVE_NAME
+    bring_archives(folder)
     if archive.exists():
         with archive.open("rb") as file:
             available = frozenset(name for _, sizes in _streams(file) for name, _ in sizes)

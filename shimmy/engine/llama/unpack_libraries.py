@@ -27,8 +27,17 @@ _locks: dict[Path, threading.Lock] = {}  # of the files that are being unpacked,
 
 def unpack(folder: Path) -> None:
     """Make `name` of each `name.z` in `folder`; raises ModelUnavailable where that cannot be written."""
+    bring_archives(folder)
     for archive in folder.glob(f"*{_SUFFIX}"):
         unpacked(archive.with_suffix(""), partial(_inflated, archive))
+
+
+def bring_archives(folder: Path) -> None:
+    """Let the frozen file's archives be in `folder`; raises ModelUnavailable where they cannot be written."""
+    try:
+        unpacked_folder.parts(f"{ENGINE_FOLDER}/")
+    except OSError as exc:
+        raise ModelUnavailable(f"the engine cannot be unpacked to `{folder}`: {exc.strerror}") from exc
 
 
 def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
