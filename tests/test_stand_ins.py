@@ -108,6 +108,16 @@ def test_a_stand_in_has_what_is_taken_and_what_the_real_one_has(
     assert {key for key in own if not key.startswith("_")} <= set(real_names[name])
 
 
+def test_gettext_has_what_argparse_takes_and_does_as_the_real_one() -> None:
+    imports = [node for node in ast.walk(ast.parse((STANDARD_LIBRARY / "argparse.py").read_text()))
+               if isinstance(node, ast.ImportFrom) and node.module == "gettext"]  # fmt: skip
+    stand_in = read_stand_in(PACKAGES["gettext"], "stand_in_gettext")
+    assert {alias.name for node in imports for alias in node.names} == {"gettext", "ngettext"}
+    assert stand_in.gettext("usage: ") == "usage: "
+    code = "import gettext, sys; print(*[gettext.ngettext('one', 'many', n) for n in (0, 1, 2)])"
+    assert python(code).split() == [stand_in.ngettext("one", "many", n) for n in (0, 1, 2)]
+
+
 NAMES_OF_ANYIO = """
 import sys
 from pathlib import Path

@@ -15,6 +15,7 @@ from tools.steps import ROOT
 FOLDER = ROOT / "tools" / "stand_ins"
 # Those of whole packages: they take the place of the real ones where their folder comes first in the path.
 PACKAGES = {
+    "gettext": FOLDER / "gettext.py",
     "h2": FOLDER / "h2" / "__init__.py",
     "h2.events": FOLDER / "h2" / "events.py",
     "multiprocessing": FOLDER / "multiprocessing" / "__init__.py",
