@@ -1,9 +1,11 @@
 """Models pulled by the command and by the API, from a hub and a registry on this machine, and then asked."""
 
+import hashlib
 import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 
 from tests.e2e.harness import PROGRAM, Server, environment, serving
 from tests.e2e.processes import DEADLINE_S, wait_for
-from tests.hub.servers import COMMIT, FakeFiles, FakeHub, FakeRegistry, Fault
+from tests.hub.servers import COMMIT, FakeFiles, FakeHub, FakeRegistry, Fault, self_signed, speak_tls
 from tests.tiny_models import write_tiny_model
 
 NAME = "o/Tiny-GGUF"
@@ -95,6 +97,21 @@ def test_the_name_of_a_repository_in_the_command_is_needed(tmp_path: Path) -> No
     result = pull(tmp_path, variables(tmp_path), "tiny")
     assert result.returncode == 1
     assert "OWNER/NAME" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on this machine")
+def test_tls_is_spoken_and_verified(tmp_path: Path, model: bytes) -> None:
+    certificate = self_signed(tmp_path)
+    files = FakeFiles({"/m.gguf": model})
+    speak_tls(files, certificate)
+    with files.running():
+        url = f"https://localhost:{files.port}/m.gguf#sha256={hashlib.sha256(model).hexdigest()}"
+        refused = pull(tmp_path, variables(tmp_path), url)
+        assert refused.returncode == 1
+        assert "certificate" in refused.stderr
+        result = pull(tmp_path, variables(tmp_path) | {"SSL_CERT_FILE": str(certificate[0])}, url)
+        assert result.returncode == 0, result.stderr
+        assert Path(result.stdout.strip()).read_bytes() == model
 
 
 def test_two_programs_share_a_download(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ import hashlib
 import json
 import re
 import socket
+import ssl
+import subprocess
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -316,6 +319,33 @@ class FakeFiles(FakeServer):
             self.send(handler, 404, b"no")
         else:
             self.send_content(handler, content)
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate of `localhost` that signs itself, and its key; by the program openssl."""
+    paths = folder / "certificate.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command, *names, "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
+    return paths
+
+
+def speak_tls(server: FakeServer, certificate: tuple[Path, Path]) -> None:
+    """Before it runs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
 
 
 class _Quiet(ThreadingHTTPServer):

@@ -4,7 +4,6 @@ import base64
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from shimmy.errors import PullFailed
 from shimmy.hub.transfer import certificates, web
 from tests.hub.conftest import Place, Serve
-from tests.hub.servers import FakeFiles, FakeHub
+from tests.hub.servers import FakeFiles, FakeHub, self_signed, speak_tls
 
 MODEL = b"GGUF" + Random(1).randbytes(100_000)
 NAME = "o/tiny"
@@ -131,31 +130,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate of `localhost` that signs itself, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl on this machine")
-    folder = tmp_path_factory.mktemp("tls")
-    paths = folder / "certificate.pem", folder / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*command, *names, "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
-    return paths
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
 def tls(serve: Serve, certificate: tuple[Path, Path]) -> FakeFiles:
     server = FakeFiles({"/m.gguf": MODEL})
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    speak_tls(server, certificate)
     serve(server)
     return server
 
