@@ -8,6 +8,8 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SECONDS := 600
 VARIANTS := haswell alderlake zen4 sse42
 MACHINES := x86_64 aarch64
+# `--quick` for the main job alone in each.
+SYSTEMS :=
 CHECKED := (smoke or not e2e) and not thorough
 # One more process than processors, as many tests wait; what measures has the marker `alone`, and the others wait for it.
 SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist=worksteal
@@ -52,10 +54,10 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 test: SIDE_BY_SIDE := # one after the other: it has to be right the first time
 test: CHECKED := smoke or not e2e
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
-test: check ## everything: check, then the end-to-end tests and the clients of others on the frozen file
+test: check ## everything: all tests on the source tree, the frozen file with clients of others, the file for any Linux
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging
-	@$(MAKE) --no-print-directory emulated clients
+	@$(MAKE) --no-print-directory emulated clients systems SYSTEMS=--quick
 
 variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell sse42"
 	@$(BUILD) engine
@@ -67,7 +69,7 @@ variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell 
 systems: ## end-to-end tests of the file for any Linux in other systems: Debian 11, an empty container, musl and more
 	@$(BUILD) portable x86_64
 	@$(BUILD) model >/dev/null
-	$(PYTHON) -m tests.roots dist/shimmy-linux-x86_64
+	$(PYTHON) -m tests.roots $(SYSTEMS) dist/shimmy-linux-x86_64
 
 arm64: ## end-to-end tests of the file for ARM64 in QEMU, with processors of several generations
 	@$(BUILD) portable aarch64
