@@ -66,3 +66,18 @@ def test_the_server_shows_its_figures_errors_and_lines_for_programs(chat: Chat) 
     expect(page.locator("pre")).to_contain_text(f'base_url="{chat.url}v1"')
     chat.press("javascript")
     expect(page.locator("pre")).to_contain_text('model: "smollm2-135m-instruct.q4-1"')
+
+
+def test_a_model_is_deleted_after_a_second_word(page: Page, models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(models, folder)
+    with serving(tmp_path / "server", "--model-path", folder) as server:
+        chat = Chat(page, server.port)
+        chat.open("models")
+        chat.press("Delete alpha")
+        chat.press("Keep")
+        assert (folder / "alpha.gguf").exists()
+        chat.press("Delete alpha")
+        page.get_by_role("button", name=re.compile(r"^Delete [\d.]+ [KM]B$")).click()
+        expect(page.get_by_role("heading", name="alpha")).to_have_count(0)
+        assert not (folder / "alpha.gguf").exists()
