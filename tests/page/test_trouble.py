@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.e2e.harness import serving
+from tests.e2e.harness import Server, serving
 from tests.page.driving import Chat, answer_with
 from tests.tiny_models import write_tiny_model
 
@@ -123,3 +123,20 @@ def test_a_conversation_of_another_model_goes_on_with_one_that_is_there(chat: Ch
     expect(chat.text).to_have_text("yes")
     chosen = chat.page.get_by_role("combobox", name="Model", exact=True).input_value()
     assert chosen in {"alpha", "smollm2-135m-instruct.q4-1"}
+
+
+def test_a_browser_that_keeps_nothing(page: Page, server: Server) -> None:
+    page.add_init_script("""
+        for (const name of ["indexedDB", "localStorage", "sessionStorage"])
+            Object.defineProperty(window, name, { get() { throw new DOMException("not here") } });
+    """)
+    answer_with(page, [{"content": "yes"}])
+    chat = Chat(page, server.port)
+    chat.open()
+    for title in ("first", "second"):
+        chat.press("New conversation")
+        chat.ask(title)
+        expect(chat.text).to_have_text("yes")
+    assert chat.titles() == ["second", "first"]
+    chat.press("first")
+    expect(page.get_by_role("article", name="You")).to_contain_text("first")

@@ -74,6 +74,9 @@ function KeyBox() {
   </dialog>`;
 }
 
-render(html`<${App} />`, document.getElementById("app"));
-restore();
 follow();
+// What was open last is on the first picture, unless the browser takes its time to find it.
+const patience = new Promise((resolve) => setTimeout(resolve, 1000));
+Promise.race([restore().catch(() => {}), patience]).then(() => {
+  render(html`<${App} />`, document.getElementById("app"));
+});

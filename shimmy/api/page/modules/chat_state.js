@@ -1,8 +1,8 @@
 // The conversation on the screen, the list of all, and what a person can do with them. Knows no view.
 import { add, branch, newConversation, show } from "./conversation.js";
-import { models, writesText } from "./live.js";
+import { complain, models, writesText } from "./live.js";
 import { isWriting, stop, write } from "./reply.js";
-import { headers, read, remove, removeAll, write as keep } from "./storage.js";
+import { headers, read, remove, removeAll, write as writeDown } from "./storage.js";
 import { Store, remember, remembered } from "./stores.js";
 
 const SAVED_EVERY_MS = 1000;
@@ -32,6 +32,15 @@ function drawSoon() {
 
 export async function listHeaders() {
   chat.change({ headers: await headers() });
+}
+
+// A browser may be full: the conversation goes on, and its person is told.
+async function keep(conversation) {
+  try {
+    await writeDown(conversation);
+  } catch (error) {
+    complain(`The browser does not keep “${conversation.title}”: ${error?.message ?? "it has no room"}`);
+  }
 }
 
 async function save(conversation) {
