@@ -12,7 +12,7 @@ from typing import Any
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, resolved, types
-from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, as_pattern, members, text_to
+from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, as_pattern, limit, members, text_to
 from shimmy.text.string_matcher import StringMatcher
 
 QUOTE = '<|"|>'
@@ -62,7 +62,7 @@ def _sorted(keys: Mapping[str, Any]) -> list[str]:
 # -- forcing it
 
 _OF_NUMBERS = ("type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_LEFT = (*RELATING, "contains", "format", "maxItems", "minItems", "prefixItems", "uniqueItems")
+_LEFT = (*RELATING, "contains", "format", "prefixItems", "uniqueItems")
 _FOLLOWED = ("anyOf", "oneOf", "enum", "const")  # of these, but not beside `properties`
 _MAX_DEPTH = 6  # of objects and arrays; what is deeper is left to the model
 
@@ -150,7 +150,12 @@ def _by_type(
     if "array" in allowed:
         item = f"{name}_item"
         grammar.rule(item, _value(grammar, item, part.get("items", True), root, depth + 1))
-        yield f'"[" ({item} ("," {item})*)? "]"'
+        low, high = limit(part, "minItems") or 0, limit(part, "maxItems")
+        if not low:
+            yield '"[" "]"'
+        if high != 0:
+            n_more = f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
+            yield f'"[" {item} ("," {item}){n_more} "]"'
     if "object" in allowed:
         grammar.rule(f"{name}_object", _members(grammar, f"{name}_object", part, root, depth))
         yield f'"{{" {name}_object "}}"'

@@ -3,6 +3,7 @@
 Knows no engine: `engine.constrain.tool_grammar` has the grammar.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -35,22 +36,37 @@ def text_to(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], end: s
         texts = [grammar.text(value) or '""' for value in values if isinstance(value, str)]
         return f"({' | '.join(texts)}) {grammar.text(end)}"
     patterns = []
-    low, high = schema.get("minLength", 0), schema.get("maxLength", "")
-    if low or high != "":
-        patterns.append(f"(?s:.{{{int(low)},{high}}})")
+    low, high = limit(schema, "minLength"), limit(schema, "maxLength")
+    if low or high is not None:
+        patterns.append(f"(?s:.{{{low or 0},{'' if high is None else high}}})")
     if "pattern" in schema and (pattern := as_pattern(schema["pattern"])) is not None:
         patterns.append(pattern)
     if not patterns:
         return grammar.until(end, f"{name}_text")
-    written = grammar.text(end)
-    if "<[" in written:  # a control token ends the text, and what stands in front of the token counts as text
-        grammar.rule(f"{name.upper()}_TEXT", " & ".join(f"/{pattern}/" for pattern in patterns))
-        return f"{name.upper()}_TEXT {written[written.index('<[') :]}"
+    first, token, rest = grammar.text(end).partition("<[")
+    if token:
+        mark = _spelled(json.loads(first or '""'))
+        grammar.rule(f"{name.upper()}_TEXT", " & ".join(f"/{pattern}{mark}/" for pattern in patterns))
+        return f"{name.upper()}_TEXT {token}{rest}"
     # One pattern for the text and its end: a lexer would take the end for text.
-    mark = "".join(rf"\x{{{ord(character):x}}}" for character in end)
+    mark = _spelled(end)
     both = " & ".join(f"/{pattern}{mark}/" for pattern in patterns)
     grammar.rule(f"{name.upper()}_TEXT", rf"{both} & ~/(?s:.*){mark}(?s:.+)/")
     return f"{name.upper()}_TEXT"
+
+
+def _spelled(text: str) -> str:
+    """A text as a pattern."""
+    return "".join(rf"\x{{{ord(character):x}}}" for character in text)
+
+
+def limit(schema: Mapping[str, Any], keyword: str) -> int | None:
+    """A number of things that a schema allows; None where it names none, or one beyond all sense."""
+    value = schema.get(keyword)
+    return int(value) if isinstance(value, int | float) and 0 <= value <= _MOST else None
+
+
+_MOST = 100_000
 
 
 def as_pattern(pattern: object) -> str | None:

@@ -195,14 +195,17 @@ class HarmonyReader:
 
     def _behind_arguments(self) -> Say:
         """What goes on where the message of a call should end: content, unless it is white space."""
-        held = ""
+        held: str | None = ""  # the white space in front of it
 
         def said(text: str) -> None:
             nonlocal held
+            if held is None:
+                self._listener.content(text)
+                return
             held += text
             if held.strip():
                 self._listener.content(held)
-                held = ""
+                held = None
 
         return said
 

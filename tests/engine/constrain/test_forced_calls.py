@@ -19,7 +19,7 @@ from shimmy.text.speech.argument_types import argument_types
 from tests.engine.constrain.walker import Walker
 from tests.real_templates import real_templates
 
-N_CALLS = 12  # of each family, with and without control tokens
+N_CALLS = 40  # of each family, with and without control tokens
 
 TOOLS = (
     Tool(

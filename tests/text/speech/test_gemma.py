@@ -76,7 +76,7 @@ def test_what_is_written_is_sorted() -> None:
         ({"properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}, []),
         ({"properties": {"a": {"items": {"format": "date"}}}}, ["`format` at `#/properties/a/items`"]),
         ({"properties": {"a": {"type": "string", "pattern": "x$", "enum": ["x"]}}}, []),
-        ({"properties": {"a": {"anyOf": [{"minItems": 2}]}}}, ["`minItems` at `#/properties/a`"]),
+        ({"properties": {"a": {"anyOf": [{"uniqueItems": True}]}}}, ["`uniqueItems` at `#/properties/a`"]),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"minProperties": 1}}}, ["`minProperties` at `#`"]),
     ],
 )

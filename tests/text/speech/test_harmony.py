@@ -48,7 +48,7 @@ def read(text: str, *, has_tools: bool = True, is_thinking: bool = False, splits
         # arguments that are no JSON, and none at all
         (f"{CALL}print(1)", ("", "", [("f", "print(1)")])),
         (f"{CALL}<|end|>", ("", "", [("f", "{}")])),
-        (f'{CALL}{{"a": 1}} and more', ("", " and more", [("f", '{"a": 1}')])),
+        (f'{CALL}{{"a": 1}} and more\n', ("", " and more\n", [("f", '{"a": 1}')])),
         # ends in the middle
         ("", ("", "", [])),
         ("<|chan", ("", "", [])),
