@@ -335,6 +335,21 @@ def test_list_is_a_table_for_people(path: Path, capsys: pytest.CaptureFixture[st
     assert "\x1b" not in head, "no terminal, no colour"
 
 
+def test_a_person_is_told_what_may_come_next(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert cli.main(["list", "--model-path", str(path)]) == 0
+    assert capsys.readouterr().err == "", "a program is not told"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    for place, told in ((path, "`shimmy run NAME` talks"), (empty, "`shimmy pull OWNER/NAME` fetches")):
+        assert cli.main(["list", "--model-path", str(place)]) == 0
+        assert told in capsys.readouterr().err
+
+
 def test_list_is_json_for_scripts(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--model-dirs", str(path.parent), "--json"]) == 0
     (fields,) = json.loads(capsys.readouterr().out)

@@ -14,7 +14,7 @@ from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, Model, Registry, printable, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import report, scan
-from shimmy.commands.console import CommandCall, ProgressBar, print_facts, print_table
+from shimmy.commands.console import CommandCall, ProgressBar, hint, print_facts, print_table
 from shimmy.commands.terminal.amounts import ago, count, plural, size
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import is_terminal
@@ -41,6 +41,10 @@ def list_models(call: CommandCall) -> int:
         print(json.dumps([model_fields(model) for model in models], indent=2))
         return 0
     print_models(models)
+    if models:
+        hint("`shimmy run NAME` talks to a model, `shimmy probe NAME` says more about it.")
+    else:
+        hint("There is no model. `shimmy pull OWNER/NAME` fetches one, --model-path names a file or a folder.")
     return 0
 
 

@@ -103,10 +103,10 @@ def plain(text: str) -> str:
 
 @contextmanager
 def in_terminal(
-    folder: Path, *arguments: str | Path, size: tuple[int, int] = (80, 24), **variables: str
+    folder: Path, *arguments: str | Path, size: tuple[int, int] = (80, 24), variables: dict[str, str] | None = None
 ) -> Iterator[Terminal]:
     """The program in a terminal of `size` (columns, lines) for the length of the block."""
-    terminal = Terminal(folder, arguments, size, variables)
+    terminal = Terminal(folder, arguments, size, variables or {})
     try:
         yield terminal
     finally:

@@ -16,6 +16,7 @@ from tests.e2e.conftest import StartServer
 from tests.e2e.harness import HOST, PROGRAM, PROMPTS, STEADY_SEED, Server, environment, run
 from tests.e2e.processes import command_line, wait_for
 from tests.e2e.terminal import CTRL_C, CTRL_D, ENTER, UP, Terminal, in_terminal, plain
+from tests.hub.servers import FakeHub
 from tests.tiny_models import write_tiny_model
 
 PROMPT, NO_PROMPT = "\x1b[?2004h", "\x1b[?2004l"  # what a terminal is told of pasting while a line is read
@@ -118,7 +119,8 @@ def say(terminal: Terminal, text: str) -> str:
 
 @pytest.mark.smoke
 def test_a_chat_goes_on_and_remembers(tmp_path: Path, server: Server) -> None:
-    with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, XDG_STATE_HOME=f"{tmp_path}/state") as terminal:
+    state = {"XDG_STATE_HOME": f"{tmp_path}/state"}
+    with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, variables=state) as terminal:
         terminal.expect(PROMPT)
         assert say(terminal, PROMPTS[0]).startswith(server.chat(PROMPTS[0], max_tokens=16).strip("\n"))
         assert re.search(
@@ -147,7 +149,7 @@ def test_a_chat_goes_on_and_remembers(tmp_path: Path, server: Server) -> None:
         terminal.type("/bye" + ENTER)
         assert terminal.wait() == 0
         assert terminal.mode_now == terminal.before
-    with in_terminal(tmp_path, "run", "alpha", *url(server), XDG_STATE_HOME=f"{tmp_path}/state") as terminal:
+    with in_terminal(tmp_path, "run", "alpha", *url(server), variables=state) as terminal:
         terminal.expect(PROMPT)
         terminal.type(UP * 3)
         terminal.expect('"""one')
@@ -182,7 +184,7 @@ def test_an_interrupted_answer_has_its_exit_code(tmp_path: Path, endless: Server
 
 
 def test_a_terminal_that_can_nothing(tmp_path: Path, server: Server) -> None:
-    with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, TERM="dumb") as terminal:
+    with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, variables={"TERM": "dumb"}) as terminal:
         terminal.expect(">>> ")
         terminal.type(PROMPTS[0] + "\n")
         terminal.expect(server.chat(PROMPTS[0], max_tokens=16).split()[0])
@@ -195,7 +197,7 @@ def test_a_terminal_that_can_nothing(tmp_path: Path, server: Server) -> None:
 def test_no_colour_where_none_is_wanted(tmp_path: Path, server: Server) -> None:
     outputs = {}
     for no_color in ("", "1"):
-        with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, NO_COLOR=no_color) as terminal:
+        with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, variables={"NO_COLOR": no_color}) as terminal:
             terminal.expect(PROMPT)
             terminal.type("hi" + ENTER)
             terminal.expect(PROMPT)
@@ -217,6 +219,33 @@ def test_a_narrow_terminal(tmp_path: Path, server: Server) -> None:
         terminal.expect(PROMPT)
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
+
+
+def test_a_model_that_is_not_there_is_fetched_if_the_person_says_so(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path, "tiny").read_bytes()
+    hub = FakeHub({"o/Tiny-GGUF": {"tiny-Q4_K_M.gguf": model}})
+    arguments = ("run", "hf.co/o/Tiny-GGUF", "--model-dirs", tmp_path / "models", *GREEDY)
+    (tmp_path / "models").mkdir()
+    with hub.running():
+        variables = {"HF_ENDPOINT": hub.url, "HF_HOME": f"{tmp_path}/hf", "NO_PROXY": "*", "no_proxy": "*"}
+        with in_terminal(tmp_path, *arguments, variables=variables) as terminal:
+            terminal.expect("is not on this machine. Fetch it? [Y/n] ")
+            terminal.type("n" + ENTER)
+            assert terminal.wait() == 1
+        assert run(tmp_path, *arguments, "hi").stderr.endswith("`shimmy pull hf.co/o/Tiny-GGUF` fetches it\n")
+        with in_terminal(tmp_path, *arguments, variables=variables) as terminal:
+            terminal.expect("Fetch it? [Y/n] ")
+            terminal.type(ENTER)
+            terminal.expect("pulling tiny-Q4_K_M.gguf")
+            terminal.expect(PROMPT)
+            assert "shimmy: " not in say(terminal, "hello")
+            terminal.type(CTRL_D)
+            assert terminal.wait() == 0
+        with in_terminal(tmp_path, *arguments, variables=variables) as terminal:
+            terminal.expect(PROMPT)
+            terminal.type(CTRL_D)
+            assert terminal.wait() == 0
+            assert "Fetch" not in terminal.output
 
 
 # -- servers that end --------------------------------------------------------------------------------------------------

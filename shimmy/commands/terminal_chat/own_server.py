@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shimmy.commands import server_records
 from shimmy.commands.console import CommandCall, CommandFailed
@@ -15,6 +16,9 @@ from shimmy.commands.server_records import NoPlace, ServerFolder
 from shimmy.config import OPTIONS
 from shimmy.option_kinds import DEFAULT_HOST
 
+if TYPE_CHECKING:
+    import subprocess
+
 _COMMAND = "run"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Options of `run` that concern its requests, or where a server is.
@@ -23,7 +27,7 @@ SERVER_OPTIONS = tuple(row for row in OPTIONS if _COMMAND in row.also and row.na
 
 
 class OwnServer:
-    """`arguments` are those of `serve`. Started at once; raises CommandFailed where that fails."""
+    """`arguments` are those of `serve`. `start` and `restart` raise CommandFailed where there will be no server."""
 
     def __init__(self, call: CommandCall, arguments: Sequence[str]) -> None:
         bind, stay = ("--bind", f"{DEFAULT_HOST}:0"), "--keep-alive=-1"
@@ -32,46 +36,49 @@ class OwnServer:
         self._places = [path.with_name(f"{path.name}-run") for path in server_records.places(call.config.cache_dir)]
         self.key = os.urandom(16).hex()
         self._end_with_us = _end_with_us(os.getpid())
-        server_records.remove_dead(self._places)
-        self.address = self._start()
+        self._running: tuple[subprocess.Popen[bytes], ServerFolder] | None = None
 
     @property
     def is_running(self) -> bool:
-        return self._process.poll() is None
+        return self._running is not None and self._running[0].poll() is None
 
-    def restart(self) -> None:
-        """Another one in the place of one that has ended; the last lines of its log go to stderr."""
-        show_end_of(self._folder.log_path, 0)
-        self.close()
-        self.address = self._start()
-
-    def close(self) -> None:
-        """End it, and leave nothing of it."""
-        end(self._process, self._folder)
-        self._folder.remove()
-
-    def _start(self) -> ServerAddress:
+    def start(self) -> ServerAddress:
+        server_records.remove_dead(self._places)
         try:
-            self._folder = ServerFolder.make(self._places)
+            folder = ServerFolder.make(self._places)
         except NoPlace as exc:
             raise CommandFailed(str(exc)) from exc
         try:
-            self._process = spawn(
-                self._call,
-                self._folder,
-                self._folder.log_path,
-                variables={"SHIMMY_API_KEY": self.key},
-                in_child=self._end_with_us,
-            )
-            self._folder.unlock()
-            return until_ready(self._folder, self._process, READY_S)
-        except BaseException as exc:
-            if hasattr(self, "_process"):
-                end(self._process, self._folder)
-            if isinstance(exc, CommandFailed):
-                show_end_of(self._folder.log_path, 0)
-            self._folder.remove()
+            variables = {"SHIMMY_API_KEY": self.key}
+            process = spawn(self._call, folder, folder.log_path, variables=variables, in_child=self._end_with_us)
+        except BaseException:
+            folder.remove()
             raise
+        self._running = process, folder
+        folder.unlock()
+        try:
+            return until_ready(folder, process, READY_S)
+        except BaseException as exc:
+            end(process, folder)
+            if isinstance(exc, CommandFailed):
+                show_end_of(folder.log_path, 0)
+            self.close()
+            raise
+
+    def restart(self) -> ServerAddress:
+        """Another one in the place of one that has ended; the last lines of its log go to stderr."""
+        if self._running is not None:
+            show_end_of(self._running[1].log_path, 0)
+        self.close()
+        return self.start()
+
+    def close(self) -> None:
+        """End it, and leave nothing of it."""
+        if self._running is not None:
+            process, folder = self._running
+            self._running = None
+            end(process, folder)
+            folder.remove()
 
 
 def server_arguments(call: CommandCall, model_path: Path | None) -> list[str]:

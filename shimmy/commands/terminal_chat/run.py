@@ -34,11 +34,15 @@ def run(call: CommandCall) -> int:
     lines: LineInput = PlainLines()
     if question is None:
         lines = line_input(InputHistory(None if call.options.no_history else history_file()), complete)
-    server = None
+    try:
+        server = find_server(call)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     with _ended_by_signals(), lines.used():
         try:
             with lines.quiet():
-                server = find_server(call, lambda: printer.waiting("starting a server"))
+                printer.waiting("starting")
+                server.see_to_it_that_it_runs()
                 if printer.is_screen:
                     server.load(printer.waiting)
                 printer.waited()
@@ -55,8 +59,7 @@ def run(call: CommandCall) -> int:
             return EXIT_INTERRUPTED
         finally:
             printer.waited()
-            if server is not None:
-                server.close()
+            server.close()
 
 
 def _conversation(call: CommandCall) -> Conversation:

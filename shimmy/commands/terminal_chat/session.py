@@ -62,7 +62,7 @@ class Session:
         except NoServer:
             if self.server.own is None or self.last.first_s is not None:
                 raise
-            self.server.own.restart()  # it was just ending
+            self.server.restart(self.server.own)  # it was just ending
             self._exchange(text)
         if self.was_stopped:
             self.printer.remark("(stopped)")
