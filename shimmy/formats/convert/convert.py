@@ -5,6 +5,7 @@ lies and who makes it by `cache`.
 """
 
 import contextlib
+import logging
 import os
 import re
 from collections import Counter
@@ -22,11 +23,13 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf.writer import GGML_CODES, GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.quantised.schemes import beside
-from shimmy.formats.quantised.stored import Holding
+from shimmy.formats.quantised.stored import ROUNDED, Holding
 from shimmy.formats.safetensors import huggingface
 from shimmy.formats.safetensors.checkpoint import Checkpoint, TensorReader, read_folder, read_json
 from shimmy.formats.safetensors.sentence_transformers import pooling_type
 from shimmy.formats.tokenizer.vocab import vocabulary
+
+logger = logging.getLogger(__name__)
 
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 _FILE_TYPES = {  # llama_ftype
@@ -92,14 +95,10 @@ def plan(folder: Path) -> ConversionPlan:
     pooling = pooling_type(folder)
     found = recipe(family, checkpoint, config, pooling)
     infos = [output.info for output in found.outputs]
-    weights = Counter(dict.fromkeys(_FILE_TYPES, 0))
-    for output in found.outputs:
-        if len(output.info.shape) > 1:
-            weights[output.dtype if output.pieces else output.info.kind] += output.info.n_elements
     return ConversionPlan(
         name=huggingface.name(folder),
         architecture=found.architecture,
-        quantization=max(weights, key=lambda name: weights[name]),
+        quantization=_type_of_most(found.outputs),
         n_params=sum(info.n_elements for info in infos),
         n_ctx_train=found.n_ctx,
         size_bytes=data_size(infos),
@@ -146,27 +145,47 @@ def prepared(
         raise Unconvertible("its weights are quantised, and nothing here can unpack them")
     unpack = unpacker()
     outputs = []
+    errors: dict[tuple[str, str], float] = {}  # the largest of each layout and type
     with TensorReader() as reader:
         for output in found.recipe.outputs:
-            if not output.stored:
+            is_beside = output.info.name.endswith(".scale")
+            if not output.stored or (is_beside and not target_type):
                 outputs.append(output)
-            elif not (target_type and output.info.name.endswith(".scale")):
-                outputs.append(_settled(output, target_type, unpack, reader))
+            elif not is_beside:
+                settled, error = _settled(output, target_type, unpack, reader)
+                outputs.append(settled)
+                key = output.stored[0].matrix.label, settled.info.kind
+                errors[key] = max(error, errors.get(key, 0.0))
+    for (label, kind), error in sorted(errors.items()):
+        logger.info("%s becomes %s, %s", label, kind, f"within {100 * error:.2g} %" if error else "exactly")
     infos = [output.info for output in outputs]
-    return replace(found, size_bytes=data_size(infos), recipe=replace(found.recipe, outputs=tuple(outputs))), unpack
+    settled_recipe = replace(found.recipe, outputs=tuple(outputs))
+    quantization = _type_of_most(outputs)
+    return replace(found, quantization=quantization, size_bytes=data_size(infos), recipe=settled_recipe), unpack
 
 
-def _settled(output: TensorOutput, target_type: str, unpack: Unpacker, reader: TensorReader) -> TensorOutput:
-    kind = unpack.holding(output, reader).kind
-    if output.info.name.endswith(".scale"):
-        return output
+def _settled(
+    output: TensorOutput, target_type: str, unpack: Unpacker, reader: TensorReader
+) -> tuple[TensorOutput, float]:
+    """The tensor in the type that holds it, and the largest relative error of a weight."""
     if target_type:
         rows = [replace(rows, matrix=rows.matrix.united()) for rows in output.stored]
         output = replace(output, stored=tuple(rows))
-        kind = "F32" if target_type == "f32" or kind == "F32" else "F16"
-    if output.info.kind == "F32":  # as llama.cpp needs it
-        kind = "F32"
-    return replace(output, info=replace(output.info, code=GGML_CODES[kind]))
+    held = unpack.holding(output, reader)
+    if output.info.kind == "F32" or target_type == "f32":  # the first as llama.cpp needs it
+        held = Holding("F32")
+    elif target_type and held.kind not in {"F32", "BF16"}:
+        held = Holding("F16", ROUNDED)
+    return replace(output, info=replace(output.info, code=GGML_CODES[held.kind])), held.error
+
+
+def _type_of_most(outputs: Sequence[TensorOutput]) -> str:
+    """The type of most weights, as GGUF headers name it."""
+    weights = Counter(dict.fromkeys(_FILE_TYPES, 0))
+    for output in outputs:
+        if len(output.info.shape) > 1:
+            weights[output.dtype if output.pieces else output.info.kind] += output.info.n_elements
+    return max(weights, key=lambda name: weights[name])
 
 
 def cached(

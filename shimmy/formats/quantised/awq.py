@@ -35,7 +35,7 @@ class AwqScheme:
             "scales": tensors.part(f"{module}.scales", PLAIN, (n_groups, n_rows), along=1),
         }
         expected = "F16" if group % 32 else integer_type(-15, 15, n_columns)
-        error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype != "F16" else 0.0
+        error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype == "F32" else 0.0
         options = {"group": group, "n_columns": n_columns}
         return StoredMatrix("awq", (n_rows, n_columns), parts, "AWQ", expected, error, options, row_step=_PER_WORD)
 

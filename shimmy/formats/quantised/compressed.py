@@ -164,7 +164,7 @@ def _integers(module: str, shape: tuple[int, ...], tensors: Tensors, group: Comp
     options = {
         "bits": bits, "group": columns, "n_rows": n_rows, "n_columns": n_columns, "whole_words": whole_words,
     }  # fmt: skip
-    error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype != "F16" else 0.0
+    error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype == "F32" else 0.0
     label = f"compressed-tensors with {bits} bits"
     return StoredMatrix("packed", (n_rows, n_columns), parts, label, expected, error, options, row_step)
 

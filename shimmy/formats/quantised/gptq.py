@@ -65,7 +65,7 @@ class GptqScheme:
             "bits": bits, "group": group, "n_columns": n_columns, "symmetric": int(is_symmetric),
             "stored_less": self.stored_less, "less_by_word": int(self.less_by_word),
         }  # fmt: skip
-        error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype != "F16" else 0.0
+        error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype == "F32" else 0.0
         label = f"GPTQ with {bits} bits" + (" and sorted columns" if own.flag("desc_act") else "")
         return StoredMatrix("gptq", (n_rows, n_columns), parts, label, expected, error, options, row_step=32)
 

@@ -26,7 +26,7 @@ TOKENS = [1, 7, 40, 99, 12, 300, 5, 77]
 # The type of most weights, and the largest error of a weight that the model's page names, in per cent.
 BECOMES = {
     "fp8-tensor": ("F16", None), "fp8-block": ("F16", "0.049"), "gptq": ("Q4_0", None),
-    "gptq-desc-act": ("F16", "0.049"), "awq": ("Q5_0", None), "pack-quantized": ("Q4_0", "0.049"),
+    "gptq-desc-act": ("F16", "0.049"), "awq": ("Q5_0", None), "pack-quantized": ("Q4_0", None),
     "int-quantized": ("Q8_0", "0.049"),
     "mxfp4": ("MXFP4", None), "nvfp4": ("NVFP4", None), "nf4": ("F16", "0.049"), "mlx": ("Q4_1", None),
 }  # fmt: skip
