@@ -12,7 +12,7 @@ from typing import Any
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, resolved, types
-from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, as_pattern, limit, members, text_to
+from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, limit, members, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
 
 QUOTE = '<|"|>'
@@ -64,6 +64,7 @@ def _sorted(keys: Mapping[str, Any]) -> list[str]:
 _OF_NUMBERS = ("type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _LEFT = (*RELATING, "contains", "format", "prefixItems", "uniqueItems")
 _FOLLOWED = ("anyOf", "oneOf", "enum", "const")  # of these, but not beside `properties`
+_MAX_ITEMS = 1000
 _MAX_DEPTH = 6  # of objects and arrays; what is deeper is left to the model
 
 
@@ -78,8 +79,10 @@ def _lost(schema: object, root: Mapping[str, Any], place: str, depth: int) -> It
         yield f"the schema at `{place}`"
         return
     left = [keyword for keyword in _LEFT if keyword in part]
-    if "pattern" in part and as_pattern(part["pattern"]) is None:
-        left.append("pattern")
+    left += unenforced_of_text(part)
+    left += (
+        keyword for keyword in ("minItems", "maxItems") if limit(part, keyword, _MAX_ITEMS) is None and keyword in part
+    )
     is_object = place == "#" or "properties" in part
     yield from (f"`{keyword}` at `{place}`" for keyword in left if is_object or keyword not in _FOLLOWED)
     for name, child in _properties(part).items():
@@ -150,11 +153,11 @@ def _by_type(
     if "array" in allowed:
         item = f"{name}_item"
         grammar.rule(item, _value(grammar, item, part.get("items", True), root, depth + 1))
-        low, high = limit(part, "minItems") or 0, limit(part, "maxItems")
+        low, high = (limit(part, keyword, _MAX_ITEMS) for keyword in ("minItems", "maxItems"))
         if not low:
             yield '"[" "]"'
         if high != 0:
-            n_more = f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
+            n_more = f"{{{max((low or 0) - 1, 0)},{'' if high is None else high - 1}}}"
             yield f'"[" {item} ("," {item}){n_more} "]"'
     if "object" in allowed:
         grammar.rule(f"{name}_object", _members(grammar, f"{name}_object", part, root, depth))

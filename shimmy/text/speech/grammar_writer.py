@@ -5,7 +5,8 @@ Knows no engine: `engine.constrain.tool_grammar` has the grammar.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, Protocol
 
 # Keywords that relate the arguments of a call to each other, or name them by patterns.
@@ -36,7 +37,7 @@ def text_to(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], end: s
         texts = [grammar.text(value) or '""' for value in values if isinstance(value, str)]
         return f"({' | '.join(texts)}) {grammar.text(end)}"
     patterns = []
-    low, high = limit(schema, "minLength"), limit(schema, "maxLength")
+    low, high = (limit(schema, keyword, MAX_CHARACTERS) for keyword in ("minLength", "maxLength"))
     if low or high is not None:
         patterns.append(f"(?s:.{{{low or 0},{'' if high is None else high}}})")
     if "pattern" in schema and (pattern := as_pattern(schema["pattern"])) is not None:
@@ -60,18 +61,30 @@ def _spelled(text: str) -> str:
     return "".join(rf"\x{{{ord(character):x}}}" for character in text)
 
 
-def limit(schema: Mapping[str, Any], keyword: str) -> int | None:
-    """A number of things that a schema allows; None where it names none, or one beyond all sense."""
+# Of a text whose length is limited: the lexer of llguidance gives up at a thousand, in the middle of a reply.
+MAX_CHARACTERS = 400
+
+
+def limit(schema: Mapping[str, Any], keyword: str, most: int) -> int | None:
+    """A number of things that a schema allows; None where it names none, or more than `most`."""
     value = schema.get(keyword)
-    return int(value) if isinstance(value, int | float) and 0 <= value <= _MOST else None
+    return int(value) if isinstance(value, int | float) and 0 <= value <= most else None
 
 
-_MOST = 100_000
+def unenforced_of_text(schema: Mapping[str, Any]) -> Iterator[str]:
+    """The keywords about a string that `text_to` leaves to the model."""
+    for keyword in ("minLength", "maxLength"):
+        if keyword in schema and limit(schema, keyword, MAX_CHARACTERS) is None:
+            yield keyword
+    if "pattern" in schema and as_pattern(schema["pattern"]) is None:
+        yield "pattern"
 
 
 def as_pattern(pattern: object) -> str | None:
-    """A `pattern` of JSON Schema, which may match anywhere, as one for a whole text; None where its anchors are odd."""
-    if not isinstance(pattern, str):
+    """A `pattern` of JSON Schema, which may match anywhere, as one for a whole text.
+
+    None where its anchors are odd, or its repetitions too many."""
+    if not isinstance(pattern, str) or prod(map(int, _TIMES.findall(pattern))) > MAX_CHARACTERS:
         return None
     inner = pattern.removeprefix("^")
     has_end = re.search(r"(?<!\\)(?:\\\\)*\$$", inner) is not None
@@ -99,6 +112,7 @@ def _in_ascii(pattern: str) -> str:
 
 _PIECE = re.compile(r"\\.|.", re.DOTALL)
 _OF_ASCII = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
+_TIMES = re.compile(r"(?<=[{,])[1-9][0-9]{0,8}(?=\})")
 _GROUP = re.compile(r"\([^()^$]*\)")
 _ESCAPED, _CLASS, _SLASH = re.compile(r"\\."), re.compile(r"\[[^\]]*\]"), re.compile(r"\\/")
 _ESCAPED_SLASH = "\\/"

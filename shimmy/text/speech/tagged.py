@@ -15,7 +15,7 @@ from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.messages.request import ToolCall
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, properties, resolved, types
-from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, as_pattern, text_to
+from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
 
 _NAME_CHARACTERS = 256  # of an argument; a longer one is no name
@@ -108,8 +108,7 @@ def _unenforced_of_text(schema: object, root: Mapping[str, Any]) -> Iterator[str
     for part in _branches(schema, root):
         if "string" in types(part, root):
             yield from (keyword for keyword in ("format", "allOf", "not", "if") if keyword in part)
-            if "pattern" in part and as_pattern(part["pattern"]) is None:
-                yield "pattern"
+            yield from unenforced_of_text(part)
 
 
 def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> str:

@@ -197,3 +197,27 @@ def test_a_damaged_call_is_text_or_a_call_and_never_an_error(family: str) -> Non
         damaged = text[:start] + drawn.choice(("", "x", "<", "}", "\n", "[")) + text[start + drawn.randrange(1, 9) :]
         whole, cut = read(damaged, form), read(damaged, form, start)
         assert (said(whole), whole.content) == (said(cut), cut.content), damaged
+
+
+LONG = "lorem ipsum " * 250
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"maxLength": 400}, LONG[:400]),
+        ({"minLength": 400}, LONG),
+        ({"minLength": 1}, LONG),
+        ({"maxLength": 5000}, LONG),
+        ({"pattern": "^[a-z ]+$"}, LONG),
+        ({"pattern": "ipsum"}, LONG),
+        ({"pattern": "^.{1,5000}$"}, LONG),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["Qwen3-Coder", GEMMA])
+def test_a_long_text_is_followed_to_its_end(family: str, schema: dict[str, Any], text: str) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "string", **schema}}, "required": ["a"]}
+    tools, form, walker = [Tool("f", "", json.dumps(parameters))], form_of(family), Walker()
+    lark = tool_grammar.tool_lark(tools, ToolChoice(required=True), form, prepare=prepared)
+    assert walker.takes(lark, written([ToolCall("", "f", json.dumps({"a": text}))], form))

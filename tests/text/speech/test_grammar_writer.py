@@ -30,6 +30,8 @@ def test_a_pattern_of_a_whole_text(pattern: str, right: str, wrong: str) -> None
     assert not re.fullmatch(found, wrong)
 
 
-@pytest.mark.parametrize("pattern", ["^a|b", "a|b$", "a^b", "a$b", "(^a)", "^(a$|b)$", 7, None])
+@pytest.mark.parametrize(
+    "pattern", ["^a|b", "a|b$", "a^b", "a$b", "(^a)", "^(a$|b)$", "^.{1,5000}$", "(.{9}){99}", 7, None]
+)
 def test_what_is_left_to_the_model(pattern: object) -> None:
     assert as_pattern(pattern) is None

@@ -111,6 +111,7 @@ def test_what_a_template_has_no_place_for_is_written() -> None:
     [
         ({"properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}, []),
         ({"properties": {"a": {"type": "string", "pattern": "^x|y"}}}, ["`pattern` at `#/properties/a`"]),
+        ({"properties": {"a": {"type": "string", "maxLength": 5000}}}, ["`maxLength` at `#/properties/a`"]),
         ({"properties": {"a": {"type": "string", "format": "date"}}}, ["`format` at `#/properties/a`"]),
         ({"properties": {"a": {"type": "string", "pattern": "^[a-z/]+$"}}, "x-note": 1}, []),
         ({"properties": {"a": {"type": "object", "properties": {"b": {"pattern": "x"}}}}}, []),
