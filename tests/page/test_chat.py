@@ -196,6 +196,7 @@ def test_conversations_are_switched_exported_imported_and_deleted(chat: Chat, tm
     assert chat.titles() == ["second", "first"]
     chat.press("second")
     expect(chat.text).to_have_text("yes")
+    expect(chat.reply).to_contain_text("68 tokens · 212 tokens/s")
 
 
 def test_a_file_of_anyone_is_read_with_care(chat: Chat, tmp_path: Path) -> None:

@@ -95,10 +95,15 @@ function readMessage(given) {
       id: String(call?.id), name: String(call?.name), arguments: String(call?.arguments),
     }));
   }
+  message.figures = only(given.figures, (value) => typeof value === "number");
   return message;
 }
 
 function readSettings(given) {
+  return only(given, (value) => isText(value) || typeof value === "boolean");
+}
+
+function only(given, isWanted) {
   const entries = given && typeof given === "object" ? Object.entries(given) : [];
-  return Object.fromEntries(entries.filter(([, value]) => isText(value) || typeof value === "boolean"));
+  return Object.fromEntries(entries.filter(([, value]) => isWanted(value)));
 }

@@ -8,8 +8,7 @@ export function FirstModel() {
     <p>Pull one of these, which fit this machine's memory, or any other:</p>
     <${Suggestions} />
     <${Pull} />
-    <p>Or put a GGUF file or a SafeTensors folder where the server looks: where <code>--model-path</code> and
-      <code>--model-dirs</code> say, else in the caches of the Hugging Face hub, LM Studio and Ollama. It is found by
-      itself.</p>
+    <p>Or put a GGUF file or a SafeTensors folder where the server looks: in what <code>--model-path</code> names, else in
+      the caches of the Hugging Face hub, LM Studio and Ollama. It is found by itself.</p>
   </section>`;
 }
