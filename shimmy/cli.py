@@ -16,7 +16,6 @@ from typing import Any
 from shimmy import log
 from shimmy.arguments import argument_parser, parse, serving_files
 from shimmy.commands.console import CommandCall
-from shimmy.commands.terminal.screen_text import safe
 from shimmy.config import load
 from shimmy.errors import ShimmyError
 from shimmy.option_kinds import ConfigError
@@ -63,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
+    from shimmy.commands.terminal.screen_text import safe
+
     print(f"shimmy: {safe(str(error))}", file=sys.stderr)
     return code
 

@@ -4,12 +4,15 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from shimmy.commands.terminal.screen_text import safe_line, width
-from shimmy.commands.terminal.style import Style, is_terminal
 from shimmy.config import Config
 from shimmy.errors import ShimmyError
 from shimmy.system.frozen_program import UnpackedFolder
+
+# What draws is imported by those who draw: a server imports this module, too.
+if TYPE_CHECKING:
+    from shimmy.commands.terminal.style import Style
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,13 @@ def print_table(
     rows: Sequence[Sequence[str]],
     *,
     numbers: Sequence[str] = (),
-    colour: Callable[[Style, str, str], str] = lambda _style, _column, text: text,
+    colour: "Callable[[Style, str, str], str]" = lambda _style, _column, text: text,
 ) -> None:
     """Print rows below the names of their columns. `numbers` are columns that end at their right edge; `colour` may
     put a cell of a column in a colour. A column whose cells are all empty is left out."""
+    from shimmy.commands.terminal.screen_text import safe_line, width
+    from shimmy.commands.terminal.style import Style
+
     style = Style(sys.stdout)
     cells = [[safe_line(cell) for cell in row] for row in rows]
     shown = [index for index in range(len(head)) if not rows or any(row[index] for row in cells)]
@@ -56,6 +62,9 @@ def print_table(
 
 def print_facts(facts: Mapping[str, str]) -> None:
     """Print what is known under a few headings, a line each; those without a text are left out."""
+    from shimmy.commands.terminal.screen_text import safe_line
+    from shimmy.commands.terminal.style import Style
+
     style = Style(sys.stdout)
     told = {name: text for name, text in facts.items() if text}
     column = max(map(len, told)) + 2
@@ -65,6 +74,8 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 def hint(text: str) -> None:
     """Tell a person what may come next; programs that read our output are not told."""
+    from shimmy.commands.terminal.style import Style, is_terminal
+
     if is_terminal(sys.stdout) and is_terminal(sys.stderr):
         print(Style(sys.stderr).dim(text), file=sys.stderr)
 

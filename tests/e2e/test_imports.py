@@ -25,6 +25,7 @@ def test_the_server_imports_nothing_of_the_workers(start: StartServer) -> None:
     assert {"shimmy.server", "shimmy.pool.pool", "starlette.routing"} <= imported
     assert not FORBIDDEN & {name.partition(".")[0] for name in imported}
     assert "shimmy.engine.llama.model" not in imported
+    assert not [name for name in imported if name.startswith(("shimmy.commands.terminal", "shimmy.hub"))]
 
 
 @pytest.mark.frozen
