@@ -5,6 +5,7 @@ Options that commands share with `serve` come from the table in `config`. Knows 
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """What was typed; `command` is None where nothing was. Ends the program, as argparse does, for wrong usage and
     for those who ask for help."""
-    parser = argument_parser()
+    parser = argument_parser(arguments[0] if arguments else None)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "help":
-        parser.parse_args([*([options.topic] if options.topic else []), "--help"])
+        argument_parser().parse_args([*([options.topic] if options.topic else []), "--help"])
     _take_text(parser, options, rest)
     return options
 
@@ -61,13 +62,22 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
         options.prompt = options.text if options.prompt is None else options.prompt
 
 
-def argument_parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True, slots=True)
+class _Commands:
+    """Where commands are added. Those beside `wanted`, if that is given, do without the options of the table."""
+
+    action: Any
+    wanted: str | None
+
+
+def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """Of all commands. If `wanted` is the one that was typed, a few milliseconds are saved at the others."""
     parser = argparse.ArgumentParser(
         prog="shimmy",
         description="Serves language models over the OpenAI API. `shimmy FILE.gguf` serves that file.",
     )
     parser.add_argument("--version", action="version", version=f"shimmy {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = _Commands(parser.add_subparsers(dest="command", metavar="COMMAND", title="commands"), wanted)
     serve = _command(commands, "serve", "serve models over HTTP")
     serve.add_argument("--config", metavar="FILE", help="a TOML file with options, by their long names with `_`")
     serve.add_argument(
@@ -115,12 +125,12 @@ def argument_parser() -> argparse.ArgumentParser:
     _command(commands, "version", "print the version; as JSON, what is inside, too", json=True)
     completion = _command(commands, "completion", "print what makes a shell complete our commands")
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
-    explain = commands.add_parser("help", help="explain a command", description="Explain a command.")
+    explain = commands.action.add_parser("help", help="explain a command", description="Explain a command.")
     explain.add_argument("topic", nargs="?", metavar="COMMAND", help="the command (default: list them all)")
     return parser
 
 
-def _add_file_commands(commands: Any) -> None:
+def _add_file_commands(commands: _Commands) -> None:
     """What puts model files where they are found, and takes them away."""
     pull = _command(commands, "pull", "fetch a model from Hugging Face, Ollama's registry or a URL", json=True)
     pull.add_argument(
@@ -138,7 +148,7 @@ def _add_file_commands(commands: Any) -> None:
     copy.add_argument("alias_name", metavar="ALIAS", help="its other name")
 
 
-def _add_run(commands: Any) -> None:
+def _add_run(commands: _Commands) -> None:
     run = _server_command(commands, "run", "chat with a model, or have it answer a text, in the terminal")
     run.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
     run.add_argument("text", nargs="*", metavar="TEXT", help="answer this, with what is piped in, and end")
@@ -149,7 +159,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--no-history", action="store_true", help="neither read nor write what was typed before")
 
 
-def _add_server_commands(commands: Any) -> None:
+def _add_server_commands(commands: _Commands) -> None:
     """What is asked of a server that runs."""
     health = _server_command(commands, "health", "say whether a server answers")
     health.add_argument("--model", metavar="NAME", help="have it load this model, too, and wait until it is ready")
@@ -171,7 +181,7 @@ def _add_server_commands(commands: Any) -> None:
     unload.add_argument("name", metavar="NAME", help="a model's name")
 
 
-def _server_command(commands: Any, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
+def _server_command(commands: _Commands, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
     """A command for a server that runs; `commands.server_client` finds it."""
     parser = _command(commands, name, text, json=json)
     where = parser.add_mutually_exclusive_group()
@@ -212,11 +222,13 @@ def _several(text: str) -> tuple[int, ...]:
     return values
 
 
-def _command(commands: Any, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
+def _command(commands: _Commands, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
     """A command with the options that the table has for it."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser: argparse.ArgumentParser = commands.action.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}."
+    )
     parser.set_defaults(log_level=None)
-    for option in OPTIONS:
+    for option in OPTIONS if commands.wanted in (None, name) else ():
         if name != "serve" and name not in option.also:
             continue
         if option.is_switch:
