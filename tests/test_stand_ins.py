@@ -111,7 +111,7 @@ def test_a_stand_in_has_what_is_taken_and_what_the_real_one_has(
 def test_gettext_has_what_argparse_takes_and_does_as_the_real_one() -> None:
     imports = [node for node in ast.walk(ast.parse((STANDARD_LIBRARY / "argparse.py").read_text()))
                if isinstance(node, ast.ImportFrom) and node.module == "gettext"]  # fmt: skip
-    stand_in = read_stand_in(PACKAGES["gettext"], "stand_in_gettext")
+    stand_in = read_stand_in(MODULES["gettext"], "stand_in_gettext")
     assert {alias.name for node in imports for alias in node.names} == {"gettext", "ngettext"}
     assert stand_in.gettext("usage: ") == "usage: "
     code = "import gettext, sys; print(*[gettext.ngettext('one', 'many', n) for n in (0, 1, 2)])"

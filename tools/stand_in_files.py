@@ -15,7 +15,6 @@ from tools.steps import ROOT
 FOLDER = ROOT / "tools" / "stand_ins"
 # Those of whole packages: they take the place of the real ones where their folder comes first in the path.
 PACKAGES = {
-    "gettext": FOLDER / "gettext.py",
     "h2": FOLDER / "h2" / "__init__.py",
     "h2.events": FOLDER / "h2" / "events.py",
     "multiprocessing": FOLDER / "multiprocessing" / "__init__.py",
@@ -24,6 +23,7 @@ PACKAGES = {
 }
 # Inside a package, a module can only be stood in for under its own name; so can one that PyInstaller looks for first.
 MODULES = {
+    "gettext": FOLDER / "gettext.py",
     "hypercorn.protocol.h2": FOLDER / "hypercorn_h2.py",
     "hypercorn.protocol.ws_stream": FOLDER / "hypercorn_ws_stream.py",
     "logging.config": FOLDER / "logging_config.py",
