@@ -27,6 +27,9 @@ from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 from gptqmodel.quantization import QuantizeConfig
 from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
 from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+from torchao.quantization.granularity import PerGroup
 
 TARGET = Path(__file__).parent / "layouts.json.xz"
 DTYPES = {
@@ -251,8 +254,23 @@ def gptq_cases() -> Iterator[Case]:
         yield name, config, tensors, read.float()
 
 
+def torchao_cases() -> Iterator[Case]:
+    configs: dict[str, Any] = {
+        "int8": Int8WeightOnlyConfig(version=2),
+        "int4": IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32), version=2),
+        "fp8": Float8WeightOnlyConfig(),
+    }
+    for name, config in configs.items():
+        model = torch.nn.Sequential(torch.nn.Linear(128, 64, bias=False))
+        model[0].weight.data = weight(64, 128)
+        quantize_(model, config)
+        stored, _ = flatten_tensor_state_dict(model.state_dict())
+        tensors = {key.removeprefix("0."): tensor for key, tensor in stored.items()}
+        yield f"torchao-{name}", {"quant_method": "torchao"}, tensors, model[0].weight.dequantize().float()
+
+
 CASES: tuple[Callable[[], Iterator[Case]], ...] = (
-    fp8_cases, compressed_cases, bitsandbytes_cases, mlx_cases, modelopt_cases, awq_cases, gptq_cases,
+    fp8_cases, compressed_cases, bitsandbytes_cases, mlx_cases, modelopt_cases, awq_cases, gptq_cases, torchao_cases,
 )  # fmt: skip
 
 

@@ -48,11 +48,18 @@ def block_size(value: Any, key: str) -> tuple[int, int] | None:
     return value[0], value[1]
 
 
-def matrix(module: str, shape: tuple[int, ...], tensors: Tensors, block: tuple[int, int] | None) -> StoredMatrix:
-    """The weight of `module`, in F8_E4M3 with its scale beside it. Raises Unconvertible."""
+def matrix(
+    module: str,
+    shape: tuple[int, ...],
+    tensors: Tensors,
+    block: tuple[int, int] | None,
+    codes: str = "weight",
+    scales: tuple[str, ...] = ("weight_scale_inv", "weight_scale"),
+) -> StoredMatrix:
+    """The weight of `module`, in F8_E4M3 with its scale beside it, by these names. Raises Unconvertible."""
     n_rows, n_columns = shape
-    parts = {"codes": tensors.part(f"{module}.weight", ("F8_E4M3",), (n_rows, n_columns), along=0)}
-    name = tensors.only(f"{module}.weight_scale_inv", f"{module}.weight_scale")
+    parts = {"codes": tensors.part(f"{module}.{codes}", ("F8_E4M3",), (n_rows, n_columns), along=0)}
+    name = tensors.only(*(f"{module}.{scale}" for scale in scales))
     if block is not None:
         grid = (-(-n_rows // block[0]), -(-n_columns // block[1]))
         parts["scale"] = tensors.part(name, (*PLAIN, *EXPONENTS), grid, along=0, rows=block[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.quantised import awq, bitsandbytes, compressed, fp4, fp8, gptq, mlx
+from shimmy.formats.quantised import awq, bitsandbytes, compressed, fp4, fp8, gptq, mlx, torchao
 from shimmy.formats.quantised.stored import Scheme
 from shimmy.formats.safetensors import huggingface
 from shimmy.formats.safetensors.checkpoint import Checkpoint, read_json, shown
@@ -27,9 +27,9 @@ def _auto_round(config: dict[str, Any]) -> Scheme:
 _READERS: dict[str, Callable[[dict[str, Any]], Scheme]] = {
     "fp8": fp8.read, "fbgemm_fp8": fp8.read, "gptq": gptq.read, "awq": awq.read,
     "compressed-tensors": compressed.read, "bitsandbytes": bitsandbytes.read, "modelopt": fp4.read_modelopt,
-    "mxfp4": fp4.read_mxfp4, "auto-round": _auto_round,
+    "mxfp4": fp4.read_mxfp4, "auto-round": _auto_round, "torchao": torchao.read,
 }  # fmt: skip
-_TITLES = "FP8, GPTQ, AWQ, compressed-tensors, MXFP4, bitsandbytes, MLX, ModelOpt"
+_TITLES = "FP8, GPTQ, AWQ, compressed-tensors, MXFP4, bitsandbytes, MLX, ModelOpt, torchao"
 _KEYS = ("quantization_config", "compression_config", "quantization")
 # Where GPTQ and AWQ had it until 2023, and ModelOpt has it: which method it is then.
 _FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}

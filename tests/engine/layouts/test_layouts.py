@@ -28,6 +28,8 @@ HELD = {
     "gptq-4": Holding("Q4_0"), "gptq-4-asymmetric": Holding("Q5_0"), "gptq-4-asymmetric-v1": Holding("Q5_0"),
     "gptq-4-desc-act": Holding("F16", 2.0**-11), "gptq-8": Holding("Q8_0"), "gptq-3": Holding("Q4_0"),
     "gptq-2": Holding("Q4_0"),
+    "torchao-int8": Holding("Q8_0", 2.0**-11), "torchao-int4": Holding("Q8_0", 2.0**-11),
+    "torchao-fp8": Holding("F16", 2.0**-11),
     "modelopt-nvfp4": Holding("NVFP4"), "awq": Holding("Q5_0"),
     # Zero points as far from the middle as this take nine bits.
     "ct-w8a8-asymmetric": Holding("F16", 2.0**-11),
