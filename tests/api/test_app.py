@@ -19,8 +19,10 @@ from tests.fakes import SCRIPT, Call, FakeWorker, Reply, fetch, model, on_loop, 
 ENTRIES = [(path.replace("{rest:path}", "tiny.q4-1").replace("{rest}", "resp_1"), method) for method, path, _ in ROUTES]
 BODYLESS = ("/api/models", "/v1/responses/resp_1")
 POSTS = [path for path, method in ENTRIES if method == "POST" and not path.startswith(BODYLESS)]
-# `input_tokens` looks like the id of a response to those who ask with another method.
+# `input_tokens` looks like the id of a response to those who ask with another method, and what stands behind a model's
+# name like the name of a model to those who delete one.
 ALIASES = {"/v1/responses/input_tokens": {"GET", "DELETE"}}
+ALIASES |= {path: {"DELETE"} for path, _ in ENTRIES if path.startswith("/api/models/")}
 
 
 def assert_error(reply: Reply, status: int, code: str) -> dict[str, Any]:
