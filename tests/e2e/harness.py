@@ -33,6 +33,14 @@ PROGRAM: tuple[str, ...] = (*_IN_ROOT, str(Path(FROZEN_FILE).resolve())) if FROZ
 
 Json = dict[str, Any]
 
+
+def program_with(variable: str, value: str | Path) -> tuple[str, ...]:
+    """The program with a variable that nothing in front of it gets to see."""
+    if not IN_ROOT:
+        return ("env", f"{variable}={value}", *PROGRAM)
+    return (*PROGRAM[:2], "--set", f"{variable}={value}", *PROGRAM[2:])
+
+
 HOST = "127.0.0.1"
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 

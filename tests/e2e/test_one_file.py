@@ -13,7 +13,7 @@ from signal import SIGKILL
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import CHAT, PROGRAM, PROMPTS, Json, Server, chat_body, environment, run
+from tests.e2e.harness import CHAT, PROGRAM, PROMPTS, Json, Server, chat_body, environment, program_with, run
 from tests.e2e.processes import DEADLINE_S, mapped_files, wait_for
 
 pytestmark = pytest.mark.frozen
@@ -143,13 +143,13 @@ def foreign(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("setting", ["LD_LIBRARY_PATH", "LLAMA_CPP_LIB_PATH", "PYTHONPATH", "PYTHONHOME"])
 def test_no_setting_leads_to_other_libraries(start: StartServer, foreign: Path, setting: str) -> None:
-    server = start(program=("env", f"{setting}={foreign}", *PROGRAM))
+    server = start(program=program_with(setting, foreign))
     assert server.chat("hello", **ONE_WORD)
     assert server.post(CHAT, chat_body("hello", **GUIDED)).status == 200
     (home,) = server.temporary.iterdir()
     engine = [path for path in mapped_files(server.worker()) if "ggml" in path or "libllama" in path]
     assert len(engine) >= 4
-    assert all(path.startswith(f"{home}/") for path in engine)
+    assert all(f"{home}/" in path for path in engine)  # behind the path of another system's root
 
 
 def test_another_engine_that_is_preloaded_is_not_used(start: StartServer, tmp_path: Path) -> None:

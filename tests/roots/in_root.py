@@ -4,6 +4,7 @@
     --read-only             nothing can be written in ROOT
     --no-proc               there is no /proc
     --system-calls KIND     some fail, see SYSTEM_CALLS
+    --set NAME=VALUE        a variable of the program's, which may be no good for others
     --no-written-code       memory that was written to is not executed
 
 The folders that tests use are there as they are here, in a mount namespace of the program's own: nothing stays mounted.
@@ -34,6 +35,7 @@ SYSTEM_CALLS = {
     "old-docker": ([(range(333), seccomp.ALLOW)], _EPERM),
 }
 
+_OPTIONS = {"--user", "--read-only", "--no-proc", "--system-calls", "--no-written-code", "--set"}
 _CLONE_NEWNS = 0x20000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 
@@ -43,8 +45,8 @@ def main(arguments: list[str]) -> None:
     options = {}
     while arguments[0].startswith("--"):
         option = arguments.pop(0)
-        options[option] = arguments.pop(0) if option in ("--user", "--system-calls") else ""
-    if unknown := options.keys() - {"--user", "--read-only", "--no-proc", "--system-calls", "--no-written-code"}:
+        options[option] = arguments.pop(0) if option in ("--user", "--system-calls", "--set") else ""
+    if unknown := options.keys() - _OPTIONS:
         sys.exit(f"in_root.py: there is no option {min(unknown)}")
     root, program, *rest = arguments
     is_read_only, has_proc = "--read-only" in options, "--no-proc" not in options
@@ -61,7 +63,8 @@ def main(arguments: list[str]) -> None:
         seccomp.refuse_to_execute_what_was_written()
     if "--system-calls" in options:
         seccomp.install(*SYSTEM_CALLS[options["--system-calls"]])
-    os.execv(program, [program, *rest])
+    name, _, value = options.get("--set", "").partition("=")
+    os.execve(program, [program, *rest], os.environ | ({name: value} if name else {}))
 
 
 def _enter(root: str, *, is_read_only: bool, has_proc: bool) -> None:
