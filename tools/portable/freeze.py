@@ -29,7 +29,7 @@ from tools.portable.papers.licenses import license_texts
 from tools.portable.python import VERSION, python
 from tools.portable.target import BUILD_MACHINE, Target
 from tools.portable.weak_versions import newer_versions
-from tools.steps import DIST, ROOT, WORK, BuildError, key_of, run, say
+from tools.steps import DIST, ROOT, WORK, BuildError, key_of, key_of_files, run, say
 
 LIMIT_BYTES = 22_000_000
 
@@ -111,7 +111,10 @@ def _collect_parts(target: Target) -> Path:
     grammars, arithmetic = grammar_library(target), core(target).read_bytes()
     archives: dict[str, tuple[str, Callable[[], bytes]]] = {
         variants.ARCHIVE_NAME: (key_of(*sorted(found), *found.values()), lambda: variants.pack(found)),
-        "ssl.xz": (key_of(own.ssl_module.read_bytes()), lambda: openssl.pack([own.ssl_module])),
+        "ssl.xz": (
+            key_of(own.ssl_module.read_bytes(), key_of_files([Path(openssl.__file__)])),
+            lambda: openssl.pack([own.ssl_module]),
+        ),
         GRAMMAR_ARCHIVE: (key_of(grammars), lambda: lzma.compress(grammars, preset=9 | lzma.PRESET_EXTREME)),
         NUMPY_ARCHIVE: (key_of(arithmetic), lambda: numpy_core.packed(arithmetic, target.machine)),
     }
