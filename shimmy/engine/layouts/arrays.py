@@ -115,6 +115,36 @@ class FourBitFloats:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """`tables[places][codes]`: where groups are large, to multiply and round a table of all codes is less work."""
+
+    codes: Bytes  # [rows, row length]
+    tables: Floats  # [tables, 256]; not finite for codes that do not occur
+    places: Index  # [rows, groups]: which table
+
+    def taken(self, rows: Any) -> "LookedUp":
+        return replace(self, codes=self.codes[rows], places=self.places[rows])
+
+    def values(self) -> Floats:
+        found: Floats = self.tables.reshape(-1)[self._index()]
+        return found
+
+    def halves(self) -> NDArray[np.float16]:
+        """The values in F16. Raises BadValuesError for one that is too large."""
+        with np.errstate(over="ignore"):
+            tables = self.tables.astype(np.float16)
+        if np.isinf(tables).any():
+            raise BadValuesError("one of its weights is too large")
+        found: NDArray[np.float16] = tables.reshape(-1)[self._index()]
+        return found
+
+    def _index(self) -> NDArray[Any]:
+        places = (self.places * 256).astype(np.uint16 if self.tables.size <= 1 << 16 else np.uint32)
+        index: NDArray[Any] = grouped(self.codes, places) + places[:, :, None]
+        return index.reshape(self.codes.shape)
+
+
 def grouped(numbers: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
     """The same memory as [rows, groups, columns of a group], with as many groups as there are scales of a row."""
     return numbers.reshape(*scales.shape, -1)

@@ -10,6 +10,7 @@ from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Bytes,
     Floats,
+    LookedUp,
     Plain,
     checked_scales,
     grouped,
@@ -60,13 +61,16 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     return hold_floats(largest)
 
 
-def rows(arrays: Arrays, options: Mapping[str, int]) -> Plain:
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Plain | LookedUp:
     codes = arrays["codes"]
     if options.get("apart"):
         checked_codes(codes, "FP8 weights")
         return Plain(_HALVES[codes])
-    found = e4m3(codes, "FP8 weights")
     scales = _scales(arrays["scale"], options)
+    if codes.shape[1] % options["block_columns"] == 0 and codes.size >= 4 * E4M3.size * scales.size:
+        checked_codes(codes, "FP8 weights")
+        return _looked_up(codes, scales, options["block_rows"])
+    found = e4m3(codes, "FP8 weights")
     if scales.shape[0] > 1 and options["block_rows"] > 1:
         scales = np.repeat(scales, options["block_rows"], axis=0)[: found.shape[0]]
     if found.shape[1] % options["block_columns"] == 0 and len(scales) == len(found):
@@ -74,6 +78,15 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Plain:
     else:
         found *= np.repeat(scales, options["block_columns"], axis=1)[:, : found.shape[1]]
     return Plain(found)
+
+
+def _looked_up(codes: Bytes, scales: Floats, block_rows: int) -> LookedUp:
+    n_row_blocks, n_column_blocks = scales.shape
+    row_blocks = np.arange(len(codes)) // (block_rows if n_row_blocks > 1 else len(codes))
+    places = row_blocks[:, None] * n_column_blocks + np.arange(n_column_blocks)
+    with np.errstate(over="ignore"):  # by codes that do not occur
+        tables: Floats = E4M3 * scales.reshape(-1, 1)
+    return LookedUp(codes, tables, places)
 
 
 def _scales(stored: NDArray[Any], options: Mapping[str, int]) -> Floats:

@@ -5,7 +5,17 @@ Nothing is quantised here: codes stay what they are, and only a scale may be rou
 
 import numpy as np
 
-from shimmy.engine.layouts.arrays import Affine, BadValuesError, Bytes, FourBitFloats, Integers, Plain, Weights, spread
+from shimmy.engine.layouts.arrays import (
+    Affine,
+    BadValuesError,
+    Bytes,
+    FourBitFloats,
+    Integers,
+    LookedUp,
+    Plain,
+    Weights,
+    spread,
+)
 from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS
 
 
@@ -25,6 +35,8 @@ def encode(weights: Weights, kind: str) -> Bytes:
 def _floats(weights: Weights, kind: str) -> Bytes:
     if kind == "F16" and isinstance(weights, Plain) and weights.numbers.dtype == np.float16:
         return weights.numbers.reshape(-1).view(np.uint8)
+    if kind == "F16" and isinstance(weights, LookedUp):
+        return weights.halves().reshape(-1).view(np.uint8)
     values = weights.values()
     if kind == "F32":
         return values.reshape(-1).view(np.uint8)
