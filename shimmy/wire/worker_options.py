@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 # Names of llama.cpp's file types, and about how many bits each takes for a weight.
 SAFETENSORS_TYPES = {
-    "f32": 32.0, "bf16": 16.0, "f16": 16.0, "q8_0": 8.5, "q6_k": 6.57, "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.5,
+    "f32": 32.0, "bf16": 16.0, "f16": 16.0, "q8_0": 8.5, "q6_k": 6.57, "q5_k_m": 5.7, "q5_k_s": 5.57, "q5_1": 6.1,
+    "q5_0": 5.6, "q4_k_m": 4.85, "q4_k_s": 4.67, "q4_1": 5.1, "q4_0": 4.5, "iq4_nl": 4.7, "iq4_xs": 4.46,
+    "q3_k_l": 4.43, "q3_k_m": 4.0, "q3_k_s": 3.64, "iq3_m": 3.76, "iq3_s": 3.65, "q2_k": 3.16,
 }  # fmt: skip
 
 # A KV pool that grows holds what is resident twice for a moment; it takes all its cells before that is more than this

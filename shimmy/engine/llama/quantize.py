@@ -8,14 +8,17 @@ from pathlib import Path
 
 from shimmy.engine.llama.binding import llama, log
 from shimmy.errors import ModelUnavailable
-from shimmy.wire.worker_options import SAFETENSORS_TYPES
 
-# llama_ftype in include/llama.h.
-FILE_TYPES = dict(zip(SAFETENSORS_TYPES, (0, 32, 1, 7, 18, 17, 15, 2), strict=True))
+# llama_ftype in include/llama.h. Those that llama.cpp makes only with an importance matrix are left out.
+FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12,
+    "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq3_s": 26,
+    "iq3_m": 27, "iq4_xs": 30, "bf16": 32,
+}  # fmt: skip
 
 
 def quantize(source: Path, target: Path, *, file_type: str, n_threads: int) -> None:
-    """Write the model of the GGUF file `source` to `target` with weights of `file_type`, one of SAFETENSORS_TYPES.
+    """Write the model of the GGUF file `source` to `target` with weights of `file_type`, one of FILE_TYPES.
 
     Its progress is not reported. Raises ModelUnavailable.
     """
