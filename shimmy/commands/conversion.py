@@ -1,5 +1,6 @@
 """`convert`: the GGUF file of a SafeTensors folder."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,7 +51,8 @@ def _write_gguf(
         raise NotFound(f"`{folder}` cannot be converted: {exc.strerror or exc}") from exc
     finally:
         for path in (lossless, part):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # its folder may be none, or not ours
+                path.unlink()
 
 
 def _convert(folder: Path, target: Path, file_type: str, on_progress: Callable[[float], None]) -> tuple[str, ...]:

@@ -152,3 +152,11 @@ def test_convert_unpacks_quantised_weights(tmp_path: Path) -> None:
     done = run(tmp_path, "convert", folder)
     assert done.returncode == 1
     assert "zero points do not lie in the middle" in done.stderr
+
+
+def test_convert_says_why_it_cannot_write(tmp_path: Path, both: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(tmp_path, "convert", both / "Whole", "-o", tmp_path / "file" / "made.gguf")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert "Not a directory" in done.stderr
