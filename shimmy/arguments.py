@@ -117,6 +117,7 @@ def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
         help="how many sequences are generated at once (default: 1,4,8)",
     )  # fmt: skip
     bench.add_argument("-r", "--repetitions", type=_positive, default=5, metavar="N", help="of each test (default: 5)")
+    bench.add_argument("--plot", metavar="FILE", help="draw the result into this SVG file, too")
     convert = _command(commands, "convert", "make a GGUF file of a SafeTensors folder")
     convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")

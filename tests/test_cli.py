@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -514,6 +515,23 @@ def test_bench_is_a_table_for_people(worker: Worker, path: Path, capsys: pytest.
     assert all(re.search(r"[1-9]\d*\.\d\d ± \d+\.\d\d$", line) for line in lines[4:])
     assert not worker.options.speculate
     assert worker.options.n_threads == 1
+    assert worker.is_closed
+
+
+def test_bench_draws_bars_in_a_terminal_and_a_picture(
+    worker: Worker, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", str(path), "-p", "12", "-n", "3", "--sequences", "1", "-r", "2", "--plot"]
+    picture = tmp_path / "speed.svg"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.main([*command, str(picture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(line.count("█") for line in lines) == 30
+    drawn = ET.fromstring(picture.read_text())
+    assert [element.text for element in drawn.iter() if element.text and "± " in element.text]
+    assert cli.main([*command, str(tmp_path)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
     assert worker.is_closed
 
 
