@@ -200,20 +200,25 @@ def powers_of_two(exponents: Bytes) -> Floats:
     return bits.view(np.float32)
 
 
-def rounding_error(scales: Floats) -> float | None:
-    """The largest relative error of these numbers as F16: 0, or at most 2^-11; None where it is larger."""
+def rounding_error(scales: Floats, *, tiny: bool = False) -> float | None:
+    """The largest relative error of these numbers as F16: 0, or at most 2^-11; None where it is larger.
+
+    With `tiny`, numbers below 2^-14 may be off by 2^-25 instead, where there are larger ones beside them.
+    """
     with np.errstate(over="ignore"):
         is_exact = scales.astype(np.float16).astype(np.float32) == scales
     if is_exact.all():
         return 0.0
     sizes = np.abs(scales[~is_exact])
-    return ROUNDED if ((sizes >= _F16_SMALLEST) & (sizes <= _F16_LARGEST)).all() else None
+    if (sizes > _F16_LARGEST).any() or (tiny and np.abs(scales).max() < _F16_SMALLEST):
+        return None
+    return ROUNDED if tiny or (sizes >= _F16_SMALLEST).all() else None
 
 
 def hold_integers(kind: str, scales: Floats, largest_code: int) -> Holding:
     """`kind` where the scales fit into F16; else what holds the products."""
     if kind in EXACT_INTEGERS:
-        error = rounding_error(scales)
+        error = rounding_error(scales, tiny=kind != "Q8_0")
         if error is not None:
             return Holding(kind, error)
     return hold_floats(float(np.abs(scales).max(initial=0)) * largest_code)

@@ -25,7 +25,14 @@ from shimmy.formats.gguf.writer import GGML_CODES, GgufType, Metadata, TensorInf
 from shimmy.formats.quantised.schemes import beside
 from shimmy.formats.quantised.stored import ROUNDED, Holding
 from shimmy.formats.safetensors import huggingface
-from shimmy.formats.safetensors.checkpoint import Checkpoint, TensorReader, read_folder, read_json
+from shimmy.formats.safetensors.checkpoint import (
+    Checkpoint,
+    CheckpointTensor,
+    TensorReader,
+    read_folder,
+    read_json,
+    shown,
+)
 from shimmy.formats.safetensors.sentence_transformers import pooling_type
 from shimmy.formats.tokenizer.vocab import vocabulary
 
@@ -147,6 +154,8 @@ def prepared(
     outputs = []
     errors: dict[tuple[str, str], float] = {}  # the largest of each layout and type
     with TensorReader() as reader:
+        for name, tensor in found.recipe.zeros.items():
+            _refuse_numbers(name, tensor, reader)
         for output in found.recipe.outputs:
             is_beside = output.info.name.endswith(".scale")
             if not output.stored or (is_beside and not target_type):
@@ -162,6 +171,14 @@ def prepared(
     settled_recipe = replace(found.recipe, outputs=tuple(outputs))
     quantization = _type_of_most(outputs)
     return replace(found, quantization=quantization, size_bytes=data_size(infos), recipe=settled_recipe), unpack
+
+
+def _refuse_numbers(name: str, tensor: CheckpointTensor, reader: TensorReader) -> None:
+    """Raise Unconvertible unless all bytes of a small tensor are 0."""
+    content = bytearray(tensor.n_bytes)
+    reader.read(tensor, 0, memoryview(content))
+    if any(content):
+        raise Unconvertible(f"its tensor `{shown(name)}` is not one that the architecture has, and is not zero")
 
 
 def _settled(

@@ -7,7 +7,7 @@ no other: one that is left over would be missing from what the engine computes.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shimmy.formats.convert.families import FAMILIES, Family, Row
@@ -56,6 +56,7 @@ class Recipe:
     outputs: tuple[TensorOutput, ...]
     n_ctx: int
     notices: tuple[str, ...]
+    zeros: Mapping[str, CheckpointTensor] = field(default_factory=dict)  # that the architecture has not: to be checked
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,12 +78,12 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
         pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
-    outputs = _outputs(_canonical(checkpoint, family), scheme, family, values, sizes)
+    outputs, zeros = _outputs(_canonical(checkpoint, family), scheme, family, values, sizes)
     draft.notices += _inexact(outputs)
     for name, numbers in draft.computed.items():
         outputs.append(TensorOutput(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
     draft.integer("context_length", draft.n_ctx)
-    return Recipe(family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices))
+    return Recipe(family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices), zeros)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -184,7 +185,8 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> Tensors:
 
 def _outputs(
     tensors: Tensors, scheme: Scheme | None, family: Family, values: Hyperparameters, sizes: dict[str, int]
-) -> list[TensorOutput]:
+) -> tuple[list[TensorOutput], dict[str, CheckpointTensor]]:
+    """All tensors of the GGUF, in the order of the files; and those that have to be zero to be left out."""
     table = _Table(tensors, scheme, family.architecture, values, sizes)
     for row in family.rows:
         if row.target == "output.weight":
@@ -194,8 +196,9 @@ def _outputs(
         else:
             for layer in range(sizes["layers"]) if "#" in row.source else (0,):
                 table.add(row, layer)
+    zeros = table.zero_biases()
     table.refuse_others(family)
-    return sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset))
+    return sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset)), zeros
 
 
 class _Table:
@@ -212,6 +215,7 @@ class _Table:
         self.outputs: list[TensorOutput] = []
         self._tensors = tensors
         self._scheme = scheme
+        self._stored: set[str] = set()  # modules whose weights are quantised
         self._scaled = _SCALED.get(architecture, ())
         self._values = values
         self._sizes = sizes
@@ -324,6 +328,7 @@ class _Table:
         if self._scheme is not None and len(shape) == 2 and self._tensors.has_module(module):
             matrix = self._scheme.find(module, shape, self._tensors)
             if matrix is not None:
+                self._stored.add(module)
                 return StoredRows(matrix, 0, matrix.shape[0])
         tensor = self._take(name, shape)
         return None if tensor is None else TensorSlice(tensor, 0, tensor.n_bytes)
@@ -371,6 +376,16 @@ class _Table:
             raise Unconvertible(f"its tensor `{name}` is in {tensor.dtype}; what works are BF16, F16 and F32")
         self._tensors.use(name)
         return tensor
+
+    def zero_biases(self) -> dict[str, CheckpointTensor]:
+        """Biases of quantised weights that the architecture has not: AutoGPTQ writes zeros for all."""
+        found = {}
+        for name in [name for name in self._tensors.left if name.removesuffix(".bias") in self._stored]:
+            tensor = self._tensors.get(name)
+            if tensor is not None and tensor.dtype in CODES and tensor.n_bytes <= 4 * MAX_WIDTH:
+                self._tensors.use(name)
+                found[name] = tensor
+        return found
 
     def refuse_others(self, family: Family) -> None:
         """A tensor that is left would be missing from what the engine computes."""

@@ -15,12 +15,12 @@ from shimmy.engine.layouts import unpack
 from shimmy.engine.llama import binding
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.formats.convert.convert import cached, convert, plan
+from shimmy.formats.convert.convert import cached, convert, plan, prepared
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader
 from tests import tiny_families
 from tests.quantised_llama import LAYOUTS, quantised, write_both
-from tests.tiny_checkpoints import Weights, write_checkpoint, write_tokenizer
+from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, write_checkpoint, write_tokenizer
 
 TOKENS = [1, 7, 40, 99, 12, 300, 5, 77]
 # The type of most weights, and the largest error of a weight that the model's page names, in per cent.
@@ -292,3 +292,49 @@ def test_rows_that_can_only_be_read_all_at_once_are_refused(tmp_path: Path, monk
     """A hostile file could ask for any amount of memory."""
     monkeypatch.setattr(unpack, "MAX_CHUNK_ELEMENTS", 1024)
     assert "at once" in reason(tmp_path, "fp8-block", {}, {})
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_zero_biases_that_the_architecture_has_not_are_left_out(value: float, tmp_path: Path) -> None:
+    """AutoGPTQ writes them, in Qwen's own checkpoints too."""
+    config, tensors, _ = quantised("gptq")
+    config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    biases = {
+        f"model.layers.{layer}.mlp.{name}_proj.bias": numbers((n,), value if layer else 0.0, "F16", "<f2")
+        for layer in range(2)
+        for name, n in (("gate", 128), ("up", 128), ("down", 64))
+    }
+    folder = write_checkpoint(tmp_path / "model", config, {**tensors, **biases})
+    write_tokenizer(folder)
+    if value:
+        with pytest.raises(
+            Unconvertible, match=r"layers\.1\.mlp\.\w+_proj\.bias` is not one that the architecture has"
+        ):
+            made(folder)
+    else:
+        assert reader.read_header(made(folder)).quantization == "Q4_0"
+
+
+def test_a_plain_models_biases_are_not_left_out(tmp_path: Path) -> None:
+    _, _, plain = quantised("gptq")
+    config = LLAMA_CONFIG | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    bias = {"model.layers.0.mlp.up_proj.bias": numbers((128,), 0, "F32", "<f4")}
+    with pytest.raises(Unconvertible, match="not one that the architecture"):
+        plan(write_checkpoint(tmp_path / "model", config, {**plain, **bias}))
+
+
+@pytest.mark.parametrize(("layout", "scales", "kind"), [("gptq", "scales", "Q4_0"), ("mlx", "scales", "Q4_1")])
+def test_tiny_scales_do_not_make_weights_large(layout: str, scales: str, kind: str, tmp_path: Path) -> None:
+    """A dead channel's scale is below what F16 holds exactly."""
+    config, tensors, _ = quantised(layout)
+    name = f"{UP}{scales}"
+    old = tensors[name]
+    values = np.frombuffer(old.data, np.float16).astype(np.float32).reshape(old.shape).copy()
+    values[0, 0] = 3e-7
+    upper = (values.view(np.uint32) >> 16).astype(np.uint16)
+    tensors[name] = Weights(old.shape, upper.tobytes(), "BF16")
+    folder = write_checkpoint(tmp_path / "model", config, tensors)
+    write_tokenizer(folder)
+    found, _ = prepared(plan(folder), "", unpacker)
+    (output,) = [output for output in found.recipe.outputs if output.info.name == "blk.0.ffn_up.weight"]
+    assert output.info.kind == kind
