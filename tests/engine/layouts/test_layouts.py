@@ -93,6 +93,18 @@ def test_rows_are_reordered_as_plain_ones_are(name: str, tmp_path: Path, monkeyp
     assert (weights(output_of(matrix, n_heads=4)) == wanted).all()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_rows_at_the_end_can_be_left_out(name: str, tmp_path: Path) -> None:
+    """As those of a vocabulary that was filled up to a round number."""
+    matrix = found(name, tmp_path)
+    exact = weights(output_of(matrix))
+    n_rows = matrix.shape[0] - 3
+    for kind in ("F32", holding(matrix).kind):
+        part = weights(output_of(matrix, kind, rows=StoredRows(matrix, 0, n_rows)))
+        assert (part == weights(output_of(matrix, kind))[:n_rows]).all()
+    assert part.shape == exact[:n_rows].shape
+
+
 def test_every_second_row_is_taken(tmp_path: Path) -> None:
     matrix = found("ct-mxfp4", tmp_path)
     exact = weights(output_of(matrix))
