@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 _EIGHTHS = "▏▎▍▌▋▊▉█"
-_ROW, _BAR, _TOP, _LABELS, _BARS, _VALUES = 34, 20, 76, 110, 420, 160  # pixels
+_ROW, _BAR, _TOP, _LABELS, _BARS, _VALUES = 34, 20, 76, 110, 420, 220  # pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ CASES
         *) _files ;;
     esac
 }
-compdef _shimmy shimmy
+if [[ "$funcstack[1]" == _shimmy ]]; then _shimmy "$@"; else compdef _shimmy shimmy; fi
 """
 
 
