@@ -40,13 +40,18 @@ function App() {
     ${asks && html`<${KeyBox} />`}`;
 }
 
+function paint(theme) {
+  document.documentElement.style.colorScheme = theme;
+}
+
 function Theme() {
   const [theme, setTheme] = useState(remembered("theme", "light dark"));
-  useEffect(() => {
-    document.documentElement.style.colorScheme = theme;
-    remember("theme", theme);
-  }, [theme]);
-  return html`<select class="theme" aria-label="Colours" value=${theme} onChange=${(event) => setTheme(event.target.value)}>
+  const choose = ({ target }) => {
+    setTheme(target.value);
+    remember("theme", target.value);
+    paint(target.value);
+  };
+  return html`<select class="theme" aria-label="Colours" value=${theme} onChange=${choose}>
     ${Object.entries(THEMES).map(([value, name]) => html`<option value=${value}>${name}</option>`)}
   </select>`;
 }
@@ -74,6 +79,7 @@ function KeyBox() {
   </dialog>`;
 }
 
+paint(remembered("theme", "light dark"));
 follow();
 // What was open last is on the first picture, unless the browser takes its time to find it.
 const patience = new Promise((resolve) => setTimeout(resolve, 1000));
