@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.stand_in_files import FOLDER
-from tools.steps import CACHE, VENV, key_of, requirements, run, say, venv_python
+from tools.steps import CACHE, VENV, key_of, key_of_files, requirements, run, say, venv_python
 
 PACKAGE = "numpy"
 EXTENSION = "numpy._core._multiarray_umath"
@@ -107,7 +107,7 @@ def core() -> Path:
 
 def core_key() -> str:
     """Names what the library depends on beside the toolchain."""
-    return key_of(_requirement(), repr((_OPTIONS, _LONG_DOUBLES, _C_FLAGS, _LINK_FLAGS)))
+    return key_of(_requirement(), key_of_files([Path(__file__)]))
 
 
 def packed(library: bytes, machine: str) -> bytes:
@@ -120,7 +120,7 @@ def compile_core(chosen: Toolchain, work: Path) -> bytes:
     """The library, compiled in the empty folder `work`."""
     say(f"numpy: compiling its core for {chosen.machine}, about 2 minutes on 2 cores")
     description, build = work / "machine.ini", work / "build"
-    description.write_text(_description(chosen))
+    description.write_text(_description(chosen, build))
     # ninja, and Cython, which has to be there but is not used for this library.
     path = f"{VENV}/bin{os.pathsep}{chosen.environment.get('PATH', os.environ['PATH'])}"
     environment = {**chosen.environment, "PATH": path, "PYTHONHASHSEED": "0"}
@@ -176,9 +176,11 @@ def _requirement() -> str:
     return next(name for name in requirements() if name.startswith(f"{PACKAGE}=="))
 
 
-def _description(chosen: Toolchain) -> str:
+def _description(chosen: Toolchain, build: Path) -> str:
     """What meson is told. It takes any machine for one whose programs do not run here, so there is one way for all."""
-    c_flags = [*_C_FLAGS, f"-ffile-prefix-map={sources()}=."]
+    # ninja names the sources by their way from the build.
+    places = (sources(), os.path.relpath(sources(), build.resolve()))
+    c_flags = [*_C_FLAGS, *(f"-ffile-prefix-map={place}=." for place in places)]
     sections: dict[str, dict[str, object]] = {
         "binaries": {
             "c": str(chosen.cc),
