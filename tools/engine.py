@@ -7,15 +7,25 @@ Knows how llama.cpp is configured. Knows nothing of what is done with the librar
 """
 
 import platform
-import shutil
 import sys
-import tarfile
 from pathlib import Path
 
 from shimmy.engine.cpu_variants.variants import VARIANTS, processor_flags, ranked
 from tools.environment import ENGINE_PACKAGE
 from tools.progress import compile_with_progress
-from tools.steps import CACHE, VENV, BuildError, Stamp, key_of, key_of_files, pip, requirements, say, venv_python
+from tools.steps import (
+    CACHE,
+    VENV,
+    BuildError,
+    Stamp,
+    key_of,
+    key_of_files,
+    pip,
+    requirements,
+    say,
+    unpack_once,
+    venv_python,
+)
 
 # Read by CMake in the middle of the package's own configuration; it names the kernels that lie beside it.
 KERNELS = Path(__file__).parent / "kernels"
@@ -85,15 +95,7 @@ def engine_version() -> str:
 def engine_sources() -> Path:
     """The source package, unpacked once: objects are valid for as long as their sources stay where they are."""
     archive = source_package()
-    folder = archive.with_name(archive.name.removesuffix(".tar.gz"))
-    if not folder.exists():
-        unfinished = folder.with_suffix(".part")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with tarfile.open(archive) as package:
-            package.extractall(unfinished)
-        (unfinished / folder.name).rename(folder)
-        unfinished.rmdir()
-    return folder
+    return unpack_once(archive, archive.with_name(archive.name.removesuffix(".tar.gz")))
 
 
 def _requirement() -> str:

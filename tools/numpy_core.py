@@ -8,16 +8,14 @@ of numpy is left out; what stands in for its `__init__` is in tools/stand_ins/nu
 import lzma
 import os
 import platform
-import shutil
 import sys
-import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.stand_in_files import FOLDER
-from tools.steps import CACHE, VENV, key_of, key_of_files, requirements, run, say, venv_python
+from tools.steps import CACHE, VENV, key_of, key_of_files, requirements, run, say, unpack_once, venv_python
 
 PACKAGE = "numpy"
 EXTENSION = "numpy._core._multiarray_umath"
@@ -150,15 +148,7 @@ def source_package() -> Path:
 def sources() -> Path:
     """The source package, unpacked once."""
     archive = source_package()
-    folder = archive.with_name(archive.name.removesuffix(".tar.gz"))
-    if not folder.exists():
-        unfinished = folder.with_suffix(".part")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with tarfile.open(archive) as package:
-            package.extractall(unfinished)
-        (unfinished / folder.name).rename(folder)
-        unfinished.rmdir()
-    return folder
+    return unpack_once(archive, archive.with_name(archive.name.removesuffix(".tar.gz")))
 
 
 def license_texts() -> str:

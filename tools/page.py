@@ -5,13 +5,13 @@ Debian's package.
 """
 
 import os
-import platform
 import shutil
 from pathlib import Path
 
 from tools.engine import install_engine
 from tools.environment import make_environment
-from tools.steps import CACHE, ROOT, BuildError, Stamp, key_of, run, say
+from tools.node_packages import install_node_packages
+from tools.steps import CACHE, ROOT, BuildError, run, say
 
 PAGE_VENV = CACHE / "page-venv"
 NODE_FOLDER = CACHE / "page-node"
@@ -26,9 +26,7 @@ def install_page_tools() -> None:
     install_engine(PAGE_VENV)  # the tests may serve the source tree from here
     if _found() is None:
         _install_browser()
-    if shutil.which("npm"):
-        _install_axe()
-    else:
+    if not install_node_packages(NODE_PINS, NODE_FOLDER):
         say("page: there is no npm here, so the tests of accessibility will be skipped")
 
 
@@ -51,15 +49,3 @@ def _install_browser() -> None:
     say("page: installing Debian's `chromium` (400 MB)")
     run(["apt-get", "update"])
     run(["apt-get", "install", "--yes", "--no-install-recommends", "chromium"], DEBIAN_FRONTEND="noninteractive")
-
-
-def _install_axe() -> None:
-    stamp = Stamp(NODE_FOLDER / "shimmy-stamp", key_of(NODE_PINS.read_bytes(), platform.machine()))
-    if stamp.holds():
-        return
-    shutil.rmtree(NODE_FOLDER, ignore_errors=True)
-    NODE_FOLDER.mkdir()
-    shutil.copy(NODE_PINS, NODE_FOLDER)
-    # No lock file: it would hold the addresses that this machine downloads from.
-    run(["npm", "install", "--prefix", NODE_FOLDER, "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"])
-    stamp.write()

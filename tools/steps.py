@@ -6,8 +6,10 @@ Knows no step. Everything that the build makes lies in the checkout, in folders 
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +48,19 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def unpack_once(archive: Path, folder: Path) -> Path:
+    """Have `folder`, with the content of the one folder that is in a tar archive; returns it."""
+    if not folder.exists():
+        unfinished = folder.with_suffix(".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with tarfile.open(archive) as package:
+            package.extractall(unfinished)
+        (inner,) = unfinished.iterdir()
+        inner.rename(folder)
+        unfinished.rmdir()
+    return folder
 
 
 def pip(python: str, *arguments: str | Path) -> None:

@@ -7,14 +7,13 @@ lists of source packages are kept apart.
 import hashlib
 import io
 import re
-import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.portable.target import PORTABLE
-from tools.steps import CACHE, BuildError, run, say
+from tools.steps import CACHE, BuildError, run, say, unpack_once
 
 _DOWNLOADS = CACHE / "sources"
 _APT = PORTABLE / "apt"
@@ -55,15 +54,7 @@ def unpacked(source: Source) -> Path:
     folder = PORTABLE / "sources" / source.archive.partition(".orig.")[0]
     if folder.exists():
         return folder
-    archive = _fetched(source)
-    unfinished = folder.with_suffix(".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with tarfile.open(archive) as package:
-        package.extractall(unfinished)
-    (inner,) = unfinished.iterdir()
-    inner.rename(folder)
-    unfinished.rmdir()
-    return folder
+    return unpack_once(_fetched(source), folder)
 
 
 def binary_package(name: str, architecture: str, version: str) -> Path:
