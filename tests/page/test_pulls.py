@@ -4,6 +4,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,15 @@ def test_a_pull_is_stopped(page: Page, empty: Server, hub: FakeHub) -> None:
     page.get_by_label("Fetch a model").fill(reference)
     chat.press("Pull")
     chat.press(f"Stop {reference}")
+    expect(page.get_by_role("progressbar")).to_have_count(0)
+
+
+def test_a_pull_of_somebody_else_goes_when_it_is_stopped(page: Page, empty: Server, hub: FakeHub) -> None:
+    hub.faults.extend([Fault(), *[Fault(status=503, headers={"Retry-After": "60"})] * 20])
+    Chat(page, empty.port).open("models")
+    with closing(HTTPConnection("127.0.0.1", empty.port)) as other:
+        other.request("POST", "/api/models/pull", json.dumps({"model": SUGGESTIONS[0].reference}))
+        expect(page.get_by_role("progressbar")).to_be_visible()
     expect(page.get_by_role("progressbar")).to_have_count(0)
 
 

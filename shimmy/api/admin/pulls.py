@@ -8,26 +8,48 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shimmy.api import client_gone, event_stream
 from shimmy.api.http_exchange import encode, error_body, error_of
-from shimmy.api.request_fields.field_kinds import Boolean, Record, Text
-from shimmy.errors import Internal, Overloaded, PullFailed, ShimmyError, from_code
+from shimmy.api.request_fields.field_kinds import Boolean, Record, read_text, refuse
+from shimmy.errors import BadRequest, Internal, Overloaded, PullFailed, ShimmyError, from_code
 from shimmy.system.self_command import executable, first_environment, own_program
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
+    from shimmy.api.request_fields.field_kinds import Json
     from shimmy.config import Config
     from shimmy.generation import Services
 
 MAX_PULLS = 4  # at once
-PULL = Record({"model": Text(may_be_empty=False), "stream": Boolean()}, {"model": "what to pull"})
+MAX_CHARACTERS = 1024  # as `hub/references` has it
 _MAX_LINE_BYTES = 1 << 20
 _END_S = 10.0
 _BEFORE = ("resolving", "files")  # events before the first byte: an error up to there is a status
+_PASSING = ("progress", "waiting")  # events of which the last one says it all
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """What names a model elsewhere, as far as this process has to know: a short word for a command line and a log."""
+
+    def read(self, value: object, path: str) -> str:
+        text = read_text(value, path)
+        if not 0 < len(text) <= MAX_CHARACTERS:
+            refuse(path, f"1 to {MAX_CHARACTERS} characters", str(len(text)))
+        if not text.isprintable() or " " in text:
+            refuse(path, "printable characters without spaces", ascii(text[:100]))
+        return text
+
+    def schema(self) -> "Json":
+        return {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS}
+
+
+PULL = Record({"model": ModelReference(), "stream": Boolean()}, {"model": "what to pull"})
 
 
 async def pull(exchange: "Exchange") -> None:
@@ -132,6 +154,9 @@ class Pull:
         logger.info("pulling `%s`", self.reference)
         try:
             await self._read_process()
+        except asyncio.CancelledError:
+            self._services.events.publish("pull_stopped", self.reference)
+            raise
         except Exception as exc:  # noqa: BLE001 - error_of logs what is a bug
             error = error_of(exc)
             logger.warning("pulling `%s` failed: %s", self.reference, error.message)
@@ -156,7 +181,9 @@ class Pull:
             details = json.loads(line)
             kind = str(details.pop("event"))
             if kind == "error":
-                raise from_code(str(details["code"]), str(details["message"]))
+                error = from_code(str(details["code"]), str(details["message"]))
+                error.param = "model" if isinstance(error, BadRequest) else None
+                raise error
             if kind == "done":
                 details["models"] = await self._models(str(details["path"]))
                 logger.info("pulled `%s`: %s", self.reference, ", ".join(details["models"]) or details["path"])
@@ -172,8 +199,8 @@ class Pull:
 
     async def _tell(self, kind: str, details: Any) -> None:
         async with self._changed:
-            if self._events and kind == self._events[-1][1] == "progress":
-                self._events.pop()  # the last one says it all
+            if kind in _PASSING:
+                self._events = [event for event in self._events if event[1] != kind]
             self._n_told += 1
             self._is_over = kind in {"done", "error"}
             self._events.append((self._n_told, kind, details))

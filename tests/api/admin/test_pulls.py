@@ -144,6 +144,57 @@ async def test_a_pull_ends_with_the_last_who_wants_it(says: Says, tmp_path: Path
 
 
 @on_loop
+async def test_everybody_is_told_that_a_pull_was_stopped(says: Says, tmp_path: Path) -> None:
+    says(FILES, "wait", DONE)
+    parts = services(models=[], model_path=["/nowhere"])
+    listener = parts.events.listen()
+    only = call(create_app(parts))
+    task = only.start()
+    await until((tmp_path / "waits-1").exists)
+    only.leave()
+    await asyncio.gather(task, return_exceptions=True)
+    parts.events.close()
+    told = [(event.kind, event.model) async for event in listener]
+    assert told == [("pull_files", "o/n"), ("pull_stopped", "o/n")]
+
+
+@on_loop
+async def test_a_newcomer_hears_the_last_of_each_kind(says: Says, tmp_path: Path) -> None:
+    waiting = {"event": "waiting", "reason": "the server is busy", "seconds": 1}
+    says(FILES, *[PROGRESS, waiting] * 50, "wait", DONE)
+    one_app = app()
+    first = call(one_app)
+    tasks = [first.start()]
+    await until((tmp_path / "waits-101").exists)
+    running = one_app.state.pulls._running["o/n"]
+    await until(lambda: running._n_told == 101)
+    second = call(one_app)
+    tasks.append(second.start())
+    (tmp_path / "go").touch()
+    await asyncio.gather(*tasks)
+    assert [kind for kind, _ in events(second.reply())] == ["files", "progress", "waiting", "done"]
+
+
+@on_loop
+@pytest.mark.parametrize(
+    "reference", ["o/n\0", "o/n\nfalse line", "o n", "o/n\u2028", "o/n\u00a0", "\u202eo/n", "x" * 1025, "x" * 200_000]
+)
+async def test_what_cannot_name_a_model_starts_no_process(says: Says, reference: str) -> None:
+    started = says(DONE)
+    reply = await fetch(app(), "POST", "/api/models/pull", {"model": reference})
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "model")
+    assert len(reply.body) < 1000
+    assert not started
+
+
+@on_loop
+async def test_a_reference_that_the_process_refuses_is_the_models_fault(says: Says) -> None:
+    says({"event": "error", "code": "invalid_value", "message": "`x` does not name a model to pull"})
+    reply = await fetch(app(), "POST", "/api/models/pull", {"model": "x"})
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "model")
+
+
+@on_loop
 async def test_more_than_a_few_at_once_are_refused(says: Says, tmp_path: Path) -> None:
     says(FILES, "wait", DONE)
     one_app = app()

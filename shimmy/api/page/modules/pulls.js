@@ -9,8 +9,13 @@ function change(reference, fields) {
   pulls.set({ ...pulls.value, [reference]: { ...pulls.value[reference], ...fields } });
 }
 
-// What a pull has said: `resolving`, `files`, `progress`, `waiting`, `done` or `error`.
+// What a pull has said: `resolving`, `files`, `progress`, `waiting`, `done` or `error`; `stopped` when all who wanted it
+// have left. One that was asked for here knows its own end.
 export function hear(reference, kind, details) {
+  if (kind === "stopped") {
+    if (!pulls.value[reference]?.control) forget(reference);
+    return;
+  }
   const fields = { kind };
   if (details.total_bytes) fields.total = details.total_bytes;
   if (kind === "progress") {
