@@ -88,7 +88,9 @@ class _Submission:
 def _completed(form: ReplyFormat, request: GenerateRequest) -> ReplyFormat:
     """The format of a reply with what only the request says of it."""
     form = form.with_stop(request.stop)
-    if form.tools is None or form.tools.syntax is ArgumentSyntax.JSON or not isinstance(request.prompt, ChatPrompt):
+    if form.tools is None or form.tools.syntax is not ArgumentSyntax.TAGGED:
+        return form
+    if not isinstance(request.prompt, ChatPrompt):
         return form
     from shimmy.text.speech.argument_types import argument_types  # few models need it
 

@@ -18,8 +18,8 @@ from shimmy.errors import (
 )
 from shimmy.generation import Services, close, embed, generate, generate_all
 from shimmy.messages.event import Accepted, Echo, Finished, JobOutput, Piece
-from shimmy.messages.reply import ReplyFormat
-from shimmy.messages.request import EmbedRequest, GenerateRequest, TextPrompt, TokenPrompt
+from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.request import ChatPrompt, EmbedRequest, GenerateRequest, TextPrompt, TokenPrompt, Tool
 from tests.fakes import FINISHED, SCRIPT, FakeWorker, model, on_loop, services
 
 
@@ -48,6 +48,18 @@ async def test_a_reply_with_reasoning_has_its_stop_strings_in_its_format() -> No
         house = services(FakeWorker((accepted, FINISHED)))
         generation = generate(house, replace(request(), stop=("END",)))
         assert (await generation.accepted()).format == expected
+        await generation.aclose()
+
+
+@on_loop
+async def test_the_types_of_arguments_are_for_the_one_syntax_that_leaves_them_open() -> None:
+    tool = Tool("f", "", '{"properties": {"a": {"type": "string"}}}')
+    for syntax in ArgumentSyntax:
+        form = ReplyFormat(tools=ToolFormat(call_start="<call>", separator="<is>", syntax=syntax))
+        house = services(FakeWorker((Accepted(1, form), FINISHED)))
+        generation = generate(house, replace(request(), prompt=ChatPrompt((), tools=(tool,))))
+        found = (await generation.accepted()).format.argument_types
+        assert bool(found) == (syntax is ArgumentSyntax.TAGGED)
         await generation.aclose()
 
 

@@ -32,8 +32,9 @@ def _of_tool(tool: Tool) -> Iterator[tuple[str, frozenset[str]]]:
     except (ValueError, RecursionError):
         return
     if isinstance(schema, dict):
+        known: dict[int, frozenset[str]] = {}
         for name, part in properties(schema).items():
-            yield name, types(part, schema)
+            yield name, types(part, schema, known)
 
 
 def properties(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,11 +72,27 @@ def choices(schema: Mapping[str, Any]) -> list[Any]:
     return []
 
 
-def types(schema: object, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
-    """The types that `schema` may allow; all of them where it names none."""
+def types(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]] | None = None) -> frozenset[str]:
+    """The types that `schema` may allow; all of them where it names none.
+
+    `known` has what was found of parts of `root` already, by their identity: each part is looked at once.
+    """
+    return _types(schema, root, {} if known is None else known, 0)
+
+
+def _types(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]], depth: int) -> frozenset[str]:
     schema = resolved(schema, root)
-    if depth > _MAX_DEPTH:
+    if not schema or depth > _MAX_DEPTH:
         return ANY
+    if id(schema) not in known:
+        known[id(schema)] = ANY  # for what leads back to itself
+        known[id(schema)] = _named_types(schema, root, known, depth + 1)
+    return known[id(schema)]
+
+
+def _named_types(
+    schema: Mapping[str, Any], root: Mapping[str, Any], known: dict[int, frozenset[str]], depth: int
+) -> frozenset[str]:
     named = schema.get("type")
     if isinstance(named, str) or (isinstance(named, list) and named):
         return frozenset([named] if isinstance(named, str) else filter(ANY.__contains__, named)) & ANY or ANY
@@ -83,10 +100,10 @@ def types(schema: object, root: Mapping[str, Any], depth: int = 0) -> frozenset[
         values = [schema["const"]] if "const" in schema else schema["enum"]
         return frozenset(map(type_of, values)) or ANY
     if parts := choices(schema):
-        return frozenset().union(*(types(part, root, depth + 1) for part in parts))
+        return frozenset().union(*(_types(part, root, known, depth) for part in parts))
     whole = schema.get("allOf")
     if isinstance(whole, list) and whole:
-        return ANY.intersection(*(types(part, root, depth + 1) for part in whole)) or ANY
+        return ANY.intersection(*(_types(part, root, known, depth) for part in whole)) or ANY
     return next((frozenset((name,)) for name, words in _OF_TYPE.items() if not schema.keys().isdisjoint(words)), ANY)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from shimmy.messages.request import Tool
+from shimmy.text.speech import argument_types as module
 from shimmy.text.speech.argument_types import ANY, TEXT, argument_types, as_json
 
 DEFINITIONS = {"name": {"type": "string"}, "ring": {"$ref": "#/$defs/ring"}}
@@ -47,6 +48,32 @@ def test_the_types_of_an_argument(schema: Any, expected: frozenset[str]) -> None
 )
 def test_what_is_no_schema_names_no_argument_or_one_of_any_type(parameters: str) -> None:
     assert set(argument_types([Tool("f", "", parameters)])["f"].values()) <= {ANY}
+
+
+TWICE = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(30)}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**TWICE, "d30": {"type": "string"}}}, TEXT),
+        ({"properties": {"a": {"anyOf": [{"$ref": "#/properties/a"}] * 2}}}, ANY),
+        ({"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}, {"type": "string"}]}}}, TEXT),
+    ],
+)
+def test_each_part_of_a_schema_is_looked_at_once(
+    schema: Any, expected: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_looks, resolved = 0, module.resolved
+
+    def counted(part: object, root: Any) -> Any:
+        nonlocal n_looks
+        n_looks += 1
+        assert n_looks < 1000
+        return resolved(part, root)
+
+    monkeypatch.setattr(module, "resolved", counted)
+    assert argument_types([Tool("f", "", json.dumps(schema))])["f"]["a"] == expected
 
 
 @pytest.mark.parametrize(
