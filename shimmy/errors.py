@@ -6,6 +6,7 @@
     │   └── TemplateFailed    400  the chat template refused or broke on the messages
     ├── Unauthorized          401  a key is required
     ├── Forbidden             403  a web page or a host name that is not allowed
+    ├── RemovalFailed         403  a model's files cannot be deleted
     ├── NotFound              404  no such route or object
     │   ├── ModelNotFound     404  no such model, or a name that fits several
     │   └── PreviousResponseNotFound  404  a response that a request goes on from, or one before it
@@ -72,6 +73,12 @@ class Unauthorized(ShimmyError):
 class Forbidden(ShimmyError):
     status = 403
     code = "forbidden"
+    type = "invalid_request_error"
+
+
+class RemovalFailed(ShimmyError):
+    status = 403
+    code = "removal_failed"
     type = "invalid_request_error"
 
 

@@ -7,34 +7,35 @@ of the folders that are searched for models.
 import json
 import os
 import re
-import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from shimmy.catalog.catalog import Model, shown
-from shimmy.errors import BadRequest, ShimmyError
+from shimmy.errors import BadRequest, RemovalFailed
 from shimmy.formats import ollama_store
-from shimmy.formats.safetensors import huggingface
+from shimmy.formats.safetensors import checkpoint, huggingface
 
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 # What comes with weights in SafeTensors; other files in the folder are not ours to delete.
-_OF_CHECKPOINT = re.compile(r".+\.(safetensors|json|jinja|model|txt)", re.IGNORECASE)
-
-
-class RemovalFailed(ShimmyError):
-    """A file could not be deleted."""
+_BESIDE_WEIGHTS = re.compile(
+    r"(config|generation_config|special_tokens_map|added_tokens|vocab|quantize_config|quant_config|hf_quant_config"
+    r"|modules|sentence_bert_config|config_sentence_transformers|chat_template|adapter_config"
+    r"|tokenizer(_config)?|(image_|video_)?(pre)?processor_config|.+\.safetensors\.index)\.json"
+    r"|(vocab|merges)\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model|adapter_model\.safetensors"
+)
+_WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Files and links to delete, and then folders: those that are left empty, and repositories of the hub's cache with
-    what is left in them."""
+    """Files and links to delete, and then folders that are left empty: single ones, and trees of them."""
 
     files: tuple[Path, ...]
-    repositories: tuple[Path, ...]
-    empty: tuple[Path, ...]  # if they are
+    trees: tuple[Path, ...]
+    empty: tuple[Path, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -42,17 +43,32 @@ class Removal:
         return sum(path.lstat().st_size for path in self.files if not path.is_symlink() and path.exists())
 
     def carry_out(self) -> None:
-        """Raises RemovalFailed at the first file that stays."""
+        """Raises RemovalFailed: before the first file, where that can be known, else at the first one that stays."""
+        for path in self.files:
+            _check_may_go(path)
         for path in self.files:
             try:
                 path.unlink(missing_ok=True)
             except OSError as exc:
                 raise RemovalFailed(f"`{shown(path)}` cannot be deleted: {exc.strerror}") from exc
-        for folder in self.repositories:
-            shutil.rmtree(folder, ignore_errors=True)
-        for folder in self.empty:
+        inner = (Path(folder) for tree in self.trees for folder, _, _ in os.walk(tree, topdown=False))
+        for folder in (*inner, *self.empty):
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _check_may_go(path: Path) -> None:
+    try:
+        folder, own = path.parent.stat(), path.lstat()
+    except OSError:
+        return  # it is gone
+    user = os.geteuid()
+    is_anothers = folder.st_mode & stat.S_ISVTX and user not in {0, folder.st_uid, own.st_uid}
+    if is_anothers or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise RemovalFailed(
+            f"`{shown(path)}` cannot be deleted: `{shown(path.parent)}` may not be changed by this server's user; "
+            "nothing was deleted"
+        )
 
 
 def removal(model: Model, roots: Sequence[Path]) -> Removal:
@@ -72,21 +88,28 @@ def removal(model: Model, roots: Sequence[Path]) -> Removal:
             links.setdefault(snapshot.repository, []).extend(own)
         if snapshot is not None or place.path == folder:
             empty.append(folder)
-    repositories: list[Path] = []
+    trees: list[Path] = []
     for repository, own in links.items():
         blobs, is_last = _of_snapshots(repository, own)
         files += blobs
-        repositories += [repository] if is_last else []
+        if is_last:
+            files += _all_files(repository)
+            trees.append(repository)
     unique = tuple(dict.fromkeys(files))
-    for path in (*unique, *repositories):
+    for path in (*unique, *trees):
         _check(path, roots)
-    return Removal(unique, tuple(repositories), tuple(dict.fromkeys(empty)))
+    return Removal(unique, tuple(trees), tuple(dict.fromkeys(empty)))
 
 
 def _of_place(path: Path) -> tuple[list[Path], Path]:
     """The files of a GGUF model, all parts of it, or of a SafeTensors folder; and the folder they lie in."""
     if path.is_dir():
-        return [entry for entry in sorted(path.iterdir()) if _OF_CHECKPOINT.fullmatch(entry.name)], path
+        try:
+            weights = checkpoint.weight_files(path)
+        except (OSError, checkpoint.InvalidSafetensors) as exc:
+            raise RemovalFailed(f"`{shown(path)}` has changed: {exc}") from exc
+        beside = (entry for entry in sorted(path.iterdir()) if _BESIDE_WEIGHTS.fullmatch(entry.name))
+        return [entry for entry in (*weights, *beside) if not entry.is_dir()], path
     part = _PART.fullmatch(path.name)
     if part is None:
         return [path], path.parent
@@ -97,15 +120,21 @@ def _of_place(path: Path) -> tuple[list[Path], Path]:
 
 
 def _of_snapshots(repository: Path, links: Iterable[Path]) -> tuple[list[Path], bool]:
-    """The blobs that only these links need, and whether no weights are left in the repository without them."""
+    """The blobs that only these links need, and whether the rest of the repository is of no use without them: no
+    weights are left, and no blob that has no link yet, as a pull has not come to its end."""
     gone = set(links)
-    snapshots = [path for path in (repository / "snapshots").rglob("*") if not path.is_dir()]
-    left = [path for path in snapshots if path not in gone]
+    left = [path for path in _all_files(repository / "snapshots") if path not in gone]
     needed = {os.path.realpath(path) for path in left}
     blobs = dict.fromkeys(Path(os.path.realpath(path)) for path in gone)
-    own = [blob for blob in blobs if blob.parent == (repository / "blobs").resolve() and str(blob) not in needed]
-    weights = [path for path in left if path.name.lower().endswith((".gguf", ".safetensors"))]
-    return own, all("mmproj" in path.name.lower() for path in weights)
+    folder = (repository / "blobs").resolve()
+    own = [blob for blob in blobs if blob.parent == folder and str(blob) not in needed]
+    weights = [path.name.lower() for path in left if path.name.lower().endswith(_WEIGHTS)]
+    is_pulled = any(blob not in blobs and str(blob) not in needed for blob in _all_files(folder))
+    return own, not is_pulled and all("mmproj" in name for name in weights)
+
+
+def _all_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
 
 
 def _of_manifest(manifest: Path, gone: Sequence[Path]) -> list[Path]:

@@ -7,9 +7,9 @@ import pytest
 from shimmy import config
 from shimmy.catalog.catalog import Catalog
 from shimmy.catalog.header_cache import Headers
-from shimmy.catalog.removal import RemovalFailed, removal
+from shimmy.catalog.removal import removal
 from shimmy.catalog.scan import scan
-from shimmy.errors import BadRequest
+from shimmy.errors import BadRequest, RemovalFailed
 from tests.ollama_store import put_in_ollama
 from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import write_tiny_model
@@ -77,9 +77,39 @@ def test_the_last_model_of_a_repository_takes_all_of_it_along(tmp_path: Path) ->
     (folder / "snapshots" / ("a" * 40) / "mmproj-F16.gguf").symlink_to("../../blobs/x")
     (folder / "blobs" / "x").write_bytes(b"projector")
     in_hub(tmp_path, "o/other", "other.gguf", seed=1)
-    remove("tiny", tmp_path)
+    what = removal(catalog(tmp_path).resolve("tiny"), [tmp_path])
+    assert {str(path.relative_to(folder)) for path in what.files} == set(left(folder))
+    what.carry_out()
     assert not folder.exists()
     assert [model.name for model in catalog(tmp_path).models] == ["other"]
+
+
+@pytest.mark.parametrize(
+    "name", [f"{7:064}.shimmy.incomplete", f"{7:064}.shimmy.extents", f"{7:064}.incomplete", f"{7:064}"]
+)
+def test_what_a_pull_has_fetched_into_a_repository_stays(tmp_path: Path, name: str) -> None:
+    folder = in_hub(tmp_path, "o/tiny", "tiny.gguf")
+    (folder / "blobs" / name).write_bytes(b"the next model")
+    remove("tiny", tmp_path)
+    assert left(folder) == [f"blobs/{name}", "refs/main"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "original/consolidated.00.pth", "onnx/model.onnx", "x.ckpt"])
+def test_weights_of_other_kinds_stay_with_their_repository(tmp_path: Path, name: str) -> None:
+    folder = in_hub(tmp_path, "o/tiny", "tiny.gguf")
+    other = folder / "snapshots" / ("a" * 40) / name
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes(b"weights")
+    remove("tiny", tmp_path)
+    assert other.exists()
+
+
+def test_what_comes_between_the_look_and_the_end_stays(tmp_path: Path) -> None:
+    folder = in_hub(tmp_path, "o/tiny", "tiny.gguf")
+    what = removal(catalog(tmp_path).resolve("tiny"), [tmp_path])
+    (folder / "blobs" / "x.shimmy.incomplete").touch()
+    what.carry_out()
+    assert left(folder) == ["blobs/x.shimmy.incomplete"]
 
 
 def test_one_of_several_models_takes_its_blob_alone(tmp_path: Path) -> None:
@@ -114,9 +144,26 @@ def test_a_tag_of_ollamas_takes_what_no_other_needs(tmp_path: Path) -> None:
 def test_a_folder_of_safetensors_keeps_what_is_not_the_models(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     write_tiny_llama(folder)
-    (folder / "notes.md").touch()
+    mine = ["dataset.json", "model-notes.safetensors", "notes.md", "requirements.txt", "tokenizer.txt"]
+    for name in mine:
+        (folder / name).touch()
+    (folder / "added_tokens.json").mkdir()
     remove("tiny", tmp_path)
-    assert left(tmp_path) == ["tiny/notes.md"]
+    assert left(folder) == mine
+    assert (folder / "added_tokens.json").is_dir()
+
+
+def test_nothing_goes_where_one_folder_may_not_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_model(tmp_path, "tiny")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "tiny.gguf").symlink_to("../tiny.gguf")
+    what = removal(catalog(tmp_path).resolve("tiny"), [tmp_path])
+    assert len(what.files) == 2
+    monkeypatch.setattr("os.access", lambda path, _mode: path != folder)
+    with pytest.raises(RemovalFailed, match="nothing was deleted"):
+        what.carry_out()
+    assert left(tmp_path) == ["folder/tiny.gguf", "tiny.gguf"]
 
 
 def test_a_file_that_stays_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

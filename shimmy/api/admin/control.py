@@ -69,8 +69,10 @@ async def delete(exchange: "Exchange") -> None:
         raise ModelNotFound(f"no model is called `{exchange.rest[:100]}`", param="model")
     what = await in_thread(removal, model, services.config.roots)
     n_bytes = await in_thread(lambda: what.size_bytes)
-    await in_thread(what.carry_out)
-    await services.discover()
+    try:
+        await in_thread(what.carry_out)
+    finally:
+        await services.discover()
     await exchange.reply({"name": model.name, "files": list(map(shown, what.files)), "size_bytes": n_bytes})
 
 

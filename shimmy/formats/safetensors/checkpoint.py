@@ -112,9 +112,20 @@ def read_folder(folder: Path) -> Checkpoint:
     """
     if (folder / _SINGLE).exists():
         return read_file(folder / _SINGLE)
+    return _read_shards(folder, _shards(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `read_folder` reads; raises what it does."""
+    if (folder / _SINGLE).exists():
+        return [folder / _SINGLE]
+    return [folder / name for name in dict.fromkeys(_shards(folder).values())]
+
+
+def _shards(folder: Path) -> dict[str, str]:
     if not (folder / _INDEX).exists():
         raise InvalidSafetensors(f"it has neither `{_SINGLE}` nor `{_INDEX}`")
-    return _read_shards(folder, _shard_of_each_tensor(folder / _INDEX))
+    return _shard_of_each_tensor(folder / _INDEX)
 
 
 def read_file(path: Path) -> Checkpoint:

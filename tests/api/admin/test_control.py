@@ -122,3 +122,27 @@ async def test_discover_finds_what_has_come(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, "new")
     found = (await fetch(app, "POST", "/api/models/discover")).json()["models"]
     assert [entry["name"] for entry in found] == ["new"]
+
+
+@on_loop
+@pytest.mark.parametrize("refused", ["access", "unlink"])
+async def test_a_deletion_that_the_system_refuses_is_a_403(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    app = create_app(services(models=(), model_dirs=[str(tmp_path)]))
+    write_tiny_model(tmp_path, "new")
+    await fetch(app, "POST", "/api/models/discover")
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path) * missing_ok)
+
+    with monkeypatch.context() as patch:
+        if refused == "access":
+            patch.setattr("os.access", lambda path, _mode: not path)
+        else:
+            patch.setattr(Path, "unlink", refuse)
+            write_tiny_model(tmp_path, "another", seed=1)  # it is looked again
+        reply = await fetch(app, "DELETE", "/api/models/new")
+    assert (reply.status, reply.json()["error"]["code"]) == (403, "removal_failed")
+    found = (await fetch(app, "GET", "/api/models")).json()["models"]
+    assert [entry["name"] for entry in found] == (["new"] if refused == "access" else ["another", "new"])
