@@ -3,14 +3,14 @@
 Knows `config_groups` and which module is of which group. Defined in compressed-tensors' `compressors/`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shimmy.formats.convert.hyperparameters import Hyperparameters
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised import fp8
 from shimmy.formats.quantised.fp4 import mxfp4, nvfp4
-from shimmy.formats.quantised.patterns import MAX_PATTERNS, matches
+from shimmy.formats.quantised.patterns import MAX_PATTERNS, ModuleNames
 from shimmy.formats.quantised.stored import (
     PLAIN,
     ROUNDED,
@@ -52,6 +52,7 @@ class CompressedScheme:
 
     groups: tuple[CompressedGroup, ...]
     ignored_suffixes: tuple[str, ...] = _IGNORED
+    names: ModuleNames = field(default_factory=ModuleNames)
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if is_plain(f"{module}.weight", tensors):
@@ -71,12 +72,16 @@ class CompressedScheme:
     def _group(self, module: str) -> CompressedGroup:
         """The group that names the module, else one of its class: all quantised modules are linear ones."""
         for group in self.groups:
-            if any(_names(target, module) for target in group.targets):
+            if any(self._names(target, module) for target in group.targets):
                 return group
         for group in self.groups:
             if "Linear" in group.targets or (module.endswith("embed_tokens") and "Embedding" in group.targets):
                 return group
         raise Unconvertible(f"its module `{shown(module)}` is quantised, and is in none of its `config_groups`")
+
+    def _names(self, target: str, module: str) -> bool:
+        pattern = target.removeprefix("re:")
+        return self.names.match(pattern, module) if target.startswith("re:") else target == module
 
 
 def read(config: dict[str, Any]) -> CompressedScheme:
@@ -128,10 +133,6 @@ def _read_group(group: Any, default_format: Any) -> CompressedGroup:
         tuple(targets), str(found), bits, is_float, values.flag("symmetric", default=True), strategy, columns, block,
         values.get("actorder") in {"group", "dynamic", True},
     )  # fmt: skip
-
-
-def _names(target: str, module: str) -> bool:
-    return matches(target.removeprefix("re:"), module) if target.startswith("re:") else target == module
 
 
 def _integers(module: str, shape: tuple[int, ...], tensors: Tensors, group: CompressedGroup) -> StoredMatrix:

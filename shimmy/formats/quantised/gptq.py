@@ -5,12 +5,12 @@ Knows its configuration, also `dynamic`, which has other bits for some modules. 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shimmy.formats.convert.hyperparameters import Hyperparameters
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.quantised.patterns import MAX_PATTERNS, matches
+from shimmy.formats.quantised.patterns import MAX_PATTERNS, ModuleNames
 from shimmy.formats.quantised.stored import (
     PLAIN,
     ROUNDED,
@@ -34,6 +34,7 @@ class GptqScheme:
     less_by_word: bool  # GPTQModel's way
     dynamic: Mapping[str, Mapping[str, Any]]
     ignored_suffixes: tuple[str, ...] = ()
+    names: ModuleNames = field(default_factory=ModuleNames)
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if is_plain(f"{module}.weight", tensors):
@@ -73,7 +74,7 @@ class GptqScheme:
         """The settings of one module; None where it is left out. The first expression that matches decides."""
         for key, changes in self.dynamic.items():
             sign, pattern = (key[0], key[2:]) if key.startswith(("+:", "-:")) else ("+", key)
-            if matches(pattern, module):
+            if self.names.match(pattern, module):
                 return None if sign == "-" else self.values.changed(changes)
         return self.values
 

@@ -141,6 +141,7 @@ def reason(path: Path, layout: str, config: Mapping[str, Any], changes: Mapping[
         ("gptq", {"dynamic": {"-:.*up_proj": {}}}, "leaves that one out"),
         ("gptq", {"dynamic": {"+:.*up_proj": {"bits": 8}}}, "qweight"),
         ("gptq", {"dynamic": {"(a+)+b": {}}}, "too complex"),
+        ("gptq", {"dynamic": {r"-:(\w|.|\w)" + r"(\w|.|\w)" * 27 + "X": {}}}, "too complex"),
         ("awq", {"version": "gemv"}, "version"),
         ("awq", {"zero_point": False}, "zero_point"),
         ("awq", {"bits": 8}, "bits"),
