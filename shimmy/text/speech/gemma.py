@@ -65,37 +65,45 @@ _OF_NUMBERS = ("type", "enum", "const", "minimum", "maximum", "exclusiveMinimum"
 _LEFT = (*RELATING, "contains", "format", "prefixItems", "uniqueItems")
 _FOLLOWED = ("anyOf", "oneOf", "enum", "const")  # of these, but not beside `properties`
 _MAX_ITEMS = 1000
-_MAX_DEPTH = 6  # of objects and arrays; what is deeper is left to the model
+_MAX_DEPTH = 6  # of objects and arrays that are written one in the other; what is deeper is left to the model
+_PLACE_CHARACTERS = 160
 
 
 def unenforced(schema: Mapping[str, Any]) -> list[str]:
     """The parts of a tool's schema that this grammar leaves to the model, in words."""
-    return sorted(set(_lost(schema, schema, "#", 0)))
+    return sorted(set(_lost(schema)))
 
 
-def _lost(schema: object, root: Mapping[str, Any], place: str, depth: int) -> Iterator[str]:
-    part = resolved(schema, root)
-    if depth > _MAX_DEPTH and part:
-        yield f"the schema at `{place}`"
-        return
-    left = [keyword for keyword in _LEFT if keyword in part]
-    left += unenforced_of_text(part)
-    left += (
-        keyword for keyword in ("minItems", "maxItems") if limit(part, keyword, _MAX_ITEMS) is None and keyword in part
-    )
-    is_object = place == "#" or "properties" in part
-    yield from (f"`{keyword}` at `{place}`" for keyword in left if is_object or keyword not in _FOLLOWED)
-    for name, child in _properties(part).items():
-        yield from _lost(child, root, f"{place}/properties/{name}", depth + 1)
-    if "items" in part:
-        yield from _lost(part["items"], root, f"{place}/items", depth + 1)
-    for child in choices(part):
-        yield from _lost(child, root, place, depth + 1)
+def _lost(root: Mapping[str, Any]) -> Iterator[str]:
+    """Each part that others refer to is named once, by what refers to it first."""
+    pending: list[tuple[object, str, int]] = [(root, "#", 0)]
+    seen: set[int] = set()
+    while pending:
+        schema, place, depth = pending.pop()
+        part = resolved(schema, root)
+        if part is not schema and place != "#":
+            depth, place = 0, str(schema["$ref"]) if isinstance(schema, Mapping) else place
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+        place = place[:_PLACE_CHARACTERS]
+        if depth > _MAX_DEPTH and part:
+            yield f"the schema at `{place}`"
+            continue
+        left = [keyword for keyword in _LEFT if keyword in part]
+        left += unenforced_of_text(part)
+        left += (word for word in ("minItems", "maxItems") if limit(part, word, _MAX_ITEMS) is None and word in part)
+        is_object = place == "#" or "properties" in part
+        yield from (f"`{keyword}` at `{place}`" for keyword in left if is_object or keyword not in _FOLLOWED)
+        pending += [(child, f"{place}/properties/{name}", depth + 1) for name, child in _properties(part).items()]
+        if "items" in part:
+            pending.append((part["items"], f"{place}/items", depth + 1))
+        pending += [(child, place, depth + 1) for child in choices(part)]
 
 
 def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any]) -> str:
     """The arguments of a tool with this schema, as the body of the rule `name`."""
-    return _members(grammar, name, resolved(schema, schema), schema, 0)
+    return _Arguments(grammar, name, schema).body()
 
 
 def text_rule(grammar: GrammarWriter, key: str, lark: str) -> str:
@@ -108,60 +116,82 @@ def _properties(schema: Mapping[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _members(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> str:
-    known, required = _properties(schema), schema.get("required")
-    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
-    rules = []
-    for index, key in enumerate(_sorted({**known, **dict.fromkeys(needed - known.keys(), True)})):
-        part = known.get(key, True)
-        if part is not False:
-            rule = f"{name}_{index}"
-            grammar.rule(rule, f"{grammar.text(f'{key}:')} ({_value(grammar, rule, part, root, depth + 1)})")
-            rules.append((rule, key in needed))
-    further = ""
-    more = schema.get("additionalProperties", not known)
-    if more is not False:
-        further = f"{name}_more"
-        grammar.rule("KEY", r"/[\w.\-]{1,64}/")
-        grammar.rule(further, f'KEY ":" ({_value(grammar, further, more, root, depth + 1)})')
-    return members(grammar, name, rules, '","', further)
+class _Arguments:
+    """Writes the rules of one tool's arguments. What a `$ref` refers to is a rule of its own, and written once."""
 
+    def __init__(self, grammar: GrammarWriter, name: str, root: Mapping[str, Any]) -> None:
+        self._grammar = grammar
+        self._name = name
+        self._root = root
+        self._types: dict[int, frozenset[str]] = {}
+        self._rules: dict[int, str] = {}  # of what is referred to, by its identity
+        self._unwritten: list[tuple[str, Mapping[str, Any]]] = []  # of these
 
-def _value(grammar: GrammarWriter, name: str, schema: object, root: Mapping[str, Any], depth: int) -> str:
-    """The ways to write a value, as the body of a rule or a group."""
-    part = resolved(schema, root)
-    if depth > _MAX_DEPTH or not part:
-        return _any(grammar)
-    parts = choices(part)
-    if parts and "type" not in part:
-        return " | ".join(
-            _value(grammar, f"{name}_{index}", choice, root, depth + 1) for index, choice in enumerate(parts)
-        )
-    return " | ".join(_by_type(grammar, name, part, root, depth)) or _any(grammar)
+    def body(self) -> str:
+        text = self._members(self._name, resolved(self._root, self._root), 0)
+        while self._unwritten:
+            rule, part = self._unwritten.pop()
+            self._grammar.rule(rule, self._value(rule, part, 0))
+        return text
 
+    def _members(self, name: str, schema: Mapping[str, Any], depth: int) -> str:
+        grammar, known, required = self._grammar, _properties(schema), schema.get("required")
+        needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
+        rules = []
+        for index, key in enumerate(_sorted({**known, **dict.fromkeys(needed - known.keys(), True)})):
+            part = known.get(key, True)
+            if part is not False:
+                rule = f"{name}_{index}"
+                grammar.rule(rule, f"{grammar.text(f'{key}:')} ({self._value(rule, part, depth + 1)})")
+                rules.append((rule, key in needed))
+        further = ""
+        more = schema.get("additionalProperties", not known)
+        if more is not False:
+            further = f"{name}_more"
+            grammar.rule("KEY", r"/[\w.\-]{1,64}/")
+            grammar.rule(further, f'KEY ":" ({self._value(further, more, depth + 1)})')
+        return members(grammar, name, rules, '","', further)
 
-def _by_type(
-    grammar: GrammarWriter, name: str, part: Mapping[str, Any], root: Mapping[str, Any], depth: int
-) -> Iterator[str]:
-    allowed = types(part, root)
-    if "string" in allowed:
-        yield f"{grammar.text(QUOTE)} {text_to(grammar, name, part, QUOTE)}"
-    if plain := allowed & {"number", "integer", "boolean", "null"}:
-        schema = {key: part[key] for key in _OF_NUMBERS if key in part} | {"type": sorted(plain)}
-        grammar.rule(f"{name}_json", f"%json {json.dumps(schema)}")
-        yield f"{name}_json"
-    if "array" in allowed:
-        item = f"{name}_item"
-        grammar.rule(item, _value(grammar, item, part.get("items", True), root, depth + 1))
-        low, high = (limit(part, keyword, _MAX_ITEMS) for keyword in ("minItems", "maxItems"))
-        if not low:
-            yield '"[" "]"'
-        if high != 0:
-            n_more = f"{{{max((low or 0) - 1, 0)},{'' if high is None else high - 1}}}"
-            yield f'"[" {item} ("," {item}){n_more} "]"'
-    if "object" in allowed:
-        grammar.rule(f"{name}_object", _members(grammar, f"{name}_object", part, root, depth))
-        yield f'"{{" {name}_object "}}"'
+    def _value(self, name: str, schema: object, depth: int) -> str:
+        """The ways to write a value, as the body of a rule or a group."""
+        part = resolved(schema, self._root)
+        if not part:
+            return _any(self._grammar)
+        if part is not schema:
+            return self._rule_of(part)
+        if depth > _MAX_DEPTH:
+            return _any(self._grammar)
+        parts = choices(part)
+        if parts and "type" not in part:
+            return " | ".join(self._value(f"{name}_{index}", choice, depth + 1) for index, choice in enumerate(parts))
+        return " | ".join(self._by_type(name, part, depth)) or _any(self._grammar)
+
+    def _rule_of(self, part: Mapping[str, Any]) -> str:
+        if id(part) not in self._rules:
+            rule = self._rules[id(part)] = f"{self._name}_ref{len(self._rules)}"
+            self._unwritten.append((rule, part))
+        return self._rules[id(part)]
+
+    def _by_type(self, name: str, part: Mapping[str, Any], depth: int) -> Iterator[str]:
+        grammar, allowed = self._grammar, types(part, self._root, self._types)
+        if "string" in allowed:
+            yield f"{grammar.text(QUOTE)} {text_to(grammar, name, part, QUOTE)}"
+        if plain := allowed & {"number", "integer", "boolean", "null"}:
+            schema = {key: part[key] for key in _OF_NUMBERS if key in part} | {"type": sorted(plain)}
+            grammar.rule(f"{name}_json", f"%json {json.dumps(schema)}")
+            yield f"{name}_json"
+        if "array" in allowed:
+            item = f"{name}_item"
+            grammar.rule(item, self._value(item, part.get("items", True), depth + 1))
+            low, high = (limit(part, keyword, _MAX_ITEMS) for keyword in ("minItems", "maxItems"))
+            if not low:
+                yield '"[" "]"'
+            if high != 0:
+                n_more = f"{{{max((low or 0) - 1, 0)},{'' if high is None else high - 1}}}"
+                yield f'"[" {item} ("," {item}){n_more} "]"'
+        if "object" in allowed:
+            grammar.rule(f"{name}_object", self._members(f"{name}_object", part, depth))
+            yield f'"{{" {name}_object "}}"'
 
 
 def _any(grammar: GrammarWriter) -> str:

@@ -99,14 +99,15 @@ _NOTES = frozenset(("title", "description", "$schema", "$id", "$comment", "examp
 def unenforced(schema: Mapping[str, Any]) -> list[str]:
     """The parts of a tool's schema that the grammar of this way of writing leaves to the model, in words."""
     lost = [f"`{keyword}` at `#`" for keyword in RELATING if keyword in resolved(schema, schema)]
+    known: dict[int, frozenset[str]] = {}
     for name, part in properties(schema).items():
-        lost += [f"`{keyword}` at `#/properties/{name}`" for keyword in _unenforced_of_text(part, schema)]
+        lost += [f"`{keyword}` at `#/properties/{name}`" for keyword in _unenforced_of_text(part, schema, known)]
     return sorted(lost)
 
 
-def _unenforced_of_text(schema: object, root: Mapping[str, Any]) -> Iterator[str]:
-    for part in _branches(schema, root):
-        if "string" in types(part, root):
+def _unenforced_of_text(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]]) -> Iterator[str]:
+    for part in _branches(schema, root, known):
+        if "string" in types(part, root, known):
             yield from (keyword for keyword in ("format", "allOf", "not", "if") if keyword in part)
             yield from unenforced_of_text(part)
 
@@ -151,8 +152,9 @@ def _values(
     grammar: GrammarWriter, name: str, schema: object, root: Mapping[str, Any], form: ToolFormat
 ) -> Iterator[str]:
     """The ways to write a value, from behind `key_end` to `value_end`."""
-    for index, part in enumerate(_branches(schema, root)):
-        allowed = types(part, root)
+    known: dict[int, frozenset[str]] = {}
+    for index, part in enumerate(_branches(schema, root, known)):
+        allowed = types(part, root, known)
         rule = f"{name}_{index}"
         if "string" in allowed:
             yield f"{grammar.text(form.text_mark)} {text_to(grammar, rule, part, form.value_end)}".strip()
@@ -163,12 +165,23 @@ def _values(
             yield f"{grammar.text(form.json_mark)} {rule}_json {grammar.text(form.value_end)}".strip()
 
 
-def _branches(schema: object, root: Mapping[str, Any], depth: int = 0) -> list[Mapping[str, Any]]:
-    """The schemas of which a value follows one, without choices where strings are among them."""
-    part = resolved(schema, root)
-    if depth < 8 and part.keys() <= _NOTES | {"anyOf", "oneOf"} and "string" in types(part, root):
-        return [found for choice in choices(part) for found in _branches(choice, root, depth + 1)] or [part]
-    return [part]
+def _branches(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]]) -> list[Mapping[str, Any]]:
+    """The schemas of which a value follows one, each once, without choices where strings are among them."""
+    whole = resolved(schema, root)
+    found, pending, seen = [], [whole], set[int]()
+    while pending:
+        part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        is_choice = (
+            choices(part) and part.keys() <= _NOTES | {"anyOf", "oneOf"} and "string" in types(part, root, known)
+        )
+        if is_choice:
+            pending += [resolved(choice, root) for choice in reversed(choices(part))]
+        else:
+            found.append(part)
+    return found or [whole]
 
 
 # -- reading it

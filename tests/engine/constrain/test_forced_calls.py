@@ -15,6 +15,7 @@ from shimmy.engine.constrain.json_schema import STYLE
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import Tool, ToolCall, ToolChoice
 from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.speech import gemma
 from shimmy.text.speech.argument_types import argument_types
 from tests.engine.constrain.walker import Walker
 from tests.real_templates import real_templates
@@ -221,3 +222,33 @@ def test_a_long_text_is_followed_to_its_end(family: str, schema: dict[str, Any],
     tools, form, walker = [Tool("f", "", json.dumps(parameters))], form_of(family), Walker()
     lark = tool_grammar.tool_lark(tools, ToolChoice(required=True), form, prepare=prepared)
     assert walker.takes(lark, written([ToolCall("", "f", json.dumps({"a": text}))], form))
+
+
+N_RECURSIVE = 5
+
+
+def test_a_schema_that_leads_back_to_itself_holds_at_any_depth_in_the_calls_of_gemma() -> None:
+    node = {"type": "object", "properties": {f"p{n}": {"$ref": "#/$defs/node"} for n in range(N_RECURSIVE)}}
+    node["properties"]["n"] = {"type": "integer"}
+    node["additionalProperties"] = False
+    parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/node"}}, "$defs": {"node": node}}
+    form, walker = form_of(GEMMA), Walker()
+    tools = [Tool("f", "", json.dumps(parameters))]
+    lark = tool_grammar.tool_lark(tools, ToolChoice(required=True), form, prepare=prepared)
+    assert len(lark.splitlines()) < 100
+    assert not gemma.unenforced(parameters)
+    for leaf, is_right in ((1, True), ("text", False)):
+        value: object = {"n": leaf}
+        for n in range(12):
+            value = {f"p{n % N_RECURSIVE}": value}
+        assert walker.takes(lark, written([ToolCall("", "f", json.dumps({"a": value}))], form)) == is_right
+
+
+def test_a_choice_that_leads_back_to_itself_holds_in_the_calls_of_gemma() -> None:
+    ring = {"anyOf": [{"$ref": "#/$defs/ring"}, {"$ref": "#/$defs/ring"}, {"type": "integer"}]}
+    parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/ring"}}, "$defs": {"ring": ring}}
+    tools = [Tool("f", "", json.dumps(parameters))]
+    form, walker = form_of(GEMMA), Walker()
+    lark = tool_grammar.tool_lark(tools, ToolChoice(required=True), form, prepare=prepared)
+    assert walker.takes(lark, written([ToolCall("", "f", '{"a": 1}')], form))
+    assert not walker.takes(lark, written([ToolCall("", "f", '{"a": "x"}')], form))

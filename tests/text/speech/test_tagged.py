@@ -121,3 +121,9 @@ def test_what_a_template_has_no_place_for_is_written() -> None:
 )
 def test_what_the_grammar_leaves_to_the_model(schema: dict[str, Any], lost: list[str]) -> None:
     assert unenforced(schema) == lost
+
+
+def test_each_choice_of_a_schema_is_looked_at_once() -> None:
+    ring = {"anyOf": [{"$ref": "#/$defs/ring"}] * 30 + [{"type": "string", "format": "date"}]}
+    parameters = {"properties": {"a": {"$ref": "#/$defs/ring"}}, "$defs": {"ring": ring}}
+    assert unenforced(parameters) == ["`format` at `#/properties/a`"]
