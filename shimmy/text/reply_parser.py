@@ -49,7 +49,8 @@ class ReplyParser:
         self._channels: HarmonyReader | None = None
         self._stops = StopFilter(format.stop)
         self._is_in_reasoning = False
-        self._content = self._reasoning = ""
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
         self._calls: list[ToolCallDelta] = []
         self._call_reader: CallReader | None = None  # that waits for the next piece
         self._reader = IncrementalReader()
@@ -100,12 +101,13 @@ class ReplyParser:
                     self._reader.ahead = ""
                 self._reader.is_last = True
                 next(self._reading, None)
-            self._content += self._stops.flush()
+            self._content.append(self._stops.flush())
         return self._delta()
 
     def _delta(self) -> Delta:
-        delta = Delta(self._content, self._reasoning, tuple(self._calls))
-        self._content = self._reasoning = ""
+        delta = Delta("".join(self._content), "".join(self._reasoning), tuple(self._calls))
+        self._content.clear()
+        self._reasoning.clear()
         self._calls.clear()
         return delta
 
@@ -186,7 +188,7 @@ class ReplyParser:
     def _begin_call(self, name: str, call_id: str | None) -> None:
         if self._stops.matched is not None:
             return
-        self._content += self._stops.flush()  # no stop string goes on behind a call
+        self._content.append(self._stops.flush())  # no stop string goes on behind a call
         if not call_id or not call_id.isprintable():
             call_id = f"call_{urandom(12).hex()}"  # as long as OpenAI's
         self._calls.append(ToolCallDelta(self._n_calls, id=call_id, name=name))
@@ -197,7 +199,7 @@ class ReplyParser:
             self._calls.append(ToolCallDelta(self._n_calls - 1, text))
 
     def _say_reasoning(self, text: str) -> None:
-        self._reasoning += text
+        self._reasoning.append(text)
 
     def _say_content(self, text: str) -> None:
         if text:
@@ -210,7 +212,7 @@ class ReplyParser:
 
     def _add_content(self, text: str) -> None:
         """Stop strings count in the answer alone: not in reasoning, though that be told as content."""
-        self._content += text if self._is_in_reasoning else self._stops.feed(text)
+        self._content.append(text if self._is_in_reasoning else self._stops.feed(text))
 
 
 class Reply:

@@ -6,12 +6,14 @@ import json
 import random
 import re
 from dataclasses import dataclass, replace
+from time import thread_time
 
 import pytest
 
-from shimmy.messages.reply import Beside, Delta, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Beside, Delta, ReplyFormat, ToolFormat
 from shimmy.messages.request import ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.speech import gemma, harmony, pythonic
 
 # The forms of models in use, as their chat templates write them.
 HERMES = ToolFormat(call_start="<tool_call>\n", call_end="\n</tool_call>", between="\n")
@@ -637,3 +639,35 @@ def test_reasoning_that_is_told_as_content_is_no_place_to_stop() -> None:
 
 def test_a_reply_that_is_all_content_is_ended_by_the_worker() -> None:
     assert ReplyFormat().with_stop(("STOP",)) == ReplyFormat()
+
+
+TAGGED = ToolFormat(
+    call_start="<tool_call>\n<function=",
+    call_end="\n</function>\n</tool_call>",
+    separator=">",
+    syntax=ArgumentSyntax.TAGGED,
+    key_start="\n<parameter=",
+    key_end=">\n",
+    value_end="\n</parameter>",
+)
+OTHERS = {"tagged": TAGGED, "gemma": gemma.FORM, "pythonic": pythonic.FORM}
+ALL_FORMS = {
+    **{name: ReplyFormat(thinking=THINK, tools=tools) for name, tools in (FORMATS | OTHERS).items()},
+    "channels": ReplyFormat(harmony.THINKING, tools=harmony.FORM, channels=True),
+}
+
+
+@pytest.mark.parametrize("mark", ["<tool_call>", "<", "[", "{", "<|channel|>", "[TOOL_CALLS]", "<think>"])
+@pytest.mark.parametrize("form", ["hermes", "llama", "mistral", "granite", "tagged", "gemma", "pythonic", "channels"])
+def test_a_reply_of_nothing_but_marks_takes_no_more_time_for_each_of_them(form: str, mark: str) -> None:
+    def cost_s(n_marks: int) -> float:
+        parser = ReplyParser(ALL_FORMS[form])
+        begun_s = thread_time()
+        parser.feed(mark * n_marks)
+        parser.flush()
+        return thread_time() - begun_s
+
+    n_few = 10_000 // len(mark)
+    times = 128 if (form, mark) == ("hermes", "<tool_call>") else 16  # the square of little is little
+    few_s = max(min(cost_s(n_few) for _ in range(3)), 0.002)
+    assert cost_s(times * n_few) < 10 * times * few_s
