@@ -99,6 +99,7 @@ _CHANNELS = ("analysis", "commentary", "final")
 _OPENINGS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", " to=functions.")
 # What ends a message. `<|call|>` and `<|return|>` end a reply, and the engine ends the text there.
 _ENDS = StringMatcher("<|end|>", _NEXT)
+_ENDS_OF_REASONING = StringMatcher("<|end|>", _NEXT, *(f"<|channel|>{channel}" for channel in _CHANNELS))
 _ENDS_OF_CALL = StringMatcher("<|end|>", "<|call|>", _NEXT)
 
 
@@ -169,10 +170,10 @@ class HarmonyReader:
         if recipient.startswith(_FUNCTIONS) and self._has_tools and _NAME.fullmatch(name):
             self._listener.begin_call(name, None)
             return (yield from self._read_arguments())
+        if found["channel"] == "analysis" and not recipient.startswith(_FUNCTIONS):
+            return (yield from self._read_reasoning(raw))
         if recipient not in {"", "assistant", "user"}:
             self._listener.content(raw)
-        elif found["channel"] == "analysis":
-            return (yield from self._read_reasoning(raw))
         return (yield from self._read_body(self._spaced("content", self._listener.content)))
 
     def _read_arguments(self) -> Reading[bool]:
@@ -214,7 +215,8 @@ class HarmonyReader:
         marks = self._listener.marks
         if marks is not None:
             marks(raw)
-        has_end = yield from self._read_body(self._spaced("reasoning", self._listener.reasoning), marks)
+        say = self._spaced("reasoning", self._listener.reasoning)
+        has_end = yield from self._read_body(say, marks, ends=_ENDS_OF_REASONING)
         self._listener.enter(False)
         return has_end
 
@@ -223,7 +225,7 @@ class HarmonyReader:
         reader = self._reader
         mark = yield from reader.until(ends, say)
         reader.unsaid.clear()
-        if mark == _NEXT:
+        if mark == _NEXT or mark.startswith("<|channel|>"):  # the next message begins there
             reader.ahead = mark + reader.ahead
         elif mark and say_end is not None:
             say_end(mark)

@@ -69,6 +69,11 @@ def read(text: str, *, has_tools: bool = True, is_thinking: bool = False, splits
         (f"{ANALYSIS}Hello.", ("Think.", "Hello.", [])),
         (f"{ANALYSIS}{FINAL}Hello.", ("Think.", "Hello.", [])),
         (f"<|channel|>analysis<|message|>Think.{NEXT}{FINAL}Hello.", ("Think.", "Hello.", [])),
+        # reasoning without its end, and with a recipient that is no function
+        (f"<|channel|>analysis<|message|>Think.{FINAL}Hello.", ("Think.", "Hello.", [])),
+        (f"<|channel|>analysis<|message|>Think.{CALL}{{}}", ("Think.", "", [("f", "{}")])),
+        ("<|channel|>analysis<|message|>A <|channel|>x<|end|>", ("A <|channel|>x", "", [])),
+        (f"<|channel|>analysis to=python code<|message|>1 + 1<|end|>{NEXT}{FINAL}2", ("1 + 1", "2", [])),
     ],
 )  # fmt: skip
 def test_a_reply(text: str, expected: Read) -> None:
