@@ -228,9 +228,8 @@ N_RECURSIVE = 5
 
 
 def test_a_schema_that_leads_back_to_itself_holds_at_any_depth_in_the_calls_of_gemma() -> None:
-    node = {"type": "object", "properties": {f"p{n}": {"$ref": "#/$defs/node"} for n in range(N_RECURSIVE)}}
-    node["properties"]["n"] = {"type": "integer"}
-    node["additionalProperties"] = False
+    again = {f"p{n}": {"$ref": "#/$defs/node"} for n in range(N_RECURSIVE)}
+    node = {"type": "object", "properties": {**again, "n": {"type": "integer"}}, "additionalProperties": False}
     parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/node"}}, "$defs": {"node": node}}
     form, walker = form_of(GEMMA), Walker()
     tools = [Tool("f", "", json.dumps(parameters))]
