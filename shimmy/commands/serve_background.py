@@ -17,6 +17,7 @@ from shimmy.commands import server_records
 from shimmy.commands.console import CommandCall, CommandFailed
 from shimmy.commands.server_client import ServerAddress, answers
 from shimmy.commands.server_records import NoPlace, ServerFolder
+from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.system.self_command import executable, first_environment, own_program
 
 READY_S = 60.0  # a server is given to answer, if --wait says nothing
@@ -146,4 +147,4 @@ def show_end_of(log_path: Path, start: int) -> None:
     except OSError:
         return
     for line in lines:
-        print(line, file=sys.stderr)
+        print(safe_line(line), file=sys.stderr)

@@ -191,3 +191,10 @@ def test_a_server_of_another_container_is_not_touched(run_folder: Path, capsys: 
     assert cli.main(["stop", "--bind", "127.0.0.1:80"]) == 1
     assert "runs in another container or on another machine" in capsys.readouterr().err
     folder.unlock()
+
+
+def test_the_end_of_a_log_obeys_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"one\n\x1b]0;two\x07\n")
+    serve_background.show_end_of(log, 0)
+    assert capsys.readouterr().err == "one\n\u241b]0;two\u2407\n"

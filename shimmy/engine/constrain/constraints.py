@@ -28,6 +28,7 @@ _LOOKING_S = 1.0  # for the schemas of all tools of a job; large ones that come 
 # Schemas of the first tools with no more characters than this are always enforced, however busy the machine is.
 _N_SURE, _SURE_CHARACTERS = 64, 4096
 _N_WARNINGS = 16  # of one job
+_WARNING_CHARACTERS = 200
 _N_TOLD = 256  # warnings that are in the log already
 # What strings without quotes cannot be held to.
 _UNENFORCED = {
@@ -62,6 +63,7 @@ class GuideFactory:
         elif request.grammar is not None:
             found = self._loaded().guide(request.grammar, None, _thinking_end(form), self._answer_lark(form))
             guide, warnings = found, tuple(f"the schema: {part} is not enforced" for part in found.lost)
+        warnings = tuple(map(_on_one_line, warnings))
         self._tell(warnings)
         if len(warnings) > _N_WARNINGS:
             warnings = (*warnings[:_N_WARNINGS], f"and {len(warnings) - _N_WARNINGS} more")
@@ -209,6 +211,12 @@ class GuideFactory:
 
             self._grammars = Grammars(self._vocab)
         return self._grammars
+
+
+def _on_one_line(warning: str) -> str:
+    """A warning without control characters and of some length: callers chose the names in it."""
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in warning[:_WARNING_CHARACTERS])
+    return f"{text[:_WARNING_CHARACTERS]}…" if len(warning) > _WARNING_CHARACTERS else text
 
 
 def _thinking_end(form: ReplyFormat) -> str | None:

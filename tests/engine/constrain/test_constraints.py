@@ -203,6 +203,20 @@ def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_
         rules.guide(request(replace(tool, strict=True)), TAGGED_FORM)
 
 
+def test_names_in_warnings_are_no_lines_and_no_commands_for_a_terminal(
+    model: LlamaModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = {name: {"type": "string", "format": "date"} for name in ("\x1b]0;x\x07", "\n12:00:00 ERROR x", "y" * 999)}
+    tool = Tool("f", "", json.dumps({"type": "object", "properties": forged}))
+    with caplog.at_level(logging.WARNING):
+        _, warnings = GuideFactory(model.vocab).guide(request(tool), TAGGED_FORM)
+    assert len(warnings) == 3
+    for text in (*warnings, *(record.getMessage() for record in caplog.records)):
+        assert text.isprintable()
+        assert len(text) <= 201
+    assert any(r"\x1b]0;x\x07" in text for text in warnings)
+
+
 CHANNELS = ReplyFormat(harmony.THINKING, channels=True)
 ANSWER = '{"a":1}'
 FINAL = f"<|channel|>final<|message|>{ANSWER}"
