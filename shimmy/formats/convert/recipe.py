@@ -340,6 +340,8 @@ class _Table:
         n_experts, n_rows, n_columns = shape
         stacked = row.stacked.replace("#", str(layer))
         if self._scheme is not None and stacked and self._tensors.has_module(stacked):
+            if not self._scheme.stacks_experts:
+                raise Unconvertible(f"the experts of its `{stacked}` are stacked, which its quantisation cannot be")
             matrix = self._scheme.find(stacked, shape, self._tensors)
             if matrix is not None:
                 return (StoredRows(matrix, 0, n_experts * n_rows),)

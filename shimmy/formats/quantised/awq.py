@@ -20,6 +20,7 @@ class AwqScheme:
 
     group: int
     ignored_suffixes: tuple[str, ...] = ()
+    stacks_experts: bool = False
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if is_plain(f"{module}.weight", tensors):

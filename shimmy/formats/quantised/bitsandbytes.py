@@ -25,6 +25,7 @@ class BitsAndBytesScheme:
 
     bits: int
     ignored_suffixes: tuple[str, ...] = ()
+    stacks_experts: bool = False
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if self.bits == 8:

@@ -52,6 +52,7 @@ class CompressedScheme:
 
     groups: tuple[CompressedGroup, ...]
     ignored_suffixes: tuple[str, ...] = _IGNORED
+    stacks_experts: bool = False
     names: ModuleNames = field(default_factory=ModuleNames)
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:

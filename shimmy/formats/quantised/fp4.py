@@ -18,6 +18,7 @@ class ModelOptScheme:
 
     algorithm: str
     ignored_suffixes: tuple[str, ...] = fp8.IGNORED
+    stacks_experts: bool = False
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if is_plain(f"{module}.weight", tensors):
@@ -40,6 +41,7 @@ class GptOssScheme:
     """The experts of gpt-oss in MXFP4, all of a layer in one tensor; the rest is plain."""
 
     ignored_suffixes: tuple[str, ...] = ()
+    stacks_experts: bool = False
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if tensors.get(f"{module}_blocks") is None:

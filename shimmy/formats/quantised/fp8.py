@@ -22,6 +22,7 @@ class Fp8Scheme:
 
     block: tuple[int, int] | None = None
     ignored_suffixes: tuple[str, ...] = IGNORED
+    stacks_experts: bool = False
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if is_plain(f"{module}.weight", tensors):

@@ -34,6 +34,7 @@ class GptqScheme:
     less_by_word: bool  # GPTQModel's way
     dynamic: Mapping[str, Mapping[str, Any]]
     ignored_suffixes: tuple[str, ...] = ()
+    stacks_experts: bool = False
     names: ModuleNames = field(default_factory=ModuleNames)
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:

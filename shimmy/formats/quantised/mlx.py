@@ -23,6 +23,7 @@ class MlxScheme:
 
     settings: Mapping[str, Any]
     ignored_suffixes: tuple[str, ...] = ()
+    stacks_experts: bool = True
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         """Also of all experts together: [experts, rows, row length]."""

@@ -143,6 +143,10 @@ class Scheme(Protocol):
     def ignored_suffixes(self) -> tuple[str, ...]:
         """Tensors that do not change the weights, such as scales of activations."""
 
+    @property
+    def stacks_experts(self) -> bool:
+        """Whether `find` also takes all experts of a layer together: [experts, rows, row length]."""
+
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         """The weight of `module`, a name of a family's table; None where it is plain. Raises Unconvertible."""
 

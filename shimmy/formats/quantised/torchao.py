@@ -25,6 +25,7 @@ class TorchAoScheme:
     """Codes of a byte; their type says which of the layouts it is."""
 
     ignored_suffixes: tuple[str, ...] = ()
+    stacks_experts: bool = False
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         name = f"{module}._weight_qdata"

@@ -259,6 +259,15 @@ def mixture(layout: str, *, stacked: bool = False) -> tuple[dict[str, Any], dict
     return {**config, **dict.fromkeys(keys, settings)}, stored, plain
 
 
+@pytest.mark.parametrize("layout", ["fp8-tensor", "gptq", "nf4", "pack-quantized"])
+def test_stacked_experts_are_refused_where_the_quantisation_has_none(layout: str, tmp_path: Path) -> None:
+    config, stored, _ = mixture(layout, stacked=True)
+    folder = write_checkpoint(tmp_path / "stored", config, stored)
+    write_tokenizer(folder)
+    with pytest.raises(Unconvertible, match="are stacked"):
+        plan(folder)
+
+
 @pytest.mark.parametrize("layout", ["fp8-tensor", "mlx", "gptq"])
 def test_experts_of_a_mixture(layout: str, tmp_path: Path, cpu: CpuBackend) -> None:
     """With the number of each expert beside its weights, or all experts in one tensor."""
