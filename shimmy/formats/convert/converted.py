@@ -6,7 +6,9 @@ from shimmy.formats.convert import cache
 from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES
 from shimmy.formats.safetensors.sentence_transformers import config_path
 
-CONVERTER_VERSION = 1  # another one makes another file of the same folder
+# Another one makes another file of the same folder, and looks again at folders that were refused. To be raised with
+# whatever changes what a folder becomes: another family, quantisation or refusal, other metadata, other numbers.
+CONVERTER_VERSION = 2
 
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
