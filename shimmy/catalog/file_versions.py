@@ -3,6 +3,7 @@
 Knows headers, plans of SafeTensors folders and PEFT's adapters; nothing of names, nor of which of it belong together.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os import stat_result
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 GGUF = BROKEN
 SAFETENSORS = "safetensors"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class ModelFiles:
         self._unsteady: dict[tuple[Path, str], Found] = {}  # what was held back, as it was
         self.arriving: set[Path] = set()  # what is broken in another way at each look, as what is being written is
         self.warnings: dict[Path, str] = {}  # why a file is passed over
+        self._told: set[tuple[Path, str]] = set()  # what was unexpected, and is in the log
 
     def begin_look(self, *, is_whole: bool) -> None:
         """What is asked for from now on is as it is now, where the look `is_whole` or it is to be renewed."""
@@ -195,8 +199,18 @@ class ModelFiles:
             reason = printable(str(exc))
         except OSError as exc:
             reason, modified_ns = f"it cannot be read: {exc.strerror}", 0
+        except Exception as exc:  # noqa: BLE001  # whatever a file makes a reader do, the other models stay
+            reason = self._unexpected(folder.path, exc)
         architecture = huggingface.architecture(folder.path) if kind == SAFETENSORS else ""
         return Broken(reason, (*folder.identity, modified_ns), kind, architecture)
+
+    def _unexpected(self, path: Path, exc: Exception) -> str:
+        """Why there is no model, where that is a fault of a reader; the log has it once."""
+        reason = printable(f"it cannot be understood: {type(exc).__name__}: {exc}")
+        if (path, reason) not in self._told:
+            self._told.add((path, reason))
+            logger.warning("`%s`: %s", printable(str(path)), reason, exc_info=logger.isEnabledFor(logging.DEBUG))
+        return reason
 
     def _look_at_checkpoint(self, folder: Folder, identity: tuple[int, int]) -> Found:
         from shimmy.formats.convert import convert, converted

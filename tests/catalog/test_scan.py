@@ -16,6 +16,8 @@ from shimmy.catalog.catalog import BROKEN, Catalog, Entry, Model, Rejected, diff
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import Discovery, report, scan
 from shimmy.catalog.walk import MAX_DEPTH
+from shimmy.formats.convert import convert, converted
+from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import GgufKind
 from shimmy.system import files
 from tests.peft_adapters import write_adapter
@@ -367,6 +369,41 @@ def test_a_sound_safetensors_folder_is_listed_as_the_gguf_it_will_become(tmp_pat
     write_tiny_llama(path, seed=1, n_shards=2)
     (changed,) = scan_paths(path).models
     assert changed != found
+
+
+def test_a_folder_that_a_reader_fails_on_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tiny_llama(tmp_path / "tiny")
+    write_tiny_model(tmp_path, "other")
+
+    def fail(folder: Path) -> NoReturn:
+        raise ValueError(f"too many values in {folder.name}\n")
+
+    monkeypatch.setattr(convert, "plan", fail)
+    discovery = Discovery(config.load({"model_path": [str(tmp_path)]}, {}), Headers(), Names())
+    for _ in range(2):
+        catalog = discovery.look()
+        assert names(catalog) == ["other"]
+        assert reasons(catalog) == {"tiny": "it cannot be understood: ValueError: too many values in tiny\\n"}
+    (record,) = caplog.records
+    assert str(path) in record.getMessage()
+
+
+def test_what_the_first_converter_refused_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny_llama(tmp_path / "models" / "tiny")
+    settings = config.load({"model_path": [str(path)]}, {})
+
+    def refuse(_: Path) -> NoReturn:
+        raise Unconvertible("its weights are quantised")
+
+    with monkeypatch.context() as first:
+        first.setattr(convert, "plan", refuse)
+        first.setattr(converted, "CONVERTER_VERSION", 1)
+        headers = Headers(tmp_path / "cache")
+        assert len(scan(settings, headers).rejected) == 1
+        headers.save()
+    assert names(scan(settings, Headers(tmp_path / "cache"))) == ["tiny"]
 
 
 def test_a_type_asked_for_is_that_of_safetensors_folders(tmp_path: Path) -> None:
