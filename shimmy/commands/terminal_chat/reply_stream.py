@@ -58,8 +58,7 @@ class ReplyStream:
                 connection.sendall(self._request)
                 with connection.makefile("rb") as reply:
                     for event in self._events(reply):
-                        said = self._take(event)
-                        if said is not None:
+                        for said in self._take(event):
                             if self.end.first_s is None:
                                 self.end.first_s = monotonic() - started_s
                             yield said
@@ -89,21 +88,23 @@ class ReplyStream:
             yield event
         raise NoServer(f"the server on {self._address.url} has ended in the middle of the reply")
 
-    def _take(self, event: Any) -> Said | None:
+    def _take(self, event: Any) -> list[Said]:
+        """What an event says, in the order in which the model said it."""
         usage = event.get("usage")
         if usage:
             self.end.n_prompt, self.end.n_written = usage["prompt_tokens"], usage["completion_tokens"]
             self.end.n_cached = usage["prompt_tokens_details"]["cached_tokens"]
         self.end.timings = event.get("timings") or self.end.timings
         self.end.warnings += tuple(map(str, event.get("warnings", ())))
+        said = []
         for choice in event["choices"]:
             self.end.finish_reason = choice["finish_reason"] or self.end.finish_reason
             delta = choice["delta"]
             if delta.get("reasoning_content"):
-                return Said(str(delta["reasoning_content"]), is_reasoning=True)
+                said.append(Said(str(delta["reasoning_content"]), is_reasoning=True))
             if delta.get("content"):
-                return Said(str(delta["content"]))
-        return None
+                said.append(Said(str(delta["content"])))
+        return said
 
 
 def _request(address: ServerAddress, key: str | None, body: Mapping[str, Any]) -> bytes:
