@@ -37,10 +37,10 @@ class Session:
         self.printer.note(f"{self.server.model}, {self.server.place}. /help lists the commands, /bye ends the chat.")
         while True:
             try:
-                text = self._read()
+                text, is_quoted = self._read()
                 if text is None:
                     return
-                if text.startswith("/"):
+                if text.startswith("/") and not is_quoted:
                     if run_command(self, text):
                         return
                 elif text.strip():
@@ -98,23 +98,24 @@ class Session:
             if reply.end.first_s is not None:
                 self.printer.end()
 
-    def _read(self) -> str | None:
+    def _read(self) -> tuple[str | None, bool]:
         """A message: one line, or several between triple quotes or with a backslash at the end of each but the last.
+        And whether it was in quotes: then it is no command, whatever it begins with.
 
         None at the end of the input. Ctrl-C drops lines that were given; where there are none it is raised.
         """
         text = self._lines.read(PROMPT)
         if text is None:
-            return None
+            return None, False
         try:
             if text.startswith(_QUOTES):
-                return self._quoted(text.removeprefix(_QUOTES))
+                return self._quoted(text.removeprefix(_QUOTES)), True
             while text.endswith("\\"):
                 more = self._lines.read(_MORE)
                 text = f"{text[:-1]}\n{more or ''}"
         except KeyboardInterrupt:
-            return ""
-        return text
+            return "", False
+        return text, False
 
     def _quoted(self, text: str) -> str:
         while not text.rstrip().endswith(_QUOTES):
@@ -122,8 +123,7 @@ class Session:
             if more is None:
                 return text
             text += f"\n{more}"
-        # As a message, whatever it begins with: commands stand alone in a line.
-        return text.rstrip().removesuffix(_QUOTES).removeprefix("\n") or " "
+        return text.rstrip().removesuffix(_QUOTES).removeprefix("\n")
 
 
 def joined(text: str, attached: list[str]) -> str:

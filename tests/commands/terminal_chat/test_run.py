@@ -14,8 +14,10 @@ import pytest
 
 from shimmy import cli
 from shimmy.commands.console import CommandFailed
+from shimmy.commands.server_client import ServerAddress
 from shimmy.commands.terminal_chat.chat_commands import complete
 from shimmy.commands.terminal_chat.conversation import Conversation
+from shimmy.commands.terminal_chat.reply_stream import ReplyStream, Said
 from shimmy.commands.terminal_chat.session import joined, text_of
 
 HOSTILE = "\x1b]52;c;cm0gLXJm\x07\x1b[2Jdone\x9b31m\r\u202e\ud83d"
@@ -117,6 +119,25 @@ def test_a_terminal_does_not_obey_the_model_and_a_file_gets_its_words(
     assert run(scripted, "hi") == 0
     shown = "\u241b]52;c;cm0gLXJm\u2407\u241b[2Jdone\ufffd31m\ufffd\ufffd"
     assert capsys.readouterr().out == f"{shown}\n\n{shown}\n"
+
+
+def test_an_event_with_reasoning_and_content_has_both(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    choice = {"index": 0, "delta": {"content": "yes", "reasoning_content": "hm"}, "finish_reason": None}
+    scripted.reply = b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode() + piece(" indeed") + END
+    assert run(scripted, "hi") == 0
+    assert capsys.readouterr().out == "yes indeed\n"
+    stream = ReplyStream(ServerAddress.parse(scripted.url), None, {})
+    assert [*stream] == [Said("hm", is_reasoning=True), Said("yes"), Said(" indeed")]
+
+
+def test_what_is_in_quotes_is_no_command(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = '"""/clear all of this\nplease"""\n"""/bye"""\n/clear\nagain\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert run(scripted) == 0
+    said = [[message["content"] for message in body["messages"]] for body in scripted.bodies]
+    first = "/clear all of this\nplease"
+    assert said == [[first], [first, "Hello you", "/bye"], ["again"]]
 
 
 @pytest.mark.parametrize(
