@@ -24,6 +24,7 @@ from shimmy.engine.layouts.arrays import (
 from shimmy.formats.quantised.stored import Holding, integer_type
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+_MAX_OFFSET = 2**64  # as an integer
 _INVERSE = np.float32(0.007874015718698502)  # of 127, as the library has it
 
 
@@ -60,7 +61,8 @@ def _sizes(arrays: Arrays, options: Mapping[str, int]) -> Floats:
     if "nested_sizes" not in arrays:
         return checked_scales(arrays["sizes"])
     offset = state.get("nested_offset")
-    if state.get("nested_blocksize") != options["nested_block"] or type(offset) not in {int, float}:
+    is_number = type(offset) is float or (type(offset) is int and abs(offset) < _MAX_OFFSET)
+    if state.get("nested_blocksize") != options["nested_block"] or not is_number:
         raise BadValuesError("its `quant_state` says nothing usable of the nested quantisation")
     sizes = checked_scales(arrays["nested_table"])[arrays["sizes"]]
     sizes *= np.repeat(arrays["nested_sizes"], options["nested_block"])[: len(sizes)]

@@ -1,6 +1,8 @@
 """Quantised layouts against what their own libraries read (golden/layouts.py), and the GGUF types that hold them."""
 
 import hashlib
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 
 from shimmy.engine.layouts import unpack
+from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import Holding, StoredMatrix, StoredRows
 from shimmy.formats.safetensors.checkpoint import TensorReader
-from tests.engine.layouts.stored import cases, config_of, converted, matrix_of, output_of, tensors_of, weights
+from tests.engine.layouts.stored import MODULE, cases, config_of, converted, matrix_of, output_of, tensors_of, weights
+from tests.tiny_checkpoints import Weights
 
 CASES = cases()
 HELD = {
@@ -135,3 +139,19 @@ def replaced(output: Any) -> Any:
     from shimmy.formats.gguf.writer import GGML_CODES, TensorInfo
 
     return replace(output, info=TensorInfo("blk.0.ffn_up.scale", (1,), GGML_CODES["F32"]))
+
+
+@pytest.mark.parametrize("key", ["nested_offset", "nested_blocksize", "blocksize", "shape", "quant_type"])
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 10**39, math.nan, math.inf, True, "1", None, [], {}, [10**400], 0.5e400]
+)
+def test_an_odd_number_in_the_state_of_bitsandbytes_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    case = CASES["bnb-nf4-nested"]
+    tensors = tensors_of(case)
+    name = f"{MODULE}.weight.quant_state.bitsandbytes__nf4"
+    state = json.dumps(json.loads(tensors[name].data) | {key: value}).encode()
+    tensors[name] = Weights((len(state),), state, "U8")
+    matrix = matrix_of(tmp_path / "model.safetensors", config_of(case), tensors, tuple(case["shape"]))
+    assert matrix is not None
+    with pytest.raises(Unconvertible):
+        holding(matrix)

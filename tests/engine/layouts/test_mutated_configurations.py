@@ -19,7 +19,8 @@ from tests.tiny_checkpoints import Weights
 N_EACH = 2000 // len(LAYOUTS) + 1
 MODULES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.0.mlp.up_proj": (128, 64)}
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, 2, 3, 4, 8, 16, 32, 64, 128, -1, 10**30, 0.5, math.nan, math.inf, "", "gptq", "gptq_v2",
+    None, True, False, 0, 1, 2, 3, 4, 8, 16, 32, 64, 128, -1, 10**30, 10**400, 1e308, 0.5, 4.0, 32.0, "4", "32",
+    math.nan, math.inf, "", "gptq", "gptq_v2",
     "awq", "fp8", "nf4", "fp4", "int", "float", "group", "channel", "tensor", "block", "tensor_group", "e4m3", "e5m2",
     "pack-quantized", "int-quantized", "float-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized", "marlin",
     "dense", "gemm", "GEMM", "gemv", "\ud800", "x" * 10_000, [], {}, [128, 128], [0, 0], ["Linear"], ["re:.*"],
