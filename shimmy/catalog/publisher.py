@@ -7,13 +7,14 @@ stays as it is until then, and for as long as the file in its place cannot be se
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Iterable
+from itertools import islice
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from shimmy.background import in_thread
 from shimmy.catalog.assign_names import Names
-from shimmy.catalog.catalog import Catalog, CatalogDiff, Entry, Model, Registry, diff, shown
+from shimmy.catalog.catalog import Catalog, CatalogDiff, Entry, Model, Registry, diff, printable, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import Discovery, Watched, report, warn_of
 from shimmy.config import Config
@@ -80,6 +81,7 @@ class CatalogPublisher:
         self._names.remember(catalog.models)
         self._registry.publish(catalog)
         report(catalog.rejected)
+        _tell_notices(catalog.models)
         self._follow()
 
     def look_again(self, changed: "Collection[Path] | None" = None) -> None:
@@ -219,7 +221,15 @@ class CatalogPublisher:
             if len(models) > MAX_TOLD:
                 logger.info("%s: %d more, `GET /api/models` lists them", what, len(models) - MAX_TOLD)
         report(change.rejected[:MAX_TOLD])
+        _tell_notices((*change.added, *change.changed))
         self._on_change(change)
+
+
+def _tell_notices(models: Iterable[Model]) -> None:
+    """Log what is different in these models from what their folders say."""
+    told = ((model, notice) for model in models for notice in model.notices)
+    for model, notice in islice(told, MAX_TOLD):
+        logger.info("`%s` (%s): %s", model.name, shown(model.path), printable(notice))
 
 
 class LookAllowance:

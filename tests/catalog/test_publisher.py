@@ -1,6 +1,8 @@
 """The catalog follows the disk: what has settled is published, what arrives is not, what breaks stays as it was."""
 
 import asyncio
+import json
+import logging
 import os
 from pathlib import Path
 from time import monotonic
@@ -17,6 +19,7 @@ from shimmy.catalog.scan import Discovery, Watched
 from shimmy.errors import Overloaded
 from shimmy.messages.model_info import ModelDefaults
 from tests.fakes import on_loop, until
+from tests.golden.weights import write_folder
 from tests.ollama_store import put_in_ollama
 from tests.tiny_models import STRING, Tensor, encode_gguf, write_tiny_adapter, write_tiny_model
 
@@ -52,6 +55,26 @@ class House:
             self.now_s += every_s
             said.append(await self.librarian.look())
         return said
+
+
+@on_loop
+async def test_the_log_says_what_is_computed_otherwise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def write(name: str) -> None:
+        folder = write_folder("gpt-oss", tmp_path / name, "5")
+        settings = json.loads((folder / "config.json").read_text())
+        settings["rope_parameters" if "rope_parameters" in settings else "rope_scaling"]["truncate"] = False
+        (folder / "config.json").write_text(json.dumps(settings))
+
+    caplog.set_level(logging.INFO)
+    write("early")
+    house = House(tmp_path)
+    write("late")
+    await house.look(3)
+    for model in house.registry.catalog.models:
+        (notice,) = model.notices
+        assert "rotary positions" in notice
+        assert [model.name in text for text in caplog.messages if notice in text].count(True) == 1
+    assert house.names == ["early", "late"]
 
 
 @on_loop

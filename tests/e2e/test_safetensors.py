@@ -129,10 +129,13 @@ def test_quantised_folders_compute_what_their_weights_say(start: StartServer, tm
     for layout in layouts:
         write_both(tmp_path / "models", layout)
     server = start("--model-path", tmp_path / "models", "--cache-dir", tmp_path / "cache")
+    listed = {entry["name"]: entry["notices"] for entry in server.get("/api/models").json()["models"]}
     for layout, kind in layouts.items():
         status = server.get(f"/api/models/{layout}/status").json()
         assert status["quantization"] == kind
         assert ["0.049 %" in notice for notice in status["notices"]] == ([True] if kind == "F16" else [])
+        assert listed[layout] == status["notices"]
+        assert all(notice in server.log for notice in status["notices"])
         quantised, plain = first_token(server, layout), first_token(server, f"{layout}-plain")
         assert all(abs(quantised[token] - plain[token]) < 2e-2 for token in quantised.keys() & plain.keys())
         assert len(quantised.keys() & plain.keys()) >= 3
