@@ -27,6 +27,7 @@ class UnpackedFolder:
         self._outer_pid = os.getppid()
         self._looked_after_s = self._freshened_s = time.monotonic()
         self._is_lost = False
+        self._n_told = unpacked_folder.n_removals()
         unpacked_folder.claim()
 
     async def until_orphaned(self) -> None:
@@ -44,7 +45,9 @@ class UnpackedFolder:
     def look_after(self) -> None:
         """Put back what has been removed from the folder, and keep it from looking old."""
         try:
-            if unpacked_folder.restore():
+            unpacked_folder.restore()
+            if unpacked_folder.n_removals() != self._n_told:
+                self._n_told = unpacked_folder.n_removals()
                 logger.warning("`%s` is where this program lives: what was removed there is back", self._folder)
             self._is_lost = False
         except OSError as exc:

@@ -40,6 +40,7 @@ _LIBC_FOLDER, _LIBC = "libc/", "_SHIMMY_LIBC"
 
 _lock = RLock()
 _claimed = -1  # a descriptor of the folder
+_n_removals = [0]  # how often something was put back that had been there
 # The owner and the mode of the folder as the bootloader made it; some file systems know only one of each.
 _made_as = [os.geteuid(), 0o700]
 # Of each file: name, place in the program's file, bytes there, whether it is packed there, size in bytes, and whether
@@ -129,7 +130,8 @@ def restore(wanted: str | None = None) -> bool:
                 claim()
             needed = [entry for entry in _files() if entry[-1] or entry[0] == wanted]
             missing = [entry for entry in needed if _size(home / entry[0]) != entry[4]]
-            if not missing and _size(home / MARKER) == len(MARKER_TEXT):
+            is_marked = _size(home / MARKER) == len(MARKER_TEXT)
+            if not missing and is_marked:
                 return False
             files.write_atomically(home / MARKER, MARKER_TEXT)
             with Path(sys.executable).open("rb") as archive:
@@ -139,7 +141,13 @@ def restore(wanted: str | None = None) -> bool:
                     put(home / name, zlib.decompress(data) if is_packed else data)
         except OSError as exc:
             raise OSError(exc.errno, f"the program cannot be put back into `{home}`: {exc.strerror}") from exc
+        _n_removals[0] += not is_marked or any(entry[-1] for entry in missing)
         return True
+
+
+def n_removals() -> int:
+    """How often this process has put back what was removed, whoever asked: imports and new workers do, too."""
+    return _n_removals[0]
 
 
 def put(path: Path, data: bytes | Iterable[bytes]) -> None:

@@ -161,6 +161,17 @@ def test_what_is_removed_comes_back_and_is_ours_again(
     assert f"`{home_folder}`" in caplog.text
 
 
+def test_what_an_import_has_put_back_is_told_once(
+    home_folder: Path, home: frozen_program.UnpackedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    home_folder.rename(home_folder.with_name("removed"))
+    assert unpacked_folder.restore()
+    for _ in range(2):
+        home.look_after()
+    assert len(caplog.records) == 1
+    assert f"`{home_folder}`" in caplog.text
+
+
 def test_what_cannot_come_back_is_told_once(
     home: frozen_program.UnpackedFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -94,7 +94,9 @@ def test_a_part_that_is_asked_for_is_there(home: Path) -> None:
         assert unpacked_folder.part(name).read_bytes() == (FILES | DATA)[name]
     assert content(home) == WHOLE | {"data/one.xz": DATA["data/one.xz"]}
     (home / "data" / "one.xz").unlink()
+    n_before = unpacked_folder.n_removals()
     assert not unpacked_folder.restore()  # who needs it will ask
+    assert unpacked_folder.n_removals() == n_before
 
 
 def test_all_parts_with_a_beginning_are_there_when_they_are_asked_for(home: Path) -> None:
