@@ -138,7 +138,7 @@ def test_names_that_a_person_gave(start: StartServer) -> None:
 def test_a_preloaded_model_is_there_before_anybody_asks(start: StartServer) -> None:
     server = start("--preload", "beta", "--preload", "missing")
     wait_for("the model", lambda: server.get("/api/models/beta/status").json()["state"] == "ready")
-    assert "cannot preload `missing`" in server.log
+    wait_for("the line of the log", lambda: "cannot preload `missing`" in server.log)
 
 
 @pytest.mark.parametrize("what", ["load", "unload"])
