@@ -20,7 +20,7 @@ from shimmy.system.files import write_atomically
 
 _ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
 _MODEL = "application/vnd.ollama.image.model"
-_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+_CHALLENGE = re.compile(r'(?<!\w)(\w++)="([^"]*)"')
 _MAX_LAYERS = 100
 
 

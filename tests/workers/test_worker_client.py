@@ -757,7 +757,10 @@ def test_facts_that_are_none_end_the_load(facts: object) -> None:
 def test_a_worker_is_this_program_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_command(7, "tiny") == [sys.executable, "-m", "shimmy", "worker", "7", "tiny"]
     monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/proc/self/fd/3")
     assert worker_command(7, "tiny") == [sys.argv[0], "worker", "7", "tiny"]
+    monkeypatch.setattr(sys, "executable", "/unpacked/shimmy")
+    assert worker_command(7, "tiny") == ["/unpacked/shimmy", "worker", "7", "tiny"]
 
 
 @on_loop

@@ -89,8 +89,8 @@ def _kind(grammar: GrammarWriter) -> str:
 
 _HEADER_CHARACTERS = 256
 _HEADER = re.compile(
-    r"(?P<role>\w*)(?P<to_role>\s+to=\S*?)?(?:<\|channel\|>\s*(?P<channel>\w*)(?P<to_channel>\s+to=\S*?)?)?"
-    r"(?:\s*<\|constrain\|>\s*[\w-]*|\s+[\w-]*)?\s*"
+    r"(?P<role>\w*+)(?P<to_role>\s++to=\S*?)?(?:<\|channel\|>\s*+(?P<channel>\w*+)(?P<to_channel>\s++to=\S*?)?)?"
+    r"(?:\s*+<\|constrain\|>\s*+[\w-]*+|\s++[\w-]*+)?\s*+"
 )
 _NAME = re.compile(r"[\w.:/-]+")
 _CUT_MARK = re.compile(r"<\|?\w*\|?$")

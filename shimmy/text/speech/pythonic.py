@@ -184,7 +184,10 @@ def _as_json(text: str) -> str:
 
 
 # Outside of strings, JSON's names of constants become Python's.
-_PYTHON_NAMES = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|\b(true|false|null)\b""")
+# A text without an end reaches to the end of all.
+_PYTHON_NAMES = re.compile(
+    r"""("(?:[^"\\]|\\.)*+(?:"|\\?\Z)|'(?:[^'\\]|\\.)*+(?:'|\\?\Z))|\b(true|false|null)\b""", re.DOTALL
+)
 _OF_PYTHON = {"true": "True", "false": "False", "null": "None"}
 
 
