@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_PULLS = 4  # at once
 MAX_CHARACTERS = 1024  # as `hub/references` has it
+_PATTERN = r"^[^\u0000-\u0020\u007f-\u00a0]*$"  # what a pattern can say of printable characters without spaces
 _MAX_LINE_BYTES = 1 << 20
 _END_S = 10.0
 _BEFORE = ("resolving", "files")  # events before the first byte: an error up to there is a status
@@ -46,7 +47,7 @@ class ModelReference:
         return text
 
     def schema(self) -> "Json":
-        return {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS}
+        return {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": _PATTERN}
 
 
 PULL = Record({"model": ModelReference(), "stream": Boolean()}, {"model": "what to pull"})
