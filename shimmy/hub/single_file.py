@@ -19,15 +19,16 @@ def pull_url(reference: UrlReference, settings: HubSettings, transfer: Transfer)
         raise BadRequest("no folder is searched for models: name one with --model-dirs, and pull again")
     if settings.is_offline:
         raise NotFound("HF_HUB_OFFLINE is set: nothing is pulled from URLs")
-    files = _files(reference, settings)
+    locks = folder / ".locks"
+    files = _files(reference, settings, locks)
     transfer.meter.total = None
     transfer.meter.say("files", files=[{"name": file.name, "size_bytes": None} for file in files], total_bytes=None)
     for file in files:
-        fetch(file, folder / file.name, folder / ".locks" / f"{file.name}.lock", transfer)
+        fetch(file, folder / file.name, locks / f"{file.name}.lock", transfer)
     return folder / files[0].name
 
 
-def _files(reference: UrlReference, settings: HubSettings) -> list[RemoteFile]:
+def _files(reference: UrlReference, settings: HubSettings, locks: Path) -> list[RemoteFile]:
     """All parts of the model, the first one first."""
     names = [(reference.file_name, reference.url)]
     part = _PART.search(reference.file_name)
@@ -39,5 +40,12 @@ def _files(reference: UrlReference, settings: HubSettings) -> list[RemoteFile]:
             for number in numbers
         ]
     return [
-        RemoteFile(name, url, digest=reference.sha256, is_public_only=settings.is_public_only) for name, url in names
+        RemoteFile(
+            name,
+            url,
+            digest=reference.sha256,
+            is_public_only=settings.is_public_only,
+            note=locks / f"{name}.source",
+        )
+        for name, url in names
     ]

@@ -55,6 +55,7 @@ class FakeServer:
         self.faults: deque[Fault] = deque()  # of the next replies with content
         self.has_ranges = True
         self.tells_length = True
+        self.etag = ""  # of every file; '' for one that is its digest
         self.lock = Lock()
         outer = self
 
@@ -146,7 +147,7 @@ class FakeServer:
             handler.send_header("Content-Range", fault.content_range or own_range)
         for name, value in fault.headers.items():
             handler.send_header(name, value)
-        handler.send_header("ETag", f'"{content.digest}"')
+        handler.send_header("ETag", self.etag or f'"{content.digest}"')
         if self.tells_length:
             handler.send_header("Content-Length", str(len(body)))
         else:

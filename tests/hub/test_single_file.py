@@ -1,13 +1,14 @@
 """GGUF files at URLs."""
 
 import hashlib
+import os
 from random import Random
 
 import pytest
 
 from shimmy.errors import PullFailed
 from tests.hub.conftest import Place, Serve
-from tests.hub.servers import FakeFiles, Fault
+from tests.hub.servers import Content, FakeFiles, Fault
 
 MODEL = b"GGUF" + Random(1).randbytes(300_000)
 
@@ -44,6 +45,59 @@ def test_a_digest_may_be_asked_for(files: FakeFiles, place: Place) -> None:
         place.pull(files, f"{files.url}/m.gguf#sha256={'0' * 64}")
     assert not [*place.folder.glob("*.gguf*")]
     assert place.pull(files, f"{files.url}/m.gguf#sha256={hashlib.sha256(MODEL).hexdigest()}").exists()
+
+
+def test_a_file_that_is_there_is_checked_by_its_digest(files: FakeFiles, place: Place) -> None:
+    path = place.pull(files, f"{files.url}/m.gguf")
+    with pytest.raises(PullFailed, match=r"another digest.*remove it first"):
+        place.pull(files, f"{files.url}/m.gguf#sha256={'0' * 64}")
+    assert path.read_bytes() == MODEL
+    files.forget_requests()
+    assert place.pull(files, f"{files.url}/m.gguf#sha256={hashlib.sha256(MODEL).hexdigest()}") == path
+    assert not files.requests
+
+
+def test_two_urls_with_one_file_name_are_told_apart(files: FakeFiles, place: Place) -> None:
+    files.files["/other/m.gguf"] = Content(MODEL[::-1], is_large=True)
+    files.files["/copy/m.gguf"] = files.files["/m.gguf"]
+    path = place.pull(files, f"{files.url}/m.gguf?key=secret")
+    assert place.pull(files, f"{files.url}/m.gguf?key=secret") == path
+    for other in ("other/m.gguf", "copy/m.gguf", "m.gguf?key=another"):
+        with pytest.raises(PullFailed, match=r"not from this URL.*#sha256=DIGEST"):
+            place.pull(files, f"{files.url}/{other}")
+    assert path.read_bytes() == MODEL
+    assert place.pull(files, f"{files.url}/copy/m.gguf#sha256={hashlib.sha256(MODEL).hexdigest()}") == path
+    assert not any(b"secret" in note.read_bytes() for note in place.folder.rglob("*.source"))
+
+
+def test_a_file_that_somebody_put_in_the_place_of_a_pulled_one_is_not_taken_for_it(
+    files: FakeFiles, place: Place
+) -> None:
+    path = place.pull(files, f"{files.url}/m.gguf")
+    path.unlink()
+    path.write_bytes(MODEL[::-1])
+    os.utime(path, (0, 0))  # on another day
+    with pytest.raises(PullFailed, match="not from this URL"):
+        place.pull(files, f"{files.url}/m.gguf")
+    path.unlink()
+    assert place.pull(files, f"{files.url}/m.gguf").read_bytes() == MODEL
+
+
+@pytest.mark.parametrize(("second", "goes_on"), [("m.gguf?signature=2", True), ("other/m.gguf", False)])
+def test_a_pull_goes_on_with_the_same_file_of_the_same_url_without_its_query(
+    files: FakeFiles, place: Place, second: str, goes_on: bool
+) -> None:
+    files.etag = '"1"'  # of every file
+    files.files["/other/m.gguf"] = Content(MODEL[:4] + MODEL[:3:-1], is_large=True)
+    files.faults.extend([Fault()] * 4 + [Fault(status=410)] * 20)
+    with pytest.raises(PullFailed):
+        place.pull(files, f"{files.url}/m.gguf?signature=1")
+    files.faults.clear()
+    files.forget_requests()
+    path = place.pull(files, f"{files.url}/{second}")
+    assert path.read_bytes() == files.files[f"/{second.partition('?')[0]}"].data
+    starts = {headers["range"].partition("-")[0] for _, headers in files.requests[1:]}
+    assert ("bytes=0" not in starts) is goes_on
 
 
 @pytest.mark.parametrize("name", ["page.gguf", "empty.gguf"])

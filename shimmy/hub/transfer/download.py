@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from shimmy.errors import PullFailed
+from shimmy.hub.transfer import source_note
 from shimmy.hub.transfer.digests import Digest, digest_for
 from shimmy.hub.transfer.events import Meter
 from shimmy.hub.transfer.part_file import PartFile
@@ -43,6 +44,7 @@ class RemoteFile:
     digest: str = ""  # SHA-256, or git's of a blob; '' when unknown
     token: str = ""  # for the URL's own origin
     is_public_only: bool = False
+    note: Path | None = None  # where it is noted that the target came from `url`; None where its name is its digest
 
 
 class Transfer:
@@ -59,6 +61,8 @@ def fetch(file: RemoteFile, target: Path, lock: Path, transfer: Transfer) -> Non
     transfer.meter.file = file.name
     with locked(lock, transfer.meter):
         if target.exists():
+            if file.note is not None:
+                source_note.check(file.note, file.url, target, file.digest, transfer.meter)
             if file.size_bytes is not None and target.stat().st_size != file.size_bytes:
                 raise PullFailed(f"`{target}` is there already, with another size: remove it first")
             transfer.meter.skipped(target.stat().st_size)
@@ -71,10 +75,15 @@ def fetch(file: RemoteFile, target: Path, lock: Path, transfer: Transfer) -> Non
             size_bytes = source.size_bytes
         if file.size_bytes is None and size_bytes is not None:
             transfer.meter.total = (transfer.meter.total or 0) + size_bytes
-        identity = file.digest or source.validator
+        identity = _identity(file, source.validator)
         with PartFile(target, identity, size_bytes if identity and source.has_ranges else None) as part:
             _check_room(target, size_bytes, part.n_there)
             _fetch(source, part, size_bytes)
+
+
+def _identity(file: RemoteFile, validator: str) -> str:
+    """What a later pull has to ask for to go on; '' where that cannot be known. Queries of signed links change."""
+    return file.digest or (f"{validator} {file.url.partition('?')[0]}" if validator else "")
 
 
 @contextmanager
@@ -201,9 +210,11 @@ def _fetch(source: _Source, part: PartFile, size_bytes: int | None) -> None:
         meter.tick(is_last=True)
         if digest is None or digest.hexdigest() == file.digest:
             _check_start(source, part)
+            if file.note is not None:
+                source_note.write(file.note, file.url, part.status())
             part.finish()
             return
-        meter.skipped(-part.size_bytes())
+        meter.skipped(-part.status().st_size)
         if is_second or not n_there:
             break
         part.restart()

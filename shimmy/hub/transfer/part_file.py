@@ -95,8 +95,9 @@ class PartFile:
         except OSError as exc:
             raise _failed(self.target, exc) from exc
 
-    def size_bytes(self) -> int:
-        return os.fstat(self._fd).st_size
+    def status(self) -> os.stat_result:
+        """Size and time are those of the finished file, once all is written."""
+        return os.fstat(self._fd)
 
     def finish(self) -> None:
         """It is whole: it gets its name."""
