@@ -1,4 +1,5 @@
-"""How the program logs: lines to stderr, as text for a person or as JSON for a machine. Knows no other module.
+"""How the program logs: lines to stderr, as text for a person or as JSON for a machine. Knows no other
+module but `printable`.
 
 Who logs never waits for who reads. Behind stderr may be a pipe that nothing reads, a terminal that was stopped, a disk
 that hangs: a thread of its own writes the lines, a bounded queue holds those that it has not come to, and what finds no
@@ -19,6 +20,8 @@ from collections import deque
 from time import monotonic
 from typing import TextIO
 
+from shimmy.text.printable import printable
+
 _ROOM = 1 << 18  # characters that may wait
 _LONGEST_LINE = 1 << 14
 _LAST_LINES_S = 0.5  # an end waits so long for the reader
@@ -27,6 +30,17 @@ _AT_ONCE_BYTES = select.PIPE_BUF  # a pipe that can be written to takes so much 
 
 # The beginning of a line that a process of ours has made of a record, in either style.
 _RECORD = re.compile(r'\d\d:\d\d:\d\d [A-Z]+ |\{"time": ')
+
+
+class _TextFormatter(logging.Formatter):
+    """A record begins a line; what else its message or its traceback has stands indented on lines of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        first, *others = super().format(record).split("\n")
+        return "\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in others)])
 
 
 class _JsonFormatter(logging.Formatter):
@@ -41,7 +55,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return json.dumps(line).replace("\x7f", "\\u007f")  # all else that cannot be printed is escaped by JSON
 
 
 class _Lines:
@@ -62,7 +76,8 @@ class _Lines:
         self._thread: threading.Thread | None = None
 
     def put(self, line: str) -> None:
-        """Have `line` written when it can be."""
+        """Have `line` written when it can be, with nothing in it that a terminal obeys."""
+        line = _shown(line[: _LONGEST_LINE + 1])
         if len(line) > _LONGEST_LINE:
             line = f"{line[:_LONGEST_LINE]}… (cut)"
         if self._is_memory:
@@ -151,6 +166,10 @@ class _Lines:
         return True
 
 
+def _shown(text: str) -> str:
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
 def _descriptor_of(stream: TextIO) -> int | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a test's, or one that was closed
         return stream.fileno()
@@ -209,8 +228,7 @@ class _Stderr(io.TextIOBase):
 
 def set_up(level: str, style: str) -> None:
     """Log from `level` on, in `style` `text` or `json`."""
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-    formatter = _JsonFormatter() if style == "json" else text
+    formatter = _JsonFormatter() if style == "json" else _TextFormatter()
     handler = _Handler(_Lines(sys.stderr, formatter))
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -231,7 +249,7 @@ def pass_on(line: str) -> bool:
         put = handler.lines.put if is_record else handler.lines.put_foreign
         put(line)
     if not _handlers():
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{_shown(line)}\n")
     return is_record
 
 

@@ -80,6 +80,42 @@ def test_setting_up_again_replaces_what_was_there(root: logging.Logger, capsys: 
     assert capsys.readouterr().err.count("once") == 1
 
 
+HOSTILE = "\x1b]0;x\x07\r\n12:00:00 ERROR   forged \u202eab\x7f\x9b"
+
+
+def test_a_line_has_nothing_that_a_terminal_obeys_and_a_message_begins_no_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.set_up("info", "text")
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logging.getLogger("shimmy").exception("`%s`", HOSTILE)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.endswith(r" ERROR   `\x1b]0;x\x07\r")
+    assert others[0] == r"  12:00:00 ERROR   forged \u202eab\x7f\x9b`"
+    assert others[1].strip() == "Traceback (most recent call last):"
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_a_process_of_ours_says_has_nothing_that_a_terminal_obeys(
+    style: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.set_up("info", style)
+    assert not log.pass_on("a \x1b]0;x\x07\r12:00:00 ERROR   forged \u202eab\x7f\x9b")
+    assert log.pass_on('{"time": 1, "level": "info", "message": "\u202e"}')
+    assert log.pass_on("12:00:00 INFO    \x1b[2J")
+    for handler in logging.getLogger().handlers:
+        logging.getLogger().removeHandler(handler)
+    assert not log.pass_on("\x1b[2J")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert all(line.isprintable() for line in lines)
+    if style == "json":
+        assert json.loads(lines[0])["message"].endswith("\u202eab\x7f\x9b")
+
+
 # -- what reads the log is slow, or gone ------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from shimmy.errors import Internal, MethodNotAllowed, PayloadTooLarge, ShimmyError
 from shimmy.text.json_writer import is_small, pieces
+from shimmy.text.printable import shortened
 
 if TYPE_CHECKING:
     from shimmy.api.request_fields.field_kinds import Json
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 
 JSON_TYPE = b"application/json"
 _PART_BYTES = 1 << 18
+_MAX_MESSAGE, _MAX_PARAM = 2000, 500  # characters of an error
 RETRY_AFTER_S = b"2"
 CROWDED = "shimmy.crowded"  # an extension in the scope: the connection is one more than there should be
 ACCEPTED_ENCODINGS = b"gzip, deflate"  # content_encoding.py reads them
@@ -218,7 +220,17 @@ def error_of(exc: Exception) -> ShimmyError:
 
 def error_body(error: ShimmyError) -> bytes:
     """OpenAI's error object, the same in a reply and in a stream."""
-    return encode({"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}})
+    return encode({"error": error_fields(error)})
+
+
+def error_fields(error: ShimmyError) -> dict[str, object]:
+    """What a caller is told of an error: clients print it, so that nothing is in it that a terminal obeys."""
+    param = error.param and shortened(error.param, _MAX_PARAM)
+    return {"message": error_message(error), "type": error.type, "param": param, "code": error.code}
+
+
+def error_message(error: ShimmyError) -> str:
+    return shortened(error.message, _MAX_MESSAGE)
 
 
 async def send_error(send: Send, error: ShimmyError) -> None:

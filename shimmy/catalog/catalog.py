@@ -14,6 +14,7 @@ from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import ModelLocation, base_and_tag, composed, model_name, spellings, without_suffix
 from shimmy.errors import ModelNotFound
 from shimmy.messages.model_info import ModelDefaults
+from shimmy.text.printable import printable
 
 MAX_CLOSE_NAMES = 3
 MAX_COMPARED_NAMES = 500  # to find close ones; comparing many would hold up everybody else
@@ -66,13 +67,6 @@ class Rejected:
 
 BROKEN = "gguf"
 Entry = Model | Rejected
-
-
-def printable(text: str) -> str:
-    """`text` for a log or a reply: what cannot be printed is written as Python would, as in `\\n`."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def shown(path: Path) -> str:

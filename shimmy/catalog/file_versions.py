@@ -10,12 +10,13 @@ from os import stat_result
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shimmy.catalog.catalog import BROKEN, printable
+from shimmy.catalog.catalog import BROKEN
 from shimmy.catalog.header_cache import Headers, Planned
 from shimmy.catalog.walk import Folder, mark_beside
 from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import InvalidGguf
 from shimmy.formats.safetensors import huggingface
+from shimmy.text.printable import printable
 from shimmy.wire.worker_options import SAFETENSORS_TYPES
 
 if TYPE_CHECKING:

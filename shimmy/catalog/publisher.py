@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from shimmy.background import in_thread
 from shimmy.catalog.assign_names import Names
-from shimmy.catalog.catalog import Catalog, CatalogDiff, Entry, Model, Registry, diff, printable, shown
+from shimmy.catalog.catalog import Catalog, CatalogDiff, Entry, Model, Registry, diff, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import Discovery, Watched, report, warn_of
 from shimmy.config import Config
 from shimmy.errors import Overloaded
+from shimmy.text.printable import printable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from shimmy.catalog.assembly import Assembly, Models, Places, Warn, whole_of
 from shimmy.catalog.assign_names import Names
-from shimmy.catalog.catalog import BROKEN, Catalog, Rejected, printable, shown
+from shimmy.catalog.catalog import BROKEN, Catalog, Rejected, shown
 from shimmy.catalog.file_versions import ModelFiles
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.walk import Folder, look_into, marked, targets, walk
 from shimmy.formats import ollama_store
 from shimmy.formats.safetensors import huggingface
+from shimmy.text.printable import printable
 
 if TYPE_CHECKING:
     from shimmy.config import Config

@@ -86,7 +86,9 @@ class ProgressBar:
     WIDTH = 40
 
     def __init__(self, label: str) -> None:
-        self._label = label
+        from shimmy.commands.terminal.screen_text import safe_line
+
+        self._label = safe_line(label)
         self._is_shown = sys.stderr.isatty()
         self._percent = -1
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shimmy.commands.console import CommandCall, ProgressBar
+from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.errors import NotFound
 from shimmy.formats.convert import convert as conversion
 from shimmy.formats.format_errors import Unconvertible
@@ -24,7 +25,7 @@ def convert(call: CommandCall) -> int:
     finally:
         bar.end()
     for notice in notices:
-        print(f"shimmy: {notice}", file=sys.stderr)
+        print(f"shimmy: {safe_line(notice)}", file=sys.stderr)
     print(target)
     return 0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import Names
-from shimmy.catalog.catalog import Catalog, Model, Registry, printable, shown
+from shimmy.catalog.catalog import Catalog, Model, Registry, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import report, scan
 from shimmy.commands.console import CommandCall, ProgressBar, hint, print_facts, print_table
@@ -22,6 +22,7 @@ from shimmy.config import Config
 from shimmy.errors import NotFound
 from shimmy.messages.event import Finished
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPrompt
+from shimmy.text.printable import printable
 
 if TYPE_CHECKING:
     from shimmy.generation import Services

@@ -1,6 +1,7 @@
 """Routes, middleware and error replies of the whole application, and the routes for operators and tools."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +44,18 @@ async def test_an_unknown_route_is_a_404(path: str) -> None:
     error = assert_error(await fetch(create_app(services()), "GET", path), 404, "not_found")
     assert path in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@on_loop
+async def test_an_error_has_nothing_that_a_terminal_obeys_and_an_end(path: str) -> None:
+    name = "\x1b]0;x\x07\n12:00:00 ERROR \u202eab" + "y" * 9999
+    body = {"model": name, "messages": [{"role": "user", "content": "x"}], "input": "x"}
+    reply = await fetch(create_app(services()), "POST", path, json.dumps(body).encode())
+    error = assert_error(reply, 404, "model_not_found")
+    assert r"\x1b]0;x\x07\n12:00:00 ERROR \u202eabyyy" in error["message"]
+    assert error["message"].isprintable()
+    assert len(error["message"]) <= 2000
 
 
 @pytest.mark.parametrize(("path", "method"), ENTRIES)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from shimmy.api.aside import is_large
-from shimmy.api.http_exchange import encode, encode_large
+from shimmy.api.http_exchange import encode, encode_large, error_fields, error_message
 from shimmy.api.request_fields.field_kinds import Json
 from shimmy.api.request_fields.reasoning import n_reasoning
 from shimmy.api.responses.items import new_id
@@ -72,7 +72,7 @@ class Response:
     def fail(self, error: ShimmyError) -> list[Event]:
         """The last events of a response that `error` ended."""
         code = error.code if isinstance(error, ContextExceeded) else "server_error"  # agents look for the former
-        self._status |= {"status": "failed", "error": {"code": code, "message": error.message}}
+        self._status |= {"status": "failed", "error": {"code": code, "message": error_message(error)}}
         return [*self._output.abandon()]
 
     @property
@@ -164,8 +164,9 @@ class ResponseEvents:
         """
         told = b""
         if not self._is_accepted:
-            plain = {"code": error.code, "message": error.message, "param": error.param}
-            told = self._frames([("error", {**plain, "error": {"type": error.type, **plain}})])
+            nested = error_fields(error)
+            plain = {name: value for name, value in nested.items() if name != "type"}
+            told = self._frames([("error", {**plain, "error": nested})])
         if not (self._is_accepted or self._has_opened):
             return told
         return told + self._frames(self._response.fail(error)) + self.end()

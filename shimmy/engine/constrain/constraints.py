@@ -17,6 +17,7 @@ from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ReplyFormat
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Tool
+from shimmy.text.printable import shortened
 from shimmy.text.speech import gemma, pythonic, tagged
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class GuideFactory:
         elif request.grammar is not None:
             found = self._loaded().guide(request.grammar, None, _thinking_end(form), self._answer_lark(form))
             guide, warnings = found, tuple(f"the schema: {part} is not enforced" for part in found.lost)
-        warnings = tuple(map(_on_one_line, warnings))
+        warnings = tuple(shortened(warning, _WARNING_CHARACTERS) for warning in warnings)
         self._tell(warnings)
         if len(warnings) > _N_WARNINGS:
             warnings = (*warnings[:_N_WARNINGS], f"and {len(warnings) - _N_WARNINGS} more")
@@ -128,7 +129,8 @@ class GuideFactory:
             if form.tools is not None and (unenforced := _UNENFORCED.get(form.tools.syntax)) is not None:
                 more = unenforced(schema)
                 if more and tool.strict:
-                    raise BadRequest(f"{more[0]} cannot be enforced in this model's way of writing calls")
+                    lacking = shortened(more[0], _WARNING_CHARACTERS)
+                    raise BadRequest(f"{lacking} cannot be enforced in this model's way of writing calls")
                 lost = (*lost, *more)
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
             return schema
@@ -211,12 +213,6 @@ class GuideFactory:
 
             self._grammars = Grammars(self._vocab)
         return self._grammars
-
-
-def _on_one_line(warning: str) -> str:
-    """A warning without control characters and of some length: callers chose the names in it."""
-    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in warning[:_WARNING_CHARACTERS])
-    return f"{text[:_WARNING_CHARACTERS]}…" if len(warning) > _WARNING_CHARACTERS else text
 
 
 def _thinking_end(form: ReplyFormat) -> str | None:

@@ -215,6 +215,10 @@ def test_names_in_warnings_are_no_lines_and_no_commands_for_a_terminal(
         assert text.isprintable()
         assert len(text) <= 201
     assert any(r"\x1b]0;x\x07" in text for text in warnings)
+    with pytest.raises(BadRequest) as refused:
+        GuideFactory(model.vocab).guide(request(replace(tool, strict=True)), TAGGED_FORM)
+    assert refused.value.message.isprintable()
+    assert r"\n12:00:00 ERROR x" in refused.value.message
 
 
 CHANNELS = ReplyFormat(harmony.THINKING, channels=True)
