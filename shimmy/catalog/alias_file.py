@@ -1,7 +1,12 @@
 """Names that `shimmy cp` has given to models: a small JSON file, read again when it has changed. Knows no models."""
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from shimmy.system.files import read_start, write_atomically
 
@@ -35,35 +40,67 @@ class AliasFile:
         return self._pairs
 
     def put(self, alias: str, target: str) -> None:
-        """Raises OSError, and ValueError where there are too many."""
-        pairs = dict(self.pairs()) | {alias: target}
-        if len(pairs) > MAX_ALIASES:
-            raise ValueError(f"there are {MAX_ALIASES} aliases already")
-        self._write(pairs)
+        """Raises OSError, and ValueError where there are too many, or where the file is broken."""
+        with self._locked() as path:
+            content = _content(path) | {alias: target}
+            if len(content) > MAX_ALIASES:
+                raise ValueError(f"there are {MAX_ALIASES} aliases already")
+            _write(path, content)
 
     def drop(self, alias: str) -> bool:
-        """Whether there was one. Raises OSError."""
-        pairs = dict(self.pairs())
-        if pairs.pop(alias, None) is None:
+        """Whether there was one. Raises OSError, and ValueError where the file is broken."""
+        if self._path is None or alias not in _content(self._path):
             return False
-        self._write(pairs)
-        return True
+        with self._locked() as path:
+            content = _content(path)
+            if content.pop(alias, None) is None:
+                return False
+            _write(path, content)
+            return True
 
-    def _write(self, pairs: dict[str, str]) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[Path]:
+        """The file's path, while no other process changes the file."""
         if self._path is None:
             raise FileNotFoundError(2, "there is no home folder to keep aliases in")
-        write_atomically(self._path, json.dumps(pairs, indent=2, sort_keys=True).encode())
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self._path.with_name(f".{self._path.name}.lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield self._path
+        finally:
+            os.close(descriptor)
 
     @staticmethod
     def _read(path: Path) -> Pairs:
         try:
-            content = json.loads(read_start(path, _MAX_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return ()
-        if not isinstance(content, dict):
+            content = _content(path)
+        except ValueError:
             return ()
         pairs = [(alias, target) for alias, target in content.items() if is_name(alias) and is_name(target)]
         return tuple(pairs[:MAX_ALIASES])
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """All that stands in the file, also what is no alias; nothing where there is no file. Raises ValueError."""
+    try:
+        text = read_start(path, _MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES} bytes")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise ValueError(f"`{path}` cannot be used ({reason}): mend it first, or remove it") from exc
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode())
 
 
 def is_name(text: object) -> bool:

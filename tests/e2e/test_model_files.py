@@ -76,3 +76,20 @@ def test_an_alias_is_known_to_servers_and_commands_until_it_is_removed(start: St
     assert run(home, "rm", *where, "my/small").stdout == "removed the alias my/small\n"
     assert server.get("/v1/models/my/small").status == 404
     assert [entry["name"] for entry in server.get("/api/models").json()["models"]] == ["alpha", "beta"]
+
+
+def test_a_broken_file_of_aliases_stays_and_a_model_can_be_removed(tmp_path: Path) -> None:
+    folder, aliases = tmp_path / "models", Path(f"{tmp_path}-config") / "shimmy" / "aliases.json"
+    folder.mkdir()
+    aliases.parent.mkdir(parents=True)
+    aliases.write_text('{"small": "tiny-q8-0",}')
+    path, where = write_tiny_model(folder, "tiny-Q8_0"), ("--model-path", folder)
+    refused = run(tmp_path, "cp", *where, "tiny-q8-0", "other")
+    assert refused.returncode == 1
+    assert "line 1 column 23" in refused.stderr
+    assert "mend it first" in refused.stderr
+    removed = run(tmp_path, "rm", "--yes", *where, "tiny:q8_0")
+    assert removed.returncode == 0, removed.stderr
+    assert "all aliases stay as they are" in removed.stderr
+    assert not path.exists()
+    assert aliases.read_text() == '{"small": "tiny-q8-0",}'

@@ -38,8 +38,12 @@ def remove(call: CommandCall) -> int:
 
 
 def _drop(aliases: AliasFile, name: str) -> bool:
+    """Whether an alias went. A file of aliases that is broken keeps nobody from removing a model."""
     try:
         return aliases.drop(name.lower())
+    except ValueError as exc:
+        print(f"shimmy: all aliases stay as they are: {safe_line(str(exc))}", file=sys.stderr)
+        return False
     except OSError as exc:
         raise CommandFailed(f"the alias cannot be removed: {exc.strerror}") from exc
 
