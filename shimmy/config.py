@@ -133,7 +133,8 @@ OPTIONS: tuple[Option, ...] = (
            "*.example.com; `*`: any (default: on a loopback address only its own names, otherwise any)",
            "NAME,...", (), ",", ","),
     Option("cors_origins", origin, (),
-           "origins of the web pages that may use the server, such as https://example.com; `*`: all, `none`: none "
+           "origins of the web pages that may use the server, such as https://example.com; `*`: all, but not to "
+           "delete or pull models, `none`: none "
            "(default: those of this machine, such as http://localhost:3000)", "ORIGIN,...", (), ",", ","),
     Option("max_connections", integer(1, 2**20), 1024,
            "clients that may be connected at once; for a further client a connection without a request in progress is "

@@ -162,8 +162,9 @@ class Server:
         logger.info("Shimmy %s serves %d model(s) on %s", __version__, n_models, " and ".join(urls))
         if not self._config.api_keys and not all(is_loopback(host) for host, _ in addresses):
             logger.warning(
-                "everyone who can reach this machine can use, load and unload its models, because no key is set: set "
-                "one with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`", addresses[0][1],
+                "everyone who can reach this machine can use, load, unload, delete and fetch models, because no key is "
+                "set: set one with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`",
+                addresses[0][1],
             )  # fmt: skip
         if not n_models:
             from shimmy.catalog.suggestions import advice  # nearly every server has models

@@ -9,11 +9,11 @@ from starlette.routing import Match, Route
 
 from shimmy.api.api_keys import ApiKey
 from shimmy.api.base_urls import BaseUrls
-from shimmy.api.http_exchange import Exchange, Receive, Scope, Send
+from shimmy.api.http_exchange import ASGIApp, Exchange, Receive, Scope, Send
 from shimmy.api.middleware import Crowd, Replies
 from shimmy.api.responses.store import ResponseStore
-from shimmy.api.routes import OPEN_PATHS, ROUTES, Handler, is_open
-from shimmy.api.web_origins import CorsHeaders, Hosts, Origins, Policy
+from shimmy.api.routes import NAMED_ORIGINS_ONLY, OPEN_PATHS, ROUTES, Handler, is_open
+from shimmy.api.web_origins import CorsHeaders, Hosts, NamedOrigins, Origins, Policy
 from shimmy.errors import MethodNotAllowed, NotFound
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ def create_app(services: "Services") -> Starlette:
     ]
     if config.api_keys:
         middleware.append(Middleware(ApiKey, keys=config.api_keys, is_open=is_open))
-    routes = [Route(path, Endpoint(handler, services), methods=[method]) for method, path, handler in ROUTES]
+    routes = []
+    for method, path, handler in ROUTES:
+        endpoint: ASGIApp = Endpoint(handler, services)
+        if (method, path) in NAMED_ORIGINS_ONLY:
+            endpoint = NamedOrigins(endpoint, policy)
+        routes.append(Route(path, endpoint, methods=[method]))
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
     app.state.responses = ResponseStore()
     app.router.redirect_slashes = False  # an unknown path is an error in our shape, not a redirect to another one

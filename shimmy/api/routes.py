@@ -133,6 +133,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 )
 # Probes carry no key and learn one word; the pages, the same everywhere, ask for a key by themselves.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs"})
+# What a page of a foreign site could do harm with that lasts: `--cors-origins '*'` is not enough for it.
+NAMED_ORIGINS_ONLY = frozenset({("POST", "/api/models/pull"), ("DELETE", "/api/models/{rest:path}")})
 
 
 def is_open(scope: Scope) -> bool:

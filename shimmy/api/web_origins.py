@@ -81,12 +81,18 @@ class Policy:
     def _named(self) -> re.Pattern[str]:
         return _patterns(self._items)  # compiled late: at the start it would take longer than the rest of this module
 
+    @cached_property
+    def _with_host(self) -> re.Pattern[str]:
+        """Without `null`, which any page can have as its origin in a frame, and without `https://*`."""
+        hosts = ((item, name_of(item.partition("://")[2])) for item in self._items)
+        return _patterns([item for item, host in hosts if host.strip("*.")])
+
     def headers_for(self, scope: Scope) -> Headers | None:
         """Headers that let the page see the reply; None where it must not, or where the request is same-origin."""
         origin = header(scope, b"origin")
         if not origin or is_same_origin(origin, scope):
             return None
-        if len(origin) <= _LONGEST_ORIGIN and self._named.fullmatch(origin.decode("latin-1").lower()):
+        if _is_one_of(origin, self._named):
             return (*_allow(origin), (b"access-control-allow-credentials", b"true"))
         if not self.is_any:
             return None
@@ -100,6 +106,17 @@ class Policy:
         # An image or a script of a foreign page has no origin; a link that a person followed to here does no harm.
         is_link = header(scope, b"sec-fetch-dest") == b"document" and header(scope, b"sec-fetch-mode") == b"navigate"
         return header(scope, b"sec-fetch-site") == b"cross-site" and not is_link and not self.is_any
+
+    def refuses_unnamed(self, scope: Scope) -> bool:
+        """The same for what no page may do whose host is not named: `*` is not enough."""
+        origin = header(scope, b"origin")
+        if origin:
+            return not is_same_origin(origin, scope) and not _is_one_of(origin, self._with_host)
+        return header(scope, b"sec-fetch-site") == b"cross-site"
+
+
+def _is_one_of(origin: bytes, patterns: re.Pattern[str]) -> bool:
+    return len(origin) <= _LONGEST_ORIGIN and patterns.fullmatch(origin.decode("latin-1").lower()) is not None
 
 
 def _allow(origin: bytes) -> tuple[tuple[bytes, bytes], ...]:
@@ -148,6 +165,23 @@ class Origins:
             if _is_preflight(scope):
                 await _answer_preflight(scope, send)
                 return
+        await self._app(scope, receive, send)
+
+
+class NamedOrigins:
+    """Refuses, in front of one route, what a page asks for that `--cors-origins` lets in without naming its host."""
+
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+        self._app = app
+        self._policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._policy.refuses_unnamed(scope):
+            origin = header(scope, b"origin").decode("latin-1")[:200]
+            raise Forbidden(
+                f"pages of `{origin or 'other sites'}` may not delete or pull models: `--cors-origins` has to name "
+                "their host, and `*` does not"
+            )
         await self._app(scope, receive, send)
 
 

@@ -195,6 +195,45 @@ async def test_a_star_is_all_pages_without_credentials_and_is_never_said_with_a_
     assert b"access-control-allow-credentials" not in reply.headers
 
 
+@pytest.mark.parametrize(
+    ("origin", "allowed", "is_let_in"),
+    [
+        (b"http://evil.example", "*", False),
+        (b"null", "*", False),
+        (b"null", "null", False),
+        (b"https://evil.example", "https://*", False),
+        (b"http://evil.example:81", "http://*:*", False),
+        (b"http://evil.example", "*,http://chat.example", False),
+        (b"http://chat.example", "*,http://chat.example", True),
+        (b"http://chat.example", "http://*.example", True),
+        (b"http://localhost:3000", "", True),
+        (b"http://localhost:11435", "*", True),
+        (None, "*", True),
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/api/models/none"), ("POST", "/api/models/pull")])
+@on_loop
+async def test_pages_delete_and_pull_models_only_if_their_host_is_named(
+    origin: bytes | None, allowed: str, is_let_in: bool, method: str, path: str
+) -> None:
+    options: dict[str, Any] = {"cors_origins": [allowed]} if allowed else {}
+    sent = [OWN_HOST, *([(b"origin", origin)] if origin is not None else [])]
+    reply = await fetch(create_app(services(**options)), method, path, {"model": 7}, headers=sent)
+    if is_let_in:
+        assert reply.status == (404 if method == "DELETE" else 400)
+    else:
+        assert reply.status == 403
+        assert "--cors-origins" in reply.json()["error"]["message"]
+        assert b"access-control-allow-origin" in reply.headers  # so that the page sees why
+
+
+@on_loop
+async def test_without_an_origin_a_browser_deletes_nothing_from_another_site() -> None:
+    app = create_app(services(cors_origins=["*"]))
+    headers = [OWN_HOST, (b"sec-fetch-site", b"cross-site")]
+    assert (await fetch(app, "DELETE", "/api/models/none", headers=headers)).status == 403
+
+
 @on_loop
 async def test_a_stream_is_for_the_page_too() -> None:
     app = create_app(services(FakeWorker(SCRIPT)))

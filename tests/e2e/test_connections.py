@@ -230,6 +230,7 @@ def test_listening_for_everybody_without_a_key_is_said_aloud(start: StartServer)
         return [line for line in server.log.splitlines() if "WARNING" in line]
 
     (line,) = warnings(start(bind="0.0.0.0:0"))
+    assert "use, load, unload, delete and fetch models" in line
     assert "--api-key" in line
     assert "--bind" in line
     assert not warnings(start("--api-key", "secret", bind="0.0.0.0:0"))
