@@ -5,12 +5,11 @@ Knows names. Knows nothing of the disk, of workers or of requests.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shimmy.catalog.alias_file import AliasFile
+from shimmy.catalog.alias_file import AliasFile, Pairs
 from shimmy.catalog.assign_names import ModelLocation, base_and_tag, composed, model_name, spellings, without_suffix
 from shimmy.errors import ModelNotFound
 from shimmy.messages.model_info import ModelDefaults
@@ -123,12 +122,9 @@ class Catalog:
         The tag is the quantisation; `latest` and no tag mean the only one there is. Raises ModelNotFound with the
         candidates when several fit, and with close names when none does.
         """
-        if (own := self.find(name)) is not None:
-            return own
-        candidates = self.candidates(name)
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
+        if (found := self._found(name)) is not None:
+            return found
+        if candidates := self.candidates(name):
             names = _enumerate(sorted(entry.name for entry in candidates), "and")
             raise ModelNotFound(f"`{name}` could be any of {names}; use one of these names", param="model")
         if (rejected := self.rejected_like(name)) is not None:
@@ -136,6 +132,18 @@ class Catalog:
         if len(name) > MAX_NAME_CHARACTERS:
             raise ModelNotFound(f"no model `{name[:32]}…`; {self._how_to_list()}", param="model")
         raise ModelNotFound(f"no model `{name}`; {self._did_you_mean(model_name(name))}", param="model")
+
+    def _found(self, name: str) -> Entry | None:
+        """What has this name, or is the only one that it fits."""
+        if (own := self.find(name)) is not None:
+            return own
+        candidates = self.candidates(name)
+        return candidates[0] if len(candidates) == 1 else None
+
+    def model(self, name: str) -> Model | None:
+        """What `resolve` returns; None in place of its errors, which take a comparison with all names."""
+        found = self._found(name)
+        return found if isinstance(found, Model) else None
 
     def find(self, name: str) -> Entry | None:
         """The entry that is listed as `name`, whose file is called so, or of which either is true in another spelling.
@@ -215,7 +223,7 @@ class Registry:
     One task publishes, everyone reads `catalog` once per request and keeps what they read.
     """
 
-    __slots__ = ("_aliases", "_default", "_kept", "catalog")
+    __slots__ = ("_aliases", "_default", "_kept", "_listed_aliases", "catalog")
 
     def __init__(
         self, aliases: Iterable[tuple[str, str]] = (), default: str | None = None, kept: AliasFile | None = None
@@ -226,6 +234,7 @@ class Registry:
         self._aliases = tuple((composed(alias.lower()), target) for alias, target in aliases)
         self._default = default
         self._kept = kept or AliasFile(None)
+        self._listed_aliases: tuple[Catalog, Pairs, list[tuple[str, Model]]] = (self.catalog, (), [])
 
     def publish(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -259,14 +268,16 @@ class Registry:
         return own + [(other, model) for model in models for other in model.other_names] + self.aliases()
 
     def aliases(self) -> list[tuple[str, Model]]:
-        """The aliases that are plain names and mean a model now."""
-        catalog = self.catalog
-        found = []
-        for alias, target in dict((*self._kept.pairs(), *self._aliases)).items():
-            if not set(alias) & set("*?[") and catalog.find(alias) is None:
-                with suppress(ModelNotFound):
-                    found.append((alias, catalog.resolve(target)))
-        return found
+        """The aliases that are plain names and mean a model now. The list is found once for each catalog and file of
+        aliases."""
+        catalog, pairs = self.catalog, self._kept.pairs()
+        if self._listed_aliases[0] is not catalog or self._listed_aliases[1] is not pairs:
+            names = dict((*pairs, *self._aliases)).items()
+            plain = [(alias, target) for alias, target in names if not set(alias) & set("*?[")]
+            models = [(alias, catalog.model(target)) for alias, target in plain if catalog.find(alias) is None]
+            found = [(alias, model) for alias, model in models if model is not None]
+            self._listed_aliases = catalog, pairs, found
+        return [*self._listed_aliases[2]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,23 @@ def test_an_alias_of_a_model_that_is_not_there_says_so() -> None:
     assert names.aliases() == []
 
 
+def test_a_list_of_aliases_compares_no_names_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(*_: object) -> str:
+        raise AssertionError("close names were looked for")
+
+    monkeypatch.setattr(Catalog, "_did_you_mean", compare)
+    targets = ("missing", "gemma-3-270m-it", "gemma-3-270m-it:q8_0", "my-model", "half-q4-k-m")
+    names = Registry([(f"alias-{target}", target) for target in targets])
+    names.publish(Catalog(CATALOG.models, [rejected("half-q4-k-m")]))
+    expected = [("alias-gemma-3-270m-it:q8_0", GEMMA_Q8), ("alias-my-model", PLAIN)]
+    assert names.aliases() == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "find", compare)
+        assert names.aliases() == expected
+    names.publish(Catalog([PLAIN]))
+    assert names.aliases() == expected[1:]
+
+
 def test_no_alias_and_no_default_answers_for_a_broken_model() -> None:
     names = Registry([("*", "my-model")], "my-model")
     names.publish(Catalog([PLAIN], [rejected("half-q4-k-m")]))

@@ -1,6 +1,7 @@
 """`cp`: gives a model one more name. It takes no room, and stays until `rm` removes it."""
 
 from shimmy.catalog.alias_file import AliasFile, is_name
+from shimmy.catalog.assign_names import composed
 from shimmy.catalog.catalog import Registry
 from shimmy.commands.console import CommandCall, CommandFailed
 from shimmy.commands.models import find_models
@@ -14,7 +15,7 @@ def copy(call: CommandCall) -> int:
     aliases = AliasFile(call.config.alias_file)
     registry = Registry(kept=aliases)
     registry.publish(find_models(call.config))
-    alias = call.options.alias_name.strip().lower()
+    alias = composed(call.options.alias_name.strip().lower())
     if not is_name(alias) or _PATTERN & set(alias):
         raise BadRequest("an alias has 1 to 256 printable characters, and none of *?[]")
     model = registry.resolve(call.options.name)

@@ -3,6 +3,7 @@
 import sys
 
 from shimmy.catalog.alias_file import AliasFile
+from shimmy.catalog.assign_names import composed
 from shimmy.catalog.catalog import Registry, Rejected, shown
 from shimmy.catalog.removal import Removal, removal
 from shimmy.commands.console import CommandCall, CommandFailed
@@ -40,7 +41,7 @@ def remove(call: CommandCall) -> int:
 def _drop(aliases: AliasFile, name: str) -> bool:
     """Whether an alias went. A file of aliases that is broken keeps nobody from removing a model."""
     try:
-        return aliases.drop(name.lower())
+        return aliases.drop(composed(name.strip().lower()))
     except ValueError as exc:
         print(f"shimmy: all aliases stay as they are: {safe_line(str(exc))}", file=sys.stderr)
         return False
