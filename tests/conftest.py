@@ -3,6 +3,7 @@ which of them the program under test can answer, and a turn where they run side 
 
 import gc
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from tests.side_by_side import turn
 from tests.tiny_models import write_tiny_model
 
 forced_variant.force()  # before the tests look for variants, which some do when they are imported
+
+
+# A shell starts commands in the background with interrupts ignored, and children ignore what is ignored here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before its timeout begins
