@@ -86,13 +86,18 @@ class GuideFactory:
     def _of_tools(
         self, request: GenerateRequest, form: ReplyFormat, tools: tuple[Tool, ...]
     ) -> tuple[Guide, tuple[str, ...]]:
+        from shimmy.engine.constrain.tool_grammar import TooLarge  # few jobs have tools
+
         grammars = self._loaded()
         kept = set(tools)  # those whose schemas are enforced
         while True:
-            lark, warnings = self._lark(request, form, tools, kept)
+            lark = ""
             try:
+                lark, warnings = self._lark(request, form, tools, kept)
                 guide = grammars.guide(request.grammar, lark, _thinking_end(form), self._answer_lark(form))
-            except BadRequest:
+            except BadRequest as error:
+                if not lark and not isinstance(error, TooLarge):
+                    raise
                 if request.grammar is not None:
                     grammars.guide(request.grammar, None, _thinking_end(form))  # it may be at fault itself
                 # Each is taken by itself, so they are too large together.

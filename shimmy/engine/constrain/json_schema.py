@@ -9,7 +9,7 @@ import math
 from typing import Any
 from urllib.parse import unquote
 
-from shimmy.engine.constrain.simpler_schema import Schema, parts, simplify
+from shimmy.engine.constrain.simpler_schema import Schema, each_child, parts, simplify
 from shimmy.errors import BadRequest
 
 MAX_CHARACTERS = 1 << 18  # of a schema or grammar as text; the cost of a compilation can grow with it
@@ -110,6 +110,41 @@ def target(root: Schema, reference: object) -> object:
         else:
             found = found.get(name) if isinstance(found, dict) else None
     return found
+
+
+_LEFT_BEHIND = ("$defs", "definitions", "$anchor", "x-guidance")  # what a part is given anew, or needs no more
+
+
+def standalone(part: Schema, root: Schema) -> Schema:
+    """`part` of `root` as a schema of its own: with what its references lead to, and nothing else of `root`."""
+    names: dict[str, str] = {}  # of what is referred to
+    unwritten: list[tuple[str, str]] = []
+
+    def closed(schema: Any) -> Any:
+        if not isinstance(schema, dict):
+            return schema
+        copied = {key: value for key, value in schema.items() if key not in _LEFT_BEHIND}
+        each_child(copied, closed)
+        reference = copied.get("$ref")
+        if isinstance(reference, str):
+            if reference not in names:
+                names[reference] = f"d{len(names)}"
+                unwritten.append((names[reference], reference))
+            copied["$ref"] = f"#/$defs/{names[reference]}"
+        return copied
+
+    whole: Schema = closed(part)
+    definitions = {}
+    while unwritten:
+        name, reference = unwritten.pop()
+        definitions[name] = closed(_referred(root, reference))
+    return {**whole, **({"$defs": definitions} if definitions else {}), "x-guidance": root.get("x-guidance", STYLE)}
+
+
+def _referred(root: Schema, reference: str) -> object:
+    if reference == "#" or reference.startswith("#/"):
+        return target(root, reference)
+    return next((part for _, part in parts(root) if f"#{part.get('$anchor')}" == reference), None)
 
 
 def bounds_too_close_to_zero(schema: Schema) -> list[tuple[str, str]]:

@@ -12,11 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from shimmy.engine.chat.detect_tool_format import may_be_several
+from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, standalone
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
 from shimmy.text.speech import gemma, harmony, pythonic, tagged
 
+MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
+_MAX_WRITTEN = 32 * MAX_TEXT  # of what turns out to be the same and is dropped, too: half a second
 _END_OF_TEXT = '"}'
 # A text that is likely to be one token.
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
@@ -134,6 +137,15 @@ def of_object(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, "type": "object"}
 
 
+class TooLarge(BadRequest):
+    """The grammar of all tools together is too long to be written."""
+
+
+def _check_size(n_characters: int, n_most: int) -> None:
+    if n_characters > n_most:
+        raise TooLarge(f"the tools are too large together: more than {n_most} characters of grammar")
+
+
 class _Lark:
     """The rules of one grammar, and the pieces of a format as parts of rules."""
 
@@ -141,6 +153,11 @@ class _Lark:
         self._form = form
         self._special = special
         self._rules: dict[str, None] = {}  # each once
+        self._n_characters = 0  # of these
+        self._of_json: dict[str, str] = {}  # the names of rules, by their texts
+        self._n_written = 0  # characters of these, each time that one was written
+        self._root: Mapping[str, Any] = {}
+        self._parts: dict[str, str] = {}  # the names of rules, by the parts of `_root` that they stand for
         opening = form.section_start + form.call_start
         first_mark = _MARK.match(opening) or re.match(r"\S*", opening)
         assert first_mark is not None
@@ -156,7 +173,23 @@ class _Lark:
         return "\n".join([*self._rules, ""])
 
     def rule(self, name: str, text: str) -> None:
-        self._rules[f"{name}: {text}"] = None
+        rule = f"{name}: {text}"
+        if rule not in self._rules:
+            self._rules[rule] = None
+            self._n_characters += len(rule)
+            _check_size(self._n_characters, MAX_TEXT)
+
+    def json(self, schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+        if root is not self._root:
+            self._root, self._parts = root, {}
+        part = json.dumps(schema)
+        if part not in self._parts:
+            text = f"%json {json.dumps(standalone(dict(schema), dict(root)))}"
+            self._n_written += len(text)
+            _check_size(self._n_written, _MAX_WRITTEN)
+            self._parts[part] = self._of_json.setdefault(text, f"json_{len(self._of_json)}")
+            self.rule(self._parts[part], text)
+        return self._parts[part]
 
     def text(self, text: str) -> str:
         """A text as a sequence of control tokens and literals in Lark."""

@@ -178,8 +178,7 @@ class _Arguments:
             yield f"{grammar.text(QUOTE)} {text_to(grammar, name, part, QUOTE)}"
         if plain := allowed & {"number", "integer", "boolean", "null"}:
             schema = {key: part[key] for key in _OF_NUMBERS if key in part} | {"type": sorted(plain)}
-            grammar.rule(f"{name}_json", f"%json {json.dumps(schema)}")
-            yield f"{name}_json"
+            yield grammar.json(schema, {})
         if "array" in allowed:
             item = f"{name}_item"
             grammar.rule(item, self._value(item, part.get("items", True), depth + 1))

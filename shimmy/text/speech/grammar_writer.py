@@ -23,6 +23,9 @@ class GrammarWriter(Protocol):
     def rule(self, name: str, text: str) -> None:
         """Add a rule, or a terminal where the name is in upper case. The same rule may be added again."""
 
+    def json(self, schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+        """The name of a rule for JSON that follows `schema`, a part of `root`, which its references lead into."""
+
     def text(self, text: str) -> str:
         """A text as part of a rule; empty for no text."""
 

@@ -70,26 +70,24 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any])
         part = known.get(key, True)
         if part is not False:
             rule = f"{name}_{index}"
-            grammar.rule(rule, f"{grammar.text(f'{key}=')} ({' | '.join(_values(grammar, rule, part, schema))})")
+            grammar.rule(rule, f"{grammar.text(f'{key}=')} ({' | '.join(_values(grammar, part, schema))})")
             rules.append((rule, key in needed))
     further, more = "", resolved(schema, schema).get("additionalProperties", not known)
     if more is not False:
         further = f"{name}_more"
         grammar.rule("KEY", r"/[A-Za-z_]\w{0,63}/")
-        grammar.rule(further, f'KEY "=" ({" | ".join(_values(grammar, further, more, schema))})')
+        grammar.rule(further, f'KEY "=" ({" | ".join(_values(grammar, more, schema))})')
     return members(grammar, name, rules, '", "', further)
 
 
-def _values(grammar: GrammarWriter, name: str, schema: object, root: Mapping[str, Any]) -> Iterator[str]:
+def _values(grammar: GrammarWriter, schema: object, root: Mapping[str, Any]) -> Iterator[str]:
     """The ways to write a value: as JSON, but for the names of Python's constants, and strings in single quotes."""
     part = schema if isinstance(schema, Mapping) else {}
     allowed = types(part, root)
     constants = {"boolean": ("True", "False"), "null": ("None",)}
-    definitions = {key: root[key] for key in ("$defs", "definitions", "x-guidance") if key in root}
     if rest := sorted(allowed - constants.keys()):
         kinds = {} if set(rest) == allowed and allowed != ANY else {"type": rest}
-        grammar.rule(f"{name}_json", f"%json {json.dumps(definitions | {**part, **kinds})}")
-        yield f"{name}_json"
+        yield grammar.json({**part, **kinds}, root)
     if "string" in allowed and part.keys().isdisjoint(_SHAPED):
         grammar.rule("QUOTED", r"/'([^'\\\x00-\x1f]|\\['\\nt])*'/")
         yield "QUOTED"

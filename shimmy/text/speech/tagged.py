@@ -160,9 +160,8 @@ def _values(
             yield f"{grammar.text(form.text_mark)} {text_to(grammar, rule, part, form.value_end)}".strip()
         if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
             value = {**part, **({} if others == allowed else {"type": sorted(others)})}
-            definitions = {key: root[key] for key in ("$defs", "definitions", "x-guidance") if key in root}
-            grammar.rule(f"{rule}_json", f"%json {json.dumps(definitions | value)}")
-            yield f"{grammar.text(form.json_mark)} {rule}_json {grammar.text(form.value_end)}".strip()
+            json_rule = grammar.json(value, root)
+            yield f"{grammar.text(form.json_mark)} {json_rule} {grammar.text(form.value_end)}".strip()
 
 
 def _branches(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]]) -> list[Mapping[str, Any]]:

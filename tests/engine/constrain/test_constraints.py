@@ -5,12 +5,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shimmy.engine.chat.detect_tool_format import GENERIC, written
 from shimmy.engine.constrain import constraints as rules
 from shimmy.engine.constrain.constraints import GuideFactory
+from shimmy.engine.constrain.json_schema import standalone
+from shimmy.engine.constrain.simpler_schema import Schema
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
@@ -26,7 +29,7 @@ from shimmy.messages.request import (
     ToolCall,
     ToolChoice,
 )
-from shimmy.text.speech import harmony
+from shimmy.text.speech import harmony, pythonic
 
 FORM = ReplyFormat(tools=GENERIC)
 SET = '{"type":"object","properties":{"tags":{"type":"array","uniqueItems":true}}}'
@@ -201,6 +204,41 @@ def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_
     assert warnings == ("tools: `f`: `format` at `#/properties/day` is not enforced",)
     with pytest.raises(BadRequest, match="`format` at `#/properties/day` cannot be enforced"):
         rules.guide(request(replace(tool, strict=True)), TAGGED_FORM)
+
+
+@pytest.mark.parametrize("form", [TAGGED_FORM, ReplyFormat(tools=pythonic.FORM)])
+@pytest.mark.parametrize("are_alike", [True, False])
+def test_definitions_are_written_for_the_arguments_that_need_them_and_bounded(
+    model: LlamaModel, form: ReplyFormat, are_alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+
+    def counted(part: Schema, root: Schema) -> Schema:
+        lengths.append(len(json.dumps(part)))
+        return standalone(part, root)
+
+    monkeypatch.setattr("shimmy.engine.constrain.tool_grammar.standalone", counted)
+    definitions: dict[str, dict[str, Any]] = {
+        f"d{i}": {"type": "object", "properties": {f"p{j}": {"type": "string", "maxLength": j + 1} for j in range(20)}}
+        for i in range(100)
+    }
+    for i, definition in enumerate(definitions.values()):
+        definition["properties"]["next"] = {"$ref": f"#/$defs/d{(i + 1) % 100}"}
+        definition["description"] = "" if are_alike else f"The {i}th of them."
+    arguments = {f"a{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{i}"}} for i in range(64)}
+    arguments |= {f"b{i}": arguments["a0"] for i in range(64)}
+    tool = Tool("f", "", json.dumps({"type": "object", "properties": arguments, "$defs": definitions}))
+    guide, warnings = GuideFactory(model.vocab).guide(request(tool), form)
+    assert guide is not None
+    too_large = "the tools are too large together: more than 524288 characters of grammar"
+    if are_alike:
+        assert not warnings
+        assert len(lengths) <= 65  # the rest of them is known
+        return
+    assert len(lengths) < 10
+    assert warnings == ("tools: `f`: the schema is not enforced, they are too large together",)
+    with pytest.raises(BadRequest, match=too_large):
+        GuideFactory(model.vocab).guide(request(replace(tool, strict=True)), form)
 
 
 def test_names_in_warnings_are_no_lines_and_no_commands_for_a_terminal(
