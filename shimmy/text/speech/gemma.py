@@ -47,11 +47,20 @@ def _written(value: object) -> str:
         case str():
             return f"{QUOTE}{value}{QUOTE}"
         case dict():
-            return f"{{{','.join(f'{key}:{_written(value[key])}' for key in _sorted(value))}}}"
+            return f"{{{','.join(f'{_name(key)}:{_written(value[key])}' for key in _sorted(value))}}}"
         case list():
             return f"[{','.join(map(_written, value))}]"
         case _:
             return json.dumps(value)
+
+
+def _name(key: str) -> str:
+    """A name in front of its colon: bare where it can be read so, and otherwise between the marks of strings."""
+    return key if _BARE_NAME.fullmatch(key) else f"{QUOTE}{key}{QUOTE}"
+
+
+# Without what ends a name, a value or an object, and without what could be a token of its own.
+_BARE_NAME = re.compile(r"""[^\s:,{}\[\]"'<>|](?:[^:,{}\[\]"'<>|]*[^\s:,{}\[\]"'<>|])?""")
 
 
 def _sorted(keys: Mapping[str, Any]) -> list[str]:
@@ -95,7 +104,10 @@ def _lost(root: Mapping[str, Any]) -> Iterator[str]:
         left += (word for word in ("minItems", "maxItems") if limit(part, word, _MAX_ITEMS) is None and word in part)
         is_object = place == "#" or "properties" in part
         yield from (f"`{keyword}` at `{place}`" for keyword in left if is_object or keyword not in _FOLLOWED)
-        pending += [(child, f"{place}/properties/{name}", depth + 1) for name, child in _properties(part).items()]
+        for name, child in _properties(part).items():
+            if QUOTE in name or len(name) > _NAME_CHARACTERS:
+                yield f"the argument `{name}` at `{place}`"
+            pending.append((child, f"{place}/properties/{name}", depth + 1))
         if "items" in part:
             pending.append((part["items"], f"{place}/items", depth + 1))
         pending += [(child, place, depth + 1) for child in choices(part)]
@@ -140,9 +152,9 @@ class _Arguments:
         rules = []
         for index, key in enumerate(_sorted({**known, **dict.fromkeys(needed - known.keys(), True)})):
             part = known.get(key, True)
-            if part is not False:
+            if part is not False and QUOTE not in key:
                 rule = f"{name}_{index}"
-                grammar.rule(rule, f"{grammar.text(f'{key}:')} ({self._value(rule, part, depth + 1)})")
+                grammar.rule(rule, f"{self._head(key)} ({self._value(rule, part, depth + 1)})")
                 rules.append((rule, key in needed))
         further = ""
         more = schema.get("additionalProperties", not known)
@@ -151,6 +163,14 @@ class _Arguments:
             grammar.rule("KEY", r"/[\w.\-]{1,64}/")
             grammar.rule(further, f'KEY ":" ({self._value(further, more, depth + 1)})')
         return members(grammar, name, rules, '","', further)
+
+    def _head(self, key: str) -> str:
+        """A name and its colon. What looks like a control token in a name is text."""
+        name = _name(key)
+        if name == key:
+            return json.dumps(f"{key}:")
+        mark = self._grammar.text(QUOTE)
+        return f'{mark} {json.dumps(key)} {mark} ":"' if key else f'{mark} {mark} ":"'
 
     def _value(self, name: str, schema: object, depth: int) -> str:
         """The ways to write a value, as the body of a rule or a group."""
@@ -249,8 +269,8 @@ class GemmaReader:
         """Say a value and its key; returns the bracket of one that is only begun, and an empty text else."""
         reader = self._reader
         if has_key:
-            key = yield from reader.before(_KEY_END, _NAME_CHARACTERS)
-            say(f"{json.dumps(key.strip().removeprefix(QUOTE).removesuffix(QUOTE), ensure_ascii=False)}: ")
+            key = yield from self._key()
+            say(f"{json.dumps(key, ensure_ascii=False)}: ")
             yield from reader.space()
         reader.unsaid.clear()
         if (yield from reader.expect(QUOTE)):
@@ -271,3 +291,13 @@ class GemmaReader:
             opened = ""
         reader.unsaid.clear()
         return opened
+
+    def _key(self) -> Reading[str]:
+        reader = self._reader
+        if not (yield from reader.expect(QUOTE)):
+            key = yield from reader.before(_KEY_END, _NAME_CHARACTERS)
+            return key.strip()
+        parts: list[str] = []
+        yield from reader.until(StringMatcher(QUOTE), parts.append)
+        yield from reader.require(":")
+        return "".join(parts)

@@ -29,7 +29,7 @@ from shimmy.messages.request import (
     ToolCall,
     ToolChoice,
 )
-from shimmy.text.speech import harmony, pythonic
+from shimmy.text.speech import gemma, harmony, pythonic
 
 FORM = ReplyFormat(tools=GENERIC)
 SET = '{"type":"object","properties":{"tags":{"type":"array","uniqueItems":true}}}'
@@ -204,6 +204,18 @@ def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_
     assert warnings == ("tools: `f`: `format` at `#/properties/day` is not enforced",)
     with pytest.raises(BadRequest, match="`format` at `#/properties/day` cannot be enforced"):
         rules.guide(request(replace(tool, strict=True)), TAGGED_FORM)
+
+
+def test_a_name_that_gemma_cannot_write_is_told_and_refused_where_the_caller_insists(model: LlamaModel) -> None:
+    form = ReplyFormat(tools=gemma.FORM)
+    tool = Tool(
+        "f", "", '{"type": "object", "properties": {"a<|\\"|>b": {"type": "string"}, "a:b": {"type": "string"}}}'
+    )
+    guide, warnings = GuideFactory(model.vocab).guide(request(tool), form)
+    assert guide is not None
+    assert warnings == ('tools: `f`: the argument `a<|"|>b` at `#` is not enforced',)
+    with pytest.raises(BadRequest, match="`f`: the argument `a<"):
+        GuideFactory(model.vocab).guide(request(replace(tool, strict=True)), form)
 
 
 @pytest.mark.parametrize("form", [TAGGED_FORM, ReplyFormat(tools=pythonic.FORM)])

@@ -251,3 +251,29 @@ def test_a_choice_that_leads_back_to_itself_holds_in_the_calls_of_gemma() -> Non
     lark = tool_grammar.tool_lark(tools, ToolChoice(required=True), form, prepare=prepared)
     assert walker.takes(lark, written([ToolCall("", "f", '{"a": 1}')], form))
     assert not walker.takes(lark, written([ToolCall("", "f", '{"a": "x"}')], form))
+
+
+ODD_NAMES = ("a:b", '"q"', "{", "a,b}", "[x]", "", " ", "<eos>", "plain name", "é$/-", "'")
+
+
+@pytest.mark.parametrize("with_special", [False, True])
+def test_names_that_would_end_early_are_forced_and_read_back_in_gemmas_calls(with_special: bool) -> None:
+    form = form_of(GEMMA)
+    integer = {"type": "integer", "minimum": 0, "maximum": 9}
+    nested: dict[str, Any] = {"type": "object", "required": [*ODD_NAMES]}
+    nested["properties"] = dict.fromkeys(ODD_NAMES, integer)
+    schema = {
+        **nested,
+        "properties": {**dict.fromkeys(ODD_NAMES, integer), "z:": nested | {"additionalProperties": False}},
+    }
+    schema |= {"required": [*ODD_NAMES, "z:"], "additionalProperties": False}
+    tool = Tool("f", "", json.dumps(schema))
+    walker = Walker((*marks_of(form), gemma.QUOTE, "<eos>") if with_special else ())
+    lark = tool_grammar.tool_lark((tool,), ToolChoice(required=True), form, prepare=prepared, special=walker.id)
+    for seed in range(4):
+        reply = read(walker.reply(lark, seed, exits(form)), form, seed)
+        assert reply.calls
+        for call in reply.calls:
+            Draft202012Validator(schema).validate(json.loads(call.arguments))
+            (again,) = read(written((ToolCall("", "f", call.arguments),), form), form, seed).calls
+            assert json.loads(again.arguments) == json.loads(call.arguments)

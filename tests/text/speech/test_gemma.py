@@ -32,6 +32,8 @@ def read(text: str) -> tuple[list[str], str]:
         ('a:{b:[1,{c:<|"|>x<|"|>},[]],d:{}},e:[2]', {"a": {"b": [1, {"c": "x"}, []], "d": {}}, "e": [2]}),
         ('<|"|>a<|"|>: 1 , b : [ 1 , 2 ] ', {"a": 1, "b": [1, 2]}),
         ("a:bare words", {"a": "bare words"}),
+        ('<|"|>a:b<|"|>:1,c:{<|"|>}, "d":{<|"|>: 2}', {"a:b": 1, "c": {'}, "d":{': 2}}),
+        ('<|"|><|"|>:1,<|"|> <|"|> :2', {"": 1, " ": 2}),
         ('a:<|"|><|"|>', {"a": ""}),
     ],
 )  # fmt: skip
@@ -48,7 +50,23 @@ def test_several_calls_and_text_before_them() -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", ["a:[1}", "a:]", "a", "}", "a:{]", ":,:", "a:" + "[" * 3000, "a:[,"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "a:[1}",
+        "a:]",
+        "a",
+        "}",
+        "a:{]",
+        ":,:",
+        "a:" + "[" * 3000,
+        "a:[,",
+        '<|"|>a',
+        '<|"|>a<|"|>b:1',
+        '<|"|>a<|"|>',
+        '<|"|>' + "a" * 5000,
+    ],
+)
 def test_a_broken_form_ends_somewhere(arguments: str) -> None:
     calls, _ = read(f"<|tool_call>call:f{{{arguments}<tool_call|> more")
     assert len(calls) == 1
@@ -67,6 +85,7 @@ def test_a_string_is_said_as_it_comes() -> None:
 
 def test_what_is_written_is_sorted() -> None:
     assert written('{"b": {"d": 1, "C": null}, "a": ["x"]}') == 'a:[<|"|>x<|"|>],b:{C:null,d:1}'
+    assert written('{"a:b": 1, "c": {"}": 2, "": 3}}') == '<|"|>a:b<|"|>:1,c:{<|"|><|"|>:3,<|"|>}<|"|>:2}'
     assert written("no JSON") == 'input:<|"|>no JSON<|"|>'
 
 
@@ -77,6 +96,7 @@ def test_what_is_written_is_sorted() -> None:
         ({"properties": {"a": {"items": {"format": "date"}}}}, ["`format` at `#/properties/a/items`"]),
         ({"properties": {"a": {"type": "string", "pattern": "x$", "enum": ["x"]}}}, []),
         ({"properties": {"a": {"anyOf": [{"uniqueItems": True}]}}}, ["`uniqueItems` at `#/properties/a`"]),
+        ({"properties": {"a:b {}": {}, "": {}, 'a<|"|>b': {}}}, ['the argument `a<|"|>b` at `#`']),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"minProperties": 1}}}, ["`minProperties` at `#`"]),
     ],
 )
