@@ -16,7 +16,7 @@ from shimmy.catalog.walk import Folder, mark_beside
 from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import InvalidGguf
 from shimmy.formats.safetensors import huggingface
-from shimmy.text.printable import printable
+from shimmy.text.printable import printable, shortened
 from shimmy.wire.worker_options import SAFETENSORS_TYPES
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 GGUF = BROKEN
 SAFETENSORS = "safetensors"
+
+_REASON_CHARACTERS = 500
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +187,8 @@ class ModelFiles:
             return version, Broken(printable(str(exc)), version)  # it may quote the file
         except OSError as exc:
             return (), Broken(f"it cannot be read: {exc.strerror}", version)
+        except Exception as exc:  # noqa: BLE001  # whatever a file makes a reader do, the other models stay
+            return version, Broken(self._unexpected(path, exc), version)
 
     def _look_as(self, folder: Folder, kind: str) -> Found:
         # Only who has such a folder pays for these.
@@ -207,7 +211,7 @@ class ModelFiles:
 
     def _unexpected(self, path: Path, exc: Exception) -> str:
         """Why there is no model, where that is a fault of a reader; the log has it once."""
-        reason = printable(f"it cannot be understood: {type(exc).__name__}: {exc}")
+        reason = shortened(f"it cannot be understood: {type(exc).__name__}: {exc}", _REASON_CHARACTERS)
         if (path, reason) not in self._told:
             self._told.add((path, reason))
             logger.warning("`%s`: %s", printable(str(path)), reason, exc_info=logger.isEnabledFor(logging.DEBUG))

@@ -18,7 +18,7 @@ from shimmy.catalog.scan import Discovery, report, scan
 from shimmy.catalog.walk import MAX_DEPTH
 from shimmy.formats.convert import convert, converted
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf.header import GgufKind
+from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.system import files
 from tests.peft_adapters import write_adapter
 from tests.tiny_checkpoints import random_weights, write_tiny_llama
@@ -388,6 +388,33 @@ def test_a_folder_that_a_reader_fails_on_leaves_the_others(
         assert reasons(catalog) == {"tiny": "it cannot be understood: ValueError: too many values in tiny\\n"}
     (record,) = caplog.records
     assert str(path) in record.getMessage()
+
+
+def test_a_file_that_the_reader_fails_on_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tiny_model(tmp_path, "odd")
+    write_tiny_model(tmp_path, "other")
+    read = Headers.read
+
+    def fail(headers: Headers, file: Path, status: os.stat_result) -> GgufHeader:
+        if file.name == "odd.gguf":
+            raise IndexError("\x1b" + "x" * 9999)
+        return read(headers, file, status)
+
+    discovery = Discovery(config.load({"model_path": [str(tmp_path)]}, {}), Headers(), Names())
+    with monkeypatch.context() as failing:
+        failing.setattr(Headers, "read", fail)
+        for _ in range(2):
+            catalog = discovery.look()
+            assert names(catalog) == ["other"]
+            (reason,) = reasons(catalog).values()
+            assert reason.startswith(r"it cannot be understood: IndexError: \x1bxxx")
+            assert len(reason) <= 500
+    (record,) = caplog.records
+    assert str(path) in record.getMessage()
+    write_tiny_model(tmp_path, "odd")
+    assert names(discovery.look()) == ["odd", "other"]
 
 
 def test_what_the_first_converter_refused_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
