@@ -152,14 +152,15 @@ def _n_rotated(values: Hyperparameters, family: Family, n_embd_head: int) -> int
 
 
 def _inexact(outputs: list[TensorOutput]) -> list[str]:
-    """What is said of quantised weights that no GGUF type holds without loss."""
+    """What is said of quantised weights that no GGUF type holds without loss, or that may be wrong as they are."""
     found = {
         (rows.matrix.label, output.info.kind, rows.matrix.error)
         for output in outputs
         for rows in output.stored
         if rows.matrix.error
     }
-    return [
+    doubts = {rows.matrix.doubt for output in outputs for rows in output.stored} - {""}
+    return sorted(doubts) + [
         f"its weights in {label} are converted to {kind}: each is off by {100 * error:.2g} % at most"
         for label, kind, error in sorted(found)
     ]

@@ -23,6 +23,11 @@ from shimmy.formats.quantised.stored import (
 
 BITS = (2, 3, 4, 8)
 MAX_GROUP = 2**20
+# AutoGPTQ takes the 1 off each code: of a 0 all bits are left, and the codes behind it in its word get them too.
+_LOST_ZEROS = (
+    "its GPTQ zero points are stored less 1 (not symmetric, not `gptq_v2`), which cannot be done with 0: where the "
+    "quantiser found a 0, weights are wrong, in other programs too"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,10 @@ class GptqScheme:
         }  # fmt: skip
         error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype == "F32" else 0.0
         label = f"GPTQ with {bits} bits" + (" and sorted columns" if own.flag("desc_act") else "")
-        return StoredMatrix("gptq", (n_rows, n_columns), parts, label, expected, error, options, row_step=32)
+        doubt = _LOST_ZEROS if not is_symmetric and self.stored_less and not self.less_by_word else ""
+        return StoredMatrix(
+            "gptq", (n_rows, n_columns), parts, label, expected, error, options, row_step=32, doubt=doubt
+        )
 
     def _own(self, module: str) -> Hyperparameters | None:
         """The settings of one module; None where it is left out. The first expression that matches decides."""

@@ -42,6 +42,7 @@ class StoredMatrix:
     options: Mapping[str, int] = field(default_factory=dict)  # of the layout
     row_step: int = 1  # reading may begin at multiples of it
     apart: str = ""  # the part with one number for all weights, which a GGUF can have beside them
+    doubt: str = ""  # what may be wrong with the numbers, for a person
 
     def whole(self) -> "StoredMatrix":
         """The same where the number `apart` cannot be beside the weights, and is multiplied with them."""

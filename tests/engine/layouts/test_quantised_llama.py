@@ -103,6 +103,27 @@ def test_without_an_unpacker_nothing_is_written(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("never*")]
 
 
+@pytest.mark.parametrize(
+    ("config", "is_doubtful"),
+    [
+        ({"sym": False}, True), ({"sym": True}, False), ({}, False),
+        ({"sym": False, "checkpoint_format": "gptq"}, True),
+        ({"sym": False, "checkpoint_format": "gptq_v2"}, False),
+        ({"sym": False, "meta": {"quantizer": ["gptqmodel:5.0"]}}, False),
+        ({"dynamic": {".*up_proj": {"sym": False}}}, True),
+    ],
+)  # fmt: skip
+def test_zero_points_that_may_have_been_lost_are_told(
+    config: dict[str, Any], is_doubtful: bool, tmp_path: Path
+) -> None:
+    base, tensors, _ = quantised("gptq")
+    base["quantization_config"] = base["quantization_config"] | config
+    folder = write_checkpoint(tmp_path, base, tensors)
+    write_tokenizer(folder)
+    notices = [notice for notice in plan(folder).notices if "zero points" in notice]
+    assert len(notices) == int(is_doubtful)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 UP = "model.layers.0.mlp.up_proj."
