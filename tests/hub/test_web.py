@@ -32,14 +32,21 @@ def hub(serve: Serve) -> FakeHub:
     [
         "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
         "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-        "2002:7f00:1::", "ff02::1", "64:ff9b:1::1", "nonsense",
+        "2002:7f00:1::", "ff02::1", "64:ff9b:1::1", "nonsense", "fec0::1", "feff::1", "::127.0.0.1", "::8.8.8.8",
+        "::ffff:0:127.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b::127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:a00:1::",
+        "2002:a9fe:a9fe::1", "1000::1", "4000::1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not web.is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "::ffff:0:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1",
+    ],
+)  # fmt: skip
 def test_addresses_that_are_public(address: str) -> None:
     assert web.is_public(address)
 
@@ -114,6 +121,67 @@ def test_hosts_of_no_proxy_are_asked_directly(hub: FakeHub, place: Place, monkey
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     assert place.pull(hub, NAME).read_bytes() == MODEL
+
+
+def names(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, str]) -> list[str]:
+    """Has names lead to these addresses, and others nowhere; returns those that are looked up."""
+    really, asked = socket.getaddrinfo, []
+
+    def look_up(host: str, port: int | None, **options: int) -> object:
+        if options.get("flags") == socket.AI_NUMERICHOST or host == "127.0.0.1":
+            return really(host, port, **options)
+        asked.append(host)
+        if host not in addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return really(addresses[host], port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.1", "0x7f000001", "2130706433", "[::1]", "10.0.0.1.", "intranet.example", "intranet.example."],
+)
+def test_a_proxy_is_not_asked_for_private_addresses_and_names_that_lead_there(
+    serve: Serve, place: Place, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    proxy = FakeFiles({"/m.gguf": MODEL})
+    serve(proxy)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+    names(monkeypatch, {"intranet.example": "10.1.2.3"})
+    with pytest.raises(PullFailed, match="not public"):
+        place.pull(proxy, f"http://{host}/m.gguf", is_public_only=True)
+    assert not proxy.requests
+
+
+@pytest.mark.parametrize("addresses", [{"far.example": "8.8.8.8"}, {}])
+def test_a_proxy_is_asked_for_public_names_and_for_those_that_only_it_knows(
+    serve: Serve, place: Place, monkeypatch: pytest.MonkeyPatch, addresses: dict[str, str]
+) -> None:
+    proxy = FakeFiles({"/m.gguf": MODEL})
+    serve(proxy)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+    asked = names(monkeypatch, addresses)
+    assert place.pull(proxy, "http://far.example/m.gguf", is_public_only=True).read_bytes() == MODEL
+    assert asked == ["far.example"]  # once for all connections
+
+
+def test_a_name_that_nobody_answers_for_holds_no_pull_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(web, "LOOKUP_TIMEOUT_S", 0.01)
+    numeric = socket.getaddrinfo
+
+    def look_up(host: str, port: int | None, **options: int) -> object:
+        if options.get("flags") != socket.AI_NUMERICHOST:
+            answer.wait()
+        return numeric("127.0.0.1" if answer.is_set() else host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    try:
+        assert web._looked_up("far.example") == []
+    finally:
+        answer.set()
 
 
 def test_a_proxy_of_another_kind_is_refused(hub: FakeHub, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

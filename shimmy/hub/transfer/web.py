@@ -12,6 +12,8 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 10
 MAX_URL_CHARACTERS = 16_384
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15.0, 30.0
-_NAT64, _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 6052, 8215
+LOOKUP_TIMEOUT_S = 2.0  # of a name that the proxy is to look up
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only part of IPv6 that the internet uses (RFC 4291, 2.4)
+# IPv4 addresses in the last 32 bits: mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052).
+_IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -61,6 +66,8 @@ class Web:
         self.settings = settings
         self._context: SSLContext | None = None
         self._proxies = getproxies_environment()
+        self._addresses: dict[str, list[str]] = {}
+        self._lock = Lock()
 
     def client(self) -> "Client":
         return Client(self)
@@ -81,6 +88,14 @@ class Web:
         if parts.scheme != "http" or not parts.hostname:
             raise PullFailed(f"the proxy for {scheme} cannot be used: only HTTP proxies can, such as http://host:3128")
         return parts
+
+    def private_address(self, host: str) -> str:
+        """An address of `host` that is not public, as this machine looks the name up; '' where it finds none, or no
+        address at all."""
+        with self._lock:
+            if host not in self._addresses:
+                self._addresses[host] = _looked_up(host)
+            return next((address for address in self._addresses[host] if not is_public(address)), "")
 
 
 class HttpReply:
@@ -134,7 +149,7 @@ class Client:
         self._web = web
         self._connection: http.client.HTTPConnection | None = None
         self._key: tuple[object, ...] = ()
-        self._is_public = False  # whether the connection leads to a public address
+        self._peer = ""  # the address that the connection leads to; '' for a proxy's
         self._plain_proxy: SplitResult | None = None  # that is sent whole URLs
         self._reply: HttpReply | None = None
 
@@ -169,10 +184,14 @@ class Client:
             if reply.status not in _REDIRECTS or not reply.header("Location"):
                 return reply
             url = _next(url, reply.header("Location"))
-            is_public_only = is_public_only or self._is_public
+            is_public_only = is_public_only or self._is_public(host)
             with suppress(Trouble, PullFailed):
                 reply.text(1 << 16)  # the connection may serve once more
         raise PullFailed(f"`{host_of(target.url)}` redirects without an end")
+
+    def _is_public(self, host: str) -> bool:
+        """Whether the connection leads to a public address, as far as can be known."""
+        return is_public(self._peer) if self._peer else not self._web.private_address(host)
 
     def _ask(self, url: str, headers: Mapping[str, str], is_public_only: bool) -> http.client.HTTPResponse:
         parts = urlsplit(url)
@@ -202,12 +221,12 @@ class Client:
         if self._connection is not None and key == self._key and is_idle and self._connection.sock is not None:
             return self._connection, False
         self.close()
-        if is_public_only and proxy:
-            _refuse_private_literal(host)
+        if is_public_only and proxy and (private := self._web.private_address(host)):
+            raise _not_public(host, private)
         place = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
         sock = _open_socket(*place, is_public_only=is_public_only and not proxy)
         try:
-            self._is_public = proxy is not None or is_public(sock.getpeername()[0])
+            self._peer = "" if proxy else str(sock.getpeername()[0])
             if proxy and scheme == "https":
                 _tunnel(sock, host, port, proxy)
             if scheme == "https":
@@ -269,7 +288,7 @@ def _open_socket(host: str, port: int, *, is_public_only: bool) -> socket.socket
     reason: OSError | None = None
     for family, kind, protocol, _, address in found:
         if is_public_only and not is_public(str(address[0])):
-            raise PullFailed(f"`{host}` leads to {address[0]}, an address that is not public: it is not asked")
+            raise _not_public(host, str(address[0]))
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(CONNECT_TIMEOUT_S)
@@ -289,21 +308,38 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(found, ipaddress.IPv6Address):
-        if found in _LOCAL_NAT64:
-            return False
-        inner = found.ipv4_mapped or found.sixtofour
-        if found in _NAT64:
+        inner = found.sixtofour
+        if any(found in network for network in _IPV4_INSIDE):
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner is None and found not in _UNICAST:
+            return False
         found = inner or found
     return found.is_global and not found.is_multicast
 
 
-def _refuse_private_literal(host: str) -> None:
-    """A proxy looks names up; what is an address already is looked at here."""
-    with suppress(ValueError):
-        ipaddress.ip_address(host)
-        if not is_public(host):
-            raise PullFailed(f"{host} is not a public address: it is not asked")
+def _not_public(host: str, address: str) -> PullFailed:
+    return PullFailed(f"`{host}` leads to {address}, an address that is not public: it is not asked")
+
+
+def _looked_up(host: str) -> list[str]:
+    """The addresses of `host` in any spelling; none where the lookup fails, or takes long: behind a proxy there may be
+    nobody to ask."""
+    name = host.removesuffix(".")
+    with suppress(OSError, UnicodeError):
+        return [str(row[4][0]) for row in socket.getaddrinfo(name, None, flags=socket.AI_NUMERICHOST)]
+    found: SimpleQueue[list[str]] = SimpleQueue()
+
+    def look_up() -> None:
+        with suppress(OSError, UnicodeError):
+            found.put([str(row[4][0]) for row in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)])
+            return
+        found.put([])
+
+    Thread(target=look_up, daemon=True).start()
+    try:
+        return found.get(timeout=LOOKUP_TIMEOUT_S)
+    except Empty:
+        return []
 
 
 def _tunnel(sock: socket.socket, host: str, port: int, proxy: SplitResult) -> None:
