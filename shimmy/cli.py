@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shimmy import log
 from shimmy.arguments import argument_parser, parse, serving_files
@@ -20,6 +20,9 @@ from shimmy.config import load
 from shimmy.errors import ShimmyError
 from shimmy.option_kinds import ConfigError
 from shimmy.system.frozen_program import UnpackedFolder
+
+if TYPE_CHECKING:
+    from shimmy.model_events import ModelEvents
 
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
@@ -108,10 +111,16 @@ def _serve(call: CommandCall) -> int:
         from shimmy.server import BindError, serve
 
         try:
-            serve(call.config, call.home, announce)
+            serve(call.config, call.home, announce, _show_loads if log.has_last_line() else None)
         except BindError as error:
             return _complain(error, EXIT_START)
     return 0
+
+
+async def _show_loads(events: "ModelEvents") -> None:
+    from shimmy.commands.terminal.load_line import show_loads
+
+    await show_loads(events, log.show)
 
 
 def _worker_ahead(call: CommandCall) -> AbstractContextManager[None]:

@@ -22,6 +22,7 @@ from shimmy.pool.pool import Pool
 from shimmy.prompt_length import refuse_longer, refuse_longer_inputs
 
 if TYPE_CHECKING:
+    from shimmy.messages.model_info import LoadProgress
     from shimmy.workers.worker_streams import JobStream
 
 Result = TypeVar("Result")
@@ -112,10 +113,10 @@ class Generation:
         self._has_begun = False
 
     @property
-    def converted_percent(self) -> int | None:
-        """How far the conversion is that the load of its model begins with; None while there is none."""
+    def load_progress(self) -> "LoadProgress | None":
+        """How far the load of its model is; None while there is none, and of one that is soon done."""
         runtime = self._services.pool.runtime(self.model.name)
-        return None if runtime is None or runtime.progress is None else int(100 * runtime.progress)
+        return None if runtime is None else runtime.progress
 
     async def accepted(self) -> Accepted:
         """The worker's acceptance; raises the ShimmyError that came instead. May be awaited again."""

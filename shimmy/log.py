@@ -24,6 +24,8 @@ from shimmy.text.printable import printable
 
 _ROOM = 1 << 18  # characters that may wait
 _LONGEST_LINE = 1 << 14
+# The last line of a terminal is rewritten in one piece: it is erased, and does not go on in the next line.
+_ERASE, _UNWRAPPED, _WRAPPED = "\r\x1b[K", "\x1b[?7l", "\x1b[?7h"
 _LAST_LINES_S = 0.5  # an end waits so long for the reader
 _AT_ONCE_BYTES = select.PIPE_BUF  # a pipe that can be written to takes so much without waiting
 
@@ -74,6 +76,14 @@ class _Lines:
         self._n_characters = 0
         self._changed = threading.Condition()  # of a lock that its holder may take again: a finalizer may log
         self._thread: threading.Thread | None = None
+        self.has_last_line = (
+            isinstance(formatter, _TextFormatter)
+            and not self._is_memory
+            and os.isatty(self._descriptor)
+            and os.environ.get("TERM", "dumb") != "dumb"
+        )
+        self._last_line = ""  # below all others
+        self._drawn = ""  # what stands there
 
     def put(self, line: str) -> None:
         """Have `line` written when it can be, with nothing in it that a terminal obeys."""
@@ -93,6 +103,14 @@ class _Lines:
                 self._n_characters += len(line)
                 self._changed.notify_all()
 
+    def show(self, text: str) -> None:
+        """Have `text` as the last line of a terminal, below all that is written meanwhile; "" takes it away."""
+        if self.has_last_line and text != self._last_line:
+            with self._changed:
+                if self._has_thread():
+                    self._last_line = printable(text)
+                    self._changed.notify_all()
+
     def put_foreign(self, line: str) -> None:
         """The same for a line that is no record of ours."""
         if isinstance(self._formatter, _JsonFormatter):
@@ -103,13 +121,14 @@ class _Lines:
         """Return when all is written, or the time is over."""
         end_s = monotonic() + within_s
         with self._changed:
-            while self._waiting and (left_s := end_s - monotonic()) > 0:
+            while (self._waiting or self._drawn != self._last_line) and (left_s := end_s - monotonic()) > 0:
                 self._changed.wait(left_s)
 
     def start_over(self) -> None:
         """In a child that was forked: the thread is not here, and what waits is the parent's to write."""
         self._changed, self._thread, self._n_characters = threading.Condition(), None, 0
         self._waiting.clear()
+        self._last_line = self._drawn = ""
 
     def _has_thread(self) -> bool:
         if self._thread is None:
@@ -133,10 +152,16 @@ class _Lines:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
+                while not self._waiting and self._drawn == self._last_line:
                     self._changed.wait()
-                line = self._waiting[0]
-            is_written = self._write(line)
+                line, last_line = self._waiting[0] if self._waiting else None, self._last_line
+            erase = _ERASE if self._drawn else ""
+            if line is None:
+                self._write(f"{erase}{_UNWRAPPED}{last_line}{_WRAPPED}" if last_line else erase, end="")
+                self._set_drawn(last_line)
+                continue
+            is_written = self._write(f"{erase}{line}")
+            self._set_drawn("")
             if is_written and self._n_untold:
                 self._tell()
             with self._changed:
@@ -146,6 +171,11 @@ class _Lines:
                 self._n_characters -= len(line)
                 self._changed.notify_all()
 
+    def _set_drawn(self, text: str) -> None:
+        with self._changed:
+            self._drawn = text
+            self._changed.notify_all()
+
     def _tell(self) -> None:
         n_untold = self._n_untold
         text = "%d line(s) of the log were dropped: what reads it was too slow, or its disk was full"
@@ -153,9 +183,9 @@ class _Lines:
         with self._changed:
             self._n_untold -= n_untold if is_told else 0
 
-    def _write(self, line: str) -> bool:
+    def _write(self, line: str, end: str = "\n") -> bool:
         """Whether `line` got out; this is where the thread waits for a reader."""
-        data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
+        data = memoryview(f"{line}{end}".encode(errors="backslashreplace"))
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
@@ -251,6 +281,17 @@ def pass_on(line: str) -> bool:
     if not _handlers():
         sys.stderr.write(f"{_shown(line)}\n")
     return is_record
+
+
+def has_last_line() -> bool:
+    """Whether a terminal shows the log, so that its last line can be rewritten again and again."""
+    return any(handler.lines.has_last_line for handler in _handlers())
+
+
+def show(text: str) -> None:
+    """Have `text` below the log on a terminal, until another one takes its place; "" takes it away."""
+    for handler in _handlers():
+        handler.lines.show(text)
 
 
 def note_dropped(n_lines: int) -> None:

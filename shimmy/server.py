@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shimmy import __version__, log
@@ -40,6 +41,8 @@ from shimmy.system.frozen_program import UnpackedFolder
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    Show = Callable[[ModelEvents], Coroutine[Any, Any, None]]
+
 __all__ = ["BindError", "Server", "serve"]
 
 logger = logging.getLogger(__name__)
@@ -59,13 +62,20 @@ _ONE_SIGNAL_S = 0.5
 class Server:
     """One running server. Made and run on the event loop's thread."""
 
-    def __init__(self, config: Config, home: UnpackedFolder, announce: "Callable[[int], None] | None" = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        home: UnpackedFolder,
+        announce: "Callable[[int], None] | None" = None,
+        show: "Show | None" = None,
+    ) -> None:
         metrics, events = Metrics(), ModelEvents()
         registry = Registry(config.aliases, config.default_model, AliasFile(config.alias_file))
         pool = Pool(config, metrics, events)
         self._config = config
         self._home = home
         self._announce = announce
+        self._show = show
         headers, names = Headers(config.cache_dir), Names(config.cache_dir, config.roots)
         self._librarian = CatalogPublisher(config, registry, headers, self._follow, names=names, watch=self._watch)
         self._watcher = Watcher(config.roots, self._librarian.look_again)
@@ -89,6 +99,8 @@ class Server:
             "unloading idle models": pool.unload_idle,
             "preloading models": self._preload,
         }
+        if self._show is not None:
+            chores["showing how far loads are"] = partial(self._show, self._services.events)
         housekeeping = [asyncio.create_task(keep_running(what, chore)) for what, chore in chores.items()]
         self._greet(listeners)
         if self._announce is not None:
@@ -175,10 +187,16 @@ class Server:
             )
 
 
-def serve(config: Config, home: UnpackedFolder, announce: "Callable[[int], None] | None" = None) -> None:
+def serve(
+    config: Config,
+    home: UnpackedFolder,
+    announce: "Callable[[int], None] | None" = None,
+    show: "Show | None" = None,
+) -> None:
     """Run a server until it is told to stop; raises BindError before anything has been started.
 
-    `announce` is called with the port once the server listens and knows its models.
+    `announce` is called with the port once the server listens and knows its models. `show` runs beside the server, and
+    shows a person what happens to models.
     """
     log.take_stderr()
     n_free = raise_descriptor_limit() - _N_OTHER_FILES - N_SPARE
@@ -190,7 +208,7 @@ def serve(config: Config, home: UnpackedFolder, announce: "Callable[[int], None]
         listeners = listen(config.bind)
 
     async def main() -> None:
-        await Server(config, home, announce).run(listeners, n_connections)
+        await Server(config, home, announce, show).run(listeners, n_connections)
 
     asyncio.run(main())
 

@@ -257,3 +257,72 @@ def test_a_forked_child_logs_for_itself(monkeypatch: pytest.MonkeyPatch) -> None
     assert "child" in pipe.read(until="child")
     os.waitpid(pid, 0)
     pipe.close()
+
+
+# -- the last line of a terminal --------------------------------------------------------------------------------------
+
+
+class Screen:
+    """A terminal in the place of stderr."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, style: str = "text", term: str = "xterm") -> None:
+        self._master, self._slave = os.openpty()
+        monkeypatch.setenv("TERM", term)
+        monkeypatch.setattr(sys, "stderr", TextIOWrapper(os.fdopen(self._slave, "wb", 0, closefd=False)))
+        log.set_up("info", style)
+
+    def close(self) -> None:
+        for descriptor in (self._master, self._slave):
+            os.close(descriptor)
+
+    def shown(self) -> list[str]:
+        """All lines, as they stand there after what was written: a return begins the line anew, and erases it."""
+        log.flush()
+        os.write(self._slave, b"\0")
+        said = b""
+        while not said.endswith(b"\0"):
+            said += os.read(self._master, 65536)
+        lines = said[:-1].decode().replace("\r\n", "\n").split("\n")
+        for line in lines:
+            assert line.count("\r") == line.count("\r\x1b[K"), "what stands there is erased before another is written"
+        return [re.sub(r"\x1b\[\?7[lh]", "", line).rpartition("\r\x1b[K")[2] for line in lines]
+
+
+def test_the_last_line_of_a_terminal_is_rewritten_below_the_lines_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Screen(monkeypatch)) as screen:
+        assert log.has_last_line()
+        for percent in range(10):
+            log.show(f"loading tiny: {percent} %\x1b[2J\n")
+            log.flush()
+            if percent % 3 == 0:
+                logging.getLogger("shimmy").info("line %d", percent)
+        log.pass_on("12:00:00 INFO    of a worker")
+        *lines, last = screen.shown()
+        assert [line.partition("INFO")[2].strip() for line in lines] == [
+            *("line 0", "line 3", "line 6", "line 9", "of a worker"),
+        ]
+        assert last.startswith("loading tiny: 9 %")
+        assert last.isprintable()
+        log.show("")
+        assert screen.shown() == [""]
+        logging.getLogger("shimmy").info("and on")
+        (line, last) = screen.shown()
+        assert line.endswith("INFO    and on")
+        assert last == ""
+
+
+@pytest.mark.parametrize(("style", "term"), [("json", "xterm"), ("text", "dumb")])
+def test_a_log_for_programs_has_no_last_line(monkeypatch: pytest.MonkeyPatch, style: str, term: str) -> None:
+    with closing(Screen(monkeypatch, style, term)) as screen:
+        assert not log.has_last_line()
+        log.show("loading tiny: 1 %")
+        assert screen.shown() == [""]
+
+
+def test_a_pipe_has_no_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    log.show("loading tiny: 1 %")
+    logging.getLogger("shimmy").info("the only one")
+    assert pipe.read(until="\n").endswith("INFO    the only one\n")
+    assert not log.has_last_line()
+    pipe.close()

@@ -139,8 +139,10 @@ class EventStream:
     async def _ping(self) -> None:
         """Ping if nothing was written since the last call."""
         if self._is_open and self._is_quiet and not self._n_writing:
-            percent = self._generations[0].converted_percent
-            told = b"" if percent is None else b": the model is being converted, %d %%\n\n" % percent
+            progress, told = self._generations[0].load_progress, b""
+            if progress is not None:
+                step = b"converted" if progress.is_conversion else b"read"
+                told = b": the model is being %b, %d %%\n\n" % (step, progress.percent)
             ping = self._frames.ping()
             await self._write(told + (b"" if told and ping == PING else ping))
         self._is_quiet = True

@@ -9,13 +9,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shimmy import log
 from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, Model, Registry, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import report, scan
-from shimmy.commands.console import CommandCall, ProgressBar, hint, print_facts, print_table
+from shimmy.commands.console import CommandCall, hint, print_facts, print_table
 from shimmy.commands.terminal.amounts import ago, count, plural, size
+from shimmy.commands.terminal.load_line import show_loads
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import is_terminal
 from shimmy.config import Config
@@ -27,7 +29,6 @@ from shimmy.text.printable import printable
 if TYPE_CHECKING:
     from shimmy.generation import Services
     from shimmy.messages.model_info import ModelFacts
-    from shimmy.model_events import ModelEvents
 
 # What a model is to us, and nothing that a person asked for.
 _INNER_FIELDS = {
@@ -173,7 +174,7 @@ def with_model(config: Config, name: str, use: Callable[["Services", Model], Any
         metrics, events = Metrics(), ModelEvents()
         pool = Pool(config, metrics, events)
         services = Services(config, registry, pool, metrics, events, no_discovery, ready=True)
-        watching = asyncio.create_task(_show_conversion(events))
+        watching = asyncio.create_task(show_loads(events, _show_at_once))
         try:
             return await use(services, model)
         finally:
@@ -224,16 +225,11 @@ def find_models(config: Config) -> Catalog:
     return catalog
 
 
-async def _show_conversion(events: "ModelEvents") -> None:
-    """A bar while a SafeTensors folder is converted before it can be loaded."""
-    bar = None
-    async for event in events.listen():
-        if event.kind == "converting":
-            bar = bar or ProgressBar(f"converting {event.model}")
-            bar.show(float(str(event.details["percent"])) / 100)
-        elif bar is not None:
-            bar.end()
-            bar = None
+def _show_at_once(text: str) -> None:
+    """Below the log; it is gone before anything else is printed."""
+    log.show(text)
+    if not text:
+        log.flush()
 
 
 COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {"list": list_models, "probe": probe, "generate": generate}

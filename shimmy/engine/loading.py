@@ -16,10 +16,11 @@ from shimmy.engine.cpu_variants.variant_trust import TrustedVariants
 from shimmy.engine.llama.binding import LIBRARY, LIBRARY_FOLDER
 from shimmy.engine.llama.context import form_of_cells
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
+from shimmy.engine.load_progress import progress_told
 from shimmy.errors import ModelUnavailable, TemplateFailed
 from shimmy.formats import pooling_type
 from shimmy.formats.gguf import reader, vocabulary
-from shimmy.messages.model_info import ModelFacts, PromptCacheStats
+from shimmy.messages.model_info import LoadProgress, ModelFacts, PromptCacheStats
 from shimmy.messages.request import ChatPrompt, Message
 from shimmy.wire import worker_options
 
@@ -89,8 +90,11 @@ def trusted_backend(forced: str | None, cache_dir: str | None) -> CpuBackend:
     return cpu
 
 
-def load(options: worker_options.WorkerOptions, n_threads: int) -> tuple[LlamaModel, list[adapters.Offer]]:
-    """Load the model and its adapters without trying them; raises ModelUnavailable."""
+def load(
+    options: worker_options.WorkerOptions, n_threads: int, tell: Callable[[LoadProgress], None]
+) -> tuple[LlamaModel, list[adapters.Offer]]:
+    """Load the model and its adapters without trying them; raises ModelUnavailable. `tell` is called on another thread
+    with how far that is, where it takes a while."""
     path = Path(options.model_path)
     try:
         found = reader.validated(path)  # what the engine would abort on has to be found before it looks
@@ -104,13 +108,15 @@ def load(options: worker_options.WorkerOptions, n_threads: int) -> tuple[LlamaMo
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = trusted_backend(options.cpu_variant, options.cache_dir)
     repacks = options.weights != "mapped"
-    model = LlamaModel(
-        path,
-        cpu,
-        repacks=repacks,
-        longest_token_bytes=found.longest_token_bytes,
-        special_tokens=vocabulary.special_tokens(path, found),
-    )
+    special_tokens = vocabulary.special_tokens(path, found)
+    with progress_told(reader.shard_paths(path, header), tell):
+        model = LlamaModel(
+            path,
+            cpu,
+            repacks=repacks,
+            longest_token_bytes=found.longest_token_bytes,
+            special_tokens=special_tokens,
+        )
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
         model.book(options.n_booked, worker_options.cell_bytes(header.n_kv))

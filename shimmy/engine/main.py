@@ -36,7 +36,7 @@ from shimmy.engine.tune.cpu_affinity import Placement, engine_threads
 from shimmy.engine.tune.tuner import Tuner, Tuning
 from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, ShimmyError
 from shimmy.messages.event import Accepted, Echo
-from shimmy.messages.model_info import PromptCacheStats
+from shimmy.messages.model_info import LoadProgress, PromptCacheStats
 from shimmy.system import cpu
 from shimmy.wire import codec, frames, reports, worker_options
 from shimmy.wire.worker_options import look_every_s
@@ -64,6 +64,7 @@ _N_OTHER_THREADS = 4
 _FEW_TOKENS = 16
 # After a job's first token the main thread sleeps so long: the sender writes the token before a decode takes all cores.
 _FIRST_TOKEN_S = 0.001
+_CONVERTED_EVERY_S = 0.3  # how far a conversion is, is told so often at most
 
 
 class _Prepared(NamedTuple):
@@ -124,7 +125,7 @@ class Worker:
             options = replace(options, weights=tuning.settings.weights)
             sources = loading.open_sources(options)
             self._n_threads_now = options.share.n_threads(self._n_threads)
-            self._model, offers = loading.load(options, self._n_threads_now)
+            self._model, offers = loading.load(options, self._n_threads_now, self._tell_progress)
             loaded_s = perf_counter()
             self._preparer, facts = loading.validate(self._model, offers, options)
             self._drafter = draft_model.load(options, self._model, self._n_threads_now)
@@ -187,18 +188,21 @@ class Worker:
             return options
         from shimmy.engine import convert_checkpoint  # few workers need it
 
-        told_percent = -1
+        next_s = 0.0
 
         def tell(share: float) -> None:
-            nonlocal told_percent
+            nonlocal next_s
             engine.n_steps += 1
-            if int(100 * share) != told_percent:
-                told_percent = int(100 * share)
-                self._connection.send(reports.progress_frame(share))
+            if share == 1 or perf_counter() >= next_s:
+                next_s = perf_counter() + _CONVERTED_EVERY_S
+                self._tell_progress(LoadProgress(share))
 
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
         path = convert_checkpoint.gguf_of(folder, cache_dir, options.safetensors_type, self._n_threads, tell)
         return replace(options, model_path=str(path))
+
+    def _tell_progress(self, progress: LoadProgress) -> None:
+        self._connection.send(reports.progress_frame(progress))
 
     def _drain_inbox(self, *, block: bool) -> None:
         """Do what the other threads have ordered; with `block`, wait for one order at least."""

@@ -37,6 +37,22 @@ class PromptCacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is: first a folder in SafeTensors may have to be converted, then the model's file is read."""
+
+    share: float  # that is done, 0 to 1
+    total_bytes: int | None = None  # of the file that is read; None: it is a conversion
+
+    @property
+    def is_conversion(self) -> bool:
+        return self.total_bytes is None
+
+    @property
+    def percent(self) -> int:
+        return int(100 * self.share)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What a worker knows of its model once it is loaded."""
 

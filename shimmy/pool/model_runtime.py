@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from shimmy.catalog.catalog import Model
+from shimmy.messages.model_info import LoadProgress
 from shimmy.workers.worker_client import WorkerClient
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ModelRuntime:
     active: WorkerClient | None = None
     loaded: Model | None = None  # what `active` has loaded
     loading: "asyncio.Task[None] | None" = None  # of the first worker, or of the next one
-    progress: float | None = None  # of a conversion that its load begins with
+    progress: LoadProgress | None = None  # of its load, where that takes a while
     # The callers that wait for a worker, and for how many jobs or calls each.
     waiters: "dict[asyncio.Future[WorkerClient], int]" = field(default_factory=dict)
 

@@ -145,6 +145,7 @@ class Pool:
             was_asked = reason == "asked"
             kind = ModelUnloaded if was_asked else ModelUnavailable
             runtime.wake(kind(f"`{name}` was {'unloaded' if was_asked else 'removed'} while it was loading"))
+            self._events.publish("unloaded", name, reason=reason)
         if runtime.active is not None and runtime.active in self._workers:
             if runtime.active.n_finished:
                 self._quarantine.forget(name)

@@ -11,7 +11,7 @@ from time import monotonic
 
 from shimmy.background import watch
 from shimmy.errors import ModelUnavailable, OutOfMemory
-from shimmy.messages.model_info import PromptCacheStats
+from shimmy.messages.model_info import LoadProgress, PromptCacheStats
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
 from shimmy.pool.cpu_shares import CpuShares
@@ -65,7 +65,7 @@ class Supervisor:
         )
 
     async def start(
-        self, name: str, options: WorkerOptions, reservation: Reservation, on_progress: Callable[[float], None]
+        self, name: str, options: WorkerOptions, reservation: Reservation, on_progress: Callable[[LoadProgress], None]
     ) -> WorkerClient:
         """A worker with the memory of `reservation`, which is released when the worker ends or never gets ready.
 

@@ -13,6 +13,7 @@ from time import monotonic
 from shimmy.background import watch
 from shimmy.catalog.catalog import Model
 from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory, ShimmyError
+from shimmy.messages.model_info import LoadProgress
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
 from shimmy.pool.eviction import Eviction
@@ -25,6 +26,11 @@ from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
+
+
+def _stage(progress: LoadProgress) -> tuple[bool, int]:
+    """It only grows: a conversion comes before the reading."""
+    return not progress.is_conversion, progress.percent
 
 
 @dataclass(eq=False, slots=True)
@@ -151,10 +157,16 @@ class Swapper:
     ) -> WorkerClient:
         """Start a worker with the memory of `reservation`; raises OutOfMemory when that was too little."""
 
-        def on_progress(fraction: float) -> None:
-            if runtime.progress is None or int(100 * fraction) > int(100 * runtime.progress):
-                runtime.progress = fraction
-                self.events.publish("converting", model.name, percent=int(100 * fraction))
+        def on_progress(progress: LoadProgress) -> None:
+            if runtime.progress is not None and _stage(progress) <= _stage(runtime.progress):
+                return  # so that a worker causes two hundred events at most
+            runtime.progress = progress
+            percent, total = progress.percent, progress.total_bytes
+            if total is None:
+                self.events.publish("converting", model.name, percent=percent)
+            else:
+                n_read = int(progress.share * total)
+                self.events.publish("reading", model.name, percent=percent, completed_bytes=n_read, total_bytes=total)
 
         try:
             return await self.workers.start(model.name, options, reservation, on_progress)

@@ -27,7 +27,7 @@ from shimmy.messages.event import (
     Usage,
     Vectors,
 )
-from shimmy.messages.model_info import Adapter, ModelFacts, PromptCacheStats
+from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats
 from shimmy.messages.reply import ArgumentSyntax, Beside, ReplyFormat, ToolFormat
 from shimmy.wire import values
 from shimmy.wire.frames import Frame, ProtocolError, packed
@@ -326,14 +326,14 @@ def read_traffic(message: Frame) -> PromptCacheStats:
         raise ProtocolError("traffic that is none") from exc
 
 
-def progress_frame(fraction: float) -> Frame:
-    return {"op": "progress", "fraction": fraction}
+def progress_frame(progress: LoadProgress) -> Frame:
+    return {"op": "progress", "share": progress.share, "total": progress.total_bytes}
 
 
-def read_progress(message: Frame) -> float:
-    """How much of a conversion is done, from 0 to 1."""
+def read_progress(message: Frame) -> LoadProgress:
     try:
-        return min(1.0, values.duration(message["fraction"]))
+        share = min(1.0, values.duration(message["share"]))
+        return LoadProgress(share, values.optional(values.large_count)(message["total"]))
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("progress that is none") from exc
 

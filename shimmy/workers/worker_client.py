@@ -21,7 +21,7 @@ from shimmy.errors import (
     WorkerDied,
 )
 from shimmy.messages.event import Finished, JobOutput
-from shimmy.messages.model_info import ModelFacts, PromptCacheStats
+from shimmy.messages.model_info import LoadProgress, ModelFacts, PromptCacheStats
 from shimmy.messages.request import ChatPrompt, EmbeddingJob, EmbedRequest, GenerateRequest, Job
 from shimmy.wire import codec, frames, reports, values, worker_options
 from shimmy.workers import worker_end
@@ -51,7 +51,7 @@ class Hooks:
 
     on_death: "Callable[[WorkerClient], None]" = lambda _: None  # once, however it ended
     on_busy: Callable[[], None] = lambda: None  # it got its first job, or has ended its last
-    on_progress: Callable[[float], None] = lambda _: None  # how much of a conversion is done, from 0 to 1
+    on_progress: Callable[[LoadProgress], None] = lambda _: None  # how far its load is
     on_prompts: Callable[[PromptCacheStats], None] = lambda _: None  # what went to the disk and came from there
 
 

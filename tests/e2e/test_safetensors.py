@@ -1,6 +1,7 @@
 """Folders in SafeTensors are served like GGUF files: converted once, and the same text comes out."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, COMPLETION, PROMPTS, STEADY_SEED, Server, chat_body, run
 from tests.e2e.processes import wait_for
+from tests.e2e.terminal import CTRL_C, in_terminal, plain
 from tests.quantised_llama import write_both
 from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import write_tiny_model
@@ -61,6 +63,32 @@ def test_the_weights_can_be_made_smaller(start: StartServer, both: Path, tmp_pat
     assert server.chat(PROMPTS[0], "whole")
     (file,) = converted(tmp_path / "cache")
     assert file.stat().st_size < (both / "alpha.gguf").stat().st_size / 3
+
+
+def test_a_person_sees_how_far_a_conversion_is_until_the_reply_begins(both: Path, tmp_path: Path) -> None:
+    arguments = ("generate", both / "Whole", "--prompt", "hello", "--max-tokens", "8")
+    with in_terminal(tmp_path, *arguments, "--cache-dir", tmp_path / "cache") as terminal:
+        assert terminal.wait() == 0, terminal.output
+    waiting, erase, reply = terminal.output.rpartition("\r\x1b[K")
+    assert erase
+    assert re.search("converting whole: [0-9]+ %", waiting)
+    silent = run(tmp_path, *arguments, "--cache-dir", tmp_path / "other")
+    assert "converting" not in plain(reply)
+    assert "\x1b" not in silent.stdout
+    assert "converting" not in silent.stderr
+
+
+def test_a_server_in_a_terminal_shows_how_far_a_conversion_is(both: Path, tmp_path: Path) -> None:
+    arguments = ("serve", "--bind", "127.0.0.1:0", "--model-path", both / "Whole", "--preload", "whole")
+    with in_terminal(tmp_path, *arguments, "--cache-dir", tmp_path / "cache") as terminal:
+        terminal.expect("converting whole: ")
+        terminal.expect("\r\x1b[K")
+        terminal.expect("loaded `whole`")
+        terminal.type(CTRL_C)
+        assert terminal.wait() == 0
+    for line in terminal.output.split("\r\n"):
+        last = line.rpartition("\r\x1b[K")[2]
+        assert "converting" not in last, "a line of the log takes its place, and it goes with the load"
 
 
 def test_a_folder_that_changes_is_swapped(start: StartServer, tmp_path: Path) -> None:

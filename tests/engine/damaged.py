@@ -104,7 +104,9 @@ def _child(path: Path, n_ctx: int) -> str:
     from shimmy.engine import loading
     from shimmy.messages.request import ChatPrompt, Message, SamplingParams, TextPrompt
 
-    model, offers = loading.load(worker_options.WorkerOptions(str(path), n_ctx, 4, 64, 1, None, None), 1)
+    model, offers = loading.load(
+        worker_options.WorkerOptions(str(path), n_ctx, 4, 64, 1, None, None), 1, lambda _: None
+    )
     preparer, _ = loading.validate(model, offers, worker_options.WorkerOptions(str(path), n_ctx, 4, 64, 1, None, None))
     if not model.writes:
         return "served"

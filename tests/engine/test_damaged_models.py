@@ -175,6 +175,7 @@ def test_no_text_has_a_position_that_a_table_lacks(tmp_path: Path) -> None:
     n_positions = reader.contents(path).n_positions
     assert n_positions is not None
     for n_ctx in (2 * n_positions, n_positions, 1):
-        model, _ = loading.load(worker_options.WorkerOptions(str(path), n_ctx, 1, 64, 1, None, None), 1)
+        options = worker_options.WorkerOptions(str(path), n_ctx, 1, 64, 1, None, None)
+        model, _ = loading.load(options, 1, lambda _: None)
         assert model.n_ctx == min(n_positions, -(-n_ctx // 256) * 256)
         model.close()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from shimmy.catalog.catalog import CatalogDiff
-from shimmy.errors import Internal, ModelUnavailable, Overloaded, ShuttingDown
-from shimmy.messages.model_info import PromptCacheStats
+from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, Overloaded, ShuttingDown
+from shimmy.messages.model_info import LoadProgress, PromptCacheStats
 from shimmy.pool.model_runtime import ModelRuntime, State
 from shimmy.wire.worker_options import WorkerOptions
 from tests.fakes import FakeWorker, on_loop, until
@@ -512,14 +512,46 @@ async def test_the_progress_of_a_conversion_is_told_by_the_percent() -> None:
     listener = harness.events.listen()
     asking = harness.ask()
     load = await harness.loading()
-    for fraction in (0.0, 0.001, 0.42, 0.421, 0.4, 1.0):
-        load.on_progress(fraction)
+    for share in (0.0, 0.001, 0.42, 0.421, 0.4, 1.0):
+        load.on_progress(LoadProgress(share))
     runtime = harness.pool.runtime(TINY.name)
     assert runtime is not None
-    assert runtime.progress == 1.0
+    assert runtime.progress == LoadProgress(1.0)
     load.succeed()
     await asking
     assert runtime.progress is None
     harness.events.close()
     told = [event.details["percent"] async for event in listener if event.kind == "converting"]
     assert told == [0, 42, 100]
+
+
+@on_loop
+async def test_what_is_read_of_a_model_is_told_once_for_each_percent_and_comes_after_a_conversion() -> None:
+    harness = Harness()
+    listener = harness.events.listen()
+    asking = harness.ask()
+    load = await harness.loading()
+    for share, total in ((0.5, None), (0.1, 1000), (0.105, 1000), (0.9, None), (0.05, 1000), (1.0, 1000), (0.2, 1000)):
+        load.on_progress(LoadProgress(share, total))
+    load.succeed()
+    await asking
+    harness.events.close()
+    told = [(event.kind, event.details) async for event in listener if "percent" in event.details]
+    assert told == [
+        ("converting", {"percent": 50}),
+        ("reading", {"percent": 10, "completed_bytes": 100, "total_bytes": 1000}),
+        ("reading", {"percent": 100, "completed_bytes": 1000, "total_bytes": 1000}),
+    ]
+
+
+@on_loop
+async def test_a_model_that_is_unloaded_while_it_loads_is_told() -> None:
+    harness = Harness()
+    listener = harness.events.listen()
+    asking = harness.ask()
+    await harness.loading()
+    harness.pool.unload(TINY.name)
+    with pytest.raises(ModelUnloaded):
+        await asking
+    harness.events.close()
+    assert [event.kind async for event in listener] == ["loading", "unloaded"]

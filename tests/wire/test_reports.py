@@ -30,7 +30,7 @@ from shimmy.messages.event import (
     Usage,
     Vectors,
 )
-from shimmy.messages.model_info import Adapter, ModelFacts, PromptCacheStats
+from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats
 from shimmy.messages.reply import ReplyFormat, ToolFormat
 from shimmy.messages.request import EmbedRequest, GenerateRequest, TextPrompt
 from shimmy.metrics import Metrics
@@ -232,7 +232,8 @@ def _step(*events: reports.JobEvent) -> frames.Frame:
 
 # What a worker says in this order, of a job of text, one of embeddings and three calls: 1 to 5.
 TALK: list[frames.Frame] = [
-    reports.progress_frame(0.5),
+    reports.progress_frame(LoadProgress(0.5)),
+    reports.progress_frame(LoadProgress(0.25, 1 << 40)),
     reports.opened_frame(FACTS),
     reports.alive_frame(0.5),
     reports.traffic_frame(PromptCacheStats(1, 2, 3, 4, 5, 6)),
@@ -296,8 +297,8 @@ class Line:
         )
         self.calls = [asyncio.ensure_future(call) for call in calls]
 
-    def _progress(self, fraction: float) -> None:
-        self.metrics.memory_given.set(fraction)
+    def _progress(self, progress: LoadProgress) -> None:
+        self.metrics.memory_given.set(progress.percent + (progress.total_bytes or 0))
 
     def _traffic(self, traffic: PromptCacheStats) -> None:
         self.metrics.stored_prompt_lookups.add(traffic.n_hits, "tiny", "hit")

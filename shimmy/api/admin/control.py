@@ -159,7 +159,8 @@ def _entry(services: "Services", model: Entry) -> "Json":
         return entry
     entry["state"] = runtime.state
     if runtime.progress is not None:
-        entry["converted_percent"] = int(100 * runtime.progress)
+        name = "converted_percent" if runtime.progress.is_conversion else "read_percent"
+        entry[name] = runtime.progress.percent
     entry["keep_alive_s"] = None if math.isinf(runtime.keep_alive_s) else runtime.keep_alive_s
     entry["pinned"] = runtime.is_pinned
     entry["jobs"] = runtime.n_jobs

@@ -256,6 +256,7 @@ def _control() -> Json:
     optional: Json = {
         "defaults": defaults | {"description": "Only in `/status`: what a request gets that says nothing."},
         "converted_percent": COUNT,
+        "read_percent": COUNT,
         "keep_alive_s": {"type": ["number", "null"]},
         "pinned": FLAG,
         "jobs": COUNT,

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from shimmy.commands.console import CommandCall, CommandFailed
 from shimmy.commands.server_client import NoServer, ServerAddress, ask, server_address
+from shimmy.commands.terminal.load_line import status_line
 from shimmy.commands.terminal_chat.missing_model import fetched, name_here
 from shimmy.commands.terminal_chat.own_server import SERVER_OPTIONS, OwnServer, server_arguments
 from shimmy.commands.terminal_chat.reply_stream import ReplyStream
@@ -64,8 +65,7 @@ class ChatServer:
         thread = threading.Thread(target=load, daemon=True)
         thread.start()
         while thread.is_alive():
-            percent = self.status().get("converted_percent")
-            show(f"loading {self.model}" if percent is None else f"converting {self.model}: {percent} %")
+            show(status_line(self.model, self.status()))
             thread.join(_LOOK_EVERY_S)
         if failures:
             raise failures[0]

@@ -1,5 +1,6 @@
 """What the control routes say of a model's life, and what they do to it."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 from shimmy.api.app import create_app
 from shimmy.catalog.catalog import BROKEN, Catalog, Rejected
 from shimmy.errors import ModelUnavailable
-from shimmy.messages.model_info import Adapter, ModelDefaults
-from tests.fakes import FakeWorker, fetch, model, on_loop, services
+from shimmy.messages.model_info import Adapter, LoadProgress, ModelDefaults
+from tests.fakes import FakeWorker, fetch, model, on_loop, services, until
 from tests.tiny_models import write_tiny_model
 
 NAME = model().name
@@ -51,6 +52,33 @@ async def test_why_a_model_cannot_be_loaded_is_shown() -> None:
     assert (await fetch(app, "POST", f"/api/models/{NAME}/load")).status == 503
     entry = await ask(app, "GET", "status")
     assert (entry["state"], entry["error"]) == ("unloaded", "it is made of cheese")
+
+
+@on_loop
+async def test_how_far_a_load_is_is_shown() -> None:
+    is_read = asyncio.Event()
+
+    async def load() -> None:
+        await is_read.wait()
+
+    all_services = services(FakeWorker(), load=load)
+    app = create_app(all_services)
+    loading = asyncio.create_task(ask(app, "POST", "load"))
+    await until(lambda: all_services.pool.runtime(NAME) is not None)
+    runtime = all_services.pool.runtime(NAME)
+    assert runtime is not None
+    for progress, told in (
+        (None, {}),
+        (LoadProgress(0.429), {"converted_percent": 42}),
+        (LoadProgress(0.07, 1000), {"read_percent": 7}),
+    ):
+        runtime.progress = progress
+        entry = await ask(app, "GET", "status")
+        assert entry["state"] == "loading"
+        assert {name: value for name, value in entry.items() if name.endswith("_percent")} == told
+    runtime.progress = None
+    is_read.set()
+    assert (await loading)["state"] == "ready"
 
 
 @on_loop

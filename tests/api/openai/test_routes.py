@@ -18,7 +18,7 @@ from shimmy.api import event_stream as stream_module
 from shimmy.api.app import create_app
 from shimmy.errors import ContextExceeded, ModelUnavailable, WorkerDied
 from shimmy.messages.event import Accepted, Piece
-from shimmy.messages.model_info import ModelDefaults
+from shimmy.messages.model_info import LoadProgress, ModelDefaults
 from shimmy.messages.request import ChatPrompt, Message, TextPrompt
 from tests.fakes import FINISHED, SCRIPT, Call, FakeWorker, fetch, model, on_loop, services
 
@@ -340,10 +340,14 @@ async def test_a_stream_tells_how_far_the_conversion_of_its_model_is() -> None:
     assert await call.write() == b": ping\n\n"
     runtime = all_services.pool.runtime(model().name)
     assert runtime is not None
-    runtime.progress = 0.425
+    runtime.progress = LoadProgress(0.425)
     while (event := await call.write()) == b": ping\n\n":
         pass
     assert event == b": the model is being converted, 42 %\n\n"
+    runtime.progress = LoadProgress(0.1, 1000)
+    while (event := await call.write()) in (b": ping\n\n", b": the model is being converted, 42 %\n\n"):
+        pass
+    assert event == b": the model is being read, 10 %\n\n"
     loaded.set()
     await task
 

@@ -100,6 +100,7 @@ function DeleteAll({ n }) {
 function waitingFor(entry) {
   if (!entry || entry.state === "unloaded") return "Waiting for the model …";
   if (entry.converted_percent !== undefined) return `Converting the model: ${entry.converted_percent} % …`;
+  if (entry.read_percent !== undefined) return `Loading the model: ${entry.read_percent} % …`;
   if (entry.state === "loading") return "Loading the model …";
   return entry.jobs > 1 ? `Reading the prompt; the model has ${entry.jobs} jobs …` : "Reading the prompt …";
 }

@@ -71,6 +71,7 @@ function Model({ model }) {
 
 function stateOf(model) {
   if (model.converted_percent !== undefined) return `converting ${model.converted_percent} %`;
+  if (model.read_percent !== undefined) return `loading ${model.read_percent} %`;
   return { ready: "loaded", swapping: "a new version loads", unloaded: "not loaded" }[model.state] ?? model.state;
 }
 
@@ -91,7 +92,7 @@ function facts(model) {
 }
 
 const WORDS = {
-  added: "was found", changed: "has a new file", removed: "is gone", loading: "loads", loaded: "is loaded",
+  added: "was found", changed: "has a new file", removed: "is gone", loading: "loads", reading: "is read,", loaded: "is loaded",
   swapped: "was replaced by its new version", unloaded: "was unloaded", died: "lost its worker", failed: "failed",
 };
 
