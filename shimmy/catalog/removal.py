@@ -8,8 +8,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Removal:
     files: tuple[Path, ...]
     trees: tuple[Path, ...]
     empty: tuple[Path, ...]
+    stores: tuple[Path, ...] = ()  # Ollama's that files are in
 
     @property
     def size_bytes(self) -> int:
@@ -46,7 +47,17 @@ class Removal:
         """Raises RemovalFailed: before the first file, where that can be known, else at the first one that stays."""
         for path in self.files:
             _check_may_go(path)
+        with ExitStack() as stack:
+            for store in self.stores:
+                stack.enter_context(_alone(store))
+            self._delete()
+
+    def _delete(self) -> None:
+        gone = frozenset(self.files)
+        needed = {blob for store in self.stores for blob in _needed(store, gone)}  # also since this was made
         for path in self.files:
+            if path in needed:
+                continue
             try:
                 path.unlink(missing_ok=True)
             except OSError as exc:
@@ -71,15 +82,30 @@ def _check_may_go(path: Path) -> None:
         )
 
 
-def removal(model: Model, roots: Sequence[Path]) -> Removal:
-    """All of `model`. Raises BadRequest for files outside of `roots`."""
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    try:
+        with ollama_store.not_pulling(store):
+            yield
+    except BlockingIOError as exc:
+        raise RemovalFailed(
+            f"a model is being pulled into `{shown(store)}`, and may need the same files; nothing was deleted"
+        ) from exc
+    except OSError as exc:
+        raise RemovalFailed(f"`{shown(store)}` cannot be locked: {exc.strerror}; nothing was deleted") from exc
+
+
+def removal(model: Model, roots: Sequence[Path], others: Iterable[Model] = ()) -> Removal:
+    """All of `model`, but for what `others` of the catalog load. Raises BadRequest for files outside of `roots`, and
+    RemovalFailed where it cannot be known what else needs them."""
     files: list[Path] = []
+    manifests: list[Path] = []
     empty: list[Path] = []
     links: dict[Path, list[Path]] = {}  # of each repository in the hub's cache
     for place in model.places:
         manifest = Path(place.key)
         if manifest != place.path and manifest.parts[-5:-4] == ("manifests",):
-            files += _of_manifest(manifest, files)
+            manifests.append(manifest)
             continue
         own, folder = _of_place(place.path)
         snapshot = huggingface.snapshot(folder)
@@ -95,10 +121,36 @@ def removal(model: Model, roots: Sequence[Path]) -> Removal:
         if is_last:
             files += _all_files(repository)
             trees.append(repository)
-    unique = tuple(dict.fromkeys(files))
+    stores = tuple(dict.fromkeys(manifest.parents[4] for manifest in manifests))
+    for store in stores:
+        own = [manifest for manifest in manifests if manifest.parents[4] == store]
+        needed = _needed(store, own)
+        files += own
+        files += [blob for manifest in own for blob in _blobs(store, manifest) if blob not in needed]
+    kept = _loaded(other for other in others if other.name != model.name)
+    unique = tuple(path for path in dict.fromkeys(files) if _identity(path) not in kept)
     for path in (*unique, *trees):
         _check(path, roots)
-    return Removal(unique, tuple(trees), tuple(dict.fromkeys(empty)))
+    return Removal(unique, tuple(trees), tuple(dict.fromkeys(empty)), stores)
+
+
+def _loaded(models: Iterable[Model]) -> set[tuple[int, ...]]:
+    """The device and inode of each file of these models."""
+    found: set[tuple[int, ...]] = set()
+    for model in models:
+        found.update(file[:2] for file in model.files)
+        if model.projector is not None:
+            found.add(_identity(model.projector.resolve()))
+    return found - {()}
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Device and inode, of a link its own; () where there is nothing."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino
 
 
 def _of_place(path: Path) -> tuple[list[Path], Path]:
@@ -137,23 +189,27 @@ def _all_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
 
 
-def _of_manifest(manifest: Path, gone: Sequence[Path]) -> list[Path]:
-    """A manifest of Ollama's, and the blobs that no other one needs."""
-    store = manifest.parents[4]
-    needed: set[Path] = set()
-    for other in (store / "manifests").glob("*/*/*/*"):
-        if other != manifest and other not in gone:
-            needed.update(_blobs(store, other))
-    return [manifest, *(blob for blob in _blobs(store, manifest) if blob not in needed)]
+def _needed(store: Path, gone: Collection[Path]) -> set[Path]:
+    """The blobs of all manifests but those that go."""
+    manifests = (path for path in sorted((store / "manifests").glob("*/*/*/*")) if path not in gone)
+    return {blob for path in manifests if not path.is_dir() for blob in _blobs(store, path)}
 
 
 def _blobs(store: Path, manifest: Path) -> list[Path]:
+    """Raises RemovalFailed where that is not known."""
     try:
         content = json.loads(manifest.read_bytes()[: ollama_store.MAX_MANIFEST_BYTES])
         rows = [*content["layers"], content.get("config") or {}]
         digests = [ollama_store.DIGEST.fullmatch(str(row.get("digest"))) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        if manifest.name.startswith("."):  # no name of Ollama's
+            return []
+        raise RemovalFailed(
+            f"`{shown(manifest)}` cannot be read, so what it needs is not known: mend or remove it first; nothing was "
+            "deleted"
+        ) from exc
     return [store / "blobs" / f"sha256-{digest[1]}" for digest in digests if digest]
 
 

@@ -6,10 +6,12 @@ sense is passed over with the reason, and a digest never leads out of the store.
 template language and is not used: a model's own chat template is in its GGUF file. Nor is `num_ctx`.
 """
 
+import fcntl
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ MAX_SYSTEM_BYTES = 1 << 17
 MAX_ADAPTERS = 16
 MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1024
 
+_LOCK = Path(".locks", "pulls.lock")
 _LAYER = "application/vnd.ollama.image."
 DEFAULT_HOST = "registry.ollama.ai"
 _DEFAULT_NAMESPACE = "library"
@@ -55,6 +58,33 @@ class Manifest:
     def is_plain(self) -> bool:
         """There is nothing to it but the model."""
         return not self.adapters and self.defaults == ModelDefaults()
+
+
+@contextmanager
+def pulling(store: Path) -> Iterator[None]:
+    """While a model is pulled into `store`: its blobs come before the manifest that needs them. Raises OSError."""
+    (store / _LOCK).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(store / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def not_pulling(store: Path) -> Iterator[None]:
+    """Keeps pulls of ours waiting. Raises BlockingIOError where one runs, and OSError."""
+    try:
+        descriptor = os.open(store / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # there never was one
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_store(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from shimmy.errors import BadRequest, NotFound, PullFailed
-from shimmy.formats.ollama_store import DEFAULT_HOST, DIGEST, MAX_MANIFEST_BYTES
+from shimmy.formats.ollama_store import DEFAULT_HOST, DIGEST, MAX_MANIFEST_BYTES, pulling
 from shimmy.hub.references import OllamaReference
 from shimmy.hub.settings import HubSettings
 from shimmy.hub.transfer import json_client
@@ -41,15 +41,16 @@ def pull_name(reference: OllamaReference, settings: HubSettings, transfer: Trans
         files=[{"name": name, "size_bytes": size} for name, _, size in layers],
         total_bytes=meter.total,
     )
-    for name, digest, size in layers:
-        url = f"{place}/blobs/sha256:{digest}"
-        blob = store / "blobs" / f"sha256-{digest}"
-        fetch(RemoteFile(name, url, size, digest, token), blob, store / ".locks" / f"{blob.name}.lock", transfer)
-    path = store / "manifests" / DEFAULT_HOST / reference.namespace / reference.name / reference.tag
-    try:
-        write_atomically(path, manifest)
-    except OSError as exc:
-        raise PullFailed(f"`{path}` cannot be written: {exc.strerror}") from exc
+    with pulling(store):
+        for name, digest, size in layers:
+            url = f"{place}/blobs/sha256:{digest}"
+            blob = store / "blobs" / f"sha256-{digest}"
+            fetch(RemoteFile(name, url, size, digest, token), blob, store / ".locks" / f"{blob.name}.lock", transfer)
+        path = store / "manifests" / DEFAULT_HOST / reference.namespace / reference.name / reference.tag
+        try:
+            write_atomically(path, manifest)
+        except OSError as exc:
+            raise PullFailed(f"`{path}` cannot be written: {exc.strerror}") from exc
     return path
 
 

@@ -1,5 +1,6 @@
 """What goes with a model, and what stays."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.removal import removal
 from shimmy.catalog.scan import scan
 from shimmy.errors import BadRequest, RemovalFailed
+from shimmy.formats import ollama_store
 from tests.ollama_store import put_in_ollama
 from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import write_tiny_model
@@ -139,6 +141,57 @@ def test_a_tag_of_ollamas_takes_what_no_other_needs(tmp_path: Path) -> None:
     assert [model.name for model in catalog(tmp_path).models] == ["tiny:stern"]
     remove("tiny:stern", tmp_path)
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"layers": [', b"[]", b'{"layers": [7]}'])
+def test_a_manifest_that_cannot_be_read_may_need_every_blob(tmp_path: Path, content: bytes) -> None:
+    library = "registry.ollama.ai/library"
+    put_in_ollama(tmp_path, f"{library}/tiny/latest")
+    put_in_ollama(tmp_path, f"{library}/tiny/stern", system=b"Be stern.")
+    damaged = tmp_path / "manifests" / library / "tiny" / "stern"
+    damaged.write_bytes(content)
+    before = left(tmp_path)
+    with pytest.raises(RemovalFailed, match=rf"{damaged}.*nothing was deleted"):
+        remove("tiny:latest", tmp_path)
+    assert left(tmp_path) == before
+    damaged.rename(damaged.with_name(".DS_Store"))  # which is no manifest
+    remove("tiny:latest", tmp_path)
+    assert [model.name for model in catalog(tmp_path).models] == []
+
+
+def test_a_blob_that_a_manifest_needs_since_then_stays(tmp_path: Path) -> None:
+    library = "registry.ollama.ai/library"
+    put_in_ollama(tmp_path, f"{library}/tiny/latest")
+    what = removal(catalog(tmp_path).resolve("tiny"), [tmp_path])
+    put_in_ollama(tmp_path, f"{library}/new/latest")
+    what.carry_out()
+    assert [model.name for model in catalog(tmp_path).models] == ["new:latest"]
+
+
+def test_nothing_goes_while_a_model_is_pulled_into_the_store(tmp_path: Path) -> None:
+    put_in_ollama(tmp_path, "registry.ollama.ai/library/tiny/latest")
+    before = left(tmp_path)
+    with ollama_store.pulling(tmp_path), pytest.raises(RemovalFailed, match=r"being pulled.*nothing was deleted"):
+        remove("tiny:latest", tmp_path)
+    assert set(before) < set(left(tmp_path))
+    remove("tiny:latest", tmp_path)
+    assert catalog(tmp_path).models == ()
+
+
+def test_what_another_model_loads_stays(tmp_path: Path) -> None:
+    store, folder = tmp_path / "ollama", tmp_path / "folder"
+    put_in_ollama(store, "registry.ollama.ai/library/tiny/latest", system=b"Be kind.")
+    folder.mkdir()
+    write_tiny_model(folder, "other", seed=1)
+    models = catalog(store, folder)
+    blob = next(path for path in (store / "blobs").iterdir() if path.stat().st_size > 100_000)
+    projector = replace(models.resolve("other"), projector=blob)
+    adapter = replace(models.resolve("other"), files=((blob.stat().st_dev, blob.stat().st_ino, 0, 0),))
+    for other in (projector, adapter):
+        what = removal(models.resolve("tiny"), [store, folder], [models.resolve("tiny"), other])
+        assert blob not in what.files
+        assert len(what.files) == 3  # the manifest, the template, the system message
+    assert blob in removal(models.resolve("tiny"), [store, folder], models.models).files
 
 
 def test_a_folder_of_safetensors_keeps_what_is_not_the_models(tmp_path: Path) -> None:

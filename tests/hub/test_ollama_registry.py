@@ -8,6 +8,8 @@ import pytest
 
 from shimmy.errors import NotFound, PullFailed
 from shimmy.formats import ollama_store
+from shimmy.hub.pull import pull
+from shimmy.hub.transfer.events import PullEvent
 from tests.hub.conftest import Place, Serve
 from tests.hub.servers import FakeRegistry, Fault
 
@@ -107,3 +109,20 @@ def test_a_blob_that_the_registry_lacks_is_an_error(registry: FakeRegistry, plac
     with pytest.raises(PullFailed, match="404"):
         place.pull(registry, "ollama:tiny")
     assert not (place.store / "manifests").exists()
+
+
+def test_nothing_is_removed_from_the_store_between_the_first_blob_and_the_manifest(
+    registry: FakeRegistry, place: Place
+) -> None:
+    refused = []
+
+    def remove(event: PullEvent) -> None:
+        if event.kind == "progress":
+            with pytest.raises(BlockingIOError), ollama_store.not_pulling(place.store):
+                pass
+            refused.append(event)
+
+    pull("ollama:tiny", place.settings(registry), remove)
+    assert refused
+    with ollama_store.not_pulling(place.store):
+        pass

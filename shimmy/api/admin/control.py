@@ -67,7 +67,7 @@ async def delete(exchange: "Exchange") -> None:
     model = services.registry.catalog.find(exchange.rest)
     if not isinstance(model, Model):
         raise ModelNotFound(f"no model is called `{exchange.rest[:100]}`", param="model")
-    what = await in_thread(removal, model, services.config.roots)
+    what = await in_thread(removal, model, services.config.roots, services.registry.catalog.models)
     n_bytes = await in_thread(lambda: what.size_bytes)
     try:
         await in_thread(what.carry_out)

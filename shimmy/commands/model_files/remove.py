@@ -28,7 +28,7 @@ def remove(call: CommandCall) -> int:
         entry = registry.entry(name)
         if isinstance(entry, Rejected):
             raise NotFound(f"`{entry.name}` is not a model ({entry.reason}): delete `{shown(entry.path)}` yourself")
-        what = removal(entry, call.config.roots)
+        what = removal(entry, call.config.roots, registry.catalog.models)
         size = amounts.size(what.size_bytes)
         if not call.options.yes and not _is_wanted(entry.name, what, size):
             print("nothing was removed", file=sys.stderr)
