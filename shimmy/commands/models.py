@@ -38,11 +38,22 @@ _INNER_FIELDS = {
 
 
 def list_models(call: CommandCall) -> int:
-    models = find_models(call.config).models
+    kept = AliasFile(call.config.alias_file)
+    registry = Registry(call.config.aliases, kept=kept)
+    registry.publish(catalog := find_models(call.config))
+    models, aliases = catalog.models, registry.aliases()
     if call.options.json:
-        print(json.dumps([model_fields(model) for model in models], indent=2))
+        names: dict[str, list[str]] = {model.name: [] for model in models}
+        for alias, model in aliases:
+            names[model.name].append(alias)
+        print(json.dumps([model_fields(model) | {"aliases": sorted(names[model.name])} for model in models], indent=2))
         return 0
     print_models(models)
+    rows = [(alias, model.name) for alias, model in aliases]
+    rows += [(alias, f"{name} (not there)") for alias, name in kept.pairs() if catalog.model(name) is None]
+    if rows:
+        print()
+        print_table(("ALIAS", "MODEL"), sorted(rows))
     if models:
         hint("`shimmy run NAME` talks to a model, `shimmy probe NAME` says more about it.")
     else:
