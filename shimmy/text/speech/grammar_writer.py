@@ -92,15 +92,30 @@ def as_pattern(pattern: object) -> str | None:
     inner = pattern.removeprefix("^")
     has_end = re.search(r"(?<!\\)(?:\\\\)*\$$", inner) is not None
     inner = inner[:-1] if has_end else inner
-    bare = _CLASS.sub("", _ESCAPED.sub("", inner))
-    n_groups = -1
-    while n_groups:  # from the innermost on; an anchor in a group stays
-        bare, n_groups = _GROUP.subn("", bare)
-    if "^" in bare or "$" in bare or ("|" in bare and inner != pattern):
+    outside = _outside_classes(inner)
+    if "^" in outside or "$" in outside or ("|" in _outside_groups(outside) and inner != pattern):
         return None
     inner = _in_ascii(inner)
     before, behind = "" if pattern.startswith("^") else "(?s:.*)", "" if has_end else "(?s:.*)"
     return f"{before}(?:{_SLASH.sub('/', inner).replace('/', _ESCAPED_SLASH)}){behind}".replace("\n", "\\n")
+
+
+def _outside_classes(pattern: str) -> list[str]:
+    """Its pieces, a character or an escaped one each, without those in brackets."""
+    pieces, is_in_class = [], False
+    for piece in _PIECE.findall(pattern):
+        if not is_in_class:
+            pieces.append(piece)
+        is_in_class = piece == "[" or (is_in_class and piece != "]")
+    return pieces
+
+
+def _outside_groups(pieces: list[str]) -> Iterator[str]:
+    depth = 0
+    for piece in pieces:
+        depth += (piece == "(") - (piece == ")")
+        if depth <= 0:
+            yield piece
 
 
 def _in_ascii(pattern: str) -> str:
@@ -116,8 +131,7 @@ def _in_ascii(pattern: str) -> str:
 _PIECE = re.compile(r"\\.|.", re.DOTALL)
 _OF_ASCII = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
 _TIMES = re.compile(r"(?<=[{,])[1-9][0-9]{0,8}(?=\})")
-_GROUP = re.compile(r"\([^()^$]*\)")
-_ESCAPED, _CLASS, _SLASH = re.compile(r"\\."), re.compile(r"\[[^\]]*\]"), re.compile(r"\\/")
+_SLASH = re.compile(r"\\/")
 _ESCAPED_SLASH = "\\/"
 
 

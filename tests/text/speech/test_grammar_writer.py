@@ -35,3 +35,10 @@ def test_a_pattern_of_a_whole_text(pattern: str, right: str, wrong: str) -> None
 )
 def test_what_is_left_to_the_model(pattern: object) -> None:
     assert as_pattern(pattern) is None
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("unit", ["(", "[", "(a", "\\", "()"])
+def test_deep_groups_and_open_brackets_take_no_more_time_than_their_length(unit: str) -> None:
+    half = unit * 200_000
+    assert as_pattern(f"{half}{')' * 200_000}") is not None
