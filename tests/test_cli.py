@@ -95,7 +95,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The Configs that `serve` would have run a server with."""
     configs: list[Config] = []
 
-    def serve(config: Config, home: UnpackedFolder, announce: object) -> None:
+    def serve(config: Config, home: UnpackedFolder, announce: object, _show: object) -> None:
         assert isinstance(home, UnpackedFolder)
         assert announce is None
         configs.append(config)
@@ -250,7 +250,7 @@ def test_a_bad_value_is_wrong_usage_and_names_the_flag(
 def test_a_worker_gets_ready_while_a_server_starts_that_will_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spawn, "worker_command", lambda _fd, _name: ["sh", "-c", "exec sleep 60"])
     ahead: list[int] = []
-    monkeypatch.setattr(server, "serve", lambda _config, _home, _announce: ahead.append(len(spawn._ahead)))
+    monkeypatch.setattr(server, "serve", lambda _config, _home, _announce, _show: ahead.append(len(spawn._ahead)))
     assert cli.main(["serve", "--preload", "some"]) == 0
     assert cli.main(["serve"]) == 0
     assert ahead == [1, 0]
@@ -273,7 +273,7 @@ def test_a_command_that_needs_a_worker_starts_it_first(
 def test_an_address_in_use_is_could_not_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def serve(_config: Config, _home: UnpackedFolder, _announce: object) -> None:
+    def serve(_config: Config, _home: UnpackedFolder, _announce: object, _show: object) -> None:
         raise server.BindError("cannot listen on 127.0.0.1, port 80")
 
     monkeypatch.setattr(server, "serve", serve)
@@ -588,7 +588,7 @@ def test_an_error_ends_with_1_and_goes_to_stderr(
 def test_an_interrupt_ends_with_1_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(_config: Config, _home: UnpackedFolder, _announce: object) -> None:
+    def interrupt(_config: Config, _home: UnpackedFolder, _announce: object, _show: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "serve", interrupt)
@@ -613,7 +613,7 @@ def test_whatever_happens_the_unpacked_folder_is_left_in_order(monkeypatch: pyte
     class Bug(Exception):
         pass
 
-    def serve(_config: Config, _home: UnpackedFolder, _announce: object) -> None:
+    def serve(_config: Config, _home: UnpackedFolder, _announce: object, _show: object) -> None:
         raise Bug
 
     left: list[UnpackedFolder] = []
