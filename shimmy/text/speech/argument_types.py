@@ -135,6 +135,14 @@ def allows(allowed: frozenset[str], value: object) -> bool:
     )
 
 
+def listed(schema: Mapping[str, Any], allowed: frozenset[str]) -> frozenset[str]:
+    """Those of the types `allowed` that a value has which `schema` lists; all of them where none is listed or fits."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(values, list):
+        return allowed
+    return frozenset(kind for kind in allowed if any(allows(frozenset((kind,)), value) for value in values)) or allowed
+
+
 def as_json(text: str, allowed: frozenset[str]) -> str:
     """What a model means by `text` without quotes: JSON of an allowed type where it is that, and a string otherwise."""
     stripped = text.strip()

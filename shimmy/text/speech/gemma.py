@@ -11,7 +11,7 @@ from typing import Any
 
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
-from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, resolved, types
+from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, listed, resolved, types
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, limit, members, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
 
@@ -193,7 +193,7 @@ class _Arguments:
         return self._rules[id(part)]
 
     def _by_type(self, name: str, part: Mapping[str, Any], depth: int) -> Iterator[str]:
-        grammar, allowed = self._grammar, types(part, self._root, self._types)
+        grammar, allowed = self._grammar, listed(part, types(part, self._root, self._types))
         if "string" in allowed:
             yield f"{grammar.text(QUOTE)} {text_to(grammar, name, part, QUOTE)}"
         if plain := allowed & {"number", "integer", "boolean", "null"}:

@@ -12,7 +12,7 @@ from typing import Any
 
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
-from shimmy.text.speech.argument_types import ANY, TEXT, as_json, properties, resolved, type_of, types
+from shimmy.text.speech.argument_types import ANY, TEXT, as_json, listed, properties, resolved, type_of, types
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, members
 
 FORM = ToolFormat(
@@ -83,10 +83,11 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any])
 def _values(grammar: GrammarWriter, schema: object, root: Mapping[str, Any]) -> Iterator[str]:
     """The ways to write a value: as JSON, but for the names of Python's constants, and strings in single quotes."""
     part = schema if isinstance(schema, Mapping) else {}
-    allowed = types(part, root)
+    named = types(part, root)
+    allowed = listed(part, named)
     constants = {"boolean": ("True", "False"), "null": ("None",)}
     if rest := sorted(allowed - constants.keys()):
-        kinds = {} if set(rest) == allowed and allowed != ANY else {"type": rest}
+        kinds = {} if set(rest) == named and named != ANY else {"type": rest}
         yield grammar.json({**part, **kinds}, root)
     if "string" in allowed and part.keys().isdisjoint(_SHAPED):
         grammar.rule("QUOTED", r"/'([^'\\\x00-\x1f]|\\['\\nt])*'/")

@@ -14,7 +14,7 @@ from typing import Any
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.messages.request import ToolCall
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
-from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, properties, resolved, types
+from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, listed, properties, resolved, types
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
 
@@ -154,12 +154,13 @@ def _values(
     """The ways to write a value, from behind `key_end` to `value_end`."""
     known: dict[int, frozenset[str]] = {}
     for index, part in enumerate(_branches(schema, root, known)):
-        allowed = types(part, root, known)
+        named = types(part, root, known)
+        allowed = listed(part, named)
         rule = f"{name}_{index}"
         if "string" in allowed:
             yield f"{grammar.text(form.text_mark)} {text_to(grammar, rule, part, form.value_end)}".strip()
         if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
-            value = {**part, **({} if others == allowed else {"type": sorted(others)})}
+            value = {**part, **({} if others == named else {"type": sorted(others)})}
             json_rule = grammar.json(value, root)
             yield f"{grammar.text(form.json_mark)} {json_rule} {grammar.text(form.value_end)}".strip()
 

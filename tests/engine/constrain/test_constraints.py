@@ -14,6 +14,7 @@ from shimmy.engine.constrain import constraints as rules
 from shimmy.engine.constrain.constraints import GuideFactory
 from shimmy.engine.constrain.json_schema import standalone
 from shimmy.engine.constrain.simpler_schema import Schema
+from shimmy.engine.constrain.tool_grammar import tool_lark
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
@@ -30,6 +31,7 @@ from shimmy.messages.request import (
     ToolChoice,
 )
 from shimmy.text.speech import gemma, harmony, pythonic
+from tests.engine.constrain.walker import Walker
 
 FORM = ReplyFormat(tools=GENERIC)
 SET = '{"type":"object","properties":{"tags":{"type":"array","uniqueItems":true}}}'
@@ -133,6 +135,10 @@ TAGGED_FORM = ReplyFormat(
 )
 
 
+assert TAGGED_FORM.tools is not None
+TYPED_FORM = replace(TAGGED_FORM.tools, key_end='" ', text_mark='s">', json_mark='j">')
+
+
 @pytest.mark.parametrize("form", [FORM, NAMED_FORM, TAGGED_FORM])
 def test_a_tool_that_takes_a_text_holds_it_to_its_grammar(model: LlamaModel, form: ReplyFormat) -> None:
     tool = Tool("patch", "", TEXT, strict=True, lark='start: line+\nline: "+" /(.*)/ LF\n%import common.LF')
@@ -204,6 +210,29 @@ def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_
     assert warnings == ("tools: `f`: `format` at `#/properties/day` is not enforced",)
     with pytest.raises(BadRequest, match="`format` at `#/properties/day` cannot be enforced"):
         rules.guide(request(replace(tool, strict=True)), TAGGED_FORM)
+
+
+@pytest.mark.parametrize("tools", [TAGGED_FORM.tools, TYPED_FORM, pythonic.FORM, gemma.FORM])
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ({"type": ["string", "null"], "enum": ["a", "b"]}, "b"), ({"type": ["string", "null"], "const": "a"}, "a"),
+        ({"type": ["boolean", "string"], "enum": ["a"]}, "a"), ({"type": ["array", "null"], "enum": [None]}, None),
+        ({"type": ["number", "string"], "enum": [1]}, 1),
+    ],
+)  # fmt: skip
+def test_types_that_no_listed_value_has_are_no_fault_of_a_schema(
+    model: LlamaModel, tools: ToolFormat, part: dict[str, Any], value: object
+) -> None:
+    schema = {"type": "object", "properties": {"x": part}, "required": ["x"], "additionalProperties": False}
+    tool = Tool("f", "", json.dumps(schema), strict=True)
+    guide, warnings = GuideFactory(model.vocab).guide(request(tool), ReplyFormat(tools=tools))
+    assert guide is not None
+    assert not warnings
+    lark = tool_lark((tool,), ToolChoice(required=True), tools, prepare=lambda _: schema)
+    walker = Walker()
+    assert walker.takes(lark, written((ToolCall("", "f", json.dumps({"x": value})),), tools))
+    assert not walker.takes(lark, written((ToolCall("", "f", json.dumps({"x": "other"})),), tools))
 
 
 def test_a_name_that_gemma_cannot_write_is_told_and_refused_where_the_caller_insists(model: LlamaModel) -> None:
