@@ -41,7 +41,9 @@ function take({ name, data }) {
     hear(data.model, name.slice(5), data);
     return;
   }
-  happened.set([{ ...data, kind: name }, ...happened.value].slice(0, MOST_EVENTS));
+  const last = happened.value[0];
+  const isNew = data.percent === undefined || last?.kind !== name || last.model !== data.model;
+  happened.set([{ ...data, kind: name }, ...happened.value.slice(isNew ? 0 : 1)].slice(0, MOST_EVENTS));
   if (name === "failed") complain(data.reason, data.model);
   if (name === "died") complain("Its worker ended unasked.", data.model);
   refreshSoon();
