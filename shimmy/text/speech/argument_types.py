@@ -135,10 +135,16 @@ def allows(allowed: frozenset[str], value: object) -> bool:
     )
 
 
+def listed_values(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that a schema names; None where it names none."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return values if isinstance(values, list) else None
+
+
 def listed(schema: Mapping[str, Any], allowed: frozenset[str]) -> frozenset[str]:
     """Those of the types `allowed` that a value has which `schema` lists; all of them where none is listed or fits."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if not isinstance(values, list):
+    values = listed_values(schema)
+    if values is None:
         return allowed
     return frozenset(kind for kind in allowed if any(allows(frozenset((kind,)), value) for value in values)) or allowed
 

@@ -14,7 +14,18 @@ from typing import Any
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.messages.request import ToolCall
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
-from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, listed, properties, resolved, types
+from shimmy.text.speech.argument_types import (
+    ANY,
+    TEXT,
+    allows,
+    as_json,
+    choices,
+    listed,
+    listed_values,
+    properties,
+    resolved,
+    types,
+)
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
 
@@ -159,6 +170,10 @@ def _values(
         rule = f"{name}_{index}"
         if "string" in allowed:
             yield f"{grammar.text(form.text_mark)} {text_to(grammar, rule, part, form.value_end)}".strip()
+            if not form.json_mark:  # what is no text is told from texts by the types alone
+                for value in listed_values(part) or ():
+                    if type(value) is not str and allows(allowed, value):
+                        yield f"{grammar.text(json.dumps(value))} {grammar.text(form.value_end)}"
         if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
             value = {**part, **({} if others == named else {"type": sorted(others)})}
             json_rule = grammar.json(value, root)

@@ -219,6 +219,7 @@ def test_what_bare_texts_cannot_be_held_to_is_told_and_refused_where_the_caller_
         ({"type": ["string", "null"], "enum": ["a", "b"]}, "b"), ({"type": ["string", "null"], "const": "a"}, "a"),
         ({"type": ["boolean", "string"], "enum": ["a"]}, "a"), ({"type": ["array", "null"], "enum": [None]}, None),
         ({"type": ["number", "string"], "enum": [1]}, 1),
+        ({"type": ["string", "null"], "enum": ["a", None]}, None), ({"enum": ["a", 2.5, [1]]}, [1]),
     ],
 )  # fmt: skip
 def test_types_that_no_listed_value_has_are_no_fault_of_a_schema(
