@@ -113,3 +113,14 @@ def test_two_archives_are_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "other"):
         module_archive.write(tmp_path / name, {"room": Path(module_archive.__file__), "empty": None})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_numbers_of_standard_streams_are_left_free(archive: Path) -> None:
+    code = """
+import os
+os.close(0)
+os.close(2)
+import house
+print([number for number in range(3) if os.path.exists(f"/proc/self/fd/{number}")], house.Chair())
+"""
+    assert said(archive, code) == "[1] Chair(legs=4)\n"

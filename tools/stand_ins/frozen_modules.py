@@ -59,11 +59,21 @@ class FrozenModules:
     def _open(self) -> None:
         """Read the table. The file stays open: its name may be another file's by the next import."""
         path, _, place = sys._pyinstaller_pyz.rpartition("?")
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = _above_standard_streams(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         table_start = int(place) + SIZE_BYTES
         n_bytes = int.from_bytes(os.pread(self._descriptor, SIZE_BYTES, int(place)), "big")
         self._table = marshal.loads(os.pread(self._descriptor, n_bytes, table_start))
         self._start = table_start + n_bytes
+
+
+def _above_standard_streams(descriptor: int) -> int:
+    """The same file under a number that none of them has: our caller may have closed some (`2>&-`)."""
+    if descriptor > 2:
+        return descriptor
+    try:
+        return _above_standard_streams(os.dup(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def put_in_place() -> None:
