@@ -6,7 +6,7 @@ import pytest
 
 from shimmy.messages.reply import ReplyFormat
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech.pythonic import FORM, unenforced, written
+from shimmy.text.speech.pythonic import FORM, _as_json, unenforced, written
 
 
 def read(text: str) -> tuple[list[tuple[str, str]], str]:
@@ -35,12 +35,23 @@ def read(text: str) -> tuple[list[tuple[str, str]], str]:
         ("a=(1, 2)", {"a": [1, 2]}),
         ("a=bare", {"a": "bare"}),
         ("a=open('x')", {"a": "open('x')"}),
+        (r"a='\d+'", {"a": r"\d+"}),
     ],
 )  # fmt: skip
 def test_arguments(arguments: str, expected: object) -> None:
     calls, content = read(f"<|tool_call_start|>[f({arguments})]<|tool_call_end|>")
     assert [(name, json.loads(text)) for name, text in calls] == [("f", expected)]
     assert not content
+
+
+@pytest.mark.parametrize("unit", ["True,", "'a',", "'a'", "x.", "1+", "(", "-"])
+def test_what_python_would_read_for_long_is_text(unit: str) -> None:
+    value = "[" + unit * 100_000 + "]"
+    assert json.loads(_as_json(value)) == value
+
+
+def test_a_long_string_is_one() -> None:
+    assert json.loads(_as_json("'" + "print(x)," * 100_000 + "'")) == "print(x)," * 100_000
 
 
 def test_several_calls_and_text_around_them() -> None:
