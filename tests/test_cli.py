@@ -357,7 +357,7 @@ def test_list_is_json_for_scripts(path: Path, capsys: pytest.CaptureFixture[str]
     assert fields == {
         "name": "tiny", "path": str(path), "size_bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
         "architecture": "llama", "quantization": "F32", "n_params": 157632, "n_ctx_train": 512,
-        "has_chat_template": True, "is_embedding": False, "adapters": [], "projector": None,
+        "has_chat_template": True, "is_embedding": False, "adapters": [], "aliases": [], "projector": None,
         "notices": [],
     }  # fmt: skip
 
