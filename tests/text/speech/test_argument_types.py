@@ -37,7 +37,7 @@ def types_of(schema: object) -> frozenset[str]:
         ({"type": "unheard-of"}, ANY),
         ({"type": [7, "string"]}, TEXT),
     ],
-    ids=str,
+    ids=lambda each: " ".join(sorted(each)) if isinstance(each, set | frozenset) else str(each),
 )  # fmt: skip
 def test_the_types_of_an_argument(schema: Any, expected: frozenset[str]) -> None:
     assert types_of(schema) == expected
