@@ -156,6 +156,7 @@ def check(pattern: re.Pattern[str], methods: frozenset[str]) -> None:
                 assert taken_s < MAX_S, f"{pattern.pattern!r} takes {taken_s:.1f} s for {n_characters} of {unit!r}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("pattern", "methods"), all_patterns(), ids=lambda each: getattr(each, "pattern", "")[:40])
 def test_a_pattern_takes_each_character_a_few_times(pattern: re.Pattern[str], methods: frozenset[str]) -> None:
     check(pattern, methods)

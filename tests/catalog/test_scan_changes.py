@@ -154,6 +154,7 @@ def facts(catalog: Catalog) -> list[object]:
     return [*entries, *others]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_a_look_there_sees_what_a_scan_sees(tmp_path: Path, seed: int) -> None:
     disk = Disk(tmp_path / "models", tmp_path / "outside", seed)

@@ -395,6 +395,7 @@ def test_the_whole_talk_makes_sense() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("collections_as_in_a_server")
 @pytest.mark.parametrize("place", range(len(TALK)), ids=[f"{n}-{message['op']}" for n, message in enumerate(TALK)])
 def test_no_change_to_any_frame_hurts_the_parent(place: int) -> None:

@@ -127,6 +127,7 @@ def said(reply: Reply) -> list[tuple[str, str]]:
     return [(call.name, call.arguments) for call in reply.calls]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_special", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drawn_calls_are_read_back_and_follow_their_schema(family: str, with_special: bool) -> None:
@@ -176,6 +177,7 @@ def test_a_choice_by_name_takes_that_tool_once(family: str) -> None:
     assert not walker.takes(lark, written((CALLS[1], CALLS[1]), form))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reply_that_ends_anywhere_is_read_without_an_error(family: str) -> None:
     form = form_of(family)
@@ -189,6 +191,7 @@ def test_a_reply_that_ends_anywhere_is_read_without_an_error(family: str) -> Non
             assert known_arguments.startswith(arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_damaged_call_is_text_or_a_call_and_never_an_error(family: str) -> None:
     form, drawn = form_of(family), random.Random(1)

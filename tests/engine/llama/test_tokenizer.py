@@ -92,6 +92,7 @@ def compare(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert n_slices > 60
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pre", PRES)
 def test_a_long_text_has_the_same_tokens_in_slices(
     pre: str, tmp_path: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
