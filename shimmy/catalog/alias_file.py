@@ -1,14 +1,12 @@
 """Names that `shimmy cp` has given to models: a small JSON file, read again when it has changed. Knows no models."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shimmy.system.files import read_start, write_atomically
+from shimmy.system.files import locked, read_start, write_atomically
 
 MAX_ALIASES = 10_000
 MAX_CHARACTERS = 256
@@ -63,14 +61,8 @@ class AliasFile:
         """The file's path, while no other process changes the file."""
         if self._path is None:
             raise FileNotFoundError(2, "there is no home folder to keep aliases in")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        lock = self._path.with_name(f".{self._path.name}.lock")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self._path.with_name(f".{self._path.name}.lock")):
             yield self._path
-        finally:
-            os.close(descriptor)
 
     @staticmethod
     def _read(path: Path) -> Pairs:

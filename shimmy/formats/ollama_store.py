@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shimmy.messages.model_info import ModelDefaults
-from shimmy.system.files import read_start
+from shimmy.system.files import locked, read_start
 from shimmy.text.surrogates import has_lone_surrogate
 
 MAX_MANIFEST_BYTES = 1 << 20
@@ -63,13 +63,8 @@ class Manifest:
 @contextmanager
 def pulling(store: Path) -> Iterator[None]:
     """While a model is pulled into `store`: its blobs come before the manifest that needs them. Raises OSError."""
-    (store / _LOCK).parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(store / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with locked(store / _LOCK, fcntl.LOCK_SH):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

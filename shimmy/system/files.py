@@ -1,11 +1,13 @@
 """Files that others may change meanwhile: written so that a reader sees the old or the new content, never a part, and
-opened only where they are regular files. Also: files in memory, which have no name on a disk.
+opened only where they are regular files. Also: locks between processes, and files in memory, which have no name on a
+disk.
 """
 
 import contextlib
+import fcntl
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -32,6 +34,18 @@ def read_start(path: Path, max_bytes: int) -> bytes:
     """At most the first `max_bytes` of a regular file; raises what `open_regular` does."""
     with open_regular(path) as file:
         return file.read(max_bytes)
+
+
+@contextlib.contextmanager
+def locked(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold the lock `path`, which is made with its folder if there is none; `operation` is flock's. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def in_memory(name: str) -> int | None:
