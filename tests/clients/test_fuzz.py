@@ -3,10 +3,12 @@
 Replies are those that are described, and what a schema does not take is refused. (That whatever it takes is accepted is
 not asked: two fields may exclude each other, and a token id may be beyond a vocabulary.)
 
-A minute of it belongs to the tests; SHIMMY_FUZZ_SECONDS asks for more (`make fuzz-api`).
+A minute of it belongs to the tests, with the same requests each time; SHIMMY_FUZZ_SECONDS asks for more, and for others
+each time (`make fuzz-api`).
 """
 
 import os
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from tests.e2e.harness import serving
 from tests.tiny_models import write_tiny_model
 
 SECONDS = int(os.environ.get("SHIMMY_FUZZ_SECONDS", "40"))
+ARE_NEW_REQUESTS = "SHIMMY_FUZZ_SECONDS" in os.environ
 REQUEST_TIMEOUT_S = 30
 # Processes that ask at the same time. With `--workers 2` threads of one would, which parse Python at the same time, and
 # that fails with Python 3.11 now and then ("AST constructor recursion depth mismatch").
@@ -42,8 +45,11 @@ def test_no_server_error_and_no_hang(tmp_path: Path) -> None:
             "--checks", ",".join(CHECKS), "--generation-database", "none", "--no-color", "--workers", "1",
         ]  # fmt: skip
 
-        def run(_: int) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        def run(process: int) -> subprocess.CompletedProcess[str]:
+            seed = random.SystemRandom().getrandbits(32) if ARE_NEW_REQUESTS else process
+            return subprocess.run(
+                [*command, "--seed", str(seed)], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
 
         with ThreadPoolExecutor(N_AT_ONCE) as pool:
             for result in pool.map(run, range(N_AT_ONCE)):

@@ -170,12 +170,12 @@ class ToolTextFormat:
         return {}, grammar["definition"]
 
     def schema(self) -> Json:
-        plain = Record({"type": OneOf(("text",))}, {"type": "a string"})
-        grammar = Record(_GRAMMAR, _GRAMMAR_PARTS)
-        fields: Fields = grammar.fields if self.is_flat else {"grammar": grammar}
+        text_fields = {**(_FLAT_FORMAT if self.is_flat else _NESTED_FORMAT).fields, "type": OneOf(("text",))}
+        held: Fields = _GRAMMAR if self.is_flat else {"grammar": Record(_GRAMMAR, _GRAMMAR_PARTS)}
         needed = _GRAMMAR_PARTS if self.is_flat else {"grammar": "an object"}
-        held = Record({"type": OneOf(("grammar",)), **fields}, {"type": "a string", **needed})
-        return {"anyOf": [Record({**fields, **plain.fields}, plain.required).schema(), held.schema()]}
+        kind = {"type": "a string"}
+        grammar = Record({"type": OneOf(("grammar",)), **held}, kind | needed)
+        return {"anyOf": [Record(text_fields, kind).schema(), grammar.schema()]}
 
 
 _GRAMMAR_PARTS = {"syntax": "lark or regex", "definition": "a string that is not empty"}

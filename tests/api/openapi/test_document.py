@@ -1,6 +1,7 @@
 """The OpenAPI document has the routes, fields and kinds that requests are read with, and the page shows it alone."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from shimmy.api.request_fields.field_kinds import Json, Kind
 from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.errors import BY_CODE, BadRequest
 from tests.api.conformance import DOCUMENT, operation
+from tests.api.near_schemas import near
 from tests.fakes import SCRIPT, FakeWorker, fetch, on_loop, services
 
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -36,6 +38,8 @@ VALUES: list[Any] = [
     *([{"role": "user", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": 5}], [{"role": "x"}]),
     *([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}], [{"role": None}]),
     *([CALL_CHOICE], [{"type": "function", "name": "f"}], [{"name": "a b"}], [{"name": "f", "parameters": 5}]),
+    *([{"type": "custom", "custom": {"name": "f", "format": {"type": kind, "grammar": grammar}}}]
+      for kind in ("text", "grammar", "x") for grammar in (None, {}, {"syntax": "lark"}, {"definition": "a"}, 5)),
     *([{"type": "message"}], [{"type": "reasoning"}], [{"type": "reasoning", "encrypted_content": None}]),
     *([{"type": "function_call", "call_id": "", "name": "f", "arguments": ""}], [{"type": "none"}], [{"id": "x"}]),
     *({}, {"a": 1}, {"a": "b"}, {"1": 2}, {"1": False}, {"1": True}, {"x": 2}, {"type": "text"}),
@@ -106,6 +110,19 @@ def test_what_the_schema_of_a_field_takes_is_what_is_read(body: str, field: str)
         assert (refused is None) == validator.is_valid(value), f"{field}: {json.dumps(value)[:80]}"
         assert refused is None or refused.startswith(field)
     assert validator.is_valid(None) == (field not in BODIES[body].required)
+
+
+@pytest.mark.parametrize(("body", "field"), [(body, name) for body, record in BODIES.items() for name in record.fields])
+def test_what_the_schema_of_a_field_refuses_is_refused(body: str, field: str) -> None:
+    kind, schema = BODIES[body].fields[field], SCHEMAS[body]["properties"][field]
+    has_parts = "properties" in json.dumps(schema)
+    validator, rng, n_refused = Draft202012Validator(schema), random.Random(4), 0
+    for _ in range(5000 if has_parts else 50):
+        value = near(schema, rng)
+        if not validator.is_valid(value):
+            n_refused += 1
+            assert _refused(kind, value, field) is not None, f"{field}: {json.dumps(value)[:400]}"
+    assert n_refused or not has_parts
 
 
 def _refused(kind: Kind[object], value: object, field: str) -> str | None:
