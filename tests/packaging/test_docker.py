@@ -24,17 +24,12 @@ from shimmy.api.routes import OPEN_PATHS
 from shimmy.config import OPTIONS
 from tests.e2e.harness import CHAT, HOST, PROMPTS, ROOT, chat_body
 from tests.e2e.processes import DEADLINE_S, wait_for
+from tests.roots import may_mount
 from tools.packages.machines import MACHINES
 
 DOCKERFILE = ROOT / "Dockerfile"
 # What a container has beside its image.
 MOUNT = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec "$@"'
-
-
-def may_mount() -> bool:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        return False
-    return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
 @dataclass
