@@ -3,7 +3,7 @@
 import os
 from typing import TextIO
 
-_BOLD, _DIM, _RED, _GREEN, _YELLOW = 1, 2, 31, 32, 33
+_BOLD, _DIM, _ITALIC, _RED, _GREEN, _YELLOW, _CYAN = 1, 2, 3, 31, 32, 33, 36
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -26,6 +26,12 @@ class Style:
 
     def dim(self, text: str) -> str:
         return self._in(_DIM, text)
+
+    def italic(self, text: str) -> str:
+        return self._in(_ITALIC, text)
+
+    def code(self, text: str) -> str:
+        return self._in(_CYAN, text)
 
     def good(self, text: str) -> str:
         return self._in(_GREEN, text)

@@ -1,11 +1,16 @@
 """How a reply looks: as it comes, harmless to a terminal, with reasoning in the background; for a program, its text."""
 
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shimmy.commands.terminal.amounts import plural
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import Style, is_terminal
 from shimmy.commands.terminal_chat.reply_stream import ReplyEnd, Said
+
+if TYPE_CHECKING:
+    from shimmy.commands.terminal_chat.markdown_stream import MarkdownStream
 
 _ERASE_LINE = "\r\x1b[K"
 
@@ -21,9 +26,10 @@ class Printer:
         self._is_waiting = False
         self._was_reasoning = False
         self._at_line_start = True
+        self._markdown: MarkdownStream | None = None  # of the answer that is being written
 
     def piece(self, said: Said) -> None:
-        """Programs get the answer alone; a person sees the reasoning before it, too."""
+        """Programs get the answer alone, as the model wrote it; a person sees the reasoning before it, too."""
         if not self.is_screen:
             if not said.is_reasoning:
                 self._write(said.text)
@@ -32,11 +38,20 @@ class Printer:
             self._write("\n" if self._at_line_start else "\n\n")
         self._was_reasoning = said.is_reasoning
         text = safe(said.text)
-        self._write(self._style.dim(text) if said.is_reasoning else text)
-        self._at_line_start = text.endswith("\n") if text else self._at_line_start
+        if said.is_reasoning:
+            self._show(self._rest_of_markdown())
+            self._show(text, self._style.dim)
+        elif self._style.is_on:
+            from shimmy.commands.terminal_chat.markdown_stream import MarkdownStream
+
+            self._markdown = self._markdown or MarkdownStream(self._style)
+            self._show(self._markdown.feed(text))
+        else:
+            self._show(text)
 
     def end(self) -> None:
         """The reply is over, or goes no further."""
+        self._show(self._rest_of_markdown())
         if not (self.is_screen and self._at_line_start):
             self._write("\n")
         self._at_line_start, self._was_reasoning = True, False
@@ -63,6 +78,16 @@ class Printer:
     def remark(self, text: str) -> None:
         """About the reply, for whoever looks at stderr."""
         print(self._errors.dim(safe_line(text)), file=sys.stderr, flush=True)
+
+    def _rest_of_markdown(self) -> str:
+        """What was held back of an answer that goes no further."""
+        markdown, self._markdown = self._markdown, None
+        return markdown.end() if markdown else ""
+
+    def _show(self, text: str, paint: Callable[[str], str] = str) -> None:
+        if text:
+            self._write(paint(text))
+            self._at_line_start = text.endswith("\n")
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)

@@ -121,6 +121,35 @@ def test_a_terminal_does_not_obey_the_model_and_a_file_gets_its_words(
     assert capsys.readouterr().out == f"{shown}\n\n{shown}\n"
 
 
+def test_a_person_sees_markdown_and_a_program_what_the_model_wrote(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ["# Ti", "tle\n**bo", "ld\x1b** `x`\n``", "`sh\nls\n", "```"]
+    scripted.reply = piece("*hm*", "reasoning_content") + b"".join(map(piece, said)) + END
+    assert run(scripted, "hi") == 0
+    assert capsys.readouterr().out == "".join(said) + "\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "dumb")
+    assert run(scripted, "hi") == 0
+    assert capsys.readouterr().out == "*hm*\n\n" + "".join(said).replace("\x1b", "\u241b") + "\n"
+    monkeypatch.setenv("TERM", "xterm")
+    assert run(scripted, "hi") == 0
+    answer = "\x1b[1mTi\x1b[0m\x1b[1mtle\x1b[0m\n\x1b[1mbold\u241b\x1b[0m \x1b[36mx\x1b[0m\n\n\x1b[36mls\x1b[0m\n"
+    assert capsys.readouterr().out == "\x1b[2m*hm*\x1b[0m\n\n" + answer
+
+
+def test_what_was_held_back_is_shown_when_a_reply_ends_early(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    scripted.reply = piece("one **two") + b'data: {"error": {"code": "worker_died", "message": "it died"}}\n\n'
+    assert run(scripted, "hi") == 1
+    assert capsys.readouterr().out == "one **two\n"
+
+
 def test_an_event_with_reasoning_and_content_has_both(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     choice = {"index": 0, "delta": {"content": "yes", "reasoning_content": "hm"}, "finish_reason": None}
     scripted.reply = b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode() + piece(" indeed") + END
