@@ -13,7 +13,7 @@ from shimmy.catalog.catalog import Model, Registry
 from shimmy.config import Config
 from shimmy.errors import BadRequest, Internal
 from shimmy.formats import pooling_type
-from shimmy.messages.event import Accepted, Echo, Embeddings, Finished, Piece, TokenLogprob
+from shimmy.messages.event import Accepted, Echo, Embeddings, Finished, JobProgress, Piece, TokenLogprob
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat
 from shimmy.messages.request import ChatPrompt, EmbedRequest, GenerateRequest
 from shimmy.metrics import Metrics
@@ -129,11 +129,11 @@ class Generation:
             raise
         return replace(accepted, format=_completed(accepted.format, self._request))
 
-    def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
+    def __aiter__(self) -> AsyncIterator[JobProgress | Echo | Piece | Finished]:
         """The events of the job until it is finished; raises WorkerDied when its worker ends."""
         return self
 
-    async def __anext__(self) -> Echo | Piece | Finished:
+    async def __anext__(self) -> JobProgress | Echo | Piece | Finished:
         if self._stream is None:
             await self.accepted()
             assert self._stream is not None
@@ -144,7 +144,7 @@ class Generation:
             raise
         if isinstance(event, Finished):
             self._count(event)
-        elif not self._has_begun:
+        elif not self._has_begun and not isinstance(event, JobProgress):
             self._has_begun = True
             self._services.metrics.first_token_s.observe(monotonic() - self._submission.started_s, self.model.name)
         return event

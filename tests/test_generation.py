@@ -17,7 +17,7 @@ from shimmy.errors import (
     WorkerDied,
 )
 from shimmy.generation import Services, close, embed, generate, generate_all
-from shimmy.messages.event import Accepted, Echo, Finished, JobOutput, Piece
+from shimmy.messages.event import Accepted, Echo, Finished, JobOutput, JobProgress, Piece
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, EmbedRequest, GenerateRequest, TextPrompt, TokenPrompt, Tool
 from tests.fakes import FINISHED, SCRIPT, FakeWorker, model, on_loop, services
@@ -33,7 +33,7 @@ def metric(house: Services, line: str) -> float:
     return next((float(value) for name, value in samples if name == line), 0)
 
 
-async def events_of(house: Services) -> list[Echo | Piece | Finished]:
+async def events_of(house: Services) -> list[JobProgress | Echo | Piece | Finished]:
     generation = generate(house, request())
     try:
         return [event async for event in generation]

@@ -16,7 +16,7 @@ from shimmy.api.client_gone import unless_gone
 from shimmy.api.http_exchange import Exchange, error_of
 from shimmy.errors import Internal, ShimmyError
 from shimmy.generation import close, together
-from shimmy.messages.event import Accepted, Echo, Finished, Piece
+from shimmy.messages.event import Accepted, Echo, Finished, JobProgress, Piece
 
 if TYPE_CHECKING:
     from shimmy.generation import Generation
@@ -44,6 +44,8 @@ class Frames(Protocol):
     def is_large(self) -> bool: ...
 
     def begin(self, accepted: Sequence[Accepted]) -> bytes: ...
+
+    def progress(self, index: int, progress: JobProgress) -> bytes: ...
 
     def event(self, index: int, event: Echo | Piece) -> bytes: ...
 
@@ -116,8 +118,9 @@ class EventStream:
                     return last
                 await self._write(last)
                 return b""
-            if frame := frames.event(index, event):
-                await self._write(frame)
+            told = frames.progress(index, event) if isinstance(event, JobProgress) else frames.event(index, event)
+            if told:
+                await self._write(told)
         raise Internal("the generation ended without a reason")
 
     async def _made(self, make: Callable[[], bytes]) -> bytes:

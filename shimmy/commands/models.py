@@ -22,7 +22,7 @@ from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import is_terminal
 from shimmy.config import Config
 from shimmy.errors import NotFound
-from shimmy.messages.event import Finished
+from shimmy.messages.event import Finished, Piece
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPrompt
 from shimmy.text.printable import printable
 
@@ -145,7 +145,7 @@ def generate(call: CommandCall) -> int:
         async for event in generation:
             if isinstance(event, Finished):
                 _print_end(call, model, "".join(texts), event)
-            else:
+            elif isinstance(event, Piece):
                 texts.append(event.text)
                 if not call.options.json:
                     print(readable(event.text), end="", flush=True)

@@ -48,6 +48,29 @@ class Accepted:
     warnings: tuple[str, ...] = ()  # what the caller asked for and does not get, in words
 
 
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """An accepted job waits for its turn, for a job that wants to know; `n_before` jobs came earlier and wait, too."""
+
+    n_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How much of its prompt a running job has read, for a job that wants to know; all in tokens.
+
+    `n_read` begins with the `n_cached` tokens that were resident, and ends with `n_prompt`, before the first piece.
+    """
+
+    n_prompt: int
+    n_cached: int
+    n_read: int
+    elapsed_ms: float  # since the job has run
+
+
+JobProgress = QueuePlace | PromptProgress
+
+
 # What OpenAI writes for a token that cannot come: JSON has no infinity.
 LEAST_LOGPROB = -9999.0
 
@@ -107,7 +130,7 @@ class Vectors:
     vectors: tuple[bytes, ...]
 
 
-JobOutput = Accepted | Echo | Piece | Vectors | Finished
+JobOutput = Accepted | JobProgress | Echo | Piece | Vectors | Finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,7 @@ class GenerateRequest:
     n_logprobs: int | None = None  # how many candidates are told beside each token; None: no log-probabilities at all
     echo: bool = False  # the reply begins with the prompt, with its log-probabilities where they are wanted
     n_thinking: int | None = None  # tokens of reasoning, after which it is ended; None: as many as the model likes
+    tells_progress: bool = False  # the job's place in the queue and how much of its prompt is read are told
     constrained_by: str | None = None  # the caller's name for the grammar or the tools, for errors about them
 
 

@@ -22,6 +22,8 @@ from shimmy.messages.event import (
     FinishReason,
     JobOutput,
     Piece,
+    PromptProgress,
+    QueuePlace,
     Timings,
     TokenLogprob,
     Usage,
@@ -119,6 +121,10 @@ def event_to_wire(job_id: int, event: JobOutput | ShimmyError) -> list[object]:
             return [job_id, "piece", text, n_tokens, [_logprob_to_wire(each) for each in logprobs]]
         case Echo(text, logprobs):
             return [job_id, "echo", text, [_logprob_to_wire(each) for each in logprobs]]
+        case QueuePlace(n_before):
+            return [job_id, "place", n_before]
+        case PromptProgress(n_prompt, n_cached, n_read, elapsed_ms):
+            return [job_id, "reading", n_prompt, n_cached, n_read, elapsed_ms]
         case Vectors(vectors):
             return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
         case Accepted(n_prompt, reply_format, warnings):
@@ -164,6 +170,17 @@ def _read_echo(text: object, logprobs: object) -> Echo:
     if type(text) is not str or len(text) > MAX_TEXT:
         raise ValueError("echo")
     return Echo(text, _read_logprobs(logprobs))
+
+
+def _read_place(n_before: object) -> QueuePlace:
+    return QueuePlace(values.count(n_before))
+
+
+def _read_reading(n_prompt: object, n_cached: object, n_read: object, elapsed_ms: object) -> PromptProgress:
+    n_all, n_resident, n_now = map(values.count, (n_prompt, n_cached, n_read))
+    if max(n_resident, n_now) > n_all:
+        raise ValueError("reading")
+    return PromptProgress(n_all, n_resident, n_now, values.duration(elapsed_ms))
 
 
 def _read_vectors(texts: object) -> Vectors:
@@ -391,6 +408,8 @@ _FACTS: dict[object, Callable[[Any], object]] = {
 _EVENTS: dict[str, Callable[..., JobOutput | ShimmyError]] = {
     "piece": _read_piece,
     "echo": _read_echo,
+    "place": _read_place,
+    "reading": _read_reading,
     "vectors": _read_vectors,
     "accepted": _read_accepted,
     "finished": _read_finished,

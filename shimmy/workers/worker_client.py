@@ -125,7 +125,16 @@ class WorkerClient(asyncio.BufferedProtocol):
         """The same for jobs that differ only in prompts and seeds: what they share is sent once."""
         self._require_alive()
         jobs = [Job(self._next_id(), request) for request in requests]
-        streams = [JobStream(job.id, self._cancel, self._n_tokens_max, echoed=job.request.echo) for job in jobs]
+        streams = [
+            JobStream(
+                job.id,
+                self._cancel,
+                self._n_tokens_max,
+                echoed=job.request.echo,
+                tells_progress=job.request.tells_progress,
+            )
+            for job in jobs
+        ]
         n_bytes = sum(map(codec.size_of, {id(each.prompt): each.prompt for each in requests}.values()))
         self._begin(
             {job.id: stream for job, stream in zip(jobs, streams, strict=True)}, codec.jobs_frame(jobs), n_bytes

@@ -1,8 +1,8 @@
 """What a worker says about one job or call, for the caller that waits for it: text, embeddings or tokens, and the end.
 
 Knows events and asyncio; nothing of processes or sockets. The order is part of the protocol: first `accepted`, once,
-then the prompt where it is echoed, then pieces, then the end. An event out of order, or with more text than the context
-of its job can hold, is a ProtocolError.
+then how far the job is and the prompt where these are wanted, then pieces, then the end. An event out of order, or with
+more text than the context of its job can hold, is a ProtocolError.
 """
 
 import asyncio
@@ -11,7 +11,18 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from shimmy.errors import ShimmyError, WorkerDied
-from shimmy.messages.event import Accepted, Echo, Embeddings, Finished, JobOutput, Piece, Vectors
+from shimmy.messages.event import (
+    Accepted,
+    Echo,
+    Embeddings,
+    Finished,
+    JobOutput,
+    JobProgress,
+    Piece,
+    PromptProgress,
+    QueuePlace,
+    Vectors,
+)
 from shimmy.messages.request import EmbeddingJob
 from shimmy.wire.frames import ProtocolError
 
@@ -29,16 +40,24 @@ _N_WITH_LOGPROBS = 16  # pieces
 class JobStream:
     """What the worker says about one job. Pieces that were not read yet are joined, so a slow reader costs nothing.
 
-    Its prompt and its reply have `n_tokens_max` tokens at most; the prompt comes only where it is `echoed`.
+    Its prompt and its reply have `n_tokens_max` tokens at most; the prompt comes only where it is `echoed`, and how far
+    the job is where it `tells_progress`.
     """
 
     def __init__(
-        self, job_id: int, cancel: Callable[[int], None], n_tokens_max: int = 2**24, *, echoed: bool = True
+        self,
+        job_id: int,
+        cancel: Callable[[int], None],
+        n_tokens_max: int = 2**24,
+        *,
+        echoed: bool = True,
+        tells_progress: bool = True,
     ) -> None:
         self._id = job_id
         self._cancel = cancel
         self._n_tokens_max = n_tokens_max
         self._echoed = echoed
+        self._tells_progress = tells_progress
         self._n_told = 0  # tokens of all pieces; beside them, of all that was said: characters, tokens, events
         self._n_characters = 0
         self._n_logprobs = 0
@@ -46,6 +65,7 @@ class JobStream:
         self._accepted: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         self._pieces: list[Piece] = []
         self._echoes: list[Echo] = []
+        self._progress: list[JobProgress] = []
         self._end: Finished | ShimmyError | None = None
         self._is_over = False
         self._waiter: asyncio.Future[None] | None = None  # the reader that waits for the next event
@@ -61,6 +81,13 @@ class JobStream:
                     raise ProtocolError("a prompt that was not asked for")
                 self._check(text, 0, len(logprobs))
                 self._echoes.append(event)
+            case QueuePlace() | PromptProgress():
+                if not self._tells_progress or self._n_told:
+                    raise ProtocolError("progress that was not asked for")
+                self._check("", 0, 0)
+                if self._progress and isinstance(event, QueuePlace) and isinstance(self._progress[-1], QueuePlace):
+                    self._progress.pop()  # the latest place is what counts
+                self._progress.append(event)
             case Accepted():
                 if self._accepted.done():
                     raise ProtocolError("a job accepted twice")
@@ -96,17 +123,20 @@ class JobStream:
         """The worker's `accepted`; raises the error that came instead."""
         return await asyncio.shield(self._accepted)
 
-    def __aiter__(self) -> AsyncIterator[Echo | Piece | Finished]:
-        """The prompt where it is echoed, pieces, then Finished; raises the error that ended the job. One reader."""
+    def __aiter__(self) -> AsyncIterator[JobProgress | Echo | Piece | Finished]:
+        """How far the job is and the prompt where these are wanted, pieces, then Finished; raises the error that ended
+        the job. One reader."""
         return self
 
-    async def __anext__(self) -> Echo | Piece | Finished:
+    async def __anext__(self) -> JobProgress | Echo | Piece | Finished:
         # Not a generator, and no asyncio.Event: this runs once for each token of each stream.
-        while not self._pieces and not self._echoes and self._end is None:
+        while not self._pieces and not self._echoes and not self._progress and self._end is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._n_logprobs and len(self._pieces) + len(self._echoes) > 1:
             await asyncio.sleep(0)  # each takes its time, and there are more of them
+        if self._progress:
+            return self._progress.pop(0)
         if self._echoes:
             return self._echoes.pop(0)
         if self._pieces:

@@ -145,6 +145,7 @@ class Stream(Call):
     def __init__(self, port: int, path: str, body: Json, *, buffer_bytes: int | None = None) -> None:
         self.text = ""
         self.n_pieces = 0
+        self.progress: list[Json] = []  # that was told before the text
         self.finish_reason: str | None = None
         self.error: Json | None = None
         self.is_done = False
@@ -165,6 +166,14 @@ class Stream(Call):
             pass
         self.leave()
         return self
+
+    def next_progress(self) -> Json:
+        """The next that is told of how far it is, before the text."""
+        n_before = len(self.progress)
+        while len(self.progress) == n_before:
+            assert not self.n_pieces
+            assert self._read_event()
+        return self.progress[-1]
 
     def wait_for_ping(self) -> None:
         while not self.n_pings:
@@ -190,6 +199,9 @@ class Stream(Call):
         event = json.loads(data)
         if "error" in event:
             self.error = event["error"]
+            return
+        if told := {name: event[name] for name in ("prompt_progress", "queue_position") if name in event}:
+            self.progress.append(told)
             return
         for choice in event["choices"]:
             text = choice.get("text") or choice.get("delta", {}).get("content")

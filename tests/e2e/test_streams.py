@@ -87,3 +87,38 @@ def test_a_slow_reader_holds_nobody_up_and_gets_its_whole_text(endless: Server, 
     assert slow.text == whole.text
     assert slow.is_done
     assert slow.n_pieces < 0.8 * n_tokens  # what was not read in time was joined
+
+
+@pytest.mark.smoke
+def test_a_stream_tells_how_much_of_its_prompt_is_read(endless: Server) -> None:
+    prompt = "the user and the assistant " * 800
+    for is_cached in (False, True):
+        stream = endless.stream(prompt, return_progress=True, max_tokens=4).finish()
+        told = [each["prompt_progress"] for each in stream.progress if "prompt_progress" in each]
+        first, last = told[0], told[-1]
+        assert first["processed"] == first["cache"]
+        assert (first["cache"] > last["total"] // 2) == is_cached
+        assert last["processed"] == last["total"] > 3000
+        assert {each["total"] for each in told} == {last["total"]}
+        assert [each["processed"] for each in told] == sorted({each["processed"] for each in told})
+        assert [each["time_ms"] for each in told] == sorted(each["time_ms"] for each in told)
+        assert is_cached or len(told) > 2
+        assert stream.n_pieces
+        assert stream.is_done
+    assert endless.stream(prompt, max_tokens=4).finish().progress == []
+    assert endless.chat(prompt, return_progress=True, max_tokens=4)
+
+
+def test_a_stream_that_waits_for_its_turn_is_told_its_place(start: StartServer, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path, "alpha", n_ctx_train=65536, seed=STEADY_SEED)
+    server = start("--model-path", model, "--parallel", "1")
+    with ExitStack() as connections:
+        running = connections.enter_context(server.stream(PROMPTS[0], **ENDLESS)).read()
+        streams = []
+        for number in (1, 2):
+            stream = server.stream(PROMPTS[number], return_progress=True, max_tokens=4)
+            streams.append(connections.enter_context(stream))
+            assert stream.next_progress() == {"queue_position": number}
+        running.leave()
+        assert streams[1].next_progress() == {"queue_position": 1}
+        assert [stream.finish().is_done for stream in streams] == [True, True]

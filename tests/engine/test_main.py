@@ -91,6 +91,7 @@ async def outcome(stream: JobStream) -> tuple[str, Finished]:
     async for event in stream:
         if isinstance(event, Finished):
             return "".join(texts), event
+        assert isinstance(event, Echo | Piece)
         texts.append(event.text)
     raise AssertionError("the stream ended before its job")
 

@@ -1,6 +1,7 @@
 """What a person does on the page, in words of the page. Knows its labels, not its elements."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,11 @@ class Chat:
 
     def wait_for_text(self) -> None:
         expect(self.text).not_to_be_empty()
+
+    def wait_for_more(self, than: str) -> None:
+        """A few letters more of the reply than these."""
+        longer = re.compile(rf".{{{len(than) + 5},}}", re.DOTALL)
+        expect(self.text).to_have_text(longer, use_inner_text=True)
 
     def press(self, name: str, *, within: Locator | None = None, exact: bool = True) -> None:
         (within or self.page).get_by_role("button", name=name, exact=exact).first.click()

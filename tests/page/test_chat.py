@@ -35,9 +35,7 @@ def test_a_reply_streams_is_stopped_and_gone_on_with(chat: Chat) -> None:
     body = request.value.post_data_json
     assert body["continue_final_message"]
     assert [message["role"] for message in body["messages"]] == ["user", "assistant"]
-    chat.page.wait_for_function(
-        "n => document.querySelector('.reply .markdown, .reply .plain').innerText.length > n", arg=len(before) + 5
-    )
+    chat.wait_for_more(before)
     chat.press("Stop", within=chat.reply)
     chat.wait_for_end()
 

@@ -48,9 +48,7 @@ def test_a_worker_that_dies_in_a_reply_leaves_its_text_and_the_page_goes_on(
         before = chat.text.inner_text()
         chat.press("Go on", within=chat.reply)
         expect(chat.reply.get_by_role("alert")).to_have_count(0)
-        page.wait_for_function(
-            "n => document.querySelector('.reply .markdown, .reply .plain').innerText.length > n", arg=len(before) + 5
-        )
+        chat.wait_for_more(before)
         chat.press("Stop", within=chat.reply)
         chat.open("server")
         expect(page.get_by_text("Its worker ended unasked.")).to_be_visible()
@@ -70,9 +68,7 @@ def test_a_server_that_restarts_in_a_reply(page: Page, models: Path, tmp_path: P
     with serving(tmp_path / "second", "--model-path", models, bind=f"127.0.0.1:{port}"):
         expect(page.get_by_text("The server does not answer.")).to_have_count(0)
         chat.press("Go on", within=chat.reply)
-        page.wait_for_function(
-            "n => document.querySelector('.reply .markdown, .reply .plain').innerText.length > n", arg=len(before) + 5
-        )
+        chat.wait_for_more(before)
         chat.press("Stop", within=chat.reply)
 
 

@@ -60,7 +60,7 @@ CHAT = ChatPrompt(
 REQUEST = GenerateRequest(
     "m", CHAT, SAMPLING, 9, ("x", "y"), cache_prompt=False, keep_alive_s=math.inf, lora=((1, 0.5), (0, -1.0)),
     grammar=Grammar(GrammarKind.REGEX, "a+", strict=False), n_logprobs=3, echo=True, n_thinking=0,
-    constrained_by="tools",
+    tells_progress=True, constrained_by="tools",
 )  # fmt: skip
 
 

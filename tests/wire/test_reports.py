@@ -25,6 +25,8 @@ from shimmy.messages.event import (
     FinishReason,
     JobOutput,
     Piece,
+    PromptProgress,
+    QueuePlace,
     Timings,
     TokenLogprob,
     Usage,
@@ -80,6 +82,8 @@ def test_facts_survive_the_wire_and_broken_ones_are_a_protocol_error() -> None:
     [
         Accepted(12),
         Accepted(12, ReplyFormat(), ("`not` at `#` is not enforced", "another")),
+        QueuePlace(0),
+        PromptProgress(12, 4, 8, 1.5),
         Piece("é\n", 2),
         Vectors((b"\0\0\x80?", b"\0\0\0\0")),
         Vectors(()),
@@ -112,7 +116,9 @@ INFINITE = base64.b64encode(struct.pack("<2f", -math.inf, math.inf)).decode()
         [1, "vectors", 5], [1, "vectors", [5]], [1, "vectors", ["AAA="]], [1, "vectors", ["AAAAAA"]],
         [1, "vectors", ["AA AA"]], [1, "vectors", ["é"]], [1, "vectors", [NOT_A_NUMBER]], [1, "vectors", [INFINITE]],
         [1, "accepted", 1, FORMAT_FIELDS, 5], [1, "accepted", 1, FORMAT_FIELDS, [5]],
-        [1, "accepted", 1, FORMAT_FIELDS, ["x"] * 1000],
+        [1, "accepted", 1, FORMAT_FIELDS, ["x"] * 1000], [1, "place", -1], [1, "place", 0.5], [1, "place"],
+        [1, "reading", 5, 6, 5, 0.0], [1, "reading", 5, 0, 6, 0.0], [1, "reading", 5, 0, 5, -1.0],
+        [1, "reading", 5, 0, 5, math.inf], [1, "reading", 5, 0, "5", 0.0],
     ],
 )  # fmt: skip
 def test_events_that_are_none_are_protocol_errors(fields: list[object]) -> None:

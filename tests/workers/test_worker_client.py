@@ -22,6 +22,7 @@ from shimmy.messages.event import (
     Embeddings,
     Finished,
     JobOutput,
+    JobProgress,
     Piece,
     TokenLogprob,
     Vectors,
@@ -137,9 +138,9 @@ async def connected() -> AsyncIterator[Peer]:
         await client.close()
 
 
-async def end_of(stream: JobStream) -> list[Echo | Piece | Finished | ShimmyError]:
+async def end_of(stream: JobStream) -> list[JobProgress | Echo | Piece | Finished | ShimmyError]:
     """All that comes out of a stream, its error last."""
-    events: list[Echo | Piece | Finished | ShimmyError] = []
+    events: list[JobProgress | Echo | Piece | Finished | ShimmyError] = []
     try:
         async for event in stream:
             events.append(event)  # noqa: PERF401 - what came before an error is wanted too
@@ -683,6 +684,8 @@ NONSENSE: dict[str, bytes | dict[str, Any]] = {
     "two yeses": {"op": "step", "events": [YES, YES], "load": [0, 0]},
     "a yes of 400 digits": {"op": "step", "events": [[1, "accepted", int("9" * 400), *YES[3:]]], "load": [0, 0]},
     "a prompt that was not wanted": {"op": "step", "events": [YES, [1, "echo", "a", []]], "load": [0, 0]},
+    "a place that was not wanted": {"op": "step", "events": [YES, [1, "place", 0]], "load": [0, 0]},
+    "progress that was not wanted": {"op": "step", "events": [YES, [1, "reading", 2, 0, 1, 0.5]], "load": [0, 0]},
     "more tokens than there are": {"op": "step", "events": [YES, [1, "piece", "a", 2**25]], "load": [0, 0]},
     "an end of 400 digits": {
         "op": "step",

@@ -85,6 +85,7 @@ _FIELDS: Fields = {
     "n_probs": _candidates,  # llama-server's: as many log-probabilities, or none for 0
     "stream": boolean,
     "stream_options": Record({"include_usage": boolean}),
+    "return_progress": boolean,  # llama-server's; only streams have it
     "user": WithoutEffect(),
     "metadata": WithoutEffect(),
     "store": WithoutEffect(),

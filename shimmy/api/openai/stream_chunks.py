@@ -15,7 +15,7 @@ from shimmy.api.openai.reply import finish_reason, timings, usage, warned
 from shimmy.api.request_fields.field_kinds import Json
 from shimmy.api.request_fields.reasoning import n_reasoning
 from shimmy.errors import ShimmyError
-from shimmy.messages.event import Accepted, Echo, Finished, Piece, TokenLogprob
+from shimmy.messages.event import Accepted, Echo, Finished, JobProgress, Piece, PromptProgress, TokenLogprob
 from shimmy.messages.reply import Delta
 from shimmy.text.reply_parser import ReplyParser
 from shimmy.text.text_argument import TextArgument
@@ -35,6 +35,9 @@ class StreamChoice(Protocol):
     n_reasoned: int  # tokens
 
     def event(self, event: Echo | Piece) -> str: ...
+
+    def silence(self) -> Json:
+        """A choice that says nothing, for a chunk that says something else."""
 
     def rest(self) -> str: ...
 
@@ -68,12 +71,15 @@ class ChatChoice:
             return self._chunk(delta, event.logprobs)
         return f"{self._head}{json.dumps(delta.content)}{self._tail}" if delta.content else ""
 
+    def silence(self) -> Json:
+        return {"index": self._index, "delta": {}, "logprobs": None, "finish_reason": None}
+
     def rest(self) -> str:
         return self._chunk(self._parser.flush(), ()) or self._waiting or self._unsaid_texts()
 
     def last(self, finished: Finished) -> Json:
         reason = finish_reason(finished, has_calls=self._parser.has_calls, options=self._options)
-        return {"index": self._index, "delta": {}, "logprobs": None, "finish_reason": reason}
+        return self.silence() | {"finish_reason": reason}
 
     def _chunk(self, delta: Delta, logprobs: Sequence[TokenLogprob]) -> str:
         if not delta and not logprobs:
@@ -136,11 +142,14 @@ class TextChoice:
             return ""
         return f'{self._head}{json.dumps(event.text)},"logprobs":{told}{self._tail}'
 
+    def silence(self) -> Json:
+        return {"index": self._index, "text": "", "logprobs": None, "finish_reason": None}
+
     def rest(self) -> str:
         return ""
 
     def last(self, finished: Finished) -> Json:
-        return {"index": self._index, "text": "", "logprobs": None, "finish_reason": finished.reason}
+        return self.silence() | {"finish_reason": finished.reason}
 
 
 class Chunks:
@@ -165,6 +174,11 @@ class Chunks:
         self._choices = [self._make_choice(index, each, self._options) for index, each in enumerate(accepted)]
         self._warnings = warned(accepted[0], self._options)
         return b"".join([self._frame(choice.opening) for choice in self._choices])
+
+    def progress(self, index: int, progress: JobProgress) -> bytes:
+        """A chunk of its own, whose choice says nothing."""
+        chunk = self._envelope | {"choices": [self._choices[index].silence()], **_progress(progress)}
+        return _event(chunk | {"usage": None} if self._options.include_usage else chunk)
 
     def event(self, index: int, event: Echo | Piece) -> bytes:
         return self._frame(self._choices[index].event(event))
@@ -200,6 +214,14 @@ class Chunks:
 
     def _frame(self, choice: str) -> bytes:
         return f"{self._before}{choice}{self._after}".encode() if choice else b""
+
+
+def _progress(progress: JobProgress) -> Json:
+    """How far a prompt is read by llama-server's names; the place in the queue, 1 for the next, by one of ours."""
+    if isinstance(progress, PromptProgress):
+        read: Json = {"total": progress.n_prompt, "cache": progress.n_cached, "processed": progress.n_read}
+        return {"prompt_progress": read | {"time_ms": round(progress.elapsed_ms)}}
+    return {"queue_position": progress.n_before + 1}
 
 
 def _event(chunk: Json) -> bytes:

@@ -24,6 +24,7 @@ NOTES = {
     "n": "How many choices to write; they share the prompt.",
     "best_of": "How many are written, of which the `n` likeliest are told.",
     "n_probs": "llama-server's: how many candidates to tell beside each token.",
+    "return_progress": "llama-server's: while it waits, a stream has chunks that say how much of the prompt is read.",
     "stop": "Texts at which the content of the reply ends; they are not part of it.",
     "seed": "The same seed and prompt give the same text; -1 draws one at random.",
     "temperature": "0 takes the likeliest token.",

@@ -111,9 +111,19 @@ def _completion() -> Json:
 
 def _envelope(kind: str, choice: Json, more: Json | None = None) -> Json:
     fields: Json = {"id": TEXT, "object": const(kind), "created": COUNT, "model": TEXT, "system_fingerprint": TEXT}
-    optional: Json = {} if more else {"usage": either(ref("Usage"), NULL)}
+    optional: Json = {} if more else {"usage": either(ref("Usage"), NULL), **_progress()}
     optional |= {"timings": ref("Timings"), "warnings": array(TEXT)}
     return record({**fields, "choices": array(choice), **(more or {})}, optional)
+
+
+def _progress() -> Json:
+    """What chunks have where `return_progress` asks for it."""
+    read: Json = {"total": COUNT, "cache": COUNT, "processed": COUNT, "time_ms": COUNT}
+    place: Json = {"type": "integer", "minimum": 1}
+    return {
+        "prompt_progress": record(read) | {"description": "Tokens of the prompt; `processed` counts cached ones, too."},
+        "queue_position": place | {"description": "The job's place among those that wait for their turn; 1: the next."},
+    }
 
 
 def _counts() -> Json:

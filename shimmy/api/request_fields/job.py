@@ -220,5 +220,6 @@ def generate_request(
         lora=given.get("lora") or None,  # an empty array leaves the adapters at their own scales, as in llama-server
         grammar=read_grammar(given),
         n_thinking=first_limit(given, THINKING_BUDGETS),
+        tells_progress=given.get("return_progress", False) and given.get("stream", False),
         constrained_by=constraining(given),
     )

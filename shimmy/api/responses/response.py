@@ -18,7 +18,7 @@ from shimmy.errors import (
     ContextExceeded,
     ShimmyError,
 )
-from shimmy.messages.event import Accepted, Echo, Finished, FinishReason, Piece, TokenLogprob, Usage
+from shimmy.messages.event import Accepted, Echo, Finished, FinishReason, JobProgress, Piece, TokenLogprob, Usage
 from shimmy.messages.reply import Delta, ReplyFormat
 from shimmy.text.reply_parser import ReplyParser
 
@@ -145,6 +145,10 @@ class ResponseEvents:
 
     def _in_progress(self) -> bytes:
         return self._frame("response.in_progress", b'"response":%b' % self._response.text())
+
+    def progress(self, index: int, progress: JobProgress) -> bytes:  # noqa: ARG002 - of Frames
+        """No job of this dialect asks for it."""
+        return b""
 
     def event(self, index: int, event: Echo | Piece) -> bytes:  # noqa: ARG002 - of Frames; there is one job
         return self._frames(self._response.read(event)) if isinstance(event, Piece) else b""

@@ -17,7 +17,7 @@ from shimmy.engine.schedule.interfaces import DecodeBackend, JobEvent
 from shimmy.engine.schedule.task import Guide, Task
 from shimmy.engine.speculate.speculation import Draft, Drafter
 from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
-from shimmy.messages.event import Echo, FinishReason, Piece
+from shimmy.messages.event import Echo, FinishReason, Piece, QueuePlace
 
 # Cells that must be free beyond a job's prompt before the job joins others, so that it does not have to leave at once.
 _ADMISSION_SLACK = 64
@@ -48,6 +48,7 @@ class Scheduler:
             backend, self._kv, self._give_up_cells, speculate=speculate, drafter=drafter, clock=clock
         )
         self._waiting: deque[Task] = deque()
+        self._has_queue_moved = False  # since the places of the waiting tasks were told
         self._running: list[Task] = []  # in the order of their admission
         self._events: list[JobEvent] = []
         self.n_begun = 0  # jobs that have had their first token
@@ -68,12 +69,14 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Queue a task whose prompt fits into the context."""
         self._waiting.append(task)
+        self._has_queue_moved = True
 
     def cancel(self, job_id: int) -> None:
         """Forget a job; an unknown or ended one is fine. Its tokens stay resident for other prompts like it."""
         for task in self._waiting:
             if task.job.id == job_id:
                 self._waiting.remove(task)
+                self._has_queue_moved = True
                 task.sampler.close()
                 return
         for task in self._running:
@@ -97,6 +100,9 @@ class Scheduler:
     def step(self) -> None:
         """One decode of the jobs that can move together, and the events it led to."""
         self._admit()
+        if self._has_queue_moved:
+            self._tell_places()
+        self._flush()  # what is known before a decode, which may take long
         start_s = self._clock()
         rows = self._planner.plan(self._running)
         if rows:
@@ -108,6 +114,9 @@ class Scheduler:
                 self._give_up_cells()
             else:
                 self._fail(rows, status)
+        self._flush()
+
+    def _flush(self) -> None:
         if self._events:
             events, self._events = self._events, []
             self._emit(events)
@@ -127,6 +136,7 @@ class Scheduler:
             if match is None or not self._has_room_for(task, match):
                 break
             self._waiting.remove(task)
+            self._has_queue_moved = True
             self._start(task, match)
         if len(self._running) > n_before:
             self._kv.expect(sum(task.n_pending + min(task.n_left, _EXPECTED_REPLY) for task in self._running))
@@ -160,6 +170,8 @@ class Scheduler:
             task.started_s = self._clock()
             task.n_cached = n_kept
         self._running.append(task)
+        if task.tells_progress:
+            self._tell_progress(task)
 
     def _give_up_cells(self) -> None:
         """Free a sequence where the pool has no room although it should: an idle one, else the youngest job's."""
@@ -179,6 +191,18 @@ class Scheduler:
         task.sequence = None
         task.n_forced = 0
         self._waiting.appendleft(task)
+        self._has_queue_moved = True
+
+    def _tell_places(self) -> None:
+        self._has_queue_moved = False
+        for place, task in enumerate(self._waiting):
+            if task.tells_progress and task.place_told != place:
+                task.place_told = place
+                self._events.append((task.job.id, QueuePlace(place)))
+
+    def _tell_progress(self, task: Task) -> None:
+        if progress := task.progress(self._clock()):
+            self._events.append((task.job.id, progress))
 
     # -- after a decode ------------------------------------------------------------------------------------------
 
@@ -190,6 +214,8 @@ class Scheduler:
             if task.wants_prompt_logprobs and task.n_echoed < task.n_prompt:
                 self._echo(planned, len(task.sequence.tokens))
             self._kv.extend(task.sequence, planned.tokens)
+            if task.tells_progress:
+                self._tell_progress(task)
             task.n_forced = 0
         if self._planner.turns.scales and not self._are_numbers(rows):
             return

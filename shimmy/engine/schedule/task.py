@@ -11,13 +11,15 @@ from typing import Protocol
 from shimmy.engine.kv import prefix_tree
 from shimmy.engine.speculate.prompt_lookup import PromptLookup
 from shimmy.engine.speculate.speculation import Draft, DraftPlanner
-from shimmy.messages.event import Finished, FinishReason, Piece, Timings, TokenLogprob, Usage
+from shimmy.messages.event import Finished, FinishReason, Piece, PromptProgress, Timings, TokenLogprob, Usage
 from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import Job
 from shimmy.text.detokenizer import TextDecoder
 from shimmy.text.reply_parser import ReplyParser
 from shimmy.text.string_matcher import StopFilter
 
+# How much of a prompt is read is told again after this share of it.
+_TOLD_EVERY = 0.01
 # The limit of a job that may generate until the context is full.
 _NO_LIMIT = 2**31
 
@@ -63,6 +65,8 @@ class Task:
     sequence: prefix_tree.Sequence | None = field(init=False, default=None)
     n_cached: int = field(init=False, default=0)
     n_echoed: int = field(init=False, default=0)  # tokens of the prompt whose log-probabilities were emitted
+    place_told: int = field(init=False, default=-1)  # its place in the queue, as it was told last
+    n_read_told: int = field(init=False, default=-1)  # tokens of the prompt that are read, as it was told last
     n_generated: int = field(init=False, default=0)
     n_forced: int = field(
         init=False, default=0
@@ -113,6 +117,11 @@ class Task:
         return self.job.request.cache_prompt and not self.wants_prompt_logprobs
 
     @property
+    def tells_progress(self) -> bool:
+        """Whether the caller wants to know how far the job is, and the job has not begun its reply."""
+        return self.job.request.tells_progress and not self.first_token_s
+
+    @property
     def is_stopped(self) -> bool:
         """A stop string is complete."""
         return self._stop_string is not None
@@ -120,6 +129,16 @@ class Task:
     @property
     def _stop_string(self) -> str | None:
         return self._stops.matched if self._reader is None else self._reader.stopped_by
+
+    def progress(self, now: float) -> PromptProgress | None:
+        """How much of the prompt is read; None where that is hardly more than what was told last."""
+        n_read = min(self.n_prompt, len(self.sequence.tokens) if self.sequence else 0)
+        n_new = n_read - self.n_read_told
+        is_news = self.n_read_told < 0 or n_new >= _TOLD_EVERY * self.n_prompt or (n_new and n_read == self.n_prompt)
+        if not is_news:
+            return None
+        self.n_read_told = n_read
+        return PromptProgress(self.n_prompt, self.n_cached, n_read, (now - self.started_s) * 1e3)
 
     def pick(self, row: int) -> int:
         """The next token, forced or sampled from a row of the last decode; raises what the guide raises."""

@@ -17,7 +17,7 @@ from shimmy.api import client_gone
 from shimmy.api import event_stream as stream_module
 from shimmy.api.app import create_app
 from shimmy.errors import ContextExceeded, ModelUnavailable, WorkerDied
-from shimmy.messages.event import Accepted, Piece
+from shimmy.messages.event import Accepted, Piece, PromptProgress, QueuePlace
 from shimmy.messages.model_info import LoadProgress, ModelDefaults
 from shimmy.messages.request import ChatPrompt, Message, TextPrompt
 from tests.fakes import FINISHED, SCRIPT, Call, FakeWorker, fetch, model, on_loop, services
@@ -115,6 +115,41 @@ async def test_usage_is_in_a_chunk_of_its_own_before_done() -> None:
     assert usage_chunk["choices"] == []
     assert usage_chunk["usage"] == USAGE
     assert usage_chunk["timings"] == TIMINGS
+
+
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", TEXT)])
+@on_loop
+async def test_a_stream_tells_its_place_and_how_much_is_read_where_that_is_asked_for(
+    path: str, body: dict[str, Any], usage: bool
+) -> None:
+    read = PromptProgress(12, 4, 4, 0.0), PromptProgress(12, 4, 12, 20.4)
+    worker = FakeWorker([Accepted(12), QueuePlace(2), QueuePlace(0), *read, Piece("Hello", 1), FINISHED])
+    asked = body | {"stream": True, "return_progress": True, "stream_options": {"include_usage": usage}}
+    *chunks, _ = (await fetch(create_app(services(worker)), "POST", f"/v1/{path}", asked)).chunks()
+
+    waits = [chunk for chunk in chunks if {"queue_position", "prompt_progress"} & chunk.keys()]
+    assert [chunk.get("queue_position") for chunk in waits] == [1, None, None]  # the places came unread
+    assert [chunk.get("prompt_progress") for chunk in waits] == [
+        None,
+        {"total": 12, "cache": 4, "processed": 4, "time_ms": 0},
+        {"total": 12, "cache": 4, "processed": 12, "time_ms": 20},
+    ]
+    assert all("usage" in chunk for chunk in waits) == usage
+    said: dict[str, object] = {"delta": {}} if body is CHAT else {"text": ""}
+    silent = {"index": 0, "logprobs": None, "finish_reason": None, **said}
+    assert [chunk["choices"] for chunk in waits] == [[silent]] * 3
+    for chunk in waits if body is CHAT else ():
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+    assert worker.requests[0].tells_progress
+
+
+@pytest.mark.parametrize("fields", [{"return_progress": True}, {"stream": True}, {"return_progress": None}])
+@on_loop
+async def test_a_job_tells_no_progress_unless_a_stream_asks_for_it(fields: dict[str, Any]) -> None:
+    worker = FakeWorker(SCRIPT)
+    assert (await fetch(create_app(services(worker)), "POST", "/v1/chat/completions", CHAT | fields)).status == 200
+    assert not worker.requests[0].tells_progress
 
 
 @on_loop

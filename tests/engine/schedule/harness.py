@@ -12,7 +12,7 @@ from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate.speculation import Drafter
 from shimmy.errors import ShimmyError
-from shimmy.messages.event import Echo, Finished, Piece, TokenLogprob
+from shimmy.messages.event import Echo, Finished, JobProgress, Piece, TokenLogprob
 from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import GenerateRequest, Job, TextPrompt
 from tests.engine.fake_backend import FakeBackend, FakeGuide, FakeSampler, Scales, continuation
@@ -50,6 +50,7 @@ class Harness:
         pattern: str | None = None,
         n_logprobs: int | None = None,
         echo: bool = False,
+        tells_progress: bool = False,
         form: ReplyFormat = ReplyFormat(),  # noqa: B008 - it is frozen
     ) -> None:
         request = GenerateRequest(
@@ -59,6 +60,7 @@ class Harness:
             cache_prompt=cache_prompt,
             n_logprobs=n_logprobs,
             echo=echo,
+            tells_progress=tells_progress,
         )
         self.samplers[job_id] = FakeSampler(self.backend, script)
         guide = None if pattern is None else FakeGuide(pattern)
@@ -78,6 +80,9 @@ class Harness:
     def logprobs(self, job_id: int, kind: type[Piece] | type[Echo]) -> list[TokenLogprob]:
         said = [event for number, event in self.events if number == job_id and isinstance(event, kind)]
         return [logprob for event in said for logprob in event.logprobs]
+
+    def progress(self, job_id: int) -> list[JobProgress]:
+        return [event for number, event in self.events if number == job_id and isinstance(event, JobProgress)]
 
     def end(self, job_id: int) -> Finished | ShimmyError:
         ends = [

@@ -7,7 +7,7 @@ import pytest
 
 from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.errors import BadRequest, Internal, OutOfMemory
-from shimmy.messages.event import Echo, Finished, FinishReason, Piece
+from shimmy.messages.event import Echo, Finished, FinishReason, Piece, PromptProgress, QueuePlace
 from shimmy.messages.reply import ReplyFormat
 from shimmy.text.reply_parser import ReplyParser
 from tests.engine.fake_backend import END, FakeBackend
@@ -587,3 +587,55 @@ def test_a_model_that_cannot_share_keeps_nobody_waiting() -> None:
         harness.submit(number, "x" * 200, n_predict=2)
     harness.scheduler.step()
     assert harness.scheduler.n_running == 2
+
+
+def test_a_job_that_wants_to_know_is_told_how_much_of_its_prompt_is_read() -> None:
+    harness = Harness(FakeBackend(n_ctx=256, n_batch=32), clock=lambda: 2.0)
+    harness.submit(1, "x" * 64, n_predict=2)
+    harness.run()
+    harness.submit(2, "x" * 64 + "y" * 100, n_predict=2, tells_progress=True)
+    harness.run()
+    told = harness.progress(2)
+    assert [each.n_read for each in told if isinstance(each, PromptProgress)] == [64, 96, 128, 160, 164]
+    assert told[0] == PromptProgress(164, 64, 64, 0.0)
+    kinds = [type(event) for number, event in harness.events if number == 2]
+    assert kinds.index(Piece) > max(place for place, kind in enumerate(kinds) if kind is PromptProgress)
+    assert harness.progress(1) == []
+    assert harness.text(2) == expected("x" * 64 + "y" * 100, 2)
+
+
+def test_how_much_of_a_long_prompt_is_read_is_told_a_hundred_times_at_most() -> None:
+    harness = Harness(FakeBackend(n_ctx=4096, n_batch=8))
+    harness.submit(1, "x" * 4000, n_predict=1, tells_progress=True)
+    harness.run()
+    told = [each.n_read for each in harness.progress(1) if isinstance(each, PromptProgress)]
+    assert told == [*range(0, 4000, 40), 4000]
+
+
+def test_jobs_that_wait_are_told_their_places_when_these_change() -> None:
+    harness = Harness(FakeBackend(n_ctx=256, n_batch=32, n_sequences=1))
+    harness.submit(1, "first", n_predict=20)
+    harness.submit(2, "second", n_predict=4, tells_progress=True)
+    harness.submit(3, "third", n_predict=4)
+    harness.submit(4, "fourth", n_predict=4, tells_progress=True)
+    for _ in range(5):
+        harness.scheduler.step()
+    assert harness.progress(2) == [QueuePlace(0)]
+    assert harness.progress(4) == [QueuePlace(2)]
+    harness.scheduler.cancel(3)
+    harness.scheduler.step()
+    assert harness.progress(4) == [QueuePlace(2), QueuePlace(1)]
+    harness.run()
+    assert harness.progress(4)[2] == QueuePlace(0)
+    assert all(isinstance(each, PromptProgress) for each in harness.progress(4)[3:])
+
+
+def test_a_job_that_starts_over_is_not_told_less_than_before() -> None:
+    harness = Harness(FakeBackend(n_ctx=48, n_batch=4, n_sequences=2))
+    harness.submit(1, "a" * 16, n_predict=30)
+    harness.submit(2, "0123456789", n_predict=12, tells_progress=True)
+    harness.run()
+    told = [each.n_read for each in harness.progress(2) if isinstance(each, PromptProgress)]
+    assert told == sorted(set(told))
+    assert told[-1] == 10
+    assert harness.text(2) == expected("0123456789", 12)
