@@ -4,8 +4,10 @@ import json
 import re
 from pathlib import Path
 
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
+from tests.e2e.harness import ENDLESS, serving
+from tests.models import demo_model
 from tests.page.driving import Chat, Json, answer_with
 
 
@@ -38,6 +40,32 @@ def test_a_reply_streams_is_stopped_and_gone_on_with(chat: Chat) -> None:
     chat.wait_for_more(before)
     chat.press("Stop", within=chat.reply)
     chat.wait_for_end()
+
+
+def test_a_reply_that_waits_says_for_what(page: Page, models: Path, tmp_path: Path) -> None:
+    arguments = ("--model-path", demo_model(), "--model-path", models, "--parallel", "1")
+    with serving(tmp_path, *arguments) as server:
+        chat = Chat(page, server.port)
+        chat.open()
+        chat.choose("alpha")
+        with (
+            server.stream("hello world", **ENDLESS).read(),
+            server.stream("hello user", return_progress=True) as second,
+        ):
+            assert second.next_progress() == {"queue_position": 1}
+            chat.ask("hello assistant")
+            expect(chat.reply).to_contain_text("Waiting for its turn: number 2 in the queue")
+            second.leave()
+            expect(chat.reply).to_contain_text("Waiting for its turn: the next")
+        chat.wait_for_text()
+        chat.press("Stop", within=chat.reply)
+        chat.press("New conversation")
+        chat.choose("smollm2-135m-instruct.q4-1")
+        chat.ask("How is the weather? " * 1500)
+        expect(chat.reply).to_contain_text(re.compile(r"Reading the prompt: [1-9]\d? %"))
+        chat.press("Stop", within=chat.reply)
+        chat.wait_for_end()
+        expect(chat.reply).not_to_contain_text("Reading")
 
 
 def test_regenerating_and_editing_make_versions(chat: Chat) -> None:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from shimmy.commands.terminal.amounts import plural
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import Style, is_terminal
-from shimmy.commands.terminal_chat.reply_stream import ReplyEnd, Said
+from shimmy.commands.terminal_chat.reply_stream import ReplyEnd, Said, Wait
 
 if TYPE_CHECKING:
     from shimmy.commands.terminal_chat.markdown_stream import MarkdownStream
 
+# A prompt of fewer new tokens is read before anybody wonders.
+_LONG_PROMPT = 100
 _ERASE_LINE = "\r\x1b[K"
+_UNWRAPPED, _WRAPPED = "\x1b[?7l", "\x1b[?7h"  # a second row would stay when the line is erased
 
 
 class Printer:
@@ -28,8 +31,20 @@ class Printer:
         self._at_line_start = True
         self._markdown: MarkdownStream | None = None  # of the answer that is being written
 
+    def wait(self, wait: Wait) -> None:
+        """A reply has not begun."""
+        if wait.place:
+            self.waiting(
+                f"waiting for its turn: {f'number {wait.place} in the queue' if wait.place > 1 else 'the next'}"
+            )
+        elif wait.n_all >= _LONG_PROMPT:
+            self.waiting(f"reading the prompt: {100 * wait.n_read // wait.n_all} % of {plural(wait.n_all, 'token')}")
+        else:
+            self.waited()
+
     def piece(self, said: Said) -> None:
         """Programs get the answer alone, as the model wrote it; a person sees the reasoning before it, too."""
+        self.waited()
         if not self.is_screen:
             if not said.is_reasoning:
                 self._write(said.text)
@@ -60,7 +75,8 @@ class Printer:
         """Tell a person what takes so long, in one line that is overwritten."""
         if self._waits_on_screen and self._errors.is_on:
             self._is_waiting = True
-            print(f"{_ERASE_LINE}{self._errors.dim(safe_line(text) + ' ...')}", end="", file=sys.stderr, flush=True)
+            line = self._errors.dim(safe_line(text) + " ...")
+            print(f"{_ERASE_LINE}{_UNWRAPPED}{line}{_WRAPPED}", end="", file=sys.stderr, flush=True)
 
     def waited(self) -> None:
         if self._is_waiting:

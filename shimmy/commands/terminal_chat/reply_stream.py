@@ -27,6 +27,15 @@ class Said:
     is_reasoning: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a reply waits for before its first piece: its turn, or the reading of its prompt."""
+
+    place: int = 0  # in the queue, 1 for the next; 0: it has its turn
+    n_read: int = 0  # tokens of its prompt, of the `n_all` that were not there already
+    n_all: int = 0
+
+
 @dataclass(slots=True)
 class ReplyEnd:
     """What is known of a reply once it has ended."""
@@ -46,9 +55,10 @@ class ReplyStream:
     def __init__(self, address: ServerAddress, key: str | None, body: Mapping[str, Any]) -> None:
         self.end = ReplyEnd()
         self._address = address
-        self._request = _request(address, key, {**body, "stream": True, "stream_options": {"include_usage": True}})
+        streamed = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
+        self._request = _request(address, key, {**body, **streamed})
 
-    def __iter__(self) -> Iterator[Said]:
+    def __iter__(self) -> Iterator[Said | Wait]:
         """Raises the error that the server answers with, and NoServer where it is not there or goes away. Leaving the
         loop ends the job."""
         started_s = monotonic()
@@ -59,7 +69,7 @@ class ReplyStream:
                 with connection.makefile("rb") as reply:
                     for event in self._events(reply):
                         for said in self._take(event):
-                            if self.end.first_s is None:
+                            if self.end.first_s is None and isinstance(said, Said):
                                 self.end.first_s = monotonic() - started_s
                             yield said
         except OSError as exc:
@@ -88,7 +98,7 @@ class ReplyStream:
             yield event
         raise NoServer(f"the server on {self._address.url} has ended in the middle of the reply")
 
-    def _take(self, event: Any) -> list[Said]:
+    def _take(self, event: Any) -> list[Said | Wait]:
         """What an event says, in the order in which the model said it."""
         usage = event.get("usage")
         if usage:
@@ -96,7 +106,11 @@ class ReplyStream:
             self.end.n_cached = usage["prompt_tokens_details"]["cached_tokens"]
         self.end.timings = event.get("timings") or self.end.timings
         self.end.warnings += tuple(map(str, event.get("warnings", ())))
-        said = []
+        said: list[Said | Wait] = []
+        if "queue_position" in event:
+            said.append(Wait(place=int(event["queue_position"])))
+        if read := event.get("prompt_progress"):
+            said.append(Wait(n_read=read["processed"] - read["cache"], n_all=read["total"] - read["cache"]))
         for choice in event["choices"]:
             self.end.finish_reason = choice["finish_reason"] or self.end.finish_reason
             delta = choice["delta"]

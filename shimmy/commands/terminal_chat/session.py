@@ -8,7 +8,7 @@ from shimmy.commands.terminal.line_editor import LineInput
 from shimmy.commands.terminal_chat.chat_server import ChatServer
 from shimmy.commands.terminal_chat.conversation import ASSISTANT, USER, Conversation
 from shimmy.commands.terminal_chat.printer import Printer, statistics
-from shimmy.commands.terminal_chat.reply_stream import ReplyEnd
+from shimmy.commands.terminal_chat.reply_stream import ReplyEnd, Wait
 from shimmy.errors import ContextExceeded, ShimmyError
 from shimmy.system.files import read_start
 
@@ -83,6 +83,9 @@ class Session:
         try:
             with self._lines.quiet():
                 for piece in reply:
+                    if isinstance(piece, Wait):
+                        self.printer.wait(piece)
+                        continue
                     if not piece.is_reasoning:
                         said.append(piece.text)
                     self.printer.piece(piece)
@@ -91,6 +94,7 @@ class Session:
         except ContextExceeded as error:
             raise CommandFailed(f"{error}. /clear begins a new conversation") from error
         finally:
+            self.printer.waited()
             if said:
                 self.conversation.add(ASSISTANT, "".join(said))
             else:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,7 +103,7 @@ def test_the_options_are_fields_of_the_request(scripted: Scripted, capsys: pytes
     assert scripted.bodies == [
         {
             "model": "tiny", "max_tokens": 9, "temperature": 0, "seed": 4, "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True}, "return_progress": True,
             "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "say hello"}],
         }
     ]  # fmt: skip
@@ -157,6 +158,35 @@ def test_an_event_with_reasoning_and_content_has_both(scripted: Scripted, capsys
     assert capsys.readouterr().out == "yes indeed\n"
     stream = ReplyStream(ServerAddress.parse(scripted.url), None, {})
     assert [*stream] == [Said("hm", is_reasoning=True), Said("yes"), Said(" indeed")]
+
+
+def test_a_person_sees_what_a_reply_waits_for(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def progress(n_read: int, n_cached: int, n_all: int) -> dict[str, Any]:
+        return {"prompt_progress": {"total": n_all, "cache": n_cached, "processed": n_read, "time_ms": 5}}
+
+    told = [{"queue_position": 3}, {"queue_position": 1}, progress(100, 100, 1100), progress(500, 100, 1100)]
+    waits = b"".join(b"data: %b\n\n" % json.dumps({"choices": [], **each}).encode() for each in told)
+    short = b"data: %b\n\n" % json.dumps({"choices": [], **progress(0, 0, 12)}).encode()
+    scripted.reply = waits + piece("Hello") + END
+    assert run(scripted, "hi") == 0
+    assert capsys.readouterr() == ("Hello\n", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert run(scripted, "hi") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "Hello\n"
+    assert re.findall(r"\x1b\[2m(.*?)\x1b\[0m", printed.err)[1:] == [
+        "waiting for its turn: number 3 in the queue ...",
+        "waiting for its turn: the next ...",
+        "reading the prompt: 0 % of 1,000 tokens ...",
+        "reading the prompt: 40 % of 1,000 tokens ...",
+    ]
+    assert printed.err.endswith("\r\x1b[K")
+    scripted.reply = short + piece("Hello") + END
+    assert run(scripted, "hi") == 0
+    assert "reading" not in capsys.readouterr().err
 
 
 def test_what_is_in_quotes_is_no_command(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,9 @@ function DeleteAll({ n }) {
 }
 
 // What a reply waits for, as far as the server has said.
-function waitingFor(entry) {
+function waitingFor(entry, wait) {
+  if (wait?.place) return wait.place > 1 ? `Waiting for its turn: number ${wait.place} in the queue …` : "Waiting for its turn: the next …";
+  if (wait) return `Reading the prompt: ${Math.floor(100 * wait.share)} % …`;
   if (!entry || entry.state === "unloaded") return "Waiting for the model …";
   if (entry.converted_percent !== undefined) return `Converting the model: ${entry.converted_percent} % …`;
   if (entry.read_percent !== undefined) return `Loading the model: ${entry.read_percent} % …`;
@@ -123,7 +125,7 @@ function Messages({ conversation, entry }) {
     ${!shown.length && html`<p class="soft hello">Ask something. Everything stays on this server and in this browser.</p>`}
     ${shown.map((message) => html`<${Message} key=${message.id} message=${message} version=${message.version}
       siblings=${byParent.get(message.parent)} isWriting=${isWriting(message)} isLast=${message === last}
-      waiting=${isWriting(message) ? waitingFor(entry) : ""} />`)}
+      waiting=${isWriting(message) ? waitingFor(entry, message.wait) : ""} />`)}
     <p class="unseen" role="status">${last?.role === "assistant" && !isWriting(last) && last.finish ? "The reply is there." : ""}
       ${last && isWriting(last) ? "The model writes." : ""}</p>
   </div>`;

@@ -37,6 +37,7 @@ export async function write(conversation, message, changed) {
     }
   } finally {
     controls.delete(message.id);
+    delete message.wait;
     message.figures.totalS = (performance.now() - started) / 1000;
     changed();
   }
@@ -48,7 +49,7 @@ function body(conversation, message) {
   const isBegun = message.content !== "";
   if (!isBegun) said.pop();
   if (settings.system?.trim()) said.unshift({ role: "system", content: settings.system });
-  const fields = { model, messages: said, stream: true, stream_options: { include_usage: true } };
+  const fields = { model, messages: said, stream: true, stream_options: { include_usage: true }, return_progress: true };
   if (isBegun) fields.continue_final_message = true;
   return { ...fields, ...fieldsOf(settings) };
 }
@@ -75,6 +76,7 @@ function take(message, chunk, elapsedS) {
     figures.nCached = chunk.usage.prompt_tokens_details?.cached_tokens;
   }
   if (chunk.timings) figures.perSecond = chunk.timings.predicted_per_second;
+  if (chunk.queue_position || chunk.prompt_progress) message.wait = waitOf(chunk);
   if (chunk.warnings) message.warnings = chunk.warnings;
   if (!choice) return;
   const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta ?? {};
@@ -84,6 +86,11 @@ function take(message, chunk, elapsedS) {
   for (const call of calls ?? []) takeCall((message.calls ??= []), call);
   for (const token of choice.logprobs?.content ?? []) (message.tokens ??= []).push(shortToken(token));
   if (choice.finish_reason) message.finish = choice.finish_reason;
+}
+
+// What a reply waits for: a place in the queue, 1 for the next, or the rest of its prompt, `share` of which is read.
+function waitOf({ queue_position: place, prompt_progress: read }) {
+  return place ? { place } : { share: (read.processed - read.cache) / Math.max(1, read.total - read.cache) };
 }
 
 function takeCall(calls, { index, id, function: part, custom }) {
