@@ -118,10 +118,7 @@ def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     )  # fmt: skip
     bench.add_argument("-r", "--repetitions", type=_positive, default=5, metavar="N", help="of each test (default: 5)")
     bench.add_argument("--plot", metavar="FILE", help="draw the result into this SVG file, too")
-    convert = _command(commands, "convert", "make a GGUF file of a SafeTensors folder")
-    convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
-    convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
-    convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
+    _add_convert(commands)
     _add_server_commands(commands)
     _command(commands, "version", "print the version; as JSON, what is inside, too", json=True)
     completion = _command(commands, "completion", "print what makes a shell complete our commands")
@@ -147,6 +144,17 @@ def _add_file_commands(commands: _Commands) -> None:
     copy = _command(commands, "cp", "give a model one more name, which stays")
     copy.add_argument("name", metavar="NAME", help="a model's name")
     copy.add_argument("alias_name", metavar="ALIAS", help="its other name")
+
+
+def _add_convert(commands: _Commands) -> None:
+    convert = _command(commands, "convert", "make a GGUF file of a SafeTensors folder")
+    convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
+    convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
+    convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
+    convert.add_argument(
+        "--imatrix", metavar="FILE",
+        help="with --type: quantise by the importance matrix in this file, as `llama-imatrix` writes it",
+    )  # fmt: skip
 
 
 def _add_run(commands: _Commands) -> None:

@@ -20,6 +20,7 @@ from shimmy.config import load
 from shimmy.errors import ShimmyError
 from shimmy.option_kinds import ConfigError
 from shimmy.system.frozen_program import UnpackedFolder
+from shimmy.wire.worker_options import MATRIX_ADVICE, NEEDS_MATRIX
 
 if TYPE_CHECKING:
     from shimmy.model_events import ModelEvents
@@ -96,6 +97,8 @@ def _config_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _serve(call: CommandCall) -> int:
     announce = None
+    if call.config.safetensors_type in NEEDS_MATRIX:
+        raise ConfigError(f"--safetensors-type: `{call.config.safetensors_type}` {MATRIX_ADVICE}")
     if call.options.background:
         from shimmy.commands import serve_background
         from shimmy.commands.server_records import ServerFolder

@@ -17,6 +17,7 @@ from shimmy.errors import ModelUnavailable
 from shimmy.formats.convert import converted
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
+from shimmy.wire.worker_options import MATRIX_ADVICE, NEEDS_MATRIX
 
 if TYPE_CHECKING:
     from shimmy.formats.convert.convert import Unpacker
@@ -31,8 +32,11 @@ def gguf_of(
 ) -> Path:
     """The GGUF of `folder`, converted now or found in the cache; in this process's memory where no file can be written.
 
-    `file_type` is one of config.SAFETENSORS_TYPES; None keeps the weights as they are. Raises ModelUnavailable.
+    `file_type` is one of SAFETENSORS_TYPES; None keeps the weights as they are. Raises ModelUnavailable, also for a
+    type that needs an importance matrix.
     """
+    if file_type in NEEDS_MATRIX:
+        raise ModelUnavailable(f"`{folder.name}` cannot be converted: `{file_type}` {MATRIX_ADVICE}")
     finish = None if file_type is None else partial(quantize, file_type=file_type, n_threads=n_threads)
     try:
         made = converted.found(folder, _cache(cache_dir), file_type or "")

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 SAFETENSORS_TYPES = {
     "f32": 32.0, "bf16": 16.0, "f16": 16.0, "q8_0": 8.5, "q6_k": 6.57, "q5_k_m": 5.7, "q5_k_s": 5.57, "q5_1": 6.1,
     "q5_0": 5.6, "q4_k_m": 4.85, "q4_k_s": 4.67, "q4_1": 5.1, "q4_0": 4.5, "iq4_nl": 4.7, "iq4_xs": 4.46,
-    "q3_k_l": 4.43, "q3_k_m": 4.0, "q3_k_s": 3.64, "iq3_m": 3.76, "iq3_s": 3.65, "q2_k": 3.16,
+    "mxfp4_moe": 4.5, "q3_k_l": 4.43, "q3_k_m": 4.0, "q3_k_s": 3.64, "iq3_m": 3.76, "iq3_s": 3.65, "iq3_xs": 3.5,
+    "iq3_xxs": 3.25, "q2_k": 3.16, "q2_k_s": 2.97, "iq2_m": 2.93, "iq2_s": 2.74, "iq2_xs": 2.59, "iq2_xxs": 2.38,
+    "iq1_m": 2.15, "iq1_s": 2.0, "q2_0": 2.7, "tq2_0": 2.5, "tq1_0": 2.1, "q1_0": 1.6,
 }  # fmt: skip
+# Those that llama.cpp makes only with an importance matrix, and those that it makes the same with and without.
+NEEDS_MATRIX = frozenset(
+    ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+)  # fmt: skip
+MATRIX_ADVICE = "is only made with an importance matrix: `shimmy convert FOLDER --type TYPE --imatrix FILE`"
+IGNORES_MATRIX = frozenset(("f32", "bf16", "f16", "q8_0", "mxfp4_moe", "q2_0", "tq2_0", "tq1_0", "q1_0"))
 
 # A KV pool that grows holds what is resident twice for a moment; it takes all its cells before that is more than this
 # share of them.

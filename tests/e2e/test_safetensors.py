@@ -1,18 +1,21 @@
 """Folders in SafeTensors are served like GGUF files: converted once, and the same text comes out."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
+from shimmy.formats.gguf import reader
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, COMPLETION, PROMPTS, STEADY_SEED, Server, chat_body, run
 from tests.e2e.processes import wait_for
 from tests.e2e.terminal import in_terminal, plain
+from tests.importance_files import write_gguf_matrix
 from tests.quantised_llama import write_both
 from tests.tiny_checkpoints import write_tiny_llama
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import N_EMBD, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +194,50 @@ def test_convert_says_why_it_cannot_write(tmp_path: Path, both: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
     assert "Not a directory" in done.stderr
+
+
+def matrix_of(model: Path, target: Path) -> Path:
+    """An importance matrix for all weights of the layers of a GGUF file in which columns differ."""
+    found = reader.contents(model).tensors
+    names = [name.decode() for name, tensor in found.items() if name.startswith(b"blk.") and len(tensor.shape) == 2]
+    sums = {name: ([float(1 + column % 7) for column in range(found[name.encode()].shape[0])], [1]) for name in names}
+    return write_gguf_matrix(target, sums)
+
+
+def test_convert_quantises_by_an_importance_matrix(tmp_path: Path, both: Path) -> None:
+    matrix, target = matrix_of(both / "alpha.gguf", tmp_path / "matrix.gguf"), tmp_path / "made.gguf"
+    made = []
+    for options in ((), ("--imatrix", str(matrix))):
+        done = run(tmp_path, "convert", both / "Whole", "-o", target, "--type", "q4_0", *options)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{target}\n", "")
+        made.append(target.read_bytes())
+    assert made[0] != made[1]
+    assert len(made[0]) <= len(made[1])
+    generated = run(tmp_path, "generate", target, "--prompt", PROMPTS[0], "--temp", "0", "--max-tokens", "4")
+    assert generated.returncode == 0, generated.stderr
+
+
+def test_convert_refuses_a_matrix_that_does_not_fit(tmp_path: Path, both: Path) -> None:
+    target, foreign, nan = (tmp_path / name for name in ("made.gguf", "foreign.gguf", "nan.gguf"))
+    write_gguf_matrix(foreign, {"blk.0.attn_qkv.weight": ([1.0], [1])})
+    write_gguf_matrix(nan, {"blk.0.attn_q.weight": ([math.nan] * N_EMBD, [1])})
+    for options, code, complaint in (
+        (("--type", "iq2_xs"), 2, "--imatrix"),
+        (("--type", "q8_0", "--imatrix", str(foreign)), 2, "the same with an importance matrix"),
+        (("--imatrix", str(foreign)), 2, "--type"),
+        (("--type", "q4_0", "--imatrix", str(tmp_path / "none")), 1, "No such file"),
+        (("--type", "q4_0", "--imatrix", str(both / "alpha.gguf")), 1, "no importance matrix"),
+        (("--type", "q4_0", "--imatrix", str(foreign)), 1, "another model"),
+        (("--type", "q4_0", "--imatrix", str(nan)), 1, "none of squares"),
+    ):
+        done = run(tmp_path, "convert", both / "Whole", "-o", target, *options)
+        assert (done.returncode, done.stdout) == (code, ""), options
+        assert complaint in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not target.exists()
+
+
+def test_a_server_says_which_types_need_a_matrix(tmp_path: Path, both: Path) -> None:
+    done = run(tmp_path, "serve", "--model-path", both, "--safetensors-type", "iq1_s")
+    assert done.returncode == 2
+    assert "importance matrix" in done.stderr

@@ -5,36 +5,63 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.llama.binding import llama, log
 from shimmy.errors import ModelUnavailable
+from shimmy.formats.gguf import importance
+from shimmy.formats.gguf.importance import ImportanceMatrix
 
-# llama_ftype in include/llama.h. Those that llama.cpp makes only with an importance matrix are left out.
+if TYPE_CHECKING:
+    from array import array
+
+# llama_ftype in include/llama.h.
 FILE_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12,
-    "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq3_s": 26,
-    "iq3_m": 27, "iq4_xs": 30, "bf16": 32,
+    "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20,
+    "q2_k_s": 21, "iq3_xs": 22, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq3_m": 27, "iq2_s": 28,
+    "iq2_m": 29, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4_moe": 38, "q1_0": 40,
+    "q2_0": 41,
 }  # fmt: skip
 
 
-def quantize(source: Path, target: Path, *, file_type: str, n_threads: int) -> None:
+def quantize(
+    source: Path, target: Path, *, file_type: str, n_threads: int, matrix: ImportanceMatrix | None = None
+) -> None:
     """Write the model of the GGUF file `source` to `target` with weights of `file_type`, one of FILE_TYPES.
 
-    Its progress is not reported. Raises ModelUnavailable.
+    `matrix` fits the model (`importance.check`). The progress is not reported. Raises ModelUnavailable, InvalidMatrix
+    for numbers of the matrix that cannot be, and OSError when it cannot be read.
     """
     params = llama.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[file_type]
     params.nthread = n_threads
+    columns = [] if matrix is None else list(matrix.values())  # the engine is given their addresses
+    if columns:
+        params.imatrix = _as_given(columns)
     if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:
         raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {log.reason()}")
 
 
+def _as_given(columns: "Sequence[tuple[str, array[float]]]") -> Any:
+    """An array of llama_model_imatrix_data, which ends with an entry without a name."""
+    rows = (llama.llama_model_imatrix_data * (len(columns) + 1))()
+    for row, (name, means) in zip(rows, columns, strict=False):
+        address, row.size = means.buffer_info()
+        row.name, row.data = name.encode(), ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+    return rows
+
+
 def main(arguments: Sequence[str]) -> int:
-    """`quantize SOURCE TARGET TYPE THREADS`; returns the exit code, with the reason on stderr."""
-    source, target, file_type, n_threads = arguments
+    """`quantize SOURCE TARGET TYPE THREADS [MATRIX]`; returns the exit code, with the reason on stderr."""
+    source, target, file_type, n_threads, *matrix = arguments
     try:
-        quantize(Path(source), Path(target), file_type=file_type, n_threads=int(n_threads))
+        found = importance.read(Path(matrix[0])) if matrix else None
+        quantize(Path(source), Path(target), file_type=file_type, n_threads=int(n_threads), matrix=found)
     except ModelUnavailable as error:
         sys.stderr.write(f"{error.message}\n")
+        return 1
+    except (importance.InvalidMatrix, OSError) as exc:
+        sys.stderr.write(f"the importance matrix cannot be used: {exc}\n")
         return 1
     return 0

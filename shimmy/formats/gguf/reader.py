@@ -79,6 +79,7 @@ class Contents:
     metadata: dict[bytes, Value]
     types: dict[bytes, int]  # gguf_type of each key
     tensors: dict[bytes, StoredTensor]
+    starts: dict[bytes, int]  # where in the file the bytes of each begin
 
     @property
     def n_positions(self) -> int | None:
@@ -289,14 +290,16 @@ def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], int]) -> Contents
         raise InvalidGguf(f"it claims {n_tensors} tensors and {n_keys} keys, more than any model has")
     # Without tensors nothing behind the vocabulary would prove a jump right.
     metadata, types = _read_metadata(cursor, n_keys, skip_strings if n_tensors else _Cursor.walk_strings)
-    tensors, n_params = _read_tensors(cursor, n_tensors, _alignment(metadata))
+    alignment = _alignment(metadata)
+    tensors, offsets, n_params = _read_tensors(cursor, n_tensors, alignment)
+    data_start = _align(cursor.position, alignment)
     header = describe(metadata, n_tensors, n_params, cursor.size_bytes)
     _check_header(header)
     if header.kind is GgufKind.MODEL:
         sorts = ((name, len(tensor.shape), tensor.code) for name, tensor in tensors.items())
         if reason := refusal(metadata, header.architecture, sorts):
             raise InvalidGguf(reason)
-    return Contents(header, metadata, types, tensors)
+    return Contents(header, metadata, types, tensors, {name: data_start + at for name, at in offsets.items()})
 
 
 def _check_version(cursor: _Cursor) -> None:
@@ -339,23 +342,26 @@ def _alignment(metadata: dict[bytes, Value]) -> int:
     return alignment
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[dict[bytes, StoredTensor], int]:
-    """All tensors, each checked, and the number of elements; ggml wants the tensors' data without gaps."""
+def _read_tensors(
+    cursor: _Cursor, n_tensors: int, alignment: int
+) -> tuple[dict[bytes, StoredTensor], dict[bytes, int], int]:
+    """All tensors, each checked, their offsets, and the number of elements; ggml wants their data without gaps."""
     tensors: dict[bytes, StoredTensor] = {}
+    offsets: dict[bytes, int] = {}
     n_params = end = padded_end = 0
     for _ in range(n_tensors):
         name = cursor.name("tensor name", MAX_TENSOR_NAME_BYTES)
         if name in tensors:
             raise InvalidGguf(f"its tensor {_quoted(name)} appears twice")
-        tensors[name], n_elements, n_bytes, offset = _read_tensor(cursor, name)
-        if offset != padded_end:
-            raise InvalidGguf(f"its tensor {_quoted(name)} is at offset {offset} and belongs at {padded_end}")
+        tensors[name], n_elements, n_bytes, offsets[name] = _read_tensor(cursor, name)
+        if offsets[name] != padded_end:
+            raise InvalidGguf(f"its tensor {_quoted(name)} is at offset {offsets[name]} and belongs at {padded_end}")
         n_params += n_elements
         end = padded_end + n_bytes
         padded_end = _align(end, alignment)
     if n_tensors and (needed_bytes := _align(cursor.position, alignment) + end) > cursor.size_bytes:
         raise InvalidGguf(f"it is cut off: its tensors need {needed_bytes} bytes and it has {cursor.size_bytes}")
-    return tensors, n_params
+    return tensors, offsets, n_params
 
 
 def _read_tensor(cursor: _Cursor, name: bytes) -> tuple[StoredTensor, int, int, int]:
