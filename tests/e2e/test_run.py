@@ -335,5 +335,6 @@ def test_in_tmux_the_screen_looks_as_it_should(tmp_path: Path, server: Server) -
         press("hello", "Enter")
         wait_for("the reply", lambda: screen()[-1] == ">>>" and ">>> hello" in screen()[:-2])
         press("C-d")
+        wait_for("the chat's end, and tmux's with it", lambda: not processes(tmp_path))
     finally:
         subprocess.run([*tmux, "kill-server"], check=False, capture_output=True)
