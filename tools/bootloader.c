@@ -6,6 +6,7 @@
  * - It is unpacked where there is room and where programs may run, if need be into memory, and a start that fails leaves
  *   nothing behind.
  * - The folder is locked while the program runs, and says whose it is: see shimmy/system/frozen_program.py.
+ * - Signals that come while it tidies up do not keep it from that.
  * - Libraries of others, to which LD_LIBRARY_PATH leads, are not used.
  *
  * The portable file has two of it. The outer one (SHIMMY_OUTER) is linked with nothing, so that it starts on any Linux; it
@@ -16,6 +17,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -460,6 +462,26 @@ int __wrap_pyi_launch_extract_files_from_archive(struct PYI_CONTEXT *pyi_ctx)
 {
     (void)pyi_ctx;
     return 0;
+}
+
+
+/* -- its end ---------------------------------------------------------------------------------------------------- */
+
+void (*__real_signal(int number, void (*handler)(int)))(int);
+int __real_raise(int number);
+
+/* The bootloader's outer process passes signals on to the inner one. After that one's end it would die of them itself,
+ * before it has removed the folder: it goes on to take them, and there is nobody left to pass them on to. */
+void (*__wrap_signal(int number, void (*handler)(int)))(int)
+{
+    return handler == SIG_DFL ? SIG_DFL : __real_signal(number, handler);
+}
+
+/* Called when the folder is gone, where the inner process died of a signal. */
+int __wrap_raise(int number)
+{
+    __real_signal(number, SIG_DFL);
+    return __real_raise(number);
 }
 
 

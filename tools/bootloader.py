@@ -19,6 +19,8 @@ WRAPPED = (
     "pyi_create_temporary_application_directory",
     "pyi_launch_extract_files_from_archive",
     "pyi_utils_set_library_search_path",
+    "raise",
+    "signal",
 )
 # Of the outer one of the portable file, which becomes the inner one there.
 WRAPPED_OUTSIDE = ("pyi_launch_initialize",)

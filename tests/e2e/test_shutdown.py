@@ -1,14 +1,16 @@
 """How a server ends: streams come to an end of their own or get an error event, and nothing stays behind."""
 
 import os
+import subprocess
 from contextlib import ExitStack, suppress
-from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
+from pathlib import Path
+from signal import SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from subprocess import TimeoutExpired
 
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import ENDLESS, LONG_PROMPT, PROMPTS, Server
+from tests.e2e.harness import ENDLESS, LONG_PROMPT, PROGRAM, PROMPTS, Server, environment
 from tests.e2e.processes import PATIENCE, wait_for
 from tests.tiny_models import write_tiny_model
 
@@ -98,6 +100,27 @@ def test_a_second_signal_ends_it_at_once(start_endless: Server, number: Signals)
         wait_for("the first signal to be taken", lambda: "shutting down" in server.log)
         check_gone(server, insist(server, number))
         assert stream.finish().error is not None
+
+
+@pytest.mark.frozen
+def test_signals_while_it_tidies_up_leave_nothing(tmp_path: Path) -> None:
+    """As when a terminal is closed as the program in it ends: the outer process gets them after the inner one's end."""
+    for _ in range(5):
+        with subprocess.Popen([*PROGRAM, "version"], env=environment(tmp_path), stdout=subprocess.PIPE) as command:
+            assert command.stdout is not None
+            assert command.stdout.read(1)
+            while command.poll() is None:
+                command.send_signal(SIGHUP)
+                command.send_signal(SIGTERM)
+        assert [*tmp_path.glob("_MEI*")] == []
+
+
+@pytest.mark.frozen
+def test_the_outer_process_dies_of_what_the_inner_one_died_of(start: StartServer) -> None:
+    server = start()
+    os.kill(server.pid, SIGKILL)
+    assert server.wait() == -SIGKILL
+    assert server.leftovers() == []
 
 
 def test_a_server_ends_while_it_loads_a_model(start: StartServer) -> None:
