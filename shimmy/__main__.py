@@ -38,6 +38,11 @@ def main() -> int:
 
         _look_for_garbage()
         return quantize_main(sys.argv[2:])
+    if sys.argv[1:2] == ["calibrate"]:
+        from shimmy.engine.llama.calibration import main as calibrate_main
+
+        _look_for_garbage()
+        return calibrate_main(sys.argv[2:])
     if sys.argv[1:2] == ["unpack"]:
         from shimmy.engine.convert_checkpoint import main as unpack_main
 

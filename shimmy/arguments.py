@@ -155,6 +155,12 @@ def _add_convert(commands: _Commands) -> None:
         "--imatrix", metavar="FILE",
         help="with --type: quantise by the importance matrix in this file, as `llama-imatrix` writes it",
     )  # fmt: skip
+    convert.add_argument(
+        "--calibrate", metavar="FILE", help="with --type: quantise by an importance matrix computed over this text"
+    )
+    convert.add_argument(
+        "--save-imatrix", metavar="FILE", help="with --calibrate: write the importance matrix here, too"
+    )
 
 
 def _add_run(commands: _Commands) -> None:

@@ -42,7 +42,7 @@ BORDERS = {
     "markupsafe": ("shimmy.engine.chat.",),
     "starlette": ("shimmy.api.", "shimmy.server"),
     "watchdog": ("shimmy.system.inotify",),
-    "numpy": ("shimmy.engine.layouts.",),
+    "numpy": ("shimmy.engine.layouts.", "shimmy.engine.llama.calibration"),
     "hypercorn": ("shimmy.http.",),
 }
 DIALECTS = ("openai", "responses", "llama_server", "ollama", "anthropic")

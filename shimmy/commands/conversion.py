@@ -1,6 +1,8 @@
 """`convert`: the GGUF file of a SafeTensors folder."""
 
 import contextlib
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +29,9 @@ class _Quantisation:
 
     file_type: str
     n_threads: int
-    matrix: Path | None  # a file with an importance matrix
+    matrix: Path | None  # an importance matrix
+    text: Path | None  # that one is computed over
+    kept: Path | None  # where the computed one stays
 
 
 def convert(call: CommandCall) -> int:
@@ -47,16 +51,24 @@ def convert(call: CommandCall) -> int:
 
 def _quantisation(call: CommandCall) -> _Quantisation | None:
     """What was asked for; raises ConfigError for options that do not go together."""
-    file_type, matrix = call.config.safetensors_type, call.options.imatrix
+    options, file_type = call.options, call.config.safetensors_type
+    if options.imatrix and options.calibrate:
+        raise ConfigError(
+            "--imatrix takes an importance matrix from a file, and --calibrate computes one: give one of them"
+        )
+    if options.save_imatrix and not options.calibrate:
+        raise ConfigError("--save-imatrix is for --calibrate")
+    has_matrix = bool(options.imatrix or options.calibrate)
     if file_type is None:
-        if matrix:
-            raise ConfigError("--imatrix is for --type: without a type nothing is quantised")
+        if has_matrix:
+            raise ConfigError("--imatrix and --calibrate are for --type: without a type nothing is quantised")
         return None
-    if file_type in NEEDS_MATRIX and not matrix:
+    if file_type in NEEDS_MATRIX and not has_matrix:
         raise ConfigError(f"`{file_type}` {MATRIX_ADVICE}")
-    if file_type in IGNORES_MATRIX and matrix:
+    if file_type in IGNORES_MATRIX and has_matrix:
         raise ConfigError(f"`{file_type}` is the same with an importance matrix and without one: leave it out")
-    return _Quantisation(file_type, call.config.n_threads or n_physical_cores(), Path(matrix) if matrix else None)
+    files = (Path(name) if name else None for name in (options.imatrix, options.calibrate, options.save_imatrix))
+    return _Quantisation(file_type, call.config.n_threads or n_physical_cores(), *files)
 
 
 def _write_gguf(
@@ -66,30 +78,54 @@ def _write_gguf(
 
     Raises NotFound with what stands against it.
     """
-    lossless, part = (target.with_name(f"{target.name}.{suffix}") for suffix in ("lossless", "quantized"))
     try:
         found = conversion.plan(folder)
         if quantisation is None:
             return _convert(folder, found, target, "", on_progress)
-        about_matrix = _checked(quantisation.matrix, found) if quantisation.matrix else ()
-        notices = _convert(folder, found, lossless, quantisation.file_type, lambda share: on_progress(share / 2))
-        _quantize(lossless, part, quantisation)
-        part.replace(target)
-        on_progress(1.0)
-        return notices + about_matrix
+        return _write_quantised(folder, found, target, quantisation, on_progress)
     except (Unconvertible, InvalidSafetensors) as exc:
         raise NotFound(f"`{folder}` cannot be converted: {exc}") from exc
     except OSError as exc:
         raise NotFound(f"`{folder}` cannot be converted: {exc.strerror or exc}") from exc
+
+
+def _write_quantised(
+    folder: Path, found: ConversionPlan, target: Path, how: _Quantisation, on_progress: Callable[[float], None]
+) -> tuple[str, ...]:
+    """The same, by way of a file with the weights as they are; the steps count alike."""
+    lossless, computed, part = (
+        target.with_name(f"{target.name}.{end}") for end in ("lossless", "imatrix", "quantized")
+    )
+    about_matrix: tuple[str, ...] = ()
+    n_steps = 2 if how.text is None else 3
+    try:
+        matrix = how.matrix
+        if matrix is not None:
+            about_matrix = _checked(matrix, found)
+        _check_places(how)
+        notices = _convert(folder, found, lossless, how.file_type, lambda share: on_progress(share / n_steps))
+        if how.text is not None:
+            matrix = computed
+            _run(
+                "calibrate", lossless, how.text, matrix, how.n_threads,
+                on_progress=lambda share: on_progress((1 + share) / n_steps),
+            )  # fmt: skip
+            about_matrix = _checked(matrix, found)
+            if how.kept is not None:
+                shutil.copyfile(matrix, how.kept)
+        _run("quantize", lossless, part, how.file_type, how.n_threads, *([matrix] if matrix else []))
+        part.replace(target)
+        on_progress(1.0)
+        return notices + about_matrix
     finally:
-        for path in (lossless, part):
+        for path in (lossless, computed, part):
             with contextlib.suppress(OSError):  # its folder may be none, or not ours
                 path.unlink()
 
 
 def _checked(matrix: Path, found: ConversionPlan) -> tuple[str, ...]:
-    """What a person has to know of an importance matrix for this model, before anything is written; raises NotFound
-    for one that cannot be used. Its numbers are looked at when they are used."""
+    """What a person has to know of an importance matrix for this model; raises NotFound for one that cannot be used.
+    Its numbers are looked at when they are used."""
     weights = {output.info.name: output.info.shape for output in found.recipe.outputs}
     try:
         return importance.check(importance.read(matrix), weights)
@@ -99,6 +135,18 @@ def _checked(matrix: Path, found: ConversionPlan) -> tuple[str, ...]:
         raise NotFound(f"`{matrix}` cannot be read: {exc.strerror or exc}") from exc
 
 
+def _check_places(how: _Quantisation) -> None:
+    """Whether the text can be read and the matrix kept, before hours are spent; raises NotFound."""
+    try:
+        if how.text is not None:
+            with how.text.open("rb"):
+                pass
+    except OSError as exc:
+        raise NotFound(f"`{how.text}` cannot be read: {exc.strerror or exc}") from exc
+    if how.kept is not None and not os.access(how.kept.absolute().parent, os.W_OK):
+        raise NotFound(f"`{how.kept}` cannot be written")
+
+
 def _convert(
     folder: Path, found: ConversionPlan, target: Path, file_type: str, on_progress: Callable[[float], None]
 ) -> tuple[str, ...]:
@@ -106,37 +154,24 @@ def _convert(
     if not found.is_quantised:
         return conversion.convert(folder, target, on_progress).notices
     # Quantised weights are computed with numpy, in a process of its own: this one has no more than the server.
-    command = [*own_program(), "unpack", str(folder), str(target), file_type]
+    _run("unpack", folder, target, file_type, on_progress=on_progress)
+    return found.notices
+
+
+def _run(command: str, *arguments: object, on_progress: Callable[[float], None] = lambda _share: None) -> None:
+    """Run a hidden sub-command, which has the engine or numpy, and may write the share that is done, a line each time.
+
+    Raises Unconvertible with its reason.
+    """
     with subprocess.Popen(
-        command, executable=executable(), env=environment(),
+        [*own_program(), command, *map(str, arguments)], executable=executable(), env=environment(),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as child:  # fmt: skip
         assert child.stdout is not None
         assert child.stderr is not None
         for line in child.stdout:
-            on_progress(float(line))
+            with contextlib.suppress(ValueError):  # the engine has a few lines of its own
+                on_progress(float(line))
         reason = child.stderr.read().strip()
     if child.returncode:
-        raise Unconvertible(reason or f"the process that unpacks its weights ended with {child.returncode}")
-    return found.notices
-
-
-def _quantize(source: Path, target: Path, quantisation: _Quantisation) -> None:
-    """In a process of its own, which has the engine."""
-    command = [
-        *own_program(),
-        "quantize",
-        str(source),
-        str(target),
-        quantisation.file_type,
-        str(quantisation.n_threads),
-    ]
-    if quantisation.matrix is not None:
-        command.append(str(quantisation.matrix))
-    done = subprocess.run(
-        command, executable=executable(), env=environment(),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        reason = done.stderr.strip() or f"the engine ended with {done.returncode}"
-        raise NotFound(f"`{target.name}` could not be made: {reason}")
+        raise Unconvertible(reason or f"`{command}` ended with {child.returncode}")

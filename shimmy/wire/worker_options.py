@@ -15,7 +15,10 @@ SAFETENSORS_TYPES = {
 NEEDS_MATRIX = frozenset(
     ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 )  # fmt: skip
-MATRIX_ADVICE = "is only made with an importance matrix: `shimmy convert FOLDER --type TYPE --imatrix FILE`"
+MATRIX_ADVICE = (
+    "is only made with an importance matrix: `shimmy convert FOLDER --type TYPE` with `--imatrix FILE`, "
+    "or `--calibrate TEXT_FILE`, which computes one"
+)
 IGNORES_MATRIX = frozenset(("f32", "bf16", "f16", "q8_0", "mxfp4_moe", "q2_0", "tq2_0", "tq1_0", "q1_0"))
 
 # A KV pool that grows holds what is resident twice for a moment; it takes all its cells before that is more than this

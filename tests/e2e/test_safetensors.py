@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -217,6 +218,36 @@ def test_convert_quantises_by_an_importance_matrix(tmp_path: Path, both: Path) -
     assert generated.returncode == 0, generated.stderr
 
 
+def test_convert_computes_an_importance_matrix_over_a_text(tmp_path: Path, both: Path) -> None:
+    text, matrix, target = tmp_path / "text.txt", tmp_path / "matrix.gguf", tmp_path / "made.gguf"
+    text.write_text(" ".join(Random(0).choices(["hello world", "the user", "a fox tells"], k=250)))
+    convert = ("convert", both / "Whole", "-o", target, "--type", "q4_0")
+    made = []
+    for options in (
+        (), ("--calibrate", str(text)), ("--calibrate", str(text), "--save-imatrix", str(matrix)),
+        ("--imatrix", str(matrix)),
+    ):  # fmt: skip
+        done = run(tmp_path, *convert, *options)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{target}\n", "")
+        made.append(target.read_bytes())
+    assert made[0] != made[1] == made[2] == made[3]
+    assert {*tmp_path.iterdir()} >= {text, matrix, target}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("made.gguf.")]
+    text.write_text("hello")
+    done = run(tmp_path, *convert, "--calibrate", str(text))
+    assert done.returncode == 1
+    assert "512 are the least" in done.stderr
+
+
+def test_a_calibration_shows_how_far_it_is(tmp_path: Path, both: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("hello world " * 400)
+    command = ("convert", both / "Whole", "-o", tmp_path / "made.gguf", "--type", "q4_0", "--calibrate", text)
+    with in_terminal(tmp_path, *command) as terminal:
+        for percent in (" 33 %", " 66 %", "100 %"):  # the weights as they are, the calibration, the end
+            terminal.expect(percent)
+
+
 def test_convert_refuses_a_matrix_that_does_not_fit(tmp_path: Path, both: Path) -> None:
     target, foreign, nan = (tmp_path / name for name in ("made.gguf", "foreign.gguf", "nan.gguf"))
     write_gguf_matrix(foreign, {"blk.0.attn_qkv.weight": ([1.0], [1])})
@@ -225,6 +256,11 @@ def test_convert_refuses_a_matrix_that_does_not_fit(tmp_path: Path, both: Path) 
         (("--type", "iq2_xs"), 2, "--imatrix"),
         (("--type", "q8_0", "--imatrix", str(foreign)), 2, "the same with an importance matrix"),
         (("--imatrix", str(foreign)), 2, "--type"),
+        (("--calibrate", str(foreign)), 2, "--type"),
+        (("--type", "q4_0", "--imatrix", str(foreign), "--calibrate", str(foreign)), 2, "one of them"),
+        (("--type", "q4_0", "--save-imatrix", str(foreign)), 2, "--calibrate"),
+        (("--type", "q4_0", "--calibrate", str(tmp_path / "none")), 1, "No such file"),
+        (("--type", "q4_0", "--calibrate", str(foreign)), 1, "UTF-8"),
         (("--type", "q4_0", "--imatrix", str(tmp_path / "none")), 1, "No such file"),
         (("--type", "q4_0", "--imatrix", str(both / "alpha.gguf")), 1, "no importance matrix"),
         (("--type", "q4_0", "--imatrix", str(foreign)), 1, "another model"),

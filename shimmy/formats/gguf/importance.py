@@ -1,19 +1,20 @@
 """An importance matrix: how much each column of a weight counts, by the activations that a text has brought to it.
 
 Knows both forms in which llama.cpp's `llama-imatrix` writes one (tools/imatrix, common/imatrix-loader.cpp) and what
-fits a model; nothing of computing one, nor of quantising. The file is not trusted.
+fits a model, and writes the newer form; nothing of computing one, nor of quantising. The file is not trusted.
 """
 
 import math
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from struct import Struct
 
 from shimmy.formats.gguf.reader import MAX_TENSOR_NAME_BYTES, MAX_TENSORS, InvalidGguf, contents
+from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo, write_file
 from shimmy.system.files import NotRegular, open_regular
 
 SUMS, COUNTS = ".in_sum2", ".counts"  # what the newer form appends to a weight's name
@@ -23,6 +24,8 @@ _LARGEST = 1e20  # mean square of a column: far above any activation, and below 
 _INT = Struct("<i")
 _F32 = 0  # ggml_type
 _LAYER = re.compile(r"\d+")
+
+Sums = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by weight: the sums of squares, and the counts
 
 
 class InvalidMatrix(ValueError):
@@ -110,6 +113,25 @@ def check(matrix: ImportanceMatrix, weights: Mapping[str, tuple[int, ...]]) -> t
         )
         if names
     )
+
+
+def write(target: Path, sums: Sums, *, dataset: str, n_pieces: int, n_piece: int) -> None:
+    """Write a matrix in the newer form, made of so many pieces of a text called `dataset`, of `n_piece` tokens each.
+
+    Raises OSError.
+    """
+    metadata: Metadata = [
+        ("general.type", GgufType.STRING, "imatrix"),
+        ("imatrix.datasets", GgufType.ARRAY, (GgufType.STRING, [dataset.encode("utf-8", "replace").decode()])),
+        ("imatrix.chunk_count", GgufType.UINT32, n_pieces),
+        ("imatrix.chunk_size", GgufType.UINT32, n_piece),
+    ]
+    tensors = []
+    for name, (values, counts) in sums.items():
+        for suffix, numbers, n_columns in ((SUMS, values, len(values) // len(counts)), (COUNTS, counts, 1)):
+            info = TensorInfo(name + suffix, (n_columns, len(counts)), _F32)
+            tensors.append((info, [memoryview(array("f", numbers)).cast("B")]))
+    write_file(target, metadata, tensors, lambda _: None)
 
 
 def _gguf_entries(path: Path) -> dict[str, MatrixEntry]:
