@@ -558,8 +558,9 @@ def test_a_terminal_sees_a_bar_that_fills(
     worker: Worker, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     assert cli.main(["bench", str(path), "-p", "12", "-n", "3", "--sequences", "1", "-r", "1"]) == 0
-    shown = [int(percent) for percent in re.findall(r"\rmeasuring \[#* *\] +(\d+) %", capsys.readouterr().err)]
+    shown = [int(percent) for percent in re.findall(r"\r\x1b\[Kmeasuring \[#* *\] +(\d+) %", capsys.readouterr().err)]
     assert shown == sorted(set(shown))
     assert shown[-1] == 100
     assert len(shown) > 3

@@ -83,21 +83,23 @@ def hint(text: str) -> None:
 class ProgressBar:
     """A line on stderr that grows; nothing where stderr is not a terminal."""
 
-    WIDTH = 40
+    WIDTH, LEAST_WIDTH = 40, 8
 
     def __init__(self, label: str) -> None:
-        from shimmy.commands.terminal.screen_text import safe_line
+        from shimmy.commands.terminal.live_line import LiveLine
 
-        self._label = safe_line(label)
-        self._is_shown = sys.stderr.isatty()
+        self._label = label
+        self._line = LiveLine(sys.stderr)
         self._percent = -1
 
     def show(self, share: float) -> None:
-        if self._is_shown and int(100 * share) != self._percent:
-            self._percent = int(100 * share)
-            bar = "#" * int(self.WIDTH * share)
-            print(f"\r{self._label} [{bar:<{self.WIDTH}}] {self._percent:3} %", end="", file=sys.stderr, flush=True)
+        if not self._line.is_on or int(100 * share) == self._percent:
+            return
+        self._percent = int(100 * share)
+        beside = len(self._label) + len(" [] 100 %")
+        n_columns = max(self.LEAST_WIDTH, min(self.WIDTH, self._line.n_columns - beside))
+        bar = "#" * int(n_columns * share)
+        self._line.show(f"{self._label} [{bar:<{n_columns}}] {self._percent:3} %")
 
     def end(self) -> None:
-        if self._percent >= 0:
-            print(file=sys.stderr)
+        self._line.keep()

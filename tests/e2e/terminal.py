@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
+from typing import IO
 
 from tests.e2e.harness import PROGRAM, environment
 from tests.e2e.processes import DEADLINE_S
 
 CTRL_C, CTRL_D, ENTER, UP = "\x03", "\x04", "\r", "\x1b[A"
+_REWRITTEN = re.compile(r"[^\n]*\r\x1b\[K")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -24,13 +26,18 @@ class Terminal:
     """A pseudo-terminal with the program as its only job; made by `in_terminal`."""
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str | Path], size: tuple[int, int], variables: dict[str, str]
+        self,
+        folder: Path,
+        arguments: Sequence[str | Path],
+        size: tuple[int, int],
+        variables: dict[str, str],
+        stdout: IO[bytes] | None,
     ) -> None:
         self.output = ""  # all that was written, escape sequences included
         self._seen = 0
         self._master, slave = os.openpty()
-        columns, lines = size
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self._slave = slave
+        self.resize(size)
         self.before = termios.tcgetattr(slave)
 
         def own_terminal() -> None:
@@ -39,10 +46,13 @@ class Terminal:
         self.process = subprocess.Popen(
             [*PROGRAM, *arguments],
             cwd=folder, env=environment(folder) | {"TERM": "xterm", **variables},
-            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            stdin=slave, stdout=stdout or slave, stderr=slave, start_new_session=True,
             preexec_fn=own_terminal,  # noqa: PLW1509 - one system call
         )  # fmt: skip
-        self._slave = slave
+
+    def resize(self, size: tuple[int, int]) -> None:
+        columns, lines = size
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -97,16 +107,21 @@ class Terminal:
 
 
 def plain(text: str) -> str:
-    """What was written, without escape sequences, and with newlines for those of a terminal."""
-    return _ESCAPES.sub("", text).replace("\r\n", "\n")
+    """What is left of what was written, without escape sequences, and with newlines for those of a terminal."""
+    return _ESCAPES.sub("", _REWRITTEN.sub("", text)).replace("\r\n", "\n")
 
 
 @contextmanager
 def in_terminal(
-    folder: Path, *arguments: str | Path, size: tuple[int, int] = (80, 24), variables: dict[str, str] | None = None
+    folder: Path,
+    *arguments: str | Path,
+    size: tuple[int, int] = (80, 24),
+    variables: dict[str, str] | None = None,
+    stdout: IO[bytes] | None = None,
 ) -> Iterator[Terminal]:
-    """The program in a terminal of `size` (columns, lines) for the length of the block."""
-    terminal = Terminal(folder, arguments, size, variables or {})
+    """The program in a terminal of `size` (columns, lines) for the length of the block. `stdout` takes what it writes
+    there, and the terminal the rest."""
+    terminal = Terminal(folder, arguments, size, variables or {}, stdout)
     try:
         yield terminal
     finally:

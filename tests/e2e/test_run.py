@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.terminal_chat.scripted import END, Scripted, piece
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import HOST, PROGRAM, PROMPTS, STEADY_SEED, Server, environment, run
 from tests.e2e.processes import command_line, wait_for
@@ -20,6 +21,7 @@ from tests.hub.servers import FakeHub
 from tests.tiny_models import write_tiny_model
 
 PROMPT, NO_PROMPT = "\x1b[?2004h", "\x1b[?2004l"  # what a terminal is told of pasting while a line is read
+ERASE = "\r\x1b[K"
 GREEDY = ("--temp", "0", "-n", "16")
 
 
@@ -219,6 +221,38 @@ def test_a_narrow_terminal(tmp_path: Path, server: Server) -> None:
         terminal.expect(PROMPT)
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
+
+
+@pytest.mark.parametrize("n_columns", [80, 20])
+def test_who_waits_for_a_file_to_be_filled_sees_why(n_columns: int, tmp_path: Path) -> None:
+    scripted = Scripted()
+    scripted.state = {"state": "loading", "read_percent": 40, "size_bytes": 3_000_000_000}
+    progress = {"total": 1100, "cache": 100, "processed": 500, "time_ms": 5}
+    reading = b"data: %b\n\n" % json.dumps({"choices": [], "prompt_progress": progress}).encode()
+    scripted.reply = reading + piece("hm", "reasoning_content") + piece("**Hello** you") + END
+    with scripted.running(), (tmp_path / "answer").open("w+b") as answer:
+        size = (n_columns, 24)
+        with in_terminal(tmp_path, "run", "tiny", "hi", "--url", scripted.url, size=size, stdout=answer) as terminal:
+            assert terminal.wait() == 0
+        assert answer.seek(0) == 0
+        assert answer.read() == b"**Hello** you\n"
+    lines = [plain(text) for text in terminal.output.split(ERASE)]
+    assert lines[-1] == "", "nothing is left of it"
+    assert max(map(len, lines)) <= n_columns - 1
+    told = ("loading tiny: 40 % of 3.0 GB ...", "reading the prompt: 40 % of 1,000 tokens ...")
+    for text in (*told, "thinking: 2 characters ..."):
+        assert (text if n_columns == 80 else f"{text[:18]}…") in lines
+
+
+def test_nothing_is_in_the_way_of_what_reads_the_answer(tmp_path: Path) -> None:
+    """What stands behind a pipe may write to the same terminal."""
+    scripted = Scripted()
+    scripted.reply = piece("Hello") + b": ping\n\n" + piece(" you") + END
+    with scripted.running(), subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        with in_terminal(tmp_path, "run", "tiny", "hi", "--url", scripted.url, stdout=reader.stdin) as terminal:
+            assert terminal.wait() == 0
+        assert reader.communicate()[0] == b"Hello you\n"
+    assert [plain(text) for text in terminal.output.split(ERASE)][-2:] == ["starting ...", ""]
 
 
 def test_a_model_that_is_not_there_is_fetched_if_the_person_says_so(tmp_path: Path) -> None:

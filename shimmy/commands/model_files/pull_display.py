@@ -4,13 +4,15 @@ from time import monotonic
 from typing import Any, TextIO
 
 from shimmy.commands.terminal import amounts
+from shimmy.commands.terminal.live_line import LiveLine
 from shimmy.commands.terminal.screen_text import safe_line, width
-from shimmy.commands.terminal.style import Style, is_terminal
+from shimmy.commands.terminal.style import Style
 from shimmy.hub.transfer.events import PullEvent
 
 _BAR_WIDTH = 24
+_GAP = "  "
+_LONGEST_FIGURES = len("100 %  999 MB of 999 MB  999 MB/s  0:00:00 left")
 _LINE_EVERY_S = 15.0  # where there is no terminal
-_CLEAR = "\r\x1b[K"
 
 
 class PullDisplay:
@@ -19,8 +21,7 @@ class PullDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._style = Style(stream)
-        self._is_live = is_terminal(stream)
-        self._is_open = False  # whether the line at the cursor is to be rewritten
+        self._live = LiveLine(stream)
         self._said_s = 0.0
 
     def report(self, event: PullEvent) -> None:
@@ -36,36 +37,31 @@ class PullDisplay:
             self._progress(details)
 
     def end(self) -> None:
-        if self._is_open:
-            print(file=self._stream, flush=True)
-            self._is_open = False
+        self._live.keep()
 
     def _line(self, text: str) -> None:
-        start = _CLEAR if self._is_open else ""
-        self._is_open = False
-        print(f"{start}{safe_line(text)}", file=self._stream, flush=True)
+        self._live.clear()
+        print(safe_line(text), file=self._stream, flush=True)
 
     def _progress(self, details: dict[str, Any]) -> None:
-        if not self._is_live:
-            now_s = monotonic()
-            if now_s - self._said_s >= _LINE_EVERY_S or details["completed_bytes"] == details["total_bytes"]:
-                self._said_s = now_s
-                self._line("  ".join(filter(None, _figures(details))))
+        if self._live.is_on:
+            self._show(details)
             return
+        now_s = monotonic()
+        if now_s - self._said_s >= _LINE_EVERY_S or details["completed_bytes"] == details["total_bytes"]:
+            self._said_s = now_s
+            self._line(_GAP.join(filter(None, _figures(details))))
+
+    def _show(self, details: dict[str, Any]) -> None:
+        """In a narrow terminal without the bar, and then without the last figures. The name gets what room is left."""
         total, completed = details["total_bytes"], details["completed_bytes"]
-        bar = ""
-        if total:
-            n_done = int(_BAR_WIDTH * min(completed / total, 1))
-            bar = f"[{self._style.good('#' * n_done)}{' ' * (_BAR_WIDTH - n_done)}]"
-        name = _shortened(safe_line(str(details["file"])).rpartition("/")[2], self._columns() - 76)
-        text = "  ".join(filter(None, (name, bar, *_figures(details))))
-        print(f"{_CLEAR}{text}", end="", file=self._stream, flush=True)
-        self._is_open = True
-
-    def _columns(self) -> int:
-        import shutil
-
-        return shutil.get_terminal_size().columns
+        n_left = self._live.n_columns - _LONGEST_FIGURES
+        done = "#" * int(_BAR_WIDTH * min(completed / total, 1)) if total else ""
+        bar = f"[{done:<{_BAR_WIDTH}}]" if total and n_left >= _BAR_WIDTH + len("[]") + len(_GAP) else ""
+        n_left -= len(bar) + len(_GAP) if bar else 0
+        name = _shortened(safe_line(str(details["file"])).rpartition("/")[2], n_left - len(_GAP))
+        text = _GAP.join(filter(None, (name, bar, *_figures(details))))
+        self._live.show(text, lambda line: line.replace(f"[{done}", f"[{self._style.good(done)}", 1))
 
 
 def _files(details: dict[str, Any]) -> str:

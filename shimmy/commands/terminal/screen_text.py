@@ -39,6 +39,18 @@ def character_width(character: str) -> int:
     return 2 if east_asian_width(character) in "WF" else 1
 
 
+def cut(text: str, n_columns: int) -> str:
+    """A line of safe text, no wider than `n_columns` (at least 1); where something is missing stands `…`."""
+    if width(text) <= n_columns:
+        return text
+    left = n_columns - 1
+    for index, character in enumerate(text):
+        left -= character_width(character)
+        if left < 0:
+            return f"{text[:index]}…"
+    return text
+
+
 def _picture(match: re.Match[str]) -> str:
     code = ord(match[0])
     if match[0] == "\r":

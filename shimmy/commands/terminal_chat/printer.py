@@ -1,10 +1,14 @@
 """How a reply looks: as it comes, harmless to a terminal, with reasoning in the background; for a program, its text."""
 
+import os
+import stat
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, TextIO
 
 from shimmy.commands.terminal.amounts import plural
+from shimmy.commands.terminal.live_line import LiveLine
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import Style, is_terminal
 from shimmy.commands.terminal_chat.reply_stream import ReplyEnd, Said, Wait
@@ -14,8 +18,7 @@ if TYPE_CHECKING:
 
 # A prompt of fewer new tokens is read before anybody wonders.
 _LONG_PROMPT = 100
-_ERASE_LINE = "\r\x1b[K"
-_UNWRAPPED, _WRAPPED = "\x1b[?7l", "\x1b[?7h"  # a second row would stay when the line is erased
+_PROGRESS_EVERY_S = 0.2
 
 
 class Printer:
@@ -25,8 +28,11 @@ class Printer:
         self.is_screen = is_terminal(sys.stdout)
         self._style = Style(sys.stdout)
         self._errors = Style(sys.stderr)
-        self._waits_on_screen = is_terminal(sys.stderr)
-        self._is_waiting = False
+        self._line = LiveLine(sys.stderr)
+        self.shows_waiting = self._line.is_on
+        # Behind a pipe may be what writes to the same terminal, and a line of ours would be in its way.
+        self._fills_file = not self.is_screen and _is_file(sys.stdout)
+        self._n_said, self._told_s = 0, 0.0  # characters of this reply, and when a person was told of them
         self._was_reasoning = False
         self._at_line_start = True
         self._markdown: MarkdownStream | None = None  # of the answer that is being written
@@ -44,11 +50,12 @@ class Printer:
 
     def piece(self, said: Said) -> None:
         """Programs get the answer alone, as the model wrote it; a person sees the reasoning before it, too."""
-        self.waited()
         if not self.is_screen:
+            self._tell_progress(said)
             if not said.is_reasoning:
                 self._write(said.text)
             return
+        self.waited()
         if self._was_reasoning and not said.is_reasoning:
             self._write("\n" if self._at_line_start else "\n\n")
         self._was_reasoning = said.is_reasoning
@@ -66,22 +73,29 @@ class Printer:
 
     def end(self) -> None:
         """The reply is over, or goes no further."""
+        self.waited()
+        self._n_said = 0
         self._show(self._rest_of_markdown())
         if not (self.is_screen and self._at_line_start):
             self._write("\n")
         self._at_line_start, self._was_reasoning = True, False
 
+    def _tell_progress(self, said: Said) -> None:
+        """To the person who does not see the answer, as it goes into a file."""
+        if not (self._fills_file or said.is_reasoning):
+            self.waited()
+            return
+        self._n_said += len(said.text)
+        if (now_s := monotonic()) - self._told_s >= _PROGRESS_EVERY_S:
+            self._told_s = now_s
+            self.waiting(f"{'thinking' if said.is_reasoning else 'answering'}: {plural(self._n_said, 'character')}")
+
     def waiting(self, text: str) -> None:
         """Tell a person what takes so long, in one line that is overwritten."""
-        if self._waits_on_screen and self._errors.is_on:
-            self._is_waiting = True
-            line = self._errors.dim(safe_line(text) + " ...")
-            print(f"{_ERASE_LINE}{_UNWRAPPED}{line}{_WRAPPED}", end="", file=sys.stderr, flush=True)
+        self._line.show(f"{text} ...", self._errors.dim)
 
     def waited(self) -> None:
-        if self._is_waiting:
-            self._is_waiting = False
-            print(_ERASE_LINE, end="", file=sys.stderr, flush=True)
+        self._line.clear()
 
     def note(self, text: str) -> None:
         """For the person in a chat."""
@@ -108,6 +122,13 @@ class Printer:
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+def _is_file(stream: TextIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # in memory, closed
+        return False
 
 
 def statistics(end: ReplyEnd) -> str:

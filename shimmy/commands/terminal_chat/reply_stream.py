@@ -80,7 +80,9 @@ class ReplyStream:
 
     def _events(self, reply: BufferedReader) -> Iterator[Any]:
         """The JSON of each event up to [DONE]."""
-        status = int(reply.readline(_MOST_LINE_BYTES).split(maxsplit=2)[1])
+        if not (first_line := reply.readline(_MOST_LINE_BYTES)):
+            raise NoServer(f"the server on {self._address.url} has ended without a reply")
+        status = int(first_line.split(maxsplit=2)[1])
         for _ in range(_MOST_HEAD_LINES):
             if reply.readline(_MOST_LINE_BYTES) in (b"\r\n", b"\n", b""):
                 break

@@ -43,7 +43,7 @@ def run(call: CommandCall) -> int:
             with lines.quiet():
                 printer.waiting("starting")
                 server.see_to_it_that_it_runs()
-                if printer.is_screen:
+                if printer.is_screen or printer.shows_waiting:
                     server.load(printer.waiting)
                 printer.waited()
             session = Session(server, _conversation(call), printer, lines)

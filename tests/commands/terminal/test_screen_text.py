@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from shimmy.commands.terminal.screen_text import safe, safe_line, width
+from shimmy.commands.terminal.screen_text import cut, safe, safe_line, width
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
 
@@ -41,3 +41,19 @@ def test_a_line_stays_one() -> None:
 )
 def test_columns(text: str, columns: int) -> None:
     assert width(text) == columns
+
+
+@pytest.mark.parametrize(
+    ("text", "n_columns", "shown"),
+    [
+        ("abc", 3, "abc"),
+        ("abcd", 3, "ab…"),
+        ("日本語", 6, "日本語"),
+        ("日本語", 5, "日本…"),
+        ("日本語", 4, "日…"),
+        ("ab", 1, "…"),
+    ],
+)
+def test_what_is_too_wide_is_cut(text: str, n_columns: int, shown: str) -> None:
+    assert cut(text, n_columns) == shown
+    assert width(shown) <= n_columns

@@ -5,9 +5,7 @@ import json
 import logging
 import os
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +18,9 @@ from shimmy.commands.terminal_chat.chat_commands import complete
 from shimmy.commands.terminal_chat.conversation import Conversation
 from shimmy.commands.terminal_chat.reply_stream import ReplyStream, Said
 from shimmy.commands.terminal_chat.session import joined, text_of
+from tests.commands.terminal_chat.scripted import END, Scripted, piece
 
 HOSTILE = "\x1b]52;c;cm0gLXJm\x07\x1b[2Jdone\x9b31m\r\u202e\ud83d"
-USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
-
-
-def piece(text: str, field: str = "content") -> bytes:
-    choice = {"index": 0, "delta": {field: text}, "finish_reason": None}
-    return b"data: %b\n\n" % json.dumps({"choices": [choice], "usage": None}).encode()
-
-
-END = (
-    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}\n\n'
-    + b"data: %b\n\n" % json.dumps({"choices": [], "usage": USAGE, "timings": {"predicted_per_second": 12.34}}).encode()
-    + b"data: [DONE]\n\n"
-)
-
-
-class Scripted:
-    """A server that has `tiny` and answers each chat with `reply`."""
-
-    def __init__(self) -> None:
-        self.status, self.reply = 200, piece("Hello") + b": ping\n\n" + piece(" you") + END
-        self.state: dict[str, Any] = {"state": "ready"}
-        self.bodies: list[dict[str, Any]] = []
-        self.key: str | None = None
-        scripted = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._send(200, json.dumps(scripted.state).encode())
-
-            def do_POST(self) -> None:
-                scripted.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                scripted.key = self.headers["Authorization"]
-                self._send(scripted.status, scripted.reply)
-
-            def _send(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
 @pytest.fixture
@@ -77,13 +32,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Script
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
-    scripted = Scripted()
-    thread = threading.Thread(target=scripted.server.serve_forever, args=(0.01,))
-    thread.start()
-    yield scripted
-    scripted.server.shutdown()
-    thread.join()
-    scripted.server.server_close()
+    with Scripted().running() as scripted:
+        yield scripted
     root.handlers = handlers
     root.setLevel(level)
 
@@ -206,6 +156,7 @@ def test_what_is_in_quotes_is_no_command(scripted: Scripted, monkeypatch: pytest
         (503, b'{"error": {"code": "out_of_memory", "message": "no \\u001b[31mroom"}}', "", "no \u241b[31mroom"),
         (200, piece("Hel") + b'data: {"error": {"code": "worker_died", "message": "it died"}}\n\n', "Hel\n", "it died"),
         (200, piece("Hel"), "Hel\n", "has ended in the middle of the reply"),
+        (0, b"", "", "has ended without a reply"),
         (200, b"data: nonsense\n\n", "", "is no Shimmy server"),
         (200, b"data: " + b"[" * 100_000 + b"\n\n", "", "is no Shimmy server"),
         (404, b"<html>", "", "is no Shimmy server"),
