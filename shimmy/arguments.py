@@ -152,10 +152,6 @@ def _add_convert(commands: _Commands) -> None:
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
     convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
     convert.add_argument(
-        "--imatrix", metavar="FILE",
-        help="with --type: quantise by the importance matrix in this file, as `llama-imatrix` writes it",
-    )  # fmt: skip
-    convert.add_argument(
         "--calibrate", metavar="FILE", help="with --type: quantise by an importance matrix computed over this text"
     )
     convert.add_argument(

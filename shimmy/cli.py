@@ -20,9 +20,10 @@ from shimmy.config import load
 from shimmy.errors import ShimmyError
 from shimmy.option_kinds import ConfigError
 from shimmy.system.frozen_program import UnpackedFolder
-from shimmy.wire.worker_options import MATRIX_ADVICE, NEEDS_MATRIX
+from shimmy.wire.worker_options import matrix_fault
 
 if TYPE_CHECKING:
+    from shimmy.config import Config
     from shimmy.model_events import ModelEvents
 
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
@@ -97,8 +98,7 @@ def _config_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _serve(call: CommandCall) -> int:
     announce = None
-    if call.config.safetensors_type in NEEDS_MATRIX:
-        raise ConfigError(f"--safetensors-type: `{call.config.safetensors_type}` {MATRIX_ADVICE}")
+    _check_matrix(call.config)
     if call.options.background:
         from shimmy.commands import serve_background
         from shimmy.commands.server_records import ServerFolder
@@ -118,6 +118,22 @@ def _serve(call: CommandCall) -> int:
         except BindError as error:
             return _complain(error, EXIT_START)
     return 0
+
+
+def _check_matrix(config: "Config") -> None:
+    """Raises ConfigError for an importance matrix that cannot be used, or one that is missing."""
+    if fault := matrix_fault(config.safetensors_type, has_matrix=config.imatrix is not None):
+        raise ConfigError(f"--safetensors-type, --imatrix: {fault}")
+    if config.imatrix is None:
+        return
+    from shimmy.formats.gguf import importance
+
+    try:
+        importance.read(config.imatrix)
+    except importance.InvalidMatrix as exc:
+        raise ConfigError(f"--imatrix: `{config.imatrix}` cannot be used: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError(f"--imatrix: `{config.imatrix}` cannot be read: {exc.strerror or exc}") from exc
 
 
 async def _show_loads(events: "ModelEvents") -> None:

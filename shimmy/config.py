@@ -121,6 +121,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("safetensors_type", one_of(tuple(SAFETENSORS_TYPES)), None,
            f"type that the weights of SafeTensors folders are converted to: {', '.join(SAFETENSORS_TYPES)} (default: "
            "their own)", "TYPE", also=("convert",)),
+    Option("imatrix", absolute_path, None,
+           "quantise SafeTensors folders by the importance matrix in this file, as `llama-imatrix` writes it; a "
+           "server uses it for the model that it is of", "FILE", also=("convert",)),
     Option("lora", adapter, (),
            "apply a LoRA adapter (a GGUF file or a PEFT folder) to the models of its architecture, at this scale "
            "(default: 1) unless a request sets another (repeatable)",
@@ -187,6 +190,7 @@ class Config:
     n_predict: int | None
     chat_template: str | None
     safetensors_type: str | None  # None: what the weights are
+    imatrix: Path | None  # an importance matrix
     lora: tuple[tuple[Path, float], ...]  # adapters and their scales
     api_keys: tuple[str, ...]
     allowed_hosts: tuple[str, ...]  # patterns of names; none: by the address that is bound

@@ -31,6 +31,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "alias": ("a=b,c*=d", ["a=b", "c*=d"], "aliases", (("a", "b"), ("c*", "d"))),
     "default_model": ("tiny", "tiny", "default_model", "tiny"),
     "safetensors_type": ("Q8_0", "q8_0", "safetensors_type", "q8_0"),
+    "imatrix": ("/m.gguf", "/m.gguf", "imatrix", Path("/m.gguf")),
     "weights": ("Mapped", "mapped", "weights", "mapped"),
     "speculation": ("off", False, "speculate", False),
     "draft_model": ("/draft.gguf", "/draft.gguf", "draft_model", Path("/draft.gguf")),
@@ -67,6 +68,7 @@ OTHERS = {
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
     "speculation": "true", "embeddings": "false", "pooling": "mean", "cache_dir": "/other", "alias": "x=y",
     "cors_origins": "*", "safetensors_type": "f16", "weights": "repacked", "lora": "/other", "draft_model": "/other",
+    "imatrix": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 

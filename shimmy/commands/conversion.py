@@ -20,7 +20,7 @@ from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
 from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
 from shimmy.system.self_command import environment, executable, own_program
-from shimmy.wire.worker_options import IGNORES_MATRIX, MATRIX_ADVICE, NEEDS_MATRIX
+from shimmy.wire.worker_options import matrix_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +51,19 @@ def convert(call: CommandCall) -> int:
 
 def _quantisation(call: CommandCall) -> _Quantisation | None:
     """What was asked for; raises ConfigError for options that do not go together."""
-    options, file_type = call.options, call.config.safetensors_type
-    if options.imatrix and options.calibrate:
+    options, file_type, matrix = call.options, call.config.safetensors_type, call.config.imatrix
+    if matrix and options.calibrate:
         raise ConfigError(
             "--imatrix takes an importance matrix from a file, and --calibrate computes one: give one of them"
         )
     if options.save_imatrix and not options.calibrate:
         raise ConfigError("--save-imatrix is for --calibrate")
-    has_matrix = bool(options.imatrix or options.calibrate)
+    if fault := matrix_fault(file_type, has_matrix=bool(matrix or options.calibrate)):
+        raise ConfigError(fault)
     if file_type is None:
-        if has_matrix:
-            raise ConfigError("--imatrix and --calibrate are for --type: without a type nothing is quantised")
         return None
-    if file_type in NEEDS_MATRIX and not has_matrix:
-        raise ConfigError(f"`{file_type}` {MATRIX_ADVICE}")
-    if file_type in IGNORES_MATRIX and has_matrix:
-        raise ConfigError(f"`{file_type}` is the same with an importance matrix and without one: leave it out")
-    files = (Path(name) if name else None for name in (options.imatrix, options.calibrate, options.save_imatrix))
-    return _Quantisation(file_type, call.config.n_threads or n_physical_cores(), *files)
+    text, kept = (Path(name) if name else None for name in (options.calibrate, options.save_imatrix))
+    return _Quantisation(file_type, call.config.n_threads or n_physical_cores(), matrix, text, kept)
 
 
 def _write_gguf(

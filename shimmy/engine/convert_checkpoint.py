@@ -5,6 +5,8 @@ Knows the options and the cache; `formats.convert` converts a model's folder, `f
 """
 
 import contextlib
+import hashlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,47 +18,92 @@ from shimmy.engine.llama.quantize import quantize
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.convert import converted
 from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.gguf import importance
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
-from shimmy.wire.worker_options import MATRIX_ADVICE, NEEDS_MATRIX
+from shimmy.wire.worker_options import matrix_fault
 
 if TYPE_CHECKING:
     from shimmy.formats.convert.convert import Unpacker
     from shimmy.formats.convert.peft import Base
+
+logger = logging.getLogger(__name__)
 
 _SHOWN_SHARE = 0.005
 CACHE_FOLDER = "converted"  # in the cache folder
 
 
 def gguf_of(
-    folder: Path, cache_dir: Path | None, file_type: str | None, n_threads: int, on_progress: Callable[[float], None]
+    folder: Path,
+    cache_dir: Path | None,
+    file_type: str | None,
+    matrix: Path | None,
+    n_threads: int,
+    on_progress: Callable[[float], None],
 ) -> Path:
     """The GGUF of `folder`, converted now or found in the cache; in this process's memory where no file can be written.
 
-    `file_type` is one of SAFETENSORS_TYPES; None keeps the weights as they are. Raises ModelUnavailable, also for a
-    type that needs an importance matrix.
+    `file_type` is one of SAFETENSORS_TYPES; None keeps the weights as they are. `matrix` is an importance matrix, which
+    is used where it is this model's. Raises ModelUnavailable.
     """
-    if file_type in NEEDS_MATRIX:
-        raise ModelUnavailable(f"`{folder.name}` cannot be converted: `{file_type}` {MATRIX_ADVICE}")
-    finish = None if file_type is None else partial(quantize, file_type=file_type, n_threads=n_threads)
     try:
-        made = converted.found(folder, _cache(cache_dir), file_type or "")
+        used, digest = _used(matrix, folder, cache_dir, file_type)
+        made = converted.found(folder, _cache(cache_dir), file_type or "", digest)
         if made is not None:
             on_progress(1.0)
             return made
         from shimmy.formats.convert import convert  # a start with a folder that was converted before does without
 
+        finish = None
+        if file_type is not None:
+            finish = partial(quantize, file_type=file_type, n_threads=n_threads, matrix=used)
         return convert.cached(
             folder,
             _cache(cache_dir),
             on_progress,
             target_type=file_type or "",
+            matrix=digest,
             finish=finish,
             unpacker=unpacker,
         ).path
     except (Unconvertible, InvalidSafetensors) as exc:
         raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc}") from exc
+    except importance.InvalidMatrix as exc:
+        reason = f"the importance matrix cannot be used: {exc}"
+        raise ModelUnavailable(f"`{folder.name}` cannot be converted: {reason}") from exc
     except OSError as exc:
         raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc.strerror or exc}") from exc
+
+
+def _used(
+    path: Path | None, folder: Path, cache_dir: Path | None, file_type: str | None
+) -> tuple[importance.ImportanceMatrix | None, str]:
+    """The importance matrix at `path` and the digest of its content; None and '' where it is of another model, or the
+    type takes none.
+
+    Raises Unconvertible for a type that needs one, InvalidMatrix for a file that is none, and what a plan raises.
+    """
+    foreign = ""
+    if path is not None and matrix_fault(file_type, has_matrix=True) is None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        matrix = importance.read(path)
+        if converted.found(folder, _cache(cache_dir), file_type or "", digest) is not None:
+            return matrix, digest
+        from shimmy.formats.convert import convert
+
+        weights = {output.info.name: output.info.shape for output in convert.plan(folder).recipe.outputs}
+        try:
+            for notice in importance.check(matrix, weights):
+                logger.warning("`%s`: %s", folder.name, notice)
+        except importance.InvalidMatrix as exc:
+            foreign = f"the importance matrix `{path.name}` cannot be used: {exc}"
+        else:
+            return matrix, digest
+    if fault := matrix_fault(file_type, has_matrix=False):
+        raise Unconvertible(foreign or fault)
+    if foreign:
+        logger.warning("`%s` is quantised without it: %s", folder.name, foreign)
+    return None, ""
 
 
 def unpacker() -> "Unpacker":

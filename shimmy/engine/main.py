@@ -198,7 +198,8 @@ class Worker:
                 self._tell_progress(LoadProgress(share))
 
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
-        path = convert_checkpoint.gguf_of(folder, cache_dir, options.safetensors_type, self._n_threads, tell)
+        matrix = None if options.imatrix is None else Path(options.imatrix)
+        path = convert_checkpoint.gguf_of(folder, cache_dir, options.safetensors_type, matrix, self._n_threads, tell)
         return replace(options, model_path=str(path))
 
     def _tell_progress(self, progress: LoadProgress) -> None:

@@ -15,11 +15,22 @@ SAFETENSORS_TYPES = {
 NEEDS_MATRIX = frozenset(
     ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 )  # fmt: skip
-MATRIX_ADVICE = (
-    "is only made with an importance matrix: `shimmy convert FOLDER --type TYPE` with `--imatrix FILE`, "
-    "or `--calibrate TEXT_FILE`, which computes one"
-)
 IGNORES_MATRIX = frozenset(("f32", "bf16", "f16", "q8_0", "mxfp4_moe", "q2_0", "tq2_0", "tq1_0", "q1_0"))
+
+
+def matrix_fault(file_type: str | None, *, has_matrix: bool) -> str | None:
+    """Why weights do not become `file_type` with, or without, an importance matrix; None where they do."""
+    if file_type in NEEDS_MATRIX and not has_matrix:
+        return (
+            f"`{file_type}` is only made with an importance matrix: give one with `--imatrix FILE`, or have "
+            f"`shimmy convert FOLDER --type {file_type} --calibrate TEXT_FILE` compute one"
+        )
+    if has_matrix and file_type is None:
+        return "an importance matrix is for `--safetensors-type`: without a type nothing is quantised"
+    if has_matrix and file_type in IGNORES_MATRIX:
+        return f"`{file_type}` is the same with an importance matrix and without one: leave it out"
+    return None
+
 
 # A KV pool that grows holds what is resident twice for a moment; it takes all its cells before that is more than this
 # share of them.
@@ -81,6 +92,7 @@ class WorkerOptions:
     weights: str = "repacked"  # or `mapped`; `auto`: what a trial has found
     may_tune: bool = False  # whether a trial may take memory for a while that nobody has reckoned with
     safetensors_type: str | None = None  # what the weights of a SafeTensors folder become; None: what they are
+    imatrix: str | None = None  # path of an importance matrix that they are quantised by, where it is the model's
     worker_timeout_s: float = math.inf  # without a sign of life or progress it is killed; the server sees to that
     load_timeout_s: float = math.inf  # the same while it loads its model
     prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is

@@ -9,14 +9,15 @@ from random import Random
 import pytest
 
 from shimmy.formats.gguf import reader
+from tests import tiny_families
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, COMPLETION, PROMPTS, STEADY_SEED, Server, chat_body, run
 from tests.e2e.processes import wait_for
 from tests.e2e.terminal import in_terminal, plain
 from tests.importance_files import write_gguf_matrix
 from tests.quantised_llama import write_both
-from tests.tiny_checkpoints import write_tiny_llama
-from tests.tiny_models import N_EMBD, write_tiny_model
+from tests.tiny_checkpoints import write_checkpoint, write_tiny_llama, write_tokenizer
+from tests.tiny_models import N_EMBD, N_FF, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +256,8 @@ def test_convert_refuses_a_matrix_that_does_not_fit(tmp_path: Path, both: Path) 
     for options, code, complaint in (
         (("--type", "iq2_xs"), 2, "--imatrix"),
         (("--type", "q8_0", "--imatrix", str(foreign)), 2, "the same with an importance matrix"),
-        (("--imatrix", str(foreign)), 2, "--type"),
-        (("--calibrate", str(foreign)), 2, "--type"),
+        (("--imatrix", str(foreign)), 2, "without a type"),
+        (("--calibrate", str(foreign)), 2, "without a type"),
         (("--type", "q4_0", "--imatrix", str(foreign), "--calibrate", str(foreign)), 2, "one of them"),
         (("--type", "q4_0", "--save-imatrix", str(foreign)), 2, "--calibrate"),
         (("--type", "q4_0", "--calibrate", str(tmp_path / "none")), 1, "No such file"),
@@ -273,7 +274,40 @@ def test_convert_refuses_a_matrix_that_does_not_fit(tmp_path: Path, both: Path) 
         assert not target.exists()
 
 
-def test_a_server_says_which_types_need_a_matrix(tmp_path: Path, both: Path) -> None:
-    done = run(tmp_path, "serve", "--model-path", both, "--safetensors-type", "iq1_s")
-    assert done.returncode == 2
-    assert "importance matrix" in done.stderr
+def test_a_server_refuses_to_start_with_a_matrix_that_is_none(tmp_path: Path, both: Path) -> None:
+    matrix = write_gguf_matrix(tmp_path / "matrix.gguf", {"blk.0.attn_q.weight": ([1.0], [1])})
+    for options, complaint in (
+        (("--safetensors-type", "iq1_s"), "--imatrix"),
+        (("--safetensors-type", "q8_0", "--imatrix", str(matrix)), "the same with an importance matrix"),
+        (("--imatrix", str(matrix)), "--safetensors-type"),
+        (("--safetensors-type", "q4_0", "--imatrix", str(tmp_path / "none")), "No such file"),
+        (("--safetensors-type", "q4_0", "--imatrix", str(both / "alpha.gguf")), "no importance matrix"),
+    ):
+        done = run(tmp_path, "serve", "--model-path", both, *options)
+        assert done.returncode == 2, options
+        assert complaint in done.stderr
+
+
+def test_a_server_quantises_the_model_that_the_matrix_is_of(start: StartServer, tmp_path: Path, both: Path) -> None:
+    write_checkpoint(tmp_path / "models" / "moe", tiny_families.config("mixtral"), tiny_families.tensors("mixtral"))
+    write_tokenizer(tmp_path / "models" / "moe")
+    matrix, cache, made = tmp_path / "matrix.gguf", tmp_path / "cache", tmp_path / "made.gguf"
+    paths = ("--model-path", both / "Whole", "--model-path", tmp_path / "models", "--cache-dir", cache)
+    write_gguf_matrix(matrix, {"blk.0.attn_q.weight": ([1.0] * (N_EMBD - 1) + [9.0], [1])})
+    done = run(tmp_path, "convert", both / "Whole", "-o", made, "--type", "q4_0", "--imatrix", matrix)
+    assert done.returncode == 0, done.stderr
+    server = start(*paths, "--safetensors-type", "q4_0", "--imatrix", matrix)
+    server.chat(PROMPTS[0], "whole")
+    (first,) = converted(cache)
+    assert first.read_bytes() == made.read_bytes()
+    write_gguf_matrix(matrix, {"blk.1.ffn_down.weight": ([1.0] * (N_FF - 1) + [9.0], [1])})
+    server.chat(PROMPTS[0], "moe")
+    assert "is quantised without it" in server.log
+    assert server.post("/api/models/whole/unload", {}).status == 200
+    server.chat(PROMPTS[0], "whole")
+    assert first not in converted(cache), "another matrix makes another file"
+    assert len(converted(cache)) == 2
+    server = start(*paths, "--safetensors-type", "iq3_xs", "--imatrix", matrix)
+    reply = server.post(CHAT, chat_body("hello", "moe"))
+    assert reply.status == 503
+    assert "another model" in reply.error["message"]

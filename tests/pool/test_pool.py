@@ -42,7 +42,7 @@ async def test_every_model_has_its_own_worker() -> None:
 async def test_a_worker_is_told_what_the_person_configured() -> None:
     harness = Harness(
         ctx_size="99", parallel="3", batch_size="64", threads="2", cpu_variant="sse42", chat_template="{{ 1 }}",
-        lora=["a.gguf=0.5", "b.gguf"], cache_dir="/cache", safetensors_type="q8_0", weights="mapped",
+        lora=["a.gguf=0.5", "b.gguf"], cache_dir="/cache", safetensors_type="q4_0", imatrix="/m.gguf", weights="mapped",
         prompt_cache="1M", worker_timeout="9", load_timeout="1m",
     )  # fmt: skip
     with_sibling = replace(TINY, adapters=(Path("beside.gguf"),))
@@ -50,8 +50,8 @@ async def test_a_worker_is_told_what_the_person_configured() -> None:
     load = await harness.loading()
     assert load.options == WorkerOptions(
         "tiny.gguf", 99, 3, 64, 2, "sse42", "{{ 1 }}", (("a.gguf", 0.5), ("b.gguf", 1.0)), ("beside.gguf",),
-        cache_dir="/cache", prompt_cache_bytes=10**6, safetensors_type="q8_0", weights="mapped", may_tune=True,
-        worker_timeout_s=9.0, load_timeout_s=60.0,
+        cache_dir="/cache", prompt_cache_bytes=10**6, safetensors_type="q4_0", imatrix="/m.gguf", weights="mapped",
+        may_tune=True, worker_timeout_s=9.0, load_timeout_s=60.0,
     )  # fmt: skip
     load.succeed()
     await caller

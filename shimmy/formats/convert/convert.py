@@ -211,15 +211,17 @@ def cached(
     on_progress: Progress,
     *,
     target_type: str = "",
+    matrix: str = "",
     finish: Callable[[Path, Path], None] | None = None,
     unpacker: Callable[[], Unpacker] | None = None,
 ) -> Converted:
     """The GGUF of `folder`, made now or found in the cache. Raises what `convert` raises.
 
     `finish(lossless, target)` makes the file of `target_type` out of the lossless one; without it, that one is it.
+    `matrix` is the digest of the importance matrix that it goes by.
     Where the cache cannot be written, the file is made in memory (Linux only).
     """
-    target = None if cache_folder is None else cache_folder / cache_name(folder, target_type)
+    target = None if cache_folder is None else cache_folder / cache_name(folder, target_type, matrix)
     if target is not None and cache.is_finished(target):
         on_progress(1.0)
         return Converted(target)

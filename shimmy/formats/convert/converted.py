@@ -13,15 +13,16 @@ CONVERTER_VERSION = 2
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
-def found(folder: Path, cache_folder: Path | None, target_type: str = "") -> Path | None:
+def found(folder: Path, cache_folder: Path | None, target_type: str = "", matrix: str = "") -> Path | None:
     """The GGUF of `folder` where it was made before, and its sources are what they were."""
-    target = None if cache_folder is None else cache_folder / cache_name(folder, target_type)
+    target = None if cache_folder is None else cache_folder / cache_name(folder, target_type, matrix)
     return target if target is not None and cache.is_finished(target) else None
 
 
-def cache_name(folder: Path, target_type: str = "") -> str:
-    """The file's name in the cache."""
-    return cache.name(folder, target_type or "lossless", CONVERTER_VERSION, target_type, _sources(folder))
+def cache_name(folder: Path, target_type: str = "", matrix: str = "") -> str:
+    """The file's name in the cache; `matrix` is the digest of the importance matrix that it is quantised by."""
+    key = (CONVERTER_VERSION, target_type, _sources(folder), *filter(None, (matrix,)))
+    return cache.name(folder, target_type or "lossless", *key)
 
 
 def version(folder: Path) -> tuple[int, int]:
