@@ -89,7 +89,7 @@ class _Submission:
 def _completed(form: ReplyFormat, request: GenerateRequest) -> ReplyFormat:
     """The format of a reply with what only the request says of it."""
     form = form.with_stop(request.stop)
-    if form.tools is None or form.tools.syntax is not ArgumentSyntax.TAGGED:
+    if form.tools is None or form.tools.syntax not in {ArgumentSyntax.TAGGED, ArgumentSyntax.PYTHON}:
         return form
     if not isinstance(request.prompt, ChatPrompt):
         return form

@@ -52,14 +52,14 @@ async def test_a_reply_with_reasoning_has_its_stop_strings_in_its_format() -> No
 
 
 @on_loop
-async def test_the_types_of_arguments_are_for_the_one_syntax_that_leaves_them_open() -> None:
+async def test_the_types_of_arguments_are_for_syntaxes_that_leave_types_or_names_open() -> None:
     tool = Tool("f", "", '{"properties": {"a": {"type": "string"}}}')
     for syntax in ArgumentSyntax:
         form = ReplyFormat(tools=ToolFormat(call_start="<call>", separator="<is>", syntax=syntax))
         house = services(FakeWorker((Accepted(1, form), FINISHED)))
         generation = generate(house, replace(request(), prompt=ChatPrompt((), tools=(tool,))))
         found = (await generation.accepted()).format.argument_types
-        assert bool(found) == (syntax is ArgumentSyntax.TAGGED)
+        assert bool(found) == (syntax in {ArgumentSyntax.TAGGED, ArgumentSyntax.PYTHON})
         await generation.aclose()
 
 

@@ -68,7 +68,7 @@ class ReplyFormat:
     beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
     stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
     channels: bool = False  # the reply is messages in channels, and `thinking` the marks of one of them
-    # Where the syntax leaves that open: the JSON types of arguments, by the names of tool and argument.
+    # Where the syntax leaves names or types open: the JSON types of arguments, by the names of tool and argument.
     argument_types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
 
     def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":

@@ -127,7 +127,7 @@ class CallReader:
         if self._tools.syntax is ArgumentSyntax.PYTHON:
             from shimmy.text.speech.pythonic import PythonReader
 
-            return PythonReader(self._reader).read
+            return PythonReader(self._reader, self._argument_types.get(name, {})).read
         if (yield from self._reader.peek()) != "{":
             raise Unexpected
         return self._reader.value

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 from shimmy.text.string_matcher import StringMatcher
@@ -68,6 +68,16 @@ class IncrementalReader:
         if is_next:
             self.take(len(text))
         return is_next
+
+    def one_of(self, texts: Iterable[str]) -> Reading[str]:
+        """Take the longest of `texts` that comes next; an empty text where none does."""
+        left = [text for text in texts if text.startswith(self.ahead) or self.ahead.startswith(text)]
+        while not self.is_last and any(len(text) > len(self.ahead) for text in left):
+            yield
+            left = [text for text in left if text.startswith(self.ahead) or self.ahead.startswith(text)]
+        found = max((text for text in left if self.ahead.startswith(text)), key=len, default="")
+        self.take(len(found))
+        return found
 
     def require(self, text: str) -> Reading[None]:
         """Take `text` behind white space."""

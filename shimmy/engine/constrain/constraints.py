@@ -5,6 +5,7 @@ model's vocabulary.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from time import monotonic
@@ -37,6 +38,7 @@ _UNENFORCED = {
     ArgumentSyntax.GEMMA: gemma.unenforced,
     ArgumentSyntax.PYTHON: pythonic.unenforced,
 }
+_EMPTY_CHOICE = re.compile(r'"(?:anyOf|oneOf|enum|type)"\s*:\s*\[\s*\]')  # which no value follows
 _AS_THEY_ARE = (ArgumentSyntax.TAGGED, ArgumentSyntax.GEMMA)  # strings in these are not escaped
 
 logger = logging.getLogger(__name__)
@@ -90,16 +92,20 @@ class GuideFactory:
 
         grammars = self._loaded()
         kept = set(tools)  # those whose schemas are enforced
+        find_impossible = False
         while True:
             lark = ""
             try:
-                lark, warnings = self._lark(request, form, tools, kept)
+                lark, warnings = self._lark(request, form, tools, kept, find_impossible=find_impossible)
                 guide = grammars.guide(request.grammar, lark, _thinking_end(form), self._answer_lark(form))
             except BadRequest as error:
                 if not lark and not isinstance(error, TooLarge):
                     raise
                 if request.grammar is not None:
                     grammars.guide(request.grammar, None, _thinking_end(form))  # it may be at fault itself
+                if not find_impossible and not isinstance(error, TooLarge):
+                    find_impossible = True
+                    continue
                 # Each is taken by itself, so they are too large together.
                 loose = sorted((tool for tool in kept if not tool.strict), key=lambda tool: len(tool.parameters))
                 if not loose:
@@ -109,13 +115,23 @@ class GuideFactory:
                 return guide, (*warnings, *(f"the schema: {part} is not enforced" for part in guide.lost))
 
     def _lark(
-        self, request: GenerateRequest, form: ReplyFormat, tools: tuple[Tool, ...], kept: set[Tool]
+        self,
+        request: GenerateRequest,
+        form: ReplyFormat,
+        tools: tuple[Tool, ...],
+        kept: set[Tool],
+        *,
+        find_impossible: bool,
     ) -> tuple[str, tuple[str, ...]]:
-        """The grammar of a reply with `tools`, where the schemas of those that are `kept` are held to."""
+        """The grammar of a reply with `tools`, where the schemas of those that are `kept` are held to.
+
+        Arguments that can have no value are no part of JSON's grammar; `find_impossible` leaves them out of others.
+        """
         from shimmy.engine.constrain.tool_grammar import tool_lark  # few jobs have tools
 
         assert isinstance(request.prompt, ChatPrompt)
         assert form.tools is not None
+        syntax = form.tools.syntax
         warnings: list[str] = []
         sure = {tool for tool in tools[:_N_SURE] if len(tool.parameters) <= _SURE_CHARACTERS}
         self._loaded().load()  # which takes long the first time, and is no fault of the tools
@@ -127,16 +143,7 @@ class GuideFactory:
             if tool not in kept or is_late:
                 warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
                 text = _ANY_OBJECT
-            schema, lost = self._loaded().schema(text, strict=tool.strict)
-            if not tool.strict and not self._takes_objects(schema):
-                schema, _ = self._loaded().schema(_ANY_OBJECT, strict=False)
-                lost = (_NOT_OF_AN_OBJECT,)
-            if form.tools is not None and (unenforced := _UNENFORCED.get(form.tools.syntax)) is not None:
-                more = unenforced(schema)
-                if more and tool.strict:
-                    lacking = shortened(more[0], _WARNING_CHARACTERS)
-                    raise BadRequest(f"{lacking} cannot be enforced in this model's way of writing calls")
-                lost = (*lost, *more)
+            schema, lost = self._schema(text, syntax, is_strict=tool.strict, find_impossible=find_impossible)
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
             return schema
 
@@ -144,7 +151,7 @@ class GuideFactory:
         for tool in tools:
             if tool.lark:
                 text, fault = self._text(tool)
-                if form.tools.syntax in _AS_THEY_ARE:
+                if syntax in _AS_THEY_ARE:
                     text, fault = tool.lark, ""  # which stands there as it is, and not in JSON
                 if fault:
                     warnings.append(f"tools: `{tool.name}`: the grammar of its text is not enforced: {fault}")
@@ -165,6 +172,25 @@ class GuideFactory:
             texts=texts,
         )
         return lark, tuple(warnings)
+
+    def _schema(
+        self, text: str, syntax: ArgumentSyntax, *, is_strict: bool, find_impossible: bool
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The schema of a tool's arguments as it can be enforced, and the parts that are not, in words."""
+        schema, lost = self._loaded().schema(text, strict=is_strict)
+        if not is_strict and not self._takes_objects(schema):
+            schema, _ = self._loaded().schema(_ANY_OBJECT, strict=False)
+            lost = (_NOT_OF_AN_OBJECT,)
+        unenforced = _UNENFORCED.get(syntax)
+        if unenforced is not None:
+            if find_impossible or _EMPTY_CHOICE.search(text):
+                schema = self._loaded().without_impossible(schema)
+            more = unenforced(schema)
+            if more and is_strict:
+                lacking = shortened(more[0], _WARNING_CHARACTERS)
+                raise BadRequest(f"{lacking} cannot be enforced in this model's way of writing calls")
+            lost = (*lost, *more)
+        return schema, lost
 
     def _answer_lark(self, form: ReplyFormat) -> str:
         if not form.channels:

@@ -23,6 +23,7 @@ from shimmy.engine.constrain.json_schema import (
     has_loose_minimum,
     no_constant,
     references_in_rings,
+    standalone,
     target,
 )
 from shimmy.engine.constrain.simpler_schema import Schema, children, each_child, parts, simplify
@@ -61,6 +62,28 @@ def enforceable(text: str, takes: Takes) -> tuple[Schema, tuple[str, ...]]:
         return {"x-guidance": STYLE}, ("the schema, which is nested too deeply",)
     except ValueError as exc:
         raise BadRequest(f"the schema is no JSON: {exc}") from exc
+
+
+def without_impossible(schema: Schema, is_impossible: Takes) -> Schema:
+    """A copy of a schema that values follow, with `false` in the place of each part that none can follow.
+
+    `is_impossible` is asked of each part, but not of more characters than a schema may have.
+    """
+    n_left = MAX_CHARACTERS
+
+    def changed(child: Any) -> Any:
+        nonlocal n_left
+        if isinstance(child, dict) and n_left > 0:
+            part = standalone(child, schema)
+            n_left -= len(json.dumps(part))
+            if is_impossible(part):
+                return False
+            each_child(child, changed)
+        return child
+
+    whole: Schema = json.loads(json.dumps(schema))
+    each_child(whole, changed)
+    return whole
 
 
 class _Relaxing:

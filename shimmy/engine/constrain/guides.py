@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from shimmy.engine import deep_thread
 from shimmy.engine.constrain import forced_text, llguidance_module
-from shimmy.engine.constrain.enforceable_schema import enforceable
+from shimmy.engine.constrain.enforceable_schema import enforceable, without_impossible
 from shimmy.engine.constrain.gbnf.lark import MAX_GRAMMAR_CHARACTERS, to_lark
 from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, keyword_at_fault, prepared
 from shimmy.engine.constrain.lark_in_json import NotInJson, lark_in_json
@@ -47,6 +47,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 _MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
 _MAX_REASON = 300  # characters
+_IMPOSSIBLE = "Unsatisfiable schema"  # so llguidance says it
 
 
 class Vocabulary(Protocol):
@@ -208,6 +209,17 @@ class Grammars:
         """Whether llguidance can enforce a schema as it is, and compiles it in time."""
         try:
             return not self._fault({"json_schema": schema})
+        except BadRequest:
+            return False
+
+    def without_impossible(self, schema: Schema) -> Schema:
+        """A copy of a schema that values follow, with `false` in the place of the parts that none can follow."""
+        return without_impossible(schema, self._is_impossible)
+
+    def _is_impossible(self, schema: Schema) -> bool:
+        """Whether llguidance finds that no value follows a schema."""
+        try:
+            return _IMPOSSIBLE in self._fault({"json_schema": schema})
         except BadRequest:
             return False
 

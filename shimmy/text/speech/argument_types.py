@@ -4,13 +4,14 @@ Where a model writes arguments without quotes, these tell the text `3` from the 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shimmy.messages.request import Tool
 
 ANY = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
 TEXT = frozenset(("string",))
+NAME_CHARACTERS = 256  # of an argument that no tool names, with what ends it; what is longer is no name
 Types = Mapping[str, Mapping[str, frozenset[str]]]  # by the names of tool and argument
 
 _MAX_DEPTH = 32  # of references and choices inside of each other
@@ -33,6 +34,7 @@ def _of_tool(tool: Tool) -> Iterator[tuple[str, frozenset[str]]]:
         return
     if isinstance(schema, dict):
         known: dict[int, frozenset[str]] = {}
+        yield from ((name, ANY) for name in needed(schema))
         for name, part in properties(schema).items():
             yield name, types(part, schema, known)
 
@@ -41,6 +43,21 @@ def properties(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schemas of the named arguments."""
     found = resolved(schema, schema).get("properties")
     return found if isinstance(found, dict) else {}
+
+
+def odd_names(names: Iterable[str], end: str) -> list[str]:
+    """Those that have `end` or white space where a reader would take it for the name's border: to be read as wholes."""
+    return [
+        name
+        for name in names
+        if name != name.strip() or f"{name}{end}".find(end) < len(name) or len(name) + len(end) > NAME_CHARACTERS
+    ]
+
+
+def needed(schema: Mapping[str, Any]) -> set[str]:
+    """The names of the arguments that have to be there."""
+    names = resolved(schema, schema).get("required")
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def resolved(schema: object, root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -68,7 +85,7 @@ def choices(schema: Mapping[str, Any]) -> list[Any]:
     for keyword in ("anyOf", "oneOf"):
         found = schema.get(keyword)
         if isinstance(found, list) and found:
-            return found
+            return [choice for choice in found if choice is not False]
     return []
 
 

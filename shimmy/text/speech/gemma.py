@@ -56,11 +56,11 @@ def _written(value: object) -> str:
 
 def _name(key: str) -> str:
     """A name in front of its colon: bare where it can be read so, and otherwise between the marks of strings."""
-    return key if _BARE_NAME.fullmatch(key) else f"{QUOTE}{key}{QUOTE}"
+    return key if _BARE_NAME.fullmatch(key) and not key.startswith(QUOTE) else f"{QUOTE}{key}{QUOTE}"
 
 
-# Without what ends a name, a value or an object, and without what could be a token of its own.
-_BARE_NAME = re.compile(r"""[^\s:,{}\[\]"'<>|](?:[^:,{}\[\]"'<>|]*[^\s:,{}\[\]"'<>|])?""")
+# As the template writes all names; what ends a name or an object, or is dropped in front of a name, is not read so.
+_BARE_NAME = re.compile(r"[^\s:,}](?:[^:]*[^\s:])?")
 
 
 def _sorted(keys: Mapping[str, Any]) -> list[str]:
@@ -200,12 +200,12 @@ class _Arguments:
             schema = {key: part[key] for key in _OF_NUMBERS if key in part} | {"type": sorted(plain)}
             yield grammar.json(schema, {})
         if "array" in allowed:
-            item = f"{name}_item"
-            grammar.rule(item, self._value(item, part.get("items", True), depth + 1))
+            item, items = f"{name}_item", part.get("items", True)
             low, high = (limit(part, keyword, _MAX_ITEMS) for keyword in ("minItems", "maxItems"))
             if not low:
                 yield '"[" "]"'
-            if high != 0:
+            if high != 0 and items is not False:
+                grammar.rule(item, self._value(item, items, depth + 1))
                 n_more = f"{{{max((low or 0) - 1, 0)},{'' if high is None else high - 1}}}"
                 yield f'"[" {item} ("," {item}){n_more} "]"'
         if "object" in allowed:

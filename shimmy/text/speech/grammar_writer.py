@@ -37,7 +37,7 @@ def text_to(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], end: s
     """A string without quotes, to the end of `end`, as far as its length and its choices go; `name` is for rules."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
-        texts = [grammar.text(value) or '""' for value in values if isinstance(value, str)]
+        texts = [json.dumps(value) for value in values if isinstance(value, str)]  # control tokens in these are text
         return f"({' | '.join(texts)}) {grammar.text(end)}"
     patterns = []
     low, high = (limit(schema, keyword, MAX_CHARACTERS) for keyword in ("minLength", "maxLength"))

@@ -8,12 +8,24 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
-from shimmy.text.speech.argument_types import ANY, TEXT, as_json, listed, properties, resolved, type_of, types
+from shimmy.text.speech.argument_types import (
+    ANY,
+    NAME_CHARACTERS,
+    TEXT,
+    as_json,
+    listed,
+    needed,
+    odd_names,
+    properties,
+    resolved,
+    type_of,
+    types,
+)
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, members
 
 FORM = ToolFormat(
@@ -64,15 +76,14 @@ def unenforced(schema: Mapping[str, Any]) -> list[str]:
 
 def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any]) -> str:
     """The arguments of a tool with this schema, as the body of the rule `name`."""
-    known, required = properties(schema), resolved(schema, schema).get("required")
-    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
+    known, required = properties(schema), needed(schema)
     rules = []
-    for index, key in enumerate([*known, *sorted(needed - known.keys())]):
+    for index, key in enumerate([*known, *sorted(required - known.keys())]):
         part = known.get(key, True)
         if part is not False:
             rule = f"{name}_{index}"
-            grammar.rule(rule, f"{grammar.text(f'{key}=')} ({' | '.join(_values(grammar, part, schema))})")
-            rules.append((rule, key in needed))
+            grammar.rule(rule, f"{json.dumps(f'{key}=')} ({' | '.join(_values(grammar, part, schema))})")
+            rules.append((rule, key in required))
     further, more = "", resolved(schema, schema).get("additionalProperties", not known)
     if more is not False:
         further = f"{name}_more"
@@ -102,7 +113,6 @@ def _values(grammar: GrammarWriter, schema: object, root: Mapping[str, Any]) -> 
 
 # -- reading it
 
-_NAME_CHARACTERS = 256
 _KEY_END = re.compile("=")
 _QUOTES = ('"', "'")
 _STRUCTURE = re.compile(r"""["'()\[\]{},]""")
@@ -112,34 +122,43 @@ _STRING_STRUCTURE = {quote: re.compile(rf"[\\{quote}]") for quote in _QUOTES}
 class PythonReader:
     """Reads the arguments of one call, behind its first bracket and up to its last, and says them as a JSON object."""
 
-    def __init__(self, reader: IncrementalReader) -> None:
+    def __init__(self, reader: IncrementalReader, names: Collection[str] = ()) -> None:
+        """`names` are those of the arguments that the tool has."""
         self._reader = reader
+        odd = [*odd_names(names, "="), *(name for name in names if name.startswith((",", ")")))]
+        self._odd_names = {f"{name}=": name for name in odd}
 
     def read(self, say: Say) -> Reading[None]:
         """Say the arguments. Where the text ends inside, or the form is broken, the JSON is not finished either."""
         reader, separator = self._reader, ""
         say("{")
         while True:
-            yield from reader.space()
-            reader.unsaid.clear()
-            character = yield from reader.peek()
-            if character == ")":
-                say("}")
-                return
-            if not character:
-                return
-            if character == ",":
-                reader.take(1)
-                continue
+            odd_name = yield from reader.one_of(self._odd_names)
+            if not odd_name:
+                yield from reader.space()
+                character = yield from reader.peek()
+                if character == ")":
+                    say("}")
+                    return
+                if not character:
+                    return
+                if character == ",":
+                    reader.take(1)
+                    yield from reader.expect(" ")
+                    continue
             try:
-                key = yield from reader.before(_KEY_END, _NAME_CHARACTERS)
+                key = self._odd_names[odd_name] if odd_name else (yield from self._name())
                 reader.unsaid.clear()
-                say(f"{separator}{json.dumps(key.strip(), ensure_ascii=False)}: ")
+                say(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
                 value = yield from self._value()
             except Unexpected:
                 return
             say(_as_json(value.strip()))
             separator = ", "
+
+    def _name(self) -> Reading[str]:
+        name = yield from self._reader.before(_KEY_END, NAME_CHARACTERS)
+        return name.strip()
 
     def _value(self) -> Reading[str]:
         """The text of a value, up to the comma or bracket behind it."""

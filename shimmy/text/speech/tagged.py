@@ -16,21 +16,21 @@ from shimmy.messages.request import ToolCall
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.speech.argument_types import (
     ANY,
+    NAME_CHARACTERS,
     TEXT,
     allows,
     as_json,
     choices,
     listed,
     listed_values,
+    needed,
+    odd_names,
     properties,
     resolved,
     types,
 )
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
-
-_NAME_CHARACTERS = 256  # of an argument; a longer one is no name
-
 
 # -- finding it in what a template has written
 
@@ -129,20 +129,17 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any],
     Arguments come in the schema's order, those that are not required may be missing. Further ones are allowed where the
     schema names none, or says of them that they may be there.
     """
-    root = resolved(schema, schema)
-    known = properties(schema)
-    required = root.get("required")
-    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
-    more = root.get("additionalProperties", not known)
+    known, required = properties(schema), needed(schema)
+    more = resolved(schema, schema).get("additionalProperties", not known)
     parts = []
-    for index, key in enumerate([*known, *sorted(needed - known.keys())]):
+    for index, key in enumerate([*known, *sorted(required - known.keys())]):
         part = known.get(key, {})
         if part is False:
             continue
         rule = f"{name}_{index}"
-        head = f"{grammar.text(form.key_start)} {grammar.text(key)} {grammar.text(form.key_end)}"
+        head = f"{grammar.text(form.key_start)} {json.dumps(key)} {grammar.text(form.key_end)}"
         grammar.rule(rule, f"{head} ({' | '.join(_values(grammar, rule, part, schema, form))})")
-        parts.append(rule if key in needed else f"{rule}?")
+        parts.append(rule if key in required else f"{rule}?")
     if more is not False:
         rule = f"{name}_more"
         key = f"KEY {grammar.text(form.key_end)}"
@@ -173,7 +170,7 @@ def _values(
             if not form.json_mark:  # what is no text is told from texts by the types alone
                 for value in listed_values(part) or ():
                     if type(value) is not str and allows(allowed, value):
-                        yield f"{grammar.text(json.dumps(value))} {grammar.text(form.value_end)}"
+                        yield f"{json.dumps(json.dumps(value))} {grammar.text(form.value_end)}"
         if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
             value = {**part, **({} if others == named else {"type": sorted(others)})}
             json_rule = grammar.json(value, root)
@@ -210,7 +207,9 @@ class TaggedReader:
         self._types = types_of
         self._text_mark, self._json_mark = form.text_mark.strip(), form.json_mark.strip()
         self._key_start, self._call_end = form.key_start.strip(), form.call_end.strip()
-        self._key_end = re.compile(re.escape(form.key_end.strip()))
+        key_end = form.key_end.strip()
+        self._key_end = re.compile(re.escape(key_end))
+        self._odd_keys = {f"{key}{key_end}": key for key in odd_names(types_of, key_end)}
         self._value_end = form.value_end.strip()
         # A line break next to a mark belongs to the mark where the format has one there.
         self._breaks_before = (form.json_mark or form.key_end).endswith("\n")
@@ -237,17 +236,22 @@ class TaggedReader:
             yield from reader.space()
             if not (yield from reader.expect(self._key_start)):
                 break
-            key = yield from reader.before(self._key_end, _NAME_CHARACTERS)
-            allowed = self._types.get(key.strip(), ANY)
+            odd_key = yield from reader.one_of(self._odd_keys)
+            key = self._odd_keys[odd_key] if odd_key else (yield from self._key())
+            allowed = self._types.get(key, ANY)
             if self._text_mark:
                 allowed = yield from self._said_type(allowed)
             reader.unsaid.clear()
-            say(f"{separator}{json.dumps(key.strip(), ensure_ascii=False)}: ")
+            say(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
             separator = ", "
             if not (yield from self._read_value(allowed, say)):
                 return
         if (yield from reader.peek()):
             say("}")
+
+    def _key(self) -> Reading[str]:
+        key = yield from self._reader.before(self._key_end, NAME_CHARACTERS)
+        return key.strip()
 
     def _said_type(self, allowed: frozenset[str]) -> Reading[frozenset[str]]:
         if (yield from self._reader.expect(self._text_mark)):

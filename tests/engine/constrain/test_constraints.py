@@ -248,6 +248,32 @@ def test_a_name_that_gemma_cannot_write_is_told_and_refused_where_the_caller_ins
         GuideFactory(model.vocab).guide(request(replace(tool, strict=True)), form)
 
 
+IMPOSSIBLE = (
+    *({"anyOf": []}, {"enum": []}, {"oneOf": []}, {"type": []}, {"not": {}}, {"anyOf": [{"enum": []}]}),
+    *({"type": "integer", "minimum": 3, "maximum": 2}, {"type": "string", "minLength": 3, "maxLength": 2}),
+    {"type": "array", "minItems": 3, "maxItems": 2},
+)
+
+
+@pytest.mark.parametrize("tools", [GENERIC, TAGGED_FORM.tools, gemma.FORM, pythonic.FORM])
+def test_an_argument_that_can_have_no_value_is_left_out(model: LlamaModel, tools: ToolFormat) -> None:
+    rules = GuideFactory(model.vocab)
+    for part in IMPOSSIBLE:
+        inner = {"type": "object", "properties": {"z": part, "y": {"type": "integer"}}}
+        arguments = {"x": part, "y": {"enum": [1, 2]}, "list": {"type": "array", "items": part}, "inner": inner}
+        schema = {"type": "object", "properties": arguments, "required": ["y"]}
+        tool = Tool("f", "", json.dumps(schema), strict=True)
+        guide, warnings = rules.guide(request(tool), ReplyFormat(tools=tools))
+        assert guide is not None
+        assert not warnings
+        schema = rules._loaded().without_impossible(rules._loaded().schema(tool.parameters, strict=True)[0])
+        assert schema["properties"]["x"] is schema["properties"]["list"]["items"] is False
+        lark = tool_lark((tool,), ToolChoice(required=True), tools, prepare=lambda _, of=schema: of)
+        walker = Walker()
+        for given, is_right in (({"y": 1}, True), ({"y": 1, "x": 1}, False), ({"y": 3}, False)):
+            assert walker.takes(lark, written((ToolCall("", "f", json.dumps(given)),), tools)) == is_right
+
+
 @pytest.mark.parametrize("form", [TAGGED_FORM, ReplyFormat(tools=pythonic.FORM)])
 @pytest.mark.parametrize("are_alike", [True, False])
 def test_definitions_are_written_for_the_arguments_that_need_them_and_bounded(

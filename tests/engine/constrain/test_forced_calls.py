@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -110,10 +111,10 @@ def exits(form: ToolFormat) -> tuple[str, ...]:
     return form.value_end, form.text_mark, '"', "]", "}", form.call_end, form.section_end, "<|end|>"
 
 
-def read(text: str, form: ToolFormat, seed: int | None = None) -> Reply:
+def read(text: str, form: ToolFormat, seed: int | None = None, tools: Sequence[Tool] = TOOLS) -> Reply:
     """The reply, read from pieces that `seed` cuts; from one piece without."""
     channels = form.syntax is ArgumentSyntax.HARMONY
-    parser = ReplyParser(ReplyFormat(tools=form, argument_types=argument_types(TOOLS), channels=channels))
+    parser = ReplyParser(ReplyFormat(tools=form, argument_types=argument_types(tools), channels=channels))
     reply, drawn = Reply(), random.Random(seed)
     while text:
         n = len(text) if seed is None else drawn.choice((1, 1, 2, 3, 7, 30))
@@ -254,6 +255,47 @@ def test_a_choice_that_leads_back_to_itself_holds_in_the_calls_of_gemma() -> Non
     lark = tool_grammar.tool_lark(tools, ToolChoice(required=True), form, prepare=prepared)
     assert walker.takes(lark, written([ToolCall("", "f", '{"a": 1}')], form))
     assert not walker.takes(lark, written([ToolCall("", "f", '{"a": "x"}')], form))
+
+
+@pytest.mark.parametrize("with_special", [False, True])
+@pytest.mark.parametrize("family", ["Qwen3-Coder", "GLM-4.6", "MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", LFM])
+def test_names_with_marks_of_the_form_in_them_are_forced_and_read_back(family: str, with_special: bool) -> None:
+    form = form_of(family)
+    mark = form.key_end.strip() or "="
+    names = (
+        "a",
+        mark,
+        f"a{mark}b",
+        f"b{mark}",
+        " c ",
+        "\td\n",
+        "e\nf",
+        "",
+        "<eos>",
+        "'\"\\",
+        "),(",
+        ",",
+        "x" * 300,
+        "é =",
+    )
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "integer", "minimum": 0, "maximum": 9} for name in names},
+        "required": [*names],
+        "additionalProperties": False,
+    }
+    tools = (Tool("f", "", json.dumps(schema)),)
+    walker = Walker((*marks_of(form), "<eos>") if with_special else ())
+    lark = tool_grammar.tool_lark(tools, ToolChoice(required=True), form, prepare=prepared, special=walker.id)
+    for seed in range(4):
+        text = walker.reply(lark, seed, ())
+        for cut in (None, *range(4)):
+            calls = read(text, form, cut, tools).calls
+            assert written(calls, form) == text.rstrip()
+            for call in calls:
+                given = json.loads(call.arguments)
+                assert [*given] == [*names]
+                Draft202012Validator(schema).validate(given)
 
 
 ODD_NAMES = ("a:b", '"q"', "{", "a,b}", "[x]", "", " ", "<eos>", "plain name", "é$/-", "'")
