@@ -39,6 +39,8 @@ class ToolFormat:
     # are no keys: there it is what stands between the name and the id, which the separator follows.
     id_key: str = ""
     id_prefix: str = ""  # Kimi: the id is this, the name, `id_key` and the number that the model writes behind it
+    # Command: of the number of the call in the conversation, in front of the name. Callers see other ids.
+    number_key: str = ""
     separator: str | None = None
     syntax: ArgumentSyntax = ArgumentSyntax.JSON
     # Of a tagged argument: `key_start`, its name, `key_end`, its value, `value_end`. Where the model says whether the
@@ -67,13 +69,15 @@ class ReplyFormat:
     tools: ToolFormat | None = None  # None: what looks like a call is text
     beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
     stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
+    answer: tuple[str, str] | None = None  # what may stand in front of content and behind it, and is no part of it
     channels: bool = False  # the reply is messages in channels, and `thinking` the marks of one of them
     # Where the syntax leaves names or types open: the JSON types of arguments, by the names of tool and argument.
     argument_types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
 
     def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":
         """The same for a job with these stop strings: they count in the content, not in reasoning nor in calls."""
-        return self if self.thinking is None and self.tools is None else replace(self, stop=stop)
+        is_plain = self.thinking is None and self.tools is None and self.answer is None
+        return self if is_plain else replace(self, stop=stop)
 
 
 TEXT_ONLY = ReplyFormat()

@@ -13,7 +13,7 @@ from shimmy.messages.reply import Beside, Delta, ReplyFormat, ToolCallDelta, Too
 from shimmy.messages.request import ToolCall
 from shimmy.text.call_reader import CallReader
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Unexpected
-from shimmy.text.string_matcher import StopFilter, StringMatcher
+from shimmy.text.string_matcher import MarkRemover, StopFilter, StringMatcher
 
 if TYPE_CHECKING:
     from shimmy.text.speech.harmony import HarmonyReader
@@ -36,16 +36,18 @@ class ReplyParser:
     """
 
     __slots__ = (
-        *("_call_reader", "_calls", "_channels", "_content", "_format", "_is_in_reasoning", "_is_plain", "_n_calls"),
-        *("_reader", "_reading", "_reasoning", "_splits_reasoning", "_stops"),
+        *("_answer_marks", "_call_reader", "_calls", "_channels", "_content", "_format", "_is_in_reasoning"),
+        *("_is_plain", "_n_calls", "_reader", "_reading", "_reasoning", "_splits_reasoning", "_stops"),
     )
 
     def __init__(self, format: ReplyFormat, *, split_reasoning: bool = True) -> None:  # noqa: A002
         self._format = format
         self._splits_reasoning = split_reasoning
         self._is_plain = not format.channels and (
-            format.tools is None and (format.thinking is None or not (split_reasoning or format.stop))
+            (format.tools is None and format.answer is None)
+            and (format.thinking is None or not (split_reasoning or format.stop))
         )
+        self._answer_marks = MarkRemover(*(format.answer or ()))
         self._channels: HarmonyReader | None = None
         self._stops = StopFilter(format.stop)
         self._is_in_reasoning = False
@@ -101,7 +103,7 @@ class ReplyParser:
                     self._reader.ahead = ""
                 self._reader.is_last = True
                 next(self._reading, None)
-            self._content.append(self._stops.flush())
+            self._flush_content()
         return self._delta()
 
     def _delta(self) -> Delta:
@@ -188,7 +190,7 @@ class ReplyParser:
     def _begin_call(self, name: str, call_id: str | None) -> None:
         if self._stops.matched is not None:
             return
-        self._content.append(self._stops.flush())  # no stop string goes on behind a call
+        self._flush_content()  # no stop string goes on behind a call
         if not call_id or not call_id.isprintable():
             call_id = f"call_{urandom(12).hex()}"  # as long as OpenAI's
         self._calls.append(ToolCallDelta(self._n_calls, id=call_id, name=name))
@@ -212,7 +214,11 @@ class ReplyParser:
 
     def _add_content(self, text: str) -> None:
         """Stop strings count in the answer alone: not in reasoning, though that be told as content."""
-        self._content.append(text if self._is_in_reasoning else self._stops.feed(text))
+        self._content.append(text if self._is_in_reasoning else self._stops.feed(self._answer_marks.feed(text)))
+
+    def _flush_content(self) -> None:
+        self._content.append(self._stops.feed(self._answer_marks.flush()))
+        self._content.append(self._stops.flush())
 
 
 class Reply:

@@ -33,6 +33,33 @@ class StringMatcher:
         return len(text)
 
 
+class MarkRemover:
+    """Takes marks out of a text that comes in pieces, and holds back what may become one."""
+
+    __slots__ = ("_held", "_marks")
+
+    def __init__(self, *marks: str) -> None:
+        self._marks = StringMatcher(*marks)
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        if not self._held and self._marks.cannot_begin_in(text):
+            return text
+        text, said = self._held + text, []
+        while found := self._marks.find(text):
+            start, mark = found
+            said.append(text[:start])
+            text = text[start + len(mark) :]
+        start = self._marks.start_of_unfinished(text)
+        self._held = text[start:]
+        return "".join((*said, text[:start]))
+
+    def flush(self) -> str:
+        """What was held back, now that no mark can be completed any more."""
+        text, self._held = self._held, ""
+        return text
+
+
 class StopFilter:
     """Ends a text where a stop string is first complete, and holds back what may become one.
 

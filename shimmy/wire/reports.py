@@ -215,18 +215,22 @@ def _read_format(fields: object) -> ReplyFormat:
     known = values.members(fields)
     thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
     beside, channels = Beside(values.text(known.pop("beside"))), values.truth(known.pop("channels"))
+    answer = _read_pair(known.pop("answer"))
     if known:
         raise ValueError("format")
-    pair = None
-    if thinking is not None:
-        begins, ends = (values.mark(mark) for mark in values.items(thinking))
-        if not (begins.strip() and ends.strip()):
-            raise ValueError("thinking")
-        pair = begins, ends
     marks: dict[object, Callable[[Any], object]] = {str: values.mark, ArgumentSyntax: ArgumentSyntax}
     marks[str | None] = values.optional(values.mark)
     form = None if tools is None else values.made(ToolFormat, tools, marks)
-    return ReplyFormat(pair, values.truth(is_thinking), form, beside, channels=channels)
+    return ReplyFormat(_read_pair(thinking), values.truth(is_thinking), form, beside, answer=answer, channels=channels)
+
+
+def _read_pair(marks: object) -> tuple[str, str] | None:
+    if marks is None:
+        return None
+    begins, ends = (values.mark(mark) for mark in values.items(marks))
+    if not (begins.strip() and ends.strip()):
+        raise ValueError("marks")
+    return begins, ends
 
 
 def _logprob_to_wire(logprob: TokenLogprob) -> list[object]:

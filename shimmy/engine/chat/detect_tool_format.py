@@ -24,6 +24,7 @@ from shimmy.text.speech import gemma, harmony, kimi, pythonic, tagged
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
 MAX_CALL_CHARACTERS = 4096  # of what is written around two short calls; the longest in use has 200
+MAX_MARK_CHARACTERS = 256  # of one mark; the longest in use have 50
 
 # For models whose own form is unknown or is no JSON: what most models have seen, first written down for Hermes 2 Pro.
 GENERIC = ToolFormat(call_start="<tool_call>\n", call_end="\n</tool_call>", between="\n")
@@ -53,7 +54,7 @@ class Tooling:
 
 def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of the field of `Accepted`
     """The marks between the parts of a reply, each once: control tokens in them have to reach ReplyParser as text."""
-    found = [*(format.thinking or ()), *(harmony.MARKS if format.channels else ())]
+    found = [*(format.thinking or ()), *(format.answer or ()), *(harmony.MARKS if format.channels else ())]
     if format.tools is not None:
         tools = format.tools
         found += [tools.section_start, tools.call_start, tools.call_end, tools.between, tools.section_end]
@@ -70,17 +71,18 @@ def may_be_several(format: ToolFormat) -> bool:  # noqa: A002
 
 def written(calls: Sequence[ToolCall], format: ToolFormat) -> str:  # noqa: A002
     """Calls as a model with this format writes them."""
-    texts = [f"{format.call_start}{_body(call, format)}{format.call_end}" for call in calls]
+    texts = [f"{format.call_start}{_body(call, number, format)}{format.call_end}" for number, call in enumerate(calls)]
     return f"{format.section_start}{format.between.join(texts)}{format.section_end}"
 
 
-def _body(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
+def _body(call: ToolCall, number: int, format: ToolFormat) -> str:  # noqa: A002
     if format.separator is not None:
         call_id = call.id.rpartition(format.id_key)[2] if format.id_prefix else call.id
         call_id = f"{format.id_key}{call_id}" if format.id_key else ""
         return f"{call.name}{call_id}{format.separator}{_arguments(call, format)}"
     call_id = f", {quoted(format.id_key)}: {quoted(call.id)}" if format.id_key else ""
-    head = f"{quoted(format.name_key)}: {quoted(call.name)}, {quoted(format.arguments_key)}: "
+    counted = f"{quoted(format.number_key)}: {quoted(str(number))}, " if format.number_key else ""
+    head = f"{counted}{quoted(format.name_key)}: {quoted(call.name)}, {quoted(format.arguments_key)}: "
     return f"{{{head}{call.arguments}{call_id}}}"
 
 
@@ -187,18 +189,24 @@ def _format_of_calls(probe: _Probe) -> ToolFormat | None:
     found = _found(one, _CALLS[0], 0)
     if found is None:
         return None
-    before, after = one[: found.start].lstrip(), one[found.end :]
-    if turn_end:
-        after = after.partition(turn_end)[0]
-    form = replace(found.form, section_start=before, section_end=after.rstrip())
+    before, after = one[: found.start].lstrip(), _within_turn(one[found.end :], turn_end)
+    form = replace(found.form, section_start=before, section_end=after)
     first = _found(two, _CALLS[0], 0)
     second = first and _found(two, _CALLS[1], first.end)
     if first and second and first.form == second.form == found.form:
-        after = (two[second.end :].partition(turn_end)[0] if turn_end else two[second.end :]).rstrip()
+        after = _within_turn(two[second.end :], turn_end)
         form = _divided(replace(form, section_end=after), two[first.end : second.start])
     if not form.section_start:
         form = replace(form, section_end="")  # this text ends the turn, and no section
     return form if _is_usable(form) else None
+
+
+def _within_turn(text: str, turn_end: str) -> str:
+    """The part of a text in front of the end of a turn; `turn_end` may have the end of an answer in front of that."""
+    if turn_end and turn_end not in text:
+        ends, atoms = _atoms(turn_end)[::-1], _atoms(text.rstrip())[::-1]
+        return "".join(atoms[_n_common(ends, atoms) :][::-1]).rstrip()
+    return (text.partition(turn_end)[0] if turn_end else text).rstrip()
 
 
 def _reply(text: str | None, begun: str, plain: str) -> str:
@@ -230,6 +238,10 @@ def _found_json(text: str, call: ToolCall, start: int) -> _Found | None:
         match list(value.items()):
             case [(name_key, call.name), (arguments_key, found)] if found == arguments:
                 return _Found(at, end, ToolFormat(name_key=name_key, arguments_key=arguments_key))
+            case [(number_key, ("0" | "1")), (name_key, call.name), (arguments_key, found)] if found == arguments:
+                return _Found(
+                    at, end, ToolFormat(name_key=name_key, arguments_key=arguments_key, number_key=number_key)
+                )
             case [(name_key, call.name), (arguments_key, found), (id_key, call.id)] if found == arguments:
                 return _Found(at, end, ToolFormat(name_key=name_key, arguments_key=arguments_key, id_key=id_key))
     return None
@@ -267,6 +279,8 @@ def _is_usable(form: ToolFormat) -> bool:
     if form.separator is not None and not ((form.separator or form.key_start) and opening[:1] in {"<", "["}):
         return False
     texts = [opening, form.call_end, form.between, form.section_end, form.separator or "", form.id_key]
+    if any(len(text) > MAX_MARK_CHARACTERS for text in texts):
+        return False
     texts += [form.key_start, form.key_end, form.value_end, form.text_mark, form.json_mark]
     if any(re.search(r"probe|[\ud800-\udfff]", text) for text in texts):
         return False

@@ -160,14 +160,12 @@ class GuideFactory:
         choice = request.prompt.tool_choice
         if request.grammar is not None:  # the reply is calls, or what the other grammar says, and never free text
             choice = replace(choice, required=True)
-        thinking = None if form.is_thinking else form.thinking
         lark = tool_lark(
             tools,
             choice,
             form.tools,
             special=self._hidden_token,
-            thinking=thinking,
-            is_thinking=form.is_thinking,
+            around=form,
             prepare=arguments,
             texts=texts,
         )
@@ -193,6 +191,8 @@ class GuideFactory:
         return schema, lost
 
     def _answer_lark(self, form: ReplyFormat) -> str:
+        if form.answer is not None and (token := self._hidden_token(form.answer[0])) is not None:
+            return f"answer_head: <[{token}]>?"
         if not form.channels:
             return ""
         from shimmy.engine.constrain.tool_grammar import answer_lark

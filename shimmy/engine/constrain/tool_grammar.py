@@ -14,7 +14,7 @@ from typing import Any
 from shimmy.engine.chat.detect_tool_format import may_be_several
 from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, standalone
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ToolFormat
+from shimmy.messages.reply import PYTHON_TAG, TEXT_ONLY, ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
 from shimmy.text.speech import gemma, harmony, pythonic, tagged
 
@@ -32,8 +32,7 @@ def tool_lark(
     *,
     prepare: Callable[[Tool], dict[str, Any]],
     special: Callable[[str], int | None] = lambda _: None,
-    thinking: tuple[str, str] | None = None,
-    is_thinking: bool = False,
+    around: ReplyFormat = TEXT_ONLY,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
@@ -43,26 +42,26 @@ def tool_lark(
     call, free text must not begin like a call. A choice that is `required` allows calls alone, and one with a name a
     single call.
 
-    `special` returns the id of a text that is one control token, None for other texts. `thinking` are the marks of
-    reasoning that may come first, None where the prompt has begun or ended reasoning. `is_thinking`: the prompt has
-    begun it, and the grammar is that of what follows. `prepare` returns the schema of a tool for
-    llguidance; a BadRequest from it gets the tool's name. `texts` are the grammars of those tools, by name,
-    whose one argument is a text, as it stands between quotes. Raises BadRequest for a choice that names no tool, and
-    for parameters that are not those of an object.
+    `special` returns the id of a text that is one control token, None for other texts. `around` has the marks of
+    reasoning that may come first and of answers; where the prompt has begun reasoning, the grammar is that of what
+    follows it. `prepare` returns the schema of a tool for llguidance; a BadRequest from it gets the tool's name.
+    `texts` are the grammars of those tools, by name, whose one argument is a text, as it stands between quotes. Raises
+    BadRequest for a choice that names no tool, and for parameters that are not those of an object.
     """
     offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
     if not offered:
         raise BadRequest(f"tool_choice: there is no tool `{choice.name}`", param="tool_choice")
-    lark = _Lark(format, special)
+    lark = _Lark(format, special, around.answer)
     for index, tool in enumerate(offered):
         lark.rule(f"body_{index}", lark.body(tool.name, f"arguments_{index}"))
         schema = _schema(tool, prepare)
         lark.rule(f"arguments_{index}", _arguments(lark, f"arguments_{index}", schema, format, texts.get(tool.name)))
     lark.rule("call", " | ".join(f"body_{index}" for index in range(len(offered))))
     if format.syntax is ArgumentSyntax.HARMONY:
-        lark.rule("start", harmony.reply_rule(lark, is_required=choice.required, is_thinking=is_thinking))
+        lark.rule("start", harmony.reply_rule(lark, is_required=choice.required, is_thinking=around.is_thinking))
         return str(lark)
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
+    thinking = None if around.is_thinking else around.thinking
     if choice.required:
         replies = [lark.called]
         if thinking is not None:
@@ -88,7 +87,7 @@ def tool_lark(
 
 def answer_lark(special: Callable[[str], int | None], *, is_thinking: bool) -> str:
     """A grammar with the rule `answer_head`, which stands in front of an answer where replies are in channels."""
-    lark = _Lark(harmony.FORM, special)
+    lark = _Lark(harmony.FORM, special, None)
     lark.rule("answer_head", harmony.answer_head(lark, is_thinking=is_thinking))
     return str(lark)
 
@@ -149,8 +148,10 @@ def _check_size(n_characters: int, n_most: int) -> None:
 class _Lark:
     """The rules of one grammar, and the pieces of a format as parts of rules."""
 
-    def __init__(self, form: ToolFormat, special: Callable[[str], int | None]) -> None:
+    def __init__(self, form: ToolFormat, special: Callable[[str], int | None], answer: tuple[str, str] | None) -> None:
         self._form = form
+        tokens = [special(mark) for mark in answer or ()]  # marks that are no tokens are free text
+        self._answer_marks = tuple(f"<[{token}]>?" if token is not None else "" for token in tokens) or ("", "")
         self._special = special
         self._rules: dict[str, None] = {}  # each once
         self._n_characters = 0  # of these
@@ -223,7 +224,12 @@ class _Lark:
             tail = self.text(form.call_end)
         else:
             name_key, arguments_key = json.dumps(form.name_key), json.dumps(form.arguments_key)
-            head = self.text(f"{{{name_key}: {json.dumps(name)}, {arguments_key}: ")
+            number = ""
+            if form.number_key:
+                self.rule("NUMBER", r"/[0-9]{1,4}/")
+                number = f'{self.text(f"{{{json.dumps(form.number_key)}: ")} "\\"" NUMBER "\\", "'
+            head = self.text(f"{'' if number else '{'}{name_key}: {json.dumps(name)}, {arguments_key}: ")
+            head = f"{number} {head}"
             call_id = f"{self.text(f', {json.dumps(form.id_key)}: ')} ID_IN_QUOTES " if form.id_key else ""
             tail = call_id + self.text("}" + form.call_end)
         return f"{head} {arguments} {tail}".rstrip()
@@ -251,13 +257,15 @@ class _Lark:
 
     def free_replies(self, text: str, name: str) -> list[str]:
         """Replies of free text, or of free text and calls; `name` is for a rule that this may need."""
+        begins, ends = self._answer_marks
+        answer = f"{begins} {text} {ends}".strip()
         if not self._has_mark:
-            return [text, self.called]
+            return [answer, self.called]
         # A mark that is a token may be spelled out too; ReplyParser sees no difference.
         self._rules[f"{name}[lazy]: {text} {json.dumps(self._trigger)}"] = None
-        replies = [text, f"{name} calls GAP?"]
+        replies = [answer, f"{begins} {name} calls GAP?".strip()]
         if self._short:
             self._rules[f"{name}_short[lazy]: {text} {json.dumps(self._short)}"] = None
-            replies.append(f"{name}_short calls_from_short GAP?")
+            replies.append(f"{begins} {name}_short calls_from_short GAP?".strip())
         token = self._special(self._trigger)
-        return replies if token is None else [*replies, f"{text} <[{token}]> calls GAP?"]
+        return replies if token is None else [*replies, f"{answer} <[{token}]> calls GAP?"]

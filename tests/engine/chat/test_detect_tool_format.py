@@ -58,6 +58,15 @@ GLM = ToolFormat(
     key_end="</arg_key>\n<arg_value>",
     value_end="</arg_value>",
 )
+COMMAND = ToolFormat(
+    section_start="<|START_ACTION|>[",
+    call_start="\n    ",
+    between=",",
+    section_end="\n]<|END_ACTION|>",
+    name_key="tool_name",
+    arguments_key="parameters",
+    number_key="tool_call_id",
+)
 SHOWS_ALL = Tooling(shows_tools=True, shows_calls=True, shows_results=True)
 SHOWS_NO_TOOLS = Tooling(shows_calls=True, shows_results=True)
 
@@ -179,8 +188,9 @@ EXPECTED = {
     ),
     # arguments with CDATA in them
     "openbmb-MiniCPM5-1B": Tooling(),
-    # forms that are no JSON, number the calls, or write arguments first
-    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": Tooling(),
+    # numbers of calls in front of their names
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": tooling(COMMAND),
+    "Cohere2MoE": tooling(COMMAND),
     # ids with names and numbers in them
     "moonshotai-Kimi-K2": tooling(kimi.FORM),
     "Kimi-K2-Instruct": tooling(kimi.FORM),

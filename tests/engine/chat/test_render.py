@@ -84,11 +84,11 @@ def test_a_template_with_tools_shows_all_by_itself() -> None:
 
 
 def test_a_form_that_is_no_json_is_not_shown_to_the_model() -> None:
-    text, form = chat(real_templates()["CohereForAI-c4ai-command-r7b-12-2024-tool_use"]).render(
+    text, form = chat(real_templates()["meetkai-functionary-medium-v3.2"]).render(
         ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS)
     )
     assert form.tools == GENERIC
-    assert "<function=" not in text
+    assert ">>>now" not in text
     assert instructions(TOOLS) in text
     assert GENERIC_CALL in text
 

@@ -79,7 +79,8 @@ KIMI = ("moonshotai-Kimi-K2", "Kimi-K2-Thinking")
 LFM = "LFM2.5-8B-A1B"
 GEMMA = "google-gemma-4-31B-it"
 HARMONY = "openai-gpt-oss-120b"
-OWN = ("Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
+COMMAND = ("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE")
+OWN = (*COMMAND, "Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
 FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, *OWN)
 
 
@@ -167,6 +168,23 @@ def test_a_call_of_qwen_may_lack_its_first_mark() -> None:
         assert walker.takes(auto, text)
     assert not walker.takes(auto, short.replace("now", "other"))
     assert not walker.takes(tool_lark(ToolChoice(required=True), form), short)
+
+
+@pytest.mark.parametrize("answer", [("<|START_RESPONSE|>", "<|END_RESPONSE|>"), None])
+def test_an_answer_may_stand_between_its_marks(answer: tuple[str, str] | None) -> None:
+    form = form_of(COMMAND[0])
+    around = ReplyFormat(("<|START_THINKING|>", "<|END_THINKING|>"), tools=form, answer=answer)
+    walker = Walker((*marks_of(form), *(around.thinking or ()), "<|START_RESPONSE|>", "<|END_RESPONSE|>"))
+    auto = tool_lark(ToolChoice(), form, special=walker.id, around=around)
+    call, thought = written(CALLS[1:2], form), "<|START_THINKING|>Well.<|END_THINKING|>"
+    for before in ("", thought):
+        for text in ("Hi.", "", call, f"Hi.{call}"):
+            assert walker.takes(auto, f"{before}{text}")
+        for text in ("<|START_RESPONSE|>Hi.<|END_RESPONSE|>", "<|START_RESPONSE|>Hi.", f"<|START_RESPONSE|>Hi.{call}"):
+            assert walker.takes(auto, f"{before}{text}") == (answer is not None)
+        assert not walker.takes(auto, f"{before}<|START_RESPONSE|>Hi.<|END_RESPONSE|>Hi.")
+    required = tool_lark(ToolChoice(required=True), form, special=walker.id, around=around)
+    assert not walker.takes(required, "<|START_RESPONSE|>Hi.<|END_RESPONSE|>")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

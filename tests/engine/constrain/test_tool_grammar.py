@@ -10,7 +10,7 @@ from shimmy.engine.chat.detect_tool_format import GENERIC, written
 from shimmy.engine.constrain import tool_grammar
 from shimmy.engine.constrain.json_schema import STYLE
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import ToolFormat
+from shimmy.messages.reply import ReplyFormat, ToolFormat
 from shimmy.messages.request import Tool, ToolCall, ToolChoice
 
 llguidance = pytest.importorskip("llguidance")
@@ -163,7 +163,9 @@ def replies(
     form: ToolFormat, choice: ToolChoice, *, with_special: bool = False, thinking: tuple[str, str] | None = None
 ) -> Replies:
     lookup = special if with_special else nothing_special
-    return Replies(tool_lark(TOOLS, choice, form, special=lookup, thinking=thinking), with_special=with_special)
+    return Replies(
+        tool_lark(TOOLS, choice, form, special=lookup, around=ReplyFormat(thinking)), with_special=with_special
+    )
 
 
 @pytest.mark.parametrize("with_special", [False, True])
