@@ -50,6 +50,9 @@ class ToolFormat:
     value_end: str = ""
     text_mark: str = ""
     json_mark: str = ""
+    # MiniCPM: what stands around a text with a line break or a character of XML in it, in front of `value_end`.
+    quote_start: str = ""
+    quote_end: str = ""
 
 
 class Beside(StrEnum):

@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import gemma, harmony, kimi, pythonic, tagged
+from shimmy.text.speech import gemma, harmony, kimi, minicpm, pythonic, tagged
 
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
@@ -37,7 +37,6 @@ _NOT_SHOWN = (
         ToolFormat(section_start="<|tool_call|>[", between=", ", section_end="]"),
     ),
 )
-_CDATA = "<![CDATA["  # in which MiniCPM writes some values: not read back
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +127,12 @@ def recognise(template: ChatTemplate) -> Tooling:
             shown = probe.render(_USER, _calling(_CALLS[0]), result) or ""
             shows_calls = f"{_CALLS[0].name}{family.FORM.separator}" in shown
             return Tooling(family.FORM, shows_tools, shows_calls, shows_results=_RESULT in shown)
-    if kimi.is_taught(template.source):
-        return Tooling(kimi.FORM, shows_tools, shows_calls=True, shows_results=True)
+    for listed in (kimi, minicpm):
+        if listed.is_taught(template.source):
+            return Tooling(listed.FORM, shows_tools, shows_calls=True, shows_results=True)
     for probe.calls_lack_content in (False, True):
         found = _format_of_calls(probe)
-        if found is not None and not (found.syntax is ArgumentSyntax.TAGGED and _CDATA in template.source):
+        if found is not None:
             result = Message("tool", _RESULT, tool_call_id=_CALLS[0].id)
             return Tooling(
                 found,

@@ -33,13 +33,16 @@ class GrammarWriter(Protocol):
         """Any text up to the first `text`, which is included; `name` is for a rule that this may need."""
 
 
-def text_to(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], end: str) -> str:
-    """A string without quotes, to the end of `end`, as far as its length and its choices go; `name` is for rules."""
+def text_to(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], end: str, only: str = "") -> str:
+    """A string without quotes, to the end of `end`, as far as its length and its choices go; `name` is for rules.
+
+    `only` is a pattern that it has to match as well, where it is none of listed values.
+    """
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
         texts = [json.dumps(value) for value in values if isinstance(value, str)]  # control tokens in these are text
         return f"({' | '.join(texts)}) {grammar.text(end)}"
-    patterns = []
+    patterns = [only] if only else []
     low, high = (limit(schema, keyword, MAX_CHARACTERS) for keyword in ("minLength", "maxLength"))
     if low or high is not None:
         patterns.append(f"(?s:.{{{low or 0},{'' if high is None else high}}})")

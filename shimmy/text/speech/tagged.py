@@ -98,8 +98,13 @@ def written(arguments: str, form: ToolFormat) -> str:
 
 def _value(value: object, form: ToolFormat) -> str:
     if isinstance(value, str):
-        return f"{form.text_mark}{value}{form.value_end}"
+        start, end = (form.quote_start, form.quote_end) if _QUOTED.search(value) else ("", "")
+        return f"{form.text_mark}{start}{value}{end}{form.value_end}"
     return f"{form.json_mark}{json.dumps(value, ensure_ascii=False)}{form.value_end}"
+
+
+_QUOTED = re.compile(r"[<&\n]")  # what needs quotes, in forms that have some
+_PLAIN = r"[^<&\n]*"
 
 
 # -- forcing it
@@ -166,7 +171,7 @@ def _values(
         allowed = listed(part, named)
         rule = f"{name}_{index}"
         if "string" in allowed:
-            yield f"{grammar.text(form.text_mark)} {text_to(grammar, rule, part, form.value_end)}".strip()
+            yield from (f"{grammar.text(form.text_mark)} {text}".strip() for text in _texts(grammar, rule, part, form))
             if not form.json_mark:  # what is no text is told from texts by the types alone
                 for value in listed_values(part) or ():
                     if type(value) is not str and allows(allowed, value):
@@ -175,6 +180,27 @@ def _values(
             value = {**part, **({} if others == named else {"type": sorted(others)})}
             json_rule = grammar.json(value, root)
             yield f"{grammar.text(form.json_mark)} {json_rule} {grammar.text(form.value_end)}".strip()
+
+
+def _texts(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> Iterator[str]:
+    """The ways to write a string, to `value_end`."""
+    if not form.quote_start:
+        yield text_to(grammar, name, schema, form.value_end)
+        return
+    values = listed_values(schema)
+    for is_quoted in (False, True):
+        part = schema
+        if values is not None:
+            part = {
+                "enum": [value for value in values if type(value) is str and is_quoted == bool(_QUOTED.search(value))]
+            }
+            if not part["enum"]:
+                continue
+        if is_quoted:
+            text = text_to(grammar, f"{name}_quoted", part, f"{form.quote_end}{form.value_end}")
+            yield f"{grammar.text(form.quote_start)} {text}"
+        else:
+            yield text_to(grammar, name, part, form.value_end, _PLAIN)
 
 
 def _branches(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]]) -> list[Mapping[str, Any]]:
@@ -211,6 +237,7 @@ class TaggedReader:
         self._key_end = re.compile(re.escape(key_end))
         self._odd_keys = {f"{key}{key_end}": key for key in odd_names(types_of, key_end)}
         self._value_end = form.value_end.strip()
+        self._quote_start, self._quote_end = form.quote_start, f"{form.quote_end}{self._value_end}"
         # A line break next to a mark belongs to the mark where the format has one there.
         self._breaks_before = (form.json_mark or form.key_end).endswith("\n")
         self._breaks_behind = form.value_end.startswith("\n")
@@ -265,12 +292,15 @@ class TaggedReader:
         reader = self._reader
         if self._breaks_before:
             yield from reader.expect("\n")
+        ends = self._value_end
+        if self._quote_start and (yield from reader.expect(self._quote_start)):
+            ends = self._quote_end
         value = (
             _TextValue(say, drops_break=self._breaks_behind)
             if allowed == TEXT
             else _OtherValue(say, allowed, drops_break=self._breaks_behind)
         )
-        has_end = yield from reader.until(StringMatcher(self._value_end), value.add)
+        has_end = yield from reader.until(StringMatcher(ends), value.add)
         reader.unsaid.clear()
         if has_end:
             value.end()

@@ -12,7 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import gemma, harmony, kimi, pythonic
+from shimmy.text.speech import gemma, harmony, kimi, minicpm, pythonic
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -187,7 +187,7 @@ EXPECTED = {
         )
     ),
     # arguments with CDATA in them
-    "openbmb-MiniCPM5-1B": Tooling(),
+    "openbmb-MiniCPM5-1B": tooling(minicpm.FORM),
     # numbers of calls in front of their names
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": tooling(COMMAND),
     "Cohere2MoE": tooling(COMMAND),
@@ -252,6 +252,7 @@ OTHERWISE = (
         "google-gemma-4-31B-it",
         "google-gemma-4-31B-it-interleaved",
         "openai-gpt-oss-120b",
+        "openbmb-MiniCPM5-1B",
     ),
 )
 

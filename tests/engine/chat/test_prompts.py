@@ -22,7 +22,7 @@ FAMILIES = (
     *("deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4", "ByteDance-Seed-OSS", "inclusionai-ling-3.0-flash"),
     *("NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "google-gemma-4-31B-it", "ibm-granite-granite-4.0"),
     *("ibm-granite-granite-4.1", "mistralai-Ministral-3-14B-Reasoning-2512", "Mistral-Small-3.2-24B-Instruct-2506"),
-    *("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE"),
+    *("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE", "openbmb-MiniCPM5-1B"),
     *("LFM2.5-8B-A1B", "mistralai-Mistral-Nemo-Instruct-2407", "unsloth-mistral-Devstral-Small-2507"),
 )
 N_CONVERSATIONS = 50

@@ -73,7 +73,7 @@ CALLS = (
 TAGGED = (
     *("Qwen3-Coder", "Qwen3.5-4B", "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "StepFun3.5-Flash", "ByteDance-Seed-OSS"),
     *("GLM-4.6", "GLM-4.7-Flash", "inclusionai-ling-3.0-flash", "Spark2.5", "poolside-Laguna-S-2.1"),
-    *("MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4"),
+    *("MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4", "openbmb-MiniCPM5-1B"),
 )
 KIMI = ("moonshotai-Kimi-K2", "Kimi-K2-Thinking")
 LFM = "LFM2.5-8B-A1B"
@@ -109,7 +109,17 @@ def marks_of(form: ToolFormat) -> tuple[str, ...]:
 
 
 def exits(form: ToolFormat) -> tuple[str, ...]:
-    return form.value_end, form.text_mark, '"', "]", "}", form.call_end, form.section_end, "<|end|>"
+    return (
+        form.value_end,
+        form.text_mark,
+        f"{form.quote_end}{form.value_end}",
+        '"',
+        "]",
+        "}",
+        form.call_end,
+        form.section_end,
+        "<|end|>",
+    )
 
 
 def read(text: str, form: ToolFormat, seed: int | None = None, tools: Sequence[Tool] = TOOLS) -> Reply:
@@ -276,7 +286,9 @@ def test_a_choice_that_leads_back_to_itself_holds_in_the_calls_of_gemma() -> Non
 
 
 @pytest.mark.parametrize("with_special", [False, True])
-@pytest.mark.parametrize("family", ["Qwen3-Coder", "GLM-4.6", "MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", LFM])
+@pytest.mark.parametrize(
+    "family", ["Qwen3-Coder", "openbmb-MiniCPM5-1B", "GLM-4.6", "MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", LFM]
+)
 def test_names_with_marks_of_the_form_in_them_are_forced_and_read_back(family: str, with_special: bool) -> None:
     form = form_of(family)
     mark = form.key_end.strip() or "="
