@@ -58,7 +58,7 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "generate":
         if (options.text is None) == (options.prompt is None):
-            parser.error("generate: give the prompt as TEXT, or else with --prompt")
+            parser.error("generate: give the prompt as TEXT (`-` reads it from stdin), or else with --prompt")
         options.prompt = options.text if options.prompt is None else options.prompt
 
 
@@ -75,6 +75,8 @@ def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shimmy",
         description="Serves language models over the OpenAI API. `shimmy FILE.gguf` serves that file.",
+        epilog="`shimmy run OWNER/NAME` fetches a model from Hugging Face and talks to it. `shimmy help COMMAND` "
+        "explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"shimmy {__version__}")
     commands = _Commands(parser.add_subparsers(dest="command", metavar="COMMAND", title="commands"), wanted)
@@ -162,7 +164,7 @@ def _add_convert(commands: _Commands) -> None:
 def _add_run(commands: _Commands) -> None:
     run = _server_command(commands, "run", "chat with a model, or have it answer a text, in the terminal")
     run.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
-    run.add_argument("text", nargs="*", metavar="TEXT", help="answer this, with what is piped in, and end")
+    run.add_argument("text", nargs="*", default=(), metavar="TEXT", help="answer this, with what is piped in, and end")
     run.add_argument("-f", "--file", action="append", metavar="FILE", help="with the text of this file (repeatable)")
     run.add_argument("-n", "--max-tokens", type=_positive, metavar="N", help="limit of tokens to generate")
     run.add_argument("--system", metavar="TEXT", help="the system prompt")
@@ -239,18 +241,19 @@ def _command(commands: _Commands, name: str, text: str, *, json: bool = False) -
         name, help=text, description=f"{text[0].upper()}{text[1:]}."
     )
     parser.set_defaults(log_level=None)
+    shared = parser if name == "serve" else parser.add_argument_group("options as for `serve`")
     for option in OPTIONS if commands.wanted in (None, name) else ():
         if name != "serve" and name not in option.also:
             continue
         if option.is_switch:
-            parser.add_argument(option.flag, dest=option.name, action="store_const", const="true", help=option.help)
+            shared.add_argument(option.flag, dest=option.name, action="store_const", const="true", help=option.help)
             no_flag = option.flag.replace("--", "--no-", 1)
-            parser.add_argument(
+            shared.add_argument(
                 no_flag, dest=option.name, action="store_const", const="false", help=f"do not {option.help}"
             )
         else:
             action = "append" if option.separators else "store"
-            parser.add_argument(option.flag, dest=option.name, action=action, metavar=option.metavar, help=option.help)
+            shared.add_argument(option.flag, dest=option.name, action=action, metavar=option.metavar, help=option.help)
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -167,6 +167,15 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert name in commands()
 
 
+def test_help_begins_with_what_is_a_commands_own(capsys: pytest.CaptureFixture[str]) -> None:
+    usage_error("run")
+    assert capsys.readouterr().err.endswith("the following arguments are required: NAME\n")
+    with pytest.raises(SystemExit):
+        cli.main(["rm", "--help"])
+    texts = capsys.readouterr().out.partition("positional arguments")[2]
+    assert texts.index("--yes") < texts.index("options as for `serve`:") < texts.index("--model-path")
+
+
 def test_help_and_version_are_words_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
     for arguments in (["--help"], ["help"], ["bench", "--help"], ["help", "bench"], ["--version"]):
@@ -176,6 +185,17 @@ def test_help_and_version_are_words_and_flags(capsys: pytest.CaptureFixture[str]
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] != printed[2] == printed[3]
     assert printed[4] == f"shimmy {__version__}\n"
+
+
+def test_a_place_without_a_model_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("page.html").write_text("<html>")
+    assert cli.main(["probe", "missing.gguf"]) == 1
+    assert capfd.readouterr().err == "shimmy: there is no file `missing.gguf`\n"
+    assert cli.main(["probe", "page.html"]) == 1
+    assert capfd.readouterr().err == "shimmy: `page.html` cannot be served: it has 6 bytes, too few for a GGUF file\n"
 
 
 def test_a_file_alone_is_served(

@@ -210,11 +210,11 @@ class Catalog:
 
     def _how_to_list(self) -> str:
         if not self.models and self.rejected:
-            return "nothing that was found can be served, `GET /api/models` says why"
+            return "nothing that was found can be served, `shimmy discover` or `GET /api/models` says why"
         if not self.models:
-            return "no models were found; put a GGUF file into a model folder"
+            return "no models were found; `shimmy pull` fetches one, or put a GGUF file into a model folder"
         count = "there is 1 model" if len(self.models) == 1 else f"there are {len(self.models)} models"
-        return f"{count}, `GET /v1/models` lists them"
+        return f"{count}, `shimmy list` or `GET /v1/models` lists them"
 
 
 class Registry:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from shimmy.commands.terminal.style import Style
 
 
+# What a person may do who has none.
+NO_MODEL = "There is no model. `shimmy pull OWNER/NAME` fetches one, --model-path names a file or a folder."
+
+
 @dataclass(frozen=True, slots=True)
 class CommandCall:
     """One run of a command: what the person typed, and what it means."""

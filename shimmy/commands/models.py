@@ -15,13 +15,13 @@ from shimmy.catalog.assign_names import Names
 from shimmy.catalog.catalog import Catalog, Model, Registry, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import report, scan
-from shimmy.commands.console import CommandCall, hint, print_facts, print_table
+from shimmy.commands.console import NO_MODEL, CommandCall, hint, print_facts, print_table
 from shimmy.commands.terminal.amounts import ago, count, plural, size
 from shimmy.commands.terminal.load_line import show_loads
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import is_terminal
 from shimmy.config import Config
-from shimmy.errors import NotFound
+from shimmy.errors import ModelNotFound, NotFound
 from shimmy.messages.event import Finished, Piece
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPrompt
 from shimmy.text.printable import printable
@@ -57,7 +57,7 @@ def list_models(call: CommandCall) -> int:
     if models:
         hint("`shimmy run NAME` talks to a model, `shimmy probe NAME` says more about it.")
     else:
-        hint("There is no model. `shimmy pull OWNER/NAME` fetches one, --model-path names a file or a folder.")
+        hint(NO_MODEL)
     return 0
 
 
@@ -203,11 +203,15 @@ def located(config: Config, name: str) -> tuple[Config, Registry, Model]:
     path = Path(name)
     if is_place(path):
         config = replace(config, model_paths=(path,), model_dirs=(), usual_dirs=())
-    catalog = find_models(config)
+    catalog = find_models(config, is_told=not is_place(path))
     registry = Registry(kept=AliasFile(config.alias_file))
     registry.publish(catalog)
     if not is_place(path):
-        return config, registry, registry.resolve(name)
+        try:
+            return config, registry, registry.resolve(name)
+        except ModelNotFound:
+            check_is_no_path(name)
+            raise
     if not catalog.models:
         reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
         raise NotFound(f"`{name}` cannot be served: {reason}")
@@ -219,6 +223,12 @@ def is_place(path: Path) -> bool:
     return path.is_file() or (path / "config.json").is_file()
 
 
+def check_is_no_path(name: str) -> None:
+    """Raises NotFound for what would be the path of a model, and is none."""
+    if name.endswith(".gguf") or name.startswith((".", "/", "~")):
+        raise NotFound(f"there is no file `{name}`")
+
+
 def model_fields(model: Model) -> dict[str, Any]:
     """The fields of a model for `--json`."""
     fields = {name: getattr(model, name) for name in type(model).__slots__ if name not in _INNER_FIELDS}
@@ -227,11 +237,12 @@ def model_fields(model: Model) -> dict[str, Any]:
     return fields | {"path": shown(model.path), "adapters": adapters, "projector": projector}
 
 
-def find_models(config: Config) -> Catalog:
-    """What lies in the folders of models now."""
+def find_models(config: Config, *, is_told: bool = True) -> Catalog:
+    """What lies in the folders of models now. What is no model is logged, if it `is_told`."""
     headers = Headers(config.cache_dir)
     catalog = scan(config, headers, names=Names(config.cache_dir, config.roots))
-    report(catalog.rejected)
+    if is_told:
+        report(catalog.rejected)
     headers.save()
     return catalog
 

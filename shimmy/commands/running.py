@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from shimmy.commands.console import CommandCall, hint, print_table
+from shimmy.commands.console import NO_MODEL, CommandCall, hint, print_table
 from shimmy.commands.server_client import NoServer, ask, server_address
 from shimmy.commands.terminal.amounts import size, span
 from shimmy.commands.terminal.style import Style
@@ -41,7 +41,10 @@ def discover(call: CommandCall) -> int:
             raise NotFound(str(error)) from error
         print(f"shimmy: no server on {server_address(call).url}: this is what one would find", file=sys.stderr)
         entries = _found(call)
-    return _print_entries(call, entries)
+    _print_entries(call, entries)
+    if not entries:
+        hint(NO_MODEL)
+    return 0
 
 
 def _found(call: CommandCall) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def test_an_unknown_name_gets_up_to_three_close_ones() -> None:
 
 
 def test_a_far_off_name_is_told_where_the_list_is() -> None:
-    with pytest.raises(ModelNotFound, match="there are 5 models, `GET /v1/models` lists them"):
+    with pytest.raises(ModelNotFound, match="there are 5 models, `shimmy list` or `GET /v1/models` lists them"):
         CATALOG.resolve("zzz")
     with pytest.raises(ModelNotFound, match="there is 1 model, "):
         Catalog([PLAIN]).resolve("zzz")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from shimmy.commands.console import CommandCall, CommandFailed
+from shimmy.commands.console import CommandCall
 from shimmy.commands.server_client import NoServer, ServerAddress, ask, server_address
 from shimmy.commands.terminal.load_line import status_line
 from shimmy.commands.terminal_chat.missing_model import fetched, name_here
@@ -142,13 +142,12 @@ def _on_the_disk(call: CommandCall, new: Path | None = None) -> tuple[str, Path 
     have another name than the one it was fetched by."""
     from shimmy.catalog.alias_file import AliasFile
     from shimmy.catalog.catalog import Registry
-    from shimmy.commands.models import find_models, is_place, located
+    from shimmy.commands.models import check_is_no_path, find_models, is_place, located
 
     name, path = call.options.name, Path(call.options.name)
     if is_place(path):
         return located(call.config, name)[2].name, path
-    if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
-        raise CommandFailed(f"there is no file `{name}`")
+    check_is_no_path(name)
     registry = Registry(call.config.aliases, call.config.default_model, AliasFile(call.config.alias_file))
     registry.publish(find_models(call.config))
     name = name_here(name)
