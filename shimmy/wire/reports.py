@@ -30,9 +30,9 @@ from shimmy.messages.event import (
     Vectors,
 )
 from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats
-from shimmy.messages.reply import ArgumentSyntax, Beside, ReplyFormat, ToolFormat
 from shimmy.wire import values
 from shimmy.wire.frames import Frame, ProtocolError, packed
+from shimmy.wire.reply_format import format_to_wire, read_format
 
 # Of one frame. Reading one of this size that is nothing but events without text takes 15 ms.
 MAX_REPORT_BYTES = 160 * 1024
@@ -129,9 +129,7 @@ def event_to_wire(job_id: int, event: JobOutput | ShimmyError) -> list[object]:
             return [job_id, "vectors", [b2a_base64(vector, newline=False).decode() for vector in vectors]]
         case Accepted(n_prompt, reply_format, warnings):
             told = [warning[: values.MAX_LABEL] for warning in warnings[:MAX_WARNINGS]]
-            form = asdict(reply_format)
-            del form["stop"], form["argument_types"]  # its parent knows
-            return [job_id, "accepted", n_prompt, form, told]
+            return [job_id, "accepted", n_prompt, format_to_wire(reply_format), told]
         case Finished(reason, usage, timings, stop_string):
             stopped_by = None if stop_string is None else stop_string[:MAX_TEXT]
             return [job_id, "finished", reason.value, asdict(usage), asdict(timings), stopped_by]
@@ -193,7 +191,7 @@ def _read_accepted(n_prompt: object, reply_format: object, warnings: object) -> 
         raise ValueError("warnings")
     return Accepted(
         values.count(n_prompt),
-        _read_format(reply_format),
+        read_format(reply_format),
         tuple(values.printable(values.text(warning), values.MAX_LABEL) for warning in told),
     )
 
@@ -209,28 +207,6 @@ def _read_finished(reason: str, usage: object, timings: object, stop_string: obj
         values.made(Timings, timings, {int: values.count, float: values.duration}),
         stopped_by,
     )
-
-
-def _read_format(fields: object) -> ReplyFormat:
-    known = values.members(fields)
-    thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
-    beside, channels = Beside(values.text(known.pop("beside"))), values.truth(known.pop("channels"))
-    answer = _read_pair(known.pop("answer"))
-    if known:
-        raise ValueError("format")
-    marks: dict[object, Callable[[Any], object]] = {str: values.mark, ArgumentSyntax: ArgumentSyntax}
-    marks[str | None] = values.optional(values.mark)
-    form = None if tools is None else values.made(ToolFormat, tools, marks)
-    return ReplyFormat(_read_pair(thinking), values.truth(is_thinking), form, beside, answer=answer, channels=channels)
-
-
-def _read_pair(marks: object) -> tuple[str, str] | None:
-    if marks is None:
-        return None
-    begins, ends = (values.mark(mark) for mark in values.items(marks))
-    if not (begins.strip() and ends.strip()):
-        raise ValueError("marks")
-    return begins, ends
 
 
 def _logprob_to_wire(logprob: TokenLogprob) -> list[object]:

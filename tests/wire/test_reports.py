@@ -228,7 +228,9 @@ def test_what_people_are_shown_is_printable_and_short() -> None:
 
 FACTS = ModelFacts(8, 8, 9, 1, 2, 3, "tiny", "haswell", True, None, 1.0, 0.5, (Adapter("a", 0.5),))
 LOGPROB = TokenLogprob(Candidate(5, b"a", -1.5), (Candidate(5, b"a", -1.5), Candidate(6, b"\xff", math.nan)))
-FORMAT = ReplyFormat(("<think>", "</think>"), False, ToolFormat("<calls>", separator=":"), channels=True)
+FORMAT = ReplyFormat(
+    ("<think>", "</think>"), False, ToolFormat("<calls>", separator=":"), answer=("<a>", "</a>"), channels=True
+)
 ONE = struct.pack("<2f", 1.0, 0.0)
 
 

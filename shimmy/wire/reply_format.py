@@ -1,0 +1,42 @@
+"""How a reply is to be read, as the worker that has seen the template writes it and its parent reads it.
+
+Knows the fields of a ReplyFormat; what the parent knows itself, its own stop strings and tools, is not sent.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from shimmy.messages.reply import ArgumentSyntax, Beside, ReplyFormat, ToolFormat
+from shimmy.wire import values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def format_to_wire(form: ReplyFormat) -> dict[str, Any]:
+    fields = asdict(form)
+    del fields["stop"], fields["argument_types"]  # its parent knows
+    return fields
+
+
+def read_format(fields: object) -> ReplyFormat:
+    """Raises ValueError, KeyError or TypeError for what is no format."""
+    known = values.members(fields)
+    thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
+    beside, channels = Beside(values.text(known.pop("beside"))), values.truth(known.pop("channels"))
+    answer = _read_pair(known.pop("answer"))
+    if known:
+        raise ValueError("format")
+    marks: dict[object, Callable[[Any], object]] = {str: values.mark, ArgumentSyntax: ArgumentSyntax}
+    marks[str | None] = values.optional(values.mark)
+    form = None if tools is None else values.made(ToolFormat, tools, marks)
+    return ReplyFormat(_read_pair(thinking), values.truth(is_thinking), form, beside, answer=answer, channels=channels)
+
+
+def _read_pair(marks: object) -> tuple[str, str] | None:
+    if marks is None:
+        return None
+    begins, ends = (values.mark(mark) for mark in values.items(marks))
+    if not (begins.strip() and ends.strip()):
+        raise ValueError("marks")
+    return begins, ends
