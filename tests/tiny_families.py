@@ -44,6 +44,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text": ("Gemma3ForCausalLM", {**_GEMMA, "sliding_window": 32, "rope_local_base_freq": 10000.0}),
     "phi3": ("Phi3ForCausalLM", {**_SILU, "original_max_position_embeddings": CONTEXT}),
+    "olmo2": ("Olmo2ForCausalLM", _SILU),
+    "olmo3": ("Olmo3ForCausalLM", {**_SILU, "sliding_window": 32}),
+    "seed_oss": ("SeedOssForCausalLM", {**_SILU, "head_dim": HEAD, "attention_bias": True}),
     "gpt2": (
         "GPT2LMHeadModel",
         {"n_embd": E, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": None,
@@ -80,11 +83,16 @@ def _decoder(model_type: str) -> Shapes:
 
 
 def _layer(model_type: str) -> Shapes:
-    yield "input_layernorm.weight", (E,)
+    if model_type not in {"olmo2", "olmo3"}:
+        yield "input_layernorm.weight", (E,)
     yield "post_attention_layernorm.weight", (E,)
     if model_type in {"gemma2", "gemma3_text"}:
         yield "pre_feedforward_layernorm.weight", (E,)
         yield "post_feedforward_layernorm.weight", (E,)
+    if model_type in {"olmo2", "olmo3"}:
+        yield "post_feedforward_layernorm.weight", (E,)
+        yield "self_attn.q_norm.weight", (Q,)
+        yield "self_attn.k_norm.weight", (K,)
     if model_type == "phi3":
         yield "self_attn.qkv_proj.weight", (Q + 2 * K, E)
         yield "self_attn.o_proj.weight", (E, Q)
@@ -93,7 +101,7 @@ def _layer(model_type: str) -> Shapes:
         return
     for name, shape in (("q_proj", (Q, E)), ("k_proj", (K, E)), ("v_proj", (K, E)), ("o_proj", (E, Q))):
         yield f"self_attn.{name}.weight", shape
-        if model_type == "llama" or (model_type == "qwen2" and name != "o_proj"):
+        if model_type == "llama" or (model_type in {"qwen2", "seed_oss"} and name != "o_proj"):
             yield f"self_attn.{name}.bias", shape[:1]
     if model_type in {"qwen3", "qwen3_moe", "gemma3_text"}:
         yield "self_attn.q_norm.weight", (HEAD,)

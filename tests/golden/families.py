@@ -104,6 +104,19 @@ GRANITE = {
     "rope_theta": 5000.0,
 }
 PHI3 = {"rope_theta": 5000.0, "pad_token_id": EOS, "sliding_window": None}
+
+
+def olmo3(scaling: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Only the layers without a window have scaled positions; version 5 takes them for each kind of layer."""
+    rope = {"rope_theta": 5000.0}
+    if STYLE == "4":
+        positions: dict[str, Any] = rope | {"rope_scaling": scaling}
+    else:
+        plain = rope | {"rope_type": "default"}
+        positions = {"rope_parameters": {"sliding_attention": plain, "full_attention": plain | (scaling or {})}}
+    return decoder("Olmo3", sliding_window=16, num_hidden_layers=4, **positions)
+
+
 GEMMA2 = {
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
@@ -213,6 +226,10 @@ FAMILIES = {
     "phi3-longrope": Family(
         **decoder("Phi3", **PHI3, rope_scaling=LONGROPE, original_max_position_embeddings=256)
     ),
+    "olmo2": Family(**decoder("Olmo2", rope_theta=5000.0)),
+    "olmo3": Family(**olmo3()),
+    "olmo3-yarn": Family(**olmo3(YARN_ATTENTION)),
+    "seed-oss": Family(**decoder("SeedOss", rope_theta=5000.0, head_dim=32)),
     "gpt2": Family("GPT2LMHeadModel", {**GPT2, "bos_token_id": BOS, "eos_token_id": EOS}),
     "bert-mean": Family("BertModel", BERT, extra_files=pooling("mean")),
     "bert-cls": Family("BertModel", BERT, extra_files=pooling("cls")),

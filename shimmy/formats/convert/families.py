@@ -124,6 +124,17 @@ _SANDWICH = _plus_one(
 _LLAMA = (*_ENDS, *_NORMS, *_attention(_PERMUTE, output_bias="optional"), *_feed_forward("optional"))
 _QWEN3 = (*_ENDS, *_NORMS, *_attention(), *_HEAD_NORMS)
 
+# Norms of all heads together, and behind attention and feed-forward layers alone.
+_OLMO2 = (
+    *_ENDS,
+    *_attention(),
+    Row("layers.#.self_attn.q_norm", "blk.#.attn_q_norm.weight", "Q"),
+    Row("layers.#.self_attn.k_norm", "blk.#.attn_k_norm.weight", "K"),
+    Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
+    *_feed_forward(),
+    Row("layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm.weight", "E"),
+)
+
 _GPT_OSS_EXPERTS = "layers.#.mlp.experts."
 _GPT_OSS = (
     *_ENDS,
@@ -233,6 +244,19 @@ FAMILIES = (
         "gpt-oss", "gpt_oss", _classes("GptOss"), "gpt-oss", _GPT_OSS, _SILU, frozenset(("yarn",)), parameters.gpt_oss,
         {"head_dim": 64, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4,
          **_defaults(150_000.0, 1e-5)},
+    ),
+    Family("OLMo 2", "olmo2", _classes("Olmo2"), "olmo2", _OLMO2, _SILU, _FREE, parameters.olmo2, _defaults(1e4, 1e-5)),
+    Family(
+        "OLMo 3", "olmo3", _classes("Olmo3"), "olmo2", _OLMO2, _SILU, _FREE, parameters.olmo3,
+        {"rms_norm_eps": 1e-5, "sliding_window": 4096},  # versions of transformers do not agree on `rope_theta`
+    ),
+    Family(
+        "Seed-OSS", "seed_oss", _classes("SeedOss"), "seed_oss",
+        (*_ENDS,
+         Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+         Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
+         *_attention(), *_feed_forward()),
+        _SILU, _FREE, parameters.llama, {"head_dim": 128, **_defaults()},
     ),
     Family(
         "GPT-2", "gpt2", ("GPT2LMHeadModel", "GPT2Model"), "gpt2",

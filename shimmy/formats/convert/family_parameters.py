@@ -183,6 +183,26 @@ def phi3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int])
     draft.cap_context(n_ctx_original, "the engine cannot change between short and long positions within a context")
 
 
+def olmo2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del draft
+    _plain_heads(values, sizes)
+    values.require("tie_word_embeddings", False, default=False)
+
+
+def olmo3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    olmo2(draft, values, sizes)
+    if not _window_pattern(draft, values, sizes, 4):
+        return
+    draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
+    # Positions are scaled in the layers without a window alone.
+    rope, local = rope_parameters(values), values.get("rope_parameters")
+    if isinstance(local, dict) and isinstance(local.get("sliding_attention"), dict):
+        Hyperparameters(local["sliding_attention"], {"rope_type": "default"}).require("rope_type", "default")
+        theta = checked_number("rope_theta", local["sliding_attention"].get("rope_theta"))
+        if theta != rope.number("rope_theta"):
+            raise wrong("rope_theta", theta)
+
+
 def gpt_oss(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     values.require("swiglu_limit", 7.0, 7, default=7.0)
     _experts(draft, values, sizes, "num_local_experts")

@@ -103,6 +103,8 @@ def test_both_styles_of_config_give_the_same_file(family: str, tmp_path: Path) -
         ("gemma2", {"sliding_window": 64}),
         ("gemma3-text", {"rope_local_base_freq": 10000.0}),
         ("gemma3-text", {"sliding_window": 64}),
+        ("olmo3", {"sliding_window": 64}),
+        ("olmo3-yarn", {"rope_scaling": None}),
         ("phi3-partial-tied", {"partial_rotary_factor": 1.0}),
     ],
 )
@@ -138,4 +140,16 @@ def test_another_gpt_oss_is_refused(changes: dict[str, Any], word: str, tmp_path
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | changes)
     with pytest.raises(Unconvertible, match=word):
+        plan(folder)
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 6000.0}, {"rope_type": "yarn", "factor": 4.0}])
+def test_other_positions_in_the_layers_of_olmo_3_with_a_window_are_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_folder("olmo3", tmp_path / "model", "5")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["sliding_attention"] |= change
+    write_json(folder / "config.json", config)
+    with pytest.raises(Unconvertible, match=next(iter(change))):
         plan(folder)
