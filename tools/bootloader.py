@@ -1,9 +1,11 @@
 """The bootloader in front of `dist/shimmy`: PyInstaller's, compiled from its sources with our own functions in front.
 
 Knows how it is compiled, for this machine or, by tools/portable, for others; what ours do stands in bootloader.c.
-PyInstaller's wheels bring a bootloader, too, which would ask the system for its zlib.
+PyInstaller's wheels bring a bootloader, too, which would ask the system for its zlib. libdeflate, which unpacks what a
+start needs in a third of zlib's time, is part of a package of the index, of which nothing else is used.
 """
 
+import hashlib
 import platform
 import tarfile
 import tempfile
@@ -13,6 +15,14 @@ from pathlib import Path
 from tools.steps import CACHE, BuildError, key_of, key_of_files, pip, requirements, run, say, venv_python
 
 PACKAGE = "pyinstaller"
+LIBDEFLATE_PACKAGE = "deflate"
+# Of the archives of sources.
+HASHES = {
+    PACKAGE: "05eb2f5615503e72939a7224d68b4aff572c6b0438ee4a17d0a4b481f399362d",
+    LIBDEFLATE_PACKAGE: "962e0a6f1ea3a94b900a8ea0ce138fa92bfcbafda5b86367104a259ffcd3462b",
+}
+# Of libdeflate: what unpacks.
+LIBDEFLATE_FILES = ("adler32", "deflate_decompress", "utils", "zlib_decompress", "*/cpu_features")
 OWN_FUNCTIONS = Path(__file__).with_suffix(".c")
 WRAPPED = (
     "realpath",
@@ -43,7 +53,7 @@ def bootloader() -> Path:
 
 def bootloader_key() -> str:
     """Names the sources."""
-    return key_of(_requirement(), key_of_files([OWN_FUNCTIONS, Path(__file__)]))
+    return key_of(*map(_requirement, HASHES), key_of_files([OWN_FUNCTIONS, Path(__file__)]))
 
 
 def compile_bootloader(
@@ -53,38 +63,47 @@ def compile_bootloader(
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".part")
     with tempfile.TemporaryDirectory() as folder:
-        sources = _unpacked_sources(Path(folder))
+        sources = _unpacked(source_package(), "bootloader", Path(folder))
+        libdeflate = _unpacked(source_package(LIBDEFLATE_PACKAGE), "libdeflate", Path(folder))
         files = [*sorted(sources.glob("src/*.c")), *sorted(sources.glob("zlib/*.c")), OWN_FUNCTIONS]
+        files += [path for name in LIBDEFLATE_FILES for path in sorted(libdeflate.glob(f"lib/{name}.c"))]
         options = ["-O2", "-s", "-w", "-U_FORTIFY_SOURCE", *(f"-D{define}" for define in DEFINES)]
-        folders = [f"-I{sources / name}" for name in ("src", "zlib")]
+        folders = [f"-I{path}" for path in (sources / "src", sources / "zlib", libdeflate)]
         wraps = [f"-Wl,--wrap={name}" for name in (*WRAPPED, *wrapped)]
         libraries = ["-ldl", "-lm", "-lpthread"]
         run([*compiler, *options, *folders, *wraps, "-o", unfinished, *files, *libraries], **environment)
     unfinished.rename(target)
 
 
-def source_package() -> Path:
-    """PyInstaller's source package, which is fetched once."""
+def source_package(package: str = PACKAGE) -> Path:
+    """PyInstaller's source package, or the one that has libdeflate in it; fetched once."""
     downloads = CACHE / "sources"
-    if not list(downloads.glob(f"{PACKAGE}-{_version()}.tar.gz")):
+    archive = downloads / f"{package}-{version(package)}.tar.gz"
+    if not archive.exists():
         downloads.mkdir(parents=True, exist_ok=True)
-        pip(venv_python(), "download", "--no-deps", "--no-binary", PACKAGE, "--dest", downloads, _requirement())
-    return downloads / f"{PACKAGE}-{_version()}.tar.gz"
+        requirement = _requirement(package)
+        pip(venv_python(), "download", "--no-deps", "--no-binary", package, "--dest", downloads, requirement)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != HASHES[package]:
+        archive.unlink()
+        raise BuildError(f"`{archive.name}` has the hash {digest}, and {HASHES[package]} is expected")
+    return archive
 
 
-def _unpacked_sources(folder: Path) -> Path:
-    """The folder `bootloader` of PyInstaller's source package."""
-    with tarfile.open(source_package()) as archive:
+def version(package: str) -> str:
+    """The version that pyproject.toml pins."""
+    return _requirement(package).partition("==")[2]
+
+
+def _unpacked(package: Path, name: str, folder: Path) -> Path:
+    """The folder of this name in a source package, unpacked below `folder`."""
+    with tarfile.open(package) as archive:
         archive.extractall(folder)
-    sources = next(folder.glob("*/bootloader"), None)
+    sources = next(folder.glob(f"*/{name}"), None)
     if sources is None:
-        raise BuildError("PyInstaller's source package has no folder `bootloader`")
+        raise BuildError(f"`{package.name}` has no folder `{name}`")
     return sources
 
 
-def _requirement() -> str:
-    return next(name for name in requirements("build") if name.startswith(f"{PACKAGE}=="))
-
-
-def _version() -> str:
-    return _requirement().partition("==")[2]
+def _requirement(package: str) -> str:
+    return next(name for name in requirements("build", "bootloader") if name.startswith(f"{package}=="))

@@ -22,7 +22,7 @@ from tools.papers import LICENSES, beside
 from tools.portable.contents import MODULES, read_files, unpacked
 from tools.steps import CACHE, DIST, ROOT, VENV, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
 
-LIMIT_BYTES = 22_000_000
+LIMIT_BYTES = 16_500_000
 
 # Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
 PACKAGES = {

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tools import numpy_core
+from tools import bootloader, numpy_core
 from tools.engine import source_package
 from tools.steps import ROOT, VENV, BuildError
 
@@ -30,6 +30,7 @@ def license_texts(packages: set[str]) -> str:
     sections = of_packages(packages)
     sections[f"numpy-{numpy_core.version()}"] = numpy_core.license_texts()
     sections["llama.cpp"] = text_in(source_package(), "vendor/llama.cpp/LICENSE")
+    sections["libdeflate"] = text_in(bootloader.source_package(bootloader.LIBDEFLATE_PACKAGE), "/libdeflate/COPYING")
     sections["CPython"] = (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt").read_text()
     sections["System libraries"] = SYSTEM_LIBRARIES
     sections |= of_page()

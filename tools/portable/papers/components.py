@@ -175,9 +175,9 @@ def _python_and_libraries() -> list[Component]:
 
 
 def _bootloader_parts() -> list[Component]:
-    archive = bootloader.source_package()
-    version = dict(requirement.split("==") for requirement in requirements("build"))[bootloader.PACKAGE]
-    zlib, musl = _zlib_version(archive), _musl_version()
+    archive, packer = bootloader.source_package(), bootloader.source_package(bootloader.LIBDEFLATE_PACKAGE)
+    version = bootloader.version(bootloader.PACKAGE)
+    zlib, libdeflate, musl = _zlib_version(archive), _libdeflate_version(packer), _musl_version()
     return [
         Component(
             BOOTLOADER,
@@ -188,6 +188,15 @@ def _bootloader_parts() -> list[Component]:
             sha256=_hash_of(archive),
         ),
         Component("zlib", zlib, "Zlib", f"pkg:generic/zlib@{zlib}", BOOTLOADER),
+        Component(
+            "libdeflate",
+            libdeflate,
+            "MIT",
+            f"pkg:generic/libdeflate@{libdeflate}",
+            BOOTLOADER,
+            packer.name,
+            _hash_of(packer),
+        ),
         Component("musl", musl, "MIT", f"pkg:generic/musl@{musl}", BOOTLOADER),
         Component("glibc start files", "", _START_FILES_LICENSE, "pkg:generic/glibc", BOOTLOADER),
     ]
@@ -215,6 +224,12 @@ def _musl_version() -> str:
 def _zlib_version(archive: Path) -> str:
     """Of the one that PyInstaller's sources bring along."""
     found = re.search(r'define ZLIB_VERSION "(.*)"', text_in(archive, "bootloader/zlib/zlib.h"))
+    assert found is not None
+    return found[1]
+
+
+def _libdeflate_version(archive: Path) -> str:
+    found = re.search(r'define LIBDEFLATE_VERSION_STRING\s+"(.*)"', text_in(archive, "/libdeflate/libdeflate.h"))
     assert found is not None
     return found[1]
 

@@ -116,6 +116,7 @@ def _of_libraries() -> dict[str, str]:
         "libffi": (sources.unpacked(sources.LIBFFI) / "LICENSE").read_text(),
         "OpenSSL": (sources.unpacked(sources.OPENSSL) / "LICENSE.txt").read_text(),
         "PyInstaller, with tools/bootloader.c of Shimmy": text_in(bootloader.source_package(), "/COPYING.txt"),
+        "libdeflate": text_in(bootloader.source_package(bootloader.LIBDEFLATE_PACKAGE), "/libdeflate/COPYING"),
         "zlib (in PyInstaller)": text_in(bootloader.source_package(), "bootloader/zlib/LICENSE"),
         "libc++, libc++abi, libunwind": (zig / "lib" / "libcxx" / "LICENSE.TXT").read_text(),
         "zig compiler-rt": (zig / "LICENSE").read_text(),
