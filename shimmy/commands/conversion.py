@@ -19,6 +19,7 @@ from shimmy.formats.gguf import importance
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
 from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
+from shimmy.system.files import open_regular
 from shimmy.system.self_command import environment, executable, own_program
 from shimmy.wire.worker_options import matrix_fault
 
@@ -93,22 +94,24 @@ def _write_quantised(
     )
     about_matrix: tuple[str, ...] = ()
     n_steps = 2 if how.text is None else 3
+
+    def step(index: int) -> Callable[[float], None]:
+        return lambda share: on_progress((index + share) / n_steps)
+
     try:
         matrix = how.matrix
         if matrix is not None:
             about_matrix = _checked(matrix, found)
         _check_places(how)
-        notices = _convert(folder, found, lossless, how.file_type, lambda share: on_progress(share / n_steps))
+        notices = _convert(folder, found, lossless, how.file_type, step(0))
         if how.text is not None:
             matrix = computed
-            _run(
-                "calibrate", lossless, how.text, matrix, how.n_threads,
-                on_progress=lambda share: on_progress((1 + share) / n_steps),
-            )  # fmt: skip
+            _run("calibrate", lossless, how.text, matrix, how.n_threads, on_progress=step(1))
             about_matrix = _checked(matrix, found)
             if how.kept is not None:
                 shutil.copyfile(matrix, how.kept)
-        _run("quantize", lossless, part, how.file_type, how.n_threads, *([matrix] if matrix else []))
+        given = [matrix] if matrix else []
+        _run("quantize", lossless, part, how.file_type, how.n_threads, *given, on_progress=step(n_steps - 1))
         part.replace(target)
         on_progress(1.0)
         return notices + about_matrix
@@ -134,8 +137,7 @@ def _check_places(how: _Quantisation) -> None:
     """Whether the text can be read and the matrix kept, before hours are spent; raises NotFound."""
     try:
         if how.text is not None:
-            with how.text.open("rb"):
-                pass
+            open_regular(how.text).close()
     except OSError as exc:
         raise NotFound(f"`{how.text}` cannot be read: {exc.strerror or exc}") from exc
     if how.kept is not None and not os.access(how.kept.absolute().parent, os.W_OK):
@@ -153,8 +155,8 @@ def _convert(
     return found.notices
 
 
-def _run(command: str, *arguments: object, on_progress: Callable[[float], None] = lambda _share: None) -> None:
-    """Run a hidden sub-command, which has the engine or numpy, and may write the share that is done, a line each time.
+def _run(command: str, *arguments: object, on_progress: Callable[[float], None]) -> None:
+    """Run a hidden sub-command, which has the engine or numpy, and writes the share that is done, a line each time.
 
     Raises Unconvertible with its reason.
     """

@@ -55,7 +55,10 @@ def gguf_of(
 
         finish = None
         if file_type is not None:
-            finish = partial(quantize, file_type=file_type, n_threads=n_threads, matrix=used)
+            finish = partial(
+                quantize, file_type=file_type, n_threads=n_threads, matrix=used,
+                on_progress=lambda share: on_progress((1 + share) / 2),
+            )  # fmt: skip
         return convert.cached(
             folder,
             _cache(cache_dir),
@@ -84,9 +87,12 @@ def _used(
     """
     foreign = ""
     if path is not None and matrix_fault(file_type, has_matrix=True) is None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        matrix = importance.read(path)
+        try:
+            matrix = importance.read(path)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as exc:
+            raise importance.InvalidMatrix(f"`{path.name}` cannot be read: {exc.strerror or exc}") from exc
         if converted.found(folder, _cache(cache_dir), file_type or "", digest) is not None:
             return matrix, digest
         from shimmy.formats.convert import convert

@@ -81,6 +81,7 @@ class _EngineLog:
 
     def __init__(self) -> None:
         self.errors: list[str] = []
+        self.listener: Callable[[str], None] | None = None  # is told every line, or part of one
         self._level = 0
         # The engine calls this pointer for the life of the process; a collected callback would be a segfault.
         self.callback = llama.llama_log_callback(self._on_line)
@@ -94,6 +95,8 @@ class _EngineLog:
         if self._level == _LOG_ERROR:
             self.errors = [*self.errors[-3:], line]
         logger.debug("%s", line)
+        if self.listener is not None:
+            self.listener(line)
 
     def reason(self) -> str:
         return "; ".join(self.errors) or "the engine gave no reason"

@@ -7,6 +7,7 @@ Knows how ggml lays out a tensor; `formats.gguf.importance` knows the file.
 
 import ctypes
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -62,7 +63,7 @@ class Collector:
         for name, sums in self._sums.items():
             if not np.isfinite(sums).all():
                 raise ModelUnavailable(f"the model computes no numbers (NaN) before `{name}`: its weights are damaged")
-        return {name: (self._sums[name].ravel().tolist(), self._counts[name].tolist()) for name in sorted(self._sums)}
+        return {name: (_singles(self._sums[name]), _singles(self._counts[name])) for name in sorted(self._sums)}
 
     def _on_node(self, address: int, asks: bool, _user_data: object) -> bool:
         """The engine asks for each node whether it is wanted, and comes back once a wanted one is computed."""
@@ -118,6 +119,13 @@ class Collector:
         return self._sums[name], self._counts[name]
 
 
+def _singles(numbers: NDArray[np.float64]) -> "array[float]":
+    """In F32, 4 bytes each: a model of many experts has hundreds of millions."""
+    found = array("f")
+    found.frombytes(numbers.astype(np.float32).tobytes())
+    return found
+
+
 def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     """The sum of the squares of each column."""
     sums: NDArray[np.float64] = np.square(rows).sum(axis=0, dtype=np.float64)
@@ -145,7 +153,7 @@ def calibrate(
 
     Raises ModelUnavailable, and BadRequest for a text that is too short or that the model cannot read.
     """
-    n_piece = min(PIECE_TOKENS, model.n_ctx_train)
+    n_piece = min(PIECE_TOKENS, model.n_ctx_train or PIECE_TOKENS)
     tokens = model.vocab.tokenize(text, add_special=True, parse_special=False)
     n_pieces = len(tokens) // n_piece
     if not n_pieces:

@@ -2,8 +2,9 @@
 
 import ctypes
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +25,22 @@ FILE_TYPES = {
     "q2_0": 41,
 }  # fmt: skip
 
+_TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # the engine's log says so of each tensor that it begins
+
 
 def quantize(
-    source: Path, target: Path, *, file_type: str, n_threads: int, matrix: ImportanceMatrix | None = None
+    source: Path,
+    target: Path,
+    *,
+    file_type: str,
+    n_threads: int,
+    matrix: ImportanceMatrix | None = None,
+    on_progress: Callable[[float], None] = lambda _share: None,
 ) -> None:
     """Write the model of the GGUF file `source` to `target` with weights of `file_type`, one of FILE_TYPES.
 
-    `matrix` fits the model (`importance.check`). The progress is not reported. Raises ModelUnavailable, InvalidMatrix
-    for numbers of the matrix that cannot be, and OSError when it cannot be read.
+    `matrix` fits the model (`importance.check`). `on_progress` is called with the share of tensors that are done.
+    Raises ModelUnavailable, InvalidMatrix for numbers of the matrix that cannot be, and OSError when it cannot be read.
     """
     params = llama.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[file_type]
@@ -39,7 +48,17 @@ def quantize(
     columns = [] if matrix is None else list(matrix.values())  # the engine is given their addresses
     if columns:
         params.imatrix = _as_given(columns)
-    if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:
+
+    def tell(line: str) -> None:
+        if found := _TENSOR.match(line):
+            on_progress((int(found[1]) - 1) / int(found[2]))
+
+    log.listener = tell
+    try:
+        status = llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+    finally:
+        log.listener = None
+    if status != 0:
         raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {log.reason()}")
 
 
@@ -53,11 +72,21 @@ def _as_given(columns: "Sequence[tuple[str, array[float]]]") -> Any:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`quantize SOURCE TARGET TYPE THREADS [MATRIX]`; returns the exit code, with the reason on stderr."""
+    """`quantize SOURCE TARGET TYPE THREADS [MATRIX]`; returns the exit code.
+
+    Writes the share that is done to stdout, a line each time, and the reason of a failure to stderr.
+    """
     source, target, file_type, n_threads, *matrix = arguments
+
+    def show(share: float) -> None:
+        sys.stdout.write(f"{share:.3f}\n")
+        sys.stdout.flush()
+
     try:
         found = importance.read(Path(matrix[0])) if matrix else None
-        quantize(Path(source), Path(target), file_type=file_type, n_threads=int(n_threads), matrix=found)
+        quantize(
+            Path(source), Path(target), file_type=file_type, n_threads=int(n_threads), matrix=found, on_progress=show
+        )  # fmt: skip
     except ModelUnavailable as error:
         sys.stderr.write(f"{error.message}\n")
         return 1

@@ -217,7 +217,8 @@ def cached(
 ) -> Converted:
     """The GGUF of `folder`, made now or found in the cache. Raises what `convert` raises.
 
-    `finish(lossless, target)` makes the file of `target_type` out of the lossless one; without it, that one is it.
+    `finish(lossless, target)` makes the file of `target_type` out of the lossless one; without it, that one is it. The
+    first half of the progress is the lossless one's, and the second one `finish` reports.
     `matrix` is the digest of the importance matrix that it goes by.
     Where the cache cannot be written, the file is made in memory (Linux only).
     """
@@ -267,8 +268,12 @@ def _make(
     if finish is None:
         _write(folder, found, target, on_progress, unpack)
         return
+
+    def half(share: float) -> None:
+        on_progress(share / 2)
+
     if cache.is_in_memory(target):
-        lossless = cache.in_memory(lambda path: _write(folder, found, path, on_progress, unpack))
+        lossless = cache.in_memory(lambda path: _write(folder, found, path, half, unpack))
         try:
             finish(lossless.path, target)
         finally:
@@ -277,7 +282,7 @@ def _make(
         return
     path = target.with_name(f"{target.name}.lossless")  # the lock of `target` is a lock of this one as well
     try:
-        _write(folder, found, path, lambda share: on_progress(share / 2), unpack)
+        _write(folder, found, path, half, unpack)
         finish(path, target)
     finally:
         path.unlink(missing_ok=True)

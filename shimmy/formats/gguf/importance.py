@@ -77,9 +77,12 @@ def read(path: Path) -> ImportanceMatrix:
     except NotRegular as exc:
         raise InvalidMatrix("it is not a regular file") from exc
     try:
-        return ImportanceMatrix(path, _gguf_entries(path) if is_gguf else entries)
+        entries = _gguf_entries(path) if is_gguf else entries
     except InvalidGguf as exc:
         raise InvalidMatrix(str(exc)) from exc
+    if any("\0" in name for name in entries):
+        raise InvalidMatrix("it has a name with a zero byte, which llama.cpp would read as another name")
+    return ImportanceMatrix(path, entries)
 
 
 def check(matrix: ImportanceMatrix, weights: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

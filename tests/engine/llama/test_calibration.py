@@ -103,7 +103,7 @@ def test_the_sums_are_those_of_the_activations(tiny: Path, cpu: CpuBackend) -> N
             expected[name] = expected.get(name, np.zeros(given.shape[1])) + np.square(given).sum(axis=0)
     assert sums.keys() == expected.keys()
     for name, (values, counts) in sums.items():
-        assert counts == [N_PIECES * N_PIECE]
+        assert [*counts] == [N_PIECES * N_PIECE]
         # Embeddings are exact; what follows attention has been through a KV cache in F16.
         tolerance = 1e-5 if name.startswith("blk.0.attn_") and "output" not in name else 1e-2
         assert np.allclose(values, expected[name], rtol=tolerance, atol=0), name
@@ -150,7 +150,7 @@ def test_each_expert_gets_the_rows_that_chose_it(n_given: int) -> None:
     collector._add_experts("x", 5, given, chosen)
     values, found = collector.sums()["x"]
     assert np.allclose(values, sums.ravel(), rtol=1e-5)
-    assert found == [*counts]
+    assert [*found] == [*counts]
     assert found[4] == 0
 
 

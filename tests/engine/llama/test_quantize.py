@@ -116,6 +116,13 @@ def _q4_0(data: bytes, start: int) -> list[float]:
     return [scale * ((code >> shift & 15) - 8) for shift in (0, 4) for code in codes]
 
 
+def test_the_share_of_tensors_is_told(source: Path, tmp_path: Path) -> None:
+    shares: list[float] = []
+    quantize(source, tmp_path / "made.gguf", file_type="q4_0", n_threads=1, on_progress=shares.append)
+    n_tensors = len(reader.contents(source).tensors)
+    assert shares == [index / n_tensors for index in range(n_tensors)]
+
+
 def test_numbers_that_cannot_be_are_refused_before_the_engine_sees_them(source: Path, tmp_path: Path) -> None:
     path = write_gguf_matrix(tmp_path / "matrix.gguf", {"blk.0.attn_q.weight": ([float("nan")] * WIDTH, [1])})
     with pytest.raises(importance.InvalidMatrix, match="none of squares"):

@@ -104,6 +104,12 @@ def test_a_gguf_file_that_holds_none_is_refused(tensors: list[Tensor], complaint
         importance.read(path)
 
 
+@pytest.mark.parametrize("write", [write_gguf_matrix, write_legacy_matrix])
+def test_a_name_that_the_engine_would_read_as_another_is_refused(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(InvalidMatrix, match="zero byte"):
+        importance.read(write(tmp_path / "matrix", {f"{UP}\0x": ([1, 2], [1])}))
+
+
 def test_a_model_is_no_matrix(tmp_path: Path) -> None:
     with pytest.raises(InvalidMatrix, match="no importance matrix"):
         importance.read(write_tiny_model(tmp_path))
