@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.roots import may_mount
 from tests.roots.older_libc import without_versions_above
@@ -61,32 +62,31 @@ def main() -> int:
         print("systems: NOT RUN, as this user may make no mount namespace: run it as root")
         return 0 if options.quick else 1
     outcomes = {}
-    for system in SYSTEMS:
-        if options.only and system.name not in options.only:
-            continue
-        root = ROOTS / system.name
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir(parents=True)
-        system.make(root)
-        print(f"== {system.name}", flush=True)
-        environment = os.environ | {
-            "SHIMMY_BIN": str(options.file.resolve()),
-            "SHIMMY_IN_ROOT": " ".join([*system.options, str(root)]),
-        }
-        tests = QUICK if options.quick else system.tests
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            *tests,
-            *(f"--deselect={test}" for test in system.left_out),
-            *arguments,
-        ]
-        outcomes[system.name] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    # Other runs of pytest close its usual folder to all other users.
+    with TemporaryDirectory(prefix="shimmy-roots-") as folder:
+        for system in SYSTEMS:
+            if options.only and system.name not in options.only:
+                continue
+            tests = QUICK if options.quick else system.tests
+            command = [
+                *(sys.executable, "-m", "pytest", "-q", f"--basetemp={folder}/{system.name}"),
+                *(*tests, *(f"--deselect={test}" for test in system.left_out), *arguments),
+            ]
+            environment = _environment(system, options.file)
+            print(f"== {system.name}", flush=True)
+            outcomes[system.name] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     for name, code in outcomes.items():
         print(f"{name:20} {'good' if code == 0 else 'FAILED'}")
     return int(any(outcomes.values()))
+
+
+def _environment(system: System, file: Path) -> dict[str, str]:
+    """What the tests find the file and the system by, whose root is made anew."""
+    root = ROOTS / system.name
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    system.make(root)
+    return os.environ | {"SHIMMY_BIN": str(file.resolve()), "SHIMMY_IN_ROOT": " ".join([*system.options, str(root)])}
 
 
 def _nothing(_: Path) -> None:
