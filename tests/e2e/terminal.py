@@ -43,9 +43,11 @@ class Terminal:
         def own_terminal() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
+        # A size in the environment, which pytest's processes side by side have, goes before that of the terminal.
+        kept = {name: value for name, value in environment(folder).items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             [*PROGRAM, *arguments],
-            cwd=folder, env=environment(folder) | {"TERM": "xterm", **variables},
+            cwd=folder, env=kept | {"TERM": "xterm", **variables},
             stdin=slave, stdout=stdout or slave, stderr=slave, start_new_session=True,
             preexec_fn=own_terminal,  # noqa: PLW1509 - one system call
         )  # fmt: skip
