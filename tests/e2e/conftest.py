@@ -8,17 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import STEADY_SEED, Server, serving
+from tests.e2e.processes import PATIENCE
 from tests.tiny_models import write_tiny_model
 
 StartServer = Callable[..., Server]
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests here."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests here, and let each take as much longer as it has to."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("e2e")
+            if PATIENCE != 1:
+                own = item.get_closest_marker("timeout")
+                limit_s = own.args[0] if own else float(config.getini("timeout"))
+                item.add_marker(pytest.mark.timeout(limit_s * PATIENCE), append=False)
 
 
 @pytest.fixture(scope="session")

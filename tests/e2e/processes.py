@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-# How many times as long everything takes as on a processor, where one is emulated.
+# How many times as long everything may take: more than once where a processor is emulated, or busy with other things.
 PATIENCE = float(os.environ.get("SHIMMY_TEST_PATIENCE", "1"))
 DEADLINE_S = 30.0 * PATIENCE
 _LOOK_EVERY_S = 0.01

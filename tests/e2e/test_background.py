@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, HOST, LONG_PROMPT, PROGRAM, Stream, chat_body, environment
-from tests.e2e.processes import DEADLINE_S, wait_for
+from tests.e2e.processes import DEADLINE_S, PATIENCE, wait_for
 from tests.e2e.test_log_pipe import free_port
 
 
@@ -187,12 +187,13 @@ def test_a_server_in_the_foreground_is_not_stopped(shell: Shell, start: StartSer
 
 def test_a_stream_may_finish(shell: Shell) -> None:
     url = shell.started()
-    with Stream(int(url.rpartition(":")[2]), CHAT, chat_body(LONG_PROMPT, max_tokens=1500)) as stream:
+    with Stream(int(url.rpartition(":")[2]), CHAT, chat_body(LONG_PROMPT, max_tokens=int(1500 / PATIENCE))) as stream:
         stream.read(1)
-        stopping = subprocess.Popen([*PROGRAM, "stop"], cwd=shell.cwd, env=shell.environment, stdout=subprocess.PIPE)
-        stream.finish()
-        assert (stream.finish_reason, stream.is_done) == ("length", True)
-        assert stopping.communicate(timeout=DEADLINE_S)[0].decode() == f"{url} has ended\n"
+        stop = [*PROGRAM, "stop"]
+        with subprocess.Popen(stop, cwd=shell.cwd, env=shell.environment, stdout=subprocess.PIPE) as stopping:
+            stream.finish()
+            assert (stream.finish_reason, stream.is_done) == ("length", True)
+            assert stopping.communicate(timeout=DEADLINE_S)[0].decode() == f"{url} has ended\n"
     shell.check_nothing_is_left()
 
 

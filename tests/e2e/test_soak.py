@@ -10,9 +10,10 @@ from tests.bench.soak.__main__ import memory_limit
 from tests.bench.soak.client import Models
 from tests.bench.soak.soak import Soak
 from tests.e2e.conftest import StartServer
+from tests.e2e.processes import DEADLINE_S
 from tests.tiny_models import write_tiny_bert, write_tiny_model
 
-N_CLIENTS, SEED, TIMEOUT_S = 6, 1, 30.0
+N_CLIENTS, SEED = 6, 1
 N_WINDOWS, N_REQUESTS = 4, 80  # of each window, the first of which belongs to the warming up
 
 
@@ -39,7 +40,7 @@ def test_everything_at_once_leaves_everything_as_it_was(
     folder = models.place.parent
     limit = memory_limit(start("--model-path", folder), models)
     server = start("--model-path", folder, "--max-memory", str(limit), "--prompt-cache", "16M")
-    soak = Soak(server, models, N_CLIENTS, SEED, TIMEOUT_S, rest_s=0)
+    soak = Soak(server, models, N_CLIENTS, SEED, DEADLINE_S, rest_s=0)
 
     def over_after(n_requests: int) -> Callable[[], bool]:
         return lambda: soak.n_asked >= n_requests
