@@ -19,6 +19,7 @@ from tools.page import install_page_tools
 from tools.portable import freeze as portable
 from tools.portable.target import TARGETS
 from tools.steps import CACHE, BuildError, locked, say
+from tools.weight_loops import install_loops
 
 
 def build(step: str, model: str, machines: list[str]) -> None:
@@ -31,9 +32,11 @@ def build(step: str, model: str, machines: list[str]) -> None:
         print(fetch_model(model))
     if step == "run":
         install_engine(for_this_processor=True)
+        install_loops()
         print(fetch_model())
     if step in {"engine", "freeze", "peer"}:
         install_engine()
+        install_loops()
     if step in {"freeze", "peer"}:
         print(freeze())
     if step == "emulator":

@@ -52,12 +52,14 @@ def fp8_tensor(random: np.random.Generator, n_rows: int, n_columns: int) -> tupl
     return stored, _E4M3[codes] * scale
 
 
-def fp8_block(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Stored, Floats]:
-    """Blocks of 48 x 32, so that the last ones are cut off."""
+def fp8_block(
+    random: np.random.Generator, n_rows: int, n_columns: int, *, block: tuple[int, int] = (48, 32)
+) -> tuple[Stored, Floats]:
+    """The last blocks may be cut off, as those of 48 x 32 are."""
     codes = _fp8_codes(random, n_rows, n_columns)
-    scales = random.uniform(0.1, 0.2, (-(-n_rows // 48), -(-n_columns // 32))).astype(np.float32)
+    scales = random.uniform(0.1, 0.2, (-(-n_rows // block[0]), -(-n_columns // block[1]))).astype(np.float32)
     stored = {"weight": _weights(codes, "F8_E4M3"), "weight_scale_inv": _weights(scales, "F32")}
-    wide = np.repeat(np.repeat(scales, 48, 0), 32, 1)[:n_rows, :n_columns]
+    wide = np.repeat(np.repeat(scales, block[0], 0), block[1], 1)[:n_rows, :n_columns]
     return stored, _E4M3[codes] * wide
 
 
@@ -155,12 +157,12 @@ def nf4(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Store
     return stored, (_NF4[codes].reshape(-1, 64) * sizes[:, None]).reshape(n_rows, n_columns)
 
 
-def mlx(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Stored, Floats]:
-    codes = random.integers(0, 16, (n_rows, n_columns))
+def mlx(random: np.random.Generator, n_rows: int, n_columns: int, *, bits: int = 4) -> tuple[Stored, Floats]:
+    codes = random.integers(0, 1 << bits, (n_rows, n_columns))
     scales = random.uniform(-0.012, 0.012, (n_rows, n_columns // 32)).astype(np.float16)
     biases = (scales * np.float16(-7.5)).astype(np.float16)
     stored = {
-        "weight": _weights(_words(codes, 4), "U32"),
+        "weight": _weights(_words(codes, bits), "U32"),
         "scales": _weights(scales, "F16"), "biases": _weights(biases, "F16"),
     }  # fmt: skip
     wide = [np.repeat(numbers.astype(np.float32), 32, 1) for numbers in (scales, biases)]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, NUMPY_ARCHIVE
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
 from tools import numpy_core, variants
 from tools.bootloader import bootloader
 from tools.engine import engine_key, library_folder
@@ -21,6 +21,7 @@ from tools.module_archive import COMPILER_SETTINGS
 from tools.papers import LICENSES, beside
 from tools.portable.contents import MODULES, read_files, unpacked
 from tools.steps import CACHE, DIST, ROOT, VENV, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
+from tools.weight_loops import packed_loops
 
 LIMIT_BYTES = 16_500_000
 
@@ -37,7 +38,7 @@ FILES = {
     *("llama_cpp/lib/libllama.so.z", "llama_cpp/lib/libggml.so.z", "llama_cpp/lib/libggml-base.so.z"),
     *("llama_cpp/lib/libstdc++.so.z", "llama_cpp/lib/libgomp.so.z"),
     f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
-    *(GRAMMAR_ARCHIVE, NUMPY_ARCHIVE),
+    *(GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE),
     "ssl.xz",
     "markupsafe/_speedups.so",
 }
@@ -52,6 +53,7 @@ def freeze() -> Path:
     _pack_variants()
     _pack_grammar_library()
     shutil.copyfile(numpy_core.core(), WORK / NUMPY_ARCHIVE)
+    (WORK / LOOPS_ARCHIVE).write_bytes(packed_loops())
     shutil.copyfile(bootloader(), WORK / "bootloader")
     pyinstaller = [venv_python(), "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR"]
     folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]

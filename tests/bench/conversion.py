@@ -1,110 +1,178 @@
-"""How fast a SafeTensors folder becomes a GGUF, beside copying the same bytes, and how much memory that takes.
+"""How fast a SafeTensors folder becomes a GGUF, beside copying as many bytes, and how much memory that takes.
 
-python -m tests.bench.conversion [--gigabytes 2] [--rounds 3] [--folder /tmp]
+python -m tests.bench.conversion [--layouts plain,fp8-block] [--gigabytes 2] [--rounds 3] [--folder /tmp]
 
-The checkpoint is a Llama with BF16 weights of no meaning. Copy and conversion take turns, and both count until the disk
-has what they wrote.
+The checkpoint is a Llama with weights of no meaning, plain ones in BF16 or quantised ones: one matrix again and again.
+Copy and conversion take turns. The copy reads what the conversion reads and writes as many bytes as it writes, and both
+count until the disk has these. `--sparse` leaves the weights out of the file, which is then read as zeros: for
+checkpoints that are larger than the disk.
 """
 
 import argparse
 import json
 import os
-import resource
-import shutil
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tests.bench.peers import shimmy_program
-from tests.tiny_checkpoints import LLAMA_CONFIG, N_VOCAB, write_tokenizer
+from tests.quantised_llama import LAYOUTS, Layout, fp8_block, mlx
+from tests.tiny_checkpoints import LLAMA_CONFIG, N_VOCAB, Weights, write_tokenizer
 
-HIDDEN, FEED_FORWARD, N_HEADS, N_KV_HEADS = 2048, 8192, 32, 8
+SIZE, N_HEADS = 4096, 32  # each matrix of a layer has as many rows as columns
 BLOCK_BYTES = 1 << 22
+MATRICES = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+PLAIN = "plain"
+QUANTISED: Mapping[str, tuple[Layout, dict[str, Any]]] = {
+    **LAYOUTS,
+    "fp8-block": (partial(fp8_block, block=(128, 128)), {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+    "mlx-8": (partial(mlx, bits=8), {"bits": 8, "group_size": 32}),
+}
 
 
-def write_large_llama(folder: Path, n_bytes: int) -> Path:
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a copy or a conversion took."""
+
+    wall_s: float
+    processor_s: float
+    resident_mb: float = 0.0
+
+
+def write_large_llama(folder: Path, layout: str, n_bytes: int, *, is_sparse: bool = False) -> Path:
     """A folder of about `n_bytes`; returns the file with its tensors."""
-    kv_rows = HIDDEN // N_HEADS * N_KV_HEADS
-    layer = {
-        "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (kv_rows, HIDDEN),
-        "self_attn.v_proj": (kv_rows, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-        "mlp.gate_proj": (FEED_FORWARD, HIDDEN), "mlp.up_proj": (FEED_FORWARD, HIDDEN),
-        "mlp.down_proj": (HIDDEN, FEED_FORWARD), "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,),
-    }  # fmt: skip
-    n_layers = max(1, n_bytes // sum(2 * prod(shape) for shape in layer.values()))
-    shapes = {"model.embed_tokens": (N_VOCAB, HIDDEN), "model.norm": (HIDDEN,)}
-    shapes |= {f"model.layers.{n}.{name}": shape for n in range(n_layers) for name, shape in layer.items()}
-    entries, end = {}, 0
-    for name, shape in shapes.items():
-        entries[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + 2 * prod(shape)]}
-        end += 2 * prod(shape)
-    header = json.dumps(entries).encode()
-    block = bytes(byte & 0x3F for byte in os.urandom(BLOCK_BYTES))  # small numbers, and no NaN
+    config: dict[str, Any] = {}
+    if layout == PLAIN:
+        stored = {"weight": _brain_floats(SIZE, SIZE)}
+    else:
+        write, settings = QUANTISED[layout]
+        stored, _ = write(np.random.default_rng(0), SIZE, SIZE)
+        config = dict.fromkeys(("quantization", "quantization_config") if "mlx" in layout else ("quantization_config",))
+        config = dict.fromkeys(config, settings)
+    n_layers = max(1, n_bytes // (len(MATRICES) * sum(len(weights.data) for weights in stored.values())))
+    tensors = {"model.embed_tokens.weight": _brain_floats(N_VOCAB, SIZE), "model.norm.weight": _brain_floats(SIZE)}
+    for layer in range(n_layers):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{layer}.{name}.weight"] = tensors["model.norm.weight"]
+        for name in MATRICES:
+            tensors |= {f"model.layers.{layer}.{name}.{part}": weights for part, weights in stored.items()}
     path = folder / "model.safetensors"
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for start in range(0, end, BLOCK_BYTES):
-            file.write(block[: min(BLOCK_BYTES, end - start)])
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": FEED_FORWARD, "num_hidden_layers": n_layers}
-    heads = {"num_attention_heads": N_HEADS, "num_key_value_heads": N_KV_HEADS, "tie_word_embeddings": True}
-    (folder / "config.json").write_text(json.dumps(LLAMA_CONFIG | sizes | heads | {"torch_dtype": "bfloat16"}))
+    _write(path, tensors, is_sparse=is_sparse)
+    sizes = {"hidden_size": SIZE, "intermediate_size": SIZE, "num_hidden_layers": n_layers}
+    heads = {"num_attention_heads": N_HEADS, "num_key_value_heads": N_HEADS, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(LLAMA_CONFIG | sizes | heads | {"torch_dtype": "bfloat16"} | config))
     write_tokenizer(folder)
     return path
 
 
-def timed_copy(source: Path, target: Path) -> float:
-    started_s = time.perf_counter()
-    with source.open("rb") as reader, target.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, BLOCK_BYTES)
-    _sync(target)
-    return time.perf_counter() - started_s
+def _brain_floats(*shape: int) -> Weights:
+    """Small numbers, and no NaN."""
+    block = bytes(byte & 0x3F for byte in os.urandom(1 << 12))
+    n_bytes = 2 * prod(shape)
+    return Weights(shape, (block * (n_bytes // len(block) + 1))[:n_bytes], "BF16")
 
 
-def timed_conversion(folder: Path, target: Path) -> float:
-    started_s = time.perf_counter()
-    subprocess.run([shimmy_program(), "convert", folder, "-o", target], check=True, stdout=subprocess.DEVNULL)
-    _sync(target)
-    return time.perf_counter() - started_s
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
+def _write(path: Path, tensors: Mapping[str, Weights], *, is_sparse: bool) -> None:
+    """As `encode_safetensors` has it, but not in memory."""
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        offsets = [end, end + len(tensor.data)]
+        entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+        end = offsets[1]
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for tensor in tensors.values():
+            if is_sparse and len(tensor.data) >= BLOCK_BYTES:
+                file.seek(len(tensor.data), os.SEEK_CUR)
+            else:
+                file.write(tensor.data)
+        file.truncate(8 + len(header) + end)
         os.fsync(file)
 
 
+def copied(source: Path, target: Path, n_bytes: int) -> Spent:
+    """Read all of `source` and write `n_bytes` of it."""
+    times = os.times()
+    started_s = time.perf_counter()
+    n_read = n_written = 0
+    with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+        while block := reader.read(BLOCK_BYTES):
+            n_read += len(block)
+            while left := min(len(block), n_bytes * n_read // source.stat().st_size - n_written):
+                n_written += writer.write(memoryview(block)[:left])
+        os.fsync(writer)
+    wall_s = time.perf_counter() - started_s
+    now = os.times()
+    return Spent(wall_s, now.user + now.system - times.user - times.system)
+
+
+def converted(folder: Path, target: Path) -> Spent:
+    started_s = time.perf_counter()
+    with subprocess.Popen([shimmy_program(), "convert", folder, "-o", target], stdout=subprocess.DEVNULL) as child:
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"the conversion of `{folder}` failed")
+    with target.open("rb") as file:
+        os.fsync(file)
+    wall_s = time.perf_counter() - started_s
+    return Spent(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)
+
+
 def main() -> int:
+    names = [PLAIN, *QUANTISED]
     parser = argparse.ArgumentParser(prog="python -m tests.bench.conversion", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--layouts", default=PLAIN, help=f"`all`, or some of {', '.join(names)}, with commas")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured")
+    parser.add_argument("--sparse", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as text:
-        folder = Path(text) / "checkpoint"
-        folder.mkdir()
-        source = write_large_llama(folder, int(options.gigabytes * 1e9))
-        _sync(source)
-        n_bytes = source.stat().st_size
-        copies, conversions = [], []
-        for _ in range(options.rounds):
-            copies.append(timed_copy(source, Path(text) / "copy"))
-            (Path(text) / "copy").unlink()
-            conversions.append(timed_conversion(folder, Path(text) / "made.gguf"))
-            (Path(text) / "made.gguf").unlink()
-    ratios = [copy / conversion for copy, conversion in zip(copies, conversions, strict=True)]
-    print(f"{n_bytes / 1e9:.2f} GB; copied in {_seconds(copies)}, converted in {_seconds(conversions)}")
-    print(f"speed beside a copy: median {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
-    most_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
-    print(f"most memory of a conversion: {most_mb:.0f} MB resident")
+    print(
+        "| layout | read, GB | written, GB | copied, GB/s | converted, GB/s | beside a copy | in processor time | MB |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for layout in names if options.layouts == "all" else options.layouts.split(","):
+        print(_row(layout, options), flush=True)
     return 0
 
 
-def _seconds(durations_s: list[float]) -> str:
-    return f"{statistics.median(durations_s):.2f} s ({min(durations_s):.2f}-{max(durations_s):.2f})"
+def _row(layout: str, options: argparse.Namespace) -> str:
+    with tempfile.TemporaryDirectory(dir=options.folder) as text:
+        folder, copy, made = (Path(text, name) for name in ("checkpoint", "copy", "made.gguf"))
+        folder.mkdir()
+        source = write_large_llama(folder, layout, int(options.gigabytes * 1e9), is_sparse=options.sparse)
+        pairs = []
+        for _ in range(options.rounds):
+            conversion = converted(folder, made)
+            n_bytes = made.stat().st_size
+            made.unlink()
+            pairs.append((copied(source, copy, n_bytes), conversion))
+            copy.unlink()
+        n_read = source.stat().st_size
+    speeds = [n_bytes / 1e9 / statistics.median(pair[index].wall_s for pair in pairs) for index in (0, 1)]
+    ratios = sorted(copy_.wall_s / conversion.wall_s for copy_, conversion in pairs)
+    processor = statistics.median(copy_.processor_s / conversion.processor_s for copy_, conversion in pairs)
+    return (
+        f"| {layout} | {n_read / 1e9:.2f} | {n_bytes / 1e9:.2f} | {speeds[0]:.2f} | {speeds[1]:.2f} "
+        f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) | {processor:.2f} "
+        f"| {max(conversion.resident_mb for _, conversion in pairs):.0f} |"
+    )
 
 
 if __name__ == "__main__":

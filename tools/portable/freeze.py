@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, NUMPY_ARCHIVE
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
 from tools import numpy_core, openssl, variants
 from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader
 from tools.engine import engine_sources
@@ -17,7 +17,7 @@ from tools.freeze import check_contents
 from tools.module_archive import COMPILER_SETTINGS
 from tools.papers import LICENSES, SBOM, SIZES, beside
 from tools.portable.c_library import c_library
-from tools.portable.compiler import compiler, tools_environment
+from tools.portable.compiler import compiler, tools_environment, zig_version
 from tools.portable.contents import read_elf_files
 from tools.portable.elf import ElfFile
 from tools.portable.engine import LIBRARIES, engine
@@ -30,6 +30,7 @@ from tools.portable.python import VERSION, python
 from tools.portable.target import BUILD_MACHINE, Target
 from tools.portable.weak_versions import newer_versions
 from tools.steps import DIST, ROOT, WORK, BuildError, key_of, key_of_files, run, say
+from tools.weight_loops import loops_key, packed_loops
 
 LIMIT_BYTES = 17_000_000
 
@@ -46,7 +47,7 @@ FILES = {
     *(f"libc/{name}.so" for name in ("ld", "libc", "libdl", "libm", "libnss_dns", "libnss_files", "libpthread")),
     *(f"libc/{name}.so" for name in ("libresolv", "librt", "libutil")),
     f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
-    *(GRAMMAR_ARCHIVE, NUMPY_ARCHIVE),
+    *(GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE),
 }
 
 
@@ -109,6 +110,7 @@ def _collect_parts(target: Target) -> Path:
     shutil.copytree(c_library(target), parts / "libc")
     found = variants.read_libraries(libraries)
     grammars, arithmetic = grammar_library(target), core(target).read_bytes()
+    chosen = compiler(target.glibc_triple)
     archives: dict[str, tuple[str, Callable[[], bytes]]] = {
         variants.ARCHIVE_NAME: (key_of(*sorted(found), *found.values()), lambda: variants.pack(found)),
         "ssl.xz": (
@@ -117,6 +119,10 @@ def _collect_parts(target: Target) -> Path:
         ),
         GRAMMAR_ARCHIVE: (key_of(grammars), lambda: lzma.compress(grammars, preset=9 | lzma.PRESET_EXTREME)),
         NUMPY_ARCHIVE: (key_of(arithmetic), lambda: numpy_core.packed(arithmetic, target.machine)),
+        LOOPS_ARCHIVE: (
+            key_of(loops_key(), zig_version()),
+            lambda: packed_loops([chosen.cc], **chosen.environment),
+        ),
     }
     for name, (key, pack) in archives.items():
         shutil.copy(_packed_once(target.folder / "packed" / f"{key}-{name}", pack), parts / name)

@@ -9,9 +9,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts import loops
 from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS, ROUNDED, Holding
 
 Floats: TypeAlias = NDArray[np.float32]
+Halves: TypeAlias = NDArray[np.float16]
 Bytes: TypeAlias = NDArray[np.uint8]
 Codes: TypeAlias = NDArray[np.signedinteger[Any]]  # of 8 bits where they are enough, else of 16
 Index: TypeAlias = NDArray[np.int64]
@@ -35,18 +37,24 @@ class Weights(Protocol):
     def values(self) -> Floats:
         """[rows, row length]."""
 
+    def halves(self) -> Halves:
+        """The same in F16; raises BadValuesError for a number that is too large."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plain:
     """Weights that are numbers already."""
 
-    numbers: NDArray[np.floating[Any]]  # [rows, row length]; in F16 where that is exact
+    numbers: Floats  # [rows, row length]
 
     def taken(self, rows: Any) -> "Plain":
         return Plain(self.numbers[rows])
 
     def values(self) -> Floats:
-        return self.numbers.astype(np.float32, copy=False)
+        return self.numbers
+
+    def halves(self) -> Halves:
+        return halves(self.numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,13 @@ class Integers:
         if self.factor is not None:
             found *= self.factor
         return found
+
+    def halves(self) -> Halves:
+        if self.factor is not None:
+            return halves(self.values())
+        if self.groups is not None:
+            return _not_too_large(loops.scaled_halves(self.codes, self.scales, self.groups))
+        return _not_too_large(loops.affine_halves(self.codes, self.scales))
 
     def block_scales(self) -> Floats:
         """[rows, blocks]: the scale of each block of 32 columns, which all have the same."""
@@ -97,6 +112,9 @@ class Affine:
         runs += self.biases[:, :, None]
         return found
 
+    def halves(self) -> Halves:
+        return _not_too_large(loops.affine_halves(self.codes, self.scales, self.biases))
+
 
 @dataclass(frozen=True, slots=True)
 class FourBitFloats:
@@ -114,35 +132,43 @@ class FourBitFloats:
         grouped(found, self.scales)[...] *= self.scales[:, :, None]
         return found
 
+    def halves(self) -> Halves:
+        return halves(self.values())
+
 
 @dataclass(frozen=True, slots=True)
 class LookedUp:
     """`tables[places][codes]`: where groups are large, to multiply and round a table of all codes is less work."""
 
     codes: Bytes  # [rows, row length]
-    tables: Floats  # [tables, 256]; not finite for codes that do not occur
+    tables: Floats  # [tables, codes]
     places: Index  # [rows, groups]: which table
 
     def taken(self, rows: Any) -> "LookedUp":
         return replace(self, codes=self.codes[rows], places=self.places[rows])
 
     def values(self) -> Floats:
-        found: Floats = self.tables.reshape(-1)[self._index()]
+        found: Floats = self.among(self.tables)
         return found
 
-    def halves(self) -> NDArray[np.float16]:
-        """The values in F16. Raises BadValuesError for one that is too large."""
-        with np.errstate(over="ignore"):
-            tables = self.tables.astype(np.float16)
-        if np.isinf(tables).any():
-            raise BadValuesError("one of its weights is too large")
-        found: NDArray[np.float16] = tables.reshape(-1)[self._index()]
+    def halves(self) -> Halves:
+        found: Halves = self.among(halves(self.tables))
         return found
 
-    def _index(self) -> NDArray[Any]:
-        places = (self.places * 256).astype(np.uint16 if self.tables.size <= 1 << 16 else np.uint32)
-        index: NDArray[Any] = grouped(self.codes, places) + places[:, :, None]
-        return index.reshape(self.codes.shape)
+    def among(self, tables: NDArray[Any]) -> NDArray[Any]:
+        """The values out of tables with the same numbers in another type."""
+        return loops.looked_up(self.codes, tables, self.places)
+
+
+def halves(numbers: Floats) -> Halves:
+    """The nearest numbers in F16; raises BadValuesError for one that is too large."""
+    return _not_too_large(loops.halves(numbers))
+
+
+def _not_too_large(found: Halves | None) -> Halves:
+    if found is None:
+        raise BadValuesError("one of its weights is too large")
+    return found
 
 
 def grouped(numbers: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
@@ -170,10 +196,7 @@ def runs_of_columns(n_columns: int, group: int, stored: Index | None, n_groups: 
 
 def less_zeros(codes: Codes, zeros: Codes, groups: Index | None) -> None:
     """Take the zero point of its group, [rows, groups], off each code, [rows, columns]."""
-    if groups is None:
-        grouped(codes, zeros)[...] -= zeros[:, :, None]
-    else:
-        codes -= zeros[:, groups]
+    loops.subtract(codes, zeros, groups)
 
 
 def in_blocks(groups: Index | None, n_columns: int, group: int) -> bool:
@@ -205,8 +228,10 @@ def rounding_error(scales: Floats, *, tiny: bool = False) -> float | None:
 
     With `tiny`, numbers below 2^-14 may be off by 2^-25 instead, where there are larger ones beside them.
     """
-    with np.errstate(over="ignore"):
-        is_exact = scales.astype(np.float16).astype(np.float32) == scales
+    halves = loops.halves(scales)
+    if halves is None:
+        return None
+    is_exact = halves.astype(np.float32) == scales
     if is_exact.all():
         return 0.0
     sizes = np.abs(scales[~is_exact])

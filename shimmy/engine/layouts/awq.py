@@ -6,12 +6,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts import loops
 from shimmy.engine.layouts.arrays import Codes, Integers, checked_scales, hold_integers, less_zeros
 from shimmy.formats.quantised.stored import Holding, integer_type
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
-
-_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of its eight columns each four bits of a word are
 
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
@@ -33,8 +32,4 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
 
 def _unpacked(stored: NDArray[Any], n_rows: int) -> Codes:
     """[rows, n] out of [n, words]."""
-    words = np.ascontiguousarray(stored.T).view(np.uint32)
-    found = np.empty((words.shape[0], 8, words.shape[1]), np.int8)
-    for index, row in enumerate(_ORDER):
-        found[:, row] = words >> np.uint32(4 * index) & np.uint32(15)
-    return found.reshape(-1, words.shape[1])[:n_rows]
+    return loops.awq_rows(loops.transposed(stored))[:n_rows]

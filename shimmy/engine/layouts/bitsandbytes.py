@@ -14,13 +14,14 @@ from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Floats,
     Integers,
+    LookedUp,
     Plain,
     Weights,
     checked_scales,
-    grouped,
     hold_floats,
     hold_integers,
 )
+from shimmy.engine.layouts.loops import nibbles
 from shimmy.formats.quantised.stored import Holding, integer_type
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -42,17 +43,15 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     if options["bits"] == 8:
         return Integers(arrays["codes"].astype(np.int16), arrays["scales"].reshape(-1, 1), factor=_INVERSE)
     packed, n_columns = arrays["codes"].reshape(-1).view(np.uint8), options["n_columns"]
-    pairs = np.empty((256, 2), np.float32)
-    pairs[:, 0] = np.repeat(arrays["table"], 16)
-    pairs[:, 1] = arrays["table"][np.arange(256) & 15]
     n = len(packed) * 2 // n_columns * n_columns
-    found: Floats = pairs.view(np.uint64).reshape(-1)[packed].view(np.float32)[:n]
-    sizes = _sizes(arrays, options)
-    if n % options["block"] == 0:
-        grouped(found, sizes)[...] *= sizes[:, None]
-    else:
-        found *= np.repeat(sizes, options["block"])[:n]
-    return Plain(found.reshape(-1, n_columns))
+    codes = nibbles(packed, high_first=True)[:n].reshape(-1, n_columns)
+    table, sizes = arrays["table"], _sizes(arrays, options)
+    if n_columns % options["block"] == 0:
+        tables: Floats = table * sizes[: n // options["block"], None]
+        return LookedUp(codes, tables, np.arange(len(tables)).reshape(len(codes), -1))
+    found: Floats = table[codes]
+    found *= np.repeat(sizes, options["block"])[:n].reshape(found.shape)
+    return Plain(found)
 
 
 def _sizes(arrays: Arrays, options: Mapping[str, int]) -> Floats:

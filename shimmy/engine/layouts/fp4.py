@@ -14,8 +14,8 @@ from shimmy.engine.layouts.arrays import (
     hold_floats,
     powers_of_two,
 )
-from shimmy.engine.layouts.bits import nibbles
 from shimmy.engine.layouts.fp8 import e4m3
+from shimmy.engine.layouts.loops import nibbles
 from shimmy.formats.quantised.stored import Holding
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]

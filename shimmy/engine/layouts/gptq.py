@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts import loops
 from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Codes,
@@ -40,8 +41,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
     """`codes` is [words, rows]."""
     groups = _groups(arrays, options)
-    words = np.ascontiguousarray(arrays["codes"].T).view(np.uint32)
-    codes = unpacked(words, options["bits"], options["n_columns"])
+    codes = unpacked(loops.transposed(arrays["codes"]), options["bits"], options["n_columns"])
     less_zeros(codes, _zeros(arrays, options).T, groups)
     return Integers(codes, np.ascontiguousarray(arrays["scales"].T), groups)
 

@@ -15,11 +15,12 @@ from shimmy.engine.layouts.arrays import BadValuesError, Weights
 from shimmy.formats.convert.transforms import TensorOutput, Transform
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredRows
-from shimmy.formats.safetensors.checkpoint import TensorReader
+from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 
 CHUNK_ELEMENTS = 1 << 20
 MAX_CHUNK_ELEMENTS = 1 << 26  # of any model: far above real ones, and 300 MB
-_READS = 4  # a chunk of what lies in columns is so many times as large, since each of its columns is a read
+_PASSES = 8  # a chunk of what lies in columns is so many times as large, since for each one all columns are read
+_READ_BYTES = 1 << 14  # what can be read in the time that it takes to ask for it
 
 _DTYPES = {
     "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E8M0": "u1", "I32": "<u4", "U32": "<u4", "I64": "<i8",
@@ -89,7 +90,7 @@ def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Itera
         raise Unconvertible(
             f"its rows of {matrix.shape[1]} weights can only be read {step} at once, which are too many"
         )
-    n_elements = CHUNK_ELEMENTS * (_READS if matrix.parts["codes"].along == 1 else 1)
+    n_elements = CHUNK_ELEMENTS * (_PASSES if matrix.parts["codes"].along == 1 else 1)
     step *= max(1, n_elements // (step * matrix.shape[1]))
     for start in range(first, end, step):
         yield start, min(start + step, end)
@@ -117,16 +118,29 @@ def _read(part: Part, start: int, end: int, reader: TensorReader) -> NDArray[Any
         first, last = start * part.items // part.rows, min(-(-end * part.items // part.rows), tensor.shape[part.along])
         n_bytes = tensor.n_bytes // math.prod(tensor.shape[: part.along + 1])  # of one item
         shape = (*tensor.shape[: part.along], last - first, *tensor.shape[part.along + 1 :])
-        n_runs, length = math.prod(tensor.shape[: part.along]), (last - first) * n_bytes
-        found = _bytes(n_runs * length)
-        view = found.data
-        for run in range(n_runs):
-            offset = (run * tensor.shape[part.along] + first) * n_bytes
-            reader.read(tensor, offset, view[run * length : (run + 1) * length])
+        n_lines = math.prod(tensor.shape[: part.along])
+        found = _columns(tensor, n_lines, first * n_bytes, last * n_bytes, reader)
     array = found.view(dtype).reshape(shape)
     if tensor.dtype == "BF16":
         return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array.astype(np.float32) if tensor.dtype == "F16" else array
+
+
+def _columns(tensor: CheckpointTensor, n_lines: int, start: int, end: int, reader: TensorReader) -> NDArray[np.uint8]:
+    """Bytes `start` to `end` of each of the equally long lines of a tensor."""
+    line, length = tensor.n_bytes // n_lines, end - start
+    found = _bytes(n_lines * length)
+    rows, view = found.reshape(n_lines, length), found.data
+    if n_lines == 1 or line - length > _READ_BYTES:
+        for index in range(n_lines):
+            reader.read(tensor, index * line + start, view[index * length : (index + 1) * length])
+        return found
+    n_together = max(1, CHUNK_ELEMENTS // line)
+    for index in range(0, n_lines, n_together):
+        lines = _bytes(min(n_together, n_lines - index) * line)
+        reader.read(tensor, index * line, lines.data)
+        rows[index : index + n_together] = lines.reshape(-1, line)[:, start:end]
+    return found
 
 
 def _bytes(n: int) -> NDArray[np.uint8]:

@@ -52,6 +52,7 @@ def holding(matrix: StoredMatrix) -> Holding:
         return unpack.holding(output_of(matrix), reader)
 
 
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize("name", CASES)
 def test_weights_are_what_the_layouts_own_library_reads(name: str, tmp_path: Path) -> None:
     """To the last bit of F32."""
@@ -59,6 +60,7 @@ def test_weights_are_what_the_layouts_own_library_reads(name: str, tmp_path: Pat
     assert hashlib.sha256((read + np.float32(0)).tobytes()).hexdigest() == CASES[name]["sha256"]
 
 
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize("name", CASES)
 def test_the_type_of_the_gguf_holds_the_weights(name: str, tmp_path: Path) -> None:
     matrix = found(name, tmp_path)

@@ -22,6 +22,7 @@ _WHAT = {
     "llama_cpp/lib/libggml.so.z": "llama.cpp",
     "llguidance.xz": "grammars and JSON schemas",
     "numpy.xz": "arithmetic for quantised SafeTensors",
+    "weight-loops.xz": "loops over quantised SafeTensors",
     "ssl.xz": "OpenSSL",
     "markupsafe/_speedups.so": "escaping in chat templates",
     "shimmy.inner": "inner bootloader, which starts Python",

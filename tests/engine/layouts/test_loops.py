@@ -1,0 +1,65 @@
+"""The loops in C against the same ones in numpy, to the bit; and what they refuse before any of it runs."""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shimmy.engine.layouts import loops
+from tests.loop_operations import results
+
+
+def test_the_library_gives_what_numpy_gives(library: ctypes.CDLL) -> None:
+    found, expected = results(library), results(None)
+    assert len(found) > 80
+    assert {name: (found[name], expected[name]) for name in expected if found[name] != expected[name]} == {}
+    assert "None" in found.values()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_numbers_in_f16_are_the_nearest_ones() -> None:
+    """Every number of F16, and what lies halfway between it and the next one."""
+    exact = np.arange(0x7C00, dtype=np.uint16).view(np.float16)
+    found = loops.halves(exact.astype(np.float32))
+    assert found is not None
+    assert (found.view(np.uint16) == exact.view(np.uint16)).all()
+    wide = exact.astype(np.float32)
+    between = (wide[:-1] + wide[1:]) / np.float32(2)
+    found = loops.halves(-between)
+    assert found is not None
+    low = np.arange(0x7BFF, dtype=np.uint16)
+    assert (found.view(np.uint16) == 0x8000 + low + (low & 1)).all()  # to the even one
+
+
+@pytest.mark.usefixtures("loaded")
+def test_what_does_not_fit_together_is_refused() -> None:
+    codes = np.zeros((4, 32), np.uint8)
+    tables = np.zeros((2, 16), np.float32)
+    for wrong in (-1, 2):
+        with pytest.raises(IndexError):
+            loops.looked_up(codes, tables, np.full((4, 1), wrong))
+        with pytest.raises(IndexError):
+            loops.subtract(codes.view(np.int8), np.zeros((4, 2), np.int8), np.full(32, wrong))
+        with pytest.raises(IndexError):
+            loops.scaled_halves(codes.view(np.int8), np.zeros((4, 2), np.float32), np.full(32, wrong))
+    with pytest.raises(IndexError):
+        loops.looked_up(codes + np.uint8(16), tables, np.zeros((4, 1), np.int64))
+    for shape in ((4, 5), (5, 1)):
+        with pytest.raises(ValueError, match="reshape"):
+            loops.looked_up(codes, tables, np.zeros(shape, np.int64))
+        with pytest.raises(ValueError, match="reshape"):
+            loops.affine_halves(codes.view(np.int8), np.zeros(shape, np.float32))
+        with pytest.raises(ValueError, match=r"reshape|not those of"):
+            loops.subtract(codes.view(np.int8), np.zeros(shape, np.int8))
+    with pytest.raises(ValueError, match="no blocks"):
+        loops.blocks("Q4_0", np.zeros((5, 2), np.uint8), codes)
+    with pytest.raises(ValueError, match="no blocks"):
+        loops.blocks("NVFP4", np.zeros((2, 2), np.uint8), codes)
+
+
+def test_without_the_library_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loops, "LOOPS_LIBRARY", str(tmp_path / "none.so"))
+    assert loops._load() is None
+    (tmp_path / "none.so").write_bytes(b"\x7fELF, but no library")
+    assert loops._load() is None

@@ -1,0 +1,49 @@
+"""The library of loops over quantised weights: one C file, compiled once for any processor of a machine.
+
+Knows how it is compiled, for this machine or, by tools/portable, for others. What the loops do stands in
+tools/kernels/weight_loops.c, and who calls them in shimmy/engine/layouts/loops.py.
+"""
+
+import lzma
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from shimmy.engine.llama.unpack_libraries import LOOPS_LIBRARY
+from tools.engine import library_folder
+from tools.steps import VENV, Stamp, key_of, key_of_files, run
+
+SOURCE = Path(__file__).with_name("kernels") / "weight_loops.c"
+# Without the sixth, a processor that can would round a sum of a product once, where the layouts' own libraries round
+# twice. The fifth lets compilers use vectors for comparisons.
+OPTIONS = (
+    *("-std=c99", "-O3", "-g0", "-fPIC", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"),
+    *("-shared", "-s"),
+)
+
+
+def loops_key() -> str:
+    """Names what the library depends on beside the compiler."""
+    return key_of(*OPTIONS, key_of_files([SOURCE]))
+
+
+def compile_loops(target: Path, compiler: Sequence[str | Path] = ("cc",), **environment: str) -> Path:
+    """Compile the library to `target`, with a compiler and its own options; takes a second."""
+    run([*compiler, *OPTIONS, f"-ffile-prefix-map={SOURCE.parent}=.", "-o", target, SOURCE], **environment)
+    return target
+
+
+def install_loops(venv: Path = VENV) -> None:
+    """Put the library beside the engine of an environment, where the source tree looks for it."""
+    place = library_folder(venv) / LOOPS_LIBRARY
+    stamp = Stamp(venv / "weight-loops-stamp", loops_key())
+    if not stamp.holds() or not place.exists():
+        compile_loops(place)
+        stamp.write()
+
+
+def packed_loops(compiler: Sequence[str | Path] = ("cc",), **environment: str) -> bytes:
+    """The library as it lies in the frozen file."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_loops(Path(folder, LOOPS_LIBRARY), compiler, **environment)
+        return lzma.compress(library.read_bytes(), preset=9 | lzma.PRESET_EXTREME)
