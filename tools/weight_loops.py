@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shimmy.engine.llama.unpack_libraries import LOOPS_LIBRARY
-from tools.engine import library_folder
 from tools.steps import VENV, Stamp, key_of, key_of_files, run
 
 SOURCE = Path(__file__).with_name("kernels") / "weight_loops.c"
@@ -34,8 +33,8 @@ def compile_loops(target: Path, compiler: Sequence[str | Path] = ("cc",), **envi
 
 
 def install_loops(venv: Path = VENV) -> None:
-    """Put the library beside the engine of an environment, where the source tree looks for it."""
-    place = library_folder(venv) / LOOPS_LIBRARY
+    """Put the library into an environment, where the source tree looks for it."""
+    place = venv / "lib" / LOOPS_LIBRARY
     stamp = Stamp(venv / "weight-loops-stamp", loops_key())
     if not stamp.holds() or not place.exists():
         compile_loops(place)

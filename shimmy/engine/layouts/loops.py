@@ -5,9 +5,9 @@ is missing or cannot be loaded, numpy does the work; the tests compare both. Kno
 """
 
 import ctypes
-import importlib.util
 import logging
 import lzma
+import sys
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,9 +36,7 @@ def _load() -> ctypes.CDLL | None:
             data = lzma.decompress(unpacked_folder.part(LOOPS_ARCHIVE).read_bytes())
             with in_memory("weight_loops", data) as path:
                 return ctypes.CDLL(path)
-        spec = importlib.util.find_spec("llama_cpp")
-        folders = spec.submodule_search_locations if spec is not None else None
-        return ctypes.CDLL(str(Path(folders[0], "lib", LOOPS_LIBRARY))) if folders else None
+        return ctypes.CDLL(str(Path(sys.prefix, "lib", LOOPS_LIBRARY)))
     except (OSError, lzma.LZMAError) as exc:
         logger.info("conversions take longer, as the library for them cannot be loaded: %s", exc)
         return None

@@ -4,22 +4,28 @@ Knows files and chunks. What the numbers mean is known by the modules of this fo
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shimmy.engine.layouts import awq, bitsandbytes, fp4, fp8, gguf_blocks, gptq, mlx, packed
-from shimmy.engine.layouts.arrays import BadValuesError, Weights
+from shimmy.engine.layouts.arrays import BadValuesError, Bytes, Weights
 from shimmy.formats.convert.transforms import TensorOutput, Transform
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredRows
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
+from shimmy.system.cpu import n_physical_cores
 
 CHUNK_ELEMENTS = 1 << 20
 MAX_CHUNK_ELEMENTS = 1 << 26  # of any model: far above real ones, and 300 MB
-_PASSES = 8  # a chunk of what lies in columns is so many times as large, since for each one all columns are read
+MAX_ELEMENTS_AHEAD = 1 << 24  # in chunks that are computed at once: less than 200 MB
+MAX_THREADS = 4
+_PASSES = 4  # a chunk of what lies in columns is so many times as large, since for each one all columns are read
 _READ_BYTES = 1 << 14  # what can be read in the time that it takes to ask for it
 
 _DTYPES = {
@@ -65,23 +71,48 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
         return
     for rows in output.stored:
         with _Named(output):
-            for weights in _weights(rows, output, reader):
-                yield gguf_blocks.encode(weights, output.info.kind).data
+            yield from _in_turn(_computations(rows, output, reader), _n_ahead(rows, output))
 
 
-def _weights(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Weights]:
-    matrix, is_permuted = rows.matrix, output.transform is Transform.PERMUTE
-    n_head_rows = rows.n_rows // output.n_heads if is_permuted else 1
-    end = rows.first + rows.n_rows * rows.stride
-    for start, stop in _steps(matrix, rows.first, end, n_head_rows * rows.stride):
-        found = _LAYOUTS[matrix.layout].rows(_arrays(matrix, start, stop, reader), matrix.options)
-        if rows.stride > 1:
-            found = found.taken(slice(None, None, rows.stride))
-        if is_permuted:
+def _in_turn(computations: Iterable[Callable[[], Bytes]], n_ahead: int) -> Iterator[memoryview]:
+    """The results in order. Threads compute `n_ahead` of them, while this one reads on and the caller writes."""
+    with ThreadPoolExecutor(max(1, n_ahead), "unpack") as threads:
+        begun: deque[Future[Bytes]] = deque()
+        for computation in computations:
+            begun.append(threads.submit(computation))
+            if len(begun) > n_ahead:
+                yield begun.popleft().result().data
+        for one in begun:
+            yield one.result().data
+
+
+def _computations(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Callable[[], Bytes]]:
+    """For each chunk of rows what has to be computed, when all of it has been read."""
+    matrix = rows.matrix
+    for start, stop in _chunks_of_rows(rows, output):
+        picked: Any = None if rows.stride == 1 else slice(None, None, rows.stride)
+        if output.transform is Transform.PERMUTE:
             # As `transforms` does it: within each head, rows of both halves take turns.
-            index = np.arange(stop - start).reshape(-1, 2, n_head_rows // 2)
-            found = found.taken(index.transpose(0, 2, 1).reshape(-1))
-        yield found
+            index = np.arange(stop - start).reshape(-1, 2, rows.n_rows // output.n_heads // 2)
+            picked = index.transpose(0, 2, 1).reshape(-1)
+        yield partial(_encoded, matrix, _arrays(matrix, start, stop, reader), picked, output.info.kind)
+
+
+def _chunks_of_rows(rows: StoredRows, output: TensorOutput) -> Iterator[tuple[int, int]]:
+    n_head_rows = rows.n_rows // output.n_heads if output.transform is Transform.PERMUTE else 1
+    end = rows.first + rows.n_rows * rows.stride
+    return _steps(rows.matrix, rows.first, end, n_head_rows * rows.stride)
+
+
+def _n_ahead(rows: StoredRows, output: TensorOutput) -> int:
+    """How many chunks may be computed at once; none where they are so large that one has to be enough."""
+    start, stop = next(_chunks_of_rows(rows, output))
+    return min(n_physical_cores(), MAX_THREADS, MAX_ELEMENTS_AHEAD // ((stop - start) * rows.matrix.shape[1]))
+
+
+def _encoded(matrix: StoredMatrix, arrays: Mapping[str, NDArray[Any]], picked: Any, kind: str) -> Bytes:
+    found = _LAYOUTS[matrix.layout].rows(arrays, matrix.options)
+    return gguf_blocks.encode(found if picked is None else found.taken(picked), kind)
 
 
 def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Iterator[tuple[int, int]]:

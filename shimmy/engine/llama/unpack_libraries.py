@@ -19,7 +19,7 @@ from shimmy.system import files, unpacked_folder
 GRAMMAR_ARCHIVE = "llguidance.xz"
 NUMPY_ARCHIVE = "numpy.xz"
 LOOPS_ARCHIVE = "weight-loops.xz"
-LOOPS_LIBRARY = "libshimmy-weight-loops.so"  # what is packed in it; in a source tree it lies beside the engine
+LOOPS_LIBRARY = "libshimmy-weight-loops.so"  # what is packed in it; in a source tree, in the environment's `lib`
 ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked program
 _SUFFIX = ".z"
 
