@@ -59,9 +59,9 @@ def _operations() -> Iterator[tuple[str, Any]]:
         yield f"nibbles {rows} x {columns}", loops.nibbles(words.view(np.uint8))
         yield f"high nibbles {rows} x {columns}", loops.nibbles(words.view(np.uint8), high_first=True)
     for bits in (2, 3, 5, 6, 7):
-        words = _bytes(bits, 4 * 5 * bits * 3).view(np.uint32).reshape(5, -1)
+        strings = _bytes(bits, 4 * 5 * bits * 3).view(np.uint32).reshape(5, -1)
         for n in (96, 95):
-            yield f"{n} codes of {bits} bits", loops.bit_string(words, bits, n)
+            yield f"{n} codes of {bits} bits", loops.bit_string(strings, bits, n)
     for code_type in (np.int8, np.int16):
         name = np.dtype(code_type).name
         codes = _bytes(1, 6 * 96 * np.dtype(code_type).itemsize).view(code_type).reshape(6, 96)

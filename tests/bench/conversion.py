@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ class Spent:
     resident_mb: float = 0.0
 
 
-def write_large_llama(folder: Path, layout: str, n_bytes: int, *, is_sparse: bool = False) -> Path:
-    """A folder of about `n_bytes`; returns the file with its tensors."""
+def write_large_llama(folder: Path, layout: str, n_bytes: int, *, is_sparse: bool = False) -> None:
+    """Fill a folder with about `n_bytes`."""
     config: dict[str, Any] = {}
     if layout == PLAIN:
         stored = {"weight": _brain_floats(SIZE, SIZE)}
@@ -70,13 +71,11 @@ def write_large_llama(folder: Path, layout: str, n_bytes: int, *, is_sparse: boo
             tensors[f"model.layers.{layer}.{name}.weight"] = tensors["model.norm.weight"]
         for name in MATRICES:
             tensors |= {f"model.layers.{layer}.{name}.{part}": weights for part, weights in stored.items()}
-    path = folder / "model.safetensors"
-    _write(path, tensors, is_sparse=is_sparse)
+    _write(folder / "model.safetensors", tensors, is_sparse=is_sparse)
     sizes = {"hidden_size": SIZE, "intermediate_size": SIZE, "num_hidden_layers": n_layers}
     heads = {"num_attention_heads": N_HEADS, "num_key_value_heads": N_HEADS, "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(LLAMA_CONFIG | sizes | heads | {"torch_dtype": "bfloat16"} | config))
     write_tokenizer(folder)
-    return path
 
 
 def _brain_floats(*shape: int) -> Weights:
@@ -156,7 +155,14 @@ def _row(layout: str, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(dir=options.folder) as text:
         folder, copy, made = (Path(text, name) for name in ("checkpoint", "copy", "made.gguf"))
         folder.mkdir()
-        source = write_large_llama(folder, layout, int(options.gigabytes * 1e9), is_sparse=options.sparse)
+        # By another process: the memory of this one would count as that of those that it starts.
+        arguments = (folder, layout, int(options.gigabytes * 1e9))
+        writer = get_context("spawn").Process(
+            target=write_large_llama, args=arguments, kwargs={"is_sparse": options.sparse}
+        )
+        writer.start()
+        writer.join()
+        (source,) = folder.glob("*.safetensors")
         pairs = []
         for _ in range(options.rounds):
             conversion = converted(folder, made)
