@@ -59,7 +59,8 @@ def quantize(
     finally:
         log.listener = None
     if status != 0:
-        raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {log.reason()}")
+        reason = log.reason().rpartition("failed to quantize: ")[2]  # behind what is said of it on several lines
+        raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {reason}")
 
 
 def _as_given(columns: "Sequence[tuple[str, array[float]]]") -> Any:
