@@ -44,6 +44,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text": ("Gemma3ForCausalLM", {**_GEMMA, "sliding_window": 32, "rope_local_base_freq": 10000.0}),
     "phi3": ("Phi3ForCausalLM", {**_SILU, "original_max_position_embeddings": CONTEXT}),
+    "lfm2": ("Lfm2ForCausalLM", {"norm_eps": 1e-6, "block_ff_dim": F, "block_auto_adjust_ff_dim": False,
+                                 "full_attn_idxs": [1]}),
     "olmo2": ("Olmo2ForCausalLM", _SILU),
     "olmo3": ("Olmo3ForCausalLM", {**_SILU, "sliding_window": 32}),
     "seed_oss": ("SeedOssForCausalLM", {**_SILU, "head_dim": HEAD, "attention_bias": True}),
@@ -54,7 +56,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bert": ("BertModel", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
 }  # fmt: skip
-TIED = {"gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3"}
+TIED = {"lfm2", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3"}
 
 
 def config(model_type: str) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def config(model_type: str) -> dict[str, Any]:
 
 def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Weights]:
     random = Random(seed)
-    shapes = {"gpt2": _gpt2, "bert": _bert}.get(model_type)
+    shapes = {"gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2}.get(model_type)
     found = dict(shapes() if shapes else _decoder(model_type))
     return {name: random_weights(random, shape, dtype) for name, shape in found.items()}
 
@@ -125,6 +127,26 @@ def _feed_forward(model_type: str) -> Shapes:
             yield f"mlp.{name}.weight", shape
             if model_type == "llama":
                 yield f"mlp.{name}.bias", shape[:1]
+
+
+def _lfm2() -> Shapes:
+    yield "model.embed_tokens.weight", (N_VOCAB, E)
+    yield "model.embedding_norm.weight", (E,)
+    for layer in range(LAYERS):
+        block = f"model.layers.{layer}"
+        yield f"{block}.operator_norm.weight", (E,)
+        yield f"{block}.ffn_norm.weight", (E,)
+        for name, shape in (("w1", (F, E)), ("w2", (E, F)), ("w3", (F, E))):
+            yield f"{block}.feed_forward.{name}.weight", shape
+        if layer == 1:
+            for name, shape in (("q_proj", (Q, E)), ("k_proj", (K, E)), ("v_proj", (K, E)), ("out_proj", (E, Q))):
+                yield f"{block}.self_attn.{name}.weight", shape
+            yield f"{block}.self_attn.q_layernorm.weight", (HEAD,)
+            yield f"{block}.self_attn.k_layernorm.weight", (HEAD,)
+        else:
+            yield f"{block}.conv.in_proj.weight", (3 * E, E)
+            yield f"{block}.conv.conv.weight", (E, 1, 3)
+            yield f"{block}.conv.out_proj.weight", (E, E)
 
 
 def _gpt2() -> Shapes:

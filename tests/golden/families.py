@@ -117,6 +117,13 @@ def olmo3(scaling: dict[str, Any] | None = None) -> dict[str, Any]:
     return decoder("Olmo3", sliding_window=16, num_hidden_layers=4, **positions)
 
 
+LFM2 = {
+    "rope_theta": 5000.0,
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "full_attention", "conv", "conv"],
+    "block_multiple_of": 16,
+    "tie_word_embeddings": True,
+}
 GEMMA2 = {
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
@@ -229,6 +236,7 @@ FAMILIES = {
     "olmo2": Family(**decoder("Olmo2", rope_theta=5000.0)),
     "olmo3": Family(**olmo3()),
     "olmo3-yarn": Family(**olmo3(YARN_ATTENTION)),
+    "lfm2": Family(**decoder("Lfm2", **LFM2)),
     "seed-oss": Family(**decoder("SeedOss", rope_theta=5000.0, head_dim=32)),
     "gpt2": Family("GPT2LMHeadModel", {**GPT2, "bos_token_id": BOS, "eos_token_id": EOS}),
     "bert-mean": Family("BertModel", BERT, extra_files=pooling("mean")),
@@ -302,8 +310,11 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
 def as_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
     """In the words of the earlier versions 4, in which most files of the hub are written."""
     config = {("torch_dtype" if key == "dtype" else key): value for key, value in config.items()}
-    if config.pop("layer_types", None) and config["model_type"] == "gemma3_text":
+    kinds = config.pop("layer_types", None)
+    if kinds and config["model_type"] == "gemma3_text":
         config["sliding_window_pattern"] = 6
+    if kinds and config["model_type"] == "lfm2":
+        config["full_attn_idxs"] = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
     return config
 
 

@@ -11,7 +11,7 @@ from shimmy.formats.convert.families import FAMILIES, Row
 from shimmy.formats.convert.hyperparameters import MAX_LAYERS
 
 # What llama.cpp only looks up, without a thought for adapters.
-_UNADAPTED = ("position_embd.weight", "token_types.weight")
+_UNADAPTED = ("position_embd.weight", "token_types.weight", "blk.#.shortconv.conv.weight")
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,4})(?=\.)")
 
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from shimmy.formats.convert import cache
 from shimmy.formats.convert.cache import Converted, Progress
 from shimmy.formats.convert.converted import cache_name
-from shimmy.formats.convert.recipe import Recipe, family_of, recipe, text_config
+from shimmy.formats.convert.families import family_of
+from shimmy.formats.convert.recipe import Recipe, recipe, text_config
 from shimmy.formats.convert.transforms import TensorOutput, chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe

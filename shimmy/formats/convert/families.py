@@ -5,7 +5,7 @@ what src/models/*.cpp computes. A family's own hyperparameters are in `family_pa
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shimmy.formats.convert import family_parameters as parameters
@@ -14,6 +14,8 @@ from shimmy.formats.convert.hyperparameters import (
     MetadataBuilder,
 )
 from shimmy.formats.convert.transforms import Transform
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.safetensors.checkpoint import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Row:
     fused: tuple[str, int, int] | None = None
     stacked: str = ""  # all experts in one tensor of three dimensions, as MLX has them
     is_named_in_full: bool = False  # `source` has no `.weight` behind it
+    layers: str = ""  # of this kind alone, as `layer_types` has them
     takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
 
 
@@ -49,10 +52,13 @@ class Family:
     prefixes: tuple[str, ...] = ("model.language_model.", "language_model.model.", "language_model.", "model.")
     ignored_prefixes: tuple[str, ...] = ()
     ignored_suffixes: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    # The same values by the names that other families have; for a family that has names of its own.
+    renamed: Callable[[Hyperparameters], Hyperparameters] = parameters.same
 
 
 _SILU, _GELU = frozenset(("silu", "swish")), frozenset(("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"))
 _PERMUTE, _TRANSPOSE, _ADD_ONE = Transform.PERMUTE, Transform.TRANSPOSE, Transform.ADD_ONE
+_SQUEEZE = Transform.SQUEEZE
 
 _ENDS = (
     Row("embed_tokens", "token_embd.weight", "VE"),
@@ -133,6 +139,26 @@ _OLMO2 = (
     Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
     *_feed_forward(),
     Row("layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm.weight", "E"),
+)
+
+_LFM2 = (
+    Row("embed_tokens", "token_embd.weight", "VE"),
+    Row("embedding_norm", "token_embd_norm.weight", "E"),  # behind the last layer, for all its name
+    Row("lm_head", "output.weight", "VE"),
+    Row("layers.#.operator_norm", "blk.#.attn_norm.weight", "E"),
+    Row("layers.#.ffn_norm", "blk.#.ffn_norm.weight", "E"),
+    *(
+        replace(row, source=row.source.replace("o_proj", "out_proj"), layers="full_attention")
+        for row in _attention(bias="none")
+    ),
+    Row("layers.#.self_attn.q_layernorm", "blk.#.attn_q_norm.weight", "D", layers="full_attention"),
+    Row("layers.#.self_attn.k_layernorm", "blk.#.attn_k_norm.weight", "D", layers="full_attention"),
+    Row("layers.#.conv.in_proj", "blk.#.shortconv.in_proj.weight", "CE", layers="conv"),
+    Row("layers.#.conv.conv", "blk.#.shortconv.conv.weight", "E1L", _SQUEEZE, layers="conv"),
+    Row("layers.#.conv.out_proj", "blk.#.shortconv.out_proj.weight", "EE", layers="conv"),
+    Row("layers.#.feed_forward.w1", "blk.#.ffn_gate.weight", "FE"),
+    Row("layers.#.feed_forward.w3", "blk.#.ffn_up.weight", "FE"),
+    Row("layers.#.feed_forward.w2", "blk.#.ffn_down.weight", "EF"),
 )
 
 _GPT_OSS_EXPERTS = "layers.#.mlp.experts."
@@ -251,6 +277,12 @@ FAMILIES = (
         {"rms_norm_eps": 1e-5, "sliding_window": 4096},  # versions of transformers do not agree on `rope_theta`
     ),
     Family(
+        "LFM2", "lfm2", _classes("Lfm2")[:1], "lfm2", _LFM2, _SILU, _FREE, parameters.lfm2,
+        {"rope_theta": 1e6, "norm_eps": 1e-5, "conv_L_cache": 3, "block_multiple_of": 256,
+         "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True},
+        renamed=parameters.lfm2_renamed,
+    ),
+    Family(
         "Seed-OSS", "seed_oss", _classes("SeedOss"), "seed_oss",
         (*_ENDS,
          Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
@@ -291,3 +323,17 @@ FAMILIES = (
         prefixes=("bert.",), ignored_prefixes=("pooler.", "cls.", "embeddings.position_ids"), ignored_suffixes=(),
     ),
 )  # fmt: skip
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a model with this `text_config`; raises Unconvertible with the list of all when there is none."""
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if family is None or (name is not None and name not in family.classes):
+        titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
+        raise Unconvertible(
+            f"the architecture `{shown(str(name or model_type))}` is not supported; these are: {titles}. "
+            "It may be there as GGUF already"
+        )
+    return family

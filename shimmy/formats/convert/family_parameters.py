@@ -10,6 +10,7 @@ import math
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_EXPERTS,
+    MAX_LAYERS,
     Hyperparameters,
     MetadataBuilder,
     checked_number,
@@ -181,6 +182,44 @@ def phi3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int])
         draft.computed[f"rope_factors_{kind}.weight"] = numbers
     # llama.cpp takes the long factors for all texts in a context above it, short texts among them.
     draft.cap_context(n_ctx_original, "the engine cannot change between short and long positions within a context")
+
+
+def same(values: Hyperparameters) -> Hyperparameters:
+    """For families whose values have the usual names."""
+    return values
+
+
+def lfm2_renamed(values: Hyperparameters) -> Hyperparameters:
+    """Sizes of feed-forward layers and kinds of layers as other families write them."""
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    kinds = values.names("layer_types")
+    if kinds is None:
+        attend = values.get("full_attn_idxs")
+        if not isinstance(attend, list) or not all(type(layer) is int and 0 <= layer < n_layers for layer in attend):
+            raise wrong("layer_types", values.get("layer_types"))
+        kinds = ["full_attention" if layer in attend else "conv" for layer in range(n_layers)]
+    if len(kinds) != n_layers or set(kinds) - {"full_attention", "conv"}:
+        raise Unconvertible("its `layer_types` has a kind of layer that the engine does not have, or too few layers")
+    width = values.integer("block_ff_dim", "intermediate_size")
+    if values.flag("block_auto_adjust_ff_dim"):
+        multiple = values.integer("block_multiple_of")
+        width = int(values.number("block_ffn_dim_multiplier") * int(2 * width / 3))
+        width = (width + multiple - 1) // multiple * multiple
+    is_tied = values.flag("tie_embedding", default=values.flag("tie_word_embeddings", default=True))
+    changes = {"intermediate_size": width, "layer_types": kinds, "tie_word_embeddings": is_tied}
+    return values.changed({**changes, "rms_norm_eps": values.number("norm_eps")})
+
+
+def lfm2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    _plain_heads(values, sizes)
+    values.require("conv_bias", False, default=False)
+    if (theta := values.get("theta")) is not None and theta != rope_parameters(values).number("rope_theta"):
+        raise wrong("theta", theta)
+    sizes |= {"C": 3 * sizes["E"], "1": 1, "L": values.integer("conv_L_cache", minimum=2, maximum=64)}
+    draft.integer("shortconv.l_cache", sizes["L"])
+    # A layer without keys is one of convolution.
+    attends = [kind == "full_attention" for kind in values.names("layer_types") or ()]
+    draft.integers("attention.head_count_kv", [sizes["N"] if attend else 0 for attend in attends])
 
 
 def olmo2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:

@@ -123,6 +123,12 @@ class MetadataBuilder:
     def flags(self, key: str, values: Iterable[bool]) -> None:
         self.metadata.append((f"{self.architecture}.{key}", GgufType.ARRAY, (GgufType.BOOL, list(values))))
 
+    def integers(self, key: str, values: Iterable[int]) -> None:
+        """A number for each layer, in the place of the one for all."""
+        key = f"{self.architecture}.{key}"
+        self.metadata[:] = [entry for entry in self.metadata if entry[0] != key]
+        self.metadata.append((key, GgufType.ARRAY, (GgufType.INT32, list(values))))
+
     def cap_context(self, n_ctx: int, reason: str) -> None:
         """Serve no more than `n_ctx` tokens, and say so, where more would be computed wrongly without a word."""
         if n_ctx < self.n_ctx:

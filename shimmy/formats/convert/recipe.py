@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shimmy.formats.convert.families import FAMILIES, Family, Row
+from shimmy.formats.convert.families import Family, Row
 from shimmy.formats.convert.family_parameters import gemma_scalar
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
@@ -34,7 +34,10 @@ from shimmy.formats.safetensors.sentence_transformers import MEAN
 CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
 _Pieces = tuple[TensorSlice | StoredRows, ...]
 # llama.cpp adds and multiplies with these in F32 only, as with all that has one dimension.
-_ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias")
+_ALWAYS_F32 = (
+    *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias"),
+    "shortconv.conv.weight",
+)
 # Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
 _SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
 _SCALED_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.weight")
@@ -70,7 +73,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], pooling_type: int | None) -> Recipe:
     """How a checkpoint of `family` with this `text_config` is converted. Raises Unconvertible with the reason."""
     scheme = scheme_of(config, checkpoint)
-    values = Hyperparameters(config, family.defaults)
+    values = family.renamed(Hyperparameters(config, family.defaults))
     draft = MetadataBuilder(family.architecture)
     sizes = _describe(draft, values, family)
     if pooling_type is None and family.architecture == "bert":
@@ -84,20 +87,6 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
         outputs.append(TensorOutput(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
     draft.integer("context_length", draft.n_ctx)
     return Recipe(family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices), zeros)
-
-
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a model with this `text_config`; raises Unconvertible with the list of all when there is none."""
-    model_type, classes = config.get("model_type"), config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
-    if family is None or (name is not None and name not in family.classes):
-        titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
-        raise Unconvertible(
-            f"the architecture `{shown(str(name or model_type))}` is not supported; these are: {titles}. "
-            "It may be there as GGUF already"
-        )
-    return family
 
 
 def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -> dict[str, int]:
@@ -196,7 +185,8 @@ def _outputs(
             table.add_embeddings(row)
         else:
             for layer in range(sizes["layers"]) if "#" in row.source else (0,):
-                table.add(row, layer)
+                if not row.layers or (values.names("layer_types") or [])[layer] == row.layers:
+                    table.add(row, layer)
     zeros = table.zero_biases()
     table.refuse_others(family)
     return sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset)), zeros
@@ -270,7 +260,8 @@ class _Table:
             raise Unconvertible(f"the experts of `{target}` have several types")
         (dtype,) = dtypes
         is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32)
-        ggml_shape = shape if transform is Transform.TRANSPOSE else shape[::-1]
+        kept = tuple(size for size in shape if size > 1) if transform is Transform.SQUEEZE else shape
+        ggml_shape = shape if transform is Transform.TRANSPOSE else kept[::-1]
         info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
         self.outputs.append(TensorOutput(info, plain, transform, n_heads, self._scale(target)))
 

@@ -26,6 +26,7 @@ class Transform(Enum):
     COPY = auto()
     PERMUTE = auto()  # within each head, rows of both halves take turns: rotated pairs are neighbours in llama.cpp
     TRANSPOSE = auto()
+    SQUEEZE = auto()  # without dimensions of 1: the same bytes
     ADD_ONE = auto()  # Gemma's norms are stored as their distance from 1
 
 

@@ -153,3 +153,29 @@ def test_other_positions_in_the_layers_of_olmo_3_with_a_window_are_refused(
     write_json(folder / "config.json", config)
     with pytest.raises(Unconvertible, match=next(iter(change))):
         plan(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"full_attn_idxs": [4]}, "layer_types"),
+        ({"full_attn_idxs": None}, "layer_types"),
+        ({"layer_types": ["conv"] * 3}, "layer_types"),
+        ({"layer_types": ["conv", "mamba", "conv", "conv"]}, "layer_types"),
+        ({"layer_types": ["full_attention", "conv", "conv", "conv"]}, "layers.0.self_attn"),
+        ({"conv_bias": True}, "conv_bias"),
+        ({"conv_L_cache": 4}, "shape"),
+        ({"block_multiple_of": 0}, "block_multiple_of"),
+        ({"block_ff_dim": 128}, "shape"),
+        ({"theta": 1000000.0}, "theta"),
+        ({"tie_embedding": False}, "lm_head"),
+    ],
+    ids=str,
+)
+def test_another_lfm2_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    folder = write_folder("lfm2", tmp_path / "model", "4")
+    assert not plan(folder).notices
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | changes)
+    with pytest.raises(Unconvertible, match=word):
+        plan(folder)
