@@ -84,7 +84,7 @@ _shimmy_lines() {
     while IFS= read -r line; do [[ "$line" == "$cur"* ]] && COMPREPLY+=("$line"); done
 }
 _shimmy_words() { _shimmy_lines < <(printf '%s\\n' "$@"); }
-_shimmy_models() { _shimmy_lines < <(shimmy list 2>/dev/null | awk 'NR > 1 { print $1 }'); }
+_shimmy_models() { _shimmy_lines < <(shimmy list 2>/dev/null | awk 'NR > 1 && NF && $1 != "ALIAS" { print $1 }'); }
 _shimmy_files() { _shimmy_lines < <(compgen -f "$@" -- "$cur"); }
 _shimmy() {
     local cur="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}" command="" index
@@ -154,7 +154,7 @@ _ZSH = """\
 # Completes shimmy's commands in zsh: source <(shimmy completion zsh), or as the file _shimmy in a folder of $fpath
 _shimmy_models() {
     local -a names
-    names=(${(f)"$(shimmy list 2>/dev/null | awk 'NR > 1 { print $1 }')"})
+    names=(${(f)"$(shimmy list 2>/dev/null | awk 'NR > 1 && NF && $1 != "ALIAS" { print $1 }')"})
     compadd -a names
 }
 _shimmy_models_and_files() { _shimmy_models; _files }
@@ -215,7 +215,7 @@ def _zsh_text(text: str) -> str:
 _FISH = """\
 # Completes shimmy's commands in fish: shimmy completion fish | source
 function __shimmy_models
-    shimmy list 2>/dev/null | awk 'NR > 1 { print $1 }'
+    shimmy list 2>/dev/null | awk 'NR > 1 && NF && $1 != "ALIAS" { print $1 }'
 end
 complete -c shimmy -f
 complete -c shimmy -n __fish_use_subcommand -l version -d 'print the version'

@@ -25,7 +25,7 @@ def scripts(tmp_path: Path) -> Path:
         (tmp_path / shell).write_text(script(shell, argument_parser()))
     program = tmp_path / "bin" / "shimmy"
     program.parent.mkdir()
-    lines = "\n".join(["NAME", *NAMES])
+    lines = "\n".join(["NAME  TYPE", *NAMES, "", "ALIAS  MODEL", "short  alpha"])
     program.write_text(f"#!/bin/sh\n[ \"$*\" = list ] && cat <<'END'\n{lines}\nEND\n")
     program.chmod(0o755)
     (tmp_path / "some model.gguf").touch()
@@ -74,7 +74,10 @@ def test_bash_completes_commands_options_values_models_and_files(scripts: Path) 
     assert completed_by_bash(scripts, "shimmy", "serve", "--model-path", "some") == ["some model.gguf"]
     assert completed_by_bash(scripts, "shimmy", "serve", "--parallel", "") == [""]
     assert completed_by_bash(scripts, "shimmy", "load", "al") == ["alpha"]
-    assert set(NAMES) <= {*completed_by_bash(scripts, "shimmy", "probe", "")}
+    names = [*NAMES, "short"]
+    completed = completed_by_bash(scripts, "shimmy", "rm", "")
+    assert completed[: len(names)] == names
+    assert {*completed[len(names) :]} == {"bin", *SHELLS, "some model.gguf"}
 
 
 def test_fish_completes_commands_options_values_and_models(scripts: Path) -> None:
