@@ -185,6 +185,16 @@ def test_an_interrupted_answer_has_its_exit_code(tmp_path: Path, endless: Server
         assert "Traceback" not in terminal.output
 
 
+def test_an_answer_that_goes_into_a_file_can_be_interrupted(tmp_path: Path, endless: Server) -> None:
+    with (tmp_path / "answer").open("w+b") as answer:
+        with in_terminal(tmp_path, "run", "alpha", "hello", *url(endless), stdout=answer) as terminal:
+            terminal.expect("answering: ")
+            terminal.type(CTRL_C)
+            assert terminal.wait() == 130
+        assert answer.seek(0, os.SEEK_END)
+    assert plain(terminal.output) == "(stopped)\n"
+
+
 def test_a_terminal_that_can_nothing(tmp_path: Path, server: Server) -> None:
     with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, variables={"TERM": "dumb"}) as terminal:
         terminal.expect(">>> ")
@@ -210,9 +220,11 @@ def test_no_colour_where_none_is_wanted(tmp_path: Path, server: Server) -> None:
     assert not re.search(r"\x1b\[[0-9;]*m", outputs["1"])
 
 
-def test_a_narrow_terminal(tmp_path: Path, server: Server) -> None:
-    with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, size=(20, 8)) as terminal:
+@pytest.mark.parametrize("n_columns_before", [20, 80])
+def test_a_narrow_terminal(n_columns_before: int, tmp_path: Path, server: Server) -> None:
+    with in_terminal(tmp_path, "run", "alpha", *url(server), *GREEDY, size=(n_columns_before, 8)) as terminal:
         terminal.expect(PROMPT)
+        terminal.resize((20, 8))
         terminal.type(PROMPTS[0])
         terminal.expect(f">>> {PROMPTS[0][:16]}\r")
         terminal.expect(f"\n{PROMPTS[0][16:]}")
