@@ -44,6 +44,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text": ("Gemma3ForCausalLM", {**_GEMMA, "sliding_window": 32, "rope_local_base_freq": 10000.0}),
     "phi3": ("Phi3ForCausalLM", {**_SILU, "original_max_position_embeddings": CONTEXT}),
+    "ernie4_5": ("Ernie4_5ForCausalLM", {**_SILU, "head_dim": HEAD}),
     "lfm2": ("Lfm2ForCausalLM", {"norm_eps": 1e-6, "block_ff_dim": F, "block_auto_adjust_ff_dim": False,
                                  "full_attn_idxs": [1]}),
     "olmo2": ("Olmo2ForCausalLM", _SILU),
@@ -56,7 +57,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bert": ("BertModel", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
 }  # fmt: skip
-TIED = {"lfm2", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3"}
+TIED = {"ernie4_5", "lfm2", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3"}
 
 
 def config(model_type: str) -> dict[str, Any]:

@@ -236,6 +236,7 @@ FAMILIES = {
     "olmo2": Family(**decoder("Olmo2", rope_theta=5000.0)),
     "olmo3": Family(**olmo3()),
     "olmo3-yarn": Family(**olmo3(YARN_ATTENTION)),
+    "ernie45": Family(**decoder("Ernie4_5", rope_theta=5000.0, head_dim=32, tie_word_embeddings=True)),
     "lfm2": Family(**decoder("Lfm2", **LFM2)),
     "seed-oss": Family(**decoder("SeedOss", rope_theta=5000.0, head_dim=32)),
     "gpt2": Family("GPT2LMHeadModel", {**GPT2, "bos_token_id": BOS, "eos_token_id": EOS}),

@@ -277,6 +277,11 @@ FAMILIES = (
         {"rms_norm_eps": 1e-5, "sliding_window": 4096},  # versions of transformers do not agree on `rope_theta`
     ),
     Family(
+        "ERNIE 4.5", "ernie4_5", _classes("Ernie4_5"), "ernie4_5",
+        (*_ENDS, *_NORMS, *_attention(output_bias="optional"), *_feed_forward()),  # rotated pairs are neighbours
+        _SILU, _FREE, parameters.llama, {"head_dim": 128, "tie_word_embeddings": True, **_defaults(500_000.0, 1e-5)},
+    ),
+    Family(
         "LFM2", "lfm2", _classes("Lfm2")[:1], "lfm2", _LFM2, _SILU, _FREE, parameters.lfm2,
         {"rope_theta": 1e6, "norm_eps": 1e-5, "conv_L_cache": 3, "block_multiple_of": 256,
          "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True},
