@@ -86,6 +86,8 @@ EXPECTED = {
     "ibm-granite-granite-4.0": SHOWS_ALL,
     "ibm-granite-granite-4.1": SHOWS_ALL,
     "Bielik-11B-v3.0-Instruct": SHOWS_ALL,
+    "MiMo-VL": SHOWS_ALL,
+    "Reka-Edge": tooling(replace(GENERIC, between="")),
     # JSON without a mark, one call
     "meta-llama-Llama-3.1-8B-Instruct": tooling(ToolFormat(arguments_key="parameters")),
     "meta-llama-Llama-3.2-3B-Instruct": tooling(ToolFormat(arguments_key="parameters")),
@@ -138,6 +140,7 @@ EXPECTED = {
             separator='": ',
         )
     ),
+    "GigaChat3-10B-A1.8B": tooling(ToolFormat(section_start="<|message_sep|>\n\nfunction call<|role_sep|>\n")),
     "GigaChat3.1-10B-A1.8B": tooling(ToolFormat(section_start="<|function_call|>")),
     # arguments as bare texts between marks
     "Qwen3-Coder": tooling(QWEN_CODER),
@@ -204,7 +207,12 @@ EXPECTED = {
     "LFM2.5-Instruct": Tooling(pythonic.FORM, shows_tools=True, shows_results=True),
     # messages in channels
     "openai-gpt-oss-120b": tooling(harmony.FORM),
+    # forms that are not known here: messages or elements with attributes in them, values that are elements
     "meetkai-functionary-medium-v3.2": Tooling(),
+    "upstage-Solar-Open-100B": Tooling(),
+    "muse-glimmer": Tooling(),
+    "Kimi-K3": Tooling(),
+    "MiniMax-M3": Tooling(),
     # no tools at all, or not by the name of `tools`
     "google-gemma-2-2b-it": Tooling(),
     "microsoft-Phi-3.5-mini-instruct": Tooling(),
@@ -244,7 +252,7 @@ def test_no_real_template_breaks_the_probe() -> None:
         assert not any("probe" in mark.lower() for mark in marks(ReplyFormat(tools=found.format)))
 
 
-# Lists, objects and `None` as Python prints them; the recipient in the other place of a header.
+# Lists, objects and `None` as Python prints them; the recipient in the other place of a header; escaped letters.
 OTHERWISE = (
     *(
         "LFM2.5-8B-A1B",
@@ -253,6 +261,7 @@ OTHERWISE = (
         "google-gemma-4-31B-it-interleaved",
         "openai-gpt-oss-120b",
         "openbmb-MiniCPM5-1B",
+        "Reka-Edge",
     ),
 )
 
