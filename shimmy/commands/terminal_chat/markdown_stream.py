@@ -10,7 +10,8 @@ from shimmy.commands.terminal.style import Style
 from shimmy.commands.terminal_chat.inline_marks import LONGEST, InlineMarks, Paint
 
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]{1,8}(?=\S)")
-_FENCE = re.compile(r"( *)(?:(`{3,})[^`]*|(~{3,}).*)\Z")
+_FENCE = re.compile(r"( *)(?:(`{3,})(?=[^`]*\Z)|(~{3,}))(.*)")
+_LANGUAGE = re.compile(r"[\w+#-]*\Z")  # behind a fence: a person sees what it is by the code
 _FENCE_END = re.compile(r" *(`{3,}|~{3,}) *\Z")
 _ROW = re.compile(r" *\|")  # of a table: its columns are aligned as it is
 # What may still become a heading, a fence or a row, and the end of a block of code.
@@ -21,8 +22,9 @@ _OPEN_IN_CODE = re.compile(r" *(?:`*|~*) *\Z")
 class MarkdownStream:
     """Give one text in pieces to `feed`, and call `end` behind it: both return what to write.
 
-    Headings are bold. Blocks of code lose their fences and stand between blank lines, not indented, to be copied.
-    Lists, quotes and tables stay as they are. What is shown does not depend on how the text is cut into pieces.
+    Headings are bold. Blocks of code stand between blank lines, not indented, to be copied; of their fences stays what
+    is said beside the language. Lists, quotes and tables stay as they are. What is shown does not depend on how the
+    text is cut into pieces.
     """
 
     def __init__(self, style: Style) -> None:
@@ -100,6 +102,8 @@ class MarkdownStream:
         self._owes_blank = False
         if fence:
             self._is_fence, self._fence, self._indent = True, fence[2] or fence[3], len(fence[1])
+            about = fence[4].strip()  # it may name a file
+            shown.append("" if _LANGUAGE.match(about) else self._style.dim(about) + "\n")
             return len(line)
         if heading := _HEADING.match(line):
             self._paint = self._style.bold

@@ -11,7 +11,7 @@ from shimmy.commands.terminal_chat.inline_marks import LONGEST
 from shimmy.commands.terminal_chat.markdown_stream import MarkdownStream
 
 ITEM = re.compile("\x1b\\[([0-9]+)m|([^\x1b])")
-LETTERS = {"1": "b", "3": "i", "36": "c"}
+LETTERS = {"1": "b", "2": "d", "3": "i", "36": "c"}
 MARKS = (
     *("*", "**", "***", "`", "```", "~~~", "[", "]", "](", ")"),
     *("\\", "#", "# ", "|", "> ", "\n", "\n", " ", "a", "b ", "中"),
@@ -80,6 +80,8 @@ def shown(text: str, style: Style, n_at_once: int = 1 << 30) -> str:
         ("1. one\n   ```py\n   if x:\n       y\n ```  \n2. two", "1. one\n\n<c:if x:>\n<c:    y>\n\n2. two"),
         ("````\n```\n````", "<c:```>\n"),
         ("```\nnever **closed**\n# no", "<c:never **closed**>\n<c:# no>"),
+        ("```python app.py\nx\n```", "<d:python app.py>\n<c:x>\n"),
+        ("~~~ c++\nx\n~~~\n~~~ a/b.c\ny", "<c:x>\n\n<d:a/b.c>\n<c:y>"),
         ("```one line```", "<c:one line>"),
         ("", ""),
     ],
@@ -101,7 +103,7 @@ def test_how_the_text_is_cut_does_not_matter(style: Style) -> None:
 def test_only_marks_are_taken_away(style: Style) -> None:
     generator = random.Random(8)
     for _ in range(300):
-        marks = [mark for mark in MARKS if mark not in ("```", "~~~")]  # what stands behind these names a language
+        marks = [mark for mark in MARKS if mark not in ("```", "~~~")]  # what stands behind these may name a language
         text = "".join(generator.choice(marks) for _ in range(40))
         for mark in "ab中":
             assert sum(character == mark for character, _ in characters(text, style, 5)) == text.count(mark), text
