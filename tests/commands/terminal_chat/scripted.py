@@ -24,7 +24,7 @@ END = (
 
 class Scripted:
     """A server that has `tiny` and answers each chat with `reply`, or not at all with a status of 0. A load ends once
-    the state was asked for twice."""
+    the state was asked for meanwhile."""
 
     def __init__(self) -> None:
         self.status, self.reply = 200, piece("Hello") + b": ping\n\n" + piece(" you") + END
@@ -41,8 +41,9 @@ class Scripted:
 
             def do_POST(self) -> None:
                 if self.path.endswith("/load"):
-                    for _ in range(2):
-                        scripted.asked.acquire(timeout=10)
+                    while scripted.asked.acquire(blocking=False):
+                        pass
+                    scripted.asked.acquire(timeout=10)
                     self._send(200, b"{}")
                     return
                 scripted.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
