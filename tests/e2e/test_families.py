@@ -19,6 +19,8 @@ FAMILIES = {
     "gpt-oss": "openai-gpt-oss-120b",
     "kimi": "moonshotai-Kimi-K2",
     "lfm": "LFM2.5-8B-A1B",
+    "command": "Cohere2MoE",
+    "minicpm": "openbmb-MiniCPM5-1B",
 }
 SCHEMA: Any = {
     "type": "object",

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import llguidance
 import pytest
 
+from shimmy.engine.constrain import enforceable_schema
 from shimmy.engine.constrain.enforceable_schema import enforceable
 from shimmy.engine.constrain.guides import Grammars
 from shimmy.engine.constrain.json_schema import prepared
@@ -254,3 +255,10 @@ def test_places_point_into_the_schema() -> None:
     assert lost == ("`not` at `#/properties/a~1b/items/0`",)
     places = ["#", "#/properties/a~1b", "#/properties/a~1b/items/0", "#/properties/a~1b/items/0/not"]
     assert [place for place, _ in parts(schema)] == places
+
+
+def test_a_schema_that_takes_too_long_to_mend_is_not_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enforceable_schema, "_MENDING_S", -1.0)
+    kept, lost = loosened(field({"type": "integer", "minimum": 3, "maximum": 2}))
+    assert kept.keys() == {"x-guidance"}
+    assert lost == ("the schema, which is at fault in too many places",)
