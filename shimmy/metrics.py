@@ -140,6 +140,10 @@ class Metrics:
     def _define_jobs(self) -> None:
         self.jobs_running = Gauge("shimmy_jobs_running", "Jobs that hold a sequence.", "model")
         self.jobs_queued = Gauge("shimmy_jobs_queued", "Jobs that wait for a worker or a sequence.", "model")
+        self.kv_used = Gauge(
+            "shimmy_kv_used_tokens", "Tokens in the KV pool, of running jobs and kept for later prompts.", "model"
+        )
+        self.kv_size = Gauge("shimmy_kv_tokens", "Tokens that the KV pool may hold.", "model")
         self.queue_wait_s = Histogram(
             "shimmy_queue_wait_seconds",
             "How long a finished job had waited for a worker and a sequence.",

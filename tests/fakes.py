@@ -17,7 +17,7 @@ from shimmy.catalog.publisher import CatalogPublisher
 from shimmy.errors import ShimmyError
 from shimmy.generation import Services
 from shimmy.messages.event import Accepted, Finished, FinishReason, JobOutput, Piece, Timings, Usage
-from shimmy.messages.model_info import ModelFacts
+from shimmy.messages.model_info import ModelFacts, WorkerLoad
 from shimmy.messages.request import ChatPrompt, GenerateRequest
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
@@ -84,6 +84,7 @@ class FakeWorker:
     n_jobs = n_asked = 0
     n_finished = 0
     idle_since_s = 0.0
+    load = WorkerLoad()
     pid = 4321
     facts = ModelFacts(2048, 2048, 256, 4, 135, 1000, "tiny", "haswell", has_chat_template=True)
 

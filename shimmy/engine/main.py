@@ -36,7 +36,7 @@ from shimmy.engine.tune.cpu_affinity import Placement, engine_threads
 from shimmy.engine.tune.tuner import Tuner, Tuning
 from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, ShimmyError
 from shimmy.messages.event import Accepted, Echo
-from shimmy.messages.model_info import LoadProgress, PromptCacheStats
+from shimmy.messages.model_info import LoadProgress, PromptCacheStats, WorkerLoad
 from shimmy.system import cpu
 from shimmy.wire import codec, frames, reports, worker_options
 from shimmy.wire.worker_options import look_every_s
@@ -87,7 +87,7 @@ class Worker:
         self._lanes = Lanes(self._prepare, pulse.preparing)
         self._inbox: SimpleQueue[_Order] = SimpleQueue()
         self._unsent: list[JobEvent] = []  # until after the next decode; of the main thread
-        self._to_send: SimpleQueue[tuple[list[JobEvent], tuple[int, int]]] = SimpleQueue()
+        self._to_send: SimpleQueue[tuple[list[JobEvent], WorkerLoad]] = SimpleQueue()
         self._reported = (0, 0)  # jobs running and waiting, as the parent was told last
         self._scheduler: Scheduler | None = None  # where the model writes text
         self._embedder: Embedder | None = None  # where it makes embeddings; it may do both
@@ -346,7 +346,8 @@ class Worker:
     def _emit(self, events: list[JobEvent]) -> None:
         """Queue events for the sender, in order: no decode waits for their encoding and writing (0.1 ms)."""
         self._reported = self._load
-        self._to_send.put((events, self._reported))
+        n_kv_used = self._scheduler.n_kv_used if self._scheduler else 0
+        self._to_send.put((events, WorkerLoad(*self._reported, n_kv_used)))
 
     def _send(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """What is said of a model: its adapters, its defaults for requests, what a worker knows of it once it is loaded."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # A larger scale of an adapter is a mistake: it drives a model out of the range of its number formats.
 MAX_ADAPTER_SCALE = 100.0
@@ -34,6 +35,14 @@ class PromptCacheStats:
     read_bytes: int = 0
     written_bytes: int = 0
     stored_bytes: int | None = None  # of all files, once something was written
+
+
+class WorkerLoad(NamedTuple):
+    """What a worker has to do and to keep, as it was when its last events were told."""
+
+    n_running: int = 0  # jobs
+    n_waiting: int = 0
+    n_kv_used: int = 0  # cells of the KV pool that hold a token, of a job or kept for later prompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class MemoryBudget:
         self._free_bytes = free_bytes
         self._reservations: set[Reservation] = set()
         self._queue = asyncio.Lock()  # wakes its waiters in the order they came
+        self._waiting: list[str] = []  # the names of these, in that order
         self._changed = asyncio.Event()
 
     @property
@@ -43,6 +44,10 @@ class MemoryBudget:
     def n_loading(self) -> int:
         """Reservations of workers that have not loaded their model yet."""
         return sum(not reservation.is_taken for reservation in self._reservations)
+
+    def position(self, name: str) -> int:
+        """The place of a load in the queue, 1 for the next; 0 where it does not wait."""
+        return self._waiting.index(name) + 1 if name in self._waiting else 0
 
     def available_bytes(self) -> float:
         """Bytes that can be reserved now; infinite when no limit is known."""
@@ -69,15 +74,19 @@ class MemoryBudget:
         `make_room` gets the number of missing bytes and returns whether they will become available. Where they will
         not, this raises OutOfMemory.
         """
-        async with self._queue:
-            while (missing_bytes := estimate.total - self.available_bytes()) > 0:
-                self._changed.clear()
-                if not make_room(int(missing_bytes)):
-                    raise OutOfMemory(f"there is no memory for it: {self.explain(name, estimate)}")
-                await self._changed.wait()
-            reservation = Reservation(estimate)
-            self._reservations.add(reservation)
-            return reservation
+        self._waiting.append(name)
+        try:
+            async with self._queue:
+                while (missing_bytes := estimate.total - self.available_bytes()) > 0:
+                    self._changed.clear()
+                    if not make_room(int(missing_bytes)):
+                        raise OutOfMemory(f"there is no memory for it: {self.explain(name, estimate)}")
+                    await self._changed.wait()
+                reservation = Reservation(estimate)
+                self._reservations.add(reservation)
+                return reservation
+        finally:
+            self._waiting.remove(name)
 
     def settle(self, reservation: Reservation, resident_bytes: int | None) -> None:
         """The worker of `reservation` has loaded its model and takes `resident_bytes`: reserve what exceeds the

@@ -182,6 +182,10 @@ class Pool:
             return self._workers.reserved(runtime.active)
         return self._planner.estimate(model, self._planner.options(model))
 
+    def load_position(self, name: str) -> int:
+        """The place of `name` among the loads that wait for memory, 1 for the next; 0 where it does not wait."""
+        return self._budget.position(name)
+
     def ready(self) -> tuple[WorkerClient, ...]:
         """The workers that have loaded their model, now."""
         return tuple(self._workers)
@@ -195,8 +199,10 @@ class Pool:
         """Set the gauges of what runs right now; called before the metrics are read."""
         queued = {name: sum(runtime.waiters.values()) for name, runtime in self._runtimes.items()}
         for client in self.ready():
-            self._metrics.jobs_running.set(client.n_running, client.name)
-            queued[client.name] = queued.get(client.name, 0) + client.n_waiting
+            self._metrics.jobs_running.set(client.load.n_running, client.name)
+            self._metrics.kv_used.set(client.load.n_kv_used, client.name)
+            self._metrics.kv_size.set(client.facts.n_ctx, client.name)
+            queued[client.name] = queued.get(client.name, 0) + client.load.n_waiting
         for name, n_waiting in queued.items():
             self._metrics.jobs_queued.set(n_waiting, name)
         self._metrics.memory_given.set(self._budget.reserved_bytes)

@@ -143,3 +143,5 @@ class Supervisor:
         if not any(other.name == client.name for other in self._reservations):
             self._metrics.jobs_running.set(0, client.name)
             self._metrics.jobs_queued.set(0, client.name)
+            self._metrics.kv_used.set(0, client.name)
+            self._metrics.kv_size.set(0, client.name)

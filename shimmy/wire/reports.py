@@ -29,7 +29,7 @@ from shimmy.messages.event import (
     Usage,
     Vectors,
 )
-from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats
+from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats, WorkerLoad
 from shimmy.wire import values
 from shimmy.wire.frames import Frame, ProtocolError, packed
 from shimmy.wire.reply_format import format_to_wire, read_format
@@ -60,8 +60,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 # -- events of jobs ------------------------------------------------------------------------------------------------
 
 
-def step_frames(events: Sequence[JobEvent], load: tuple[int, int]) -> Iterator[bytes]:
-    """Frames that say `events` in their order, and how many jobs run and wait now."""
+def step_frames(events: Sequence[JobEvent], load: WorkerLoad) -> Iterator[bytes]:
+    """Frames that say `events` in their order, and the load of the worker now."""
     texts: list[str] = []
     n_bytes = 0
     for job_id, event in events:
@@ -75,8 +75,8 @@ def step_frames(events: Sequence[JobEvent], load: tuple[int, int]) -> Iterator[b
     yield _step_frame(texts, load)
 
 
-def _step_frame(texts: list[str], load: tuple[int, int]) -> bytes:
-    return packed(f'{{"op":"step","load":[{load[0]},{load[1]}],"events":[{",".join(texts)}]}}')
+def _step_frame(texts: list[str], load: WorkerLoad) -> bytes:
+    return packed(f'{{"op":"step","load":[{",".join(map(str, load))}],"events":[{",".join(texts)}]}}')
 
 
 def _parts(event: JobOutput | ShimmyError) -> Iterator[JobOutput | ShimmyError]:
@@ -137,14 +137,15 @@ def event_to_wire(job_id: int, event: JobOutput | ShimmyError) -> list[object]:
             return [job_id, "failed", error_to_wire(event)]
 
 
-def read_step(message: Frame) -> tuple[tuple[int, int], Iterator[JobEvent]]:
-    """How many jobs run and wait, and the events of a `step` frame; ProtocolError when it is none."""
+def read_step(message: Frame) -> tuple[WorkerLoad, Iterator[JobEvent]]:
+    """The load of the worker, and the events of a `step` frame; ProtocolError when it is none."""
     try:
-        n_running, n_waiting = message["load"]
+        n_running, n_waiting, n_kv_used = message["load"]
         events: list[Any] = message["events"]
         if type(events) is not list:
             raise TypeError
-        return (values.count(n_running), values.count(n_waiting)), map(read_event, events)
+        load = WorkerLoad(values.count(n_running), values.count(n_waiting), values.count(n_kv_used))
+        return load, map(read_event, events)
     except (TypeError, ValueError, KeyError) as exc:
         raise ProtocolError("a step that is none") from exc
 

@@ -21,7 +21,7 @@ from shimmy.errors import (
     WorkerDied,
 )
 from shimmy.messages.event import Finished, JobOutput
-from shimmy.messages.model_info import LoadProgress, ModelFacts, PromptCacheStats
+from shimmy.messages.model_info import LoadProgress, ModelFacts, PromptCacheStats, WorkerLoad
 from shimmy.messages.request import ChatPrompt, EmbeddingJob, EmbedRequest, GenerateRequest, Job
 from shimmy.wire import codec, frames, reports, values, worker_options
 from shimmy.workers import worker_end
@@ -62,8 +62,7 @@ class WorkerClient(asyncio.BufferedProtocol):
 
     def __init__(self, name: str, child: "subprocess.Popen[bytes]", hooks: Hooks) -> None:
         self.name = name
-        self.n_running = 0
-        self.n_waiting = 0
+        self.load = WorkerLoad()
         self.is_alive = True
         self._process = child
         self._hooks = hooks
@@ -224,7 +223,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         match message["op"]:
             case "step":
                 self._watch.count_work()
-                (self.n_running, self.n_waiting), events = reports.read_step(message)
+                self.load, events = reports.read_step(message)
                 for job_id, event in events:
                     self._on_event(job_id, event)
             case "result":
@@ -319,7 +318,7 @@ class WorkerClient(asyncio.BufferedProtocol):
             answer.put(error, more=False)
         self._note_idle()
         self._taken.set()
-        self.n_running = self.n_waiting = 0
+        self.load = WorkerLoad()
 
     # -- sending -------------------------------------------------------------------------------------------------
 

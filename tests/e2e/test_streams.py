@@ -105,6 +105,9 @@ def test_a_stream_tells_how_much_of_its_prompt_is_read(endless: Server) -> None:
         assert is_cached or len(told) > 2
         assert stream.n_pieces
         assert stream.is_done
+        entry = endless.get("/api/models/alpha/status").json()
+        assert last["total"] <= entry["n_ctx_used"] <= entry["n_ctx"]
+        assert endless.metric("shimmy_kv_used_tokens", "alpha") == entry["n_ctx_used"]
     assert endless.stream(prompt, max_tokens=4).finish().progress == []
     assert endless.chat(prompt, return_progress=True, max_tokens=4)
 

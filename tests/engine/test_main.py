@@ -447,7 +447,8 @@ async def test_a_cancelled_job_makes_room_for_the_next(tiny_model: Path) -> None
     async with worker(tiny_model, n_ctx=VAST, n_sequences=1) as client:
         endless = client.submit(request("hello", n_predict=None))
         assert isinstance(await anext(aiter(endless)), Piece)
-        assert (client.n_running, client.n_waiting) == (1, 0)
+        assert client.load[:2] == (1, 0)
+        assert client.load.n_kv_used > 0
         waiting, next_one = (client.submit(request("hello", n_predict=3)) for _ in range(2))
         waiting.close()
         endless.close()

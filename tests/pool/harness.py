@@ -9,6 +9,7 @@ from typing import cast
 from shimmy import config
 from shimmy.catalog.catalog import CatalogDiff, Model
 from shimmy.errors import ModelUnavailable
+from shimmy.messages.model_info import WorkerLoad
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
 from shimmy.pool.memory_budget import MemoryBudget
@@ -29,7 +30,7 @@ class Client:
 
     def __init__(self, name: str, on_death: Callable[[WorkerClient], None]) -> None:
         self.name = name
-        self.n_running, self.n_waiting, self.n_jobs = 0, 0, 0
+        self.load, self.n_jobs = WorkerLoad(), 0
         self.is_alive = True
         self.is_closing = False
         self.end_reason = "signal 9"

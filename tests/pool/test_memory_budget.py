@@ -85,6 +85,24 @@ async def test_no_room_is_said_with_the_numbers_and_the_next_one_gets_its_turn()
 
 
 @on_loop
+async def test_who_waits_has_a_position() -> None:
+    budget = memory_budget(limit_mb=100)
+    reservation = await budget.reserve("one", estimate(60), never)
+    loads = {name: asyncio.create_task(budget.reserve(name, estimate(60), wait)) for name in ("two", "three", "four")}
+    await asyncio.sleep(0)
+    assert [budget.position(name) for name in ("one", *loads)] == [0, 1, 2, 3]
+    loads["three"].cancel()
+    await asyncio.wait([loads["three"]])
+    assert [budget.position(name) for name in loads] == [1, 0, 2]
+    budget.release(reservation)
+    await loads["two"]
+    assert [budget.position(name) for name in loads] == [0, 0, 1]
+    loads["four"].cancel()
+    await asyncio.wait([loads["four"]])
+    assert budget.position("four") == 0
+
+
+@on_loop
 async def test_the_maker_of_room_hears_how_much_is_missing() -> None:
     budget = memory_budget(limit_mb=100)
     reservation = await budget.reserve("one", estimate(60), never)

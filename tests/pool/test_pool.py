@@ -10,7 +10,7 @@ import pytest
 
 from shimmy.catalog.catalog import CatalogDiff
 from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, Overloaded, ShuttingDown
-from shimmy.messages.model_info import LoadProgress, PromptCacheStats
+from shimmy.messages.model_info import LoadProgress, PromptCacheStats, WorkerLoad
 from shimmy.pool.model_runtime import ModelRuntime, State
 from shimmy.wire.worker_options import WorkerOptions
 from tests.fakes import FakeWorker, on_loop, until
@@ -376,15 +376,19 @@ async def test_a_waiter_that_leaves_during_close_is_still_just_cancelled() -> No
 async def test_gauges_tell_what_runs_and_forget_what_died() -> None:
     harness = Harness()
     client = await harness.loaded()
-    client.n_running, client.n_waiting, client.n_jobs = 3, 2, 5
+    client.load, client.n_jobs = WorkerLoad(3, 2, 400), 5
     harness.pool.update_gauges()
     assert harness.metric('shimmy_jobs_running{model="tiny.q4-1"}') == 3
     assert harness.metric('shimmy_jobs_queued{model="tiny.q4-1"}') == 2
+    assert harness.metric('shimmy_kv_used_tokens{model="tiny.q4-1"}') == 400
+    assert harness.metric('shimmy_kv_tokens{model="tiny.q4-1"}') == 2048
     assert harness.pool.n_jobs == 5
     client.die()
     harness.pool.update_gauges()
     assert harness.metric('shimmy_jobs_running{model="tiny.q4-1"}') == 0
     assert harness.metric('shimmy_jobs_queued{model="tiny.q4-1"}') == 0
+    assert harness.metric('shimmy_kv_used_tokens{model="tiny.q4-1"}') == 0
+    assert harness.metric('shimmy_kv_tokens{model="tiny.q4-1"}') == 0
     assert harness.pool.n_jobs == 0
 
 

@@ -32,7 +32,7 @@ from shimmy.messages.event import (
     Usage,
     Vectors,
 )
-from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats
+from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats, WorkerLoad
 from shimmy.messages.reply import ReplyFormat, ToolFormat
 from shimmy.messages.request import EmbedRequest, GenerateRequest, TextPrompt
 from shimmy.metrics import Metrics
@@ -139,20 +139,20 @@ def said(events: Sequence[reports.JobEvent]) -> list[reports.JobEvent]:
     """What is read of the frames that say `events`, each of which is small enough."""
     reader = frames.FrameReader(reports.MAX_REPORT_BYTES)
     read: list[reports.JobEvent] = []
-    for data in reports.step_frames(events, (2, 1)):
+    for data in reports.step_frames(events, WorkerLoad(2, 1, 300)):
         (message,) = reader.feed(data)
         load, some = reports.read_step(message)
-        assert load == (2, 1)
+        assert load == (2, 1, 300)
         read += some
     return read
 
 
 def test_small_events_share_a_frame() -> None:
     events: list[reports.JobEvent] = [(1, Accepted(3)), (1, Piece("a", 1)), (2, BadRequest("no"))]
-    (data,) = reports.step_frames(events, (1, 0))
+    (data,) = reports.step_frames(events, WorkerLoad(1))
     assert len(data) < 600
     assert said(events)[:2] == events[:2]
-    assert len(list(reports.step_frames([], (0, 0)))) == 1, "a load that has changed is told alone, too"
+    assert len(list(reports.step_frames([], WorkerLoad()))) == 1, "a load that has changed is told alone, too"
 
 
 def test_text_of_any_length_arrives_whole() -> None:
@@ -235,7 +235,7 @@ ONE = struct.pack("<2f", 1.0, 0.0)
 
 
 def _step(*events: reports.JobEvent) -> frames.Frame:
-    return {"op": "step", "load": [1, 2], "events": [reports.event_to_wire(*event) for event in events]}
+    return {"op": "step", "load": [1, 2, 3], "events": [reports.event_to_wire(*event) for event in events]}
 
 
 # What a worker says in this order, of a job of text, one of embeddings and three calls: 1 to 5.
@@ -332,8 +332,8 @@ class Line:
                 (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
                 assert not isinstance(outcome, Exception) or isinstance(outcome, ShimmyError), repr(outcome)
             await asyncio.gather(_read(self), return_exceptions=True)
-        self.metrics.jobs_running.set(self.client.n_running, "tiny")
-        self.metrics.jobs_queued.set(self.client.n_waiting, "tiny")
+        self.metrics.jobs_running.set(self.client.load.n_running, "tiny")
+        self.metrics.jobs_queued.set(self.client.load.n_waiting, "tiny")
         assert self.metrics.render()
 
 
@@ -438,13 +438,13 @@ def test_frames_in_any_order_hurt_nobody(seed: int) -> None:
 
 
 ENDLESS_TALK: dict[str, bytes] = {
-    "a frame of brackets": _frame({"op": "step", "load": [0, 0], "events": [[]] * 40_000}),
-    "a frame of late events": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "a", 1]] * 7_000}) * 40,
-    "pieces without text": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "", 0]] * 7_000}) * 40,
-    "pieces of text": _frame({"op": "step", "load": [0, 0], "events": [[1, "piece", "x" * 8_000, 0]] * 14}) * 800,
-    "prompts": _frame({"op": "step", "load": [0, 0], "events": [[1, "echo", "x" * 8_000, []]] * 14}) * 800,
+    "a frame of brackets": _frame({"op": "step", "load": [0, 0, 0], "events": [[]] * 40_000}),
+    "a frame of late events": _frame({"op": "step", "load": [0, 0, 0], "events": [[1, "piece", "a", 1]] * 7_000}) * 40,
+    "pieces without text": _frame({"op": "step", "load": [0, 0, 0], "events": [[1, "piece", "", 0]] * 7_000}) * 40,
+    "pieces of text": _frame({"op": "step", "load": [0, 0, 0], "events": [[1, "piece", "x" * 8_000, 0]] * 14}) * 800,
+    "prompts": _frame({"op": "step", "load": [0, 0, 0], "events": [[1, "echo", "x" * 8_000, []]] * 14}) * 800,
     "an answer": _frame({"op": "result", "id": 3, "value": [1] * 50_000, "more": True}) * 100,
-    "a long number": b'{"op":"step","load":[' + b"9" * 150_000 + b',0],"events":[]}',
+    "a long number": b'{"op":"step","load":[' + b"9" * 150_000 + b',0,0],"events":[]}',
     "deep brackets": b"\0\2\x71\0" + b"[" * 160_000,
     "an endless frame": b"\x7f\xff\xff\xff" + b"x" * 1_000_000,
 }

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -102,7 +102,7 @@ class Peer:
     def say(self, message: frames.Frame) -> None:
         self.writer.write(frames.frame(message))
 
-    def step(self, *events: tuple[int, JobOutput | ShimmyError], load: tuple[int, int] = (0, 0)) -> None:
+    def step(self, *events: tuple[int, JobOutput | ShimmyError], load: Sequence[int] = (0, 0, 0)) -> None:
         self.say({"op": "step", "events": [reports.event_to_wire(*event) for event in events], "load": load})
 
     async def until_heard(self) -> None:
@@ -242,12 +242,12 @@ async def test_a_job_goes_out_as_it_was_asked_for_and_its_events_come_back() -> 
         stream = peer.client.submit(REQUEST)
         job = codec.read_job(await peer.hear())
         assert job.request == REQUEST
-        peer.step((job.id, Accepted(4)), load=(1, 0))
+        peer.step((job.id, Accepted(4)), load=(1, 0, 7))
         assert await stream.accepted() == Accepted(4)
-        assert (peer.client.n_running, peer.client.n_waiting, peer.client.n_jobs) == (1, 0, 1)
+        assert (peer.client.load, peer.client.n_jobs) == ((1, 0, 7), 1)
         peer.step((job.id, Piece("a", 1)), (job.id, FINISHED))
         assert await end_of(stream) == [Piece("a", 1), FINISHED]
-        assert (peer.client.n_running, peer.client.n_jobs) == (0, 0)
+        assert (peer.client.load, peer.client.n_jobs) == ((0, 0, 0), 0)
 
 
 @on_loop
@@ -394,7 +394,7 @@ async def test_vectors_are_collected_until_their_job_ends() -> None:
         job = codec.read_embed(await peer.hear())
         assert job.request == EMBED
         assert (peer.client.n_jobs, peer.client.is_idle) == (1, False)
-        peer.step((job.id, Vectors((ONE,))), load=(1, 0))
+        peer.step((job.id, Vectors((ONE,))), load=(1, 0, 7))
         peer.step((job.id, Vectors((OTHER,))), (job.id, FINISHED))
         assert await stream.result() == Embeddings((ONE, OTHER), FINISHED)
         await peer.client.until_idle()
@@ -524,7 +524,7 @@ async def test_a_dead_worker_fails_every_stream_and_call_and_takes_no_more() -> 
         call = asyncio.ensure_future(peer.client.detokenize((1,)))
         ids = [(await peer.hear())["id"] for _ in streams]
         assert (await peer.hear())["op"] == "call"
-        peer.step((ids[0], Accepted(2)), (ids[0], Piece("so far", 2)), load=(1, 2))
+        peer.step((ids[0], Accepted(2)), (ids[0], Piece("so far", 2)), load=(1, 2, 7))
         await streams[0].accepted()
         peer.end(-9)
         for stream, before in zip(streams, ([Piece("so far", 2)], [], []), strict=True):
@@ -538,7 +538,7 @@ async def test_a_dead_worker_fails_every_stream_and_call_and_takes_no_more() -> 
         with pytest.raises(WorkerDied):
             await call
         assert not peer.client.is_alive
-        assert (peer.client.n_running, peer.client.n_waiting, peer.client.n_jobs) == (0, 0, 0)
+        assert (peer.client.load, peer.client.n_jobs) == ((0, 0, 0), 0)
         with pytest.raises(WorkerDied, match="the next request starts a new one"):
             peer.client.submit(REQUEST)
         with pytest.raises(WorkerDied):
@@ -662,48 +662,48 @@ NONSENSE: dict[str, bytes | dict[str, Any]] = {
     "an unknown op": {"op": "dance"},
     "a second yes": {"op": "opened", "facts": asdict(FakeWorker.facts)},
     "a no after the yes": {"op": "refused", "error": {}},
-    "a step without events": {"op": "step", "load": [0, 0]},
+    "a step without events": {"op": "step", "load": [0, 0, 0]},
     "a step without a load": {"op": "step", "events": []},
-    "a load of three": {"op": "step", "events": [], "load": [1, 2, 3]},
-    "a load of words": {"op": "step", "events": [], "load": ["many", "few"]},
-    "a load without end": {"op": "step", "events": [], "load": [math.inf, 0]},
-    "a load of 400 digits": {"op": "step", "events": [], "load": [int("9" * 400), 0]},
-    "a load below zero": {"op": "step", "events": [], "load": [-1, 0]},
-    "a load of halves": {"op": "step", "events": [], "load": [0.5, 0]},
-    "a load of truths": {"op": "step", "events": [], "load": [True, 0]},
-    "an event that is none": {"op": "step", "events": [[1, "dance"]], "load": [0, 0]},
-    "events that are none": {"op": "step", "events": 5, "load": [0, 0]},
-    "an event that is an object": {"op": "step", "events": [{"kind": "piece"}], "load": [0, 0]},
-    "a job that there is not": {"op": "step", "events": [[7, "piece", "a", 1]], "load": [0, 0]},
-    "text before the yes": {"op": "step", "events": [[1, "piece", "a", 1]], "load": [0, 0]},
+    "a load of four": {"op": "step", "events": [], "load": [1, 2, 3, 4]},
+    "a load of words": {"op": "step", "events": [], "load": ["many", "few", 0]},
+    "a load without end": {"op": "step", "events": [], "load": [math.inf, 0, 0]},
+    "a load of 400 digits": {"op": "step", "events": [], "load": [int("9" * 400), 0, 0]},
+    "a load below zero": {"op": "step", "events": [], "load": [-1, 0, 0]},
+    "a load of halves": {"op": "step", "events": [], "load": [0.5, 0, 0]},
+    "a load of truths": {"op": "step", "events": [], "load": [True, 0, 0]},
+    "an event that is none": {"op": "step", "events": [[1, "dance"]], "load": [0, 0, 0]},
+    "events that are none": {"op": "step", "events": 5, "load": [0, 0, 0]},
+    "an event that is an object": {"op": "step", "events": [{"kind": "piece"}], "load": [0, 0, 0]},
+    "a job that there is not": {"op": "step", "events": [[7, "piece", "a", 1]], "load": [0, 0, 0]},
+    "text before the yes": {"op": "step", "events": [[1, "piece", "a", 1]], "load": [0, 0, 0]},
     "an end before the yes": {
         "op": "step",
         "events": [[1, "finished", "stop", USAGE, TIMINGS, None]],
-        "load": [0, 0],
+        "load": [0, 0, 0],
     },
-    "two yeses": {"op": "step", "events": [YES, YES], "load": [0, 0]},
-    "a yes of 400 digits": {"op": "step", "events": [[1, "accepted", int("9" * 400), *YES[3:]]], "load": [0, 0]},
-    "a prompt that was not wanted": {"op": "step", "events": [YES, [1, "echo", "a", []]], "load": [0, 0]},
-    "a place that was not wanted": {"op": "step", "events": [YES, [1, "place", 0]], "load": [0, 0]},
-    "progress that was not wanted": {"op": "step", "events": [YES, [1, "reading", 2, 0, 1, 0.5]], "load": [0, 0]},
-    "more tokens than there are": {"op": "step", "events": [YES, [1, "piece", "a", 2**25]], "load": [0, 0]},
+    "two yeses": {"op": "step", "events": [YES, YES], "load": [0, 0, 0]},
+    "a yes of 400 digits": {"op": "step", "events": [[1, "accepted", int("9" * 400), *YES[3:]]], "load": [0, 0, 0]},
+    "a prompt that was not wanted": {"op": "step", "events": [YES, [1, "echo", "a", []]], "load": [0, 0, 0]},
+    "a place that was not wanted": {"op": "step", "events": [YES, [1, "place", 0]], "load": [0, 0, 0]},
+    "progress that was not wanted": {"op": "step", "events": [YES, [1, "reading", 2, 0, 1, 0.5]], "load": [0, 0, 0]},
+    "more tokens than there are": {"op": "step", "events": [YES, [1, "piece", "a", 2**25]], "load": [0, 0, 0]},
     "an end of 400 digits": {
         "op": "step",
         "events": [YES, [1, "finished", "stop", USAGE | {"n_prompt": int("9" * 400)}, TIMINGS, None]],
-        "load": [0, 0],
+        "load": [0, 0, 0],
     },
     "an end before its beginning": {
         "op": "step",
         "events": [YES, [1, "finished", "stop", USAGE, TIMINGS | {"queue_ms": -1.0}, None]],
-        "load": [0, 0],
+        "load": [0, 0, 0],
     },
     "a share that nobody gave": {"op": "shared"},
-    "a job that cannot be one": {"op": "step", "events": [[[1], "piece", "a", 1]], "load": [0, 0]},
-    "a piece without end": {"op": "step", "events": [YES, [1, "piece", "a", math.inf]], "load": [0, 0]},
+    "a job that cannot be one": {"op": "step", "events": [[[1], "piece", "a", 1]], "load": [0, 0, 0]},
+    "a piece without end": {"op": "step", "events": [YES, [1, "piece", "a", math.inf]], "load": [0, 0, 0]},
     "a reason that is none": {
         "op": "step",
         "events": [YES, [1, "finished", "bored", USAGE, TIMINGS, None]],
-        "load": [0, 0],
+        "load": [0, 0, 0],
     },
     "traffic that is none": {"op": "prompts", "n_hits": -1},
     "an answer without an id": {"op": "result", "value": "1", "more": False},

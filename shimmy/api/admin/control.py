@@ -161,12 +161,15 @@ def _entry(services: "Services", model: Entry) -> "Json":
     if runtime.progress is not None:
         name = "converted_percent" if runtime.progress.is_conversion else "read_percent"
         entry[name] = runtime.progress.percent
+    if position := pool.load_position(model.name):
+        entry["load_position"] = position
     entry["keep_alive_s"] = None if math.isinf(runtime.keep_alive_s) else runtime.keep_alive_s
     entry["pinned"] = runtime.is_pinned
     entry["jobs"] = runtime.n_jobs
     worker = runtime.worker
     if worker is not None:
         entry["n_ctx"] = worker.facts.n_ctx
+        entry["n_ctx_used"] = worker.load.n_kv_used
         entry["cpu_variant"] = worker.facts.cpu_variant
         entry["cpu_variant_note"] = worker.facts.cpu_variant_note
         # As it has loaded them, with those of `--lora`.

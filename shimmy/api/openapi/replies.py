@@ -260,6 +260,7 @@ def _control() -> Json:
         "error": ID_OR_NULL,
     }
     limit: Json = {"type": ["integer", "null"]}
+    place: Json = {"type": "integer", "minimum": 1}
     defaults = record(
         {**dict.fromkeys(SHOWN_DEFAULTS, NUMBER), "max_tokens": limit, "stop": array(TEXT), "system": TEXT}
     )
@@ -267,10 +268,12 @@ def _control() -> Json:
         "defaults": defaults | {"description": "Only in `/status`: what a request gets that says nothing."},
         "converted_percent": COUNT,
         "read_percent": COUNT,
+        "load_position": place | {"description": "Its place among the loads that wait for memory; 1: the next."},
         "keep_alive_s": {"type": ["number", "null"]},
         "pinned": FLAG,
         "jobs": COUNT,
         "n_ctx": COUNT,
+        "n_ctx_used": COUNT | {"description": "Tokens in its KV pool, of running jobs and kept for later prompts."},
         "cpu_variant": TEXT,
         "cpu_variant_note": TEXT | {"description": "Which better variants do not work on this machine, and why."},
         "pid": COUNT,

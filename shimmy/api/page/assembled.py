@@ -40,7 +40,8 @@ def _digest(text: str) -> str:
 
 
 def _style() -> str:
-    return re.sub(r"(?<=[{};:,]) | (?=[{}])", "", " ".join((FOLDER / "style.css").read_text().split()))
+    one_line = " ".join((FOLDER / "style.css").read_text().split())
+    return re.sub(r"(?<=[{};:,]) | (?=[{}])", "", one_line).replace(";}", "}")
 
 
 def _script() -> str:
@@ -50,7 +51,7 @@ def _script() -> str:
     needs = {name: [_target(place) for _, _, place in _IMPORT.findall(text)] for name, text in sources.items()}
     order = TopologicalSorter(needs).static_order()
     bodies = {name: _as_function(sources[name]) for name in order}
-    parts = [f"modules[{n!r}] = (() => {{{squeezed(body) if n in own else body}}})();" for n, body in bodies.items()]
+    parts = [f"{_place(n)} = (() => {{{squeezed(body) if n in own else body}}})();" for n, body in bodies.items()]
     return "\n".join(['"use strict";', "const modules = {};", *parts])
 
 
@@ -71,11 +72,17 @@ def _as_function(source: str) -> str:
         source = _EXPORT_DEFAULT.sub("const its_default = ", source)
         exports.append("default: its_default")
     exports += _EXPORT.findall(source)
-    source = _IMPORT.sub(_as_constant, _EXPORT.sub("", source))
-    return f"{source}\nreturn {{ {', '.join(exports)} }};"
+    imports = [_as_constant(*each) for each in _IMPORT.findall(source)]
+    source = _IMPORT.sub("", _EXPORT.sub("", source))
+    beginning = f"const {', '.join(imports)};\n" if imports else ""
+    return f"{beginning}{source}\nreturn {{ {', '.join(exports)} }};"
 
 
-def _as_constant(found: re.Match[str]) -> str:
-    names, default, place = found.groups()
+def _as_constant(names: str, default: str, place: str) -> str:
     left = f"{{ default: {default} }}" if default else f"{{ {names.strip().replace(' as ', ': ')} }}"
-    return f"const {left} = modules[{_target(place)!r}];"
+    return f"{left} = {_place(_target(place))}"
+
+
+def _place(name: str) -> str:
+    """Where a module's exports are."""
+    return f"modules.{name}" if name.isidentifier() else f"modules[{name!r}]"

@@ -51,7 +51,8 @@ def _pieces(source: str) -> Iterator[str]:
 
 
 def _template(source: str, at: int) -> tuple[str, int]:
-    """The text in backticks that has begun before `at`, with its code squeezed and no line indented; and its end."""
+    """The text in backticks that has begun before `at`, with its code squeezed, no line indented and none ended beside
+    a tag; and its end."""
     text = "`"
     while (character := source[at]) != "`":
         if source.startswith("${", at):
@@ -64,6 +65,8 @@ def _template(source: str, at: int) -> tuple[str, int]:
             at += n
         if character == "\n":
             at = _INDENT.match(source, at).end()  # type: ignore[union-attr] # it always matches
+            if text.endswith(">\n") or source.startswith("<", at):
+                text = text[:-1]  # htm ignores it
     return text + "`", at + 1
 
 

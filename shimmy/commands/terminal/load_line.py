@@ -19,6 +19,9 @@ def status_line(model: str, status: Mapping[str, Any]) -> str:
         return _line("converting", model, status["converted_percent"])
     if "read_percent" in status:
         return _line("loading", model, status["read_percent"], status["size_bytes"])
+    if position := status.get("load_position", 0):
+        place = "the next" if position == 1 else f"number {position} in the queue"
+        return f"loading {safe_line(model)}, which waits for memory: {place}"
     return f"loading {safe_line(model)}"
 
 

@@ -71,8 +71,13 @@ class KvPool:
         self._retention = prefix_tree.RetentionPolicy(_MIN_IDLE_SEQUENCES, pool.n_sequences)
         self._least = pool.n_cells, pool.n_open
         self.n_most = pool.n_ctx  # cells that it may have; fewer than `n_ctx` where memory ran out
-        self._n_used = 0  # cells that hold a token of one sequence or more
+        self._n_used = 0
         self._n_releases = 0
+
+    @property
+    def n_used(self) -> int:
+        """Cells that hold a token of one sequence or more."""
+        return self._n_used
 
     @property
     def n_free(self) -> int:

@@ -61,6 +61,11 @@ class Scheduler:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def n_kv_used(self) -> int:
+        """Cells of the KV pool that hold a token, of a job or kept for later prompts."""
+        return self._kv.n_used
+
     def n_new(self, task: Task) -> int:
         """How many tokens of its prompt are not resident."""
         n_common = self._kv.n_common(task.tokens, task.scales) if task.uses_cache else 0

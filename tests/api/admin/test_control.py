@@ -55,7 +55,7 @@ async def test_why_a_model_cannot_be_loaded_is_shown() -> None:
 
 
 @on_loop
-async def test_how_far_a_load_is_is_shown() -> None:
+async def test_how_far_a_load_is_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     is_read = asyncio.Event()
 
     async def load() -> None:
@@ -77,6 +77,11 @@ async def test_how_far_a_load_is_is_shown() -> None:
         assert entry["state"] == "loading"
         assert {name: value for name, value in entry.items() if name.endswith("_percent")} == told
     runtime.progress = None
+    runtime.progress = None
+    monkeypatch.setattr(all_services.pool, "load_position", {NAME: 3}.get)
+    assert (await ask(app, "GET", "status"))["load_position"] == 3
+    monkeypatch.undo()
+    assert "load_position" not in await ask(app, "GET", "status")
     is_read.set()
     assert (await loading)["state"] == "ready"
 

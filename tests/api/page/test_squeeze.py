@@ -13,7 +13,8 @@ CASES = {
     "const n = (1000 * a) / b / c;": "const n=(1000*a)/b/c;",
     r"const r = /a  [/`] \/ \`/g;": r"const r=/a  [/`] \/ \`/g;",
     "html`<p>\n    ${ a ? html`<b>  x</b>` : { b: `}` } }\n  </p>`;  next();":
-        "html`<p>\n${a?html`<b>  x</b>`:{b:`}`}}\n</p>`;next();",
+        "html`<p>${a?html`<b>  x</b>`:{b:`}`}}</p>`;next();",
+    "html`<p>a\n  b\n  ${c}\n  ${d} <i\n  e>f\n</p>`": "html`<p>a\nb\n${c}\n${d} <i\ne>f</p>`",
     r"const a = `\`  \${`;  b();": r"const a=`\`  \${`;b();",
     "f(`a ${ '}' + \"`\" }  b`);  g();": "f(`a ${'}'+\"`\"}  b`);g();",
     "async function* f() {\n  yield* g();\n}\nclass A extends B {}":

@@ -9,6 +9,9 @@ from tests.fakes import on_loop
 
 def test_the_status_of_a_model_says_how_far_its_load_is() -> None:
     assert status_line("tiny", {"state": "loading"}) == "loading tiny"
+    waits = "loading tiny, which waits for memory: "
+    assert status_line("tiny", {"state": "loading", "load_position": 1}) == waits + "the next"
+    assert status_line("tiny", {"state": "loading", "load_position": 3}) == waits + "number 3 in the queue"
     assert status_line("tiny", {"converted_percent": 7}) == "converting tiny: 7 %"
     assert status_line("ti\nny\x1b", {"read_percent": 42, "size_bytes": 7_400_000_000}).startswith("loading ti ny")
     assert status_line("tiny", {"read_percent": 42, "size_bytes": 7_400_000_000}) == "loading tiny: 42 % of 7.4 GB"

@@ -2,6 +2,7 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "preact-hooks";
 import { ask, chat, choose, chosenModel, forget, forgetAll, listHeaders, open, startNew, stopAll } from "./chat_state.js";
 import { branch, versions } from "./conversation.js";
+import { placeIn } from "./figures.js";
 import { html } from "./html.js";
 import { models, writesText } from "./live.js";
 import { Message } from "./message.js";
@@ -98,12 +99,14 @@ function DeleteAll({ n }) {
 
 // What a reply waits for, as far as the server has said.
 function waitingFor(entry, wait) {
-  if (wait?.place) return wait.place > 1 ? `Waiting for its turn: number ${wait.place} in the queue …` : "Waiting for its turn: the next …";
+  if (wait?.place) return `Waiting for its turn: ${placeIn(wait.place)} …`;
   if (wait) return `Reading the prompt: ${Math.floor(100 * wait.share)} % …`;
   if (!entry || entry.state === "unloaded") return "Waiting for the model …";
-  if (entry.converted_percent !== undefined) return `Converting the model: ${entry.converted_percent} % …`;
-  if (entry.read_percent !== undefined) return `Loading the model: ${entry.read_percent} % …`;
-  if (entry.state === "loading") return "Loading the model …";
+  if (entry.state === "loading") {
+    if (entry.converted_percent !== undefined) return `Converting the model: ${entry.converted_percent} % …`;
+    if (entry.read_percent !== undefined) return `Loading the model: ${entry.read_percent} % …`;
+    return entry.load_position ? `The model waits for memory: ${placeIn(entry.load_position)} …` : "Loading the model …";
+  }
   return entry.jobs > 1 ? `Reading the prompt; the model has ${entry.jobs} jobs …` : "Reading the prompt …";
 }
 

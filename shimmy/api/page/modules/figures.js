@@ -20,6 +20,11 @@ export function seconds(s) {
   return s < 7200 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`;
 }
 
+// A place in a queue, 1 for the next.
+export function placeIn(place) {
+  return place > 1 ? `number ${place} in the queue` : "the next";
+}
+
 export function clock(unixSeconds) {
   return new Date(1000 * unixSeconds).toLocaleTimeString();
 }

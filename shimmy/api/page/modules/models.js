@@ -1,12 +1,14 @@
 // The view of models: which there are, how each of them stands, and what happens to them.
-import { useState } from "preact-hooks";
-import { bytes, clock, count, seconds } from "./figures.js";
+import { useEffect, useState } from "preact-hooks";
+import { bytes, clock, count, placeIn, seconds } from "./figures.js";
 import { FirstModel } from "./first_model.js";
 import { html } from "./html.js";
 import { complain, happened, isServed, models, refresh } from "./live.js";
 import { Pull } from "./pull.js";
 import { json, modelPath } from "./server_api.js";
 import { useStore } from "./stores.js";
+
+const EVERY_MS = 2000;
 
 export function Models() {
   const { list } = useStore(models);
@@ -17,6 +19,12 @@ export function Models() {
     await json("/api/models/discover", { method: "POST" }).then(refresh).catch((error) => complain(error.message));
     setLooking(false);
   };
+  const hasWorkers = Boolean(list?.some(({ pid }) => pid));
+  useEffect(() => {
+    if (!hasWorkers) return;
+    const timer = setInterval(() => document.hidden || refresh().catch(() => {}), EVERY_MS); // no event tells of jobs
+    return () => clearInterval(timer);
+  }, [hasWorkers]);
   if (!list) return html`<main class="page"><p class="soft waiting">Asking the server …</p></main>`;
   const served = list.filter(isServed);
   const others = list.filter((model) => !isServed(model));
@@ -72,6 +80,7 @@ function Model({ model }) {
 function stateOf(model) {
   if (model.converted_percent !== undefined) return `converting ${model.converted_percent} %`;
   if (model.read_percent !== undefined) return `loading ${model.read_percent} %`;
+  if (model.load_position) return `waits for memory: ${placeIn(model.load_position)}`;
   return { ready: "loaded", swapping: "a new version loads", unloaded: "not loaded" }[model.state] ?? model.state;
 }
 
@@ -82,6 +91,7 @@ function facts(model) {
     ["architecture", model.architecture],
     ["weights", [model.n_params && count(model.n_params), model.quantization].filter(Boolean).join(", ")],
     ["context", `${count(model.n_ctx ?? model.n_ctx_train)} tokens`],
+    ["context in use", model.n_ctx_used !== undefined && !model.embedding && `${count(model.n_ctx_used)} tokens`],
     ["for", model.embedding ? "embeddings" : model.has_chat_template ? "chat" : "text"],
     ["where", model.cpu_variant && `processor (${model.cpu_variant})`],
     ["jobs", model.jobs || ""],

@@ -23,6 +23,11 @@ export function total(metric) {
   return (metric?.samples ?? []).reduce((sum, { value }) => sum + value, 0);
 }
 
+// The values of a metric by one of its labels: a Map.
+export function byLabel(metric, name) {
+  return new Map((metric?.samples ?? []).map(({ labels, value }) => [labels[name], value]));
+}
+
 // The buckets of a histogram, all labels together: [{ bound, n }], `n` those at or below it and above the one before.
 export function buckets(metric) {
   const sums = new Map();

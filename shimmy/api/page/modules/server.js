@@ -6,7 +6,7 @@ import { Code } from "./code.js";
 import { bytes, clock, count } from "./figures.js";
 import { html } from "./html.js";
 import { failures, models } from "./live.js";
-import { buckets, readMetrics, total } from "./prometheus.js";
+import { buckets, byLabel, readMetrics, total } from "./prometheus.js";
 import { hasKey, send } from "./server_api.js";
 import { useStore } from "./stores.js";
 
@@ -46,7 +46,7 @@ export function Server() {
   return html`<main class="page">
     <h1>Server</h1>
     ${trouble && html`<p class="trouble" role="alert">${trouble}</p>`}
-    ${metrics && html`<${Now} metrics=${metrics} rates=${rates} /><${Histograms} metrics=${metrics} />`}
+    ${metrics && html`<${Now} metrics=${metrics} rates=${rates} /><${AtWork} metrics=${metrics} /><${Histograms} metrics=${metrics} />`}
     <${Failures} />
     <${Lines} />
   </main>`;
@@ -64,7 +64,6 @@ function Now({ metrics, rates }) {
     ["loaded models", sum("models_loaded")],
     ["memory reserved", bytes(sum("memory_given_bytes"))],
     ["workers that died", sum("worker_deaths_total")],
-    ...gauges(metrics, /kv/).map((name) => [name.replace(/^shimmy_|_/g, " ").trim(), count(total(metrics[name]))]),
   ];
   return html`<section>
     <dl class="tiles">${figures.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
@@ -74,8 +73,27 @@ function Now({ metrics, rates }) {
   </section>`;
 }
 
-function gauges(metrics, pattern) {
-  return Object.keys(metrics).filter((name) => metrics[name].type === "gauge" && pattern.test(name));
+// Each model that has a worker or jobs: its queue, and how full its KV cache is.
+function AtWork({ metrics }) {
+  const names = ["jobs_running", "jobs_queued", "kv_used_tokens", "kv_tokens"];
+  const [running, waiting, used, size] = names.map((name) => byLabel(metrics[`shimmy_${name}`], "model"));
+  const models = [...new Map([...size, ...waiting]).keys()].filter((model) => size.get(model) || waiting.get(model)).sort();
+  if (!models.length) return null;
+  return html`<section><h2>Models at work</h2>
+    <div class="table" tabindex="0"><table>
+      <thead><tr>${["model", "running", "waiting", "KV cache"].map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
+      <tbody>${models.map((model) => html`<tr key=${model}><th scope="row">${model}</th>
+        <td>${running.get(model) ?? 0}</td><td>${waiting.get(model) ?? 0}</td>
+        <td><${Filled} model=${model} used=${used.get(model)} size=${size.get(model)} /></td>
+      </tr>`)}</tbody>
+    </table></div>
+  </section>`;
+}
+
+function Filled({ model, used, size }) {
+  return size
+    ? html`<meter min="0" max=${size} value=${used} aria-label=${`KV cache of ${model}`}></meter> ${count(used)} of ${count(size)} tokens`
+    : "not loaded";
 }
 
 function Histograms({ metrics }) {
