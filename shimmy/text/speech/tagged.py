@@ -104,7 +104,7 @@ def _value(value: object, form: ToolFormat) -> str:
 
 
 _QUOTED = re.compile(r"[<&\n]")  # what needs quotes, in forms that have some
-_PLAIN = r"[^<&\n]*"
+_PLAIN, _ANY_TEXT = r"[^<&\n]*", "(?s:.*)"
 
 
 # -- forcing it
@@ -158,7 +158,8 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any],
 def text_rule(grammar: GrammarWriter, key: str, lark: str, form: ToolFormat) -> str:
     """The one argument `key`, a text that another grammar describes."""
     head = f"{grammar.text(form.key_start)} {grammar.text(key)} {grammar.text(form.key_end)}"
-    return f"{head} {grammar.text(form.text_mark)} %lark {{\n{lark}\n}} {grammar.text(form.value_end)}"
+    start, end = f"{form.text_mark}{form.quote_start}", f"{form.quote_end}{form.value_end}"
+    return f"{head} {grammar.text(start)} %lark {{\n{lark}\n}} {grammar.text(end)}"
 
 
 def _values(
@@ -197,7 +198,7 @@ def _texts(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: T
             if not part["enum"]:
                 continue
         if is_quoted:
-            text = text_to(grammar, f"{name}_quoted", part, f"{form.quote_end}{form.value_end}")
+            text = text_to(grammar, f"{name}_quoted", part, f"{form.quote_end}{form.value_end}", _ANY_TEXT)
             yield f"{grammar.text(form.quote_start)} {text}"
         else:
             yield text_to(grammar, name, part, form.value_end, _PLAIN)

@@ -232,6 +232,23 @@ def test_a_damaged_call_is_text_or_a_call_and_never_an_error(family: str) -> Non
         assert (said(whole), whole.content) == (said(cut), cut.content), damaged
 
 
+@pytest.mark.parametrize("with_special", [False, True])
+def test_quotes_around_a_text_have_an_end_also_where_the_mark_behind_them_is_a_token(with_special: bool) -> None:
+    form = form_of("openbmb-MiniCPM5-1B")
+    walker = Walker(marks_of(form) if with_special else ())
+    tool = Tool("f", "", '{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}')
+    lark = tool_grammar.tool_lark((tool,), ToolChoice(required=True), form, prepare=prepared, special=walker.id)
+    for text in ("a < b\n" * 1000, "]]> &", "a", ""):
+        call = written((ToolCall("", "f", json.dumps({"a": text})),), form)
+        assert walker.takes(lark, call)
+        assert json.loads(read(call, form, tools=(tool,)).calls[0].arguments) == {"a": text}
+        assert not walker.takes(lark, call.replace("]]></param>", "</param>")) or "<![" not in call
+    custom = tool_grammar.tool_lark(
+        (tool,), ToolChoice(required=True), form, prepare=prepared, special=walker.id, texts={"f": 'start: "<\\n"'}
+    )
+    assert walker.takes(custom, '<function name="f"><param name="input"><![CDATA[<\n]]></param></function>')
+
+
 LONG = "lorem ipsum " * 250
 
 
