@@ -57,6 +57,7 @@ _FEWEST_CONNECTIONS = 4
 COLLECTIONS = 2_000, 10, 500
 # A signal to the whole process group reaches the frozen server twice: its outer process passes it on.
 _ONE_SIGNAL_S = 0.5
+_TO_END = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server:
@@ -87,7 +88,7 @@ class Server:
     async def run(self, listeners: Sequence[socket.socket], n_connections: int) -> None:
         """Serve on `listeners` until told to stop."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _TO_END:
             loop.add_signal_handler(number, self._on_signal)
         self._librarian.publish_first()
         self._services.ready = True
@@ -116,6 +117,10 @@ class Server:
                 chore.cancel()
             await asyncio.gather(*housekeeping, return_exceptions=True)
             await self._services.pool.close()
+            # One more would meet the interpreter at its end, and be what the process died of.
+            for number in _TO_END:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
 
     def _watch(self, folders: Watched) -> None:
         """Called when models may lie in other folders than before."""

@@ -102,6 +102,19 @@ def test_a_second_signal_ends_it_at_once(start_endless: Server, number: Signals)
         assert stream.finish().error is not None
 
 
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_signals_until_it_has_ended_change_nothing(start: StartServer, number: Signals) -> None:
+    """The last ones meet the interpreter at its end."""
+    server = start()
+
+    def has_ended() -> bool:
+        server.send(number)
+        return server.process.poll() is not None
+
+    wait_for("its end", has_ended)
+    check_gone(server, server.wait())
+
+
 @pytest.mark.frozen
 def test_signals_while_it_tidies_up_leave_nothing(tmp_path: Path) -> None:
     """As when a terminal is closed as the program in it ends: the outer process gets them after the inner one's end."""
