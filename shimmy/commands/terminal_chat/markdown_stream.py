@@ -16,7 +16,7 @@ _FENCE_END = re.compile(r" *(`{3,}|~{3,}) *\Z")
 _ROW = re.compile(r" *\|")  # of a table: its columns are aligned as it is
 # What may still become a heading, a fence or a row, and the end of a block of code.
 _OPEN = re.compile(r" *(?:#{1,6}[ \t]*|`{1,2}|`{3,}[^`]*|~{1,2}|~{3,}.*)?\Z")
-_OPEN_IN_CODE = re.compile(r" *(?:`*|~*) *\Z")
+_OPEN_IN_CODE = re.compile(r" *(?:`+ *|~+ *)?\Z")
 
 
 class MarkdownStream:
@@ -90,7 +90,8 @@ class MarkdownStream:
     def _begin(self, line: str, shown: list[str], *, is_whole: bool) -> int | None:
         """What kind of line this is. Returns how many of its characters are not shown; None if that is not known."""
         is_short = len(line) <= LONGEST
-        if not is_whole and is_short and (_OPEN if self._fence is None else _OPEN_IN_CODE).match(line):
+        may_go_on = _OPEN.match(line) if self._fence is None else _OPEN_IN_CODE.match(line)
+        if may_go_on and is_short and not is_whole:
             return None
         self._is_at_start = False
         if self._fence is not None:
