@@ -15,7 +15,7 @@ from tests.e2e.processes import PATIENCE, wait_for
 from tests.tiny_models import write_tiny_model
 
 GRACE_S = 5.0  # what running jobs are given
-SOON_DONE = max(100, int(400 / PATIENCE))  # tokens that take less
+SOON_DONE = max(25, int(400 / PATIENCE))  # tokens that take less
 
 
 def check_gone(server: Server, exit_code: int) -> None:
