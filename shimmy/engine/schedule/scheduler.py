@@ -201,7 +201,8 @@ class Scheduler:
     def _tell_places(self) -> None:
         self._has_queue_moved = False
         for place, task in enumerate(self._waiting):
-            if task.tells_progress and task.place_told != place:
+            # An eighth in front of a job is what it is told of a long queue, as all of one are told at each move.
+            if task.tells_progress and (task.place_told < 0 or abs(task.place_told - place) > place // 8):
                 task.place_told = place
                 self._events.append((task.job.id, QueuePlace(place)))
 

@@ -630,6 +630,17 @@ def test_jobs_that_wait_are_told_their_places_when_these_change() -> None:
     assert all(isinstance(each, PromptProgress) for each in harness.progress(4)[3:])
 
 
+def test_jobs_of_a_long_queue_are_told_of_some_moves_only() -> None:
+    harness = Harness(FakeBackend(n_ctx=256, n_batch=32, n_sequences=1))
+    for job in range(129):
+        harness.submit(job, "a", n_predict=2, tells_progress=True)
+    harness.run()
+    places = [each.n_before for each in harness.progress(128) if isinstance(each, QueuePlace)]
+    assert places[0] == 127
+    assert places[-8:] == [*range(7, -1, -1)]
+    assert len(places) < 40
+
+
 def test_a_job_that_starts_over_is_not_told_less_than_before() -> None:
     harness = Harness(FakeBackend(n_ctx=48, n_batch=4, n_sequences=2))
     harness.submit(1, "a" * 16, n_predict=30)
