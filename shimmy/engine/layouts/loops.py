@@ -130,7 +130,7 @@ def _blocks(kind: str, headers: NDArray[np.uint8], codes: NDArray[np.uint8]) -> 
     if kind == "Q8_0":
         return np.concatenate((headers, codes.reshape(-1, _BLOCK)), axis=1).reshape(-1)
     half = 8 if kind == "NVFP4" else _BLOCK // 2
-    runs = codes.reshape(-1, 2 * half)
+    runs = np.ascontiguousarray(codes.reshape(-1, 2 * half))
     if kind == "Q4_0":
         runs = runs ^ np.uint8(8)
     low = runs & np.uint8(15)

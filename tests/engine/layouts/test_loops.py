@@ -58,6 +58,15 @@ def test_what_does_not_fit_together_is_refused() -> None:
         loops.blocks("NVFP4", np.zeros((2, 2), np.uint8), codes)
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_0"])
+def test_codes_that_lie_column_by_column_make_the_same_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = np.arange(7 * 32, dtype=np.uint8).reshape(7, 32) & 15
+    headers = np.zeros((7, 2), np.uint8)
+    monkeypatch.setattr(loops, "library", None)
+    expected = loops.blocks(kind, headers, codes)
+    assert (loops.blocks(kind, headers, np.asfortranarray(codes)) == expected).all()
+
+
 def test_without_the_library_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(loops, "LOOPS_LIBRARY", str(tmp_path / "none.so"))
     assert loops._load() is None
