@@ -5,7 +5,6 @@ Knows the options and the cache; `formats.convert` converts a model's folder, `f
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import sys
@@ -89,8 +88,7 @@ def _used(
     if path is not None and matrix_fault(file_type, has_matrix=True) is None:
         try:
             matrix = importance.read(path)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = matrix.digest()
         except OSError as exc:
             raise importance.InvalidMatrix(f"`{path.name}` cannot be read: {exc.strerror or exc}") from exc
         if converted.found(folder, _cache(cache_dir), file_type or "", digest) is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.llama.binding import llama, log
 from shimmy.errors import ModelUnavailable
-from shimmy.formats.gguf import importance
+from shimmy.formats.gguf import importance, reader
 from shimmy.formats.gguf.importance import ImportanceMatrix
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def quantize(
     params = llama.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[file_type]
     params.nthread = n_threads
-    columns = [] if matrix is None else list(matrix.values())  # the engine is given their addresses
+    columns = [] if matrix is None else list(matrix.values(_names(source)))  # the engine is given their addresses
     if columns:
         params.imatrix = _as_given(columns)
 
@@ -61,6 +61,14 @@ def quantize(
     if status != 0:
         reason = log.reason().rpartition("failed to quantize: ")[2]  # behind what is said of it on several lines
         raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {reason}")
+
+
+def _names(source: Path) -> set[str]:
+    """Of the weights of a GGUF file. Raises ModelUnavailable where it is none."""
+    try:
+        return {name.decode("utf-8", "backslashreplace") for name in reader.contents(source).tensors}
+    except reader.InvalidGguf as exc:
+        raise ModelUnavailable(f"`{source.name}` cannot be quantised: {exc}") from exc
 
 
 def _as_given(columns: "Sequence[tuple[str, array[float]]]") -> Any:

@@ -4,10 +4,13 @@ Knows both forms in which llama.cpp's `llama-imatrix` writes one (tools/imatrix,
 fits a model, and writes the newer form; nothing of computing one, nor of quantising. The file is not trusted.
 """
 
+import contextlib
+import hashlib
 import math
+import os
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -47,14 +50,23 @@ class ImportanceMatrix:
 
     path: Path
     entries: dict[str, MatrixEntry]  # by the names of weights
+    state: tuple[int, ...]  # of the file, when the entries were read
 
-    def values(self) -> Iterator["tuple[str, array[float]]"]:
-        """The name of each weight, and the mean square of each column; 1 for an expert of which nothing is known.
+    def digest(self) -> str:
+        """SHA-256 of the file. Raises InvalidMatrix where the file has changed, OSError when it cannot be read."""
+        with self._opened() as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
-        Raises InvalidMatrix for sums that cannot be, OSError when the file cannot be read.
+    def values(self, names: Container[str]) -> Iterator["tuple[str, array[float]]"]:
+        """The name of each weight in `names`, and the mean square of each column; 1 for an expert of which nothing is
+        known.
+
+        Raises InvalidMatrix for sums that cannot be, and where the file has changed; OSError when it cannot be read.
         """
-        with open_regular(self.path) as file:
+        with self._opened() as file:
             for name, entry in self.entries.items():
+                if name not in names:
+                    continue
                 file.seek(entry.start)
                 sums = array("f")
                 sums.frombytes(_read(file, entry.n_values * sums.itemsize))
@@ -67,22 +79,30 @@ class ImportanceMatrix:
                     raise InvalidMatrix(f"its sums for {_shown(name)} are none of squares: negative, or far too large")
                 yield name, means
 
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[FileIO]:
+        """The file; raises InvalidMatrix where it has changed since `read`, or does so until the end of the `with`."""
+        with open_regular(self.path) as file:
+            _refuse_change(file, self.state)
+            yield file
+            _refuse_change(file, self.state)
+
 
 def read(path: Path) -> ImportanceMatrix:
     """The matrix in the file at `path`. Raises InvalidMatrix, or OSError when the file cannot be read."""
     try:
         with open_regular(path) as file:
-            is_gguf = file.read(4) == b"GGUF"
-            entries = {} if is_gguf else _legacy_entries(file)
+            state = _state(file)
+            entries = _gguf_entries(path) if file.read(4) == b"GGUF" else _legacy_entries(file)
+        with open_regular(path) as file:  # its parts were read one after the other
+            _refuse_change(file, state)
     except NotRegular as exc:
         raise InvalidMatrix("it is not a regular file") from exc
-    try:
-        entries = _gguf_entries(path) if is_gguf else entries
     except InvalidGguf as exc:
         raise InvalidMatrix(str(exc)) from exc
     if any("\0" in name for name in entries):
         raise InvalidMatrix("it has a name with a zero byte, which llama.cpp would read as another name")
-    return ImportanceMatrix(path, entries)
+    return ImportanceMatrix(path, entries, state)
 
 
 def check(matrix: ImportanceMatrix, weights: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -135,6 +155,17 @@ def write(target: Path, sums: Sums, *, dataset: str, n_pieces: int, n_piece: int
             info = TensorInfo(name + suffix, (n_columns, len(counts)), _F32)
             tensors.append((info, [memoryview(array("f", numbers)).cast("B")]))
     write_file(target, metadata, tensors, lambda _: None)
+
+
+def _state(file: FileIO) -> tuple[int, ...]:
+    """What tells an open file, as it is now, from another one and from what it becomes."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _refuse_change(file: FileIO, state: tuple[int, ...]) -> None:
+    if _state(file) != state:
+        raise InvalidMatrix("it has changed while it was read")
 
 
 def _gguf_entries(path: Path) -> dict[str, MatrixEntry]:

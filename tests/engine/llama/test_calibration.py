@@ -166,7 +166,7 @@ def test_what_is_written_is_read_back(
     assert capsys.readouterr().out == "0.500\n1.000\n"
     sums, _, _ = calibrate(open_model(tiny, cpu), TEXT, 1, lambda _: None)
     matrix = importance.read(target)
-    read = {name: list(means) for name, means in matrix.values()}
+    read = {name: list(means) for name, means in matrix.values(matrix.entries)}
     assert read.keys() == sums.keys()
     for name, (values, counts) in sums.items():
         assert matrix.entries[name].counts == tuple(counts)

@@ -87,7 +87,7 @@ def test_types_that_need_a_matrix(name: str, source: Path, matrix: ImportanceMat
 
 def test_columns_that_count_more_are_rounded_less(source: Path, matrix: ImportanceMatrix, tmp_path: Path) -> None:
     name = "blk.0.attn_q.weight"
-    weights, counted = dict(matrix.values())[name], {}
+    weights, counted = dict(matrix.values(matrix.entries))[name], {}
     exact = rows_of(source, name)
     for found in (None, matrix):
         target = tmp_path / f"{found is None}.gguf"
@@ -136,3 +136,13 @@ def test_numbers_that_cannot_be_are_refused_before_the_engine_sees_them(source: 
     with pytest.raises(importance.InvalidMatrix, match="none of squares"):
         quantize(source, tmp_path / "made.gguf", file_type="q4_0", n_threads=1, matrix=importance.read(path))
     assert main([str(source), str(tmp_path / "made.gguf"), "q4_0", "1", str(path)]) == 1
+
+
+def test_weights_of_another_model_are_not_read(source: Path, tmp_path: Path) -> None:
+    sums = {"blk.0.attn_q.weight": ([1.0] * WIDTH, [1]), "blk.9.attn_q.weight": ([float("nan")] * WIDTH, [1])}
+    path = write_gguf_matrix(tmp_path / "matrix.gguf", sums)
+    quantize(source, tmp_path / "made.gguf", file_type="q4_0", n_threads=1, matrix=importance.read(path))
+    assert reader.read_header(tmp_path / "made.gguf").quantization == "Q4_0"
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ModelUnavailable, match="`text`"):
+        quantize(tmp_path / "text", tmp_path / "x", file_type="q4_0", n_threads=1, matrix=importance.read(path))

@@ -1,6 +1,8 @@
 """Importance matrices: read in both forms, and refused where they cannot be, or are of another model."""
 
+import hashlib
 import math
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,8 @@ SUMS: Sums = {UP: ([2, 4, 6, 0.5], [4]), DOWN: ([8, 16], [2])}
 
 
 def values(path: Path) -> dict[str, list[float]]:
-    return {name: list(means) for name, means in importance.read(path).values()}
+    matrix = importance.read(path)
+    return {name: list(means) for name, means in matrix.values(matrix.entries)}
 
 
 @pytest.mark.parametrize("write", [write_gguf_matrix, write_legacy_matrix])
@@ -34,6 +37,38 @@ def test_both_forms_say_the_mean_square_of_each_column(write: Write, tmp_path: P
     path = write(tmp_path / "matrix", SUMS)
     assert values(path) == {UP: [0.5, 1, 1.5, 0.125], DOWN: [4, 8]}
     assert importance.check(importance.read(path), WEIGHTS) == ()
+
+
+@pytest.mark.parametrize("write", [write_gguf_matrix, write_legacy_matrix])
+def test_only_the_weights_that_are_asked_for_are_read(write: Write, tmp_path: Path) -> None:
+    matrix = importance.read(write(tmp_path / "matrix", {**SUMS, "of.another.model": ([math.nan], [1])}))
+    assert [name for name, _ in matrix.values({DOWN, "no.such.weight"})] == [DOWN]
+    assert [name for name, _ in matrix.values(WEIGHTS)] == [UP, DOWN]
+
+
+@pytest.mark.parametrize("write", [write_gguf_matrix, write_legacy_matrix])
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_has_changed_is_refused(write: Write, is_replaced: bool, tmp_path: Path) -> None:
+    matrix = importance.read(write(tmp_path / "matrix", SUMS))
+    assert matrix.digest() == hashlib.sha256(matrix.path.read_bytes()).hexdigest()
+    if is_replaced:
+        write(tmp_path / "other", SUMS).replace(matrix.path)
+    else:
+        write(matrix.path, SUMS)
+        os.utime(matrix.path, ns=(1, 1))
+    with pytest.raises(InvalidMatrix, match="has changed"):
+        matrix.digest()
+    with pytest.raises(InvalidMatrix, match="has changed"):
+        list(matrix.values(WEIGHTS))
+
+
+def test_a_file_that_changes_while_its_sums_are_read_is_refused(tmp_path: Path) -> None:
+    matrix = importance.read(write_gguf_matrix(tmp_path / "matrix", SUMS))
+    found = matrix.values(WEIGHTS)
+    next(found)
+    os.utime(matrix.path, ns=(1, 1))
+    with pytest.raises(InvalidMatrix, match="has changed"):
+        list(found)
 
 
 def test_experts_count_for_themselves(tmp_path: Path) -> None:
