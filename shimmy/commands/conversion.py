@@ -1,11 +1,13 @@
 """`convert`: the GGUF file of a SafeTensors folder."""
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
 from shimmy.system.files import open_regular
 from shimmy.system.self_command import environment, executable, own_program
-from shimmy.wire.worker_options import matrix_fault
+from shimmy.wire.worker_options import IGNORES_MATRIX, matrix_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class _Quantisation:
 def convert(call: CommandCall) -> int:
     folder = Path(call.options.folder)
     target = Path(call.options.output or f"{folder.absolute().name}.gguf")
-    quantisation = _quantisation(call)
+    quantisation = _quantisation(call, target)
     bar = ProgressBar(f"{folder.absolute().name} -> {target.name}")
     try:
         notices = _write_gguf(folder, target, quantisation, bar.show)
@@ -50,9 +52,11 @@ def convert(call: CommandCall) -> int:
     return 0
 
 
-def _quantisation(call: CommandCall) -> _Quantisation | None:
+def _quantisation(call: CommandCall, target: Path) -> _Quantisation | None:
     """What was asked for; raises ConfigError for options that do not go together."""
     options, file_type, matrix = call.options, call.config.safetensors_type, call.config.imatrix
+    if options.imatrix is None and (options.calibrate or file_type is None or file_type in IGNORES_MATRIX):
+        matrix = None  # the variable is a server's as well, and says nothing of this model
     if matrix and options.calibrate:
         raise ConfigError(
             "--imatrix takes an importance matrix from a file, and --calibrate computes one: give one of them"
@@ -63,7 +67,12 @@ def _quantisation(call: CommandCall) -> _Quantisation | None:
         raise ConfigError(fault)
     if file_type is None:
         return None
-    text, kept = (Path(name) if name else None for name in (options.calibrate, options.save_imatrix))
+    text = Path(options.calibrate) if options.calibrate else None
+    kept = Path(os.path.realpath(options.save_imatrix)) if options.save_imatrix else None  # a link stays one
+    named: dict[str, str] = {}
+    for name, path in (("the output", target), ("--calibrate", text), ("--save-imatrix", kept), ("--imatrix", matrix)):
+        if path is not None and (other := named.setdefault(os.path.realpath(path), name)) != name:
+            raise ConfigError(f"`{path}` cannot be both for {other} and for {name}")
     return _Quantisation(file_type, call.config.n_threads or n_physical_cores(), matrix, text, kept)
 
 
@@ -76,49 +85,53 @@ def _write_gguf(
     """
     try:
         found = conversion.plan(folder)
-        if quantisation is None:
-            return _convert(folder, found, target, "", on_progress)
-        return _write_quantised(folder, found, target, quantisation, on_progress)
+        _check_place(target)
+        about_matrix = () if quantisation is None else _check_given(quantisation, found)
+        with _folder_beside(target) as place:
+            if quantisation is None:
+                made = place / "lossless.gguf"
+                notices = _convert(folder, found, made, "", on_progress)
+            else:
+                made = place / "quantized.gguf"
+                notices = _write_quantised(folder, found, made, quantisation, on_progress)
+            made.replace(target)
+        on_progress(1.0)
+        return about_matrix + notices
     except (Unconvertible, InvalidSafetensors) as exc:
         raise NotFound(f"`{folder}` cannot be converted: {exc}") from exc
     except OSError as exc:
         raise NotFound(f"`{folder}` cannot be converted: {exc.strerror or exc}") from exc
 
 
+@contextlib.contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A new folder on the disk of `path`, for what is not finished. All that is in it is removed at the end."""
+    with tempfile.TemporaryDirectory(
+        prefix="shimmy-convert-", dir=path.absolute().parent, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
 def _write_quantised(
     folder: Path, found: ConversionPlan, target: Path, how: _Quantisation, on_progress: Callable[[float], None]
 ) -> tuple[str, ...]:
-    """The same, by way of a file with the weights as they are; the steps count alike."""
-    lossless, computed, part = (
-        target.with_name(f"{target.name}.{end}") for end in ("lossless", "imatrix", "quantized")
-    )
-    about_matrix: tuple[str, ...] = ()
+    """The same, by way of files beside `target`, which the caller removes; the steps count alike."""
+    lossless, matrix = target.with_name("lossless.gguf"), how.matrix
     n_steps = 2 if how.text is None else 3
 
     def step(index: int) -> Callable[[float], None]:
         return lambda share: on_progress((index + share) / n_steps)
 
-    try:
-        matrix = how.matrix
-        if matrix is not None:
-            about_matrix = _checked(matrix, found)
-        _check_places(how)
-        notices = _convert(folder, found, lossless, how.file_type, step(0))
-        if how.text is not None:
-            matrix = computed
-            _run("calibrate", lossless, how.text, matrix, how.n_threads, on_progress=step(1))
-            about_matrix = _checked(matrix, found)
-            if how.kept is not None:
-                shutil.copyfile(matrix, how.kept)
-        given = [matrix] if matrix else []
-        _run("quantize", lossless, part, how.file_type, how.n_threads, *given, on_progress=step(n_steps - 1))
-        part.replace(target)
-        on_progress(1.0)
-        return notices + about_matrix
-    finally:
-        for path in (lossless, computed, part):
-            with contextlib.suppress(OSError):  # its folder may be none, or not ours
-                path.unlink()
+    notices = _convert(folder, found, lossless, how.file_type, step(0))
+    if how.text is not None:
+        matrix = target.with_name("imatrix.gguf")
+        _run("calibrate", lossless, how.text, matrix, how.n_threads, on_progress=step(1))
+        notices += _checked(matrix, found)
+        if how.kept is not None:
+            notices += _keep(matrix, how.kept)
+    given = [matrix] if matrix else []
+    _run("quantize", lossless, target, how.file_type, how.n_threads, *given, on_progress=step(n_steps - 1))
+    return notices
 
 
 def _checked(matrix: Path, found: ConversionPlan) -> tuple[str, ...]:
@@ -133,15 +146,44 @@ def _checked(matrix: Path, found: ConversionPlan) -> tuple[str, ...]:
         raise NotFound(f"`{matrix}` cannot be read: {exc.strerror or exc}") from exc
 
 
-def _check_places(how: _Quantisation) -> None:
-    """Whether the text can be read and the matrix kept, before hours are spent; raises NotFound."""
+def _check_given(how: _Quantisation, found: ConversionPlan) -> tuple[str, ...]:
+    """Look at all files that were named, before hours are spent; returns what a person has to know of the matrix.
+
+    Raises NotFound where the matrix does not fit, the text cannot be read or a computed matrix cannot be kept.
+    """
     try:
         if how.text is not None:
             open_regular(how.text).close()
     except OSError as exc:
         raise NotFound(f"`{how.text}` cannot be read: {exc.strerror or exc}") from exc
-    if how.kept is not None and not os.access(how.kept.absolute().parent, os.W_OK):
-        raise NotFound(f"`{how.kept}` cannot be written")
+    if how.kept is not None:
+        try:
+            _check_place(how.kept)
+            if how.kept.exists() and not os.access(how.kept, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            with _folder_beside(how.kept):
+                pass
+        except OSError as exc:
+            raise NotFound(f"`{how.kept}` cannot be written: {exc.strerror or exc}") from exc
+    return () if how.matrix is None else _checked(how.matrix, found)
+
+
+def _check_place(target: Path) -> None:
+    """Raise NotFound where something stands at `target` that no file takes the place of."""
+    if target.exists() and not target.is_file():
+        raise NotFound(f"`{target}` cannot be written: it is not a regular file")
+
+
+def _keep(matrix: Path, kept: Path) -> tuple[str, ...]:
+    """Write the computed matrix to `kept`, which is the old file until it is whole; returns why that failed."""
+    try:
+        with _folder_beside(kept) as place:
+            part = place / "imatrix.gguf"
+            shutil.copyfile(matrix, part)
+            part.replace(kept)
+    except OSError as exc:
+        return (f"the importance matrix could not be written to `{kept}`: {exc.strerror or exc}",)
+    return ()
 
 
 def _convert(

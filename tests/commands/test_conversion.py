@@ -1,0 +1,147 @@
+"""`convert`: what it was given stays, whatever it is called, and what cannot be written is said first."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shimmy import cli
+from shimmy.commands import conversion
+from shimmy.formats.format_errors import Unconvertible
+from tests.importance_files import write_gguf_matrix
+from tests.tiny_checkpoints import write_tiny_llama
+from tests.tiny_models import N_EMBD
+
+MATRIX = {"blk.0.attn_q.weight": ([1.0] * N_EMBD, [1.0])}
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A model `m` in the working directory; what the engine does is copied, the calibration writes MATRIX."""
+    for name in list(os.environ):
+        if name.startswith("SHIMMY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    write_tiny_llama(tmp_path / "m")
+
+    def run(command: str, *arguments: object, on_progress: Callable[[float], None]) -> None:
+        source, target = (Path(str(arguments[index])) for index in ((0, 2) if command == "calibrate" else (0, 1)))
+        assert source.exists()
+        if command == "calibrate":
+            write_gguf_matrix(target, MATRIX)
+            Path("calibrated").touch()
+        else:
+            shutil.copyfile(source, target)
+        on_progress(1.0)
+
+    monkeypatch.setattr(conversion, "_run", run)
+
+
+def convert(*options: str) -> int:
+    return cli.main(["convert", "m", "-o", "model.gguf", *options])
+
+
+def entries() -> set[str]:
+    return {path.name for path in Path().iterdir()}
+
+
+@pytest.mark.parametrize("options", [(), ("--type", "q8_0"), ("--type", "q4_0", "--calibrate", "text")])
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_no_file_beside_the_output_is_touched(
+    options: tuple[str, ...], is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {f"model.gguf.{end}" for end in ("imatrix", "lossless", "quantized", "part", "lossless.part")} | {"text"}
+    for name in names:
+        Path(name).write_text("mine")
+    if is_broken:
+        monkeypatch.setattr(conversion, "_convert", fail)
+    assert convert(*options) == (1 if is_broken else 0)
+    assert {name for name in names if Path(name).read_text() == "mine"} == names
+    assert entries() - names - {"calibrated"} == ({"m"} if is_broken else {"m", "model.gguf"})
+
+
+def fail(*_: object) -> tuple[str, ...]:
+    raise Unconvertible("broken")
+
+
+def test_a_given_matrix_stays(tmp_path: Path) -> None:
+    matrix = write_gguf_matrix(tmp_path / "model.gguf.imatrix", MATRIX)
+    content = matrix.read_bytes()
+    assert convert("--type", "q4_0", "--imatrix", matrix.name) == 0
+    assert matrix.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model.gguf.imatrix", "link"])
+def test_a_computed_matrix_is_kept_where_it_was_asked_for(name: str, tmp_path: Path) -> None:
+    Path("text").write_text("hello")
+    Path("model.gguf.imatrix").write_text("an old one")
+    Path("link").symlink_to("model.gguf.imatrix")
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", name) == 0
+    assert Path("model.gguf.imatrix").read_bytes() == write_gguf_matrix(tmp_path / "same", MATRIX).read_bytes()
+    assert Path("link").is_symlink()
+    assert entries() == {"m", "text", "model.gguf", "model.gguf.imatrix", "link", "calibrated", "same"}
+
+
+@pytest.mark.parametrize(
+    ("place", "code"), [("folder", 1), ("fifo", 1), ("none/file", 1), ("text", 2), ("./link", 2), ("model.gguf", 2)]
+)
+def test_a_matrix_that_cannot_be_kept_is_said_before_anything_is_computed(
+    place: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text").write_text("hello")
+    Path("link").symlink_to("text")
+    Path("folder").mkdir()
+    os.mkfifo("fifo")
+    before = entries()
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", place) == code
+    assert entries() == before
+    assert Path("text").read_text() == "hello"
+    assert Path(os.path.realpath(place)).name in capsys.readouterr().err
+
+
+def test_a_kept_file_that_may_not_be_written_is_said_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text").write_text("hello")
+    Path("kept").touch()
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).name != "kept")  # root may write all files
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", "kept") == 1
+    assert "kept` cannot be written: Permission denied" in capsys.readouterr().err
+    assert "calibrated" not in entries()
+
+
+def test_an_output_that_is_a_folder_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model.gguf").mkdir()
+    assert convert() == 1
+    assert "`model.gguf` cannot be written: it is not a regular file" in capsys.readouterr().err
+
+
+def test_a_matrix_that_cannot_be_kept_after_all_costs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text").write_text("hello")
+    before = conversion._run
+
+    def run(command: str, *arguments: object, on_progress: Callable[[float], None]) -> None:
+        before(command, *arguments, on_progress=on_progress)
+        if command == "calibrate":
+            Path("kept").mkdir()
+
+    monkeypatch.setattr(conversion, "_run", run)
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", "kept") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "model.gguf\n"
+    assert "kept`: Is a directory" in captured.err
+    assert entries() == {"m", "text", "model.gguf", "kept", "calibrated"}
+
+
+def test_the_variable_of_a_server_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf_matrix(tmp_path / "matrix.gguf", MATRIX)
+    Path("text").write_text("hello")
+    for options in ((), ("--type", "q8_0"), ("--type", "q4_0", "--calibrate", "text"), ("--type", "q4_0")):
+        monkeypatch.setenv("SHIMMY_IMATRIX", str(path))
+        assert convert(*options) == 0, options
+        monkeypatch.delenv("SHIMMY_IMATRIX")
+        assert convert(*options, "--imatrix", str(path)) == (0 if options == ("--type", "q4_0") else 2), options
