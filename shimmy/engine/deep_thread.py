@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TypeVar
 
 from shimmy.errors import NO_MORE_THREADS, OutOfMemory, Overloaded
@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 _stack_size_lock = threading.Lock()  # the size is a setting of the whole process, for all threads started later
 _left_behind: list[threading.Thread] = []
+_of_calls = threading.local()  # `seconds` of the processor that the calls of a thread took
 
 
 class TooLong(Exception):
@@ -44,6 +45,15 @@ def start(target: Callable[[], object], stack_bytes: int) -> threading.Thread:
     return thread
 
 
+def processor_s() -> float:
+    """The processor time of the current thread, in seconds, with that of its calls: other load does not count."""
+    return thread_time() + _seconds_of_calls()
+
+
+def _seconds_of_calls() -> float:
+    return getattr(_of_calls, "seconds", 0.0)
+
+
 def call(function: Callable[[], Result], stack_bytes: int, deadline_s: float | None = None) -> Result:
     """What `function` returns or raises. Raises OutOfMemory where there is no room for its stack, TooLong where it is
     not done within `deadline_s`, and Overloaded while several calls of that kind are still running."""
@@ -53,12 +63,15 @@ def call(function: Callable[[], Result], stack_bytes: int, deadline_s: float | N
             raise Overloaded("what took too long for other requests is still going on; try again later")
     results: list[Result] = []
     errors: list[BaseException] = []
+    taken_s = deadline_s or 0.0  # what a call is taken to have used that is left running
 
     def run() -> None:
+        nonlocal taken_s
         try:
             results.append(function())
         except BaseException as exc:  # noqa: BLE001 - the caller raises it
             errors.append(exc)
+        taken_s = thread_time()
 
     begun_s = monotonic()
     thread = start(run, stack_bytes)
@@ -66,7 +79,9 @@ def call(function: Callable[[], Result], stack_bytes: int, deadline_s: float | N
     if thread.is_alive():
         _yield_to_others(thread)
         thread.join(None if deadline_s is None else max(0.0, begun_s + deadline_s - monotonic()))
-    if thread.is_alive():
+    is_left_behind = thread.is_alive()
+    _of_calls.seconds = _seconds_of_calls() + taken_s
+    if is_left_behind:
         _left_behind.append(thread)
         raise TooLong
     if errors:

@@ -1,6 +1,7 @@
 """Calls on deep stacks: what they return and raise, and what becomes of those that do not end."""
 
 import threading
+from time import sleep, thread_time
 
 import pytest
 
@@ -26,6 +27,18 @@ def test_the_size_of_other_stacks_stays() -> None:
     before = threading.stack_size()
     deep_thread.call(lambda: None, 64 << 20)
     assert threading.stack_size() == before
+
+
+def test_the_time_of_the_processor_counts_for_the_thread_that_calls() -> None:
+    def work() -> None:
+        while thread_time() < 0.1:
+            pass
+
+    begun_s = deep_thread.processor_s()
+    deep_thread.call(lambda: sleep(0.5), STACK_BYTES)
+    slept_s = deep_thread.processor_s()
+    deep_thread.call(work, STACK_BYTES)
+    assert slept_s - begun_s < 0.1 <= deep_thread.processor_s() - slept_s
 
 
 def test_what_takes_too_long_is_left_behind_but_not_without_end() -> None:
