@@ -161,7 +161,7 @@ class PromptPreparer:
         tokens, reply_format = self._prompt(request.prompt, pause)
         reply_format = replace(reply_format, beside=_beside_calls(request))
         scales = lora_adapters.scales(self.adapters, request.lora)
-        guide, warnings = self._guides.guide(request, reply_format)
+        guide, warnings = self._guides.guide(request, reply_format, pause)
         seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
         chain = sampler_chain.chain(sampling, seed=seed, n_ctx=self._model.n_ctx)
         sampler = self._model.new_sampler(chain, biases, sampling.dry_sequence_breakers, tokens)

@@ -4,15 +4,16 @@ Puts together `tool_grammar` (how calls look), `guides` (how grammars are follow
 model's vocabulary.
 """
 
+import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.chat.detect_tool_format import marks
 from shimmy.engine.constrain.thinking_budget import ThinkingBudget
+from shimmy.engine.deep_thread import processor_s
 from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.schedule.task import Guide
 from shimmy.errors import BadRequest
@@ -22,11 +23,14 @@ from shimmy.text.printable import shortened
 from shimmy.text.speech import gemma, pythonic, tagged
 
 if TYPE_CHECKING:
+    from shimmy.engine.constrain.enforceable_schema import SearchBudget
     from shimmy.engine.constrain.guides import Grammars
 
 _ANY_OBJECT = '{"type":"object"}'
 _NOT_OF_AN_OBJECT = "the schema, which is not one of an object,"  # not enforced at all
-_LOOKING_S = 1.0  # for the schemas of all tools of a job; large ones that come later are not enforced
+_NOT_SEARCHED = "the schema, which is too large to find the arguments that can have no value,"  # the same
+# Of the processor, for the schemas of all tools of a job; large ones that come later are not enforced.
+_LOOKING_S = 1.0
 # Schemas of the first tools with no more characters than this are always enforced, however busy the machine is.
 _N_SURE, _SURE_CHARACTERS = 64, 4096
 _N_WARNINGS = 16  # of one job
@@ -44,6 +48,18 @@ _AS_THEY_ARE = (ArgumentSyntax.TAGGED, ArgumentSyntax.GEMMA)  # strings in these
 logger = logging.getLogger(__name__)
 
 
+class _Looks:
+    """What was found in the schemas of one job's tools, and what may be spent on further ones."""
+
+    def __init__(self) -> None:
+        from shimmy.engine.constrain.enforceable_schema import SearchBudget  # few jobs have tools
+
+        # By text, whether the caller insists, and whether parts without a value were searched for.
+        self.found: dict[tuple[str, bool, bool], tuple[dict[str, Any], tuple[str, ...]]] = {}
+        self.end_s = processor_s() + _LOOKING_S
+        self.searching: SearchBudget = SearchBudget()
+
+
 class GuideFactory:
     """Makes the guides of one model's jobs, on the thread that prepares a job."""
 
@@ -53,16 +69,19 @@ class GuideFactory:
         self._marks: dict[ReplyFormat, Mapping[int, bytes]] = {}
         self._told: set[str] = set()
 
-    def guide(self, request: GenerateRequest, form: ReplyFormat) -> tuple[Guide | None, tuple[str, ...]]:
+    def guide(
+        self, request: GenerateRequest, form: ReplyFormat, pause: Callable[[], object] = lambda: None
+    ) -> tuple[Guide | None, tuple[str, ...]]:
         """The guide of a job, None where any reply is right; and warnings of constraints that are not enforced.
 
-        Raises BadRequest for a strict constraint that cannot be enforced.
+        Raises BadRequest for a strict constraint that cannot be enforced, and what `pause` raises, which is called
+        before each tool.
         """
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) and form.tools is not None else ()
         guide: Guide | None = None
         warnings: tuple[str, ...] = ()
         if tools:
-            guide, warnings = self._of_tools(request, form, tools)
+            guide, warnings = self._of_tools(request, form, tools, pause)
         elif request.grammar is not None:
             found = self._loaded().guide(request.grammar, None, _thinking_end(form), self._answer_lark(form))
             guide, warnings = found, tuple(f"the schema: {part} is not enforced" for part in found.lost)
@@ -86,17 +105,19 @@ class GuideFactory:
         )
 
     def _of_tools(
-        self, request: GenerateRequest, form: ReplyFormat, tools: tuple[Tool, ...]
+        self, request: GenerateRequest, form: ReplyFormat, tools: tuple[Tool, ...], pause: Callable[[], object]
     ) -> tuple[Guide, tuple[str, ...]]:
         from shimmy.engine.constrain.tool_grammar import TooLarge  # few jobs have tools
 
         grammars = self._loaded()
+        grammars.load()  # which takes long the first time, and is no fault of the tools
+        looks = _Looks()
         kept = set(tools)  # those whose schemas are enforced
         find_impossible = False
         while True:
             lark = ""
             try:
-                lark, warnings = self._lark(request, form, tools, kept, find_impossible=find_impossible)
+                lark, warnings = self._lark(request, form, tools, kept, looks, pause, find_impossible=find_impossible)
                 guide = grammars.guide(request.grammar, lark, _thinking_end(form), self._answer_lark(form))
             except BadRequest as error:
                 if not lark and not isinstance(error, TooLarge):
@@ -120,6 +141,8 @@ class GuideFactory:
         form: ReplyFormat,
         tools: tuple[Tool, ...],
         kept: set[Tool],
+        looks: _Looks,
+        pause: Callable[[], object],
         *,
         find_impossible: bool,
     ) -> tuple[str, tuple[str, ...]]:
@@ -134,16 +157,17 @@ class GuideFactory:
         syntax = form.tools.syntax
         warnings: list[str] = []
         sure = {tool for tool in tools[:_N_SURE] if len(tool.parameters) <= _SURE_CHARACTERS}
-        self._loaded().load()  # which takes long the first time, and is no fault of the tools
-        end_s = monotonic() + _LOOKING_S
 
         def arguments(tool: Tool) -> dict[str, Any]:
-            text = tool.parameters
-            is_late = tool not in sure and not tool.strict and monotonic() > end_s
+            is_searched = syntax in _UNENFORCED and (find_impossible or bool(_EMPTY_CHOICE.search(tool.parameters)))
+            asked = tool.parameters, tool.strict, is_searched
+            is_late = tool not in sure and not tool.strict and asked not in looks.found and processor_s() > looks.end_s
             if tool not in kept or is_late:
                 warnings.append(f"tools: `{tool.name}`: the schema is not enforced, they are too large together")
-                text = _ANY_OBJECT
-            schema, lost = self._schema(text, syntax, is_strict=tool.strict, find_impossible=find_impossible)
+                asked = _ANY_OBJECT, tool.strict, False
+            if asked not in looks.found:
+                looks.found[asked] = self._schema(*asked, syntax, looks.searching)
+            schema, lost = looks.found[asked]
             warnings.extend(f"tools: `{tool.name}`: {part} is not enforced" for part in lost)
             return schema
 
@@ -168,11 +192,12 @@ class GuideFactory:
             around=form,
             prepare=arguments,
             texts=texts,
+            pause=pause,
         )
         return lark, tuple(warnings)
 
     def _schema(
-        self, text: str, syntax: ArgumentSyntax, *, is_strict: bool, find_impossible: bool
+        self, text: str, is_strict: bool, is_searched: bool, syntax: ArgumentSyntax, budget: "SearchBudget"
     ) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The schema of a tool's arguments as it can be enforced, and the parts that are not, in words."""
         schema, lost = self._loaded().schema(text, strict=is_strict)
@@ -181,8 +206,12 @@ class GuideFactory:
             lost = (_NOT_OF_AN_OBJECT,)
         unenforced = _UNENFORCED.get(syntax)
         if unenforced is not None:
-            if find_impossible or _EMPTY_CHOICE.search(text):
-                schema = self._loaded().without_impossible(schema)
+            if is_searched:
+                schema = self._loaded().without_impossible(schema, budget)
+                if budget.is_spent and _EMPTY_CHOICE.search(json.dumps(schema)):  # which would be let through
+                    if is_strict:
+                        raise BadRequest(f"{_NOT_SEARCHED} cannot be enforced in this model's way of writing calls")
+                    return self._loaded().schema(_ANY_OBJECT, strict=False)[0], (_NOT_SEARCHED,)
             more = unenforced(schema)
             if more and is_strict:
                 lacking = shortened(more[0], _WARNING_CHARACTERS)

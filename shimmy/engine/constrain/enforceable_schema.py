@@ -7,7 +7,6 @@ dropped where the schema then allows more.
 import json
 import re
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
@@ -27,11 +26,15 @@ from shimmy.engine.constrain.json_schema import (
     target,
 )
 from shimmy.engine.constrain.simpler_schema import Schema, children, each_child, parts, simplify
+from shimmy.engine.deep_thread import processor_s
 from shimmy.errors import BadRequest
 
 # Whether llguidance accepts a schema; it is called hundreds of times for a schema with many faults.
 Takes = Callable[[Schema], bool]
-_MENDING_S = 0.25
+_MENDING_S = 0.25  # of the processor
+# For all schemas that one request has searched for parts without a value.
+_SEARCHED_CHARACTERS = MAX_CHARACTERS
+_SEARCHING_S = 1.0  # of the processor
 _PLACE_CHARACTERS = 160
 _COERCED = {**STYLE, "coerce_one_of": True}
 # Assertions about what stands before or behind: without them, a pattern allows more.
@@ -64,18 +67,41 @@ def enforceable(text: str, takes: Takes) -> tuple[Schema, tuple[str, ...]]:
         raise BadRequest(f"the schema is no JSON: {exc}") from exc
 
 
-def without_impossible(schema: Schema, is_impossible: Takes) -> Schema:
+class SearchBudget:
+    """What is left for searching the schemas of one request, by one thread: characters of parts, and processor time."""
+
+    def __init__(self) -> None:
+        self.is_spent = False  # parts were left out
+        self._n_left = _SEARCHED_CHARACTERS
+        self._left_s = _SEARCHING_S
+        self._last_s = 0.0
+
+    def begin(self) -> None:
+        """From here to `is_left` is a search."""
+        self._last_s = processor_s()
+
+    def is_left(self) -> bool:
+        now_s = processor_s()
+        self._left_s -= now_s - self._last_s
+        self._last_s = now_s
+        self.is_spent = self.is_spent or self._n_left <= 0 or self._left_s <= 0
+        return not self.is_spent
+
+    def spend(self, part: Schema) -> None:
+        self._n_left -= len(json.dumps(part))
+
+
+def without_impossible(schema: Schema, is_impossible: Takes, budget: SearchBudget) -> Schema:
     """A copy of a schema that values follow, with `false` in the place of each part that none can follow.
 
-    `is_impossible` is asked of each part, but not of more characters than a schema may have.
+    `is_impossible` is asked of each part while there is something left of `budget`; other parts stay as they are.
     """
-    n_left = MAX_CHARACTERS
+    budget.begin()
 
     def changed(child: Any) -> Any:
-        nonlocal n_left
-        if isinstance(child, dict) and n_left > 0:
+        if isinstance(child, dict) and budget.is_left():
             part = standalone(child, schema)
-            n_left -= len(json.dumps(part))
+            budget.spend(part)
             if is_impossible(part):
                 return False
             each_child(child, changed)
@@ -96,7 +122,7 @@ class _Relaxing:
         self._lost: dict[str, None] = {}
         self._in_rings: set[int] = set()
         self._anchors: set[str] = set()
-        self._end_s = perf_counter() + _MENDING_S
+        self._end_s = processor_s() + _MENDING_S
 
     def result(self) -> tuple[Schema, tuple[str, ...]]:
         if depth(self._schema) > MAX_DEPTH:
@@ -114,7 +140,7 @@ class _Relaxing:
         try:
             # A schema that is accepted as it is needs no changes, however busy the machine is.
             if not self._llguidance_takes({**self._schema, "x-guidance": self._options}):
-                self._end_s = perf_counter() + _MENDING_S
+                self._end_s = processor_s() + _MENDING_S
                 self._coerce()
                 self._mend_keywords()
                 self._mend("#", self._schema)
@@ -130,7 +156,7 @@ class _Relaxing:
         self._lose(keyword, place)
 
     def _takes(self, schema: Schema, options: dict[str, Any] | None = None) -> bool:
-        if perf_counter() > self._end_s:
+        if processor_s() > self._end_s:
             raise _TooLong
         return self._llguidance_takes({**schema, "x-guidance": options or self._options})
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from shimmy.engine import deep_thread
 from shimmy.engine.constrain import forced_text, llguidance_module
-from shimmy.engine.constrain.enforceable_schema import enforceable, without_impossible
+from shimmy.engine.constrain.enforceable_schema import SearchBudget, enforceable, without_impossible
 from shimmy.engine.constrain.gbnf.lark import MAX_GRAMMAR_CHARACTERS, to_lark
 from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, keyword_at_fault, prepared
 from shimmy.engine.constrain.lark_in_json import NotInJson, lark_in_json
@@ -212,9 +212,10 @@ class Grammars:
         except BadRequest:
             return False
 
-    def without_impossible(self, schema: Schema) -> Schema:
-        """A copy of a schema that values follow, with `false` in the place of the parts that none can follow."""
-        return without_impossible(schema, self._is_impossible)
+    def without_impossible(self, schema: Schema, budget: SearchBudget) -> Schema:
+        """A copy of a schema that values follow, with `false` in the place of the parts that none can follow, as far
+        as `budget` goes."""
+        return without_impossible(schema, self._is_impossible, budget)
 
     def _is_impossible(self, schema: Schema) -> bool:
         """Whether llguidance finds that no value follows a schema."""

@@ -34,6 +34,7 @@ def tool_lark(
     special: Callable[[str], int | None] = lambda _: None,
     around: ReplyFormat = TEXT_ONLY,
     texts: Mapping[str, str] = MappingProxyType({}),
+    pause: Callable[[], object] = lambda: None,
 ) -> str:
     """A grammar whose start rule is the whole reply of a job with `tools`, at least one.
 
@@ -45,14 +46,15 @@ def tool_lark(
     `special` returns the id of a text that is one control token, None for other texts. `around` has the marks of
     reasoning that may come first and of answers; where the prompt has begun reasoning, the grammar is that of what
     follows it. `prepare` returns the schema of a tool for llguidance; a BadRequest from it gets the tool's name.
-    `texts` are the grammars of those tools, by name, whose one argument is a text, as it stands between quotes. Raises
-    BadRequest for a choice that names no tool, and for parameters that are not those of an object.
+    `texts` are the grammars of those tools, by name, whose one argument is a text, as it stands between quotes. `pause`
+    is called before each tool. Raises BadRequest for a choice that names no tool, and for parameters of no object.
     """
     offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
     if not offered:
         raise BadRequest(f"tool_choice: there is no tool `{choice.name}`", param="tool_choice")
     lark = _Lark(format, special, around.answer)
     for index, tool in enumerate(offered):
+        pause()
         lark.rule(f"body_{index}", lark.body(tool.name, f"arguments_{index}"))
         schema = _schema(tool, prepare)
         lark.rule(f"arguments_{index}", _arguments(lark, f"arguments_{index}", schema, format, texts.get(tool.name)))

@@ -12,7 +12,9 @@ import pytest
 
 from shimmy.engine.chat.detect_tool_format import GENERIC, written
 from shimmy.engine.constrain import constraints as rules
+from shimmy.engine.constrain import enforceable_schema
 from shimmy.engine.constrain.constraints import GuideFactory
+from shimmy.engine.constrain.enforceable_schema import SearchBudget
 from shimmy.engine.constrain.json_schema import standalone
 from shimmy.engine.constrain.simpler_schema import Schema
 from shimmy.engine.constrain.tool_grammar import tool_lark
@@ -271,12 +273,87 @@ def test_an_argument_that_can_have_no_value_is_left_out(model: LlamaModel, tools
         guide, warnings = rules.guide(request(tool), ReplyFormat(tools=tools))
         assert guide is not None
         assert not warnings
-        schema = rules._loaded().without_impossible(rules._loaded().schema(tool.parameters, strict=True)[0])
+        schema = rules._loaded().schema(tool.parameters, strict=True)[0]
+        schema = rules._loaded().without_impossible(schema, SearchBudget())
         assert schema["properties"]["x"] is schema["properties"]["list"]["items"] is False
         lark = tool_lark((tool,), ToolChoice(required=True), tools, prepare=partial(_given, schema))
         walker = Walker()
         for given, is_right in (({"y": 1}, True), ({"y": 1, "x": 1}, False), ({"y": 3}, False)):
             assert walker.takes(lark, written((ToolCall("", "f", json.dumps(given)),), tools)) == is_right
+
+
+def tool_with_an_impossible_argument(index: int, n_arguments: int, *, strict: bool = False) -> Tool:
+    arguments: dict[str, Any] = {f"f{index}_p{i}": {} for i in range(n_arguments)} | {"z": {"enum": []}}
+    return Tool(f"f{index}", "", json.dumps({"type": "object", "properties": arguments}), strict=strict)
+
+
+def test_all_tools_of_a_request_share_what_may_be_spent_on_finding_impossible_arguments(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_most = 15_000  # what one of the tools has, and less than two
+    monkeypatch.setattr(enforceable_schema, "_SEARCHED_CHARACTERS", n_most)
+    monkeypatch.setattr(enforceable_schema, "_SEARCHING_S", 60.0)
+    factory = GuideFactory(model.vocab)
+    asked: list[int] = []
+
+    def is_impossible(schema: Schema) -> bool:
+        asked.append(len(json.dumps(schema)))
+        return schema.get("enum") == []
+
+    monkeypatch.setattr(factory._loaded(), "_is_impossible", is_impossible)
+    form = ReplyFormat(tools=pythonic.FORM)
+    tools = [tool_with_an_impossible_argument(index, 100) for index in range(8)]
+    pauses: list[None] = []
+    guide, warnings = factory.guide(request(*tools), form, lambda: pauses.append(None))
+    assert guide is not None
+    assert [warning.split("`")[1] for warning in warnings] == [f"f{index}" for index in range(1, 8)]
+    assert n_most <= sum(asked) <= n_most + max(asked)
+    assert len(pauses) >= len(tools)
+    with pytest.raises(BadRequest):
+        factory.guide(request(*(replace(tool, strict=True) for tool in tools)), form)
+
+
+def test_a_schema_is_searched_for_impossible_arguments_once(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    factory = GuideFactory(model.vocab)
+    asked: list[str] = []
+
+    def is_impossible(schema: Schema) -> bool:
+        asked.append(json.dumps(schema))
+        return schema.get("maximum") == 2
+
+    monkeypatch.setattr(factory._loaded(), "_is_impossible", is_impossible)
+    first = tool_with_an_impossible_argument(0, 3)
+    arguments = {"x": {"type": "integer", "minimum": 3, "maximum": 2}}
+    second = Tool("g", "", json.dumps({"type": "object", "properties": arguments}), strict=True)
+    guide, warnings = factory.guide(request(first, replace(first, name="same"), second), ReplyFormat(tools=gemma.FORM))
+    assert guide is not None
+    assert len(asked) == 5, warnings  # `z` is no part of the second
+
+
+def test_impossible_arguments_that_are_not_looked_for_are_told_or_refused(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enforceable_schema, "_SEARCHED_CHARACTERS", 0)
+    tool = tool_with_an_impossible_argument(0, 3)
+    for form in (TAGGED_FORM, ReplyFormat(tools=gemma.FORM), ReplyFormat(tools=pythonic.FORM)):
+        guide, warnings = GuideFactory(model.vocab).guide(request(tool), form)
+        assert guide is not None
+        lost = "the schema, which is too large to find the arguments that can have no value,"
+        assert warnings == (f"tools: `f0`: {lost} is not enforced",)
+        with pytest.raises(BadRequest, match=f"`f0`: {lost} cannot be enforced"):
+            GuideFactory(model.vocab).guide(request(replace(tool, strict=True)), form)
+
+
+def test_what_ends_the_preparation_is_raised_between_tools(model: LlamaModel) -> None:
+    n_left = [2]
+
+    def pause() -> None:
+        n_left[0] -= 1
+        if not n_left[0]:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        GuideFactory(model.vocab).guide(request(Tool("f", "", SET), Tool("g", "", SET)), FORM, pause)
 
 
 @pytest.mark.parametrize("form", [TAGGED_FORM, ReplyFormat(tools=pythonic.FORM)])

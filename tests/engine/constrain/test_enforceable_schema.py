@@ -4,7 +4,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 from unittest.mock import Mock
 
@@ -255,6 +255,24 @@ def test_places_point_into_the_schema() -> None:
     assert lost == ("`not` at `#/properties/a~1b/items/0`",)
     places = ["#", "#/properties/a~1b", "#/properties/a~1b/items/0", "#/properties/a~1b/items/0/not"]
     assert [place for place, _ in parts(schema)] == places
+
+
+def test_a_busy_machine_gives_up_mending_no_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enforceable_schema, "_MENDING_S", 0.25)
+    n_asked = 0
+
+    def takes_late(schema: dict[str, Any]) -> bool:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 2:
+            sleep(0.5)  # as if others had the processor
+        return GRAMMARS.takes(schema)
+
+    text = json.dumps(field({"type": "integer", "minimum": 3, "maximum": 2}))
+    _, lost = enforceable(text, takes_late)
+    assert n_asked > 2
+    assert lost == enforceable(text, GRAMMARS.takes)[1]
+    assert lost != ("the schema, which is at fault in too many places",)
 
 
 def test_a_schema_that_takes_too_long_to_mend_is_not_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
