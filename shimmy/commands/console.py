@@ -1,8 +1,10 @@
-"""What commands share: their arguments, their error, tables, hints, and progress in a terminal."""
+"""What commands share: arguments, their error, how signals end them, tables, hints, and progress in a terminal."""
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,28 @@ def hint(text: str) -> None:
 
     if is_terminal(sys.stdout) and is_terminal(sys.stderr):
         print(Style(sys.stderr).dim(text), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP of a terminal that is closed, end what was begun, as the end of the block does.
+
+    What is ignored, as SIGHUP is below `nohup`, stays so.
+    """
+
+    def leave(number: int, _frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)  # the frozen file's outer process passes them on to one that has them
+        raise SystemExit(128 + number)
+
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            if signal.getsignal(number) is leave:
+                signal.signal(number, handler)
 
 
 class ProgressBar:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shimmy.commands.console import CommandCall, ProgressBar
+from shimmy.commands.console import CommandCall, ProgressBar, ended_by_signals
 from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.errors import NotFound
 from shimmy.formats.convert import convert as conversion
@@ -43,7 +43,8 @@ def convert(call: CommandCall) -> int:
     quantisation = _quantisation(call, target)
     bar = ProgressBar(f"{folder.absolute().name} -> {target.name}")
     try:
-        notices = _write_gguf(folder, target, quantisation, bar.show)
+        with ended_by_signals():
+            notices = _write_gguf(folder, target, quantisation, bar.show)
     finally:
         bar.end()
     for notice in notices:
@@ -208,9 +209,14 @@ def _run(command: str, *arguments: object, on_progress: Callable[[float], None])
     ) as child:  # fmt: skip
         assert child.stdout is not None
         assert child.stderr is not None
-        for line in child.stdout:
-            with contextlib.suppress(ValueError):  # the engine has a few lines of its own
-                on_progress(float(line))
-        reason = child.stderr.read().strip()
+        try:
+            for line in child.stdout:
+                with contextlib.suppress(ValueError):  # the engine has a few lines of its own
+                    on_progress(float(line))
+            reason = child.stderr.read().strip()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
     if child.returncode:
         raise Unconvertible(reason or f"`{command}` ended with {child.returncode}")

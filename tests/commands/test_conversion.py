@@ -2,8 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,7 @@ from tests.importance_files import write_gguf_matrix
 from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import N_EMBD
 
+RUN = conversion._run
 MATRIX = {"blk.0.attn_q.weight": ([1.0] * N_EMBD, [1.0])}
 
 
@@ -145,3 +149,52 @@ def test_the_variable_of_a_server_is_no_mistake(tmp_path: Path, monkeypatch: pyt
         assert convert(*options) == 0, options
         monkeypatch.delenv("SHIMMY_IMATRIX")
         assert convert(*options, "--imatrix", str(path)) == (0 if options == ("--type", "q4_0") else 2), options
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_when_a_conversion_is_ended(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: object) -> None:
+        assert len(entries()) == 2
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(conversion, "_convert", end)
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        convert("--type", "q8_0")
+    assert entries() == {"m"}
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_conversion_goes_on_below_nohup(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = conversion._convert
+
+    def hang_up(*arguments: Any) -> tuple[str, ...]:
+        signal.raise_signal(signal.SIGHUP)
+        return before(*arguments)
+
+    monkeypatch.setattr(conversion, "_convert", hang_up)
+    assert convert("--type", "q8_0") == 0
+
+
+def test_a_process_is_ended_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(20)"
+    monkeypatch.setattr(conversion, "own_program", lambda: [sys.executable, "-c", program])
+    seen: list[int] = []
+
+    def end(share: float) -> None:
+        seen.append(int(share))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RUN("quantize", on_progress=end)
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0], 0)

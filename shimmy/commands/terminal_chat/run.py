@@ -3,14 +3,11 @@
 Exit codes beside those of all commands: 130 when an answer was interrupted with Ctrl-C.
 """
 
-import contextlib
 import io
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from shimmy.commands.console import CommandCall, CommandFailed
+from shimmy.commands.console import CommandCall, CommandFailed, ended_by_signals
 from shimmy.commands.server_client import NoServer
 from shimmy.commands.terminal.history import InputHistory, history_file
 from shimmy.commands.terminal.line_editor import LineInput, PlainLines, line_input
@@ -38,7 +35,7 @@ def run(call: CommandCall) -> int:
         server = find_server(call)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    with _ended_by_signals(), lines.used():
+    with ended_by_signals(), lines.used():
         try:
             with lines.quiet():
                 printer.waiting("starting")
@@ -84,22 +81,3 @@ def _question(call: CommandCall) -> str | None:
             return None
         raise ConfigError("there is nothing to answer: give a TEXT, or pipe one in")
     return joined(" ".join(options.text), parts)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Have SIGTERM, and SIGHUP of a terminal that is closed, end what was begun, as the end of the block does."""
-
-    def leave(number: int, _frame: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)  # the frozen file's outer process passes them on to one that has them
-        raise SystemExit(128 + number)
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, leave) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            if signal.getsignal(number) is leave:
-                signal.signal(number, handler)
