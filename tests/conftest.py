@@ -16,9 +16,12 @@ from tests.tiny_models import write_tiny_model
 forced_variant.force()  # before the tests look for variants, which some do when they are imported
 
 
-# A shell starts commands in the background with interrupts ignored, and children ignore what is ignored here.
+# A shell starts commands in the background with interrupts ignored, `nohup` does so with the end of its terminal, and
+# children ignore what is ignored here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before its timeout begins
