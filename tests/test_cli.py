@@ -146,6 +146,7 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "error: " in printed.err
+    assert "invalid _" not in printed.err  # a name of ours
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
