@@ -238,7 +238,7 @@ class TaggedReader:
         self._key_end = re.compile(re.escape(key_end))
         self._odd_keys = {f"{key}{key_end}": key for key in odd_names(types_of, key_end)}
         self._value_end = form.value_end.strip()
-        self._quote_start, self._quote_end = form.quote_start, form.quote_end
+        self._quote_start, self._quote_end = form.quote_start, f"{form.quote_end}{self._value_end}"
         # A line break next to a mark belongs to the mark where the format has one there.
         self._breaks_before = (form.json_mark or form.key_end).endswith("\n")
         self._breaks_behind = form.value_end.startswith("\n")
@@ -293,36 +293,19 @@ class TaggedReader:
         reader = self._reader
         if self._breaks_before:
             yield from reader.expect("\n")
+        ends = self._value_end
+        if self._quote_start and (yield from reader.expect(self._quote_start)):
+            ends = self._quote_end
         value = (
             _TextValue(say, drops_break=self._breaks_behind)
             if allowed == TEXT
             else _OtherValue(say, allowed, drops_break=self._breaks_behind)
         )
-        blank = (yield from self._blank()) if self._quote_start else ""  # which is no part of a value in quotes
-        if self._quote_start and (yield from reader.expect(self._quote_start)):
-            has_end = yield from self._quoted(value.add)
-        else:
-            value.add(blank)
-            has_end = bool((yield from reader.until(StringMatcher(self._value_end), value.add)))
+        has_end = yield from reader.until(StringMatcher(ends), value.add)
         reader.unsaid.clear()
         if has_end:
             value.end()
-        return has_end
-
-    def _blank(self) -> Reading[str]:
-        """Take white space, and return it."""
-        n_before = len(self._reader.unsaid)
-        yield from self._reader.space()
-        return "".join(self._reader.unsaid[n_before:])
-
-    def _quoted(self, say: Say) -> Reading[bool]:
-        """Say what stands in front of the end of the quotes and that of the value; returns whether both were there."""
-        while (yield from self._reader.until(StringMatcher(self._quote_end), say)):
-            blank = yield from self._blank()
-            if (yield from self._reader.expect(self._value_end)):
-                return True
-            say(self._quote_end + blank)
-        return False
+        return bool(has_end)
 
 
 class _TextValue:
