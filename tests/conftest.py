@@ -1,7 +1,8 @@
 """What all tests have: a tiny model, written once, the CPU variant that the engine runs on, a quiet garbage collector,
-which of them the program under test can answer, and a turn where they run side by side."""
+the root logger as it was, which of them the program under test can answer, and a turn where they run side by side."""
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -46,6 +47,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of 0.6 MB with a ChatML template and a training length of 512."""
     return write_tiny_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    """A command sets it up for its process, and others' tests look at what is logged."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
