@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -318,14 +318,18 @@ def test_a_server_that_dies_in_a_reply_does_not_end_the_chat(tmp_path: Path, sta
 def test_its_own_server_comes_back(tmp_path: Path, models: Path) -> None:
     with in_terminal(tmp_path, "run", "alpha", *own(models)) as terminal:
         terminal.expect(PROMPT)
-        for pid in set(processes(tmp_path)) - {terminal.process.pid}:
-            if b"serve" in command_line(pid):
-                os.kill(pid, signal.SIGKILL)
+        kill(pid for pid in processes(tmp_path) if b"serve" in command_line(pid) and pid != terminal.process.pid)
         wait_for("the server's end", lambda: not serving(tmp_path))
         assert "shimmy: " not in say(terminal, "hello")
         assert serving(tmp_path)
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # it has ended with one of the others
+            os.kill(pid, signal.SIGKILL)
 
 
 def serving(folder: Path) -> list[int]:
@@ -338,9 +342,8 @@ def test_its_own_server_ends_with_it_however_that_ends(how: str, tmp_path: Path,
         terminal.expect(PROMPT)
         assert serving(tmp_path)
         if how == "it is killed":
-            for pid in set(processes(tmp_path)) - {*serving(tmp_path)}:
-                if b"worker" not in command_line(pid):
-                    os.kill(pid, signal.SIGKILL)
+            others = set(processes(tmp_path)) - {*serving(tmp_path)}
+            kill(pid for pid in others if b"worker" not in command_line(pid))
         else:
             terminal.hang_up()
             wait_for("its end", lambda: terminal.process.poll() is not None)
