@@ -6,7 +6,6 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from contextlib import closing
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,14 +15,9 @@ import pytest
 from shimmy import log
 
 
-@pytest.fixture(autouse=True)
-def root() -> Iterator[logging.Logger]:
-    """The root logger, as it was again afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield root
-    root.handlers = handlers
-    root.setLevel(level)
+@pytest.fixture
+def root() -> logging.Logger:
+    return logging.getLogger()
 
 
 def test_text_is_a_line_on_stderr_with_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:

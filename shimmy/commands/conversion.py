@@ -138,9 +138,8 @@ def _write_quantised(
 def _checked(matrix: Path, found: ConversionPlan) -> tuple[str, ...]:
     """What a person has to know of an importance matrix for this model; raises NotFound for one that cannot be used.
     Its numbers are looked at when they are used."""
-    weights = {output.info.name: output.info.shape for output in found.recipe.outputs}
     try:
-        return importance.check(importance.read(matrix), weights)
+        return importance.check(importance.read(matrix), found.shapes)
     except importance.InvalidMatrix as exc:
         raise NotFound(f"`{matrix}` cannot be used as an importance matrix: {exc}") from exc
     except OSError as exc:

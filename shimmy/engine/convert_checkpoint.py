@@ -95,7 +95,7 @@ def _used(
             return matrix, digest
         from shimmy.formats.convert import convert
 
-        weights = {output.info.name: output.info.shape for output in convert.plan(folder).recipe.outputs}
+        weights = convert.plan(folder).shapes
         try:
             for notice in importance.check(matrix, weights):
                 logger.warning("`%s`: %s", folder.name, notice)

@@ -10,6 +10,7 @@ from shimmy.pool.model_runtime import State
 
 TEXT: Json = {"type": "string"}
 COUNT: Json = {"type": "integer", "minimum": 0}
+PLACE: Json = {"type": "integer", "minimum": 1}
 NUMBER: Json = {"type": "number"}
 FLAG: Json = {"type": "boolean"}
 NULL: Json = {"type": "null"}
@@ -119,10 +120,9 @@ def _envelope(kind: str, choice: Json, more: Json | None = None) -> Json:
 def _progress() -> Json:
     """What chunks have where `return_progress` asks for it."""
     read: Json = {"total": COUNT, "cache": COUNT, "processed": COUNT, "time_ms": COUNT}
-    place: Json = {"type": "integer", "minimum": 1}
     return {
         "prompt_progress": record(read) | {"description": "Tokens of the prompt; `processed` counts cached ones, too."},
-        "queue_position": place | {"description": "The job's place among those that wait for their turn; 1: the next."},
+        "queue_position": PLACE | {"description": "The job's place among those that wait for their turn; 1: the next."},
     }
 
 
@@ -260,7 +260,6 @@ def _control() -> Json:
         "error": ID_OR_NULL,
     }
     limit: Json = {"type": ["integer", "null"]}
-    place: Json = {"type": "integer", "minimum": 1}
     defaults = record(
         {**dict.fromkeys(SHOWN_DEFAULTS, NUMBER), "max_tokens": limit, "stop": array(TEXT), "system": TEXT}
     )
@@ -268,7 +267,7 @@ def _control() -> Json:
         "defaults": defaults | {"description": "Only in `/status`: what a request gets that says nothing."},
         "converted_percent": COUNT,
         "read_percent": COUNT,
-        "load_position": place | {"description": "Its place among the loads that wait for memory; 1: the next."},
+        "load_position": PLACE | {"description": "Its place among the loads that wait for memory; 1: the next."},
         "keep_alive_s": {"type": ["number", "null"]},
         "pinned": FLAG,
         "jobs": COUNT,

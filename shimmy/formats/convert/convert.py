@@ -78,6 +78,11 @@ class ConversionPlan:
         """Whether some of its weights need an Unpacker."""
         return any(output.stored for output in self.recipe.outputs)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its tensors, by their names in the GGUF, as that has them."""
+        return {output.info.name: output.info.shape for output in self.recipe.outputs}
+
     def header(self) -> GgufHeader:
         """What the header of the GGUF will say, as far as a catalog wants to know it."""
         metadata = {
