@@ -112,6 +112,7 @@ def test_what_the_schema_of_a_field_takes_is_what_is_read(body: str, field: str)
     assert validator.is_valid(None) == (field not in BODIES[body].required)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("body", "field"), [(body, name) for body, record in BODIES.items() for name in record.fields])
 def test_what_the_schema_of_a_field_refuses_is_refused(body: str, field: str) -> None:
     kind, schema = BODIES[body].fields[field], SCHEMAS[body]["properties"][field]
