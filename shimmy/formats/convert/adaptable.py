@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shimmy.formats.convert.families import FAMILIES, Row
+from shimmy.formats.convert.families.family import Row
+from shimmy.formats.convert.families.table import FAMILIES
 from shimmy.formats.convert.hyperparameters import MAX_LAYERS
 
 # What llama.cpp only looks up, without a thought for adapters.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from shimmy.formats.convert import cache
 from shimmy.formats.convert.cache import Converted, Progress
 from shimmy.formats.convert.converted import cache_name
-from shimmy.formats.convert.families import family_of
+from shimmy.formats.convert.families.table import family_of
 from shimmy.formats.convert.recipe import Recipe, recipe, text_config
 from shimmy.formats.convert.transforms import TensorOutput, chunks
 from shimmy.formats.format_errors import Unconvertible

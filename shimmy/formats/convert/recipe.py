@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shimmy.formats.convert.families import Family, Row
-from shimmy.formats.convert.family_parameters import gemma_scalar
+from shimmy.formats.convert.families.family import Family, Row
+from shimmy.formats.convert.families.gemma import gemma_scalar
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_LAYERS,

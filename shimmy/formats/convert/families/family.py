@@ -1,0 +1,126 @@
+"""What a family of models is to the converter, and the rows of tensors that many families share.
+
+Knows the names of transformers and those of llama.cpp. The reference is llama.cpp's own converter (`conversion/`), and
+what src/models/*.cpp computes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder
+from shimmy.formats.convert.transforms import Transform
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A weight, and its bias where there may be one: `#` is a layer, `@` an expert, a letter of the shape a size."""
+
+    source: str
+    target: str
+    shape: str  # as the checkpoint has it, the row length last
+    transform: Transform = Transform.COPY
+    bias: str = "none"  # or optional, or required
+    weight: str = "required"  # or optional
+    # All experts in one tensor: its name, which part of its rows, of how many.
+    fused: tuple[str, int, int] | None = None
+    stacked: str = ""  # all experts in one tensor of three dimensions, as MLX has them
+    is_named_in_full: bool = False  # `source` has no `.weight` behind it
+    layers: str = ""  # of this kind alone, as `layer_types` has them
+    takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
+
+
+def _same(values: Hyperparameters) -> Hyperparameters:
+    """For families whose values have the usual names."""
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What is special to one family; all else is the same for all."""
+
+    title: str
+    model_type: str
+    classes: tuple[str, ...]  # of transformers; other classes compute something else
+    architecture: str  # llama.cpp's name
+    rows: tuple[Row, ...]
+    activations: frozenset[str]
+    scalings: frozenset[str] | None  # of rotary positions; None where there are none
+    describe: Callable[[MetadataBuilder, Hyperparameters, dict[str, int]], None]
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of the family's class, where config.json may be silent
+    prefixes: tuple[str, ...] = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+    ignored_prefixes: tuple[str, ...] = ()
+    ignored_suffixes: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    # The same values by the names that other families have; for a family that has names of its own.
+    renamed: Callable[[Hyperparameters], Hyperparameters] = _same
+
+
+SILU, GELU = frozenset(("silu", "swish")), frozenset(("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"))
+PERMUTE, TRANSPOSE, ADD_ONE = Transform.PERMUTE, Transform.TRANSPOSE, Transform.ADD_ONE
+SQUEEZE = Transform.SQUEEZE
+
+ENDS = (
+    Row("embed_tokens", "token_embd.weight", "VE"),
+    Row("norm", "output_norm.weight", "E"),
+    Row("lm_head", "output.weight", "VE"),
+)
+NORMS = (
+    Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+    Row("layers.#.post_attention_layernorm", "blk.#.ffn_norm.weight", "E"),
+)
+
+
+def attention(
+    transform: Transform = Transform.COPY, *, bias: str = "optional", output_bias: str = "none"
+) -> tuple[Row, ...]:
+    return (
+        Row("layers.#.self_attn.q_proj", "blk.#.attn_q.weight", "QE", transform, bias),
+        Row("layers.#.self_attn.k_proj", "blk.#.attn_k.weight", "KE", transform, bias),
+        Row("layers.#.self_attn.v_proj", "blk.#.attn_v.weight", "KE", bias=bias),
+        Row("layers.#.self_attn.o_proj", "blk.#.attn_output.weight", "EQ", bias=output_bias),
+    )
+
+
+def feed_forward(bias: str = "none") -> tuple[Row, ...]:
+    return (
+        Row("layers.#.mlp.gate_proj", "blk.#.ffn_gate.weight", "FE", bias=bias),
+        Row("layers.#.mlp.up_proj", "blk.#.ffn_up.weight", "FE", bias=bias),
+        Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF", bias=bias),
+    )
+
+
+def expert_rows(router: str, experts: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+    fused, stacked = "layers.#.mlp.experts.", experts.replace("experts", "switch_mlp")
+    return (
+        Row(router, "blk.#.ffn_gate_inp.weight", "XE"),
+        *(
+            Row(
+                f"{experts}.@.{name}", f"blk.#.ffn_{kind}_exps.weight", "XEM" if kind == "down" else "XME",
+                fused=(f"{fused}down_proj", 0, 1) if kind == "down" else (f"{fused}gate_up_proj", int(kind == "up"), 2),
+                stacked=f"{stacked}.{kind}_proj",
+            )
+            for name, kind in ((gate, "gate"), (up, "up"), (down, "down"))
+        ),
+    )  # fmt: skip
+
+
+HEAD_NORMS = (
+    Row("layers.#.self_attn.q_norm", "blk.#.attn_q_norm.weight", "D"),
+    Row("layers.#.self_attn.k_norm", "blk.#.attn_k_norm.weight", "D"),
+)
+
+
+def plus_one(*rows: Row) -> tuple[Row, ...]:
+    return tuple(Row(row.source, row.target, row.shape, ADD_ONE) for row in rows)
+
+
+FREE = frozenset(("linear", "yarn", "dynamic"))  # what llama.cpp computes without a tensor of factors
+ALL = FREE | {"llama3"}
+
+
+def rope_defaults(rope_theta: float = 10_000.0, rms_norm_eps: float = 1e-6) -> dict[str, Any]:
+    return {"rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps}
+
+
+def classes(stem: str) -> tuple[str, ...]:
+    return (f"{stem}ForCausalLM", f"{stem}Model")

@@ -1,0 +1,83 @@
+"""GPT-2 and gpt-oss."""
+
+from shimmy.formats.convert.families.family import (
+    ENDS,
+    GELU,
+    SILU,
+    TRANSPOSE,
+    Family,
+    Row,
+    attention,
+    classes,
+    rope_defaults,
+)
+from shimmy.formats.convert.families.settings import experts, plain_heads, window_pattern
+from shimmy.formats.convert.hyperparameters import MAX_CONTEXT, Hyperparameters, MetadataBuilder
+
+_GPT_OSS_EXPERTS = "layers.#.mlp.experts."
+_GPT_OSS = (
+    *ENDS,
+    Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+    Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
+    *attention(bias="required", output_bias="required"),
+    Row("layers.#.self_attn.sinks", "blk.#.attn_sinks.weight", "H", is_named_in_full=True),
+    Row("layers.#.mlp.router", "blk.#.ffn_gate_inp.weight", "XE", bias="required"),
+    *(
+        row
+        for part, gate in enumerate(("gate", "up"))
+        for row in (
+            Row(
+                f"{_GPT_OSS_EXPERTS}@.{gate}_proj", f"blk.#.ffn_{gate}_exps.weight", "XFE",
+                fused=(f"{_GPT_OSS_EXPERTS}gate_up_proj", part, 2), takes_turns=True,
+            ),
+            Row(
+                f"{_GPT_OSS_EXPERTS}gate_up_proj_bias", f"blk.#.ffn_{gate}_exps.bias", "XF", is_named_in_full=True,
+                fused=("", part, 2), takes_turns=True,
+            ),
+        )
+    ),
+    Row(
+        f"{_GPT_OSS_EXPERTS}@.down_proj", "blk.#.ffn_down_exps.weight", "XEF",
+        fused=(f"{_GPT_OSS_EXPERTS}down_proj", 0, 1),
+    ),
+    Row(f"{_GPT_OSS_EXPERTS}down_proj_bias", "blk.#.ffn_down_exps.bias", "XE", is_named_in_full=True),
+)  # fmt: skip
+
+
+def describe_gpt_oss(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    values.require("swiglu_limit", 7.0, 7, default=7.0)
+    experts(draft, values, sizes, "num_local_experts")
+    draft.integer("expert_feed_forward_length", sizes["F"])
+    draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
+    window_pattern(draft, values, sizes, 2)
+
+
+def describe_gpt2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del draft
+    plain_heads(values, sizes)
+    values.require("scale_attn_weights", True, default=True)
+    values.require("scale_attn_by_inverse_layer_idx", False, default=False)
+
+
+FAMILIES = (
+    Family(
+        "gpt-oss", "gpt_oss", classes("GptOss"), "gpt-oss", _GPT_OSS, SILU, frozenset(("yarn",)), describe_gpt_oss,
+        {"head_dim": 64, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4,
+         **rope_defaults(150_000.0, 1e-5)},
+    ),
+    Family(
+        "GPT-2", "gpt2", ("GPT2LMHeadModel", "GPT2Model"), "gpt2",
+        (Row("wte", "token_embd.weight", "VE"),
+         Row("wpe", "position_embd.weight", "PE"),
+         Row("ln_f", "output_norm.weight", "E", bias="required"),
+         Row("lm_head", "output.weight", "VE"),
+         Row("h.#.ln_1", "blk.#.attn_norm.weight", "E", bias="required"),
+         Row("h.#.attn.c_attn", "blk.#.attn_qkv.weight", "EA", TRANSPOSE, "required"),
+         Row("h.#.attn.c_proj", "blk.#.attn_output.weight", "QE", TRANSPOSE, "required"),
+         Row("h.#.ln_2", "blk.#.ffn_norm.weight", "E", bias="required"),
+         Row("h.#.mlp.c_fc", "blk.#.ffn_up.weight", "EF", TRANSPOSE, "required"),
+         Row("h.#.mlp.c_proj", "blk.#.ffn_down.weight", "FE", TRANSPOSE, "required")),
+        GELU, None, describe_gpt2, {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        prefixes=("transformer.",), ignored_suffixes=(".attn.bias", ".attn.masked_bias"),
+    ),
+)  # fmt: skip

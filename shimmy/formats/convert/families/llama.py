@@ -1,0 +1,84 @@
+"""Llama and what is built like it: Mistral, Mixtral, SmolLM3, Granite, ERNIE 4.5, Seed-OSS."""
+
+from shimmy.formats.convert.families.family import (
+    ALL,
+    ENDS,
+    FREE,
+    NORMS,
+    PERMUTE,
+    SILU,
+    Family,
+    Row,
+    attention,
+    classes,
+    expert_rows,
+    feed_forward,
+    rope_defaults,
+)
+from shimmy.formats.convert.families.settings import cap_to_window, experts, plain, qwen_window
+from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder, wrong
+from shimmy.formats.format_errors import Unconvertible
+
+_LLAMA = (*ENDS, *NORMS, *attention(PERMUTE, output_bias="optional"), *feed_forward("optional"))
+
+
+def describe_mistral(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del sizes
+    cap_to_window(draft, values)
+
+
+def describe_mixtral(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    cap_to_window(draft, values)
+    experts(draft, values, sizes, "num_local_experts")
+    sizes["M"] = sizes["F"]
+
+
+def describe_smollm3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    qwen_window(draft, values, sizes)
+    found = values.get("no_rope_layers")
+    if found is None:
+        values.require("no_rope_layer_interval", 4, default=4)
+    elif found != [int((layer + 1) % 4 != 0) for layer in range(sizes["layers"])]:
+        raise Unconvertible("its `no_rope_layers` is not every 4th layer, which is all that the engine computes")
+
+
+def describe_granite(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del sizes
+    for key, source in (
+        ("attention.scale", "attention_multiplier"), ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"), ("logit_scale", "logits_scaling"),
+    ):  # fmt: skip
+        if not (scale := values.number(source, default=1)):  # 0 is how llama.cpp says that there is none
+            raise wrong(source, scale)
+        draft.number(key, scale)
+
+
+FAMILIES = (
+    Family("Llama", "llama", classes("Llama"), "llama", _LLAMA, SILU, ALL, plain, rope_defaults()),
+    Family("Mistral", "mistral", classes("Mistral"), "llama", _LLAMA, SILU, ALL, describe_mistral, rope_defaults()),
+    Family(
+        "Mixtral", "mixtral", classes("Mixtral"), "llama",
+        (*ENDS, *NORMS, *attention(PERMUTE),
+         *expert_rows("layers.#.block_sparse_moe.gate", "layers.#.block_sparse_moe.experts", "w1", "w3", "w2")),
+        SILU, ALL, describe_mixtral, rope_defaults(1_000_000.0, 1e-5),
+    ),
+    Family(
+        "SmolLM3", "smollm3", classes("SmolLM3"), "smollm3",
+        (*ENDS, *NORMS, *attention(PERMUTE), *feed_forward()),
+        SILU, FREE, describe_smollm3, rope_defaults(2_000_000.0),
+    ),
+    Family("Granite", "granite", classes("Granite"), "granite", _LLAMA, SILU, ALL, describe_granite, rope_defaults()),
+    Family(
+        "ERNIE 4.5", "ernie4_5", classes("Ernie4_5"), "ernie4_5",
+        (*ENDS, *NORMS, *attention(output_bias="optional"), *feed_forward()),  # rotated pairs are neighbours
+        SILU, FREE, plain, {"head_dim": 128, "tie_word_embeddings": True, **rope_defaults(500_000.0, 1e-5)},
+    ),
+    Family(
+        "Seed-OSS", "seed_oss", classes("SeedOss"), "seed_oss",
+        (*ENDS,
+         Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+         Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
+         *attention(), *feed_forward()),
+        SILU, FREE, plain, {"head_dim": 128, **rope_defaults()},
+    ),
+)  # fmt: skip

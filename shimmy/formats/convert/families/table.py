@@ -1,0 +1,34 @@
+"""All families of models that can be converted, and the one that a config.json is of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shimmy.formats.convert.families import encoders, gemma, gpt, lfm2, llama, olmo, phi, qwen
+from shimmy.formats.convert.families.family import Family
+from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.safetensors.checkpoint import shown
+
+FAMILIES: tuple[Family, ...] = (
+    *llama.FAMILIES,
+    *qwen.FAMILIES,
+    *gemma.FAMILIES,
+    *phi.FAMILIES,
+    *olmo.FAMILIES,
+    *lfm2.FAMILIES,
+    *gpt.FAMILIES,
+    *encoders.FAMILIES,
+)
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a model with this `text_config`; raises Unconvertible with the list of all when there is none."""
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if family is None or (name is not None and name not in family.classes):
+        titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
+        raise Unconvertible(
+            f"the architecture `{shown(str(name or model_type))}` is not supported; these are: {titles}. "
+            "It may be there as GGUF already"
+        )
+    return family
