@@ -17,7 +17,7 @@ from shimmy.formats.convert import cache
 from shimmy.formats.convert.adaptable import Adaptable
 from shimmy.formats.convert.families.family import Row
 from shimmy.formats.convert.families.table import FAMILIES
-from shimmy.formats.convert.recipe import CODES
+from shimmy.formats.convert.tensor_table import CODES
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform, chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader as gguf

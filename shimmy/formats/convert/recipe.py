@@ -1,53 +1,33 @@
 """A checkpoint and its config.json become a recipe for a GGUF: its metadata, and what each of its tensors is made of.
 
-Goes through the table of the family row by row. Each tensor must be there, of the shape that config.json implies, and
-no other: one that is left over would be missing from what the engine computes.
+Knows what config.json says of all models, and goes through the table of the family row by row. What a row becomes is
+known by `tensor_table`.
 """
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from shimmy.formats.convert.families.family import Family, Row
-from shimmy.formats.convert.families.gemma import gemma_scalar
+from shimmy.formats.convert.families.family import Family
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_LAYERS,
     MAX_WIDTH,
     Hyperparameters,
     MetadataBuilder,
-    checked_number,
     describe_rope,
     rope_parameters,
     wrong,
 )
-from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
+from shimmy.formats.convert.tensor_table import CODES, TensorTable
+from shimmy.formats.convert.transforms import TensorOutput
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf.writer import GGML_CODES, Metadata, TensorInfo
+from shimmy.formats.gguf.writer import Metadata, TensorInfo
 from shimmy.formats.quantised.schemes import scheme_of
-from shimmy.formats.quantised.stored import Holding, Scheme, StoredRows, Tensors, missing
+from shimmy.formats.quantised.stored import Scheme, Tensors
 from shimmy.formats.safetensors.checkpoint import Checkpoint, CheckpointTensor, shown
 from shimmy.formats.safetensors.sentence_transformers import MEAN
-
-CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
-_Pieces = tuple[TensorSlice | StoredRows, ...]
-# llama.cpp adds and multiplies with these in F32 only, as with all that has one dimension.
-_ALWAYS_F32 = (
-    *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias"),
-    "shortconv.conv.weight",
-)
-# Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
-_SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
-_SCALED_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.weight")
-_SCALED_EXPERTS = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)_exps\.weight")
-_SCALED = {
-    "llama": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD, _SCALED_EXPERTS),
-    "qwen3": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD), "granite": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD),
-    "qwen3moe": (_SCALED_ATTENTION, _SCALED_EXPERTS),
-    **dict.fromkeys(("qwen2", "gemma", "gemma2", "gemma3", "phi3", "smollm3"), (_SCALED_ATTENTION,)),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +157,7 @@ def _outputs(
     tensors: Tensors, scheme: Scheme | None, family: Family, values: Hyperparameters, sizes: dict[str, int]
 ) -> tuple[list[TensorOutput], dict[str, CheckpointTensor]]:
     """All tensors of the GGUF, in the order of the files; and those that have to be zero to be left out."""
-    table = _Table(tensors, scheme, family.architecture, values, sizes)
+    table = TensorTable(tensors, scheme, family.architecture, values, sizes)
     for row in family.rows:
         if row.target == "output.weight":
             table.add_head(row)
@@ -190,201 +170,3 @@ def _outputs(
     zeros = table.zero_biases()
     table.refuse_others(family)
     return sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset)), zeros
-
-
-class _Table:
-    """Takes tensors of a checkpoint, row by row of the family's table, and keeps what becomes of them."""
-
-    def __init__(
-        self,
-        tensors: Tensors,
-        scheme: Scheme | None,
-        architecture: str,
-        values: Hyperparameters,
-        sizes: dict[str, int],
-    ) -> None:
-        self.outputs: list[TensorOutput] = []
-        self._tensors = tensors
-        self._scheme = scheme
-        self._stored: set[str] = set()  # modules whose weights are quantised
-        self._scaled = _SCALED.get(architecture, ())
-        self._values = values
-        self._sizes = sizes
-
-    def add_embeddings(self, row: Row) -> None:
-        tensor = self._tensors.get(f"{row.source}.weight")
-        if tensor is not None and tensor.shape:
-            self._sizes["V"] = tensor.shape[0]
-        self.add(row, 0)
-
-    def add_head(self, row: Row) -> None:
-        """What the last layer's vectors are compared with: the embeddings again, where both are tied."""
-        name = f"{row.source}.weight"
-        is_tied = self._values.get("tie_word_embeddings")
-        if is_tied is True:
-            self._tensors.use(name)
-        elif self._tensors.has_module(row.source):
-            self.add(row, 0)
-        elif is_tied is False and not str((self._values.get("architectures") or [""])[0]).endswith("Model"):
-            raise missing(name)
-
-    def add(self, row: Row, layer: int) -> None:
-        sizes, n_heads = self._sizes, self._sizes["N" if row.shape[0] == "K" else "H"]
-        target = row.target.replace("#", str(layer))
-        if pieces := self._pieces(row, layer):
-            shape = tuple(sizes[letter] for letter in row.shape)
-            if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
-                raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
-            self._keep(target, shape, pieces, row.transform, n_heads)
-        if row.bias == "none":
-            return
-        name = f"{row.source}.bias".replace("#", str(layer))
-        tensor = self._take(name, (sizes[row.shape[-1 if row.transform is Transform.TRANSPOSE else 0]],))
-        if tensor is not None:
-            transform = Transform.COPY if row.transform is Transform.TRANSPOSE else row.transform
-            bias_target = target.removesuffix(".weight") + ".bias"
-            self._keep(bias_target, tensor.shape, (TensorSlice(tensor, 0, tensor.n_bytes),), transform, n_heads)
-        elif row.bias == "required":
-            raise missing(name)
-
-    def _keep(self, target: str, shape: tuple[int, ...], pieces: _Pieces, transform: Transform, n_heads: int) -> None:
-        stored = tuple(piece for piece in pieces if isinstance(piece, StoredRows))
-        plain = tuple(piece for piece in pieces if isinstance(piece, TensorSlice))
-        if stored:
-            self._keep_stored(target, shape, stored, transform, n_heads)
-            if plain:
-                raise Unconvertible(f"some of the experts of `{target}` are quantised, and others are not")
-            return
-        dtypes = {piece.tensor.dtype for piece in plain}
-        if len(dtypes) > 1:
-            raise Unconvertible(f"the experts of `{target}` have several types")
-        (dtype,) = dtypes
-        is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32)
-        kept = tuple(size for size in shape if size > 1) if transform is Transform.SQUEEZE else shape
-        ggml_shape = shape if transform is Transform.TRANSPOSE else kept[::-1]
-        info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
-        self.outputs.append(TensorOutput(info, plain, transform, n_heads, self._scale(target)))
-
-    def _keep_stored(
-        self, target: str, shape: tuple[int, ...], stored: tuple[StoredRows, ...], transform: Transform, n_heads: int
-    ) -> None:
-        """Quantised weights, with the number beside them where they have one and the engine multiplies with it."""
-        is_apart = all(rows.matrix.apart for rows in stored) and any(form.fullmatch(target) for form in self._scaled)
-        stored = tuple(
-            replace(rows, matrix=rows.matrix.divided() if is_apart else rows.matrix.whole()) for rows in stored
-        )
-        holding = Holding(stored[0].matrix.expected, stored[0].matrix.error)
-        for rows in stored:
-            holding = holding.along_with(Holding(rows.matrix.expected, rows.matrix.error))
-        kind = "F32" if target.endswith(_ALWAYS_F32) else holding.kind
-        info = TensorInfo(target, shape[::-1], GGML_CODES[kind])
-        self.outputs.append(TensorOutput(info, transform=transform, n_heads=n_heads, stored=stored))
-        if is_apart:
-            beside = TensorInfo(target.removesuffix(".weight") + ".scale", (len(stored),), CODES["F32"])
-            self.outputs.append(TensorOutput(beside, stored=stored))
-
-    def _scale(self, target: str) -> float:
-        """Gemma 3 divides its queries by the root of a number of its own; what differs goes into their norm."""
-        scalar = self._values.get("query_pre_attn_scalar")
-        if scalar is None or not target.endswith(".attn_q_norm.weight"):
-            return 1.0
-        scalar = checked_number("query_pre_attn_scalar", scalar)
-        if not scalar:
-            raise wrong("query_pre_attn_scalar", scalar)
-        return math.sqrt(gemma_scalar(self._sizes, 62) / scalar)
-
-    def _pieces(self, row: Row, layer: int) -> _Pieces:
-        source = (row.source if row.is_named_in_full else f"{row.source}.weight").replace("#", str(layer))
-        shape = tuple(self._sizes.get(letter, 0) for letter in row.shape)
-        if row.is_named_in_full and row.fused is not None:
-            return self._alternating_piece(source, shape, row.fused)
-        if "@" not in source:
-            piece = self._piece(source, shape)
-            if piece is None and row.weight == "required":
-                raise missing(source)
-            return () if piece is None else (piece,)
-        if row.fused is not None and not self._tensors.has_module(source.removesuffix(".weight").replace("@", "0")):
-            return self._fused_pieces(row, layer, shape)
-        pieces = []
-        for expert in range(shape[0]):
-            name = source.replace("@", str(expert))
-            piece = self._piece(name, shape[1:])
-            if piece is None:
-                raise missing(name)
-            pieces.append(piece)
-        return tuple(pieces)
-
-    def _piece(self, name: str, shape: tuple[int, ...]) -> TensorSlice | StoredRows | None:
-        """The whole weight `name`; None where it is not there."""
-        module = name.removesuffix(".weight")
-        if self._scheme is not None and len(shape) == 2 and self._tensors.has_module(module):
-            matrix = self._scheme.find(module, shape, self._tensors)
-            if matrix is not None:
-                self._stored.add(module)
-                return StoredRows(matrix, 0, matrix.shape[0])
-        tensor = self._take(name, shape)
-        return None if tensor is None else TensorSlice(tensor, 0, tensor.n_bytes)
-
-    def _fused_pieces(self, row: Row, layer: int, shape: tuple[int, ...]) -> _Pieces:
-        assert row.fused is not None
-        source, part, n_parts = row.fused
-        name = source.replace("#", str(layer))
-        n_experts, n_rows, n_columns = shape
-        stacked = row.stacked.replace("#", str(layer))
-        if self._scheme is not None and stacked and self._tensors.has_module(stacked):
-            if not self._scheme.stacks_experts:
-                raise Unconvertible(f"the experts of its `{stacked}` are stacked, which its quantisation cannot be")
-            matrix = self._scheme.find(stacked, shape, self._tensors)
-            if matrix is not None:
-                return (StoredRows(matrix, 0, n_experts * n_rows),)
-        if self._scheme is not None and self._tensors.has_module(name):
-            matrix = self._scheme.find(name, (n_experts * n_parts * n_rows, n_columns), self._tensors)
-            if matrix is not None and (row.takes_turns or n_parts == 1):
-                return (StoredRows(matrix, part, n_experts * n_rows, stride=n_parts),)
-        if row.takes_turns:
-            raise Unconvertible(f"its tensor `{name}` is not in MXFP4, which is all that is supported")
-        tensor = self._take(name, (n_experts, n_parts * n_rows, n_columns))
-        if tensor is None:
-            raise missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))
-        n_bytes = n_rows * n_columns * ELEMENT_BYTES[tensor.dtype]
-        return tuple(TensorSlice(tensor, (expert * n_parts + part) * n_bytes, n_bytes) for expert in range(n_experts))
-
-    def _alternating_piece(self, name: str, shape: tuple[int, ...], fused: tuple[str, int, int]) -> _Pieces:
-        """Every n-th number of a tensor."""
-        _, part, n_parts = fused
-        tensor = self._take(name, (*shape[:-1], shape[-1] * n_parts))
-        if tensor is None:
-            raise missing(name)
-        start = part * ELEMENT_BYTES[tensor.dtype]
-        return (TensorSlice(tensor, start, tensor.n_bytes - start, stride=n_parts),)
-
-    def _take(self, name: str, shape: tuple[int, ...]) -> CheckpointTensor | None:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            return None
-        if tensor.shape != shape or not tensor.n_bytes:
-            raise Unconvertible(
-                f"its tensor `{name}` has the shape {[*tensor.shape]}; its config.json implies {[*shape]}"
-            )
-        if tensor.dtype not in CODES:
-            raise Unconvertible(f"its tensor `{name}` is in {tensor.dtype}; what works are BF16, F16 and F32")
-        self._tensors.use(name)
-        return tensor
-
-    def zero_biases(self) -> dict[str, CheckpointTensor]:
-        """Biases of quantised weights that the architecture has not: AutoGPTQ writes zeros for all."""
-        found = {}
-        for name in [name for name in self._tensors.left if name.removesuffix(".bias") in self._stored]:
-            tensor = self._tensors.get(name)
-            if tensor is not None and tensor.dtype in CODES and tensor.n_bytes <= 4 * MAX_WIDTH:
-                self._tensors.use(name)
-                found[name] = tensor
-        return found
-
-    def refuse_others(self, family: Family) -> None:
-        """A tensor that is left would be missing from what the engine computes."""
-        ignored = () if self._scheme is None else self._scheme.ignored_suffixes
-        left = [name for name in self._tensors.left if not name.endswith(ignored or ("\n",))]
-        if left:
-            name = left[0]
-            raise Unconvertible(f"its tensor `{shown(name)}` is not one that the architecture `{family.title}` has")
