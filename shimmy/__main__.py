@@ -52,6 +52,10 @@ def main() -> int:
 
         _look_for_garbage()
         return trial_main(sys.argv[2:])
+    if sys.argv[1:2] == ["gpu-probe"]:
+        from shimmy.gpus.probe import main as probe_main
+
+        probe_main()
     if sys.argv[1:2] and sys.argv[1] in _NEEDS_A_WORKER:
         from shimmy.workers import spawn
 

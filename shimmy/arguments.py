@@ -122,6 +122,7 @@ def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     bench.add_argument("--plot", metavar="FILE", help="draw the result into this SVG file, too")
     _add_convert(commands)
     _add_server_commands(commands)
+    _command(commands, "gpu-info", "list the GPUs of this machine, and say why one is not used", json=True)
     _command(commands, "version", "print the version; as JSON, what is inside, too", json=True)
     completion = _command(commands, "completion", "print what makes a shell complete our commands")
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")

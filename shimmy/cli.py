@@ -224,6 +224,12 @@ def _convert(call: CommandCall) -> int:
     return convert(call)
 
 
+def _gpu_info(call: CommandCall) -> int:
+    from shimmy.commands.gpu_info import gpu_info
+
+    return gpu_info(call)
+
+
 _COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {
     "serve": _serve,
     **dict.fromkeys(("list", "probe", "generate"), _with_models),
@@ -236,6 +242,7 @@ _COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {
     "health": _health,
     "stop": _stop,
     **dict.fromkeys(("ps", "discover", "load", "unload"), _with_a_server),
+    "gpu-info": _gpu_info,
     "version": _version,
     "completion": _completion,
 }

@@ -153,7 +153,7 @@ def test_every_option_is_a_flag_of_serve_with_its_help(option: Any, capsys: pyte
     assert option.help in help_text
 
 
-@pytest.mark.parametrize("name", ["serve", "list", "probe", "generate", "bench", "health", "version"])
+@pytest.mark.parametrize("name", ["serve", "list", "probe", "generate", "bench", "health", "version", "gpu-info"])
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])

@@ -23,7 +23,7 @@ FLOORS = (
     {"log", "wire", "formats", "metrics", "model_events", "prompt_length"},
     {"option_kinds"},
     {"config"},
-    {"catalog", "engine", "hub", "workers"},
+    {"catalog", "engine", "gpus", "hub", "workers"},
     {"pool"},
     {"generation"},
     {"api"},

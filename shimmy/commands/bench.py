@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shimmy.catalog.catalog import Model
-from shimmy.commands.bar_chart import Bar, svg, text_bars
 from shimmy.commands.benchmark import BenchmarkResult, measure, trials
 from shimmy.commands.console import CommandCall, CommandFailed, ProgressBar, print_table
 from shimmy.commands.models import model_fields, with_model
 from shimmy.commands.terminal.amounts import count, plural, size
+from shimmy.commands.terminal.bar_chart import Bar, svg, text_bars
 from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.commands.terminal.style import Style, is_terminal
 from shimmy.option_kinds import ConfigError

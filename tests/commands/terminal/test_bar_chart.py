@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree as ET
 
-from shimmy.commands.bar_chart import Bar, svg, text_bars
+from shimmy.commands.terminal.bar_chart import Bar, svg, text_bars
 
 SVG = "{http://www.w3.org/2000/svg}"
 

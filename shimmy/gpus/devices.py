@@ -1,0 +1,216 @@
+"""Which devices beside the processor this machine has: asked in a child process, whose answer is kept.
+
+Drivers are the code of others, and abort or hang where something is missing: a child has a few seconds, and what it
+says is read as anything foreign. Where the machine has no Vulkan loader, there is no child. Knows processes and what an
+answer depends on; nothing of Vulkan, and not which device a model gets.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shimmy.gpus import hardware, vulkan_files
+from shimmy.messages.device import Device, DeviceKind
+from shimmy.system import unpacked_folder
+from shimmy.system.remembered import Remembered
+from shimmy.system.self_command import environment, executable, own_program
+from shimmy.text.printable import shortened
+from shimmy.wire import records, values
+
+LIMIT_S = 5.0
+MAX_ANSWER_BYTES = 2**17
+COMMAND = "gpu-probe"  # the hidden sub-command that the child runs
+TABLE = "gpus.json"
+
+_MAX_DEVICES = 64  # more are not asked for, either
+_MAX_LABEL, _MAX_REASON = 200, 500
+# How long a driver that failed is left alone while nothing about it changes: it may have been the moment.
+_FAULT_KEPT_S = 3600.0
+_END_S = 1.0  # for the end of a child that was killed: a driver may hang in the kernel, out of reach
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_SETTINGS = ("VK_", "GGML_VK_", "MESA_", "DRI_PRIME")  # how variables begin that change what drivers answer
+_OWN_LIBC = "_SHIMMY_LIBC"  # set by tools/bootloader.c
+
+_NO_LOADER = "there is no Vulkan loader (`libvulkan.so.1`)"
+_CANNOT_LOAD = (
+    "this program runs with a C library of its own here, which cannot load the system's drivers (see docs/portable.md)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDevices:
+    """What there is. An answer that was kept says nothing of free memory."""
+
+    devices: tuple[Device, ...] = ()
+    reason: str = ""  # why there is no device, or not one for each GPU; empty where nothing is to be said
+
+
+class _DriverFault(Exception):
+    """The child did not answer; the message says how it ended."""
+
+
+def _is_without_use(kept: FoundDevices) -> bool:
+    return all(device.unusable for device in kept.devices)
+
+
+def find_devices(
+    cache_folder: Path | None,
+    *,
+    is_enough: Callable[[FoundDevices], bool] = _is_without_use,
+    limit_s: float = LIMIT_S,
+) -> FoundDevices:
+    """All devices that Vulkan's drivers tell of, usable or not. Takes a tenth of a second to `limit_s` where a child is
+    asked: call it on a thread.
+
+    The answer is kept in the cache folder until a file of the loader or of a driver, a device file, a variable or the
+    running system is another one; `is_enough` says whether a kept answer will do, as it has no free memory in it.
+    """
+    if _OWN_LIBC in os.environ:
+        return FoundDevices(reason=_CANNOT_LOAD)
+    has_loader = vulkan_files.loader(os.environ) is not None
+    found = _answer(cache_folder, is_enough, limit_s) if has_loader else FoundDevices(reason=_NO_LOADER)
+    answering = {device.vendor for device in found.devices if device.kind != DeviceKind.CPU}
+    reasons = [found.reason, *hardware.advice(answering, has_loader=has_loader)]
+    return replace(found, reason="; ".join(filter(None, reasons)))
+
+
+# -- the kept answer -------------------------------------------------------------------------------------------------
+
+
+def _answer(cache_folder: Path | None, is_enough: Callable[[FoundDevices], bool], limit_s: float) -> FoundDevices:
+    memory = Remembered(cache_folder, TABLE)
+    depends_on = _identity()
+    kept = _read_kept(memory.get(COMMAND), depends_on)
+    if kept is not None and is_enough(kept):
+        return kept
+    until = None
+    try:
+        found = _ask(limit_s)
+    except OSError as exc:
+        return FoundDevices(reason=f"no process could be started to ask for GPUs: {exc.strerror}")
+    except _DriverFault as exc:
+        found, until = FoundDevices(reason=str(exc)), time.time() + _FAULT_KEPT_S
+    told = [records.to_wire(replace(device, free_bytes=None)) for device in found.devices]
+    memory.put(COMMAND, {"of": depends_on, "until": until, "devices": told, "reason": found.reason})
+    return found
+
+
+def _read_kept(value: object, depends_on: str) -> FoundDevices | None:
+    """The answer, if it is one, still holds, and is about the machine as it is."""
+    try:
+        kept = values.members(value)
+        until = values.optional(values.number)(kept["until"])
+        if kept["of"] != depends_on or (until is not None and not 0 < until - time.time() <= _FAULT_KEPT_S):
+            return None
+        return _read(kept)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _identity() -> str:
+    """A digest of what an answer depends on."""
+    settings = sorted(entry for entry in os.environ.items() if entry[0].startswith(_SETTINGS))
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = _BOOT.read_text()
+    parts = [os.geteuid(), boot, settings, vulkan_files.states(os.environ), hardware.nodes()]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+# -- the child -------------------------------------------------------------------------------------------------------
+
+
+def _ask(limit_s: float) -> FoundDevices:
+    """What a child answers; raises _DriverFault, and OSError where no child can be started."""
+    unpacked_folder.restore()
+    process = subprocess.Popen(
+        [*own_program(), COMMAND],
+        executable=executable(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,  # what a driver starts ends with it
+    )
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        try:
+            line = _first_line(pipe.fileno(), limit_s)
+            if not line.endswith(b"\n"):
+                raise _DriverFault(_end(process))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+    try:
+        return _read(values.members(json.loads(line)))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise _DriverFault("a Vulkan driver answers with nonsense") from None
+
+
+def _first_line(pipe: int, limit_s: float) -> bytes:
+    """What is said up to the end of a line, or of everything; raises _DriverFault where there is no end."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    end_s = time.monotonic() + limit_s
+    said = b""
+    while not said.endswith(b"\n"):
+        left_s = end_s - time.monotonic()
+        if left_s <= 0 or not poll.poll(1000 * left_s):
+            raise _DriverFault(f"a Vulkan driver did not answer within {limit_s:g} s")
+        piece = os.read(pipe, MAX_ANSWER_BYTES)
+        said += piece
+        if not piece:
+            break
+        if len(said) > MAX_ANSWER_BYTES:
+            raise _DriverFault("a Vulkan driver answers without an end")
+    return said
+
+
+def _end(process: "subprocess.Popen[bytes]") -> str:
+    """How the child ended, which has closed its stdout."""
+    try:
+        code = process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        return "a Vulkan driver closed what it was to answer on"
+    if code >= 0:
+        return f"the process that asks for GPUs failed with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"a Vulkan driver crashed ({name}) when it was asked for its devices"
+
+
+def _read(answer: dict[str, Any]) -> FoundDevices:
+    """The devices and the reason in an answer; raises KeyError, TypeError or ValueError for what is none."""
+    told = values.items(answer["devices"])
+    if len(told) > _MAX_DEVICES:
+        raise ValueError("too many devices")
+    devices = tuple([values.made(Device, fields, _READERS) for fields in told])
+    reason = shortened(values.text(answer["reason"]), _MAX_REASON)
+    if not devices and not reason:
+        reason = "the Vulkan drivers of this machine know no device"
+    return FoundDevices(devices, reason)
+
+
+def _label(value: object) -> str:
+    return shortened(values.text(value), _MAX_LABEL)
+
+
+_READERS: dict[object, Callable[[Any], object]] = {
+    int: values.large_count,
+    str: _label,
+    DeviceKind: DeviceKind,
+    int | None: values.optional(values.large_count),
+}

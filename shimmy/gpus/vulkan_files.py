@@ -1,0 +1,82 @@
+"""Where the Vulkan loader and the descriptions of its drivers lie, looked for as the system and the loader do.
+
+Knows names and dates of files; nothing of what is in them.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from shimmy.system import files
+
+LOADER = "libvulkan.so.1"
+
+_LINKER_CACHE = "etc/ld.so.cache"
+_MAX_LINKER_CACHE_BYTES = 2**24
+_IN_LINKER_CACHE = re.compile(rb"/[^\0]*/libvulkan\.so\.1(?=\0)")
+_LIBRARY_FOLDERS = ("lib64", "usr/lib64", "lib", "usr/lib", "usr/local/lib")
+# The loader's documentation (docs/LoaderDriverInterface.md): files and folders of drivers' descriptions.
+_DRIVER_VARIABLES = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES")
+_FOLDER_VARIABLES = (
+    ("XDG_CONFIG_HOME", "{home}/.config"),
+    ("XDG_CONFIG_DIRS", "{root}/etc/xdg"),
+    ("XDG_DATA_HOME", "{home}/.local/share"),
+    ("XDG_DATA_DIRS", "{root}/usr/local/share:{root}/usr/share"),
+)
+_BELOW = ("vulkan/icd.d", "vulkan/implicit_layer.d")
+_MAX_FILES = 200  # of a folder
+
+# What stands for the state of a file: its path, when it was changed, its size and number.
+FileState = tuple[str, int, int, int]
+
+
+def loader(environment: Mapping[str, str], root: Path = Path("/")) -> Path | None:
+    """The loader, where the dynamic linker would find it; None where it would not."""
+    preloads = re.split("[: ]", environment.get("LD_PRELOAD", ""))
+    preloaded = [Path(text) for text in preloads if text.endswith(f"/{LOADER}")]
+    folders = [Path(text) for text in re.split("[:;]", environment.get("LD_LIBRARY_PATH", "")) if text]
+    folders += [root / name for name in _LIBRARY_FOLDERS]
+    candidates = [*preloaded, *(folder / LOADER for folder in folders), *_in_linker_cache(root)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _in_linker_cache(root: Path) -> list[Path]:
+    try:
+        cache = files.read_start(root / _LINKER_CACHE, _MAX_LINKER_CACHE_BYTES)
+    except OSError:
+        return []
+    return [root / found[0].decode(errors="surrogateescape").lstrip("/") for found in _IN_LINKER_CACHE.finditer(cache)]
+
+
+def states(environment: Mapping[str, str], root: Path = Path("/")) -> list[FileState]:
+    """Of all files that decide which drivers there are: one of them differs when a driver was installed or changed."""
+    named = [path for name in _DRIVER_VARIABLES for path in _paths(environment.get(name, ""))]
+    home = environment.get("HOME", "")
+    folders = [root / "etc"]
+    for name, default in _FOLDER_VARIABLES:
+        folders += _paths(environment.get(name) or default.format(home=home, root=str(root).rstrip("/")))
+    found = [*named, *(folder / below for folder in folders for below in _BELOW), root / _LINKER_CACHE]
+    if (library := loader(environment, root)) is not None:
+        found.append(library)
+    return list(_states(found))
+
+
+def _paths(setting: str) -> Iterable[Path]:
+    return [Path(text) for text in setting.split(":") if text]
+
+
+def _states(paths: Iterable[Path]) -> Iterator[FileState]:
+    """Of those that are there, and of what is in those that are folders."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            yield _state(path)
+            for inside in sorted(islice(path.iterdir(), _MAX_FILES)) if path.is_dir() else ():
+                with contextlib.suppress(OSError):  # a link to nothing
+                    yield _state(inside)
+
+
+def _state(path: Path) -> FileState:
+    status = path.stat()
+    return str(path), status.st_mtime_ns, status.st_size, status.st_ino
