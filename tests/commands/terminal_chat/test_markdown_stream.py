@@ -14,7 +14,7 @@ ITEM = re.compile("\x1b\\[([0-9]+)m|([^\x1b])")
 LETTERS = {"1": "b", "2": "d", "3": "i", "36": "c"}
 MARKS = (
     *("*", "**", "***", "`", "```", "~~~", "[", "]", "](", ")"),
-    *("\\", "#", "# ", "|", "> ", "\n", "\n", " ", "a", "b ", "中"),
+    *("_", "__", "\\", "#", "# ", "|", "> ", "\n", "\n", " ", "a", "b ", "中", ".", "2"),
 )
 
 
@@ -70,7 +70,13 @@ def shown(text: str, style: Style, n_at_once: int = 1 << 30) -> str:
         ("- [ ] open [1] x[0](y) [no", "- [ ] open [1] x[0](y) [no"),
         ("* one\n* *two*\n  - **three**\n1. `four`", "* one\n* <i:two>\n  - <b:three>\n1. <c:four>"),
         ("> *so*\n| a | **b** |\n|---|---|\n***\n---", "> <i:so>\n| a | **b** |\n|---|---|\n***\n---"),
-        ("2*3*4, a**b**c, 5 * 6 * 7, snake_case, __init__", "2*3*4, a**b**c, 5 * 6 * 7, snake_case, __init__"),
+        ("2*3*4, a**b**c, 5 * 6 * 7, snake_case_name", "2*3*4, a**b**c, 5 * 6 * 7, snake_case_name"),
+        ("__bold__ and _it_, ___both___, _a_b_", "<b:bold> and <i:it>, <bi:both>, <i:a_b>"),
+        ("_größe_ größe_und_maß __Öl__ß", "<i:größe> größe_und_maß __Öl__ß"),
+        ("**Über**straße, *un*möglich, Über**straße**", "<b:Über>straße, <i:un>möglich, Über**straße**"),
+        ("“*so*” —*ja*— *„nein“* **(a)** (_b_) **a.**b", "“<i:so>” —<i:ja>— <i:„nein“> <b:(a)> (<i:b>) **a.**b"),
+        ("_ a_ *\u00a0b* a_\u2019b_ **kw, x**2 and (a)*b*c", "_ a_ *\u00a0b* a_\u2019b_ **kw, x**2 and (a)*b*c"),
+        (r"snake\_case \_no\_", "snake_case _no_"),
         ("f(*args, **kwargs), *.py or *.txt, char *s, *t", "f(*args, **kwargs), *.py or *.txt, char *s, *t"),
         (r"\*not\* \`this\` \[x^2\] C:\dir \\", r"*not* `this` \[x^2\] C:\dir \\"),
         ("**open\n`open\n[open](\nend **", "**open\n`open\n[open](\nend **"),
@@ -128,7 +134,7 @@ def test_nothing_waits_for_more_than_its_meaning(style: Style) -> None:
     "part",
     [
         *("a", "*", " *a", " **a", "*a **b ", " *a *b* c*", "`", " `a", "[", "[a](b"),
-        *("\\", "```\n", "~", "# ", "|", "> ", " "),
+        *("\\", "```\n", "~", "# ", "|", "> ", " ", "_", " _a", " __a", "_a __b ", " _a _b_ c_"),
     ],
 )
 def test_a_hostile_text_costs_what_its_length_does(part: str, style: Style) -> None:
