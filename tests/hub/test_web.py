@@ -123,8 +123,8 @@ def test_hosts_of_no_proxy_are_asked_directly(hub: FakeHub, place: Place, monkey
     assert place.pull(hub, NAME).read_bytes() == MODEL
 
 
-def names(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, str]) -> list[str]:
-    """Has names lead to these addresses, and others nowhere; returns those that are looked up."""
+def names(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, str], error: int = socket.EAI_NONAME) -> list[str]:
+    """Has names lead to these addresses, and others to an error; returns those that are looked up."""
     really, asked = socket.getaddrinfo, []
 
     def look_up(host: str, port: int | None, **options: int) -> object:
@@ -132,7 +132,7 @@ def names(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, str]) -> list[st
             return really(host, port, **options)
         asked.append(host)
         if host not in addresses:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            raise socket.gaierror(error, "no such name")
         return really(addresses[host], port, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
@@ -165,6 +165,33 @@ def test_a_proxy_is_asked_for_public_names_and_for_those_that_only_it_knows(
     asked = names(monkeypatch, addresses)
     assert place.pull(proxy, "http://far.example/m.gguf", is_public_only=True).read_bytes() == MODEL
     assert asked == ["far.example"]  # once for all connections
+
+
+@pytest.mark.parametrize(("error", "n_tries"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 2)])
+@pytest.mark.parametrize("reference", ["http://no-hub.example/m.gguf", NAME])
+def test_a_name_that_leads_nowhere_is_an_error_at_once(
+    error: int, n_tries: int, reference: str, hub: FakeHub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = names(monkeypatch, {}, error)
+    with pytest.raises(PullFailed, match=r"`no-hub\.example` cannot be found \(no such name\)"):
+        place.pull(hub, reference, endpoint=hub.url if "/m." in reference else "http://no-hub.example")
+    assert asked == ["no-hub.example"] * n_tries
+    assert place.kinds().count("waiting") == n_tries - 1
+
+
+def test_a_name_that_was_found_before_is_waited_for(
+    hub: FakeHub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = {"near.example": "127.0.0.1"}
+    names(monkeypatch, addresses)
+    network = web.Web(place.settings(hub))
+    assert network.look_up("near.example", 80)
+    addresses.clear()
+    with pytest.raises(web.Trouble) as caught:
+        network.look_up("near.example", 80)
+    assert caught.value.n_tries is None, "as often as anything else"
+    with pytest.raises(PullFailed, match="is its name right"):
+        network.look_up("x" * 64 + ".example", 80)
 
 
 def test_a_name_that_nobody_answers_for_holds_no_pull_up(monkeypatch: pytest.MonkeyPatch) -> None:

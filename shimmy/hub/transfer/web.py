@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 10
 MAX_URL_CHARACTERS = 16_384
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15.0, 30.0
+_LOOKUPS = 2  # of a name that was never found, where the lookup itself is what fails
 LOOKUP_TIMEOUT_S = 2.0  # of a name that the proxy is to look up
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # the only part of IPv6 that the internet uses (RFC 4291, 2.4)
 # IPv4 addresses in the last 32 bits: mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052).
@@ -38,11 +39,13 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class Trouble(Exception):
-    """It did not work, and may another time; `retry_after_s` is how long the server wants to be left alone."""
+    """It did not work, and may another time: `retry_after_s` is how long the server wants to be left alone, `n_tries`
+    how often it is worth a try, if not as often as anything is."""
 
-    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after_s: float = 0.0, n_tries: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.n_tries = n_tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Web:
         self._context: SSLContext | None = None
         self._proxies = getproxies_environment()
         self._addresses: dict[str, list[str]] = {}
+        self._found_hosts: set[str] = set()
         self._lock = Lock()
 
     def client(self) -> "Client":
@@ -88,6 +92,21 @@ class Web:
         if parts.scheme != "http" or not parts.hostname:
             raise PullFailed(f"the proxy for {scheme} cannot be used: only HTTP proxies can, such as http://host:3128")
         return parts
+
+    def look_up(self, host: str, port: int) -> list[Any]:
+        """What `getaddrinfo` says of a host. Raises PullFailed for a name that does not exist and never did, Trouble
+        where the lookup fails otherwise: a name that was found before will be again."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as exc:
+            message = f"`{host}` cannot be found ({_reason(exc)})"
+            if host in self._found_hosts:
+                raise Trouble(message) from exc
+            if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
+                raise Trouble(message, n_tries=_LOOKUPS) from exc
+            raise PullFailed(f"{message}: is its name right, and this machine connected?") from exc
+        self._found_hosts.add(host)
+        return found
 
     def private_address(self, host: str) -> str:
         """An address of `host` that is not public, as this machine looks the name up; '' where it finds none, or no
@@ -224,7 +243,7 @@ class Client:
         if is_public_only and proxy and (private := self._web.private_address(host)):
             raise _not_public(host, private)
         place = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
-        sock = _open_socket(*place, is_public_only=is_public_only and not proxy)
+        sock = _open_socket(place[0], self._web.look_up(*place), is_public_only=is_public_only and not proxy)
         try:
             self._peer = "" if proxy else str(sock.getpeername()[0])
             if proxy and scheme == "https":
@@ -279,12 +298,8 @@ def _next(url: str, location: str) -> str:
     return following
 
 
-def _open_socket(host: str, port: int, *, is_public_only: bool) -> socket.socket:
-    """Connected to the first address that answers."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as exc:
-        raise Trouble(f"`{host}` cannot be found ({_reason(exc)})") from exc
+def _open_socket(host: str, found: list[Any], *, is_public_only: bool) -> socket.socket:
+    """Connected to the first of these addresses that answers."""
     reason: OSError | None = None
     for family, kind, protocol, _, address in found:
         if is_public_only and not is_public(str(address[0])):
