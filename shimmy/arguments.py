@@ -4,7 +4,7 @@ Options that commands share with `serve` come from the table in `config`. Knows 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from shimmy import __version__
 from shimmy.config import OPTIONS
 from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError, seconds
+from shimmy.text.near_names import did_you_mean
 from shimmy.wire.worker_options import MAX_SEQUENCES
 
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
@@ -22,8 +23,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """What was typed; `command` is None where nothing was. Ends the program, as argparse does, for wrong usage and
     for those who ask for help."""
     parser = argument_parser(arguments[0] if arguments else None)
+    _check_command(parser, arguments[0] if arguments else None)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "help":
+        _check_command(parser, options.topic)
         argument_parser().parse_args([*([options.topic] if options.topic else []), "--help"])
     _take_text(parser, options, rest)
     return options
@@ -45,6 +48,32 @@ def serving_files(arguments: Sequence[str]) -> Sequence[str]:
     return ["serve", *(part for file in files for part in ("--model-path", file)), *arguments[len(files) :]]
 
 
+def _commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return action.choices
+
+
+def _check_command(parser: argparse.ArgumentParser, word: str | None) -> None:
+    """End the program where the first word is no command, and say which one was meant."""
+    commands = _commands_of(parser)
+    if word is None or word in commands:
+        return
+    if not word.startswith("-"):
+        parser.error(f"there is no command `{word}`: {did_you_mean(word, commands) or '`shimmy help` lists them'}")
+    if word.partition("=")[0] in {option.flag for option in OPTIONS}:
+        parser.error(f"`{word}` stands behind a command, as in `shimmy serve {word}`")
+
+
+def _about_unknown(parser: argparse.ArgumentParser, command: str, words: Sequence[str]) -> str:
+    """What may have been meant by the first option among `words`, which `command` does not have; '' for no idea."""
+    flag = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
+    flags = [own for action in _commands_of(parser)[command]._actions for own in action.option_strings]
+    if guess := did_you_mean(flag, flags):
+        return f": {guess}"
+    takers = next((("serve", *option.also) for option in OPTIONS if option.flag == flag), ())
+    return f": `{flag}` is for {', '.join(f'`{taker}`' for taker in takers)}" if takers else ""
+
+
 def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Put the text of a command that takes one where it belongs; what is left over is wrong usage.
 
@@ -55,7 +84,7 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
     if options.command == "run" and not any(word.startswith("-") for word in rest):
         options.text, rest = [*options.text, *rest], ()
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{_about_unknown(parser, options.command, rest)}")
     if options.command == "generate":
         if (options.text is None) == (options.prompt is None):
             parser.error("generate: give the prompt as TEXT (`-` reads it from stdin), or else with --prompt")
@@ -153,6 +182,7 @@ def _add_convert(commands: _Commands) -> None:
     convert = _command(commands, "convert", "make a GGUF file of a SafeTensors folder")
     convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
+    convert.add_argument("--force", action="store_true", help="replace what is there without asking")
     convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
     convert.add_argument(
         "--calibrate", metavar="FILE", help="with --type: quantise by an importance matrix computed over this text"

@@ -38,6 +38,7 @@ from shimmy.option_kinds import (
     seconds,
     switch,
 )
+from shimmy.text.near_names import did_you_mean
 from shimmy.wire.worker_options import MAX_SEQUENCES, SAFETENSORS_TYPES
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -225,7 +226,10 @@ def load(
     """
     unknown = set(file or {}) - {option.name for option in OPTIONS}
     if unknown:
-        raise ConfigError(f"the configuration file has unknown keys: {', '.join(sorted(unknown))}")
+        guess = did_you_mean(min(unknown), [option.name for option in OPTIONS])
+        raise ConfigError(
+            f"the configuration file has unknown keys: {', '.join(sorted(unknown))}{f'; {guess}' if guess else ''}"
+        )
     found = {option.name: find(option, flags, environment, file or {}) for option in OPTIONS}
     values = {name: value for name, (value, _) in found.items()}
     if found["bind"][1] > Source.ENVIRONMENT:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shimmy.messages.model_info import MAX_ADAPTER_SCALE
+from shimmy.text.near_names import did_you_mean
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
@@ -145,7 +146,8 @@ class Choice:
 
     def __call__(self, text: str) -> str:
         if text.lower() not in self.words:
-            raise ValueError(f"must be one of {', '.join(self.words)}")
+            guess = did_you_mean(text.lower(), self.words)
+            raise ValueError(f"must be one of {', '.join(self.words)}{f'; {guess}' if guess else ''}")
         return text.lower()
 
 

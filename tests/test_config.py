@@ -305,7 +305,7 @@ def test_a_toml_value_of_another_kind_is_refused_and_not_taken_as_its_text(name:
 
 
 def test_unknown_keys_of_the_file_are_all_named() -> None:
-    with pytest.raises(ConfigError, match=r"unknown keys: ctx-size, modell$"):
+    with pytest.raises(ConfigError, match=r"unknown keys: ctx-size, modell; did you mean `ctx_size`"):
         load({}, {}, {"modell": 1, "ctx-size": 2, "parallel": 3})
 
 

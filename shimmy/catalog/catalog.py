@@ -13,9 +13,9 @@ from shimmy.catalog.alias_file import AliasFile, Pairs
 from shimmy.catalog.assign_names import ModelLocation, base_and_tag, composed, model_name, spellings, without_suffix
 from shimmy.errors import ModelNotFound
 from shimmy.messages.model_info import ModelDefaults
+from shimmy.text.near_names import did_you_mean, enumerated
 from shimmy.text.printable import printable
 
-MAX_CLOSE_NAMES = 3
 MAX_COMPARED_NAMES = 500  # to find close ones; comparing many would hold up everybody else
 MAX_NAME_CHARACTERS = 256  # a longer request is not compared with anything
 
@@ -125,7 +125,7 @@ class Catalog:
         if (found := self._found(name)) is not None:
             return found
         if candidates := self.candidates(name):
-            names = _enumerate(sorted(entry.name for entry in candidates), "and")
+            names = enumerated(sorted(entry.name for entry in candidates), "and")
             raise ModelNotFound(f"`{name}` could be any of {names}; use one of these names", param="model")
         if (rejected := self.rejected_like(name)) is not None:
             return rejected
@@ -198,15 +198,12 @@ class Catalog:
         return None
 
     def _did_you_mean(self, wanted: str) -> str:
-        import difflib  # only mistakes pay for it
-
         names = [model.name for model in self.models]
         if len(names) > MAX_COMPARED_NAMES:
             at = bisect_left(names, wanted)  # of many, those that begin alike
             start = max(0, min(at - MAX_COMPARED_NAMES // 2, len(names) - MAX_COMPARED_NAMES))
             names = names[start : start + MAX_COMPARED_NAMES]
-        close = difflib.get_close_matches(wanted, names, MAX_CLOSE_NAMES)
-        return f"did you mean {_enumerate(close, 'or')}?" if close else self._how_to_list()
+        return did_you_mean(wanted, names) or self._how_to_list()
 
     def _how_to_list(self) -> str:
         if not self.models and self.rejected:
@@ -350,9 +347,3 @@ def _bases_and_tags(name: str) -> Iterator[tuple[str, str]]:
     for spelling in dict.fromkeys((model_name(name), model_name(without_suffix(name)))):
         base, _, tag = spelling.partition(":")
         yield base, tag
-
-
-def _enumerate(names: list[str], conjunction: str) -> str:
-    quoted = [f"`{name}`" for name in names]
-    *first, last = quoted
-    return f"{', '.join(first)} {conjunction} {last}" if first else last

@@ -9,7 +9,9 @@ from shimmy.commands.console import CommandFailed
 from shimmy.commands.terminal.amounts import plural
 from shimmy.commands.terminal_chat.conversation import Conversation
 from shimmy.commands.terminal_chat.printer import statistics
+from shimmy.commands.terminal_chat.reply_stream import ReplyEnd
 from shimmy.errors import BadRequest
+from shimmy.text.near_names import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +44,8 @@ def run_command(session: "Session", line: str) -> bool:
     name, _, argument = line.partition(" ")
     command = BY_NAME.get(_OTHER_NAMES.get(name, name))
     if command is None:
-        raise CommandFailed(f"there is no command `{name}`: /help lists them. (A message may begin with a blank.)")
+        guess = did_you_mean(name, BY_NAME) or "/help lists them."
+        raise CommandFailed(f"there is no command `{name}`: {guess} (A message may begin with a blank.)")
     return bool(command.run(session, argument.strip()))
 
 
@@ -93,8 +96,8 @@ def _setting(name: str, text: str) -> Any:
 
     kind = None if name in _FIXED else CHAT.fields.get(name)
     if kind is None:
-        known = ", ".join(sorted(CHAT.fields.keys() - _FIXED))
-        raise CommandFailed(f"there is no setting `{name}`; there are {known}")
+        guess = did_you_mean(name, sorted(CHAT.fields.keys() - _FIXED))
+        raise CommandFailed(f"there is no setting `{name}`: {guess or 'such are temperature, top_p, max_tokens, seed'}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -119,6 +122,7 @@ def _system(session: "Session", argument: str) -> None:
 
 def _load(session: "Session", argument: str) -> None:
     session.conversation.load(_path(argument))
+    session.last = ReplyEnd()
     session.printer.note(f"a conversation of {plural(len(session.conversation.messages), 'message')}")
 
 
@@ -137,7 +141,8 @@ def _file(session: "Session", argument: str) -> None:
 
 def _stats(session: "Session", _: str) -> None:
     n_messages = len(session.conversation.messages)
-    lines = [f"Last reply    {statistics(session.last)}", f"Conversation  {plural(n_messages, 'message')}"]
+    last = "there is none yet" if session.last == ReplyEnd() else statistics(session.last)
+    lines = [f"Last reply    {last}", f"Conversation  {plural(n_messages, 'message')}"]
     used = session.last.n_prompt + session.last.n_written
     n_ctx = session.server.status().get("n_ctx")
     if isinstance(n_ctx, int):
@@ -148,7 +153,7 @@ def _stats(session: "Session", _: str) -> None:
 def _clear(session: "Session", _: str) -> None:
     old = session.conversation
     session.conversation = Conversation(old.system, [], old.settings)
-    session.attached = []
+    session.attached, session.last = [], ReplyEnd()
 
 
 def _bye(_session: "Session", _: str) -> bool:
