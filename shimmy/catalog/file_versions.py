@@ -220,6 +220,7 @@ class ModelFiles:
     def _look_at_checkpoint(self, folder: Folder, identity: tuple[int, int]) -> Found:
         from shimmy.formats.convert import convert, converted
         from shimmy.formats.format_errors import Unconvertible
+        from shimmy.formats.gguf.block_fit import foreseen
         from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
 
         for mark in filter(None, (folder.above, *dict(folder.unfinished).values())):
@@ -230,10 +231,10 @@ class ModelFiles:
                 plan = convert.plan(folder.path)
             except (InvalidSafetensors, Unconvertible) as exc:
                 raise InvalidGguf(str(exc)) from exc
-            return plan.header(), plan.notices
+            return plan.header(), plan.notices + (foreseen(file_type, plan.shapes.values()) if file_type else ())
 
-        version = converted.version(folder.path)
-        header, notices = self._headers.plan((*identity, *version, converted.CONVERTER_VERSION), make)
+        version, file_type = converted.version(folder.path), self._safetensors_type
+        header, notices = self._headers.plan((*identity, *version, converted.CONVERTER_VERSION, file_type or ""), make)
         if self._safetensors_type is not None:
             n_bytes = int(header.n_params * SAFETENSORS_TYPES[self._safetensors_type] / 8)
             header = replace(header, quantization=self._safetensors_type.upper(), size_bytes=n_bytes)

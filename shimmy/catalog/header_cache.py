@@ -49,7 +49,7 @@ class Headers:
         key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         return self._remembered(file, key, lambda: (read_header(path), ()))[0]
 
-    def plan(self, version: tuple[int, ...], make: Callable[[], Planned]) -> Planned:
+    def plan(self, version: tuple[int | str, ...], make: Callable[[], Planned]) -> Planned:
         """What `make` says of the folder of this `version`; raises what it raises, InvalidGguf again each time."""
         return self._remembered(f"folder:{version[:2]}", f"folder:{version}", make)
 

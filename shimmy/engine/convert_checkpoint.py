@@ -11,18 +11,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.llama.quantize import quantize
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.convert import converted
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf import importance
+from shimmy.formats.gguf import block_fit, importance, reader
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
 from shimmy.wire.worker_options import matrix_fault
 
 if TYPE_CHECKING:
-    from shimmy.formats.convert.convert import Unpacker
+    from shimmy.formats.convert.convert import ConversionPlan, Unpacker
     from shimmy.formats.convert.peft import Base
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def gguf_of(
     is used where it is this model's. Raises ModelUnavailable.
     """
     try:
-        used, digest = _used(matrix, folder, cache_dir, file_type)
+        used, digest, plan = _used(matrix, folder, cache_dir, file_type)
         made = converted.found(folder, _cache(cache_dir), file_type or "", digest)
         if made is not None:
             on_progress(1.0)
@@ -55,13 +55,14 @@ def gguf_of(
         finish = None
         if file_type is not None:
             finish = partial(
-                quantize, file_type=file_type, n_threads=n_threads, matrix=used,
+                _quantise, folder.name, file_type=file_type, n_threads=n_threads, matrix=used,
                 on_progress=lambda share: on_progress((1 + share) / 2),
             )  # fmt: skip
         return convert.cached(
             folder,
             _cache(cache_dir),
             on_progress,
+            found=plan,
             target_type=file_type or "",
             matrix=digest,
             finish=finish,
@@ -76,15 +77,22 @@ def gguf_of(
         raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc.strerror or exc}") from exc
 
 
+def _quantise(model: str, source: Path, target: Path, *, file_type: str, **how: Any) -> None:
+    """`quantize`, and say what became of weights that do not fit `file_type`."""
+    quantize(source, target, file_type=file_type, **how)
+    for notice in block_fit.written(file_type, reader.contents(target).tensors.values()):
+        logger.info("`%s`: %s", model, notice)
+
+
 def _used(
     path: Path | None, folder: Path, cache_dir: Path | None, file_type: str | None
-) -> tuple[importance.ImportanceMatrix | None, str]:
+) -> "tuple[importance.ImportanceMatrix | None, str, ConversionPlan | None]":
     """The importance matrix at `path` and the digest of its content; None and '' where it is of another model, or the
-    type takes none.
+    type takes none. And the plan of the folder, where one was made.
 
     Raises Unconvertible for a type that needs one, InvalidMatrix for a file that is none, and what a plan raises.
     """
-    foreign = ""
+    foreign, plan = "", None
     if path is not None and matrix_fault(file_type, has_matrix=True) is None:
         try:
             matrix = importance.read(path)
@@ -92,22 +100,22 @@ def _used(
         except OSError as exc:
             raise importance.InvalidMatrix(f"`{path.name}` cannot be read: {exc.strerror or exc}") from exc
         if converted.found(folder, _cache(cache_dir), file_type or "", digest) is not None:
-            return matrix, digest
+            return matrix, digest, None
         from shimmy.formats.convert import convert
 
-        weights = convert.plan(folder).shapes
+        plan = convert.plan(folder)
         try:
-            for notice in importance.check(matrix, weights):
+            for notice in importance.check(matrix, plan.shapes):
                 logger.warning("`%s`: %s", folder.name, notice)
         except importance.InvalidMatrix as exc:
             foreign = f"the importance matrix `{path.name}` cannot be used: {exc}"
         else:
-            return matrix, digest
+            return matrix, digest, plan
     if fault := matrix_fault(file_type, has_matrix=False):
         raise Unconvertible(foreign or fault)
     if foreign:
         logger.warning("`%s` is quantised without it: %s", folder.name, foreign)
-    return None, ""
+    return None, "", plan
 
 
 def unpacker() -> "Unpacker":

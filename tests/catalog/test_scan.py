@@ -441,6 +441,16 @@ def test_a_type_asked_for_is_that_of_safetensors_folders(tmp_path: Path) -> None
     assert found.size_bytes < found.n_params * 4 / 3
 
 
+def test_weights_that_do_not_fit_a_type_are_told(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "tiny")
+    headers = Headers()
+    for file_type, is_told in (("q4_k_m", True), ("q8_0", False), ("q5_k_m", True), ("q4_k_m", True)):
+        wanted = config.load({"model_path": [str(tmp_path)], "safetensors_type": file_type}, {})
+        (found,) = scan(wanted, headers).models
+        told = [notice for notice in found.notices if "not all of its weights become" in notice]
+        assert [file_type.upper() in notice for notice in told] == [True] * is_told
+
+
 def test_a_safetensors_folder_beside_a_gguf_takes_no_name(tmp_path: Path) -> None:
     write_tiny_model(write_safetensors(tmp_path / "tiny"), "tiny")
     catalog = scan_paths(tmp_path)

@@ -1,11 +1,13 @@
 """A SafeTensors folder as a GGUF: what is in the cache was made by what its name says."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from shimmy.engine.convert_checkpoint import gguf_of
 from shimmy.errors import ModelUnavailable
+from shimmy.formats.convert import convert
 from tests.importance_files import write_gguf_matrix
 from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import N_EMBD
@@ -30,3 +32,42 @@ def test_a_matrix_that_is_replaced_meanwhile_makes_no_file(tmp_path: Path) -> No
     with pytest.raises(ModelUnavailable, match="has changed"):
         gguf_of(folder, cache, "q4_0", path, 1, replace)
     assert list((cache / "converted").iterdir()) == [before]
+
+
+def test_a_matrix_of_another_model_is_told_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, cache = tmp_path / "tiny", tmp_path / "cache"
+    write_tiny_llama(folder)
+    without = gguf_of(folder, cache, "q4_0", None, 1, lambda _: None).read_bytes()
+    path = write_gguf_matrix(tmp_path / "other.gguf", {"blk.9.attn_q.weight": ([1.0] * N_EMBD, [1])})
+    assert gguf_of(folder, tmp_path / "new", "q4_0", path, 1, lambda _: None).read_bytes() == without
+    assert "`tiny` is quantised without it: the importance matrix `other.gguf` cannot be used" in caplog.text
+    for file_type in (None, "q8_0"):
+        assert gguf_of(folder, cache, file_type, path, 1, lambda _: None).exists()
+    with pytest.raises(ModelUnavailable, match=r"`tiny` cannot be converted: the importance matrix `other.gguf`"):
+        gguf_of(folder, cache, "iq2_m", path, 1, lambda _: None)
+
+
+@pytest.mark.parametrize("has_matrix", [True, False])
+def test_a_folder_is_planned_once(has_matrix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, planned = tmp_path / "tiny", []
+    write_tiny_llama(folder)
+    plan = convert.plan
+
+    def counted(folder: Path) -> convert.ConversionPlan:
+        planned.append(folder)
+        return plan(folder)
+
+    monkeypatch.setattr(convert, "plan", counted)
+    path = write_gguf_matrix(tmp_path / "matrix.gguf", {"blk.0.attn_q.weight": ([1.0] * N_EMBD, [1])})
+    assert gguf_of(folder, tmp_path / "cache", "q4_0", path if has_matrix else None, 1, lambda _: None).exists()
+    assert planned == [folder]
+
+
+def test_the_log_says_which_types_weights_have_that_do_not_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "tiny"
+    write_tiny_llama(folder)
+    caplog.set_level("INFO")
+    gguf_of(folder, tmp_path / "cache", "q4_k_m", None, 1, lambda _: None)
+    assert re.search(r"`tiny`: (\d+) of \1 weights are not Q4_K_M, .* but Q", caplog.text)

@@ -102,6 +102,8 @@ def plan(folder: Path) -> ConversionPlan:
     """
     if (folder / huggingface.ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise Unconvertible("it is a LoRA adapter, which is converted for a model when it is loaded: see `--lora`")
+    if not (folder / "config.json").exists():
+        raise Unconvertible("it has no `config.json`, which says what its weights are")
     config = text_config(beside(folder, read_json(folder / "config.json", huggingface.MAX_CONFIG_BYTES)))
     family = family_of(config)
     checkpoint = read_folder(folder)
@@ -129,15 +131,17 @@ def convert(
     target: Path,
     on_progress: Progress,
     *,
+    found: ConversionPlan | None = None,
     target_type: str = "",
     unpacker: Callable[[], Unpacker] | None = None,
 ) -> ConversionPlan:
-    """Write the GGUF of `folder` to `target`, replacing it. What `on_progress` raises ends the conversion.
+    """Write the GGUF of `folder` to `target`, replacing it. What `on_progress` raises ends the conversion. `found` is
+    the plan of the folder, where there is one already.
 
     Raises what `plan` raises, and Unconvertible when there is no room. Memory stays within a few chunks of tensors,
     their infos and the vocabulary. `target_type` is what the file will be made into, for `prepared`.
     """
-    found, unpack = prepared(plan(folder), target_type, unpacker)
+    found, unpack = prepared(found or plan(folder), target_type, unpacker)
     with cache.part_of(target, found.size_bytes, on_progress) as part:
         if part is not None:
             _write(folder, found, part, on_progress, unpack)
@@ -216,6 +220,7 @@ def cached(
     cache_folder: Path | None,
     on_progress: Progress,
     *,
+    found: ConversionPlan | None = None,
     target_type: str = "",
     matrix: str = "",
     finish: Callable[[Path, Path], None] | None = None,
@@ -225,19 +230,20 @@ def cached(
 
     `finish(lossless, target)` makes the file of `target_type` out of the lossless one; without it, that one is it. The
     first half of the progress is the lossless one's, and the second one `finish` reports.
-    `matrix` is the digest of the importance matrix that it goes by.
+    `found` is the plan of the folder, where there is one already, and `matrix` the digest of the importance matrix that
+    the file goes by.
     Where the cache cannot be written, the file is made in memory (Linux only).
     """
     target = None if cache_folder is None else cache_folder / cache_name(folder, target_type, matrix)
     if target is not None and cache.is_finished(target):
         on_progress(1.0)
         return Converted(target)
-    found, unpack = prepared(plan(folder), target_type, unpacker)
+    settled, unpack = prepared(found or plan(folder), target_type, unpacker)
 
     def write(path: Path) -> None:
-        _make(folder, found, path, on_progress, finish, unpack)
+        _make(folder, settled, path, on_progress, finish, unpack)
 
-    return cache.make(target, found.size_bytes, write, on_progress)
+    return cache.make(target, settled.size_bytes, write, on_progress)
 
 
 def _has_chat_template(folder: Path) -> bool:
