@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shimmy.commands.console import CommandCall, ProgressBar, ended_by_signals
+from shimmy.commands.console import CommandCall, CommandFailed, ProgressBar, ended_by_signals, is_agreed
 from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.errors import NotFound
 from shimmy.formats.convert import convert as conversion
 from shimmy.formats.convert.convert import ConversionPlan
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf import importance
+from shimmy.formats.gguf import block_fit, importance, reader
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
 from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
@@ -44,7 +44,7 @@ def convert(call: CommandCall) -> int:
     bar = ProgressBar(f"{folder.absolute().name} -> {target.name}")
     try:
         with ended_by_signals():
-            notices = _write_gguf(folder, target, quantisation, bar.show)
+            notices = _write_gguf(folder, target, quantisation, bar.show, is_forced=call.options.force)
     finally:
         bar.end()
     for notice in notices:
@@ -78,16 +78,23 @@ def _quantisation(call: CommandCall, target: Path) -> _Quantisation | None:
 
 
 def _write_gguf(
-    folder: Path, target: Path, quantisation: _Quantisation | None, on_progress: Callable[[float], None]
+    folder: Path,
+    target: Path,
+    quantisation: _Quantisation | None,
+    on_progress: Callable[[float], None],
+    *,
+    is_forced: bool,
 ) -> tuple[str, ...]:
     """Write the GGUF of a SafeTensors folder, replacing `target` once it is whole; returns what a person has to know.
 
-    Raises NotFound with what stands against it.
+    What is there is replaced if it `is_forced` or the person says so. Raises NotFound with what stands against it.
     """
     try:
-        found = conversion.plan(folder)
+        found = _plan(folder)
         _check_place(target)
         about_matrix = () if quantisation is None else _check_given(quantisation, found)
+        if not is_forced:
+            _ask_before(target, quantisation)
         with _folder_beside(target) as place:
             if quantisation is None:
                 made = place / "lossless.gguf"
@@ -95,13 +102,44 @@ def _write_gguf(
             else:
                 made = place / "quantized.gguf"
                 notices = _write_quantised(folder, found, made, quantisation, on_progress)
-            made.replace(target)
+            with _blamed(target):
+                made.replace(target)
         on_progress(1.0)
         return about_matrix + notices
     except (Unconvertible, InvalidSafetensors) as exc:
         raise NotFound(f"`{folder}` cannot be converted: {exc}") from exc
     except OSError as exc:
-        raise NotFound(f"`{folder}` cannot be converted: {exc.strerror or exc}") from exc
+        file = f"`{exc.filename}`: " if exc.filename else ""
+        raise NotFound(f"`{folder}` cannot be converted: {file}{exc.strerror or exc}") from exc
+
+
+def _plan(folder: Path) -> ConversionPlan:
+    """What the folder becomes. Raises Unconvertible where there is no folder, and what `conversion.plan` raises."""
+    if not folder.exists():
+        raise Unconvertible("there is no such folder")
+    if not folder.is_dir():
+        raise Unconvertible("it is a file: give the folder in which a model's `config.json` and its weights are")
+    return conversion.plan(folder)
+
+
+def _ask_before(target: Path, how: _Quantisation | None) -> None:
+    """Have the person agree to what is lost. Raises CommandFailed where that is not agreed to."""
+    kept = () if how is None or how.kept is None else (how.kept,)
+    for path in (target, *kept):
+        is_there = f"`{path}` is there already"
+        if path.exists() and not is_agreed(
+            f"{is_there}. Replace it?", f"{is_there}, and there is no terminal to ask: add --force to replace it"
+        ):
+            raise CommandFailed("nothing was written")
+
+
+@contextlib.contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """An OSError in the block is one of writing to `path`: NotFound is raised, which says so."""
+    try:
+        yield
+    except OSError as exc:
+        raise NotFound(f"`{path}` cannot be written: {exc.strerror or exc}") from exc
 
 
 @contextlib.contextmanager
@@ -132,7 +170,7 @@ def _write_quantised(
             notices += _keep(matrix, how.kept)
     given = [matrix] if matrix else []
     _run("quantize", lossless, target, how.file_type, how.n_threads, *given, on_progress=step(n_steps - 1))
-    return notices
+    return notices + block_fit.written(how.file_type, reader.contents(target).tensors.values())
 
 
 def _checked(matrix: Path, found: ConversionPlan) -> tuple[str, ...]:
@@ -157,21 +195,21 @@ def _check_given(how: _Quantisation, found: ConversionPlan) -> tuple[str, ...]:
     except OSError as exc:
         raise NotFound(f"`{how.text}` cannot be read: {exc.strerror or exc}") from exc
     if how.kept is not None:
-        try:
-            _check_place(how.kept)
-            if how.kept.exists() and not os.access(how.kept, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            with _folder_beside(how.kept):
-                pass
-        except OSError as exc:
-            raise NotFound(f"`{how.kept}` cannot be written: {exc.strerror or exc}") from exc
+        _check_place(how.kept)
     return () if how.matrix is None else _checked(how.matrix, found)
 
 
 def _check_place(target: Path) -> None:
-    """Raise NotFound where something stands at `target` that no file takes the place of."""
-    if target.exists() and not target.is_file():
-        raise NotFound(f"`{target}` cannot be written: it is not a regular file")
+    """Raise NotFound where no file can be written to `target`."""
+    with _blamed(target):
+        if target.exists() and not target.is_file():
+            raise NotFound(f"`{target}` cannot be written: it is not a regular file")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not (parent := target.absolute().parent).exists():
+            raise NotFound(f"`{target}` cannot be written: there is no folder `{parent}`")
+        with _folder_beside(target):
+            pass
 
 
 def _keep(matrix: Path, kept: Path) -> tuple[str, ...]:
@@ -191,7 +229,7 @@ def _convert(
 ) -> tuple[str, ...]:
     """Write the GGUF that the file of `file_type` is made from, or the file itself where that is ''."""
     if not found.is_quantised:
-        return conversion.convert(folder, target, on_progress).notices
+        return conversion.convert(folder, target, on_progress, found=found).notices
     # Quantised weights are computed with numpy, in a process of its own: this one has no more than the server.
     _run("unpack", folder, target, file_type, on_progress=on_progress)
     return found.notices

@@ -122,7 +122,8 @@ def copied(source: Path, target: Path, n_bytes: int) -> Spent:
 
 def converted(folder: Path, target: Path) -> Spent:
     started_s = time.perf_counter()
-    with subprocess.Popen([shimmy_program(), "convert", folder, "-o", target], stdout=subprocess.DEVNULL) as child:
+    command: list[str | Path] = [shimmy_program(), "convert", folder, "-o", target, "--force"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:

@@ -1,6 +1,7 @@
 """`convert`: what it was given stays, whatever it is called, and what cannot be written is said first."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,10 +13,12 @@ import pytest
 
 from shimmy import cli
 from shimmy.commands import conversion
+from shimmy.formats.convert import convert as formats_convert
 from shimmy.formats.format_errors import Unconvertible
 from tests.importance_files import write_gguf_matrix
 from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import N_EMBD
+from tools.steps import ROOT
 
 RUN = conversion._run
 MATRIX = {"blk.0.attn_q.weight": ([1.0] * N_EMBD, [1.0])}
@@ -82,7 +85,7 @@ def test_a_computed_matrix_is_kept_where_it_was_asked_for(name: str, tmp_path: P
     Path("text").write_text("hello")
     Path("model.gguf.imatrix").write_text("an old one")
     Path("link").symlink_to("model.gguf.imatrix")
-    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", name) == 0
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", name, "--force") == 0
     assert Path("model.gguf.imatrix").read_bytes() == write_gguf_matrix(tmp_path / "same", MATRIX).read_bytes()
     assert Path("link").is_symlink()
     assert entries() == {"m", "text", "model.gguf", "model.gguf.imatrix", "link", "calibrated", "same"}
@@ -146,9 +149,11 @@ def test_the_variable_of_a_server_is_no_mistake(tmp_path: Path, monkeypatch: pyt
     Path("text").write_text("hello")
     for options in ((), ("--type", "q8_0"), ("--type", "q4_0", "--calibrate", "text"), ("--type", "q4_0")):
         monkeypatch.setenv("SHIMMY_IMATRIX", str(path))
-        assert convert(*options) == 0, options
+        assert convert(*options, "--force") == 0, options
         monkeypatch.delenv("SHIMMY_IMATRIX")
-        assert convert(*options, "--imatrix", str(path)) == (0 if options == ("--type", "q4_0") else 2), options
+        assert convert(*options, "--force", "--imatrix", str(path)) == (0 if options == ("--type", "q4_0") else 2), (
+            options
+        )
 
 
 @pytest.fixture
@@ -198,3 +203,99 @@ def test_a_process_is_ended_with_the_command(monkeypatch: pytest.MonkeyPatch) ->
         RUN("quantize", on_progress=end)
     with pytest.raises(ProcessLookupError):
         os.kill(seen[0], 0)
+
+
+# -- where it is written, and from what ------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_replaced_only_if_that_was_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("model.gguf").write_text("mine")
+    assert convert() == 1
+    assert "there is no terminal to ask: add --force" in capsys.readouterr().err
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin.readline", lambda: "\n")
+    assert convert() == 1
+    captured = capsys.readouterr()
+    assert captured.err == "`model.gguf` is there already. Replace it? [y/N] shimmy: nothing was written\n"
+    assert Path("model.gguf").read_text() == "mine"
+    monkeypatch.setattr("sys.stdin.readline", lambda: "y\n")
+    assert convert() == 0
+    made = Path("model.gguf").read_bytes()
+    assert made.startswith(b"GGUF")
+    Path("model.gguf").write_text("mine")
+    monkeypatch.setattr("sys.stdin.readline", lambda: "never asked")
+    capsys.readouterr()
+    assert convert("--force") == 0
+    assert "[y/N]" not in capsys.readouterr().err
+    assert Path("model.gguf").read_bytes() == made
+
+
+def test_a_matrix_that_is_there_is_asked_for_before_anything_is_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("text").write_text("hello")
+    Path("kept").write_text("mine")
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", "kept") == 1
+    assert "kept` is there already, and there is no terminal" in capsys.readouterr().err
+    assert Path("kept").read_text() == "mine"
+    assert entries() == {"m", "text", "kept"}
+
+
+def test_the_place_is_blamed_for_what_is_wrong_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", "m", "-o", "none/model.gguf"]) == 1
+    told = capsys.readouterr().err
+    assert told == f"shimmy: `none/model.gguf` cannot be written: there is no folder `{Path('none').absolute()}`\n"
+    Path("file").touch()
+    assert cli.main(["convert", "m", "-o", "file/model.gguf"]) == 1
+    assert capsys.readouterr().err == "shimmy: `file/model.gguf` cannot be written: Not a directory\n"
+
+
+def test_the_place_is_blamed_when_the_file_cannot_go_there_after_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = conversion._convert
+
+    def convert_and_block(*arguments: Any) -> tuple[str, ...]:
+        Path("model.gguf").mkdir()
+        return before(*arguments)
+
+    monkeypatch.setattr(conversion, "_convert", convert_and_block)
+    assert convert() == 1
+    assert capsys.readouterr().err.startswith("shimmy: `model.gguf` cannot be written: ")
+
+
+def test_a_folder_that_is_none_of_a_model_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    Path("file.gguf").write_bytes(b"GGUF")
+    for name, told in (
+        ("empty", "it has no `config.json`"), ("none", "there is no such folder"), ("file.gguf", "it is a file"),
+    ):  # fmt: skip
+        assert cli.main(["convert", name, "-o", "made.gguf"]) == 1
+        assert f"`{name}` cannot be converted: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [(), ("--type", "q8_0")])
+def test_a_folder_is_planned_once(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Path] = []
+    plan = formats_convert.plan
+
+    def counted(folder: Path) -> formats_convert.ConversionPlan:
+        planned.append(folder)
+        return plan(folder)
+
+    monkeypatch.setattr(formats_convert, "plan", counted)
+    assert convert(*options) == 0
+    assert planned == [Path("m")]
+
+
+def test_weights_that_are_of_another_type_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(conversion, "_run", RUN)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert convert("--type", "q4_k_m") == 0
+    assert re.search(
+        r"shimmy: (\d+) of \1 weights are not Q4_K_M, whose blocks of 256 numbers do not fit their rows, but ",
+        capsys.readouterr().err,
+    )

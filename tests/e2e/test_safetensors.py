@@ -178,7 +178,7 @@ def test_convert_unpacks_quantised_weights(tmp_path: Path) -> None:
     folder, _ = write_both(tmp_path, "gptq")
     for options, kind in (((), "Q4_0"), (("--type", "q8_0"), "Q8_0")):
         target = tmp_path / "made.gguf"
-        done = run(tmp_path, "convert", folder, "-o", target, *options)
+        done = run(tmp_path, "convert", folder, "-o", target, "--force", *options)
         assert (done.returncode, done.stdout) == (0, f"{target}\n"), done.stderr
         (fields,) = json.loads(run(tmp_path, "list", "--json", "--model-path", target).stdout)
         assert fields["quantization"] == kind
@@ -210,7 +210,7 @@ def test_convert_quantises_by_an_importance_matrix(tmp_path: Path, both: Path) -
     matrix, target = matrix_of(both / "alpha.gguf", tmp_path / "matrix.gguf"), tmp_path / "made.gguf"
     made = []
     for options in ((), ("--imatrix", str(matrix))):
-        done = run(tmp_path, "convert", both / "Whole", "-o", target, "--type", "q4_0", *options)
+        done = run(tmp_path, "convert", both / "Whole", "-o", target, "--force", "--type", "q4_0", *options)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{target}\n", "")
         made.append(target.read_bytes())
     assert made[0] != made[1]
@@ -222,7 +222,7 @@ def test_convert_quantises_by_an_importance_matrix(tmp_path: Path, both: Path) -
 def test_convert_computes_an_importance_matrix_over_a_text(tmp_path: Path, both: Path) -> None:
     text, matrix, target = tmp_path / "text.txt", tmp_path / "matrix.gguf", tmp_path / "made.gguf"
     text.write_text(" ".join(Random(0).choices(["hello world", "the user", "a fox tells"], k=250)))
-    convert = ("convert", both / "Whole", "-o", target, "--type", "q4_0")
+    convert = ("convert", both / "Whole", "-o", target, "--force", "--type", "q4_0")
     made = []
     for options in (
         (), ("--calibrate", str(text)), ("--calibrate", str(text), "--save-imatrix", str(matrix)),

@@ -6,11 +6,10 @@ from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import composed
 from shimmy.catalog.catalog import Registry, Rejected, shown
 from shimmy.catalog.removal import Removal, removal
-from shimmy.commands.console import CommandCall, CommandFailed
+from shimmy.commands.console import CommandCall, CommandFailed, is_agreed
 from shimmy.commands.models import find_models
 from shimmy.commands.terminal import amounts
 from shimmy.commands.terminal.screen_text import safe_line
-from shimmy.commands.terminal.style import is_terminal
 from shimmy.errors import NotFound
 
 _MAX_SHOWN = 20
@@ -51,11 +50,8 @@ def _drop(aliases: AliasFile, name: str) -> bool:
 
 def _is_wanted(name: str, what: Removal, size: str) -> bool:
     """Ask the person. Raises CommandFailed where there is none."""
-    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-        raise CommandFailed(f"`{name}` is not removed, as there is no terminal to ask: add --yes")
-    for path in what.files[:_MAX_SHOWN]:
-        print(f"  {safe_line(shown(path))}", file=sys.stderr)
+    lines = [f"  {shown(path)}" for path in what.files[:_MAX_SHOWN]]
     if len(what.files) > _MAX_SHOWN:
-        print(f"  and {len(what.files) - _MAX_SHOWN} more", file=sys.stderr)
-    print(f"Remove {safe_line(name)}, {size}? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+        lines.append(f"  and {len(what.files) - _MAX_SHOWN} more")
+    if_nobody = f"`{name}` is not removed, as there is no terminal to ask: add --yes"
+    return is_agreed(f"Remove {name}, {size}?", if_nobody, lines)
