@@ -143,6 +143,7 @@ class PromptPreparer:
             self._chat = error
         self._guides = GuideFactory(model.vocab)
         self._end_tokens: list[int] | None = None
+        self._tells_of_template = not self.has_chat_template  # with the first chat
         self._remembered = _Remembered()
         self._longest_token_bytes = model.vocab.tokenizer.longest_token_bytes()
 
@@ -171,6 +172,12 @@ class PromptPreparer:
     def _prompt(self, prompt: Prompt, pause: Pause) -> tuple[list[int], ReplyFormat]:
         """The tokens of a prompt that leaves room for a reply, and the format of that."""
         reading = _Reading(pause, self._model.n_ctx)
+        if isinstance(prompt, ChatPrompt) and self._tells_of_template:
+            self._tells_of_template = False
+            logger.warning(
+                "the model has no chat template: chats get a generic one (ChatML), and replies may be odd; "
+                "`--chat-template-file` names another"
+            )
         parts, reply_format = self._parts(prompt) if isinstance(prompt, ChatPrompt) else ([], ReplyFormat())
         pause()
         tokens, n_tokens = self._counted(parts or prompt, "prompt", reading)

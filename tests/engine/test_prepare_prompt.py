@@ -11,7 +11,7 @@ from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.engine.prepare_prompt import PromptPreparer
 from shimmy.formats.gguf import reader
 from shimmy.formats.gguf.vocabulary import special_tokens
-from shimmy.messages.request import ChatPrompt, Message, TextPrompt
+from shimmy.messages.request import ChatPrompt, GenerateRequest, Job, Message, TextPrompt
 from tests.engine.damaged import with_items
 from tests.tiny_models import (
     BOS_TOKEN,
@@ -178,6 +178,22 @@ def test_a_template_that_writes_nothing_is_none(source: str, model: Counting) ->
     assert preparer.render(ChatPrompt((Message("user", "hello"),))) == (
         f"<|im_start|>user\nhello{IM_END}\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize("source", ["", "{{ messages[0].content }}"])
+def test_the_log_says_once_that_chats_get_a_generic_template(
+    source: str, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = LlamaModel(tiny_model, CpuBackend(variants.libraries(LIBRARY_FOLDER, None)))
+    model.open_context(n_ctx=256, n_batch=32, n_sequences=1, n_outputs=32, n_threads=1)
+    preparer = PromptPreparer(model, source)
+    preparer.render(ChatPrompt((Message("user", "hello"),)))
+    preparer.task(Job(1, GenerateRequest("tiny", TextPrompt("hello"))))
+    assert "chat template" not in caplog.text, "no chat was asked for"
+    for number in (2, 3):
+        preparer.task(Job(number, GenerateRequest("tiny", ChatPrompt((Message("user", "hello"),)))))
+    assert caplog.text.count("the model has no chat template: chats get a generic one") == (source == "")
+    model.close()
 
 
 @pytest.mark.parametrize(

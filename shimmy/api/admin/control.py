@@ -168,6 +168,7 @@ def _entry(services: "Services", model: Entry) -> "Json":
     entry["jobs"] = runtime.n_jobs
     worker = runtime.worker
     if worker is not None:
+        entry["has_chat_template"] = worker.facts.has_chat_template  # it may be one of the options
         entry["n_ctx"] = worker.facts.n_ctx
         entry["n_ctx_used"] = worker.load.n_kv_used
         entry["cpu_variant"] = worker.facts.cpu_variant

@@ -1,5 +1,6 @@
 """A chat: lines of a person, replies of the model, and commands that begin with a slash."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from shimmy.commands.console import CommandFailed
@@ -28,6 +29,7 @@ class Session:
         self.shows_statistics = False
         self.was_stopped = False  # the last reply, by Ctrl-C
         self.attached: list[str] = []  # texts that go out with the next message
+        self._knows_template = False  # whether the model has one: a person is told once of a model without
         self._lines = lines
 
     def run(self) -> None:
@@ -71,8 +73,21 @@ class Session:
             self.printer.remark(warning)
         if self.last.finish_reason == "length":
             self.printer.remark("(the limit of tokens, or of the context, is reached)")
+        self._tell_of_template()
         if self.shows_statistics:
             self.printer.remark(statistics(self.last))
+
+    def _tell_of_template(self) -> None:
+        """Say once that the replies of a model that was not made for chats may be odd."""
+        if self._knows_template:
+            return
+        self._knows_template = True
+        with suppress(NoServer, ShimmyError):
+            if self.server.status().get("has_chat_template") is False:
+                self.printer.remark(
+                    f"({self.server.model} has no chat template: a generic one is used, and replies may be odd; "
+                    "`--chat-template-file` names another)"
+                )
 
     def _exchange(self, text: str) -> None:
         """A message and its reply, as `say` has it."""

@@ -42,6 +42,11 @@ def run(scripted: Scripted, *arguments: str) -> int:
     return cli.main(["run", "tiny", "--url", scripted.url, *arguments])
 
 
+def typed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+
+
 def test_the_options_are_fields_of_the_request(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--system", "be kind", "-n", "9", "--temp", "0", "--seed", "4", "--api-key", "secret", "--stats")
     assert run(scripted, "say", "hello", *options) == 0
@@ -140,9 +145,7 @@ def test_a_person_sees_what_a_reply_waits_for(
 
 
 def test_what_is_in_quotes_is_no_command(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = '"""/clear all of this\nplease"""\n"""/bye"""\n/clear\nagain\n'
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    typed('"""/clear all of this\nplease"""\n"""/bye"""\n/clear\nagain\n', monkeypatch)
     assert run(scripted) == 0
     said = [[message["content"] for message in body["messages"]] for body in scripted.bodies]
     first = "/clear all of this\nplease"
@@ -244,3 +247,47 @@ def test_parts_of_a_message() -> None:
     assert joined("explain", ["one", "two"]) == "explain\n\none\n\ntwo"
     assert joined("", ["one"]) == "one"
     assert text_of(b"caf\xe9\n\n", "it") == "caf\ufffd"
+
+
+def test_what_was_mistyped_is_guessed_and_not_all_is_listed(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed("/set temp 1\n/set top_kk 1\n/set nonsense 1\n/sistem hi\n", monkeypatch)
+    assert run(scripted) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert "there is no setting `temp`: did you mean `temperature`" in told[0]
+    assert "there is no setting `top_kk`: did you mean `top_k`" in told[1]
+    assert "there is no setting `nonsense`: such are temperature, top_p, max_tokens, seed" in told[2]
+    assert "there is no command `/sistem`: did you mean `/system`?" in told[3]
+    assert max(map(len, told)) < 160
+
+
+def test_a_new_conversation_has_no_last_reply(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.state |= {"n_ctx": 4096}
+    typed("/stats\nhi\n/stats\n/save talk\n/clear\n/stats\nhi\n/load talk\n/stats\n", monkeypatch)
+    assert run(scripted) == 0
+    shown = re.findall(r"Last reply +(.*)\nConversation +(.*)\nContext +(.*)", capsys.readouterr().out)
+    replies, messages, context = zip(*shown, strict=True)
+    assert [reply.startswith("3 tokens; ") for reply in replies] == [False, True, False, False]
+    assert [reply for reply in replies if not reply.startswith("3")] == ["there is none yet"] * 3
+    assert messages == ("0 messages", "2 messages", "0 messages", "2 messages")
+    assert [text.split()[0] for text in context] == ["0", "10", "0", "0"]
+
+
+@pytest.mark.parametrize("has_template", [True, False, None])
+def test_a_model_without_a_chat_template_is_told_once(
+    has_template: bool | None,
+    scripted: Scripted,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scripted.state |= {} if has_template is None else {"has_chat_template": has_template}
+    typed("hi\nagain\n", monkeypatch)
+    assert run(scripted) == 0
+    assert capsys.readouterr().err.count("tiny has no chat template: a generic one is used") == (has_template is False)
+    assert run(scripted, "hi") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "Hello you\n"
+    assert ("has no chat template" in printed.err) == (has_template is False)
