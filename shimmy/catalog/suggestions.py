@@ -30,7 +30,7 @@ SUGGESTIONS = (
     Suggestion("unsloth/Qwen3-0.6B-GGUF:Q4_K_M", 397_000_000, "small and quick, with reasoning and tools"),
     Suggestion("unsloth/Qwen3-1.7B-GGUF:Q4_K_M", 1_110_000_000, "quick, with reasoning and tools"),
     Suggestion("unsloth/Qwen3-4B-Instruct-2507-GGUF:Q4_K_M", 2_500_000_000, "good answers on most laptops"),
-    Suggestion("unsloth/Qwen3-8B-GGUF:Q4_K_M", 5_030_000_000, "better answers, with reasoning; slow without a GPU"),
+    Suggestion("unsloth/Qwen3-8B-GGUF:Q4_K_M", 5_030_000_000, "better answers, with reasoning; slow on few cores"),
     Suggestion(
         "unsloth/Qwen3-30B-A3B-Instruct-2507-GGUF:Q4_K_M", 18_600_000_000, "the best of these, and quick for its size"
     ),
