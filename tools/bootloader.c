@@ -6,7 +6,7 @@
  * - It is unpacked where there is room and where programs may run, if need be into memory, and a start that fails leaves
  *   nothing behind.
  * - The folder is locked while the program runs, and says whose it is: see shimmy/system/frozen_program.py.
- * - Signals that come while it tidies up do not keep it from that.
+ * - Signals that come while it unpacks or tidies up do not keep it from tidying up.
  * - Libraries of others, to which LD_LIBRARY_PATH leads, are not used.
  *
  * The portable file has two of it. The outer one (SHIMMY_OUTER) is linked with nothing, so that it starts on any Linux; it
@@ -26,6 +26,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "libdeflate.h"
@@ -42,7 +43,9 @@
 
 #define LOWEST_FD 10 /* those below have meanings for shells, and for systemd */
 
-#define NO_EXECUTION -1 /* beside the numbers of errno */
+/* Beside the numbers of errno. */
+#define NO_EXECUTION -1
+#define DAMAGED -2 /* the program's file, whatever folder it is unpacked to */
 
 #define MAX_REPORT 4096
 #define PIECE_BYTES 16384
@@ -136,7 +139,7 @@ static int read_all(int source, unsigned char *data, size_t size, off_t place)
         ssize_t n = pread(source, data, size, place);
 
         if (n == 0) {
-            return EIO; /* the program's file was cut off */
+            return DAMAGED; /* it was cut off */
         }
         if (n < 0 && errno != EINTR) {
             return errno;
@@ -158,7 +161,7 @@ static int inflate_all(const unsigned char *packed, size_t n_packed, unsigned ch
     }
     result = libdeflate_zlib_decompress(decompressor, packed, n_packed, plain, n_plain, NULL);
     libdeflate_free_decompressor(decompressor);
-    return result == LIBDEFLATE_SUCCESS ? 0 : EIO;
+    return result == LIBDEFLATE_SUCCESS ? 0 : DAMAGED;
 }
 
 /* Write a file of the archive, whose bytes begin at `place` of another, to `target`; returns 0 or what failed. The memory
@@ -422,6 +425,48 @@ static int find_place(size_t index, char *path)
     return 1;
 }
 
+/* Signals that end a program wait while it is unpacked, until they can be passed on to the process that is started then:
+ * a folder that is half there would stay behind. */
+static sigset_t mask_before;
+static int are_signals_held = 0;
+
+static void hold_signals(void)
+{
+    sigset_t held;
+
+    sigemptyset(&held);
+    sigaddset(&held, SIGTERM);
+    sigaddset(&held, SIGINT);
+    sigaddset(&held, SIGHUP);
+    sigaddset(&held, SIGQUIT);
+    are_signals_held = sigprocmask(SIG_BLOCK, &held, &mask_before) == 0;
+}
+
+static void release_signals(void)
+{
+    if (are_signals_held) {
+        are_signals_held = 0;
+        sigprocmask(SIG_SETMASK, &mask_before, NULL);
+    }
+}
+
+int __real_execvp(const char *file, char *const arguments[]);
+pid_t __real_waitpid(pid_t pid, int *status, int options);
+
+/* Called in the new process, which waits until the outer one can pass on signals. */
+int __wrap_execvp(const char *file, char *const arguments[])
+{
+    release_signals();
+    return __real_execvp(file, arguments);
+}
+
+/* Called by the outer process, which passes on signals from now on. */
+pid_t __wrap_waitpid(pid_t pid, int *status, int options)
+{
+    release_signals();
+    return __real_waitpid(pid, status, options);
+}
+
 /* Called by the bootloader's outer process, which has opened the archive and unpacks it next: that is done here
  * as well, so that another folder can be tried. Where code may run from none of them, it may from memory. Ends the
  * process where nothing will do. */
@@ -431,6 +476,7 @@ int __wrap_pyi_create_temporary_application_directory(struct PYI_CONTEXT *pyi_ct
     char places[N_PLACES][PYI_PATH_MAX];
     size_t i, j, n_places = 0, length = 0;
 
+    hold_signals();
     for (i = 0; i < N_PLACES; i++) {
         char *place = places[n_places];
         const char *reason;
@@ -448,6 +494,10 @@ int __wrap_pyi_create_temporary_application_directory(struct PYI_CONTEXT *pyi_ct
         error = settle(pyi_ctx, place, 0);
         if (error == 0) {
             return 0;
+        }
+        if (error == DAMAGED) {
+            fputs("shimmy: this file is damaged, perhaps it was not fetched to its end: fetch it again\n", stderr);
+            exit(3);
         }
         reason = error == NO_EXECUTION ? "it is mounted `noexec`" : strerror(error);
         if (length < sizeof(report)) {

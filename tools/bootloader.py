@@ -29,8 +29,10 @@ WRAPPED = (
     "pyi_create_temporary_application_directory",
     "pyi_launch_extract_files_from_archive",
     "pyi_utils_set_library_search_path",
+    "execvp",
     "raise",
     "signal",
+    "waitpid",
 )
 # Of the outer one of the portable file, which becomes the inner one there.
 WRAPPED_OUTSIDE = ("pyi_launch_initialize",)

@@ -5,13 +5,16 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGTERM
+from time import sleep
 
 import pytest
 
+from shimmy.system import unpacked_folder
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, PROGRAM, PROMPTS, Json, Server, chat_body, environment, program_with, run
 from tests.e2e.processes import DEADLINE_S, mapped_files, wait_for
@@ -256,3 +259,34 @@ def test_the_working_directory_may_be_gone(tmp_path: Path, models: Path) -> None
         folder, "generate", "alpha", "--prompt", "x", "--max-tokens", "1", "--model-path", models, before=folder.rmdir
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_start_that_is_ended_while_it_unpacks_leaves_nothing(tmp_path: Path) -> None:
+    for delay_ms in range(0, 60, 4):
+        with subprocess.Popen(
+            [*PROGRAM, "version"], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            sleep(delay_ms / 1000)  # whatever it is doing then
+            process.terminate()
+            assert process.wait(DEADLINE_S) in (-SIGTERM, 0, 130), delay_ms
+        assert not list(tmp_path.glob("_MEI*")), delay_ms
+
+
+def test_a_damaged_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copy(PROGRAM[-1], damaged)
+    monkeypatch.setattr(sys, "executable", str(damaged))
+    monkeypatch.setattr(unpacked_folder, "_contents", [])
+    packed = [entry for entry in unpacked_folder._files() if entry[3] and entry[-1]]
+    _, place, n_bytes, *_ = packed[-1]
+    with damaged.open("r+b") as file:
+        file.seek(place + n_bytes // 2)
+        file.write(bytes(100))
+    ended = subprocess.run(
+        [*PROGRAM[:-1], damaged, "version"], check=False, cwd=tmp_path, env=environment(tmp_path),
+        capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr.startswith("shimmy: this file is damaged")
+    assert not list(tmp_path.glob("_MEI*"))
