@@ -103,7 +103,7 @@ def _command_line() -> int:
         _look_for_garbage()
         return cli_main(sys.argv[1:])
     except KeyboardInterrupt:  # before the command began
-        return 1
+        return 130
 
 
 if __name__ == "__main__":

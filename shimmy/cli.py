@@ -1,7 +1,8 @@
 """The command line: what runs for each sub-command, and how it ends. What they take is in `arguments`.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start. What a
-command does is in `commands`, or for `serve` in `server`, and is imported only by the command that needs it.
+Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start, 130
+interrupted. What a command does is in `commands`, or for `serve` in `server`, and is imported only by the command that
+needs it.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy import log
 from shimmy.arguments import argument_parser, parse, serving_files
-from shimmy.commands.console import CommandCall
+from shimmy.commands.console import EXIT_INTERRUPTED, CommandCall
 from shimmy.config import load
 from shimmy.errors import ShimmyError
 from shimmy.option_kinds import ConfigError
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout = None
         return EXIT_FAILED
     except KeyboardInterrupt:
-        return EXIT_FAILED
+        print("shimmy: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     finally:
         home.leave()
 
@@ -98,6 +100,7 @@ def _config_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _serve(call: CommandCall) -> int:
     announce = None
+    _check_files(call.config)
     _check_matrix(call.config)
     if call.options.background:
         from shimmy.commands import serve_background
@@ -118,6 +121,13 @@ def _serve(call: CommandCall) -> int:
         except BindError as error:
             return _complain(error, EXIT_START)
     return 0
+
+
+def _check_files(config: "Config") -> None:
+    """Raises ConfigError for a model file that is named and is not there. A folder may still come."""
+    for path in config.model_paths:
+        if path.suffix.lower() == ".gguf" and not os.path.lexists(path):
+            raise ConfigError(f"--model-path: there is no file `{path}`")
 
 
 def _check_matrix(config: "Config") -> None:

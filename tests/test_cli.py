@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from shimmy import __main__ as entry
-from shimmy import __version__, cli, server
+from shimmy import __version__, cli, generation, server
 from shimmy.arguments import argument_parser
 from shimmy.commands import contents
 from shimmy.commands.terminal.amounts import size
@@ -206,17 +207,54 @@ def test_a_file_alone_is_served(
     assert len(served) == 2
 
 
+def test_a_model_file_has_to_be_there_and_a_folder_may_come(
+    served: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("missing.gguf", "missing.GGUF"):
+        assert cli.main(["serve", "--model-path", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err == f"shimmy: --model-path: there is no file `{tmp_path / name}`\n"
+    assert cli.main(["serve", "--model-path", str(tmp_path / "missing")]) == 0
+    assert [config.model_paths for config in served] == [(tmp_path / "missing",)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["srve"], "there is no command `srve`: did you mean `serve`?"),
+        (["dance"], "there is no command `dance`: `shimmy help` lists them"),
+        (["help", "genrate"], "there is no command `genrate`: did you mean `generate`?"),
+        (["serve", "--modle-path", "x"], "unrecognized arguments: --modle-path x: did you mean `--model-path`"),
+        (["list", "--parallel=3"], "unrecognized arguments: --parallel=3: `--parallel` is for `serve`"),
+        (["list", "--quite"], "unrecognized arguments: --quite\n"),
+        (["--model-path", "x", "serve"], "`--model-path` stands behind a command, as in `shimmy serve --model-path`"),
+    ],
+)
+def test_what_was_mistyped_is_guessed(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    usage_error(*arguments)
+    assert f"error: {told}" in capsys.readouterr().err
+
+
+def test_values_and_keys_that_were_mistyped_are_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shimmy.toml").write_text("modell_path = 1")
+    for arguments, told in (
+        (["--safetensors-type", "q4_km"], "; did you mean `q4_k_m`"),
+        (["--config", str(tmp_path / "shimmy.toml")], "unknown keys: modell_path; did you mean `model_path`"),
+    ):
+        assert cli.main(["serve", *arguments]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_flags_reach_the_server(served: list[Config]) -> None:
     code = cli.main(
         [
-            "serve", "--bind", "0.0.0.0:80", "--model-path", "/a.gguf", "--model-path", "/b", "--model-dirs", "/c:/d",
+            "serve", "--bind", "0.0.0.0:80", "--model-path", "/a", "--model-path", "/b", "--model-dirs", "/c:/d",
             "--parallel", "5", "--no-metrics", "--api-key", "one", "--api-key", "two", "--temp", "0.5", "--seed", "3",
         ]
     )  # fmt: skip
     assert code == 0
     (config,) = served
     assert config.bind == Bind("0.0.0.0", 80)
-    assert config.model_paths == (Path("/a.gguf"), Path("/b"))
+    assert config.model_paths == (Path("/a"), Path("/b"))
     assert config.model_dirs == (Path("/c"), Path("/d"))
     assert (config.n_sequences, config.metrics, config.api_keys) == (5, False, ("one", "two"))
     assert (config.sampling.temperature, config.sampling.seed) == (0.5, 3)
@@ -601,15 +639,36 @@ def test_an_error_ends_with_1_and_goes_to_stderr(
     assert worker.is_closed
 
 
-def test_an_interrupt_ends_with_1_and_no_traceback(
+def test_an_interrupt_ends_with_a_line_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(_config: Config, _home: UnpackedFolder, _announce: object, _show: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "serve", interrupt)
-    assert cli.main(["serve"]) == 1
-    assert capsys.readouterr().err == ""
+    assert cli.main(["serve"]) == 130
+    assert capsys.readouterr().err == "shimmy: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "out"), [((), "Hel\n"), (("--json",), '{"text": "Hel", "finish_reason": "interrupted"}\n')]
+)
+def test_an_interrupt_keeps_the_text_so_far(
+    options: tuple[str, ...],
+    out: str,
+    worker: Worker,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def interrupted(*_: object) -> AsyncIterator[JobOutput]:
+        yield SCRIPT[1]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "generate", interrupted)
+    assert cli.main(["generate", str(path), "hi", *options]) == 130
+    assert capsys.readouterr() == (out, "shimmy: interrupted\n")
+    assert worker.is_closed
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(

@@ -130,6 +130,8 @@ def look_into(path: Path) -> Folder:
         identity = _identity(path)
         with os.scandir(path) as scanned:
             entries = sorted(scanned, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return Folder(path, None, warnings=((path, "there is no such folder; once there is, its models are found"),))
     except OSError as exc:
         return Folder(path, None, warnings=((path, str(exc.strerror)),))
     files: list[Path] = []

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from shimmy.commands.terminal.style import Style
 
 
+EXIT_INTERRUPTED = 130  # 128 and SIGINT, as shells have it
+
 # What a person may do who has none.
 NO_MODEL = "There is no model. `shimmy pull OWNER/NAME` fetches one, --model-path names a file or a folder."
 
@@ -86,6 +88,22 @@ def hint(text: str) -> None:
         print(Style(sys.stderr).dim(text), file=sys.stderr)
 
 
+def is_agreed(question: str, if_nobody: str, about: Sequence[str] = ()) -> bool:
+    """Whether the person at the terminal says yes, to whom the lines `about` are shown first.
+
+    Raises CommandFailed with `if_nobody` where there is no terminal to ask.
+    """
+    from shimmy.commands.terminal.screen_text import safe_line
+    from shimmy.commands.terminal.style import is_terminal
+
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        raise CommandFailed(if_nobody)
+    for line in about:
+        print(safe_line(line), file=sys.stderr)
+    print(f"{safe_line(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Have SIGTERM, and SIGHUP of a terminal that is closed, end what was begun, as the end of the block does.
@@ -115,8 +133,10 @@ class ProgressBar:
 
     def __init__(self, label: str) -> None:
         from shimmy.commands.terminal.live_line import LiveLine
+        from shimmy.commands.terminal.screen_text import safe_line, width
 
-        self._label = label
+        self._label = safe_line(label)
+        self._n_beside = width(self._label) + len(" [] 100 %")
         self._line = LiveLine(sys.stderr)
         self._percent = -1
 
@@ -124,8 +144,7 @@ class ProgressBar:
         if not self._line.is_on or int(100 * share) == self._percent:
             return
         self._percent = int(100 * share)
-        beside = len(self._label) + len(" [] 100 %")
-        n_columns = max(self.LEAST_WIDTH, min(self.WIDTH, self._line.n_columns - beside))
+        n_columns = max(self.LEAST_WIDTH, min(self.WIDTH, self._line.n_columns - self._n_beside))
         bar = "#" * int(n_columns * share)
         self._line.show(f"{self._label} [{bar:<{n_columns}}] {self._percent:3} %")
 

@@ -123,8 +123,10 @@ def _described(model: Model, facts: "ModelFacts") -> dict[str, str]:
 
 
 def generate(call: CommandCall) -> int:
+    """Ctrl-C keeps what was said until then: as it came, or in the object of `--json`."""
     prompt_text = sys.stdin.read() if call.options.prompt == "-" else call.options.prompt
     readable = safe if is_terminal(sys.stdout) else str
+    texts: list[str] = []
 
     async def generate_text(services: "Services", model: Model) -> int:
         from shimmy.generation import generate
@@ -141,7 +143,6 @@ def generate(call: CommandCall) -> int:
             tuple(call.options.stop or defaults.stop),
         )
         generation = generate(services, request)
-        texts: list[str] = []
         async for event in generation:
             if isinstance(event, Finished):
                 _print_end(call, model, "".join(texts), event)
@@ -151,7 +152,14 @@ def generate(call: CommandCall) -> int:
                     print(readable(event.text), end="", flush=True)
         return 0
 
-    code: int = with_model(call.config, call.options.name, generate_text)
+    try:
+        code: int = with_model(call.config, call.options.name, generate_text)
+    except KeyboardInterrupt:
+        if texts and call.options.json:
+            print(json.dumps({"text": "".join(texts), "finish_reason": "interrupted"}))
+        elif texts:
+            print()
+        raise
     return code
 
 

@@ -283,12 +283,12 @@ def test_a_load_that_takes_too_long_is_told(capsys: pytest.CaptureFixture[str]) 
     assert "has not loaded `tiny` in time, after 0.5 s" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_the_wait_quietly(
+def test_an_interrupt_ends_the_wait(
     free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupt)
-    assert cli.main(["health", "--bind", f"127.0.0.1:{free_port}", "--wait", "1h"]) == 1
-    assert capsys.readouterr().err == ""
+    assert cli.main(["health", "--bind", f"127.0.0.1:{free_port}", "--wait", "1h"]) == 130
+    assert capsys.readouterr().err == "shimmy: interrupted\n"

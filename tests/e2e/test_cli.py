@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import FROZEN_FILE, PROGRAM, PROMPTS, Server, environment, run
+from tests.e2e.harness import FROZEN_FILE, PROGRAM, PROMPTS, STEADY_SEED, Server, environment, run
 from tests.e2e.processes import DEADLINE_S
+from tests.e2e.terminal import CTRL_C, in_terminal, plain
+from tests.tiny_models import write_tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,17 @@ def test_generate_takes_the_words_of_llama_cpp(tmp_path: Path, models: Path) -> 
     assert plain.stdout
     assert run(tmp_path, *command, *options, PROMPTS[0]).stdout == plain.stdout
     assert run(tmp_path, *command, "-p", PROMPTS[0], *options).stdout == plain.stdout
+
+
+def test_an_interrupt_keeps_the_text_so_far(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path, "endless", n_ctx_train=65536, seed=STEADY_SEED)
+    with in_terminal(tmp_path, "generate", model, "hello", "--ctx-size", "65536", "--threads", "1") as terminal:
+        terminal.expect(" ")
+        terminal.type(CTRL_C)
+        assert terminal.wait() == 130
+    said, _, told = plain(terminal.output).replace("^C", "").rpartition("\n" + "shimmy: ")
+    assert said
+    assert told == "interrupted\n"
 
 
 def test_the_shells_get_their_scripts(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """`run`: one answer for a text, a pipe or a file, or a chat with the person at the terminal.
 
-Exit codes beside those of all commands: 130 when an answer was interrupted with Ctrl-C.
+Ctrl-C stops a reply: in a chat the program goes on, otherwise it ends as any command does that is interrupted.
 """
 
 import io
 import sys
 from pathlib import Path
 
-from shimmy.commands.console import CommandCall, CommandFailed, ended_by_signals
+from shimmy.commands.console import EXIT_INTERRUPTED, CommandCall, CommandFailed, ended_by_signals
 from shimmy.commands.server_client import NoServer
 from shimmy.commands.terminal.history import InputHistory, history_file
 from shimmy.commands.terminal.line_editor import LineInput, PlainLines, line_input
@@ -18,8 +18,6 @@ from shimmy.commands.terminal_chat.conversation import Conversation
 from shimmy.commands.terminal_chat.printer import Printer
 from shimmy.commands.terminal_chat.session import MOST_BYTES, Session, joined, read_text, text_of
 from shimmy.option_kinds import ConfigError
-
-EXIT_INTERRUPTED = 130  # 128 and SIGINT, as shells have it
 
 
 def run(call: CommandCall) -> int:

@@ -93,3 +93,16 @@ def test_a_progress_bar_is_as_wide_as_there_is_room(columns: list[int], monkeypa
     shown = screen.lines()
     assert shown == [f"measuring [{'#' * 20:<40}]  50 %", f"measuring [{'#' * 8:<11}]  75 %", "measuring [#######…\n"]
     assert all(width(line.rstrip("\n")) < 80 for line in shown)
+
+
+def test_a_label_takes_the_columns_that_it_has_on_a_terminal(
+    columns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    columns[0] = 40
+    for label in ("模型文件", "e\u0301tape\n"):
+        ProgressBar(label).show(1)
+    first, second = screen.lines()
+    assert first == f"模型文件 [{'#' * 22}] 100 %"
+    assert width(first) == width(second) == 39
