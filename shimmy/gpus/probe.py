@@ -21,6 +21,8 @@ _MAX_EXTENSIONS = 1024
 _MAX_HEAPS = 16
 _NEEDED_API = (1, 2)  # ggml_vk_instance_init
 _NO_DRIVER = -9  # VK_ERROR_INCOMPATIBLE_DRIVER
+# Other values of VkResult, as they are meant here; the loader has the first for damaged descriptions of drivers, too.
+_ERRORS = {-1: "out of memory, or a driver's description cannot be read", -3: "a driver could not be initialised"}
 _KINDS = ("other", "integrated", "discrete", "virtual", "cpu")  # VkPhysicalDeviceType
 _INTEGRATED = 1
 _DEVICE_LOCAL = 1  # VK_MEMORY_HEAP_DEVICE_LOCAL_BIT
@@ -182,7 +184,7 @@ def _check(function: str, result: int) -> None:
     if result == _NO_DRIVER:
         raise _NoDevices("no Vulkan driver was found, or none that works")
     if result < 0:
-        raise _NoDevices(f"{function} failed with error {result}")
+        raise _NoDevices(f"{function} failed: {_ERRORS.get(result, f'error {result}')}")
 
 
 def _described(vulkan: ctypes.CDLL, index: int, handle: c_void_p) -> _Described:

@@ -1,27 +1,20 @@
 """A Vulkan loader of ours, by which drivers can be had that do anything."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shimmy.gpus import hardware
-
-SOURCE = Path(__file__).parent / "fakes" / "vulkan.c"
+from tests.gpus.fake_loader import compile_loader
 
 SetVulkan = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
 def fake_loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a `libvulkan.so.1` that does what the variables FAKE_VULKAN and FAKE_DEVICES say."""
-    folder = tmp_path_factory.mktemp("vulkan")
-    subprocess.run(
-        ["cc", "-O1", "-shared", "-fPIC", "-o", str(folder / "libvulkan.so.1"), str(SOURCE)],
-        check=True,
-    )
-    return folder
+    """The folder of a Vulkan loader of ours."""
+    return compile_loader(tmp_path_factory.mktemp("vulkan")).parent
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ from shimmy.gpus import devices, hardware, vulkan_files
 from shimmy.gpus.devices import FoundDevices, find_devices
 from shimmy.messages.device import Device, DeviceKind
 from tests.gpus.conftest import SetVulkan
+from tests.gpus.fake_loader import GEFORCE
 
 GB = 1 << 30
-#          type, minor, 16 bit, MiB, free, vendor, driver, uuid, name
-GEFORCE = "2,3,1,8192,7168,10de,4,1,GeForce"
 RADEON = "2,3,1,16384,-1,1002,3,2,Radeon"
 INTEGRATED = "1,3,1,512,-1,8086,6,3,Iris"
 SOFTWARE = "4,3,1,2048,-1,10005,13,4,llvmpipe"
@@ -77,7 +76,7 @@ def test_devices_that_are_hidden_from_the_engine_are_not_used(
         ("abort", "a Vulkan driver crashed (SIGABRT) when it was asked for its devices"),
         ("exit", "the process that asks for GPUs failed with exit code 7"),
         ("fail", "no Vulkan driver was found, or none that works"),
-        ("no memory", "vkCreateInstance failed with error -1"),
+        ("no memory", "vkCreateInstance failed: out of memory, or a driver's description cannot be read"),
         ("old", "the Vulkan loader is of Vulkan 1.1.7, the engine needs 1.2"),
         ("", "the Vulkan drivers of this machine know no device"),
     ],
@@ -215,7 +214,7 @@ def test_an_answer_without_a_usable_device_is_kept(set_vulkan: SetVulkan, tmp_pa
 
 
 def test_a_device_is_asked_again_for_its_free_memory(set_vulkan: SetVulkan, tmp_path: Path) -> None:
-    set_vulkan("", "2,3,1,8192,7168,10de,4,1,GeForce")
+    set_vulkan("", GEFORCE)
     assert [device.free_bytes for device in found(tmp_path).devices] == [7 * GB]
     set_vulkan("", "2,3,1,8192,1024,10de,4,1,GeForce")
     assert [device.free_bytes for device in found(tmp_path, is_enough=lambda _: True).devices] == [None]

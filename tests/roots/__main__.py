@@ -34,7 +34,10 @@ MAIN_PATHS = (
 # A converted model that no folder takes is a file in memory: old kernels have none, and only /proc gives it a name.
 IN_MEMORY = ("tests/e2e/test_safetensors.py::test_a_cache_that_cannot_be_written_costs_nothing_but_memory",)
 # A library that is compiled here asks for this system's C library.
-COMPILED_HERE = ("tests/e2e/test_variants.py::test_a_variant_that_does_not_run_here_costs_nobody_an_answer",)
+COMPILED_HERE = (
+    "tests/e2e/test_variants.py::test_a_variant_that_does_not_run_here_costs_nobody_an_answer",
+    "tests/e2e/test_gpu_info.py",
+)
 QUICK = ("tests/e2e/test_machines.py",)
 SHORT = (*QUICK, "tests/e2e/test_safetensors.py", "tests/e2e/test_cli.py")
 ANY_USER = 41_234
