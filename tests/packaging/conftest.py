@@ -1,11 +1,12 @@
 """A file to make packages of, and a model for it."""
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import FROZEN_FILE, STEADY_SEED
+from tests.e2e.harness import FROZEN_FILE, HOST, STEADY_SEED
 from tests.tiny_models import write_tiny_model
 from tools import debian_tools
 
@@ -19,7 +20,15 @@ def debian_program(name: str, package: str) -> str:
     if shutil.which("apt-get") is None:
         pytest.skip(f"there is no {name} here")
     folder = debian_tools.unpacked(package)
-    return next(str(path) for path in (folder / "bin" / name, folder / "usr" / "bin" / name) if path.exists())
+    places = ("bin", "usr/bin", "usr/sbin")
+    return next(str(path) for path in (folder / place / name for place in places) if path.exists())
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server((HOST, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="session")

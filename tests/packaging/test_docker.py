@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +23,7 @@ from shimmy.api.routes import OPEN_PATHS
 from shimmy.config import OPTIONS
 from tests.e2e.harness import CHAT, HOST, PROMPTS, ROOT, chat_body
 from tests.e2e.processes import DEADLINE_S, wait_for
+from tests.packaging.conftest import free_port
 from tests.roots import may_mount
 from tools.packages.machines import MACHINES
 
@@ -124,12 +124,6 @@ def add_system_libraries(root: Path, program: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(library, target)
         target.chmod(0o755)
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @contextmanager
