@@ -7,18 +7,21 @@ lists of source packages are kept apart.
 import hashlib
 import io
 import re
+import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.portable.target import PORTABLE
-from tools.steps import CACHE, BuildError, run, say, unpack_once
+from tools.steps import CACHE, BuildError, Stamp, key_of, run, say, unpack_once
 
 _DOWNLOADS = CACHE / "sources"
 _APT = PORTABLE / "apt"
 _SUITES = ("bookworm", "trixie", "bullseye")
-_APT_GET_HERE = ("env", f"--chdir={_DOWNLOADS}", "apt-get", "--quiet")
+# Debian's present release, and the one to come, whose packages change from day to day.
+RELEASED, TO_COME = "trixie", "forky"
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,19 @@ def binary_package(name: str, architecture: str, version: str) -> Path:
     found = _DOWNLOADS / f"{name}_{version}_{architecture}.deb"
     if not found.exists():
         say(f"portable: fetching {found.name}")
-        _DOWNLOADS.mkdir(parents=True, exist_ok=True)
-        _update_lists()
-        run([*_APT_GET_HERE, *_options(), "download", f"{name}:{architecture}={version}"])
+        of_machine = "" if architecture == "all" else f":{architecture}"
+        _apt_get(_DOWNLOADS, "download", f"{name}{of_machine}={version}")
     return found
+
+
+def newest_packages(names: Iterable[str], suite: str, folder: Path) -> list[Path]:
+    """Those of Debian's packages for this machine as a suite has them now, fetched into a folder.
+
+    They are what Debian has signed, but any version of them: for what is not part of the program.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _apt_get(folder, "download", *(f"{name}/{suite}" for name in names))
+    return sorted(folder.glob("*.deb"))
 
 
 def files_of(package: Path) -> tarfile.TarFile:
@@ -74,13 +86,20 @@ def files_of(package: Path) -> tarfile.TarFile:
     return tarfile.open(fileobj=io.BytesIO(content))
 
 
+def is_debian() -> bool:
+    """Whether this system's apt knows where Debian's packages are."""
+    try:
+        return bool(_mirror())
+    except (BuildError, OSError):
+        return False
+
+
 def _fetched(source: Source) -> Path:
     archive = _DOWNLOADS / source.archive
     if not archive.exists():
         say(f"portable: fetching {source.archive}")
-        _DOWNLOADS.mkdir(parents=True, exist_ok=True)
         version = _version_with(source)
-        run([*_APT_GET_HERE, *_options(), "source", "--download-only", f"{source.package}={version}"])
+        _apt_get(_DOWNLOADS, "source", "--download-only", f"{source.package}={version}")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != source.sha256:
         archive.unlink()
@@ -98,17 +117,33 @@ def _version_with(source: Source) -> str:
     raise BuildError(f"Debian has no {source.archive} any more: choose another version in `{Path(__file__).name}`")
 
 
+def _apt_get(folder: Path, *words: str) -> None:
+    """Run apt-get in a folder; where that fails, once more with new lists, whose packages Debian still has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _update_lists()
+    command = ["env", f"--chdir={folder}", "apt-get", "--quiet", *_options(), *words]
+    try:
+        run(command)
+    except BuildError:
+        shutil.rmtree(_APT / "lists")
+        _update_lists()
+        run(command)
+
+
 def _update_lists() -> None:
-    if (_APT / "lists").exists():
-        return
-    (_APT / "lists.part" / "partial").mkdir(parents=True, exist_ok=True)
     mirror = _mirror()
     keyring = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
     lines = [f"deb-src [{keyring}] {mirror} {name} main" for name in _SUITES]
     lines.append(f"deb [arch=amd64,arm64 {keyring}] {mirror} {_SUITES[-1]} main")
+    lines += [f"deb [arch=amd64 {keyring}] {mirror} {name} main" for name in (RELEASED, TO_COME)]
+    stamp = Stamp(_APT / "lists-stamp", key_of(*lines))
+    if stamp.holds() and (_APT / "lists").exists():
+        return
+    shutil.rmtree(_APT / "lists", ignore_errors=True)
+    (_APT / "lists" / "partial").mkdir(parents=True)
     (_APT / "sources.list").write_text("\n".join(lines) + "\n")
-    run(["apt-get", "--quiet", *_options(lists="lists.part"), "update"])
-    (_APT / "lists.part").rename(_APT / "lists")
+    run(["apt-get", "--quiet", *_options(), "update"])
+    stamp.write()
 
 
 def _mirror() -> str:
@@ -120,11 +155,11 @@ def _mirror() -> str:
     raise BuildError("the portable file is built on Debian: apt of this system has no source of Debian's packages")
 
 
-def _options(lists: str = "lists") -> list[str]:
+def _options() -> list[str]:
     settings = {
         "Dir::Etc::sourcelist": _APT / "sources.list",
         "Dir::Etc::sourceparts": "-",
-        "Dir::State::lists": _APT / lists,
+        "Dir::State::lists": _APT / "lists",
         "APT::Sandbox::User": "root",  # else a warning: the folder is not apt's
         "Dir::State::status": "/dev/null",  # what is installed here does not matter
         "Dir::Cache::pkgcache": "",
