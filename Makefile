@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 PAGE_PYTHON := .cache/page-venv/bin/python
 
-.PHONY: help run freeze dist release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
+.PHONY: help run freeze dist vulkan release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -35,6 +35,9 @@ freeze: ## make dist/shimmy, the file with all CPU variants, for this system and
 
 dist: ## make dist/shimmy-linux-*, the files for any Linux; MACHINES="x86_64 aarch64"
 	@$(BUILD) portable $(MACHINES)
+
+vulkan: ## compile llama.cpp's library for GPUs, which tests on the source tree use where it is there
+	@$(BUILD) vulkan >/dev/null
 
 release: dist ## lay out a release of them in dist/release: files, packages, checksums
 	@python3 -m tools.packages.release
@@ -54,7 +57,7 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 test: SIDE_BY_SIDE := # one after the other: it has to be right the first time
 test: CHECKED := smoke or not e2e
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
-test: check ## everything: all tests on the source tree, the frozen file with clients of others, the file for any Linux
+test: vulkan check ## everything: all tests on the source tree, the frozen file with clients of others, the file for any Linux
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging
 	@$(MAKE) --no-print-directory emulated clients systems SYSTEMS=--quick

@@ -17,8 +17,9 @@ from tools.environment import PEER_VENV, make_environment
 from tools.freeze import freeze
 from tools.page import install_page_tools
 from tools.portable import freeze as portable
-from tools.portable.target import TARGETS
+from tools.portable.target import BUILD_MACHINE, TARGETS
 from tools.steps import CACHE, BuildError, locked, say
+from tools.vulkan import library as vulkan
 from tools.weight_loops import install_loops
 
 
@@ -28,6 +29,9 @@ def build(step: str, model: str, machines: list[str]) -> None:
     if step == "portable":
         for machine in machines:
             print(portable.freeze(TARGETS[machine]))
+    if step == "vulkan":
+        for machine in machines:
+            print(vulkan.library(TARGETS[machine]))
     if step == "model":
         print(fetch_model(model))
     if step == "run":
@@ -63,6 +67,8 @@ def main() -> int:
     steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
     portable_files = steps.add_parser("portable", help="files for any Linux: `dist/shimmy-linux-*`")
     portable_files.add_argument("machines", nargs="*", choices=[*TARGETS], default=[*TARGETS])
+    vulkan_libraries = steps.add_parser("vulkan", help="llama.cpp's library for GPUs, which the frozen file carries")
+    vulkan_libraries.add_argument("machines", nargs="*", choices=[*TARGETS], default=[BUILD_MACHINE.machine])
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("page", help="a browser and what else the tests of the page need (600 MB)")

@@ -29,6 +29,15 @@ def test_libraries_and_versions_are_those_of_readelf(path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("path", LIBRARIES[:3], ids=lambda path: path.name)
+def test_undefined_symbols_and_pages_are_those_of_readelf(path: Path) -> None:
+    file = ElfFile(path.read_bytes())
+    symbols = re.findall(r"GLOBAL +\w+ +UND (\w+)$", readelf("--dyn-syms", path), re.MULTILINE)
+    assert file.undefined_symbols() == symbols
+    aligned = re.findall(r"^ +LOAD .* (0x\w+)$", readelf("--segments", path), re.MULTILINE)
+    assert file.page_bytes() == min(int(number, 16) for number in aligned)
+
+
 def test_what_is_no_elf_file() -> None:
     with pytest.raises(ValueError, match="no 64-bit"):
         ElfFile(b"#!/bin/sh\n")

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-_DT_NEEDED = 1
+_PT_LOAD, _DT_NEEDED = 1, 1
 _WEAK_VERSION, _WEAK_SYMBOL, _UNDEFINED = 2, 2, 0
-_HIDDEN_BIT = 0x8000
+_HIDDEN_BIT, _NO_VERSION = 0x8000, 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,13 @@ class ElfFile:
         (number,) = struct.unpack_from("<H", self._data, 18)
         return {62: "x86_64", 183: "aarch64"}.get(number, str(number))
 
+    def page_bytes(self) -> int:
+        """The largest pages of memory that it can be mapped in."""
+        (place,) = struct.unpack_from("<Q", self._data, 0x20)
+        size, count = struct.unpack_from("<HH", self._data, 0x36)
+        segments = [struct.unpack_from("<IIQQQQQQ", self._data, place + index * size) for index in range(count)]
+        return min((segment[7] for segment in segments if segment[0] == _PT_LOAD), default=0)
+
     def libraries(self) -> list[str]:
         """The libraries it names."""
         dynamic = self.section(SectionKind.DYNAMIC)
@@ -105,6 +112,18 @@ class ElfFile:
             name, info, _, section = struct.unpack_from("<IBBH", self._data, symbols.place + 24 * index)
             (of,) = struct.unpack_from("<H", self._data, versions.place + 2 * index)
             if section == _UNDEFINED and of & ~_HIDDEN_BIT == version.index and info >> 4 != _WEAK_SYMBOL:
+                found.append(self.text(symbols.linked, name))
+        return found
+
+    def undefined_symbols(self) -> list[str]:
+        """The symbols without which the file cannot be loaded and of which it names no version."""
+        symbols, versions = self.section(SectionKind.SYMBOLS), self.section(SectionKind.SYMBOL_VERSIONS)
+        assert symbols is not None
+        found = []
+        for index in range(1, symbols.size // 24):
+            name, info, _, section = struct.unpack_from("<IBBH", self._data, symbols.place + 24 * index)
+            of = struct.unpack_from("<H", self._data, versions.place + 2 * index)[0] if versions else 0
+            if section == _UNDEFINED and of & ~_HIDDEN_BIT <= _NO_VERSION and info >> 4 != _WEAK_SYMBOL:
                 found.append(self.text(symbols.linked, name))
         return found
 
