@@ -145,13 +145,13 @@ def _ask(limit_s: float) -> FoundDevices:
     with process.stdout as pipe:
         try:
             line = _first_line(pipe.fileno(), limit_s)
-            if not line.endswith(b"\n"):
-                raise _DriverFault(_end(process))
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # one that has closed its stdout has ended, as a rule
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)
+    if not line.endswith(b"\n"):
+        raise _DriverFault(_end(process.returncode))
     try:
         return _read(values.members(json.loads(line)))
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -177,12 +177,10 @@ def _first_line(pipe: int, limit_s: float) -> bytes:
     return said
 
 
-def _end(process: "subprocess.Popen[bytes]") -> str:
-    """How the child ended, which has closed its stdout."""
-    try:
-        code = process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        return "a Vulkan driver closed what it was to answer on"
+def _end(code: int | None) -> str:
+    """Why there is no answer from a child that ended like this; None: it cannot be ended."""
+    if code is None or code == -signal.SIGKILL:
+        return "the process that asks for GPUs was killed"
     if code >= 0:
         return f"the process that asks for GPUs failed with exit code {code}"
     try:

@@ -176,6 +176,11 @@ def test_an_answer_counts_when_its_process_does_not_end(answer_with: Any) -> Non
     assert [device.name for device in answer_with(program).devices] == ["Vulkan0"]
 
 
+def test_a_process_that_answers_nothing_and_stays_is_ended(answer_with: Any) -> None:
+    program = "import os, time; os.close(1); time.sleep(600)"
+    assert answer_with(program).reason == "the process that asks for GPUs was killed"
+
+
 def test_a_process_that_cannot_be_started_is_told(
     answer_with: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
