@@ -42,7 +42,7 @@ _OWN_LIBC = "_SHIMMY_LIBC"  # set by tools/bootloader.c
 
 _NO_LOADER = "there is no Vulkan loader (`libvulkan.so.1`)"
 _CANNOT_LOAD = (
-    "this program runs with a C library of its own here, which cannot load the system's drivers (see docs/portable.md)"
+    "the program runs with a C library of its own here, which loads no drivers of the system (see docs/gpu.md)"
 )
 
 

@@ -66,7 +66,7 @@ def _obstacle(gpu: PciGpu, has_loader: bool, root: Path) -> str:
     ours = [(path, is_open) for path, is_open in nodes(root) if ("/dev/nvidia" in path) == is_nvidias]
     if not ours:
         options = "--gpus all -e NVIDIA_DRIVER_CAPABILITIES=all" if is_nvidias else "--device /dev/dri"
-        return f"its device files are not here; a container gets them by `{options}`"
+        return f"its device files are not here; a container gets them by `{options}`, a service as docs/gpu.md says"
     closed = [path for path, is_open in ours if not is_open]
     if closed:
         return f"`{closed[0]}` cannot be opened; add the user to the group `{_group(Path(closed[0]))}`"
