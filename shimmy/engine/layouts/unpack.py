@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shimmy.engine.layouts import awq, bitsandbytes, fp4, fp8, gguf_blocks, gptq, mlx, packed
-from shimmy.engine.layouts.arrays import BadValuesError, Bytes, Weights
+from shimmy.engine.layouts.arrays import BadValuesError, Bytes, Plain, Weights
 from shimmy.formats.convert.transforms import TensorOutput, Transform
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredRows
@@ -89,13 +89,14 @@ def _in_turn(computations: Iterable[Callable[[], Bytes]], n_ahead: int) -> Itera
 def _computations(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Callable[[], Bytes]]:
     """For each chunk of rows what has to be computed, when all of it has been read."""
     matrix = rows.matrix
+    columns = np.concatenate([np.arange(first, first + n) for first, n in output.columns]) if output.columns else None
     for start, stop in _chunks_of_rows(rows, output):
         picked: Any = None if rows.stride == 1 else slice(None, None, rows.stride)
         if output.transform is Transform.PERMUTE:
             # As `transforms` does it: within each head, rows of both halves take turns.
             index = np.arange(stop - start).reshape(-1, 2, rows.n_rows // output.n_heads // 2)
             picked = index.transpose(0, 2, 1).reshape(-1)
-        yield partial(_encoded, matrix, _arrays(matrix, start, stop, reader), picked, output.info.kind)
+        yield partial(_encoded, matrix, _arrays(matrix, start, stop, reader), picked, columns, output.info.kind)
 
 
 def _chunks_of_rows(rows: StoredRows, output: TensorOutput) -> Iterator[tuple[int, int]]:
@@ -110,8 +111,10 @@ def _n_ahead(rows: StoredRows, output: TensorOutput) -> int:
     return min(n_physical_cores(), MAX_THREADS, MAX_ELEMENTS_AHEAD // ((stop - start) * rows.matrix.shape[1]))
 
 
-def _encoded(matrix: StoredMatrix, arrays: Mapping[str, NDArray[Any]], picked: Any, kind: str) -> Bytes:
+def _encoded(matrix: StoredMatrix, arrays: Mapping[str, NDArray[Any]], picked: Any, columns: Any, kind: str) -> Bytes:
     found = _LAYOUTS[matrix.layout].rows(arrays, matrix.options)
+    if columns is not None:
+        found = Plain(found.values()[:, columns])
     return gguf_blocks.encode(found if picked is None else found.taken(picked), kind)
 
 

@@ -33,6 +33,7 @@ class Adaptable:
             for family in families
             for row in family.rows
             if len(row.shape) > 1 and row.target not in _UNADAPTED and not row.is_named_in_full
+            if row.runs is None and row.columns is None
         }
         prefixes = dict.fromkeys(prefix for family in families for prefix in family.prefixes)
         return cls(rows, tuple(prefixes), tuple(name for family in families for name in family.ignored_prefixes))

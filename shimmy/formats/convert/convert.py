@@ -24,7 +24,7 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf.writer import GGML_CODES, GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.quantised.schemes import beside
-from shimmy.formats.quantised.stored import ROUNDED, Holding
+from shimmy.formats.quantised.stored import Holding
 from shimmy.formats.safetensors import huggingface
 from shimmy.formats.safetensors.checkpoint import (
     Checkpoint,
@@ -103,6 +103,11 @@ def plan(folder: Path) -> ConversionPlan:
     if (folder / huggingface.ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise Unconvertible("it is a LoRA adapter, which is converted for a model when it is loaded: see `--lora`")
     if not (folder / "config.json").exists():
+        if (folder / huggingface.MISTRAL_CONFIG).exists():
+            raise Unconvertible(
+                "it is in Mistral's own format (`params.json`); most of its repositories have the same model with a "
+                "`config.json`, which works"
+            )
         raise Unconvertible("it has no `config.json`, which says what its weights are")
     config = text_config(beside(folder, read_json(folder / "config.json", huggingface.MAX_CONFIG_BYTES)))
     family = family_of(config)
@@ -201,8 +206,8 @@ def _settled(
     held = unpack.holding(output, reader)
     if output.info.kind == "F32" or target_type == "f32":  # the first as llama.cpp needs it
         held = Holding("F32")
-    elif target_type and held.kind not in {"F32", "BF16"}:
-        held = Holding("F16", ROUNDED)
+    elif target_type or output.columns:
+        held = held.plain()
     return replace(output, info=replace(output.info, code=GGML_CODES[held.kind])), held.error
 
 
@@ -340,7 +345,7 @@ def _sized(found: ConversionPlan, tokenizer: Metadata, n_tokens: int) -> Metadat
 
 def _fitted(output: TensorOutput, n_tokens: int) -> TensorOutput:
     """Without the rows behind the vocabulary, which only make the number of rows a round one."""
-    if output.info.name not in {"token_embd.weight", "output.weight"}:
+    if output.info.name not in {"token_embd.weight", "output.weight", "per_layer_token_embd.weight"}:
         return output
     row_length, n_rows = output.info.shape
     if n_rows < n_tokens:

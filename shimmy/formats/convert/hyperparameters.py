@@ -109,25 +109,29 @@ class MetadataBuilder:
     n_ctx: int = 0
 
     def integer(self, key: str, value: int) -> None:
-        self.metadata.append((f"{self.architecture}.{key}", GgufType.UINT32, value))
+        self._put(key, GgufType.UINT32, value)
 
     def number(self, key: str, value: float) -> None:
-        self.metadata.append((f"{self.architecture}.{key}", GgufType.FLOAT32, value))
+        self._put(key, GgufType.FLOAT32, value)
 
     def flag(self, key: str, value: bool) -> None:
-        self.metadata.append((f"{self.architecture}.{key}", GgufType.BOOL, value))
+        self._put(key, GgufType.BOOL, value)
 
     def text(self, key: str, value: str) -> None:
-        self.metadata.append((f"{self.architecture}.{key}", GgufType.STRING, value))
+        self._put(key, GgufType.STRING, value)
 
     def flags(self, key: str, values: Iterable[bool]) -> None:
-        self.metadata.append((f"{self.architecture}.{key}", GgufType.ARRAY, (GgufType.BOOL, list(values))))
+        self._put(key, GgufType.ARRAY, (GgufType.BOOL, list(values)))
 
     def integers(self, key: str, values: Iterable[int]) -> None:
         """A number for each layer, in the place of the one for all."""
+        self._put(key, GgufType.ARRAY, (GgufType.INT32, list(values)))
+
+    def _put(self, key: str, code: GgufType, value: Any) -> None:
+        """In the place of what was said before."""
         key = f"{self.architecture}.{key}"
         self.metadata[:] = [entry for entry in self.metadata if entry[0] != key]
-        self.metadata.append((key, GgufType.ARRAY, (GgufType.INT32, list(values))))
+        self.metadata.append((key, code, value))
 
     def cap_context(self, n_ctx: int, reason: str) -> None:
         """Serve no more than `n_ctx` tokens, and say so, where more would be computed wrongly without a word."""

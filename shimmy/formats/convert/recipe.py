@@ -61,7 +61,7 @@ def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], po
         pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
-    outputs, zeros = _outputs(_canonical(checkpoint, family), scheme, family, values, sizes)
+    outputs, zeros = _outputs(_canonical(checkpoint, family, values), scheme, family, values, sizes)
     draft.notices += _inexact(outputs)
     for name, numbers in draft.computed.items():
         outputs.append(TensorOutput(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
@@ -115,7 +115,7 @@ def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -
 def _n_rotated(values: Hyperparameters, family: Family, n_embd_head: int) -> int:
     share = rope_parameters(values).number("partial_rotary_factor", default=1)
     n_rotated = int(n_embd_head * min(share, 1))
-    if n_rotated != n_embd_head and (family.architecture != "phi3" or n_rotated < 2 or n_rotated % 2):
+    if n_rotated != n_embd_head and (not family.rotates_partly or n_rotated < 2 or n_rotated % 2):
         raise wrong("partial_rotary_factor", share)
     return n_rotated
 
@@ -135,14 +135,15 @@ def _inexact(outputs: list[TensorOutput]) -> list[str]:
     ]
 
 
-def _canonical(checkpoint: Checkpoint, family: Family) -> Tensors:
+def _canonical(checkpoint: Checkpoint, family: Family, values: Hyperparameters) -> Tensors:
     """The text model's tensors by the names that the table has."""
+    ignored = family.ignored_prefixes + family.unused(values)
     tensors: dict[str, CheckpointTensor] = {}
     full_names: dict[str, str] = {}
     for full_name, tensor in checkpoint.tensors.items():
         prefix = next((prefix for prefix in family.prefixes if full_name.startswith(prefix)), "")
         name = full_name.removeprefix(prefix)
-        if name.startswith(family.ignored_prefixes) or name.endswith(family.ignored_suffixes):
+        if name.startswith(ignored) or name.endswith(family.ignored_suffixes):
             continue
         if family.architecture == "bert":  # as checkpoints that were once TensorFlow's have them
             name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
@@ -158,6 +159,7 @@ def _outputs(
 ) -> tuple[list[TensorOutput], dict[str, CheckpointTensor]]:
     """All tensors of the GGUF, in the order of the files; and those that have to be zero to be left out."""
     table = TensorTable(tensors, scheme, family.architecture, values, sizes)
+    kinds = family.kinds(values)
     for row in family.rows:
         if row.target == "output.weight":
             table.add_head(row)
@@ -165,7 +167,7 @@ def _outputs(
             table.add_embeddings(row)
         else:
             for layer in range(sizes["layers"]) if "#" in row.source else (0,):
-                if not row.layers or (values.names("layer_types") or [])[layer] == row.layers:
+                if not row.layers or row.layers in kinds[layer]:
                     table.add(row, layer)
     zeros = table.zero_biases()
     table.refuse_others(family)

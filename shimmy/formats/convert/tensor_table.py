@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import replace
 
-from shimmy.formats.convert.families.family import Family, Row
+from shimmy.formats.convert.families.family import Family, Row, Runs
 from shimmy.formats.convert.families.gemma import gemma_scalar
 from shimmy.formats.convert.hyperparameters import MAX_WIDTH, Hyperparameters, checked_number, wrong
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
@@ -21,7 +21,7 @@ _Pieces = tuple[TensorSlice | StoredRows, ...]
 # llama.cpp adds and multiplies with these in F32 only, as with all that has one dimension.
 _ALWAYS_F32 = (
     *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias"),
-    "shortconv.conv.weight",
+    *("shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
 )
 # Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
 _SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
@@ -29,7 +29,7 @@ _SCALED_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.weight")
 _SCALED_EXPERTS = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)_exps\.weight")
 _SCALED = {
     "llama": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD, _SCALED_EXPERTS),
-    "qwen3": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD), "granite": (_SCALED_ATTENTION, _SCALED_FEED_FORWARD),
+    **dict.fromkeys(("qwen3", "granite", "mistral3"), (_SCALED_ATTENTION, _SCALED_FEED_FORWARD)),
     "qwen3moe": (_SCALED_ATTENTION, _SCALED_EXPERTS),
     **dict.fromkeys(("qwen2", "gemma", "gemma2", "gemma3", "phi3", "smollm3"), (_SCALED_ATTENTION,)),
 }  # fmt: skip
@@ -76,9 +76,10 @@ class TensorTable:
         target = row.target.replace("#", str(layer))
         if pieces := self._pieces(row, layer):
             shape = tuple(sizes[letter] for letter in row.shape)
+            columns = () if row.columns is None else tuple(row.columns(sizes))
             if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
                 raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
-            self._keep(target, shape, pieces, row.transform, n_heads)
+            self._keep(target, shape, pieces, row.transform, n_heads, columns)
         if row.bias == "none":
             return
         name = f"{row.source}.bias".replace("#", str(layer))
@@ -90,11 +91,19 @@ class TensorTable:
         elif row.bias == "required":
             raise missing(name)
 
-    def _keep(self, target: str, shape: tuple[int, ...], pieces: _Pieces, transform: Transform, n_heads: int) -> None:
+    def _keep(
+        self,
+        target: str,
+        shape: tuple[int, ...],
+        pieces: _Pieces,
+        transform: Transform,
+        n_heads: int,
+        columns: Runs = (),
+    ) -> None:
         stored = tuple(piece for piece in pieces if isinstance(piece, StoredRows))
         plain = tuple(piece for piece in pieces if isinstance(piece, TensorSlice))
         if stored:
-            self._keep_stored(target, shape, stored, transform, n_heads)
+            self._keep_stored(target, shape, stored, transform, n_heads, columns)
             if plain:
                 raise Unconvertible(f"some of the experts of `{target}` are quantised, and others are not")
             return
@@ -106,10 +115,16 @@ class TensorTable:
         kept = tuple(size for size in shape if size > 1) if transform is Transform.SQUEEZE else shape
         ggml_shape = shape if transform is Transform.TRANSPOSE else kept[::-1]
         info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
-        self.outputs.append(TensorOutput(info, plain, transform, n_heads, self._scale(target)))
+        self.outputs.append(TensorOutput(info, plain, transform, n_heads, self._scale(target), columns=columns))
 
     def _keep_stored(
-        self, target: str, shape: tuple[int, ...], stored: tuple[StoredRows, ...], transform: Transform, n_heads: int
+        self,
+        target: str,
+        shape: tuple[int, ...],
+        stored: tuple[StoredRows, ...],
+        transform: Transform,
+        n_heads: int,
+        columns: Runs,
     ) -> None:
         """Quantised weights, with the number beside them where they have one and the engine multiplies with it."""
         is_apart = all(rows.matrix.apart for rows in stored) and any(form.fullmatch(target) for form in self._scaled)
@@ -119,9 +134,9 @@ class TensorTable:
         holding = Holding(stored[0].matrix.expected, stored[0].matrix.error)
         for rows in stored:
             holding = holding.along_with(Holding(rows.matrix.expected, rows.matrix.error))
-        kind = "F32" if target.endswith(_ALWAYS_F32) else holding.kind
+        kind = "F32" if target.endswith(_ALWAYS_F32) else holding.plain().kind if columns else holding.kind
         info = TensorInfo(target, shape[::-1], GGML_CODES[kind])
-        self.outputs.append(TensorOutput(info, transform=transform, n_heads=n_heads, stored=stored))
+        self.outputs.append(TensorOutput(info, transform=transform, n_heads=n_heads, stored=stored, columns=columns))
         if is_apart:
             beside = TensorInfo(target.removesuffix(".weight") + ".scale", (len(stored),), CODES["F32"])
             self.outputs.append(TensorOutput(beside, stored=stored))
@@ -138,14 +153,16 @@ class TensorTable:
 
     def _pieces(self, row: Row, layer: int) -> _Pieces:
         source = (row.source if row.is_named_in_full else f"{row.source}.weight").replace("#", str(layer))
-        shape = tuple(self._sizes.get(letter, 0) for letter in row.shape)
+        shape = tuple(self._sizes.get(letter, 0) for letter in row.taken or row.shape)
         if row.is_named_in_full and row.fused is not None:
             return self._alternating_piece(source, shape, row.fused)
         if "@" not in source:
             piece = self._piece(source, shape)
             if piece is None and row.weight == "required":
                 raise missing(source)
-            return () if piece is None else (piece,)
+            if piece is None or row.runs is None:
+                return () if piece is None else (piece,)
+            return _cut(piece, source, row.runs(self._sizes))
         if row.fused is not None and not self._tensors.has_module(source.removesuffix(".weight").replace("@", "0")):
             return self._fused_pieces(row, layer, shape)
         pieces = []
@@ -231,3 +248,13 @@ class TensorTable:
         if left:
             name = left[0]
             raise Unconvertible(f"its tensor `{shown(name)}` is not one that the architecture `{family.title}` has")
+
+
+def _cut(piece: TensorSlice | StoredRows, name: str, runs: Runs) -> _Pieces:
+    """Runs of rows of a whole tensor."""
+    if isinstance(piece, StoredRows):
+        if any(first % piece.matrix.row_step for first, _ in runs):
+            raise Unconvertible(f"its tensor `{shown(name)}` is quantised in blocks that do not end where its heads do")
+        return tuple(replace(piece, first=first, n_rows=n_rows) for first, n_rows in runs)
+    row_bytes = piece.n_bytes // piece.tensor.shape[0]
+    return tuple(TensorSlice(piece.tensor, first * row_bytes, n_rows * row_bytes) for first, n_rows in runs)

@@ -4,9 +4,10 @@ Knows nothing of architectures. No numpy: slices of bytes and arrays do all of i
 bound the memory, however large a tensor is. Everything is little-endian, as both formats are.
 """
 
+import math
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -28,6 +29,7 @@ class Transform(Enum):
     TRANSPOSE = auto()
     SQUEEZE = auto()  # without dimensions of 1: the same bytes
     ADD_ONE = auto()  # Gemma's norms are stored as their distance from 1
+    NEGATIVE_EXP = auto()  # how fast a state decays is stored as a logarithm; becomes F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class TensorOutput:
     scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes it F32
     values: tuple[float, ...] = ()
     stored: tuple[StoredRows, ...] = ()
+    columns: Sequence[tuple[int, int]] = ()  # runs of the elements of each row, in their new order; none: as they are
 
     @property
     def dtype(self) -> str:
@@ -75,6 +78,8 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     is_widened = output.dtype != "F32" and output.info.n_bytes == 4 * output.info.n_elements
     if is_widened:
         found = _widened(found, output.dtype)
+    if output.transform is Transform.NEGATIVE_EXP:
+        found = _negative_exp(found)
     offset = 1 if output.transform is Transform.ADD_ONE else 0
     if offset or output.scale != 1:
         found = _computed(found, offset, output.scale)
@@ -87,6 +92,8 @@ def _arranged(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview
             yield from _permuted(piece.tensor, output.n_heads, reader)
         elif output.transform is Transform.TRANSPOSE:
             yield from _transposed(piece.tensor, output.info.shape[1], reader)
+        elif output.columns:
+            yield from _with_columns(piece, output.info.shape[0], output.columns, reader)
         else:
             yield from _copied(piece, reader)
 
@@ -101,6 +108,25 @@ def _copied(piece: TensorSlice, reader: TensorReader) -> Iterator[memoryview]:
         else:  # a chunk has a whole number of strides, as both are powers of two
             elements = array("I" if ELEMENT_BYTES[piece.tensor.dtype] == 4 else "H", bytes(chunk))
             yield memoryview(elements[:: piece.stride]).cast("B")
+
+
+def _with_columns(
+    piece: TensorSlice, row_length: int, runs: Sequence[tuple[int, int]], reader: TensorReader
+) -> Iterator[memoryview]:
+    """Its rows, with runs of their elements in another order."""
+    n_bytes = ELEMENT_BYTES[piece.tensor.dtype]
+    row_bytes = row_length * n_bytes
+    n_together = max(1, CHUNK_BYTES // row_bytes)
+    rows, mixed = (memoryview(bytearray(n_together * row_bytes)) for _ in range(2))
+    for start in range(0, piece.n_bytes, n_together * row_bytes):
+        size = min(n_together * row_bytes, piece.n_bytes - start)
+        reader.read(piece.tensor, piece.start + start, rows[:size])
+        for row in range(0, size, row_bytes):
+            end = row
+            for first, length in runs:
+                begin, end = end, end + length * n_bytes
+                mixed[begin:end] = rows[row + first * n_bytes : row + (first + length) * n_bytes]
+        yield mixed[:size]
 
 
 def _permuted(tensor: CheckpointTensor, n_heads: int, reader: TensorReader) -> Iterator[memoryview]:
@@ -154,6 +180,12 @@ def _widened(found: Iterable[memoryview], dtype: str) -> Iterator[memoryview]:
             n_elements = chunk.nbytes // 2
             wide = bytearray(struct.pack(f"<{n_elements}f", *struct.unpack(f"<{n_elements}e", chunk)))
         yield memoryview(wide)
+
+
+def _negative_exp(found: Iterable[memoryview]) -> Iterator[memoryview]:
+    for chunk in found:
+        numbers = struct.unpack(f"<{chunk.nbytes // 4}f", chunk)
+        yield memoryview(array("f", [-math.exp(min(number, 100.0)) for number in numbers])).cast("B")
 
 
 def _computed(found: Iterable[memoryview], offset: int, scale: float) -> Iterator[memoryview]:

@@ -81,6 +81,10 @@ class Holding:
             return Holding("F32")
         return Holding(max(kinds, key=_LADDER.index), max(self.error, other.error))
 
+    def plain(self) -> "Holding":
+        """What holds the same as numbers, of whatever order."""
+        return self if self.kind in {"F32", "BF16"} else Holding("F16", ROUNDED)
+
 
 class Tensors:
     """The tensors of a checkpoint by the names that the families' tables have, and which of them are left over."""

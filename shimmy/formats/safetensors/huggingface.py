@@ -22,15 +22,18 @@ ADDITIONAL_TEMPLATES = "additional_chat_templates"  # a folder beside a model
 MAX_REVISION_BYTES = 256
 
 _CONFIG = "config.json"
+MISTRAL_CONFIG = "params.json"  # beside `consolidated*.safetensors`, in Mistral's own format
+_MISTRAL_WEIGHTS = "consolidated"
 _REPOSITORY = "models--"
 _SNAPSHOTS = "snapshots"
 
 
 def is_model(file_names: Collection[str]) -> bool:
-    """Whether a folder with these files holds a model in SafeTensors."""
-    return _CONFIG in file_names and any(
-        name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in file_names
-    )
+    """Whether a folder with these files holds a model in SafeTensors; also in Mistral's own format, to be refused."""
+    weights = [name for name in file_names if name.endswith(".safetensors") and name != ADAPTER_WEIGHTS]
+    if MISTRAL_CONFIG in file_names and any(name.startswith(_MISTRAL_WEIGHTS) for name in weights):
+        return True
+    return _CONFIG in file_names and bool(weights)
 
 
 def is_adapter(file_names: Collection[str]) -> bool:

@@ -4,12 +4,15 @@ Knows the names of transformers and those of llama.cpp. The reference is llama.c
 what src/models/*.cpp computes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder
 from shimmy.formats.convert.transforms import Transform
+
+# Runs of rows, or of a row's elements: where each begins, and how long it is.
+Runs = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,21 @@ class Row:
     fused: tuple[str, int, int] | None = None
     stacked: str = ""  # all experts in one tensor of three dimensions, as MLX has them
     is_named_in_full: bool = False  # `source` has no `.weight` behind it
-    layers: str = ""  # of this kind alone, as `layer_types` has them
+    layers: str = ""  # of this kind alone: see `Family.kinds`
     takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
+    runs: Callable[[Mapping[str, int]], Runs] | None = None  # by the sizes: the target's rows, found in the source
+    columns: Callable[[Mapping[str, int]], Runs] | None = None  # the same of the elements of each row
+    taken: str = ""  # the source's shape where `runs` leave some of its rows out
+
+
+def _kinds_of_attention(values: Hyperparameters) -> Sequence[Collection[str]]:
+    return [{kind} for kind in values.names("layer_types") or ()]
+
+
+def _none(values: Hyperparameters) -> tuple[str, ...]:
+    """For families that use all tensors."""
+    del values
+    return ()
 
 
 def _same(values: Hyperparameters) -> Hyperparameters:
@@ -51,6 +67,11 @@ class Family:
     prefixes: tuple[str, ...] = ("model.language_model.", "language_model.model.", "language_model.", "model.")
     ignored_prefixes: tuple[str, ...] = ()
     ignored_suffixes: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    rotates_partly: bool = False  # whether the engine can rotate a part of each head
+    # Of what kinds each layer is. All rows of layers that are not of a kind are taken of each.
+    kinds: Callable[[Hyperparameters], Sequence[Collection[str]]] = _kinds_of_attention
+    # Beginnings of the names of tensors that are not used; for a family whose settings say so.
+    unused: Callable[[Hyperparameters], tuple[str, ...]] = _none
     # The same values by the names that other families have; for a family that has names of its own.
     renamed: Callable[[Hyperparameters], Hyperparameters] = _same
 

@@ -49,5 +49,6 @@ FAMILIES = (
          Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF")),
         SILU, frozenset(("longrope", "su")), describe_phi3,
         {"original_max_position_embeddings": 4096, **rope_defaults(1e4, 1e-5)},
+        rotates_partly=True,
     ),
 )  # fmt: skip
