@@ -228,7 +228,7 @@ def located(config: Config, name: str) -> tuple[Config, Registry, Model]:
 
 def is_place(path: Path) -> bool:
     """Whether a GGUF, or a model in SafeTensors, may lie there."""
-    return path.is_file() or (path / "config.json").is_file()
+    return path.is_file() or any((path / name).is_file() for name in ("config.json", "params.json"))
 
 
 def check_is_no_path(name: str) -> None:

@@ -294,6 +294,15 @@ def test_an_adapter_in_safetensors_belongs_to_the_models_beside_its_folder(tmp_p
     assert {entry.kind for entry in catalog.rejected} == {"adapter"}
 
 
+def test_mistrals_own_format_is_listed_with_the_reason_why_not(tmp_path: Path) -> None:
+    model = folder(tmp_path / "ministral")
+    (model / "params.json").write_text("{}")
+    (model / "consolidated.safetensors").write_bytes(bytes(8))
+    catalog = scan_paths(tmp_path)
+    assert not catalog.models
+    assert "Mistral's own format" in reasons(catalog)["ministral"]
+
+
 def test_a_model_whose_adapter_in_safetensors_changes_is_another_one(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, "tiny")
     catalogs = [scan_paths(tmp_path)]

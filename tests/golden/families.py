@@ -28,6 +28,7 @@ FIXED = list(range(3, N_VOCAB, N_VOCAB // 8))
 LENGTHS = (1, 2, 40, 9, 24, 60)
 N_DIGITS = 5
 ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
+ROUTERS = {"Glm4MoeTopkRouter", "Gemma4TextRouter"}
 SAME = 5e-5  # how far two versions of transformers may be apart
 
 
@@ -42,6 +43,7 @@ class Family:
     max_shard_size: str = "1GB"
     seed: str = ""  # of its numbers and prompts; its name when empty
     extra_files: dict[str, Any] = field(default_factory=dict)
+    only: str = ""  # the one version that knows it: its style of config.json is that of all files of the hub
 
 
 COMMON = {
@@ -165,6 +167,88 @@ SIGLIP = {
     "vision_use_head": False,
 }
 
+MISTRAL3 = COMMON | {"model_type": "mistral", "head_dim": 32, "rope_theta": 5000.0, "sliding_window": None}
+PIXTRAL = {key: size for key, size in SIGLIP.items() if key != "vision_use_head"} | {"head_dim": 16}
+# Positions are scaled, and queries grow, from the 17th token on.
+MINISTRAL3 = {
+    "head_dim": 32,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 5000.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.5,
+    },
+}
+DELTA_NET = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+}
+NEXT = ["linear_attention"] * 3 + ["full_attention"]
+SHARED = MOE | {"num_experts": 4, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 32}
+
+
+def qwen35(**settings: Any) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
+    return COMMON | DELTA_NET | {"rope_parameters": rope | {"mrope_interleaved": True}} | settings
+
+
+QWEN35_EYES = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+}
+GLM4_MOE = MOE | {
+    "head_dim": 32,
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+    "partial_rotary_factor": 0.5,
+}
+
+GEMMA4 = {
+    "pad_token_id": 0,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 16,
+    "vocab_size_per_layer_input": N_VOCAB,
+    "hidden_size_per_layer_input": 24,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 5000.0},
+    },
+}
+# The small ones share keys between layers, the large ones have one projection for keys and values.
+GEMMA4_SMALL = GEMMA4 | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+GEMMA4_LARGE = GEMMA4 | {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "use_bidirectional_attention": "vision",
+}
+GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 48}
+
 
 def pooling(kind: str) -> dict[str, Any]:
     """The files with which sentence-transformers says how vectors of tokens become one."""
@@ -202,6 +286,11 @@ FAMILIES = {
     "llama-sharded": Family(**llama(), max_shard_size="120KB"),
     "mistral": Family(**decoder("Mistral", sliding_window=None, rope_theta=5000.0)),
     "mistral-window": Family(**decoder("Mistral", sliding_window=64, head_dim=32, rope_theta=5000.0)),
+    "mistral3": Family(
+        "Mistral3ForConditionalGeneration",
+        {"text_config": MISTRAL3, "vision_config": PIXTRAL, "image_token_index": 5, "tie_word_embeddings": False},
+    ),
+    "ministral3": Family(**decoder("Ministral3", **MINISTRAL3), only="5"),
     "mixtral": Family(**decoder("Mixtral", **MIXTRAL), seed="mixtral-30"),
     "mixtral-sharded": Family(**decoder("Mixtral", **MIXTRAL), max_shard_size="200KB", seed="mixtral-sharded-20"),
     "smollm3": Family(
@@ -218,6 +307,23 @@ FAMILIES = {
     "qwen3-tied": Family(**decoder("Qwen3", head_dim=16, rope_theta=5000.0, tie_word_embeddings=True)),
     "qwen3-yarn": Family(**decoder("Qwen3", head_dim=32, rope_theta=5000.0, rope_scaling=YARN_ATTENTION)),
     "qwen3-moe": Family(**decoder("Qwen3Moe", **QWEN3_MOE), seed="qwen3-moe-9"),
+    "qwen3-next": Family(
+        **decoder("Qwen3Next", **DELTA_NET | SHARED | {"layer_types": NEXT}, partial_rotary_factor=0.5),
+        seed="qwen3-next-2",
+    ),
+    "qwen35": Family("Qwen3_5ForCausalLM", qwen35(), only="5"),
+    "qwen35-multimodal": Family(
+        "Qwen3_5ForConditionalGeneration",
+        {"text_config": qwen35(linear_num_value_heads=2, tie_word_embeddings=True), "vision_config": QWEN35_EYES,
+         "tie_word_embeddings": True},
+        only="5",
+    ),
+    "qwen35-moe": Family("Qwen3_5MoeForCausalLM", qwen35(**SHARED), only="5", seed="qwen35-moe-8"),
+    "glm4": Family(**decoder("Glm4", rope_theta=5000.0, head_dim=32, partial_rotary_factor=0.5, attention_bias=True)),
+    "glm4-moe": Family(**decoder("Glm4Moe", **GLM4_MOE), seed="glm4-moe-13"),
+    "glm4-moe-norms": Family(
+        **decoder("Glm4Moe", **GLM4_MOE, use_qk_norm=True, attention_bias=True), seed="glm4-moe-norms-1"
+    ),
     "gemma": Family(**decoder("Gemma", head_dim=32, num_key_value_heads=1, tie_word_embeddings=True)),
     "gemma2": Family(**decoder("Gemma2", **GEMMA2)),
     "gemma3-text": Family(**decoder("Gemma3", **gemma3())),
@@ -228,6 +334,13 @@ FAMILIES = {
         "Gemma3ForConditionalGeneration",
         {"text_config": GEMMA3_DEFAULTS, "vision_config": SIGLIP, "mm_tokens_per_image": 4, "image_token_index": 5},
     ),
+    "gemma4": Family(
+        "Gemma4ForConditionalGeneration",
+        {"text_config": COMMON | GEMMA4_SMALL, "vision_config": None, "audio_config": None},
+        only="5",
+    ),
+    "gemma4-large": Family(**decoder("Gemma4", **GEMMA4_LARGE), only="5"),
+    "gemma4-moe": Family(**decoder("Gemma4", **GEMMA4_LARGE, **GEMMA4_EXPERTS), only="5", seed="gemma4-moe-1"),
     "phi3": Family(**decoder("Phi3", **PHI3)),
     "phi3-partial-tied": Family(**decoder("Phi3", **PHI3, partial_rotary_factor=0.75, tie_word_embeddings=True)),
     "phi3-longrope": Family(
@@ -251,8 +364,9 @@ def main() -> None:
     parser.add_argument("families", nargs="*", default=list(FAMILIES), metavar="FAMILY", help="default: all")
     weights.FOLDER.mkdir(exist_ok=True)
     for name in parser.parse_args().families:
-        record(name, FAMILIES[name])
-        sys.stdout.write(f"{name}\n")
+        if FAMILIES[name].only in {"", STYLE}:
+            record(name, FAMILIES[name])
+            sys.stdout.write(f"{name}\n")
 
 
 def record(name: str, family: Family) -> None:
@@ -263,7 +377,7 @@ def record(name: str, family: Family) -> None:
     old = json.loads(path.read_text()) if path.exists() else None
     if old:
         assert shapes(old["files"]) == shapes(files), name
-    configs = (old["configs"] if old else {}) | {STYLE: config}
+    configs = (old["configs"] if old else {}) | dict.fromkeys(("4", "5") if family.only else (STYLE,), config)
     content: dict[str, Any] = {
         "made_with": (old["made_with"] if old else {}) | {STYLE: [transformers.__version__, torch.__version__]},
         "seed": family.seed or name,
@@ -314,6 +428,8 @@ def as_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
     kinds = config.pop("layer_types", None)
     if kinds and config["model_type"] == "gemma3_text":
         config["sliding_window_pattern"] = 6
+    if kinds and config["model_type"] == "qwen3_next":
+        config["full_attention_interval"] = 4
     if kinds and config["model_type"] == "lfm2":
         config["full_attn_idxs"] = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
     return config
@@ -345,7 +461,10 @@ def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
     """For each prompt its tokens and rows: a position, the likeliest tokens, the log-probabilities of those and of the
     fixed tokens."""
     result = []
-    has_experts = hasattr(model.config, "num_experts_per_tok")
+    routers = [module for module in model.modules() if type(module).__name__ in ROUTERS]
+    for router in routers:
+        router.register_forward_hook(check_router)
+    has_experts = hasattr(model.config, "num_experts_per_tok") and not routers
     for index, tokens in enumerate(prompts):
         with torch.no_grad():
             options = {"output_router_logits": True} if has_experts else {}
@@ -368,6 +487,18 @@ def check_routes(router_logits: Any, n_used: int) -> None:
         ranked = logits.sort(dim=-1, descending=True).values
         gap = (ranked[:, n_used - 1] - ranked[:, n_used]).min().item()
         assert gap > ROUTER_GAP, f"{gap:.4f} between the last expert that is used and the next one: try another seed"
+
+
+def check_router(router: Any, _: Any, output: Any) -> None:
+    """The same for routers that rank experts by something else than logits; version 4 does not tell it."""
+    found = output[0]
+    if not torch.is_floating_point(found):
+        return
+    # What rounding moves is smaller here, too: a sigmoid rises by a quarter, Gemma 4 divides by the width's root.
+    if hasattr(router, "e_score_correction_bias"):
+        check_routes([(found.sigmoid() + router.e_score_correction_bias) * 4], router.top_k)
+    else:
+        check_routes([found.log() * router.hidden_size**0.5], router.config.top_k_experts)
 
 
 def vectors(prompts: list[list[int]], family: Family, model: Any) -> list[Any]:

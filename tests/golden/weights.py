@@ -24,6 +24,8 @@ BOS, EOS = N_VOCAB - 2, N_VOCAB - 1  # of the byte-level BPE tokenizer
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)  # of the WordPiece tokenizer
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "_embeddings", "lm_head")
+_AROUND_ZERO = {"gemma", "gemma2", "gemma3", "gemma3_text"}  # whose norms are stored as their distance from 1
+_UNSCALED = {"gemma4", "gemma4_text"}  # whose queries and keys are multiplied as they are
 _CONV1D = ("c_attn", "c_fc", "c_proj")  # GPT-2 stores a row for each input
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # SafeTensors' dtype, shape, data
@@ -40,20 +42,21 @@ def golden(family: str) -> Any:
     return json.loads((FOLDER / f"{family}.json").read_text())
 
 
-def checkpoint(family: str, style: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json in the style of that major version of transformers, and all tensors by their names."""
+def checkpoint(family: str, style: str, dtype: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json in the style of that major version of transformers, and all tensors by their names; in the type
+    that the golden file has, if in no other."""
     record = golden(family)
     config = record["configs"][style]
     shapes = {name: tuple(shape) for file in record["files"].values() for name, shape in file.items()}
     return config, {
-        name: tensor(record["seed"], config, name, shape, record["dtype"]) for name, shape in shapes.items()
+        name: tensor(record["seed"], config, name, shape, dtype or record["dtype"]) for name, shape in shapes.items()
     }
 
 
-def write_folder(family: str, folder: Path, style: str) -> Path:
+def write_folder(family: str, folder: Path, style: str, dtype: str = "") -> Path:
     """Write the whole checkpoint into the new `folder`: config, tensors in their files, tokenizer; returns `folder`."""
     record = golden(family)
-    config, tensors = checkpoint(family, style)
+    config, tensors = checkpoint(family, style, dtype)
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     for file, names in record["files"].items():
@@ -126,8 +129,12 @@ def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tup
     """The middle of a tensor's numbers and how far they lie from it at most."""
     if name.endswith(".bias"):
         return 0.0, 0.3
+    if name.endswith((".A_log", ".dt_bias")):  # a state that is kept for some tokens
+        return -2.0, 1.0
+    if config["model_type"] in _UNSCALED and name.endswith(("q_norm.weight", "k_norm.weight")):
+        return 0.5, 0.25
     if len(shape) == 1:  # of a norm, which Gemma adds 1 to
-        return (0.0 if config["model_type"].startswith("gemma") else 1.0), 0.5
+        return (0.0 if config["model_type"] in _AROUND_ZERO else 1.0), 0.5
     if any(part in name for part in _EMBEDDINGS):
         return 0.0, 0.2
     # Outputs are about as large as inputs. Louder weights would only make the rounding of an F16 KV cache louder.

@@ -12,7 +12,15 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import PLAIN, ROUNDED, Part, StoredMatrix, Tensors, is_plain
 
 EXPONENTS = ("U8", "F8_E8M0")  # a scale that is a power of two: e means 2^(e - 127)
-IGNORED = (".input_scale", ".activation_scale_ub", ".k_scale", ".v_scale", ".q_scale", ".prob_output_scale")
+IGNORED = (
+    ".input_scale",
+    ".activation_scale",
+    ".activation_scale_ub",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".prob_output_scale",
+)
 MAX_BLOCK = 65_536
 
 

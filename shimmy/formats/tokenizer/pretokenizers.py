@@ -78,10 +78,13 @@ def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -
             f"its pre-tokenizer is not known, and guessing would give wrong tokens: {shown(pre_tokenizer)}"
             + (" with `ignore_merges`" if ignore_merges else "")
         )
+    return tekken(tokens) if found == "tekken" else found
+
+
+def tekken(tokens: Iterable[str]) -> str:
+    """`tokenizer.ggml.pre` for a tokenizer that cuts text as Mistral's do."""
     # The other one joins digits, up to three, and 's with the word before it, which no token of most does.
-    if found == "tekken" and not any(map(_UNLIKE_TEKKEN.search, tokens)):
-        return "granite-embed-multi-97m"
-    return found
+    return "tekken" if any(map(_UNLIKE_TEKKEN.search, tokens)) else "granite-embed-multi-97m"
 
 
 def steps(part: object, key: str) -> list[Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType
 from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES
 from shimmy.formats.tokenizer import normalizer as normalizers
-from shimmy.formats.tokenizer import sentencepiece
+from shimmy.formats.tokenizer import pretokenizers, sentencepiece
 from shimmy.formats.tokenizer.pretokenizers import shown
 from shimmy.formats.tokenizer.sentencepiece import PieceType
 from shimmy.formats.tokenizer.tokenizer_json import (
@@ -56,6 +56,11 @@ _KNOWN_ENDS = frozenset(
     ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>",
      "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>")
 )  # fmt: skip
+# Mistral's tokenizers as transformers 4 wrote them cut text as Llama 3 does, where the models learned from other cuts:
+# `fix_mistral_regex` of transformers 5.
+_NOT_MISTRALS = "llama-bpe"
+_MISTRAL_TYPES = frozenset(("mistral", "ministral3"))
+_MISTRALS = frozenset(("[INST]", "[/INST]", "[TOOL_CALLS]"))
 _UNREACHABLE_SCORE = -1e9  # of tokens that no merge makes
 
 
@@ -67,6 +72,8 @@ def vocabulary(folder: Path, config: Mapping[str, Any]) -> Metadata:
     """
     files = _Folder(folder)
     tokens = files.tokens()
+    if tokens.pre == _NOT_MISTRALS and config.get("model_type") in _MISTRAL_TYPES and tokens.ids.keys() >= _MISTRALS:
+        tokens.pre = pretokenizers.tekken(tokens.ids)
     n_tokens = _count(tokens, config)
     texts = [tokens.texts.get(index, f"[PAD{index}]") for index in range(n_tokens)]
     _check(texts)

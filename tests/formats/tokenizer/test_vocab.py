@@ -140,6 +140,24 @@ def test_ids_are_those_of_tiny_tokenizers_of_every_kind(load: Load, name: str) -
     assert different == []
 
 
+def test_mistrals_tokenizers_cut_text_as_the_models_learned_it(load: Load) -> None:
+    """Version 4 of transformers wrote them with the cuts of Llama 3."""
+    golden = GOLDEN["tiny-tekken-ignoring-merges"]
+    tokens = deepcopy(golden["tokenizer"])
+    tokens["pre_tokenizer"] = GOLDEN["tiny-llama-bpe-ignoring-merges"]["tokenizer"]["pre_tokenizer"]
+    first = max(token["id"] for token in tokens["added_tokens"]) + 1
+    marks = ("[INST]", "[/INST]", "[TOOL_CALLS]")
+    files = {"tokenizer_json": tokens, "tokenizer_config_json": {"eos_token": "</s>"}}
+    as_it_is = load({"model_type": "mistral"}, **files)
+    tokens["added_tokens"] += [added_token(first + index, text) for index, text in enumerate(marks)]
+    mended = load({"model_type": "mistral"}, **files)
+    another = load({"model_type": "llama"}, **files)
+    assert as_it_is.values["tokenizer.ggml.pre"] == another.values["tokenizer.ggml.pre"] == "llama-bpe"
+    different = differences(mended, texts(len(golden["ids"])), golden["ids"])
+    assert not [text for text in different if not any(letter.isdigit() for letter in text if letter > "~")]
+    assert len(differences(another, texts(len(golden["ids"])), golden["ids"])) > len(different)
+
+
 # -- hand-written ones, kind by kind ---------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Llama and what is built like it: Mistral, Mixtral, SmolLM3, Granite, ERNIE 4.5, Seed-OSS."""
+"""Llama and what is built like it: Mistral, the text part of Mistral 3, Mixtral, SmolLM3, Granite, ERNIE, Seed-OSS."""
 
 from shimmy.formats.convert.families.family import (
     ALL,
@@ -16,15 +16,34 @@ from shimmy.formats.convert.families.family import (
     rope_defaults,
 )
 from shimmy.formats.convert.families.settings import cap_to_window, experts, plain, qwen_window
-from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder, wrong
+from shimmy.formats.convert.hyperparameters import (
+    MAX_CONTEXT,
+    Hyperparameters,
+    MetadataBuilder,
+    rope_parameters,
+    wrong,
+)
 from shimmy.formats.format_errors import Unconvertible
 
 _LLAMA = (*ENDS, *NORMS, *attention(PERMUTE, output_bias="optional"), *feed_forward("optional"))
+
+_MISTRAL_3 = "Mistral3ForConditionalGeneration"
+_EYES = ("vision_tower.", "multi_modal_projector.")
 
 
 def describe_mistral(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del sizes
     cap_to_window(draft, values)
+
+
+def describe_ministral3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del sizes
+    cap_to_window(draft, values)
+    # Queries grow with the logarithm of how many times the original context fits before them; nothing below it.
+    rope = rope_parameters(values)
+    if beta := rope.number("llama_4_scaling_beta", default=0):
+        rope.integer("original_max_position_embeddings", maximum=MAX_CONTEXT)  # what the engine divides by
+        draft.number("attention.temperature_scale", beta)
 
 
 def describe_mixtral(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -55,7 +74,14 @@ def describe_granite(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
 
 FAMILIES = (
     Family("Llama", "llama", classes("Llama"), "llama", _LLAMA, SILU, ALL, plain, rope_defaults()),
-    Family("Mistral", "mistral", classes("Mistral"), "llama", _LLAMA, SILU, ALL, describe_mistral, rope_defaults()),
+    Family(
+        "Mistral", "mistral", (*classes("Mistral"), _MISTRAL_3), "llama", _LLAMA, SILU, ALL, describe_mistral,
+        rope_defaults(), ignored_prefixes=_EYES,
+    ),
+    Family(
+        "Ministral 3", "ministral3", ("Ministral3ForCausalLM", _MISTRAL_3), "mistral3", _LLAMA, SILU,
+        frozenset(("yarn",)), describe_ministral3, {"head_dim": 128, "rms_norm_eps": 1e-5}, ignored_prefixes=_EYES,
+    ),
     Family(
         "Mixtral", "mixtral", classes("Mixtral"), "llama",
         (*ENDS, *NORMS, *attention(PERMUTE),
