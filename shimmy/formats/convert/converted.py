@@ -8,7 +8,7 @@ from shimmy.formats.safetensors.sentence_transformers import config_path
 
 # Another one makes another file of the same folder, and looks again at folders that were refused. To be raised with
 # whatever changes what a folder becomes: another family, quantisation or refusal, other metadata, other numbers.
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 

@@ -1,22 +1,142 @@
-"""Qwen2, Qwen3 and their mixtures of experts."""
+"""Qwen2, Qwen3 and their mixtures of experts; Qwen3-Next and Qwen3.5, most of whose layers are gated delta nets.
+
+A gated delta net is linear attention with a state. How transformers and llama.cpp order the heads of such a layer is in
+`Qwen3NextModel` and `_LinearAttentionVReorderBase` of llama.cpp's converter.
+"""
+
+from collections.abc import Mapping
 
 from shimmy.formats.convert.families.family import (
+    ADD_ONE,
     ENDS,
     FREE,
     HEAD_NORMS,
     NORMS,
     SILU,
+    SQUEEZE,
     Family,
+    Row,
+    Runs,
     attention,
     classes,
     expert_rows,
     feed_forward,
+    plus_one,
     rope_defaults,
 )
 from shimmy.formats.convert.families.settings import experts, plain_heads, qwen_window
-from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder
+from shimmy.formats.convert.hyperparameters import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    Hyperparameters,
+    MetadataBuilder,
+    rope_parameters,
+    wrong,
+)
+from shimmy.formats.convert.transforms import Transform
+from shimmy.formats.format_errors import Unconvertible
 
 _QWEN3 = (*ENDS, *NORMS, *attention(), *HEAD_NORMS)
+
+_LINEAR, _FULL = "linear_attention", "full_attention"
+_NET = "layers.#.linear_attn."
+_MAX_HEADS = 1_024
+_SECTIONS = [11, 11, 10]  # of Qwen3.5's rotation: time, height and width, which are the same for text
+
+
+def _parts(sizes: Mapping[str, int]) -> tuple[int, int, int, int]:
+    """Heads of keys, heads of values for each of them, elements of a head, rows of all keys."""
+    n_heads, size = sizes["key_heads"], sizes["S"]
+    return n_heads, sizes["W"] // n_heads, size, n_heads * size
+
+
+def _tiled(n_heads: int, n_values: int, size: int, first: int = 0) -> Runs:
+    """Heads of values, which transformers groups by their keys, in the order in which llama.cpp repeats the keys."""
+    return [(first + (head * n_values + value) * size, size) for value in range(n_values) for head in range(n_heads)]
+
+
+def _tiled_values(sizes: Mapping[str, int]) -> Runs:
+    n_heads, n_values, size, _ = _parts(sizes)
+    return _tiled(n_heads, n_values, size)
+
+
+def _tiled_columns(sizes: Mapping[str, int]) -> Runs:
+    return () if _parts(sizes)[1] == 1 else _tiled_values(sizes)
+
+
+def _tiled_numbers(sizes: Mapping[str, int]) -> Runs:
+    n_heads, n_values, _, _ = _parts(sizes)
+    return _tiled(n_heads, n_values, 1)
+
+
+def _tiled_behind_keys(sizes: Mapping[str, int]) -> Runs:
+    n_heads, n_values, size, n_rows = _parts(sizes)
+    return [(0, 2 * n_rows), *_tiled(n_heads, n_values, size, 2 * n_rows)]
+
+
+def _queries_keys_values(sizes: Mapping[str, int]) -> Runs:
+    """Out of rows that begin anew with each head of keys."""
+    n_heads, n_values, size, _ = _parts(sizes)
+    starts = [head * (2 + 2 * n_values) * size for head in range(n_heads)]
+    return [
+        *((start, size) for start in starts),
+        *((start + size, size) for start in starts),
+        *((start + 2 * size, n_values * size) for start in starts),
+    ]
+
+
+def _gates(sizes: Mapping[str, int]) -> Runs:
+    n_heads, n_values, size, _ = _parts(sizes)
+    return [((head * (2 + 2 * n_values) + 2 + n_values) * size, n_values * size) for head in range(n_heads)]
+
+
+_AROUND = (
+    Row("embed_tokens", "token_embd.weight", "VE"),
+    Row("lm_head", "output.weight", "VE"),
+    *plus_one(
+        Row("norm", "output_norm.weight", "E"),
+        Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+        Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
+    ),
+)
+# Each head has its query, then its gate.
+_ATTENTION = (
+    Row("layers.#.self_attn.q_proj", "blk.#.attn_q.weight", "OE", layers=_FULL),
+    *(Row(row.source, row.target, row.shape, layers=_FULL) for row in attention(bias="none")[1:]),
+    *(Row(row.source, row.target, row.shape, ADD_ONE, layers=_FULL) for row in HEAD_NORMS),
+)
+_NORM = Row(f"{_NET}norm", "blk.#.ssm_norm.weight", "S", layers=_LINEAR)
+_QWEN3_NEXT = (
+    *_AROUND, *_ATTENTION, _NORM,
+    Row(f"{_NET}in_proj_qkvz", "blk.#.attn_qkv.weight", "CE", layers=_LINEAR, runs=_queries_keys_values, taken="IE"),
+    Row(f"{_NET}in_proj_qkvz", "blk.#.attn_gate.weight", "UE", layers=_LINEAR, runs=_gates, taken="IE"),
+    Row(f"{_NET}in_proj_ba", "blk.#.ssm_ba.weight", "BE", layers=_LINEAR),
+    Row(f"{_NET}conv1d", "blk.#.ssm_conv1d.weight", "C1L", SQUEEZE, layers=_LINEAR),
+    Row(f"{_NET}A_log", "blk.#.ssm_a", "W", Transform.NEGATIVE_EXP, is_named_in_full=True, layers=_LINEAR),
+    Row(f"{_NET}dt_bias", "blk.#.ssm_dt.bias", "W", is_named_in_full=True, layers=_LINEAR),
+    Row(f"{_NET}out_proj", "blk.#.ssm_out.weight", "EU", layers=_LINEAR),
+)  # fmt: skip
+_QWEN35 = (
+    *_AROUND, *_ATTENTION, _NORM,
+    Row(f"{_NET}in_proj_qkv", "blk.#.attn_qkv.weight", "CE", layers=_LINEAR, runs=_tiled_behind_keys),
+    Row(f"{_NET}in_proj_z", "blk.#.attn_gate.weight", "UE", layers=_LINEAR, runs=_tiled_values),
+    Row(f"{_NET}in_proj_b", "blk.#.ssm_beta.weight", "WE", layers=_LINEAR, runs=_tiled_numbers),
+    Row(f"{_NET}in_proj_a", "blk.#.ssm_alpha.weight", "WE", layers=_LINEAR, runs=_tiled_numbers),
+    Row(f"{_NET}conv1d", "blk.#.ssm_conv1d.weight", "C1L", SQUEEZE, layers=_LINEAR, runs=_tiled_behind_keys),
+    Row(
+        f"{_NET}A_log", "blk.#.ssm_a", "W", Transform.NEGATIVE_EXP, is_named_in_full=True, layers=_LINEAR,
+        runs=_tiled_numbers,
+    ),
+    Row(f"{_NET}dt_bias", "blk.#.ssm_dt.bias", "W", is_named_in_full=True, layers=_LINEAR, runs=_tiled_numbers),
+    Row(f"{_NET}out_proj", "blk.#.ssm_out.weight", "EU", layers=_LINEAR, columns=_tiled_columns),
+)  # fmt: skip
+_EXPERTS = (
+    *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
+    Row("layers.#.mlp.shared_expert_gate", "blk.#.ffn_gate_inp_shexp.weight", "1E", SQUEEZE),
+    Row("layers.#.mlp.shared_expert.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
+    Row("layers.#.mlp.shared_expert.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
+    Row("layers.#.mlp.shared_expert.down_proj", "blk.#.ffn_down_shexp.weight", "EY"),
+)
 
 
 def describe_qwen2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -34,6 +154,83 @@ def describe_qwen3_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: d
     draft.integer("expert_feed_forward_length", sizes["M"])
 
 
+def _renamed(values: Hyperparameters) -> Hyperparameters:
+    """With the kind of each layer, where config.json has only how often attention comes."""
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    kinds = values.names("layer_types")
+    if kinds is None:
+        period = values.integer("full_attention_interval", default=4)
+        kinds = [_LINEAR if (layer + 1) % period else _FULL for layer in range(n_layers)]
+    if len(kinds) != n_layers or set(kinds) != {_LINEAR, _FULL}:
+        raise Unconvertible("its `layer_types` are not one of attention and linear attention for each layer")
+    return values.changed({"layer_types": kinds})
+
+
+def _describe_net(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    n_heads = values.integer("linear_num_key_heads", maximum=_MAX_HEADS)
+    n_values = values.integer("linear_num_value_heads", maximum=_MAX_HEADS)
+    size = values.integer("linear_key_head_dim")
+    if n_values % n_heads or n_values * size > MAX_WIDTH // 8:
+        raise wrong("linear_num_value_heads", n_values)
+    values.require("linear_value_head_dim", size)  # the engine has one size for both
+    values.require("attention_bias", False, default=False)
+    sizes |= {
+        "key_heads": n_heads, "W": n_values, "B": 2 * n_values, "S": size, "U": n_values * size,
+        "C": (2 * n_heads + n_values) * size, "I": 2 * (n_heads + n_values) * size, "O": 2 * sizes["Q"],
+        "1": 1, "L": values.integer("linear_conv_kernel_dim", minimum=2, maximum=64),
+    }  # fmt: skip
+    draft.integer("ssm.conv_kernel", sizes["L"])
+    draft.integer("ssm.state_size", size)
+    draft.integer("ssm.group_count", n_heads)
+    draft.integer("ssm.time_step_rank", n_values)
+    draft.integer("ssm.inner_size", sizes["U"])
+    draft.flags("attention.recurrent_layers", [kind == _LINEAR for kind in values.names("layer_types") or ()])
+
+
+def _describe_experts(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    experts(draft, values, sizes, "num_experts")
+    values.require("norm_topk_prob", True, default=True)
+    values.require("decoder_sparse_step", 1, default=1)
+    values.require("mlp_only_layers", [], default=[])
+    sizes["M"], sizes["Y"] = values.integer("moe_intermediate_size"), values.integer("shared_expert_intermediate_size")
+    draft.integer("expert_feed_forward_length", sizes["M"])
+    draft.integer("expert_shared_feed_forward_length", sizes["Y"])
+
+
+def describe_qwen3_next(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    _describe_net(draft, values, sizes)
+    _describe_experts(draft, values, sizes)
+
+
+def describe_qwen35(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    _describe_net(draft, values, sizes)
+    sections = rope_parameters(values).get("mrope_section")
+    sections = _SECTIONS if sections is None else sections
+    if (
+        not isinstance(sections, list)
+        or len(sections) != 3
+        or not all(type(n) is int and 0 < n < 256 for n in sections)
+    ):
+        raise wrong("mrope_section", sections)
+    draft.integers("rope.dimension_sections", [*sections, 0])
+
+
+def describe_qwen35_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    describe_qwen35(draft, values, sizes)
+    _describe_experts(draft, values, sizes)
+
+
+_YARN = frozenset(("yarn",))
+_DEFAULTS = {
+    "head_dim": 256, "partial_rotary_factor": 0.25, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, **rope_defaults(),
+}  # fmt: skip
+_EXPERT_DEFAULTS = {
+    **_DEFAULTS, "num_experts_per_tok": 8, "num_experts": 256, "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}  # fmt: skip
+_UNUSED = ("mtp.", "visual.")  # a layer that drafts, and eyes
+
 FAMILIES = (
     Family(
         "Qwen2", "qwen2", classes("Qwen2"), "qwen2", (*ENDS, *NORMS, *attention(), *feed_forward()),
@@ -47,5 +244,20 @@ FAMILIES = (
         "Qwen3-MoE", "qwen3_moe", classes("Qwen3Moe"), "qwen3moe",
         (*_QWEN3, *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj")),
         SILU, FREE, describe_qwen3_moe, rope_defaults(),
+    ),
+    Family(
+        "Qwen3-Next", "qwen3_next", classes("Qwen3Next"), "qwen3next", (*_QWEN3_NEXT, *_EXPERTS),
+        SILU, _YARN, describe_qwen3_next, _EXPERT_DEFAULTS | {"num_experts": 512, "num_experts_per_tok": 10},
+        ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
+    ),
+    Family(
+        "Qwen3.5", "qwen3_5_text", ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"), "qwen35",
+        (*_QWEN35, *feed_forward()), SILU, _YARN, describe_qwen35, _DEFAULTS,
+        ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
+    ),
+    Family(
+        "Qwen3.5-MoE", "qwen3_5_moe_text", ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"), "qwen35moe",
+        (*_QWEN35, *_EXPERTS), SILU, _YARN, describe_qwen35_moe, _EXPERT_DEFAULTS,
+        ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
     ),
 )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Qwen3-Next and Qwen3.5: gated delta nets, and what is refused of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy.formats.convert.convert import plan
+from tests.formats.convert.families.changed_folders import check_names_of_tensors, reason
+from tests.golden.weights import checkpoint, write_folder, write_safetensors
+
+
+@pytest.mark.parametrize("family", ["qwen3-next", "qwen35", "qwen35-moe"])
+def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
+    check_names_of_tensors(family, tmp_path)
+
+
+def test_a_drafting_layer_and_eyes_are_passed_over(tmp_path: Path) -> None:
+    folder = write_folder("qwen35", tmp_path / "model", "5")
+    _, tensors = checkpoint("qwen35", "5")
+    more = ("mtp.layers.0.input_layernorm.weight", "mtp.fc.weight", "model.visual.blocks.0.norm1.weight")
+    write_safetensors(folder / "model.safetensors", {**tensors, **dict.fromkeys(more, ("F32", (4,), bytes(16)))})
+    assert plan(folder).shapes == plan(write_folder("qwen35", tmp_path / "plain", "5")).shapes
+
+
+def test_kinds_of_layers_follow_from_the_interval(tmp_path: Path) -> None:
+    assert "layers.2.linear_attn" in reason("qwen35", {"layer_types": ..., "full_attention_interval": 4}, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen3-next", "qwen35-moe"])
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"layer_types": ["full_attention"] * 4}, "layer_types"),
+        ({"layer_types": ["linear_attention"] * 3}, "layer_types"),
+        ({"linear_value_head_dim": 32}, "linear_value_head_dim"),
+        ({"linear_num_value_heads": 5}, "linear_num_value_heads"),
+        ({"linear_num_value_heads": 4}, "shape"),
+        ({"linear_num_key_heads": 3}, "shape"),
+        ({"linear_num_key_heads": 10**9}, "linear_num_key_heads"),
+        ({"linear_conv_kernel_dim": 3}, "shape"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "activation"),
+        ({"moe_intermediate_size": 32}, "shape"),
+        ({"num_experts_per_tok": 7}, "num_experts_per_tok"),
+        ({"norm_topk_prob": False}, "norm_topk_prob"),
+        ({"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5000.0}}, "llama3"),
+    ],
+    ids=str,
+)
+def test_another_one_is_refused(family: str, changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    assert word in reason(family, changes, tmp_path)
+
+
+@pytest.mark.parametrize("sections", [[3, 3], [3, 3, "2"], [0, 0, 0], 8])
+def test_impossible_sections_of_the_rotation_are_refused(sections: Any, tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5, "mrope_section": sections}
+    assert "mrope_section" in reason("qwen35", {"rope_parameters": rope}, tmp_path)
