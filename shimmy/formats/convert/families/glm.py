@@ -1,0 +1,101 @@
+"""GLM 4, and the mixtures of experts GLM 4.5 to 4.7."""
+
+from dataclasses import replace
+
+from shimmy.formats.convert.families.family import (
+    ENDS,
+    FREE,
+    HEAD_NORMS,
+    SILU,
+    Family,
+    Row,
+    attention,
+    classes,
+    expert_rows,
+    feed_forward,
+    rope_defaults,
+)
+from shimmy.formats.convert.families.settings import experts, plain
+from shimmy.formats.convert.hyperparameters import MAX_LAYERS, MAX_WIDTH, Hyperparameters, MetadataBuilder, wrong
+
+_DENSE, _SPARSE, _NORMED = "dense", "sparse", "normed_heads"
+_SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID
+
+_GLM4 = (
+    *ENDS,
+    Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+    *attention(),  # rotated pairs are neighbours
+    Row("layers.#.post_self_attn_layernorm", "blk.#.post_attention_norm.weight", "E"),
+    Row("layers.#.post_attention_layernorm", "blk.#.ffn_norm.weight", "E"),
+    Row("layers.#.mlp.gate_up_proj", "blk.#.ffn_up.weight", "GE"),
+    Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF"),
+    Row("layers.#.post_mlp_layernorm", "blk.#.post_ffw_norm.weight", "E"),
+)
+_GLM4_MOE = (
+    *ENDS,
+    Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
+    Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
+    *attention(),
+    *(replace(row, layers=_NORMED) for row in HEAD_NORMS),
+    *(replace(row, layers=_DENSE) for row in feed_forward()),
+    *(
+        replace(row, layers=_SPARSE)
+        for row in (
+            *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
+            Row("layers.#.mlp.gate.e_score_correction_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True),
+            Row("layers.#.mlp.shared_experts.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
+            Row("layers.#.mlp.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
+            Row("layers.#.mlp.shared_experts.down_proj", "blk.#.ffn_down_shexp.weight", "EY"),
+        )
+    ),
+)
+
+
+def _n_dense(values: Hyperparameters, n_layers: int) -> int:
+    return values.integer("first_k_dense_replace", minimum=0, maximum=n_layers - 1)
+
+
+def _kinds(values: Hyperparameters) -> list[set[str]]:
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    n_dense = _n_dense(values, n_layers)
+    heads = {_NORMED} if values.flag("use_qk_norm") else set()
+    return [{_DENSE if layer < n_dense else _SPARSE, *heads} for layer in range(n_layers)]
+
+
+def _drafting_layers(values: Hyperparameters) -> tuple[str, ...]:
+    """Layers behind the last one."""
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    n_more = values.integer("num_nextn_predict_layers", minimum=0, maximum=MAX_LAYERS)
+    return tuple(f"layers.{layer}." for layer in range(n_layers, n_layers + n_more))
+
+
+def describe_glm4_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    experts(draft, values, sizes, "n_routed_experts")
+    values.require("n_group", 1, default=1)
+    values.require("topk_group", 1, default=1)
+    sizes["M"] = values.integer("moe_intermediate_size")
+    n_shared = values.integer("n_shared_experts", maximum=MAX_WIDTH // sizes["M"])
+    sizes["Y"] = n_shared * sizes["M"]
+    if not (scale := values.number("routed_scaling_factor")):  # 0 is how llama.cpp says that there is none
+        raise wrong("routed_scaling_factor", scale)
+    draft.integer("expert_feed_forward_length", sizes["M"])
+    draft.integer("expert_shared_count", n_shared)
+    draft.integer("leading_dense_block_count", _n_dense(values, sizes["layers"]))
+    draft.integer("expert_gating_func", _SIGMOID)
+    draft.number("expert_weights_scale", scale)
+    draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
+
+
+FAMILIES = (
+    Family(
+        "GLM 4", "glm4", classes("Glm4")[:1], "glm4", _GLM4, SILU, FREE, plain,
+        {"head_dim": 128, "partial_rotary_factor": 0.5, **rope_defaults(1e4, 1.5625e-07)}, rotates_partly=True,
+    ),
+    Family(
+        "GLM 4.5", "glm4_moe", classes("Glm4Moe")[:1], "glm4moe", _GLM4_MOE, SILU, FREE, describe_glm4_moe,
+        {"partial_rotary_factor": 0.5, "first_k_dense_replace": 1, "n_shared_experts": 1, "n_routed_experts": 128,
+         "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "routed_scaling_factor": 1.0,
+         "num_nextn_predict_layers": 1, **rope_defaults(1e4, 1e-5)},
+        rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
+    ),
+)  # fmt: skip
