@@ -22,12 +22,12 @@ _GEMMA = (
     *attention(bias="none"),
     *feed_forward(),
 )
-_SANDWICH = plus_one(
+SANDWICH = plus_one(
     Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
     Row("layers.#.pre_feedforward_layernorm", "blk.#.ffn_norm.weight", "E"),
     Row("layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm.weight", "E"),
 )
-_GEMMA_VISION = ("vision_tower.", "multi_modal_projector.")
+EYES = ("vision_tower.", "multi_modal_projector.")
 _GEMMA3_DEFAULTS = {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
@@ -86,15 +86,15 @@ FAMILIES = (
         GELU, FREE, describe_gemma, _GEMMA_DEFAULTS,
     ),
     Family(
-        "Gemma 2", "gemma2", classes("Gemma2"), "gemma2", (*_GEMMA, *_SANDWICH), GELU, FREE, describe_gemma2,
+        "Gemma 2", "gemma2", classes("Gemma2"), "gemma2", (*_GEMMA, *SANDWICH), GELU, FREE, describe_gemma2,
         {**_GEMMA_DEFAULTS, "query_pre_attn_scalar": 256, "sliding_window": 4096},
     ),
     *(
         Family(
             "Gemma 3", model_type, ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), "gemma3",
-            (*_GEMMA, *_SANDWICH, *plus_one(*HEAD_NORMS)),
+            (*_GEMMA, *SANDWICH, *plus_one(*HEAD_NORMS)),
             GELU, frozenset(("linear",)), describe_gemma3, _GEMMA3_DEFAULTS,
-            ignored_prefixes=_GEMMA_VISION,
+            ignored_prefixes=EYES,
         )
         for model_type in ("gemma3_text", "gemma3")
     ),

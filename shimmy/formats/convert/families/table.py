@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shimmy.formats.convert.families import encoders, gemma, glm, gpt, lfm2, llama, olmo, phi, qwen
+from shimmy.formats.convert.families import encoders, gemma, gemma4, glm, gpt, lfm2, llama, olmo, phi, qwen
 from shimmy.formats.convert.families.family import Family
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import shown
@@ -12,6 +12,7 @@ FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
     *qwen.FAMILIES,
     *gemma.FAMILIES,
+    *gemma4.FAMILIES,
     *phi.FAMILIES,
     *olmo.FAMILIES,
     *glm.FAMILIES,
