@@ -113,15 +113,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[tup
 
 @pytest.fixture
 def nginx(tmp_path: Path, pair: tuple[Server, Server]) -> Iterator[Nginx]:
-    with balancing(tmp_path / "nginx", *pair) as running:
-        yield running
+    with balancing(tmp_path / "nginx", *pair) as balanced:
+        yield balanced
 
 
 @pytest.fixture(scope="module")
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     """Nobody is behind it."""
-    with balancing(tmp_path_factory.mktemp("lonely") / "nginx", free_port(), free_port()) as running:
-        yield running
+    with balancing(tmp_path_factory.mktemp("lonely") / "nginx", 1, 2) as balanced:  # ports of services of the past
+        yield balanced
 
 
 def two_wide(start: StartServer, folder: Path, *arguments: str) -> tuple[Server, Server]:

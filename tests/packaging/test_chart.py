@@ -113,6 +113,10 @@ def test_helm_and_kubernetes_find_nothing_wrong(tmp_path: Path, values: Json) ->
     check(tmp_path / "rendered.yaml", len(rendered(tmp_path, values)))
 
 
+def test_kubernetes_finds_nothing_wrong_with_the_manifest_of_one_server() -> None:
+    check(ROOT / "packaging" / "kubernetes" / "shimmy.yaml", 3)
+
+
 def test_the_validator_sees_what_is_wrong(tmp_path: Path) -> None:
     rendered(tmp_path, CLAIM)
     file = tmp_path / "rendered.yaml"
