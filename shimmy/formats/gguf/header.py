@@ -68,9 +68,11 @@ class GgufHeader:
     quantization: str  # of general.file_type, like 'Q4_K_M'; '' when unknown
     n_params: int  # elements of all tensors in this file
     n_ctx_train: int  # 0 when unknown
-    n_vocab: int  # 0 when unknown, as are the next two
+    n_vocab: int  # 0 when unknown, as are the next three
+    n_layers: int
     n_embd: int
     n_ff: int  # of the widest layer
+    n_expert_params: int  # about how many of n_params belong to experts that only some tokens use
     n_kv: int  # elements of K and V that one token takes in the KV cache of all layers
     n_state: int  # elements of the state that one sequence takes in all recurrent layers
     has_chat_template: bool
@@ -97,8 +99,10 @@ def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_b
         n_params=n_params,
         n_ctx_train=max(0, _integer(metadata, f"{architecture}.context_length".encode())),
         n_vocab=_n_vocab(metadata, architecture),
+        n_layers=_largest(metadata, architecture, "block_count"),
         n_embd=_largest(metadata, architecture, "embedding_length"),
         n_ff=_largest(metadata, architecture, "feed_forward_length"),
+        n_expert_params=_n_expert_params(metadata, architecture),
         n_kv=_n_kv(metadata, architecture),
         n_state=_n_state(metadata, architecture),
         has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",
@@ -114,6 +118,14 @@ def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_b
 def _n_vocab(metadata: dict[bytes, Value], architecture: str) -> int:
     tokens = metadata.get(b"tokenizer.ggml.tokens")
     return tokens.n_items if isinstance(tokens, Array) else _largest(metadata, architecture, "vocab_size")
+
+
+def _n_expert_params(metadata: dict[bytes, Value], architecture: str) -> int:
+    """Of three matrices for each expert in each layer."""
+    n_layers, n_experts = (_largest(metadata, architecture, key) for key in ("block_count", "expert_count"))
+    keys = ("expert_feed_forward_length", "feed_forward_length")
+    n_ff = next(filter(None, (_largest(metadata, architecture, key) for key in keys)), 0)
+    return n_layers * n_experts * 3 * _largest(metadata, architecture, "embedding_length") * n_ff
 
 
 def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
