@@ -14,6 +14,7 @@ from typing import Any
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import SamplingParams
 from shimmy.option_kinds import (
+    ALL_LAYERS,
     DEFAULT_HOST,
     DEFAULT_PORT,
     LAST_AUTO_PORT,
@@ -27,11 +28,13 @@ from shimmy.option_kinds import (
     api_key,
     deadline,
     decimal,
+    device_names,
     file_keys,
     file_text,
     find,
     host_name,
     integer,
+    layer_count,
     n_bytes,
     one_of,
     origin,
@@ -76,6 +79,22 @@ OPTIONS: tuple[Option, ...] = (
     Option("threads", integer(1, 512), None,
            "threads of a worker (default: the physical cores, within the limits of a container)", "N",
            field="n_threads", also=(*_WITH_ENGINE, "convert")),
+    Option("device", device_names, None,
+           "where models are computed: `auto`: on discrete GPUs with Vulkan, as many layers of a model as fit, and the "
+           "rest on the processor; `none`: on the processor; or names of devices, as `shimmy gpu-info` tells them",
+           "auto|none|NAME,...", field="devices", also=_WITH_ENGINE),
+    Option("gpu_layers", layer_count, None,
+           "layers of a model that its devices get, of which its output is one: `all`, a number, or as many as fit "
+           "(default: auto)", "auto|all|N", also=_WITH_ENGINE),
+    Option("tensor_split", decimal(0, 1e6), (),
+           "how the layers are divided among several devices, one number for each, such as 3,1 (default: by their free "
+           "memory)", "N,...", (), ",", ",", also=_WITH_ENGINE),
+    Option("n_cpu_moe", integer(0, ALL_LAYERS), 0,
+           "of mixtures of experts: keep the experts of the first N layers on the processor, so that the other weights "
+           "of these have room on a device", "N", also=_WITH_ENGINE),
+    Option("device_required", switch, False,
+           "refuse a model that cannot be computed on a device, rather than have the processor compute it",
+           also=_WITH_ENGINE),
     Option("weights", one_of(_WEIGHTS), "auto",
            "`mapped`: weights are pages of the file; `repacked`: a copy in the layout that suits the processor; "
            "`auto`: the faster of the two, which like the number of threads is measured while a model is idle, and "
@@ -172,6 +191,11 @@ class Config:
     n_sequences: int
     n_batch: int
     n_threads: int | None
+    devices: tuple[str, ...] | None  # None: by themselves; (): none
+    gpu_layers: int | None  # None: as many as fit
+    tensor_split: tuple[float, ...]  # a share for each device; (): by their free memory
+    n_cpu_moe: int
+    device_required: bool
     weights: str
     speculate: bool
     draft_model: Path | None
@@ -234,6 +258,8 @@ def load(
     values = {name: value for name, (value, _) in found.items()}
     if found["bind"][1] > Source.ENVIRONMENT:
         values["bind"] = _legacy_bind(values["bind"], environment)
+    if values["device_required"] and (values["device"] == () or values["gpu_layers"] == 0):
+        raise ConfigError("--device-required allows neither `--device none` nor `--gpu-layers 0`")
     # The text and the file mean the same thing: the one from the stronger source counts.
     template = min(
         found["chat_template"], found["chat_template_file"], key=lambda value_and_source: value_and_source[1]

@@ -169,6 +169,12 @@ class Metrics:
             "shimmy_models_quarantined",
             "Models not loaded any more because their workers ended again and again.",
         )
+        self.device_layers = Gauge(
+            "shimmy_model_gpu_layers",
+            "Layers of a loaded model that devices have, its output counted as one; no device: the processor has all.",
+            "model",
+            "device",
+        )
         self.memory_given = Gauge("shimmy_memory_given_bytes", "Memory reserved for all workers.")
         self.model_load_s = Histogram(
             "shimmy_model_load_seconds", "Time to load a model.", "model", bounds=LOAD_BUCKETS_S

@@ -17,6 +17,8 @@ from shimmy.text.near_names import did_you_mean
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11435
 LAST_AUTO_PORT = 11535
+ALL_LAYERS = 2**16  # more than any model has
+MAX_DEVICES = 16  # that llama.cpp divides a model among
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 _SIZES = "kmgt"
@@ -128,6 +130,26 @@ def n_bytes(text: str) -> int:
     if not 0 < amount < 2**60 or (base == 1024 and not power):
         raise ValueError("must be a size such as 4G or 512M")
     return int(amount)
+
+
+def device_names(text: str) -> tuple[str, ...] | None:
+    """Names of devices with commas between them; none for `none`, None for `auto`."""
+    names = tuple(filter(None, (part.strip() for part in text.split(","))))
+    if not names:
+        raise ValueError("must be `auto`, `none` or names of devices")
+    if len(names) == 1 and names[0].lower() in {"auto", "none"}:
+        return None if names[0].lower() == "auto" else ()
+    if len(set(names)) < len(names):
+        raise ValueError("names a device twice")
+    if len(names) > MAX_DEVICES:
+        raise ValueError(f"names more than {MAX_DEVICES} devices")
+    return names
+
+
+def layer_count(text: str) -> int | None:
+    """A number of layers, ALL_LAYERS for `all`, None for `auto`."""
+    words = {"auto": None, "all": ALL_LAYERS}
+    return words[text.lower()] if text.lower() in words else integer(0, ALL_LAYERS)(text)
 
 
 def alias(text: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from shimmy.config import OPTIONS, Config, load
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import SamplingParams
-from shimmy.option_kinds import DEFAULT_HOST, Bind, ConfigError, Option
+from shimmy.option_kinds import ALL_LAYERS, DEFAULT_HOST, Bind, ConfigError, Option
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
 VALUES: dict[str, tuple[str, Any, str, Any]] = {
@@ -32,6 +32,11 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "default_model": ("tiny", "tiny", "default_model", "tiny"),
     "safetensors_type": ("Q8_0", "q8_0", "safetensors_type", "q8_0"),
     "imatrix": ("/m.gguf", "/m.gguf", "imatrix", Path("/m.gguf")),
+    "device": ("Vulkan1, Vulkan0", "Vulkan1,Vulkan0", "devices", ("Vulkan1", "Vulkan0")),
+    "gpu_layers": ("7", 7, "gpu_layers", 7),
+    "tensor_split": ("3,0.5", [3, 0.5], "tensor_split", (3.0, 0.5)),
+    "n_cpu_moe": ("5", 5, "n_cpu_moe", 5),
+    "device_required": ("on", True, "device_required", True),
     "weights": ("Mapped", "mapped", "weights", "mapped"),
     "speculation": ("off", False, "speculate", False),
     "draft_model": ("/draft.gguf", "/draft.gguf", "draft_model", Path("/draft.gguf")),
@@ -68,7 +73,7 @@ OTHERS = {
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
     "speculation": "true", "embeddings": "false", "pooling": "mean", "cache_dir": "/other", "alias": "x=y",
     "cors_origins": "*", "safetensors_type": "f16", "weights": "repacked", "lora": "/other", "draft_model": "/other",
-    "imatrix": "/other",
+    "imatrix": "/other", "device_required": "false",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 
@@ -259,6 +264,25 @@ def test_white_space_around_a_key_is_none_of_it() -> None:
     assert load({}, {"SHIMMY_API_KEY": "secret\n"}).api_keys == ("secret",)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "field", "expected"),
+    [
+        ("device", "AUTO", "devices", None),
+        ("device", "none", "devices", ()),
+        ("gpu_layers", "auto", "gpu_layers", None),
+        ("gpu_layers", "All", "gpu_layers", ALL_LAYERS),
+    ],
+)
+def test_words_in_the_place_of_devices_and_layers(name: str, text: str, field: str, expected: object) -> None:
+    assert getattr(load({name: text}, {}), field) == expected
+
+
+@pytest.mark.parametrize("other", [{"device": "none"}, {"gpu_layers": "0"}])
+def test_a_device_is_not_required_and_refused_at_once(other: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="--device-required allows neither"):
+        load({"device_required": "true", **other}, {})
+
+
 # -- values that cannot be -------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -268,7 +292,8 @@ REFUSED = [
     ("lora", "/a.gguf=x"), ("lora", "/a.gguf=nan"), ("lora", "/a.gguf=101"), ("lora", "/a.gguf="), ("lora", "=1"),
     ("log_level", "loud"), ("log_format", "xml"), ("max_body_mb", "0"), ("allowed_hosts", "a.example:80"),
     ("allowed_hosts", "http://a.example"), ("cors_origins", "a.example"), ("cors_origins", "https://a/b"),
-    ("cors_origins", "https://"),
+    ("cors_origins", "https://"), ("device", ","), ("device", "Vulkan0,Vulkan0"), ("gpu_layers", "-1"),
+    ("gpu_layers", "some"), ("tensor_split", "-1"), ("tensor_split", "nan"), ("device_required", "perhaps"),
 ]  # fmt: skip
 
 

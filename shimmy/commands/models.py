@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # What a model is to us, and nothing that a person asked for.
 _INNER_FIELDS = {
     *("files", "defaults", "needs_adapters", "places", "other_names", "is_causal", "pooling"),
-    *("n_vocab", "n_embd", "n_ff", "n_kv", "n_state"),
+    *("n_vocab", "n_layers", "n_embd", "n_ff", "n_expert_params", "n_kv", "n_state"),
 }  # fmt: skip
 
 
@@ -119,6 +119,7 @@ def _described(model: Model, facts: "ModelFacts") -> dict[str, str]:
         "Projector": shown(model.projector) if model.projector else "",
         "Engine": f"CPU variant {facts.cpu_variant}, loaded in {facts.load_s:.1f} s",
         "Passed over": facts.cpu_variant_note,
+        "Layers": facts.place,
     }
 
 

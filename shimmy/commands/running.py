@@ -92,7 +92,7 @@ def _print_entries(call: CommandCall, entries: list[dict[str, Any]]) -> int:
     if call.options.json:
         print(json.dumps(entries, indent=2))
         return 0
-    head = ("NAME", "STATE", "MEMORY", "CONTEXT", "JOBS", "IDLE", "UNLOADS", "NOTE")
+    head = ("NAME", "STATE", "MEMORY", "CONTEXT", "LAYERS ON", "JOBS", "IDLE", "UNLOADS", "NOTE")
     rows = [_row(entry) for entry in entries]
     print_table(head, rows, numbers=("MEMORY", "CONTEXT", "JOBS"), colour=_coloured)
     return 0
@@ -108,11 +108,19 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         entry["state"],
         size(entry["memory"]["total_bytes"]) if entry.get("memory") else "",
         f"{entry['n_ctx']:,}" if "n_ctx" in entry else "",
+        _place(entry),
         f"{entry['jobs']:,}" if "jobs" in entry else "",
         span(idle_s) if idle_s else "",
         left,
-        entry.get("error") or "",
+        entry.get("error") or entry.get("device_note") or "",
     )
+
+
+def _place(entry: dict[str, Any]) -> str:
+    """Where the layers of a loaded model are."""
+    if "device" not in entry:
+        return ""
+    return f"{entry['device']}: {entry['n_device_layers']} of {entry['n_layers']}" if entry["device"] else "processor"
 
 
 def _coloured(style: Style, column: str, text: str) -> str:

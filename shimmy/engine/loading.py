@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shimmy.engine.kv.cache_keys import Sources
     from shimmy.engine.kv.prompt_store import PromptStore
     from shimmy.engine.prepare_prompt import PromptPreparer
+    from shimmy.engine.vulkan.devices import EngineDevices
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def open_prompts(
             in_part=model.can_rewind,
             on_written=lambda n, n_all: tell(PromptCacheStats(written_bytes=n, stored_bytes=n_all)),
         )
-        keys = sources.keys(preparer.adapters, digest_of(LIBRARY), form_of_cells())
+        keys = sources.keys(preparer.adapters, digest_of(LIBRARY), form_of_cells(), *model.place)
     except OSError as exc:
         logger.warning("no prompts are kept: %s", exc.strerror or exc)
         return None
@@ -108,11 +109,13 @@ def load(
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = trusted_backend(options.cpu_variant, options.cache_dir)
     repacks = options.weights != "mapped"
+    devices = _devices(options)
     special_tokens = vocabulary.special_tokens(path, found)
     with progress_told(reader.shard_paths(path, header), tell):
         model = LlamaModel(
             path,
             cpu,
+            devices=devices,
             repacks=repacks,
             longest_token_bytes=found.longest_token_bytes,
             special_tokens=special_tokens,
@@ -143,6 +146,14 @@ def load(
     return model, offers
 
 
+def _devices(options: worker_options.WorkerOptions) -> "EngineDevices | None":
+    if not options.offload.devices:
+        return None
+    from shimmy.engine.vulkan.devices import open_devices  # few workers need it
+
+    return open_devices(options.offload, None if options.cache_dir is None else Path(options.cache_dir))
+
+
 def explained(path: Path, reason: str) -> str:
     """Why the engine gave up on the model at `path`: in words where its vocabulary is at fault, else by `reason`."""
     with contextlib.suppress(OSError, reader.InvalidGguf):
@@ -171,4 +182,4 @@ def validate(
         except TemplateFailed as error:
             template_error = error.message
     facts = model.facts(has_chat_template=preparer.has_chat_template, adapters=preparer.adapters)
-    return preparer, replace(facts, template_error=template_error)
+    return preparer, replace(facts, template_error=template_error, device_note=options.offload.note)

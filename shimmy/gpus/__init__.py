@@ -1,1 +1,1 @@
-"""PARENT. GPUs: which devices this machine has, and why one is not used."""
+"""PARENT. GPUs: which devices this machine has, why one is not used, and what a model gets."""

@@ -80,3 +80,16 @@ class ModelFacts:
     adapters: tuple[Adapter, ...] = ()  # in the order of their ids
     longest_token_bytes: int | None = None  # bytes of UTF-8 that one token stands for at most; None: any number
     cpu_variant_note: str = ""  # which better variants do not work on this machine, and why
+    device: str = ""  # names of the devices that have layers; '' where the processor computes alone
+    device_description: str = ""  # of these, as their drivers call them
+    device_note: str = ""  # why they do not have all layers
+    n_layers: int = 0  # of the model, and one more for its output
+    n_device_layers: int = 0  # of these, on the devices
+
+    @property
+    def place(self) -> str:
+        """Where its layers are, for a person; '' where the processor has all and no device was thought of."""
+        if not self.device:
+            return self.device_note and f"on the processor ({self.device_note})"
+        note = f" ({self.device_note})" if self.device_note else ""
+        return f"{self.n_device_layers} of {self.n_layers} layers on {self.device_description}{note}"

@@ -18,7 +18,7 @@ from shimmy.option_kinds import ConfigError
 from shimmy.pool import memory_estimate
 from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import memory
-from shimmy.wire.worker_options import DRAFT_BATCH, MAX_VOCABULARY_DIFFERENCE, WorkerOptions
+from shimmy.wire.worker_options import DRAFT_BATCH, MAX_VOCABULARY_DIFFERENCE, Offload, WorkerOptions
 
 # Without `--ctx-size` a KV pool may grow to the training length, but memory is reserved for this many tokens only: few
 # jobs use a long training length, and the worker looks for the memory when one does.
@@ -99,9 +99,20 @@ class LaunchPlanner:
         """Whether memory is reserved for the whole KV pool: with `--ctx-size`, or where `--max-memory` must hold."""
         return self._config.n_ctx is not None or self._config.max_memory_bytes is not None
 
-    def fitting(self, model: Model, max_bytes: float) -> WorkerOptions:
-        """Like `options`, but with a smaller KV pool than the default where `max_bytes` require that."""
+    def has_adapters(self, model: Model) -> bool:
+        """Whether its worker will load LoRA adapters, of whatever scale, or try to."""
+        return bool(model.adapters or self._config.lora)
+
+    def whole(self, model: Model) -> MemoryEstimate:
+        """The memory that `model` takes without devices, and without a draft model beside it."""
+        return self.estimate(model, replace(self.options(model), draft_model=None))
+
+    def fitting(self, model: Model, max_bytes: float, offload: Offload) -> WorkerOptions:
+        """Like `options`, with layers on devices, but with a smaller KV pool than the default where `max_bytes` of main
+        memory require that."""
         options = self.options(model)
+        # Times of the processor say nothing about devices.
+        options = replace(options, offload=offload, may_tune=options.may_tune and not offload.devices)
         if self._config.n_ctx is not None:
             return options
         n_wanted = min(options.n_ctx, _BOOKED_N_CTX)
@@ -111,7 +122,7 @@ class LaunchPlanner:
             if self.estimate(model, replace(options, n_ctx_booked=None)).total <= share * max_bytes:
                 break
             n_less = options.n_ctx // 2
-            options = self.options(model, max(n_less, _BOOKED_N_CTX) if is_large else n_less)
+            options = replace(options, n_ctx=max(n_less, _BOOKED_N_CTX) if is_large else n_less)
         if options.n_ctx < n_wanted:
             logger.warning("`%s` gets a context of %d tokens: there is no memory for more", model.name, options.n_ctx)
         return options
@@ -136,6 +147,7 @@ class LaunchPlanner:
                 embeddings=options.embeddings,
             ),
         )
+        estimate = memory_estimate.beside(estimate, model, options.offload)
         if self._draft is None or options.draft_model is None:
             return estimate
         return estimate + self._draft.estimate(model, options)

@@ -6,7 +6,7 @@ which worker has to end to make room.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shimmy.errors import OutOfMemory
 from shimmy.pool import memory_estimate
@@ -68,6 +68,14 @@ class MemoryBudget:
         taken = [reservation.estimate for reservation in self._reservations if reservation.is_taken]
         return left + sum(estimate.kv + estimate.compute for estimate in taken)
 
+    def on_device(self, name: str, *, is_taken: bool | None = None) -> int:
+        """Bytes of the memory of device `name` that are reserved: all of them, or those of workers that have loaded
+        their model, or of the others."""
+        return sum(
+            n_bytes for reservation in self._reservations if is_taken in (None, reservation.is_taken)
+            for device, n_bytes in reservation.estimate.on_devices if device == name
+        )  # fmt: skip
+
     async def reserve(self, name: str, estimate: MemoryEstimate, make_room: Callable[[int], bool]) -> Reservation:
         """Wait in the queue until `estimate` is available, and reserve it.
 
@@ -95,7 +103,7 @@ class MemoryBudget:
         estimate = reservation.estimate
         excess_bytes = (resident_bytes or 0) - estimate.total
         if excess_bytes > 0:
-            reservation.estimate = MemoryEstimate(estimate.weights, estimate.kv, estimate.compute + excess_bytes)
+            reservation.estimate = replace(estimate, compute=estimate.compute + excess_bytes)
 
     def release(self, reservation: Reservation) -> None:
         self._reservations.discard(reservation)

@@ -7,7 +7,7 @@ gemma-3-270m take 93 to 98 % of theirs (`Pss` after eight long prompts, with 2,0
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shimmy.wire.worker_options import KV_ELEMENT_BYTES, MOVING_SHARE
+from shimmy.wire.worker_options import KV_ELEMENT_BYTES, MOVING_SHARE, Offload
 
 if TYPE_CHECKING:
     from shimmy.catalog.catalog import Model
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 40 * 10**6
 # What a second model takes of that (SmolLM2 as a draft model: 68 MB beside its weights, 57 of them KV and logits).
 _MODEL_BYTES = 15 * 10**6
+# What a driver of a device takes of main memory (llvmpipe takes 70 MB, and 150 MB more while it compiles).
+_DRIVER_BYTES = 150 * 10**6
 # The server itself, which has to fit under a limit too.
 SERVER_BYTES = 35 * 10**6
 
@@ -29,18 +31,24 @@ _N_SAMPLERS = 8  # jobs that sample at once, as a rule
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes that a worker takes: `weights` are pages of the file, the others its own."""
+    """Bytes of main memory that a worker takes: `weights` are pages of the file, the others its own."""
 
     weights: int
     kv: int
     compute: int
+    on_devices: tuple[tuple[str, int], ...] = ()  # names, and what it takes of the memory of each besides
 
     @property
     def total(self) -> int:
         return self.weights + self.kv + self.compute
 
     def __add__(self, other: "MemoryEstimate") -> "MemoryEstimate":
-        return MemoryEstimate(self.weights + other.weights, self.kv + other.kv, self.compute + other.compute)
+        return MemoryEstimate(
+            self.weights + other.weights,
+            self.kv + other.kv,
+            self.compute + other.compute,
+            self.on_devices + other.on_devices,
+        )
 
 
 def estimate(
@@ -66,6 +74,29 @@ def estimate(
         # llama.cpp keeps room for the logits of every row, and an encoder does not compute them.
         compute += _compute(model, plan.n_ctx, plan.n_batch, plan.n_batch * (2 if model.is_causal else 1))
     return MemoryEstimate(model.size_bytes, kv, compute)
+
+
+def table_bytes(model: "Model") -> int:
+    """About what the table of a model's tokens takes, which also is or resembles the weights of its output."""
+    return min(model.size_bytes, model.n_vocab * model.n_embd * model.size_bytes // max(1, model.n_params))
+
+
+def expert_bytes(model: "Model") -> int:
+    """About what the experts of one layer take."""
+    n_params = min(model.n_expert_params, model.n_params)
+    return n_params * model.size_bytes // max(1, model.n_params * model.n_layers)
+
+
+def beside(whole: MemoryEstimate, model: "Model", offload: Offload) -> MemoryEstimate:
+    """What of an estimate for a `model` stays in main memory where devices have the layers of `offload`."""
+    if not offload.devices:
+        return whole
+    n_on_devices = min(offload.n_layers - 1, model.n_layers)  # the table of tokens stays here
+    weights = whole.weights - (whole.weights - table_bytes(model)) * n_on_devices // model.n_layers
+    weights += expert_bytes(model) * max(0, offload.n_cpu_moe - (model.n_layers - n_on_devices))
+    kv = whole.kv - whole.kv * n_on_devices // model.n_layers
+    on_devices = tuple(zip(offload.devices, offload.n_bytes, strict=True))
+    return MemoryEstimate(weights, kv, whole.compute + _DRIVER_BYTES, on_devices)
 
 
 def draft_estimate(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> MemoryEstimate:

@@ -11,12 +11,14 @@ import logging
 import math
 from collections.abc import Callable
 from time import monotonic, time
+from typing import TYPE_CHECKING
 
 from shimmy.catalog.catalog import CatalogDiff, Model
 from shimmy.config import Config
 from shimmy.errors import ModelUnavailable, ModelUnloaded, Overloaded, ShuttingDown
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
+from shimmy.pool.device_choice import DeviceChoice
 from shimmy.pool.eviction import Eviction
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget
@@ -27,6 +29,9 @@ from shimmy.pool.supervisor import StartWorker, Supervisor
 from shimmy.pool.swap import Swapper
 from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import WorkerClient
+
+if TYPE_CHECKING:
+    from shimmy.gpus.devices import FoundDevices
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ class Pool:
         start: StartWorker = start_worker,
         budget: MemoryBudget | None = None,
         clock: Callable[[], float] = monotonic,
+        *,
+        find_devices: "Callable[[], FoundDevices] | None" = None,
     ) -> None:
         self._config = config
         self._metrics = metrics
@@ -54,6 +61,7 @@ class Pool:
         self._runtimes: dict[str, ModelRuntime] = {}
         self._failures: dict[str, Failure] = {}
         self._quarantine = Quarantine(clock)
+        self._device_choice = DeviceChoice(config, self._budget, clock, find_devices)
         self._last_used_s: dict[str, float] = {}
         self._is_draining = False
         eviction = Eviction(self._runtimes, self._workers, self._budget, self.unload)
@@ -65,6 +73,7 @@ class Pool:
             budget=self._budget,
             eviction=eviction,
             planner=self._planner,
+            device_choice=self._device_choice,
             metrics=metrics,
             events=events,
         )
@@ -120,12 +129,10 @@ class Pool:
                 runtime.wanted = model
                 if runtime.worker is not None and runtime.loading is None:
                     self._swapper.load(runtime)
-            self._failures.pop(model.name, None)
-            self._quarantine.forget(model.name)
+            self._forget_failures(model.name)
         for model in diff.removed:
             self.unload(model.name, "removed")
-            self._failures.pop(model.name, None)
-            self._quarantine.forget(model.name)
+            self._forget_failures(model.name)
             self._last_used_s.pop(model.name, None)
         for rejected in diff.rejected:
             runtime = self._runtimes.get(rejected.name)
@@ -157,6 +164,12 @@ class Pool:
     def forgive(self, name: str) -> None:
         """A person wants `name` loaded, however often it failed before."""
         self._quarantine.forget(name)
+        self._device_choice.forget(name)
+
+    def _forget_failures(self, name: str) -> None:
+        """The file of `name` is another one, or none."""
+        self._failures.pop(name, None)
+        self.forgive(name)
 
     def runtime(self, name: str) -> ModelRuntime | None:
         return self._runtimes.get(name)
@@ -202,6 +215,7 @@ class Pool:
             self._metrics.jobs_running.set(client.load.n_running, client.name)
             self._metrics.kv_used.set(client.load.n_kv_used, client.name)
             self._metrics.kv_size.set(client.facts.n_ctx, client.name)
+            self._metrics.device_layers.set(client.facts.n_device_layers, client.name, client.facts.device)
             queued[client.name] = queued.get(client.name, 0) + client.load.n_waiting
         for name, n_waiting in queued.items():
             self._metrics.jobs_queued.set(n_waiting, name)
@@ -258,6 +272,8 @@ class Pool:
         if runtime is None or runtime.active is not client:
             return
         if runtime.loaded is not None and not client.is_closing:
+            if client.facts.device:
+                self._device_choice.failed(runtime.loaded, f"it failed on {client.facts.device}: {client.end_reason}")
             self._quarantine.died(runtime.loaded, client.end_reason, has_worked=client.n_finished > 0)
             held = self._quarantine.held(client.name)
             self._failures[client.name] = Failure(runtime.loaded, held or f"its worker ended: {client.end_reason}")

@@ -145,3 +145,4 @@ class Supervisor:
             self._metrics.jobs_queued.set(0, client.name)
             self._metrics.kv_used.set(0, client.name)
             self._metrics.kv_size.set(0, client.name)
+            self._metrics.device_layers.set(0, client.name, client.facts.device)

@@ -16,13 +16,14 @@ from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory
 from shimmy.messages.model_info import LoadProgress
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
+from shimmy.pool.device_choice import DeviceChoice
 from shimmy.pool.eviction import Eviction
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget, Reservation
 from shimmy.pool.model_runtime import Failure, ModelRuntime
 from shimmy.pool.quarantine import Quarantine
 from shimmy.pool.supervisor import Supervisor
-from shimmy.wire.worker_options import WorkerOptions
+from shimmy.wire.worker_options import Offload, WorkerOptions
 from shimmy.workers.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Swapper:
     budget: MemoryBudget
     eviction: Eviction
     planner: LaunchPlanner
+    device_choice: DeviceChoice
     metrics: Metrics
     events: ModelEvents
 
@@ -116,26 +118,52 @@ class Swapper:
         logger.info("loading `%s`%s", model.name, why)
         self.events.publish("loading", model.name, **({"after": before} if before else {}))
         started_s = monotonic()
-        options = self.planner.fitting(model, self.budget.max_bytes())
-        reservation = await self._reserve(runtime, model, options)
-        try:
-            client = await self._start_in(runtime, reservation, model, options)
-        except OutOfMemory as error:
-            if not (idle := self.eviction.idle_candidates(runtime)):
-                raise
-            logger.warning("%s; trying again without the models that are idle", error.message)
-            await self.eviction.end(idle)
-            client = await self._start_in(runtime, await self._reserve(runtime, model, options), model, options)
+        client = await self._start_where_possible(runtime, model)
         load_s, facts = monotonic() - started_s, client.facts
         if runtime.worker is not None and facts.template_error and not runtime.worker.facts.template_error:
             self.workers.retire(client, "failed")
             raise ModelUnavailable(f"its chat template does not work: {facts.template_error}")
         self.metrics.model_load_s.observe(load_s, model.name)
         logger.info(
-            "loaded `%s` in %.2f s: %s, context %d, CPU variant %s",
-            model.name, load_s, facts.description, facts.n_ctx, facts.cpu_variant,
+            "loaded `%s` in %.2f s: %s, context %d, CPU variant %s%s",
+            model.name, load_s, facts.description, facts.n_ctx, facts.cpu_variant, facts.place and f", {facts.place}",
         )  # fmt: skip
         return client
+
+    async def _start_where_possible(self, runtime: ModelRuntime, model: Model) -> WorkerClient:
+        """A worker with `model` on devices; where it fails there, and only there, one on the processor."""
+        has_adapters = self.planner.has_adapters(model)
+        offload = await self.device_choice.choose(model, self.planner.whole(model), has_adapters=has_adapters)
+        options = self.planner.fitting(model, self.budget.max_bytes(), offload)
+        try:
+            reservation = await self._reserve(runtime, model, options)
+        finally:
+            self.device_choice.is_reserved(model)
+        try:
+            return await self._start_or_make_room(runtime, reservation, model, options)
+        except ModelUnavailable as error:
+            if not offload.devices or self.device_choice.is_required:
+                raise
+            note = f"it failed on {', '.join(offload.devices)}: {error.message}"
+            logger.warning("`%s` is loaded again for the processor: %s", model.name, note)
+            options = self.planner.fitting(model, self.budget.max_bytes(), Offload(note=note))
+            reservation = await self._reserve(runtime, model, options)
+            client = await self._start_or_make_room(runtime, reservation, model, options)
+            self.device_choice.failed(model, note)  # and not the model, which would have failed again
+            return client
+
+    async def _start_or_make_room(
+        self, runtime: ModelRuntime, reservation: Reservation, model: Model, options: WorkerOptions
+    ) -> WorkerClient:
+        """Start a worker with the memory of `reservation`, or with that of idle models where it was too little."""
+        try:
+            return await self._start_in(runtime, reservation, model, options)
+        except OutOfMemory as error:
+            if not (idle := self.eviction.idle_candidates(runtime)):
+                raise
+            logger.warning("%s; trying again without the models that are idle", error.message)
+            await self.eviction.end(idle)
+            return await self._start_in(runtime, await self._reserve(runtime, model, options), model, options)
 
     async def _reserve(self, runtime: ModelRuntime, model: Model, options: WorkerOptions) -> Reservation:
         """Memory for the next worker of `runtime`. Where two workers do not fit, the old one ends first."""

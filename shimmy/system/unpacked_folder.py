@@ -101,6 +101,11 @@ def parts(beginning: str) -> list[Path]:
     return [part(name) for name, *_ in _files() if name.startswith(beginning)] if folder() else []
 
 
+def has(name: str) -> bool:
+    """Whether a file belongs to the folder, wherever it is now; never in a source tree."""
+    return folder() is not None and any(entry[0] == name for entry in _files())
+
+
 def claim() -> None:
     """Lock the folder as long as this process lives. Others see by that that somebody lives there; so does systemd.
 

@@ -69,6 +69,22 @@ class CpuShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Offload:
+    """What of a model lies on devices beside the processor; without devices, nothing does."""
+
+    devices: tuple[str, ...] = ()  # their names, in the order in which they have the layers
+    layers: tuple[int, ...] = ()  # of each; behind the layers of a model stands its output, which counts as one
+    n_bytes: tuple[int, ...] = ()  # about what that takes of the memory of each
+    n_cpu_moe: int = 0  # so many of the first layers of the model keep their experts on the processor
+    note: str = ""  # why there is no more on them, for a person
+
+    @property
+    def n_layers(self) -> int:
+        """As llama.cpp counts them: the last ones, with the output."""
+        return sum(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """What a worker is told before anything else."""
 
@@ -96,6 +112,7 @@ class WorkerOptions:
     worker_timeout_s: float = math.inf  # without a sign of life or progress it is killed; the server sees to that
     load_timeout_s: float = math.inf  # the same while it loads its model
     prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is
+    offload: Offload = Offload()
     n_ctx_booked: int | None = None  # of `n_ctx`, what memory is set aside for; None: all. The rest is looked for later
 
     @property

@@ -9,6 +9,7 @@ from typing import cast
 from shimmy import config
 from shimmy.catalog.catalog import CatalogDiff, Model
 from shimmy.errors import ModelUnavailable
+from shimmy.gpus.devices import FoundDevices
 from shimmy.messages.model_info import WorkerLoad
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
@@ -112,12 +113,18 @@ class Harness:
     """A pool, its metrics, and the hand on its loads."""
 
     def __init__(
-        self, budget: MemoryBudget | None = None, clock: Callable[[], float] = monotonic, /, **flags: str | list[str]
+        self,
+        budget: MemoryBudget | None = None,
+        clock: Callable[[], float] = monotonic,
+        find_devices: Callable[[], FoundDevices] = FoundDevices,
+        /,
+        **flags: str | list[str],
     ) -> None:
         self.metrics = Metrics()
         self.start = Start()
         self.events = ModelEvents()
-        self.pool = Pool(config.load(flags, {}), self.metrics, self.events, self.start, budget, clock)
+        settings = config.load(flags, {})
+        self.pool = Pool(settings, self.metrics, self.events, self.start, budget, clock, find_devices=find_devices)
 
     def ask(self, name: str = TINY.name) -> "asyncio.Task[WorkerClient]":
         return asyncio.create_task(self.pool.ensure_ready(model(name)))

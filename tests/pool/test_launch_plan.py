@@ -10,7 +10,7 @@ from shimmy.formats.gguf import reader
 from shimmy.option_kinds import ConfigError
 from shimmy.pool import memory_estimate
 from shimmy.pool.launch_plan import LaunchPlanner
-from shimmy.wire.worker_options import DRAFT_BATCH
+from shimmy.wire.worker_options import DRAFT_BATCH, Offload
 from tests.fakes import model
 from tests.tiny_models import write_tiny_model
 
@@ -90,7 +90,7 @@ def need(flags: dict[str, str], n_ctx: int) -> int:
 )
 def test_a_pool_may_grow_to_the_training_length_as_far_as_memory_allows(n_fits: int, n_ctx: int, n_booked: int) -> None:
     terms = LaunchPlanner(config.load({}, {}))
-    options = terms.fitting(LONG, need({}, n_fits))
+    options = terms.fitting(LONG, need({}, n_fits), Offload())
     assert (options.n_ctx, options.n_booked) == (n_ctx, n_booked)
     assert terms.estimate(LONG, options).kv == 10_000 * 2 * n_booked
 
@@ -99,7 +99,7 @@ def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than
     flags = {"max_memory": "100GB"}
     terms = LaunchPlanner(config.load(flags, {}))
     for n_fits, n_ctx in ((262_144, 131_072), (131_072, 65_536), (20_000, 8192), (8192, 8192), (5000, 4096)):
-        options = terms.fitting(LONG, need(flags, n_fits) + (need(flags, n_fits) if n_ctx > 8192 else 0))
+        options = terms.fitting(LONG, need(flags, n_fits) + (need(flags, n_fits) if n_ctx > 8192 else 0), Offload())
         assert options.n_ctx == options.n_booked
         assert options.n_ctx >= n_ctx
         assert terms.estimate(LONG, options).kv == 10_000 * 2 * options.n_ctx
@@ -107,7 +107,7 @@ def test_under_a_limit_all_of_a_pool_is_set_aside_and_a_long_one_is_no_more_than
 
 def test_a_length_that_was_asked_for_is_set_aside_whole() -> None:
     for n_ctx in (100, 50_000, 1_000_000):
-        options = LaunchPlanner(config.load({"ctx_size": str(n_ctx)}, {})).fitting(LONG, 0)
+        options = LaunchPlanner(config.load({"ctx_size": str(n_ctx)}, {})).fitting(LONG, 0, Offload())
         assert (options.n_ctx, options.n_booked) == (n_ctx, n_ctx)
 
 

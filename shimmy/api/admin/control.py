@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shimmy.config import Config
     from shimmy.generation import Services
     from shimmy.model_events import Listener
+    from shimmy.workers.worker_client import WorkerClient
 
 UNLOADED = "unloaded"
 UNAVAILABLE = "unavailable"
@@ -142,6 +143,7 @@ def _entry(services: "Services", model: Entry) -> "Json":
             "kv_bytes": estimate.kv,
             "compute_bytes": estimate.compute,
             "total_bytes": estimate.total,
+            "device_bytes": sum(n_bytes for _, n_bytes in estimate.on_devices),
         },
         "architecture": model.architecture,
         "quantization": model.quantization,
@@ -166,15 +168,25 @@ def _entry(services: "Services", model: Entry) -> "Json":
     entry["keep_alive_s"] = None if math.isinf(runtime.keep_alive_s) else runtime.keep_alive_s
     entry["pinned"] = runtime.is_pinned
     entry["jobs"] = runtime.n_jobs
-    worker = runtime.worker
-    if worker is not None:
-        entry["has_chat_template"] = worker.facts.has_chat_template  # it may be one of the options
-        entry["n_ctx"] = worker.facts.n_ctx
-        entry["n_ctx_used"] = worker.load.n_kv_used
-        entry["cpu_variant"] = worker.facts.cpu_variant
-        entry["cpu_variant_note"] = worker.facts.cpu_variant_note
-        # As it has loaded them, with those of `--lora`.
-        entry["adapters"] = [asdict(adapter) for adapter in worker.facts.adapters]
-        entry["pid"] = worker.pid
-        entry["idle_s"] = round(monotonic() - worker.idle_since_s, 3) if worker.is_idle else 0.0
+    if runtime.worker is not None:
+        entry |= _as_loaded(runtime.worker)
     return entry
+
+
+def _as_loaded(worker: "WorkerClient") -> "Json":
+    facts = worker.facts
+    return {
+        "has_chat_template": facts.has_chat_template,  # it may be one of the options
+        "n_ctx": facts.n_ctx,
+        "n_ctx_used": worker.load.n_kv_used,
+        "cpu_variant": facts.cpu_variant,
+        "cpu_variant_note": facts.cpu_variant_note,
+        "device": facts.device or None,
+        "device_note": facts.device_note,
+        "n_layers": facts.n_layers,
+        "n_device_layers": facts.n_device_layers,
+        # As it has loaded them, with those of `--lora`.
+        "adapters": [asdict(adapter) for adapter in facts.adapters],
+        "pid": worker.pid,
+        "idle_s": round(monotonic() - worker.idle_since_s, 3) if worker.is_idle else 0.0,
+    }

@@ -240,6 +240,7 @@ def _item() -> Json:
 
 def _control() -> Json:
     memory: Json = {"weights_bytes": COUNT, "kv_bytes": COUNT, "compute_bytes": COUNT, "total_bytes": COUNT}
+    memory["device_bytes"] = COUNT | {"description": "Of devices beside the processor; not in the total."}
     adapter = record({"path": TEXT, "scale": NUMBER})
     known: Json = {
         "name": TEXT,
@@ -275,6 +276,10 @@ def _control() -> Json:
         "n_ctx_used": COUNT | {"description": "Tokens in its KV pool, of running jobs and kept for later prompts."},
         "cpu_variant": TEXT,
         "cpu_variant_note": TEXT | {"description": "Which better variants do not work on this machine, and why."},
+        "device": ID_OR_NULL | {"description": "Names of the devices with some of its layers; null: the processor."},
+        "device_note": TEXT | {"description": "Why not all of its layers are on a device."},
+        "n_layers": COUNT | {"description": "Its layers, and one more for its output."},
+        "n_device_layers": COUNT,
         "pid": COUNT,
         "idle_s": NUMBER,
     }

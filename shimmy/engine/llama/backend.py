@@ -115,19 +115,22 @@ class LlamaBackend:
         return (self.n_cells, self.n_open) != before
 
     def _has_memory(self, n_cells: int, n_state_bytes: int) -> bool:
-        """Whether the system has memory for a pool of `n_cells` beside a copy of what is resident now."""
-        free_bytes = memory.free_bytes()
+        """Whether system and devices have memory for a pool of `n_cells`, beside a copy of what is resident now."""
+        free_bytes, devices = memory.free_bytes(), self._model.devices
         mask_bytes = self._params.n_ubatch * n_cells * 2
-        n_bytes = n_state_bytes + (n_cells - self.n_cells) * self._cell_bytes + mask_bytes
-        return free_bytes is None or n_bytes + _SPARE_BYTES <= free_bytes
+        new_bytes = (n_cells - self.n_cells) * self._cell_bytes + mask_bytes
+        if devices is not None and not devices.have_memory(new_bytes):
+            return False
+        return free_bytes is None or n_state_bytes + new_bytes + _SPARE_BYTES <= free_bytes
 
-    def warm_up(self) -> None:
-        """Decode one token, and leave the pool empty. Raises ModelUnavailable where that does not work."""
+    def warm_up(self, n_rows: int = 1) -> None:
+        """Decode so many tokens at most, and leave the pool empty. Raises ModelUnavailable where that does not work."""
         self.batch.clear()
-        self.batch.add([self._vocab.bos_token() or 0], 0, 0, n_outputs=1)
+        tokens = [self._vocab.bos_token() or 0] * min(n_rows, self.n_batch, self.n_cells)
+        row = self.batch.add(tokens, 0, 0, n_outputs=1)
         if self.decode() != 0:
             raise ModelUnavailable(f"the engine could not decode with this model: {log.reason()}")
-        logits = llama.llama_get_logits_ith(self._context, 0)
+        logits = llama.llama_get_logits_ith(self._context, row)
         if math.isnan(sum(logits[: self._vocab.n_vocab])):
             self.wipe()
             raise ModelUnavailable("the model computes no numbers (NaN): its weights are damaged")

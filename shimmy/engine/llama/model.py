@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.llama.backend import LlamaBackend
 from shimmy.engine.llama.binding import function, llama, log
@@ -23,11 +23,33 @@ from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.formats.pooling_type import EmbeddingPlan
 from shimmy.messages.model_info import Adapter, ModelFacts
 
+if TYPE_CHECKING:
+    from shimmy.engine.vulkan.devices import EngineDevices
+
+# Rows of a prompt that show that devices compute: those of one row and of a few are computed by other programs.
+_DEVICE_ROWS = 64
 _SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
 
 _backend_load = function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+_processor_memory = function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)
 _adapter_init = function("llama_adapter_lora_init", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 _adapter_free = function("llama_adapter_lora_free", None, ctypes.c_void_p)
+
+
+class _BufferOverride(ctypes.Structure):
+    """llama_model_tensor_buft_override."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+def _experts_on_processor(n_layers: int) -> Any:
+    """Overrides for the experts of the first layers, by the names that llama.cpp gives their tensors, and a last empty
+    one. LLM_FFN_EXPS_REGEX in common/common.h."""
+    array = (_BufferOverride * (n_layers + 1))()
+    for layer in range(n_layers):
+        pattern = rb"blk\.%d\.ffn_(up|down|gate|gate_up)_(ch|)exps" % layer
+        array[layer] = _BufferOverride(pattern, _processor_memory())
+    return array
 
 
 @llama.llama_progress_callback  # type: ignore[untyped-decorator]
@@ -63,13 +85,25 @@ class LlamaModel:
         path: Path,
         cpu: CpuBackend,
         *,
+        devices: "EngineDevices | None" = None,
         repacks: bool = True,
         longest_token_bytes: int = 0,
         special_tokens: Sequence[int] | None = None,
     ) -> None:
         """Map the weights of `path`, or with `repacks` copy those into an order of the processor's for which ggml has
-        one; raises ModelUnavailable with the engine's own reason. The last two arguments are for its LlamaVocab."""
+        one, and put the last layers on `devices`; raises ModelUnavailable with the engine's own reason. The last two
+        arguments are for its LlamaVocab."""
         params = llama.llama_model_default_params()
+        self.devices = devices
+        # With no list of devices, or no number of layers, llama.cpp would take all that it can.
+        pointers, layers = (devices.pointers, devices.layers) if devices else ((), ())
+        device_list = (ctypes.c_void_p * (len(pointers) + 1))(*pointers)
+        split = (ctypes.c_float * llama.llama_max_devices())(*layers)
+        params.devices = ctypes.addressof(device_list)
+        params.tensor_split = split
+        params.n_gpu_layers = sum(layers)
+        overrides = _experts_on_processor(devices.n_cpu_moe if devices else 0)
+        params.tensor_buft_overrides = ctypes.addressof(overrides) if len(overrides) > 1 else None
         params.use_extra_bufts = repacks
         params.progress_callback = _on_progress
         self.pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
@@ -87,6 +121,7 @@ class LlamaModel:
             special_tokens=special_tokens,
         )
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self.pointer)
+        self.n_layers: int = llama.llama_model_n_layer(self.pointer)
         self.can_rewind: bool = not (
             llama.llama_model_is_recurrent(self.pointer) or llama.llama_model_is_hybrid(self.pointer)
         )
@@ -106,6 +141,12 @@ class LlamaModel:
         """The context for text, of a model that `writes`."""
         assert self._backend is not None
         return self._backend
+
+    @property
+    def place(self) -> tuple[bytes, ...]:
+        """What cells depend on beside the engine, where devices compute them: other kernels round otherwise."""
+        devices = self.devices
+        return (repr((devices.description, devices.layers)).encode(),) if devices else ()
 
     @property
     def n_ctx(self) -> int:
@@ -200,6 +241,8 @@ class LlamaModel:
         first request does not pay for first-use allocations and mapped pages. Raises ModelUnavailable."""
         if self._backend is not None:
             self._backend.warm_up()
+            if self.devices is not None:  # drivers compile what they need at its first use
+                self._backend.warm_up(_DEVICE_ROWS)
             return
         assert self.embeddings is not None
         tokens = self.vocab.tokenize("hello", add_special=True, parse_special=False) or [0]
@@ -278,4 +321,8 @@ class LlamaModel:
             has_chat_template=has_chat_template,
             adapters=adapters,
             longest_token_bytes=self.vocab.tokenizer.longest_token_bytes(),
+            device=self.devices.names if self.devices else "",
+            device_description=self.devices.description if self.devices else "",
+            n_layers=self.n_layers + 1,
+            n_device_layers=min(self.devices.n_layers, self.n_layers + 1) if self.devices else 0,
         )

@@ -1,0 +1,164 @@
+"""Which layers of a model go to which devices: what a person wishes, what is free there, and what the layers take.
+
+Knows sizes and names; nothing of how devices are found, or how an engine uses them. llama.cpp puts the last layers of a
+model on devices, and behind them the output, which counts as one more layer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from shimmy.messages.device import Device, DeviceKind
+from shimmy.option_kinds import MAX_DEVICES
+from shimmy.system.memory import shown
+from shimmy.wire.worker_options import Offload
+
+_KINDS = {
+    DeviceKind.INTEGRATED: "an integrated GPU",
+    DeviceKind.VIRTUAL: "a virtual GPU",
+    DeviceKind.CPU: "the processor itself",
+    DeviceKind.OTHER: "no GPU",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWish:
+    """What a person wishes."""
+
+    names: tuple[str, ...] | None = None  # one at least; None: those that are used without being named
+    n_layers: int | None = None  # one at least; None: as many as fit; more than there are: all
+    split: tuple[float, ...] = ()  # a share for each device; (): by their free memory
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSizes:
+    """What a model takes of the memory of devices, in bytes. Meant to be a little too high."""
+
+    n_layers: int  # without the output
+    layer: int  # weights and KV cache of one
+    output: int
+    fixed: int  # to compute, on each device that has layers
+    experts: int = 0  # of a layer's weights
+    n_cpu_moe: int = 0  # so many of the first layers have their experts elsewhere
+
+    def on_each(self, layers: Sequence[int]) -> list[int]:
+        """What each device gives for so many layers; the last one with any has the output."""
+        found = []
+        start = self.n_layers + 1 - sum(layers)
+        for n in layers:
+            end = start + n
+            n_bytes = (self.fixed if n else 0) + n * self.layer
+            n_bytes -= self.experts * max(0, min(end, self.n_cpu_moe) - start)
+            if n and end == self.n_layers + 1:
+                n_bytes += self.output - self.layer
+            found.append(n_bytes)
+            start = end
+        return found
+
+    @property
+    def total(self) -> int:
+        return self.on_each([self.n_layers + 1])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class FreeDevice:
+    """A device, and what of its memory a model may have."""
+
+    device: Device
+    free_bytes: int
+
+
+def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: LayerSizes) -> Offload:
+    """Where the layers of a model go. `reason` says why no more devices were `found`."""
+    if fault := _fault(wish, found, reason, sizes):
+        return Offload(note=fault)
+    devices = _wanted(wish, found)
+    n_all = sizes.n_layers + 1
+    n_wished = n_all if wish.n_layers is None else min(wish.n_layers, n_all)
+    enough = [each for each in devices if sizes.on_each([n_wished])[0] <= each.free_bytes]
+    if enough and not wish.split:
+        devices = [max(enough, key=lambda each: each.free_bytes)]  # faster than two that wait for each other
+    shares = wish.split or [each.free_bytes for each in devices]
+    n_layers = n_wished if wish.n_layers is not None else _n_fitting(n_all, devices, shares, sizes)
+    layers = divided(n_layers, shares)
+    n_bytes = sizes.on_each(layers)
+    used = [place for place, n in enumerate(layers) if n]
+    return Offload(
+        devices=tuple(devices[place].device.name for place in used),
+        layers=tuple(layers[place] for place in used),
+        n_bytes=tuple(n_bytes[place] for place in used),
+        n_cpu_moe=sizes.n_cpu_moe if used else 0,
+        note="; ".join(_notes(wish, n_layers, devices, sizes)),
+    )
+
+
+def divided(n_layers: int, shares: Sequence[float]) -> list[int]:
+    """`n_layers` in parts as large as the shares; those that add up to nothing are equal."""
+    if not sum(shares):
+        shares = [1] * len(shares)
+    ends, before = [], 0.0
+    for share in shares:
+        before += share
+        ends.append(round(n_layers * before / sum(shares)))
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _n_fitting(n_most: int, devices: Sequence[FreeDevice], shares: Sequence[float], sizes: LayerSizes) -> int:
+    """The most layers, up to `n_most`, that all devices have the memory for."""
+    for n_layers in range(n_most, 0, -1):
+        needed = sizes.on_each(divided(n_layers, shares))
+        if all(n_bytes <= each.free_bytes for n_bytes, each in zip(needed, devices, strict=True)):
+            return n_layers
+    return 0
+
+
+def _wanted(wish: DeviceWish, found: Sequence[FreeDevice]) -> list[FreeDevice]:
+    if wish.names is None:
+        return [each for each in found if each.device.is_automatic][:MAX_DEVICES]
+    by_name = {each.device.name: each for each in found}
+    return [by_name[name] for name in wish.names]
+
+
+def _fault(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: LayerSizes) -> str:
+    """Why the processor has to compute the model; '' where devices can."""
+    by_name = {each.device.name: each.device for each in found}
+    if not sizes.n_layers:
+        return "the file does not say how many layers the model has"
+    if not found:
+        return reason or "no device was found"
+    if wish.names is None:
+        if not _wanted(wish, found):
+            return "; ".join(map(unused_reason, by_name.values()))
+        n_devices = len(_wanted(wish, found))
+    else:
+        for name in wish.names:
+            if name not in by_name:
+                return f"there is no device `{name}`; there are: {', '.join(by_name)}"
+            if by_name[name].unusable:
+                return f"{name} cannot be used: {by_name[name].unusable}"
+        n_devices = len(wish.names)
+    if wish.split and len(wish.split) != n_devices:
+        return f"`--tensor-split` has {len(wish.split)} numbers for {n_devices} devices"
+    return ""
+
+
+def unused_reason(device: Device) -> str:
+    """Why `--device auto` does not take a device; '' where it does."""
+    if device.unusable:
+        return f"{device.name} cannot be used: {device.unusable}"
+    if device.is_automatic:
+        return ""
+    return (
+        f"{device.name} ({device.description}) is {_KINDS[device.kind]}, which is used when it is named: "
+        f"`--device {device.name}`"
+    )
+
+
+def _notes(wish: DeviceWish, n_layers: int, devices: Sequence[FreeDevice], sizes: LayerSizes) -> Iterator[str]:
+    """Why the processor still has a part of the model."""
+    if wish.n_layers is not None and n_layers <= sizes.n_layers:
+        yield f"`--gpu-layers {wish.n_layers}`"
+    elif n_layers <= sizes.n_layers:
+        free = " and ".join(f"{each.device.name} has {shown(each.free_bytes)}" for each in devices)
+        yield f"{n_layers} of {sizes.n_layers + 1} layers fit: all of them take {shown(sizes.total)}, and {free} free"
+    if n_layers and sizes.n_cpu_moe:
+        yield f"`--n-cpu-moe {sizes.n_cpu_moe}`: experts of so many layers on the processor"

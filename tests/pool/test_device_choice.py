@@ -1,0 +1,216 @@
+"""Which devices a load is given, what is reserved there, and what follows when a model fails on them."""
+
+import asyncio
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from shimmy.errors import ModelUnavailable
+from shimmy.gpus.devices import FoundDevices
+from shimmy.messages.device import Device, DeviceKind
+from shimmy.pool.device_choice import RETRY_S
+from shimmy.wire.worker_options import Offload
+from tests.fakes import on_loop, until
+from tests.pool.harness import TINY, Client, Harness, Load, changed, version
+
+GB = 10**9
+CARD = Device(0, "Card", DeviceKind.DISCRETE, "NVIDIA", "driver 1", "1.3.0", 24 * GB, None)
+ALL = 3  # layers of TINY, with its output
+
+
+class Machine:
+    """A clock, and devices that can be changed."""
+
+    def __init__(self, *devices: Device) -> None:
+        self.now_s = 0.0
+        self.found = FoundDevices(devices)
+        self.n_looks = 0
+
+    def find(self) -> FoundDevices:
+        self.n_looks += 1
+        return self.found
+
+    def harness(self, **flags: str) -> Harness:
+        return Harness(None, lambda: self.now_s, self.find, **flags)
+
+
+def succeed(load: Load) -> Client:
+    """As a worker that has done what it was told."""
+    offload = load.options.offload
+    load.client.facts = replace(
+        load.client.facts,
+        device=", ".join(offload.devices),
+        device_note=offload.note,
+        n_layers=ALL,
+        n_device_layers=offload.n_layers,
+    )
+    return load.succeed()
+
+
+@on_loop
+async def test_a_model_goes_to_the_card_and_not_to_main_memory() -> None:
+    harness = Machine(CARD).harness()
+    before = harness.pool.estimate(TINY)
+    task = harness.ask()
+    load = await harness.loading()
+    assert load.options.offload.devices == ("Vulkan0",)
+    assert load.options.offload.n_layers == ALL
+    assert not load.options.may_tune
+    client = succeed(load)
+    assert await task is cast("object", client)
+    estimate = harness.pool.estimate(TINY)
+    assert estimate.kv == 0 < before.kv
+    assert estimate.weights <= before.weights
+    assert [name for name, _ in estimate.on_devices] == ["Vulkan0"]
+    harness.pool.update_gauges()
+    line = f'shimmy_model_gpu_layers{{model="{TINY.name}",device="Vulkan0"}}'
+    assert harness.metric(line) == ALL
+    client.die()
+    assert harness.metric(line) == 0
+
+
+@on_loop
+async def test_what_models_have_on_a_device_is_not_given_twice() -> None:
+    machine = Machine(CARD)
+    harness = machine.harness()
+    one = harness.ask("one")
+    load = await harness.loading()
+    (needed,) = load.options.offload.n_bytes
+    load.fail("enough is known")
+    (await harness.loading()).fail("and no more is wanted")
+    with pytest.raises(ModelUnavailable):
+        await one
+    machine.found = FoundDevices((replace(CARD, total_bytes=needed + 10),))
+    harness = machine.harness()
+    one = harness.ask("one")
+    load = await harness.loading()
+    two = harness.ask("two")
+    other = await harness.loading()
+    assert load.options.offload.n_layers == ALL
+    assert other.options.offload.n_layers == 0
+    assert "0 of 3 layers fit" in other.options.offload.note
+    client = succeed(load)
+    succeed(other)
+    await asyncio.gather(one, two)
+    client.die()
+    three = harness.ask("three")
+    load = await harness.loading()
+    assert load.options.offload.n_layers == ALL
+    succeed(load)
+    await three
+
+
+@on_loop
+async def test_a_model_with_adapters_stays_on_the_processor() -> None:
+    harness = Machine(CARD).harness(lora="/adapter.gguf")
+    harness.ask()
+    load = await harness.loading()
+    assert load.options.offload == Offload(note="models with LoRA adapters are computed on the processor")
+
+
+@on_loop
+async def test_what_others_use_is_left_to_them() -> None:
+    harness = Machine(replace(CARD, free_bytes=0)).harness()
+    harness.ask()
+    load = await harness.loading()
+    assert load.options.offload.devices == ()
+    assert "Vulkan0 has 0 MB free" in load.options.offload.note
+    succeed(load)
+
+
+@on_loop
+async def test_without_a_device_nothing_is_told_and_without_a_wish_nothing_looked_for() -> None:
+    machine = Machine()
+    for flags in ({}, {"device": "none"}, {"gpu_layers": "0"}):
+        harness = machine.harness(**flags)
+        task = harness.ask()
+        load = await harness.loading()
+        assert load.options.offload == Offload()
+        succeed(load)
+        await task
+    assert machine.n_looks == 1
+
+
+@on_loop
+async def test_a_model_that_fails_on_its_device_is_loaded_for_the_processor_and_later_tried_again() -> None:
+    machine = Machine(CARD)
+    harness = machine.harness(keep_alive="0")
+    task = harness.ask()
+    (await harness.loading()).fail("the driver crashed")
+    load = await harness.loading()
+    assert load.options.offload == Offload(note="it failed on Vulkan0: the driver crashed")
+    succeed(load)
+    await task
+    harness.pool.unload(TINY.name)
+    await until(lambda: not harness.pool.ready())
+    task = harness.ask()
+    load = await harness.loading()
+    assert load.options.offload.devices == ()
+    succeed(load)
+    await task
+    harness.pool.unload(TINY.name)
+    await until(lambda: not harness.pool.ready())
+    machine.now_s += RETRY_S
+    harness.ask()
+    assert (await harness.loading()).options.offload.devices == ("Vulkan0",)
+
+
+@on_loop
+async def test_a_model_that_fails_everywhere_is_at_fault_itself() -> None:
+    harness = Machine(CARD).harness()
+    task = harness.ask()
+    (await harness.loading()).fail("it is damaged")
+    (await harness.loading()).fail("it is damaged, too")
+    with pytest.raises(ModelUnavailable, match="damaged, too"):
+        await task
+    harness.ask()
+    assert (await harness.loading()).options.offload.devices == ("Vulkan0",)
+
+
+@on_loop
+async def test_a_worker_that_dies_later_on_its_device_leaves_the_model_to_the_processor() -> None:
+    harness = Machine(CARD).harness()
+    task = harness.ask()
+    client = succeed(await harness.loading())
+    await task
+    client.end_reason = "signal 6"
+    client.die()
+    task = harness.ask()
+    load = await harness.loading()
+    assert load.options.offload == Offload(note="it failed on Vulkan0: signal 6")
+    client = succeed(load)
+    await task
+    harness.pool.forgive(TINY.name)
+    harness.pool.unload(TINY.name)
+    await until(lambda: not harness.pool.ready())
+    harness.ask()
+    assert (await harness.loading()).options.offload.devices == ("Vulkan0",), "a person wants it tried"
+
+
+@on_loop
+async def test_a_changed_file_is_tried_on_the_device_again() -> None:
+    harness = Machine(CARD).harness()
+    task = harness.ask()
+    (await harness.loading()).fail("the driver crashed")
+    old = succeed(await harness.loading())
+    await task
+    harness.pool.follow(changed(version(2)))
+    load = await harness.loading()
+    assert load.options.offload.devices == ("Vulkan0",)
+    succeed(load)
+    await until(lambda: not old.is_alive)
+
+
+@on_loop
+async def test_a_required_device_is_never_replaced_by_the_processor() -> None:
+    machine = Machine(CARD)
+    harness = machine.harness(device_required="true")
+    task = harness.ask()
+    (await harness.loading()).fail("the driver crashed")
+    with pytest.raises(ModelUnavailable, match="the driver crashed"):
+        await task
+    machine.found = FoundDevices(reason="there is no Vulkan loader")
+    with pytest.raises(ModelUnavailable, match=r"needs a device .*there is no Vulkan loader"):
+        await machine.harness(device_required="true").ask()
+    assert harness.start.n_loads == 1
