@@ -1,0 +1,161 @@
+"""Models on a device of Vulkan: llvmpipe, Mesa's driver that computes on the processor, and drivers that fail.
+
+llvmpipe compiles a program for each kind of product at its first use, and keeps them in the build cache; it computes a
+thousand times slower than the processor itself. So these models are tiny and their replies short.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy.system import vulkan_archive
+from tests.e2e.conftest import StartServer
+from tests.e2e.harness import COMPLETION, PROMPTS, STEADY_SEED, Json, Server, run, serving
+from tests.e2e.processes import wait_for
+from tests.tiny_models import write_tiny_model
+from tools import lavapipe
+
+FAKES = Path(__file__).parents[1] / "gpus" / "fakes"
+CARD = "2,3,1,8192,-1,10de,4,1,Fake Card"  # discrete, with 8 GiB; see tests/gpus/fakes/vulkan.c
+DEVICE = "Vulkan0"
+ALL = 3  # layers of the tiny models, with their output
+N_TOKENS = 12
+# Of log-probabilities, between the processor and llvmpipe (0.002 was the most, with F32 weights).
+TOLERANCE = 0.02
+
+pytestmark = [
+    pytest.mark.skipif(vulkan_archive.built() is None, reason="this build has no Vulkan"),
+    pytest.mark.timeout(240),
+]
+
+
+@pytest.fixture(scope="module")
+def device_server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
+    """A server that computes on llvmpipe, with the shared models, and a folder of the module's own."""
+    own = tmp_path_factory.mktemp("own")
+    write_tiny_model(own, "gamma", seed=STEADY_SEED)
+    with pytest.MonkeyPatch.context() as patch:
+        use_llvmpipe(patch)
+        folder = tmp_path_factory.mktemp("device")
+        with serving(folder, "--model-path", models, "--model-path", own, "--device", DEVICE) as server:
+            yield server
+
+
+def use_llvmpipe(patch: pytest.MonkeyPatch) -> None:
+    for name, value in lavapipe.environment().items():
+        patch.setenv(name, value)
+
+
+def entry(server: Server, name: str = "alpha") -> Json:
+    return server.get(f"/api/models/{name}/status").json()
+
+
+def greedy(server: Server, prompt: str, **fields: Any) -> Json:
+    body = {"model": "alpha", "prompt": prompt, "temperature": 0, "max_tokens": N_TOKENS, "ignore_eos": True, **fields}
+    reply = server.post(COMPLETION, body)
+    assert reply.status == 200, reply.body
+    choice: Json = reply.json()["choices"][0]
+    return choice
+
+
+def test_all_layers_are_on_the_device_and_everything_says_so(device_server: Server, tmp_path: Path) -> None:
+    device_server.chat(PROMPTS[0], max_tokens=2)
+    told = entry(device_server)
+    assert (told["device"], told["n_device_layers"], told["n_layers"], told["device_note"]) == (DEVICE, ALL, ALL, "")
+    assert told["memory"]["device_bytes"] > 0
+    line = f'shimmy_model_gpu_layers{{model="alpha",device="{DEVICE}"}} {ALL}'
+    assert line in device_server.get("/metrics").body.decode()
+    assert f"{ALL} of {ALL} layers on {DEVICE} (llvmpipe" in device_server.log
+    shown = run(tmp_path, "ps", "--url", device_server.url)
+    assert f"{DEVICE}: {ALL} of {ALL}" in shown.stdout
+
+
+def test_the_same_tokens_are_as_likely_as_on_the_processor(device_server: Server, server: Server) -> None:
+    for prompt in PROMPTS[:2]:
+        text = prompt + greedy(server, prompt)["text"]
+        expected, got = (greedy(each, text, max_tokens=1, echo=True, logprobs=2) for each in (server, device_server))
+        assert got["logprobs"]["tokens"] == expected["logprobs"]["tokens"]
+        pairs = zip(got["logprobs"]["token_logprobs"][1:], expected["logprobs"]["token_logprobs"][1:], strict=True)
+        assert max(abs(mine - theirs) for mine, theirs in pairs) < TOLERANCE
+        # One token after the other is computed by other programs than a prompt.
+        assert prompt + greedy(device_server, prompt)["text"] == text
+
+
+def test_streams_run_at_once_and_a_long_prompt_lets_the_pool_grow(device_server: Server, server: Server) -> None:
+    prompts = [*PROMPTS[:3], " ".join(PROMPTS + PROMPTS[:12])]  # the last one has more tokens than a new pool has cells
+    alone = [server.chat(prompt, max_tokens=N_TOKENS) for prompt in prompts]
+    streams = [device_server.stream(prompt, max_tokens=N_TOKENS) for prompt in prompts]
+    assert [stream.finish().text for stream in streams] == alone
+    assert entry(device_server)["n_ctx_used"] > 512
+
+
+def test_a_changed_file_is_swapped_on_the_device(device_server: Server) -> None:
+    before = device_server.chat(PROMPTS[0], "gamma", max_tokens=N_TOKENS)
+    path = Path(entry(device_server, "gamma")["path"])
+    write_tiny_model(path.parent, "new", seed=1).rename(path)
+    wait_for(
+        "the swap", lambda: device_server.metric("shimmy_models_loaded") and "swapped `gamma`" in device_server.log
+    )
+    assert device_server.chat(PROMPTS[0], "gamma", max_tokens=N_TOKENS) != before
+    assert entry(device_server, "gamma")["n_device_layers"] == ALL
+
+
+def test_some_layers_and_the_prompts_that_they_have_stored(
+    tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    write_tiny_model(tmp_path, "alpha", n_ctx_train=4096, seed=STEADY_SEED)
+    options = ("--model-path", tmp_path, "--cache-dir", tmp_path / "cache", "--prompt-cache", "9M")
+    long_prompt = " ".join(PROMPTS)
+    on_processor = start(*options)
+    text = on_processor.chat(long_prompt, max_tokens=N_TOKENS)
+    on_processor.stop()
+    on_device = start(*options, "--device", DEVICE, "--gpu-layers", "2")
+    assert on_device.chat(long_prompt, max_tokens=N_TOKENS) == text
+    told = entry(on_device)
+    assert (told["n_device_layers"], told["device_note"]) == (2, "`--gpu-layers 2`")
+    assert 'outcome="miss"} 1' in on_device.get("/metrics").body.decode(), "what the processor stored is not used"
+    on_device.post("/api/models/alpha/unload", {})
+    wait_for("the end of the worker", lambda: not on_device.workers())
+    assert on_device.chat(long_prompt, max_tokens=N_TOKENS) == text
+    assert 'outcome="hit"} 1' in on_device.get("/metrics").body.decode()
+
+
+def test_a_device_that_is_not_there_leaves_the_model_to_the_processor(
+    start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    server = start("--device", "Vulkan7")
+    assert server.chat(PROMPTS[0], max_tokens=2)
+    assert entry(server)["device_note"] == f"there is no device `Vulkan7`; there are: {DEVICE}"
+    required = start("--device", "Vulkan7", "--device-required")
+    reply = required.post(COMPLETION, {"model": "alpha", "prompt": "hello"})
+    assert reply.status == 503
+    assert "there is no device `Vulkan7`" in reply.error["message"]
+
+
+@pytest.fixture(scope="session")
+def fake_loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("loader") / "libvulkan.so.1"
+    options = ("-shared", "-fPIC", "-Wl,-soname,libvulkan.so.1")
+    subprocess.run(["cc", *options, "-o", library, FAKES / "fails_later.c"], check=True)
+    return library
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("abort", "signal 6"), ("hang", "it got no further"), ("fail", "Vulkan")])
+def test_a_driver_that_fails_costs_its_worker_and_the_processor_serves(
+    mode: str, reason: str, fake_loader: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"FAKE_DEVICES": CARD, "FAKE_LATER": mode, "LD_PRELOAD": str(fake_loader)}.items():
+        monkeypatch.setenv(name, value)
+    server = start("--load-timeout", "6")
+    text = server.chat(PROMPTS[0], max_tokens=4)
+    assert text
+    told = entry(server)
+    assert (told["device"], told["state"], told["error"]) == (None, "ready", None)
+    assert told["device_note"].startswith(f"it failed on {DEVICE}: ")
+    assert reason in told["device_note"]
+    assert "is loaded again for the processor" in server.log
