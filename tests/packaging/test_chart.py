@@ -50,7 +50,7 @@ ALL: Json = {
     "image": {"repository": "registry.example/shimmy", "tag": "9", "pullPolicy": "Always"},
     "imagePullSecrets": [{"name": "registry"}],
     "args": ["--preload", "some", "--alias", "gpt-*=some"],
-    "env": {"SHIMMY_KEEP_ALIVE": "30m", "SHIMMY_PARALLEL": 4},
+    "env": {"SHIMMY_KEEP_ALIVE": "30m", "SHIMMY_CTX_SIZE": 1048576, "SHIMMY_METRICS": True},
     "secret": "keys",
     "models": {"pull": ["hf.co/OWNER/NAME:Q4_K_M", "ollama:some"], "size": "40Gi", "storageClass": "fast"},
     "autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 12, "queuedJobs": 2},
@@ -174,10 +174,11 @@ def test_servers_fetch_models_and_grow_with_the_queue(tmp_path: Path) -> None:
         ["/shimmy", "pull", reference] for reference in ALL["models"]["pull"]
     ]
     for container in (*pod["initContainers"], *pod["containers"]):
-        assert container["env"] == [
-            {"name": "SHIMMY_KEEP_ALIVE", "value": "30m"},
-            {"name": "SHIMMY_PARALLEL", "value": "4"},
-        ]
+        assert {variable["name"]: variable["value"] for variable in container["env"]} == {
+            "SHIMMY_KEEP_ALIVE": "30m",
+            "SHIMMY_CTX_SIZE": "1048576",
+            "SHIMMY_METRICS": "true",
+        }
         assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
     assert pod["containers"][0]["args"] == ALL["args"]
     autoscaler = made["HorizontalPodAutoscaler", "team-shimmy"]["spec"]

@@ -30,11 +30,12 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{- /* Numbers come through JSON: helm would write 1048576 as 1.048576e+06. */ -}}
 {{- define "shimmy.environment" -}}
 {{- with .Values.env }}
 env:
   {{- range $variable, $value := . }}
-  - {name: {{ $variable }}, value: {{ $value | quote }}}
+  - {name: {{ $variable }}, value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}}
   {{- end }}
 {{- end }}
 {{- with .Values.secret }}
