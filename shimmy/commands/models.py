@@ -102,7 +102,9 @@ def _described(model: Model, facts: "ModelFacts") -> dict[str, str]:
     kind = ", ".join(filter(None, (model.architecture, f"{count(facts.n_params)} parameters", model.quantization)))
     trained = "" if facts.n_ctx == facts.n_ctx_train else f", trained for {facts.n_ctx_train:,}"
     sequences = plural(facts.n_sequences, "sequence")
-    template = "its own template" if facts.has_chat_template else "no template: texts are completed"
+    template = "with its own template"
+    if not facts.has_chat_template:
+        template = "without a template: chats get a generic one, `generate` completes texts"
     if facts.template_error:
         template = f"its template does not work: {facts.template_error}"
     adapters = ", ".join(f"`{printable(each.path)}` at {each.scale:g}" for each in facts.adapters)
