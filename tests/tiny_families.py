@@ -55,22 +55,35 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_embd": E, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": None,
          "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "vocab_size": N_VOCAB},
     ),
+    "embedding_gemma": (
+        "Gemma3TextModel",
+        {**_GEMMA, "model_type": "gemma3_text", "sliding_window": 32, "use_bidirectional_attention": True},
+    ),
+    "modernbert": (
+        "ModernBertForMaskedLM",
+        {"hidden_activation": "gelu", "norm_eps": 1e-5, "local_attention": 32, "global_attn_every_n_layers": 3,
+         "global_rope_theta": 160000.0, "local_rope_theta": 10000.0},
+    ),
+    "nomic_bert": ("NomicBertModel", {"hidden_act": "silu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
     "bert": ("BertModel", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
 }  # fmt: skip
-TIED = {"ernie4_5", "lfm2", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3"}
+TIED = {"ernie4_5", "lfm2", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3", "embedding_gemma"}
+ENCODERS = {"bert", "embedding_gemma", "modernbert", "nomic_bert"}
 
 
 def config(model_type: str) -> dict[str, Any]:
     name, others = CONFIGS[model_type]
     sizes = {} if model_type == "gpt2" else dict(_SIZES)
-    if model_type == "bert":
+    if model_type in ENCODERS - {"embedding_gemma"}:
         del sizes["num_key_value_heads"]
     return {"architectures": [name], "model_type": model_type, **sizes, **others}
 
 
 def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Weights]:
     random = Random(seed)
-    shapes = {"gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2}.get(model_type)
+    shapes = {
+        "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2, "modernbert": _modern_bert, "nomic_bert": _nomic,
+    }.get(model_type)  # fmt: skip
     found = dict(shapes() if shapes else _decoder(model_type))
     return {name: random_weights(random, shape, dtype) for name, shape in found.items()}
 
@@ -89,7 +102,7 @@ def _layer(model_type: str) -> Shapes:
     if model_type not in {"olmo2", "olmo3"}:
         yield "input_layernorm.weight", (E,)
     yield "post_attention_layernorm.weight", (E,)
-    if model_type in {"gemma2", "gemma3_text"}:
+    if model_type in {"gemma2", "gemma3_text", "embedding_gemma"}:
         yield "pre_feedforward_layernorm.weight", (E,)
         yield "post_feedforward_layernorm.weight", (E,)
     if model_type in {"olmo2", "olmo3"}:
@@ -106,7 +119,7 @@ def _layer(model_type: str) -> Shapes:
         yield f"self_attn.{name}.weight", shape
         if model_type == "llama" or (model_type in {"qwen2", "seed_oss"} and name != "o_proj"):
             yield f"self_attn.{name}.bias", shape[:1]
-    if model_type in {"qwen3", "qwen3_moe", "gemma3_text"}:
+    if model_type in {"qwen3", "qwen3_moe", "gemma3_text", "embedding_gemma"}:
         yield "self_attn.q_norm.weight", (HEAD,)
         yield "self_attn.k_norm.weight", (HEAD,)
     yield from _feed_forward(model_type)
@@ -180,6 +193,36 @@ def _bert() -> Shapes:
         yield from _with_bias(f"{block}.intermediate.dense", (F, E), F)
         yield from _with_bias(f"{block}.output.dense", (E, F), E)
         yield from _with_bias(f"{block}.output.LayerNorm", (E,), E)
+
+
+def _modern_bert() -> Shapes:
+    yield "model.embeddings.tok_embeddings.weight", (N_VOCAB, E)
+    yield "model.embeddings.norm.weight", (E,)
+    yield "model.final_norm.weight", (E,)
+    yield "head.dense.weight", (E, E)
+    for layer in range(LAYERS):
+        block = f"model.layers.{layer}"
+        if layer:
+            yield f"{block}.attn_norm.weight", (E,)
+        yield f"{block}.attn.Wqkv.weight", (3 * E, E)
+        yield f"{block}.attn.Wo.weight", (E, E)
+        yield f"{block}.mlp_norm.weight", (E,)
+        yield f"{block}.mlp.Wi.weight", (2 * F, E)
+        yield f"{block}.mlp.Wo.weight", (E, F)
+
+
+def _nomic() -> Shapes:
+    yield "embeddings.word_embeddings.weight", (N_VOCAB, E)
+    yield "embeddings.token_type_embeddings.weight", (2, E)
+    yield from _with_bias("emb_ln", (E,), E)
+    for layer in range(LAYERS):
+        block = f"encoder.layers.{layer}"
+        yield f"{block}.attn.Wqkv.weight", (3 * E, E)
+        yield f"{block}.attn.out_proj.weight", (E, E)
+        yield from _with_bias(f"{block}.norm1", (E,), E)
+        for name, shape in (("fc11", (F, E)), ("fc12", (F, E)), ("fc2", (E, F))):
+            yield f"{block}.mlp.{name}.weight", shape
+        yield from _with_bias(f"{block}.norm2", (E,), E)
 
 
 def _with_bias(name: str, shape: tuple[int, ...], n_bias: int) -> Shapes:

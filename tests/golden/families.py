@@ -148,6 +148,46 @@ BERT = {
     "max_position_embeddings": 128,
     "pad_token_id": PAD,
 }
+MODERN_BERT = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "local_attention": 15,
+    **(
+        {"global_rope_theta": 5000.0, "local_rope_theta": 500.0}
+        if STYLE == "4"
+        else {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            }
+        }
+    ),
+    **{f"{role}_token_id": number for role, number in (("cls", BOS), ("bos", BOS), ("sep", EOS), ("eos", EOS))},
+    "pad_token_id": PAD,
+}
+NOMIC = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": PAD,
+}
+# What nomic-embed-text-v1.5 says on the hub, in names of its own code, where transformers 4 has none of its own.
+NOMIC_ON_THE_HUB = {
+    "architectures": ["NomicBertModel"], "model_type": "nomic_bert", "activation_function": "swiglu", "causal": False,
+    "layer_norm_epsilon": 1e-12, "max_trained_positions": 128, "mlp_fc1_bias": False, "mlp_fc2_bias": False,
+    "n_embd": 64, "n_head": 4, "n_inner": 96, "n_layer": 2, "n_positions": 512, "parallel_block": False,
+    "prenorm": False, "qkv_proj_bias": False, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_scaling_factor": None,
+    "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "type_vocab_size": 2, "use_rms_norm": False,
+    "vocab_size": N_VOCAB,
+}  # fmt: skip
 # What the text part of a multimodal config.json leaves out has the default of transformers.
 GEMMA3_DEFAULTS = {
     "vocab_size": N_VOCAB,
@@ -250,14 +290,23 @@ GEMMA4_LARGE = GEMMA4 | {
 GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 48}
 
 
-def pooling(kind: str) -> dict[str, Any]:
-    """The files with which sentence-transformers says how vectors of tokens become one."""
+def pooling(kind: str, *dense: tuple[int, int]) -> dict[str, Any]:
+    """The files with which sentence-transformers says how vectors of tokens become one.
+
+    `dense` are the numbers of rows and columns of matrices that it is multiplied with.
+    """
     modules = [
         ("", "Transformer"),
         ("1_Pooling", "Pooling"),
-        ("2_Normalize", "Normalize"),
+        *((f"{index}_Dense", "Dense") for index in range(2, 2 + len(dense))),
+        (f"{2 + len(dense)}_Normalize", "Normalize"),
     ]
+    identity = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
     return {
+        **{
+            f"{index}_Dense/config.json": {"in_features": columns, "out_features": rows, **identity}
+            for index, (rows, columns) in enumerate(dense, 2)
+        },
         "modules.json": [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{module}"}
             for index, (path, module) in enumerate(modules)
@@ -266,6 +315,7 @@ def pooling(kind: str) -> dict[str, Any]:
             "word_embedding_dimension": 64,
             "pooling_mode_cls_token": kind == "cls",
             "pooling_mode_mean_tokens": kind == "mean",
+            **({"pooling_mode_lasttoken": True} if kind == "last" else {}),
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
@@ -356,6 +406,19 @@ FAMILIES = {
     "bert-mean": Family("BertModel", BERT, extra_files=pooling("mean")),
     "bert-cls": Family("BertModel", BERT, extra_files=pooling("cls")),
     "bert-prefixed": Family("BertForMaskedLM", BERT, extra_files=pooling("mean")),
+    "modernbert": Family("ModernBertModel", MODERN_BERT, extra_files=pooling("cls")),
+    "modernbert-silu": Family(
+        "ModernBertForMaskedLM", MODERN_BERT | {"hidden_activation": "silu"}, extra_files=pooling("mean")
+    ),
+    "embedding-gemma": Family(
+        "Gemma3TextModel",
+        COMMON | gemma3(use_bidirectional_attention=True, sliding_window=14),
+        extra_files=pooling("mean", (96, 64), (64, 96)),
+    ),
+    "qwen3-embedding": Family(
+        "Qwen3Model", COMMON | {"head_dim": 32, "rope_theta": 5000.0}, extra_files=pooling("last")
+    ),
+    "nomic": Family("NomicBertModel", NOMIC, extra_files=pooling("mean")),
 }  # fmt: skip
 
 
@@ -378,6 +441,8 @@ def record(name: str, family: Family) -> None:
     if old:
         assert shapes(old["files"]) == shapes(files), name
     configs = (old["configs"] if old else {}) | dict.fromkeys(("4", "5") if family.only else (STYLE,), config)
+    if config["model_type"] == "nomic_bert":
+        configs["4"] = NOMIC_ON_THE_HUB
     content: dict[str, Any] = {
         "made_with": (old["made_with"] if old else {}) | {STYLE: [transformers.__version__, torch.__version__]},
         "seed": family.seed or name,
@@ -392,9 +457,9 @@ def record(name: str, family: Family) -> None:
     weights.golden.cache_clear()
     with tempfile.TemporaryDirectory() as folder:
         model = load(family, weights.write_folder(name, Path(folder) / name, STYLE))
-        is_encoder = model.config.model_type == "bert"
+        is_encoder = bool(family.extra_files)
         tokens = list(prompts(content["seed"], family))
-        content["prompts"] = vectors(tokens, family, model) if is_encoder else log_probs(tokens, model)
+        content["prompts"] = vectors(name, tokens, family, model) if is_encoder else log_probs(tokens, model)
     path.write_text(dump(content))
     if old:
         difference = max(abs(a - b) for a, b in zip(numbers(old["prompts"]), numbers(content["prompts"]), strict=True))
@@ -419,6 +484,11 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as tensors:
             files[path.name] = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    for name, module in family.extra_files.items():
+        path = name.replace("config.json", "model.safetensors")
+        if name.endswith("_Dense/config.json"):
+            shape = [module["out_features"], module["in_features"]]
+            files[path] = {path.replace("model.safetensors", "linear.weight"): shape}
     return config, files
 
 
@@ -426,6 +496,10 @@ def as_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
     """In the words of the earlier versions 4, in which most files of the hub are written."""
     config = {("torch_dtype" if key == "dtype" else key): value for key, value in config.items()}
     kinds = config.pop("layer_types", None)
+    if config.get("use_bidirectional_attention"):
+        config["sliding_window"] = 2 * (config["sliding_window"] - 1)  # version 4 writes what it computes with
+    if config["model_type"] == "modernbert":
+        config["global_attn_every_n_layers"] = 3
     if kinds and config["model_type"] == "gemma3_text":
         config["sliding_window_pattern"] = 6
     if kinds and config["model_type"] == "qwen3_next":
@@ -501,16 +575,24 @@ def check_router(router: Any, _: Any, output: Any) -> None:
         check_routes([found.log() * router.hidden_size**0.5], router.config.top_k_experts)
 
 
-def vectors(prompts: list[list[int]], family: Family, model: Any) -> list[Any]:
+def vectors(name: str, prompts: list[list[int]], family: Family, model: Any) -> list[Any]:
     """For each prompt its tokens and its normalised vector."""
-    is_cls = family.extra_files["1_Pooling/config.json"]["pooling_mode_cls_token"]
-    encoder = getattr(model, "bert", model)
+    modes = family.extra_files["1_Pooling/config.json"]
+    is_cls, is_last = modes["pooling_mode_cls_token"], modes.get("pooling_mode_lasttoken", False)
+    encoder = model.base_model
+    dense = [
+        torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape).double()
+        for path, (_, shape, data) in weights.checkpoint(name, STYLE)[1].items()
+        if "/" in path
+    ]
     result = []
     for tokens in prompts:
         whole = [CLS, *(max(token, MASK + 1) for token in tokens), SEP]
         with torch.no_grad():
             states = encoder(input_ids=torch.tensor([whole])).last_hidden_state[0].double()
-        vector = states[0] if is_cls else states.mean(dim=0)
+        vector = states[0] if is_cls else states[-1] if is_last else states.mean(dim=0)
+        for matrix in dense:
+            vector = matrix @ vector
         vector /= vector.norm()
         result.append({"tokens": whole, "vector": [round(number, N_DIGITS + 1) for number in vector.tolist()]})
     return result

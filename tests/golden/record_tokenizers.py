@@ -20,7 +20,17 @@ from typing import Any
 from shimmy.formats.tokenizer import pretokenizers
 from tests.awkward_texts import texts
 from tests.models import demo_model, template_free_model
-from tests.tokenizer_folders import BYTE_LEVEL, LEGACY_PREFIX, META_SPACES, Json, gemma3, minilm, smollm2
+from tests.tokenizer_folders import (
+    BYTE_LEVEL,
+    LEGACY_PREFIX,
+    META_SPACES,
+    Json,
+    gemma3,
+    minilm,
+    smollm2,
+    surrounded_by,
+    template_token,
+)
 from tools.steps import say
 
 FILE = Path(__file__).parent / "tokenizers.json.xz"
@@ -62,6 +72,7 @@ def _tiny_tokenizers() -> dict[str, Json]:
                 "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "ignore_merges": ignore_merges,
                 "normalizer": {"type": "NFC"} if name == "qwen2" else None,
             }  # fmt: skip
+    found["tiny-modern-bert"] = {"pre_tokenizer": BYTE_LEVEL, "normalizer": {"type": "NFC"}, "surrounds": True}
     for scheme in ("always", "first", "never"):
         meta_space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
         found[f"tiny-meta-space-{scheme}"] = {"pre_tokenizer": meta_space, "byte_fallback": True}
@@ -75,6 +86,7 @@ def _trained(parts: Json) -> Json:
     models, trainers = _library.models, _library.trainers
     has_fallback = parts.pop("byte_fallback", False)
     ignore_merges = parts.pop("ignore_merges", False)
+    surrounds = parts.pop("surrounds", False)
     model = models.BPE(byte_fallback=has_fallback, unk_token="<unk>" if has_fallback else None, fuse_unk=has_fallback)
     empty = json.loads(_library.Tokenizer(model).to_str())
     tokenizer = _library.Tokenizer.from_str(json.dumps({**empty, **parts}))
@@ -93,6 +105,10 @@ def _trained(parts: Json) -> Json:
     for token in trained["added_tokens"]:
         token["normalized"] = False
         token["rstrip"] = token["content"] == "<|im_end|>" and has_fallback  # as Phi-3 has it
+        token["lstrip"] = token["content"] == "<|im_start|>" and surrounds  # as ModernBERT's [MASK]
+    if surrounds:
+        around = {text: template_token(text, trained["model"]["vocab"][text]) for text in ("<s>", "</s>")}
+        trained["post_processor"] = {**surrounded_by("<s>", None, "</s>"), "special_tokens": around}
     trained["model"]["ignore_merges"] = ignore_merges
     return trained
 

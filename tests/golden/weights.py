@@ -53,6 +53,11 @@ def checkpoint(family: str, style: str, dtype: str = "") -> tuple[dict[str, Any]
     }
 
 
+def makes_embeddings(family: str) -> bool:
+    """Whether vectors are recorded of it, and no log-probabilities."""
+    return "modules.json" in golden(family)["extra_files"]
+
+
 def write_folder(family: str, folder: Path, style: str, dtype: str = "") -> Path:
     """Write the whole checkpoint into the new `folder`: config, tensors in their files, tokenizer; returns `folder`."""
     record = golden(family)
@@ -60,9 +65,12 @@ def write_folder(family: str, folder: Path, style: str, dtype: str = "") -> Path
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     for file, names in record["files"].items():
-        write_safetensors(folder / file, {name: tensors[name] for name in names})
-    if len(record["files"]) > 1:
-        weight_map = {name: file for file, names in record["files"].items() for name in names}
+        (folder / file).parent.mkdir(exist_ok=True)
+        # Tensors of modules have the name of their folder before their own.
+        write_safetensors(folder / file, {name.rpartition("/")[2]: tensors[name] for name in names})
+    own = {file: names for file, names in record["files"].items() if "/" not in file}
+    if len(own) > 1:
+        weight_map = {name: file for file, names in own.items() for name in names}
         total = sum(len(data) for _, _, data in tensors.values())
         write_json(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -70,8 +78,8 @@ def write_folder(family: str, folder: Path, style: str, dtype: str = "") -> Path
     for name, content in record["extra_files"].items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_json(folder / name, content)
-    is_encoder = config["model_type"] == "bert"
-    tokenizer = wordpiece_tokenizer() if is_encoder else byte_level_tokenizer(record["n_tokens"])
+    is_word_piece = config["model_type"] in {"bert", "nomic_bert"}
+    tokenizer = wordpiece_tokenizer() if is_word_piece else byte_level_tokenizer(record["n_tokens"])
     for name, content in tokenizer.items():
         write_json(folder / name, content)
     return folder
@@ -130,7 +138,7 @@ def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tup
     if name.endswith(".bias"):
         return 0.0, 0.3
     if name.endswith((".A_log", ".dt_bias")):  # a state that is kept for some tokens
-        return -2.0, 1.0
+        return (-2.0 if ".linear_attn." in name else -1.0), 1.0
     if config["model_type"] in _UNSCALED and name.endswith(("q_norm.weight", "k_norm.weight")):
         return 0.5, 0.25
     if len(shape) == 1:  # of a norm, which Gemma adds 1 to

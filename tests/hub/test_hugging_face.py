@@ -69,6 +69,8 @@ def test_a_folder_of_safetensors_comes_with_what_it_needs(serve: Serve, place: P
         "merges.txt": b"a b",
         "chat_template.jinja": b"{{ x }}",
         "1_Pooling/config.json": b"{ }",
+        "2_Dense/config.json": b"{  }",
+        "2_Dense/model.safetensors": b"dense",
     }
     others = {"README.md": b"read", "onnx/model.onnx": b"onnx", "consolidated.safetensors": b"twice"}
     server = FakeHub({"o/folder": needed | others})

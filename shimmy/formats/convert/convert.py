@@ -34,7 +34,7 @@ from shimmy.formats.safetensors.checkpoint import (
     read_json,
     shown,
 )
-from shimmy.formats.safetensors.sentence_transformers import pooling_type
+from shimmy.formats.safetensors.sentence_transformers import dense_matrices, pooling_type
 from shimmy.formats.tokenizer.vocab import vocabulary
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def plan(folder: Path) -> ConversionPlan:
     family = family_of(config)
     checkpoint = read_folder(folder)
     pooling = pooling_type(folder)
-    found = recipe(family, checkpoint, config, pooling)
+    found = recipe(family, checkpoint, config, pooling, dense_matrices(folder))
     infos = [output.info for output in found.outputs]
     return ConversionPlan(
         name=huggingface.name(folder),
@@ -123,7 +123,7 @@ def plan(folder: Path) -> ConversionPlan:
         n_ctx_train=found.n_ctx,
         size_bytes=data_size(infos),
         notices=found.notices,
-        is_embedding=found.architecture == "bert" or pooling is not None,
+        is_embedding=family.is_encoder or pooling is not None,
         has_chat_template=_has_chat_template(folder),
         recipe=found,
         config=config,

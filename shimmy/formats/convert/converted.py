@@ -4,7 +4,7 @@ from pathlib import Path
 
 from shimmy.formats.convert import cache
 from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES
-from shimmy.formats.safetensors.sentence_transformers import config_path
+from shimmy.formats.safetensors.sentence_transformers import module_files
 
 # Another one makes another file of the same folder, and looks again at folders that were refused. To be raised with
 # whatever changes what a folder becomes: another family, quantisation or refusal, other metadata, other numbers.
@@ -31,8 +31,7 @@ def version(folder: Path) -> tuple[int, int]:
 
 
 def _sources(folder: Path) -> list[cache.Source]:
-    pooling = config_path(folder)
     paths = [path for path in folder.iterdir() if path.name.endswith(_SOURCE_SUFFIXES)]
-    paths += [pooling] if pooling is not None and pooling.exists() else []
+    paths += [path for path in module_files(folder) if path.exists()]
     paths += (folder / ADDITIONAL_TEMPLATES).glob("*.jinja")
     return cache.sources(folder, paths)

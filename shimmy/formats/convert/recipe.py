@@ -5,7 +5,7 @@ known by `tensor_table`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from shimmy.formats.convert.hyperparameters import (
     wrong,
 )
 from shimmy.formats.convert.tensor_table import CODES, TensorTable
-from shimmy.formats.convert.transforms import TensorOutput
+from shimmy.formats.convert.transforms import TensorOutput, TensorSlice
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import Metadata, TensorInfo
 from shimmy.formats.quantised.schemes import scheme_of
@@ -50,18 +50,28 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def recipe(family: Family, checkpoint: Checkpoint, config: Mapping[str, Any], pooling_type: int | None) -> Recipe:
-    """How a checkpoint of `family` with this `text_config` is converted. Raises Unconvertible with the reason."""
+def recipe(
+    family: Family,
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    pooling_type: int | None,
+    dense: Sequence[CheckpointTensor] = (),
+) -> Recipe:
+    """How a checkpoint of `family` with this `text_config` is converted. Raises Unconvertible with the reason.
+
+    `dense` are the matrices behind the pooling, as `sentence_transformers` reads them.
+    """
     scheme = scheme_of(config, checkpoint)
     values = family.renamed(Hyperparameters(config, family.defaults))
     draft = MetadataBuilder(family.architecture)
     sizes = _describe(draft, values, family)
-    if pooling_type is None and family.architecture == "bert":
+    if pooling_type is None and family.is_encoder:
         draft.notices.append("it does not say how to pool its vectors: their mean is taken")
         pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
     outputs, zeros = _outputs(_canonical(checkpoint, family, values), scheme, family, values, sizes)
+    outputs += _dense(draft, family, sizes["E"], dense)
     draft.notices += _inexact(outputs)
     for name, numbers in draft.computed.items():
         outputs.append(TensorOutput(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
@@ -89,9 +99,8 @@ def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -
     activation = values.get("hidden_activation", "hidden_act", "activation_function")
     if activation is not None and str(activation) not in family.activations:
         raise Unconvertible(f"its activation `{shown(str(activation))}` is not the one that the engine computes")
-    for key in ("is_decoder", "add_cross_attention", "use_bidirectional_attention"):
-        if key != "is_decoder" or family.architecture == "bert":
-            values.require(key, False, default=False)
+    for key in ("add_cross_attention", "is_decoder" if family.is_encoder else "use_bidirectional_attention"):
+        values.require(key, False, default=False)
     draft.integer("block_count", sizes["layers"])
     draft.integer("embedding_length", n_embd)
     draft.integer("feed_forward_length", sizes["F"])
@@ -102,12 +111,15 @@ def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -
             raise wrong("head_dim", n_embd_head)
         draft.integer("attention.key_length", n_embd_head)
         draft.integer("attention.value_length", n_embd_head)
-        draft.number("attention.layer_norm_rms_epsilon", values.number("rms_norm_eps"))
         sizes["R"] = _n_rotated(values, family, n_embd_head)
         draft.integer("rope.dimension_count", sizes["R"])
         describe_rope(draft, values, family.scalings, sizes["R"])
-    else:
+    if family.is_layer_norm:
         draft.number("attention.layer_norm_epsilon", values.number("layer_norm_eps", "layer_norm_epsilon"))
+    else:
+        draft.number("attention.layer_norm_rms_epsilon", values.number("rms_norm_eps"))
+    if family.is_encoder:
+        draft.flag("attention.causal", False)
     family.describe(draft, values, sizes)
     return sizes
 
@@ -118,6 +130,26 @@ def _n_rotated(values: Hyperparameters, family: Family, n_embd_head: int) -> int
     if n_rotated != n_embd_head and (not family.rotates_partly or n_rotated < 2 or n_rotated % 2):
         raise wrong("partial_rotary_factor", share)
     return n_rotated
+
+
+def _dense(
+    draft: MetadataBuilder, family: Family, n_embd: int, matrices: Sequence[CheckpointTensor]
+) -> list[TensorOutput]:
+    """The two matrices that pooled vectors are multiplied with; what comes out is as long as what goes in."""
+    if not matrices:
+        return []
+    widths = [n_embd, *(tensor.shape[0] for tensor in matrices)]
+    if not family.has_dense or len(matrices) != 2 or widths[2] != n_embd:
+        raise Unconvertible("its vectors go through a module `Dense`, which the engine does not have for this model")
+    outputs = []
+    for number, tensor, n_in, n_out in zip((2, 3), matrices, widths, widths[1:], strict=False):
+        if tensor.shape != (n_out, n_in) or tensor.dtype not in CODES:
+            raise Unconvertible("a matrix of its modules `Dense` has another size than its vectors, or no plain type")
+        draft.integer(f"dense_{number}_feat_in", n_in)
+        draft.integer(f"dense_{number}_feat_out", n_out)
+        info = TensorInfo(f"dense_{number}.weight", (n_in, n_out), CODES[tensor.dtype])
+        outputs.append(TensorOutput(info, (TensorSlice(tensor, 0, tensor.n_bytes),)))
+    return outputs
 
 
 def _inexact(outputs: list[TensorOutput]) -> list[str]:
@@ -145,7 +177,7 @@ def _canonical(checkpoint: Checkpoint, family: Family, values: Hyperparameters) 
         name = full_name.removeprefix(prefix)
         if name.startswith(ignored) or name.endswith(family.ignored_suffixes):
             continue
-        if family.architecture == "bert":  # as checkpoints that were once TensorFlow's have them
+        if family.is_encoder:  # as checkpoints that were once TensorFlow's have them
             name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
         if name in tensors:
             raise Unconvertible(f"its tensor `{shown(name)}` is there twice, under two names")
@@ -166,7 +198,7 @@ def _outputs(
         elif row.target == "token_embd.weight":
             table.add_embeddings(row)
         else:
-            for layer in range(sizes["layers"]) if "#" in row.source else (0,):
+            for layer in range(row.first_layer, sizes["layers"]) if "#" in row.source else (0,):
                 if not row.layers or row.layers in kinds[layer]:
                     table.add(row, layer)
     zeros = table.zero_biases()

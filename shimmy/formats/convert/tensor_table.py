@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 
 from shimmy.formats.convert.families.family import Family, Row, Runs
-from shimmy.formats.convert.families.gemma import gemma_scalar
+from shimmy.formats.convert.families.gemma import N_LAYERS_27B, gemma_scalar
 from shimmy.formats.convert.hyperparameters import MAX_WIDTH, Hyperparameters, checked_number, wrong
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
 from shimmy.formats.format_errors import Unconvertible
@@ -149,7 +149,7 @@ class TensorTable:
         scalar = checked_number("query_pre_attn_scalar", scalar)
         if not scalar:
             raise wrong("query_pre_attn_scalar", scalar)
-        return math.sqrt(gemma_scalar(self._sizes, 62) / scalar)
+        return math.sqrt(gemma_scalar(self._sizes, N_LAYERS_27B) / scalar)
 
     def _pieces(self, row: Row, layer: int) -> _Pieces:
         source = (row.source if row.is_named_in_full else f"{row.source}.weight").replace("#", str(layer))

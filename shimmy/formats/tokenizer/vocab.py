@@ -255,6 +255,9 @@ def _special_tokens(files: _Folder, tokens: Tokens, config: Mapping[str, Any], n
             raise Unconvertible("its tokenizer does not put one token before a text and one behind it, as BERT does")
         ids["bos"], ids["eos"] = first[0], last[0]
         ids["cls"], ids["sep"] = first[0], last[0]
+    former = ids.get("eos")
+    if len(last) == 1:  # a model for embeddings may have been made of one for chats, whose `eos` ends a turn
+        ids["eos"] = last[0]
     for role, around in (("bos", first), ("eos", last)):
         if len(around) > 1 or (around and ids.setdefault(role, around[0]) != around[0]):
             raise Unconvertible(f"its tokenizer puts tokens around a text that are not its `{role}` token")
@@ -263,7 +266,7 @@ def _special_tokens(files: _Folder, tokens: Tokens, config: Mapping[str, Any], n
     ids.setdefault("bos", ids["eos"])  # llama.cpp would take token 1 or 11 for it
     adds = {"bos": bool(first), "eos": bool(last)}
     if tokens.model != "bert":
-        ids |= _more_ends(files, tokens, config, ids["eos"], n_tokens)
+        ids |= _more_ends(files, tokens, config, ids["eos"], former, n_tokens)
     return [
         *((_KEYS[role], GgufType.UINT32, index) for role, index in ids.items()),
         *((f"tokenizer.ggml.add_{role}_token", GgufType.BOOL, added) for role, added in adds.items()),
@@ -283,9 +286,14 @@ def _id(files: _Folder, tokens: Tokens, config: Mapping[str, Any], role: str, n_
     return next((number for number in found if type(number) is int and 0 <= number < n_tokens), None)
 
 
-def _more_ends(files: _Folder, tokens: Tokens, config: Mapping[str, Any], eos: int, n_tokens: int) -> dict[str, int]:
-    """Tokens beside `eos` that end a text, as far as llama.cpp does not know them by their names: it has two places."""
-    numbers: list[object] = []
+def _more_ends(
+    files: _Folder, tokens: Tokens, config: Mapping[str, Any], eos: int, former: int | None, n_tokens: int
+) -> dict[str, int]:
+    """Tokens beside `eos` that end a text, as far as llama.cpp does not know them by their names: it has two places.
+
+    `former` is the one that the tokenizer's configuration names, where another one is put behind a text.
+    """
+    numbers: list[object] = [former]
     for source in (files.generation, config):
         found = source.get("eos_token_id")
         numbers += found[:MAX_ADDED_TOKENS] if isinstance(found, list) else [found]

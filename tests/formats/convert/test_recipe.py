@@ -1,9 +1,12 @@
 """Each family of models: its tensors arrive where the engine wants them, and what it cannot compute is not served."""
 
+import json
 import math
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,17 +16,18 @@ from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.formats.convert import convert
 from shimmy.formats.convert.convert import ConversionPlan, plan
+from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.convert.transforms import chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader as gguf
 from shimmy.formats.gguf.writer import GgufType, Metadata
-from shimmy.formats.safetensors.checkpoint import TensorReader
+from shimmy.formats.safetensors.checkpoint import InvalidSafetensors, TensorReader
 from tests import tiny_families
-from tests.tiny_checkpoints import Weights, write_checkpoint
+from tests.tiny_checkpoints import Weights, encode_safetensors, random_weights, write_checkpoint
 from tests.tiny_models import vocabulary
 
 FAMILIES = tuple(tiny_families.CONFIGS)
-DECODERS = tuple(name for name in FAMILIES if name != "bert")
+DECODERS = tuple(name for name in FAMILIES if name not in tiny_families.ENCODERS)
 
 
 def ignore(share: float) -> None:
@@ -95,9 +99,10 @@ def test_the_engine_takes_every_family(
     path = tmp_path / "made.gguf"
     found = convert.convert(folder, path, ignore)
     header = gguf.validate(path)
-    assert (found.n_ctx_train, len(found.notices)) == (tiny_families.CONTEXT, int(model_type == "bert"))
+    is_encoder = model_type in tiny_families.ENCODERS
+    assert (found.n_ctx_train, len(found.notices)) == (tiny_families.CONTEXT, int(is_encoder))
     assert (header.n_ctx_train, header.quantization) == (tiny_families.CONTEXT, dtype)
-    assert header.is_embedding == found.is_embedding == (model_type == "bert")
+    assert header.is_embedding == found.is_embedding == is_encoder
     codes = {name: tensor.code for name, tensor in gguf.contents(path).tensors.items()}
     assert codes[b"token_embd.weight"] == {"F32": 0, "F16": 1, "BF16": 30}[dtype]
     always = ("_norm.weight", ".bias", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
@@ -416,6 +421,22 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert", {"is_decoder": True}, "is_decoder"),
+        ("embedding_gemma", {"use_bidirectional_attention": None}, "use_bidirectional_attention"),
+        ("modernbert", {"norm_bias": True}, "norm_bias"),
+        ("modernbert", {"attention_bias": True}, "attention_bias"),
+        ("modernbert", {"mlp_bias": True}, "mlp_bias"),
+        ("modernbert", {"hidden_activation": "relu"}, "relu"),
+        ("modernbert", {"local_rope_theta": None}, "local_rope_theta"),
+        ("modernbert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ("modernbert", {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers"),
+        ("modernbert", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+        ("nomic_bert", {"hidden_act": "gelu"}, "gelu"),
+        ("nomic_bert", {"prenorm": True}, "prenorm"),
+        ("nomic_bert", {"rotary_emb_interleaved": True}, "rotary_emb_interleaved"),
+        ("nomic_bert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
+        ("nomic_bert", {"rotary_emb_scale_base": 512}, "rotary_emb_scale_base"),
+        ("nomic_bert", {"num_experts": 8, "moe_every_n_layers": 2}, "num_experts"),
+        ("nomic_bert", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e3}}, "yarn"),
         ("qwen2", {"layer_types": ["linear_attention", "full_attention"]}, "layer_types"),
     ],
 )
@@ -518,12 +539,65 @@ def test_an_encoder_that_does_not_say_how_to_pool_takes_the_mean_and_says_so(tmp
 
 def test_other_pooling_and_other_modules_are_refused(tmp_path: Path) -> None:
     for index, (pooling, others) in enumerate(
-        (({"pooling_mode_max_tokens": True}, ()), ({}, ()), ({"pooling_mode_cls_token": True}, ("Dense",)))
+        (({"pooling_mode_max_tokens": True}, ()), ({}, ()), ({"pooling_mode_cls_token": True}, ("WordWeights",)))
     ):
         folder = folder_of(tmp_path / str(index), "bert")
         write_modules(folder, pooling, *others)
-        with pytest.raises(Unconvertible, match=r"pooling|Dense"):
+        with pytest.raises(Unconvertible, match=r"pooling|WordWeights"):
             plan(folder)
+
+
+IDENTITY = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+
+
+def write_dense(folder: Path, index: int, shape: tuple[int, int], **changes: Any) -> None:
+    (folder / f"{index}_Dense").mkdir()
+    (folder / f"{index}_Dense" / "config.json").write_text(json.dumps(IDENTITY | changes))
+    weights = {"linear.weight": random_weights(Random(index), shape)}
+    (folder / f"{index}_Dense" / "model.safetensors").write_bytes(encode_safetensors(weights))
+
+
+def test_matrices_behind_the_pooling_are_part_of_the_model(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "embedding_gemma")
+    write_modules(folder, {"pooling_mode_mean_tokens": True}, "Dense", "Dense", "Normalize")
+    with pytest.raises(InvalidSafetensors, match=r"2_Dense/config\.json"):
+        plan(folder)
+    write_dense(folder, 2, (96, 64))
+    write_dense(folder, 3, (64, 96))
+    before = cache_name(folder)
+    found = plan(folder)
+    assert found.shapes["dense_2.weight"] == (64, 96)
+    assert found.shapes["dense_3.weight"] == (96, 64)
+    assert [metadata(found)[f"dense_{number}_feat_out"] for number in (2, 3)] == [96, 64]
+    (folder / "3_Dense" / "model.safetensors").touch()
+    os.utime(folder / "3_Dense" / "model.safetensors", ns=(1, 1))
+    assert cache_name(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("model_type", "modules", "second", "changes", "word"),
+    [
+        ("bert", ("Dense", "Dense"), (64, 96), {}, "Dense"),
+        ("embedding_gemma", ("Dense", "Dense"), (64, 80), {}, "size"),
+        ("embedding_gemma", ("Dense", "Dense"), (32, 96), {}, "Dense"),
+        ("embedding_gemma", ("Dense", "Dense", "Dense"), (96, 96), {}, "missing"),
+        ("embedding_gemma", ("Dense",), (64, 96), {}, "Dense"),
+        ("embedding_gemma", ("Normalize", "Dense", "Dense"), (64, 96), {}, "order"),
+        ("embedding_gemma", ("Dense", "Dense"), (64, 96), {"bias": True}, "bias"),
+        ("embedding_gemma", ("Dense", "Dense"), (64, 96), {"activation_function": "torch.nn.Tanh"}, "activation"),
+        ("embedding_gemma", ("Dense", "Dense"), (64, 96), {"activation_function": None}, "activation"),
+    ],
+)
+def test_other_matrices_behind_the_pooling_are_refused(
+    model_type: str, modules: tuple[str, ...], second: tuple[int, int], changes: Mapping[str, Any], word: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    folder = folder_of(tmp_path, model_type)
+    write_modules(folder, {"pooling_mode_mean_tokens": True}, *modules)
+    write_dense(folder, 2, (96, 64))
+    write_dense(folder, 3, second, **changes)
+    with pytest.raises((Unconvertible, InvalidSafetensors), match=word):
+        plan(folder)
 
 
 def test_modules_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:

@@ -238,6 +238,25 @@ def test_white_space_behind_a_token_that_swallows_it_is_gone(load: Load) -> None
 SPACES: Json = {"pattern": {"String": " "}, "content": "▁"}
 
 
+def test_a_token_behind_each_text_takes_the_place_of_the_eos_which_ends_texts_still(load: Load) -> None:
+    """As in Qwen3-Embedding, made of a model for chats."""
+    added = [added_token(257, "<stop>"), added_token(258, "<pad>")]
+    tokens = byte_level(added_tokens=added, post_processor=surrounded_by(None, "<pad>"))
+    vocabulary = load(tokenizer_json=tokens, tokenizer_config_json={"eos_token": "<stop>"})
+    assert vocabulary.ids("a")[-1] == 258
+    assert len(vocabulary.ids("a")) == 2
+    assert [vocabulary.ends(token) for token in (257, 258, 256)] == [True, True, False]
+
+
+def test_a_byte_level_encoder_has_tokens_around_its_texts(load: Load) -> None:
+    """As ModernBERT, which has no tokens that are called `bos` and `eos`."""
+    added = [added_token(0, "</s>"), added_token(257, "[CLS]"), added_token(258, "[SEP]")]
+    tokens = byte_level(added_tokens=added, post_processor=surrounded_by("[CLS]", None, "[SEP]"))
+    vocabulary = load(tokenizer_json=tokens, tokenizer_config_json={"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    ids = vocabulary.ids("a")
+    assert (ids[0], ids[-1], len(ids)) == (257, 258, 3)
+
+
 def test_special_tokens_around_a_text_are_those_of_the_template(load: Load) -> None:
     tokens = byte_fallback("▁", post_processor=surrounded_by("<s>", None, "</s>"))
     vocabulary = load(tokenizer_json=tokens, tokenizer_config_json=EOS)

@@ -1,15 +1,82 @@
-"""Encoders, for embeddings."""
+"""Encoders, for embeddings: BERT, ModernBERT, nomic-embed."""
 
-from shimmy.formats.convert.families.family import GELU, Family, Row
-from shimmy.formats.convert.families.settings import plain_heads
-from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder
+from typing import Any
+
+from shimmy.formats.convert.families.family import GELU, SILU, Family, Row
+from shimmy.formats.convert.families.settings import plain_heads, window_pattern
+from shimmy.formats.convert.hyperparameters import (
+    MAX_CONTEXT,
+    MAX_LAYERS,
+    Hyperparameters,
+    MetadataBuilder,
+    checked_number,
+    wrong,
+)
 
 
 def describe_bert(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del draft
     plain_heads(values, sizes)
     values.require("position_embedding_type", "absolute", default="absolute")
     sizes["T"] = values.integer("type_vocab_size", default=2)
-    draft.flag("attention.causal", False)
+
+
+def modern_bert_renamed(values: Hyperparameters) -> Hyperparameters:
+    """Kinds of layers, and both rotations, as other families write them."""
+    changes: dict[str, Any] = {"layer_norm_eps": values.number("norm_eps")}
+    if values.get("layer_types") is None:
+        n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+        period = values.integer("global_attn_every_n_layers")
+        changes["layer_types"] = [
+            "sliding_attention" if layer % period else "full_attention" for layer in range(n_layers)
+        ]
+    if values.get("rope_parameters") is None:
+        values.require("rope_scaling", None)
+        changes["rope_parameters"] = {
+            kind: {"rope_type": "default", "rope_theta": values.number(f"{where}_rope_theta")}
+            for kind, where in (("full_attention", "global"), ("sliding_attention", "local"))
+        }
+    return values.changed(changes)
+
+
+def describe_modern_bert(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    plain_heads(values, sizes)
+    for key in ("attention_bias", "mlp_bias", "norm_bias"):
+        values.require(key, False, default=False)
+    draft.text("hidden_activation", str(values.get("hidden_activation")))
+    if not window_pattern(draft, values, sizes):
+        return
+    draft.integer("attention.sliding_window", values.integer("local_attention", minimum=2, maximum=MAX_CONTEXT))
+    rope = values.get("rope_parameters")
+    local = rope.get("sliding_attention") if isinstance(rope, dict) else None
+    if not isinstance(local, dict):
+        raise wrong("rope_parameters", rope)
+    Hyperparameters(local, {}).require("rope_type", "default", default="default")
+    draft.number("rope.freq_base_swa", checked_number("rope_theta", local.get("rope_theta")))
+
+
+def nomic_renamed(values: Hyperparameters) -> Hyperparameters:
+    """The names of the hub's files are those of GPT-2, and those of transformers those of BERT."""
+    if values.get("n_embd") is None:
+        return values
+    epsilon = values.number("layer_norm_epsilon")
+    return values.changed({"rope_theta": values.number("rotary_emb_base"), "layer_norm_eps": epsilon})
+
+
+def describe_nomic(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    plain_heads(values, sizes)
+    for key in (
+        "causal", "prenorm", "qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias", "rotary_emb_interleaved", "use_rms_norm",
+        "parallel_block",
+    ):  # fmt: skip
+        values.require(key, False, default=False)
+    values.require("rotary_emb_fraction", 1, 1.0, default=1.0)
+    values.require("scale_attn_weights", True, default=True)
+    for key in ("rotary_emb_scale_base", "num_experts", "moe_every_n_layers"):
+        values.require(key, None, 0)
+    trained = values.integer("max_trained_positions", maximum=MAX_CONTEXT, default=draft.n_ctx)
+    draft.cap_context(trained, "the engine does not scale its positions dynamically beyond them")
+    sizes["T"] = values.integer("type_vocab_size", default=2)
 
 
 FAMILIES = (
@@ -29,5 +96,38 @@ FAMILIES = (
          Row("encoder.layer.#.output.LayerNorm", "blk.#.layer_output_norm.weight", "E", bias="required")),
         GELU, None, describe_bert, {"layer_norm_eps": 1e-12},
         prefixes=("bert.",), ignored_prefixes=("pooler.", "cls.", "embeddings.position_ids"), ignored_suffixes=(),
+        is_encoder=True, is_layer_norm=True,
+    ),
+    Family(
+        "ModernBERT", "modernbert", ("ModernBertModel", "ModernBertForMaskedLM"), "modern-bert",
+        (Row("embeddings.tok_embeddings", "token_embd.weight", "VE"),
+         Row("embeddings.norm", "token_embd_norm.weight", "E"),
+         Row("layers.#.attn_norm", "blk.#.attn_norm.weight", "E", first_layer=1),
+         Row("layers.#.attn.Wqkv", "blk.#.attn_qkv.weight", "AE"),
+         Row("layers.#.attn.Wo", "blk.#.attn_output.weight", "EQ"),
+         Row("layers.#.mlp_norm", "blk.#.ffn_norm.weight", "E"),
+         Row("layers.#.mlp.Wi", "blk.#.ffn_up.weight", "GE"),
+         Row("layers.#.mlp.Wo", "blk.#.ffn_down.weight", "EF"),
+         Row("final_norm", "output_norm.weight", "E")),
+        frozenset(("gelu", "silu")), frozenset(), describe_modern_bert,
+        {"norm_eps": 1e-5, "hidden_activation": "gelu"},
+        prefixes=("model.",), ignored_prefixes=("head.", "decoder."), ignored_suffixes=(),
+        renamed=modern_bert_renamed, is_encoder=True, is_layer_norm=True,
+    ),
+    Family(
+        "nomic-embed", "nomic_bert", ("NomicBertModel",), "nomic-bert",
+        (Row("embeddings.word_embeddings", "token_embd.weight", "VE"),
+         Row("embeddings.token_type_embeddings", "token_types.weight", "TE"),
+         Row("emb_ln", "token_embd_norm.weight", "E", bias="required"),
+         Row("encoder.layers.#.attn.Wqkv", "blk.#.attn_qkv.weight", "AE"),
+         Row("encoder.layers.#.attn.out_proj", "blk.#.attn_output.weight", "EQ"),
+         Row("encoder.layers.#.norm1", "blk.#.attn_output_norm.weight", "E", bias="required"),
+         Row("encoder.layers.#.mlp.fc11", "blk.#.ffn_up.weight", "FE"),
+         Row("encoder.layers.#.mlp.fc12", "blk.#.ffn_gate.weight", "FE"),
+         Row("encoder.layers.#.mlp.fc2", "blk.#.ffn_down.weight", "EF"),
+         Row("encoder.layers.#.norm2", "blk.#.layer_output_norm.weight", "E", bias="required")),
+        SILU | {"swiglu"}, frozenset(), describe_nomic, {"layer_norm_eps": 1e-12, "rope_theta": 1_000.0},
+        prefixes=("bert.", "nomic_bert."), ignored_prefixes=("pooler.", "cls."), ignored_suffixes=(),
+        renamed=nomic_renamed, is_encoder=True, is_layer_norm=True,
     ),
 )  # fmt: skip

@@ -30,6 +30,7 @@ class Row:
     stacked: str = ""  # all experts in one tensor of three dimensions, as MLX has them
     is_named_in_full: bool = False  # `source` has no `.weight` behind it
     layers: str = ""  # of this kind alone: see `Family.kinds`
+    first_layer: int = 0  # that has it
     takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
     runs: Callable[[Mapping[str, int]], Runs] | None = None  # by the sizes: the target's rows, found in the source
     columns: Callable[[Mapping[str, int]], Runs] | None = None  # the same of the elements of each row
@@ -74,6 +75,9 @@ class Family:
     unused: Callable[[Hyperparameters], tuple[str, ...]] = _none
     # The same values by the names that other families have; for a family that has names of its own.
     renamed: Callable[[Hyperparameters], Hyperparameters] = _same
+    is_encoder: bool = False  # makes embeddings and no text
+    is_layer_norm: bool = False  # its norms subtract the mean first; else they divide by the root mean square alone
+    has_dense: bool = False  # llama.cpp multiplies what is pooled with matrices of sentence-transformers
 
 
 SILU, GELU = frozenset(("silu", "swish")), frozenset(("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"))

@@ -1,4 +1,4 @@
-"""Gemma 1 to 3, whose norms are stored as their distance from 1."""
+"""Gemma 1 to 3 and EmbeddingGemma, whose norms are stored as their distance from 1."""
 
 from shimmy.formats.convert.families.family import (
     FREE,
@@ -34,6 +34,7 @@ _GEMMA3_DEFAULTS = {
     "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window": 4096,
     "query_pre_attn_scalar": 256, "tie_word_embeddings": True,
 }  # fmt: skip
+N_LAYERS_27B = 62
 _GEMMA_DEFAULTS = {"head_dim": 256, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": True}
 
 
@@ -59,6 +60,13 @@ def describe_gemma2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
 def gemma_scalar(sizes: dict[str, int], n_layers_27b: int) -> int:
     """The number by whose root llama.cpp divides the queries; its 27B models are those with `n_layers_27b` layers."""
     return sizes["E"] // sizes["H"] if sizes["layers"] == n_layers_27b else sizes["D"]
+
+
+def describe_embedding_gemma(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    values.require("use_bidirectional_attention", True, default=False)
+    if sizes["layers"] == N_LAYERS_27B:  # for which `query_pre_attn_scalar` would be taken for that of Gemma 3
+        raise wrong("num_hidden_layers", N_LAYERS_27B)
+    describe_gemma3(draft, values, sizes)
 
 
 def describe_gemma3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -88,6 +96,11 @@ FAMILIES = (
     Family(
         "Gemma 2", "gemma2", classes("Gemma2"), "gemma2", (*_GEMMA, *SANDWICH), GELU, FREE, describe_gemma2,
         {**_GEMMA_DEFAULTS, "query_pre_attn_scalar": 256, "sliding_window": 4096},
+    ),
+    Family(
+        "EmbeddingGemma", "gemma3_text", ("Gemma3TextModel",), "gemma-embedding",
+        (*_GEMMA, *SANDWICH, *plus_one(*HEAD_NORMS)),
+        GELU, frozenset(("linear",)), describe_embedding_gemma, _GEMMA3_DEFAULTS, is_encoder=True, has_dense=True,
     ),
     *(
         Family(

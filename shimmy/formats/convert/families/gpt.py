@@ -78,6 +78,6 @@ FAMILIES = (
          Row("h.#.mlp.c_fc", "blk.#.ffn_up.weight", "EF", TRANSPOSE, "required"),
          Row("h.#.mlp.c_proj", "blk.#.ffn_down.weight", "FE", TRANSPOSE, "required")),
         GELU, None, describe_gpt2, {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-        prefixes=("transformer.",), ignored_suffixes=(".attn.bias", ".attn.masked_bias"),
+        prefixes=("transformer.",), ignored_suffixes=(".attn.bias", ".attn.masked_bias"), is_layer_norm=True,
     ),
 )  # fmt: skip

@@ -44,7 +44,7 @@ def experts(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, in
     draft.integer("expert_used_count", values.integer("num_experts_per_tok", maximum=sizes["X"]))
 
 
-def window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], usual: int) -> bool:
+def window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], usual: int = 0) -> bool:
     """Write which layers have a window, unless it is all but each `usual`-th; False when no layer has one."""
     kinds = values.names("layer_types")
     if kinds is None:
@@ -56,6 +56,6 @@ def window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
                 "its `layer_types` has a kind of layer that the engine does not have, or too few layers"
             )
         slides = [kind == "sliding_attention" for kind in kinds]
-    if any(slides) and slides != [(layer + 1) % usual != 0 for layer in range(sizes["layers"])]:
+    if any(slides) and not (usual and slides == [(layer + 1) % usual != 0 for layer in range(sizes["layers"])]):
         draft.flags("attention.sliding_window_pattern", slides)
     return any(slides)

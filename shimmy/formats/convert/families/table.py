@@ -26,8 +26,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a model with this `text_config`; raises Unconvertible with the list of all when there is none."""
     model_type, classes = config.get("model_type"), config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
-    if family is None or (name is not None and name not in family.classes):
+    suitable = (family for family in FAMILIES if family.model_type == model_type)
+    family = next((family for family in suitable if name is None or name in family.classes), None)
+    if family is None:
         titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
         raise Unconvertible(
             f"the architecture `{shown(str(name or model_type))}` is not supported; these are: {titles}. "
