@@ -9,6 +9,8 @@ from tests.tiny_checkpoints import N_VOCAB, Weights, random_weights
 E, F, HEADS, KV_HEADS, HEAD, LAYERS, EXPERTS, CONTEXT = 64, 96, 4, 2, 16, 2, 4, 256
 Q, K = HEADS * HEAD, KV_HEADS * HEAD
 
+MAMBA_HEADS, INNER, STATE = 8, 2 * E, 16
+
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 _SIZES = {
@@ -18,6 +20,11 @@ _SIZES = {
 }  # fmt: skip
 _SILU = {"hidden_act": "silu", "rope_theta": 10000.0}
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": HEAD, "query_pre_attn_scalar": HEAD}
+
+_MAMBA = {
+    "mamba_n_heads": MAMBA_HEADS, "mamba_d_head": INNER // MAMBA_HEADS, "mamba_d_state": STATE, "mamba_d_conv": 4,
+    "mamba_expand": 2, "mamba_conv_bias": True, "mamba_proj_bias": False,
+}  # fmt: skip
 
 # By model_type: its class, and what its config.json has besides the sizes.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,6 +57,25 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2ForCausalLM", _SILU),
     "olmo3": ("Olmo3ForCausalLM", {**_SILU, "sliding_window": 32}),
     "seed_oss": ("SeedOssForCausalLM", {**_SILU, "head_dim": HEAD, "attention_bias": True}),
+    "exaone4": ("Exaone4ForCausalLM", _SILU),
+    "hunyuan_v1_dense": (
+        "HunYuanDenseV1ForCausalLM",
+        {**_SILU, "head_dim": HEAD, "rope_scaling": {"type": "dynamic", "alpha": 100.0, "factor": 1.0}},
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridForCausalLM",
+        {**_SILU, "attention_multiplier": 0.2, "embedding_multiplier": 12.0, "residual_multiplier": 0.2,
+         "logits_scaling": 8.0, "layer_types": ["mamba", "attention"], "position_embedding_type": "nope",
+         "shared_intermediate_size": F, "num_local_experts": EXPERTS, "num_experts_per_tok": 2, **_MAMBA,
+         "mamba_n_groups": 1},
+    ),
+    "nemotron_h": (
+        "NemotronHForCausalLM",
+        {"hybrid_override_pattern": "M*E", "num_hidden_layers": 3, "head_dim": HEAD, "layer_norm_epsilon": 1e-5,
+         "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": STATE, "n_groups": 2,
+         "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "moe_shared_expert_intermediate_size": 48},
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
         {"n_embd": E, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": None,
@@ -82,7 +108,8 @@ def config(model_type: str) -> dict[str, Any]:
 def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Weights]:
     random = Random(seed)
     shapes = {
-        "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2, "modernbert": _modern_bert, "nomic_bert": _nomic,
+        "granitemoehybrid": _granite_hybrid, "nemotron_h": _nemotron, "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2,
+        "modernbert": _modern_bert, "nomic_bert": _nomic,
     }.get(model_type)  # fmt: skip
     found = dict(shapes() if shapes else _decoder(model_type))
     return {name: random_weights(random, shape, dtype) for name, shape in found.items()}
@@ -99,14 +126,18 @@ def _decoder(model_type: str) -> Shapes:
 
 
 def _layer(model_type: str) -> Shapes:
-    if model_type not in {"olmo2", "olmo3"}:
+    if model_type not in {"olmo2", "olmo3", "exaone4"}:
         yield "input_layernorm.weight", (E,)
     yield "post_attention_layernorm.weight", (E,)
     if model_type in {"gemma2", "gemma3_text", "embedding_gemma"}:
         yield "pre_feedforward_layernorm.weight", (E,)
         yield "post_feedforward_layernorm.weight", (E,)
-    if model_type in {"olmo2", "olmo3"}:
+    if model_type in {"olmo2", "olmo3", "exaone4"}:
         yield "post_feedforward_layernorm.weight", (E,)
+    if model_type == "hunyuan_v1_dense":
+        yield "self_attn.query_layernorm.weight", (HEAD,)
+        yield "self_attn.key_layernorm.weight", (HEAD,)
+    if model_type in {"olmo2", "olmo3"}:
         yield "self_attn.q_norm.weight", (Q,)
         yield "self_attn.k_norm.weight", (K,)
     if model_type == "phi3":
@@ -119,7 +150,7 @@ def _layer(model_type: str) -> Shapes:
         yield f"self_attn.{name}.weight", shape
         if model_type == "llama" or (model_type in {"qwen2", "seed_oss"} and name != "o_proj"):
             yield f"self_attn.{name}.bias", shape[:1]
-    if model_type in {"qwen3", "qwen3_moe", "gemma3_text", "embedding_gemma"}:
+    if model_type in {"qwen3", "qwen3_moe", "gemma3_text", "embedding_gemma", "exaone4"}:
         yield "self_attn.q_norm.weight", (HEAD,)
         yield "self_attn.k_norm.weight", (HEAD,)
     yield from _feed_forward(model_type)
@@ -193,6 +224,56 @@ def _bert() -> Shapes:
         yield from _with_bias(f"{block}.intermediate.dense", (F, E), F)
         yield from _with_bias(f"{block}.output.dense", (E, F), E)
         yield from _with_bias(f"{block}.output.LayerNorm", (E,), E)
+
+
+def _granite_hybrid() -> Shapes:
+    yield "model.embed_tokens.weight", (N_VOCAB, E)
+    yield "model.norm.weight", (E,)
+    yield "lm_head.weight", (N_VOCAB, E)
+    for layer in range(LAYERS):
+        block = f"model.layers.{layer}"
+        yield f"{block}.input_layernorm.weight", (E,)
+        yield f"{block}.post_attention_layernorm.weight", (E,)
+        if layer == 0:
+            yield from _mamba(f"{block}.mamba", n_groups=1)
+        else:
+            for name, shape in (("q_proj", (Q, E)), ("k_proj", (K, E)), ("v_proj", (K, E)), ("o_proj", (E, Q))):
+                yield f"{block}.self_attn.{name}.weight", shape
+        yield f"{block}.shared_mlp.input_linear.weight", (2 * F, E)
+        yield f"{block}.shared_mlp.output_linear.weight", (E, F)
+        yield f"{block}.block_sparse_moe.router.layer.weight", (EXPERTS, E)
+        yield f"{block}.block_sparse_moe.input_linear.weight", (EXPERTS, 2 * F, E)
+        yield f"{block}.block_sparse_moe.output_linear.weight", (EXPERTS, E, F)
+
+
+def _nemotron() -> Shapes:
+    yield "backbone.embeddings.weight", (N_VOCAB, E)
+    yield "backbone.norm_f.weight", (E,)
+    yield "lm_head.weight", (N_VOCAB, E)
+    block = "backbone.layers"
+    for layer in range(3):
+        yield f"{block}.{layer}.norm.weight", (E,)
+    yield from _mamba(f"{block}.0.mixer", n_groups=2)
+    for name, shape in (("q_proj", (Q, E)), ("k_proj", (K, E)), ("v_proj", (K, E)), ("o_proj", (E, Q))):
+        yield f"{block}.1.mixer.{name}.weight", shape
+    yield f"{block}.2.mixer.gate.weight", (EXPERTS, E)
+    yield f"{block}.2.mixer.gate.e_score_correction_bias", (EXPERTS,)
+    for expert in range(EXPERTS):
+        yield f"{block}.2.mixer.experts.{expert}.up_proj.weight", (32, E)
+        yield f"{block}.2.mixer.experts.{expert}.down_proj.weight", (E, 32)
+    yield f"{block}.2.mixer.shared_experts.up_proj.weight", (48, E)
+    yield f"{block}.2.mixer.shared_experts.down_proj.weight", (E, 48)
+
+
+def _mamba(module: str, n_groups: int) -> Shapes:
+    channels = INNER + 2 * n_groups * STATE
+    yield f"{module}.in_proj.weight", (INNER + channels + MAMBA_HEADS, E)
+    yield f"{module}.conv1d.weight", (channels, 1, 4)
+    yield f"{module}.conv1d.bias", (channels,)
+    for name in ("dt_bias", "A_log", "D"):
+        yield f"{module}.{name}", (MAMBA_HEADS,)
+    yield f"{module}.norm.weight", (INNER,)
+    yield f"{module}.out_proj.weight", (E, INNER)
 
 
 def _modern_bert() -> Shapes:

@@ -119,6 +119,12 @@ def olmo3(scaling: dict[str, Any] | None = None) -> dict[str, Any]:
     return decoder("Olmo3", sliding_window=16, num_hidden_layers=4, **positions)
 
 
+def layers(pattern: str) -> dict[str, Any]:
+    """Kinds of layers of Nemotron-H by their letters on the hub."""
+    words = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+    return {"layers_block_type": [words[letter] for letter in pattern], "num_hidden_layers": len(pattern)}
+
+
 LFM2 = {
     "rope_theta": 5000.0,
     "num_hidden_layers": 4,
@@ -138,6 +144,53 @@ GEMMA2 = {
 MOE = {"num_experts_per_tok": 2, "rope_theta": 5000.0}
 MIXTRAL = MOE | {"num_local_experts": 4, "sliding_window": None}
 QWEN3_MOE = MOE | {"head_dim": 32, "num_experts": 6, "moe_intermediate_size": 48, "norm_topk_prob": True}
+GRANITE4 = {k: v for k, v in GRANITE.items() if k != "rope_theta"} | {
+    "shared_intermediate_size": 96,
+    "num_local_experts": 0,
+    "position_embedding_type": "rope",
+    "rope_theta": 5000.0,
+}
+GRANITE4_HYBRID = {
+    **GRANITE4,
+    "num_hidden_layers": 4,
+    "layer_types": ["mamba", "attention", "mamba", "mamba"],
+    "position_embedding_type": "nope",
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 16,
+}
+GRANITE4_EXPERTS = {
+    "num_hidden_layers": 2,
+    "layer_types": ["mamba", "attention"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+NEMOTRON = {
+    "head_dim": 32,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "chunk_size": 16,
+}
+NEMOTRON_MOE = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 80,
+    "routed_scaling_factor": 2.5,
+}
+EXAONE4 = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
+EXAONE4_WINDOW = {
+    "sliding_window": 16,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 64,  # by which llama.cpp knows models with windows
+}
 GPT2 = {"vocab_size": N_VOCAB, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
 BERT = {
     "vocab_size": N_VOCAB,
@@ -148,6 +201,8 @@ BERT = {
     "max_position_embeddings": 128,
     "pad_token_id": PAD,
 }
+# Positions are counted from the one behind that of padding.
+ROBERTA = BERT | {"max_position_embeddings": 130, "pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 MODERN_BERT = {
     "vocab_size": N_VOCAB,
     "hidden_size": 64,
@@ -402,10 +457,36 @@ FAMILIES = {
     "ernie45": Family(**decoder("Ernie4_5", rope_theta=5000.0, head_dim=32, tie_word_embeddings=True)),
     "lfm2": Family(**decoder("Lfm2", **LFM2)),
     "seed-oss": Family(**decoder("SeedOss", rope_theta=5000.0, head_dim=32)),
+    "granite4-attention": Family(**decoder("GraniteMoeHybrid", **GRANITE4, layer_types=["attention"] * 2)),
+    "granite4-hybrid": Family(**decoder("GraniteMoeHybrid", **GRANITE4_HYBRID)),
+    "granite4-experts": Family(
+        **decoder("GraniteMoeHybrid", **(GRANITE4_HYBRID | GRANITE4_EXPERTS)), seed="granite4-experts-1"
+    ),
+    "nemotron-h": Family(**decoder("NemotronH", **NEMOTRON, **layers("M-M*-M"))),
+    "nemotron-h-experts": Family(
+        **decoder("NemotronH", **NEMOTRON, **NEMOTRON_MOE, **layers("ME*M")),
+        seed="nemotron-h-experts-1",
+    ),
+    "nemotron-h-latent": Family(
+        **decoder("NemotronH", **NEMOTRON, **NEMOTRON_MOE, **layers("M*E"), moe_latent_size=32),
+        seed="nemotron-h-latent-6",
+    ),
+    "exaone4": Family(
+        **decoder("Exaone4", **EXAONE4, rope_theta=5000.0, tie_word_embeddings=True)
+    ),
+    "exaone4-window": Family(
+        **decoder("Exaone4", **EXAONE4_WINDOW, rope_theta=5000.0, rope_scaling=LLAMA3 | {"factor": 16.0})
+    ),
+    "hunyuan": Family(
+        **decoder("HunYuanDenseV1", head_dim=32, rope_theta=5000.0, tie_word_embeddings=True,
+                  rope_scaling={"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0})
+    ),
     "gpt2": Family("GPT2LMHeadModel", {**GPT2, "bos_token_id": BOS, "eos_token_id": EOS}),
     "bert-mean": Family("BertModel", BERT, extra_files=pooling("mean")),
     "bert-cls": Family("BertModel", BERT, extra_files=pooling("cls")),
     "bert-prefixed": Family("BertForMaskedLM", BERT, extra_files=pooling("mean")),
+    "xlm-roberta": Family("XLMRobertaModel", ROBERTA, extra_files=pooling("cls")),
+    "roberta": Family("RobertaForMaskedLM", ROBERTA | {"type_vocab_size": 2}, extra_files=pooling("mean")),
     "modernbert": Family("ModernBertModel", MODERN_BERT, extra_files=pooling("cls")),
     "modernbert-silu": Family(
         "ModernBertForMaskedLM", MODERN_BERT | {"hidden_activation": "silu"}, extra_files=pooling("mean")
@@ -443,6 +524,8 @@ def record(name: str, family: Family) -> None:
     configs = (old["configs"] if old else {}) | dict.fromkeys(("4", "5") if family.only else (STYLE,), config)
     if config["model_type"] == "nomic_bert":
         configs["4"] = NOMIC_ON_THE_HUB
+    if config["model_type"] == "nemotron_h":
+        configs["4"] = nemotron_on_the_hub(config)
     content: dict[str, Any] = {
         "made_with": (old["made_with"] if old else {}) | {STYLE: [transformers.__version__, torch.__version__]},
         "seed": family.seed or name,
@@ -485,10 +568,10 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
         with safe_open(path, "pt") as tensors:
             files[path.name] = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     for name, module in family.extra_files.items():
-        path = name.replace("config.json", "model.safetensors")
+        file = name.replace("config.json", "model.safetensors")
         if name.endswith("_Dense/config.json"):
             shape = [module["out_features"], module["in_features"]]
-            files[path] = {path.replace("model.safetensors", "linear.weight"): shape}
+            files[file] = {file.replace("model.safetensors", "linear.weight"): shape}
     return config, files
 
 
@@ -500,6 +583,9 @@ def as_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
         config["sliding_window"] = 2 * (config["sliding_window"] - 1)  # version 4 writes what it computes with
     if config["model_type"] == "modernbert":
         config["global_attn_every_n_layers"] = 3
+    is_plain = config["model_type"] == "exaone4" and config["sliding_window"] is None
+    if kinds and (config["model_type"] == "granitemoehybrid" or is_plain):
+        config["layer_types"] = kinds
     if kinds and config["model_type"] == "gemma3_text":
         config["sliding_window_pattern"] = 6
     if kinds and config["model_type"] == "qwen3_next":
@@ -507,6 +593,15 @@ def as_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
     if kinds and config["model_type"] == "lfm2":
         config["full_attn_idxs"] = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
     return config
+
+
+def nemotron_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
+    """In the words of its own code, where transformers 4 has none of its own."""
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
+    kinds = config["layers_block_type"]
+    pattern = "".join(letters[kind] for kind in kinds)
+    others = {key: value for key, value in config.items() if key not in {"layers_block_type", "rope_parameters"}}
+    return others | {"hybrid_override_pattern": pattern, "num_hidden_layers": len(kinds)}
 
 
 def shapes(files: dict[str, dict[str, list[int]]]) -> dict[str, list[int]]:
@@ -538,7 +633,7 @@ def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
     routers = [module for module in model.modules() if type(module).__name__ in ROUTERS]
     for router in routers:
         router.register_forward_hook(check_router)
-    has_experts = hasattr(model.config, "num_experts_per_tok") and not routers
+    has_experts = any(".experts." in name for name, _ in model.named_parameters()) and not routers
     for index, tokens in enumerate(prompts):
         with torch.no_grad():
             options = {"output_router_logits": True} if has_experts else {}

@@ -12,7 +12,7 @@ from shimmy.formats.convert.families.table import FAMILIES
 from shimmy.formats.convert.hyperparameters import MAX_LAYERS
 
 # What llama.cpp only looks up, without a thought for adapters.
-_UNADAPTED = ("position_embd.weight", "token_types.weight", "blk.#.shortconv.conv.weight")
+_UNADAPTED = ("position_embd.weight", "token_types.weight", "blk.#.shortconv.conv.weight", "blk.#.ssm_conv1d.weight")
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,4})(?=\.)")
 
 

@@ -365,6 +365,7 @@ def _output(
 
 def _n_heads(model: Contents, key: str) -> int:
     value = model.metadata.get(f"{model.header.architecture}.attention.{key}".encode())
-    numbers = {*value.numbers} if isinstance(value, Array) else {value}
+    # A layer without attention has 0.
+    numbers = {*value.numbers} - {0} if isinstance(value, Array) else {value}
     number = numbers.pop() if len(numbers) == 1 else 0
     return number if isinstance(number, int) and 0 < number < 2**31 else 0

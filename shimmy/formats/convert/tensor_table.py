@@ -79,7 +79,8 @@ class TensorTable:
             columns = () if row.columns is None else tuple(row.columns(sizes))
             if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
                 raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
-            self._keep(target, shape, pieces, row.transform, n_heads, columns)
+            kept = tuple(sizes[letter] for letter in row.kept)
+            self._keep(target, shape, pieces, row.transform, n_heads, columns=columns, kept=kept)
         if row.bias == "none":
             return
         name = f"{row.source}.bias".replace("#", str(layer))
@@ -98,7 +99,9 @@ class TensorTable:
         pieces: _Pieces,
         transform: Transform,
         n_heads: int,
+        *,
         columns: Runs = (),
+        kept: tuple[int, ...] = (),
     ) -> None:
         stored = tuple(piece for piece in pieces if isinstance(piece, StoredRows))
         plain = tuple(piece for piece in pieces if isinstance(piece, TensorSlice))
@@ -112,8 +115,9 @@ class TensorTable:
             raise Unconvertible(f"the experts of `{target}` have several types")
         (dtype,) = dtypes
         is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32)
-        kept = tuple(size for size in shape if size > 1) if transform is Transform.SQUEEZE else shape
-        ggml_shape = shape if transform is Transform.TRANSPOSE else kept[::-1]
+        if transform is Transform.SQUEEZE:
+            kept = tuple(size for size in shape if size > 1)
+        ggml_shape = shape if transform is Transform.TRANSPOSE else (kept or shape)[::-1]
         info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
         self.outputs.append(TensorOutput(info, plain, transform, n_heads, self._scale(target), columns=columns))
 

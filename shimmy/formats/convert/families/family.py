@@ -34,6 +34,7 @@ class Row:
     takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
     runs: Callable[[Mapping[str, int]], Runs] | None = None  # by the sizes: the target's rows, found in the source
     columns: Callable[[Mapping[str, int]], Runs] | None = None  # the same of the elements of each row
+    kept: str = ""  # the shape in the GGUF, where that is another one of the same numbers
     taken: str = ""  # the source's shape where `runs` leave some of its rows out
 
 
@@ -50,6 +51,12 @@ def _none(values: Hyperparameters) -> tuple[str, ...]:
 def _same(values: Hyperparameters) -> Hyperparameters:
     """For families whose values have the usual names."""
     return values
+
+
+def always(config: Mapping[str, Any]) -> bool:
+    """For the only family of a `model_type` and class."""
+    del config
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ class Family:
     unused: Callable[[Hyperparameters], tuple[str, ...]] = _none
     # The same values by the names that other families have; for a family that has names of its own.
     renamed: Callable[[Hyperparameters], Hyperparameters] = _same
+    suits: Callable[[Mapping[str, Any]], bool] = always  # by config.json, of several with one `model_type` and class
     is_encoder: bool = False  # makes embeddings and no text
     is_layer_norm: bool = False  # its norms subtract the mean first; else they divide by the root mean square alone
     has_dense: bool = False  # llama.cpp multiplies what is pooled with matrices of sentence-transformers
@@ -82,7 +90,7 @@ class Family:
 
 SILU, GELU = frozenset(("silu", "swish")), frozenset(("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"))
 PERMUTE, TRANSPOSE, ADD_ONE = Transform.PERMUTE, Transform.TRANSPOSE, Transform.ADD_ONE
-SQUEEZE = Transform.SQUEEZE
+SQUEEZE, NEGATIVE_EXP = Transform.SQUEEZE, Transform.NEGATIVE_EXP
 
 ENDS = (
     Row("embed_tokens", "token_embd.weight", "VE"),

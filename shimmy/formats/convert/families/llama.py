@@ -1,4 +1,4 @@
-"""Llama and what is built like it: Mistral, the text part of Mistral 3, Mixtral, SmolLM3, Granite, ERNIE, Seed-OSS."""
+"""Llama and what is built like it: Mistral, the text part of Mistral 3, Granite, ERNIE, Hunyuan and others."""
 
 from shimmy.formats.convert.families.family import (
     ALL,
@@ -20,6 +20,7 @@ from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     Hyperparameters,
     MetadataBuilder,
+    checked_number,
     rope_parameters,
     wrong,
 )
@@ -72,6 +73,26 @@ def describe_granite(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
         draft.number(key, scale)
 
 
+def hunyuan_renamed(values: Hyperparameters) -> Hyperparameters:
+    """What it calls dynamic scaling, with a fixed `alpha`, is another base of the rotation."""
+    rope = rope_parameters(values)
+    alpha = rope.get("alpha")
+    if rope.get("rope_type") != "dynamic" or alpha is None:
+        return values
+    size, stretch = values.integer("head_dim", minimum=4), checked_number("alpha", alpha)
+    if not 1 <= stretch <= 1e6:
+        raise wrong("alpha", alpha)
+    theta = rope.number("rope_theta") * stretch ** (size / (size - 2))
+    return values.changed({"rope_parameters": {"rope_type": "default", "rope_theta": theta}})
+
+
+def describe_hunyuan(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del draft, sizes
+    values.require("use_qk_norm", True, default=True)
+    values.require("use_cla", False, default=False)
+    values.require("num_experts", 1, default=1)
+
+
 FAMILIES = (
     Family("Llama", "llama", classes("Llama"), "llama", _LLAMA, SILU, ALL, plain, rope_defaults()),
     Family(
@@ -98,6 +119,13 @@ FAMILIES = (
         "ERNIE 4.5", "ernie4_5", classes("Ernie4_5"), "ernie4_5",
         (*ENDS, *NORMS, *attention(output_bias="optional"), *feed_forward()),  # rotated pairs are neighbours
         SILU, FREE, plain, {"head_dim": 128, "tie_word_embeddings": True, **rope_defaults(500_000.0, 1e-5)},
+    ),
+    Family(
+        "Hunyuan", "hunyuan_v1_dense", classes("HunYuanDenseV1"), "hunyuan-dense",
+        (*ENDS, *NORMS, *attention(bias="none"), *feed_forward(),
+         Row("layers.#.self_attn.query_layernorm", "blk.#.attn_q_norm.weight", "D"),
+         Row("layers.#.self_attn.key_layernorm", "blk.#.attn_k_norm.weight", "D")),
+        SILU, frozenset(), describe_hunyuan, rope_defaults(rms_norm_eps=1e-5), renamed=hunyuan_renamed,
     ),
     Family(
         "Seed-OSS", "seed_oss", classes("SeedOss"), "seed_oss",

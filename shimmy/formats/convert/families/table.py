@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shimmy.formats.convert.families import encoders, gemma, gemma4, glm, gpt, lfm2, llama, olmo, phi, qwen
+from shimmy.formats.convert.families import encoders, gemma, gemma4, glm, gpt, hybrid, llama, olmo, phi, qwen
 from shimmy.formats.convert.families.family import Family
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import shown
@@ -16,7 +16,7 @@ FAMILIES: tuple[Family, ...] = (
     *phi.FAMILIES,
     *olmo.FAMILIES,
     *glm.FAMILIES,
-    *lfm2.FAMILIES,
+    *hybrid.FAMILIES,
     *gpt.FAMILIES,
     *encoders.FAMILIES,
 )
@@ -27,7 +27,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type, classes = config.get("model_type"), config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     suitable = (family for family in FAMILIES if family.model_type == model_type)
-    family = next((family for family in suitable if name is None or name in family.classes), None)
+    suitable = (family for family in suitable if name is None or name in family.classes)
+    family = next((family for family in suitable if family.suits(config)), None)
     if family is None:
         titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
         raise Unconvertible(
