@@ -51,8 +51,9 @@ POOLINGS = ("mean", "cls", "last")
 
 # The commands beside `serve` that take an option.
 _WITH_FILES = ("pull", "rm", "cp")
-_WITH_MODELS = ("list", "probe", "generate", "bench", "run", "discover")
+_WITH_MODELS = ("list", "probe", "generate", "bench", "run", "discover", "gpu-info")
 _WITH_ENGINE = ("probe", "generate", "bench", "run")
+_WITH_DEVICES = (*_WITH_ENGINE, "gpu-info")  # they decide where a model's layers go
 _AS_SERVED = ("probe", "generate", "run")  # and not with settings that a measurement needs
 
 OPTIONS: tuple[Option, ...] = (
@@ -71,7 +72,7 @@ OPTIONS: tuple[Option, ...] = (
            "DIR", also=(*_WITH_MODELS, *_WITH_FILES)),
     Option("ctx_size", integer(16, 2**24), None,
            "tokens of KV cache, shared by all sequences of a model (default: its training length, if memory allows)",
-           "N", ("SHIMMY_MAX_CTX",), field="n_ctx", also=_WITH_ENGINE),
+           "N", ("SHIMMY_MAX_CTX",), field="n_ctx", also=_WITH_DEVICES),
     Option("parallel", integer(1, MAX_SEQUENCES), 32, "jobs of a model that run at once; further jobs wait in a queue",
            "N", field="n_sequences"),
     Option("batch_size", integer(32, 8192), 512, "most tokens that one decode computes", "N", field="n_batch",
@@ -82,16 +83,16 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", device_names, None,
            "where models are computed: `auto`: on discrete GPUs with Vulkan, as many layers of a model as fit, and the "
            "rest on the processor; `none`: on the processor; or names of devices, as `shimmy gpu-info` tells them",
-           "auto|none|NAME,...", field="devices", also=_WITH_ENGINE),
+           "auto|none|NAME,...", field="devices", also=_WITH_DEVICES),
     Option("gpu_layers", layer_count, None,
            "layers of a model that its devices get, of which its output is one: `all`, a number, or as many as fit "
-           "(default: auto)", "auto|all|N", also=_WITH_ENGINE),
+           "(default: auto)", "auto|all|N", also=_WITH_DEVICES),
     Option("tensor_split", decimal(0, 1e6), (),
            "how the layers are divided among several devices, one number for each, such as 3,1 (default: by their free "
-           "memory)", "N,...", (), ",", ",", also=_WITH_ENGINE),
+           "memory)", "N,...", (), ",", ",", also=_WITH_DEVICES),
     Option("n_cpu_moe", integer(0, ALL_LAYERS), 0,
            "of mixtures of experts: keep the experts of the first N layers on the processor, so that the other weights "
-           "of these have room on a device", "N", also=_WITH_ENGINE),
+           "of these have room on a device", "N", also=_WITH_DEVICES),
     Option("device_required", switch, False,
            "refuse a model that cannot be computed on a device, rather than have the processor compute it",
            also=_WITH_ENGINE),

@@ -1,48 +1,77 @@
-"""`gpu-info`: the GPUs of this machine, as their drivers describe them now, and why one is not used."""
+"""`gpu-info`: the GPUs of this machine, as their drivers describe them now, which of them models are put on and why not
+on the others; and where the layers of one model would go."""
 
+import asyncio
 import json
+from dataclasses import replace
+from typing import Any
 
+from shimmy.catalog.catalog import Model
 from shimmy.commands.console import CommandCall, print_table
+from shimmy.commands.models import located
 from shimmy.commands.terminal.amounts import size
 from shimmy.commands.terminal.screen_text import safe_line
+from shimmy.config import Config
 from shimmy.gpus.devices import FoundDevices, find_devices
-from shimmy.gpus.placement import unused_reason
 from shimmy.messages.device import Device
+from shimmy.pool.device_choice import DeviceChoice
+from shimmy.pool.launch_plan import LaunchPlanner
+from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.system import vulkan_archive
 from shimmy.wire.records import to_wire
+from shimmy.wire.worker_options import Offload
 
 _HEAD = ("NAME", "DEVICE", "KIND", "MEMORY", "FREE", "DRIVER", "VULKAN", "NOTE")
+_NO_VULKAN = "this build has no Vulkan"
 
 
 def gpu_info(call: CommandCall) -> int:
+    named = None if call.options.name is None else located(call.config, call.options.name)
     found = find_devices(call.config.cache_dir, is_enough=lambda _kept: False)
+    placed = None if named is None else (named[-1], _place(named[-1], named[0], found))
     if call.options.json:
-        print(json.dumps(_told(found), indent=2))
+        of_model = {} if placed is None else {"model": _fields(*placed)}
+        print(json.dumps(_told(found, call.config) | of_model, indent=2))
         return 0
     if found.devices:
-        print_table(_HEAD, [_row(device) for device in found.devices], numbers=("MEMORY", "FREE"))
+        rows = [_row(device, call.config) for device in found.devices]
+        print_table(_HEAD, rows, numbers=("MEMORY", "FREE"))
     else:
         print("No GPU answers.")
     if found.reason:
         print(safe_line(f"Reason: {found.reason}"))
-    print(f"Use: {_use(found)}")
+    print(f"Use: {_use(found, call.config)}")
+    if placed is not None:
+        print(safe_line(f"Model: {_sentence(*placed)}"))
     return 0
 
 
-def _told(found: FoundDevices) -> dict[str, object]:
-    devices = [{"name": device.name, **to_wire(device)} for device in found.devices]
-    return {"devices": devices, "reason": found.reason, "use": _use(found)}
+def _told(found: FoundDevices, config: Config) -> dict[str, Any]:
+    devices = [
+        {"name": device.name, **to_wire(device), "is_used": _is_used(device, config)} for device in found.devices
+    ]
+    return {"devices": devices, "reason": found.reason, "use": _use(found, config)}
 
 
-def _use(found: FoundDevices) -> str:
-    """Where models are computed when a person names no device."""
+def _use(found: FoundDevices, config: Config) -> str:
+    """Where models are computed with these options."""
     if not vulkan_archive.is_there():
-        return "this build has no Vulkan, and computes on the processor"
-    names = [device.name for device in found.devices if device.is_automatic]
+        return f"{_NO_VULKAN}, and computes on the processor"
+    names = [device.name for device in found.devices if _is_used(device, config)]
     return f"models are put on {' and '.join(names)}, as far as they fit" if names else "models stay on the processor"
 
 
-def _row(device: Device) -> tuple[str, ...]:
+def _is_used(device: Device, config: Config) -> bool:
+    is_wanted = device.is_automatic if config.devices is None else device.name in config.devices
+    return is_wanted and _can_be_used(device, config)
+
+
+def _can_be_used(device: Device, config: Config) -> bool:
+    return not device.unusable and config.gpu_layers != 0 and vulkan_archive.is_there()
+
+
+def _row(device: Device, config: Config) -> tuple[str, ...]:
+    is_nameable = _can_be_used(device, config) and config.devices is None and not device.is_automatic
     return (
         device.name,
         device.description,
@@ -51,5 +80,33 @@ def _row(device: Device) -> tuple[str, ...]:
         "" if device.free_bytes is None else size(device.free_bytes),
         device.driver,
         device.api_version,
-        device.unusable or unused_reason(device),
+        device.unusable or (f"used when it is named: --device {device.name}" if is_nameable else ""),
     )
+
+
+# -- one model -------------------------------------------------------------------------------------------------------
+
+
+def _place(model: Model, config: Config, found: FoundDevices) -> Offload:
+    """Where a server that has no other model loaded would put it."""
+    if not vulkan_archive.is_there():
+        return Offload(note=_NO_VULKAN)
+    config = replace(config, device_required=False)  # nothing is refused here
+    planner = LaunchPlanner(config)
+    choice = DeviceChoice(config, MemoryBudget(config.max_memory_bytes), find=lambda: found)
+    return asyncio.run(choice.choose(model, planner.whole(model), has_adapters=planner.has_adapters(model)))
+
+
+def _sentence(model: Model, offload: Offload) -> str:
+    note = f" ({offload.note})" if offload.note else ""
+    if not offload.devices:
+        return f"{model.name} is computed on the processor{note}"
+    parts = zip(offload.layers, offload.devices, offload.n_bytes, strict=True)
+    shares = " and ".join(f"{n_layers} on {name}, {size(n_bytes)}" for n_layers, name, n_bytes in parts)
+    return f"{model.name} has {model.n_layers + 1} layers: {shares}{note}"
+
+
+def _fields(model: Model, offload: Offload) -> dict[str, Any]:
+    parts = zip(offload.devices, offload.layers, offload.n_bytes, strict=True)
+    devices = [{"name": name, "n_layers": n_layers, "n_bytes": n_bytes} for name, n_layers, n_bytes in parts]
+    return {"name": model.name, "n_layers": model.n_layers + 1, "devices": devices, "note": offload.note}

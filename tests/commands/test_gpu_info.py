@@ -1,7 +1,7 @@
 """`shimmy gpu-info`: what people and programs are told of the devices that were found."""
 
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +10,12 @@ from shimmy.commands import gpu_info
 from shimmy.gpus.devices import FoundDevices
 from shimmy.messages.device import Device, DeviceKind
 from shimmy.system import vulkan_archive
+from tests.tiny_models import write_tiny_model
 
 GEFORCE = Device(0, "GeForce", DeviceKind.DISCRETE, "NVIDIA", "NVIDIA 550", "1.3.9", 8 * 10**9, 7 * 10**9)
 RADEON = Device(1, "Rade\x1bon", DeviceKind.DISCRETE, "AMD", "", "1.1.0", 10**9, None, "it is old")
+
+IRIS = Device(2, "Iris", DeviceKind.INTEGRATED, "Intel", "", "1.3.0", 4 * 10**9, None)
 
 
 @pytest.fixture
@@ -46,6 +49,64 @@ def test_a_table_for_people(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert use == "Use: models are put on Vulkan0, as far as they fit"
 
 
+@pytest.mark.parametrize(
+    ("options", "note", "use"),
+    [
+        ((), "used when it is named: --device Vulkan2", "models are put on Vulkan0, as far as they fit"),
+        (("--device", "Vulkan2,Vulkan0"), "1.3.0", "models are put on Vulkan0 and Vulkan2, as far as they fit"),
+        (("--device", "Vulkan1"), "1.3.0", "models stay on the processor"),
+        (("--device", "none"), "1.3.0", "models stay on the processor"),
+        (("--gpu-layers", "0"), "1.3.0", "models stay on the processor"),
+    ],
+)
+def test_the_options_decide_which_are_used(
+    options: tuple[str, ...], note: str, use: str, find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    has(FoundDevices((GEFORCE, RADEON, IRIS)), find)
+    assert cli.main(["gpu-info", *options]) == 0
+    *_, last, told = capsys.readouterr().out.splitlines()
+    assert last.endswith(note)
+    assert told == f"Use: {use}"
+
+
+def test_a_models_layers_are_placed(
+    find: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_tiny_model(tmp_path))
+    has(FoundDevices((GEFORCE, IRIS)), find)
+    find.setenv("SHIMMY_DEVICE_REQUIRED", "true")
+    assert cli.main(["gpu-info", path, "--json"]) == 0
+    model = json.loads(capsys.readouterr().out)["model"]
+    (device,) = model["devices"]
+    assert (model["name"], model["n_layers"], device["name"], device["n_layers"]) == ("tiny", 3, "Vulkan0", 3)
+    assert 0 < device["n_bytes"] < GEFORCE.total_bytes
+    assert cli.main(["gpu-info", path]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Model: tiny has 3 layers: 3 on Vulkan0, ")
+    find.delenv("SHIMMY_DEVICE_REQUIRED")
+    assert cli.main(["gpu-info", path, "--device", "none"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Model: tiny is computed on the processor"
+
+
+def test_a_model_that_stays_on_the_processor_has_a_reason(
+    find: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_tiny_model(tmp_path))
+    has(FoundDevices((), "there is none"), find)
+    assert cli.main(["gpu-info", path]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Model: tiny is computed on the processor (there is none)"
+    find.setattr(vulkan_archive, "is_there", lambda: False)
+    assert cli.main(["gpu-info", path, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["use"], told["model"]["devices"]) == ("this build has no Vulkan, and computes on the processor", [])
+    assert told["model"]["note"] == "this build has no Vulkan"
+
+
+def test_a_model_that_is_not_there_is_an_error(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    find.delattr(gpu_info, "find_devices")
+    assert cli.main(["gpu-info", "missing.gguf"]) == 1
+    assert capsys.readouterr().err == "shimmy: there is no file `missing.gguf`\n"
+
+
 def test_no_gpu_is_told_with_its_reason(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     has(FoundDevices((), "there is none"), find)
     assert cli.main(["gpu-info"]) == 0
@@ -60,16 +121,3 @@ def test_json_for_programs(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert [device["name"] for device in told["devices"]] == ["Vulkan0", "Vulkan1"]
     assert told["devices"][0] | {"kind": "discrete", "total_bytes": 8 * 10**9, "unusable": ""} == told["devices"][0]
     assert (told["devices"][1]["free_bytes"], told["devices"][1]["unusable"]) == (None, "it is old")
-
-
-def test_a_device_that_is_used_only_when_named_says_so(
-    find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    has(FoundDevices((replace(GEFORCE, kind=DeviceKind.INTEGRATED),)), find)
-    assert cli.main(["gpu-info"]) == 0
-    _, row, use = capsys.readouterr().out.splitlines()
-    assert row.endswith("is an integrated GPU, which is used when it is named: `--device Vulkan0`")
-    assert use == "Use: models stay on the processor"
-    find.setattr(vulkan_archive, "is_there", lambda: False)
-    assert cli.main(["gpu-info"]) == 0
-    assert "this build has no Vulkan" in capsys.readouterr().out
