@@ -510,6 +510,26 @@ def test_raw_text_and_models_without_a_template_are_completed(worker: Worker, pa
     assert [request.prompt for request in worker.requests] == [TextPrompt("hi")] * 2
 
 
+@pytest.mark.parametrize(("has_template", "options"), [(True, ()), (False, ()), (False, ("--raw",))])
+def test_a_person_is_told_that_a_text_was_completed(
+    has_template: bool,
+    options: tuple[str, ...],
+    worker: Worker,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    worker.facts = replace(worker.facts, has_chat_template=has_template)
+    command = ["generate", str(path), "hi", *options]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == "", "a program is not told"
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    assert cli.main(command) == 0
+    is_told = not has_template and not options
+    assert ("tiny has no chat template: the text was completed" in capsys.readouterr().err) == is_told
+
+
 def test_a_dash_reads_the_prompt_from_standard_input(
     worker: Worker, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,8 @@ def generate(call: CommandCall) -> int:
                 texts.append(event.text)
                 if not call.options.json:
                     print(readable(event.text), end="", flush=True)
+        if not (is_chat or call.options.raw):
+            hint(f"{safe_line(model.name)} has no chat template: the text was completed, and not answered.")
         return 0
 
     try:
