@@ -257,7 +257,7 @@ class TensorTable:
 def _cut(piece: TensorSlice | StoredRows, name: str, runs: Runs) -> _Pieces:
     """Runs of rows of a whole tensor."""
     if isinstance(piece, StoredRows):
-        if any(first % piece.matrix.row_step for first, _ in runs):
+        if any(row % piece.matrix.row_step for run in runs for row in run):
             raise Unconvertible(f"its tensor `{shown(name)}` is quantised in blocks that do not end where its heads do")
         return tuple(replace(piece, first=first, n_rows=n_rows) for first, n_rows in runs)
     row_bytes = piece.n_bytes // piece.tensor.shape[0]

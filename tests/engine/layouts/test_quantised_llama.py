@@ -18,7 +18,7 @@ from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.formats.convert.convert import cached, convert, plan, prepared
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader
-from tests import tiny_families
+from tests import quantised_families, tiny_families
 from tests.quantised_llama import LAYOUTS, quantised, write_both
 from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, write_checkpoint, write_tokenizer
 
@@ -74,6 +74,17 @@ def test_a_quantised_llama_computes_what_its_weights_say(layout: str, tmp_path: 
     assert reader.read_header(path).quantization == kind
     away = np.abs(log_probabilities(path, cpu) - log_probabilities(made(plain), cpu))
     assert away.max() < 2e-2
+
+
+def test_the_engine_multiplies_with_the_numbers_beside_the_weights_of_ministral_3(
+    tmp_path: Path, cpu: CpuBackend
+) -> None:
+    """As Mistral publishes it: in FP8, with a number for each weight, and one for what it is multiplied with."""
+    more = {"model.layers.0.self_attn.q_proj.activation_scale": ("F32", (1,), bytes(4))}
+    stored, plain = quantised_families.write_both("ministral3", "fp8-tensor", tmp_path, more)
+    assert "blk.0.attn_q.scale" in plan(stored).shapes
+    path = made(stored)
+    assert np.abs(log_probabilities(path, cpu) - log_probabilities(made(plain), cpu)).max() < 2e-2
 
 
 @pytest.mark.parametrize("layout", ["fp8-tensor", "gptq", "nvfp4"])
