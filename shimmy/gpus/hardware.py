@@ -38,8 +38,7 @@ def gpus(root: Path = _ROOT) -> list[PciGpu]:
     for device in sorted((root / _PCI_DEVICES).glob("*")):
         vendor, kind = _VENDORS.get(_text(device / "vendor")), _text(device / "class")
         if vendor is not None and kind.startswith((_DISPLAY, _ACCELERATOR)):
-            driver = device / "driver"
-            found.append(PciGpu(vendor, driver.resolve().name if driver.exists() else ""))
+            found.append(PciGpu(vendor, _target(device / "driver")))
     return found
 
 
@@ -81,11 +80,22 @@ def _obstacle(gpu: PciGpu, has_loader: bool, root: Path) -> str:
 
 
 def _group(path: Path) -> str:
-    number = path.stat().st_gid
+    try:
+        number = path.stat().st_gid
+    except OSError:  # it is gone again
+        return "render"
     try:
         return grp.getgrgid(number).gr_name
     except KeyError:  # a container does not know the system's groups
         return str(number)
+
+
+def _target(link: Path) -> str:
+    """The name of what a link leads to; empty where there is none."""
+    try:
+        return link.readlink().name
+    except OSError:
+        return ""
 
 
 def _text(path: Path) -> str:

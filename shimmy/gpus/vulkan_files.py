@@ -4,6 +4,7 @@ Knows names and dates of files; nothing of what is in them.
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -16,7 +17,8 @@ LOADER = "libvulkan.so.1"
 _LINKER_CACHE = "etc/ld.so.cache"
 _MAX_LINKER_CACHE_BYTES = 2**24
 _IN_LINKER_CACHE = re.compile(rb"/[^\0]*/libvulkan\.so\.1(?=\0)")
-_LIBRARY_FOLDERS = ("lib64", "usr/lib64", "lib", "usr/lib", "usr/local/lib")
+_MULTIARCH = f"{os.uname().machine}-linux-gnu"  # Debian's
+_LIBRARY_FOLDERS = (f"lib/{_MULTIARCH}", f"usr/lib/{_MULTIARCH}", "lib64", "usr/lib64", "lib", "usr/lib")
 # The loader's documentation (docs/LoaderDriverInterface.md): files and folders of drivers' descriptions.
 _DRIVER_VARIABLES = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES")
 _FOLDER_VARIABLES = (
@@ -39,7 +41,14 @@ def loader(environment: Mapping[str, str], root: Path = Path("/")) -> Path | Non
     folders = [Path(text) for text in re.split("[:;]", environment.get("LD_LIBRARY_PATH", "")) if text]
     folders += [root / name for name in _LIBRARY_FOLDERS]
     candidates = [*preloaded, *(folder / LOADER for folder in folders), *_in_linker_cache(root)]
-    return next((path for path in candidates if path.is_file()), None)
+    return next(filter(_is_file, candidates), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that this user may not look into, as one
+        return False
 
 
 def _in_linker_cache(root: Path) -> list[Path]:

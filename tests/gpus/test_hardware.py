@@ -1,11 +1,12 @@
 """GPUs in a /sys of ours, and what people are told to do where Vulkan does not answer for them."""
 
+import grp
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from shimmy.gpus import hardware
 from shimmy.gpus.hardware import PciGpu, advice, gpus
 
 NVIDIA, AMD, INTEL = "0x10de", "0x1002", "0x8086"
@@ -69,9 +70,14 @@ def test_a_device_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatc
     add(tmp_path, AMD, driver="amdgpu")
     add_node(tmp_path, "dri/renderD128")
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)
-    monkeypatch.setattr(hardware, "_group", lambda _path: "render")
+    number = (tmp_path / "dev/dri/renderD128").stat().st_gid
+    names = {number: SimpleNamespace(gr_name="render")}
+    monkeypatch.setattr(grp, "getgrgid", names.__getitem__)
     (text,) = advice((), has_loader=True, root=tmp_path)
     assert f"`{tmp_path}/dev/dri/renderD128` cannot be opened; add the user to the group `render`" in text
+    names.clear()  # as in a container that does not know the group
+    (text,) = advice((), has_loader=True, root=tmp_path)
+    assert text.endswith(f"add the user to the group `{number}`")
 
 
 def test_nothing_is_said_of_gpus_that_answer(tmp_path: Path) -> None:

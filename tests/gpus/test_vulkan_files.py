@@ -14,7 +14,7 @@ def touch(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("folder", ["lib64", "usr/lib64", "lib", "usr/lib"])
+@pytest.mark.parametrize("folder", ["lib64", "usr/lib64", "lib", "usr/lib", f"usr/lib/{os.uname().machine}-linux-gnu"])
 def test_the_loader_is_found_in_the_systems_folders(folder: str, tmp_path: Path) -> None:
     assert loader({}, tmp_path) is None
     path = touch(tmp_path / folder / LOADER)
@@ -30,6 +30,7 @@ def test_the_linkers_cache_and_variables_name_other_places(tmp_path: Path) -> No
     own = touch(tmp_path / "own" / LOADER)
     assert loader({"LD_LIBRARY_PATH": f":{tmp_path}/missing:{tmp_path}/own"}, tmp_path) == own
     assert loader({"LD_PRELOAD": f"/some/libc.so.6:{own} {opt}"}, tmp_path) == own
+    assert loader({"LD_LIBRARY_PATH": 300 * "x"}, tmp_path) == opt  # no folder can have that name
     assert loader({"LD_PRELOAD": "libvulkan.so.1:/gone/libvulkan.so.1"}, tmp_path) == opt
 
 
