@@ -4,7 +4,6 @@ llvmpipe compiles a program for each kind of product at its first use, and keeps
 thousand times slower than the processor itself. So these models are tiny and their replies short.
 """
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import pytest
 
 from shimmy.system import vulkan_archive
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import COMPLETION, PROMPTS, STEADY_SEED, Json, Server, run, serving
+from tests.e2e.harness import COMPLETION, FROZEN_FILE, PROMPTS, STEADY_SEED, Json, Server, run, serving
 from tests.e2e.processes import wait_for
+from tests.gpus.fake_loader import FAILS_LATER, GEFORCE, LOADER, compile_loader
 from tests.tiny_models import write_tiny_model
 from tools import lavapipe
 
-FAKES = Path(__file__).parents[1] / "gpus" / "fakes"
-CARD = "2,3,1,8192,-1,10de,4,1,Fake Card"  # discrete, with 8 GiB; see tests/gpus/fakes/vulkan.c
 DEVICE = "Vulkan0"
 ALL = 3  # layers of the tiny models, with their output
 N_TOKENS = 12
@@ -47,6 +45,8 @@ def device_server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Ite
 def use_llvmpipe(patch: pytest.MonkeyPatch) -> None:
     for name, value in lavapipe.environment().items():
         patch.setenv(name, value)
+    if FROZEN_FILE:  # which heeds no LD_LIBRARY_PATH
+        patch.setenv("LD_PRELOAD", f"{lavapipe.environment()['LD_LIBRARY_PATH']}/{LOADER}")
 
 
 def entry(server: Server, name: str = "alpha") -> Json:
@@ -92,6 +92,7 @@ def test_streams_run_at_once_and_a_long_prompt_lets_the_pool_grow(device_server:
     assert entry(device_server)["n_ctx_used"] > 512
 
 
+@pytest.mark.thorough
 def test_a_changed_file_is_swapped_on_the_device(device_server: Server) -> None:
     before = device_server.chat(PROMPTS[0], "gamma", max_tokens=N_TOKENS)
     path = Path(entry(device_server, "gamma")["path"])
@@ -103,6 +104,7 @@ def test_a_changed_file_is_swapped_on_the_device(device_server: Server) -> None:
     assert entry(device_server, "gamma")["n_device_layers"] == ALL
 
 
+@pytest.mark.thorough
 def test_some_layers_and_the_prompts_that_they_have_stored(
     tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,19 +139,12 @@ def test_a_device_that_is_not_there_leaves_the_model_to_the_processor(
     assert "there is no device `Vulkan7`" in reply.error["message"]
 
 
-@pytest.fixture(scope="session")
-def fake_loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("loader") / "libvulkan.so.1"
-    options = ("-shared", "-fPIC", "-Wl,-soname,libvulkan.so.1")
-    subprocess.run(["cc", *options, "-o", library, FAKES / "fails_later.c"], check=True)
-    return library
-
-
 @pytest.mark.parametrize(("mode", "reason"), [("abort", "signal 6"), ("hang", "it got no further"), ("fail", "Vulkan")])
 def test_a_driver_that_fails_costs_its_worker_and_the_processor_serves(
-    mode: str, reason: str, fake_loader: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+    mode: str, reason: str, tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"FAKE_DEVICES": CARD, "FAKE_LATER": mode, "LD_PRELOAD": str(fake_loader)}.items():
+    loader = compile_loader(tmp_path, FAILS_LATER)
+    for name, value in {"FAKE_DEVICES": GEFORCE, "FAKE_LATER": mode, "LD_PRELOAD": str(loader)}.items():
         monkeypatch.setenv(name, value)
     server = start("--load-timeout", "6")
     text = server.chat(PROMPTS[0], max_tokens=4)
