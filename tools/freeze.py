@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
+from shimmy.system import vulkan_archive
 from tools import numpy_core, variants
 from tools.bootloader import bootloader
 from tools.engine import engine_key, library_folder
@@ -20,10 +21,13 @@ from tools.licenses import license_texts
 from tools.module_archive import COMPILER_SETTINGS
 from tools.papers import LICENSES, beside
 from tools.portable.contents import MODULES, read_files, unpacked
+from tools.portable.sources import is_debian
+from tools.portable.target import BUILD_MACHINE
 from tools.steps import CACHE, DIST, ROOT, VENV, WORK, BuildError, Stamp, key_of, key_of_files, run, say, venv_python
+from tools.vulkan import library as vulkan
 from tools.weight_loops import packed_loops
 
-LIMIT_BYTES = 16_500_000
+LIMIT_BYTES = 22_000_000
 
 # Besides the Python standard library, the program holds these packages and these files, no more and no fewer.
 PACKAGES = {
@@ -42,6 +46,7 @@ FILES = {
     "ssl.xz",
     "markupsafe/_speedups.so",
 }
+VULKAN_FILES = (vulkan_archive.ARCHIVE, vulkan_archive.DIGEST)
 
 
 def freeze() -> Path:
@@ -52,6 +57,7 @@ def freeze() -> Path:
     say("freeze: making `dist/shimmy`")
     _pack_variants()
     _pack_grammar_library()
+    has_vulkan = _pack_vulkan()
     shutil.copyfile(numpy_core.core(), WORK / NUMPY_ARCHIVE)
     (WORK / LOOPS_ARCHIVE).write_bytes(packed_loops())
     shutil.copyfile(bootloader(), WORK / "bootloader")
@@ -59,7 +65,7 @@ def freeze() -> Path:
     folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]
     run([*pyinstaller, *folders, ROOT / "shimmy.spec"], **COMPILER_SETTINGS)
     program = WORK / "dist" / "shimmy"
-    check_contents(program, FILES)
+    check_contents(program, FILES.union(VULKAN_FILES if has_vulkan else ()))
     _check_size(program)
     run([program, "version"])
     _publish(program)
@@ -100,6 +106,19 @@ def _pack_grammar_library() -> None:
         unfinished.write_bytes(lzma.compress(library.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
         unfinished.rename(cached)
     shutil.copyfile(cached, WORK / GRAMMAR_ARCHIVE)
+
+
+def _pack_vulkan() -> bool:
+    """Leave the library for GPUs where shimmy.spec looks for it; False where it cannot be made."""
+    has_vulkan = platform.machine() == BUILD_MACHINE.machine and is_debian()
+    if has_vulkan:
+        for name, path in zip(VULKAN_FILES, vulkan.packed(BUILD_MACHINE), strict=True):
+            shutil.copyfile(path, WORK / name)
+    else:
+        say("freeze: without the library for GPUs, which is made on an x86-64 Debian alone")
+        for name in VULKAN_FILES:
+            (WORK / name).unlink(missing_ok=True)
+    return has_vulkan
 
 
 def check_contents(

@@ -13,7 +13,7 @@ from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE,
 from tools import numpy_core, openssl, variants
 from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader
 from tools.engine import engine_sources
-from tools.freeze import check_contents
+from tools.freeze import VULKAN_FILES, check_contents
 from tools.module_archive import COMPILER_SETTINGS
 from tools.papers import LICENSES, SBOM, SIZES, beside
 from tools.portable.c_library import c_library
@@ -30,15 +30,18 @@ from tools.portable.python import VERSION, python
 from tools.portable.target import BUILD_MACHINE, Target
 from tools.portable.weak_versions import newer_versions
 from tools.steps import DIST, ROOT, WORK, BuildError, key_of, key_of_files, run, say
+from tools.vulkan import library as vulkan
 from tools.weight_loops import loops_key, packed_loops
 
-LIMIT_BYTES = 17_000_000
+LIMIT_BYTES = 22_000_000
 
 # What a system with glibc has, and what the file itself has.
 _SYSTEM_LIBRARIES = {
     *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1", "libutil.so.1"),
     *("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"),
 }
+# The largest pages of memory that a kernel may have.
+_PAGE_BYTES = {"x86_64": 4096, "aarch64": 65_536}
 _OWN_LIBRARIES = {*LIBRARIES, f"libpython{VERSION}.so.1.0"}
 
 FILES = {
@@ -48,6 +51,7 @@ FILES = {
     *(f"libc/{name}.so" for name in ("libresolv", "librt", "libutil")),
     f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
     *(GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE),
+    *VULKAN_FILES,
 }
 
 
@@ -126,6 +130,8 @@ def _collect_parts(target: Target) -> Path:
     }
     for name, (key, pack) in archives.items():
         shutil.copy(_packed_once(target.folder / "packed" / f"{key}-{name}", pack), parts / name)
+    for name, path in zip(VULKAN_FILES, vulkan.packed(target), strict=True):
+        shutil.copy(path, parts / name)
     _, inner = _bootloaders(target)
     shutil.copy(_bootloaders(BUILD_MACHINE)[0], parts / "bootloader")
     shutil.copy(inner, parts / "shimmy.inner")
@@ -176,6 +182,8 @@ def _check_elf_files(program: Path, target: Target) -> None:
         file = ElfFile(data)
         if file.machine != target.machine:
             faults.append(f"{name} is for {file.machine}")
+        if file.page_bytes() < _PAGE_BYTES[target.machine]:
+            faults.append(f"{name} cannot be mapped in pages of more than {file.page_bytes()} bytes")
         if name.startswith("libc/"):
             continue
         faults += [f"{name} asks for {version}" for version in newer_versions(data)]

@@ -10,6 +10,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from shimmy.system.vulkan_archive import LIBRARY
 from tools.engine import engine_sources, engine_version
 from tools.portable.compiler import Compiler, compiler
 from tools.portable.elf import ElfFile
@@ -17,8 +18,6 @@ from tools.portable.target import Target
 from tools.steps import BuildError, Stamp, key_of, key_of_files, run, say
 from tools.vulkan.shader_compiler import FOLDER, edition, headers
 from tools.vulkan.shaders import Shaders, compile_shaders, declared
-
-LIBRARY = "libggml-vulkan.so"
 
 _HERE = Path(__file__).parent
 _ENGINE = "libggml-base.so.0"  # what it is opened beside

@@ -19,6 +19,7 @@ from tools.portable.engine import engine
 from tools.portable.packages import grammar_library, wheel_of
 from tools.portable.target import Target
 from tools.steps import BuildError, requirements
+from tools.vulkan import shader_compiler
 
 PACKAGE_LICENSES = {
     "anyio": "MIT",
@@ -82,6 +83,7 @@ def components(target: Target) -> list[Component]:
     return [
         *python_packages(target),
         *_engine_parts(target),
+        *vulkan_headers(shader_compiler.edition()),
         *_runtime_libraries(ENGINE),
         *_runtime_libraries(numpy_core.PACKAGE),
         *crates(grammar_library(target)),
@@ -146,6 +148,20 @@ def _engine_parts(target: Target) -> list[Component]:
         Component(ENGINE, version, "MIT", purl, archive=archive.name, sha256=_hash_of(archive)),
         Component("llamafile sgemm", "", "MIT", "pkg:generic/llamafile-sgemm", ENGINE),
     ]
+
+
+def vulkan_headers(edition: shader_compiler.Edition) -> list[Component]:
+    """What llama.cpp's library for GPUs is compiled with. The compiler of the shaders leaves nothing of its own."""
+    rows = (
+        ("Vulkan-Headers", edition.vulkan_headers, "Apache-2.0 OR MIT"),
+        ("SPIRV-Headers", edition.spirv_headers, "MIT"),
+    )
+    found = []
+    for name, package, license_expression in rows:
+        purl = f"pkg:deb/debian/{package.name}@{package.version}?arch={package.architecture}"
+        archive = f"{package.name}_{package.version}_{package.architecture}.deb"
+        found.append(Component(name, package.version, license_expression, purl, ENGINE, archive, package.sha256))
+    return found
 
 
 def _runtime_libraries(part_of: str) -> list[Component]:

@@ -5,6 +5,7 @@ Knows where each part keeps the text of its licence. What the parts are stands i
 
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from shimmy.commands.contents import PACKAGES
 from tools import bootloader, numpy_core
@@ -15,6 +16,7 @@ from tools.portable.compiler import zig_folder
 from tools.portable.packages import not_installed, wheel_of
 from tools.portable.papers.components import GRAMMARS, PYTHON, Component
 from tools.portable.target import Target
+from tools.vulkan import shader_compiler
 
 _LIST = """\
 `shimmy-linux-{machine}` contains Shimmy, which is under the MIT licence (see LICENSE), and these works of others. The
@@ -90,17 +92,34 @@ def _of_packages(target: Target, components: Sequence[Component]) -> dict[str, s
     texts = of_packages(name.replace("-", "_") for name in PACKAGES if name not in dict(not_installed()))
     texts["llama-cpp-python"] = (engine_sources() / "LICENSE.md").read_text()
     engine = engine_sources() / "vendor" / "llama.cpp"
-    sgemm = (engine / "ggml" / "src" / "ggml-cpu" / "llamafile" / "sgemm.cpp").read_text().partition("\n\n")[0]
+    sgemm = engine / "ggml" / "src" / "ggml-cpu" / "llamafile" / "sgemm.cpp"
     texts["llama.cpp"] = (engine / "LICENSE").read_text()
-    texts["llamafile sgemm (in llama.cpp)"] = "\n".join(line.removeprefix("//").strip() for line in sgemm.splitlines())
+    texts["llamafile sgemm (in llama.cpp)"] = _first_comment(sgemm)
+    mit = _MIT_HEAD + texts["llama.cpp"].partition(_MIT_HEAD)[2]
+    texts |= _of_vulkan_headers(mit)
     texts[numpy_core.PACKAGE] = numpy_core.license_texts()
     with zipfile.ZipFile(wheel_of("llguidance", target)) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
         texts[GRAMMARS] = wheel.read(name).decode()
     rows = "\n".join(f"- {_described(component)}" for component in components if component.part_of == GRAMMARS)
-    mit = _MIT_HEAD + texts["llama.cpp"].partition(_MIT_HEAD)[2]
     texts["Rust packages (in llguidance)"] = _RUST.format(rows=rows) + mit
     return texts
+
+
+def _of_vulkan_headers(mit: str) -> dict[str, str]:
+    """Of those that the engine's library for GPUs is compiled with; both are offered under the MIT licence."""
+    folder = shader_compiler.headers(shader_compiler.edition())
+    firsts = {"Vulkan-Headers": "vulkan/vulkan.hpp", "SPIRV-Headers": "spirv/unified1/spirv.hpp"}
+    return {
+        f"{name} (in llama.cpp)": f"{_first_comment(folder / first)}\n\nTaken under the MIT licence:\n\n{mit}"
+        for name, first in firsts.items()
+    }
+
+
+def _first_comment(source: Path) -> str:
+    """What stands in front of a source: its authors and its licence."""
+    lines = source.read_text().partition("\n\n")[0].splitlines()
+    return "\n".join(line.removeprefix("//").strip() for line in lines)
 
 
 def _of_libraries() -> dict[str, str]:

@@ -23,6 +23,8 @@ _WHAT = {
     "llguidance.xz": "grammars and JSON schemas",
     "numpy.xz": "arithmetic for quantised SafeTensors",
     "weight-loops.xz": "loops over quantised SafeTensors",
+    "vulkan.xz": "llama.cpp's computations on GPUs",
+    "vulkan.sha256": "what the unpacked one has to be",
     "ssl.xz": "OpenSSL",
     "markupsafe/_speedups.so": "escaping in chat templates",
     "shimmy.inner": "inner bootloader, which starts Python",
