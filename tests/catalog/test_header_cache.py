@@ -84,10 +84,10 @@ def test_a_file_that_cannot_be_read_is_tried_again(tmp_path: Path) -> None:
             headers.read(tmp_path / "gone.gguf", status)
 
 
-def damaged(text: str, field: int, value: object) -> str:
+def damaged(text: str, field: str, value: object) -> str:
     stored = json.loads(text)
     for known in stored["files"].values():
-        known[field] = value
+        known[stored["form"].index(field) - 1] = value  # in front of the fields stands the version
     return json.dumps(stored)
 
 
@@ -101,11 +101,11 @@ def damaged(text: str, field: int, value: object) -> str:
         lambda _: '{"form": []}',
         lambda text: text.replace('"form"', '"other"'),
         lambda text: text.replace("n_params", "n_other"),
-        lambda text: damaged(text, 0, "nonsense"),
-        lambda text: damaged(text, 0, ["model"]),
-        lambda text: damaged(text, 4, "many"),
-        lambda text: damaged(text, 4, None),
-        lambda text: damaged(text, 11, 1),
+        lambda text: damaged(text, "kind", "nonsense"),
+        lambda text: damaged(text, "kind", ["model"]),
+        lambda text: damaged(text, "n_params", "many"),
+        lambda text: damaged(text, "n_params", None),
+        lambda text: damaged(text, "has_chat_template", 1),
     ],
 )  # fmt: skip
 def test_a_damaged_cache_is_of_no_use_and_does_no_harm(

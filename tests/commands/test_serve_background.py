@@ -147,9 +147,9 @@ def test_who_interrupts_the_command_wants_no_server(
     started = stands_in(monkeypatch, "import time; time.sleep(99)")
     monkeypatch.setattr(time, "sleep", interrupted)
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.main(["serve", "--background"]) == 1
+    assert cli.main(["serve", "--background"]) == 130
     assert signal.getsignal(signal.SIGTERM) == before
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "shimmy: interrupted\n"
     assert [*run_folder.iterdir()] == []
     assert [process.returncode for process in started] == [-signal.SIGTERM]
 
