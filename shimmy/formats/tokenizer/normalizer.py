@@ -7,24 +7,28 @@ all that is written into a GGUF (`shimmy.tokenizer.normalizer`). Knows nothing o
 import json
 import re
 import unicodedata
+from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
 from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.tokenizer.charsmap import Charsmap
 from shimmy.text.literals import any_of
 
 KEY = "shimmy.tokenizer.normalizer"
 
 Form = Literal["", "NFC", "NFD", "NFKC", "NFKD"]
 Prefix = Literal["", "each", "always", "first"]
+Spaces = Literal["", "merge", "strip", "split"]
 
 # A letter (cuneiform A) that stands for a word longer than a WordPiece tokenizer looks at: it must be an unknown one.
 UNKNOWN_LETTER = "\U00012000"
 
 _SPACE, _META_SPACE = " ", "▁"
 _SLICE_CHARACTERS = 1 << 16
+_SPACES = re.compile(" {2,}")
 _BEFORE_WORD = re.compile("[A-Za-z](?= [A-Za-z])")
 # Blocks that BERT takes for Chinese, from BertNormalizer of Hugging Face, which has 2B920 where Unicode has 2B820.
 _CHINESE = (
@@ -51,13 +55,17 @@ class Normalizer:
     # the beginning of the text (`first`), unless it is a space or a special token.
     prefix: Prefix = ""
     bert: Bert | None = None
+    charsmap: str = ""  # SentencePiece's table of characters, in base64
+    # Of what is left then: several spaces become one; so do they, and none stays behind the text; all white space
+    # becomes one space between words.
+    spaces: Spaces = ""
     special: tuple[str, ...] = ()  # tokens that a text may hold where special tokens are parsed, never changed
     plain: tuple[str, ...] = ()  # added tokens that every text may hold
     lstrip: tuple[str, ...] = ()  # of both: those that swallow white space before them
     rstrip: tuple[str, ...] = ()  # and behind them
 
     def __bool__(self) -> bool:
-        return bool(self.form or self.prefix or self.bert or self.lstrip or self.rstrip)
+        return bool(self.form or self.prefix or self.bert or self.charsmap or self.spaces or self.lstrip or self.rstrip)
 
     def to_text(self) -> str:
         """How a GGUF holds it: JSON without what is empty."""
@@ -70,12 +78,15 @@ class Normalizer:
             value = json.loads(text)
             bert = value.pop("bert", None)
             form, prefix = value.pop("form", ""), value.pop("prefix", "")
-            if form not in get_args(Form) or prefix not in get_args(Prefix):
-                raise ValueError(form, prefix)
+            charsmap, spaces = str(value.pop("charsmap", "")), value.pop("spaces", "")
+            if form not in get_args(Form) or prefix not in get_args(Prefix) or spaces not in get_args(Spaces):
+                raise ValueError(form, prefix, spaces)
             tokens = {name: tuple(map(str, items)) for name, items in value.items()}
-            return cls(form, prefix, None if bert is None else Bert(**bert), **tokens)
+            found = cls(form, prefix, None if bert is None else Bert(**bert), charsmap, spaces, **tokens)
+            found._table  # noqa: B018 - is read now, for its errors
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise Unconvertible(f"its `{KEY}` is of another version, or broken") from exc
+        return found
 
     def apply(self, text: str, *, parse_special: bool = True) -> str:
         """The text to tokenize instead of `text`; costs about as much as tokenizing."""
@@ -95,6 +106,15 @@ class Normalizer:
             part = "".join(unicodedata.normalize(form, each) for each in _slices(part))
         if bert is not None:
             return " ".join(filter(None, (self._words(each, bert) for each in _slices(part))))
+        if self._table is not None:
+            part = "".join(self._table.apply(each) for each in _slices(part))
+        if self.spaces == "split":
+            part = " ".join(part.split())
+        elif self.spaces:
+            part = _SPACES.sub(_SPACE, part)
+            part = part.rstrip() if self.spaces == "strip" else part
+        if not part:
+            return part
         has_space = part.startswith((_SPACE, _META_SPACE))
         if self.prefix == "each" or (self.prefix and not has_space and (is_first or self.prefix == "always")):
             return _SPACE + part
@@ -105,6 +125,10 @@ class Normalizer:
             part = unicodedata.normalize("NFD", part)
         words = part.translate(self._characters).split()
         return " ".join(UNKNOWN_LETTER if len(word) > bert.max_word or _is_misread(word) else word for word in words)
+
+    @cached_property
+    def _table(self) -> Charsmap | None:
+        return Charsmap(b64decode(self.charsmap)) if self.charsmap else None
 
     @cached_property
     def _characters(self) -> "_BertCharacters":

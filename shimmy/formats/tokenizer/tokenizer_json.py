@@ -5,13 +5,15 @@ how each kind is stored (src/llama-vocab.cpp); refuses all others. Knows nothing
 """
 
 import re
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.tokenizer import pretokenizers
-from shimmy.formats.tokenizer.normalizer import UNKNOWN_LETTER, Bert, Form, Normalizer, Prefix
+from shimmy.formats.tokenizer.charsmap import Charsmap
+from shimmy.formats.tokenizer.normalizer import UNKNOWN_LETTER, Bert, Form, Normalizer, Prefix, Spaces
 from shimmy.formats.tokenizer.pretokenizers import shown
 from shimmy.formats.tokenizer.sentencepiece import PieceType, SentencePieceModel
 
@@ -82,6 +84,8 @@ def from_json(tokenizer: Mapping[str, Any], more: Iterable[AddedToken]) -> Token
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind == "WordPiece":
         return _word_piece(tokenizer, model, added)
+    if kind == "Unigram":
+        return _unigram(tokenizer, model, added)
     if kind != "BPE":
         raise Unconvertible(f"its tokenizer is of a kind that is not supported: {shown(kind)}")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -183,6 +187,62 @@ def _word_piece(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
     return tokens
 
 
+def _unigram(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: Mapping[int, AddedToken]) -> Tokens:
+    """SentencePiece's other kind: the pieces of a text whose scores have the largest sum."""
+    pieces, unknown = model.get("vocab"), model.get("unk_id")
+    if not isinstance(pieces, list) or not 0 < len(pieces) <= MAX_TOKENS:
+        raise Unconvertible(f"its vocabulary is empty, larger than {MAX_TOKENS} tokens, or not readable")
+    if model.get("byte_fallback") or not _is_id(unknown) or unknown >= len(pieces):
+        raise Unconvertible("its Unigram tokenizer has `byte_fallback`, or no token for what it does not know")
+    ids: dict[str, int] = {}
+    scores: dict[int, float] = {}
+    for index, piece in enumerate(pieces):
+        match piece:
+            case [str(text), int() | float() as score] if text not in ids and -1e9 <= score <= 1e9:
+                ids[text], scores[index] = index, float(score)
+            case _:
+                raise Unconvertible(f"one of its tokens is broken, or there twice: {shown(piece)}")
+    charsmap, spaces = _unigram_text(tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
+    if spaces == "split" and any(text.strip(_META_SPACE) and _META_SPACE in text[1:] for text in ids):
+        raise Unconvertible("its Unigram tokenizer has pieces of several words, which it cannot make")
+    tokens = _tokens("t5", "default", ids)
+    tokens.scores = scores
+    tokens.unknown = pieces[unknown][0]
+    _add(tokens, added)
+    tokens.types[unknown] = PieceType.UNKNOWN
+    tokens.normalizer = _normalizer(added.values(), prefix="always", charsmap=charsmap, spaces=spaces)
+    return tokens
+
+
+def _unigram_text(normalizer: object, pre_tokenizer: object) -> tuple[str, Spaces]:
+    """The table of characters of a Unigram tokenizer, and what it does to spaces."""
+    charsmap = ""
+    steps = pretokenizers.steps(normalizer, "normalizers")
+    if steps and steps[0].get("type") == "Precompiled":
+        found = steps.pop(0).get("precompiled_charsmap")
+        charsmap = found if isinstance(found, str) else ""
+        try:
+            table = b64decode(charsmap, validate=True)
+        except ValueError as exc:
+            raise Unconvertible("its tokenizer has a `precompiled_charsmap` that is none") from exc
+        Charsmap(table)  # for its errors
+    merges = [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": space} for space in (" ", _META_SPACE)]
+    strips = {"type": "Strip", "strip_left": False, "strip_right": True}
+    cuts = pretokenizers.steps(pre_tokenizer, "pretokenizers")
+    splits = bool(cuts) and cuts[0] == {"type": "WhitespaceSplit"}
+    known: dict[str, Spaces] = {"": "", "merge": "merge", "strip merge": "strip"}
+    order = " ".join("strip" if step == strips else "merge" if step in merges else "?" for step in steps)
+    spaces: Spaces | None = "split" if splits and order in known else known.get(order)
+    match cuts[1:] if splits else cuts:
+        case [{"type": "Metaspace", "replacement": "▁"} as step] if (
+            step.get("prepend_scheme", "always") == "always"
+            and step.get("add_prefix_space", True)
+            and spaces is not None
+        ):
+            return charsmap, spaces
+    raise Unconvertible(f"its tokenizer changes text in a way that is not supported: {shown([steps, pre_tokenizer])}")
+
+
 def _tokens(model: str, pre: str, ids: dict[str, int]) -> Tokens:
     texts = {index: text for text, index in ids.items()}
     if len(texts) < len(ids):
@@ -265,7 +325,13 @@ def _add(tokens: Tokens, added: Mapping[int, AddedToken]) -> None:
 
 
 def _normalizer(
-    added: Iterable[AddedToken], *, form: Form = "", prefix: Prefix = "", bert: Bert | None = None
+    added: Iterable[AddedToken],
+    *,
+    form: Form = "",
+    prefix: Prefix = "",
+    bert: Bert | None = None,
+    charsmap: str = "",
+    spaces: Spaces = "",
 ) -> Normalizer:
     added = list(added)
     strips_left = tuple(token.text for token in added if token.strips_left)
@@ -276,7 +342,7 @@ def _normalizer(
         raise Unconvertible(f"its tokenizer changes text between more than {_MAX_SEARCHED_TOKENS} added tokens")
     special = tuple(token.text for token in added if token.is_special)
     plain = tuple(token.text for token in added if not token.is_special)
-    return Normalizer(form, prefix, bert, special, plain, strips_left, strips_right)
+    return Normalizer(form, prefix, bert, charsmap, spaces, special, plain, strips_left, strips_right)
 
 
 def _prefix(tokens: Tokens, prefix: Prefix, added: Iterable[AddedToken]) -> None:

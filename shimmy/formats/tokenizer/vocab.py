@@ -316,7 +316,7 @@ def _surroundings(files: _Folder, tokens: Tokens) -> tuple[list[int], list[int]]
             match part:
                 case {"type": "TemplateProcessing", "single": list(single)}:
                     return _template(single, tokens)
-                case {"type": "BertProcessing", "cls": [str(first), *_], "sep": [str(last), *_]}:
+                case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(first), *_], "sep": [str(last), *_]}:
                     return [_known(first, tokens)], [_known(last, tokens)]
                 case {"type": "ByteLevel"}:
                     pass

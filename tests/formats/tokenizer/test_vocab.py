@@ -6,10 +6,12 @@ The ids come from the `tokenizers` library, once: see tests/golden/record_tokeni
 import ctypes
 import json
 import lzma
+import math
 import os
 import shutil
 import struct
 import unicodedata
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -22,6 +24,7 @@ from shimmy.engine.llama import binding
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType, encode_header
 from shimmy.formats.tokenizer import vocab
+from shimmy.formats.tokenizer.charsmap import Charsmap
 from shimmy.formats.tokenizer.normalizer import KEY, Normalizer
 from tests.awkward_texts import texts
 from tests.models import demo_model, template_free_model
@@ -349,13 +352,29 @@ def test_qwens_text_is_brought_into_its_normal_form(load: Load, tmp_path: Path) 
 
 
 def test_a_normalizer_survives_being_written() -> None:
-    normalizer = Normalizer("NFC", "first", None, ("<s>",), ("<t>",), ("<s>",), ("<t>",))
+    table = b64encode(struct.pack("<I", 4) + bytes(5)).decode()
+    normalizer = Normalizer("NFC", "first", None, table, "strip", ("<s>",), ("<t>",), ("<s>",), ("<t>",))
     assert Normalizer.from_text(normalizer.to_text()) == normalizer
     assert not Normalizer.from_text("{}")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "3", '{"form": "NFX"}', '{"prefix": 1}', '{"bert": 3}', '{"bert": {}}', '{"x": []}', "[" * 9999]
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        '{"form": "NFX"}',
+        '{"prefix": 1}',
+        '{"bert": 3}',
+        '{"bert": {}}',
+        '{"charsmap": "?"}',
+        '{"charsmap": "AAAA"}',
+        '{"spaces": "x"}',
+        '{"spaces": []}',
+        '{"x": []}',
+        "[" * 9999,
+    ],
 )
 def test_a_broken_normalizer_is_refused(text: str) -> None:
     with pytest.raises(Unconvertible):
@@ -481,7 +500,8 @@ SPLIT = {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", 
         (changed("pre_tokenizer", to={"type": "Sequence", "pretokenizers": [BYTE_LEVEL, SPLIT]}), "not known"),
         (changed("model", "ignore_merges", to=True), "with `ignore_merges`"),
         (changed("model", "dropout", to=0.1), "dropout"),
-        (changed("model", "type", to="Unigram"), "Unigram"),
+        (changed("model", "type", to="WordLevel"), "WordLevel"),
+        (changed("model", "type", to="Unigram"), "vocabulary is empty"),
         (changed("model", to=[]), "no `model`"),
         (changed("model", "vocab", to={}), "vocabulary is empty"),
         (changed("model", "vocab", to=[]), "vocabulary is empty"),
@@ -516,6 +536,67 @@ def test_what_llama_cpp_cannot_do_and_what_is_broken_is_refused(tmp_path: Path, 
     folder = write_folder(tmp_path, tokenizer_json=json.dumps(tokens), tokenizer_config_json=config)
     with pytest.raises(Unconvertible, match=reason):
         vocab.vocabulary(folder, {})
+
+
+def unigram(**changes: Any) -> Json:
+    """XLM-RoBERTa's kind: <unk>, <s>, </s>, then pieces; without a table of characters."""
+    vocab = [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], ["▁", -2.0], ["a", -3.0], ["▁a", -2.5], ["b", -3.0]]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": False}
+    meta_space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    added = [added_token(index, text) for index, text in enumerate(("<unk>", "<s>", "</s>"))]
+    parts = {"pre_tokenizer": meta_space, "post_processor": surrounded_by("<s>", None, "</s>"), "added_tokens": added}
+    return tokenizer({**model, **changes.pop("model", {})}, **(parts | changes))
+
+
+def charsmap(data: bytes) -> Json:
+    return {"normalizer": {"type": "Precompiled", "precompiled_charsmap": b64encode(data).decode()}}
+
+
+def test_pieces_of_a_unigram_tokenizer_are_those_with_the_best_sum(load: Load) -> None:
+    vocabulary = load(tokenizer_json=unigram(), tokenizer_config_json=EOS)
+    assert vocabulary.values["tokenizer.ggml.model"] == "t5"
+    assert vocabulary.ids("ab a") == [1, 5, 6, 5, 2]
+    assert vocabulary.ids("") == [1, 2]
+    assert vocabulary.ids("xyb") == [1, 3, 0, 6, 2]  # unknown ones are one
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (unigram(model={"unk_id": 7}), "byte_fallback"),
+        (unigram(model={"unk_id": None}), "byte_fallback"),
+        (unigram(model={"byte_fallback": True}), "byte_fallback"),
+        (unigram(model={"vocab": []}), "vocabulary is empty"),
+        (unigram(model={"vocab": [["a", 0.0], ["a", 1.0]]}), "twice"),
+        (unigram(model={"vocab": [["a"]]}), "broken"),
+        (unigram(model={"vocab": [["a", "b"]]}), "broken"),
+        (unigram(model={"vocab": [["a", 1e30]]}), "broken"),
+        (unigram(model={"vocab": [["a", math.nan]]}), "broken"),
+        (unigram(pre_tokenizer=None), "not supported"),
+        (unigram(pre_tokenizer=BYTE_LEVEL), "not supported"),
+        (unigram(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}), "not supported"),
+        (unigram(normalizer={"type": "Lowercase"}), "not supported"),
+        (unigram(normalizer={"type": "Precompiled", "precompiled_charsmap": "?"}), "charsmap"),
+        (unigram(normalizer={"type": "Precompiled"}), "charsmap"),
+        (unigram(**charsmap(b"")), "charsmap"),
+        (unigram(**charsmap(struct.pack("<I", 400) + bytes(8))), "charsmap"),
+        (unigram(**charsmap(struct.pack("<I", 6) + bytes(8))), "charsmap"),
+        (unigram(**charsmap(struct.pack("<I", 4) + bytes(4) + b"x" * 300)), "long texts"),
+    ],
+)
+def test_another_unigram_tokenizer_is_refused(tmp_path: Path, tokens: Json, reason: str) -> None:
+    folder = write_folder(tmp_path, tokenizer_json=json.dumps(tokens), tokenizer_config_json=EOS)
+    with pytest.raises(Unconvertible, match=reason):
+        vocab.vocabulary(folder, {})
+
+
+def test_a_table_of_characters_may_hold_anything() -> None:
+    random = Random(7)
+    for _ in range(2000):
+        n_units = random.randrange(1, 40)
+        units = [random.choice([random.getrandbits(32), random.getrandbits(12), 97 | 1 << 10]) for _ in range(n_units)]
+        table = Charsmap(struct.pack(f"<I{n_units}I", 4 * n_units, *units) + random.randbytes(random.randrange(99)))
+        table.apply("a\u0301b\r\n\U0001f600 \ud800" * 3)
 
 
 @pytest.mark.parametrize(

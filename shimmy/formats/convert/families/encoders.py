@@ -1,8 +1,10 @@
-"""Encoders, for embeddings: BERT, ModernBERT, nomic-embed."""
+"""Encoders, for embeddings: BERT, RoBERTa and XLM-RoBERTa, ModernBERT, nomic-embed."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from shimmy.formats.convert.families.family import GELU, SILU, Family, Row
+from shimmy.formats.convert.families.family import GELU, SILU, Family, Row, Runs
 from shimmy.formats.convert.families.settings import plain_heads, window_pattern
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
@@ -79,24 +81,57 @@ def describe_nomic(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
     sizes["T"] = values.integer("type_vocab_size", default=2)
 
 
+def roberta_renamed(values: Hyperparameters) -> Hyperparameters:
+    """Positions are counted from the one behind that of padding: so many fewer are there for texts."""
+    n_before = values.integer("pad_token_id", minimum=0, maximum=64) + 1
+    n_rows = values.integer("max_position_embeddings", minimum=n_before + 1, maximum=MAX_CONTEXT)
+    return values.changed({"max_position_embeddings": n_rows - n_before, "n_before": n_before})
+
+
+def describe_roberta(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    describe_bert(draft, values, sizes)
+    sizes["B"] = values.integer("n_before")
+    sizes["O"] = sizes["P"] + sizes["B"]
+
+
+def _positions(sizes: Mapping[str, int]) -> Runs:
+    return ((sizes["B"], sizes["P"]),)
+
+
+_POSITIONS = Row("embeddings.position_embeddings", "position_embd.weight", "PE")
+_BERT = (
+    Row("embeddings.word_embeddings", "token_embd.weight", "VE"),
+    Row("embeddings.token_type_embeddings", "token_types.weight", "TE"),
+    Row("embeddings.LayerNorm", "token_embd_norm.weight", "E", bias="required"),
+    Row("encoder.layer.#.attention.self.query", "blk.#.attn_q.weight", "QE", bias="required"),
+    Row("encoder.layer.#.attention.self.key", "blk.#.attn_k.weight", "KE", bias="required"),
+    Row("encoder.layer.#.attention.self.value", "blk.#.attn_v.weight", "KE", bias="required"),
+    Row("encoder.layer.#.attention.output.dense", "blk.#.attn_output.weight", "EQ", bias="required"),
+    Row("encoder.layer.#.attention.output.LayerNorm", "blk.#.attn_output_norm.weight", "E", bias="required"),
+    Row("encoder.layer.#.intermediate.dense", "blk.#.ffn_up.weight", "FE", bias="required"),
+    Row("encoder.layer.#.output.dense", "blk.#.ffn_down.weight", "EF", bias="required"),
+    Row("encoder.layer.#.output.LayerNorm", "blk.#.layer_output_norm.weight", "E", bias="required"),
+)
+
 FAMILIES = (
     Family(
-        "BERT encoders", "bert", ("BertModel", "BertForMaskedLM", "BertForPreTraining"), "bert",
-        (Row("embeddings.word_embeddings", "token_embd.weight", "VE"),
-         Row("embeddings.position_embeddings", "position_embd.weight", "PE"),
-         Row("embeddings.token_type_embeddings", "token_types.weight", "TE"),
-         Row("embeddings.LayerNorm", "token_embd_norm.weight", "E", bias="required"),
-         Row("encoder.layer.#.attention.self.query", "blk.#.attn_q.weight", "QE", bias="required"),
-         Row("encoder.layer.#.attention.self.key", "blk.#.attn_k.weight", "KE", bias="required"),
-         Row("encoder.layer.#.attention.self.value", "blk.#.attn_v.weight", "KE", bias="required"),
-         Row("encoder.layer.#.attention.output.dense", "blk.#.attn_output.weight", "EQ", bias="required"),
-         Row("encoder.layer.#.attention.output.LayerNorm", "blk.#.attn_output_norm.weight", "E", bias="required"),
-         Row("encoder.layer.#.intermediate.dense", "blk.#.ffn_up.weight", "FE", bias="required"),
-         Row("encoder.layer.#.output.dense", "blk.#.ffn_down.weight", "EF", bias="required"),
-         Row("encoder.layer.#.output.LayerNorm", "blk.#.layer_output_norm.weight", "E", bias="required")),
+        "BERT encoders", "bert", ("BertModel", "BertForMaskedLM", "BertForPreTraining"), "bert", (_POSITIONS, *_BERT),
         GELU, None, describe_bert, {"layer_norm_eps": 1e-12},
         prefixes=("bert.",), ignored_prefixes=("pooler.", "cls.", "embeddings.position_ids"), ignored_suffixes=(),
         is_encoder=True, is_layer_norm=True,
+    ),
+    *(
+        Family(
+            title, model_type, (f"{stem}Model", f"{stem}ForMaskedLM"), "bert",
+            (replace(_POSITIONS, runs=_positions, taken="OE"), *_BERT),
+            GELU, None, describe_roberta, {"layer_norm_eps": 1e-12, "pad_token_id": 1}, prefixes=("roberta.",),
+            ignored_prefixes=("pooler.", "lm_head.", "embeddings.position_ids"), ignored_suffixes=(),
+            renamed=roberta_renamed, is_encoder=True, is_layer_norm=True,
+        )
+        for title, model_type, stem in (
+            ("RoBERTa", "roberta", "Roberta"), ("XLM-RoBERTa", "xlm-roberta", "XLMRoberta"),
+            ("CamemBERT", "camembert", "Camembert"),
+        )
     ),
     Family(
         "ModernBERT", "modernbert", ("ModernBertModel", "ModernBertForMaskedLM"), "modern-bert",
