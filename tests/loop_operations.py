@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import loops
+from shimmy.engine.layouts import fused, loops
 
 # Zeros, the smallest numbers of F32 and F16, halfway between two of F16, the largest of F16, and their neighbours.
 _SIZES = (
@@ -103,12 +103,52 @@ def _operations() -> Iterator[tuple[str, Any]]:
     yield "halves of nothing", loops.halves(np.empty((0, 4), np.float32))
 
 
+def _fused_operations() -> Iterator[tuple[str, Any]]:
+    """Of packed codes; words lie apart from each other, as those of a part of all rows do."""
+    for n_rows, n_columns, n_groups in ((8, 32, 1), (16, 64, 2), (40, 96, 3), (136, 256, 2), (128, 512, 1)):
+        name = f"{n_rows} x {n_columns} in {n_groups} groups"
+        groups = _bytes(n_rows, n_columns // 32).astype(np.int64) % n_groups
+        scales = _floats(1, n_groups, n_rows) / np.float32(64)
+        small, zeros = scales.astype(np.float16), (_bytes(2, scales.size) % 17).view(np.int8).reshape(scales.shape)
+        words = _bytes(3, n_columns // 8 * 4 * (n_rows + 5)).view(np.uint32).reshape(n_columns // 8, -1)
+        for n in (n_rows, n_rows - 3):
+            own = words[:, 3 : 3 + n], small[:, :n], zeros[:, :n]
+            yield f"GPTQ {name}, {n}: Q5_0", fused.gptq_blocks("Q5_0", *own, groups)
+            yield f"GPTQ {name}, {n}: Q4_0", fused.gptq_blocks("Q4_0", *own[:2], np.full_like(own[2], 8), groups)
+            mixed = _bytes(4, n_columns).astype(np.int64) % n_groups
+            yield f"GPTQ {name}, {n}: F16", fused.gptq_halves(own[0], scales[:, :n], own[2], mixed)
+        words = _bytes(5, n_columns * 4 * (n_rows // 8 + 3)).view(np.uint32).reshape(n_columns, -1)
+        zero_words = _bytes(6, n_groups * n_rows // 2).view(np.uint32).reshape(n_groups, -1)
+        yield f"AWQ {name}", fused.awq_blocks(words[:, 1 : 1 + n_rows // 8], small, zero_words, groups)
+    for kind, n_header, n_packed in (
+        ("Q4_0", 2, 16), ("Q4_1", 4, 16), ("MXFP4", 1, 16), ("NVFP4", 4, 32),
+    ):  # fmt: skip
+        for n_headers, n_blocks in ((1, 1), (5, 3)):
+            headers, packed = _bytes(7, n_headers * n_header), _bytes(8, n_headers * n_blocks * n_packed)
+            found = fused.repacked(kind, headers.reshape(n_headers, n_header), packed)
+            yield f"{n_headers} x {n_blocks} blocks of {kind}, repacked", found
+    for n, n_blocks in ((1, 1), (5, 3)):
+        zeros = (_bytes(2, n) % 17).view(np.int8)
+        found = fused.repacked_q5_0(_bytes(7, 2 * n).view(np.float16), zeros, _bytes(8, 16 * n * n_blocks))
+        yield f"{n} x {n_blocks} blocks of Q5_0, repacked", found
+    for n in (1, 32, 96, 97):
+        table, sizes = _floats(9, 16) / np.float32(1e5), _floats(10, -(-n // 32)) / np.float32(1e5)
+        yield f"{n} bytes by a table", fused.table_halves(_bytes(11, n), table, sizes, 64)
+    too_large = np.full(1, 65_504, np.float32)
+    yield "a table's products too large", fused.table_halves(_bytes(12, 32), np.full(16, 2, np.float32), too_large, 64)
+    every = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16)
+    yield "floats", loops.floats(every[~np.isnan(every)])
+    for code in (0x7E, 0x7F, 0xFF):
+        codes = np.array([0] * 70 + [code], np.uint8)
+        yield f"NaN among {code:#x}", np.array([loops.has_nan_e4m3(codes)])
+
+
 def results(library: ctypes.CDLL | None) -> dict[str, str]:
     """By operation: shape, type and a digest of what comes out; "None" where nothing does."""
     before, loops.library = loops.library, library
     try:
         found = {}
-        for name, result in _operations():
+        for name, result in (*_operations(), *_fused_operations()):
             digest = None if result is None else hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest()
             found[name] = "None" if result is None else f"{result.shape} {result.dtype} {digest}"
         return found

@@ -89,8 +89,8 @@ def gptq_sorted(random: np.random.Generator, n_rows: int, n_columns: int) -> tup
     return gptq(random, n_rows, n_columns, shuffled=True)
 
 
-def awq(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Stored, Floats]:
-    codes, zeros = random.integers(0, 16, (n_columns, n_rows)), random.integers(5, 11, (n_columns // 64, n_rows))
+def awq(random: np.random.Generator, n_rows: int, n_columns: int, *, group: int = 64) -> tuple[Stored, Floats]:
+    codes, zeros = random.integers(0, 16, (n_columns, n_rows)), random.integers(5, 11, (n_columns // group, n_rows))
     scales = random.uniform(0.004, 0.012, zeros.shape).astype(np.float16)
 
     def packed(numbers: NDArray[Any]) -> Weights:
@@ -98,7 +98,7 @@ def awq(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Store
         return _weights(_words(ordered.reshape(numbers.shape), 4), "I32")
 
     stored = {"qweight": packed(codes), "qzeros": packed(zeros), "scales": _weights(scales, "F16")}
-    wide_zeros, wide_scales = np.repeat(zeros, 64, 0), np.repeat(scales.astype(np.float32), 64, 0)
+    wide_zeros, wide_scales = np.repeat(zeros, group, 0), np.repeat(scales.astype(np.float32), group, 0)
     return stored, ((codes - wide_zeros) * wide_scales).T.astype(np.float32)
 
 

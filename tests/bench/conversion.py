@@ -40,6 +40,7 @@ MATRICES = (
 PLAIN = "plain"
 QUANTISED: Mapping[str, tuple[Layout, dict[str, Any]]] = {
     **LAYOUTS,
+    "fp8-row": (partial(fp8_block, block=(1, SIZE)), {"quant_method": "fp8", "weight_block_size": [1, SIZE]}),
     "fp8-block": (partial(fp8_block, block=(128, 128)), {"quant_method": "fp8", "weight_block_size": [128, 128]}),
     "mlx-8": (partial(mlx, bits=8), {"bits": 8, "group_size": 32}),
 }
@@ -106,8 +107,7 @@ def _write(path: Path, tensors: Mapping[str, Weights], *, is_sparse: bool) -> No
 
 def copied(source: Path, target: Path, n_bytes: int) -> Spent:
     """Read all of `source` and write `n_bytes` of it."""
-    times = os.times()
-    started_s = time.perf_counter()
+    before_s, started_s = _own_processor_s(), time.perf_counter()
     n_read = n_written = 0
     with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         while block := reader.read(BLOCK_BYTES):
@@ -115,9 +115,12 @@ def copied(source: Path, target: Path, n_bytes: int) -> Spent:
             while left := min(len(block), n_bytes * n_read // source.stat().st_size - n_written):
                 n_written += writer.write(memoryview(block)[:left])
         os.fsync(writer)
-    wall_s = time.perf_counter() - started_s
-    now = os.times()
-    return Spent(wall_s, now.user + now.system - times.user - times.system)
+    return Spent(time.perf_counter() - started_s, _own_processor_s() - before_s)
+
+
+def _own_processor_s() -> float:
+    times = os.times()
+    return times.user + times.system
 
 
 def converted(folder: Path, target: Path) -> Spent:
@@ -128,10 +131,11 @@ def converted(folder: Path, target: Path) -> Spent:
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"the conversion of `{folder}` failed")
+    before_s = _own_processor_s()
     with target.open("rb") as file:
         os.fsync(file)
-    wall_s = time.perf_counter() - started_s
-    return Spent(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)
+    processor_s = usage.ru_utime + usage.ru_stime + _own_processor_s() - before_s
+    return Spent(time.perf_counter() - started_s, processor_s, usage.ru_maxrss * 1024 / 1e6)
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
 Each class is one formula. All products are in F32, with one rounding each, in the order of the layout's own library.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -31,9 +32,6 @@ class BadValuesError(ValueError):
 class Weights(Protocol):
     """Some rows of a weight."""
 
-    def taken(self, rows: Any) -> "Weights":
-        """The rows that an index or a slice of numpy picks."""
-
     def values(self) -> Floats:
         """[rows, row length]."""
 
@@ -46,9 +44,6 @@ class Plain:
     """Weights that are numbers already."""
 
     numbers: Floats  # [rows, row length]
-
-    def taken(self, rows: Any) -> "Plain":
-        return Plain(self.numbers[rows])
 
     def values(self) -> Floats:
         return self.numbers
@@ -66,9 +61,6 @@ class Integers:
     groups: Index | None = None  # [row length]: the group of each column; None: all groups are equally long runs
     factor: np.float32 | None = None
 
-    def taken(self, rows: Any) -> "Integers":
-        return replace(self, codes=self.codes[rows], scales=self.scales[rows])
-
     def values(self) -> Floats:
         found = self.codes.astype(np.float32)
         if self.groups is not None:
@@ -83,12 +75,12 @@ class Integers:
         if self.factor is not None:
             return halves(self.values())
         if self.groups is not None:
-            return _not_too_large(loops.scaled_halves(self.codes, self.scales, self.groups))
-        return _not_too_large(loops.affine_halves(self.codes, self.scales))
+            return not_too_large(loops.scaled_halves(self.codes, self.scales, self.groups))
+        return not_too_large(loops.affine_halves(self.codes, self.scales))
 
-    def block_scales(self) -> Floats:
-        """[rows, blocks]: the scale of each block of 32 columns, which all have the same."""
-        scales = self.scales if self.factor is None else self.scales * self.factor
+    def block_scales(self) -> Halves:
+        """[rows, blocks]: the scale of each block of 32 columns, which all have the same; raises BadValuesError."""
+        scales = halves(self.scales if self.factor is None else self.scales * self.factor)
         if self.groups is not None:
             return scales[:, self.groups[::BLOCK]]
         return spread(scales, self.codes.shape[1] // BLOCK)
@@ -102,9 +94,6 @@ class Affine:
     scales: Floats  # [rows, groups]
     biases: Floats  # [rows, groups]
 
-    def taken(self, rows: Any) -> "Affine":
-        return Affine(self.codes[rows], self.scales[rows], self.biases[rows])
-
     def values(self) -> Floats:
         found = self.codes.astype(np.float32)
         runs = grouped(found, self.scales)
@@ -113,19 +102,15 @@ class Affine:
         return found
 
     def halves(self) -> Halves:
-        return _not_too_large(loops.affine_halves(self.codes, self.scales, self.biases))
+        return not_too_large(loops.affine_halves(self.codes, self.scales, self.biases))
 
 
 @dataclass(frozen=True, slots=True)
 class FourBitFloats:
-    """`E2M1[codes] * scales`: MXFP4 with powers of two, NVFP4 with 8-bit floats, each stored as a byte."""
+    """`E2M1[codes] * scales`."""
 
     codes: Bytes  # [rows, row length]
-    scale_bytes: Bytes  # [rows, groups]
-    scales: Floats  # what these bytes mean, times the number that holds for the whole tensor
-
-    def taken(self, rows: Any) -> "FourBitFloats":
-        return FourBitFloats(self.codes[rows], self.scale_bytes[rows], self.scales[rows])
+    scales: Floats  # [rows, groups]
 
     def values(self) -> Floats:
         found: Floats = E2M1[self.codes]
@@ -144,9 +129,6 @@ class LookedUp:
     tables: Floats  # [tables, codes]
     places: Index  # [rows, groups]: which table
 
-    def taken(self, rows: Any) -> "LookedUp":
-        return replace(self, codes=self.codes[rows], places=self.places[rows])
-
     def values(self) -> Floats:
         found: Floats = self.among(self.tables)
         return found
@@ -160,12 +142,36 @@ class LookedUp:
         return loops.looked_up(self.codes, tables, self.places)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Weights whose codes stay packed as the file has them, until a type is asked for that takes them as numbers."""
+
+    unpacked: Callable[[], Weights]
+    encoded: Mapping[str, Callable[[], Bytes]]  # all rows in a GGUF type, straight out of the packed codes
+
+    def values(self) -> Floats:
+        return self.unpacked().values()
+
+    def halves(self) -> Halves:
+        return self.unpacked().halves()
+
+
 def halves(numbers: Floats) -> Halves:
     """The nearest numbers in F16; raises BadValuesError for one that is too large."""
-    return _not_too_large(loops.halves(numbers))
+    return not_too_large(loops.halves(numbers))
 
 
-def _not_too_large(found: Halves | None) -> Halves:
+def headers(*numbers: Floats) -> Bytes:
+    """[n, bytes]: one of each of these numbers, in F16, side by side."""
+    return np.concatenate([halves(one).reshape(-1, 1) for one in numbers], axis=1).view(np.uint8)
+
+
+def bytes_of_halves(found: Halves | None) -> Bytes:
+    """All bytes of numbers in F16; raises BadValuesError where one is too large."""
+    return not_too_large(found).reshape(-1).view(np.uint8)
+
+
+def not_too_large(found: Halves | None) -> Halves:
     if found is None:
         raise BadValuesError("one of its weights is too large")
     return found
@@ -176,9 +182,16 @@ def grouped(numbers: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
     return numbers.reshape(*scales.shape, -1)
 
 
-def spread(scales: Floats, n: int) -> Floats:
+def spread(scales: Halves, n: int) -> Halves:
     """[rows, n] out of [rows, groups]: each number as often as its group is long; all are equally long."""
     return np.repeat(scales, n // scales.shape[1], axis=1)
+
+
+def block_groups(groups: Index | None, n_columns: int, group: int) -> Index | None:
+    """The group of each block of 32 columns; None unless all columns of each are of one group."""
+    if not in_blocks(groups, n_columns, group):
+        return None
+    return np.arange(0, n_columns, BLOCK) // group if groups is None else groups[::BLOCK]
 
 
 def runs_of_columns(n_columns: int, group: int, stored: Index | None, n_groups: int) -> Index | None:
@@ -231,7 +244,7 @@ def rounding_error(scales: Floats, *, tiny: bool = False) -> float | None:
     halves = loops.halves(scales)
     if halves is None:
         return None
-    is_exact = halves.astype(np.float32) == scales
+    is_exact = loops.floats(halves) == scales
     if is_exact.all():
         return 0.0
     sizes = np.abs(scales[~is_exact])

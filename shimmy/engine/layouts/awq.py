@@ -6,8 +6,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import loops
-from shimmy.engine.layouts.arrays import Codes, Integers, checked_scales, hold_integers, less_zeros
+from shimmy.engine.layouts import fused, loops
+from shimmy.engine.layouts.arrays import (
+    Codes,
+    Integers,
+    Packed,
+    Weights,
+    block_groups,
+    checked_scales,
+    halves,
+    hold_floats,
+    hold_integers,
+    less_zeros,
+)
 from shimmy.formats.quantised.stored import Holding, integer_type
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -18,16 +29,24 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     scales = checked_scales(arrays["scales"])
     zeros = _unpacked(arrays["zeros"], scales.shape[1])
     low, high = -int(zeros.max(initial=0)), 15 - int(zeros.min(initial=15))
+    if block_groups(None, options["n_columns"], options["group"]) is None:
+        return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 
-def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     """`codes` is [columns, words]."""
-    del options
-    scales = arrays["scales"]
-    codes = _unpacked(arrays["codes"], scales.shape[1])
-    less_zeros(codes, _unpacked(arrays["zeros"], scales.shape[1]), None)
-    return Integers(codes, np.ascontiguousarray(scales.T))
+    codes, zeros, scales = arrays["codes"], arrays["zeros"], arrays["scales"]
+
+    def integers() -> Integers:
+        found = _unpacked(codes, scales.shape[1])
+        less_zeros(found, _unpacked(zeros, scales.shape[1]), None)
+        return Integers(found, np.ascontiguousarray(scales.T))
+
+    groups = block_groups(None, options["n_columns"], options["group"])
+    if groups is None or scales.shape[1] != 8 * codes.shape[1]:  # rows at the end are left out
+        return integers()
+    return Packed(integers, {"Q5_0": lambda: fused.awq_blocks(codes, halves(scales), zeros, groups)})
 
 
 def _unpacked(stored: NDArray[Any], n_rows: int) -> Codes:

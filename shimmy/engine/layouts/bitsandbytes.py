@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts import fused
 from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Floats,
     Integers,
-    LookedUp,
+    Packed,
     Plain,
     Weights,
+    bytes_of_halves,
     checked_scales,
     hold_floats,
     hold_integers,
@@ -42,16 +44,18 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     if options["bits"] == 8:
         return Integers(arrays["codes"].astype(np.int16), arrays["scales"].reshape(-1, 1), factor=_INVERSE)
-    packed, n_columns = arrays["codes"].reshape(-1).view(np.uint8), options["n_columns"]
-    n = len(packed) * 2 // n_columns * n_columns
-    codes = nibbles(packed, high_first=True)[:n].reshape(-1, n_columns)
+    stored, n_columns, block = arrays["codes"].reshape(-1).view(np.uint8), options["n_columns"], options["block"]
+    n = len(stored) * 2 // n_columns * n_columns
     table, sizes = arrays["table"], _sizes(arrays, options)
-    if n_columns % options["block"] == 0:
-        tables: Floats = table * sizes[: n // options["block"], None]
-        return LookedUp(codes, tables, np.arange(len(tables)).reshape(len(codes), -1))
-    found: Floats = table[codes]
-    found *= np.repeat(sizes, options["block"])[:n].reshape(found.shape)
-    return Plain(found)
+    sizes = sizes[: -(-n // block)]
+    stored = stored[: -(-n // 2)]
+
+    def plain() -> Plain:
+        found: Floats = table[nibbles(stored, high_first=True)][:n]
+        found *= np.repeat(sizes, block)[:n]
+        return Plain(found.reshape(-1, n_columns))
+
+    return Packed(plain, {"F16": lambda: bytes_of_halves(fused.table_halves(stored, table, sizes, block))[: 2 * n]})
 
 
 def _sizes(arrays: Arrays, options: Mapping[str, int]) -> Floats:

@@ -6,10 +6,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts import fused
 from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Floats,
     FourBitFloats,
+    Packed,
     checked_scales,
     hold_floats,
     powers_of_two,
@@ -37,10 +39,14 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     return hold_floats(float(np.abs(scales).max(initial=0)) * LARGEST)
 
 
-def rows(arrays: Arrays, options: Mapping[str, int]) -> FourBitFloats:
-    scale_bytes = arrays["scales"].reshape(-1, arrays["scales"].shape[-1])
-    codes = nibbles(arrays["codes"].view(np.uint8).reshape(len(scale_bytes), -1))
-    return FourBitFloats(codes, scale_bytes, _scales(arrays, options))
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Packed:
+    scales = arrays["scales"].reshape(-1, arrays["scales"].shape[-1])
+    codes = arrays["codes"].view(np.uint8).reshape(len(scales), -1)
+    kind, n_scales = ("MXFP4", 1) if options["group"] == 32 else ("NVFP4", 4)  # of a block
+    return Packed(
+        lambda: FourBitFloats(nibbles(codes), _scales(arrays, options)),
+        {kind: lambda: fused.repacked(kind, scales.reshape(-1, n_scales), codes)},
+    )
 
 
 def _scales(arrays: Arrays, options: Mapping[str, int]) -> Floats:

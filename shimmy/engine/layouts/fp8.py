@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts import loops
 from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Bytes,
@@ -39,7 +40,7 @@ _NUMBERS: Floats = np.where(np.isnan(E4M3), np.float32(0), E4M3)  # for codes of
 
 def checked_codes(codes: Bytes, what: str) -> None:
     """Raises BadValuesError for NaN."""
-    if ((codes & np.uint8(127)) == np.uint8(127)).any():
+    if loops.has_nan_e4m3(codes):
         raise BadValuesError(f"one of its {what} is no number")
 
 

@@ -13,24 +13,24 @@ from shimmy.engine.layouts.arrays import (
     Affine,
     Bytes,
     Floats,
-    FourBitFloats,
     Integers,
     LookedUp,
+    Packed,
     Weights,
-    halves,
-    spread,
+    headers,
 )
 from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS
 
 
 def encode(weights: Weights, kind: str) -> Bytes:
     """All rows as `kind`, a type that holds them."""
+    if isinstance(weights, Packed):
+        encoded = weights.encoded.get(kind)
+        return encode(weights.unpacked(), kind) if encoded is None else encoded()
     if kind in EXACT_INTEGERS and isinstance(weights, Integers):
         return _integers(weights, kind)
     if kind == "Q4_1" and isinstance(weights, Affine):
         return _q4_1(weights)
-    if kind in {"MXFP4", "NVFP4"} and isinstance(weights, FourBitFloats):
-        return loops.blocks(kind, weights.scale_bytes.reshape(-1, 1 if kind == "MXFP4" else 4), weights.codes)
     return _floats(weights, kind)
 
 
@@ -56,16 +56,10 @@ def _bytes(numbers: NDArray[Any]) -> Bytes:
 
 
 def _integers(weights: Integers, kind: str) -> Bytes:
-    return loops.blocks(kind, _header(weights.block_scales()), weights.codes.astype(np.int8, copy=False))
+    scales = weights.block_scales().reshape(-1, 1).view(np.uint8)
+    return loops.blocks(kind, scales, weights.codes.astype(np.int8, copy=False))
 
 
 def _q4_1(weights: Affine) -> Bytes:
-    n_blocks = weights.codes.shape[1] // BLOCK
-    return loops.blocks(
-        "Q4_1", _header(spread(weights.scales, n_blocks), spread(weights.biases, n_blocks)), weights.codes
-    )
-
-
-def _header(*numbers: Floats) -> Bytes:
-    """[blocks, bytes]: for each block one of each of these numbers, in F16."""
-    return np.concatenate([halves(one).reshape(-1, 1) for one in numbers], axis=1).view(np.uint8)
+    per_group = weights.codes.shape[1] // BLOCK // weights.scales.shape[1]
+    return loops.blocks("Q4_1", np.repeat(headers(weights.scales, weights.biases), per_group, axis=0), weights.codes)

@@ -1,18 +1,25 @@
 """GPTQ: `scales[g_idx] * (codes - zeros[g_idx])`, transposed; codes packed along the columns, zeros along the rows."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import loops
+from shimmy.engine.layouts import fused, loops
 from shimmy.engine.layouts.arrays import (
     BadValuesError,
+    Bytes,
     Codes,
     Index,
     Integers,
+    Packed,
+    Weights,
+    block_groups,
+    bytes_of_halves,
     checked_scales,
+    halves,
     hold_floats,
     hold_integers,
     in_blocks,
@@ -38,12 +45,27 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 
-def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     """`codes` is [words, rows]."""
-    groups = _groups(arrays, options)
-    codes = unpacked(loops.transposed(arrays["codes"]), options["bits"], options["n_columns"])
-    less_zeros(codes, _zeros(arrays, options).T, groups)
-    return Integers(codes, np.ascontiguousarray(arrays["scales"].T), groups)
+    codes, scales = arrays["codes"], arrays["scales"]
+    zeros, groups = _zeros(arrays, options), _groups(arrays, options)
+
+    def integers() -> Integers:
+        found = unpacked(loops.transposed(codes), options["bits"], options["n_columns"])
+        less_zeros(found, zeros.T, groups)
+        return Integers(found, np.ascontiguousarray(scales.T), groups)
+
+    def encoded(kind: str, groups: Index) -> Bytes:
+        return fused.gptq_blocks(kind, codes, halves(scales), zeros, groups)
+
+    if options["bits"] != 4:
+        return integers()
+    of_blocks = block_groups(groups, options["n_columns"], options["group"])
+    if of_blocks is not None:
+        return Packed(integers, {kind: partial(encoded, kind, of_blocks) for kind in ("Q4_0", "Q5_0")})
+    if groups is None or len(scales) > fused.MAX_GROUPS:
+        return integers()
+    return Packed(integers, {"F16": lambda: bytes_of_halves(fused.gptq_halves(codes, scales, zeros, groups))})
 
 
 def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:

@@ -7,7 +7,9 @@ is missing or cannot be loaded, numpy does the work; the tests compare both. Kno
 import ctypes
 import logging
 import lzma
+import math
 import sys
+import weakref
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,10 +25,12 @@ Array: TypeAlias = NDArray[Any]
 Halves: TypeAlias = NDArray[np.float16]
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of its eight rows each four bits of a word are
-_BLOCK = 32
-_HEADER_BYTES = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q8_0": 2, "MXFP4": 1, "NVFP4": 4}  # of a block: its scales
+BLOCK = 32
+HEADER_BYTES = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q8_0": 2, "MXFP4": 1, "NVFP4": 4}  # of a block: its scales
 _PAYLOAD_BYTES = {"Q5_0": 20, "Q8_0": 32}  # of a block whose elements have more than 4 bits
 _WIDE = {"NVFP4": 64}  # elements of a block that are not 32
+_LARGE_BYTES = 1 << 17  # of an array that would have pages of its own
+_MAX_FREE_BYTES = 1 << 26  # of memory that waits to be used again
 _STRINGS = (2, 3, 5, 6, 7)  # bits of a code that the library knows
 
 
@@ -45,31 +49,74 @@ def _load() -> ctypes.CDLL | None:
 library = _load()
 
 
+class _Memory:
+    """Large arrays in memory that is used again: fresh pages take longer than what is computed with them."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[memoryview]] = {}  # by their sizes, powers of two; any thread takes and gives
+
+    def empty(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Its memory is free again when neither this array nor one that shares it is there any more."""
+        size = 1 << (n_bytes - 1).bit_length()
+        try:
+            block = self._free[size].pop()
+        except (KeyError, IndexError):
+            block = np.empty(size, np.uint8).data
+        array = np.frombuffer(block, np.uint8, n_bytes)
+        weakref.finalize(array, self._give, block).atexit = False
+        return array
+
+    def clear(self) -> None:
+        self._free.clear()
+
+    def _give(self, block: memoryview) -> None:
+        n_free = sum(size * len(blocks) for size, blocks in self._free.copy().items())
+        if n_free + len(block) <= _MAX_FREE_BYTES:
+            self._free.setdefault(len(block), []).append(block)
+
+
+_memory = _Memory()
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
+    """An array as `np.empty` makes it."""
+    n_bytes = np.dtype(dtype).itemsize * math.prod((shape,) if isinstance(shape, int) else shape)
+    if n_bytes < _LARGE_BYTES:
+        return np.empty(shape, dtype)
+    found: Array = _memory.empty(n_bytes).view(dtype).reshape(shape)
+    return found
+
+
+def give_memory_back() -> None:
+    """Keep no memory for further arrays."""
+    _memory.clear()
+
+
 def transposed(words: Array) -> NDArray[np.uint32]:
     """[columns, rows] out of [rows, columns] of 32 bits each."""
     if library is None:
         return np.ascontiguousarray(words.T).view(np.uint32)
-    found = np.empty(words.shape[::-1], np.uint32)
-    _run("transpose_words", found, _dense(words.view(np.uint32), np.uint32), *words.shape)
+    found = empty(words.shape[::-1], np.uint32)
+    run("transpose_words", found, dense(words.view(np.uint32), np.uint32), *words.shape)
     return found
 
 
 def nibbles(packed: NDArray[np.uint8], *, high_first: bool = False) -> NDArray[np.uint8]:
     """[..., 2 n] codes out of [..., n] bytes; the even element is the low half, or else the high one."""
-    found = np.empty((*packed.shape, 2), np.uint8)
+    found = empty((*packed.shape, 2), np.uint8)
     if library is None:
         found[..., int(high_first)] = packed & np.uint8(15)
         found[..., int(not high_first)] = packed >> np.uint8(4)
     else:
-        _run("unpack_high_nibbles" if high_first else "unpack_nibbles", found, _dense(packed, np.uint8), packed.size)
+        run("unpack_high_nibbles" if high_first else "unpack_nibbles", found, dense(packed, np.uint8), packed.size)
     return found.reshape(*packed.shape[:-1], -1)
 
 
 def bit_string(words: NDArray[np.uint32], bits: int, n: int) -> NDArray[np.int8]:
     """[rows, n] codes of 2 to 7 bits out of [rows, words]: a code may lie in two words."""
     if library is not None and bits in _STRINGS and n % 8 == 0 and n * bits == words.shape[1] * 32:
-        found = np.empty((len(words), n), np.int8)
-        _run("unpack_bits", found, _dense(words, np.uint32), found.size // 8, bits)
+        found = empty((len(words), n), np.int8)
+        run("unpack_bits", found, dense(words, np.uint32), found.size // 8, bits)
         return found
     start = np.arange(n) * bits
     index, offset = start // 32, (start % 32).astype(np.uint64)
@@ -80,12 +127,12 @@ def bit_string(words: NDArray[np.uint32], bits: int, n: int) -> NDArray[np.int8]
 
 def awq_rows(words: NDArray[np.uint32]) -> NDArray[np.int8]:
     """[8 n, columns] codes out of [n, columns], in AWQ's order."""
-    found = np.empty((words.shape[0], 8, words.shape[1]), np.int8)
+    found = empty((words.shape[0], 8, words.shape[1]), np.int8)
     if library is None:
         for index, row in enumerate(_AWQ_ORDER):
             found[:, row] = words >> np.uint32(4 * index) & np.uint32(15)
     else:
-        _run("unpack_awq", found, _dense(words, np.uint32), *words.shape)
+        run("unpack_awq", found, dense(words, np.uint32), *words.shape)
     return found.reshape(-1, words.shape[1])
 
 
@@ -103,10 +150,10 @@ def subtract(codes: Array, zeros: Array, groups: NDArray[np.integer[Any]] | None
     if library is None or not codes.flags.c_contiguous:
         codes -= np.repeat(zeros, length, axis=1) if groups is None else zeros[:, groups]
     elif groups is None:
-        _run(_sized("subtract", codes), codes, _dense(zeros, zeros.dtype), zeros.size, length)
+        run(_sized("subtract", codes), codes, dense(zeros, zeros.dtype), zeros.size, length)
     else:
-        arrays = (codes, _dense(zeros, zeros.dtype), _dense(groups, np.uint32))
-        _run(_sized("subtract_mixed", codes), *arrays, *codes.shape, n_groups)
+        arrays = (codes, dense(zeros, zeros.dtype), dense(groups, np.uint32))
+        run(_sized("subtract_mixed", codes), *arrays, *codes.shape, n_groups)
 
 
 def blocks(kind: str, headers: NDArray[np.uint8], codes: Array) -> NDArray[np.uint8]:
@@ -115,21 +162,21 @@ def blocks(kind: str, headers: NDArray[np.uint8], codes: Array) -> NDArray[np.ui
     Those of Q4_0 are -8 to 7, of Q5_0 -16 to 15, of Q8_0 -128 to 127; the others have no sign.
     """
     n = len(headers)
-    n_elements = _WIDE.get(kind, _BLOCK)
-    if headers.shape != (n, _HEADER_BYTES[kind]) or codes.size != n * n_elements or codes.itemsize != 1:
+    n_elements = _WIDE.get(kind, BLOCK)
+    if headers.shape != (n, HEADER_BYTES[kind]) or codes.size != n * n_elements or codes.itemsize != 1:
         raise ValueError(f"{codes.size} codes and headers of the shape {headers.shape} are no blocks of {kind}")
     if library is None:
         return _blocks(kind, headers, codes.view(np.uint8))
-    found = np.empty(n * (_HEADER_BYTES[kind] + _PAYLOAD_BYTES.get(kind, n_elements // 2)), np.uint8)
-    _run(f"pack_{kind.lower()}", found, _dense(headers, np.uint8), _dense(codes, codes.dtype), n)
+    found = empty(n * (HEADER_BYTES[kind] + _PAYLOAD_BYTES.get(kind, n_elements // 2)), np.uint8)
+    run(f"pack_{kind.lower()}", found, dense(headers, np.uint8), dense(codes, codes.dtype), n)
     return found
 
 
 def _blocks(kind: str, headers: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Of each run: element j in the low half of byte j, the element half a run behind it in the high one."""
     if kind == "Q8_0":
-        return np.concatenate((headers, codes.reshape(-1, _BLOCK)), axis=1).reshape(-1)
-    half = 8 if kind == "NVFP4" else _BLOCK // 2
+        return np.concatenate((headers, codes.reshape(-1, BLOCK)), axis=1).reshape(-1)
+    half = 8 if kind == "NVFP4" else BLOCK // 2
     runs = np.ascontiguousarray(codes.reshape(-1, 2 * half))
     if kind == "Q4_0":
         runs = runs ^ np.uint8(8)
@@ -147,17 +194,17 @@ def looked_up(codes: NDArray[np.uint8], tables: Array, places: NDArray[np.intege
     runs = codes.reshape(*places.shape, -1)
     n_tables, n_codes = tables.shape
     if codes.size == 0:
-        return np.empty(codes.shape, tables.dtype)
+        return empty(codes.shape, tables.dtype)
     if not 0 <= places.min() <= places.max() < n_tables or (n_codes < 256 and codes.max() >= n_codes):
         raise IndexError("a code or the place of its table is out of range")
     if library is None:
         at = (places * n_codes).astype(np.uint16 if tables.size <= 1 << 16 else np.uint32)
         found: Array = tables.reshape(-1)[runs + at[:, :, None]]
         return found.reshape(codes.shape)
-    made = np.empty(codes.shape, tables.dtype)
-    _run(
+    made = empty(codes.shape, tables.dtype)
+    run(
         _sized("look_up", tables),
-        *(made, _dense(codes, np.uint8), _dense(tables, tables.dtype), _dense(places, np.uint32)),
+        *(made, dense(codes, np.uint8), dense(tables, tables.dtype), dense(places, np.uint32)),
         *(places.size, runs.shape[2], n_codes),
     )
     return made
@@ -168,8 +215,24 @@ def halves(numbers: NDArray[np.float32]) -> Halves | None:
     if library is None:
         with np.errstate(over="ignore"):
             return _finite(numbers.astype(np.float16))
-    found = np.empty(numbers.shape, np.float16)
-    return None if _run("to_halves", found, _dense(numbers, np.float32), numbers.size) else found
+    found = empty(numbers.shape, np.float16)
+    return None if run("to_halves", found, dense(numbers, np.float32), numbers.size) else found
+
+
+def floats(numbers: Halves) -> NDArray[np.float32]:
+    """The same numbers in F32."""
+    if library is None:
+        return numbers.astype(np.float32)
+    found = empty(numbers.shape, np.float32)
+    run("to_floats", found, dense(numbers, np.float16), numbers.size)
+    return found
+
+
+def has_nan_e4m3(codes: NDArray[np.uint8]) -> bool:
+    """Whether one of these codes of FP8 is no number."""
+    if library is None:
+        return bool(((codes & np.uint8(127)) == np.uint8(127)).any())
+    return bool(run("has_nan_e4m3", dense(codes, np.uint8), codes.size))
 
 
 def affine_halves(
@@ -190,9 +253,9 @@ def affine_halves(
         biases = np.full(scales.shape, -0.0, np.float32)  # which changes no sum
     elif biases.shape != scales.shape:
         raise ValueError(f"there are {biases.shape} biases and {scales.shape} scales")
-    found = np.empty(codes.shape, np.float16)
-    arrays = (found, _dense(codes, codes.dtype), _dense(scales, np.float32), _dense(biases, np.float32))
-    return None if _run(_sized("affine", codes), *arrays, scales.size, runs.shape[2]) else found
+    found = empty(codes.shape, np.float16)
+    arrays = (found, dense(codes, codes.dtype), dense(scales, np.float32), dense(biases, np.float32))
+    return None if run(_sized("affine", codes), *arrays, scales.size, runs.shape[2]) else found
 
 
 def scaled_halves(codes: Array, scales: NDArray[np.float32], groups: NDArray[np.integer[Any]]) -> Halves | None:
@@ -203,9 +266,9 @@ def scaled_halves(codes: Array, scales: NDArray[np.float32], groups: NDArray[np.
     if library is None:
         with np.errstate(over="ignore"):
             return _finite((codes * scales[:, groups]).astype(np.float16))
-    found = np.empty(codes.shape, np.float16)
-    arrays = (found, _dense(codes, codes.dtype), _dense(scales, np.float32), _dense(groups, np.uint32))
-    return None if _run(_sized("scaled", codes), *arrays, *codes.shape, scales.shape[1]) else found
+    found = empty(codes.shape, np.float16)
+    arrays = (found, dense(codes, codes.dtype), dense(scales, np.float32), dense(groups, np.uint32))
+    return None if run(_sized("scaled", codes), *arrays, *codes.shape, scales.shape[1]) else found
 
 
 def _check_groups(groups: NDArray[np.integer[Any]], n_columns: int, n_groups: int) -> None:
@@ -221,11 +284,11 @@ def _sized(name: str, array: Array) -> str:
     return f"{name}_{8 * array.itemsize}"
 
 
-def _dense(array: Array, dtype: Any) -> Array:
+def dense(array: Array, dtype: Any) -> Array:
     return np.ascontiguousarray(array, dtype)
 
 
-def _run(name: str, *arguments: Array | int) -> int:
+def run(name: str, *arguments: Array | int) -> int:
     """Call a function of the library with dense arrays and sizes."""
     values = [
         ctypes.c_size_t(one) if isinstance(one, int) else ctypes.c_void_p(one.__array_interface__["data"][0])

@@ -6,7 +6,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts.arrays import Affine, Floats, checked_scales, hold_floats, rounding_error
+from shimmy.engine.layouts import fused
+from shimmy.engine.layouts.arrays import (
+    Affine,
+    Floats,
+    Packed,
+    Weights,
+    checked_scales,
+    headers,
+    hold_floats,
+    rounding_error,
+)
 from shimmy.engine.layouts.bits import unpacked
 from shimmy.formats.quantised.stored import BLOCK, Holding
 
@@ -27,10 +37,18 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
 
 def _error(numbers: Floats) -> float | None:
     """Only tiny numbers may be rounded: what is left of a sum may be much smaller than its parts."""
+    if rounding_error(numbers) == 0:
+        return 0.0
     large = numbers[np.abs(numbers) >= np.float32(2.0**-14)]
     return rounding_error(numbers, tiny=True) if rounding_error(large) == 0 else None
 
 
-def rows(arrays: Arrays, options: Mapping[str, int]) -> Affine:
-    codes = unpacked(arrays["codes"].view(np.uint32), options["bits"], options["n_columns"])
-    return Affine(codes, arrays["scales"], arrays["biases"])
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
+    codes, scales, biases = arrays["codes"].view(np.uint32), arrays["scales"], arrays["biases"]
+
+    def affine() -> Affine:
+        return Affine(unpacked(codes, options["bits"], options["n_columns"]), scales, biases)
+
+    if options["bits"] != 4:
+        return affine()
+    return Packed(affine, {"Q4_1": lambda: fused.repacked("Q4_1", headers(scales, biases), codes.view(np.uint8))})

@@ -6,13 +6,18 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts import fused
 from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Codes,
     Floats,
     Index,
     Integers,
+    Packed,
+    Weights,
     checked_scales,
+    halves,
+    headers,
     hold_floats,
     hold_integers,
     in_blocks,
@@ -40,21 +45,38 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 
-def rows(arrays: Arrays, options: Mapping[str, int]) -> Integers:
-    groups, stored = _groups(arrays, options), arrays["codes"]
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
+    groups, stored, scales = _groups(arrays, options), arrays["codes"], _of_rows(_scales(arrays), len(arrays["codes"]))
+    zeros = _of_rows(_zeros(arrays, options), len(stored)) if "zeros" in arrays else None
+
+    def integers() -> Integers:
+        codes = _codes(arrays, options)
+        if zeros is not None:
+            less_zeros(codes, zeros, groups)
+        return Integers(codes, scales, groups)
+
+    if options["bits"] != 4 or groups is not None:
+        return integers()
+    packed = stored.view(np.uint8)
+    if zeros is None:
+        return Packed(integers, {"Q4_0": lambda: fused.repacked("Q4_0", headers(scales), packed)})
+    shifted = (zeros.reshape(-1) + 8).astype(np.int8)  # as the codes are stored
+    return Packed(integers, {"Q5_0": lambda: fused.repacked_q5_0(halves(scales).reshape(-1), shifted, packed)})
+
+
+def _of_rows(numbers: NDArray[Any], n_rows: int) -> NDArray[Any]:
+    """[rows, groups], where one row may stand for all."""
+    return numbers if len(numbers) == n_rows else np.repeat(numbers, n_rows, axis=0)
+
+
+def _codes(arrays: Arrays, options: Mapping[str, int]) -> Codes:
+    """[rows, row length], with a sign, before zero points are taken off."""
+    stored = arrays["codes"]
     if stored.dtype == np.int8:
-        codes: Codes = stored.astype(np.int16) if "zeros" in arrays else stored
-    else:
-        unpack = in_whole_words if options["whole_words"] else unpacked
-        codes = unpack(stored.view(np.uint32), options["bits"], options["n_columns"])
-        codes = codes - codes.dtype.type(1 << options["bits"] - 1)
-    if "zeros" in arrays:
-        zeros = _zeros(arrays, options)
-        less_zeros(codes, np.repeat(zeros, len(codes), axis=0) if len(zeros) != len(codes) else zeros, groups)
-    scales = _scales(arrays)
-    if scales.shape[0] != codes.shape[0]:
-        scales = np.repeat(scales, codes.shape[0], axis=0)
-    return Integers(codes, scales, groups)
+        return stored.astype(np.int16) if "zeros" in arrays else stored
+    unpack = in_whole_words if options["whole_words"] else unpacked
+    codes = unpack(stored.view(np.uint32), options["bits"], options["n_columns"])
+    return codes - codes.dtype.type(1 << options["bits"] - 1)
 
 
 def _scales(arrays: Arrays) -> Floats:

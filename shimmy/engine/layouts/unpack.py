@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import awq, bitsandbytes, fp4, fp8, gguf_blocks, gptq, mlx, packed
+from shimmy.engine.layouts import awq, bitsandbytes, fp4, fp8, gguf_blocks, gptq, loops, mlx, packed
 from shimmy.engine.layouts.arrays import BadValuesError, Bytes, Plain, Weights
 from shimmy.formats.convert.transforms import TensorOutput, Transform
 from shimmy.formats.format_errors import Unconvertible
@@ -21,11 +21,11 @@ from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredR
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 from shimmy.system.cpu import n_physical_cores
 
-CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = 1 << 22
 MAX_CHUNK_ELEMENTS = 1 << 26  # of any model: far above real ones, and 300 MB
 MAX_ELEMENTS_AHEAD = 1 << 24  # in chunks that are computed at once: less than 200 MB
 MAX_THREADS = 4
-_PASSES = 4  # a chunk of what lies in columns is so many times as large, since for each one all columns are read
+SLAB_BYTES = 1 << 26  # of codes that lie in columns: rows are read so many at once, and computed in chunks
 _READ_BYTES = 1 << 14  # what can be read in the time that it takes to ask for it
 
 _DTYPES = {
@@ -55,7 +55,7 @@ def holding(output: TensorOutput, reader: TensorReader) -> Holding:
     for matrix in {id(rows.matrix): rows.matrix for rows in output.stored}.values():
         layout = _LAYOUTS[matrix.layout]
         with _Named(output):
-            for start, end in _steps(matrix, 0, matrix.shape[0], 1):
+            for start, end in _slabs(matrix, 0, matrix.shape[0], 1):
                 arrays = _arrays(matrix, start, end, reader, without="codes")
                 one = layout.check(arrays, matrix.options)
                 found = one if found is None else found.along_with(one)
@@ -74,6 +74,11 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
             yield from _in_turn(_computations(rows, output, reader), _n_ahead(rows, output))
 
 
+def end() -> None:
+    """Keep nothing for further tensors."""
+    loops.give_memory_back()
+
+
 def _in_turn(computations: Iterable[Callable[[], Bytes]], n_ahead: int) -> Iterator[memoryview]:
     """The results in order. Threads compute `n_ahead` of them, while this one reads on and the caller writes."""
     with ThreadPoolExecutor(max(1, n_ahead), "unpack") as threads:
@@ -88,76 +93,118 @@ def _in_turn(computations: Iterable[Callable[[], Bytes]], n_ahead: int) -> Itera
 
 def _computations(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Callable[[], Bytes]]:
     """For each chunk of rows what has to be computed, when all of it has been read."""
-    matrix = rows.matrix
+    matrix, n_together = rows.matrix, _n_together(rows, output)
     columns = np.concatenate([np.arange(first, first + n) for first, n in output.columns]) if output.columns else None
-    for start, stop in _chunks_of_rows(rows, output):
-        picked: Any = None if rows.stride == 1 else slice(None, None, rows.stride)
-        if output.transform is Transform.PERMUTE:
-            # As `transforms` does it: within each head, rows of both halves take turns.
-            index = np.arange(stop - start).reshape(-1, 2, rows.n_rows // output.n_heads // 2)
-            picked = index.transpose(0, 2, 1).reshape(-1)
-        yield partial(_encoded, matrix, _arrays(matrix, start, stop, reader), picked, columns, output.info.kind)
-
-
-def _chunks_of_rows(rows: StoredRows, output: TensorOutput) -> Iterator[tuple[int, int]]:
-    n_head_rows = rows.n_rows // output.n_heads if output.transform is Transform.PERMUTE else 1
     end = rows.first + rows.n_rows * rows.stride
-    return _steps(rows.matrix, rows.first, end, n_head_rows * rows.stride)
+    for first, last in _slabs(matrix, rows.first, end, n_together):
+        arrays = _arrays(matrix, first, last, reader)
+        for start, stop in _steps(matrix, first, last, n_together):
+            picked: Any = None if rows.stride == 1 else slice(None, None, rows.stride)
+            if output.transform is Transform.PERMUTE:
+                # As `transforms` does it: within each head, rows of both halves take turns.
+                index = np.arange(stop - start).reshape(-1, 2, n_together // 2)
+                picked = index.transpose(0, 2, 1).reshape(-1)
+            part = {name: _part(array, matrix.parts[name], first, (start, stop)) for name, array in arrays.items()}
+            n_rows = min(stop, matrix.shape[0]) - start  # the rows of a stride may end behind the last one
+            yield partial(_encoded, matrix, part, n_rows, picked, columns, output.info.kind)
+
+
+def _n_together(rows: StoredRows, output: TensorOutput) -> int:
+    """Rows that have to be in one chunk."""
+    return rows.n_rows // output.n_heads if output.transform is Transform.PERMUTE else rows.stride
 
 
 def _n_ahead(rows: StoredRows, output: TensorOutput) -> int:
     """How many chunks may be computed at once; none where they are so large that one has to be enough."""
-    start, stop = next(_chunks_of_rows(rows, output))
+    end = rows.first + rows.n_rows * rows.stride
+    start, stop = next(_steps(rows.matrix, rows.first, end, _n_together(rows, output)))
     return min(n_physical_cores(), MAX_THREADS, MAX_ELEMENTS_AHEAD // ((stop - start) * rows.matrix.shape[1]))
 
 
-def _encoded(matrix: StoredMatrix, arrays: Mapping[str, NDArray[Any]], picked: Any, columns: Any, kind: str) -> Bytes:
-    found = _LAYOUTS[matrix.layout].rows(arrays, matrix.options)
+def _encoded(
+    matrix: StoredMatrix, arrays: Mapping[str, NDArray[Any]], n_rows: int, picked: Any, columns: Any, kind: str
+) -> Bytes:
+    """The rows of these arrays in a GGUF type: all of them, or those that an index or a slice picks."""
+    weights = _LAYOUTS[matrix.layout].rows(arrays, matrix.options)
     if columns is not None:
-        found = Plain(found.values()[:, columns])
-    return gguf_blocks.encode(found if picked is None else found.taken(picked), kind)
+        weights = Plain(weights.values()[:, columns])
+    found = gguf_blocks.encode(weights, kind)
+    return found if picked is None else np.ascontiguousarray(found.reshape(n_rows, -1)[picked]).reshape(-1)
 
 
-def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Iterator[tuple[int, int]]:
+def _slabs(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Iterator[tuple[int, int]]:
+    """Rows that are read at once: a chunk, or many where they lie in columns, all of which are read for each slab."""
+    codes = matrix.parts["codes"]
+    n_elements = CHUNK_ELEMENTS
+    if codes.along == 1:
+        n_elements = max(n_elements, SLAB_BYTES * math.prod(matrix.shape) // max(1, codes.tensor.n_bytes))
+    return _steps(matrix, first, end, n_together, n_elements)
+
+
+def _steps(
+    matrix: StoredMatrix, first: int, end: int, n_together: int, n_elements: int = 0
+) -> Iterator[tuple[int, int]]:
     step = math.lcm(matrix.row_step, n_together)
     if min(step, end - first) * matrix.shape[1] > MAX_CHUNK_ELEMENTS:
         raise Unconvertible(
             f"its rows of {matrix.shape[1]} weights can only be read {step} at once, which are too many"
         )
-    n_elements = CHUNK_ELEMENTS * (_PASSES if matrix.parts["codes"].along == 1 else 1)
-    step *= max(1, n_elements // (step * matrix.shape[1]))
+    step *= max(1, (n_elements or CHUNK_ELEMENTS) // (step * matrix.shape[1]))
     for start in range(first, end, step):
         yield start, min(start + step, end)
 
 
 def _apart(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
-    number = np.float32(_read(matrix.parts[matrix.apart], 0, 0, reader).reshape(-1)[0])
+    part = matrix.parts[matrix.apart]
+    number = np.float32(_widened(_read(part, 0, 0, reader), part.tensor.dtype).reshape(-1)[0])
     return np.float32(1) / number if matrix.options.get("reciprocal") else number
 
 
 def _arrays(
     matrix: StoredMatrix, start: int, end: int, reader: TensorReader, without: str = ""
 ) -> dict[str, NDArray[Any]]:
-    return {name: _read(part, start, end, reader) for name, part in matrix.parts.items() if name != without}
+    """By part: floats of all widths as F32, but for codes, which may be stored under any type's name."""
+    found = {name: _read(part, start, end, reader) for name, part in matrix.parts.items() if name != without}
+    return {
+        name: array if name == "codes" else _widened(array, matrix.parts[name].tensor.dtype)
+        for name, array in found.items()
+    }
+
+
+def _widened(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return loops.floats(array) if dtype == "F16" else array
 
 
 def _read(part: Part, start: int, end: int, reader: TensorReader) -> NDArray[Any]:
-    """What rows `start` to `end` of the weight need of a tensor; floats of all widths as F32."""
+    """What rows `start` to `end` of the weight need of a tensor."""
     tensor, dtype = part.tensor, np.dtype(_DTYPES[part.tensor.dtype])
     if part.along is None or not tensor.shape:
         found = _bytes(tensor.n_bytes)
         reader.read(tensor, 0, found.data)
         shape = tensor.shape
     else:
-        first, last = start * part.items // part.rows, min(-(-end * part.items // part.rows), tensor.shape[part.along])
+        first, last = _items(part, start, end)
         n_bytes = tensor.n_bytes // math.prod(tensor.shape[: part.along + 1])  # of one item
         shape = (*tensor.shape[: part.along], last - first, *tensor.shape[part.along + 1 :])
         n_lines = math.prod(tensor.shape[: part.along])
         found = _columns(tensor, n_lines, first * n_bytes, last * n_bytes, reader)
-    array = found.view(dtype).reshape(shape)
-    if tensor.dtype == "BF16":
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array.astype(np.float32) if tensor.dtype == "F16" else array
+    return found.view(dtype).reshape(shape)
+
+
+def _items(part: Part, start: int, end: int) -> tuple[int, int]:
+    """What rows `start` to `end` need along their dimension."""
+    assert part.along is not None
+    return start * part.items // part.rows, min(-(-end * part.items // part.rows), part.tensor.shape[part.along])
+
+
+def _part(array: NDArray[Any], part: Part, first: int, rows: tuple[int, int]) -> NDArray[Any]:
+    """What these rows need of an array whose rows begin with `first`."""
+    if part.along is None or not part.tensor.shape:
+        return array
+    start, stop = (item - _items(part, first, first)[0] for item in _items(part, *rows))
+    return array[(slice(None),) * part.along + (slice(start, stop),)]
 
 
 def _columns(tensor: CheckpointTensor, n_lines: int, start: int, end: int, reader: TensorReader) -> NDArray[np.uint8]:
@@ -165,6 +212,9 @@ def _columns(tensor: CheckpointTensor, n_lines: int, start: int, end: int, reade
     line, length = tensor.n_bytes // n_lines, end - start
     found = _bytes(n_lines * length)
     rows, view = found.reshape(n_lines, length), found.data
+    if length == line:
+        reader.read(tensor, 0, view)
+        return found
     if n_lines == 1 or line - length > _READ_BYTES:
         for index in range(n_lines):
             reader.read(tensor, index * line + start, view[index * length : (index + 1) * length])
@@ -178,7 +228,7 @@ def _columns(tensor: CheckpointTensor, n_lines: int, start: int, end: int, reade
 
 
 def _bytes(n: int) -> NDArray[np.uint8]:
-    return np.empty(n, np.uint8)
+    return loops.empty(n, np.uint8)
 
 
 class _Named:

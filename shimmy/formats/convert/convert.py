@@ -55,6 +55,9 @@ class Unpacker(Protocol):
     def chunks(self, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
         """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""
 
+    def end(self) -> None:
+        """Keep nothing for further tensors."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlan:
@@ -316,7 +319,11 @@ def _write(folder: Path, found: ConversionPlan, target: Path, on_progress: Progr
             (output.info, unpack.chunks(output, reader) if unpack and output.stored else chunks(output, reader))
             for output in outputs
         ]
-        write_file(target, metadata, tensors, on_progress)
+        try:
+            write_file(target, metadata, tensors, on_progress)
+        finally:
+            if unpack is not None:
+                unpack.end()
 
 
 def _general(found: ConversionPlan, tokens: Sequence[str]) -> Metadata:

@@ -14,6 +14,7 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import Holding, StoredMatrix, StoredRows
 from shimmy.formats.safetensors.checkpoint import TensorReader
 from tests.engine.layouts.stored import MODULE, cases, config_of, converted, matrix_of, output_of, tensors_of, weights
+from tests.quantised_llama import LAYOUTS, awq
 from tests.tiny_checkpoints import Weights
 
 CASES = cases()
@@ -93,11 +94,41 @@ def test_rows_are_reordered_as_plain_ones_are(name: str, tmp_path: Path, monkeyp
     matrix = found(name, tmp_path)
     exact = weights(output_of(matrix))
     monkeypatch.setattr(unpack, "CHUNK_ELEMENTS", 1)
+    for slab_bytes in (unpack.SLAB_BYTES, 1):
+        monkeypatch.setattr(unpack, "SLAB_BYTES", slab_bytes)
+        assert (weights(output_of(matrix)) == exact).all()
     monkeypatch.setattr(unpack, "_READ_BYTES", 0)  # columns are read one by one
     assert (weights(output_of(matrix)) == exact).all()
     n_rows = matrix.shape[0]
-    wanted = exact.reshape(4, 2, n_rows // 8, -1).swapaxes(1, 2).reshape(exact.shape)
-    assert (weights(output_of(matrix, n_heads=4)) == wanted).all()
+    for kind in ("F32", holding(matrix).kind):
+        held = weights(output_of(matrix, kind))
+        wanted = held.reshape(4, 2, n_rows // 8, -1).swapaxes(1, 2).reshape(exact.shape)
+        assert (weights(output_of(matrix, kind, n_heads=4)) == wanted).all()
+
+
+@pytest.mark.parametrize(("group", "kind"), [(16, "F16"), (32, "Q5_0"), (-1, "Q5_0")])
+def test_groups_of_awq_may_be_of_any_length(group: int, kind: str, tmp_path: Path) -> None:
+    stored, exact = awq(np.random.default_rng(0), 64, 96, group=96 if group == -1 else group)
+    config = {"quantization_config": {**LAYOUTS["awq"][1], "group_size": group}}
+    tensors = {f"{MODULE}.{name}": part for name, part in stored.items()}
+    matrix = matrix_of(tmp_path / "model.safetensors", config, tensors, (64, 96))
+    assert matrix is not None
+    assert holding(matrix).kind == kind
+    assert (weights(output_of(matrix)) == exact).all()
+    assert np.abs(weights(output_of(matrix, kind)) - exact).max() <= 2.0**-11 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("storage", ["BF16", "F16", "F32"])
+def test_codes_of_bitsandbytes_may_be_stored_under_another_types_name(storage: str, tmp_path: Path) -> None:
+    """`bnb_4bit_quant_storage`."""
+    case = CASES["bnb-nf4"]
+    tensors = tensors_of(case)
+    name = f"{MODULE}.weight"
+    data = tensors[name].data
+    tensors[name] = Weights((len(data) // (4 if storage == "F32" else 2), 1), data, storage)
+    matrix = matrix_of(tmp_path / "model.safetensors", config_of(case), tensors, tuple(case["shape"]))
+    assert matrix is not None
+    assert (weights(output_of(matrix)) == weights(output_of(found("bnb-nf4", tmp_path)))).all()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,6 +2,7 @@
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,26 @@ def test_codes_that_lie_column_by_column_make_the_same_blocks(kind: str, monkeyp
     monkeypatch.setattr(loops, "library", None)
     expected = loops.blocks(kind, headers, codes)
     assert (loops.blocks(kind, headers, np.asfortranarray(codes)) == expected).all()
+
+
+def test_memory_is_used_again_once_nothing_shares_it() -> None:
+    def address(array: Any) -> int:
+        found: int = array.__array_interface__["data"][0]
+        return found
+
+    first = loops.empty((3, 1 << 16), np.float32)
+    assert first.shape == (3, 1 << 16)
+    before = address(first)
+    part = first[1:].view(np.uint32).reshape(-1)
+    del first
+    second = loops.empty(3 << 18, np.uint8)
+    assert address(second) != before
+    part[:] = 7
+    del part
+    assert address(loops.empty(3 << 18, np.uint8)) == before
+    assert address(second) != before
+    loops.give_memory_back()
+    assert not loops._memory._free
 
 
 def test_without_the_library_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
