@@ -21,6 +21,7 @@ from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ReplyFormat
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Tool
 from shimmy.text.printable import shortened
 from shimmy.text.speech import gemma, pythonic, tagged
+from shimmy.text.speech.argument_types import lists_misfits
 
 if TYPE_CHECKING:
     from shimmy.engine.constrain.enforceable_schema import SearchBudget
@@ -159,7 +160,7 @@ class GuideFactory:
         sure = {tool for tool in tools[:_N_SURE] if len(tool.parameters) <= _SURE_CHARACTERS}
 
         def arguments(tool: Tool) -> dict[str, Any]:
-            is_searched = syntax in _UNENFORCED and (find_impossible or bool(_EMPTY_CHOICE.search(tool.parameters)))
+            is_searched = syntax in _UNENFORCED and (find_impossible or _lists_nothing(tool.parameters))
             asked = tool.parameters, tool.strict, is_searched
             is_late = tool not in sure and not tool.strict and asked not in looks.found and processor_s() > looks.end_s
             if tool not in kept or is_late:
@@ -208,7 +209,7 @@ class GuideFactory:
         if unenforced is not None:
             if is_searched:
                 schema = self._loaded().without_impossible(schema, budget)
-                if budget.is_spent and _EMPTY_CHOICE.search(json.dumps(schema)):  # which would be let through
+                if budget.is_spent and _lists_nothing(json.dumps(schema)):  # which would be let through
                     if is_strict:
                         raise BadRequest(f"{_NOT_SEARCHED} cannot be enforced in this model's way of writing calls")
                     return self._loaded().schema(_ANY_OBJECT, strict=False)[0], (_NOT_SEARCHED,)
@@ -273,6 +274,11 @@ class GuideFactory:
 
             self._grammars = Grammars(self._vocab)
         return self._grammars
+
+
+def _lists_nothing(schema: str) -> bool:
+    """Whether a part of a schema lists no values, or only such as its types leave out."""
+    return bool(_EMPTY_CHOICE.search(schema)) or lists_misfits(schema)
 
 
 def _thinking_end(form: ReplyFormat) -> str | None:

@@ -166,6 +166,28 @@ def listed(schema: Mapping[str, Any], allowed: frozenset[str]) -> frozenset[str]
     return frozenset(kind for kind in allowed if any(allows(frozenset((kind,)), value) for value in values)) or allowed
 
 
+def lists_misfits(text: str) -> bool:
+    """Whether a part of the schema in `text` lists values of which none has a type that the part names."""
+    if '"type"' not in text or ('"enum"' not in text and '"const"' not in text):
+        return False
+    try:
+        pending = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return False
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            values = listed_values(part)
+            if values is not None and "type" in part:
+                allowed = types(part, part)
+                if not any(allows(allowed, value) for value in values):
+                    return True
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    return False
+
+
 def as_json(text: str, allowed: frozenset[str]) -> str:
     """What a model means by `text` without quotes: JSON of an allowed type where it is that, and a string otherwise."""
     stripped = text.strip()

@@ -255,6 +255,7 @@ IMPOSSIBLE: tuple[dict[str, Any], ...] = (
     *({"anyOf": []}, {"enum": []}, {"oneOf": []}, {"type": []}, {"not": {}}, {"anyOf": [{"enum": []}]}),
     *({"type": "integer", "minimum": 3, "maximum": 2}, {"type": "string", "minLength": 3, "maxLength": 2}),
     {"type": "array", "minItems": 3, "maxItems": 2},
+    *({"type": "string", "enum": [1]}, {"type": "string", "const": 1}, {"type": ["string", "null"], "enum": [1, True]}),
 )
 
 
@@ -280,6 +281,26 @@ def test_an_argument_that_can_have_no_value_is_left_out(model: LlamaModel, tools
         walker = Walker()
         for given, is_right in (({"y": 1}, True), ({"y": 1, "x": 1}, False), ({"y": 3}, False)):
             assert walker.takes(lark, written((ToolCall("", "f", json.dumps(given)),), tools)) == is_right
+
+
+@pytest.mark.parametrize("tools", [GENERIC, TAGGED_FORM.tools, gemma.FORM, pythonic.FORM])
+@pytest.mark.parametrize("part", [{"type": "string", "enum": [1]}, {"type": ["string", "null"], "const": 1}])
+def test_a_text_whose_listed_values_are_none_is_left_out_or_refused_where_it_is_required(
+    model: LlamaModel, tools: ToolFormat, part: dict[str, Any]
+) -> None:
+    schema = {"type": "object", "properties": {"x": part}, "additionalProperties": False}
+    tool, form, factory = (
+        Tool("f", "", json.dumps(schema), strict=True),
+        ReplyFormat(tools=tools),
+        GuideFactory(model.vocab),
+    )
+    lark, warnings = factory._lark(request(tool), form, (tool,), {tool}, rules._Looks(), list, find_impossible=False)
+    assert not warnings
+    for given, is_right in (({}, True), ({"x": ""}, False), ({"x": "1"}, False), ({"x": 1}, False)):
+        assert Walker().takes(lark, written((ToolCall("", "f", json.dumps(given)),), tools)) == is_right
+    needed = replace(tool, parameters=json.dumps({**schema, "required": ["x"]}))
+    with pytest.raises(BadRequest, match=r"`f`: `(enum|const)` at `#/properties/x` cannot be enforced"):
+        factory.guide(request(needed), form)
 
 
 def tool_with_an_impossible_argument(index: int, n_arguments: int, *, strict: bool = False) -> Tool:
