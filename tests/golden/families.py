@@ -43,7 +43,7 @@ class Family:
     max_shard_size: str = "1GB"
     seed: str = ""  # of its numbers and prompts; its name when empty
     extra_files: dict[str, Any] = field(default_factory=dict)
-    only: str = ""  # the one version that knows it: its style of config.json is that of all files of the hub
+    only: str = ""  # the one version that writes what the hub has: the other does not know it, or leaves tensors out
 
 
 COMMON = {
@@ -342,6 +342,19 @@ GEMMA4_LARGE = GEMMA4 | {
     "num_global_key_value_heads": 1,
     "use_bidirectional_attention": "vision",
 }
+# So many layers that the last of them use the keys of others: llama.cpp has these sizes as constants.
+GEMMA3N = {
+    "head_dim": 16,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 22,
+    "num_kv_shared_layers": 2,
+    "sliding_window": 16,
+    "vocab_size_per_layer_input": N_VOCAB,
+    "rope_theta": 5000.0,
+    "rope_local_base_freq": 500.0,
+    "tie_word_embeddings": True,
+}
 GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 48}
 
 
@@ -439,6 +452,7 @@ FAMILIES = {
         "Gemma3ForConditionalGeneration",
         {"text_config": GEMMA3_DEFAULTS, "vision_config": SIGLIP, "mm_tokens_per_image": 4, "image_token_index": 5},
     ),
+    "gemma3n": Family(**decoder("Gemma3n", **GEMMA3N), only="4"),
     "gemma4": Family(
         "Gemma4ForConditionalGeneration",
         {"text_config": COMMON | GEMMA4_SMALL, "vision_config": None, "audio_config": None},
@@ -566,7 +580,10 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
     files: dict[str, dict[str, list[int]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as tensors:
-            files[path.name] = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            # Version 4 writes a part of another name into this one.
+            mistake = "per_layer_model.language_model_", "per_layer_model_"
+            names = {name: name.replace(*mistake) for name in tensors.keys()}  # noqa: SIM118
+            files[path.name] = {names[name]: [*tensors.get_slice(name).get_shape()] for name in names}
     for name, module in family.extra_files.items():
         file = name.replace("config.json", "model.safetensors")
         if name.endswith("_Dense/config.json"):
@@ -617,7 +634,17 @@ def load(family: Family, folder: Path) -> Any:
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    for module in model.modules():
+        if type(module).__name__ == "Gemma3nTextMLP":
+            type(module)._gaussian_topk = sparse
     return model.eval()
+
+
+def sparse(mlp: Any, inputs: Any) -> Any:
+    """Gemma 3n's cut, with the spread as llama.cpp estimates it: by n - 1. It matters for 48 numbers, not for 16384."""
+    share = torch.tensor(mlp.activation_sparsity, dtype=torch.float32)
+    cut = inputs.mean(-1, keepdim=True) + inputs.std(-1, keepdim=True) * torch.distributions.Normal(0, 1).icdf(share)
+    return torch.nn.functional.relu(inputs - cut)
 
 
 def prompts(seed: str, family: Family) -> Iterator[list[int]]:
@@ -637,7 +664,9 @@ def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
     for index, tokens in enumerate(prompts):
         with torch.no_grad():
             options = {"output_router_logits": True} if has_experts else {}
-            output = model(input_ids=torch.tensor([tokens]), use_cache=False, **options)
+            # Version 4 lets layers use the keys of others only where there is a cache.
+            use_cache = model.config.model_type == "gemma3n_text"
+            output = model(input_ids=torch.tensor([tokens]), use_cache=use_cache, **options)
         if has_experts:
             check_routes(output.router_logits, model.config.num_experts_per_tok)
         table = torch.log_softmax(output.logits[0].double(), dim=-1)

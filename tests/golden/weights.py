@@ -25,7 +25,7 @@ PAD, UNKNOWN, CLS, SEP, MASK = range(5)  # of the WordPiece tokenizer
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "_embeddings", "lm_head")
 _AROUND_ZERO = {"gemma", "gemma2", "gemma3", "gemma3_text"}  # whose norms are stored as their distance from 1
-_UNSCALED = {"gemma4", "gemma4_text"}  # whose queries and keys are multiplied as they are
+_UNSCALED = {"gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}  # whose queries and keys are multiplied as they are
 _CONV1D = ("c_attn", "c_fc", "c_proj")  # GPT-2 stores a row for each input
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # SafeTensors' dtype, shape, data
@@ -141,6 +141,8 @@ def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tup
         return (-2.0 if ".linear_attn." in name else -1.0), 1.0
     if config["model_type"] in _UNSCALED and name.endswith(("q_norm.weight", "k_norm.weight")):
         return 0.5, 0.25
+    if config["model_type"] == "gemma3n_text" and ".post_" in name:  # 22 layers, none of which may be loud
+        return 0.1, 0.05
     if len(shape) == 1:  # of a norm, which Gemma adds 1 to
         return (0.0 if config["model_type"] in _AROUND_ZERO else 1.0), 0.5
     if any(part in name for part in _EMBEDDINGS):

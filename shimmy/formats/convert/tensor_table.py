@@ -22,6 +22,7 @@ _Pieces = tuple[TensorSlice | StoredRows, ...]
 _ALWAYS_F32 = (
     *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias"),
     *("shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
+    *("altup_correct_coef.weight", "altup_predict_coef.weight"),
 )
 # Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
 _SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")

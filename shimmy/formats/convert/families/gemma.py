@@ -77,6 +77,11 @@ def describe_gemma3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
     if not window_pattern(draft, values, sizes, 6):
         return
     draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
+    describe_local_rotation(draft, values)
+
+
+def describe_local_rotation(draft: MetadataBuilder, values: Hyperparameters) -> None:
+    """That of layers with a window, which is never scaled."""
     rope = values.get("rope_parameters")
     local = rope.get("sliding_attention") if isinstance(rope, dict) else None
     if isinstance(local, dict):

@@ -1,10 +1,10 @@
-"""Gemma 4, whose layers share keys, have inputs of their own, and heads of two sizes."""
+"""Gemma 3n and Gemma 4, whose layers share keys, and have inputs of their own; in Gemma 4 heads have two sizes."""
 
 from dataclasses import replace
 from typing import Any
 
-from shimmy.formats.convert.families.family import ENDS, GELU, Family, Row, feed_forward
-from shimmy.formats.convert.families.gemma import EYES, SANDWICH
+from shimmy.formats.convert.families.family import ENDS, GELU, HEAD_NORMS, Family, Row, attention, feed_forward
+from shimmy.formats.convert.families.gemma import EYES, SANDWICH, describe_local_rotation
 from shimmy.formats.convert.families.settings import experts
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
@@ -19,6 +19,7 @@ from shimmy.formats.convert.hyperparameters import (
 from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
+_GEMMA3N_OWN_KEYS = 20  # layers that have keys of their own
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _SLIDING_KEYS, _FULL_KEYS, _FULL_VALUES = "sliding_keys", "full_keys", "full_values"
 _NARROW, _WIDE, _EXPERTS, _LAYERED = "narrow", "wide", "experts", "layered_embeddings"
@@ -50,6 +51,22 @@ _AROUND = (
     Row(f"{_BLOCK}input_layernorm", "blk.#.attn_norm.weight", "E"),
     *(replace(row, transform=Transform.COPY) for row in SANDWICH),
     *_LAYER_INPUTS,
+)
+_GEMMA3N = (
+    *_AROUND,
+    *attention(bias="none"),
+    *HEAD_NORMS,
+    *feed_forward(),
+    Row("altup_projections.@", "altup_proj.weight", "3EE"),
+    Row("altup_unembed_projections.@", "altup_unembd_proj.weight", "3EE"),
+    Row(f"{_BLOCK}altup.correct_output_scale", "blk.#.altup_correct_scale.weight", "E", is_named_in_full=True),
+    Row(f"{_BLOCK}altup.correction_coefs", "blk.#.altup_correct_coef.weight", "44"),
+    Row(f"{_BLOCK}altup.prediction_coefs", "blk.#.altup_predict_coef.weight", "Z4"),
+    Row(f"{_BLOCK}altup.modality_router", "blk.#.altup_router.weight", "4E"),
+    Row(f"{_BLOCK}altup.router_norm", "blk.#.altup_router_norm.weight", "E"),
+    Row(f"{_BLOCK}laurel.linear_left", "blk.#.laurel_l.weight", "LE"),
+    Row(f"{_BLOCK}laurel.linear_right", "blk.#.laurel_r.weight", "EL"),
+    Row(f"{_BLOCK}laurel.post_laurel_norm", "blk.#.laurel_post_norm.weight", "E"),
 )
 _GEMMA4 = (
     *_AROUND,
@@ -187,6 +204,43 @@ def _positions(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str,
     draft.number("rope.freq_base_swa", local.number("rope_theta"))
 
 
+def _gemma3n_kinds(values: Hyperparameters) -> list[set[str]]:
+    return [{_LAYERED}] * values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+
+
+def _gemma3n_renamed(values: Hyperparameters) -> Hyperparameters:
+    """With one width of all feed-forward layers."""
+    widths = values.get("intermediate_size")
+    if isinstance(widths, list) and widths and all(width == widths[0] for width in widths):
+        return values.changed({"intermediate_size": widths[0]})
+    return values
+
+
+def describe_gemma3n(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """What llama.cpp has as constants is what both published models have."""
+    n_layers = sizes["layers"]
+    n_own = n_layers - values.integer("num_kv_shared_layers", minimum=0, maximum=n_layers - 1)
+    if n_own != _GEMMA3N_OWN_KEYS:
+        raise wrong("num_kv_shared_layers", n_layers - n_own)
+    sparsity = values.get("activation_sparsity_pattern")
+    if sparsity is not None and sparsity != [0.95] * 10 + [0.0] * (n_layers - 10):
+        raise wrong("activation_sparsity_pattern", sparsity)
+    kinds = values.names("layer_types")
+    if kinds is not None and kinds != [_SLIDING if (layer + 1) % 5 else _FULL for layer in range(n_layers)]:
+        raise Unconvertible("its `layer_types` is not a window in all but each 5th layer")
+    for key, value in (("altup_num_inputs", 4), ("altup_active_idx", 0), ("laurel_rank", 64),
+                       ("hidden_size_per_layer_input", 256), ("altup_correct_scale", True),
+                       ("final_logit_softcapping", 30.0)):  # fmt: skip
+        values.require(key, value)
+    sizes |= {
+        "I": 256, "J": 256 * n_layers, "v": values.integer("vocab_size_per_layer_input", maximum=2**31),
+        "3": 3, "4": 4, "Z": 16, "L": 64,
+    }  # fmt: skip
+    draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
+    draft.flags("attention.sliding_window_pattern", [(layer + 1) % 5 != 0 for layer in range(n_layers)])
+    describe_local_rotation(draft, values)
+
+
 _GEMMA4_DEFAULTS = {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131_072,
@@ -197,9 +251,22 @@ _GEMMA4_DEFAULTS = {
         _FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
     },
 }  # fmt: skip
+_GEMMA3N_DEFAULTS = {
+    "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 35, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window": 512, "num_kv_shared_layers": 15,
+    "vocab_size_per_layer_input": 262_144, "hidden_size_per_layer_input": 256, "final_logit_softcapping": 30.0,
+    "altup_num_inputs": 4, "altup_active_idx": 0, "altup_correct_scale": True, "laurel_rank": 64,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 _IGNORED = (*EYES, "audio_tower.", "embed_vision.", "embed_audio.")
 
 FAMILIES = (
+    Family(
+        "Gemma 3n", "gemma3n_text", ("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"), "gemma3n", _GEMMA3N,
+        GELU, frozenset(), describe_gemma3n, _GEMMA3N_DEFAULTS,
+        ignored_prefixes=_IGNORED, kinds=_gemma3n_kinds, renamed=_gemma3n_renamed,
+    ),
     Family(
         "Gemma 4", "gemma4_text", ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), "gemma4", _GEMMA4, GELU,
         frozenset(("proportional",)), describe_gemma4, _GEMMA4_DEFAULTS,

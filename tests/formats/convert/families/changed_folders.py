@@ -23,8 +23,13 @@ def reason(family: str, changes: Mapping[str, Any], folder: Path) -> str:
     for key in [key for key, value in changes.items() if value is ...]:
         text.pop(key, None)
     write_json(path, config)
+    return refusal(folder / "model")
+
+
+def refusal(folder: Path) -> str:
+    """Why a folder is not converted."""
     with pytest.raises(Unconvertible) as caught:
-        plan(folder / "model")
+        plan(folder)
     return str(caught.value)
 
 
