@@ -24,7 +24,7 @@ def test_a_drafting_layer_and_eyes_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_kinds_of_layers_follow_from_the_interval(tmp_path: Path) -> None:
-    assert "layers.2.linear_attn" in reason("qwen35", {"layer_types": ..., "full_attention_interval": 4}, tmp_path)
+    assert "layers.3.self_attn" in reason("qwen35", {"layer_types": ..., "full_attention_interval": 4}, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["qwen3-next", "qwen35-moe"])
