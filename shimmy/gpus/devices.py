@@ -32,7 +32,8 @@ COMMAND = "gpu-probe"  # the hidden sub-command that the child runs
 TABLE = "gpus.json"
 
 _MAX_DEVICES = 64  # more are not asked for, either
-_MAX_LABEL, _MAX_REASON = 200, 500
+_MAX_LABEL, _MAX_REASON = 200, 1000
+_MAX_BLAMED = 16  # drivers that are asked alone, all at once
 # How long a driver that failed is left alone while nothing about it changes: it may have been the moment.
 _FAULT_KEPT_S = 3600.0
 _END_S = 1.0  # for the end of a child that was killed: a driver may hang in the kernel, out of reach
@@ -132,15 +133,45 @@ def _identity() -> str:
 def _ask(limit_s: float) -> FoundDevices:
     """What a child answers; raises _DriverFault, and OSError where no child can be started."""
     unpacked_folder.restore()
-    process = subprocess.Popen(
+    try:
+        return _answer_of(_start(environment()), limit_s)
+    except _DriverFault as exc:
+        raise _DriverFault(f"{exc}{_blamed(limit_s)}") from exc
+
+
+def _blamed(limit_s: float) -> str:
+    """Which drivers fail when each is asked alone, as the rest of a sentence; empty where that tells nothing."""
+    end_s = time.monotonic() + limit_s
+    children = {}
+    for path in vulkan_files.drivers(os.environ)[:_MAX_BLAMED]:
+        alone = environment() | {"VK_DRIVER_FILES": str(path), "VK_ICD_FILENAMES": str(path), "VK_ADD_DRIVER_FILES": ""}
+        with contextlib.suppress(OSError):
+            children[path] = _start(alone)
+    faulty = []
+    for path, process in children.items():
+        try:
+            _answer_of(process, end_s - time.monotonic())
+        except _DriverFault:
+            faulty.append(shortened(str(path), _MAX_LABEL))
+    if not faulty or len(faulty) == len(children) > 1:
+        return ""
+    return f": that of `{'` and `'.join(faulty)}`; VK_DRIVER_FILES can name others"
+
+
+def _start(variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
         [*own_program(), COMMAND],
         executable=executable(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=environment(),
+        env=variables,
         start_new_session=True,  # what a driver starts ends with it
     )
+
+
+def _answer_of(process: "subprocess.Popen[bytes]", limit_s: float) -> FoundDevices:
+    """What a child answers, which is ended; raises _DriverFault."""
     assert process.stdout is not None
     with process.stdout as pipe:
         try:
@@ -165,8 +196,7 @@ def _first_line(pipe: int, limit_s: float) -> bytes:
     end_s = time.monotonic() + limit_s
     said = b""
     while not said.endswith(b"\n"):
-        left_s = end_s - time.monotonic()
-        if left_s <= 0 or not poll.poll(1000 * left_s):
+        if not poll.poll(1000 * max(0.0, end_s - time.monotonic())):  # what is there already counts
             raise _DriverFault(f"a Vulkan driver did not answer within {limit_s:g} s")
         piece = os.read(pipe, MAX_ANSWER_BYTES)
         said += piece

@@ -20,6 +20,7 @@ _IN_LINKER_CACHE = re.compile(rb"/[^\0]*/libvulkan\.so\.1(?=\0)")
 _MULTIARCH = f"{os.uname().machine}-linux-gnu"  # Debian's
 _LIBRARY_FOLDERS = (f"lib/{_MULTIARCH}", f"usr/lib/{_MULTIARCH}", "lib64", "usr/lib64", "lib", "usr/lib")
 # The loader's documentation (docs/LoaderDriverInterface.md): files and folders of drivers' descriptions.
+# The first two name all of them, the third some more.
 _DRIVER_VARIABLES = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES")
 _FOLDER_VARIABLES = (
     ("XDG_CONFIG_HOME", "{home}/.config"),
@@ -27,7 +28,7 @@ _FOLDER_VARIABLES = (
     ("XDG_DATA_HOME", "{home}/.local/share"),
     ("XDG_DATA_DIRS", "{root}/usr/local/share:{root}/usr/share"),
 )
-_BELOW = ("vulkan/icd.d", "vulkan/implicit_layer.d")
+_DRIVERS, _LAYERS = "vulkan/icd.d", "vulkan/implicit_layer.d"
 _MAX_FILES = 200  # of a folder
 
 # What stands for the state of a file: its path, when it was changed, its size and number.
@@ -59,20 +60,37 @@ def _in_linker_cache(root: Path) -> list[Path]:
     return [root / found[0].decode(errors="surrogateescape").lstrip("/") for found in _IN_LINKER_CACHE.finditer(cache)]
 
 
+def drivers(environment: Mapping[str, str], root: Path = Path("/")) -> list[Path]:
+    """The descriptions of drivers that the loader reads."""
+    first, second, added = (environment.get(name, "") for name in _DRIVER_VARIABLES)
+    places = _paths(first or second) or [folder / _DRIVERS for folder in _folders(environment, root)]
+    found: list[Path] = []
+    for place in (*places, *_paths(added)):
+        with contextlib.suppress(OSError):
+            found += _inside(place) if place.is_dir() else [place]
+    return list(filter(_is_file, found))
+
+
 def states(environment: Mapping[str, str], root: Path = Path("/")) -> list[FileState]:
     """Of all files that decide which drivers there are: one of them differs when a driver was installed or changed."""
-    named = [path for name in _DRIVER_VARIABLES for path in _paths(environment.get(name, ""))]
-    home = environment.get("HOME", "")
-    folders = [root / "etc"]
-    for name, default in _FOLDER_VARIABLES:
-        folders += _paths(environment.get(name) or default.format(home=home, root=str(root).rstrip("/")))
-    found = [*named, *(folder / below for folder in folders for below in _BELOW), root / _LINKER_CACHE]
+    found = [path for name in _DRIVER_VARIABLES for path in _paths(environment.get(name, ""))]
+    found += [folder / below for folder in _folders(environment, root) for below in (_DRIVERS, _LAYERS)]
+    found.append(root / _LINKER_CACHE)
     if (library := loader(environment, root)) is not None:
         found.append(library)
     return list(_states(found))
 
 
-def _paths(setting: str) -> Iterable[Path]:
+def _folders(environment: Mapping[str, str], root: Path) -> list[Path]:
+    """Those below which the loader looks."""
+    found = [root / "etc"]
+    for name, default in _FOLDER_VARIABLES:
+        usual = default.format(home=environment.get("HOME", ""), root=str(root).rstrip("/"))
+        found += _paths(environment.get(name) or usual)
+    return found
+
+
+def _paths(setting: str) -> list[Path]:
     return [Path(text) for text in setting.split(":") if text]
 
 
@@ -81,9 +99,13 @@ def _states(paths: Iterable[Path]) -> Iterator[FileState]:
     for path in paths:
         with contextlib.suppress(OSError):
             yield _state(path)
-            for inside in sorted(islice(path.iterdir(), _MAX_FILES)) if path.is_dir() else ():
+            for inside in _inside(path) if path.is_dir() else ():
                 with contextlib.suppress(OSError):  # a link to nothing
                     yield _state(inside)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(islice(folder.glob("*.json"), _MAX_FILES))
 
 
 def _state(path: Path) -> FileState:

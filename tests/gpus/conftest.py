@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.gpus import hardware
+from shimmy.gpus import hardware, vulkan_files
 from tests.gpus.fake_loader import compile_loader
 
 SetVulkan = Callable[..., None]
@@ -25,6 +25,7 @@ def set_vulkan(fake_loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_loader))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(hardware, "gpus", lambda _root: [])
+    monkeypatch.setattr(vulkan_files, "drivers", lambda _environment: [])
 
     def set_variables(mode: str = "", *devices: str) -> None:
         monkeypatch.setenv("FAKE_VULKAN", mode)

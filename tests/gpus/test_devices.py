@@ -1,6 +1,7 @@
 """What is found behind a Vulkan loader whose drivers crash, hang, fail, lie or work, and when a kept answer is used."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_a_driver_that_hangs_is_given_up(set_vulkan: SetVulkan, monkeypatch: pyt
     assert [child.returncode for child in children] == [-9]
 
 
+@pytest.mark.parametrize("mode", ["abort", "nonsense"])
+def test_a_driver_that_fails_among_others_is_named(
+    mode: str, set_vulkan: SetVulkan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_vulkan(mode, RADEON)
+    monkeypatch.setenv("FAKE_FAULTY", "bad")
+    drivers = [Path("/good.json"), Path("/bad.json"), Path("/other.json")]
+    monkeypatch.setattr(vulkan_files, "drivers", lambda _environment: drivers)
+    assert found().reason.endswith(": that of `/bad.json`; VK_DRIVER_FILES can name others")
+    monkeypatch.setenv("FAKE_FAULTY", ".json")
+    assert "json" not in found().reason, "each of them alone fails"
+    drivers[:] = [Path("/only.json")]
+    assert "`/only.json`" in found().reason
+
+
 def test_what_a_driver_prints_is_no_answer(set_vulkan: SetVulkan) -> None:
     set_vulkan("noise", GEFORCE)
     assert [device.description for device in found().devices] == ["GeForce"]
@@ -169,6 +185,17 @@ def test_answers_are_read_as_something_foreign(answer: str, answer_with: Any) ->
 def test_an_answer_without_an_end_is_cut_off(answer_with: Any) -> None:
     program = "import os\nwhile True: os.write(1, b'x' * 65536)"
     assert answer_with(program) == FoundDevices((), "a Vulkan driver answers without an end")
+
+
+def test_an_answer_that_is_there_counts_after_the_limit() -> None:
+    """One driver that hangs takes the time of all that are asked beside it."""
+    reading, writing = os.pipe()
+    os.write(writing, b"answer\n")
+    assert devices._first_line(reading, -1.0) == b"answer\n"
+    with pytest.raises(devices._DriverFault):
+        devices._first_line(reading, -1.0)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_an_answer_counts_when_its_process_does_not_end(answer_with: Any) -> None:

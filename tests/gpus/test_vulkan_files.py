@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.gpus.vulkan_files import LOADER, loader, states
+from shimmy.gpus.vulkan_files import LOADER, drivers, loader, states
 
 
 def touch(path: Path) -> Path:
@@ -60,3 +60,14 @@ def test_a_file_that_decides_about_drivers_is_one_of_the_states(
     changed = states(variables, tmp_path)
     assert changed != found
     assert str(path) in [state[0] for state in changed]
+
+
+def test_drivers_are_those_that_the_loader_reads(tmp_path: Path) -> None:
+    system = touch(tmp_path / "usr/share/vulkan/icd.d/a.json")
+    mine = [touch(tmp_path / "mine/b.json"), touch(tmp_path / "mine/c.json")]
+    touch(tmp_path / "mine/readme.txt")
+    assert drivers({}, tmp_path) == [system]
+    assert drivers({"VK_ADD_DRIVER_FILES": f"{tmp_path}/mine"}, tmp_path) == [system, *mine]
+    named = {"VK_ICD_FILENAMES": str(system), "VK_DRIVER_FILES": f"{tmp_path}/mine:/gone"}
+    assert drivers(named, tmp_path) == mine
+    assert drivers({"VK_ICD_FILENAMES": str(mine[1])}, tmp_path) == mine[1:]

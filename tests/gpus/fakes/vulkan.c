@@ -18,10 +18,12 @@ struct device {
 static struct device devices[MAX_DEVICES];
 static uint32_t n_devices;
 
+/* Of several drivers only those fail that have FAKE_FAULTY in their name. */
 static int is(const char *mode)
 {
-    const char *set = getenv("FAKE_VULKAN");
-    return set != NULL && strcmp(set, mode) == 0;
+    const char *set = getenv("FAKE_VULKAN"), *faulty = getenv("FAKE_FAULTY"), *drivers = getenv("VK_DRIVER_FILES");
+    int is_good = faulty != NULL && drivers != NULL && strstr(drivers, faulty) == NULL;
+    return set != NULL && strcmp(set, mode) == 0 && !is_good;
 }
 
 int32_t vkEnumerateInstanceVersion(uint32_t *version)
