@@ -17,21 +17,21 @@ from tools.environment import PEER_VENV, make_environment
 from tools.freeze import freeze
 from tools.page import install_page_tools
 from tools.portable import freeze as portable
-from tools.portable.target import BUILD_MACHINE, TARGETS
+from tools.portable.target import BUILD_MACHINE, TARGETS, Target
 from tools.steps import CACHE, BuildError, locked, say
 from tools.vulkan import library as vulkan
 from tools.weight_loops import install_loops
 
 
-def build(step: str, model: str, machines: list[str]) -> None:
+def build(step: str, model: str, machines: list[Target]) -> None:
     """Make a step and the steps before it; paths that a script would want go to standard output."""
     make_environment()
     if step == "portable":
         for machine in machines:
-            print(portable.freeze(TARGETS[machine]))
+            print(portable.freeze(machine))
     if step == "vulkan":
         for machine in machines:
-            print(vulkan.library(TARGETS[machine]))
+            print(vulkan.library(machine))
     if step == "model":
         print(fetch_model(model))
     if step == "run":
@@ -55,6 +55,13 @@ def build(step: str, model: str, machines: list[str]) -> None:
         print(PEER_VENV, source_package(), sep="\n")
 
 
+def machine(name: str) -> Target:
+    """The machine of that name. In Python 3.11, words that are choices cannot be left out."""
+    if name not in TARGETS:
+        raise argparse.ArgumentTypeError(f"`{name}` is none of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
 def main() -> int:
     """Run the step that the command line names, one at a time in this checkout."""
     parser = argparse.ArgumentParser(description="Builds Shimmy.")
@@ -66,9 +73,11 @@ def main() -> int:
     model.add_argument("model", nargs="?", choices=[*DEMO_MODELS], default="smollm2")
     steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
     portable_files = steps.add_parser("portable", help="files for any Linux: `dist/shimmy-linux-*`")
-    portable_files.add_argument("machines", nargs="*", choices=[*TARGETS], default=[*TARGETS])
+    portable_files.add_argument(
+        "machines", nargs="*", type=machine, default=[*TARGETS.values()], help=", ".join(TARGETS)
+    )
     vulkan_libraries = steps.add_parser("vulkan", help="llama.cpp's library for GPUs, which the frozen file carries")
-    vulkan_libraries.add_argument("machines", nargs="*", choices=[*TARGETS], default=[BUILD_MACHINE.machine])
+    vulkan_libraries.add_argument("machines", nargs="*", type=machine, default=[BUILD_MACHINE], help=", ".join(TARGETS))
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("page", help="a browser and what else the tests of the page need (600 MB)")
