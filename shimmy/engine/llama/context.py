@@ -98,8 +98,10 @@ class EmbeddingContext:
 
     def __init__(self, model: Any, plan: EmbeddingPlan, n_threads: int) -> None:
         """Open it for the model behind the pointer `model`; OutOfMemory without the memory."""
-        params = context_params(plan.n_ctx, plan.n_batch, plan.n_sequences, n_threads)
-        params.n_outputs_max = plan.n_batch  # every row of a batch is an output
+        # llama.cpp lays its graph out with as many rows of each sequence, and aborts where that is more than the batch.
+        n_rows = -(-plan.n_batch // plan.n_sequences) * plan.n_sequences
+        params = context_params(plan.n_ctx, n_rows, plan.n_sequences, n_threads)
+        params.n_outputs_max = n_rows  # every row of a batch is an output
         params.embeddings = True
         params.pooling_type = getattr(llama, f"LLAMA_POOLING_TYPE_{plan.pooling.upper()}")
         self.pointer = llama.llama_init_from_model(model, params)
