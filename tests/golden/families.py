@@ -476,14 +476,16 @@ FAMILIES = {
     "granite4-experts": Family(
         **decoder("GraniteMoeHybrid", **(GRANITE4_HYBRID | GRANITE4_EXPERTS)), seed="granite4-experts-1"
     ),
-    "nemotron-h": Family(**decoder("NemotronH", **NEMOTRON, **layers("M-M*-M"))),
+    "nemotron-h": Family(**decoder("NemotronH", **NEMOTRON, **layers("M-M*-M")), only="5"),
     "nemotron-h-experts": Family(
         **decoder("NemotronH", **NEMOTRON, **NEMOTRON_MOE, **layers("ME*M")),
         seed="nemotron-h-experts-1",
+        only="5",
     ),
     "nemotron-h-latent": Family(
         **decoder("NemotronH", **NEMOTRON, **NEMOTRON_MOE, **layers("M*E"), moe_latent_size=32),
         seed="nemotron-h-latent-6",
+        only="5",
     ),
     "exaone4": Family(
         **decoder("Exaone4", **EXAONE4, rope_theta=5000.0, tie_word_embeddings=True)
@@ -513,7 +515,8 @@ FAMILIES = {
     "qwen3-embedding": Family(
         "Qwen3Model", COMMON | {"head_dim": 32, "rope_theta": 5000.0}, extra_files=pooling("last")
     ),
-    "nomic": Family("NomicBertModel", NOMIC, extra_files=pooling("mean")),
+    "nomic": Family("NomicBertModel", NOMIC, extra_files=pooling("mean"), only="5"),
+    "jina3": Family("JinaEmbeddingsV3Model", ROBERTA, extra_files=pooling("mean"), only="5"),
 }  # fmt: skip
 
 

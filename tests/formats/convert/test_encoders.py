@@ -30,11 +30,11 @@ def cpu() -> CpuBackend:
     return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
 
 
-def opened(folder: Path, target: Path, cpu: CpuBackend) -> LlamaModel:
+def opened(folder: Path, target: Path, cpu: CpuBackend, n_ctx: int = 512) -> LlamaModel:
     """The converted model, pooling as its folder says."""
     convert(folder, target, lambda _: None)
     model = LlamaModel(target, cpu)
-    found = plan(read_header(target), n_ctx=512, n_batch=512)
+    found = plan(read_header(target), n_ctx=n_ctx, n_batch=n_ctx)
     assert found is not None
     model.open_embeddings(found, n_threads=1)
     return model
@@ -65,6 +65,15 @@ def test_vectors_are_those_of_transformers(family: str, tmp_path: Path, cpu: Cpu
         ours = vector(model, prompt["tokens"])
         assert cosine(ours, prompt["vector"]) > 0.99999
         assert max(abs(x - y) for x, y in zip(ours, prompt["vector"], strict=True)) < 2e-3
+
+
+@pytest.mark.parametrize("n_ctx", [65, 100, 127])
+@pytest.mark.parametrize("family", ["bert-mean", "qwen3-embedding"])
+def test_a_context_of_any_length_is_opened(family: str, n_ctx: int, tmp_path: Path, cpu: CpuBackend) -> None:
+    """One that was no multiple of the number of sequences made the engine abort where it took the mean."""
+    model = opened(write_folder(family, tmp_path / "model", "5"), tmp_path / "model.gguf", cpu, n_ctx)
+    prompt = golden(family)["prompts"][-1]
+    assert cosine(vector(model, prompt["tokens"]), prompt["vector"]) > 0.99999
 
 
 def test_the_vectors_tell_apart_what_is_different() -> None:

@@ -1,4 +1,4 @@
-"""Encoders, for embeddings: BERT, RoBERTa and XLM-RoBERTa, ModernBERT, nomic-embed."""
+"""Encoders, for embeddings: BERT, RoBERTa and XLM-RoBERTa, ModernBERT, nomic-embed, Jina."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -113,6 +113,14 @@ _BERT = (
     Row("encoder.layer.#.output.LayerNorm", "blk.#.layer_output_norm.weight", "E", bias="required"),
 )
 
+_NOMIC = (
+    Row("embeddings.word_embeddings", "token_embd.weight", "VE"),
+    Row("embeddings.token_type_embeddings", "token_types.weight", "TE"),
+    Row("emb_ln", "token_embd_norm.weight", "E", bias="required"),
+    Row("encoder.layers.#.norm1", "blk.#.attn_output_norm.weight", "E", bias="required"),
+    Row("encoder.layers.#.norm2", "blk.#.layer_output_norm.weight", "E", bias="required"),
+)
+
 FAMILIES = (
     Family(
         "BERT encoders", "bert", ("BertModel", "BertForMaskedLM", "BertForPreTraining"), "bert", (_POSITIONS, *_BERT),
@@ -151,18 +159,26 @@ FAMILIES = (
     ),
     Family(
         "nomic-embed", "nomic_bert", ("NomicBertModel",), "nomic-bert",
-        (Row("embeddings.word_embeddings", "token_embd.weight", "VE"),
-         Row("embeddings.token_type_embeddings", "token_types.weight", "TE"),
-         Row("emb_ln", "token_embd_norm.weight", "E", bias="required"),
+        (*_NOMIC,
          Row("encoder.layers.#.attn.Wqkv", "blk.#.attn_qkv.weight", "AE"),
          Row("encoder.layers.#.attn.out_proj", "blk.#.attn_output.weight", "EQ"),
-         Row("encoder.layers.#.norm1", "blk.#.attn_output_norm.weight", "E", bias="required"),
          Row("encoder.layers.#.mlp.fc11", "blk.#.ffn_up.weight", "FE"),
          Row("encoder.layers.#.mlp.fc12", "blk.#.ffn_gate.weight", "FE"),
-         Row("encoder.layers.#.mlp.fc2", "blk.#.ffn_down.weight", "EF"),
-         Row("encoder.layers.#.norm2", "blk.#.layer_output_norm.weight", "E", bias="required")),
+         Row("encoder.layers.#.mlp.fc2", "blk.#.ffn_down.weight", "EF")),
         SILU | {"swiglu"}, frozenset(), describe_nomic, {"layer_norm_eps": 1e-12, "rope_theta": 1_000.0},
         prefixes=("bert.", "nomic_bert."), ignored_prefixes=("pooler.", "cls."), ignored_suffixes=(),
         renamed=nomic_renamed, is_encoder=True, is_layer_norm=True,
+    ),
+    Family(
+        "Jina Embeddings v3", "jina_embeddings_v3", ("JinaEmbeddingsV3Model",), "jina-bert-v3",
+        (*_NOMIC,
+         Row("encoder.layers.#.mixer.Wqkv", "blk.#.attn_qkv.weight", "AE", bias="required"),
+         Row("encoder.layers.#.mixer.out_proj", "blk.#.attn_output.weight", "EQ", bias="required"),
+         Row("encoder.layers.#.mlp.fc1", "blk.#.ffn_up.weight", "FE", bias="required"),
+         Row("encoder.layers.#.mlp.fc2", "blk.#.ffn_down.weight", "EF", bias="required")),
+        GELU, frozenset(), describe_bert,
+        {"layer_norm_eps": 1e-5, "rope_theta": 20_000.0, "type_vocab_size": 1, "pad_token_id": 1},
+        prefixes=("roberta.",), ignored_prefixes=("pooler.",), ignored_suffixes=(), renamed=roberta_renamed,
+        is_encoder=True, is_layer_norm=True,
     ),
 )  # fmt: skip
