@@ -99,7 +99,7 @@ def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_b
         n_params=n_params,
         n_ctx_train=max(0, _integer(metadata, f"{architecture}.context_length".encode())),
         n_vocab=_n_vocab(metadata, architecture),
-        n_layers=_largest(metadata, architecture, "block_count"),
+        n_layers=min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS),
         n_embd=_largest(metadata, architecture, "embedding_length"),
         n_ff=_largest(metadata, architecture, "feed_forward_length"),
         n_expert_params=_n_expert_params(metadata, architecture),

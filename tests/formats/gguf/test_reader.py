@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.formats.gguf.header import GgufHeader, GgufKind
+from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, GgufHeader, GgufKind, describe
 from shimmy.formats.gguf.reader import GGML_TYPES, InvalidGguf, read_header, validate
 from tests.rewriting import rewrite
 from tests.tiny_models import (
@@ -73,6 +73,11 @@ def test_a_model_says_what_it_is(tmp_path: Path, read: Reader) -> None:
         n_shards=1,
         size_bytes=path.stat().st_size,
     )
+
+
+def test_layers_without_number_are_not_counted() -> None:
+    found = describe({b"general.architecture": b"llama", b"llama.block_count": 2**32 - 1}, 1, 1, 1)
+    assert (found.architecture, found.n_layers) == ("llama", MAX_KEPT_NUMBERS)
 
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
