@@ -47,6 +47,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     nested = config.get("text_config")
     merged = {**config, **nested} if isinstance(nested, dict) else dict(config)
     merged["architectures"] = config.get("architectures") or merged.get("architectures")
+    if isinstance(tied := config.get("tie_word_embeddings"), bool):  # of the whole model, as transformers takes it
+        merged["tie_word_embeddings"] = tied
     return merged
 
 

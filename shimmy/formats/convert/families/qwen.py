@@ -30,7 +30,6 @@ from shimmy.formats.convert.hyperparameters import (
     MAX_WIDTH,
     Hyperparameters,
     MetadataBuilder,
-    rope_parameters,
     wrong,
 )
 from shimmy.formats.convert.transforms import Transform
@@ -41,7 +40,6 @@ _QWEN3 = (*ENDS, *NORMS, *attention(), *HEAD_NORMS)
 _LINEAR, _FULL = "linear_attention", "full_attention"
 _NET = "layers.#.linear_attn."
 _MAX_HEADS = 1_024
-_SECTIONS = [11, 11, 10]  # of Qwen3.5's rotation: time, height and width, which are the same for text
 
 
 def _parts(sizes: Mapping[str, int]) -> tuple[int, int, int, int]:
@@ -204,15 +202,10 @@ def describe_qwen3_next(draft: MetadataBuilder, values: Hyperparameters, sizes: 
 
 def describe_qwen35(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _describe_net(draft, values, sizes)
-    sections = rope_parameters(values).get("mrope_section")
-    sections = _SECTIONS if sections is None else sections
-    if (
-        not isinstance(sections, list)
-        or len(sections) != 3
-        or not all(type(n) is int and 0 < n < 256 for n in sections)
-    ):
-        raise wrong("mrope_section", sections)
-    draft.integers("rope.dimension_sections", [*sections, 0])
+    # A text's token has one position, which config.json writes as three: whatever its `mrope_section` says, each pair
+    # turns by it. The engine does not turn a pair that is in no section.
+    n_pairs = -(-sizes["R"] // 6)
+    draft.integers("rope.dimension_sections", [n_pairs, n_pairs, n_pairs, 0])
 
 
 def describe_qwen35_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:

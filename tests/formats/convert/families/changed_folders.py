@@ -14,8 +14,8 @@ from tests.golden.weights import Tensor, checkpoint, write_folder, write_json, w
 FILE = "model.safetensors"
 
 
-def reason(family: str, changes: Mapping[str, Any], folder: Path) -> str:
-    """Why the family is not converted with these values in config.json, in the text model's part of it."""
+def changed(family: str, changes: Mapping[str, Any], folder: Path) -> Path:
+    """A folder of the family with these values in config.json, in the text model's part of it."""
     path = write_folder(family, folder / "model", "5") / "config.json"
     config = json.loads(path.read_text())
     text = config.get("text_config", config)
@@ -23,7 +23,17 @@ def reason(family: str, changes: Mapping[str, Any], folder: Path) -> str:
     for key in [key for key, value in changes.items() if value is ...]:
         text.pop(key, None)
     write_json(path, config)
-    return refusal(folder / "model")
+    return path.parent
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    """What a GGUF made of the folder says, by keys without the architecture."""
+    return {key.partition(".")[2]: value for key, _, value in plan(folder).recipe.metadata}
+
+
+def reason(family: str, changes: Mapping[str, Any], folder: Path) -> str:
+    """Why the family is not converted with these values."""
+    return refusal(changed(family, changes, folder))
 
 
 def refusal(folder: Path) -> str:

@@ -1,13 +1,15 @@
 """Qwen3-Next and Qwen3.5: gated delta nets, and what is refused of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shimmy.formats.convert.convert import plan
-from tests.formats.convert.families.changed_folders import check_names_of_tensors, reason
-from tests.golden.weights import checkpoint, write_folder, write_safetensors
+from shimmy.formats.format_errors import Unconvertible
+from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
+from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
 
 
 @pytest.mark.parametrize("family", ["qwen3-next", "qwen35", "qwen35-moe"])
@@ -53,7 +55,22 @@ def test_another_one_is_refused(family: str, changes: dict[str, Any], word: str,
     assert word in reason(family, changes, tmp_path)
 
 
-@pytest.mark.parametrize("sections", [[3, 3], [3, 3, "2"], [0, 0, 0], 8])
-def test_impossible_sections_of_the_rotation_are_refused(sections: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sections", [[3, 3, 2], [6, 1, 1], [11, 11, 10], None])
+def test_each_pair_of_a_head_is_rotated_whatever_the_sections_are(sections: list[int] | None, tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5, "mrope_section": sections}
-    assert "mrope_section" in reason("qwen35", {"rope_parameters": rope}, tmp_path)
+    found = metadata(changed("qwen35", {"rope_parameters": rope}, tmp_path))
+    _, (times, heights, widths, others) = found["rope.dimension_sections"]
+    covered = [place for place in range(64) if place < 3 * (times, heights, widths)[place % 3]]
+    assert covered == list(range(len(covered)))
+    assert found["rope.dimension_count"] // 2 <= len(covered) <= found["attention.key_length"]
+    assert others == 0
+
+
+def test_the_head_is_tied_as_the_whole_model_says(tmp_path: Path) -> None:
+    folder = changed("qwen35-multimodal", {"tie_word_embeddings": False}, tmp_path)  # the text model's part
+    assert "output.weight" not in plan(folder).shapes
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = True
+    write_json(folder / "config.json", config | {"tie_word_embeddings": False})
+    with pytest.raises(Unconvertible, match=r"`lm_head\.weight` is missing"):
+        plan(folder)
