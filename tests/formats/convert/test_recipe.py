@@ -276,6 +276,11 @@ def test_a_missing_head_is_named_where_config_json_says_that_there_is_one(tmp_pa
         plan(folder_of(tmp_path, "qwen2", {"tie_word_embeddings": False}, tensors=tensors))
 
 
+def test_a_family_that_never_ties_its_head_needs_one(tmp_path: Path) -> None:
+    found = plan(folder_of(tmp_path, "nemotron_h", {"tie_word_embeddings": True}))
+    assert "output.weight" in {output.info.name for output in found.recipe.outputs}
+
+
 def test_a_head_that_is_tied_is_left_out(tmp_path: Path) -> None:
     found = plan(folder_of(tmp_path, "qwen2", {"tie_word_embeddings": True}))
     assert "output.weight" not in {output.info.name for output in found.recipe.outputs}
@@ -454,6 +459,7 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("granitemoehybrid", {"mamba_proj_bias": True}, "mamba_proj_bias"),
         ("granitemoehybrid", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type"),
+        ("granitemoehybrid", {"layer_types": ["attention"] * 2, "num_local_experts": 4}, "layer_types"),
         ("nemotron_h", {"hybrid_override_pattern": "MM*E"}, "layer_types"),
         ("nemotron_h", {"hybrid_override_pattern": "M*?"}, "layer_types"),
         ("nemotron_h", {"hybrid_override_pattern": "ME-"}, "layer_types"),

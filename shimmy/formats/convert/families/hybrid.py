@@ -148,6 +148,8 @@ def describe_granite_attention(draft: MetadataBuilder, values: Hyperparameters, 
 
 def describe_granite_hybrid(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     describe_granite_attention(draft, values, sizes)
+    if _MAMBA not in (values.names("layer_types") or ()):  # with experts and attention alone the engine aborts
+        raise Unconvertible("its `layer_types` has no Mamba layer, without which the engine computes no experts")
     if values.get("mamba_d_head") == "auto":
         n_heads = values.integer("mamba_n_heads")
         values = values.changed({"mamba_d_head": 2 * sizes["E"] // n_heads})
@@ -219,6 +221,7 @@ def nemotron_renamed(values: Hyperparameters) -> Hyperparameters:
     if values.get("num_hidden_layers") is None and isinstance(found, list):
         values = values.changed({"num_hidden_layers": len(found)})
     changes: dict[str, Any] = {
+        "tie_word_embeddings": False,  # transformers never ties them, whatever config.json says
         "layer_types": _kinds(values, found, known, frozenset(_KINDS.values())),
         "head_dim": values.integer("head_dim", "attention_head_dim", default=128),
         "rms_norm_eps": values.number("layer_norm_epsilon"),

@@ -43,7 +43,8 @@ def describe_ministral3(draft: MetadataBuilder, values: Hyperparameters, sizes: 
     # Queries grow with the logarithm of how many times the original context fits before them; nothing below it.
     rope = rope_parameters(values)
     if beta := rope.number("llama_4_scaling_beta", default=0):
-        rope.integer("original_max_position_embeddings", maximum=MAX_CONTEXT)  # what the engine divides by
+        n_original = rope.integer("original_max_position_embeddings", maximum=MAX_CONTEXT)
+        draft.integer("rope.scaling.original_context_length", n_original)  # what the engine divides by
         draft.number("attention.temperature_scale", beta)
 
 

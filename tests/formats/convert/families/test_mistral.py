@@ -8,7 +8,7 @@ import pytest
 
 from shimmy.formats.convert.convert import plan
 from shimmy.formats.format_errors import Unconvertible
-from tests.formats.convert.families.changed_folders import check_names_of_tensors, reason
+from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
 from tests.golden.weights import write_folder, write_json
 
 
@@ -37,6 +37,13 @@ def test_each_tensor_of_ministral_3_is_needed(tmp_path: Path) -> None:
 )
 def test_another_ministral_3_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
     assert word in reason("ministral3", changes, tmp_path)
+
+
+def test_queries_grow_by_the_original_context_with_any_rotation(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 5000.0, "llama_4_scaling_beta": 0.1}
+    folder = changed("ministral3", {"rope_parameters": rope | {"original_max_position_embeddings": 16}}, tmp_path)
+    found = metadata(folder)
+    assert (found["attention.temperature_scale"], found["rope.scaling.original_context_length"]) == (0.1, 16)
 
 
 def test_mistral_4_is_not_mistral_3(tmp_path: Path) -> None:
