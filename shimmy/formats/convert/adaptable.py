@@ -11,8 +11,12 @@ from shimmy.formats.convert.families.family import Row
 from shimmy.formats.convert.families.table import FAMILIES
 from shimmy.formats.convert.hyperparameters import MAX_LAYERS
 
-# What llama.cpp only looks up, without a thought for adapters.
-_UNADAPTED = ("position_embd.weight", "token_types.weight", "blk.#.shortconv.conv.weight", "blk.#.ssm_conv1d.weight")
+# What llama.cpp only looks up, or multiplies with, without a thought for adapters.
+_UNADAPTED = (
+    *("position_embd.weight", "token_types.weight", "blk.#.shortconv.conv.weight", "blk.#.ssm_conv1d.weight"),
+    *("per_layer_token_embd.weight", "per_layer_model_proj.weight"),
+    *("altup_proj.weight", "altup_unembd_proj.weight", "blk.#.altup_router.weight"),
+)
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,4})(?=\.)")
 
 
