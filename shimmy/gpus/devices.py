@@ -69,8 +69,8 @@ def find_devices(
     is_enough: Callable[[FoundDevices], bool] = _is_without_use,
     limit_s: float = LIMIT_S,
 ) -> FoundDevices:
-    """All devices that Vulkan's drivers tell of, usable or not. Takes a tenth of a second to `limit_s` where a child is
-    asked: call it on a thread.
+    """All devices that Vulkan's drivers tell of, usable or not. Takes a tenth of a second, and up to twice `limit_s`
+    where a driver fails: call it on a thread.
 
     The answer is kept in the cache folder until a file of the loader or of a driver, a device file, a variable or the
     running system is another one; `is_enough` says whether a kept answer will do, as it has no free memory in it.

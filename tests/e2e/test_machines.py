@@ -2,9 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import CHAT, ENDLESS, PROMPTS, Stream, chat_body
+from tests.e2e.harness import CHAT, ENDLESS, PROMPTS, Stream, chat_body, run
 
 # The one that was made for this processor, where the machine is known.
 EXPECTED_VARIANT = os.environ.get("SHIMMY_TEST_EXPECTED_VARIANT")
@@ -23,3 +24,10 @@ def test_a_server_answers_and_leaves_nothing_behind(start: StartServer) -> None:
     assert f"CPU variant {EXPECTED_VARIANT or ''}" in server.log
     assert server.stop() == 0
     assert not list(server.temporary.iterdir())
+
+
+def test_gpus_are_found_or_it_is_said_why_not(tmp_path: Path) -> None:
+    ended = run(tmp_path, "gpu-info", "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    told = json.loads(ended.stdout)
+    assert told["devices"] or told["reason"]

@@ -22,7 +22,7 @@ def set_vulkan(fake_loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Sets what the drivers of a machine without GPUs do, and which devices they have."""
     for name in ("GGML_VK_VISIBLE_DEVICES", "VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_loader))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_loader), prepend=":")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(hardware, "gpus", lambda _root: [])
     monkeypatch.setattr(vulkan_files, "drivers", lambda _environment: [])

@@ -138,7 +138,7 @@ def test_a_loader_that_cannot_be_opened_is_told(
 ) -> None:
     set_vulkan()
     (tmp_path / "libvulkan.so.1").write_text("no library")
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path), prepend=":")
     answer = found()
     assert answer.devices == ()
     assert answer.reason.startswith("the Vulkan loader cannot be opened: ")
