@@ -58,6 +58,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3": ("Olmo3ForCausalLM", {**_SILU, "sliding_window": 32}),
     "seed_oss": ("SeedOssForCausalLM", {**_SILU, "head_dim": HEAD, "attention_bias": True}),
     "exaone4": ("Exaone4ForCausalLM", _SILU),
+    "apertus": (
+        "ApertusForCausalLM",
+        {"hidden_act": "xielu", "tie_word_embeddings": False,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
     "hunyuan_v1_dense": (
         "HunYuanDenseV1ForCausalLM",
         {**_SILU, "head_dim": HEAD, "rope_scaling": {"type": "dynamic", "alpha": 100.0, "factor": 1.0}},
@@ -131,9 +136,15 @@ def _decoder(model_type: str) -> Shapes:
 
 
 def _layer(model_type: str) -> Shapes:
-    if model_type not in {"olmo2", "olmo3", "exaone4"}:
+    if model_type == "apertus":
+        yield "attention_layernorm.weight", (E,)
+        yield "feedforward_layernorm.weight", (E,)
+        yield from (("mlp.act_fn.alpha_n", (1,)), ("mlp.act_fn.alpha_p", (1,)))
+        yield from (("mlp.act_fn.beta", ()), ("mlp.act_fn.eps", ()))
+    elif model_type not in {"olmo2", "olmo3", "exaone4"}:
         yield "input_layernorm.weight", (E,)
-    yield "post_attention_layernorm.weight", (E,)
+    if model_type != "apertus":
+        yield "post_attention_layernorm.weight", (E,)
     if model_type in {"gemma2", "gemma3_text", "embedding_gemma"}:
         yield "pre_feedforward_layernorm.weight", (E,)
         yield "post_feedforward_layernorm.weight", (E,)
@@ -155,7 +166,7 @@ def _layer(model_type: str) -> Shapes:
         yield f"self_attn.{name}.weight", shape
         if model_type == "llama" or (model_type in {"qwen2", "seed_oss"} and name != "o_proj"):
             yield f"self_attn.{name}.bias", shape[:1]
-    if model_type in {"qwen3", "qwen3_moe", "gemma3_text", "embedding_gemma", "exaone4"}:
+    if model_type in {"qwen3", "qwen3_moe", "gemma3_text", "embedding_gemma", "exaone4", "apertus"}:
         yield "self_attn.q_norm.weight", (HEAD,)
         yield "self_attn.k_norm.weight", (HEAD,)
     yield from _feed_forward(model_type)
@@ -174,6 +185,8 @@ def _feed_forward(model_type: str) -> Shapes:
                 yield f"mlp.experts.{expert}.{name}.weight", shape
     else:
         for name, shape in (("gate_proj", (F, E)), ("up_proj", (F, E)), ("down_proj", (E, F))):
+            if (model_type, name) == ("apertus", "gate_proj"):
+                continue
             yield f"mlp.{name}.weight", shape
             if model_type == "llama":
                 yield f"mlp.{name}.bias", shape[:1]

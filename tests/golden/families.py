@@ -493,6 +493,8 @@ FAMILIES = {
     "exaone4-window": Family(
         **decoder("Exaone4", **EXAONE4_WINDOW, rope_theta=5000.0, rope_scaling=LLAMA3 | {"factor": 16.0})
     ),
+    # Version 4 computes its activation in BF16.
+    "apertus": Family(**decoder("Apertus", rope_theta=5000.0, rope_scaling=LLAMA3), only="5"),
     "hunyuan": Family(
         **decoder("HunYuanDenseV1", head_dim=32, rope_theta=5000.0, tie_word_embeddings=True,
                   rope_scaling={"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0})

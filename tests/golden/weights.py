@@ -143,6 +143,8 @@ def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tup
         return 0.5, 0.25
     if config["model_type"] == "gemma3n_text" and ".post_" in name:  # 22 layers, none of which may be loud
         return 0.1, 0.05
+    if not shape:  # of xIELU
+        return (0.5 if name.endswith(".beta") else -1e-6), 0.0
     if len(shape) == 1:  # of a norm, which Gemma adds 1 to
         return (0.0 if config["model_type"] in _AROUND_ZERO else 1.0), 0.5
     if any(part in name for part in _EMBEDDINGS):

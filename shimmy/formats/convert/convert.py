@@ -6,6 +6,7 @@ lies and who makes it by `cache`.
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ from shimmy.formats.convert.cache import Converted, Progress
 from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.convert.families.table import family_of
 from shimmy.formats.convert.recipe import Recipe, recipe, text_config
-from shimmy.formats.convert.transforms import TensorOutput, chunks
+from shimmy.formats.convert.transforms import TensorOutput, chunks, single_number
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf.writer import GGML_CODES, GgufType, Metadata, TensorInfo, data_size, write_file
@@ -315,6 +316,7 @@ def _write(folder: Path, found: ConversionPlan, target: Path, on_progress: Progr
     vocabulary_metadata = _sized(found, tokenizer, len(tokens))
     metadata = [*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata]
     with TensorReader() as reader:
+        metadata += _lists(found, reader)
         tensors = [
             (output.info, unpack.chunks(output, reader) if unpack and output.stored else chunks(output, reader))
             for output in outputs
@@ -324,6 +326,17 @@ def _write(folder: Path, found: ConversionPlan, target: Path, on_progress: Progr
         finally:
             if unpack is not None:
                 unpack.end()
+
+
+def _lists(found: ConversionPlan, reader: TensorReader) -> Metadata:
+    """Metadata that a checkpoint has in its tensors."""
+    entries: Metadata = []
+    for key, tensors in found.recipe.numbers.items():
+        numbers = [single_number(tensor, reader) for tensor in tensors]
+        if not all(map(math.isfinite, numbers)):
+            raise Unconvertible(f"one of its numbers `{key}` is infinite, or none")
+        entries.append((key, GgufType.ARRAY, (GgufType.FLOAT32, numbers)))
+    return entries
 
 
 def _general(found: ConversionPlan, tokens: Sequence[str]) -> Metadata:

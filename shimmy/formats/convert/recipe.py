@@ -40,6 +40,8 @@ class Recipe:
     n_ctx: int
     notices: tuple[str, ...]
     zeros: Mapping[str, CheckpointTensor] = field(default_factory=dict)  # that the architecture has not: to be checked
+    # Lists of the metadata, of F32, each number of which is a tensor.
+    numbers: Mapping[str, Sequence[CheckpointTensor]] = field(default_factory=dict)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,13 +74,15 @@ def recipe(
         pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
-    outputs, zeros = _outputs(_canonical(checkpoint, family, values), scheme, family, values, sizes)
+    outputs, zeros, numbers = _outputs(_canonical(checkpoint, family, values), scheme, family, values, sizes)
     outputs += _dense(draft, family, sizes["E"], dense)
     draft.notices += _inexact(outputs)
-    for name, numbers in draft.computed.items():
-        outputs.append(TensorOutput(TensorInfo(name, (len(numbers),), CODES["F32"]), values=tuple(numbers)))
+    for name, computed in draft.computed.items():
+        outputs.append(TensorOutput(TensorInfo(name, (len(computed),), CODES["F32"]), values=tuple(computed)))
     draft.integer("context_length", draft.n_ctx)
-    return Recipe(family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices), zeros)
+    return Recipe(
+        family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices), zeros, numbers
+    )
 
 
 def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -> dict[str, int]:
@@ -190,8 +194,8 @@ def _canonical(checkpoint: Checkpoint, family: Family, values: Hyperparameters) 
 
 def _outputs(
     tensors: Tensors, scheme: Scheme | None, family: Family, values: Hyperparameters, sizes: dict[str, int]
-) -> tuple[list[TensorOutput], dict[str, CheckpointTensor]]:
-    """All tensors of the GGUF, in the order of the files; and those that have to be zero to be left out."""
+) -> tuple[list[TensorOutput], dict[str, CheckpointTensor], dict[str, list[CheckpointTensor]]]:
+    """All tensors of the GGUF, in the order of the files; those that have to be zero to be left out; single numbers."""
     table = TensorTable(tensors, scheme, family.architecture, values, sizes)
     kinds = family.kinds(values)
     for row in family.rows:
@@ -205,4 +209,5 @@ def _outputs(
                     table.add(row, layer)
     zeros = table.zero_biases()
     table.refuse_others(family)
-    return sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset)), zeros
+    outputs = sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset))
+    return outputs, zeros, table.numbers

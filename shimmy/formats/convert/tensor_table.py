@@ -48,6 +48,7 @@ class TensorTable:
         sizes: dict[str, int],
     ) -> None:
         self.outputs: list[TensorOutput] = []
+        self.numbers: dict[str, list[CheckpointTensor]] = {}  # single ones, by their keys in the metadata
         self._tensors = tensors
         self._scheme = scheme
         self._stored: set[str] = set()  # modules whose weights are quantised
@@ -72,7 +73,17 @@ class TensorTable:
         elif is_tied is False and not str((self._values.get("architectures") or [""])[0]).endswith("Model"):
             raise missing(name)
 
+    def _add_number(self, row: Row, layer: int) -> None:
+        name = row.source.replace("#", str(layer))
+        tensor = self._take(name, tuple(self._sizes[letter] for letter in row.shape))
+        if tensor is None:
+            raise missing(name)
+        self.numbers.setdefault(row.target, []).append(tensor)
+
     def add(self, row: Row, layer: int) -> None:
+        if row.is_metadata:
+            self._add_number(row, layer)
+            return
         sizes, n_heads = self._sizes, self._sizes["N" if row.shape[0] == "K" else "H"]
         target = row.target.replace("#", str(layer))
         if pieces := self._pieces(row, layer):

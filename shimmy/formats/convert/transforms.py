@@ -86,6 +86,15 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     yield from found
 
 
+def single_number(tensor: CheckpointTensor, reader: TensorReader) -> float:
+    """The number in a tensor that has no other."""
+    content = bytearray(tensor.n_bytes)
+    reader.read(tensor, 0, memoryview(content))
+    (wide,) = (memoryview(content),) if tensor.dtype == "F32" else _widened((memoryview(content),), tensor.dtype)
+    (number,) = struct.unpack("<f", wide)
+    return float(number)
+
+
 def _arranged(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     for piece in output.pieces:
         if output.transform is Transform.PERMUTE:

@@ -20,6 +20,7 @@ from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.convert.transforms import chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader as gguf
+from shimmy.formats.gguf.header import Array
 from shimmy.formats.gguf.writer import GgufType, Metadata
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors, TensorReader
 from tests import tiny_families
@@ -114,6 +115,25 @@ def test_the_engine_takes_every_family(
         row = model.backend.batch.add([5, 6, 7, 300], 0, 0, n_outputs=1)
         assert model.backend.decode() == 0
         assert model.backend.has_numbers(row)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+def test_single_numbers_of_all_layers_are_metadata(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "vocabulary", sentencepiece)
+    tensors = tiny_families.tensors("apertus", dtype)
+    encoded = {"F32": struct.pack("<f", 1.5), "BF16": struct.pack("<f", 1.5)[2:], "F16": struct.pack("<e", 1.5)}
+    tensors["model.layers.1.mlp.act_fn.alpha_n"] = Weights((1,), encoded[dtype], dtype)
+    convert.convert(folder_of(tmp_path, "apertus", tensors=tensors), tmp_path / "made.gguf", ignore)
+    found = gguf.contents(tmp_path / "made.gguf").metadata[b"xielu.alpha_n"]
+    assert isinstance(found, Array)
+    assert (found.n_items, found.numbers[1]) == (tiny_families.LAYERS, 1.5)
+    infinite = {"F32": struct.pack("<f", math.inf), "BF16": b"\x80\x7f", "F16": b"\0\x7c"}
+    tensors["model.layers.1.mlp.act_fn.alpha_n"] = Weights((1,), infinite[dtype], dtype)
+    with pytest.raises(Unconvertible, match="alpha_n"):
+        convert.convert(folder_of(tmp_path / "2", "apertus", tensors=tensors), tmp_path / "other.gguf", ignore)
+    del tensors["model.layers.1.mlp.act_fn.alpha_n"]
+    with pytest.raises(Unconvertible, match=r"layers\.1\.mlp\.act_fn\.alpha_n"):
+        plan(folder_of(tmp_path / "3", "apertus", tensors=tensors))
 
 
 def test_rows_of_queries_and_keys_are_paired_within_each_head(tmp_path: Path) -> None:
@@ -439,6 +459,9 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("modernbert", {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers"),
         ("modernbert", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
         ("nomic_bert", {"hidden_act": "gelu"}, "gelu"),
+        ("apertus", {"rope_parameters": None}, "rope_scaling"),
+        ("apertus", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("apertus", {"hidden_act": "silu"}, "silu"),
         ("exaone4", {"sliding_window": 64}, "sliding_window"),
         ("exaone4", {"head_dim": 32}, "head_dim"),
         ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),

@@ -35,6 +35,7 @@ class Row:
     runs: Callable[[Mapping[str, int]], Runs] | None = None  # by the sizes: the target's rows, found in the source
     columns: Callable[[Mapping[str, int]], Runs] | None = None  # the same of the elements of each row
     kept: str = ""  # the shape in the GGUF, where that is another one of the same numbers
+    is_metadata: bool = False  # a single number; those of all layers are a list in the metadata
     taken: str = ""  # the source's shape where `runs` leave some of its rows out
 
 

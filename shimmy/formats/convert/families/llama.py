@@ -4,6 +4,7 @@ from shimmy.formats.convert.families.family import (
     ALL,
     ENDS,
     FREE,
+    HEAD_NORMS,
     NORMS,
     PERMUTE,
     SILU,
@@ -94,6 +95,23 @@ def describe_hunyuan(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
     values.require("num_experts", 1, default=1)
 
 
+_XIELU = tuple(
+    Row(f"layers.#.mlp.act_fn.{name}", f"xielu.{name}", shape, is_named_in_full=True, is_metadata=True)
+    for name, shape in (("alpha_n", "1"), ("alpha_p", "1"), ("beta", ""), ("eps", ""))
+)
+
+
+def describe_apertus(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del draft
+    sizes["1"] = 1
+    values.require("tie_word_embeddings", False, default=False)
+    values.require("qk_norm", True, default=True)
+    values.require("post_norm", False, default=False)
+    # Without a word of them transformers scales positions as Llama 3 does.
+    if values.get("rope_parameters", "rope_scaling") is None:
+        raise wrong("rope_scaling", None)
+
+
 FAMILIES = (
     Family("Llama", "llama", classes("Llama"), "llama", _LLAMA, SILU, ALL, plain, rope_defaults()),
     Family(
@@ -120,6 +138,15 @@ FAMILIES = (
         "ERNIE 4.5", "ernie4_5", classes("Ernie4_5"), "ernie4_5",
         (*ENDS, *NORMS, *attention(output_bias="optional"), *feed_forward()),  # rotated pairs are neighbours
         SILU, FREE, plain, {"head_dim": 128, "tie_word_embeddings": True, **rope_defaults(500_000.0, 1e-5)},
+    ),
+    Family(
+        "Apertus", "apertus", classes("Apertus"), "apertus",
+        (*ENDS, *attention(bias="none"), *HEAD_NORMS, *_XIELU,
+         Row("layers.#.attention_layernorm", "blk.#.attn_norm.weight", "E"),
+         Row("layers.#.feedforward_layernorm", "blk.#.ffn_norm.weight", "E"),
+         Row("layers.#.mlp.up_proj", "blk.#.ffn_up.weight", "FE"),
+         Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF")),
+        frozenset(("xielu",)), ALL, describe_apertus, rope_defaults(12_000_000.0, 1e-5),
     ),
     Family(
         "Hunyuan", "hunyuan_v1_dense", classes("HunYuanDenseV1"), "hunyuan-dense",
