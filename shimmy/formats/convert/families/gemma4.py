@@ -100,14 +100,14 @@ _GEMMA4 = (
 )  # fmt: skip
 
 
-def _renamed(values: Hyperparameters) -> Hyperparameters:
+def _gemma4_renamed(values: Hyperparameters) -> Hyperparameters:
     """With the kind of each layer's attention, and the sizes of those without a window by one name each."""
     values.require("use_bidirectional_attention", False, "vision", default=False)  # which is for pictures alone
     n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
     kinds = values.names("layer_types")
     if kinds is None:
         kinds = [_FULL if layer % 6 == 5 or layer == n_layers - 1 else _SLIDING for layer in range(n_layers)]
-    if len(kinds) != n_layers or set(kinds) - {_FULL, _SLIDING}:
+    if len(kinds) != n_layers or set(kinds) - {_FULL, _SLIDING} or kinds[-1] != _FULL:
         raise Unconvertible("its `layer_types` has a kind of layer that the engine does not have, or too few layers")
     changes: dict[str, Any] = {"layer_types": kinds, "use_bidirectional_attention": False}
     if isinstance(own := values.get("per_layer_config"), dict):  # as transformers writes it since version 5.20
@@ -128,7 +128,7 @@ def _own_keys(values: Hyperparameters) -> int:
     return n_layers - values.integer("num_kv_shared_layers", minimum=0, maximum=n_layers - 1, default=0)
 
 
-def _kinds(values: Hyperparameters) -> list[set[str]]:
+def _gemma4_kinds(values: Hyperparameters) -> list[set[str]]:
     n_own = _own_keys(values)
     is_wide, shares = values.flag("use_double_wide_mlp"), values.flag("attention_k_eq_v")
     always = {_LAYERED} if values.integer("hidden_size_per_layer_input", minimum=0) else set()
@@ -142,7 +142,7 @@ def _kinds(values: Hyperparameters) -> list[set[str]]:
     return found
 
 
-def _unused(values: Hyperparameters) -> tuple[str, ...]:
+def _gemma4_unused(values: Hyperparameters) -> tuple[str, ...]:
     """Keys and values of layers that use those of others: published files have them."""
     layers = range(_own_keys(values), values.integer("num_hidden_layers", maximum=MAX_LAYERS))
     parts = ("k_proj", "v_proj", "k_norm", "v_norm")
@@ -181,14 +181,14 @@ def describe_gemma4(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
         if not (cap := checked_number("final_logit_softcapping", cap)):
             raise wrong("final_logit_softcapping", cap)
         draft.number("final_logit_softcapping", cap)
-    _positions(draft, values, sizes)
+    _gemma4_positions(draft, values, sizes)
     if values.flag("enable_moe_block"):
         experts(draft, values.changed({"num_experts_per_tok": values.get("top_k_experts")}), sizes, "num_experts")
         sizes["M"] = values.integer("moe_intermediate_size")
         draft.integer("expert_feed_forward_length", sizes["M"])
 
 
-def _positions(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _gemma4_positions(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     """A part of each head is rotated in layers without a window: the frequencies of the rest become as good as 0."""
     full, local = rope_parameters(values), rope_parameters(values, _SLIDING)
     full.require("rope_type", "proportional")
@@ -271,6 +271,6 @@ FAMILIES = (
         "Gemma 4", "gemma4_text", ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), "gemma4", _GEMMA4, GELU,
         frozenset(("proportional",)), describe_gemma4, _GEMMA4_DEFAULTS,
         ignored_prefixes=_IGNORED, rotates_partly=True,
-        kinds=_kinds, unused=_unused, renamed=_renamed,
+        kinds=_gemma4_kinds, unused=_gemma4_unused, renamed=_gemma4_renamed,
     ),
 )  # fmt: skip

@@ -51,6 +51,7 @@ def test_sizes_of_layers_are_read_in_the_style_of_any_version(tmp_path: Path) ->
         ({"num_kv_shared_layers": 0}, "layers.2.self_attn.k_proj"),
         ({"use_double_wide_mlp": False}, "shape"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types"),
+        ({"layer_types": ["sliding_attention"] * 4, "per_layer_config": {}}, "layer_types"),
         ({"hidden_size_per_layer_input": 0}, "per_layer"),
         ({"hidden_size_per_layer_input": 10**9}, "hidden_size_per_layer_input"),
         ({"vocab_size_per_layer_input": 7}, "shape"),
