@@ -13,6 +13,7 @@ from shimmy.background import in_thread
 from shimmy.catalog.catalog import Model
 from shimmy.config import Config
 from shimmy.errors import ModelUnavailable
+from shimmy.messages.device import DeviceKind
 from shimmy.pool import memory_estimate
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.memory_estimate import MemoryEstimate
@@ -111,8 +112,8 @@ class DeviceChoice:
             found = devices.FoundDevices(reason="this build has no Vulkan")
         else:
             found = devices.find_devices(self._config.cache_dir, is_enough=is_enough)
-        is_missed = names or self.is_required or found.devices or hardware.gpus()
-        return found if is_missed else devices.FoundDevices()
+        has_gpu = any(device.kind != DeviceKind.CPU for device in found.devices) or hardware.gpus()
+        return found if names or self.is_required or has_gpu else devices.FoundDevices()
 
     def _free_bytes(self, device: "Device") -> int:
         """What is free by the driver's word, less what loading workers will take; and no more than what we have left

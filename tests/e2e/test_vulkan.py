@@ -4,6 +4,7 @@ llvmpipe compiles a program for each kind of product at its first use, and keeps
 thousand times slower than the processor itself. So these models are tiny and their replies short.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,27 @@ from typing import Any
 import pytest
 
 from shimmy.system import vulkan_archive
+from tests import tiny_families
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, FROZEN_FILE, PROMPTS, STEADY_SEED, Json, Server, run, serving
 from tests.e2e.processes import wait_for
 from tests.gpus.fake_loader import FAILS_LATER, GEFORCE, LOADER, compile_loader
+from tests.tiny_checkpoints import write_checkpoint, write_tokenizer
 from tests.tiny_models import write_tiny_model
 from tools import lavapipe
 
 DEVICE = "Vulkan0"
 ALL = 3  # layers of the tiny models, with their output
 N_TOKENS = 12
+LONG = " ".join(PROMPTS + PROMPTS[:12])  # more tokens than a new pool has cells
+COMPILES_S = 240  # for a request that llvmpipe has nothing compiled for
+ON_DEVICE = ("--device", DEVICE, "--worker-timeout", "10m")  # compiling is not seen as progress
 # Of log-probabilities, between the processor and llvmpipe (0.002 was the most, with F32 weights).
 TOLERANCE = 0.02
 
 pytestmark = [
     pytest.mark.skipif(vulkan_archive.built() is None, reason="this build has no Vulkan"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
 ]
 
 
@@ -38,7 +44,8 @@ def device_server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         use_llvmpipe(patch)
         folder = tmp_path_factory.mktemp("device")
-        with serving(folder, "--model-path", models, "--model-path", own, "--device", DEVICE) as server:
+        with serving(folder, "--model-path", models, "--model-path", own, *ON_DEVICE) as server:
+            greedy(server, LONG)  # the other tests find in the build cache what was compiled for this
             yield server
 
 
@@ -55,7 +62,7 @@ def entry(server: Server, name: str = "alpha") -> Json:
 
 def greedy(server: Server, prompt: str, **fields: Any) -> Json:
     body = {"model": "alpha", "prompt": prompt, "temperature": 0, "max_tokens": N_TOKENS, "ignore_eos": True, **fields}
-    reply = server.post(COMPLETION, body)
+    reply = server.request("POST", COMPLETION, body, deadline_s=COMPILES_S)
     assert reply.status == 200, reply.body
     choice: Json = reply.json()["choices"][0]
     return choice
@@ -85,7 +92,7 @@ def test_the_same_tokens_are_as_likely_as_on_the_processor(device_server: Server
 
 
 def test_streams_run_at_once_and_a_long_prompt_lets_the_pool_grow(device_server: Server, server: Server) -> None:
-    prompts = [*PROMPTS[:3], " ".join(PROMPTS + PROMPTS[:12])]  # the last one has more tokens than a new pool has cells
+    prompts = [*PROMPTS[:3], LONG]
     alone = [server.chat(prompt, max_tokens=N_TOKENS) for prompt in prompts]
     streams = [device_server.stream(prompt, max_tokens=N_TOKENS) for prompt in prompts]
     assert [stream.finish().text for stream in streams] == alone
@@ -105,6 +112,7 @@ def test_a_changed_file_is_swapped_on_the_device(device_server: Server) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("device_server")
 def test_some_layers_and_the_prompts_that_they_have_stored(
     tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +123,7 @@ def test_some_layers_and_the_prompts_that_they_have_stored(
     on_processor = start(*options)
     text = on_processor.chat(long_prompt, max_tokens=N_TOKENS)
     on_processor.stop()
-    on_device = start(*options, "--device", DEVICE, "--gpu-layers", "2")
+    on_device = start(*options, *ON_DEVICE, "--gpu-layers", "2")
     assert on_device.chat(long_prompt, max_tokens=N_TOKENS) == text
     told = entry(on_device)
     assert (told["n_device_layers"], told["device_note"]) == (2, "`--gpu-layers 2`")
@@ -124,6 +132,27 @@ def test_some_layers_and_the_prompts_that_they_have_stored(
     wait_for("the end of the worker", lambda: not on_device.workers())
     assert on_device.chat(long_prompt, max_tokens=N_TOKENS) == text
     assert 'outcome="hit"} 1' in on_device.get("/metrics").body.decode()
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("device_server")
+def test_quantised_experts_some_of_which_stay_on_the_processor(
+    tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    folder = tmp_path / "models" / "moe"
+    write_checkpoint(folder, tiny_families.config("mixtral"), tiny_families.tensors("mixtral"))
+    write_tokenizer(folder)
+    options = ("--model-path", tmp_path / "models", "--log-level", "debug", "--safetensors-type", "q8_0")
+    likely = []
+    for more in ((), (*ON_DEVICE, "--n-cpu-moe", "1")):
+        server = start(*options, *more)
+        told = greedy(server, "hello world", model="moe", max_tokens=4, echo=True, logprobs=1)["logprobs"]
+        likely.append(told["token_logprobs"][1:])
+    assert max(abs(mine - theirs) for mine, theirs in zip(*likely, strict=True)) < TOLERANCE
+    moved = re.findall(r"tensor blk\.(\d)\.ffn_(\w+)_exps\.weight .*buffer type overridden", server.log)
+    assert sorted(moved) == [("0", "down"), ("0", "gate"), ("0", "up")]
+    assert entry(server, "moe")["n_device_layers"] == ALL
 
 
 def test_a_device_that_is_not_there_leaves_the_model_to_the_processor(
@@ -146,7 +175,7 @@ def test_a_driver_that_fails_costs_its_worker_and_the_processor_serves(
     loader = compile_loader(tmp_path, FAILS_LATER)
     for name, value in {"FAKE_DEVICES": GEFORCE, "FAKE_LATER": mode, "LD_PRELOAD": str(loader)}.items():
         monkeypatch.setenv(name, value)
-    server = start("--load-timeout", "6")
+    server = start("--load-timeout", "10")
     text = server.chat(PROMPTS[0], max_tokens=4)
     assert text
     told = entry(server)
