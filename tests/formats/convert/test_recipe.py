@@ -470,6 +470,8 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("hunyuan_v1_dense", {"use_qk_norm": False}, "use_qk_norm"),
         ("hunyuan_v1_dense", {"use_cla": True}, "use_cla"),
         ("granitemoehybrid", {"layer_types": ["mamba"]}, "layer_types"),
+        ("granitemoehybrid", {"layer_types": ["mamba", "mamba"]}, "layer_types"),
+        ("nemotron_h", {"hybrid_override_pattern": "MME"}, "layer_types"),
         ("granitemoehybrid", {"layer_types": ["mamba", "mlp"]}, "layer_types"),
         ("granitemoehybrid", {"layer_types": ["mamba", ["attention"]]}, "layer_types"),
         ("granitemoehybrid", {"layer_types": None}, "layer_types"),

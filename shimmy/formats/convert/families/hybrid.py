@@ -60,6 +60,9 @@ def _mamba_rows(module: str) -> tuple[Row, ...]:
 
 def _describe_mamba(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     """The layers of Mamba-2, which are those without keys. llama.cpp aborts the process for what is refused here."""
+    kinds = values.names("layer_types") or []
+    if not {_MAMBA, _ATTENTION} <= {*kinds}:
+        raise Unconvertible("its `layer_types` has no layer of attention, or none of Mamba: the engine needs both")
     n_heads, n_groups = values.integer("mamba_n_heads"), values.integer("mamba_n_groups", default=1)
     inner, state = n_heads * values.integer("mamba_d_head"), values.integer("mamba_d_state", maximum=4096)
     if n_heads % n_groups or inner > MAX_WIDTH or n_groups * state > MAX_WIDTH:
@@ -80,8 +83,7 @@ def _describe_mamba(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
         ("group_count", n_groups),
     ):  # fmt: skip
         draft.integer(f"ssm.{key}", size)
-    attends = [kind == _ATTENTION for kind in values.names("layer_types") or ()]
-    draft.integers("attention.head_count_kv", [sizes["N"] if attend else 0 for attend in attends])
+    draft.integers("attention.head_count_kv", [sizes["N"] if kind == _ATTENTION else 0 for kind in kinds])
 
 
 def _kinds(values: Hyperparameters, found: object, known: Mapping[str, str], allowed: frozenset[str]) -> list[str]:
@@ -106,7 +108,7 @@ def _ups(sizes: Mapping[str, int]) -> Runs:
 
 
 def _granite_rows(*, has_experts: bool) -> tuple[Row, ...]:
-    """What all layers have beside a feed-forward layer: experts may be added to it."""
+    """With experts, what else is the feed-forward layer is added to what they compute."""
     beside, moe = "_shexp" if has_experts else "", "layers.#.block_sparse_moe"
     shared, fused = "layers.#.shared_mlp", f"{moe}.input_linear.weight"
     experts_rows = (
@@ -148,8 +150,6 @@ def describe_granite_attention(draft: MetadataBuilder, values: Hyperparameters, 
 
 def describe_granite_hybrid(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     describe_granite_attention(draft, values, sizes)
-    if _MAMBA not in (values.names("layer_types") or ()):  # with experts and attention alone the engine aborts
-        raise Unconvertible("its `layer_types` has no Mamba layer, without which the engine computes no experts")
     if values.get("mamba_d_head") == "auto":
         n_heads = values.integer("mamba_n_heads")
         values = values.changed({"mamba_d_head": 2 * sizes["E"] // n_heads})
