@@ -21,7 +21,8 @@ from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredR
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 from shimmy.system.cpu import n_physical_cores
 
-CHUNK_ELEMENTS = 1 << 22
+CHUNK_BYTES = 1 << 21  # that are computed at once: more would leave a processor's cache before they are written
+CHECKED_ELEMENTS = 1 << 22  # whose scales are looked at together
 MAX_CHUNK_ELEMENTS = 1 << 26  # of any model: far above real ones, and 300 MB
 MAX_ELEMENTS_AHEAD = 1 << 24  # in chunks that are computed at once: less than 200 MB
 MAX_THREADS = 4
@@ -55,7 +56,7 @@ def holding(output: TensorOutput, reader: TensorReader) -> Holding:
     for matrix in {id(rows.matrix): rows.matrix for rows in output.stored}.values():
         layout = _LAYOUTS[matrix.layout]
         with _Named(output):
-            for start, end in _slabs(matrix, 0, matrix.shape[0], 1):
+            for start, end in _slabs(matrix, 0, matrix.shape[0], 1, CHECKED_ELEMENTS):
                 arrays = _arrays(matrix, start, end, reader, without="codes")
                 one = layout.check(arrays, matrix.options)
                 found = one if found is None else found.along_with(one)
@@ -96,9 +97,10 @@ def _computations(rows: StoredRows, output: TensorOutput, reader: TensorReader) 
     matrix, n_together = rows.matrix, _n_together(rows, output)
     columns = np.concatenate([np.arange(first, first + n) for first, n in output.columns]) if output.columns else None
     end = rows.first + rows.n_rows * rows.stride
-    for first, last in _slabs(matrix, rows.first, end, n_together):
+    n_elements = _chunk_elements(output)
+    for first, last in _slabs(matrix, rows.first, end, n_together, n_elements):
         arrays = _arrays(matrix, first, last, reader)
-        for start, stop in _steps(matrix, first, last, n_together):
+        for start, stop in _steps(matrix, first, last, n_together, n_elements):
             picked: Any = None if rows.stride == 1 else slice(None, None, rows.stride)
             if output.transform is Transform.PERMUTE:
                 # As `transforms` does it: within each head, rows of both halves take turns.
@@ -109,6 +111,10 @@ def _computations(rows: StoredRows, output: TensorOutput, reader: TensorReader) 
             yield partial(_encoded, matrix, part, n_rows, picked, columns, output.info.kind)
 
 
+def _chunk_elements(output: TensorOutput) -> int:
+    return CHUNK_BYTES * output.info.n_elements // max(1, output.info.n_bytes)
+
+
 def _n_together(rows: StoredRows, output: TensorOutput) -> int:
     """Rows that have to be in one chunk."""
     return rows.n_rows // output.n_heads if output.transform is Transform.PERMUTE else rows.stride
@@ -117,7 +123,7 @@ def _n_together(rows: StoredRows, output: TensorOutput) -> int:
 def _n_ahead(rows: StoredRows, output: TensorOutput) -> int:
     """How many chunks may be computed at once; none where they are so large that one has to be enough."""
     end = rows.first + rows.n_rows * rows.stride
-    start, stop = next(_steps(rows.matrix, rows.first, end, _n_together(rows, output)))
+    start, stop = next(_steps(rows.matrix, rows.first, end, _n_together(rows, output), _chunk_elements(output)))
     return min(n_physical_cores(), MAX_THREADS, MAX_ELEMENTS_AHEAD // ((stop - start) * rows.matrix.shape[1]))
 
 
@@ -132,24 +138,22 @@ def _encoded(
     return found if picked is None else np.ascontiguousarray(found.reshape(n_rows, -1)[picked]).reshape(-1)
 
 
-def _slabs(matrix: StoredMatrix, first: int, end: int, n_together: int) -> Iterator[tuple[int, int]]:
+def _slabs(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elements: int) -> Iterator[tuple[int, int]]:
     """Rows that are read at once: a chunk, or many where they lie in columns, all of which are read for each slab."""
     codes = matrix.parts["codes"]
-    n_elements = CHUNK_ELEMENTS
     if codes.along == 1:
         n_elements = max(n_elements, SLAB_BYTES * math.prod(matrix.shape) // max(1, codes.tensor.n_bytes))
     return _steps(matrix, first, end, n_together, n_elements)
 
 
-def _steps(
-    matrix: StoredMatrix, first: int, end: int, n_together: int, n_elements: int = 0
-) -> Iterator[tuple[int, int]]:
+def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elements: int) -> Iterator[tuple[int, int]]:
+    """As many rows as have `n_elements`, or as have to be together."""
     step = math.lcm(matrix.row_step, n_together)
     if min(step, end - first) * matrix.shape[1] > MAX_CHUNK_ELEMENTS:
         raise Unconvertible(
             f"its rows of {matrix.shape[1]} weights can only be read {step} at once, which are too many"
         )
-    step *= max(1, (n_elements or CHUNK_ELEMENTS) // (step * matrix.shape[1]))
+    step *= max(1, n_elements // (step * matrix.shape[1]))
     for start in range(first, end, step):
         yield start, min(start + step, end)
 
@@ -219,7 +223,7 @@ def _columns(tensor: CheckpointTensor, n_lines: int, start: int, end: int, reade
         for index in range(n_lines):
             reader.read(tensor, index * line + start, view[index * length : (index + 1) * length])
         return found
-    n_together = max(1, CHUNK_ELEMENTS // line)
+    n_together = max(1, CHUNK_BYTES // line)
     for index in range(0, n_lines, n_together):
         lines = _bytes(min(n_together, n_lines - index) * line)
         reader.read(tensor, index * line, lines.data)

@@ -93,7 +93,7 @@ def test_rows_are_reordered_as_plain_ones_are(name: str, tmp_path: Path, monkeyp
     """`w.reshape(n_heads, 2, ...).swapaxes(1, 2)`, in one chunk or in many, which threads compute."""
     matrix = found(name, tmp_path)
     exact = weights(output_of(matrix))
-    monkeypatch.setattr(unpack, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(unpack, "CHUNK_BYTES", 1)
     for slab_bytes in (unpack.SLAB_BYTES, 1):
         monkeypatch.setattr(unpack, "SLAB_BYTES", slab_bytes)
         assert (weights(output_of(matrix)) == exact).all()
