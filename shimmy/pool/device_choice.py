@@ -13,7 +13,6 @@ from shimmy.background import in_thread
 from shimmy.catalog.catalog import Model
 from shimmy.config import Config
 from shimmy.errors import ModelUnavailable
-from shimmy.messages.device import DeviceKind
 from shimmy.pool import memory_estimate
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.memory_estimate import MemoryEstimate
@@ -102,6 +101,7 @@ class DeviceChoice:
     def _look(self) -> "FoundDevices":
         """The devices, with their free memory; with nothing to tell where a person without a GPU names none."""
         from shimmy.gpus import devices, hardware
+        from shimmy.messages.device import DeviceKind
 
         names = self._config.devices
 
