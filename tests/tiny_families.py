@@ -90,6 +90,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3TextModel",
         {**_GEMMA, "model_type": "gemma3_text", "sliding_window": 32, "use_bidirectional_attention": True},
     ),
+    "eurobert": ("EuroBertForMaskedLM", _SILU),
     "modernbert": (
         "ModernBertForMaskedLM",
         {"hidden_activation": "gelu", "norm_eps": 1e-5, "local_attention": 32, "global_attn_every_n_layers": 3,
@@ -104,13 +105,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertModel", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}),
 }  # fmt: skip
 TIED = {"ernie4_5", "lfm2", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen3", "embedding_gemma"}
-ENCODERS = {"bert", "embedding_gemma", "modernbert", "nomic_bert", "xlm-roberta"}
+ENCODERS = {"bert", "embedding_gemma", "eurobert", "modernbert", "nomic_bert", "xlm-roberta"}
 
 
 def config(model_type: str) -> dict[str, Any]:
     name, others = CONFIGS[model_type]
     sizes = {} if model_type == "gpt2" else dict(_SIZES)
-    if model_type in ENCODERS - {"embedding_gemma"}:
+    if model_type in ENCODERS - {"embedding_gemma", "eurobert"}:
         del sizes["num_key_value_heads"]
     return {"architectures": [name], "model_type": model_type, **sizes, **others}
 

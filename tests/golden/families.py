@@ -518,6 +518,9 @@ FAMILIES = {
         "Qwen3Model", COMMON | {"head_dim": 32, "rope_theta": 5000.0}, extra_files=pooling("last")
     ),
     "nomic": Family("NomicBertModel", NOMIC, extra_files=pooling("mean"), only="5"),
+    "eurobert": Family(
+        "EuroBertModel", COMMON | {"rope_theta": 5000.0, "mask_token_id": 4}, extra_files=pooling("mean"), only="5"
+    ),
     "jina3": Family("JinaEmbeddingsV3Model", ROBERTA, extra_files=pooling("mean"), only="5"),
 }  # fmt: skip
 

@@ -1,10 +1,20 @@
-"""Encoders, for embeddings: BERT, RoBERTa and XLM-RoBERTa, ModernBERT, nomic-embed, Jina."""
+"""Encoders, for embeddings: BERT, RoBERTa and XLM-RoBERTa, ModernBERT, nomic-embed, Jina, EuroBERT."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shimmy.formats.convert.families.family import GELU, SILU, Family, Row, Runs
+from shimmy.formats.convert.families.family import (
+    ENDS,
+    GELU,
+    NORMS,
+    SILU,
+    Family,
+    Row,
+    Runs,
+    attention,
+    feed_forward,
+)
 from shimmy.formats.convert.families.settings import plain_heads, window_pattern
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
@@ -79,6 +89,11 @@ def describe_nomic(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
     trained = values.integer("max_trained_positions", maximum=MAX_CONTEXT, default=draft.n_ctx)
     draft.cap_context(trained, "the engine does not scale its positions dynamically beyond them")
     sizes["T"] = values.integer("type_vocab_size", default=2)
+
+
+def describe_eurobert(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    del draft
+    plain_heads(values, sizes)
 
 
 def roberta_renamed(values: Hyperparameters) -> Hyperparameters:
@@ -180,5 +195,11 @@ FAMILIES = (
         {"layer_norm_eps": 1e-5, "rope_theta": 20_000.0, "type_vocab_size": 1, "pad_token_id": 1},
         prefixes=("roberta.",), ignored_prefixes=("pooler.",), ignored_suffixes=(), renamed=roberta_renamed,
         is_encoder=True, is_layer_norm=True,
+    ),
+    Family(
+        "EuroBERT", "eurobert", ("EuroBertModel", "EuroBertForMaskedLM"), "eurobert",
+        (*ENDS[:2], *NORMS, *attention(bias="none"), *feed_forward()),
+        SILU, frozenset(), describe_eurobert, {"rms_norm_eps": 1e-5},
+        prefixes=("model.",), ignored_prefixes=("lm_head.",), ignored_suffixes=(), is_encoder=True,
     ),
 )  # fmt: skip
