@@ -7,7 +7,7 @@ and ended by a zero each. It is untrusted: what leads out of it leads nowhere.
 import re
 import struct
 import unicodedata
-from functools import cached_property
+from functools import cache
 
 from shimmy.formats.format_errors import Unconvertible
 
@@ -33,7 +33,7 @@ class Charsmap:
 
     def apply(self, text: str) -> str:
         """The text with everything replaced that the table has."""
-        parts = self._graphemes.split(text)  # text, grapheme of several characters, text ...
+        parts = _graphemes().split(text)  # text, grapheme of several characters, text ...
         for index, part in enumerate(parts):
             found = self.replacement(part) if index % 2 and len(part.encode()) <= _MAX_GRAPHEME_BYTES else None
             parts[index] = part.translate(self._characters) if found is None else found
@@ -57,19 +57,6 @@ class Charsmap:
         end = self._replacements.find(b"\0", start)
         return self._replacements[start:end].decode("utf-8", "replace") if end >= 0 else None
 
-    @cached_property
-    def _graphemes(self) -> re.Pattern[str]:
-        """Several characters that are one to a reader: a line end of two, and one with marks."""
-        marks, controls = list(_JOINERS), []
-        for character in map(chr, range(0x10000)):
-            category = unicodedata.category(character)
-            if category[0] == "M":
-                marks.append(character)
-            elif category in {"Cc", "Cf", "Zl", "Zp"} and character not in _JOINERS:
-                controls.append(character)
-        joined, alone = (re.escape("".join(characters)) for characters in (marks, controls))
-        return re.compile(f"(\r\n|[^{alone}][{joined}]+)")
-
 
 class _Characters(dict[int, str]):
     """What stands for each character, for `str.translate`. Filled as needed."""
@@ -86,3 +73,17 @@ class _Characters(dict[int, str]):
 
 def _offset(unit: int) -> int:
     return (unit >> 10) << ((unit & 1 << 9) >> 6)
+
+
+@cache
+def _graphemes() -> re.Pattern[str]:
+    """Several characters that are one to a reader: a line end of two, and one with marks."""
+    marks, controls = list(_JOINERS), []
+    for character in map(chr, range(0x10000)):
+        category = unicodedata.category(character)
+        if category[0] == "M":
+            marks.append(character)
+        elif category in {"Cc", "Cf", "Zl", "Zp"} and character not in _JOINERS:
+            controls.append(character)
+    joined, alone = (re.escape("".join(characters)) for characters in (marks, controls))
+    return re.compile(f"(\r\n|[^{alone}][{joined}]+)")
