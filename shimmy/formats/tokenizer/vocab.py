@@ -125,6 +125,11 @@ class _Folder:
             return from_json(self.tokenizer, self._added())
         data = self._bytes("tokenizer.model", MAX_TOKENIZER_BYTES)
         if data is None:
+            if (self._folder / "tekken.json").exists():
+                raise Unconvertible(
+                    "its tokenizer is there in Mistral's own format (`tekken.json`) alone: put the `tokenizer.json` of "
+                    "a model with the same tokens beside it"
+                )
             raise Unconvertible("it has neither a `tokenizer.json` nor a `tokenizer.model`")
         is_legacy = self.config.get("legacy") is not False
         return from_sentencepiece(sentencepiece.parse(data), self._added(), is_legacy=is_legacy)

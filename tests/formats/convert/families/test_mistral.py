@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.formats.convert.convert import plan
+from shimmy.formats.convert.convert import convert, plan
 from shimmy.formats.format_errors import Unconvertible
 from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
 from tests.golden.weights import write_folder, write_json
@@ -55,6 +55,13 @@ def test_mistrals_own_format_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "consolidated.safetensors").write_bytes(bytes(8))
     with pytest.raises(Unconvertible, match=r"params\.json"):
         plan(tmp_path)
+
+
+def test_mistrals_own_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+    folder = write_folder("ministral3", tmp_path / "model", "5")
+    (folder / "tokenizer.json").rename(folder / "tekken.json")
+    with pytest.raises(Unconvertible, match=r"tekken\.json"):
+        convert(folder, tmp_path / "model.gguf", lambda _: None)
 
 
 def test_a_folder_with_both_formats_is_read_by_its_config_json(tmp_path: Path) -> None:
