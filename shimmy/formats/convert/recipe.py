@@ -149,7 +149,7 @@ def _dense(
         raise Unconvertible("its vectors go through a module `Dense`, which the engine does not have for this model")
     outputs = []
     for number, tensor, n_in, n_out in zip((2, 3), matrices, widths, widths[1:], strict=False):
-        if tensor.shape != (n_out, n_in) or tensor.dtype not in CODES:
+        if tensor.shape != (n_out, n_in) or n_out > MAX_WIDTH or tensor.dtype not in CODES:
             raise Unconvertible("a matrix of its modules `Dense` has another size than its vectors, or no plain type")
         draft.integer(f"dense_{number}_feat_in", n_in)
         draft.integer(f"dense_{number}_feat_out", n_out)

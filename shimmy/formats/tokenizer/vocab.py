@@ -270,6 +270,8 @@ def _special_tokens(files: _Folder, tokens: Tokens, config: Mapping[str, Any], n
     for role, around in (("bos", first), ("eos", last)):
         if len(around) > 1 or (around and ids.setdefault(role, around[0]) != around[0]):
             raise Unconvertible(f"its tokenizer puts tokens around a text that are not its `{role}` token")
+    if tokens.model == "t5" and "unk" not in ids:
+        raise Unconvertible("its token for what it does not know has no embedding")
     if "eos" not in ids:
         raise Unconvertible("it says nowhere with which token a text ends")
     ids.setdefault("bos", ids["eos"])  # llama.cpp would take token 1 or 11 for it

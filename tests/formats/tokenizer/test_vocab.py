@@ -560,6 +560,17 @@ def test_pieces_of_a_unigram_tokenizer_are_those_with_the_best_sum(load: Load) -
     assert vocabulary.ids("xyb") == [1, 3, 0, 6, 2]  # unknown ones are one
 
 
+def test_an_unknown_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
+    """llama.cpp would take the second token for it, or none at all."""
+    vocabulary = [["</s>", 0.0], ["a", -1.0], ["<unk>", 0.0]]
+    added = [added_token(0, "</s>"), added_token(2, "<unk>")]
+    around = surrounded_by(None, "</s>")
+    tokens = unigram(model={"vocab": vocabulary, "unk_id": 2}, added_tokens=added, post_processor=around)
+    folder = write_folder(tmp_path, tokenizer_json=tokens, tokenizer_config_json={"eos_token": "</s>"})
+    with pytest.raises(Unconvertible, match="no embedding"):
+        vocab.vocabulary(folder, {"vocab_size": 2})
+
+
 @pytest.mark.parametrize(
     ("tokens", "reason"),
     [

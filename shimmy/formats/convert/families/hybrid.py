@@ -214,10 +214,9 @@ _NEMOTRON_EXPERTS = tuple(
 
 def nemotron_renamed(values: Hyperparameters) -> Hyperparameters:
     """Kinds of layers, and the sizes of Mamba-2, as Granite has them."""
-    letters = values.get("hybrid_override_pattern")
-    found, known = (
-        (letters, _LETTERS) if isinstance(letters, str) else (values.get("layers_block_type", "layer_types"), _KINDS)
-    )
+    found, known = values.get("layers_block_type", "layer_types"), _KINDS
+    if found is None:
+        found, known = values.get("hybrid_override_pattern"), _LETTERS
     if values.get("num_hidden_layers") is None and isinstance(found, list):
         values = values.changed({"num_hidden_layers": len(found)})
     changes: dict[str, Any] = {
@@ -271,7 +270,8 @@ def _describe_nemotron_experts(draft: MetadataBuilder, values: Hyperparameters, 
 
 
 def _has_nemotron_experts(config: Mapping[str, Any]) -> bool:
-    found = config.get("hybrid_override_pattern") or config.get("layers_block_type") or config.get("layer_types") or ""
+    keys = ("layers_block_type", "layer_types", "hybrid_override_pattern")
+    found = next((config[key] for key in keys if config.get(key) is not None), "")
     return isinstance(found, list | str) and ("E" in found or _MOE in found)
 
 
