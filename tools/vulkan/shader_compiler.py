@@ -7,13 +7,14 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from tools.portable import sources
 from tools.steps import CACHE, BuildError, key_of, run, say
 
 FOLDER = CACHE.resolve() / "vulkan"
-HEADERS = ("vulkan", "vk_video", "spirv")
+_HEADERS = ("vulkan", "vk_video", "spirv")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Edition:
-    """A compiler with the headers of its time, and what ggml makes of the compiler's abilities."""
+    """A compiler with the headers of its time."""
 
     compiler: tuple[Package, Package]
     vulkan_headers: Package
@@ -93,23 +94,16 @@ exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" "$root/bin/gl
 @cache
 def edition() -> Edition:
     """The first edition that is in the cache or that Debian has; raises BuildError where there is none."""
-    for chosen, following in zip(EDITIONS, (*EDITIONS[1:], None), strict=True):
+    for chosen, following in pairwise(EDITIONS):
         try:
-            for package in chosen.packages:
-                _fetched(package)
+            _fetch(chosen)
         except BuildError as error:
-            if following is None:
-                raise
             say(f"vulkan: {error}")
             say(f"vulkan: taking glslc {following.compiler[0].version} in its place")
         else:
             return chosen
-    raise AssertionError
-
-
-def archive_of(package: Package) -> Path:
-    """A package as a file."""
-    return _fetched(package)
+    _fetch(EDITIONS[-1])
+    return EDITIONS[-1]
 
 
 def glslc(chosen: Edition) -> Path:
@@ -130,9 +124,9 @@ def _unpacked(chosen: Edition) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "include").mkdir(parents=True)
     beneath = sources.newest_packages(_BENEATH, sources.RELEASED, unfinished / "beneath")
-    for archive in (*map(_fetched, chosen.packages), *beneath):
+    for archive in (*_fetch(chosen), *beneath):
         run(["dpkg-deb", "--extract", archive, unfinished / "root"])
-    for name in HEADERS:
+    for name in _HEADERS:
         (unfinished / "root" / "usr" / "include" / name).rename(unfinished / "include" / name)
     shutil.rmtree(unfinished / "beneath")
     # It does not start by itself: the system's C library may be too old for it.
@@ -141,6 +135,11 @@ def _unpacked(chosen: Edition) -> Path:
     script.chmod(0o755)
     unfinished.rename(folder)
     return folder
+
+
+def _fetch(chosen: Edition) -> list[Path]:
+    """The packages as files; raises BuildError where one is another than is expected."""
+    return [_fetched(package) for package in chosen.packages]
 
 
 def _fetched(package: Package) -> Path:
