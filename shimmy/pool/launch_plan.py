@@ -104,8 +104,12 @@ class LaunchPlanner:
         return bool(model.adapters or self._config.lora)
 
     def whole(self, model: Model) -> MemoryEstimate:
-        """The memory that `model` takes without devices, and without a draft model beside it."""
-        return self.estimate(model, replace(self.options(model), draft_model=None))
+        """The memory that `model` takes without devices, and without a draft model beside it.
+
+        Of a KV pool whose length no person has asked for, only the beginning counts: devices rather have more layers.
+        """
+        n_booked = _BOOKED_N_CTX if self._config.n_ctx is None else None
+        return self.estimate(model, replace(self.options(model), draft_model=None, n_ctx_booked=n_booked))
 
     def fitting(self, model: Model, max_bytes: float, offload: Offload) -> WorkerOptions:
         """Like `options`, with layers on devices, but with a smaller KV pool than the default where `max_bytes` of main

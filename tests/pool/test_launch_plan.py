@@ -120,3 +120,9 @@ def test_a_draft_model_that_is_not_there_or_no_model_keeps_the_server_from_start
     junk.write_bytes(bytes(range(100)))
     with pytest.raises(ConfigError, match=r"cannot be used: it does not begin with `GGUF`"):
         launch(junk)
+
+
+def test_a_context_that_no_person_asked_for_takes_no_room_from_layers_on_devices() -> None:
+    long = replace(TINY, n_ctx_train=131072, n_kv=4096)
+    kv = [LaunchPlanner(config.load(flags, {})).whole(long).kv for flags in ({}, {"max_memory": "16G"})]
+    assert kv[0] == kv[1] < LaunchPlanner(config.load({"ctx_size": "131072"}, {})).whole(long).kv
