@@ -49,8 +49,12 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     nested = config.get("text_config")
     merged = {**config, **nested} if isinstance(nested, dict) else dict(config)
     merged["architectures"] = config.get("architectures") or merged.get("architectures")
-    if isinstance(tied := config.get("tie_word_embeddings"), bool):  # of the whole model, as transformers takes it
-        merged["tie_word_embeddings"] = tied
+    if isinstance(nested, dict) and {config.get("tie_word_embeddings"), nested.get("tie_word_embeddings")} == {
+        True,
+        False,
+    }:
+        # transformers 4 believes the inner one, 5 the outer one: whether the checkpoint has a head says what was meant.
+        merged["tie_word_embeddings"] = None
     return merged
 
 

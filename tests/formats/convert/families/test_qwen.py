@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from shimmy.formats.convert.convert import plan
-from shimmy.formats.format_errors import Unconvertible
 from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
 from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
 
@@ -66,11 +65,13 @@ def test_each_pair_of_a_head_is_rotated_whatever_the_sections_are(sections: list
     assert others == 0
 
 
-def test_the_head_is_tied_as_the_whole_model_says(tmp_path: Path) -> None:
-    folder = changed("qwen35-multimodal", {"tie_word_embeddings": False}, tmp_path)  # the text model's part
-    assert "output.weight" not in plan(folder).shapes
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_checkpoint_says_whether_a_head_is_tied_where_config_json_says_both(is_tied: bool, tmp_path: Path) -> None:
+    folder = changed("qwen35-multimodal", {"tie_word_embeddings": is_tied}, tmp_path)  # in the text model's part
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["tie_word_embeddings"] = True
-    write_json(folder / "config.json", config | {"tie_word_embeddings": False})
-    with pytest.raises(Unconvertible, match=r"`lm_head\.weight` is missing"):
-        plan(folder)
+    write_json(folder / "config.json", config | {"tie_word_embeddings": not is_tied})
+    assert "output.weight" not in plan(folder).shapes
+    _, tensors = checkpoint("qwen35-multimodal", "5")
+    (embeddings,) = [tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
+    write_safetensors(folder / "model.safetensors", {**tensors, "lm_head.weight": embeddings})
+    assert "output.weight" in plan(folder).shapes
