@@ -1,6 +1,7 @@
 """The program's entry. A worker is dispatched before anything else is imported: it shares no module with the server."""
 
 import gc
+import os
 import sys
 
 _NEEDS_A_WORKER = ("generate", "probe", "bench")
@@ -66,8 +67,6 @@ def main() -> int:
 
 def _hold_standard_streams() -> None:
     """Open what our caller has closed (`2>&-`): another file would get its number, and the lines meant for stderr."""
-    import os
-
     for descriptor, mode in enumerate("rww"):
         try:
             os.fstat(descriptor)
@@ -107,4 +106,7 @@ def _command_line() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before there was a handler of ours
+        os._exit(130)  # a second one would meet the interpreter at its end
