@@ -25,14 +25,14 @@ DEVICE = "Vulkan0"
 ALL = 3  # layers of the tiny models, with their output
 N_TOKENS = 12
 LONG = " ".join(PROMPTS + PROMPTS[:12])  # more tokens than a new pool has cells
-COMPILES_S = 240  # for a request that llvmpipe has nothing compiled for
+COMPILES_S = 900  # for a request that llvmpipe has nothing compiled for: a minute on processors of which a test has all
 ON_DEVICE = ("--device", DEVICE, "--worker-timeout", "10m")  # compiling is not seen as progress
 # Of log-probabilities, between the processor and llvmpipe (0.002 was the most, with F32 weights).
 TOLERANCE = 0.02
 
 pytestmark = [
     pytest.mark.skipif(vulkan_archive.built() is None, reason="this build has no Vulkan"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(1000),
 ]
 
 
