@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.harness import Server, serving
 from tests.page.driving import Chat
@@ -24,6 +24,25 @@ def test_a_model_is_loaded_and_unloaded_and_its_events_appear(page: Page, models
         chat.press("Unload alpha", within=card)
         expect(card).to_contain_text("not loaded")
         expect(events).to_contain_text("alpha was unloaded")
+
+
+def test_layers_on_a_gpu_and_why_there_are_no_more(page: Page, server: Server) -> None:
+    def answer(route: Route) -> None:
+        """As a server with a GPU would: there is none where the tests run."""
+        reply = route.fetch()
+        told = reply.json()
+        for model in told["models"]:
+            if model["name"] == "alpha":
+                model |= {"device": "Vulkan0", "n_device_layers": 2, "n_layers": 3, "device_note": "2 of 3 layers fit"}
+        route.fulfill(response=reply, json=told)
+
+    page.route("**/api/models", answer)
+    chat = Chat(page, server.port)
+    chat.open("models")
+    chat.press("Look for new files")  # the first list comes with the events
+    card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="alpha"))
+    expect(card).to_contain_text("2 of 3 layers: Vulkan0")
+    expect(card).to_contain_text("2 of 3 layers fit")
 
 
 def test_a_file_that_is_not_served_says_why(page: Page, server: Server) -> None:

@@ -61,7 +61,7 @@ function Model({ model }) {
   return html`<li class="card">
     <div class="bar"><h2>${model.name}</h2><span class=${"state " + model.state}>${stateOf(model)}</span></div>
     <dl>${facts(model).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    ${model.notices.map((notice) => html`<p class="soft">${notice}</p>`)}
+    ${[...model.notices, model.device_note].map((notice) => notice && html`<p class="soft">${notice}</p>`)}
     ${said && html`<p class="trouble" role="alert">${said}</p>`}
     <p class="soft path">${model.path}</p>
     <div class="bar">
@@ -94,6 +94,7 @@ function facts(model) {
     ["context in use", model.n_ctx_used !== undefined && !model.embedding && `${count(model.n_ctx_used)} tokens`],
     ["for", model.embedding ? "embeddings" : model.has_chat_template ? "chat" : "text"],
     ["where", model.cpu_variant && `processor (${model.cpu_variant})`],
+    ["on GPUs", model.device && `${model.n_device_layers} of ${model.n_layers} layers: ${model.device}`],
     ["jobs", model.jobs || ""],
     ["idle", model.idle_s > 1 && seconds(model.idle_s)],
     ["adapters", model.adapters.length || ""],
