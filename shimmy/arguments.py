@@ -64,10 +64,12 @@ def _check_command(parser: argparse.ArgumentParser, word: str | None) -> None:
         parser.error(f"`{word}` stands behind a command, as in `shimmy serve {word}`")
 
 
-def _about_unknown(parser: argparse.ArgumentParser, command: str, words: Sequence[str]) -> str:
-    """What may have been meant by the first option among `words`, which `command` does not have; '' for no idea."""
+def _about_unknown(parser: argparse.ArgumentParser, command: str | None, words: Sequence[str]) -> str:
+    """What may have been meant by the first option among `words`, which `command` does not have, or the program where
+    there is no command; '' for no idea."""
     flag = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
-    flags = [own for action in _commands_of(parser)[command]._actions for own in action.option_strings]
+    taker = parser if command is None else _commands_of(parser)[command]
+    flags = [own for action in taker._actions for own in action.option_strings]
     if guess := did_you_mean(flag, flags):
         return f": {guess}"
     takers = next((("serve", *option.also) for option in OPTIONS if option.flag == flag), ())

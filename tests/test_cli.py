@@ -226,6 +226,8 @@ def test_a_model_file_has_to_be_there_and_a_folder_may_come(
         (["serve", "--modle-path", "x"], "unrecognized arguments: --modle-path x: did you mean `--model-path`"),
         (["list", "--parallel=3"], "unrecognized arguments: --parallel=3: `--parallel` is for `serve`"),
         (["list", "--quite"], "unrecognized arguments: --quite\n"),
+        (["--verison"], "unrecognized arguments: --verison: did you mean `--version`?"),
+        (["-v"], "unrecognized arguments: -v"),
         (["--model-path", "x", "serve"], "`--model-path` stands behind a command, as in `shimmy serve --model-path`"),
     ],
 )
