@@ -16,6 +16,7 @@ from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.errors import NotFound
 from shimmy.formats.convert import convert as conversion
 from shimmy.formats.convert.convert import ConversionPlan
+from shimmy.formats.convert.converted import SOURCE_SUFFIXES
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import block_fit, importance, reader
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
@@ -91,6 +92,7 @@ def _write_gguf(
     """
     try:
         found = _plan(folder)
+        _check_apart(folder, target, quantisation)
         _check_place(target)
         about_matrix = () if quantisation is None else _check_given(quantisation, found)
         if not is_forced:
@@ -120,6 +122,15 @@ def _plan(folder: Path) -> ConversionPlan:
     if not folder.is_dir():
         raise Unconvertible("it is a file: give the folder in which a model's `config.json` and its weights are")
     return conversion.plan(folder)
+
+
+def _check_apart(folder: Path, target: Path, how: _Quantisation | None) -> None:
+    """Raise NotFound where something would be written over a file of the model, in spite of what a person agrees to."""
+    kept = () if how is None or how.kept is None else (how.kept,)
+    for path in (target, *kept):
+        is_inside = Path(os.path.realpath(path.absolute().parent)).is_relative_to(os.path.realpath(folder))
+        if is_inside and path.exists() and path.name.endswith(SOURCE_SUFFIXES):
+            raise NotFound(f"`{path}` cannot be written: it is a part of the model that is converted")
 
 
 def _ask_before(target: Path, how: _Quantisation | None) -> None:

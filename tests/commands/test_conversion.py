@@ -233,6 +233,21 @@ def test_what_is_there_is_replaced_only_if_that_was_said(
     assert Path("model.gguf").read_bytes() == made
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "linked/config.json", "./m/../m/config.json"])
+def test_nothing_is_written_over_the_model_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("linked").symlink_to("m")
+    target = Path(name) if "/" in name else Path("m", name)
+    before = {path: path.read_bytes() for path in Path("m").iterdir()}
+    Path("text").write_text("hello")
+    for options in (
+        ("--output", str(target)),
+        ("--type", "q4_0", "--calibrate", "text", "--save-imatrix", str(target)),
+    ):
+        assert convert(*options, "--force") == 1
+        assert "it is a part of the model" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("m").iterdir()} == before
+
+
 def test_a_matrix_that_is_there_is_asked_for_before_anything_is_computed(capsys: pytest.CaptureFixture[str]) -> None:
     Path("text").write_text("hello")
     Path("kept").write_text("mine")

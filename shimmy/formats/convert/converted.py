@@ -10,7 +10,8 @@ from shimmy.formats.safetensors.sentence_transformers import module_files
 # whatever changes what a folder becomes: another family, quantisation or refusal, other metadata, other numbers.
 CONVERTER_VERSION = 3
 
-_SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+# Of the files that a conversion reads.
+SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def found(folder: Path, cache_folder: Path | None, target_type: str = "", matrix: str = "") -> Path | None:
@@ -31,7 +32,7 @@ def version(folder: Path) -> tuple[int, int]:
 
 
 def _sources(folder: Path) -> list[cache.Source]:
-    paths = [path for path in folder.iterdir() if path.name.endswith(_SOURCE_SUFFIXES)]
+    paths = [path for path in folder.iterdir() if path.name.endswith(SOURCE_SUFFIXES)]
     paths += [path for path in module_files(folder) if path.exists()]
     paths += (folder / ADDITIONAL_TEMPLATES).glob("*.jinja")
     return cache.sources(folder, paths)
