@@ -39,7 +39,7 @@ _QWEN3 = (*ENDS, *NORMS, *attention(), *HEAD_NORMS)
 
 _LINEAR, _FULL = "linear_attention", "full_attention"
 _NET = "layers.#.linear_attn."
-_MAX_HEADS = 1_024
+_MAX_HEADS = 128  # each is a slice of seven tensors of a layer; the largest model that is published has 64
 
 
 def _parts(sizes: Mapping[str, int]) -> tuple[int, int, int, int]:

@@ -37,6 +37,7 @@ def test_kinds_of_layers_follow_from_the_interval(tmp_path: Path) -> None:
         ({"linear_value_head_dim": 32}, "linear_value_head_dim"),
         ({"linear_num_value_heads": 5}, "linear_num_value_heads"),
         ({"linear_num_value_heads": 4}, "shape"),
+        ({"linear_num_value_heads": 132}, "linear_num_value_heads"),
         ({"linear_num_key_heads": 3}, "shape"),
         ({"linear_num_key_heads": 10**9}, "linear_num_key_heads"),
         ({"linear_conv_kernel_dim": 3}, "shape"),
