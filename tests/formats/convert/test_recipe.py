@@ -413,6 +413,13 @@ def test_the_context_ends_where_the_engine_would_be_wrong(
     assert len(found.notices) == 1
 
 
+def test_nomic_was_trained_on_2048_positions_where_it_scales_more_and_does_not_say_so(tmp_path: Path) -> None:
+    changes = {"max_position_embeddings": 8192, "rotary_scaling_factor": 2}
+    assert plan(folder_of(tmp_path, "nomic_bert", changes)).n_ctx_train == 2048
+    trained = {"max_trained_positions": 4096}
+    assert plan(folder_of(tmp_path / "said", "nomic_bert", changes | trained)).n_ctx_train == 4096
+
+
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [

@@ -86,7 +86,8 @@ def describe_nomic(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
     values.require("scale_attn_weights", True, default=True)
     for key in ("rotary_emb_scale_base", "num_experts", "moe_every_n_layers"):
         values.require(key, None, 0)
-    trained = values.integer("max_trained_positions", maximum=MAX_CONTEXT, default=draft.n_ctx)
+    default = 2048 if values.get("rotary_scaling_factor") is not None else draft.n_ctx  # that of `NomicBertConfig`
+    trained = values.integer("max_trained_positions", maximum=MAX_CONTEXT, default=default)
     draft.cap_context(trained, "the engine does not scale its positions dynamically beyond them")
     sizes["T"] = values.integer("type_vocab_size", default=2)
 
