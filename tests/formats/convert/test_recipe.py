@@ -460,6 +460,7 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("xlm-roberta", {"pad_token_id": -1}, "pad_token_id"),
         ("xlm-roberta", {"max_position_embeddings": 2}, "max_position_embeddings"),
         ("embedding_gemma", {"use_bidirectional_attention": None}, "use_bidirectional_attention"),
+        ("embedding_gemma", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("modernbert", {"norm_bias": True}, "norm_bias"),
         ("modernbert", {"attention_bias": True}, "attention_bias"),
         ("modernbert", {"mlp_bias": True}, "mlp_bias"),

@@ -66,6 +66,8 @@ def describe_embedding_gemma(draft: MetadataBuilder, values: Hyperparameters, si
     values.require("use_bidirectional_attention", True, default=False)
     if sizes["layers"] == N_LAYERS_27B:  # for which `query_pre_attn_scalar` would be taken for that of Gemma 3
         raise wrong("num_hidden_layers", N_LAYERS_27B)
+    if not window_pattern(draft, values, sizes, 6):
+        raise Unconvertible("its `layer_types` has no layer with a window: the engine needs one")
     describe_gemma3(draft, values, sizes)
 
 
