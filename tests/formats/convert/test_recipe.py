@@ -503,6 +503,7 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("nemotron_h", {"use_bias": True}, "use_bias"),
         ("nemotron_h", {"n_group": 2}, "n_group"),
         ("nemotron_h", {"n_shared_experts": 2}, "n_shared_experts"),
+        ("nemotron_h", {"routed_scaling_factor": 0}, "routed_scaling_factor"),
         ("nemotron_h", {"sliding_window": 64}, "sliding_window"),
         ("nomic_bert", {"prenorm": True}, "prenorm"),
         ("nomic_bert", {"rotary_emb_interleaved": True}, "rotary_emb_interleaved"),

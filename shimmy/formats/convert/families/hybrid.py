@@ -259,13 +259,15 @@ def _describe_nemotron_experts(draft: MetadataBuilder, values: Hyperparameters, 
     sizes["M"] = values.integer("moe_intermediate_size")
     sizes["S"] = values.integer("moe_shared_expert_intermediate_size")
     sizes["l"] = values.integer("moe_latent_size", default=sizes["E"])
+    if not (scale := values.number("routed_scaling_factor", default=1)):  # 0 is how llama.cpp says that there is none
+        raise wrong("routed_scaling_factor", scale)
     if sizes["l"] != sizes["E"]:
         draft.integer("moe_latent_size", sizes["l"])
     draft.integer("expert_feed_forward_length", sizes["M"])
     draft.integer("expert_shared_count", 1)
     draft.integer("expert_shared_feed_forward_length", sizes["S"])
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
-    draft.number("expert_weights_scale", values.number("routed_scaling_factor", default=1))
+    draft.number("expert_weights_scale", scale)
     return sizes["M"]
 
 
