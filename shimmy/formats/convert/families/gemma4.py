@@ -113,11 +113,12 @@ def _gemma4_renamed(values: Hyperparameters) -> Hyperparameters:
     if isinstance(own := values.get("per_layer_config"), dict):  # as transformers writes it since version 5.20
         wanted = {str(layer) for layer, kind in enumerate(kinds) if kind == _FULL}
         found = list(own.values())
-        if own.keys() != wanted or not all(isinstance(one, dict) and one == found[0] for one in found):
+        if own and (own.keys() != wanted or not all(isinstance(one, dict) and one == found[0] for one in found)):
             raise Unconvertible("its `per_layer_config` is not one for all layers without a window")
+        differs = found[0] if found else {}
         for key, name in (("head_dim", "global_head_dim"), ("num_key_value_heads", "num_global_key_value_heads")):
-            changes[name] = found[0].get(key)
-        if found[0].keys() - {"head_dim", "num_key_value_heads"}:
+            changes[name] = differs.get(key, values.get(key))
+        if differs.keys() - {"head_dim", "num_key_value_heads"}:
             raise Unconvertible("its `per_layer_config` has settings that the engine does not know")
     return values.changed({key: value for key, value in changes.items() if value is not None})
 

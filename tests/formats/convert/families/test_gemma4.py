@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shimmy.formats.convert.convert import plan
-from tests.formats.convert.families.changed_folders import check_names_of_tensors, reason
+from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
 from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
 
 
@@ -39,6 +39,19 @@ def test_sizes_of_layers_are_read_in_the_style_of_any_version(tmp_path: Path) ->
         write_json(folder / "config.json", config | style)
         found = plan(folder).recipe
         assert (found.metadata, found.outputs) == (plain.metadata, plain.outputs)
+
+
+@pytest.mark.parametrize("own", [{}, {layer: {"num_key_value_heads": 2} for layer in "13"}], ids=str)
+def test_layers_without_a_window_may_have_heads_of_the_size_of_all(own: dict[str, Any], tmp_path: Path) -> None:
+    """Transformers leaves their size out of `per_layer_config` then."""
+    folder = changed("gemma4", {"per_layer_config": own}, tmp_path)
+    _, tensors = checkpoint("gemma4", "5")
+    for name in [name for name in tensors if "layers.1.self_attn" in name or "layers.3.self_attn" in name]:
+        layer = int(name.partition("layers.")[2][0])
+        tensors[name] = tensors[name.replace(f"layers.{layer}", f"layers.{layer - 1}")]
+    write_safetensors(folder / "model.safetensors", tensors)
+    found = metadata(folder)
+    assert found["attention.key_length"] == found["attention.key_length_swa"] == 16
 
 
 @pytest.mark.parametrize(
