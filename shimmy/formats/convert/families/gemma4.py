@@ -153,6 +153,8 @@ def _gemma4_unused(values: Hyperparameters) -> tuple[str, ...]:
 def describe_gemma4(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     values.require("attention_bias", False, default=False)
     kinds = values.names("layer_types") or []
+    if _SLIDING not in kinds:  # llama.cpp aborts the process
+        raise Unconvertible("its `layer_types` has no layer with a window: the engine needs one")
     n_own = _own_keys(values)
     if n_own < 2 or (n_own < len(kinds) and kinds[n_own - 2 : n_own] != [_SLIDING, _FULL]):
         raise Unconvertible("the last layers that have keys of their own are not those whose keys the engine shares")

@@ -330,6 +330,8 @@ def describe_lfm2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[s
     draft.integer("shortconv.l_cache", sizes["L"])
     # A layer without keys is one of convolution.
     attends = [kind == "full_attention" for kind in values.names("layer_types") or ()]
+    if len(set(attends)) != 2:  # llama.cpp aborts the process
+        raise Unconvertible("its `layer_types` has no attention, or no convolution: the engine needs both")
     draft.integers("attention.head_count_kv", [sizes["N"] if attend else 0 for attend in attends])
 
 

@@ -64,6 +64,10 @@ def test_layers_without_a_window_may_have_heads_of_the_size_of_all(own: dict[str
         ({"num_kv_shared_layers": 0}, "layers.2.self_attn.k_proj"),
         ({"use_double_wide_mlp": False}, "shape"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types"),
+        (
+            {"layer_types": ["full_attention"] * 4, "per_layer_config": ..., "global_head_dim": 32},
+            "no layer with a window",
+        ),
         ({"layer_types": ["sliding_attention"] * 4, "per_layer_config": {}}, "layer_types"),
         ({"hidden_size_per_layer_input": 0}, "per_layer"),
         ({"hidden_size_per_layer_input": 10**9}, "hidden_size_per_layer_input"),
