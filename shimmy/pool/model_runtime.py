@@ -66,6 +66,11 @@ class ModelRuntime:
         """Jobs and calls of its worker, and those that wait for one."""
         return sum(self.waiters.values()) + (self.worker.n_asked if self.worker else 0)
 
+    def call_off_load(self) -> None:
+        """Have the load end its worker, and then itself. A second call would not let it wait for the worker's end."""
+        if self.loading is not None and not self.loading.cancelling():
+            self.loading.cancel()
+
     def wake(self, error: Exception) -> None:
         """Give the waiters the worker, or `error` where there is none."""
         for waiter in self.waiters:

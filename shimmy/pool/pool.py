@@ -146,8 +146,7 @@ class Pool:
         runtime = self._runtimes.pop(name, None)
         if runtime is None:
             return False
-        if runtime.loading is not None:
-            runtime.loading.cancel()
+        runtime.call_off_load()
         if runtime.worker is None:
             was_asked = reason == "asked"
             kind = ModelUnloaded if was_asked else ModelUnavailable
@@ -244,9 +243,9 @@ class Pool:
     async def close(self) -> None:
         """End every worker, also one that is still loading."""
         self._is_draining = True
+        for runtime in self._runtimes.values():
+            runtime.call_off_load()
         loads = [runtime.loading for runtime in self._runtimes.values() if runtime.loading is not None]
-        for load in loads:
-            load.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
         runtimes = tuple(self._runtimes.values())
         self._runtimes.clear()

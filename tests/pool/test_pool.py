@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from shimmy import config
 from shimmy.catalog.catalog import CatalogDiff
 from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, Overloaded, ShuttingDown
 from shimmy.messages.model_info import LoadProgress, PromptCacheStats, WorkerLoad
 from shimmy.pool.model_runtime import ModelRuntime, State
+from shimmy.pool.pool import Pool
 from shimmy.wire.worker_options import WorkerOptions
 from tests.fakes import FakeWorker, on_loop, until
 from tests.pool.harness import TINY, Harness, changed, state, version
 
 if TYPE_CHECKING:
-    from shimmy.workers.worker_client import WorkerClient
+    from shimmy.workers.worker_client import Hooks, WorkerClient
 
 
 @on_loop
@@ -358,6 +360,31 @@ async def test_close_during_a_load_tells_its_waiters_so() -> None:
     assert load.outcome.cancelled(), "the load itself has ended"
     results = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(result) for result in results] == [ShuttingDown] * 3
+
+
+@on_loop
+async def test_close_waits_for_the_worker_of_a_load_that_is_called_off_already() -> None:
+    # As after Ctrl-C, which cancels every task of a command.
+    harness = Harness()
+    began, ends = asyncio.Event(), []
+
+    async def start(name: str, _options: WorkerOptions, _hooks: "Hooks") -> "WorkerClient":
+        began.set()
+        try:
+            return await asyncio.Future()
+        finally:
+            await asyncio.sleep(0.01)
+            ends.append(name)
+
+    harness.pool = Pool(config.load({}, {}), harness.metrics, harness.events, start)
+    caller = harness.ask()
+    await began.wait()
+    for task in asyncio.all_tasks() - {caller, asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0)
+    await harness.pool.close()
+    assert ends == [TINY.name]
+    await asyncio.gather(caller, return_exceptions=True)
 
 
 @on_loop
