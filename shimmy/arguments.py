@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shimmy import __version__
 from shimmy.config import OPTIONS
 from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError, seconds
 from shimmy.text.near_names import did_you_mean
 from shimmy.wire.worker_options import MAX_SEQUENCES
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 
@@ -93,6 +96,13 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
         options.prompt = options.text if options.prompt is None else options.prompt
 
 
+class _Parser(argparse.ArgumentParser):
+    """Does not pass over an error when it prints help."""
+
+    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
+        print(self.format_help(), end="", file=file)
+
+
 @dataclass(frozen=True, slots=True)
 class _Commands:
     """Where commands are added. Those beside `wanted`, if that is given, do without the options of the table."""
@@ -103,7 +113,7 @@ class _Commands:
 
 def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     """Of all commands. If `wanted` is the one that was typed, a few milliseconds are saved at the others."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="shimmy",
         description="Serves language models over the OpenAI API. `shimmy FILE.gguf` serves that file.",
         epilog="`shimmy run OWNER/NAME` fetches a model from Hugging Face and talks to it. `shimmy help COMMAND` "

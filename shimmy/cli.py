@@ -6,6 +6,7 @@ needs it.
 """
 
 import argparse
+import errno
 import gc
 import os
 import sys
@@ -30,8 +31,28 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 
+# Of a disk behind our output; what else is written to has a name, and its own words for them.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command, and have what it prints written; returns the exit code."""
+    try:
+        try:
+            return _run_command(arguments)
+        finally:  # also where argparse ends the program, which has printed a help
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has closed the pipe
+        sys.stdout = None  # the interpreter would try once more at its end, and complain
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE or error.filename is not None:
+            raise
+        sys.stdout = None
+        return _complain(ValueError(f"cannot write the answer: {error.strerror}"), EXIT_FAILED)
+
+
+def _run_command(arguments: Sequence[str]) -> int:
     try:
         arguments = serving_files(arguments)
     except ConfigError as error:
@@ -57,10 +78,6 @@ def main(arguments: Sequence[str]) -> int:
         return _complain(
             ValueError("the working directory was removed: give absolute paths, or go elsewhere"), EXIT_USAGE
         )
-    except BrokenPipeError:
-        # The reader of our output has closed the pipe; keep the interpreter from complaining of that at its end.
-        sys.stdout = None
-        return EXIT_FAILED
     except KeyboardInterrupt:
         print("shimmy: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -706,6 +706,22 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(
     assert worker.is_closed
 
 
+@pytest.mark.parametrize("arguments", [["generate", "PATH", "hi"], ["list"], ["help", "serve"], ["serve", "--help"]])
+def test_a_full_disk_behind_the_output_is_told_in_a_line(
+    arguments: list[str],
+    worker: Worker,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with open(os.open("/dev/full", os.O_WRONLY), "w", closefd=False) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert cli.main([str(path) if word == "PATH" else word for word in arguments]) == 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # for what the file still has to write
+    assert capsys.readouterr().err.splitlines()[-1] == "shimmy: cannot write the answer: No space left on device"
+    assert worker.is_closed or arguments[0] != "generate"
+
+
 def test_whatever_happens_the_unpacked_folder_is_left_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bug(Exception):
         pass
