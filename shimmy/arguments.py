@@ -97,7 +97,13 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
 
 
 class _Parser(argparse.ArgumentParser):
-    """Does not pass over an error when it prints help."""
+    """Takes whole names of options only, and does not pass over an error when it prints help.
+
+    A beginning of a name could be that of another option than the one that is meant.
+    """
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(allow_abbrev=False, **how)
 
     def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
         print(self.format_help(), end="", file=file)

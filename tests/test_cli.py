@@ -225,6 +225,8 @@ def test_a_model_file_has_to_be_there_and_a_folder_may_come(
         (["help", "genrate"], "there is no command `genrate`: did you mean `generate`?"),
         (["serve", "--modle-path", "x"], "unrecognized arguments: --modle-path x: did you mean `--model-path`"),
         (["list", "--parallel=3"], "unrecognized arguments: --parallel=3: `--parallel` is for `serve`"),
+        (["serve", "--gpu", "1"], "unrecognized arguments: --gpu 1: did you mean `--gpu-layers`?"),
+        (["serve", "--no-device"], "unrecognized arguments: --no-device: did you mean `--device`"),
         (["list", "--quite"], "unrecognized arguments: --quite\n"),
         (["--verison"], "unrecognized arguments: --verison: did you mean `--version`?"),
         (["-v"], "unrecognized arguments: -v"),
