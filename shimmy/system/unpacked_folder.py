@@ -146,6 +146,8 @@ def restore(wanted: str | None = None) -> bool:
                     put(home / name, zlib.decompress(data) if is_packed else data)
         except OSError as exc:
             raise OSError(exc.errno, f"the program cannot be put back into `{home}`: {exc.strerror}") from exc
+        except zlib.error as exc:
+            raise OSError(errno.EIO, "the program's own file is damaged: fetch it again") from exc
         _n_removals[0] += not is_marked or any(entry[-1] for entry in missing)
         return True
 

@@ -170,6 +170,17 @@ def test_no_room_to_put_a_file_back_is_told(home: Path, monkeypatch: pytest.Monk
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_a_damaged_program_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Path(sys.executable)
+    packed = zlib.compress(C_LIBRARY["libc/libc.so.6"])
+    program.write_bytes(program.read_bytes().replace(packed, bytes(len(packed))))
+    monkeypatch.setenv("_SHIMMY_LIBC", "own")
+    unpacked_folder._contents.clear()
+    with pytest.raises(OSError, match="the program's own file is damaged: fetch it again"):
+        unpacked_folder.restore()
+    assert not (home / "libc").exists()
+
+
 def test_where_code_may_not_run_libraries_lie_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
     for name in ("libsome.so.1", "_json.cpython-311-x86_64-linux-gnu.so", "base_library.zip"):

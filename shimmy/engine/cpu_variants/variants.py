@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from shimmy.engine.llama.unpack_libraries import bring_archives, unpacked
+from shimmy.engine.llama.unpack_libraries import DAMAGED, bring_archives, unpacked
 from shimmy.errors import ModelUnavailable
 
 ARCHIVE_NAME = "variants.xz"
@@ -135,8 +135,11 @@ def libraries(folder: Path, forced: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _streams(file: BinaryIO) -> Iterator[tuple[int, _Sizes]]:
-    """Where each stream of the archive begins, and what is in it."""
-    index: list[tuple[int, _Sizes]] = json.loads(file.readline())
+    """Where each stream of the archive begins, and what is in it. Raises ModelUnavailable for a damaged archive."""
+    try:
+        index: list[tuple[int, _Sizes]] = json.loads(file.readline())
+    except ValueError as exc:
+        raise ModelUnavailable(DAMAGED) from exc
     start = file.tell()
     for n_bytes, sizes in index:
         yield start, sizes
@@ -151,8 +154,11 @@ def _unpack(archive: Path, wanted: str) -> bytes:
             for name, n_bytes in sizes:
                 if name == wanted:
                     file.seek(start)
-                    with lzma.open(file) as stream:
-                        stream.read(before)
-                        return stream.read(n_bytes)
+                    try:
+                        with lzma.open(file) as stream:
+                            stream.read(before)
+                            return stream.read(n_bytes)
+                    except (lzma.LZMAError, EOFError) as exc:
+                        raise ModelUnavailable(DAMAGED) from exc
                 before += n_bytes
     raise ModelUnavailable(f"the packed engine has no CPU variant `{wanted}`")

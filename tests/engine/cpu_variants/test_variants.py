@@ -155,6 +155,24 @@ def test_packed_libraries_are_unpacked_one_at_a_time(packed: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_haswell")
+@pytest.mark.parametrize("where", ["index", "stream", "end"])
+def test_a_damaged_archive_is_told(packed: Path, where: str) -> None:
+    archive = packed / ARCHIVE_NAME
+    data = bytearray(archive.read_bytes())
+    start = data.index(b"\n") + 1
+    match where:
+        case "index":
+            data[0] = 0
+        case "stream":
+            data[start:] = bytes(len(data) - start)
+        case _:
+            del data[start + 20 :]
+    archive.write_bytes(data)
+    with pytest.raises(ModelUnavailable, match="the program's own file is damaged: fetch it again"):
+        next(libraries(packed, None))
+
+
+@pytest.mark.usefixtures("on_haswell")
 def test_a_library_is_unpacked_once(packed: Path) -> None:
     first, _ = next(libraries(packed, None)), (packed / "libggml-cpu-haswell.so").write_bytes(b"as it was left")
     assert next(libraries(packed, None)) == first

@@ -48,6 +48,15 @@ def test_what_is_packed_is_unpacked_beside_it_and_once(tmp_path: Path) -> None:
     assert (tmp_path / "libsome.so.1").read_bytes() == b"as it was left"
 
 
+def test_a_damaged_library_is_a_load_that_failed(tmp_path: Path) -> None:
+    packed = bytearray(zlib.compress(b"a library" * 100))
+    packed[len(packed) // 2] ^= 0xFF
+    (tmp_path / "libsome.so.z").write_bytes(packed)
+    with pytest.raises(ModelUnavailable, match="the program's own file is damaged: fetch it again"):
+        unpack(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["libsome.so.z"]
+
+
 def test_no_room_to_unpack_is_a_load_that_failed(tmp_path: Path) -> None:
     def full() -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
