@@ -208,7 +208,7 @@ def _outputs(
         elif row.target == "token_embd.weight":
             table.add_embeddings(row)
         else:
-            for layer in range(row.first_layer, sizes["layers"]) if "#" in row.source else (0,):
+            for layer in range(row.first_layer, sizes["layers"]) if "#" in row.source + row.target else (0,):
                 if not row.layers or row.layers in kinds[layer]:
                     table.add(row, layer)
     zeros = table.zero_biases()

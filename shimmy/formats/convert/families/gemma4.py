@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from shimmy.formats.convert.families.family import ENDS, GELU, HEAD_NORMS, Family, Row, attention, feed_forward
+from shimmy.formats.convert.families.family import ENDS, GELU, Family, Row, feed_forward
 from shimmy.formats.convert.families.gemma import EYES, SANDWICH, describe_local_rotation
 from shimmy.formats.convert.families.settings import experts
 from shimmy.formats.convert.hyperparameters import (
@@ -22,6 +22,7 @@ from shimmy.formats.format_errors import Unconvertible
 _GEMMA3N_OWN_KEYS = 20  # layers that have keys of their own
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _SLIDING_KEYS, _FULL_KEYS, _FULL_VALUES = "sliding_keys", "full_keys", "full_values"
+_OWN_KEYS, _SHARES_KEYS = "own_keys", "shares_keys"
 _NARROW, _WIDE, _EXPERTS, _LAYERED = "narrow", "wide", "experts", "layered_embeddings"
 _BLOCK = "layers.#."
 
@@ -52,10 +53,17 @@ _AROUND = (
     *(replace(row, transform=Transform.COPY) for row in SANDWICH),
     *_LAYER_INPUTS,
 )
+_SHARED_ATTENTION = _sized_attention("D", "Q", "K", "", _OWN_KEYS, _OWN_KEYS)
 _GEMMA3N = (
     *_AROUND,
-    *attention(bias="none"),
-    *HEAD_NORMS,
+    *_SHARED_ATTENTION,
+    # The engine wants keys of all layers, and does not compute with those of layers that share them: which ones stand
+    # there is all the same, and newer files have none.
+    *(
+        replace(row, source=row.source.replace("#", str(_GEMMA3N_OWN_KEYS - 1)), layers=_SHARES_KEYS)
+        for row in _SHARED_ATTENTION
+        if row.layers == _OWN_KEYS
+    ),
     *feed_forward(),
     Row("altup_projections.@", "altup_proj.weight", "3EE"),
     Row("altup_unembed_projections.@", "altup_unembd_proj.weight", "3EE"),
@@ -143,7 +151,7 @@ def _gemma4_kinds(values: Hyperparameters) -> list[set[str]]:
     return found
 
 
-def _gemma4_unused(values: Hyperparameters) -> tuple[str, ...]:
+def _unused_keys(values: Hyperparameters) -> tuple[str, ...]:
     """Keys and values of layers that use those of others: published files have them."""
     layers = range(_own_keys(values), values.integer("num_hidden_layers", maximum=MAX_LAYERS))
     parts = ("k_proj", "v_proj", "k_norm", "v_norm")
@@ -208,7 +216,8 @@ def _gemma4_positions(draft: MetadataBuilder, values: Hyperparameters, sizes: di
 
 
 def _gemma3n_kinds(values: Hyperparameters) -> list[set[str]]:
-    return [{_LAYERED}] * values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    return [{_LAYERED, _OWN_KEYS if layer < _GEMMA3N_OWN_KEYS else _SHARES_KEYS} for layer in range(n_layers)]
 
 
 def _gemma3n_renamed(values: Hyperparameters) -> Hyperparameters:
@@ -268,12 +277,12 @@ FAMILIES = (
     Family(
         "Gemma 3n", "gemma3n_text", ("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"), "gemma3n", _GEMMA3N,
         GELU, frozenset(), describe_gemma3n, _GEMMA3N_DEFAULTS,
-        ignored_prefixes=_IGNORED, kinds=_gemma3n_kinds, renamed=_gemma3n_renamed,
+        ignored_prefixes=_IGNORED, kinds=_gemma3n_kinds, unused=_unused_keys, renamed=_gemma3n_renamed,
     ),
     Family(
         "Gemma 4", "gemma4_text", ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), "gemma4", _GEMMA4, GELU,
         frozenset(("proportional",)), describe_gemma4, _GEMMA4_DEFAULTS,
         ignored_prefixes=_IGNORED, rotates_partly=True,
-        kinds=_gemma4_kinds, unused=_gemma4_unused, renamed=_gemma4_renamed,
+        kinds=_gemma4_kinds, unused=_unused_keys, renamed=_gemma4_renamed,
     ),
 )  # fmt: skip
