@@ -11,6 +11,7 @@ from pathlib import Path
 from shimmy.engine.llama.binding import function, log
 from shimmy.engine.vulkan import library
 from shimmy.errors import ModelUnavailable
+from shimmy.system.private_folder import make_private
 from shimmy.wire.worker_options import Offload
 
 _load = function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
@@ -78,7 +79,8 @@ def _keep_shaders(cache_dir: Path | None) -> None:
         return
     folder = cache_dir / library.FOLDER / "shaders"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder.parent)
+        make_private(folder)  # drivers run what is in it
     except OSError:  # it costs time and nothing else
         return
     for variable in _CACHES:
