@@ -34,8 +34,9 @@ TABLE = "gpus.json"
 _MAX_DEVICES = 64  # more are not asked for, either
 _MAX_LABEL, _MAX_REASON = 200, 1000
 _MAX_BLAMED = 16  # drivers that are asked alone, all at once
-# How long a driver that failed is left alone while nothing about it changes: it may have been the moment.
-_FAULT_KEPT_S = 3600.0
+# How long a driver that failed is left alone while nothing about it changes; the shorter time is for one that was too
+# slow or was killed, which may have been the moment.
+_FAULT_KEPT_S, _MOMENT_KEPT_S = 3600.0, 60.0
 _END_S = 1.0  # for the end of a child that was killed: a driver may hang in the kernel, out of reach
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _SETTINGS = ("VK_", "GGML_VK_", "MESA_", "DRI_PRIME")  # how variables begin that change what drivers answer
@@ -56,7 +57,11 @@ class FoundDevices:
 
 
 class _DriverFault(Exception):
-    """The child did not answer; the message says how it ended."""
+    """The child did not answer; the message says how it ended, and `kept_s` how long that holds."""
+
+    def __init__(self, message: str, kept_s: float = _FAULT_KEPT_S) -> None:
+        super().__init__(message)
+        self.kept_s = kept_s
 
 
 def _is_without_use(kept: FoundDevices) -> bool:
@@ -99,7 +104,7 @@ def _answer(cache_folder: Path | None, is_enough: Callable[[FoundDevices], bool]
     except OSError as exc:
         return FoundDevices(reason=f"no process could be started to ask for GPUs: {exc.strerror}")
     except _DriverFault as exc:
-        found, until = FoundDevices(reason=str(exc)), time.time() + _FAULT_KEPT_S
+        found, until = FoundDevices(reason=str(exc)), time.time() + exc.kept_s
     told = [records.to_wire(replace(device, free_bytes=None)) for device in found.devices]
     memory.put(COMMAND, {"of": depends_on, "until": until, "devices": told, "reason": found.reason})
     return found
@@ -136,7 +141,7 @@ def _ask(limit_s: float) -> FoundDevices:
     try:
         return _answer_of(_start(environment()), limit_s)
     except _DriverFault as exc:
-        raise _DriverFault(f"{exc}{_blamed(limit_s)}") from exc
+        raise _DriverFault(f"{exc}{_blamed(limit_s)}", exc.kept_s) from exc
 
 
 def _blamed(limit_s: float) -> str:
@@ -182,7 +187,7 @@ def _answer_of(process: "subprocess.Popen[bytes]", limit_s: float) -> FoundDevic
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)
     if not line.endswith(b"\n"):
-        raise _DriverFault(_end(process.returncode))
+        raise _fault(process.returncode)
     try:
         return _read(values.members(json.loads(line)))
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -197,7 +202,7 @@ def _first_line(pipe: int, limit_s: float) -> bytes:
     said = b""
     while not said.endswith(b"\n"):
         if not poll.poll(1000 * max(0.0, end_s - time.monotonic())):  # what is there already counts
-            raise _DriverFault(f"a Vulkan driver did not answer within {limit_s:g} s")
+            raise _DriverFault(f"a Vulkan driver did not answer within {limit_s:g} s", _MOMENT_KEPT_S)
         piece = os.read(pipe, MAX_ANSWER_BYTES)
         said += piece
         if not piece:
@@ -207,17 +212,17 @@ def _first_line(pipe: int, limit_s: float) -> bytes:
     return said
 
 
-def _end(code: int | None) -> str:
+def _fault(code: int | None) -> _DriverFault:
     """Why there is no answer from a child that ended like this; None: it cannot be ended."""
     if code is None or code == -signal.SIGKILL:
-        return "the process that asks for GPUs was killed"
+        return _DriverFault("the process that asks for GPUs was killed", _MOMENT_KEPT_S)
     if code >= 0:
-        return f"the process that asks for GPUs failed with exit code {code}"
+        return _DriverFault(f"the process that asks for GPUs failed with exit code {code}")
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"a Vulkan driver crashed ({name}) when it was asked for its devices"
+    return _DriverFault(f"a Vulkan driver crashed ({name}) when it was asked for its devices")
 
 
 def _read(answer: dict[str, Any]) -> FoundDevices:

@@ -106,6 +106,8 @@ class DeviceChoice:
         names = self._config.devices
 
         def is_enough(kept: "FoundDevices") -> bool:
+            if self.is_required:  # a fault that has passed would still be an error
+                return False
             return not any(device.name in names if names else device.is_automatic for device in kept.devices)
 
         if not vulkan_archive.is_there():

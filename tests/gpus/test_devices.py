@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,22 @@ def test_a_fault_is_kept_for_an_hour(set_vulkan: SetVulkan, tmp_path: Path) -> N
     table["gpu-probe"]["until"] -= 3600
     (tmp_path / devices.TABLE).write_text(json.dumps(table))
     assert [device.description for device in found(tmp_path).devices] == ["GeForce"]
+
+
+@pytest.mark.parametrize(
+    ("program", "kept_s"),
+    [("import time; time.sleep(600)", 60), ("import os; os.kill(os.getpid(), 9)", 60), ("raise SystemExit(7)", 3600)],
+)
+def test_what_may_have_been_the_moment_is_kept_for_a_minute(
+    program: str, kept_s: float, set_vulkan: SetVulkan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_vulkan()
+    monkeypatch.setattr(devices, "own_program", lambda: [sys.executable, "-Sc", program])
+    monkeypatch.setattr(time, "time", lambda: 10.0**9)
+    limit_s = 0.2 if "sleep" in program else PATIENCE_S
+    assert find_devices(tmp_path, limit_s=limit_s).devices == ()
+    table = json.loads((tmp_path / devices.TABLE).read_text())
+    assert table["gpu-probe"]["until"] == 10**9 + kept_s
 
 
 @pytest.mark.parametrize("change", ["driver", "setting"])

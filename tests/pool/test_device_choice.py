@@ -1,15 +1,20 @@
 """Which devices a load is given, what is reserved there, and what follows when a model fails on them."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
 import pytest
 
+from shimmy import config
 from shimmy.errors import ModelUnavailable
+from shimmy.gpus import devices
 from shimmy.gpus.devices import FoundDevices
 from shimmy.messages.device import Device, DeviceKind
-from shimmy.pool.device_choice import RETRY_S
+from shimmy.pool.device_choice import RETRY_S, DeviceChoice
+from shimmy.pool.memory_budget import MemoryBudget
+from shimmy.system import vulkan_archive
 from shimmy.wire.worker_options import Offload
 from tests.fakes import on_loop, until
 from tests.pool.harness import TINY, Client, Harness, Load, changed, version
@@ -200,6 +205,22 @@ async def test_a_changed_file_is_tried_on_the_device_again() -> None:
     assert load.options.offload.devices == ("Vulkan0",)
     succeed(load)
     await until(lambda: not old.is_alive)
+
+
+@pytest.mark.parametrize(("required", "answer"), [("true", False), ("false", True)])
+def test_a_required_device_is_asked_for_although_a_fault_is_kept(
+    required: str, answer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def find_devices(_folder: object, *, is_enough: Callable[[FoundDevices], bool]) -> FoundDevices:
+        told.append(is_enough(FoundDevices(reason="a Vulkan driver crashed")))
+        return FoundDevices()
+
+    monkeypatch.setattr(devices, "find_devices", find_devices)
+    monkeypatch.setattr(vulkan_archive, "is_there", lambda: True)
+    DeviceChoice(config.load({"device_required": required}, {}), MemoryBudget(None))._look()
+    assert told == [answer]
 
 
 @on_loop
