@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ TABLE = "gpus.json"
 
 _MAX_DEVICES = 64  # more are not asked for, either
 _MAX_LABEL, _MAX_REASON = 200, 1000
-_MAX_BLAMED = 16  # drivers that are asked alone, all at once
+_N_AT_ONCE = 2  # of drivers that are asked alone: more of them slow each other down
 # How long a driver that failed is left alone while nothing about it changes; the shorter time is for one that was too
 # slow or was killed, which may have been the moment.
 _FAULT_KEPT_S, _MOMENT_KEPT_S = 3600.0, 60.0
@@ -74,8 +74,8 @@ def find_devices(
     is_enough: Callable[[FoundDevices], bool] = _is_without_use,
     limit_s: float = LIMIT_S,
 ) -> FoundDevices:
-    """All devices that Vulkan's drivers tell of, usable or not. Takes a tenth of a second, and up to twice `limit_s`
-    where a driver fails: call it on a thread.
+    """All devices that Vulkan's drivers tell of, usable or not. Takes a tenth of a second, and up to three times
+    `limit_s` where a driver fails: call it on a thread.
 
     The answer is kept in the cache folder until a file of the loader or of a driver, a device file, a variable or the
     running system is another one; `is_enough` says whether a kept answer will do, as it has no free memory in it.
@@ -146,21 +146,36 @@ def _ask(limit_s: float) -> FoundDevices:
 
 def _blamed(limit_s: float) -> str:
     """Which drivers fail when each is asked alone, as the rest of a sentence; empty where that tells nothing."""
-    end_s = time.monotonic() + limit_s
-    children = {}
-    for path in vulkan_files.drivers(os.environ)[:_MAX_BLAMED]:
-        alone = environment() | {"VK_DRIVER_FILES": str(path), "VK_ICD_FILENAMES": str(path), "VK_ADD_DRIVER_FILES": ""}
-        with contextlib.suppress(OSError):
-            children[path] = _start(alone)
-    faulty = []
-    for path, process in children.items():
-        try:
-            _answer_of(process, end_s - time.monotonic())
-        except _DriverFault:
-            faulty.append(shortened(str(path), _MAX_LABEL))
-    if not faulty or len(faulty) == len(children) > 1:
+    last_s = time.monotonic() + limit_s  # for the start of a child
+    drivers = vulkan_files.drivers(os.environ)
+    n_asked, faulty = 0, []
+    while n_asked < len(drivers) and time.monotonic() < last_s:
+        batch = drivers[n_asked : n_asked + _N_AT_ONCE]
+        n_asked += len(batch)
+        faulty += [shortened(str(path), _MAX_LABEL) for path in _faulty(batch, limit_s)]
+    if not faulty or len(faulty) == n_asked > 1:
         return ""
     return f": that of `{'` and `'.join(faulty)}`; VK_DRIVER_FILES can name others"
+
+
+def _faulty(drivers: Iterable[Path], limit_s: float) -> list[Path]:
+    """Those of a few drivers that fail when each is asked alone, and all at once; no child is left behind."""
+    end_s = time.monotonic() + limit_s
+    children, faulty = {}, []
+    try:
+        for path in drivers:
+            only = {"VK_DRIVER_FILES": str(path), "VK_ICD_FILENAMES": str(path), "VK_ADD_DRIVER_FILES": ""}
+            with contextlib.suppress(OSError):
+                children[path] = _start(environment() | only)
+        for path, process in children.items():
+            try:
+                _answer_of(process, end_s - time.monotonic())
+            except _DriverFault:
+                faulty.append(path)
+    finally:
+        for process in children.values():
+            _end(process)
+    return faulty
 
 
 def _start(variables: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -178,20 +193,27 @@ def _start(variables: dict[str, str]) -> "subprocess.Popen[bytes]":
 def _answer_of(process: "subprocess.Popen[bytes]", limit_s: float) -> FoundDevices:
     """What a child answers, which is ended; raises _DriverFault."""
     assert process.stdout is not None
-    with process.stdout as pipe:
-        try:
-            line = _first_line(pipe.fileno(), limit_s)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # one that has closed its stdout has ended, as a rule
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_S)
+    try:
+        line = _first_line(process.stdout.fileno(), limit_s)
+    finally:
+        _end(process)
     if not line.endswith(b"\n"):
         raise _fault(process.returncode)
     try:
         return _read(values.members(json.loads(line)))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _DriverFault("a Vulkan driver answers with nonsense") from None
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Have the process and what it has started end."""
+    assert process.stdout is not None
+    process.stdout.close()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # one that has closed its stdout has ended, as a rule
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
 
 
 def _first_line(pipe: int, limit_s: float) -> bytes:

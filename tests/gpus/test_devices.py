@@ -102,6 +102,29 @@ def test_a_driver_that_hangs_is_given_up(set_vulkan: SetVulkan, monkeypatch: pyt
     assert [child.returncode for child in children] == [-9]
 
 
+def test_no_driver_that_is_asked_alone_is_left_behind_and_few_are_at_once(
+    set_vulkan: SetVulkan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_vulkan()
+    children: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(devices, "own_program", lambda: [sys.executable, "-Sc", "import time; time.sleep(600)"])
+    monkeypatch.setattr(vulkan_files, "drivers", lambda _environment: [Path(f"/{n}.json") for n in range(5)])
+    start = devices._start
+
+    def note(variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+        children.append(start(variables))
+        return children[-1]
+
+    def interrupt(_pipe: int, _limit_s: float) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(devices, "_start", note)
+    monkeypatch.setattr(devices, "_first_line", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        devices._blamed(PATIENCE_S)
+    assert [child.returncode for child in children] == [-9, -9]
+
+
 @pytest.mark.parametrize("mode", ["abort", "nonsense"])
 def test_a_driver_that_fails_among_others_is_named(
     mode: str, set_vulkan: SetVulkan, monkeypatch: pytest.MonkeyPatch
