@@ -28,7 +28,7 @@ class Patience:
     def wait(self, trouble: Trouble) -> None:
         """Before the next try. Raises PullFailed where there is none."""
         self._n_failed += 1
-        if self._n_failed >= min(self._tries, trouble.n_tries or self._tries):
+        if self._n_failed >= self._tries:
             raise PullFailed(f"{trouble}; tried {self._n_failed} times. What was fetched is kept: pull again later")
         if trouble.retry_after_s > MAX_RETRY_AFTER_S:
             raise PullFailed(f"{trouble}; it asks to come back in {trouble.retry_after_s:.0f} s")

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 10
 MAX_URL_CHARACTERS = 16_384
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15.0, 30.0
-_LOOKUPS = 2  # of a name that was never found, where the lookup itself is what fails
+# What a resolver says of a name that does not exist, or has no address; not every C library has the second.
+_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 LOOKUP_TIMEOUT_S = 2.0  # of a name that the proxy is to look up
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # the only part of IPv6 that the internet uses (RFC 4291, 2.4)
 # IPv4 addresses in the last 32 bits: mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052).
@@ -39,13 +40,11 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class Trouble(Exception):
-    """It did not work, and may another time: `retry_after_s` is how long the server wants to be left alone, `n_tries`
-    how often it is worth a try, if not as often as anything is."""
+    """It did not work, and may another time: `retry_after_s` is how long the server wants to be left alone."""
 
-    def __init__(self, message: str, retry_after_s: float = 0.0, n_tries: int | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        self.n_tries = n_tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +94,14 @@ class Web:
 
     def look_up(self, host: str, port: int) -> list[Any]:
         """What `getaddrinfo` says of a host. Raises PullFailed for a name that does not exist and never did, Trouble
-        where the lookup fails otherwise: a name that was found before will be again."""
+        where the lookup fails otherwise, as it does without a network: a name that was found before will be again."""
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:
             message = f"`{host}` cannot be found ({_reason(exc)})"
-            if host in self._found_hosts:
+            is_no_name = isinstance(exc, UnicodeError) or exc.errno in _NO_SUCH_NAME
+            if host in self._found_hosts or not is_no_name:
                 raise Trouble(message) from exc
-            if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
-                raise Trouble(message, n_tries=_LOOKUPS) from exc
             raise PullFailed(f"{message}: is its name right, and this machine connected?") from exc
         self._found_hosts.add(host)
         return found
