@@ -64,6 +64,22 @@ def test_old_lists_are_fetched_anew_once(folder: Path, monkeypatch: pytest.Monke
     assert apt.n_updates == 3
 
 
+def test_a_mirror_without_the_coming_release_stops_no_build(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt = Apt(folder, n_updates_needed=1)
+    listed = folder.parent / "apt" / "sources.list"
+
+    def run(command: Sequence[str | Path], **__: str) -> str:
+        if command[-1] == "update" and f" {sources.TO_COME} " in listed.read_text():
+            raise BuildError("it does not have a Release file")
+        return apt.run(command)
+
+    monkeypatch.setattr(sources, "run", run)
+    for version in ("2.1-1", "2.2-1"):
+        assert sources.binary_package("glslc", "amd64", version).exists()
+    assert apt.n_updates == 1
+    assert f" {sources.RELEASED} " in listed.read_text()
+
+
 def test_a_system_without_apt_is_no_debian(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not sources.is_debian()

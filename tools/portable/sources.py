@@ -135,15 +135,26 @@ def _update_lists() -> None:
     keyring = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
     lines = [f"deb-src [{keyring}] {mirror} {name} main" for name in _SUITES]
     lines.append(f"deb [arch=amd64,arm64 {keyring}] {mirror} {_SUITES[-1]} main")
-    lines += [f"deb [arch=amd64 {keyring}] {mirror} {name} main" for name in (RELEASED, TO_COME)]
-    stamp = Stamp(_APT / "lists-stamp", key_of(*lines))
+    lines.append(f"deb [arch=amd64 {keyring}] {mirror} {RELEASED} main")
+    to_come = f"deb [arch=amd64 {keyring}] {mirror} {TO_COME} main"
+    stamp = Stamp(_APT / "lists-stamp", key_of(*lines, to_come))
     if stamp.holds() and (_APT / "lists").exists():
         return
+    try:
+        _fetch_lists([*lines, to_come])
+    except BuildError as error:
+        say(f"portable: {error}")
+        say(f"portable: trying again without `{TO_COME}`, which not every mirror has")
+        _fetch_lists(lines)
+    stamp.write()
+
+
+def _fetch_lists(lines: list[str]) -> None:
+    """Have the lists of these sources, and of no others."""
     shutil.rmtree(_APT / "lists", ignore_errors=True)
     (_APT / "lists" / "partial").mkdir(parents=True)
     (_APT / "sources.list").write_text("\n".join(lines) + "\n")
     run(["apt-get", "--quiet", *_options(), "update"])
-    stamp.write()
 
 
 def _mirror() -> str:
