@@ -134,8 +134,8 @@ class Swapper:
         """A worker with `model` on devices; where it fails there, and only there, one on the processor."""
         has_adapters = self.planner.has_adapters(model)
         offload = await self.device_choice.choose(model, self.planner.whole(model), has_adapters=has_adapters)
-        options = self.planner.fitting(model, self.budget.max_bytes(), offload)
         try:
+            options = self.planner.fitting(model, self.budget.max_bytes(), offload)
             reservation = await self._reserve(runtime, model, options)
         finally:
             self.device_choice.is_reserved(model)

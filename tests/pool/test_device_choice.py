@@ -13,6 +13,7 @@ from shimmy.gpus import devices
 from shimmy.gpus.devices import FoundDevices
 from shimmy.messages.device import Device, DeviceKind
 from shimmy.pool.device_choice import RETRY_S, DeviceChoice
+from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.system import vulkan_archive
 from shimmy.wire.worker_options import Offload
@@ -104,6 +105,19 @@ async def test_what_models_have_on_a_device_is_not_given_twice() -> None:
     assert load.options.offload.n_layers == ALL
     succeed(load)
     await three
+
+
+@on_loop
+async def test_a_load_that_ends_before_it_has_memory_keeps_nothing_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ModelUnavailable("no options")
+
+    machine = Machine(CARD)
+    harness = machine.harness()
+    monkeypatch.setattr(LaunchPlanner, "fitting", fail)
+    with pytest.raises(ModelUnavailable, match="no options"):
+        await harness.ask("one")
+    assert harness.pool._device_choice._pending == {}
 
 
 @on_loop
