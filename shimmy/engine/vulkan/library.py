@@ -42,20 +42,21 @@ def path(cache_dir: Path | None) -> Iterator[str]:
 def _verified(archive: Path, digest: str, cache_dir: Path | None) -> Iterator[str]:
     """The library with this SHA-256 (hexadecimal), from the cache folder or out of the `archive`."""
     place = None if cache_dir is None else cache_dir / FOLDER / f"{_STEM}{digest[:16]}.so"
-    if place is not None and (descriptor := _opened(place, digest)) is not None:
+    descriptor = None if place is None else _opened(place, digest)
+    if descriptor is None:
         try:
-            yield f"{files.OPEN_FILES}/{descriptor}"  # the very file that was verified
+            data = lzma.decompress(archive.read_bytes())
+        except (lzma.LZMAError, EOFError):
+            data = b""
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ModelUnavailable("the engine's Vulkan is damaged in the program's file")
+        if place is not None and _is_kept(place, data):
+            descriptor = _opened(place, digest)
+    if descriptor is not None:
+        try:
+            yield f"{files.OPEN_FILES}/{descriptor}"  # the very file that was verified, which others may remove
         finally:
             os.close(descriptor)
-        return
-    try:
-        data = lzma.decompress(archive.read_bytes())
-    except (lzma.LZMAError, EOFError):
-        data = b""
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ModelUnavailable("the engine's Vulkan is damaged in the program's file")
-    if place is not None and _is_kept(place, data):
-        yield str(place)
         return
     try:
         with in_memory(f"{_STEM}{digest[:16]}", data) as name:
@@ -77,7 +78,7 @@ def _is_kept(place: Path, data: bytes) -> bool:
     """Write the library to `place`, and remove those of other versions; False where that cannot be."""
     try:
         make_private(place.parent)
-        if _is_noexec(place.parent):
+        if not files.OPEN_FILES.is_dir() or _is_noexec(place.parent):
             return False
         files.write_atomically(place, data)
         place.chmod(0o700)

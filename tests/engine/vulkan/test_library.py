@@ -62,6 +62,16 @@ def test_those_of_other_versions_are_removed(tmp_path: Path) -> None:
     assert len(kept(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_another_version_that_removes_the_file_disturbs_no_loader(is_there: bool, tmp_path: Path) -> None:
+    if is_there:
+        content(tmp_path)
+    with library.path(tmp_path) as path:
+        (place,) = kept(tmp_path)
+        place.unlink()
+        assert Path(path).read_bytes() == CODE
+
+
 def test_without_a_place_it_lies_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert content(None) == CODE
     (tmp_path / library.FOLDER).write_text("a file where the folder would be")
