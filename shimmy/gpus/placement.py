@@ -71,8 +71,12 @@ def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: Lay
     """Where the layers of a model go. `reason` says why no more devices were `found`."""
     if fault := _fault(wish, found, reason, sizes):
         return Offload(note=fault)
-    devices = _wanted(wish, found)
+    wanted = devices = _wanted(wish, found)
     n_all = sizes.n_layers + 1
+    if wish.names is None and wish.n_layers is None and not wish.split:
+        devices = _worthwhile(wanted, sizes)
+        if not devices:
+            return Offload(note=_too_few(wanted, sizes))
     n_wished = n_all if wish.n_layers is None else min(wish.n_layers, n_all)
     enough = [each for each in devices if sizes.on_each([n_wished])[0] <= each.free_bytes]
     if enough and not wish.split:
@@ -87,7 +91,7 @@ def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: Lay
         layers=tuple(layers[place] for place in used),
         n_bytes=tuple(n_bytes[place] for place in used),
         n_cpu_moe=sizes.n_cpu_moe if used else 0,
-        note="; ".join(_notes(wish, n_layers, devices, sizes)),
+        note="; ".join(_notes(wish, n_layers, devices, wanted, sizes)),
     )
 
 
@@ -109,6 +113,23 @@ def _n_fitting(n_most: int, devices: Sequence[FreeDevice], shares: Sequence[floa
         if all(n_bytes <= each.free_bytes for n_bytes, each in zip(needed, devices, strict=True)):
             return n_layers
     return 0
+
+
+def _worthwhile(devices: Sequence[FreeDevice], sizes: LayerSizes) -> list[FreeDevice]:
+    """Those that have the most layers together, and the fewest devices for that; none where they have but a few.
+
+    Each has to have a quarter of an even part at least: passing activations on costs more than a few layers gain.
+    """
+    n_all = sizes.n_layers + 1
+    freest = sorted(devices, key=lambda each: -each.free_bytes)
+    best, n_best = list[FreeDevice](), 0
+    for n_devices in range(1, len(devices) + 1):
+        chosen = [each for each in devices if each in freest[:n_devices]]
+        shares = [each.free_bytes for each in chosen]
+        layers = divided(_n_fitting(n_all, chosen, shares, sizes), shares)
+        if sum(layers) > n_best and 4 * n_devices * min(layers) >= n_all:
+            best, n_best = chosen, sum(layers)
+    return best
 
 
 def _wanted(wish: DeviceWish, found: Sequence[FreeDevice]) -> list[FreeDevice]:
@@ -153,12 +174,27 @@ def unused_reason(device: Device) -> str:
     )
 
 
-def _notes(wish: DeviceWish, n_layers: int, devices: Sequence[FreeDevice], sizes: LayerSizes) -> Iterator[str]:
-    """Why the processor still has a part of the model."""
+def _notes(
+    wish: DeviceWish, n_layers: int, devices: Sequence[FreeDevice], wanted: Sequence[FreeDevice], sizes: LayerSizes
+) -> Iterator[str]:
+    """Why the processor still has a part of the model, where `devices` of those `wanted` have some of it."""
     if wish.n_layers is not None and n_layers <= sizes.n_layers:
         yield f"`--gpu-layers {wish.n_layers}`"
     elif n_layers <= sizes.n_layers:
-        free = " and ".join(f"{each.device.name} has {shown(each.free_bytes)}" for each in devices)
-        yield f"{n_layers} of {sizes.n_layers + 1} layers fit: all of them take {shown(sizes.total)}, and {free} free"
+        yield _what_fits(n_layers, devices, sizes)
+        if left_out := [each.device.name for each in wanted if each not in devices]:
+            yield f"{' and '.join(left_out)} would have too few to be worth it, unless named with `--device`"
     if n_layers and sizes.n_cpu_moe:
         yield f"`--n-cpu-moe {sizes.n_cpu_moe}`: experts of so many layers on the processor"
+
+
+def _too_few(devices: Sequence[FreeDevice], sizes: LayerSizes) -> str:
+    """Why none of the devices is used without being named."""
+    n_layers = _n_fitting(sizes.n_layers + 1, devices, [each.free_bytes for each in devices], sizes)
+    fit = _what_fits(n_layers, devices, sizes)
+    return f"{fit}; so few are put on a device that is named with `--device`" if n_layers else fit
+
+
+def _what_fits(n_layers: int, devices: Sequence[FreeDevice], sizes: LayerSizes) -> str:
+    free = " and ".join(f"{each.device.name} has {shown(each.free_bytes)}" for each in devices)
+    return f"{n_layers} of {sizes.n_layers + 1} layers fit: all of them take {shown(sizes.total)}, and {free} free"

@@ -30,13 +30,37 @@ def test_as_many_layers_as_fit_and_the_reason_for_no_more() -> None:
     offload = placed(device(0, 12.9))
     assert (offload.layers, offload.n_bytes) == ((10,), (12 * GB,))
     assert offload.note == "10 of 11 layers fit: all of them take 13.0 GB, and Vulkan0 has 12.9 GB free"
-    assert placed(device(0, 3.5)).layers == (1,)
+    assert placed(device(0, 3.5), wish=DeviceWish(names=("Vulkan0",))).layers == (1,)
 
 
 def test_without_room_for_one_layer_the_processor_has_all() -> None:
     offload = placed(device(0, 2.9))
     assert (offload.devices, offload.layers, offload.n_bytes) == ((), (), ())
     assert offload.note.startswith("0 of 11 layers fit")
+
+
+def test_a_few_layers_are_put_on_a_device_that_is_named_and_on_no_other() -> None:
+    assert placed(device(0, 4.5)) == Offload(
+        note="2 of 11 layers fit: all of them take 13.0 GB, and Vulkan0 has 4.5 GB free; so few are put on a device "
+        "that is named with `--device`"
+    )
+    assert placed(device(0, 5)).layers == (3,)
+    for wish in (DeviceWish(names=("Vulkan0",)), DeviceWish(n_layers=2)):
+        assert placed(device(0, 4.5), wish=wish).layers == (2,)
+
+
+def test_a_small_device_beside_a_large_one_is_left_out_and_that_is_told() -> None:
+    offload = placed(device(0, 2.5), device(1, 12))
+    assert (offload.devices, offload.layers) == (("Vulkan1",), (10,))
+    assert offload.note.endswith("; Vulkan0 would have too few to be worth it, unless named with `--device`")
+    assert placed(device(0, 2.5), device(1, 13)).note == "", "the large one has all"
+
+
+def test_many_equal_devices_share_a_model_that_fills_them() -> None:
+    sizes = replace(SIZES, n_layers=79)
+    found = [device(index, 10) for index in range(8)]
+    layers = place(DeviceWish(), found, "", sizes).layers
+    assert (len(layers), min(layers)) == (8, 8)
 
 
 def test_one_device_that_is_enough_is_used_alone_and_the_freest_of_them() -> None:
