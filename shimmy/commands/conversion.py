@@ -27,6 +27,59 @@ from shimmy.system.self_command import environment, executable, own_program
 from shimmy.wire.worker_options import IGNORES_MATRIX, matrix_fault
 
 
+@dataclass(slots=True)
+class _Output:
+    """A file that is to be written, and whether it may take the place of one that is there."""
+
+    path: Path
+    may_replace: bool
+
+    def check(self) -> None:
+        """Raise NotFound where no file can be written there."""
+        path = self.path
+        with _blamed(path):
+            if path.exists() and not path.is_file():
+                raise NotFound(f"`{path}` cannot be written: it is not a regular file")
+            if path.exists() and not self.may_replace and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not (parent := path.absolute().parent).exists():
+                raise NotFound(f"`{path}` cannot be written: there is no folder `{parent}`")
+            with _folder_beside(path):
+                pass
+
+    def check_apart(self, folder: Path) -> None:
+        """Raise NotFound where a file of the model in `folder` would be lost, in spite of what a person agrees to."""
+        path = self.path
+        is_inside = Path(os.path.realpath(path.absolute().parent)).is_relative_to(os.path.realpath(folder))
+        if is_inside and path.exists() and path.name.endswith(SOURCE_SUFFIXES):
+            raise NotFound(f"`{path}` cannot be written: it is a part of the model that is converted")
+
+    def ask(self) -> None:
+        """Have the person agree to what is lost. Raises CommandFailed where that is not agreed to."""
+        if self.may_replace or not os.path.lexists(self.path):
+            return
+        is_there = f"`{self.path}` is there already"
+        if not is_agreed(
+            f"{is_there}. Replace it?", f"{is_there}, and there is no terminal to ask: add --force to replace it"
+        ):
+            raise CommandFailed("nothing was written")
+        self.may_replace = True
+
+    def put(self, made: Path) -> None:
+        """Move what is finished there, from a folder beside it. Raises FileExistsError where another file has come
+        there that may not be replaced, and OSError."""
+        if not self.may_replace:
+            try:
+                os.link(made, self.path)  # a rename would replace what has just come
+                return  # the folder is removed, and with it the other name
+            except FileExistsError:
+                raise
+            except OSError:  # not every file system has links
+                if os.path.lexists(self.path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        made.replace(self.path)
+
+
 @dataclass(frozen=True, slots=True)
 class _Quantisation:
     """How the weights are made smaller."""
@@ -35,7 +88,7 @@ class _Quantisation:
     n_threads: int
     matrix: Path | None  # an importance matrix
     text: Path | None  # that one is computed over
-    kept: Path | None  # where the computed one stays
+    kept: _Output | None  # where the computed one stays
 
 
 def convert(call: CommandCall) -> int:
@@ -45,7 +98,7 @@ def convert(call: CommandCall) -> int:
     bar = ProgressBar(f"{folder.absolute().name} -> {target.name}")
     try:
         with ended_by_signals():
-            notices = _write_gguf(folder, target, quantisation, bar.show, is_forced=call.options.force)
+            notices = _write_gguf(folder, _Output(target, call.options.force), quantisation, bar.show)
     finally:
         bar.end()
     for notice in notices:
@@ -75,37 +128,40 @@ def _quantisation(call: CommandCall, target: Path) -> _Quantisation | None:
     for name, path in (("the output", target), ("--calibrate", text), ("--save-imatrix", kept), ("--imatrix", matrix)):
         if path is not None and (other := named.setdefault(os.path.realpath(path), name)) != name:
             raise ConfigError(f"`{path}` cannot be both for {other} and for {name}")
-    return _Quantisation(file_type, call.config.n_threads or n_physical_cores(), matrix, text, kept)
+    output = _Output(kept, options.force) if kept else None
+    return _Quantisation(file_type, call.config.n_threads or n_physical_cores(), matrix, text, output)
 
 
 def _write_gguf(
-    folder: Path,
-    target: Path,
-    quantisation: _Quantisation | None,
-    on_progress: Callable[[float], None],
-    *,
-    is_forced: bool,
+    folder: Path, output: _Output, quantisation: _Quantisation | None, on_progress: Callable[[float], None]
 ) -> tuple[str, ...]:
-    """Write the GGUF of a SafeTensors folder, replacing `target` once it is whole; returns what a person has to know.
+    """Write the GGUF of a SafeTensors folder, and the output once it is whole; returns what a person has to know.
 
-    What is there is replaced if it `is_forced` or the person says so. Raises NotFound with what stands against it.
+    Raises NotFound with what stands against it, and CommandFailed where the person does not want it.
     """
     try:
         found = _plan(folder)
-        _check_apart(folder, target, quantisation)
-        _check_place(target)
+        outputs = [output, quantisation.kept] if quantisation is not None and quantisation.kept else [output]
+        for each in outputs:
+            each.check_apart(folder)
+        output.check()
         about_matrix = () if quantisation is None else _check_given(quantisation, found)
-        if not is_forced:
-            _ask_before(target, quantisation)
-        with _folder_beside(target) as place:
+        for each in outputs:
+            each.ask()
+        with _folder_beside(output.path) as place:
             if quantisation is None:
                 made = place / "lossless.gguf"
                 notices = _convert(folder, found, made, "", on_progress)
             else:
                 made = place / "quantized.gguf"
                 notices = _write_quantised(folder, found, made, quantisation, on_progress)
-            with _blamed(target):
-                made.replace(target)
+            with _blamed(output.path):
+                try:
+                    output.put(made)
+                except FileExistsError:  # it has come since that was asked
+                    output.check()
+                    output.ask()
+                    output.put(made)
         on_progress(1.0)
         return about_matrix + notices
     except (Unconvertible, InvalidSafetensors) as exc:
@@ -122,26 +178,6 @@ def _plan(folder: Path) -> ConversionPlan:
     if not folder.is_dir():
         raise Unconvertible("it is a file: give the folder in which a model's `config.json` and its weights are")
     return conversion.plan(folder)
-
-
-def _check_apart(folder: Path, target: Path, how: _Quantisation | None) -> None:
-    """Raise NotFound where something would be written over a file of the model, in spite of what a person agrees to."""
-    kept = () if how is None or how.kept is None else (how.kept,)
-    for path in (target, *kept):
-        is_inside = Path(os.path.realpath(path.absolute().parent)).is_relative_to(os.path.realpath(folder))
-        if is_inside and path.exists() and path.name.endswith(SOURCE_SUFFIXES):
-            raise NotFound(f"`{path}` cannot be written: it is a part of the model that is converted")
-
-
-def _ask_before(target: Path, how: _Quantisation | None) -> None:
-    """Have the person agree to what is lost. Raises CommandFailed where that is not agreed to."""
-    kept = () if how is None or how.kept is None else (how.kept,)
-    for path in (target, *kept):
-        is_there = f"`{path}` is there already"
-        if path.exists() and not is_agreed(
-            f"{is_there}. Replace it?", f"{is_there}, and there is no terminal to ask: add --force to replace it"
-        ):
-            raise CommandFailed("nothing was written")
 
 
 @contextlib.contextmanager
@@ -206,32 +242,19 @@ def _check_given(how: _Quantisation, found: ConversionPlan) -> tuple[str, ...]:
     except OSError as exc:
         raise NotFound(f"`{how.text}` cannot be read: {exc.strerror or exc}") from exc
     if how.kept is not None:
-        _check_place(how.kept)
+        how.kept.check()
     return () if how.matrix is None else _checked(how.matrix, found)
 
 
-def _check_place(target: Path) -> None:
-    """Raise NotFound where no file can be written to `target`."""
-    with _blamed(target):
-        if target.exists() and not target.is_file():
-            raise NotFound(f"`{target}` cannot be written: it is not a regular file")
-        if target.exists() and not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if not (parent := target.absolute().parent).exists():
-            raise NotFound(f"`{target}` cannot be written: there is no folder `{parent}`")
-        with _folder_beside(target):
-            pass
-
-
-def _keep(matrix: Path, kept: Path) -> tuple[str, ...]:
+def _keep(matrix: Path, kept: _Output) -> tuple[str, ...]:
     """Write the computed matrix to `kept`, which is the old file until it is whole; returns why that failed."""
     try:
-        with _folder_beside(kept) as place:
+        with _folder_beside(kept.path) as place:
             part = place / "imatrix.gguf"
             shutil.copyfile(matrix, part)
-            part.replace(kept)
+            kept.put(part)
     except OSError as exc:
-        return (f"the importance matrix could not be written to `{kept}`: {exc.strerror or exc}",)
+        return (f"the importance matrix could not be written to `{kept.path}`: {exc.strerror or exc}",)
     return ()
 
 

@@ -117,6 +117,8 @@ def test_a_kept_file_that_may_not_be_written_is_said_first(
     assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", "kept") == 1
     assert "kept` cannot be written: Permission denied" in capsys.readouterr().err
     assert "calibrated" not in entries()
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", "kept", "--force") == 0
+    assert Path("kept").stat().st_size > 0
 
 
 def test_an_output_that_is_a_folder_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +142,7 @@ def test_a_matrix_that_cannot_be_kept_after_all_costs_nothing_else(
     assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", "kept") == 0
     captured = capsys.readouterr()
     assert captured.out == "model.gguf\n"
-    assert "kept`: Is a directory" in captured.err
+    assert "kept`: File exists" in captured.err
     assert entries() == {"m", "text", "model.gguf", "kept", "calibrated"}
 
 
@@ -246,6 +248,33 @@ def test_nothing_is_written_over_the_model_itself(name: str, capsys: pytest.Capt
         assert convert(*options, "--force") == 1
         assert "it is a part of the model" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path("m").iterdir()} == before
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_comes_meanwhile_is_not_replaced_unasked(
+    has_links: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = conversion._convert
+
+    def convert_and_write(*arguments: Any) -> tuple[str, ...]:
+        notices = before(*arguments)
+        Path("model.gguf").write_text("another's")
+        return notices
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(conversion, "_convert", convert_and_write)
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    assert convert() == 1
+    assert "`model.gguf` is there already, and there is no terminal to ask" in capsys.readouterr().err
+    assert Path("model.gguf").read_text() == "another's"
+    Path("model.gguf").unlink()
+    monkeypatch.setattr(conversion, "_convert", before)
+    assert convert() == 0
+    assert entries() == {"m", "model.gguf"}
+    assert Path("model.gguf").stat().st_nlink == 1
 
 
 def test_a_matrix_that_is_there_is_asked_for_before_anything_is_computed(capsys: pytest.CaptureFixture[str]) -> None:
