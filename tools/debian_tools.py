@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tools.steps import CACHE, BuildError, locked, run, say
+from tools.steps import CACHE, BuildError, NotFetched, locked, run, say
 
 _FOLDER = CACHE / "debian"
 
@@ -51,8 +51,8 @@ def _downloaded(package: str, folder: Path) -> list[Path]:
     command = ["apt-get", "--yes", "--download-only", "--no-install-recommends", *options, "install", package]
     for preparation in ([], ["apt-get", "update"]):
         if preparation:
-            run(preparation)
+            subprocess.run(preparation, capture_output=True, check=False)  # where that fails, there is no package
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if found := sorted(folder.glob("*.deb")):
             return found
-    raise BuildError(f"`{package}` cannot be fetched; install your system's package of it:\n{ended.stderr}")
+    raise NotFetched(f"`{package}` cannot be fetched; install your system's package of it:\n{ended.stderr}")

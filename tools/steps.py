@@ -27,6 +27,10 @@ class BuildError(Exception):
     """A step failed; the message says what happened and where to look."""
 
 
+class NotFetched(BuildError):
+    """A package cannot be had now, as without a network."""
+
+
 def say(text: str) -> None:
     """Tell the person at the terminal what goes on; standard output stays free for data."""
     print(text, file=sys.stderr, flush=True)

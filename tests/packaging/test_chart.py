@@ -25,7 +25,7 @@ from shimmy.api.routes import OPEN_PATHS
 from shimmy.metrics import Metrics
 from tests.e2e.harness import HOST, ROOT
 from tests.e2e.processes import DEADLINE_S, wait_for
-from tests.packaging.conftest import free_port
+from tests.packaging.conftest import free_port, skipped_where_not_fetched
 from tests.packaging.nginx import running
 from tests.packaging.test_docker import instructions
 from tools import chart
@@ -60,6 +60,13 @@ ALL: Json = {
     "affinity": {"nodeAffinity": {}},
     "clusterDomain": "cluster.example",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tools() -> None:
+    with skipped_where_not_fetched():
+        for fetch in (chart.helm, chart.validator, chart.nginx):
+            fetch()
 
 
 def helm(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
