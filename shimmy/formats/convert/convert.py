@@ -130,7 +130,7 @@ def plan(folder: Path) -> ConversionPlan:
         is_embedding=family.is_encoder or pooling is not None,
         has_chat_template=_has_chat_template(folder),
         recipe=found,
-        config=config,
+        config=config if found.vocab_size is None else config | {"vocab_size": found.vocab_size},
         checkpoint=checkpoint,
     )
 

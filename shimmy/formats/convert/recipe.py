@@ -39,6 +39,7 @@ class Recipe:
     outputs: tuple[TensorOutput, ...]
     n_ctx: int
     notices: tuple[str, ...]
+    vocab_size: Any = None  # as the vocabulary is to have it, which checks it; None where config.json does not say
     zeros: Mapping[str, CheckpointTensor] = field(default_factory=dict)  # that the architecture has not: to be checked
     # Lists of the metadata, of F32, each number of which is a tensor.
     numbers: Mapping[str, Sequence[CheckpointTensor]] = field(default_factory=dict)
@@ -85,8 +86,9 @@ def recipe(
         outputs.append(TensorOutput(TensorInfo(name, (len(computed),), CODES["F32"]), values=tuple(computed)))
     draft.integer("context_length", draft.n_ctx)
     return Recipe(
-        family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices), zeros, numbers
-    )
+        family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices),
+        values.get("vocab_size"), zeros, numbers,
+    )  # fmt: skip
 
 
 def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -> dict[str, int]:

@@ -223,10 +223,6 @@ def _count(tokens: Tokens, config: Mapping[str, Any]) -> int:
     n_embeddings = config.get("vocab_size", n_tokens)
     if type(n_embeddings) is not int or not 0 < n_embeddings <= MAX_TOKENS:
         raise Unconvertible(f"`vocab_size` in `config.json` is not a number of tokens: {shown(n_embeddings)}")
-    # Gemma 3n has embeddings for tokens that stand for pictures, and no inputs of its layers for them.
-    n_of_layers = config.get("vocab_size_per_layer_input")
-    if type(n_of_layers) is int and 0 < n_of_layers < n_embeddings:
-        n_embeddings = n_of_layers
     for index in range(n_embeddings, n_tokens):
         if tokens.types.get(index, PieceType.UNUSED) in {PieceType.NORMAL, PieceType.BYTE}:
             raise Unconvertible(f"its tokenizer has more tokens than its `vocab_size`, {n_embeddings}")

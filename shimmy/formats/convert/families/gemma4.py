@@ -108,6 +108,11 @@ _GEMMA4 = (
 )  # fmt: skip
 
 
+def _tokens_with_inputs(values: Hyperparameters) -> int:
+    """Those behind them stand for pictures and sounds: they have embeddings, and no inputs of the layers."""
+    return min(values.integer(key, maximum=2**31) for key in ("vocab_size", "vocab_size_per_layer_input"))
+
+
 def _gemma4_renamed(values: Hyperparameters) -> Hyperparameters:
     """With the kind of each layer's attention, and the sizes of those without a window by one name each."""
     values.require("use_bidirectional_attention", False, "vision", default=False)  # which is for pictures alone
@@ -118,6 +123,8 @@ def _gemma4_renamed(values: Hyperparameters) -> Hyperparameters:
     if len(kinds) != n_layers or set(kinds) - {_FULL, _SLIDING} or kinds[-1] != _FULL:
         raise Unconvertible("its `layer_types` has a kind of layer that the engine does not have, or too few layers")
     changes: dict[str, Any] = {"layer_types": kinds, "use_bidirectional_attention": False}
+    if values.integer("hidden_size_per_layer_input", minimum=0):
+        changes["vocab_size"] = _tokens_with_inputs(values)
     if isinstance(own := values.get("per_layer_config"), dict):  # as transformers writes it since version 5.20
         wanted = {str(layer) for layer, kind in enumerate(kinds) if kind == _FULL}
         found = list(own.values())
@@ -221,11 +228,12 @@ def _gemma3n_kinds(values: Hyperparameters) -> list[set[str]]:
 
 
 def _gemma3n_renamed(values: Hyperparameters) -> Hyperparameters:
-    """With one width of all feed-forward layers."""
+    """With one width of all feed-forward layers, and without the tokens that stand for no text."""
+    changes: dict[str, Any] = {"vocab_size": _tokens_with_inputs(values)}
     widths = values.get("intermediate_size")
     if isinstance(widths, list) and widths and all(width == widths[0] for width in widths):
-        return values.changed({"intermediate_size": widths[0]})
-    return values
+        changes["intermediate_size"] = widths[0]
+    return values.changed(changes)
 
 
 def describe_gemma3n(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -256,7 +264,7 @@ def describe_gemma3n(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
 _GEMMA4_DEFAULTS = {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-6, "sliding_window": 512, "vocab_size_per_layer_input": 262_144,
+    "rms_norm_eps": 1e-6, "sliding_window": 512, "vocab_size": 262_144, "vocab_size_per_layer_input": 262_144,
     "hidden_size_per_layer_input": 256, "tie_word_embeddings": True,
     "rope_parameters": {
         _SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
@@ -267,7 +275,8 @@ _GEMMA3N_DEFAULTS = {
     "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 35, "num_attention_heads": 8,
     "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6,
     "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window": 512, "num_kv_shared_layers": 15,
-    "vocab_size_per_layer_input": 262_144, "hidden_size_per_layer_input": 256, "final_logit_softcapping": 30.0,
+    "vocab_size": 262_400, "vocab_size_per_layer_input": 262_144, "hidden_size_per_layer_input": 256,
+    "final_logit_softcapping": 30.0,
     "altup_num_inputs": 4, "altup_active_idx": 0, "altup_correct_scale": True, "laurel_rank": 64,
     "tie_word_embeddings": True,
 }  # fmt: skip

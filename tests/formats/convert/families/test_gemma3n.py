@@ -21,6 +21,7 @@ def test_tokens_without_inputs_of_the_layers_are_none(tmp_path: Path) -> None:
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"vocab_size": 320', '"vocab_size": 322'))
     write_safetensors(folder / "model.safetensors", tensors)
+    assert plan(folder).header().n_vocab == N_VOCAB
     convert(folder, tmp_path / "model.gguf", lambda _: None)
     found = reader.validated(tmp_path / "model.gguf").tensors
     assert found[b"per_layer_token_embd.weight"].shape[1] == found[b"token_embd.weight"].shape[1] == N_VOCAB

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from shimmy.formats.convert.convert import plan
+from shimmy.formats.convert.convert import convert, plan
+from shimmy.formats.gguf import reader
 from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
-from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
+from tests.golden.weights import N_VOCAB, checkpoint, write_folder, write_json, write_safetensors
 
 
 @pytest.mark.parametrize("family", ["gemma4", "gemma4-large", "gemma4-moe"])
@@ -39,6 +40,12 @@ def test_sizes_of_layers_are_read_in_the_style_of_any_version(tmp_path: Path) ->
         write_json(folder / "config.json", config | style)
         found = plan(folder).recipe
         assert (found.metadata, found.outputs) == (plain.metadata, plain.outputs)
+
+
+def test_inputs_of_layers_that_a_model_does_not_have_limit_no_tokens(tmp_path: Path) -> None:
+    folder = changed("gemma4-large", {"vocab_size_per_layer_input": 7}, tmp_path)
+    convert(folder, tmp_path / "model.gguf", lambda _: None)
+    assert reader.validated(tmp_path / "model.gguf").tensors[b"token_embd.weight"].shape[1] == N_VOCAB
 
 
 @pytest.mark.parametrize("own", [{}, {layer: {"num_key_value_heads": 2} for layer in "13"}], ids=str)
