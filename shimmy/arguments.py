@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 
 
+# What other programs call options that are ours by another name.
+_ELSEWHERE = {
+    **dict.fromkeys(("--host", "--port"), "--bind"),
+    **dict.fromkeys(("-m", "--model"), "--model-path"),
+    **dict.fromkeys(("-ngl", "--n-gpu-layers"), "--gpu-layers"),
+    "-c": "--ctx-size",
+    "-t": "--threads",
+    "-np": "--parallel",
+}
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """What was typed; `command` is None where nothing was. Ends the program, as argparse does, for wrong usage and
     for those who ask for help."""
@@ -79,6 +90,15 @@ def _about_unknown(parser: argparse.ArgumentParser, command: str | None, words: 
     return f": `{flag}` is for {', '.join(f'`{taker}`' for taker in takers)}" if takers else ""
 
 
+def _from_elsewhere(parser: argparse.ArgumentParser, command: str | None, words: Sequence[str]) -> str:
+    """What another program's option, the first among `words`, is called by `command`; '' for none."""
+    flag = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
+    own = next((option for option in OPTIONS if option.flag == _ELSEWHERE.get(flag)), None)
+    if own is None or command is None or own.flag not in _commands_of(parser)[command]._option_string_actions:
+        return ""
+    return f": did you mean `{own.flag} {own.metavar}`?"
+
+
 def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Put the text of a command that takes one where it belongs; what is left over is wrong usage.
 
@@ -89,7 +109,8 @@ def _take_text(parser: argparse.ArgumentParser, options: argparse.Namespace, res
     if options.command == "run" and not any(word.startswith("-") for word in rest):
         options.text, rest = [*options.text, *rest], ()
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{_about_unknown(parser, options.command, rest)}")
+        hint = _from_elsewhere(parser, options.command, rest) or _about_unknown(parser, options.command, rest)
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if options.command == "generate":
         if (options.text is None) == (options.prompt is None):
             parser.error("generate: give the prompt as TEXT (`-` reads it from stdin), or else with --prompt")

@@ -158,8 +158,12 @@ def _fault(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: La
                 return f"{name} cannot be used: {by_name[name].unusable}"
         n_devices = len(wish.names)
     if wish.split and len(wish.split) != n_devices:
-        return f"`--tensor-split` has {len(wish.split)} numbers for {n_devices} devices"
+        return f"`--tensor-split` has {_plural(len(wish.split), 'number')} for {_plural(n_devices, 'device')}"
     return ""
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def unused_reason(device: Device) -> str:

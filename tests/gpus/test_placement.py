@@ -86,7 +86,7 @@ def test_a_split_is_kept_even_where_one_device_would_do() -> None:
 
 def test_a_split_for_other_devices_is_refused() -> None:
     offload = placed(device(0, 24), wish=DeviceWish(split=(1, 1)))
-    assert offload == Offload(note="`--tensor-split` has 2 numbers for 1 devices")
+    assert offload == Offload(note="`--tensor-split` has 2 numbers for 1 device")
 
 
 def test_a_number_of_layers_is_taken_at_its_word() -> None:
