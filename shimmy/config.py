@@ -261,6 +261,8 @@ def load(
         values["bind"] = _legacy_bind(values["bind"], environment)
     if values["device_required"] and (values["device"] == () or values["gpu_layers"] == 0):
         raise ConfigError("--device-required allows neither `--device none` nor `--gpu-layers 0`")
+    if values["tensor_split"] and not any(values["tensor_split"]):
+        raise ConfigError("--tensor-split: one of the shares must be more than 0")
     # The text and the file mean the same thing: the one from the stronger source counts.
     template = min(
         found["chat_template"], found["chat_template_file"], key=lambda value_and_source: value_and_source[1]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shimmy.messages.model_info import MAX_ADAPTER_SCALE
 from shimmy.text.near_names import did_you_mean
@@ -19,6 +19,8 @@ DEFAULT_PORT = 11435
 LAST_AUTO_PORT = 11535
 ALL_LAYERS = 2**16  # more than any model has
 MAX_DEVICES = 16  # that llama.cpp divides a model among
+
+Number = TypeVar("Number", int, float)
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 _SIZES = "kmgt"
@@ -85,7 +87,7 @@ class Option:
 
 def integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text)
+        value = _number(int, text, "must be a whole number")
         if not low <= value <= high:
             raise ValueError(f"must be between {low} and {high}")
         return value
@@ -95,7 +97,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 def decimal(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        value = float(text)
+        value = _number(float, text, "must be a number")
         if not low <= value <= high:
             raise ValueError(f"must be between {low:g} and {high:g}")
         return value
@@ -103,10 +105,18 @@ def decimal(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _number(kind: Callable[[str], Number], text: str, fault: str) -> Number:
+    """`text` as a number; raises ValueError with `fault` where it is none."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(fault) from None
+
+
 def seconds(text: str) -> float:
     """`90`, `90s`, `10m`, `2h`; negative: without end, which is infinity. ValueError for anything else."""
     number, factor = (text[:-1], _UNITS_S[text[-1]]) if text[-1:] in _UNITS_S else (text, 1)
-    duration_s = float(number) * factor
+    duration_s = _number(float, number, "must be a time such as 90, 10m, 2h") * factor
     if math.isnan(duration_s):
         raise ValueError("must be a number of seconds")
     return math.inf if duration_s < 0 else duration_s
@@ -126,9 +136,10 @@ def n_bytes(text: str) -> int:
     base = 1024 if number.endswith("i") else 1000
     number = number.removesuffix("i")
     power = _SIZES.find(number[-1:]) + 1 if number[-1:] else 0
-    amount = float(number[:-1] if power else number) * base**power
+    fault = "must be a size such as 4G or 512M"
+    amount = _number(float, number[:-1] if power else number, fault) * base**power
     if not 0 < amount < 2**60 or (base == 1024 and not power):
-        raise ValueError("must be a size such as 4G or 512M")
+        raise ValueError(fault)
     return int(amount)
 
 
@@ -149,7 +160,12 @@ def device_names(text: str) -> tuple[str, ...] | None:
 def layer_count(text: str) -> int | None:
     """A number of layers, ALL_LAYERS for `all`, None for `auto`."""
     words = {"auto": None, "all": ALL_LAYERS}
-    return words[text.lower()] if text.lower() in words else integer(0, ALL_LAYERS)(text)
+    if text.lower() in words:
+        return words[text.lower()]
+    n_layers = _number(int, text, fault := "must be `auto`, `all` or a number of layers")
+    if not 0 <= n_layers <= ALL_LAYERS:
+        raise ValueError(fault)
+    return n_layers
 
 
 def alias(text: str) -> tuple[str, str]:

@@ -283,6 +283,28 @@ def test_a_device_is_not_required_and_refused_at_once(other: dict[str, str]) -> 
         load({"device_required": "true", **other}, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("gpu_layers", "five", "must be `auto`, `all` or a number of layers (got 'five')"),
+        ("tensor_split", "3,x", "must be a number (got '3,x')"),
+        ("parallel", "many", "must be a whole number (got 'many')"),
+        ("keep_alive", "soon", "must be a time such as 90, 10m, 2h (got 'soon')"),
+        ("max_memory", "much", "must be a size such as 4G or 512M (got 'much')"),
+    ],
+)
+def test_what_is_no_number_is_told_in_words_for_a_person(name: str, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({name: text}, {})
+    assert str(caught.value) == f"{by_name[name].flag}: {told}"
+
+
+def test_shares_that_add_up_to_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--tensor-split: one of the shares must be more than 0"):
+        load({"tensor_split": "0,0"}, {})
+    assert load({"tensor_split": "0,1"}, {}).tensor_split == (0, 1)
+
+
 # -- values that cannot be -------------------------------------------------------------------------------------------
 
 REFUSED = [
