@@ -83,7 +83,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", device_names, None,
            "where models are computed: `auto`: on discrete GPUs with Vulkan, as many layers of a model as fit, and the "
            "rest on the processor; `none`: on the processor; or names of devices, as `shimmy gpu-info` tells them",
-           "auto|none|NAME,...", field="devices", also=_WITH_DEVICES),
+           "auto|none|NAME,...", is_joined=True, field="devices", also=_WITH_DEVICES),
     Option("gpu_layers", layer_count, None,
            "layers of a model that its devices get, of which its output is one: `all`, a number, or as many as fit "
            "(default: auto)", "auto|all|N", also=_WITH_DEVICES),

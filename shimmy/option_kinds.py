@@ -5,6 +5,7 @@ into a value, and raises ValueError with the reason where it cannot.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,6 +23,7 @@ MAX_DEVICES = 16  # that llama.cpp divides a model among
 
 Number = TypeVar("Number", int, float)
 
+_DEVICE = re.compile("vulkan(0|[1-9][0-9]{0,3})")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 _SIZES = "kmgt"
 
@@ -69,6 +71,7 @@ class Option:
     variables: tuple[str, ...] = ()  # also honoured, after SHIMMY_<NAME>
     separators: str = ""  # not empty: the option is a list, whose items stand between these in one variable
     flag_separators: str = ""  # and these in one flag, which may be repeated
+    is_joined: bool = False  # one text with commas between its parts, which a file may have as a list
     field: str = ""  # of Config; empty: the field has the option's name
     also: tuple[str, ...] = ()  # commands that take it, beside `serve`
 
@@ -144,12 +147,13 @@ def n_bytes(text: str) -> int:
 
 
 def device_names(text: str) -> tuple[str, ...] | None:
-    """Names of devices with commas between them; none for `none`, None for `auto`."""
-    names = tuple(filter(None, (part.strip() for part in text.split(","))))
-    if not names:
-        raise ValueError("must be `auto`, `none` or names of devices")
-    if len(names) == 1 and names[0].lower() in {"auto", "none"}:
-        return None if names[0].lower() == "auto" else ()
+    """Names of devices with commas between them; none for `none`, None for `auto`. Their letters' case is no matter."""
+    words = list(filter(None, (part.strip().lower() for part in text.split(","))))
+    if words in (["auto"], ["none"]):
+        return None if words == ["auto"] else ()
+    if not words or not all(_DEVICE.fullmatch(word) for word in words):
+        raise ValueError("must be `auto`, `none` or names such as Vulkan0, which `shimmy gpu-info` lists")
+    names = tuple(word.capitalize() for word in words)
     if len(set(names)) < len(names):
         raise ValueError("names a device twice")
     if len(names) > MAX_DEVICES:
@@ -282,13 +286,18 @@ def find(
         if environment.get(variable):
             return _parse(option, environment[variable], variable, option.separators), Source.ENVIRONMENT
     if option.name in file:
-        return _parse(option, file[option.name], f"`{option.name}` in the configuration file"), Source.FILE
+        given = file[option.name]
+        # One text is divided as that of a flag is, but a path in a file has its colons for itself.
+        separators = option.flag_separators.replace(":", "") if isinstance(given, str) else ""
+        return _parse(option, given, f"`{option.name}` in the configuration file", separators), Source.FILE
     return option.default, Source.DEFAULT
 
 
 def _parse(option: Option, given: Any, source: str, separators: str = "") -> Any:
     """`given` is text, a list of texts (a repeated flag, a TOML list), or a number or boolean of a TOML file."""
     try:
+        if option.is_joined and isinstance(given, list):
+            given = ",".join(map(str, given))
         if not option.separators:
             return option.parse(_text(given, option))
         items = given if isinstance(given, list) else [given]

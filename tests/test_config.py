@@ -269,6 +269,7 @@ def test_white_space_around_a_key_is_none_of_it() -> None:
     [
         ("device", "AUTO", "devices", None),
         ("device", "none", "devices", ()),
+        ("device", "vulkan1,VULKAN0", "devices", ("Vulkan1", "Vulkan0")),
         ("gpu_layers", "auto", "gpu_layers", None),
         ("gpu_layers", "All", "gpu_layers", ALL_LAYERS),
     ],
@@ -299,6 +300,14 @@ def test_what_is_no_number_is_told_in_words_for_a_person(name: str, text: str, t
     assert str(caught.value) == f"{by_name[name].flag}: {told}"
 
 
+def test_a_file_has_lists_as_flags_have_them_and_as_lists() -> None:
+    config = load({}, {}, {"device": ["Vulkan1", "Vulkan0"], "tensor_split": "3,1"})
+    assert (config.devices, config.tensor_split) == (("Vulkan1", "Vulkan0"), (3, 1))
+    with pytest.raises(ConfigError, match=r"`device` in the configuration file: .*names such as Vulkan0"):
+        load({}, {}, {"device": ["Vulkan1", "cuda"]})
+    assert load({}, {}, {"model_path": "/a:b.gguf"}).model_paths == (Path("/a:b.gguf"),)
+
+
 def test_shares_that_add_up_to_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="--tensor-split: one of the shares must be more than 0"):
         load({"tensor_split": "0,0"}, {})
@@ -314,7 +323,9 @@ REFUSED = [
     ("lora", "/a.gguf=x"), ("lora", "/a.gguf=nan"), ("lora", "/a.gguf=101"), ("lora", "/a.gguf="), ("lora", "=1"),
     ("log_level", "loud"), ("log_format", "xml"), ("max_body_mb", "0"), ("allowed_hosts", "a.example:80"),
     ("allowed_hosts", "http://a.example"), ("cors_origins", "a.example"), ("cors_origins", "https://a/b"),
-    ("cors_origins", "https://"), ("device", ","), ("device", "Vulkan0,Vulkan0"), ("gpu_layers", "-1"),
+    ("cors_origins", "https://"), ("device", ","), ("device", "cuda"), ("device", "gpu"), ("device", "none,Vulkan0"),
+    ("device", "auto,Vulkan1"), ("device", "Vulkan"), ("device", "Vulkan01"), ("device", "vulkan0,Vulkan0"),
+    ("device", "Vulkan0,Vulkan0"), ("gpu_layers", "-1"),
     ("gpu_layers", "some"), ("tensor_split", "-1"), ("tensor_split", "nan"), ("device_required", "perhaps"),
 ]  # fmt: skip
 
