@@ -146,7 +146,8 @@ def _stats(session: "Session", _: str) -> None:
     used = session.last.n_prompt + session.last.n_written
     n_ctx = session.server.status().get("n_ctx")
     if isinstance(n_ctx, int):
-        lines.append(f"Context       {used:,} of {plural(n_ctx, 'token')}")
+        about = "about " if session.last.n_written and not session.last.is_counted else ""
+        lines.append(f"Context       {about}{used:,} of {plural(n_ctx, 'token')}")
     session.printer.note("\n".join(lines))
 
 

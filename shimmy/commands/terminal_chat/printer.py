@@ -135,7 +135,7 @@ def statistics(end: ReplyEnd) -> str:
     """What a reply took, in one line."""
     parts = []
     if end.n_written:
-        parts.append(plural(end.n_written, "token"))
+        parts.append(("" if end.is_counted else "about ") + plural(end.n_written, "token"))
         speed = end.timings.get("predicted_per_second")
         parts += [f"{speed:.1f} tokens/s"] if speed else []
     if end.first_s is not None:

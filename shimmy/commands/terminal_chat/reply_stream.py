@@ -44,7 +44,8 @@ class ReplyEnd:
     first_s: float | None = None  # from the request to the first piece
     n_prompt: int = 0
     n_cached: int = 0
-    n_written: int = 0
+    n_written: int = 0  # unless it `is_counted`: pieces, each of which is a token or a few
+    is_counted: bool = False  # the server has counted, which it does at the end of a whole reply
     timings: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -106,12 +107,14 @@ class ReplyStream:
         if usage:
             self.end.n_prompt, self.end.n_written = usage["prompt_tokens"], usage["completion_tokens"]
             self.end.n_cached = usage["prompt_tokens_details"]["cached_tokens"]
+            self.end.is_counted = True
         self.end.timings = event.get("timings") or self.end.timings
         self.end.warnings += tuple(map(str, event.get("warnings", ())))
         said: list[Said | Wait] = []
         if "queue_position" in event:
             said.append(Wait(place=int(event["queue_position"])))
         if read := event.get("prompt_progress"):
+            self.end.n_prompt, self.end.n_cached = int(read["total"]), int(read["cache"])
             said.append(Wait(n_read=read["processed"] - read["cache"], n_all=read["total"] - read["cache"]))
         for choice in event["choices"]:
             self.end.finish_reason = choice["finish_reason"] or self.end.finish_reason
@@ -120,6 +123,8 @@ class ReplyStream:
                 said.append(Said(str(delta["reasoning_content"]), is_reasoning=True))
             if delta.get("content"):
                 said.append(Said(str(delta["content"])))
+        if not self.end.is_counted:
+            self.end.n_written += sum(isinstance(each, Said) for each in said)
         return said
 
 

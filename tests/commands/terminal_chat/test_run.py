@@ -276,6 +276,20 @@ def test_a_new_conversation_has_no_last_reply(
     assert [text.split()[0] for text in context] == ["0", "10", "0", "0"]
 
 
+def test_a_reply_that_was_broken_off_is_reckoned(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.state |= {"n_ctx": 4096}
+    read = {"total": 30, "cache": 10, "processed": 30, "time_ms": 5}
+    begun = b"data: %b\n\n" % json.dumps({"choices": [], "prompt_progress": read}).encode()
+    scripted.reply = begun + piece("Hel") + piece("lo")
+    typed("hi\n/stats\n", monkeypatch)
+    assert run(scripted) == 0
+    shown = capsys.readouterr().out
+    assert "Context       about 32 of 4,096 tokens" in shown
+    assert re.search("Last reply    about 2 tokens; .*prompt of 30 tokens, 10 of them computed before", shown)
+
+
 @pytest.mark.parametrize("has_template", [True, False, None])
 def test_a_model_without_a_chat_template_is_told_once(
     has_template: bool | None,
