@@ -25,6 +25,7 @@ from shimmy.system import files
 # A folder with this file, which has this in it, is one of ours. tools/bootloader.c writes it.
 MARKER = "shimmy.home"
 MARKER_TEXT = b"unpacked by shimmy\n"
+DAMAGED = "the program's own file is damaged: fetch it again"
 
 # The archive: PyInstaller's bootloader/src/pyi_archive.h. It ends with a cookie, and begins that many bytes before.
 _MAGIC = b"MEI\014\013\012\013\016"
@@ -147,7 +148,7 @@ def restore(wanted: str | None = None) -> bool:
         except OSError as exc:
             raise OSError(exc.errno, f"the program cannot be put back into `{home}`: {exc.strerror}") from exc
         except zlib.error as exc:
-            raise OSError(errno.EIO, "the program's own file is damaged: fetch it again") from exc
+            raise OSError(errno.EIO, DAMAGED) from exc
         _n_removals[0] += not is_marked or any(entry[-1] for entry in missing)
         return True
 

@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from shimmy.engine.llama.unpack_libraries import DAMAGED, bring_archives, unpacked
+from shimmy.engine.llama.unpack_libraries import bring_archives, unpacked
 from shimmy.errors import ModelUnavailable
+from shimmy.system.unpacked_folder import DAMAGED
 
 ARCHIVE_NAME = "variants.xz"
 LIBRARY_PREFIX = "libggml-cpu-"

@@ -21,7 +21,6 @@ NUMPY_ARCHIVE = "numpy.xz"
 LOOPS_ARCHIVE = "weight-loops.xz"
 LOOPS_LIBRARY = "libshimmy-weight-loops.so"  # what is packed in it; in a source tree, in the environment's `lib`
 ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked program
-DAMAGED = "the program's own file is damaged: fetch it again"
 _SUFFIX = ".z"
 
 _n_loaded = count()
@@ -61,7 +60,7 @@ def _inflated(archive: Path) -> bytes:
     try:
         return zlib.decompress(archive.read_bytes())
     except zlib.error as exc:
-        raise ModelUnavailable(DAMAGED) from exc
+        raise ModelUnavailable(unpacked_folder.DAMAGED) from exc
 
 
 @contextlib.contextmanager
