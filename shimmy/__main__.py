@@ -29,8 +29,11 @@ def main() -> int:
             from shimmy.engine.main import main as worker_main
         except BaseException as error:
             from shimmy.engine import last_words
+            from shimmy.errors import ShimmyError
 
             last_words.say(socket_fd, error)
+            if isinstance(error, ShimmyError):  # no bug, and the parent tells it
+                return 1
             raise
         _look_for_garbage()
         return worker_main(socket_fd)

@@ -51,6 +51,23 @@ async def failed_load(path: Path) -> ModelUnavailable:
     return caught.value
 
 
+def test_a_damaged_engine_is_told_without_a_traceback(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    libraries = tmp_path / "llama_cpp" / "lib"
+    libraries.mkdir(parents=True)
+    (libraries.parent / "__init__.py").touch()
+    (libraries / "libllama.so.z").write_bytes(b"damaged")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(ROOT))))
+    told = asyncio.run(failed_load(tiny_model))
+    assert "the program's own file is damaged: fetch it again" in told.message
+    assert not told.is_death
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 @pytest.mark.parametrize(
     "module", ["shimmy.engine.main", "shimmy.engine.llama.binding", "shimmy.engine.prepare_prompt"]
 )
