@@ -99,7 +99,7 @@ def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_b
         n_params=n_params,
         n_ctx_train=max(0, _integer(metadata, f"{architecture}.context_length".encode())),
         n_vocab=_n_vocab(metadata, architecture),
-        n_layers=min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS),
+        n_layers=_n_layers(metadata, architecture),
         n_embd=_largest(metadata, architecture, "embedding_length"),
         n_ff=_largest(metadata, architecture, "feed_forward_length"),
         n_expert_params=_n_expert_params(metadata, architecture),
@@ -120,6 +120,11 @@ def _n_vocab(metadata: dict[bytes, Value], architecture: str) -> int:
     return tokens.n_items if isinstance(tokens, Array) else _largest(metadata, architecture, "vocab_size")
 
 
+def _n_layers(metadata: dict[bytes, Value], architecture: str) -> int:
+    """No more than a model can have: others count them."""
+    return min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
+
+
 def _n_expert_params(metadata: dict[bytes, Value], architecture: str) -> int:
     """Of three matrices for each expert in each layer."""
     n_layers, n_experts = (_largest(metadata, architecture, key) for key in ("block_count", "expert_count"))
@@ -132,7 +137,7 @@ def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
     """As llama.cpp sizes its KV cache: for each layer its KV heads times the length of a key and a value."""
     if architecture in _WITHOUT_CACHE:
         return 0
-    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
+    n_layers = _n_layers(metadata, architecture)
     n_heads = _numbers(metadata, architecture, "attention.head_count")
     n_heads_kv = _numbers(metadata, architecture, "attention.head_count_kv") or n_heads
     n_embd_head = _largest(metadata, architecture, "embedding_length") // max((1, *n_heads))
@@ -144,7 +149,7 @@ def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
 
 def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:
     """As llama.cpp sizes the state of Mamba and its kin: for each layer that of its convolution and that of its SSM."""
-    n_layers = min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
+    n_layers = _n_layers(metadata, architecture)
     keys = ("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
     n_conv, n_inner, n_state, n_groups = (_largest(metadata, architecture, key) for key in keys)
     return n_layers * (max(0, n_conv - 1) * (n_inner + 2 * n_groups * n_state) + n_state * n_inner)
