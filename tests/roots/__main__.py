@@ -33,10 +33,11 @@ MAIN_PATHS = (
 )
 # A converted model that no folder takes is a file in memory: old kernels have none, and only /proc gives it a name.
 IN_MEMORY = ("tests/e2e/test_safetensors.py::test_a_cache_that_cannot_be_written_costs_nothing_but_memory",)
-# A library that is compiled here asks for this system's C library.
+# A library that is compiled here, and this system's driver for Vulkan, ask for this system's C library.
 COMPILED_HERE = (
     "tests/e2e/test_variants.py::test_a_variant_that_does_not_run_here_costs_nobody_an_answer",
     "tests/e2e/test_gpu_info.py",
+    "tests/e2e/test_vulkan.py",
 )
 QUICK = ("tests/e2e/test_machines.py",)
 SHORT = (*QUICK, "tests/e2e/test_safetensors.py", "tests/e2e/test_cli.py")
