@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         convert.convert(Path(folder), Path(target), show, target_type=target_type, unpacker=unpacker)
-    except (Unconvertible, InvalidSafetensors) as exc:
+    except (Unconvertible, InvalidSafetensors, ModelUnavailable) as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     except OSError as exc:

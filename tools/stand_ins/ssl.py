@@ -94,6 +94,7 @@ def _become_the_real_one() -> None:
 def _load_openssl() -> None:
     """Import `_ssl`. Its libraries come first, so that the dynamic loader finds them by their names."""
     import ctypes
+    import errno
     import lzma
     import marshal
     from importlib.machinery import ExtensionFileLoader
@@ -105,11 +106,14 @@ def _load_openssl() -> None:
 
     archive = unpacked_folder.part(ARCHIVE)
     paths = []
-    with lzma.open(archive) as stream:  # a piece after the other, as a file as a whole would take megabytes
-        for name, pieces in groupby(_pieces(marshal.load, stream), itemgetter(0)):
-            paths.append(archive.with_name(name))
-            if not paths[-1].exists():
-                unpacked_folder.put(paths[-1], (data for _, data in pieces))
+    try:
+        with lzma.open(archive) as stream:  # a piece after the other, as a file as a whole would take megabytes
+            for name, pieces in groupby(_pieces(marshal.load, stream), itemgetter(0)):
+                paths.append(archive.with_name(name))
+                if not paths[-1].exists():
+                    unpacked_folder.put(paths[-1], (data for _, data in pieces))
+    except lzma.LZMAError as exc:
+        raise OSError(errno.EIO, unpacked_folder.DAMAGED) from exc
     for path in paths:
         if path.name.startswith("lib"):
             ctypes.CDLL(str(path))

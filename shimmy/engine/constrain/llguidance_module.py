@@ -6,12 +6,11 @@ Knows where the module lies in the frozen file and in an installation, and nothi
 import functools
 import importlib.machinery
 import importlib.util
-import lzma
 import threading
 from pathlib import Path
 from typing import Any
 
-from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, in_memory
+from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, in_memory, part_content
 from shimmy.errors import ModelUnavailable
 from shimmy.system import unpacked_folder
 
@@ -29,7 +28,7 @@ def _load() -> Any:
     # The package's `__init__` would bring importlib.metadata and more (40 ms).
     if unpacked_folder.folder() is None:
         return _extension(_installed())
-    with in_memory("llguidance", lzma.decompress(unpacked_folder.part(GRAMMAR_ARCHIVE).read_bytes())) as path:
+    with in_memory("llguidance", part_content(GRAMMAR_ARCHIVE)) as path:
         return _extension(path)
 
 

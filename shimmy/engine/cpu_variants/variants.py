@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from shimmy.engine.llama.unpack_libraries import bring_archives, unpacked
+from shimmy.engine.llama.unpack_libraries import bring_archives, telling_damage, unpacked
 from shimmy.errors import ModelUnavailable
 from shimmy.system.unpacked_folder import DAMAGED
 
@@ -155,11 +155,8 @@ def _unpack(archive: Path, wanted: str) -> bytes:
             for name, n_bytes in sizes:
                 if name == wanted:
                     file.seek(start)
-                    try:
-                        with lzma.open(file) as stream:
-                            stream.read(before)
-                            return stream.read(n_bytes)
-                    except (lzma.LZMAError, EOFError) as exc:
-                        raise ModelUnavailable(DAMAGED) from exc
+                    with telling_damage(), lzma.open(file) as stream:
+                        stream.read(before)
+                        return stream.read(n_bytes)
                 before += n_bytes
     raise ModelUnavailable(f"the packed engine has no CPU variant `{wanted}`")

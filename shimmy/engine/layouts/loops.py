@@ -6,7 +6,6 @@ is missing or cannot be loaded, numpy does the work; the tests compare both. Kno
 
 import ctypes
 import logging
-import lzma
 import math
 import sys
 import weakref
@@ -16,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.llama.unpack_libraries import LOOPS_ARCHIVE, LOOPS_LIBRARY, in_memory
+from shimmy.engine.llama.unpack_libraries import LOOPS_ARCHIVE, LOOPS_LIBRARY, in_memory, part_content
 from shimmy.system import unpacked_folder
 
 logger = logging.getLogger(__name__)
@@ -37,11 +36,10 @@ _STRINGS = (2, 3, 5, 6, 7)  # bits of a code that the library knows
 def _load() -> ctypes.CDLL | None:
     try:
         if unpacked_folder.folder() is not None:
-            data = lzma.decompress(unpacked_folder.part(LOOPS_ARCHIVE).read_bytes())
-            with in_memory("weight_loops", data) as path:
+            with in_memory("weight_loops", part_content(LOOPS_ARCHIVE)) as path:
                 return ctypes.CDLL(path)
         return ctypes.CDLL(str(Path(sys.prefix, "lib", LOOPS_LIBRARY)))
-    except (OSError, lzma.LZMAError) as exc:
+    except OSError as exc:
         logger.info("conversions take longer, as the library for them cannot be loaded: %s", exc)
         return None
 

@@ -5,6 +5,7 @@ the server ends. In a source tree nothing is packed. Also: a shared library that
 """
 
 import contextlib
+import lzma
 import os
 import threading
 import zlib
@@ -56,11 +57,36 @@ def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
         return path
 
 
-def _inflated(archive: Path) -> bytes:
+def part_content(name: str) -> bytes:
+    """What is in an xz archive among the parts of the frozen file; raises ModelUnavailable."""
     try:
-        return zlib.decompress(archive.read_bytes())
-    except zlib.error as exc:
+        archive = unpacked_folder.part(name)
+    except OSError as exc:
+        raise ModelUnavailable(str(exc.strerror)) from exc  # which is told for a person
+    return decompressed(archive)
+
+
+def decompressed(archive: Path) -> bytes:
+    """What is in an xz archive of the frozen file; raises ModelUnavailable where that is damaged or cannot be read."""
+    try:
+        with telling_damage():
+            return lzma.decompress(archive.read_bytes())
+    except OSError as exc:
+        raise ModelUnavailable(f"the program's `{archive}` cannot be read: {exc.strerror}") from exc
+
+
+@contextlib.contextmanager
+def telling_damage() -> Iterator[None]:
+    """Raise ModelUnavailable where what is decompressed in this block proves to be damaged."""
+    try:
+        yield
+    except (lzma.LZMAError, zlib.error, EOFError) as exc:
         raise ModelUnavailable(unpacked_folder.DAMAGED) from exc
+
+
+def _inflated(archive: Path) -> bytes:
+    with telling_damage():
+        return zlib.decompress(archive.read_bytes())
 
 
 @contextlib.contextmanager

@@ -8,15 +8,15 @@ memory. Knows files; nothing of Vulkan.
 import contextlib
 import hashlib
 import logging
-import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from shimmy.engine.llama.unpack_libraries import in_memory
+from shimmy.engine.llama.unpack_libraries import decompressed, in_memory
 from shimmy.errors import ModelUnavailable
 from shimmy.system import files, vulkan_archive
 from shimmy.system.private_folder import Worthless, make_private, open_own
+from shimmy.system.unpacked_folder import DAMAGED
 
 FOLDER = "vulkan"  # in the cache folder
 _STEM = "libggml-vulkan-"
@@ -44,12 +44,9 @@ def _verified(archive: Path, digest: str, cache_dir: Path | None) -> Iterator[st
     place = None if cache_dir is None else cache_dir / FOLDER / f"{_STEM}{digest[:16]}.so"
     descriptor = None if place is None else _opened(place, digest)
     if descriptor is None:
-        try:
-            data = lzma.decompress(archive.read_bytes())
-        except (lzma.LZMAError, EOFError):
-            data = b""
+        data = decompressed(archive)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ModelUnavailable("the engine's Vulkan is damaged in the program's file")
+            raise ModelUnavailable(DAMAGED)
         if place is not None and _is_kept(place, data):
             descriptor = _opened(place, digest)
     if descriptor is not None:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from shimmy.engine.layouts import loops
+from shimmy.engine.llama.unpack_libraries import LOOPS_ARCHIVE
+from shimmy.errors import ModelUnavailable
+from shimmy.system import unpacked_folder
 from tests.loop_operations import results
 
 
@@ -93,3 +96,10 @@ def test_without_the_library_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch
     assert loops._load() is None
     (tmp_path / "none.so").write_bytes(b"\x7fELF, but no library")
     assert loops._load() is None
+
+
+def test_a_damaged_program_is_told_and_not_replaced_by_numpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / LOOPS_ARCHIVE).write_bytes(b"no xz")
+    monkeypatch.setattr(unpacked_folder, "folder", lambda: tmp_path)
+    with pytest.raises(ModelUnavailable, match="the program's own file is damaged: fetch it again"):
+        loops._load()

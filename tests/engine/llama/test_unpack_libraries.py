@@ -1,12 +1,13 @@
 """Packed libraries are unpacked once, and those that are loaded from memory are not taken for each other."""
 
 import errno
+import lzma
 import zlib
 from pathlib import Path
 
 import pytest
 
-from shimmy.engine.llama.unpack_libraries import in_memory, unpack, unpacked
+from shimmy.engine.llama.unpack_libraries import in_memory, part_content, unpack, unpacked
 from shimmy.errors import ModelUnavailable
 from shimmy.system import files, unpacked_folder
 
@@ -55,6 +56,32 @@ def test_a_damaged_library_is_a_load_that_failed(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="the program's own file is damaged: fetch it again"):
         unpack(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["libsome.so.z"]
+
+
+def test_a_part_that_is_cut_off_or_damaged_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacked_folder, "folder", lambda: tmp_path)
+    packed = lzma.compress(b"a library" * 100)
+    (tmp_path / "some.xz").write_bytes(packed)
+    assert part_content("some.xz") == b"a library" * 100
+    middle = len(packed) // 2
+    for damaged in (packed[:-1], packed[:middle], b"", b"no xz", packed[:middle] + b"????" + packed[middle + 4 :]):
+        (tmp_path / "some.xz").write_bytes(damaged)
+        with pytest.raises(ModelUnavailable, match="the program's own file is damaged: fetch it again"):
+            part_content("some.xz")
+
+
+def test_a_part_that_cannot_be_brought_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.xz").mkdir()
+    monkeypatch.setattr(unpacked_folder, "folder", lambda: tmp_path)
+    with pytest.raises(ModelUnavailable, match=r"folder.xz` cannot be read: Is a directory"):
+        part_content("folder.xz")
+
+    def full(name: str) -> Path:
+        raise OSError(errno.ENOSPC, f"`{name}` cannot be put back: No space left on device")
+
+    monkeypatch.setattr(unpacked_folder, "part", full)
+    with pytest.raises(ModelUnavailable, match=r"`some.xz` cannot be put back: No space left on device"):
+        part_content("some.xz")
 
 
 def test_no_room_to_unpack_is_a_load_that_failed(tmp_path: Path) -> None:

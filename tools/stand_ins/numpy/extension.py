@@ -1,14 +1,12 @@
 """Stands in for numpy's compiled module in the frozen file, where it lies packed: unpacks it and makes way for it."""
 
-import lzma
 import sys
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 
-from shimmy.engine.llama.unpack_libraries import NUMPY_ARCHIVE, in_memory
-from shimmy.system import unpacked_folder
+from shimmy.engine.llama.unpack_libraries import NUMPY_ARCHIVE, in_memory, part_content
 
-with in_memory("numpy", lzma.decompress(unpacked_folder.part(NUMPY_ARCHIVE).read_bytes())) as path:
+with in_memory("numpy", part_content(NUMPY_ARCHIVE)) as path:
     loader = ExtensionFileLoader(__name__, path)
     spec = spec_from_loader(__name__, loader)
     assert spec is not None
