@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 PAGE_PYTHON := .cache/page-venv/bin/python
 
-.PHONY: help run freeze dist vulkan release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
+.PHONY: help run freeze dist vulkan cuda-check release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -38,6 +38,11 @@ dist: ## make dist/shimmy-linux-*, the files for any Linux; MACHINES="x86_64 aar
 
 vulkan: ## compile llama.cpp's library for GPUs, which tests on the source tree use where it is there
 	@$(BUILD) vulkan >/dev/null
+
+cuda-check: ## compile the own part of llama.cpp's library for NVIDIA's GPUs for one of them, and test it; 5 minutes on 2 cores
+	@$(BUILD) engine
+	@$(BUILD) cuda-check >/dev/null
+	$(PYTHON) -m pytest tests/cuda
 
 release: dist ## lay out a release of them in dist/release: files, packages, checksums
 	@python3 -m tools.packages.release

@@ -10,6 +10,8 @@ if sys.version_info < (3, 11):
     sys.exit("Shimmy is built with Python 3.11 or newer; run `python3.11 build.py`, or make that your `python3`.")
 
 from tools.clients import install_clients
+from tools.cuda import library as cuda
+from tools.cuda.partial import check_backend
 from tools.demo_models import DEMO_MODELS, fetch_model
 from tools.emulator import emulator
 from tools.engine import install_engine, source_package
@@ -22,6 +24,9 @@ from tools.steps import CACHE, BuildError, locked, say
 from tools.vulkan import library as vulkan
 from tools.weight_loops import install_loops
 
+# Steps that make one file and need no other step.
+_ONE_FILE = {"cuda": cuda.library, "cuda-check": check_backend, "emulator": emulator}
+
 
 def build(step: str, model: str, machines: list[Target]) -> None:
     """Make a step and the steps before it; paths that a script would want go to standard output."""
@@ -32,6 +37,8 @@ def build(step: str, model: str, machines: list[Target]) -> None:
     if step == "vulkan":
         for machine in machines:
             print(vulkan.library(machine))
+    if step in _ONE_FILE:
+        print(_ONE_FILE[step]())
     if step == "model":
         print(fetch_model(model))
     if step == "run":
@@ -43,8 +50,6 @@ def build(step: str, model: str, machines: list[Target]) -> None:
         install_loops()
     if step in {"freeze", "peer"}:
         print(freeze())
-    if step == "emulator":
-        print(emulator())
     if step == "clients":
         install_clients()
     if step == "page":
@@ -78,6 +83,8 @@ def main() -> int:
     )
     vulkan_libraries = steps.add_parser("vulkan", help="llama.cpp's library for GPUs, which the frozen file carries")
     vulkan_libraries.add_argument("machines", nargs="*", type=machine, default=[BUILD_MACHINE], help=", ".join(TARGETS))
+    steps.add_parser("cuda", help="llama.cpp's library for NVIDIA's GPUs, about an hour on 2 cores")
+    steps.add_parser("cuda-check", help="the backend's own part of it for one kind of GPU, in 5 minutes on 2 cores")
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("page", help="a browser and what else the tests of the page need (600 MB)")
