@@ -18,7 +18,8 @@ from shimmy.hub.references import HubReference, is_safe_path, parse
 from shimmy.hub.settings import HubSettings
 from shimmy.hub.transfer import json_client
 from shimmy.hub.transfer.digests import GIT, SHA256
-from shimmy.hub.transfer.download import RemoteFile, Transfer, fetch
+from shimmy.hub.transfer.download import fetch
+from shimmy.hub.transfer.file_source import RemoteFile, Transfer
 from shimmy.hub.transfer.web import HttpReply, Target, origin
 from shimmy.system.files import write_atomically
 

@@ -14,7 +14,8 @@ from shimmy.formats.ollama_store import DEFAULT_HOST, DIGEST, MAX_MANIFEST_BYTES
 from shimmy.hub.references import OllamaReference
 from shimmy.hub.settings import HubSettings
 from shimmy.hub.transfer import json_client
-from shimmy.hub.transfer.download import RemoteFile, Transfer, fetch
+from shimmy.hub.transfer.download import fetch
+from shimmy.hub.transfer.file_source import RemoteFile, Transfer
 from shimmy.hub.transfer.web import Target, host_of
 from shimmy.system.files import write_atomically
 

@@ -13,8 +13,8 @@ from shimmy.hub.ollama_registry import pull_name
 from shimmy.hub.references import HubReference, OllamaReference, parse
 from shimmy.hub.settings import HubSettings
 from shimmy.hub.single_file import pull_url
-from shimmy.hub.transfer.download import Transfer
 from shimmy.hub.transfer.events import Meter, Report
+from shimmy.hub.transfer.file_source import Transfer
 from shimmy.hub.transfer.web import Web
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from shimmy.errors import BadRequest, NotFound
 from shimmy.hub.references import UrlReference
 from shimmy.hub.settings import HubSettings
-from shimmy.hub.transfer.download import RemoteFile, Transfer, fetch
+from shimmy.hub.transfer.download import fetch
+from shimmy.hub.transfer.file_source import RemoteFile, Transfer
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf)", re.IGNORECASE)
 _MAX_PARTS = 1000

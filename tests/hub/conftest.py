@@ -9,7 +9,7 @@ import pytest
 
 from shimmy.hub.pull import pull
 from shimmy.hub.settings import HubSettings
-from shimmy.hub.transfer import download, patience
+from shimmy.hub.transfer import download, patience, ranges
 from tests.hub.servers import FakeServer
 
 if TYPE_CHECKING:
@@ -62,10 +62,14 @@ def serve() -> Iterator[Serve]:
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a test are many chunks, and no wait is long."""
-    monkeypatch.setattr(download, "CHUNK_BYTES", 64 << 10)
-    monkeypatch.setattr(download, "NOTE_BYTES", 16 << 10)
+    monkeypatch.setattr(ranges, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(ranges, "NOTE_BYTES", 16 << 10)
     monkeypatch.setattr(download, "BUFFER_BYTES", 8 << 10)
+    monkeypatch.setattr(ranges, "BUFFER_BYTES", 8 << 10)
+    monkeypatch.setattr(ranges, "LATER_BUFFER_BYTES", 4 << 10)
     monkeypatch.setattr(download, "RANGES_FROM_BYTES", 32 << 10)
+    monkeypatch.setattr(ranges, "MORE_EVERY_S", 0.0)
+    monkeypatch.setattr(ranges, "FAST_BYTES_PER_S", 1e15)
     monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
     for variable in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)

@@ -31,6 +31,7 @@ class Fault:
     body: bytes | None = None  # in place of the right one, of the same length as far as it goes
     extra: bytes = b""  # behind the body, and counted in its length
     content_range: str = ""
+    n_connections: int = 0  # that have to be open before the content is sent
 
 
 @dataclass
@@ -87,6 +88,11 @@ class FakeServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def most_connections(self) -> int:
+        """That were open at once."""
+        return self._server.most_connections
+
     def paths(self, beginning: str) -> list[str]:
         with self.lock:
             return [path for path, _ in self.requests if path.startswith(beginning)]
@@ -132,6 +138,7 @@ class FakeServer:
         if fault.status:
             self.send(handler, fault.status, b"no", fault.headers)
             return
+        self._server.wait_for_connections(fault.n_connections)
         start, end = 0, len(content.data)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range") or "")
         is_part = bool(asked) and self.has_ranges
@@ -354,12 +361,18 @@ class _Quiet(ThreadingHTTPServer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.n_connections = 0
+        self.n_connections = self.most_connections = 0
         self.changed = Condition()
+
+    def wait_for_connections(self, number: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.n_connections >= number, timeout=30)
 
     def process_request_thread(self, *arguments: Any) -> None:
         with self.changed:
             self.n_connections += 1
+            self.most_connections = max(self.most_connections, self.n_connections)
+            self.changed.notify_all()
         try:
             super().process_request_thread(*arguments)
         finally:

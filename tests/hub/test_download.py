@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from shimmy.errors import PullFailed
-from shimmy.hub.transfer import download, part_file, patience
+from shimmy.hub.transfer import download, part_file, patience, ranges
 from shimmy.hub.transfer.digests import openssl_sha256
 from tests.hub.conftest import Place, Serve
 from tests.hub.servers import FakeHub, Fault
@@ -45,6 +45,21 @@ def test_a_hundred_cuts_end_in_the_right_bytes(hub: FakeHub, place: Place) -> No
     )
     assert sum(fault != Fault() for fault in hub.faults) >= 90
     assert_pulled(place, hub)
+
+
+def test_connections_join_while_the_line_is_slow(hub: FakeHub, place: Place) -> None:
+    hub.faults.extend([Fault(), *[Fault(n_connections=ranges.N_CONNECTIONS)] * ranges.N_CONNECTIONS])
+    assert_pulled(place, hub)
+    assert hub.most_connections <= ranges.N_CONNECTIONS + 1
+
+
+def test_one_connection_is_enough_for_a_line_that_it_fills(
+    hub: FakeHub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "FAST_BYTES_PER_S", -1.0)
+    assert_pulled(place, hub)
+    assert len(hub.paths("/signed/")) > 16
+    assert hub.most_connections <= 2
 
 
 def test_a_pull_goes_on_where_an_earlier_one_was_killed(hub: FakeHub, place: Place) -> None:

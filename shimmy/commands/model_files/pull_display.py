@@ -23,6 +23,7 @@ class PullDisplay:
         self._style = Style(stream)
         self._live = LiveLine(stream)
         self._said_s = 0.0
+        self._is_whole_said = False
 
     def report(self, event: PullEvent) -> None:
         details: dict[str, Any] = dict(event.details)
@@ -47,9 +48,9 @@ class PullDisplay:
         if self._live.is_on:
             self._show(details)
             return
-        now_s = monotonic()
-        if now_s - self._said_s >= _LINE_EVERY_S or details["completed_bytes"] == details["total_bytes"]:
-            self._said_s = now_s
+        now_s, is_whole = monotonic(), details["completed_bytes"] == details["total_bytes"]
+        if now_s - self._said_s >= _LINE_EVERY_S or (is_whole and not self._is_whole_said):
+            self._said_s, self._is_whole_said = now_s, is_whole
             self._line(_GAP.join(filter(None, _figures(details))))
 
     def _show(self, details: dict[str, Any]) -> None:

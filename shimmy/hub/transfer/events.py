@@ -54,6 +54,10 @@ class Meter:
     def n_completed(self) -> int:
         return self._completed
 
+    @property
+    def n_received(self) -> int:
+        return self._received
+
     def say(self, kind: str, **details: object) -> None:
         """From any thread; those who hear it hear one thing at a time."""
         with self._saying:

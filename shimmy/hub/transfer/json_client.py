@@ -5,7 +5,7 @@ from threading import Event
 from typing import Any
 
 from shimmy.errors import PullFailed
-from shimmy.hub.transfer.download import Transfer
+from shimmy.hub.transfer.file_source import Transfer
 from shimmy.hub.transfer.patience import Patience
 from shimmy.hub.transfer.web import HttpReply, Target, Trouble, host_of
 
