@@ -17,7 +17,8 @@
     ├── UnsupportedEncoding   415  the body has an unknown compression
     ├── Overloaded            503  the queue is full; try again later
     ├── ModelUnavailable      503  the model could not be loaded
-    │   └── OutOfMemory       503  it takes more memory than there is
+    │   ├── OutOfMemory       503  it takes more memory than there is
+    │   └── OutOfDeviceMemory 503  a device that was to compute it has too little memory
     ├── WorkerDied            502  the worker ended while the job was running
     ├── PullFailed            502  a model could not be fetched from where it is
     ├── ShuttingDown          503
@@ -145,6 +146,10 @@ class ModelUnavailable(ShimmyError):
 
 class OutOfMemory(ModelUnavailable):
     code = "out_of_memory"
+
+
+class OutOfDeviceMemory(ModelUnavailable):
+    code = "out_of_device_memory"
 
 
 class WorkerDied(ShimmyError):

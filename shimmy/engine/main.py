@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from shimmy import log
 from shimmy.engine import last_words, loading, threads
+from shimmy.engine.llama import no_memory
 from shimmy.engine.llama.binding import aborts
+from shimmy.engine.llama.binding import log as engine_log
 from shimmy.engine.parent_connection import ParentConnection
 from shimmy.engine.prepare_lanes import Cancelled, Lanes, Work
 from shimmy.engine.pulse import Pulse, engine
@@ -34,7 +36,7 @@ from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate import draft_model
 from shimmy.engine.tune.cpu_affinity import Placement, engine_threads
 from shimmy.engine.tune.tuner import Tuner, Tuning
-from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, ShimmyError
+from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, OutOfDeviceMemory, ShimmyError
 from shimmy.messages.event import Accepted, Echo
 from shimmy.messages.model_info import LoadProgress, PromptCacheStats, WorkerLoad
 from shimmy.system import cpu
@@ -132,9 +134,7 @@ class Worker:
         except ShimmyError as error:
             self._connection.send(reports.refused_frame(error))
             return 1
-        aborts.handler = lambda reason: self._connection.send(
-            reports.dying_frame(Internal(f"the engine gave up: {reason}"))
-        )
+        aborts.handler = self._give_up_serving
         facts = replace(facts, load_s=loaded_s - started_s, validation_s=perf_counter() - loaded_s)
         if self._model.writes:
             self._prompts = loading.open_prompts(sources, self._model, self._preparer, options, self._tell_of_prompts)
@@ -156,8 +156,14 @@ class Worker:
     def _refuse(self, path: Path, reason: str) -> NoReturn:
         """The engine gives up on a model that is being loaded."""
         message = f"the engine cannot use `{path.name}`: {loading.explained(path, reason)}"
-        self._connection.send(reports.refused_frame(ModelUnavailable(message)))
+        kind = OutOfDeviceMemory if no_memory.made_abort(engine_log.reason()) else ModelUnavailable
+        self._connection.send(reports.refused_frame(kind(message)))
         os._exit(1)
+
+    def _give_up_serving(self, reason: str) -> None:
+        """The engine gives up on jobs that it computes."""
+        kind = OutOfDeviceMemory if no_memory.made_abort(engine_log.reason()) else Internal
+        self._connection.send(reports.dying_frame(kind(f"the engine gave up: {reason}")))
 
     def _serve(self) -> NoReturn:
         while True:

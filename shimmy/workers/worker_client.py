@@ -82,6 +82,7 @@ class WorkerClient(asyncio.BufferedProtocol):
         self.stderr: WorkerStderr | None = None
         self._end = WorkerEnd(child)
         self.end_reason = ""  # once it has ended
+        self.lacked_device_memory = False  # the reason: a device had too little
         self.n_finished = 0  # jobs that came to a good end
         self._watch = WorkerWatch(lambda: (self.opened.done(), not self.is_idle), self.break_off)
         self.is_closing = False
@@ -304,12 +305,14 @@ class WorkerClient(asyncio.BufferedProtocol):
     def _tell_of_end(self, status: int | None, written: str) -> None:
         """Fail the load, the jobs and the calls; `written` is the last text on the worker's stderr."""
         self.end_reason = how = self._end.described(status, written)
+        self.lacked_device_memory = self._end.lacked_device_memory(status, written)
         error: ShimmyError = ShuttingDown("the model is being unloaded")
         if not self.is_closing:
             error = WorkerDied(f"the worker of `{self.name}` ended ({how}) while the request was running")
             logger.error("worker `%s` (pid %d) ended: %s", self.name, self.pid, how)
         if not self.opened.done():
-            self.opened.set_exception(self._end.failed_load(self.name, how, status, is_closing=self.is_closing))
+            failed = self._end.failed_load(self.name, how, status, written, is_closing=self.is_closing)
+            self.opened.set_exception(failed)
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.put(error)

@@ -7,7 +7,7 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
-from shimmy.errors import Internal, ModelUnavailable, OutOfMemory, ShimmyError
+from shimmy.errors import Internal, ModelUnavailable, OutOfDeviceMemory, OutOfMemory, ShimmyError
 from shimmy.wire import values
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 KILL_AFTER_S = 5.0
 # A killed process that is still there then waits for a disk that does not answer: its jobs do not wait any longer.
 LET_GO_AFTER_S = 10.0
+# What the C++ library writes of an exception of the Vulkan backend, which nothing catches while the engine computes.
+_NO_DEVICE_MEMORY = "OutOfDeviceMemory"
 
 
 class WorkerEnd:
@@ -48,10 +50,20 @@ class WorkerEnd:
         how = "it cannot be ended" if status is None else _describe(status)
         return f"{how}: {values.printable(written, values.MAX_LABEL)}" if written else how
 
-    def failed_load(self, name: str, how: str, status: int | None, *, is_closing: bool) -> ModelUnavailable:
+    def lacked_device_memory(self, status: int | None, written: str) -> bool:
+        """Whether it ended for want of a device's memory; `written` is the last text on its stderr."""
+        is_known = isinstance(self.last_words, OutOfDeviceMemory)
+        return is_known or (status == -signal.SIGABRT and _NO_DEVICE_MEMORY in written)
+
+    def failed_load(
+        self, name: str, how: str, status: int | None, written: str, *, is_closing: bool
+    ) -> ModelUnavailable:
         """The error of a worker that ended while it loaded model `name`; `is_closing`: it was told to end."""
         message = f"the worker ended while it loaded `{name}` ({how}"
-        error = (OutOfMemory if isinstance(self.last_words, OutOfMemory) else ModelUnavailable)(message + ")")
+        kind = OutOfMemory if isinstance(self.last_words, OutOfMemory) else ModelUnavailable
+        if self.lacked_device_memory(status, written):
+            kind = OutOfDeviceMemory
+        error = kind(message + ")")
         if status == -signal.SIGKILL and not is_closing and self.kill_reason is None:
             error = OutOfMemory(message + ", which a system sends that has run out of memory)")
         # A worker that names its reason before it had a model, such as a full disk or no threads, did not die of it.

@@ -12,7 +12,15 @@ import pytest
 
 from shimmy import log
 from shimmy.engine import last_words, threads
-from shimmy.errors import BadRequest, Internal, ModelUnavailable, OutOfMemory, ShimmyError, WorkerDied
+from shimmy.errors import (
+    BadRequest,
+    Internal,
+    ModelUnavailable,
+    OutOfDeviceMemory,
+    OutOfMemory,
+    ShimmyError,
+    WorkerDied,
+)
 from shimmy.messages.request import GenerateRequest, TextPrompt
 from shimmy.wire.worker_options import WorkerOptions
 from shimmy.workers import spawn
@@ -92,6 +100,24 @@ def test_what_fails_while_a_worker_imports_reaches_the_caller(
     assert message in told.message
     assert "exit code" not in told.message
     assert not told.is_death, "no fault of the model"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("terminate called after throwing an instance of 'vk::OutOfDeviceMemoryError'", OutOfDeviceMemory),
+        ("libc++abi: terminating due to uncaught exception of type vk::OutOfDeviceMemoryError", OutOfDeviceMemory),
+        ("terminate called after throwing an instance of 'vk::DeviceLostError'", ModelUnavailable),
+    ],
+)
+def test_an_exception_of_a_device_without_memory_is_told_from_others(
+    said: str, kind: type[ShimmyError], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = f"os.write(2, {said.encode()!r}), os.abort()"
+    sabotage(monkeypatch, tmp_path, f"import os, shimmy.engine.loading as l; l.load = lambda *_: ({end})")
+    told = asyncio.run(failed_load(tiny_model))
+    assert type(told) is kind
+    assert told.is_death
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from shimmy.engine.llama import no_memory
 from shimmy.engine.llama.binding import llama, log
 from shimmy.engine.llama.context import Batch, set_adapters
 from shimmy.engine.llama.sampler import Likelihood
 from shimmy.engine.llama.sequence_state import State, States
-from shimmy.errors import ModelUnavailable, OutOfMemory
+from shimmy.errors import ModelUnavailable, OutOfDeviceMemory, OutOfMemory
 from shimmy.messages.event import LEAST_LOGPROB, Candidate, TokenLogprob
 from shimmy.system import memory
 from shimmy.wire.worker_options import CELLS_STEP, MAX_SEQUENCES
@@ -63,7 +64,7 @@ class LlamaBackend:
         self._params.n_seq_max = min(n_open + bool(self._n_window), MAX_SEQUENCES)
         self._context = self._probe.context = llama.llama_init_from_model(self._model.pointer, self._params)
         if not self._context:
-            raise OutOfMemory(f"no context of {n_cells} tokens: {log.reason()}")
+            raise no_memory.of_context(f"no context of {n_cells} tokens", log.reason(), self._model.buffers)
         self._memory = llama.llama_get_memory(self._context)
         self.n_cells: int = llama.llama_n_ctx(self._context)
         self.n_open = n_open
@@ -107,7 +108,7 @@ class LlamaBackend:
         llama.llama_free(self._context)
         try:
             self._open(n_cells, n_open)
-        except OutOfMemory:
+        except (OutOfMemory, OutOfDeviceMemory):
             self._open(*before)
         if llama.llama_state_set_data(self._context, copy, n_bytes) != n_bytes:
             raise OutOfMemory(f"could not move {n_bytes} bytes into a context of {self.n_cells} tokens")
@@ -129,7 +130,7 @@ class LlamaBackend:
         tokens = [self._vocab.bos_token() or 0] * min(n_rows, self.n_batch, self.n_cells)
         row = self.batch.add(tokens, 0, 0, n_outputs=1)
         if self.decode() != 0:
-            raise ModelUnavailable(f"the engine could not decode with this model: {log.reason()}")
+            raise no_memory.failure("the engine could not decode with this model", log.reason(), self._model.buffers)
         logits = llama.llama_get_logits_ith(self._context, row)
         if math.isnan(sum(logits[: self._vocab.n_vocab])):
             self.wipe()

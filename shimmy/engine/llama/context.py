@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from shimmy.engine.llama import no_memory
 from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.pulse import nodes
-from shimmy.errors import ModelUnavailable, OutOfMemory
+from shimmy.errors import ModelUnavailable
 from shimmy.formats.pooling_type import EmbeddingPlan
 
 # The binding declares pointers to pointers here, which cost a cast each.
@@ -96,8 +97,9 @@ def form_of_cells() -> bytes:
 class EmbeddingContext:
     """A context that gives one vector for each sequence instead of logits, as the embedder's backend."""
 
-    def __init__(self, model: Any, plan: EmbeddingPlan, n_threads: int) -> None:
-        """Open it for the model behind the pointer `model`; OutOfMemory without the memory."""
+    def __init__(self, model: Any, plan: EmbeddingPlan, n_threads: int, buffers: Sequence[str] = ()) -> None:
+        """Open it for the model behind the pointer `model`; OutOfMemory without the memory, OutOfDeviceMemory where it
+        is that of devices, which have `buffers`."""
         # llama.cpp lays its graph out with as many rows of each sequence, and aborts where that is more than the batch.
         n_rows = -(-plan.n_batch // plan.n_sequences) * plan.n_sequences
         params = context_params(plan.n_ctx, n_rows, plan.n_sequences, n_threads)
@@ -106,7 +108,7 @@ class EmbeddingContext:
         params.pooling_type = getattr(llama, f"LLAMA_POOLING_TYPE_{plan.pooling.upper()}")
         self.pointer = llama.llama_init_from_model(model, params)
         if not self.pointer:
-            raise OutOfMemory(f"no context of {plan.n_ctx} tokens for embeddings: {log.reason()}")
+            raise no_memory.of_context(f"no context of {plan.n_ctx} tokens for embeddings", log.reason(), buffers)
         self._memory = llama.llama_get_memory(self.pointer)  # encoders have none
         self._compute = llama.llama_decode if llama.llama_model_has_decoder(model) else llama.llama_encode
         is_causal = self._memory and llama.llama_get_causal_attn(self.pointer)

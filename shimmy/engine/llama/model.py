@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shimmy.engine.llama import no_memory
 from shimmy.engine.llama.backend import LlamaBackend
 from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.llama.context import EmbeddingContext, context_params, set_adapters
@@ -19,7 +20,7 @@ from shimmy.engine.llama.sampler import LlamaSampler, Probe
 from shimmy.engine.llama.sampler_chain import SamplerChain, SamplerStage
 from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.pulse import engine as activity
-from shimmy.errors import ModelUnavailable, OutOfMemory
+from shimmy.errors import ModelUnavailable
 from shimmy.formats.pooling_type import EmbeddingPlan
 from shimmy.messages.model_info import Adapter, ModelFacts
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 # Rows of a prompt that show that devices compute: those of one row and of a few are computed by other programs.
 _DEVICE_ROWS = 64
-_SIGNS_OF_NO_MEMORY = ("bad_alloc", "failed to allocate", "unable to allocate", "Cannot allocate memory")
 
 _backend_load = function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
 _processor_memory = function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)
@@ -108,9 +108,7 @@ class LlamaModel:
         params.progress_callback = _on_progress
         self.pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
-            reason = log.reason()
-            kind = OutOfMemory if any(sign in reason for sign in _SIGNS_OF_NO_MEMORY) else ModelUnavailable
-            raise kind(f"the engine could not load `{path.name}`: {reason}")
+            raise no_memory.failure(f"the engine could not load `{path.name}`", log.reason(), self.buffers)
         self.name = path.name
         self.cpu = cpu
         self.vocab = LlamaVocab(
@@ -141,6 +139,11 @@ class LlamaModel:
         """The context for text, of a model that `writes`."""
         assert self._backend is not None
         return self._backend
+
+    @property
+    def buffers(self) -> Sequence[str]:
+        """The names of the types of buffers that its devices have."""
+        return self.devices.buffers if self.devices else ()
 
     @property
     def place(self) -> tuple[bytes, ...]:
@@ -206,8 +209,8 @@ class LlamaModel:
         first: tuple[int, int] | None = None,
         exact: bool = False,
     ) -> LlamaBackend:
-        """Make a KV pool that may have `n_ctx` cells for `n_sequences` sequences; OutOfMemory without the memory, and
-        ModelUnavailable when the model cannot generate text.
+        """Make a KV pool that may have `n_ctx` cells for `n_sequences` sequences; OutOfMemory or OutOfDeviceMemory
+        without the memory, and ModelUnavailable when the model cannot generate text.
 
         `first` is how many cells and sequences the pool has at first; all of them where that is None, or where a model
         cannot move what its pool holds: cells are memory, and each sequence is room for one row of logits. `n_ubatch`
@@ -224,9 +227,9 @@ class LlamaModel:
         return self._backend
 
     def open_embeddings(self, plan: EmbeddingPlan, n_threads: int) -> None:
-        """Make a context for embeddings, after the one for text where there is one; OutOfMemory without the memory,
-        and ModelUnavailable when it would take no input."""
-        self.embeddings = EmbeddingContext(self.pointer, plan, n_threads)
+        """Make a context for embeddings, after the one for text where there is one; OutOfMemory or OutOfDeviceMemory
+        without the memory, and ModelUnavailable when it would take no input."""
+        self.embeddings = EmbeddingContext(self.pointer, plan, n_threads, self.buffers)
         if self.embeddings.n_ctx < 1:
             raise ModelUnavailable(f"`{self.name}` has a training length of 0 tokens: it can read nothing")
 

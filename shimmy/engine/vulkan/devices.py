@@ -18,6 +18,8 @@ _load = function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
 _count = function("ggml_backend_reg_dev_count", ctypes.c_size_t, ctypes.c_void_p)
 _get = function("ggml_backend_reg_dev_get", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _description = function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+_buffer_type = function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
+_buffer_name = function("ggml_backend_buft_name", ctypes.c_char_p, ctypes.c_void_p)
 _sizes = ctypes.POINTER(ctypes.c_size_t)
 _memory = function("ggml_backend_dev_memory", None, ctypes.c_void_p, _sizes, _sizes)
 
@@ -40,6 +42,11 @@ class EngineDevices:
     @property
     def n_layers(self) -> int:
         return sum(self.layers)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """What the engine calls the memory of each, which is not always its name."""
+        return tuple(_buffer_name(_buffer_type(pointer)).decode() for pointer in self.pointers)
 
     def have_memory(self, n_bytes: int) -> bool:
         """Whether each has memory free for its part of `n_bytes`, by its driver's word."""
