@@ -175,6 +175,12 @@ class Metrics:
             "model",
             "device",
         )
+        self.device_failures = Counter(
+            "shimmy_gpu_failures_total",
+            "Loads and workers that failed on a GPU, and what follows: fewer_layers there, or the processor.",
+            "model",
+            "outcome",
+        )
         self.memory_given = Gauge("shimmy_memory_given_bytes", "Memory reserved for all workers.")
         self.model_load_s = Histogram(
             "shimmy_model_load_seconds", "Time to load a model.", "model", bounds=LOAD_BUCKETS_S
@@ -188,7 +194,9 @@ class Metrics:
             bounds=SWAP_BUCKETS_S,
         )
         self.unloads = Counter(
-            "shimmy_unloads_total", "Workers ended on purpose: idle, asked, memory (evicted), removed.", "reason"
+            "shimmy_unloads_total",
+            "Workers ended on purpose: idle, asked, memory or device_memory (evicted), removed.",
+            "reason",
         )
         self.log_lines_dropped = Counter(
             "shimmy_log_lines_dropped_total",

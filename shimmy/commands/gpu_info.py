@@ -94,7 +94,8 @@ def _place(model: Model, config: Config, found: FoundDevices) -> Offload:
     config = replace(config, device_required=False)  # nothing is refused here
     planner = LaunchPlanner(config)
     choice = DeviceChoice(config, MemoryBudget(config.max_memory_bytes), find=lambda: found)
-    return asyncio.run(choice.choose(model, planner.whole(model), has_adapters=planner.has_adapters(model)))
+    has_adapters = planner.has_adapters(model)
+    return asyncio.run(choice.choose(model, planner.whole(model), has_adapters=has_adapters)).offload
 
 
 def _sentence(model: Model, offload: Offload) -> str:

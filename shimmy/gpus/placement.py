@@ -5,7 +5,7 @@ model on devices, and behind them the output, which counts as one more layer.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shimmy.messages.device import Device, DeviceKind
 from shimmy.option_kinds import MAX_DEVICES
@@ -27,6 +27,7 @@ class DeviceWish:
     names: tuple[str, ...] | None = None  # one at least; None: those that are used without being named
     n_layers: int | None = None  # one at least; None: as many as fit; more than there are: all
     split: tuple[float, ...] = ()  # a share for each device; (): by their free memory
+    n_most: int | None = None  # no more layers than these, whoever wishes them: more have failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +73,16 @@ def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: Lay
     if fault := _fault(wish, found, reason, sizes):
         return Offload(note=fault)
     wanted = devices = _wanted(wish, found)
-    n_all = sizes.n_layers + 1
+    n_wished = _n_wished(wish, sizes)
     if wish.names is None and wish.n_layers is None and not wish.split:
-        devices = _worthwhile(wanted, sizes)
+        devices = _worthwhile(wanted, n_wished, sizes)
         if not devices:
-            return Offload(note=_too_few(wanted, sizes))
-    n_wished = n_all if wish.n_layers is None else min(wish.n_layers, n_all)
+            return Offload(note=_too_few(wanted, n_wished, sizes))
     enough = [each for each in devices if sizes.on_each([n_wished])[0] <= each.free_bytes]
     if enough and not wish.split:
         devices = [max(enough, key=lambda each: each.free_bytes)]  # faster than two that wait for each other
     shares = wish.split or [each.free_bytes for each in devices]
-    n_layers = n_wished if wish.n_layers is not None else _n_fitting(n_all, devices, shares, sizes)
+    n_layers = n_wished if wish.n_layers is not None else _n_fitting(n_wished, devices, shares, sizes)
     layers = divided(n_layers, shares)
     n_bytes = sizes.on_each(layers)
     used = [place for place, n in enumerate(layers) if n]
@@ -93,6 +93,15 @@ def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: Lay
         n_cpu_moe=sizes.n_cpu_moe if used else 0,
         note="; ".join(_notes(wish, n_layers, devices, wanted, sizes)),
     )
+
+
+def n_with_room(wish: DeviceWish, found: Sequence[FreeDevice], sizes: LayerSizes) -> int:
+    """How many of the layers that are wished there have room, also where a number of them is taken at its word."""
+    return min(_n_wished(wish, sizes), place(replace(wish, n_layers=None), found, "", sizes).n_layers)
+
+
+def _n_wished(wish: DeviceWish, sizes: LayerSizes) -> int:
+    return min(n for n in (sizes.n_layers + 1, wish.n_layers, wish.n_most) if n is not None)
 
 
 def divided(n_layers: int, shares: Sequence[float]) -> list[int]:
@@ -115,8 +124,9 @@ def _n_fitting(n_most: int, devices: Sequence[FreeDevice], shares: Sequence[floa
     return 0
 
 
-def _worthwhile(devices: Sequence[FreeDevice], sizes: LayerSizes) -> list[FreeDevice]:
-    """Those that have the most layers together, and the fewest devices for that; none where they have but a few.
+def _worthwhile(devices: Sequence[FreeDevice], n_most: int, sizes: LayerSizes) -> list[FreeDevice]:
+    """Those that have the most layers together, up to `n_most`, and the fewest devices for that; none where they have
+    but a few.
 
     Each has to have a quarter of an even part at least: passing activations on costs more than a few layers gain.
     """
@@ -126,7 +136,7 @@ def _worthwhile(devices: Sequence[FreeDevice], sizes: LayerSizes) -> list[FreeDe
     for n_devices in range(1, len(devices) + 1):
         chosen = [each for each in devices if each in freest[:n_devices]]
         shares = [each.free_bytes for each in chosen]
-        layers = divided(_n_fitting(n_all, chosen, shares, sizes), shares)
+        layers = divided(_n_fitting(n_most, chosen, shares, sizes), shares)
         if sum(layers) > n_best and 4 * n_devices * min(layers) >= n_all:
             best, n_best = chosen, sum(layers)
     return best
@@ -182,7 +192,9 @@ def _notes(
     wish: DeviceWish, n_layers: int, devices: Sequence[FreeDevice], wanted: Sequence[FreeDevice], sizes: LayerSizes
 ) -> Iterator[str]:
     """Why the processor still has a part of the model, where `devices` of those `wanted` have some of it."""
-    if wish.n_layers is not None and n_layers <= sizes.n_layers:
+    if n_layers == wish.n_most:
+        pass  # who has set that limit says why
+    elif wish.n_layers is not None and n_layers <= sizes.n_layers:
         yield f"`--gpu-layers {wish.n_layers}`"
     elif n_layers <= sizes.n_layers:
         yield _what_fits(n_layers, devices, sizes)
@@ -192,9 +204,9 @@ def _notes(
         yield f"`--n-cpu-moe {sizes.n_cpu_moe}`: experts of so many layers on the processor"
 
 
-def _too_few(devices: Sequence[FreeDevice], sizes: LayerSizes) -> str:
+def _too_few(devices: Sequence[FreeDevice], n_most: int, sizes: LayerSizes) -> str:
     """Why none of the devices is used without being named."""
-    n_layers = _n_fitting(sizes.n_layers + 1, devices, [each.free_bytes for each in devices], sizes)
+    n_layers = _n_fitting(n_most, devices, [each.free_bytes for each in devices], sizes)
     fit = _what_fits(n_layers, devices, sizes)
     return f"{fit}; so few are put on a device that is named with `--device`" if n_layers else fit
 

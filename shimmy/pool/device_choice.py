@@ -1,19 +1,21 @@
-"""Which devices a model is put on when it is loaded: what `gpus` places there, unless it has failed there lately.
+"""Which devices a model is put on when it is loaded: what `gpus` places there, unless it has failed there lately; and
+who has to end so that it finds room there.
 
-Knows the options, what is reserved of each device's memory, and failures; nothing of workers. Where the person wishes
-none and where this build has no Vulkan, nothing is looked for, and nothing of `gpus` is imported.
+Knows the options, what is reserved of each device's memory, and failures; nothing of the life of workers. Where the
+person wishes none and where this build has no Vulkan, nothing is looked for, and nothing of `gpus` is imported.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shimmy.background import in_thread
 from shimmy.catalog.catalog import Model
 from shimmy.config import Config
 from shimmy.errors import ModelUnavailable
 from shimmy.pool import memory_estimate
+from shimmy.pool.eviction import Occupant
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import vulkan_archive
@@ -21,21 +23,34 @@ from shimmy.wire.worker_options import Offload
 
 if TYPE_CHECKING:
     from shimmy.gpus.devices import FoundDevices
-    from shimmy.gpus.placement import LayerSizes
+    from shimmy.gpus.placement import FreeDevice, LayerSizes
     from shimmy.messages.device import Device
 
-# A model that failed on its devices is computed by the processor; a load after this time tries them again.
+# A model that failed on its devices is computed by the processor, or has fewer layers there; a load after this time
+# tries them again.
 RETRY_S = 600.0
 # What the engine takes on a device beside what it takes to compute on the processor.
 _ENGINE_BYTES = 256 * 10**6
+# Others end where they leave a model less than this share of the layers that it would have without them: a load takes
+# seconds, and the last quarter of the layers takes longer on the processor than all others on a device.
+_ENOUGH = 3 / 4
+
+
+class DeviceDecision(NamedTuple):
+    """What a load is given, once those that are `in_the_way` have ended."""
+
+    offload: Offload
+    in_the_way: tuple[Occupant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What happened to a model on its devices, and until when it is not put there again."""
+    """What happened to a model on its devices, and until when it has no more layers there."""
 
     note: str
     until_s: float
+    n_first: int = 0  # layers that it had when it failed for the first time
+    n_most: int = 0  # layers that it is given
 
 
 class DeviceChoice:
@@ -56,34 +71,59 @@ class DeviceChoice:
         self._pending: dict[str, Offload] = {}  # by model: what is chosen and not reserved yet
         self.is_required = config.device_required
 
-    async def choose(self, model: Model, whole: MemoryEstimate, *, has_adapters: bool) -> Offload:
-        """For a model that takes `whole` without devices; call `is_reserved` when it has its memory. Raises
-        ModelUnavailable where a device is required and none can have any of it."""
-        offload = await self._chosen(model, whole, has_adapters=has_adapters)
-        if self.is_required and not offload.devices:
-            raise ModelUnavailable(f"`{model.name}` needs a device (`--device-required`): {offload.note}")
-        return offload
+    async def choose(
+        self,
+        model: Model,
+        whole: MemoryEstimate,
+        *,
+        has_adapters: bool,
+        occupants: Callable[[], Sequence[Occupant]] = tuple,
+    ) -> DeviceDecision:
+        """For a model that takes `whole` without devices. Where others are in the way, ask again when they have ended;
+        else call `is_reserved` when it has its memory. `occupants` are those that may end for it, in that order.
 
-    async def _chosen(self, model: Model, whole: MemoryEstimate, *, has_adapters: bool) -> Offload:
+        Raises ModelUnavailable where a device is required and none can have any of it."""
+        decision = await self._decided(model, whole, has_adapters=has_adapters, occupants=occupants)
+        if self.is_required and not decision.offload.devices and not decision.in_the_way:
+            raise ModelUnavailable(f"`{model.name}` needs a device (`--device-required`): {decision.offload.note}")
+        return decision
+
+    async def _decided(
+        self,
+        model: Model,
+        whole: MemoryEstimate,
+        *,
+        has_adapters: bool,
+        occupants: Callable[[], Sequence[Occupant]],
+    ) -> DeviceDecision:
         if self._config.devices == () or self._config.gpu_layers == 0:
-            return Offload()
-        if (failure := self._failures.get(model.name)) is not None:
-            if self._clock() < failure.until_s:
-                return Offload(note=failure.note)
-            self.forget(model.name)
+            return DeviceDecision(Offload())
+        failure = self._failure(model.name)
+        if failure is not None and not failure.n_most:
+            return DeviceDecision(Offload(note=failure.note))
         config = self._config
         found = await in_thread(self._find)
         if not found.devices:
-            return Offload(note=found.reason)
+            return DeviceDecision(Offload(note=found.reason))
         if has_adapters:
-            return Offload(note="models with LoRA adapters are computed on the processor")
+            return DeviceDecision(Offload(note="models with LoRA adapters are computed on the processor"))
         from shimmy.gpus import placement  # most machines have no device
 
-        wish = placement.DeviceWish(config.devices, config.gpu_layers, config.tensor_split)
-        free = [placement.FreeDevice(device, self._free_bytes(device)) for device in found.devices]
+        n_most = None if failure is None else failure.n_most
+        wish = placement.DeviceWish(config.devices, config.gpu_layers, config.tensor_split, n_most)
         sizes = layer_sizes(model, whole, config.n_cpu_moe)
-        offload = self._pending[model.name] = placement.place(wish, free, found.reason, sizes)
-        return offload
+
+        def free(gone: Sequence[Occupant] = ()) -> "list[FreeDevice]":
+            return [placement.FreeDevice(device, self._free_bytes(device, gone)) for device in found.devices]
+
+        others = _in_the_way(occupants(), lambda gone: placement.n_with_room(wish, free(gone), sizes))
+        offload = placement.place(wish, free(), found.reason, sizes)
+        if others:
+            return DeviceDecision(offload, others)
+        if failure is not None:
+            offload = replace(offload, note="; ".join(filter(None, (offload.note, failure.note))))
+        self._pending[model.name] = offload
+        return DeviceDecision(offload)
 
     def is_reserved(self, model: Model) -> None:
         """What was chosen for `model` is in the budget, or nobody's any more."""
@@ -94,9 +134,28 @@ class DeviceChoice:
         if not self.is_required:
             self._failures[model.name] = _Failure(note, self._clock() + RETRY_S)
 
+    def lacked_memory(self, model: Model, n_layers: int, device: str, reason: str) -> bool:
+        """`model` ended or was refused for want of memory with `n_layers` on `device`: it is given fewer for a while.
+        False where there are no fewer."""
+        before = self._failure(model.name)
+        n_first = max(n_layers, before.n_first if before else 0)
+        n_most = next((n for n in (-(-n_first * share // 4) for share in (3, 2, 1)) if n < n_layers), 0)
+        if n_most:
+            note = f"{device} had no memory for {n_layers} layers: {reason}"
+            self._failures[model.name] = _Failure(note, self._clock() + RETRY_S, n_first, n_most)
+        return n_most > 0
+
     def forget(self, name: str) -> None:
         """A person wants the model loaded, or its file has changed: its next load tries the devices."""
         self._failures.pop(name, None)
+
+    def _failure(self, name: str) -> _Failure | None:
+        """What still holds of it."""
+        failure = self._failures.get(name)
+        if failure is not None and self._clock() >= failure.until_s:
+            self.forget(name)
+            return None
+        return failure
 
     def _look(self) -> "FoundDevices":
         """The devices, with their free memory; with nothing to tell where a person without a GPU names none."""
@@ -117,17 +176,41 @@ class DeviceChoice:
         has_gpu = any(device.kind != DeviceKind.CPU for device in found.devices) or hardware.gpus()
         return found if names or self.is_required or has_gpu else devices.FoundDevices()
 
-    def _free_bytes(self, device: "Device") -> int:
+    def _free_bytes(self, device: "Device", gone: Sequence[Occupant]) -> int:
         """What is free by the driver's word, less what loading workers will take; and no more than what we have left
-        of all, as some drivers tell nothing but that."""
-        pending = sum(
-            n_bytes for offload in self._pending.values()
-            for name, n_bytes in zip(offload.devices, offload.n_bytes, strict=True) if name == device.name
-        )  # fmt: skip
+        of all, as some drivers tell nothing but that. All of that with the memory of those that are `gone`."""
+        chosen = self._pending.values()
+        pending = sum(_bytes_on(device, zip(each.devices, each.n_bytes, strict=True)) for each in chosen)
+        freed = sum(_bytes_on(device, occupant.on_devices) for occupant in gone)
         left = device.total_bytes - self._budget.on_device(device.name)
         if device.free_bytes is not None:
             left = min(left, device.free_bytes - self._budget.on_device(device.name, is_taken=False))
-        return max(0, left - pending)
+        return max(0, left + freed - pending)
+
+
+def _bytes_on(device: "Device", parts: Iterable[tuple[str, int]]) -> int:
+    return sum(n_bytes for name, n_bytes in parts if name == device.name)
+
+
+def _in_the_way(occupants: Sequence[Occupant], n_layers: Callable[[Sequence[Occupant]], int]) -> tuple[Occupant, ...]:
+    """Who has to end: those who leave anyway, where that brings any layers; else as few others as it takes, where they
+    leave too few. `n_layers` says how many a model has without some of the occupants."""
+    n_now = n_layers(())
+    leaving = [occupant for occupant in occupants if occupant.is_leaving]
+    if leaving and n_layers(leaving) > n_now:
+        return tuple(leaving)
+    n_most = n_layers(occupants) if occupants else n_now
+    if n_now >= _ENOUGH * n_most:
+        return ()
+    chosen: list[Occupant] = []
+    for occupant in occupants:
+        if n_layers(chosen) < n_most:
+            chosen.append(occupant)
+    for occupant in tuple(chosen):  # the first ones may have given what nobody needed
+        others = [each for each in chosen if each is not occupant]
+        if n_layers(others) >= n_most:
+            chosen = others
+    return tuple(chosen)
 
 
 def layer_sizes(model: Model, whole: MemoryEstimate, n_cpu_moe: int) -> "LayerSizes":

@@ -4,10 +4,21 @@ Knows what runs, how much memory each worker has and when it worked last; nothin
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.model_runtime import ModelRuntime
 from shimmy.pool.supervisor import Supervisor
+from shimmy.workers.worker_client import WorkerClient
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """A worker that may end for another one, and what it has of the memory of devices."""
+
+    client: WorkerClient
+    on_devices: tuple[tuple[str, int], ...]  # names of devices, and bytes
+    is_leaving: bool  # it ends anyway, within moments
 
 
 class Eviction:
@@ -45,6 +56,28 @@ class Eviction:
     def idle_candidates(self, runtime: ModelRuntime) -> list[ModelRuntime]:
         """Runtimes with an idle worker that may end for one of `runtime`."""
         return [other for other in self._candidates(runtime) if other.active and other.active.is_idle]
+
+    def occupants(self, runtime: ModelRuntime) -> list[Occupant]:
+        """Who has memory of devices and may end for a worker of `runtime`, in that order: those that end anyway, idle
+        ones, and at last the one that it replaces."""
+        leaving = [client for client in self._workers if self._workers.is_retiring(client) and client.is_idle]
+        idle = [other.active for other in self.idle_candidates(runtime)]
+        old = runtime.active
+        is_replaceable = old is not None and old in self._workers and not self._workers.is_retiring(old)
+        clients = [*leaving, *idle, old if is_replaceable else None]
+        return [
+            Occupant(client, n_bytes, client in leaving) for client in clients
+            if client is not None and (n_bytes := self._workers.reserved(client).on_devices)
+        ]  # fmt: skip
+
+    async def vacate(self, clients: Iterable[WorkerClient]) -> None:
+        """End the workers `clients`, which are idle or retire already, and return when the devices have their memory
+        back."""
+        clients = tuple(clients)
+        for client in clients:
+            if not self._workers.is_retiring(client):
+                self._unload(client.name, "device_memory")
+        await self._workers.until_ended(clients)
 
     async def end(self, runtimes: Iterable[ModelRuntime]) -> None:
         """End the workers of `runtimes`, one at least, and return when their memory is back."""

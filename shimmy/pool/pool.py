@@ -271,12 +271,24 @@ class Pool:
         if runtime is None or runtime.active is not client:
             return
         if runtime.loaded is not None and not client.is_closing:
-            if client.facts.device:
-                self._device_choice.failed(runtime.loaded, f"it failed on {client.facts.device}: {client.end_reason}")
-            self._quarantine.died(runtime.loaded, client.end_reason, has_worked=client.n_finished > 0)
+            if not self._has_less(runtime.loaded, client):
+                self._quarantine.died(runtime.loaded, client.end_reason, has_worked=client.n_finished > 0)
             held = self._quarantine.held(client.name)
             self._failures[client.name] = Failure(runtime.loaded, held or f"its worker ended: {client.end_reason}")
             if held:
                 logger.error("%s", held)
         if runtime.loading is None:
             del self._runtimes[client.name]
+
+    def _has_less(self, model: Model, client: WorkerClient) -> bool:
+        """Whether `client` ended for want of a device's memory, and the next worker takes less of that. The next one
+        after any other end on a device has the processor."""
+        device, n_layers, reason = client.facts.device, client.facts.n_device_layers, client.end_reason
+        if not device:
+            return False
+        if client.lacked_device_memory and self._device_choice.lacked_memory(model, n_layers, device, reason):
+            self._metrics.device_failures.add(1, model.name, "fewer_layers")
+            return True
+        self._device_choice.failed(model, f"it failed on {device}: {reason}")
+        self._metrics.device_failures.add(1, model.name, "processor")
+        return False

@@ -4,7 +4,7 @@ Knows processes; nothing of why one is started or ended. Only the event loop's t
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -101,6 +101,11 @@ class Supervisor:
     async def until_retired(self) -> None:
         """Return when the workers that retire now have ended; there must be at least one."""
         await asyncio.wait(self._retiring.values())
+
+    async def until_ended(self, clients: Iterable[WorkerClient]) -> None:
+        """Return when those of `clients` that retire now have ended, or cannot be ended."""
+        if tasks := [self._retiring[client] for client in clients if client in self._retiring]:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
         """End every worker at once."""

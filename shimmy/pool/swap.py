@@ -6,13 +6,20 @@ stays. Which models run at all is the matter of `pool`, and which worker ends fo
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 
 from shimmy.background import watch
 from shimmy.catalog.catalog import Model
-from shimmy.errors import Internal, ModelUnavailable, ModelUnloaded, OutOfMemory, ShimmyError
+from shimmy.errors import (
+    Internal,
+    ModelUnavailable,
+    ModelUnloaded,
+    OutOfDeviceMemory,
+    OutOfMemory,
+    ShimmyError,
+)
 from shimmy.messages.model_info import LoadProgress
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
@@ -48,6 +55,7 @@ class Swapper:
     device_choice: DeviceChoice
     metrics: Metrics
     events: ModelEvents
+    placing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by one load at a time
 
     def load(self, runtime: ModelRuntime) -> None:
         """Begin to load what `runtime` wants; those who wait for its worker are woken at the end."""
@@ -131,26 +139,72 @@ class Swapper:
         return client
 
     async def _start_where_possible(self, runtime: ModelRuntime, model: Model) -> WorkerClient:
-        """A worker with `model` on devices; where it fails there, and only there, one on the processor."""
-        has_adapters = self.planner.has_adapters(model)
-        offload = await self.device_choice.choose(model, self.planner.whole(model), has_adapters=has_adapters)
+        """A worker with `model` on devices: with fewer layers where they have too little memory for more; where it
+        fails there, and only there, one on the processor."""
+        while True:
+            offload = await self._place(runtime, model)
+            try:
+                return await self._start_with(runtime, model, offload)
+            except ModelUnavailable as error:
+                if not offload.devices:
+                    raise
+                names = ", ".join(offload.devices)
+                if isinstance(error, OutOfDeviceMemory):
+                    if await self._vacated(runtime, offload):
+                        logger.warning("`%s` is loaded again, without the models that are idle: %s", model.name, error)
+                        continue
+                    if self.device_choice.lacked_memory(model, offload.n_layers, names, error.message):
+                        logger.warning("`%s` is loaded again with fewer layers on %s: %s", model.name, names, error)
+                        self.metrics.device_failures.add(1, model.name, "fewer_layers")
+                        continue
+                if self.device_choice.is_required:
+                    raise
+                note = f"it failed on {names}: {error.message}"
+            logger.warning("`%s` is loaded again for the processor: %s", model.name, note)
+            client = await self._start_with(runtime, model, Offload(note=note))
+            self.device_choice.failed(model, note)  # and not the model, which would have failed again
+            self.metrics.device_failures.add(1, model.name, "processor")
+            return client
+
+    async def _place(self, runtime: ModelRuntime, model: Model) -> Offload:
+        """Which devices the next worker of `runtime` gets, once those have ended that are in its way. Where one of them
+        is its old worker, callers wait from then on; jobs that run there come to their end before."""
+        whole, has_adapters = self.planner.whole(model), self.planner.has_adapters(model)
+        async with self.placing:  # what has been freed for one load goes to no other
+            while True:
+                decision = await self.device_choice.choose(
+                    model, whole, has_adapters=has_adapters, occupants=partial(self.eviction.occupants, runtime)
+                )
+                if not decision.in_the_way:
+                    return decision.offload
+                clients = [occupant.client for occupant in decision.in_the_way]
+                if runtime.active in clients:
+                    logger.info("no device has room for the old and the new `%s`: the old one ends first", model.name)
+                    self._retire_old(runtime)
+                await self.eviction.vacate(clients)
+
+    async def _vacated(self, runtime: ModelRuntime, offload: Offload) -> bool:
+        """Whether idle models had memory of the devices of `offload`, and have ended."""
+        clients = [
+            occupant.client for occupant in self.eviction.occupants(runtime)
+            if occupant.client is not runtime.active and any(name in offload.devices for name, _ in occupant.on_devices)
+        ]  # fmt: skip
+        await self.eviction.vacate(clients)
+        return bool(clients)
+
+    async def _start_with(self, runtime: ModelRuntime, model: Model, offload: Offload) -> WorkerClient:
         try:
             options = self.planner.fitting(model, self.budget.max_bytes(), offload)
             reservation = await self._reserve(runtime, model, options)
         finally:
             self.device_choice.is_reserved(model)
-        try:
-            return await self._start_or_make_room(runtime, reservation, model, options)
-        except ModelUnavailable as error:
-            if not offload.devices or self.device_choice.is_required:
-                raise
-            note = f"it failed on {', '.join(offload.devices)}: {error.message}"
-            logger.warning("`%s` is loaded again for the processor: %s", model.name, note)
-            options = self.planner.fitting(model, self.budget.max_bytes(), Offload(note=note))
-            reservation = await self._reserve(runtime, model, options)
-            client = await self._start_or_make_room(runtime, reservation, model, options)
-            self.device_choice.failed(model, note)  # and not the model, which would have failed again
-            return client
+        return await self._start_or_make_room(runtime, reservation, model, options)
+
+    def _retire_old(self, runtime: ModelRuntime) -> None:
+        """Let the worker that is to be replaced end before its successor begins."""
+        assert runtime.active is not None
+        old, runtime.active = runtime.active, None
+        self.workers.retire(old, "swapped")
 
     async def _start_or_make_room(
         self, runtime: ModelRuntime, reservation: Reservation, model: Model, options: WorkerOptions
@@ -176,8 +230,7 @@ class Swapper:
             if old is None or old not in self.workers:
                 raise
             logger.info("there is no memory for the old and the new `%s` at once: the old one ends first", model.name)
-            runtime.active = None
-            self.workers.retire(old, "swapped")
+            self._retire_old(runtime)
             return await self.budget.reserve(model.name, estimate, make_room)
 
     async def _start_in(

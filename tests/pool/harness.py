@@ -35,6 +35,7 @@ class Client:
         self.is_alive = True
         self.is_closing = False
         self.end_reason = "signal 9"
+        self.lacked_device_memory = False
         self.n_finished = 0
         self.pid = -1
         self.idle_since_s = monotonic()
