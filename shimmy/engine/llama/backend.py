@@ -38,6 +38,7 @@ class LlamaBackend:
         self.is_end, self.piece = model.vocab.is_end, model.vocab.piece
         self.can_rewind = model.can_rewind
         self._n_window: int = llama.llama_model_n_swa(model.pointer) if self.can_rewind else 0
+        self._has_devices = model.devices is not None
         self._scales: Sequence[float] = ()
         self._probe = model.probe
         self._likelihood = Likelihood(self._probe)
@@ -153,8 +154,14 @@ class LlamaBackend:
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def decode(self) -> int:
-        """Run the rows of `batch`: 0 done, 1 no room in the KV pool, anything else an error of the engine."""
-        return int(llama.llama_decode(self._context, self.batch.struct))
+        """Run the rows of `batch`: 0 done, 1 no room in the KV pool, anything else an error of the engine.
+
+        Returns when they are computed, so that the time until then is theirs: devices only queue a decode.
+        """
+        status = int(llama.llama_decode(self._context, self.batch.struct))
+        if self._has_devices:
+            llama.llama_synchronize(self._context)
+        return status
 
     def forget(self, sequence: int, start: int) -> bool:
         """Drop the cells of `sequence` from position `start` on. False where the rest could not be continued, or where
