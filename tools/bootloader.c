@@ -6,6 +6,7 @@
  * - It is unpacked where there is room and where programs may run, if need be into memory, and a start that fails leaves
  *   nothing behind.
  * - The folder is locked while the program runs, and says whose it is: see shimmy/system/frozen_program.py.
+ * - A file that was cut off says so, and how much of it is there.
  * - Signals that come while it unpacks or tidies up do not keep it from tidying up.
  * - Libraries of others, to which LD_LIBRARY_PATH leads, are not used.
  *
@@ -113,6 +114,32 @@ char *__wrap_realpath(const char *path, char *resolved)
         setenv("_SHIMMY_PROGRAM", identity, 1);
     }
     return resolved;
+}
+
+
+/* -- a file that was cut off -------------------------------------------------------------------------------------- */
+
+/* tools/bootloader.py writes the size of the finished file behind these words; 0 in the inner one, which lies in it. */
+__attribute__((used)) static const volatile struct {
+    char words[24];
+    uint64_t n_bytes;
+} WHOLE = {"size of the whole file:", 0};
+
+struct ARCHIVE *__real_pyi_archive_open(const char *filename);
+
+/* The archive ends with what describes it, which a file that was not fetched to its end lacks. */
+struct ARCHIVE *__wrap_pyi_archive_open(const char *filename)
+{
+    struct stat status;
+
+    if (stat(filename, &status) == 0 && (uint64_t)status.st_size < WHOLE.n_bytes) {
+        fprintf(
+            stderr, "shimmy: this file is incomplete, %lld of %llu bytes are there: fetch it again\n",
+            (long long)status.st_size, (unsigned long long)WHOLE.n_bytes
+        );
+        exit(3);
+    }
+    return __real_pyi_archive_open(filename);
 }
 
 

@@ -26,6 +26,7 @@ LIBDEFLATE_FILES = ("adler32", "deflate_decompress", "utils", "zlib_decompress",
 OWN_FUNCTIONS = Path(__file__).with_suffix(".c")
 WRAPPED = (
     "realpath",
+    "pyi_archive_open",
     "pyi_create_temporary_application_directory",
     "pyi_launch_extract_files_from_archive",
     "pyi_utils_set_library_search_path",
@@ -36,6 +37,8 @@ WRAPPED = (
 )
 # Of the outer one of the portable file, which becomes the inner one there.
 WRAPPED_OUTSIDE = ("pyi_launch_initialize",)
+# Of bootloader.c; 8 bytes for the size of the finished file follow.
+SIZE_WORDS = b"size of the whole file:\0"
 # What PyInstaller's own build finds out about a Linux system. A fortified `realpath` would have another name.
 DEFINES = (
     *("_REENTRANT", "_BSD_SOURCE", "_DEFAULT_SOURCE", "PYI_USE_POSIX_SEMAPHORE", "HAVE_UNSETENV=1", "HAVE_MKDTEMP=1"),
@@ -75,6 +78,17 @@ def compile_bootloader(
         libraries = ["-ldl", "-lm", "-lpthread"]
         run([*compiler, *options, *folders, *wraps, "-o", unfinished, *files, *libraries], **environment)
     unfinished.rename(target)
+
+
+def write_size(program: Path) -> None:
+    """Tell the bootloader of a finished file how large the whole is."""
+    content = program.read_bytes()
+    place = content.find(SIZE_WORDS)
+    if place < 0:
+        raise BuildError(f"`{program}` has no place for its size: is its bootloader ours?")
+    with program.open("r+b") as file:
+        file.seek(place + len(SIZE_WORDS))
+        file.write(len(content).to_bytes(8, "little"))
 
 
 def source_package(package: str = PACKAGE) -> Path:

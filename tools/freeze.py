@@ -15,7 +15,7 @@ from pathlib import Path
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
 from shimmy.system import vulkan_archive
 from tools import numpy_core, variants
-from tools.bootloader import bootloader
+from tools.bootloader import bootloader, write_size
 from tools.engine import engine_key, library_folder
 from tools.licenses import license_texts
 from tools.module_archive import COMPILER_SETTINGS
@@ -65,6 +65,7 @@ def freeze() -> Path:
     folders = [f"--distpath={WORK / 'dist'}", f"--workpath={WORK}"]
     run([*pyinstaller, *folders, ROOT / "shimmy.spec"], **COMPILER_SETTINGS)
     program = WORK / "dist" / "shimmy"
+    write_size(program)
     check_contents(program, FILES.union(VULKAN_FILES if has_vulkan else ()))
     _check_size(program)
     run([program, "version"])

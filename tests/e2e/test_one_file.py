@@ -290,3 +290,18 @@ def test_a_damaged_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr.startswith("shimmy: this file is damaged")
     assert not list(tmp_path.glob("_MEI*"))
+
+
+@pytest.mark.parametrize("n_missing", [1, 100, 1_000_000, -1])
+def test_a_file_that_was_cut_off_says_so(tmp_path: Path, n_missing: int) -> None:
+    content = Path(PROGRAM[-1]).read_bytes()
+    n_there = len(content) - n_missing if n_missing > 0 else 1_000_000
+    part = tmp_path / "part"
+    part.write_bytes(content[:n_there])
+    part.chmod(0o755)
+    ended = subprocess.run(
+        [*PROGRAM[:-1], part, "version"], check=False, cwd=tmp_path, env=environment(tmp_path),
+        capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert f"incomplete, {n_there} of {len(content)} bytes are there: fetch it again" in ended.stderr

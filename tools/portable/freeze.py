@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
 from tools import numpy_core, openssl, variants
-from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader
+from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader, write_size
 from tools.engine import engine_sources
 from tools.freeze import VULKAN_FILES, check_contents
 from tools.module_archive import COMPILER_SETTINGS
@@ -79,6 +79,7 @@ def freeze(target: Target) -> Path:
     outer, _ = _bootloaders(target)
     program = work / target.file_name
     program.write_bytes(outer.read_bytes() + (work / "shimmy" / "shimmy.pkg").read_bytes())
+    write_size(program)
     program.chmod(0o755)
     modules = run([own.program, "-c", "import sys; print(*sys.stdlib_module_names)"], **own.environment)
     check_contents(program, FILES, modules.split())
