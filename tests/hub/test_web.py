@@ -13,7 +13,7 @@ import pytest
 
 from shimmy.errors import PullFailed
 from shimmy.hub.transfer import certificates, web
-from shimmy.hub.transfer.patience import TRIES
+from shimmy.hub.transfer.patience import STRANGER_TRIES
 from tests.hub.conftest import Place, Serve
 from tests.hub.servers import FakeFiles, FakeHub, self_signed, speak_tls
 
@@ -169,7 +169,7 @@ def test_a_proxy_is_asked_for_public_names_and_for_those_that_only_it_knows(
 
 
 @pytest.mark.parametrize(
-    ("error", "n_tries"), [(socket.EAI_NONAME, 1), (socket.EAI_NODATA, 1), (socket.EAI_AGAIN, TRIES)]
+    ("error", "n_tries"), [(socket.EAI_NONAME, 1), (socket.EAI_NODATA, 1), (socket.EAI_AGAIN, STRANGER_TRIES)]
 )
 @pytest.mark.parametrize("reference", ["http://no-hub.example/m.gguf", NAME])
 def test_a_name_that_leads_nowhere_is_an_error_at_once_and_a_lookup_that_fails_is_waited_out(
@@ -180,6 +180,26 @@ def test_a_name_that_leads_nowhere_is_an_error_at_once_and_a_lookup_that_fails_i
         place.pull(hub, reference, endpoint=hub.url if "/m." in reference else "http://no-hub.example")
     assert asked == ["no-hub.example"] * n_tries
     assert place.kinds().count("waiting") == n_tries - 1
+
+
+def test_a_server_that_was_never_reached_is_soon_given_up(hub: FakeHub, place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(
+        PullFailed, match=rf"on port {port} \(Connection refused\); tried {STRANGER_TRIES} times: is the"
+    ):
+        place.pull(hub, NAME, endpoint=f"http://127.0.0.1:{port}")
+    assert place.kinds().count("waiting") == STRANGER_TRIES - 1
+
+
+def test_a_server_that_was_reached_before_is_waited_for(hub: FakeHub, place: Place) -> None:
+    network = web.Web(place.settings(hub))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        network.open_socket("127.0.0.1", port, is_public_only=False).close()
+    with pytest.raises(web.Trouble) as trouble:
+        network.open_socket("127.0.0.1", port, is_public_only=False)
+    assert not trouble.value.is_stranger
 
 
 def test_a_name_that_was_found_before_is_waited_for(

@@ -8,6 +8,7 @@ from shimmy.hub.transfer.events import Meter
 from shimmy.hub.transfer.web import HttpReply, Trouble, host_of
 
 TRIES = 8  # without a byte in between
+STRANGER_TRIES = 4  # of a server that this pull has never reached
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
 MAX_RETRY_AFTER_S = 300.0  # a server that wants more is not waited for
 PASSING = {408, 409, 423, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
@@ -28,6 +29,10 @@ class Patience:
     def wait(self, trouble: Trouble) -> None:
         """Before the next try. Raises PullFailed where there is none."""
         self._n_failed += 1
+        if trouble.is_stranger and self._n_failed >= STRANGER_TRIES:
+            raise PullFailed(
+                f"{trouble}; tried {self._n_failed} times: is the address right, and this machine connected?"
+            )
         if self._n_failed >= self._tries:
             raise PullFailed(f"{trouble}; tried {self._n_failed} times. What was fetched is kept: pull again later")
         if trouble.retry_after_s > MAX_RETRY_AFTER_S:

@@ -40,11 +40,13 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class Trouble(Exception):
-    """It did not work, and may another time: `retry_after_s` is how long the server wants to be left alone."""
+    """It did not work, and may another time: `retry_after_s` is how long the server wants to be left alone. A stranger
+    is one that this pull has never reached: more likely a wrong address than a fault that passes."""
 
-    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after_s: float = 0.0, *, is_stranger: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.is_stranger = is_stranger
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Web:
         self._proxies = getproxies_environment()
         self._addresses: dict[str, list[str]] = {}
         self._found_hosts: set[str] = set()
+        self._reached: set[tuple[str, int]] = set()
         self._lock = Lock()
 
     def client(self) -> "Client":
@@ -101,10 +104,32 @@ class Web:
             message = f"`{host}` cannot be found ({_reason(exc)})"
             is_no_name = isinstance(exc, UnicodeError) or exc.errno in _NO_SUCH_NAME
             if host in self._found_hosts or not is_no_name:
-                raise Trouble(message) from exc
+                raise Trouble(message, is_stranger=host not in self._found_hosts) from exc
             raise PullFailed(f"{message}: is its name right, and this machine connected?") from exc
         self._found_hosts.add(host)
         return found
+
+    def open_socket(self, host: str, port: int, *, is_public_only: bool) -> socket.socket:
+        """Connected to the first address of the host that answers. Raises PullFailed, Trouble."""
+        reason: OSError | None = None
+        for family, kind, protocol, _, address in self.look_up(host, port):
+            if is_public_only and not is_public(str(address[0])):
+                raise _not_public(host, str(address[0]))
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(CONNECT_TIMEOUT_S)
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as exc:
+                sock.close()
+                reason = reason or exc
+            else:
+                self._reached.add((host, port))
+                return sock
+        said = _reason(reason or OSError("it has no address"))
+        raise Trouble(
+            f"`{host}` cannot be reached on port {port} ({said})", is_stranger=(host, port) not in self._reached
+        )
 
     def private_address(self, host: str) -> str:
         """An address of `host` that is not public, as this machine looks the name up; '' where it finds none, or no
@@ -241,7 +266,7 @@ class Client:
         if is_public_only and proxy and (private := self._web.private_address(host)):
             raise _not_public(host, private)
         place = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
-        sock = _open_socket(place[0], self._web.look_up(*place), is_public_only=is_public_only and not proxy)
+        sock = self._web.open_socket(*place, is_public_only=is_public_only and not proxy)
         try:
             self._peer = "" if proxy else str(sock.getpeername()[0])
             if proxy and scheme == "https":
@@ -294,24 +319,6 @@ def _next(url: str, location: str) -> str:
     if url.startswith("https:") and not following.startswith("https:"):
         raise PullFailed(f"`{host_of(url)}` redirects from HTTPS to `{following[:100]!a}`, which is not followed")
     return following
-
-
-def _open_socket(host: str, found: list[Any], *, is_public_only: bool) -> socket.socket:
-    """Connected to the first of these addresses that answers."""
-    reason: OSError | None = None
-    for family, kind, protocol, _, address in found:
-        if is_public_only and not is_public(str(address[0])):
-            raise _not_public(host, str(address[0]))
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(CONNECT_TIMEOUT_S)
-            sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-        except OSError as exc:
-            sock.close()
-            reason = reason or exc
-    raise Trouble(f"`{host}` cannot be reached ({_reason(reason or OSError('it has no address'))})")
 
 
 def is_public(address: str) -> bool:
