@@ -81,6 +81,19 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
          "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
          "moe_shared_expert_intermediate_size": 48},
     ),
+    "falcon_h1": (
+        "FalconH1ForCausalLM",
+        {**_SILU, "head_dim": HEAD, **_MAMBA, "mamba_d_ssm": INNER, "mamba_n_groups": 2, "mamba_rms_norm": False,
+         "lm_head_multiplier": 0.04, "key_multiplier": 0.4, "mlp_multipliers": [0.9, 0.9],
+         "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.25,
+         "ssm_multipliers": [0.35, 0.25, 0.35, 0.5, 0.35]},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        {**_SILU, "num_key_value_heads": HEADS, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16,
+         "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
         {"n_embd": E, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": None,
@@ -119,7 +132,8 @@ def config(model_type: str) -> dict[str, Any]:
 def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Weights]:
     random = Random(seed)
     shapes = {
-        "granitemoehybrid": _granite_hybrid, "nemotron_h": _nemotron, "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2,
+        "granitemoehybrid": _granite_hybrid, "nemotron_h": _nemotron, "falcon_h1": _falcon,
+        "deepseek_v3": _deepseek, "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2,
         "modernbert": _modern_bert, "nomic_bert": _nomic, "xlm-roberta": _roberta,
     }.get(model_type)  # fmt: skip
     found = dict(shapes() if shapes else _decoder(model_type))
@@ -286,6 +300,48 @@ def _nemotron() -> Shapes:
         yield f"{block}.2.mixer.experts.{expert}.down_proj.weight", (E, 32)
     yield f"{block}.2.mixer.shared_experts.up_proj.weight", (48, E)
     yield f"{block}.2.mixer.shared_experts.down_proj.weight", (E, 48)
+
+
+def _falcon() -> Shapes:
+    yield "model.embed_tokens.weight", (N_VOCAB, E)
+    yield "model.final_layernorm.weight", (E,)
+    yield "lm_head.weight", (N_VOCAB, E)
+    for layer in range(LAYERS):
+        block = f"model.layers.{layer}"
+        yield f"{block}.input_layernorm.weight", (E,)
+        yield f"{block}.pre_ff_layernorm.weight", (E,)
+        for name, shape in _mamba(f"{block}.mamba", n_groups=2):
+            if not name.endswith(".norm.weight"):
+                yield name, shape
+        for name, shape in (("q_proj", (Q, E)), ("k_proj", (K, E)), ("v_proj", (K, E)), ("o_proj", (E, Q))):
+            yield f"{block}.self_attn.{name}.weight", shape
+        for name, shape in (("gate_proj", (F, E)), ("up_proj", (F, E)), ("down_proj", (E, F))):
+            yield f"{block}.feed_forward.{name}.weight", shape
+
+
+def _deepseek() -> Shapes:
+    yield "model.embed_tokens.weight", (N_VOCAB, E)
+    yield "model.norm.weight", (E,)
+    yield "lm_head.weight", (N_VOCAB, E)
+    for layer in range(LAYERS):
+        block = f"model.layers.{layer}"
+        yield f"{block}.input_layernorm.weight", (E,)
+        yield f"{block}.post_attention_layernorm.weight", (E,)
+        for name, shape in (
+            ("q_a_proj", (24, E)), ("q_a_layernorm", (24,)), ("q_b_proj", (HEADS * 24, 24)),
+            ("o_proj", (E, HEADS * 16)), ("kv_a_proj_with_mqa", (40, E)), ("kv_a_layernorm", (32,)),
+            ("kv_b_proj", (HEADS * 32, 32)),
+        ):  # fmt: skip
+            yield f"{block}.self_attn.{name}.weight", shape
+        kinds = ["mlp."]
+        if layer:
+            yield f"{block}.mlp.gate.weight", (EXPERTS, E)
+            yield f"{block}.mlp.gate.e_score_correction_bias", (EXPERTS,)
+            kinds = ["mlp.shared_experts.", *(f"mlp.experts.{expert}." for expert in range(EXPERTS))]
+        width = 32 if layer else F
+        for kind in kinds:
+            for name, shape in (("gate_proj", (width, E)), ("up_proj", (width, E)), ("down_proj", (E, width))):
+                yield f"{block}.{kind}{name}.weight", shape
 
 
 def _mamba(module: str, n_groups: int) -> Shapes:

@@ -28,7 +28,10 @@ FIXED = list(range(3, N_VOCAB, N_VOCAB // 8))
 LENGTHS = (1, 2, 40, 9, 24, 60)
 N_DIGITS = 5
 ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
-ROUTERS = {"Glm4MoeTopkRouter", "Gemma4TextRouter"}
+ROUTERS = {
+    "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
+    "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter",
+}  # fmt: skip
 SAME = 5e-5  # how far two versions of transformers may be apart
 
 
@@ -315,6 +318,61 @@ GLM4_MOE = MOE | {
     "first_k_dense_replace": 1,
     "partial_rotary_factor": 0.5,
 }
+# One vector a token for the keys and values of all heads.
+LATENT = MOE | {
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+}
+GROUPED = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 1}
+
+
+def yarn(scale: float) -> dict[str, Any]:
+    return {"rope_scaling": YARN | {"factor": 16.0, "mscale": scale, "mscale_all_dim": scale}}
+
+
+MISTRAL4 = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
+
+FALCON = {
+    "head_dim": 16,
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 16,
+    "rope_theta": 5000.0,
+    "embedding_multiplier": 5.6,
+    "lm_head_multiplier": 0.4,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.9,
+    "key_multiplier": 0.6,
+    "mlp_multipliers": [0.8, 0.6],
+    "ssm_multipliers": [0.7, 0.5, 0.35, 1.2, 0.7],
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.4,
+}
 
 GEMMA4 = {
     "pad_token_id": 0,
@@ -442,6 +500,21 @@ FAMILIES = {
     "glm4-moe-norms": Family(
         **decoder("Glm4Moe", **GLM4_MOE, use_qk_norm=True, attention_bias=True), seed="glm4-moe-norms-1"
     ),
+    "deepseek2-lite": Family(**decoder("DeepseekV2", **LATENT | {"q_lora_rank": None}), seed="deepseek2-lite-1"),
+    # Version 4 leaves out what YaRN multiplies the attention with.
+    "deepseek2": Family(
+        **decoder("DeepseekV2", **LATENT | {"n_group": 3, "topk_group": 3}, **yarn(0.7)), only="5", seed="deepseek2-22"
+    ),
+    "deepseek3": Family(**decoder("DeepseekV3", **LATENT | GROUPED, **yarn(1.0)), seed="deepseek3-39"),
+    "glm4-moe-lite": Family(
+        **decoder("Glm4MoeLite", **LATENT | {"rms_norm_eps": 1e-5}), only="5", seed="glm4-moe-lite-9"
+    ),
+    "mistral4": Family(
+        **decoder("Mistral4", **{k: v for k, v in LATENT.items() if k != "rope_theta"}, rope_parameters=MISTRAL4),
+        only="5", seed="mistral4-52",
+    ),
+    "falcon-h1": Family(**decoder("FalconH1", **FALCON)),
+    "falcon-h1-tied": Family(**decoder("FalconH1", **FALCON, tie_word_embeddings=True)),
     "gemma": Family(**decoder("Gemma", head_dim=32, num_key_value_heads=1, tie_word_embeddings=True)),
     "gemma2": Family(**decoder("Gemma2", **GEMMA2)),
     "gemma3-text": Family(**decoder("Gemma3", **gemma3())),
@@ -703,8 +776,10 @@ def check_router(router: Any, _: Any, output: Any) -> None:
     # What rounding moves is smaller here, too: a sigmoid rises by a quarter, Gemma 4 divides by the width's root.
     if hasattr(router, "e_score_correction_bias"):
         check_routes([(found.sigmoid() + router.e_score_correction_bias) * 4], router.top_k)
-    else:
+    elif type(router).__name__ == "Gemma4TextRouter":
         check_routes([found.log() * router.hidden_size**0.5], router.config.top_k_experts)
+    else:
+        check_routes([found], router.top_k)
 
 
 def vectors(name: str, prompts: list[list[int]], family: Family, model: Any) -> list[Any]:

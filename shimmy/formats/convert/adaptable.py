@@ -36,7 +36,7 @@ class Adaptable:
             row.source: row
             for family in families
             for row in family.rows
-            if len(row.shape) > 1 and row.target not in _UNADAPTED and not row.is_named_in_full
+            if len(row.shape) > 1 and row.target not in _UNADAPTED and not row.is_named_in_full and row.is_adaptable
             if row.runs is None and row.columns is None
         }
         prefixes = dict.fromkeys(prefix for family in families for prefix in family.prefixes)

@@ -20,7 +20,7 @@ from shimmy.formats.convert.cache import Converted, Progress
 from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.convert.families.table import family_of
 from shimmy.formats.convert.recipe import Recipe, recipe, text_config
-from shimmy.formats.convert.transforms import TensorOutput, chunks, single_number
+from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, chunks, single_number
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
 from shimmy.formats.gguf.writer import GGML_CODES, GgufType, Metadata, TensorInfo, data_size, write_file
@@ -374,4 +374,5 @@ def _fitted(output: TensorOutput, n_tokens: int) -> TensorOutput:
     if output.stored:
         return replace(output, info=info, stored=(replace(output.stored[0], n_rows=n_tokens),))
     (piece,) = output.pieces
-    return replace(output, info=info, pieces=(replace(piece, n_bytes=info.n_bytes),))
+    n_bytes = row_length * n_tokens * ELEMENT_BYTES[piece.tensor.dtype]
+    return replace(output, info=info, pieces=(replace(piece, n_bytes=n_bytes),))

@@ -359,8 +359,8 @@ def _output(
     dtype = tensors[0].dtype
     info = TensorInfo(name, shape, CODES["F32" if scale != 1 else dtype])
     n_bytes = shape[0] * shape[1] * ELEMENT_BYTES[dtype]
-    pieces = tuple(TensorSlice(tensor, 0, n_bytes) for tensor in tensors)
-    return TensorOutput(info, pieces, transform, n_heads, scale)
+    pieces = tuple(TensorSlice(tensor, 0, n_bytes, scale=scale) for tensor in tensors)
+    return TensorOutput(info, pieces, transform, n_heads)
 
 
 def _n_heads(model: Contents, key: str) -> int:

@@ -86,10 +86,10 @@ class TensorTable:
             return
         sizes, n_heads = self._sizes, self._sizes["N" if row.shape[0] == "K" else "H"]
         target = row.target.replace("#", str(layer))
-        if pieces := self._pieces(row, layer):
+        if pieces := self._multiplied(row, target, self._pieces(row, layer)):
             shape = tuple(sizes[letter] for letter in row.shape)
             columns = () if row.columns is None else tuple(row.columns(sizes))
-            if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
+            if row.transform in {Transform.TRANSPOSE, Transform.TRANSPOSE_RUNS} and isinstance(pieces[0], StoredRows):
                 raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
             kept = tuple(sizes[letter] for letter in row.kept)
             self._keep(target, shape, pieces, row.transform, n_heads, columns=columns, kept=kept)
@@ -126,12 +126,12 @@ class TensorTable:
         if len(dtypes) > 1:
             raise Unconvertible(f"the experts of `{target}` have several types")
         (dtype,) = dtypes
-        is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32)
+        is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32) or any(piece.scale != 1 for piece in plain)
         if transform is Transform.SQUEEZE:
             kept = tuple(size for size in shape if size > 1)
         ggml_shape = shape if transform is Transform.TRANSPOSE else (kept or shape)[::-1]
         info = TensorInfo(target, ggml_shape, CODES["F32" if is_f32 else dtype])
-        self.outputs.append(TensorOutput(info, plain, transform, n_heads, self._scale(target), columns=columns))
+        self.outputs.append(TensorOutput(info, plain, transform, n_heads, columns=columns))
 
     def _keep_stored(
         self,
@@ -156,6 +156,20 @@ class TensorTable:
         if is_apart:
             beside = TensorInfo(target.removesuffix(".weight") + ".scale", (len(stored),), CODES["F32"])
             self.outputs.append(TensorOutput(beside, stored=stored))
+
+    def _multiplied(self, row: Row, target: str, pieces: _Pieces) -> _Pieces:
+        """The pieces with the numbers that they are multiplied with."""
+        factors = [self._scale(target)] if row.factors is None else [*row.factors(self._values)]
+        if all(factor == 1 for factor in factors):
+            return pieces
+        if len(factors) == 1:
+            factors *= len(pieces)
+        multiplied = []
+        for piece, factor in zip(pieces, factors, strict=True):
+            if isinstance(piece, StoredRows):
+                raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
+            multiplied.append(replace(piece, scale=factor))
+        return tuple(multiplied)
 
     def _scale(self, target: str) -> float:
         """Gemma 3 divides its queries by the root of a number of its own; what differs goes into their norm."""

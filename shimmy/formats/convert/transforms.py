@@ -27,6 +27,7 @@ class Transform(Enum):
     COPY = auto()
     PERMUTE = auto()  # within each head, rows of both halves take turns: rotated pairs are neighbours in llama.cpp
     TRANSPOSE = auto()
+    TRANSPOSE_RUNS = auto()  # each run of rows by itself
     SQUEEZE = auto()  # without dimensions of 1: the same bytes
     ADD_ONE = auto()  # Gemma's norms are stored as their distance from 1
     NEGATIVE_EXP = auto()  # how fast a state decays is stored as a logarithm; becomes F32
@@ -40,6 +41,7 @@ class TensorSlice:
     start: int
     n_bytes: int
     stride: int = 1  # of the elements in it, the first and then every n-th
+    scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes the tensor F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,6 @@ class TensorOutput:
     pieces: tuple[TensorSlice, ...] = ()
     transform: Transform = Transform.COPY
     n_heads: int = 1  # that PERMUTE finds in a tensor
-    scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes it F32
     values: tuple[float, ...] = ()
     stored: tuple[StoredRows, ...] = ()
     columns: Sequence[tuple[int, int]] = ()  # runs of the elements of each row, in their new order; none: as they are
@@ -74,16 +75,17 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     if not output.pieces:
         yield memoryview(struct.pack(f"<{len(output.values)}f", *output.values))
         return
-    found = _arranged(output, reader)
     is_widened = output.dtype != "F32" and output.info.n_bytes == 4 * output.info.n_elements
-    if is_widened:
-        found = _widened(found, output.dtype)
-    if output.transform is Transform.NEGATIVE_EXP:
-        found = _negative_exp(found)
     offset = 1 if output.transform is Transform.ADD_ONE else 0
-    if offset or output.scale != 1:
-        found = _computed(found, offset, output.scale)
-    yield from found
+    for piece in output.pieces:
+        found = _arranged(piece, output, reader)
+        if is_widened:
+            found = _widened(found, output.dtype)
+        if output.transform is Transform.NEGATIVE_EXP:
+            found = _negative_exp(found)
+        if offset or piece.scale != 1:
+            found = _computed(found, offset, piece.scale)
+        yield from found
 
 
 def single_number(tensor: CheckpointTensor, reader: TensorReader) -> float:
@@ -95,16 +97,16 @@ def single_number(tensor: CheckpointTensor, reader: TensorReader) -> float:
     return float(number)
 
 
-def _arranged(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
-    for piece in output.pieces:
-        if output.transform is Transform.PERMUTE:
-            yield from _permuted(piece.tensor, output.n_heads, reader)
-        elif output.transform is Transform.TRANSPOSE:
-            yield from _transposed(piece.tensor, output.info.shape[1], reader)
-        elif output.columns:
-            yield from _with_columns(piece, output.info.shape[0], output.columns, reader)
-        else:
-            yield from _copied(piece, reader)
+def _arranged(piece: TensorSlice, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
+    if output.transform is Transform.PERMUTE:
+        return _permuted(piece.tensor, output.n_heads, reader)
+    if output.transform is Transform.TRANSPOSE:
+        return _transposed(TensorSlice(piece.tensor, 0, piece.tensor.n_bytes), output.info.shape[1], reader)
+    if output.transform is Transform.TRANSPOSE_RUNS:
+        return _transposed(piece, piece.tensor.shape[1], reader)
+    if output.columns:
+        return _with_columns(piece, output.info.shape[0], output.columns, reader)
+    return _copied(piece, reader)
 
 
 def _copied(piece: TensorSlice, reader: TensorReader) -> Iterator[memoryview]:
@@ -158,10 +160,10 @@ def _permuted(tensor: CheckpointTensor, n_heads: int, reader: TensorReader) -> I
             yield mixed[: 2 * n_bytes]
 
 
-def _transposed(tensor: CheckpointTensor, n_wanted: int, reader: TensorReader) -> Iterator[memoryview]:
-    """Its first `n_wanted` columns as rows."""
-    n_rows, n_columns = tensor.shape
-    n_bytes = ELEMENT_BYTES[tensor.dtype]
+def _transposed(piece: TensorSlice, n_wanted: int, reader: TensorReader) -> Iterator[memoryview]:
+    """The first `n_wanted` columns of its rows as rows."""
+    n_bytes, n_columns = ELEMENT_BYTES[piece.tensor.dtype], piece.tensor.shape[1]
+    n_rows = piece.n_bytes // (n_columns * n_bytes)
     n_taken = max(1, min(n_wanted, TRANSPOSED_BYTES // (n_rows * n_bytes)))
     for column in range(0, n_wanted, n_taken):
         width = min(n_taken, n_wanted - column)
@@ -169,11 +171,11 @@ def _transposed(tensor: CheckpointTensor, n_wanted: int, reader: TensorReader) -
         rows = memoryview(block).cast("B")
         row_bytes = width * n_bytes
         if width == n_columns:
-            reader.read(tensor, 0, rows)
+            reader.read(piece.tensor, piece.start, rows)
         else:
             for row in range(n_rows):
-                start = (row * n_columns + column) * n_bytes
-                reader.read(tensor, start, rows[row * row_bytes : (row + 1) * row_bytes])
+                start = piece.start + (row * n_columns + column) * n_bytes
+                reader.read(piece.tensor, start, rows[row * row_bytes : (row + 1) * row_bytes])
         rows.release()
         for index in range(width):
             yield memoryview(block[index::width]).cast("B")

@@ -56,6 +56,7 @@ MODULES = {
         "down_proj",
         "lm_head",
     ),
+    "deepseek_v3": ("o_proj", "gate_proj", "up_proj", "down_proj", "mlp.gate", "embed_tokens"),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     "bert": ("query", "key", "value", "dense"),
 }
@@ -126,7 +127,7 @@ def difference(left: Sequence[float], right: Sequence[float]) -> float:
 # -- what the engine computes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", DECODERS)
+@pytest.mark.parametrize("model_type", [name for name in DECODERS if name != "falcon_h1"])  # see test_falcon.py
 def test_an_adapter_computes_what_the_merged_weights_do(model_type: str, cpu: CpuBackend, tmp_path: Path) -> None:
     tensors = tiny_families.tensors(model_type)
     matrices = pairs(tensors, modules(model_type))

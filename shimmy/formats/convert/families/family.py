@@ -34,9 +34,12 @@ class Row:
     takes_turns: bool = False  # rows of the parts of `fused` alternate; else each part is a run of rows
     runs: Callable[[Mapping[str, int]], Runs] | None = None  # by the sizes: the target's rows, found in the source
     columns: Callable[[Mapping[str, int]], Runs] | None = None  # the same of the elements of each row
+    # By what all of it is multiplied, or each of the `runs`; only of what becomes F32.
+    factors: Callable[[Hyperparameters], Sequence[float]] | None = None
     kept: str = ""  # the shape in the GGUF, where that is another one of the same numbers
     is_metadata: bool = False  # a single number; those of all layers are a list in the metadata
     taken: str = ""  # the source's shape where `runs` leave some of its rows out
+    is_adaptable: bool = True  # llama.cpp multiplies with the matrices of adapters, too
 
 
 def _kinds_of_attention(values: Hyperparameters) -> Sequence[Collection[str]]:

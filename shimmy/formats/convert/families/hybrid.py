@@ -34,17 +34,17 @@ from shimmy.formats.convert.hyperparameters import (
 )
 from shimmy.formats.format_errors import Unconvertible
 
-_MAMBA, _ATTENTION, _MLP, _MOE = "mamba", "full_attention", "mlp", "moe"
+MAMBA, _ATTENTION, _MLP, _MOE = "mamba", "full_attention", "mlp", "moe"
 _KINDS = {
-    "mamba": _MAMBA,
-    "linear_attention": _MAMBA,
+    "mamba": MAMBA,
+    "linear_attention": MAMBA,
     "attention": _ATTENTION,
     **{k: k for k in (_ATTENTION, _MLP, _MOE)},
 }
-_LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
+_LETTERS = {"M": MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
 
 
-def _mamba_rows(module: str) -> tuple[Row, ...]:
+def mamba_rows(module: str) -> tuple[Row, ...]:
     source = f"layers.#.{module}"
     rows = (
         Row(f"{source}.in_proj", "blk.#.ssm_in.weight", "pE"),
@@ -55,14 +55,20 @@ def _mamba_rows(module: str) -> tuple[Row, ...]:
         Row(f"{source}.norm", "blk.#.ssm_norm.weight", "i", kept="gn"),
         Row(f"{source}.out_proj", "blk.#.ssm_out.weight", "Ei"),
     )
-    return tuple(replace(row, layers=_MAMBA) for row in rows)
+    return tuple(replace(row, layers=MAMBA) for row in rows)
 
 
-def _describe_mamba(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
-    """The layers of Mamba-2, which are those without keys. llama.cpp aborts the process for what is refused here."""
+def _describe_mixed(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """Layers of Mamba-2, which are those without keys, among others."""
     kinds = values.names("layer_types") or []
-    if not {_MAMBA, _ATTENTION} <= {*kinds}:
+    if not {MAMBA, _ATTENTION} <= {*kinds}:
         raise Unconvertible("its `layer_types` has no layer of attention, or none of Mamba: the engine needs both")
+    describe_mamba(draft, values, sizes)
+    draft.integers("attention.head_count_kv", [sizes["N"] if kind == _ATTENTION else 0 for kind in kinds])
+
+
+def describe_mamba(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """What is in a layer of Mamba-2. llama.cpp aborts the process for what is refused here."""
     n_heads, n_groups = values.integer("mamba_n_heads"), values.integer("mamba_n_groups", default=1)
     inner, state = n_heads * values.integer("mamba_d_head"), values.integer("mamba_d_state", maximum=4096)
     if n_heads % n_groups or inner > MAX_WIDTH or n_groups * state > MAX_WIDTH:
@@ -83,7 +89,6 @@ def _describe_mamba(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
         ("group_count", n_groups),
     ):  # fmt: skip
         draft.integer(f"ssm.{key}", size)
-    draft.integers("attention.head_count_kv", [sizes["N"] if kind == _ATTENTION else 0 for kind in kinds])
 
 
 def _kinds(values: Hyperparameters, found: object, known: Mapping[str, str], allowed: frozenset[str]) -> list[str]:
@@ -124,7 +129,7 @@ def _granite_rows(*, has_experts: bool) -> tuple[Row, ...]:
         *ENDS,
         *NORMS,
         *(replace(row, layers=_ATTENTION) for row in attention(PERMUTE, output_bias="optional")),
-        *_mamba_rows("mamba"),
+        *mamba_rows("mamba"),
         Row(f"{shared}.input_linear", f"blk.#.ffn_gate{beside}.weight", "SE", runs=_gates, taken="TE"),
         Row(f"{shared}.input_linear", f"blk.#.ffn_up{beside}.weight", "SE", runs=_ups, taken="TE"),
         Row(f"{shared}.output_linear", f"blk.#.ffn_down{beside}.weight", "ES"),
@@ -134,7 +139,7 @@ def _granite_rows(*, has_experts: bool) -> tuple[Row, ...]:
 
 def granite_renamed(values: Hyperparameters) -> Hyperparameters:
     """Kinds of layers by one name each; without experts, the shared feed-forward layer is the only one."""
-    kinds = _kinds(values, values.get("layer_types", "layers_block_type"), _KINDS, frozenset((_MAMBA, _ATTENTION)))
+    kinds = _kinds(values, values.get("layer_types", "layers_block_type"), _KINDS, frozenset((MAMBA, _ATTENTION)))
     changes: dict[str, Any] = {"layer_types": kinds}
     if not values.get("num_local_experts"):
         changes["intermediate_size"] = values.integer("shared_intermediate_size")
@@ -153,7 +158,7 @@ def describe_granite_hybrid(draft: MetadataBuilder, values: Hyperparameters, siz
     if values.get("mamba_d_head") == "auto":
         n_heads = values.integer("mamba_n_heads")
         values = values.changed({"mamba_d_head": 2 * sizes["E"] // n_heads})
-    _describe_mamba(draft, values, sizes)
+    _describe_mixed(draft, values, sizes)
     values.require("mamba_expand", 2, 2.0, default=2)
     if sizes["i"] != 2 * sizes["E"]:
         raise wrong("mamba_n_heads", values.get("mamba_n_heads"))
@@ -191,7 +196,7 @@ _NEMOTRON = (
         replace(row, source=row.source.replace("self_attn", "mixer"), layers=_ATTENTION)
         for row in attention(bias="none")
     ),
-    *_mamba_rows("mixer"),
+    *mamba_rows("mixer"),
     Row("layers.#.mixer.up_proj", "blk.#.ffn_up.weight", "FE", layers=_MLP),
     Row("layers.#.mixer.down_proj", "blk.#.ffn_down.weight", "EF", layers=_MLP),
 )
@@ -236,7 +241,7 @@ def nemotron_renamed(values: Hyperparameters) -> Hyperparameters:
 
 
 def describe_nemotron(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
-    _describe_mamba(draft, values, sizes)
+    _describe_mixed(draft, values, sizes)
     draft.number("attention.layer_norm_epsilon", values.number("rms_norm_eps"))
     values.require("mlp_hidden_act", "relu2", default="relu2")
     values.require("mamba_hidden_act", "silu", default="silu")

@@ -3,7 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shimmy.formats.convert.families import encoders, gemma, gemma4, glm, gpt, hybrid, llama, olmo, phi, qwen
+from shimmy.formats.convert.families import (
+    encoders,
+    falcon,
+    gemma,
+    gemma4,
+    glm,
+    gpt,
+    hybrid,
+    llama,
+    mla,
+    olmo,
+    qwen,
+)
 from shimmy.formats.convert.families.family import Family
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import shown
@@ -13,10 +25,11 @@ FAMILIES: tuple[Family, ...] = (
     *qwen.FAMILIES,
     *gemma.FAMILIES,
     *gemma4.FAMILIES,
-    *phi.FAMILIES,
     *olmo.FAMILIES,
     *glm.FAMILIES,
+    *mla.FAMILIES,
     *hybrid.FAMILIES,
+    *falcon.FAMILIES,
     *gpt.FAMILIES,
     *encoders.FAMILIES,
 )

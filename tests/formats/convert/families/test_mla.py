@@ -1,0 +1,120 @@
+"""Models with one compressed vector for the keys and values of all heads, and what is refused of them."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimmy.formats.convert.adaptable import Adaptable
+from shimmy.formats.convert.convert import plan
+from shimmy.formats.convert.transforms import chunks
+from shimmy.formats.safetensors.checkpoint import TensorReader
+from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
+from tests.golden.weights import checkpoint, write_folder, write_safetensors
+
+FAMILIES = ["deepseek2", "deepseek2-lite", "deepseek3", "glm4-moe-lite", "mistral4"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
+    check_names_of_tensors(family, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_the_part_for_keys_is_transposed_in_each_head(dtype: str, tmp_path: Path) -> None:
+    found = plan(write_folder("deepseek3", tmp_path / "model", "5", dtype))
+    _, tensors = checkpoint("deepseek3", "5", dtype)
+    _, (n_rows, n_latent), stored = tensors["model.layers.1.self_attn.kv_b_proj.weight"]
+    n_bytes, n_heads, n_key, n_value = len(stored) // (n_rows * n_latent), 4, 16, 12
+    numbers = [stored[at : at + n_bytes] for at in range(0, len(stored), n_bytes)]
+    rows = [numbers[at : at + n_latent] for at in range(0, len(numbers), n_latent)]
+    heads = [rows[at : at + n_key + n_value] for at in range(0, n_rows, n_key + n_value)]
+    written = {output.info.name: output for output in found.recipe.outputs}
+    with TensorReader() as reader:
+        keys, values = (b"".join(chunks(written[f"blk.1.attn_{part}_b.weight"], reader)) for part in "kv")
+    assert len(heads) == n_heads
+    assert keys == b"".join(row[column] for head in heads for column in range(n_latent) for row in head[:n_key])
+    assert values == b"".join(number for head in heads for row in head[n_key:] for number in row)
+
+
+def test_a_drafting_layer_is_passed_over_and_no_more_than_that(tmp_path: Path) -> None:
+    folder = changed("deepseek3", {"num_nextn_predict_layers": 1}, tmp_path)
+    plain = plan(folder).shapes
+    _, tensors = checkpoint("deepseek3", "5")
+    draft = {"model.layers.3.eh_proj.weight": ("F32", (4,), bytes(16))}
+    write_safetensors(folder / "model.safetensors", {**tensors, **draft})
+    assert plan(folder).shapes == plain
+
+
+def test_kimi_k2_is_deepseek_v3(tmp_path: Path) -> None:
+    folder = changed("deepseek3", {"model_type": "kimi_k2"}, tmp_path)
+    assert metadata(folder)["expert_group_used_count"] == 2
+
+
+def test_groups_that_are_all_used_are_none(tmp_path: Path) -> None:
+    assert "expert_group_count" not in metadata(changed("deepseek3", {"topk_group": 4}, tmp_path))
+
+
+def test_layers_without_experts_are_told_in_two_ways(tmp_path: Path) -> None:
+    kinds = {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": ...}
+    assert metadata(changed("glm4-moe-lite", kinds, tmp_path))["leading_dense_block_count"] == 1
+
+
+def test_adapters_change_only_what_the_engine_multiplies_with_them() -> None:
+    adaptable = Adaptable.of("deepseek2")
+    modules = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+    found = [name for name in modules if adaptable.row(f"model.layers.0.self_attn.{name}")[0]]
+    assert found == ["o_proj"]
+
+
+ROPE: dict[str, Any] = {
+    "rope_type": "yarn", "rope_theta": 5000.0, "factor": 16.0, "original_max_position_embeddings": 128,
+    "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "word"),
+    [
+        ("deepseek3", {"n_group": 3}, "n_group"),
+        ("deepseek3", {"n_group": 8}, "n_group"),
+        ("deepseek3", {"topk_group": 5}, "topk_group"),
+        ("deepseek3", {"topk_group": 1}, "topk_group"),
+        ("deepseek3", {"topk_method": "greedy"}, "topk_method"),
+        ("deepseek3", {"scoring_func": "softmax"}, "scoring_func"),
+        ("deepseek3", {"moe_layer_freq": 2}, "moe_layer_freq"),
+        ("deepseek3", {"rope_interleave": False}, "rope_interleave"),
+        ("deepseek3", {"attention_bias": True}, "attention_bias"),
+        ("deepseek3", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("deepseek3", {"routed_scaling_factor": 0.0}, "routed_scaling_factor"),
+        ("deepseek3", {"first_k_dense_replace": 3}, "first_k_dense_replace"),
+        ("deepseek3", {"n_shared_experts": 0}, "n_shared_experts"),
+        ("deepseek3", {"kv_lora_rank": 16}, "shape"),
+        ("deepseek3", {"qk_nope_head_dim": 12, "v_head_dim": 16}, "shape"),
+        ("deepseek3", {"qk_nope_head_dim": 10**7}, "qk_nope_head_dim"),
+        ("deepseek3", {"q_lora_rank": ...}, "q_proj"),
+        ("deepseek3", {"num_hidden_layers": 27}, "27 layers"),
+        ("deepseek3", {"num_hidden_layers": 48, "vocab_size": 128256}, "48 layers"),
+        ("deepseek3", {"rope_parameters": ROPE | {"mscale": 0.7}}, "mscale"),
+        ("deepseek3", {"rope_parameters": {**ROPE, "mscale": 0.0, "mscale_all_dim": 0.0}}, "mscale"),
+        ("deepseek3", {"rope_parameters": ROPE | {"attention_factor": 1.0}}, "mscale"),
+        ("deepseek3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}, "linear"),
+        ("deepseek2", {"n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy"}, "3 groups"),
+        ("deepseek2", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("deepseek2", {"scoring_func": "sigmoid"}, "scoring_func"),
+        ("glm4-moe-lite", {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_layer_types"),
+        ("glm4-moe-lite", {"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types"),
+        ("mistral4", {"rope_parameters": ROPE | {"mscale": 0.7, "mscale_all_dim": 0.7}}, "mscale"),
+        ("mistral4", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ],
+    ids=str,
+)
+def test_another_one_is_refused(family: str, changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    assert word in reason(family, changes, tmp_path)
+
+
+def test_the_numbers_of_yarn_are_those_that_the_engine_undoes(tmp_path: Path) -> None:
+    found = metadata(write_folder("deepseek2", tmp_path / "model", "5"))
+    assert found["rope.scaling.attn_factor"] == 1
+    assert struct.pack("<f", found["rope.scaling.yarn_log_multiplier"]) == struct.pack("<f", 0.07)
