@@ -30,11 +30,11 @@ run: ## serve the demo model from the source tree; builds what this machine need
 	@echo '    "messages": [{"role": "user", "content": "Tell me a story about a fox."}]}'\'
 	@exec $(PYTHON) -m shimmy serve --bind $(ADDRESS) --model-path $(MODEL)
 
-freeze: ## make dist/shimmy, the file with all CPU variants, for this system and newer ones
+freeze: ## make dist/shimmy, the one file for any Linux
 	@$(BUILD) freeze
 
-dist: ## make dist/shimmy-linux-*, the files for any Linux; MACHINES="x86_64 aarch64"
-	@$(BUILD) portable $(MACHINES)
+dist: ## make dist/shimmy-linux-* for both machines; MACHINES="x86_64 aarch64"
+	@$(BUILD) freeze $(MACHINES)
 
 vulkan: ## compile llama.cpp's library for GPUs, which tests on the source tree use where it is there
 	@$(BUILD) vulkan >/dev/null
@@ -62,7 +62,7 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 test: SIDE_BY_SIDE := # one after the other: it has to be right the first time
 test: CHECKED := smoke or not e2e
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
-test: vulkan check ## everything: all tests on the source tree, the frozen file with clients of others, the file for any Linux
+test: vulkan check ## everything: all tests on the source tree, the frozen file with clients of others and in other systems
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging
 	@$(MAKE) --no-print-directory emulated clients systems SYSTEMS=--quick
@@ -74,13 +74,13 @@ variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell 
 		SHIMMY_TEST_CPU_VARIANT=$$variant $(PYTHON) -m pytest -q tests/engine tests/e2e -m 'not frozen'; \
 	done
 
-systems: ## end-to-end tests of the file for any Linux in other systems: Debian 11, an empty container, musl and more
-	@$(BUILD) portable x86_64
+systems: ## end-to-end tests of the frozen file in other systems: Debian 11, an empty container, musl and more
+	@$(BUILD) freeze
 	@$(BUILD) model >/dev/null
-	$(PYTHON) -m tests.roots $(SYSTEMS) dist/shimmy-linux-x86_64
+	$(PYTHON) -m tests.roots $(SYSTEMS) dist/shimmy
 
 arm64: ## end-to-end tests of the file for ARM64 in QEMU, with processors of several generations
-	@$(BUILD) portable aarch64
+	@$(BUILD) freeze aarch64
 	@$(BUILD) model >/dev/null
 	$(PYTHON) -m tests.roots.arm64 dist/shimmy-linux-aarch64
 

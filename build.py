@@ -14,11 +14,11 @@ from tools.cuda import library as cuda
 from tools.cuda.partial import check_backend
 from tools.demo_models import DEMO_MODELS, fetch_model
 from tools.emulator import emulator
-from tools.engine import install_engine, source_package
+from tools.engine import install_engine
+from tools.engine_sources import source_package
 from tools.environment import PEER_VENV, make_environment
-from tools.freeze import freeze
 from tools.page import install_page_tools
-from tools.portable import freeze as portable
+from tools.portable.freeze import freeze
 from tools.portable.target import BUILD_MACHINE, TARGETS, Target
 from tools.steps import CACHE, BuildError, locked, say
 from tools.vulkan import library as vulkan
@@ -31,9 +31,6 @@ _ONE_FILE = {"cuda": cuda.library, "cuda-check": check_backend, "emulator": emul
 def build(step: str, model: str, machines: list[Target]) -> None:
     """Make a step and the steps before it; paths that a script would want go to standard output."""
     make_environment()
-    if step == "portable":
-        for machine in machines:
-            print(portable.freeze(machine))
     if step == "vulkan":
         for machine in machines:
             print(vulkan.library(machine))
@@ -49,7 +46,8 @@ def build(step: str, model: str, machines: list[Target]) -> None:
         install_engine()
         install_loops()
     if step in {"freeze", "peer"}:
-        print(freeze())
+        for machine in machines:
+            print(freeze(machine))
     if step == "clients":
         install_clients()
     if step == "page":
@@ -76,19 +74,17 @@ def main() -> int:
     steps.add_parser("engine", help="llama.cpp with all CPU variants, compiled once and cached")
     model = steps.add_parser("model", help="a demo model in `models/`")
     model.add_argument("model", nargs="?", choices=[*DEMO_MODELS], default="smollm2")
-    steps.add_parser("freeze", help="the frozen file `dist/shimmy`")
-    portable_files = steps.add_parser("portable", help="files for any Linux: `dist/shimmy-linux-*`")
-    portable_files.add_argument(
-        "machines", nargs="*", type=machine, default=[*TARGETS.values()], help=", ".join(TARGETS)
-    )
+    frozen_files = steps.add_parser("freeze", help="the frozen files `dist/shimmy-linux-*`, and `dist/shimmy`")
     vulkan_libraries = steps.add_parser("vulkan", help="llama.cpp's library for GPUs, which the frozen file carries")
-    vulkan_libraries.add_argument("machines", nargs="*", type=machine, default=[BUILD_MACHINE], help=", ".join(TARGETS))
     steps.add_parser("cuda", help="llama.cpp's library for NVIDIA's GPUs, about an hour on 2 cores")
     steps.add_parser("cuda-check", help="the backend's own part of it for one kind of GPU, in 5 minutes on 2 cores")
+    for step in (frozen_files, vulkan_libraries):
+        step.add_argument("machines", nargs="*", type=machine, default=[BUILD_MACHINE], help=", ".join(TARGETS))
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")
     steps.add_parser("page", help="a browser and what else the tests of the page need (600 MB)")
-    steps.add_parser("peer", help="what the benchmark compares with: another environment and llama.cpp's sources")
+    peer = steps.add_parser("peer", help="what the benchmark compares: the frozen file, other programs' sources")
+    peer.set_defaults(machines=[BUILD_MACHINE])  # the frozen file is measured
     arguments = parser.parse_args()
     with locked(CACHE / "lock"):
         try:

@@ -4,7 +4,7 @@ import tarfile
 from functools import cache
 from pathlib import PurePosixPath
 
-from tools.engine import SOURCES
+from tools.engine_sources import SOURCES
 
 PHI_4_MINI = (  # https://huggingface.co/microsoft/Phi-4-mini-instruct; not in the package
     "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message"

@@ -36,10 +36,11 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize(
     ("words", "machines"),
     [
-        ("portable", ["x86_64", "aarch64"]),
-        ("portable aarch64", ["aarch64"]),
+        ("freeze", ["x86_64"]),
+        ("freeze x86_64 aarch64", ["x86_64", "aarch64"]),
         ("vulkan", ["x86_64"]),
         ("vulkan aarch64 x86_64", ["aarch64", "x86_64"]),
+        ("peer", ["x86_64"]),
         ("env", []),
     ],
 )

@@ -37,7 +37,7 @@ from shimmy.workers import spawn
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.fakes import SCRIPT, FakeWorker
 from tests.tiny_models import write_tiny_model
-from tools.freeze import PACKAGES
+from tools.portable.expected_contents import PACKAGES
 from tools.steps import ROOT
 
 TEXT = 'Hello "é"\n'

@@ -1,18 +1,17 @@
-"""The bootloader in front of `dist/shimmy`: PyInstaller's, compiled from its sources with our own functions in front.
+"""The bootloader in front of a frozen file: PyInstaller's, compiled from its sources with our own functions in front.
 
-Knows how it is compiled, for this machine or, by tools/portable, for others; what ours do stands in bootloader.c.
+Knows how it is compiled; what ours do stands in bootloader.c.
 PyInstaller's wheels bring a bootloader, too, which would ask the system for its zlib. libdeflate, which unpacks what a
 start needs in a third of zlib's time, is part of a package of the index, of which nothing else is used.
 """
 
 import hashlib
-import platform
 import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.steps import CACHE, BuildError, key_of, key_of_files, pip, requirements, run, say, venv_python
+from tools.steps import CACHE, BuildError, key_of, key_of_files, pip, requirements, run, venv_python
 
 PACKAGE = "pyinstaller"
 LIBDEFLATE_PACKAGE = "deflate"
@@ -44,16 +43,6 @@ DEFINES = (
     *("_REENTRANT", "_BSD_SOURCE", "_DEFAULT_SOURCE", "PYI_USE_POSIX_SEMAPHORE", "HAVE_UNSETENV=1", "HAVE_MKDTEMP=1"),
     *("HAVE_DIRNAME=1", "HAVE_BASENAME=1", "HAVE_WCSDUP=1", "HAVE_STDBOOL_H=1", "_FORTIFY_SOURCE=0"),
 )
-
-
-def bootloader() -> Path:
-    """The compiled bootloader for this machine, which is cached."""
-    key = key_of(bootloader_key(), platform.machine())
-    cached = CACHE / "bootloader" / key / "run"
-    if not cached.exists():
-        say("freeze: compiling the bootloader")
-        compile_bootloader(cached, ["cc"])
-    return cached
 
 
 def bootloader_key() -> str:

@@ -1,40 +1,15 @@
-"""The licences of what is inside the frozen file, as one text to hand on with it.
+"""The texts of licences: of installed packages, of the page's libraries, of what lies in an archive of sources.
 
-Knows where each part keeps its licence text; for the system's libraries it names the licence.
+Knows where each keeps its text. What is in a frozen file stands in tools/portable/papers/.
 """
 
-import sysconfig
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tools import bootloader, numpy_core
-from tools.engine import source_package
 from tools.steps import ROOT, VENV, BuildError
 
 LICENSE_FILES = ("LICEN[CS]E*", "COPYING*", "licenses/*")
-SYSTEM_LIBRARIES = """\
-libstdc++ and libgcc (the GCC runtime libraries): GPL-3.0 with the GCC Runtime Library Exception 3.1, which permits to
-hand on programs linked with them under terms of your choice.
-The boot loader of PyInstaller, with tools/bootloader.c in front: GPL-2.0 with an exception that permits to hand on
-programs made with it.
-Rust's standard library and the crates compiled into llguidance (derivre, toktrie, pyo3, regex, serde, rayon, hashbrown,
-referencing and others): MIT, or MIT or Apache-2.0 at choice; tokenizers and spm_precompiled among them: Apache-2.0.
-OpenSSL 3: Apache-2.0.
-libffi: MIT. liblzma (XZ Utils): public domain (0BSD in later versions). zlib: zlib licence.
-"""
-
-
-def license_texts(packages: set[str]) -> str:
-    """A section for each of these installed packages, then numpy's, llama.cpp's, CPython's, the system's libraries'."""
-    sections = of_packages(packages)
-    sections[f"numpy-{numpy_core.version()}"] = numpy_core.license_texts()
-    sections["llama.cpp"] = text_in(source_package(), "vendor/llama.cpp/LICENSE")
-    sections["libdeflate"] = text_in(bootloader.source_package(bootloader.LIBDEFLATE_PACKAGE), "/libdeflate/COPYING")
-    sections["CPython"] = (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt").read_text()
-    sections["System libraries"] = SYSTEM_LIBRARIES
-    sections |= of_page()
-    return in_sections(sections)
 
 
 def in_sections(texts: Mapping[str, str]) -> str:

@@ -7,8 +7,6 @@ of numpy is left out; what stands in for its `__init__` is in tools/stand_ins/nu
 
 import lzma
 import os
-import platform
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,21 +84,6 @@ def modules(package: Path) -> dict[str, Path]:
     """The sources of numpy's Python modules in the frozen file, by name; `package` is the folder of all of them."""
     names = {f"{PACKAGE}.{name}".replace("/", ".").removesuffix(".__init__"): f"{name}.py" for name in _MODULES}
     return {name: package / file for name, file in names.items()} | _STAND_INS
-
-
-def core() -> Path:
-    """The library for the Python and the system that run here, packed. Compiled once, in two minutes on 2 cores."""
-    made_by = f"{platform.python_version()} {sys.base_prefix} {run(['cc', '--version'])}"
-    cached = CACHE.resolve() / "numpy" / f"{key_of(core_key(), platform.machine(), made_by)}.xz"
-    if not cached.exists():
-        chosen = Toolchain(platform.machine(), "cc", "c++", venv_python(), ("-static-libstdc++",), {})
-        with tempfile.TemporaryDirectory() as work:
-            library = compile_core(chosen, Path(work))
-        cached.parent.mkdir(exist_ok=True)
-        unfinished = cached.with_suffix(".part")
-        unfinished.write_bytes(packed(library, platform.machine()))
-        unfinished.rename(cached)
-    return cached
 
 
 def core_key() -> str:

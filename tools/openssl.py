@@ -2,7 +2,6 @@
 
 import lzma
 import marshal
-import subprocess
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from itertools import groupby
@@ -37,15 +36,6 @@ def _pieces(stream: BytesIO) -> Iterator[tuple[str, bytes]]:
             yield marshal.load(stream)
         except EOFError:
             return
-
-
-def stripped(files: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
-    """Copies of files, given with the names they are known by, in `folder`, without what only debuggers read."""
-    copies = []
-    for name, path in files:
-        copies.append(folder / Path(name).name)
-        subprocess.run(["strip", "-o", copies[-1], path], check=True)
-    return copies
 
 
 def is_part(name: str) -> bool:

@@ -3,11 +3,12 @@
 Knows the steps that ninja and make count; nothing of what is compiled.
 """
 
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +18,18 @@ STEP = re.compile(rb"\s*\[\s*(\d+)(?:/(\d+)|%)\]")  # ninja's `[12/330]`, make's
 REPORT_INTERVAL_S = 20.0
 
 
-def compile_with_progress(name: str, command: Sequence[str | Path], log: BinaryIO) -> int:
-    """Run `command`, which compiles what is called `name`, to its end; returns its exit code."""
+def compile_with_progress(
+    name: str, command: Sequence[str | Path], log: BinaryIO, environment: Mapping[str, str]
+) -> int:
+    """Run `command`, which compiles what is called `name`, to its end; returns its exit code.
+
+    The variables of `environment` are added to ours.
+    """
     progress = _Progress(name)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as build:
+    with subprocess.Popen(
+        command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as build:  # fmt: skip
         assert build.stdout is not None
         for line in build.stdout:
             log.write(line)

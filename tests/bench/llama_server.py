@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from tools.engine import source_package
+from tools.engine_sources import source_package
 from tools.environment import PEER_VENV, make_environment
 from tools.progress import compile_with_progress
 from tools.steps import CACHE, BuildError, pip, say, venv_python
@@ -65,5 +65,5 @@ def _cmake() -> Path:
 
 
 def _run(command: list[str | Path], log: BinaryIO) -> None:
-    if compile_with_progress("llama-server", command, log) != 0:
+    if compile_with_progress("llama-server", command, log, {}) != 0:
         raise BuildError(f"`llama-server` did not build; the whole log is in `{LOG}`")

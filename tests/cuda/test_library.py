@@ -17,7 +17,8 @@ from tools.cuda import objects
 from tools.cuda.library import CUBLAS, LIBRARY, check
 from tools.cuda.partial import partial_library
 from tools.cuda.toolkit import Toolkit
-from tools.engine import engine_sources, library_folder
+from tools.engine import library_folder
+from tools.engine_sources import engine_sources
 from tools.portable.elf import ElfFile
 from tools.portable.weak_versions import newer_versions
 from tools.steps import ROOT, BuildError

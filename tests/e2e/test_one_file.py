@@ -18,14 +18,16 @@ from shimmy.system import unpacked_folder
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import CHAT, PROGRAM, PROMPTS, Json, Server, chat_body, environment, program_with, run
 from tests.e2e.processes import DEADLINE_S, mapped_files, wait_for
+from tools.portable.engine import LIBRARIES
+from tools.portable.python import VERSION
 
 pytestmark = pytest.mark.frozen
 
 ONE_WORD: Json = {"max_tokens": 1}
 GUIDED: Json = {"response_format": {"type": "json_object"}, "max_tokens": 2}
 FOREIGN = (
-    *("libggml-base.so.0", "libggml.so.0", "libllama.so", "libllama.so.0", "libstdc++.so.6", "libgomp.so.1"),
-    *("libpython3.11.so.1.0", "libz.so.1", "libffi.so.8", "liblzma.so.5"),
+    *(*LIBRARIES, "libllama.so.0", f"libpython{VERSION}.so.1.0"),
+    *("libstdc++.so.6", "libgomp.so.1", "libz.so.1", "libffi.so.8", "liblzma.so.5"),
 )
 ANYWHERE = "/tmp /var/tmp /dev/shm"
 # How a folder becomes another file system for a program and those that it starts, and for nobody else.
@@ -161,8 +163,6 @@ def test_another_engine_that_is_preloaded_is_not_used(start: StartServer, tmp_pa
     (home,) = server.temporary.iterdir()
     other = tmp_path / "libother.so"
     shutil.copy(home / "llama_cpp" / "lib" / "libggml-base.so.0", other)
-    for needed in (home / "llama_cpp" / "lib").glob("libgomp.so.*"):  # by the one that GCC compiled
-        shutil.copy(needed, tmp_path)
     neighbour = start(program=("env", f"LD_LIBRARY_PATH={tmp_path}", f"LD_PRELOAD={other}", *PROGRAM))
     assert neighbour.chat("hello", **ONE_WORD)
     assert str(other) not in mapped_files(neighbour.worker())

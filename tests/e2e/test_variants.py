@@ -24,7 +24,7 @@ def engine_folder() -> Path:
 def scores() -> dict[str, int]:
     """What the engine itself makes of each variant on this processor; 0 is one that cannot run here."""
     folder = engine_folder()
-    ctypes.CDLL(str(folder / "libggml-base.so"), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(folder / "libggml-base.so.0"), ctypes.RTLD_GLOBAL)
     paths = folder.glob("libggml-cpu-*.so")
     return {path.stem.removeprefix("libggml-cpu-"): ctypes.CDLL(str(path)).ggml_backend_score() for path in paths}
 

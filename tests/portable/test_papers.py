@@ -18,7 +18,7 @@ import pytest
 from shimmy.commands.contents import PACKAGES
 from tools import module_archive
 from tools.portable.contents import MODULES, read_files
-from tools.portable.freeze import FILES
+from tools.portable.expected_contents import FILES
 from tools.portable.papers import sizes
 from tools.portable.papers.components import CRATE_LICENSES, PACKAGE_LICENSES, Component, crates
 from tools.portable.papers.sbom import document

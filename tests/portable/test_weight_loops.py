@@ -26,7 +26,7 @@ def test_the_library_gives_what_numpy_gives(tmp_path: Path, machine: str) -> Non
     chosen, python, numpy = Compiler(target.glibc_triple), Python(target.folder / "python"), target.folder / "numpy.so"
     if not (chosen.cc.exists() and numpy.exists() and python.library.exists()):
         pytest.skip("`make dist` builds it")
-    library = compile_loops(tmp_path / "library.so", [chosen.cc], **chosen.environment)
+    library = compile_loops(tmp_path / "library.so", chosen.cc, **chosen.environment)
     if target == BUILD_MACHINE:
         assert results(ctypes.CDLL(str(library))) == results(None)
         return

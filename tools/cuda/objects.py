@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.cuda.toolkit import COMPILER_VERSION, FOLDER, host_compiler, toolkit
-from tools.engine import engine_sources, engine_version
+from tools.engine_sources import engine_sources, engine_version
 from tools.portable.libraries import N_JOBS
 from tools.steps import BuildError, key_of, key_of_files, say
 

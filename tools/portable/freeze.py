@@ -5,6 +5,7 @@ Knows the parts and where shimmy.spec looks for them. The parts are made by the 
 
 import hashlib
 import lzma
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,15 @@ from pathlib import Path
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
 from tools import numpy_core, openssl, variants
 from tools.bootloader import WRAPPED_OUTSIDE, bootloader_key, compile_bootloader, write_size
-from tools.engine import engine_sources
-from tools.freeze import VULKAN_FILES, check_contents
+from tools.engine import lay_out, write_metadata
 from tools.module_archive import COMPILER_SETTINGS
 from tools.papers import LICENSES, SBOM, SIZES, beside
 from tools.portable.c_library import c_library
-from tools.portable.compiler import compiler, tools_environment, zig_version
+from tools.portable.compiler import compiler, tools_environment
 from tools.portable.contents import read_elf_files
 from tools.portable.elf import ElfFile
 from tools.portable.engine import LIBRARIES, engine
+from tools.portable.expected_contents import VULKAN_FILES, check_contents
 from tools.portable.numpy_core import core
 from tools.portable.packages import grammar_library, not_installed, site, speedups
 from tools.portable.papers import sbom, sizes
@@ -29,7 +30,7 @@ from tools.portable.papers.licenses import license_texts
 from tools.portable.python import VERSION, python
 from tools.portable.target import BUILD_MACHINE, Target
 from tools.portable.weak_versions import newer_versions
-from tools.steps import DIST, ROOT, WORK, BuildError, key_of, key_of_files, run, say
+from tools.steps import DIST, ROOT, WORK, BuildError, Stamp, key_of, key_of_files, run, say
 from tools.vulkan import library as vulkan
 from tools.weight_loops import loops_key, packed_loops
 
@@ -44,21 +45,41 @@ _SYSTEM_LIBRARIES = {
 _PAGE_BYTES = {"x86_64": 4096, "aarch64": 65_536}
 _OWN_LIBRARIES = {*LIBRARIES, f"libpython{VERSION}.so.1.0"}
 
-FILES = {
-    *("base_library.zip", "libpython.so", "markupsafe/_speedups.so", "shimmy.inner", "ssl.xz"),
-    *(f"llama_cpp/lib/{name}.z" for name in ("libggml-base.so", "libggml.so", "libllama.so")),
-    *(f"libc/{name}.so" for name in ("ld", "libc", "libdl", "libm", "libnss_dns", "libnss_files", "libpthread")),
-    *(f"libc/{name}.so" for name in ("libresolv", "librt", "libutil")),
-    f"llama_cpp/lib/{variants.ARCHIVE_NAME}",
-    *(GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE),
-    *VULKAN_FILES,
-}
-
 
 def freeze(target: Target) -> Path:
-    """The portable file for a machine, made from parts that are there or are built now."""
+    """The file for a machine, made anew when one of its parts has changed."""
+    if platform.machine() != BUILD_MACHINE.machine:
+        raise BuildError(
+            f"frozen files are made on {BUILD_MACHINE.machine} alone; `make run` runs the source tree here"
+        )
     parts = _collect_parts(target)
-    say(f"portable: making `dist/{target.file_name}`")
+    stamp = Stamp(target.folder / "freeze-stamp", _inputs_key(parts))
+    if not stamp.holds() or not (DIST / target.file_name).exists():
+        _publish(_checked(_composed(parts, target), target), target)
+        stamp.write()
+    if target == BUILD_MACHINE:
+        _link(DIST / "shimmy", target.file_name)
+    return DIST / target.file_name
+
+
+def _link(name: Path, file: str) -> None:
+    """Have another name for a file, whose own tells the machine."""
+    name.unlink(missing_ok=True)
+    name.symlink_to(file)
+
+
+def _inputs_key(parts: Path) -> str:
+    """Names the parts, and the Python code and the tools that become a file with them."""
+    paths = [ROOT / name for name in ("shimmy.spec", "pyproject.toml")]
+    for folder in ("shimmy", "tools"):
+        paths += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    contents = (path.read_bytes() for path in sorted(parts.rglob("*")) if path.is_file())
+    return key_of(key_of_files(paths), *contents)
+
+
+def _composed(parts: Path, target: Target) -> Path:
+    """The file as PyInstaller makes it."""
+    say(f"freeze: making `dist/{target.file_name}`")
     own = python(BUILD_MACHINE)
     work = target.folder / "freeze"
     shutil.rmtree(work, ignore_errors=True)
@@ -81,20 +102,26 @@ def freeze(target: Target) -> Path:
     program.write_bytes(outer.read_bytes() + (work / "shimmy" / "shimmy.pkg").read_bytes())
     write_size(program)
     program.chmod(0o755)
+    return program
+
+
+def _checked(program: Path, target: Target) -> Path:
+    """The file, once it has been found good; raises BuildError where it is not."""
+    own = python(BUILD_MACHINE)
     modules = run([own.program, "-c", "import sys; print(*sys.stdlib_module_names)"], **own.environment)
-    check_contents(program, FILES, modules.split())
+    check_contents(program, modules.split())
     _check_elf_files(program, target)
     size_bytes = program.stat().st_size
-    say(f"portable: {target.file_name} has {size_bytes / 1e6:.2f} MB (limit {LIMIT_BYTES / 1e6:.1f})")
+    say(f"freeze: `{target.file_name}` has {size_bytes / 1e6:.2f} MB (limit {LIMIT_BYTES / 1e6:.1f})")
     if size_bytes > LIMIT_BYTES:
-        raise BuildError("the portable file is larger than its limit")
+        raise BuildError("the frozen file is larger than its limit")
     if target == BUILD_MACHINE:
         run([program, "version"])
-    return _publish(program, target)
+    return program
 
 
-def _publish(program: Path, target: Target) -> Path:
-    """Put the checked file and its papers into dist/."""
+def _publish(program: Path, target: Target) -> None:
+    """Put the checked file and its papers into dist/; who runs the old one keeps it."""
     file = DIST / target.file_name
     inside = components(target)
     DIST.mkdir(exist_ok=True)
@@ -103,7 +130,6 @@ def _publish(program: Path, target: Target) -> Path:
     beside(file, SBOM).write_text(sbom.document(file, inside))
     beside(file, LICENSES).write_text(license_texts(target, inside))
     beside(file, SIZES).write_text(sizes.table(file))
-    return file
 
 
 def _collect_parts(target: Target) -> Path:
@@ -115,7 +141,6 @@ def _collect_parts(target: Target) -> Path:
     shutil.copytree(c_library(target), parts / "libc")
     found = variants.read_libraries(libraries)
     grammars, arithmetic = grammar_library(target), core(target).read_bytes()
-    chosen = compiler(target.glibc_triple)
     archives: dict[str, tuple[str, Callable[[], bytes]]] = {
         variants.ARCHIVE_NAME: (key_of(*sorted(found), *found.values()), lambda: variants.pack(found)),
         "ssl.xz": (
@@ -124,10 +149,7 @@ def _collect_parts(target: Target) -> Path:
         ),
         GRAMMAR_ARCHIVE: (key_of(grammars), lambda: lzma.compress(grammars, preset=9 | lzma.PRESET_EXTREME)),
         NUMPY_ARCHIVE: (key_of(arithmetic), lambda: numpy_core.packed(arithmetic, target.machine)),
-        LOOPS_ARCHIVE: (
-            key_of(loops_key(), zig_version()),
-            lambda: packed_loops([chosen.cc], **chosen.environment),
-        ),
+        LOOPS_ARCHIVE: (loops_key(), lambda: packed_loops(target)),
     }
     for name, (key, pack) in archives.items():
         shutil.copy(_packed_once(target.folder / "packed" / f"{key}-{name}", pack), parts / name)
@@ -142,13 +164,10 @@ def _collect_parts(target: Target) -> Path:
 def _binding(target: Target, place: Path) -> Path:
     """A new folder with what is not installed for the analysis: the binding, the engine, and what metadata tells."""
     shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(engine(target), place / "llama_cpp" / "lib")
-    for name in ("llama_cpp.py", "_ctypes_extensions.py"):
-        shutil.copy(engine_sources() / "llama_cpp" / name, place / "llama_cpp")
+    place.mkdir(parents=True)
+    lay_out(engine(target), place)
     for name, version in not_installed():
-        folder = place / f"{name.replace('-', '_')}-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        write_metadata(place, name, version, f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return place
 
 

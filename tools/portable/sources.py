@@ -86,14 +86,6 @@ def files_of(package: Path) -> tarfile.TarFile:
     return tarfile.open(fileobj=io.BytesIO(content))
 
 
-def is_debian() -> bool:
-    """Whether this system's apt knows where Debian's packages are."""
-    try:
-        return bool(_mirror())
-    except (BuildError, OSError):
-        return False
-
-
 def _fetched(source: Source) -> Path:
     archive = _DOWNLOADS / source.archive
     if not archive.exists():
@@ -158,12 +150,14 @@ def _fetch_lists(lines: list[str]) -> None:
 
 
 def _mirror() -> str:
+    if shutil.which("apt-get") is None:
+        raise BuildError("frozen files are built on Debian: there is no apt here")
     targets = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"])
     for line in targets.splitlines():
         address, _, suite = line.partition(" ")
         if suite in _SUITES and address.rstrip("/").endswith("/debian"):
             return address
-    raise BuildError("the portable file is built on Debian: apt of this system has no source of Debian's packages")
+    raise BuildError("frozen files are built on Debian: apt of this system has no source of Debian's packages")
 
 
 def _options() -> list[str]:

@@ -3,10 +3,11 @@
 Knows no step of the build.
 """
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.steps import CACHE
+from tools.steps import CACHE, BuildError
 
 PORTABLE = CACHE.resolve() / "portable"
 # The oldest C library that the file starts with: that of CentOS 7, of 2012.
@@ -47,3 +48,12 @@ class Target:
 
 BUILD_MACHINE = Target("x86_64")
 TARGETS = {target.machine: target for target in (BUILD_MACHINE, Target("aarch64"))}
+
+
+def this_machine() -> Target:
+    """The machine that runs the build; raises BuildError where nothing is compiled for it."""
+    target = TARGETS.get(platform.machine())
+    if target is None or platform.system() != "Linux":
+        here = f"{platform.system()} on {platform.machine()}"
+        raise BuildError(f"Shimmy is built for Linux on {' and '.join(TARGETS)}, and this is {here}")
+    return target

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shimmy.system.vulkan_archive import LIBRARY
-from tools.engine import engine_sources, engine_version
+from tools.engine_sources import engine_sources, engine_version
 from tools.portable.compiler import Compiler, compiler
 from tools.portable.elf import ElfFile
 from tools.portable.target import Target

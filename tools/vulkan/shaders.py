@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.engine import engine_sources
+from tools.engine_sources import engine_sources
 from tools.portable.compiler import compiler
 from tools.portable.libraries import N_JOBS
 from tools.portable.target import BUILD_MACHINE

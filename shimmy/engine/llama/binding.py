@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 _LOG_ERROR = 4  # ggml_log_level
 _LOG_CONTINUED = 5
-# How often a thread of the engine looks for the others before it sleeps. libgomp's default (300,000) burns the time
+# How often a thread of the engine looks for the others before it sleeps. A larger number burns the time
 # that the others wait for when other programs use the processor as well; 1,000 costs 10 % of the speed when none do.
 _SPIN_COUNT = "100000"
 # The libraries that libllama needs, each after those it needs itself; and variables that lead to other builds of these.
-_BENEATH = ("libstdc++.so.6", "libgomp.so.1", "libggml-base.so.0", "libggml.so.0")
+_BENEATH = ("libggml-base.so.0", "libggml.so.0")
 _MISLEADING = ("LLAMA_CPP_LIB_PATH", "GGML_BACKEND_PATH")
 
 
@@ -61,7 +61,7 @@ def _load_beneath(folder: Path) -> None:
 # On an abort ggml would start a debugger where one is installed, and the dead worker would hang in it.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read by libgomp when it is loaded, which is on the next line
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read by the engine when it is loaded, on the next line
 llama = _import_binding()
 # Where libllama and, in an installed engine or packed in the frozen file, the CPU variants are.
 LIBRARY_FOLDER = Path(llama._base_path)

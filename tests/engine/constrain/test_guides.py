@@ -27,7 +27,7 @@ from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE
 from shimmy.errors import BadRequest
 from shimmy.messages.request import Grammar, GrammarKind
 from tests.models import demo_model
-from tools.engine import source_package
+from tools.engine_sources import source_package
 from tools.steps import ROOT
 
 SCHEMAS = Path(os.environ.get("SHIMMY_SHARED_DATA", ROOT.parent / "shared" / "data")) / "json_schemas.jsonl"

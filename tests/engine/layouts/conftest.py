@@ -10,7 +10,7 @@ from tools.weight_loops import compile_loops
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return ctypes.CDLL(str(compile_loops(tmp_path_factory.mktemp("loops") / "library.so")))
+    return ctypes.CDLL(str(compile_loops(tmp_path_factory.mktemp("loops") / "library.so", "cc")))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shimmy.commands.contents import PACKAGES, llama_cpp_version
 from tools import bootloader, numpy_core
-from tools.engine import source_package
+from tools.engine_sources import source_package
 from tools.environment import ENGINE_PACKAGE
 from tools.licenses import text_in
 from tools.portable import c_library, sources

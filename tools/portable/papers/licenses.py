@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shimmy.commands.contents import PACKAGES
 from tools import bootloader, numpy_core
-from tools.engine import engine_sources
+from tools.engine_sources import engine_sources
 from tools.licenses import in_sections, of_packages, of_page, text_in
 from tools.portable import c_library, sources
 from tools.portable.compiler import zig_folder

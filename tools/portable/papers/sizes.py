@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.freeze import plain_name
 from tools.portable.contents import archive_start, read_files, unpacked
+from tools.portable.expected_contents import plain_name
 
 BOOTLOADER, REST = "outer bootloader", "scripts and tables"
 _WHAT = {
