@@ -5,7 +5,7 @@ Knows no dialect and no wire. A dialect makes a GenerateRequest, awaits `accepte
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +39,7 @@ class Services:
     events: ModelEvents
     discover: Callable[[], Awaitable[None]]  # look at the disk now
     ready: bool = False  # the catalog is published, and shutdown has not begun
+    preloads: set[str] = field(default_factory=set)  # names of `--preload` whose models have not been loaded yet
 
 
 async def no_discovery() -> None:

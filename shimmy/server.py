@@ -91,6 +91,7 @@ class Server:
         for number in _TO_END:
             loop.add_signal_handler(number, self._on_signal)
         self._librarian.publish_first()
+        self._services.preloads.update(self._config.preload)
         self._services.ready = True
         pool = self._services.pool
         chores: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
@@ -134,10 +135,12 @@ class Server:
         self._services.pool.follow(change)
 
     async def _preload(self) -> None:
-        """Load the models of `--preload`; one that cannot be loaded is logged, and the server goes on."""
+        """Load the models of `--preload`. One that cannot be loaded is logged; the server answers for the others, and
+        is not ready until a client has had that one loaded."""
         for name in self._config.preload:
             try:
                 await self._services.pool.ensure_ready(self._services.registry.resolve(name))
+                self._services.preloads.discard(name)
             except ModelNotFound as error:
                 logger.error("cannot preload `%s`: %s", name, error.message)
             except ShimmyError:

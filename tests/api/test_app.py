@@ -235,6 +235,21 @@ async def test_alive_and_ready_are_two_questions() -> None:
 
 
 @on_loop
+async def test_a_server_is_ready_once_the_models_of_preload_have_been_loaded() -> None:
+    all_services = services(FakeWorker())
+    app = create_app(all_services)
+    name = all_services.registry.catalog.models[0].name
+    all_services.preloads.update([name, "missing"])
+    reply = await fetch(app, "GET", "/ready")
+    assert (reply.status, reply.json()["status"]) == (503, "not ready")
+    assert "2 model(s) of `--preload`" in reply.json()["reason"]
+    assert "missing" not in reply.json()["reason"]
+    all_services.preloads.discard("missing")
+    await all_services.pool.ensure_ready(all_services.registry.resolve(name))
+    assert (await fetch(app, "GET", "/ready")).json() == {"status": "ready"}
+
+
+@on_loop
 async def test_the_server_says_what_it_is() -> None:
     app = create_app(services())
     assert (await fetch(app, "GET", "/version")).json() == {"version": __version__}

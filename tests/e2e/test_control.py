@@ -139,6 +139,14 @@ def test_a_preloaded_model_is_there_before_anybody_asks(start: StartServer) -> N
     server = start("--preload", "beta", "--preload", "missing")
     wait_for("the model", lambda: server.get("/api/models/beta/status").json()["state"] == "ready")
     wait_for("the line of the log", lambda: "cannot preload `missing`" in server.log)
+    assert server.get("/ready").status == 503
+    assert server.get("/health").status == 200
+
+
+def test_a_server_with_its_preloaded_models_is_ready(start: StartServer) -> None:
+    server = start("--preload", "beta")
+    wait_for("the server", lambda: server.get("/ready").status == 200)
+    assert server.get("/api/models/beta/status").json()["state"] == "ready"
 
 
 @pytest.mark.parametrize("what", ["load", "unload"])

@@ -114,7 +114,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/"): Operation("Server", "What this is; for browsers a page", "About", for_browsers="Text"),
     ("GET", "/health"): Operation("Server", "Whether the server is alive", "Status"),
     ("GET", "/ready"): Operation(
-        "Server", "Whether the server takes requests", "Status", other_replies=((503, "Status"),)
+        "Server", "Whether the server takes requests, and has loaded what `--preload` names", "Status",
+        other_replies=((503, "Status"),),
     ),
     ("GET", "/version"): Operation("Server", "The version", "Version"),
     ("GET", "/metrics"): Operation("Server", "Figures for Prometheus", "Text", _NAMED, media_type="text/plain"),

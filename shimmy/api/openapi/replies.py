@@ -326,7 +326,7 @@ def _operation() -> Json:
     about: Json = {"name": TEXT, "version": TEXT, "models": COUNT, "openai_base_path": TEXT}
     return {
         "About": record(about),
-        "Status": record({"status": TEXT}),
+        "Status": record({"status": TEXT}, {"reason": TEXT}),
         "Version": record({"version": TEXT}),
         "Tokens": record({"tokens": array(COUNT)}),
         "Content": record({"content": TEXT}),
