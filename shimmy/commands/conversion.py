@@ -93,6 +93,11 @@ class _Quantisation:
 
 def convert(call: CommandCall) -> int:
     folder = Path(call.options.folder)
+    for option, name in (("--output", call.options.output), ("--save-imatrix", call.options.save_imatrix)):
+        if name in {"", "-"}:  # nobody means a file of that name
+            raise ConfigError(
+                f"{option}: give the name of a file (got {name!r}); nothing is written to standard output"
+            )
     target = Path(call.options.output or f"{folder.absolute().name}.gguf")
     quantisation = _quantisation(call, target)
     bar = ProgressBar(f"{folder.absolute().name} -> {target.name}")

@@ -3,7 +3,9 @@
 Knows of HTTP what one request takes, and no route. Health checks run it every few seconds, so it imports little.
 """
 
+import contextlib
 import json
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from shimmy.option_kinds import DEFAULT_PORT, Bind, ConfigError
 _CONNECT_TIMEOUT_S = 5.0
 _AT_ONCE_S = 1.0
 _READ_BYTES, _MAX_REPLY_BYTES = 1 << 16, 1 << 26
+_PORTS = {"http": 80, "https": 443}
 # How a server that listens everywhere is reached. One on `::` takes IPv4, too, and containers may have no `::1`.
 _LOOPBACK = {"0.0.0.0": ("127.0.0.1",), "0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
 
@@ -33,6 +36,7 @@ class ServerAddress:
     hosts: tuple[str, ...]
     port: int
     prefix: str = ""  # of every path, as a proxy may want one
+    is_tls: bool = False
 
     @classmethod
     def of(cls, bind: Bind) -> "ServerAddress":
@@ -41,12 +45,12 @@ class ServerAddress:
 
     @classmethod
     def parse(cls, url: str) -> "ServerAddress":
-        """`http://HOST[:PORT][/PREFIX]`; a base URL with `/v1` means its server. ValueError for anything else."""
+        """`http[s]://HOST[:PORT][/PREFIX]`; a base URL with `/v1` means its server. ValueError for anything else."""
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment:
+        if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"must be a URL such as http://127.0.0.1:{DEFAULT_PORT} (got {url!r})")
         prefix = parts.path.rstrip("/").removesuffix("/v1")
-        return cls((parts.hostname,), parts.port or 80, prefix)
+        return cls((parts.hostname,), parts.port or _PORTS[parts.scheme], prefix, is_tls=parts.scheme == "https")
 
     @property
     def authority(self) -> str:
@@ -56,7 +60,7 @@ class ServerAddress:
     @property
     def url(self) -> str:
         """The base URL, without a `/` at its end."""
-        return f"http://{self.authority}{self.prefix}"
+        return f"{'https' if self.is_tls else 'http'}://{self.authority}{self.prefix}"
 
 
 def server_address(call: CommandCall) -> ServerAddress:
@@ -131,13 +135,27 @@ def connected(address: ServerAddress, timeout_s: float) -> socket.socket:
         try:
             # Bytes, as text would bring in the rules of international names.
             name = host.encode() if host.isascii() else host
-            return socket.create_connection((name, address.port), min(timeout_s, _CONNECT_TIMEOUT_S))  # type: ignore[arg-type]
+            connection = socket.create_connection((name, address.port), min(timeout_s, _CONNECT_TIMEOUT_S))  # type: ignore[arg-type]
+            return _with_tls(connection, host) if address.is_tls else connection
         except UnicodeError:
             reason = reason or OSError("it can be no name")
         except OSError as exc:
             reason = reason or exc
     assert reason is not None
     raise reason
+
+
+def _with_tls(connection: socket.socket, host: str) -> socket.socket:
+    """Verified by the system's certificates, or those that SSL_CERT_FILE and SSL_CERT_DIR name. Raises OSError, and
+    PullFailed where there are none."""
+    from shimmy.hub.transfer import certificates
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(connection)
+        context = certificates.context(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
+        wrapped = context.wrap_socket(connection, server_hostname=host)
+        stack.pop_all()
+    return wrapped
 
 
 def _exchange(connection: socket.socket, request: bytes, time_left_s: Callable[[], float | None]) -> tuple[int, bytes]:

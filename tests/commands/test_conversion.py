@@ -121,6 +121,16 @@ def test_a_kept_file_that_may_not_be_written_is_said_first(
     assert Path("kept").stat().st_size > 0
 
 
+@pytest.mark.parametrize("name", ["", "-"])
+def test_a_name_that_means_no_file_is_wrong_usage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = entries()
+    assert convert("-o", name) == 2
+    assert f"--output: give the name of a file (got {name!r})" in capsys.readouterr().err
+    assert convert("--type", "q4_0", "--calibrate", "text", "--save-imatrix", name) == 2
+    assert "--save-imatrix: give the name" in capsys.readouterr().err
+    assert entries() == before
+
+
 def test_an_output_that_is_a_folder_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
     Path("model.gguf").mkdir()
     assert convert() == 1

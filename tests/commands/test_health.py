@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from shimmy import cli
 from shimmy.commands import health, server_client
 from shimmy.commands.server_client import ServerAddress
 from shimmy.option_kinds import Bind
+from tests.hub.servers import FakeFiles, self_signed, speak_tls
 
 OK = (200, {"status": "ok"})
 LOADED = (200, {"name": "tiny", "state": "ready"})
@@ -126,7 +128,29 @@ def test_a_url_may_have_a_prefix_and_be_that_of_the_api(server: Scripted) -> Non
     assert [request for request, _ in server.requests] == ["GET /health", "GET /llm/health"]
 
 
-@pytest.mark.parametrize("url", ["https://example.com", "127.0.0.1:80", "http://", "http://h:99999", "http://h/?a=b"])
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on this machine")
+def test_a_server_behind_tls_is_asked_where_its_certificate_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = self_signed(tmp_path)
+    files = FakeFiles({"/llm/health": b'{"status": "ok"}'})
+    speak_tls(files, certificate)
+    with files.running():
+        url = f"https://localhost:{files.port}/llm"
+        assert cli.main(["health", "--url", url]) == 1
+        assert "certificate" in capsys.readouterr().err
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        assert cli.main(["health", "--url", url]) == 0
+        assert capsys.readouterr().out == f"{url} answers\n"
+        assert cli.main(["health", "--url", url.replace("localhost", "127.0.0.1")]) == 1  # another name
+
+
+def test_the_port_of_a_url_is_that_of_its_scheme() -> None:
+    assert ServerAddress.parse("https://example.com/v1").url == "https://example.com:443"
+    assert ServerAddress.parse("http://example.com").url == "http://example.com:80"
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com", "127.0.0.1:80", "http://", "http://h:99999", "http://h/?a=b"])
 def test_another_url_is_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["health", "--url", url]) == 2
     assert capsys.readouterr().err.startswith("shimmy: --url: ")

@@ -34,6 +34,8 @@ class Conversation:
         """Write it where nothing else stands; raises CommandFailed."""
         if path.exists() and not _is_ours(path):
             raise CommandFailed(f"`{path}` is another file: choose a name that is free")
+        if not path.absolute().parent.is_dir():
+            raise CommandFailed(f"there is no folder `{path.absolute().parent}`: make it, or choose another one")
         fields = {
             _FORMAT: _VERSION, "model": model, "system": self.system, "settings": self.settings,
             "messages": self.messages,

@@ -211,6 +211,9 @@ def test_a_conversation_comes_back_from_its_file(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match="is another file"):
         first.save(other, "tiny")
     assert other.read_text() == "my notes"
+    with pytest.raises(CommandFailed, match="there is no folder"):
+        first.save(tmp_path / "new" / "folder" / "talk", "tiny")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
