@@ -105,6 +105,7 @@ def write_tiny_model(
     chat_template: str | None = CHATML,
     seed: int = 0,
     n_shards: int = 1,
+    n_layers: int = N_LAYER,
     focus: float = SHARP,
     more: Sequence[tuple[str, int, Value]] = (),
 ) -> Path:
@@ -113,8 +114,8 @@ def write_tiny_model(
     `focus` is the size of the weights of queries and keys: with a small one, heads look at many tokens. `more` is added
     to its metadata.
     """
-    metadata = [*_model_metadata(name, n_ctx_train, chat_template), *more]
-    tensors = model_tensors(seed, focus)
+    metadata = [*_model_metadata(name, n_ctx_train, chat_template, n_layers), *more]
+    tensors = model_tensors(seed, focus, n_layers)
     if n_shards == 1:
         path = folder / f"{name}.gguf"
         path.write_bytes(encode_gguf(metadata, tensors))
@@ -331,7 +332,7 @@ def vocabulary() -> tuple[tuple[str, int], ...]:
     )
 
 
-def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None) -> Metadata:
+def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None, n_layers: int = N_LAYER) -> Metadata:
     tokens = vocabulary()
     metadata: Metadata = [
         ("general.architecture", STRING, "llama"),
@@ -340,7 +341,7 @@ def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None) -> M
         ("general.file_type", UINT32, 0),
         ("llama.context_length", UINT32, n_ctx_train),
         ("llama.embedding_length", UINT32, N_EMBD),
-        ("llama.block_count", UINT32, N_LAYER),
+        ("llama.block_count", UINT32, n_layers),
         ("llama.feed_forward_length", UINT32, N_FF),
         ("llama.attention.head_count", UINT32, N_HEAD),
         ("llama.attention.head_count_kv", UINT32, N_HEAD),
@@ -363,12 +364,12 @@ def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None) -> M
 
 
 @cache
-def model_tensors(seed: int, focus: float = SHARP) -> tuple[Tensor, ...]:
+def model_tensors(seed: int, focus: float = SHARP, n_layers: int = N_LAYER) -> tuple[Tensor, ...]:
     """All tensors of the model that `write_tiny_model` writes with this seed and focus."""
-    return tuple(_tensors(Random(seed), focus))
+    return tuple(_tensors(Random(seed), focus, n_layers))
 
 
-def _tensors(random: Random, focus: float) -> Iterator[Tensor]:
+def _tensors(random: Random, focus: float, n_layers: int) -> Iterator[Tensor]:
     """Weights under which a batch's shape moves a logit by about 1e-6, where a trained model's moves by 1e-3.
 
     Two things keep F16 rounding in the KV cache out of the text: keys and queries so large that every head looks at
@@ -380,7 +381,7 @@ def _tensors(random: Random, focus: float) -> Iterator[Tensor]:
     yield _norm("output_norm.weight")
     # Tokens that are no plain text get logit 0, far below the best: the text is readable and does not end.
     yield _spread(random, "output.weight", (N_EMBD, len(tokens)), 0.5, zero_rows=_silent_tokens())
-    for layer in range(N_LAYER):
+    for layer in range(n_layers):
         block = f"blk.{layer}"
         yield _norm(f"{block}.attn_norm.weight")
         yield _spread(random, f"{block}.attn_q.weight", (N_EMBD, N_EMBD), focus)

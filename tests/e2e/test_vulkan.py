@@ -155,6 +155,23 @@ def test_quantised_experts_some_of_which_stay_on_the_processor(
     assert entry(server, "moe")["n_device_layers"] == ALL
 
 
+@pytest.mark.usefixtures("device_server")
+def test_a_device_without_memory_for_all_layers_has_fewer(
+    tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    # Between what four layers take of a pool's first 512 cells, and what six of them take.
+    monkeypatch.setenv("GGML_VK_FORCE_MAX_BUFFER_SIZE", str(750_000))
+    write_tiny_model(tmp_path, "alpha", n_layers=8, seed=STEADY_SEED)
+    server = start("--model-path", tmp_path, *ON_DEVICE, "--batch-size", "32")
+    assert greedy(server, PROMPTS[0])["text"]
+    told = entry(server)
+    assert (told["n_device_layers"], told["n_layers"]) == (5, 9)
+    assert told["device_note"].startswith(f"{DEVICE} had no memory for 7 layers: ")
+    assert "failed to allocate Vulkan0 buffer" in told["device_note"]
+    assert server.metric('shimmy_gpu_failures_total{model="alpha",outcome="fewer_layers"}') == 2
+
+
 def test_a_device_that_is_not_there_leaves_the_model_to_the_processor(
     start: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
