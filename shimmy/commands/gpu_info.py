@@ -34,7 +34,8 @@ def gpu_info(call: CommandCall) -> int:
         print(json.dumps(_told(found, call.config) | of_model, indent=2))
         return 0
     if found.devices:
-        rows = [_row(device, call.config) for device in found.devices]
+        has_better = any(device.is_automatic for device in found.devices)
+        rows = [_row(device, call.config, has_better=has_better) for device in found.devices]
         print_table(_HEAD, rows, numbers=("MEMORY", "FREE"))
     else:
         print("No GPU answers.")
@@ -70,7 +71,8 @@ def _can_be_used(device: Device, config: Config) -> bool:
     return not device.unusable and config.gpu_layers != 0 and vulkan_archive.is_there()
 
 
-def _row(device: Device, config: Config) -> tuple[str, ...]:
+def _row(device: Device, config: Config, *, has_better: bool) -> tuple[str, ...]:
+    """`has_better`: there are devices that are used without a trial."""
     is_nameable = _can_be_used(device, config) and config.devices is None and not device.is_automatic
     return (
         device.name,
@@ -80,8 +82,13 @@ def _row(device: Device, config: Config) -> tuple[str, ...]:
         "" if device.free_bytes is None else size(device.free_bytes),
         device.driver,
         device.api_version,
-        device.unusable or (f"used when it is named: --device {device.name}" if is_nameable else ""),
+        device.unusable or (_when_used(device, has_better=has_better) if is_nameable else ""),
     )
+
+
+def _when_used(device: Device, *, has_better: bool) -> str:
+    tried = ", or where a trial finds that faster" if device.needs_trial and not has_better else ""
+    return f"used when it is named: --device {device.name}{tried}"
 
 
 # -- one model -------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def load(
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = trusted_backend(options.cpu_variant, options.cache_dir)
     repacks = options.weights != "mapped"
-    devices = _devices(options)
+    devices = devices_of(options.offload, None if options.cache_dir is None else Path(options.cache_dir))
     special_tokens = vocabulary.special_tokens(path, found)
     with progress_told(reader.shard_paths(path, header), tell):
         model = LlamaModel(
@@ -146,12 +146,13 @@ def load(
     return model, offers
 
 
-def _devices(options: worker_options.WorkerOptions) -> "EngineDevices | None":
-    if not options.offload.devices:
+def devices_of(offload: worker_options.Offload, cache_dir: Path | None) -> "EngineDevices | None":
+    """Those of `offload`, where it has any; raises ModelUnavailable."""
+    if not offload.devices:
         return None
     from shimmy.engine.vulkan.devices import open_devices  # few workers need it
 
-    return open_devices(options.offload, None if options.cache_dir is None else Path(options.cache_dir))
+    return open_devices(offload, cache_dir)
 
 
 def explained(path: Path, reason: str) -> str:

@@ -35,6 +35,7 @@ from shimmy.engine.schedule.scheduler import Scheduler
 from shimmy.engine.schedule.task import Task
 from shimmy.engine.speculate import draft_model
 from shimmy.engine.tune.cpu_affinity import Placement, engine_threads
+from shimmy.engine.tune.device_trial import DeviceTrial
 from shimmy.engine.tune.tuner import Tuner, Tuning
 from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, OutOfDeviceMemory, ShimmyError
 from shimmy.messages.event import Accepted, Echo
@@ -147,7 +148,8 @@ class Worker:
             )
         if self._model.embeddings:
             self._embedder = Embedder(self._model.embeddings, self._emit)
-        self._tuner = Tuner(tuning, facts.size_bytes if self._model.writes else None)
+        trials = (tuning, DeviceTrial(options, tuning))
+        self._tuner = Tuner(trials, facts.size_bytes if self._model.writes else None)
         self._placement = Placement(engine_threads())
         self._connection.send(reports.opened_frame(facts))
         threads.start(self._send, name="sender")

@@ -28,6 +28,7 @@ class DeviceWish:
     n_layers: int | None = None  # one at least; None: as many as fit; more than there are: all
     split: tuple[float, ...] = ()  # a share for each device; (): by their free memory
     n_most: int | None = None  # no more layers than these, whoever wishes them: more have failed
+    proven: tuple[str, ...] = ()  # without names: devices that a trial has found faster than the processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: Lay
         devices=tuple(devices[place].device.name for place in used),
         layers=tuple(layers[place] for place in used),
         n_bytes=tuple(n_bytes[place] for place in used),
+        n_system_bytes=sum(n_bytes[place] for place in used if devices[place].device.has_system_memory),
         n_cpu_moe=sizes.n_cpu_moe if used else 0,
         note="; ".join(_notes(wish, n_layers, devices, wanted, sizes)),
     )
@@ -144,7 +146,8 @@ def _worthwhile(devices: Sequence[FreeDevice], n_most: int, sizes: LayerSizes) -
 
 def _wanted(wish: DeviceWish, found: Sequence[FreeDevice]) -> list[FreeDevice]:
     if wish.names is None:
-        return [each for each in found if each.device.is_automatic][:MAX_DEVICES]
+        used = (each for each in found if each.device.is_automatic or each.device.name in wish.proven)
+        return list(used)[:MAX_DEVICES]
     by_name = {each.device.name: each for each in found}
     return [by_name[name] for name in wish.names]
 
@@ -177,14 +180,15 @@ def _plural(n: int, noun: str) -> str:
 
 
 def unused_reason(device: Device) -> str:
-    """Why `--device auto` does not take a device; '' where it does."""
+    """Why `--device auto` does not take a device, of which no trial has found anything; '' where it does."""
     if device.unusable:
         return f"{device.name} cannot be used: {device.unusable}"
     if device.is_automatic:
         return ""
+    tried = ", or where a trial finds that faster" if device.needs_trial else ""
     return (
         f"{device.name} ({device.description}) is {_KINDS[device.kind]}, which is used when it is named: "
-        f"`--device {device.name}`"
+        f"`--device {device.name}`{tried}"
     )
 
 

@@ -35,6 +35,16 @@ class Device:
 
     @property
     def is_automatic(self) -> bool:
-        """Whether models are put on it without a person naming it. GPUs without memory of their own may be slower than
-        the processor."""
+        """Whether models are put on it without a person naming it, and without a trial."""
         return self.kind == DeviceKind.DISCRETE and not self.unusable
+
+    @property
+    def needs_trial(self) -> bool:
+        """Whether models are put on it where a trial finds that faster: GPUs without memory of their own, and those of
+        virtual machines, may be slower than the processor."""
+        return self.kind in (DeviceKind.INTEGRATED, DeviceKind.VIRTUAL) and not self.unusable
+
+    @property
+    def has_system_memory(self) -> bool:
+        """Whether its memory is the system's."""
+        return self.kind in (DeviceKind.INTEGRATED, DeviceKind.CPU)

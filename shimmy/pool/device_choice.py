@@ -23,7 +23,7 @@ from shimmy.wire.worker_options import Offload
 
 if TYPE_CHECKING:
     from shimmy.gpus.devices import FoundDevices
-    from shimmy.gpus.placement import FreeDevice, LayerSizes
+    from shimmy.gpus.placement import DeviceWish, FreeDevice, LayerSizes
     from shimmy.messages.device import Device
 
 # A model that failed on its devices is computed by the processor, or has fewer layers there; a load after this time
@@ -41,6 +41,8 @@ class DeviceDecision(NamedTuple):
 
     offload: Offload
     in_the_way: tuple[Occupant, ...] = ()
+    rival: Offload = Offload()  # what a trial may compare with the processor
+    rival_key: str = ""  # by which its outcome is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,14 @@ class _Failure:
     until_s: float
     n_first: int = 0  # layers that it had when it failed for the first time
     n_most: int = 0  # layers that it is given
+
+
+class _Tried(NamedTuple):
+    """What trials say of the devices that need one."""
+
+    proven: tuple[str, ...] = ()  # the names of those that may be used
+    note: str = ""  # why none of them is used, where there are any
+    unknown: tuple[str, str] | None = None  # the name of one that was not tried yet, and the key of its verdict
 
 
 class DeviceChoice:
@@ -110,12 +120,15 @@ class DeviceChoice:
         from shimmy.gpus import placement  # most machines have no device
 
         n_most = None if failure is None else failure.n_most
-        wish = placement.DeviceWish(config.devices, config.gpu_layers, config.tensor_split, n_most)
+        tried = await in_thread(lambda: self._tried(model, found.devices))
+        wish = placement.DeviceWish(config.devices, config.gpu_layers, config.tensor_split, n_most, tried.proven)
         sizes = layer_sizes(model, whole, config.n_cpu_moe)
 
         def free(gone: Sequence[Occupant] = ()) -> "list[FreeDevice]":
             return [placement.FreeDevice(device, self._free_bytes(device, gone)) for device in found.devices]
 
+        if tried.note:
+            return self._untried(wish, free(), tried, sizes)
         others = _in_the_way(occupants(), lambda gone: placement.n_with_room(wish, free(gone), sizes))
         offload = placement.place(wish, free(), found.reason, sizes)
         if others:
@@ -124,6 +137,40 @@ class DeviceChoice:
             offload = replace(offload, note="; ".join(filter(None, (offload.note, failure.note))))
         self._pending[model.name] = offload
         return DeviceDecision(offload)
+
+    def _tried(self, model: Model, devices: "Sequence[Device]") -> "_Tried":
+        """What trials say of devices that may be slower than the processor, where there are no better ones and no
+        person names one."""
+        doubtful = [device for device in devices if device.needs_trial]
+        if not doubtful or self._config.devices is not None or any(device.is_automatic for device in devices):
+            return _Tried()
+        if self.is_required:
+            return _Tried(proven=tuple(device.name for device in doubtful))
+        from shimmy.gpus import device_trials, placement
+
+        kind = model.architecture, model.quantization or self._config.safetensors_type or "", model.n_params
+        keys = {device: device_trials.key(device, *kind) for device in doubtful}
+        found = {device: device_trials.verdict(self._config.cache_dir, key) for device, key in keys.items()}
+        if proven := tuple(device.name for device, verdict in found.items() if verdict and verdict.is_faster):
+            return _Tried(proven=proven)
+        notes = [
+            device_trials.sentence(verdict, device) if verdict else placement.unused_reason(device)
+            for device, verdict in found.items()
+        ]
+        unknown = [(device.name, key) for device, key in keys.items() if found[device] is None]
+        return _Tried(note="; ".join(notes), unknown=unknown[0] if unknown else None)
+
+    def _untried(
+        self, wish: "DeviceWish", free: "Sequence[FreeDevice]", tried: "_Tried", sizes: "LayerSizes"
+    ) -> DeviceDecision:
+        """The processor, and what a trial shall compare with it."""
+        from shimmy.gpus import placement
+
+        if tried.unknown is None:
+            return DeviceDecision(Offload(note=tried.note))
+        name, key = tried.unknown
+        rival = placement.place(replace(wish, names=(name,)), free, "", sizes)
+        return DeviceDecision(Offload(note=tried.note), rival=rival, rival_key=key)
 
     def is_reserved(self, model: Model) -> None:
         """What was chosen for `model` is in the budget, or nobody's any more."""
@@ -183,6 +230,8 @@ class DeviceChoice:
         pending = sum(_bytes_on(device, zip(each.devices, each.n_bytes, strict=True)) for each in chosen)
         freed = sum(_bytes_on(device, occupant.on_devices) for occupant in gone)
         left = device.total_bytes - self._budget.on_device(device.name)
+        if device.has_system_memory:  # a driver tells all of that, whoever has it
+            left = int(min(left, self._budget.available_bytes()))
         if device.free_bytes is not None:
             left = min(left, device.free_bytes - self._budget.on_device(device.name, is_taken=False))
         return max(0, left + freed - pending)

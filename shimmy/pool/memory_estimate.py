@@ -96,7 +96,7 @@ def beside(whole: MemoryEstimate, model: "Model", offload: Offload) -> MemoryEst
     weights += expert_bytes(model) * max(0, offload.n_cpu_moe - (model.n_layers - n_on_devices))
     kv = whole.kv - whole.kv * n_on_devices // model.n_layers
     on_devices = tuple(zip(offload.devices, offload.n_bytes, strict=True))
-    return MemoryEstimate(weights, kv, whole.compute + _DRIVER_BYTES, on_devices)
+    return MemoryEstimate(weights, kv, whole.compute + _DRIVER_BYTES + offload.n_system_bytes, on_devices)
 
 
 def draft_estimate(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch: int) -> MemoryEstimate:

@@ -6,7 +6,7 @@ stays. Which models run at all is the matter of `pool`, and which worker ends fo
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
 
@@ -23,7 +23,7 @@ from shimmy.errors import (
 from shimmy.messages.model_info import LoadProgress
 from shimmy.metrics import Metrics
 from shimmy.model_events import ModelEvents
-from shimmy.pool.device_choice import DeviceChoice
+from shimmy.pool.device_choice import DeviceChoice, DeviceDecision
 from shimmy.pool.eviction import Eviction
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget, Reservation
@@ -142,9 +142,10 @@ class Swapper:
         """A worker with `model` on devices: with fewer layers where they have too little memory for more; where it
         fails there, and only there, one on the processor."""
         while True:
-            offload = await self._place(runtime, model)
+            decision = await self._place(runtime, model)
+            offload = decision.offload
             try:
-                return await self._start_with(runtime, model, offload)
+                return await self._start_with(runtime, model, decision)
             except ModelUnavailable as error:
                 if not offload.devices:
                     raise
@@ -161,12 +162,12 @@ class Swapper:
                     raise
                 note = f"it failed on {names}: {error.message}"
             logger.warning("`%s` is loaded again for the processor: %s", model.name, note)
-            client = await self._start_with(runtime, model, Offload(note=note))
+            client = await self._start_with(runtime, model, DeviceDecision(Offload(note=note)))
             self.device_choice.failed(model, note)  # and not the model, which would have failed again
             self.metrics.device_failures.add(1, model.name, "processor")
             return client
 
-    async def _place(self, runtime: ModelRuntime, model: Model) -> Offload:
+    async def _place(self, runtime: ModelRuntime, model: Model) -> DeviceDecision:
         """Which devices the next worker of `runtime` gets, once those have ended that are in its way. Where one of them
         is its old worker, callers wait from then on; jobs that run there come to their end before."""
         whole, has_adapters = self.planner.whole(model), self.planner.has_adapters(model)
@@ -176,7 +177,7 @@ class Swapper:
                     model, whole, has_adapters=has_adapters, occupants=partial(self.eviction.occupants, runtime)
                 )
                 if not decision.in_the_way:
-                    return decision.offload
+                    return decision
                 clients = [occupant.client for occupant in decision.in_the_way]
                 if runtime.active in clients:
                     logger.info("no device has room for the old and the new `%s`: the old one ends first", model.name)
@@ -192,9 +193,10 @@ class Swapper:
         await self.eviction.vacate(clients)
         return bool(clients)
 
-    async def _start_with(self, runtime: ModelRuntime, model: Model, offload: Offload) -> WorkerClient:
+    async def _start_with(self, runtime: ModelRuntime, model: Model, decision: DeviceDecision) -> WorkerClient:
         try:
-            options = self.planner.fitting(model, self.budget.max_bytes(), offload)
+            options = self.planner.fitting(model, self.budget.max_bytes(), decision.offload)
+            options = replace(options, rival=decision.rival, rival_key=decision.rival_key)
             reservation = await self._reserve(runtime, model, options)
         finally:
             self.device_choice.is_reserved(model)

@@ -75,6 +75,7 @@ class Offload:
     devices: tuple[str, ...] = ()  # their names, in the order in which they have the layers
     layers: tuple[int, ...] = ()  # of each; behind the layers of a model stands its output, which counts as one
     n_bytes: tuple[int, ...] = ()  # about what that takes of the memory of each
+    n_system_bytes: int = 0  # of these, in main memory: some devices have none of their own
     n_cpu_moe: int = 0  # so many of the first layers of the model keep their experts on the processor
     note: str = ""  # why there is no more on them, for a person
 
@@ -113,6 +114,8 @@ class WorkerOptions:
     load_timeout_s: float = math.inf  # the same while it loads its model
     prompt_cache_bytes: int | None = None  # of all prompts that are kept in the cache folder; None: no prompt is
     offload: Offload = Offload()
+    rival: Offload = Offload()  # without an offload: what a trial may compare with
+    rival_key: str = ""  # by which its outcome is kept
     n_ctx_booked: int | None = None  # of `n_ctx`, what memory is set aside for; None: all. The rest is looked for later
 
     @property

@@ -49,6 +49,14 @@ def test_a_table_for_people(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert use == "Use: models are put on Vulkan0, as far as they fit"
 
 
+def test_a_device_that_may_be_slower_is_said_to_be_tried(
+    find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    has(FoundDevices((IRIS,)), find)
+    assert cli.main(["gpu-info"]) == 0
+    assert "used when it is named: --device Vulkan2, or where a trial finds that faster" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "note", "use"),
     [

@@ -3,20 +3,24 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from shimmy import config
 from shimmy.errors import ModelUnavailable
-from shimmy.gpus import devices
+from shimmy.gpus import device_trials, devices
 from shimmy.gpus.devices import FoundDevices
 from shimmy.messages.device import Device, DeviceKind
+from shimmy.messages.device_verdict import TABLE, DeviceVerdict
 from shimmy.pool.device_choice import RETRY_S, DeviceChoice
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.system import vulkan_archive
-from shimmy.wire.worker_options import Offload
+from shimmy.system.remembered import Remembered
+from shimmy.wire.records import to_wire
+from shimmy.wire.worker_options import Offload, WorkerOptions
 from tests.fakes import on_loop, until
 from tests.pool.harness import TINY, Client, Harness, Load, changed, version
 
@@ -249,3 +253,83 @@ async def test_a_required_device_is_never_replaced_by_the_processor() -> None:
     with pytest.raises(ModelUnavailable, match=r"needs a device .*there is no Vulkan loader"):
         await machine.harness(device_required="true").ask()
     assert harness.start.n_loads == 1
+
+
+# -- devices that may be slower than the processor -------------------------------------------------------------------
+
+IRIS = Device(0, "Iris", DeviceKind.INTEGRATED, "Intel", "driver 1", "1.3.0", 24 * GB, None)
+OF_TINY = (TINY.architecture, TINY.quantization, TINY.n_params)
+
+
+def remember(folder: Path, verdict: DeviceVerdict) -> None:
+    Remembered(folder, TABLE).put(device_trials.key(IRIS, *OF_TINY), to_wire(verdict))
+
+
+async def loaded(machine: Machine, **flags: str) -> WorkerOptions:
+    harness = machine.harness(**flags)
+    task = harness.ask()
+    load = await harness.loading()
+    succeed(load)
+    await task
+    return load.options
+
+
+@pytest.mark.parametrize("kind", [DeviceKind.INTEGRATED, DeviceKind.VIRTUAL])
+@on_loop
+async def test_a_device_that_may_be_slower_is_left_to_a_trial(kind: DeviceKind, tmp_path: Path) -> None:
+    device = replace(IRIS, kind=kind)
+    options = await loaded(Machine(device), cache_dir=str(tmp_path))
+    assert options.offload.devices == ()
+    assert "or where a trial finds that faster" in options.offload.note
+    assert (options.rival.devices, options.rival.n_layers, options.may_tune) == (("Vulkan0",), ALL, True)
+    assert options.rival_key == device_trials.key(device, *OF_TINY)
+
+
+@on_loop
+async def test_a_device_that_was_found_faster_is_used_and_its_memory_is_the_systems(tmp_path: Path) -> None:
+    remember(tmp_path, DeviceVerdict(device_s=1.0, processor_s=2.0))
+    options = await loaded(Machine(IRIS), cache_dir=str(tmp_path))
+    assert (options.offload.devices, options.offload.n_layers, options.rival.devices) == (("Vulkan0",), ALL, ())
+    assert options.offload.n_system_bytes == sum(options.offload.n_bytes) > 0
+    planner = LaunchPlanner(config.load({"cache_dir": str(tmp_path)}, {}))
+    before = planner.estimate(TINY, planner.options(TINY)).total
+    assert planner.estimate(TINY, options).total > before
+
+
+@pytest.mark.parametrize(
+    ("verdict", "note"),
+    [
+        (DeviceVerdict(2.0, 1.0), "in a trial it took 2 s for what the processor does in 1 s"),
+        (DeviceVerdict(1.0, 1.04), "in a trial it took 1 s for what the processor does in 1.04 s"),
+        (DeviceVerdict(0.0, 0.0, "signal 6"), "a trial of it failed: signal 6"),
+    ],
+)
+@on_loop
+async def test_a_device_that_was_not_found_faster_is_not_used_nor_tried_again(
+    verdict: DeviceVerdict, note: str, tmp_path: Path
+) -> None:
+    remember(tmp_path, verdict)
+    options = await loaded(Machine(IRIS), cache_dir=str(tmp_path))
+    assert (options.offload.devices, options.rival.devices) == ((), ())
+    assert note in options.offload.note
+
+
+@on_loop
+async def test_no_trial_is_needed_where_a_person_or_a_better_device_decides(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    named = await loaded(Machine(IRIS), cache_dir=folder, device="Vulkan0")
+    required = await loaded(Machine(IRIS), cache_dir=folder, device_required="true")
+    better = await loaded(Machine(IRIS, replace(CARD, index=1)), cache_dir=folder)
+    found = [(options.offload.devices, options.rival.devices) for options in (named, required, better)]
+    assert found == [(("Vulkan0",), ()), (("Vulkan0",), ()), (("Vulkan1",), ())]
+
+
+@on_loop
+async def test_a_device_has_no_more_of_the_systems_memory_than_is_left() -> None:
+    machine = Machine(IRIS)
+    budget = MemoryBudget(None, lambda: 10**6)
+    choice = DeviceChoice(config.load({"device": "Vulkan0"}, {}), budget, find=machine.find)
+    planner = LaunchPlanner(config.load({}, {}))
+    decision = await choice.choose(TINY, planner.whole(TINY), has_adapters=False)
+    assert decision.offload.devices == ()
+    assert "Vulkan0 has 1 MB free" in decision.offload.note

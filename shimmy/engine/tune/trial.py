@@ -11,16 +11,20 @@ from time import perf_counter
 from shimmy.engine import loading
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.errors import ModelUnavailable
+from shimmy.wire import records
+from shimmy.wire.worker_options import Offload
 
 _N_TOKENS = 8
 _N_ROWS = 64
 # The settings take turns, so that other programs slow all of them alike; the best time of each counts.
 _N_ROUNDS = 2
 
+Setting = tuple[str, int, Offload | None]  # kind of weights, threads, what devices have
+
 
 def main(arguments: Sequence[str]) -> int:
     """`trial MODEL VARIANT CACHE SETTINGS`: the variant and the cache folder may be empty, the settings are JSON,
-    `[[weights, threads], ...]`.
+    `[[weights, threads, offload], ...]`, where an offload is null for the processor, and the same in all others.
 
     Prints `[[seconds for a token, seconds for a row of a prompt], ...]`. Returns the exit code; ends, too, with its
     standard input.
@@ -28,9 +32,13 @@ def main(arguments: Sequence[str]) -> int:
     threading.Thread(target=_end_with_input, daemon=True).start()
     os.nice(10)
     path, variant, cache_dir, text = arguments
-    settings: list[tuple[str, int]] = [(weights, n_threads) for weights, n_threads in json.loads(text)]
+    settings = [
+        (weights, n_threads, None if offload is None else records.read(Offload, offload))
+        for weights, n_threads, offload in json.loads(text)
+    ]
     try:
-        times = measure(Path(path), loading.trusted_backend(variant or None, cache_dir or None), settings)
+        cpu = loading.trusted_backend(variant or None, cache_dir or None)
+        times = measure(Path(path), cpu, settings, Path(cache_dir) if cache_dir else None)
     except ModelUnavailable:
         return 1
     sys.stdout.write(json.dumps(times))
@@ -42,20 +50,25 @@ def _end_with_input() -> None:
     os._exit(1)  # the main thread may be deep in the engine
 
 
-def measure(path: Path, cpu: CpuBackend, settings: Sequence[tuple[str, int]]) -> list[tuple[float, float]]:
+def measure(
+    path: Path, cpu: CpuBackend, settings: Sequence[Setting], cache_dir: Path | None = None
+) -> list[tuple[float, float]]:
     """The best seconds for a token and for a row of a prompt, with each of `settings`; raises ModelUnavailable."""
-    models = {weights: _open(path, cpu, weights) for weights, _ in settings}
+    kinds = {(weights, offload) for weights, _, offload in settings}
+    models = {kind: _open(path, cpu, *kind, cache_dir) for kind in kinds}
     times = [(float("inf"), float("inf"))] * len(settings)
     for _ in range(_N_ROUNDS):
-        for place, (weights, n_threads) in enumerate(settings):
-            models[weights].set_threads(n_threads)
+        for place, (weights, n_threads, offload) in enumerate(settings):
+            model = models[weights, offload]
+            model.set_threads(n_threads)
             token_s, row_s = times[place]
-            times[place] = min(token_s, _token_s(models[weights])), min(row_s, _row_s(models[weights]))
+            times[place] = min(token_s, _token_s(model)), min(row_s, _row_s(model))
     return times
 
 
-def _open(path: Path, cpu: CpuBackend, weights: str) -> LlamaModel:
-    model = LlamaModel(path, cpu, repacks=weights == "repacked")
+def _open(path: Path, cpu: CpuBackend, weights: str, offload: Offload | None, cache_dir: Path | None) -> LlamaModel:
+    devices = None if offload is None else loading.devices_of(offload, cache_dir)
+    model = LlamaModel(path, cpu, devices=devices, repacks=weights == "repacked")
     model.open_context(n_ctx=256, n_batch=_N_ROWS, n_sequences=1, n_outputs=1, n_threads=1)
     model.warm_up()
     return model

@@ -1,7 +1,8 @@
 """Which settings make a model fastest on this machine: has them tried while its worker is idle, and remembers that.
 
 Knows settings, their times, and the file of the cache folder that keeps them. The trial itself, which needs the engine,
-is another process (`trial`). A file that cannot be read or written costs speed and nothing else.
+is another process (`trial`). A file that cannot be read or written costs speed and nothing else. Whether a device is
+faster than the fastest of them is a trial of its own (`device_trial`), which has its turn afterwards.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from shimmy import __version__
 from shimmy.system import cpu, memory
@@ -30,9 +31,8 @@ WEIGHTS = ("mapped", "repacked")
 
 _IDLE_S = 20.0  # without a job, until a trial
 _LOOK_EVERY_S = 0.2  # whether a trial has ended
-_TRIAL_S = 120.0  # a longer trial is ended
 _MAX_LOAD = 0.5  # of the processors, by other programs: times would be wrong, and a trial would slow those down
-# Memory of the engine in a trial, beside a copy of the weights.
+# Memory of the engine in a trial, beside the copies of the weights.
 _TRIAL_BYTES = 300 * 10**6
 # Settings count as equally fast within this factor, and the first of them are taken.
 _SAME = 1.05
@@ -61,6 +61,43 @@ class TrialResult:
         return _N_GENERATED * self.token_s + _N_READ * self.row_s
 
 
+def is_affordable(size_bytes: int, n_copies: int) -> bool:
+    """Whether memory and processors have room for a trial with so many copies of `size_bytes` of weights."""
+    with contextlib.suppress(OSError):
+        if os.getloadavg()[0] > _MAX_LOAD * (os.cpu_count() or 1):
+            return False
+    # The copies must not drive out the pages that the worker has mapped, which count as free.
+    free = memory.free_bytes()
+    return free is None or free > (1 + n_copies) * size_bytes + _TRIAL_BYTES
+
+
+def command(options: WorkerOptions, settings: object) -> list[str]:
+    """That of a trial of `settings`, see `trial.main`."""
+    where = (options.model_path, options.cpu_variant or "", options.cache_dir or "")
+    return [*own_program(), "trial", *where, json.dumps(settings)]
+
+
+class IdleTrial(Protocol):
+    """What a trial shall find out about a model."""
+
+    limit_s: float  # a longer trial is ended
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the answer is not known yet, and could be remembered."""
+
+    def is_affordable(self, size_bytes: int) -> bool:
+        """Whether memory and processors have room for it, with `size_bytes` of weights."""
+
+    def command(self) -> list[str]: ...
+
+    def learn(self, output: bytes) -> None:
+        """Remember what it has found."""
+
+    def failed(self, reason: str) -> None:
+        """It came to no end."""
+
+
 def fastest(results: Sequence[TrialResult]) -> Settings:
     """The first settings that are as fast as any."""
     least_s = min(result.job_s for result in results)
@@ -69,6 +106,8 @@ def fastest(results: Sequence[TrialResult]) -> Settings:
 
 class Tuning:
     """The settings of one model file: the best known, and the candidates that might be faster."""
+
+    limit_s = 120.0
 
     def __init__(self, options: WorkerOptions) -> None:
         """For the model file that `options` name. Settings that a person has chosen stay."""
@@ -91,20 +130,13 @@ class Tuning:
         return self._options.may_tune and is_open and self._memory.is_possible and self._key is not None
 
     def is_affordable(self, size_bytes: int) -> bool:
-        """Whether memory and processors have room for a trial with `size_bytes` of weights."""
-        with contextlib.suppress(OSError):
-            if os.getloadavg()[0] > _MAX_LOAD * (os.cpu_count() or 1):
-                return False
-        # The copy must not drive out the pages that the worker has mapped, which count as free.
-        free = memory.free_bytes()
-        return free is None or free > 2 * size_bytes + _TRIAL_BYTES
+        return is_affordable(size_bytes, n_copies=1)
 
     def command(self) -> list[str]:
-        candidates = json.dumps([[each.weights, each.n_threads] for each in self.candidates])
-        options = self._options
-        return [
-            *own_program(), "trial", options.model_path, options.cpu_variant or "", options.cache_dir or "", candidates,
-        ]  # fmt: skip
+        return command(self._options, [[each.weights, each.n_threads, None] for each in self.candidates])
+
+    def failed(self, reason: str) -> None:
+        logger.debug("a trial of settings came to no end: %s", reason)
 
     def learn(self, output: bytes) -> None:
         """Choose settings by the output of a trial, and remember them for the next load."""
@@ -119,6 +151,7 @@ class Tuning:
             Path(self._options.model_path).name, settings.weights, settings.n_threads,
         )  # fmt: skip
         assert self._key is not None
+        self.settings = settings
         self._memory.put(self._key, [settings.weights, settings.n_threads])
 
     def _identity(self, counts: Sequence[int]) -> str | None:
@@ -144,63 +177,70 @@ def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
 
 
 class Tuner:
-    """Runs the trial of a worker, once the worker has had jobs and is idle. The main thread calls it."""
+    """Runs the trials of a worker, once the worker has had jobs and is idle. The main thread calls it."""
 
     def __init__(
         self,
-        tuning: Tuning,
+        trials: Sequence[IdleTrial],
         size_bytes: int | None,
         *,
         start: Callable[[Sequence[str]], "subprocess.Popen[bytes]"] = start,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """`size_bytes` is the size of the weights; None for a model without trials."""
-        self._tuning = tuning
+        self._trials = [] if size_bytes is None else [trial for trial in trials if trial.is_wanted]
         self._size_bytes = size_bytes or 0
         self._start = start
         self._clock = clock
-        self._trial: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None  # of the first of the trials
         self._started_s = 0.0
-        self._is_over = size_bytes is None or not tuning.is_wanted
         self._has_worked = False
 
     @property
     def wait_s(self) -> float | None:
         """How long the worker waits for an order before it calls `idle`; None for ever."""
-        if self._is_over or not self._has_worked:
+        if not self._trials or not self._has_worked:
             return None
-        return _IDLE_S if self._trial is None else _LOOK_EVERY_S
+        return _IDLE_S if self._process is None else _LOOK_EVERY_S
 
     def interrupt(self) -> None:
         """An order came: end a trial at once. A later idle time has room for another."""
         self._has_worked = True
-        if self._trial is not None:
-            self._end(self._trial)
+        if self._process is not None:
+            self._end(self._process)
 
     def idle(self) -> None:
         """No order came for `wait_s`: begin a trial, or see whether it has ended."""
-        if self._trial is None:
-            if self._tuning.is_affordable(self._size_bytes):
-                self._begin()
-        elif self._trial.poll() is not None:
-            self._is_over = True
-            output, _ = self._trial.communicate()
-            if self._trial.returncode == 0:
-                self._tuning.learn(output)
-            self._trial = None
-        elif self._clock() - self._started_s > _TRIAL_S:
-            self._is_over = True
-            self._end(self._trial)
+        trial = self._trials[0]
+        if self._process is None:
+            if trial.is_affordable(self._size_bytes):
+                self._begin(trial)
+        elif self._process.poll() is not None:
+            self._trials.remove(trial)
+            output, _ = self._process.communicate()
+            if self._process.returncode == 0:
+                trial.learn(output)
+            else:
+                trial.failed(_how_ended(self._process.returncode))
+            self._process = None
+        elif self._clock() - self._started_s > trial.limit_s:
+            self._trials.remove(trial)
+            self._end(self._process)
+            trial.failed(f"it took longer than {trial.limit_s:.0f} s")
 
-    def _begin(self) -> None:
+    def _begin(self, trial: IdleTrial) -> None:
         try:
-            self._trial = self._start(self._tuning.command())
+            self._process = self._start(trial.command())
         except OSError as exc:
-            self._is_over = True
+            self._trials.clear()
             logger.debug("no trial of settings could be started: %s", exc.strerror)
         self._started_s = self._clock()
 
-    def _end(self, trial: "subprocess.Popen[bytes]") -> None:
-        trial.kill()
-        trial.communicate()
-        self._trial = None
+    def _end(self, process: "subprocess.Popen[bytes]") -> None:
+        process.kill()
+        process.communicate()
+        self._process = None
+
+
+def _how_ended(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"

@@ -207,12 +207,12 @@ def run_out(tuner: Tuner, trials: Trials) -> None:
 
 
 def test_a_worker_without_jobs_waits_for_ever(options: WorkerOptions) -> None:
-    assert Tuner(Tuning(options), 10**6).wait_s is None
+    assert Tuner([Tuning(options)], 10**6).wait_s is None
 
 
 def test_the_first_idle_time_after_a_job_is_used_once(options: WorkerOptions) -> None:
     trials = Trials(printing(times(0.01, 0.02)))
-    tuner = Tuner(Tuning(options), 10**6, start=trials)
+    tuner = Tuner([Tuning(options)], 10**6, start=trials)
     tuner.interrupt()
     wait_s = tuner.wait_s
     assert wait_s is not None
@@ -230,7 +230,7 @@ def test_the_first_idle_time_after_a_job_is_used_once(options: WorkerOptions) ->
 
 def test_a_job_ends_a_trial_at_once_and_the_next_idle_time_has_another(options: WorkerOptions) -> None:
     trials = Trials(ENDLESS)
-    tuner = Tuner(Tuning(options), 10**6, start=trials)
+    tuner = Tuner([Tuning(options)], 10**6, start=trials)
     tuner.interrupt()
     tuner.idle()
     tuner.idle()
@@ -245,7 +245,7 @@ def test_a_job_ends_a_trial_at_once_and_the_next_idle_time_has_another(options: 
 
 def test_a_trial_that_fails_is_not_repeated(options: WorkerOptions) -> None:
     trials = Trials(printing(times(0.01, 0.02), code=1))
-    tuner = Tuner(Tuning(options), 10**6, start=trials)
+    tuner = Tuner([Tuning(options)], 10**6, start=trials)
     tuner.interrupt()
     tuner.idle()
     run_out(tuner, trials)
@@ -256,7 +256,7 @@ def test_a_trial_that_fails_is_not_repeated(options: WorkerOptions) -> None:
 def test_a_trial_that_takes_too_long_is_given_up(options: WorkerOptions) -> None:
     now_s = 0.0
     trials = Trials(ENDLESS)
-    tuner = Tuner(Tuning(options), 10**6, start=trials, clock=lambda: now_s)
+    tuner = Tuner([Tuning(options)], 10**6, start=trials, clock=lambda: now_s)
     tuner.interrupt()
     tuner.idle()
     now_s = 1000.0
@@ -266,7 +266,7 @@ def test_a_trial_that_takes_too_long_is_given_up(options: WorkerOptions) -> None
 
 
 def test_a_program_that_cannot_be_started_is_not_tried_again(options: WorkerOptions) -> None:
-    tuner = Tuner(Tuning(options), 10**6, start=lambda _: tuning.start(["/not/there"]))
+    tuner = Tuner([Tuning(options)], 10**6, start=lambda _: tuning.start(["/not/there"]))
     tuner.interrupt()
     tuner.idle()
     assert tuner.wait_s is None
@@ -274,7 +274,7 @@ def test_a_program_that_cannot_be_started_is_not_tried_again(options: WorkerOpti
 
 def test_a_busy_machine_is_left_alone_until_it_is_not(options: WorkerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = Trials(ENDLESS)
-    tuner = Tuner(Tuning(options), 10**6, start=trials)
+    tuner = Tuner([Tuning(options)], 10**6, start=trials)
     tuner.interrupt()
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
     tuner.idle()
@@ -286,7 +286,7 @@ def test_a_busy_machine_is_left_alone_until_it_is_not(options: WorkerOptions, mo
 
 
 def test_a_model_that_writes_nothing_is_not_tried(options: WorkerOptions) -> None:
-    tuner = Tuner(Tuning(options), None)
+    tuner = Tuner([Tuning(options)], None)
     tuner.interrupt()
     assert tuner.wait_s is None
 
