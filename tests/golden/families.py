@@ -30,7 +30,7 @@ N_DIGITS = 5
 ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
 ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
-    "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter",
+    "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
 }  # fmt: skip
 SAME = 5e-5  # how far two versions of transformers may be apart
 
@@ -134,6 +134,12 @@ LFM2 = {
     "layer_types": ["conv", "full_attention", "conv", "conv"],
     "block_multiple_of": 16,
     "tie_word_embeddings": True,
+}
+LFM2_MOE = {key: value for key, value in LFM2.items() if not key.startswith("block_")} | {
+    "num_dense_layers": 1,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
 }
 GEMMA2 = {
     "head_dim": 32,
@@ -513,6 +519,17 @@ FAMILIES = {
         **decoder("Mistral4", **{k: v for k, v in LATENT.items() if k != "rope_theta"}, rope_parameters=MISTRAL4),
         only="5", seed="mistral4-52",
     ),
+    "qwen2-moe": Family(**decoder("Qwen2Moe", **SHARED, norm_topk_prob=False), seed="qwen2-moe-3"),
+    "minimax-m2": Family(
+        **decoder("MiniMaxM2", **MOE, num_local_experts=6, head_dim=32, rotary_dim=16), only="5", seed="minimax-m2-6"
+    ),
+    "lfm2-moe": Family(**decoder("Lfm2Moe", **LFM2_MOE), only="5", seed="lfm2-moe-13"),
+    "gemma4-unified": Family(
+        "Gemma4UnifiedForConditionalGeneration",
+        {"text_config": {k: v for k, v in (COMMON | GEMMA4_LARGE).items() if "per_layer" not in k},
+         "vision_config": None, "audio_config": None},
+        only="5",
+    ),
     "falcon-h1": Family(**decoder("FalconH1", **FALCON)),
     "falcon-h1-tied": Family(**decoder("FalconH1", **FALCON, tie_word_embeddings=True)),
     "gemma": Family(**decoder("Gemma", head_dim=32, num_key_value_heads=1, tie_word_embeddings=True)),
@@ -768,14 +785,15 @@ def check_routes(router_logits: Any, n_used: int) -> None:
         assert gap > ROUTER_GAP, f"{gap:.4f} between the last expert that is used and the next one: try another seed"
 
 
-def check_router(router: Any, _: Any, output: Any) -> None:
+def check_router(router: Any, inputs: Any, output: Any) -> None:
     """The same for routers that rank experts by something else than logits; version 4 does not tell it."""
     found = output[0]
     if not torch.is_floating_point(found):
         return
+    bias = inputs[1] if len(inputs) > 1 else getattr(router, "e_score_correction_bias", None)
     # What rounding moves is smaller here, too: a sigmoid rises by a quarter, Gemma 4 divides by the width's root.
-    if hasattr(router, "e_score_correction_bias"):
-        check_routes([(found.sigmoid() + router.e_score_correction_bias) * 4], router.top_k)
+    if bias is not None:
+        check_routes([(found.sigmoid() + bias) * 4], router.top_k)
     elif type(router).__name__ == "Gemma4TextRouter":
         check_routes([found.log() * router.hidden_size**0.5], router.config.top_k_experts)
     else:

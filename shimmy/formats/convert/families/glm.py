@@ -1,4 +1,4 @@
-"""GLM 4, and the mixtures of experts GLM 4.5 to 4.7."""
+"""GLM 4, and mixtures of experts that are ranked by sigmoids and a number of each: GLM 4.5 to 4.7, MiniMax M2."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ from shimmy.formats.convert.families.family import (
     ENDS,
     FREE,
     HEAD_NORMS,
+    NORMS,
     SILU,
     Family,
     Row,
@@ -15,11 +16,11 @@ from shimmy.formats.convert.families.family import (
     feed_forward,
     rope_defaults,
 )
-from shimmy.formats.convert.families.settings import experts, plain
+from shimmy.formats.convert.families.settings import SIGMOID, experts, plain
 from shimmy.formats.convert.hyperparameters import MAX_LAYERS, MAX_WIDTH, Hyperparameters, MetadataBuilder, wrong
+from shimmy.formats.format_errors import Unconvertible
 
 _DENSE, _SPARSE, _NORMED = "dense", "sparse", "normed_heads"
-_SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID
 
 _GLM4 = (
     *ENDS,
@@ -81,9 +82,44 @@ def describe_glm4_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: di
     draft.integer("expert_feed_forward_length", sizes["M"])
     draft.integer("expert_shared_count", n_shared)
     draft.integer("leading_dense_block_count", _n_dense(values, sizes["layers"]))
-    draft.integer("expert_gating_func", _SIGMOID)
+    draft.integer("expert_gating_func", SIGMOID)
     draft.number("expert_weights_scale", scale)
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
+
+
+_MINIMAX_M2 = (
+    *ENDS,
+    *NORMS,
+    *attention(bias="none"),
+    Row("layers.#.self_attn.q_norm", "blk.#.attn_q_norm.weight", "Q"),  # of all heads together
+    Row("layers.#.self_attn.k_norm", "blk.#.attn_k_norm.weight", "K"),
+    *expert_rows("layers.#.block_sparse_moe.gate", "layers.#.block_sparse_moe.experts", "w1", "w3", "w2"),
+    Row("layers.#.block_sparse_moe.e_score_correction_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True),
+)
+
+
+def minimax_m2_renamed(values: Hyperparameters) -> Hyperparameters:
+    """Which part of a head is rotated, as others say it."""
+    if values.get("rotary_dim") is None:
+        return values
+    size = values.integer("head_dim")
+    return values.changed({"partial_rotary_factor": values.integer("rotary_dim", maximum=size) / size})
+
+
+def describe_minimax_m2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    experts(draft, values, sizes, "num_local_experts")
+    values.require("scoring_func", "sigmoid", default="sigmoid")
+    values.require("qk_norm_type", "per_layer", default="per_layer")
+    for key in ("use_qk_norm", "use_routing_bias"):
+        values.require(key, True, default=True)
+    values.require("shared_intermediate_size", 0, default=0)
+    values.require("tie_word_embeddings", False, default=False)  # the engine wants a matrix of its own
+    kinds = values.get("attn_type_list")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != 1 for kind in kinds)):
+        raise Unconvertible("its `attn_type_list` has layers of linear attention, which the engine does not have")
+    sizes["M"] = sizes["F"]
+    draft.integer("expert_feed_forward_length", sizes["M"])
+    draft.integer("expert_gating_func", SIGMOID)
 
 
 FAMILIES = (
@@ -97,5 +133,11 @@ FAMILIES = (
          "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "routed_scaling_factor": 1.0,
          "num_nextn_predict_layers": 1, **rope_defaults(1e4, 1e-5)},
         rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
+    ),
+    Family(
+        "MiniMax M2", "minimax_m2", classes("MiniMaxM2")[:1], "minimax-m2", _MINIMAX_M2, SILU, FREE,
+        describe_minimax_m2,
+        {"head_dim": 128, "num_local_experts": 256, "num_experts_per_tok": 8, **rope_defaults(5e6)},
+        rotates_partly=True, renamed=minimax_m2_renamed,
     ),
 )  # fmt: skip

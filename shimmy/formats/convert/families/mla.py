@@ -21,7 +21,7 @@ from shimmy.formats.convert.families.family import (
     feed_forward,
     rope_defaults,
 )
-from shimmy.formats.convert.families.settings import experts
+from shimmy.formats.convert.families.settings import SIGMOID, SOFTMAX, experts
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_LAYERS,
@@ -36,7 +36,6 @@ from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
 _DENSE, _SPARSE, _DIRECT, _LOW_RANK = "dense", "sparse", "queries_at_once", "queries_in_two_steps"
-_SOFTMAX, _SIGMOID = 1, 2  # llama_expert_gating_func_type
 _MAX_HEADS = 1024  # each is a slice of two tensors of a layer; the largest model that is published has 128
 
 
@@ -202,7 +201,7 @@ def _describe_groups(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
 
 def describe_deepseek2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _describe_attention(draft, values, sizes)
-    _describe_experts(draft, values, sizes, _SOFTMAX)
+    _describe_experts(draft, values, sizes, SOFTMAX)
     values.require("scoring_func", "softmax", default="softmax")
     values.require("norm_topk_prob", False, default=False)
     n_groups = values.integer("n_group", default=1)
@@ -213,7 +212,7 @@ def describe_deepseek2(draft: MetadataBuilder, values: Hyperparameters, sizes: d
 
 def describe_deepseek3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _describe_attention(draft, values, sizes)
-    _describe_experts(draft, values, sizes, _SIGMOID)
+    _describe_experts(draft, values, sizes, SIGMOID)
     values.require("scoring_func", "sigmoid", default="sigmoid")
     values.require("topk_method", "noaux_tc", default="noaux_tc")
     _describe_groups(draft, values, sizes)
@@ -222,7 +221,7 @@ def describe_deepseek3(draft: MetadataBuilder, values: Hyperparameters, sizes: d
 
 def describe_mistral4(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _describe_attention(draft, values, sizes)
-    _describe_experts(draft, values, sizes, _SOFTMAX)
+    _describe_experts(draft, values, sizes, SOFTMAX)
     _describe_groups(draft, values, sizes)
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
     # Queries grow with the logarithm of how many times the original context fits before them; nothing below it.

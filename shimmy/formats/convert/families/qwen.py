@@ -152,6 +152,12 @@ def describe_qwen3_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: d
     draft.integer("expert_feed_forward_length", sizes["M"])
 
 
+def describe_qwen2_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    describe_qwen2(draft, values, sizes)
+    _describe_experts(draft, values, sizes, is_normed=False)
+    values.require("tie_word_embeddings", False, default=False)  # the engine wants a matrix of its own
+
+
 def _renamed(values: Hyperparameters) -> Hyperparameters:
     """With the kind of each layer, where config.json has only how often attention comes."""
     n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
@@ -185,12 +191,15 @@ def _describe_net(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[s
     draft.flags("attention.recurrent_layers", [kind == _LINEAR for kind in values.names("layer_types") or ()])
 
 
-def _describe_experts(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def _describe_experts(
+    draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], *, is_normed: bool = True
+) -> None:
     experts(draft, values, sizes, "num_experts")
-    values.require("norm_topk_prob", True, default=True)
+    values.require("norm_topk_prob", is_normed, default=is_normed)
     values.require("decoder_sparse_step", 1, default=1)
     values.require("mlp_only_layers", [], default=[])
     sizes["M"], sizes["Y"] = values.integer("moe_intermediate_size"), values.integer("shared_expert_intermediate_size")
+    sizes["1"] = 1
     draft.integer("expert_feed_forward_length", sizes["M"])
     draft.integer("expert_shared_feed_forward_length", sizes["Y"])
 
@@ -228,6 +237,12 @@ FAMILIES = (
     Family(
         "Qwen2", "qwen2", classes("Qwen2"), "qwen2", (*ENDS, *NORMS, *attention(), *feed_forward()),
         SILU, FREE, describe_qwen2, rope_defaults(),
+    ),
+    Family(
+        "Qwen2-MoE", "qwen2_moe", classes("Qwen2Moe"), "qwen2moe", (*ENDS, *NORMS, *attention(), *_EXPERTS),
+        SILU, FREE, describe_qwen2_moe,
+        {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+         "shared_expert_intermediate_size": 5632, **rope_defaults()},
     ),
     Family(
         "Qwen3", "qwen3", classes("Qwen3"), "qwen3", (*_QWEN3, *feed_forward()),

@@ -9,6 +9,8 @@ beside its tensors.
 from shimmy.formats.convert.hyperparameters import MAX_CONTEXT, MAX_EXPERTS, Hyperparameters, MetadataBuilder, wrong
 from shimmy.formats.format_errors import Unconvertible
 
+SOFTMAX, SIGMOID = 1, 2  # llama_expert_gating_func_type
+
 
 def plain(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     """Nothing of its own: `recipe` describes this family."""

@@ -11,9 +11,9 @@ from shimmy.formats.convert.families import (
     glm,
     gpt,
     hybrid,
+    lfm2,
     llama,
     mla,
-    olmo,
     qwen,
 )
 from shimmy.formats.convert.families.family import Family
@@ -25,10 +25,10 @@ FAMILIES: tuple[Family, ...] = (
     *qwen.FAMILIES,
     *gemma.FAMILIES,
     *gemma4.FAMILIES,
-    *olmo.FAMILIES,
     *glm.FAMILIES,
     *mla.FAMILIES,
     *hybrid.FAMILIES,
+    *lfm2.FAMILIES,
     *falcon.FAMILIES,
     *gpt.FAMILIES,
     *encoders.FAMILIES,
