@@ -112,20 +112,6 @@ def copy(root: Path, flags: dict[str, str], source: str, target: str, program: P
             os.chown(path / copied.relative_to(ROOT / source), *map(int, flags["chown"].split(":")))
 
 
-def add_system_libraries(root: Path, program: Path) -> None:
-    """What a file that is not static takes from the system: the portable file takes nothing, and gets nothing here."""
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
-    libraries = {Path(path) for path in re.findall(r"(/\S+) \(0x", listed.stdout)}
-    if libraries:
-        folder = next(path.parent for path in libraries if path.name.startswith("libc."))
-        libraries |= {folder / name for name in ("libm.so.6", "librt.so.1", "libutil.so.1")}
-    for library in libraries:
-        target = root / str(library).lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(library, target)
-        target.chmod(0o755)
-
-
 @contextmanager
 def running(image: Image, **settings: str) -> Iterator["subprocess.Popen[str]"]:
     process = image.run(*image.entry_point, **settings)
@@ -143,7 +129,6 @@ def test_the_image_serves_and_its_health_check_knows(tmp_path: Path, frozen_file
         (tmp_path / folder).mkdir()
     tmp_path.chmod(0o755)
     image = build(tmp_path / "root", frozen_file, platform.machine())
-    add_system_libraries(image.root, frozen_file)
     shutil.copy(models / "alpha.gguf", image.root / image.settings["SHIMMY_MODEL_PATH"].lstrip("/"))
     assert image.settings["SHIMMY_BIND"] == f"0.0.0.0:{image.ports[0]}"
     port = free_port()
