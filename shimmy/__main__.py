@@ -105,6 +105,7 @@ def _command_line() -> int:
         _look_for_garbage()
         return cli_main(sys.argv[1:])
     except KeyboardInterrupt:  # before the command began
+        sys.stderr.write("shimmy: interrupted\n")
         return 130
 
 

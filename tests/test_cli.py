@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -676,6 +677,19 @@ def test_an_interrupt_ends_with_a_line_and_no_traceback(
     monkeypatch.setattr(server, "serve", interrupt)
     assert cli.main(["serve"]) == 130
     assert capsys.readouterr().err == "shimmy: interrupted\n"
+
+
+def test_an_interrupt_before_the_command_began_is_a_line_too() -> None:
+    lines = (
+        "import os, sys",
+        "from shimmy import __main__, cli",
+        "cli.main = lambda _: os.kill(os.getpid(), 2)",
+        "sys.exit(__main__._command_line())",
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (ended.returncode, ended.stderr) == (130, "shimmy: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,12 @@ def _hub(text: str) -> HubReference:
     repository, _, revision = place.partition("@")
     owner, slash, name = repository.partition("/")
     is_file = tag.lower().endswith(".gguf")
+    if "." in owner and "/" in name:
+        raise BadRequest(
+            f"`{owner[:100]}` is no place that models are pulled from: those are {HUB_HOSTS[0]} and {OLLAMA_HOSTS[0]}, "
+            "the hub that `HF_ENDPOINT` names in the first one's place, and URLs of GGUF files",
+            param="model",
+        )
     if not slash or not (_is_name(owner) and _is_name(name)):
         raise _not_one(text)
     if (":" in text and not (is_file or _TAG.fullmatch(tag))) or ("@" in place and not revision):

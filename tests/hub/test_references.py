@@ -49,3 +49,9 @@ def test_references(text: str, found: Reference) -> None:
 def test_what_is_none(text: str) -> None:
     with pytest.raises(BadRequest):
         parse(text)
+
+
+@pytest.mark.parametrize("text", ["modelscope.cn/foo/bar", "ghcr.io/o/n:tag"])
+def test_another_place_is_named_and_those_that_there_are(text: str) -> None:
+    with pytest.raises(BadRequest, match=rf"`{text.partition('/')[0]}` is no place .* hf\.co and registry\.ollama\.ai"):
+        parse(text)

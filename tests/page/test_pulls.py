@@ -12,9 +12,12 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from shimmy.catalog.suggestions import SUGGESTIONS
-from tests.e2e.harness import Server, serving
+from tests.e2e.harness import HOST, Server, serving
+from tests.e2e.terminal import CTRL_D, ENTER, in_terminal, plain
 from tests.hub.servers import FakeHub, Fault
 from tests.page.driving import Chat, answer_with
+
+PROMPT = "\x1b[?2004h"  # what a terminal is told of pasting while a line is read
 
 
 @pytest.fixture
@@ -54,6 +57,36 @@ def test_from_nothing_to_an_answer(page: Page, empty: Server) -> None:
     chat.press("Stop", within=chat.reply)
     chat.open("models")
     expect(page.get_by_text("is there", exact=True)).to_be_visible()
+
+
+def test_from_nothing_by_the_page_and_by_run(page: Page, empty: Server, tmp_path: Path, hub: FakeHub) -> None:
+    """As a newcomer: a model by a click, then another one by its name in the terminal; each is asked something."""
+    assert not [*tmp_path.rglob("*.gguf")]
+    chat = Chat(page, empty.port)
+    chat.open()
+    page.get_by_role("listitem").get_by_role("button", name=re.compile("^Pull ")).last.click()
+    chat.ask("hello world")
+    chat.wait_for_text()
+    chat.press("Stop", within=chat.reply)
+    (first,) = tmp_path.rglob("*.gguf")
+    another = next(
+        each.reference for each in SUGGESTIONS if each.reference.partition(":")[0].replace("/", "--") not in str(first)
+    )
+    where = {"SHIMMY_BIND": f"{HOST}:{empty.port}"}  # a newcomer's server has the usual port
+    with in_terminal(tmp_path, "run", another, "--temp", "0", "-n", "8", variables=where) as terminal:
+        terminal.expect("is not on this machine. Fetch it? [Y/n] ")
+        terminal.type(ENTER)
+        terminal.expect("pulling ")
+        terminal.expect(PROMPT)
+        terminal.type("hello world" + ENTER)
+        terminal.expect("\r\n")
+        answer = plain(terminal.expect(PROMPT))
+        assert "shimmy: " not in answer
+        assert answer.replace(">>> ", "").strip()
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+    assert len([*tmp_path.rglob("*.gguf")]) == 2
+    assert len(hub.paths("/signed/")) >= 2
 
 
 def test_a_pull_that_fails_says_why_and_can_be_tried_again(page: Page, empty: Server) -> None:
