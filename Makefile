@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 PAGE_PYTHON := .cache/page-venv/bin/python
 
-.PHONY: help run freeze dist vulkan cuda-check release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
+.PHONY: help run freeze dist vulkan rpc cuda-check release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -38,6 +38,9 @@ dist: ## make dist/shimmy-linux-* for both machines; MACHINES="x86_64 aarch64"
 
 vulkan: ## compile llama.cpp's library for GPUs, which tests on the source tree use where it is there
 	@$(BUILD) vulkan >/dev/null
+
+rpc: ## compile llama.cpp's library for several machines, likewise
+	@$(BUILD) rpc >/dev/null
 
 cuda-check: ## compile the own part of llama.cpp's library for NVIDIA's GPUs for one of them, and test it; 5 minutes on 2 cores
 	@$(BUILD) engine
@@ -63,7 +66,7 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 test: SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist=worksteal
 test: CHECKED := smoke or not e2e
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
-test: vulkan check ## everything: all tests on the source tree, the frozen file with clients of others and in other systems
+test: vulkan rpc check ## everything: all tests on the source tree, the frozen file with clients of others and in other systems
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging $(SIDE_BY_SIDE) --durations=20
 	@$(MAKE) --no-print-directory emulated clients systems SYSTEMS=--quick

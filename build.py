@@ -20,10 +20,13 @@ from tools.environment import PEER_VENV, make_environment
 from tools.page import install_page_tools
 from tools.portable.freeze import freeze
 from tools.portable.target import BUILD_MACHINE, TARGETS, Target
+from tools.rpc import library as rpc
 from tools.steps import CACHE, BuildError, locked, say
 from tools.vulkan import library as vulkan
 from tools.weight_loops import install_loops
 
+# Steps that make a library for each machine.
+_LIBRARIES = {"vulkan": vulkan.library, "rpc": rpc.library}
 # Steps that make one file and need no other step.
 _ONE_FILE = {"cuda": cuda.library, "cuda-check": check_backend, "emulator": emulator}
 
@@ -31,9 +34,9 @@ _ONE_FILE = {"cuda": cuda.library, "cuda-check": check_backend, "emulator": emul
 def build(step: str, model: str, machines: list[Target]) -> None:
     """Make a step and the steps before it; paths that a script would want go to standard output."""
     make_environment()
-    if step == "vulkan":
+    if step in _LIBRARIES:
         for machine in machines:
-            print(vulkan.library(machine))
+            print(_LIBRARIES[step](machine))
     if step in _ONE_FILE:
         print(_ONE_FILE[step]())
     if step == "model":
@@ -78,7 +81,8 @@ def main() -> int:
     vulkan_libraries = steps.add_parser("vulkan", help="llama.cpp's library for GPUs, which the frozen file carries")
     steps.add_parser("cuda", help="llama.cpp's library for NVIDIA's GPUs, about an hour on 2 cores")
     steps.add_parser("cuda-check", help="the backend's own part of it for one kind of GPU, in 5 minutes on 2 cores")
-    for step in (frozen_files, vulkan_libraries):
+    rpc_libraries = steps.add_parser("rpc", help="llama.cpp's library for several machines, likewise")
+    for step in (frozen_files, vulkan_libraries, rpc_libraries):
         step.add_argument("machines", nargs="*", type=machine, default=[BUILD_MACHINE], help=", ".join(TARGETS))
     steps.add_parser("emulator", help="an emulator of other processors for the tests")
     steps.add_parser("clients", help="clients of others to test with, in environments of their own (1 GB)")

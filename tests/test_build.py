@@ -40,6 +40,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
         ("freeze x86_64 aarch64", ["x86_64", "aarch64"]),
         ("vulkan", ["x86_64"]),
         ("vulkan aarch64 x86_64", ["aarch64", "x86_64"]),
+        ("rpc", ["x86_64"]),
         ("peer", ["x86_64"]),
         ("env", []),
     ],

@@ -21,7 +21,7 @@ from tools.portable.compiler import compiler, tools_environment
 from tools.portable.contents import read_elf_files
 from tools.portable.elf import ElfFile
 from tools.portable.engine import LIBRARIES, engine
-from tools.portable.expected_contents import VULKAN_FILES, check_contents
+from tools.portable.expected_contents import RPC_FILES, VULKAN_FILES, check_contents
 from tools.portable.numpy_core import core
 from tools.portable.packages import grammar_library, not_installed, site, speedups
 from tools.portable.papers import sbom, sizes
@@ -30,6 +30,7 @@ from tools.portable.papers.licenses import license_texts
 from tools.portable.python import VERSION, python
 from tools.portable.target import BUILD_MACHINE, Target
 from tools.portable.weak_versions import newer_versions
+from tools.rpc import library as rpc
 from tools.steps import DIST, ROOT, WORK, BuildError, Stamp, key_of, key_of_files, run, say
 from tools.vulkan import library as vulkan
 from tools.weight_loops import loops_key, packed_loops
@@ -153,7 +154,7 @@ def _collect_parts(target: Target) -> Path:
     }
     for name, (key, pack) in archives.items():
         shutil.copy(_packed_once(target.folder / "packed" / f"{key}-{name}", pack), parts / name)
-    for name, path in zip(VULKAN_FILES, vulkan.packed(target), strict=True):
+    for name, path in zip((*VULKAN_FILES, *RPC_FILES), (*vulkan.packed(target), *rpc.packed(target)), strict=True):
         shutil.copy(path, parts / name)
     _, inner = _bootloaders(target)
     shutil.copy(_bootloaders(BUILD_MACHINE)[0], parts / "bootloader")

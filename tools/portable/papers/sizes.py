@@ -25,6 +25,8 @@ _WHAT = {
     "weight-loops.xz": "loops over quantised SafeTensors",
     "vulkan.xz": "llama.cpp's computations on GPUs",
     "vulkan.sha256": "what the unpacked one has to be",
+    "rpc.xz": "llama.cpp's half for several machines",
+    "rpc.sha256": "what the unpacked one has to be",
     "ssl.xz": "OpenSSL",
     "markupsafe/_speedups.so": "escaping in chat templates",
     "shimmy.inner": "inner bootloader, which starts Python",
