@@ -21,7 +21,7 @@ FLOORS = (
     {"background", "messages"},
     {"text", "system"},
     {"log", "wire", "formats", "metrics", "model_events", "prompt_length"},
-    {"option_kinds"},
+    {"option_kinds", "rpc"},
     {"config"},
     {"catalog", "engine", "gpus", "hub", "workers"},
     {"pool"},
