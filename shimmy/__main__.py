@@ -5,6 +5,7 @@ import os
 import sys
 
 _NEEDS_A_WORKER = ("generate", "probe", "bench")
+_FOR_OTHER_MACHINES = ("rpc-look", "rpc-engine")
 # What Starlette and Hypercorn import and a server hardly uses: 10 ms of its start, 1 MB of its memory.
 _LATE = ("calendar", "copy", "hashlib", "html", "http.client", "http.cookies", "lzma", "tomllib")
 # What the standard library and packages try to import, and the frozen file has not: each search takes 0.5 ms.
@@ -60,12 +61,26 @@ def main() -> int:
         from shimmy.gpus.probe import main as probe_main
 
         probe_main()
+    if sys.argv[1:2] and sys.argv[1] in _FOR_OTHER_MACHINES:
+        return _with_other_machines(*sys.argv[1:])
     if sys.argv[1:2] and sys.argv[1] in _NEEDS_A_WORKER:
         from shimmy.workers import spawn
 
         with spawn.ahead():
             return _command_line()
     return _command_line()
+
+
+def _with_other_machines(command: str, *arguments: str) -> int:
+    """Ask them, or compute for one of them."""
+    if command == "rpc-look":
+        from shimmy.rpc.look import main as look_main
+
+        return look_main()
+    from shimmy.engine.remote.serve_client import main as engine_main
+
+    _look_for_garbage()
+    return engine_main(arguments)
 
 
 def _hold_standard_streams() -> None:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy import __version__
 from shimmy.config import OPTIONS
-from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, ConfigError, seconds
+from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, Bind, ConfigError, n_bytes, seconds
+from shimmy.rpc.address import DEFAULT_PORT as RPC_PORT
 from shimmy.text.near_names import did_you_mean
 from shimmy.wire.worker_options import MAX_SEQUENCES
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+    from shimmy.rpc.networks import Network
 
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 
@@ -190,8 +193,7 @@ def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     bench.add_argument("--plot", metavar="FILE", help="draw the result into this SVG file, too")
     _add_convert(commands)
     _add_server_commands(commands)
-    gpus = _command(commands, "gpu-info", "list the GPUs of this machine, and say why one is not used", json=True)
-    gpus.add_argument("name", nargs="?", metavar="NAME", help="say where the layers of this model would go, too")
+    _add_device_commands(commands)
     _command(commands, "version", "print the version; as JSON, what is inside, too", json=True)
     completion = _command(commands, "completion", "print what makes a shell complete our commands")
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
@@ -265,6 +267,32 @@ def _add_server_commands(commands: _Commands) -> None:
     unload.add_argument("name", metavar="NAME", help="a model's name")
 
 
+def _add_device_commands(commands: _Commands) -> None:
+    """What computes beside the processor: here, and for others."""
+    gpus = _command(commands, "gpu-info", "list the GPUs of this machine, and say why one is not used", json=True)
+    gpus.add_argument("name", nargs="?", metavar="NAME", help="say where the layers of this model would go, too")
+    worker = _command(commands, "rpc-worker", "compute parts of models for servers on other machines")
+    worker.add_argument(
+        "--bind", dest="listen", type=_listen, default=Bind(DEFAULT_HOST, RPC_PORT), metavar="HOST:PORT",
+        help=f"where to listen (default: 127.0.0.1:{RPC_PORT}); other addresses than this machine's own need a key",
+    )  # fmt: skip
+    worker.add_argument(
+        "--allow", action="extend", type=_networks, metavar="ADDRESS[/BITS],...",
+        help="clients that may connect, such as 10.0.0.0/24 (repeatable; default: all that have the key)",
+    )  # fmt: skip
+    worker.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="what all clients together may have (default: what is free)"
+    )
+    worker.add_argument(
+        "--max-clients", type=_positive, default=4, metavar="N",
+        help="models of clients that are computed at once; a further client is told that it is busy (default: 4)",
+    )  # fmt: skip
+    worker.add_argument(
+        "--weights-cache", type=_size_or_none, default=_size("20G"), metavar="SIZE",
+        help="weights of up to this size stay in the cache folder, so that they travel once (default: 20G; 0: none)",
+    )  # fmt: skip
+
+
 def _server_command(commands: _Commands, name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
     """A command for a server that runs; `commands.server_client` finds it."""
     parser = _command(commands, name, text, json=json)
@@ -283,6 +311,34 @@ def _duration(text: str) -> float:
         return seconds(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError("must be a time such as 90, 10m, 2h") from exc
+
+
+def _listen(text: str) -> Bind:
+    try:
+        bind = Bind.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return Bind(bind.host, RPC_PORT) if bind.port is None else bind
+
+
+def _networks(text: str) -> "list[Network]":
+    from shimmy.rpc.networks import network
+
+    try:
+        return [network(part) for part in text.split(",")]
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def _size(text: str) -> int:
+    try:
+        return n_bytes(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def _size_or_none(text: str) -> int:
+    return 0 if text == "0" else _size(text)
 
 
 def _positive(text: str) -> int:

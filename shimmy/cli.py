@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shimmy.config import Config
     from shimmy.model_events import ModelEvents
 
+_THAT_STAY = ("serve", "rpc-worker")  # commands whose log is all that they say
 EXIT_FAILED, EXIT_USAGE, EXIT_START = 1, 2, 3
 
 
@@ -64,7 +65,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     home = UnpackedFolder()
     try:
         config = load(vars(options), file=_config_file(options))
-        is_quiet = options.command != "serve" and not (options.log_level or os.environ.get("SHIMMY_LOG_LEVEL"))
+        is_quiet = options.command not in _THAT_STAY and not (options.log_level or os.environ.get("SHIMMY_LOG_LEVEL"))
         level = "warning" if is_quiet else config.log_level
         log.set_up(level, config.log_format)
         return _COMMANDS[options.command](CommandCall(config, options, home, arguments))
@@ -257,6 +258,12 @@ def _gpu_info(call: CommandCall) -> int:
     return gpu_info(call)
 
 
+def _rpc_worker(call: CommandCall) -> int:
+    from shimmy.commands.machines.rpc_worker import rpc_worker
+
+    return rpc_worker(call)
+
+
 _COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {
     "serve": _serve,
     **dict.fromkeys(("list", "probe", "generate"), _with_models),
@@ -270,6 +277,7 @@ _COMMANDS: Mapping[str, Callable[[CommandCall], int]] = {
     "stop": _stop,
     **dict.fromkeys(("ps", "discover", "load", "unload"), _with_a_server),
     "gpu-info": _gpu_info,
+    "rpc-worker": _rpc_worker,
     "version": _version,
     "completion": _completion,
 }

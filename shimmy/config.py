@@ -41,6 +41,7 @@ from shimmy.option_kinds import (
     seconds,
     switch,
 )
+from shimmy.rpc.address import Address
 from shimmy.text.near_names import did_you_mean
 from shimmy.wire.worker_options import MAX_SEQUENCES, SAFETENSORS_TYPES
 
@@ -54,6 +55,7 @@ _WITH_FILES = ("pull", "rm", "cp")
 _WITH_MODELS = ("list", "probe", "generate", "bench", "run", "discover", "gpu-info")
 _WITH_ENGINE = ("probe", "generate", "bench", "run")
 _WITH_DEVICES = (*_WITH_ENGINE, "gpu-info")  # they decide where a model's layers go
+_RPC_WORKER = "rpc-worker"
 _AS_SERVED = ("probe", "generate", "run")  # and not with settings that a measurement needs
 
 OPTIONS: tuple[Option, ...] = (
@@ -69,7 +71,7 @@ OPTIONS: tuple[Option, ...] = (
            "A:B", ("SHIMMY_MODEL_PATHS",), ":;", ":", also=(*_WITH_MODELS, *_WITH_FILES)),
     Option("cache_dir", absolute_path, None,
            "cache folder (headers, converted models, tuning, prompts); safe to delete (default: ~/.cache/shimmy)",
-           "DIR", also=(*_WITH_MODELS, *_WITH_FILES)),
+           "DIR", also=(*_WITH_MODELS, *_WITH_FILES, _RPC_WORKER)),
     Option("ctx_size", integer(16, 2**24), None,
            "tokens of KV cache, shared by all sequences of a model (default: its training length, if memory allows)",
            "N", ("SHIMMY_MAX_CTX",), field="n_ctx", also=_WITH_DEVICES),
@@ -79,11 +81,11 @@ OPTIONS: tuple[Option, ...] = (
            also=_WITH_ENGINE),
     Option("threads", integer(1, 512), None,
            "threads of a worker (default: the physical cores, within the limits of a container)", "N",
-           field="n_threads", also=(*_WITH_ENGINE, "convert")),
+           field="n_threads", also=(*_WITH_ENGINE, "convert", _RPC_WORKER)),
     Option("device", device_names, None,
            "where models are computed: `auto`: on discrete GPUs with Vulkan, as many layers of a model as fit, and the "
            "rest on the processor; `none`: on the processor; or names of devices, as `shimmy gpu-info` tells them",
-           "auto|none|NAME,...", is_joined=True, field="devices", also=_WITH_DEVICES),
+           "auto|none|NAME,...", is_joined=True, field="devices", also=(*_WITH_DEVICES, _RPC_WORKER)),
     Option("gpu_layers", layer_count, None,
            "layers of a model that its devices get, of which its output is one: `all`, a number, or as many as fit "
            "(default: auto)", "auto|all|N", also=_WITH_DEVICES),
@@ -96,6 +98,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("device_required", switch, False,
            "refuse a model that cannot be computed on a device, rather than have the processor compute it",
            also=_WITH_ENGINE),
+    Option("rpc", Address.parse, (),
+           "machines that compute a part of each model, split by their free memory: each runs `shimmy rpc-worker` "
+           "(repeatable)", "HOST:PORT,...", (), ",", ",", also=_WITH_ENGINE),
+    Option("rpc_key_file", absolute_path, None, "the key that machines share, in a file; the same on each", "FILE",
+           also=(*_WITH_ENGINE, _RPC_WORKER)),
+    Option("rpc_timeout", deadline, 10.0,
+           "after so much silence another machine is taken for lost: 10, 1m (default: 10)", "TIME",
+           field="rpc_timeout_s", also=(*_WITH_ENGINE, _RPC_WORKER)),
     Option("weights", one_of(_WEIGHTS), "auto",
            "`mapped`: weights are pages of the file; `repacked`: a copy in the layout that suits the processor; "
            "`auto`: the faster of the two, which like the number of threads is measured while a model is idle, and "
@@ -166,11 +176,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("metrics", switch, True, "serve Prometheus metrics under /metrics"),
     Option("max_body_mb", integer(1, 1024), 16, "largest request body accepted, in MiB", "N", field="max_body_bytes"),
     Option("cpu_variant", str, None, "use this CPU variant of the engine, such as `haswell` (default: the best)",
-           "NAME", also=_WITH_ENGINE),
+           "NAME", also=(*_WITH_ENGINE, _RPC_WORKER)),
     Option("log_level", one_of(_LOG_LEVELS), "info", f"what to log: {', '.join(_LOG_LEVELS)}", "LEVEL",
-           also=(*_WITH_MODELS, *_WITH_FILES, "convert")),
+           also=(*_WITH_MODELS, *_WITH_FILES, "convert", _RPC_WORKER)),
     Option("log_format", one_of(_LOG_FORMATS), "text", "format of the log: text or json", "FORMAT",
-           also=(*_WITH_MODELS, *_WITH_FILES, "convert")),
+           also=(*_WITH_MODELS, *_WITH_FILES, "convert", _RPC_WORKER)),
 )  # fmt: skip
 
 # Options that have no field of Config to themselves: `load` joins each with another.
@@ -197,6 +207,9 @@ class Config:
     tensor_split: tuple[float, ...]  # a share for each device; (): by their free memory
     n_cpu_moe: int
     device_required: bool
+    rpc: tuple[Address, ...]  # machines that compute a part of each model
+    rpc_key_file: Path | None
+    rpc_timeout_s: float
     weights: str
     speculate: bool
     draft_model: Path | None
@@ -261,6 +274,8 @@ def load(
         values["bind"] = _legacy_bind(values["bind"], environment)
     if values["device_required"] and (values["device"] == () or values["gpu_layers"] == 0):
         raise ConfigError("--device-required allows neither `--device none` nor `--gpu-layers 0`")
+    if values["rpc_key_file"] is None and (far := [each for each in values["rpc"] if not each.is_here]):
+        raise ConfigError(f"--rpc {far[0]}: another machine needs a key, the same as there: `--rpc-key-file FILE`")
     if values["tensor_split"] and not any(values["tensor_split"]):
         raise ConfigError("--tensor-split: one of the shares must be more than 0")
     # The text and the file mean the same thing: the one from the stronger source counts.

@@ -226,7 +226,7 @@ def test_a_model_file_has_to_be_there_and_a_folder_may_come(
         (["help", "genrate"], "there is no command `genrate`: did you mean `generate`?"),
         (["serve", "--modle-path", "x"], "unrecognized arguments: --modle-path x: did you mean `--model-path`"),
         (["list", "--parallel=3"], "unrecognized arguments: --parallel=3: `--parallel` is for `serve`"),
-        (["serve", "--gpu", "1"], "unrecognized arguments: --gpu 1: did you mean `--gpu-layers`?"),
+        (["serve", "--gpu", "1"], "unrecognized arguments: --gpu 1: did you mean `--rpc` or `--gpu-layers`?"),
         (["serve", "--no-device"], "unrecognized arguments: --no-device: did you mean `--device`"),
         (["serve", "--port=80"], "unrecognized arguments: --port=80: did you mean `--bind HOST:PORT|auto`?"),
         (["serve", "-m", "x"], "unrecognized arguments: -m x: did you mean `--model-path FILE_OR_DIR`?"),

@@ -10,6 +10,7 @@ from shimmy.config import OPTIONS, Config, load
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.messages.request import SamplingParams
 from shimmy.option_kinds import ALL_LAYERS, DEFAULT_HOST, Bind, ConfigError, Option
+from shimmy.rpc.address import Address
 
 # Of each option: a text of a flag or variable, the same in TOML, where the Config has it, and its value there.
 VALUES: dict[str, tuple[str, Any, str, Any]] = {
@@ -37,6 +38,14 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "tensor_split": ("3,0.5", [3, 0.5], "tensor_split", (3.0, 0.5)),
     "n_cpu_moe": ("5", 5, "n_cpu_moe", 5),
     "device_required": ("on", True, "device_required", True),
+    "rpc": (
+        "localhost:7,[::1]",
+        ["localhost:7", "[::1]"],
+        "rpc",
+        (Address("localhost", 7), Address("::1", 50052)),
+    ),
+    "rpc_key_file": ("/key", "/key", "rpc_key_file", Path("/key")),
+    "rpc_timeout": ("1m", 60, "rpc_timeout_s", 60.0),
     "weights": ("Mapped", "mapped", "weights", "mapped"),
     "speculation": ("off", False, "speculate", False),
     "draft_model": ("/draft.gguf", "/draft.gguf", "draft_model", Path("/draft.gguf")),
@@ -73,7 +82,7 @@ OTHERS = {
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
     "speculation": "true", "embeddings": "false", "pooling": "mean", "cache_dir": "/other", "alias": "x=y",
     "cors_origins": "*", "safetensors_type": "f16", "weights": "repacked", "lora": "/other", "draft_model": "/other",
-    "imatrix": "/other", "device_required": "false",
+    "imatrix": "/other", "device_required": "false", "rpc": "localhost:9", "rpc_key_file": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")
 
@@ -452,3 +461,16 @@ def test_what_is_no_size(text: str) -> None:
 def test_what_is_no_alias(text: str) -> None:
     with pytest.raises(ConfigError, match="--alias"):
         load({"alias": [text]}, {})
+
+
+def test_other_machines_need_a_key_unless_they_are_this_one() -> None:
+    assert load({"rpc": ["localhost,127.0.0.1:7"]}, {}).rpc == (Address("localhost", 50052), Address("127.0.0.1", 7))
+    with pytest.raises(ConfigError, match=r"--rpc 10\.0\.0\.2:50052: another machine needs a key"):
+        load({"rpc": ["localhost,10.0.0.2"]}, {})
+    assert load({"rpc": ["10.0.0.2"], "rpc_key_file": "/key"}, {}).rpc_key_file == Path("/key")
+
+
+@pytest.mark.parametrize("text", ["", "host:", "host:0", "host:65536", "host:x", "a b:1", "http://host:1", "[::1]:x"])
+def test_what_is_no_address_of_a_machine(text: str) -> None:
+    with pytest.raises(ConfigError, match="--rpc"):
+        load({"rpc": [f"localhost,{text}" if text else ","]}, {})

@@ -109,7 +109,7 @@ def load(
         raise ModelUnavailable(f"`{path.name}` {reason}")
     cpu = trusted_backend(options.cpu_variant, options.cache_dir)
     repacks = options.weights != "mapped"
-    devices = devices_of(options.offload, None if options.cache_dir is None else Path(options.cache_dir))
+    devices = _devices(options)
     special_tokens = vocabulary.special_tokens(path, found)
     with progress_told(reader.shard_paths(path, header), tell):
         model = LlamaModel(
@@ -144,6 +144,14 @@ def load(
     if plan is not None:
         model.open_embeddings(plan, n_threads)
     return model, offers
+
+
+def _devices(options: worker_options.WorkerOptions) -> "EngineDevices | None":
+    if options.offload.has_remote:
+        from shimmy.engine.remote.machines import open_all  # few workers need it
+
+        return open_all(options)
+    return devices_of(options.offload, None if options.cache_dir is None else Path(options.cache_dir))
 
 
 def devices_of(offload: worker_options.Offload, cache_dir: Path | None) -> "EngineDevices | None":

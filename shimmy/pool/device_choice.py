@@ -16,6 +16,7 @@ from shimmy.config import Config
 from shimmy.errors import ModelUnavailable
 from shimmy.pool import memory_estimate
 from shimmy.pool.eviction import Occupant
+from shimmy.pool.machine_choice import MachineChoice
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.memory_estimate import MemoryEstimate
 from shimmy.system import vulkan_archive
@@ -79,6 +80,7 @@ class DeviceChoice:
         self._find = find or self._look
         self._failures: dict[str, _Failure] = {}
         self._pending: dict[str, Offload] = {}  # by model: what is chosen and not reserved yet
+        self._machines = MachineChoice(config, budget, self._pending)
         self.is_required = config.device_required
 
     async def choose(
@@ -106,12 +108,16 @@ class DeviceChoice:
         has_adapters: bool,
         occupants: Callable[[], Sequence[Occupant]],
     ) -> DeviceDecision:
-        if self._config.devices == () or self._config.gpu_layers == 0:
+        has_none = self._config.devices == () and not self._config.rpc
+        if has_none or self._config.gpu_layers == 0:
             return DeviceDecision(Offload())
         failure = self._failure(model.name)
         if failure is not None and not failure.n_most:
             return DeviceDecision(Offload(note=failure.note))
         config = self._config
+        if config.rpc and not has_adapters:
+            offload = self._pending[model.name] = await self._spread(model, whole, failure)
+            return DeviceDecision(offload)
         found = await in_thread(self._find)
         if not found.devices:
             return DeviceDecision(Offload(note=found.reason))
@@ -137,6 +143,23 @@ class DeviceChoice:
             offload = replace(offload, note="; ".join(filter(None, (offload.note, failure.note))))
         self._pending[model.name] = offload
         return DeviceDecision(offload)
+
+    async def _spread(self, model: Model, whole: MemoryEstimate, failure: _Failure | None = None) -> Offload:
+        """Over other machines, and the devices of this one."""
+        from shimmy.gpus import placement
+
+        config = self._config
+        devices = () if config.devices == () else (await in_thread(self._find)).devices
+        n_most, notes = (failure.n_most, [failure.note]) if failure else (None, [])
+        wish = placement.DeviceWish(config.devices, config.gpu_layers, config.tensor_split, n_most)
+        own = [placement.FreeDevice(device, self._free_bytes(device, ())) for device in devices]
+        return await self._machines.spread(wish, own, layer_sizes(model, whole, config.n_cpu_moe), notes)
+
+    async def left(self, model: Model, whole: MemoryEstimate, failed: Offload, note: str) -> Offload:
+        """Where `model` goes after it could not be loaded with `failed`, for the reason in `note`: to the processor, or
+        where other machines were lost, to those that are left."""
+        left = await self._spread(model, whole) if failed.has_remote else failed
+        return Offload(note=note) if left.devices == failed.devices else left
 
     def _tried(self, model: Model, devices: "Sequence[Device]") -> "_Tried":
         """What trials say of devices that may be slower than the processor, where there are no better ones and no
@@ -177,7 +200,12 @@ class DeviceChoice:
         self._pending.pop(model.name, None)
 
     def failed(self, model: Model, note: str) -> None:
-        """`model` ended or was refused on its devices: the processor computes it for a while, with this `note`."""
+        """`model` ended or was refused on its devices: the processor computes it for a while, with this `note`.
+
+        With other machines, the first time is no reason: its next load finds those that are left.
+        """
+        if self._config.rpc and self._machines.is_first_loss(model.name, self._clock(), RETRY_S):
+            return
         if not self.is_required:
             self._failures[model.name] = _Failure(note, self._clock() + RETRY_S)
 
@@ -195,6 +223,7 @@ class DeviceChoice:
     def forget(self, name: str) -> None:
         """A person wants the model loaded, or its file has changed: its next load tries the devices."""
         self._failures.pop(name, None)
+        self._machines.forget(name)
 
     def _failure(self, name: str) -> _Failure | None:
         """What still holds of it."""

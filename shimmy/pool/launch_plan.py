@@ -30,7 +30,7 @@ _SHARE_OF_LIMIT = 0.5
 _LEAST_N_CTX = 2048
 
 # What of the configuration depends on the model too, and is worked out for each worker.
-_OF_MODEL = {"n_ctx", "n_batch", "lora", "draft_model", "cache_dir", "imatrix"}
+_OF_MODEL = {"n_ctx", "n_batch", "lora", "draft_model", "cache_dir", "imatrix", "rpc_key_file"}
 # All else that has one name in Config and in WorkerOptions is told as it is.
 _SAME_FIELDS = (
     frozenset(field.name for field in fields(WorkerOptions)) & {field.name for field in fields(Config)} - _OF_MODEL
@@ -91,6 +91,7 @@ class LaunchPlanner:
             draft_model=None if draft is None else str(draft),
             cache_dir=None if config.cache_dir is None else str(config.cache_dir),
             imatrix=None if config.imatrix is None else str(config.imatrix),
+            rpc_key_file=None if config.rpc_key_file is None else str(config.rpc_key_file),
             may_tune=config.max_memory_bytes is None,
         )
 

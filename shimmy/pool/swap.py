@@ -161,8 +161,10 @@ class Swapper:
                 if self.device_choice.is_required:
                     raise
                 note = f"it failed on {names}: {error.message}"
-            logger.warning("`%s` is loaded again for the processor: %s", model.name, note)
-            client = await self._start_with(runtime, model, DeviceDecision(Offload(note=note)))
+            left = await self.device_choice.left(model, self.planner.whole(model), offload, note)
+            place = ", ".join(left.devices) or "the processor"
+            logger.warning("`%s` is loaded again for %s: %s", model.name, place, note)
+            client = await self._start_with(runtime, model, DeviceDecision(left))
             self.device_choice.failed(model, note)  # and not the model, which would have failed again
             self.metrics.device_failures.add(1, model.name, "processor")
             return client

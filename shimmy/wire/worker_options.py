@@ -68,6 +68,11 @@ class CpuShare:
         return max(1, (n_cores - self.n_loading) // self.n_workers)
 
 
+def is_remote(device: str) -> bool:
+    """Whether a device is another machine's: ADDRESS/NAME."""
+    return "/" in device
+
+
 @dataclass(frozen=True, slots=True)
 class Offload:
     """What of a model lies on devices beside the processor; without devices, nothing does."""
@@ -83,6 +88,11 @@ class Offload:
     def n_layers(self) -> int:
         """As llama.cpp counts them: the last ones, with the output."""
         return sum(self.layers)
+
+    @property
+    def has_remote(self) -> bool:
+        """Whether some are on other machines."""
+        return any(map(is_remote, self.devices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,8 @@ class WorkerOptions:
     offload: Offload = Offload()
     rival: Offload = Offload()  # without an offload: what a trial may compare with
     rival_key: str = ""  # by which its outcome is kept
+    rpc_key_file: str | None = None  # path of the key that other machines have, too; None: they are on this machine
+    rpc_timeout_s: float = 10.0  # after so much silence, another machine is lost
     n_ctx_booked: int | None = None  # of `n_ctx`, what memory is set aside for; None: all. The rest is looked for later
 
     @property

@@ -1,0 +1,1 @@
+"""PARENT. Commands for several machines that compute one model."""
