@@ -3,17 +3,17 @@
 The same lines have to come out of numpy, which works without a library, and of any build of the library.
 """
 
-import ctypes
 import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import fused, loops
+from shimmy.engine.layouts import arrays, fp8, fused, gguf_blocks, loops
 
 # Zeros, the smallest numbers of F32 and F16, halfway between two of F16, the largest of F16, and their neighbours.
 _SIZES = (
@@ -73,6 +73,8 @@ def _operations() -> Iterator[tuple[str, Any]]:
             scales, biases = _floats(3, 6, n_groups) / np.float32(4e4), _floats(4, 6, n_groups) / np.float32(2)
             yield f"{name} scaled by {length}", loops.affine_halves(codes, scales)
             yield f"{name} scaled by {length}, biased", loops.affine_halves(codes, scales, biases)
+            if code_type is np.int8:
+                yield f"uint8 scaled by {length}, biased", loops.affine_halves(codes.view(np.uint8), scales, biases)
             groups = _bytes(5, 96).astype(np.int64) % n_groups
             less = codes.copy()
             loops.subtract(less, _bytes(2, 6 * n_groups).astype(code_type).reshape(6, n_groups), groups)
@@ -136,6 +138,17 @@ def _fused_operations() -> Iterator[tuple[str, Any]]:
         yield f"{n} bytes by a table", fused.table_halves(_bytes(11, n), table, sizes, 64)
     too_large = np.full(1, 65_504, np.float32)
     yield "a table's products too large", fused.table_halves(_bytes(12, 32), np.full(16, 2, np.float32), too_large, 64)
+    for n_rows, n_groups, length in ((1, 1, 1), (3, 2, 16), (5, 3, 37), (2, 1, 256)):
+        codes = _bytes(13, n_rows * n_groups * length).reshape(n_rows, -1)
+        yield (
+            f"FP8 {n_rows} x {n_groups} groups of {length}",
+            _fp8(codes, _floats(14, n_rows, n_groups) / np.float32(512)),
+        )
+    yield "FP8 that is too large", _fp8(np.full((1, 16), 0x7E, np.uint8), np.full((1, 1), 200, np.float32))
+    yield "brain floats", loops.brain_floats(_bytes(15, 2 * 77).view(np.uint16) & np.uint16(0x7F7F))
+    for name, scales in _scales():
+        facts = loops.looked_at(scales)
+        yield f"scales {name}", np.array([float(getattr(facts, field.name)) for field in fields(facts)])
     every = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16)
     yield "floats", loops.floats(every[~np.isnan(every)])
     for code in (0x7E, 0x7F, 0xFF):
@@ -143,7 +156,29 @@ def _fused_operations() -> Iterator[tuple[str, Any]]:
         yield f"NaN among {code:#x}", np.array([loops.has_nan_e4m3(codes)])
 
 
-def results(library: ctypes.CDLL | None) -> dict[str, str]:
+def _fp8(codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> Any:
+    """As the layout does it, with the codes that are no numbers left out."""
+    options = {"block_rows": 1, "block_columns": codes.shape[1] // scales.shape[1], "exponents": 0}
+    codes = np.where(codes & np.uint8(127) == 127, np.uint8(1), codes)
+    try:
+        return gguf_blocks.encode(fp8.rows({"codes": codes, "scale": scales}, options), "F16")
+    except arrays.BadValuesError:
+        return None
+
+
+def _scales() -> Iterator[tuple[str, NDArray[np.float32]]]:
+    exact = np.arange(0x400, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    yield "of none", exact[:0]
+    yield "of F16", -exact
+    yield "of F16, small ones", np.arange(0x401, dtype=np.uint16).view(np.float16).astype(np.float32)
+    for place in (0, 17, 40):
+        for number in (1 + 2.0**-11, 2.0**-14 + 2.0**-25, 2.0**-14 - 2.0**-25, 2.0**-25, 1e-45, 65_520.0, 1e9, np.inf):
+            scales = exact[:41].copy()
+            scales[place] = -number
+            yield f"with {number} at {place}", scales
+
+
+def results(library: loops.Library | None) -> dict[str, str]:
     """By operation: shape, type and a digest of what comes out; "None" where nothing does."""
     before, loops.library = loops.library, library
     try:
@@ -157,4 +192,4 @@ def results(library: ctypes.CDLL | None) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    json.dump(results(ctypes.CDLL(sys.argv[1]) if sys.argv[1:] else None), sys.stdout)
+    json.dump(results(loops.Library(sys.argv[1]) if sys.argv[1:] else None), sys.stdout)

@@ -1,6 +1,5 @@
 """The frozen file's arithmetic: numpy computes what the wheel's does, our loops what numpy does, where it is needed."""
 
-import ctypes
 import platform
 import re
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shimmy.engine.layouts.loops import Library
 from shimmy.engine.llama.unpack_libraries import LOOPS_ARCHIVE, NUMPY_ARCHIVE
 from tests import loop_operations
 from tests.e2e.conftest import StartServer
@@ -38,7 +38,9 @@ def test_the_library_of_loops_gives_what_numpy_gives(tmp_path: Path) -> None:
         pytest.skip("the program runs in an emulator")
     library = tmp_path / "library.so"
     library.write_bytes(data)
-    assert loop_operations.results(ctypes.CDLL(str(library))) == loop_operations.results(None)
+    for is_plain in (False, True):
+        found = loop_operations.results(Library(library, is_plain=is_plain))
+        assert found == loop_operations.results(None)
 
 
 def has(name: str, pid: int) -> bool:

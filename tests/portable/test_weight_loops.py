@@ -1,6 +1,5 @@
 """The loops of portable files give what numpy gives, wherever their compiler, and for ARM64 an emulator, are there."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shimmy.engine.layouts.loops import Library
 from tests.loop_operations import results
 from tests.numpy_package import lay_out
 from tools.portable.compiler import Compiler
@@ -26,9 +26,10 @@ def test_the_library_gives_what_numpy_gives(tmp_path: Path, machine: str) -> Non
     chosen, python, numpy = Compiler(target.glibc_triple), Python(target.folder / "python"), target.folder / "numpy.so"
     if not (chosen.cc.exists() and numpy.exists() and python.library.exists()):
         pytest.skip("`make dist` builds it")
-    library = compile_loops(tmp_path / "library.so", chosen.cc, **chosen.environment)
+    library = compile_loops(tmp_path / "library.so", chosen.cc, target.machine, **chosen.environment)
     if target == BUILD_MACHINE:
-        assert results(ctypes.CDLL(str(library))) == results(None)
+        for is_plain in (False, True):
+            assert results(Library(library, is_plain=is_plain)) == results(None)
         return
     if not shutil.which(QEMU):
         pytest.skip(f"there is no {QEMU}")

@@ -222,7 +222,7 @@ def in_blocks(groups: Index | None, n_columns: int, group: int) -> bool:
 
 def checked_scales(scales: Floats, what: str = "scale") -> Floats:
     """Finite numbers; raises BadValuesError."""
-    if not np.isfinite(scales).all():
+    if not loops.looked_at(scales).are_finite:
         raise BadValuesError(f"one of its {what}s is no finite number")
     return scales
 
@@ -241,16 +241,12 @@ def rounding_error(scales: Floats, *, tiny: bool = False) -> float | None:
 
     With `tiny`, numbers below 2^-14 may be off by 2^-25 instead, where there are larger ones beside them.
     """
-    halves = loops.halves(scales)
-    if halves is None:
+    found = loops.looked_at(scales)
+    if not found.fit_halves or (tiny and not found.small_are_halves and found.largest < _F16_SMALLEST):
         return None
-    is_exact = loops.floats(halves) == scales
-    if is_exact.all():
+    if found.are_halves and found.small_are_halves:
         return 0.0
-    sizes = np.abs(scales[~is_exact])
-    if (sizes > _F16_LARGEST).any() or (tiny and np.abs(scales).max() < _F16_SMALLEST):
-        return None
-    return ROUNDED if tiny or (sizes >= _F16_SMALLEST).all() else None
+    return ROUNDED if tiny or found.small_are_halves else None
 
 
 def hold_integers(kind: str, scales: Floats, largest_code: int) -> Holding:
@@ -259,7 +255,12 @@ def hold_integers(kind: str, scales: Floats, largest_code: int) -> Holding:
         error = rounding_error(scales, tiny=kind != "Q8_0")
         if error is not None:
             return Holding(kind, error)
-    return hold_floats(float(np.abs(scales).max(initial=0)) * largest_code)
+    return hold_floats(largest_size(scales) * largest_code)
+
+
+def largest_size(scales: Floats) -> float:
+    """The size of the largest one; 0 of none."""
+    return loops.looked_at(scales).largest
 
 
 def hold_floats(largest: float) -> Holding:

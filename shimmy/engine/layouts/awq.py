@@ -17,6 +17,7 @@ from shimmy.engine.layouts.arrays import (
     halves,
     hold_floats,
     hold_integers,
+    largest_size,
     less_zeros,
 )
 from shimmy.formats.quantised.stored import Holding, integer_type
@@ -30,7 +31,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     zeros = _unpacked(arrays["zeros"], scales.shape[1])
     low, high = -int(zeros.max(initial=0)), 15 - int(zeros.min(initial=15))
     if block_groups(None, options["n_columns"], options["group"]) is None:
-        return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
+        return hold_floats(largest_size(scales) * max(-low, high))
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 

@@ -14,6 +14,7 @@ from shimmy.engine.layouts.arrays import (
     Packed,
     checked_scales,
     hold_floats,
+    largest_size,
     powers_of_two,
 )
 from shimmy.engine.layouts.fp8 import e4m3
@@ -36,7 +37,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
         and not (arrays["scales"] & np.uint8(128)).any()  # a scale in a GGUF has no sign
     ):
         return Holding("NVFP4")
-    return hold_floats(float(np.abs(scales).max(initial=0)) * LARGEST)
+    return hold_floats(largest_size(scales) * LARGEST)
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Packed:

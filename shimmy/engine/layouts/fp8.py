@@ -6,16 +6,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import loops
+from shimmy.engine.layouts import fused, loops
 from shimmy.engine.layouts.arrays import (
     BadValuesError,
     Bytes,
     Floats,
     LookedUp,
+    Packed,
     Plain,
+    Weights,
+    bytes_of_halves,
     checked_scales,
     grouped,
     hold_floats,
+    largest_size,
     powers_of_two,
 )
 from shimmy.formats.quantised.stored import Holding
@@ -41,7 +45,11 @@ _NUMBERS: Floats = np.where(np.isnan(E4M3), np.float32(0), E4M3)  # for codes of
 def checked_codes(codes: Bytes, what: str) -> None:
     """Raises BadValuesError for NaN."""
     if loops.has_nan_e4m3(codes):
-        raise BadValuesError(f"one of its {what} is no number")
+        raise _nan(what)
+
+
+def _nan(what: str) -> BadValuesError:
+    return BadValuesError(f"one of its {what} is no number")
 
 
 def e4m3(codes: Bytes, what: str) -> Floats:
@@ -52,7 +60,7 @@ def e4m3(codes: Bytes, what: str) -> Floats:
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     scales = _scales(arrays["scale"], options)
-    largest = float(np.abs(scales).max(initial=0)) * LARGEST
+    largest = largest_size(scales) * LARGEST
     if options["exponents"]:
         smallest = float(np.abs(scales).min(initial=1))
         return Holding("BF16") if smallest >= 2.0**-117 and largest < 2.0**127 else Holding("F32")
@@ -61,23 +69,35 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     return hold_floats(largest)
 
 
-def rows(arrays: Arrays, options: Mapping[str, int]) -> Plain | LookedUp:
-    codes = arrays["codes"]
-    if options.get("apart"):
-        checked_codes(codes, "FP8 weights")
-        return LookedUp(codes, _NUMBERS[None], np.zeros((len(codes), 1), np.int64))
-    scales = _scales(arrays["scale"], options)
-    if codes.shape[1] % options["block_columns"] == 0 and codes.size >= 4 * E4M3.size * scales.size:
-        checked_codes(codes, "FP8 weights")
-        return _looked_up(codes, scales, options["block_rows"])
-    found = e4m3(codes, "FP8 weights")
-    if scales.shape[0] > 1 and options["block_rows"] > 1:
-        scales = np.repeat(scales, options["block_rows"], axis=0)[: found.shape[0]]
-    if found.shape[1] % options["block_columns"] == 0 and len(scales) == len(found):
-        grouped(found, scales)[...] *= scales[:, :, None]
-    else:
-        found *= np.repeat(scales, options["block_columns"], axis=1)[:, : found.shape[1]]
-    return Plain(found)
+def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
+    codes, block_rows = arrays["codes"], options["block_rows"]
+    scales = np.ones((1, 1), np.float32) if options.get("apart") else _scales(arrays["scale"], options)
+    is_whole = scales.shape[1] == 1 or codes.shape[1] % options["block_columns"] == 0
+
+    def computed() -> Bytes:
+        found, has_nan = fused.e4m3_halves(codes, _of_rows(scales, len(codes), block_rows))
+        if has_nan:
+            raise _nan("FP8 weights")
+        return bytes_of_halves(found)
+
+    def unpacked() -> Plain | LookedUp:
+        if is_whole and codes.size >= 4 * E4M3.size * scales.size:
+            checked_codes(codes, "FP8 weights")
+            return _looked_up(codes, scales, block_rows)
+        found = e4m3(codes, "FP8 weights")
+        wide = _of_rows(scales, len(codes), block_rows)
+        if is_whole:
+            grouped(found, wide)[...] *= wide[:, :, None]
+        else:
+            found *= np.repeat(wide, options["block_columns"], axis=1)[:, : found.shape[1]]
+        return Plain(found)
+
+    return Packed(unpacked, {"F16": computed} if is_whole and loops.has("e4m3_halves") else {})
+
+
+def _of_rows(scales: Floats, n_rows: int, block_rows: int) -> Floats:
+    """[rows, groups], where one row may stand for all."""
+    return np.repeat(scales, n_rows if len(scales) == 1 else block_rows, axis=0)[:n_rows]
 
 
 def _looked_up(codes: Bytes, scales: Floats, block_rows: int) -> LookedUp:

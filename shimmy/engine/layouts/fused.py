@@ -16,7 +16,6 @@ Floats: TypeAlias = NDArray[np.float32]
 Words: TypeAlias = NDArray[np.uint32]
 Indices: TypeAlias = NDArray[np.integer[Any]]
 
-MAX_GROUPS = 4096  # whose tables of all codes `gptq_halves` counts in 16 bits
 _N_CODES = 16
 _BLOCK_BYTES = {"Q4_0": 18, "Q5_0": 22}
 
@@ -80,24 +79,20 @@ def gptq_blocks(kind: str, words: Words, scales: Halves, zeros: NDArray[np.int8]
 def gptq_halves(words: Words, scales: Floats, zeros: NDArray[np.int8], groups: Indices) -> Halves | None:
     """`(codes - zeros) * scales` in F16, as `gptq_blocks` otherwise; `groups` has the group of each column.
 
-    None where a number would not be finite, be it that of a code which does not occur.
+    None where a number would not be finite.
     """
     n_lines, n_rows = words.shape
-    n_groups, n_columns = len(scales), len(groups)
-    _check_groups(groups, min(n_groups, MAX_GROUPS))
+    n_columns = len(groups)
+    _check_groups(groups, len(scales))
     if n_columns != 8 * n_lines or scales.shape[1] != n_rows or zeros.shape != scales.shape:
         raise ValueError(f"{words.shape} words do not belong to {scales.shape} scales and {zeros.shape} zero points")
     if loops.library is None:
         codes = loops.nibbles(loops.transposed(words).view(np.uint8)).view(np.int8)
         return loops.scaled_halves(codes - zeros[groups].T, scales.T, groups)
-    tables = empty((n_rows, n_groups, _N_CODES), np.float16)
-    if run("code_tables", tables, dense(scales.T, np.float32), dense(zeros.T, np.int8), scales.size):
-        return None
     found = empty((n_rows, n_columns), np.float16)
     lines, pitch = _lines(words)
-    places = dense(groups, np.uint16) * np.uint16(_N_CODES)
-    run("gptq_halves", found, tables, lines, places, n_rows, n_lines, n_groups, pitch)
-    return found
+    arrays = (dense(scales, np.float32), dense(zeros, np.int32), lines, dense(groups, np.uint32))
+    return None if run("gptq_scaled", found, *arrays, n_rows, n_lines, pitch) else found
 
 
 def awq_blocks(words: Words, scales: Halves, zeros: Words, groups: Indices) -> Bytes:
@@ -136,6 +131,19 @@ def table_halves(packed: Bytes, table: Floats, sizes: Floats, block: int) -> Hal
     found = empty(n, np.float16)
     arrays = (dense(packed, np.uint8), dense(table, np.float32), dense(sizes, np.float32))
     return None if run("table_halves", found, *arrays, len(packed), block // 2) else found
+
+
+def e4m3_halves(codes: Bytes, scales: Floats) -> tuple[Halves | None, bool]:
+    """The numbers that these codes of FP8 mean times scales, in F16; None where one would not be finite, and whether
+    there is a code that is no number. Codes are [rows, columns], scales [rows, groups].
+
+    Only for processors of which the library `has` it: the others look all products up.
+    """
+    runs = codes.reshape(*scales.shape, -1)
+    found = empty(codes.shape, np.float16)
+    arrays = (found, dense(codes, np.uint8), dense(scales, np.float32))
+    faults = run("e4m3_halves", *arrays, scales.size, runs.shape[2])
+    return None if faults & 1 else found, bool(faults & 2)
 
 
 def _check_groups(groups: Indices, n_groups: int) -> None:

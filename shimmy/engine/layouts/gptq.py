@@ -23,6 +23,7 @@ from shimmy.engine.layouts.arrays import (
     hold_floats,
     hold_integers,
     in_blocks,
+    largest_size,
     less_zeros,
     runs_of_columns,
 )
@@ -41,7 +42,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
         raise BadValuesError("its configuration says `sym`, and its zero points do not lie in the middle")
     low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes))
     if not in_blocks(groups, options["n_columns"], options["group"]):
-        return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
+        return hold_floats(largest_size(scales) * max(-low, high))
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 
@@ -63,7 +64,7 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     of_blocks = block_groups(groups, options["n_columns"], options["group"])
     if of_blocks is not None:
         return Packed(integers, {kind: partial(encoded, kind, of_blocks) for kind in ("Q4_0", "Q5_0")})
-    if groups is None or len(scales) > fused.MAX_GROUPS:
+    if groups is None:
         return integers()
     return Packed(integers, {"F16": lambda: bytes_of_halves(fused.gptq_halves(codes, scales, zeros, groups))})
 

@@ -8,7 +8,9 @@ import ctypes
 import logging
 import math
 import sys
+import threading
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,17 +31,36 @@ HEADER_BYTES = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q8_0": 2, "MXFP4": 1, "NVFP4":
 _PAYLOAD_BYTES = {"Q5_0": 20, "Q8_0": 32}  # of a block whose elements have more than 4 bits
 _WIDE = {"NVFP4": 64}  # elements of a block that are not 32
 _LARGE_BYTES = 1 << 17  # of an array that would have pages of its own
-_MAX_FREE_BYTES = 1 << 26  # of memory that waits to be used again
+_MAX_FREE_BYTES = 1 << 26  # of memory that waits to be used again by a thread
+_LARGEST, _SMALLEST = 65_504, 2.0**-14  # of the numbers of F16 that have all bits
 _STRINGS = (2, 3, 5, 6, 7)  # bits of a code that the library knows
 
 
-def _load() -> ctypes.CDLL | None:
+class Library:
+    """The C library: of each loop the build for this processor, or with `is_plain` the one for any of its kind."""
+
+    def __init__(self, path: str | Path, *, is_plain: bool = False) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._suffixes = ("_avx2", "") if self._library.has_avx2() and not is_plain else ("",)
+        self._found: dict[str, Any] = {}
+
+    def function(self, name: str) -> Any:
+        """The function; None where it is not there, as some are for special instructions alone."""
+        if name not in self._found:
+            names = (f"{name}{suffix}" for suffix in self._suffixes)
+            self._found[name] = next(
+                (getattr(self._library, one) for one in names if hasattr(self._library, one)), None
+            )
+        return self._found[name]
+
+
+def _load() -> Library | None:
     try:
         if unpacked_folder.folder() is not None:
             with in_memory("weight_loops", part_content(LOOPS_ARCHIVE)) as path:
-                return ctypes.CDLL(path)
-        return ctypes.CDLL(str(Path(sys.prefix, "lib", LOOPS_LIBRARY)))
-    except OSError as exc:
+                return Library(path)
+        return Library(Path(sys.prefix, "lib", LOOPS_LIBRARY))
+    except (OSError, AttributeError) as exc:  # the second one is that of an older build of a source tree
         logger.info("conversions take longer, as the library for them cannot be loaded: %s", exc)
         return None
 
@@ -47,11 +68,14 @@ def _load() -> ctypes.CDLL | None:
 library = _load()
 
 
-class _Memory:
-    """Large arrays in memory that is used again: fresh pages take longer than what is computed with them."""
+class _Memory(threading.local):
+    """Large arrays in memory that is used again: fresh pages take longer than what is computed with them.
+
+    Each thread has its own, which is in the cache of its core.
+    """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[memoryview]] = {}  # by their sizes, powers of two; any thread takes and gives
+        self._free: dict[int, list[memoryview]] = {}  # by their sizes, powers of two
 
     def empty(self, n_bytes: int) -> NDArray[np.uint8]:
         """Its memory is free again when neither this array nor one that shares it is there any more."""
@@ -68,7 +92,7 @@ class _Memory:
         self._free.clear()
 
     def _give(self, block: memoryview) -> None:
-        n_free = sum(size * len(blocks) for size, blocks in self._free.copy().items())
+        n_free = sum(size * len(blocks) for size, blocks in self._free.items())
         if n_free + len(block) <= _MAX_FREE_BYTES:
             self._free.setdefault(len(block), []).append(block)
 
@@ -226,6 +250,41 @@ def floats(numbers: Halves) -> NDArray[np.float32]:
     return found
 
 
+def brain_floats(numbers: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The numbers of which these are the upper halves."""
+    if library is None:
+        return (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    found = empty(numbers.shape, np.uint32)
+    run("widen_brain_floats", found, dense(numbers, np.uint16), numbers.size)
+    return found.view(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What has to be known of all scales."""
+
+    largest: float  # size of one
+    are_finite: bool
+    fit_halves: bool  # none is too large for F16
+    are_halves: bool  # those that fit, but for those below 2^-14, which is the smallest one with all bits
+    small_are_halves: bool  # those below it
+
+
+def looked_at(scales: NDArray[np.float32]) -> Scales:
+    """`largest` is infinite, or no number, where one of them is."""
+    if library is None:
+        sizes = np.abs(scales)
+        with np.errstate(over="ignore"):
+            is_off = (scales.astype(np.float16) != scales) & (sizes <= _LARGEST)
+        is_small = sizes < _SMALLEST
+        largest = float(sizes.max(initial=0))
+        facts = not np.isfinite(largest), not largest <= _LARGEST, (is_off & ~is_small).any(), (is_off & is_small).any()
+        return Scales(largest, *(not fact for fact in facts))
+    most = np.zeros(1, np.float32)
+    bits = run("look_at_scales", most, dense(scales, np.float32), scales.size)
+    return Scales(float(most[0]), *(not bits >> index & 1 for index in range(4)))
+
+
 def has_nan_e4m3(codes: NDArray[np.uint8]) -> bool:
     """Whether one of these codes of FP8 is no number."""
     if library is None:
@@ -236,7 +295,7 @@ def has_nan_e4m3(codes: NDArray[np.uint8]) -> bool:
 def affine_halves(
     codes: Array, scales: NDArray[np.float32], biases: NDArray[np.float32] | None = None
 ) -> Halves | None:
-    """`codes * scales + biases` in F16; the codes of 8 or 16 bits with a sign, the others [rows, groups].
+    """`codes * scales + biases` in F16; codes of 8 bits or of 16 with a sign, the others [rows, groups].
 
     Computed in F32, one rounding each. None where one would not be finite.
     """
@@ -253,7 +312,8 @@ def affine_halves(
         raise ValueError(f"there are {biases.shape} biases and {scales.shape} scales")
     found = empty(codes.shape, np.float16)
     arrays = (found, dense(codes, codes.dtype), dense(scales, np.float32), dense(biases, np.float32))
-    return None if run(_sized("affine", codes), *arrays, scales.size, runs.shape[2]) else found
+    name = "affine_u8" if codes.dtype == np.uint8 else _sized("affine", codes)
+    return None if run(name, *arrays, scales.size, runs.shape[2]) else found
 
 
 def scaled_halves(codes: Array, scales: NDArray[np.float32], groups: NDArray[np.integer[Any]]) -> Halves | None:
@@ -288,9 +348,14 @@ def dense(array: Array, dtype: Any) -> Array:
 
 def run(name: str, *arguments: Array | int) -> int:
     """Call a function of the library with dense arrays and sizes."""
-    values = [
-        ctypes.c_size_t(one) if isinstance(one, int) else ctypes.c_void_p(one.__array_interface__["data"][0])
-        for one in arguments
-    ]
-    result: int = getattr(library, name)(*values)
+    assert library is not None
+    function = library.function(name)
+    if function.argtypes is None:
+        function.argtypes = (ctypes.c_size_t,) * len(arguments)  # an address is as wide as a size
+    result: int = function(*[one if isinstance(one, int) else one.__array_interface__["data"][0] for one in arguments])
     return result
+
+
+def has(name: str) -> bool:
+    """Whether the library has this function for this processor."""
+    return library is not None and library.function(name) is not None

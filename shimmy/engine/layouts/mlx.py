@@ -6,12 +6,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import fused
+from shimmy.engine.layouts import fused, loops
 from shimmy.engine.layouts.arrays import (
     Affine,
     Floats,
     Packed,
     Weights,
+    bytes_of_halves,
     checked_scales,
     headers,
     hold_floats,
@@ -49,6 +50,9 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     def affine() -> Affine:
         return Affine(unpacked(codes, options["bits"], options["n_columns"]), scales, biases)
 
+    if options["bits"] == 8:
+        stored = codes.view(np.uint8)
+        return Packed(affine, {"F16": lambda: bytes_of_halves(loops.affine_halves(stored, scales, biases))})
     if options["bits"] != 4:
         return affine()
     return Packed(affine, {"Q4_1": lambda: fused.repacked("Q4_1", headers(scales, biases), codes.view(np.uint8))})

@@ -21,6 +21,7 @@ from shimmy.engine.layouts.arrays import (
     hold_floats,
     hold_integers,
     in_blocks,
+    largest_size,
     less_zeros,
     runs_of_columns,
 )
@@ -41,7 +42,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
         zeros = _zeros(arrays, options)
         low, high = low - int(zeros.max(initial=-middle)), high - int(zeros.min(initial=middle))
     if not in_blocks(groups, options["n_columns"], options["group"]):
-        return hold_floats(float(np.abs(scales).max(initial=0)) * max(-low, high))
+        return hold_floats(largest_size(scales) * max(-low, high))
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 

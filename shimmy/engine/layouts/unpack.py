@@ -4,10 +4,7 @@ Knows files and chunks. What the numbers mean is known by the modules of this fo
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,12 +18,13 @@ from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredR
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 from shimmy.system.cpu import n_physical_cores
 
-CHUNK_BYTES = 1 << 21  # that are computed at once: more would leave a processor's cache before they are written
+CHUNK_BYTES = 1 << 20  # that are computed at once: more would leave a core's cache before they are written
 CHECKED_ELEMENTS = 1 << 22  # whose scales are looked at together
 MAX_CHUNK_ELEMENTS = 1 << 26  # of any model: far above real ones, and 300 MB
-MAX_ELEMENTS_AHEAD = 1 << 24  # in chunks that are computed at once: less than 200 MB
+MAX_BYTES = 160 << 20  # that all threads take at once
 MAX_THREADS = 4
-SLAB_BYTES = 1 << 26  # of codes that lie in columns: rows are read so many at once, and computed in chunks
+SLAB_BYTES = 1 << 25  # of codes that lie in columns: rows are read so many at once, and computed in chunks
+_COMPUTED_BYTES = 8  # of a weight on its way
 _READ_BYTES = 1 << 14  # what can be read in the time that it takes to ask for it
 
 _DTYPES = {
@@ -72,7 +70,14 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
         return
     for rows in output.stored:
         with _Named(output):
-            yield from _in_turn(_computations(rows, output, reader), _n_ahead(rows, output))
+            for found in _encoded_chunks(rows, output, reader):
+                yield found.data
+
+
+def n_threads(outputs: Sequence[TensorOutput]) -> int:
+    """One for each core, as long as what they compute at once stays within MAX_BYTES."""
+    most = max((_n_bytes_taken(rows, output) for output in outputs for rows in output.stored), default=1)
+    return max(1, min(n_physical_cores(), MAX_THREADS, MAX_BYTES // most))
 
 
 def end() -> None:
@@ -80,20 +85,7 @@ def end() -> None:
     loops.give_memory_back()
 
 
-def _in_turn(computations: Iterable[Callable[[], Bytes]], n_ahead: int) -> Iterator[memoryview]:
-    """The results in order. Threads compute `n_ahead` of them, while this one reads on and the caller writes."""
-    with ThreadPoolExecutor(max(1, n_ahead), "unpack") as threads:
-        begun: deque[Future[Bytes]] = deque()
-        for computation in computations:
-            begun.append(threads.submit(computation))
-            if len(begun) > n_ahead:
-                yield begun.popleft().result().data
-        for one in begun:
-            yield one.result().data
-
-
-def _computations(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Callable[[], Bytes]]:
-    """For each chunk of rows what has to be computed, when all of it has been read."""
+def _encoded_chunks(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Bytes]:
     matrix, n_together = rows.matrix, _n_together(rows, output)
     columns = np.concatenate([np.arange(first, first + n) for first, n in output.columns]) if output.columns else None
     end = rows.first + rows.n_rows * rows.stride
@@ -108,7 +100,7 @@ def _computations(rows: StoredRows, output: TensorOutput, reader: TensorReader) 
                 picked = index.transpose(0, 2, 1).reshape(-1)
             part = {name: _part(array, matrix.parts[name], first, (start, stop)) for name, array in arrays.items()}
             n_rows = min(stop, matrix.shape[0]) - start  # the rows of a stride may end behind the last one
-            yield partial(_encoded, matrix, part, n_rows, picked, columns, output.info.kind)
+            yield _encoded(matrix, part, n_rows, picked, columns, output.info.kind)
 
 
 def _chunk_elements(output: TensorOutput) -> int:
@@ -120,11 +112,14 @@ def _n_together(rows: StoredRows, output: TensorOutput) -> int:
     return rows.n_rows // output.n_heads if output.transform is Transform.PERMUTE else rows.stride
 
 
-def _n_ahead(rows: StoredRows, output: TensorOutput) -> int:
-    """How many chunks may be computed at once; none where they are so large that one has to be enough."""
+def _n_bytes_taken(rows: StoredRows, output: TensorOutput) -> int:
+    """How much memory the largest chunk takes, and the slab that it is of."""
+    matrix, codes = rows.matrix, rows.matrix.parts["codes"].tensor
     end = rows.first + rows.n_rows * rows.stride
-    start, stop = next(_steps(rows.matrix, rows.first, end, _n_together(rows, output), _chunk_elements(output)))
-    return min(n_physical_cores(), MAX_THREADS, MAX_ELEMENTS_AHEAD // ((stop - start) * rows.matrix.shape[1]))
+    together, n_elements = _n_together(rows, output), _chunk_elements(output)
+    first, last = next(_slabs(matrix, rows.first, end, together, n_elements))
+    start, stop = next(_steps(matrix, first, last, together, n_elements))
+    return codes.n_bytes * (last - first) // matrix.shape[0] + _COMPUTED_BYTES * (stop - start) * matrix.shape[1]
 
 
 def _encoded(
@@ -177,7 +172,7 @@ def _arrays(
 
 def _widened(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "BF16":
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return loops.brain_floats(array)
     return loops.floats(array) if dtype == "F16" else array
 
 

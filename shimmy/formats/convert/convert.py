@@ -56,6 +56,9 @@ class Unpacker(Protocol):
     def chunks(self, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
         """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""
 
+    def n_threads(self, outputs: Sequence[TensorOutput]) -> int:
+        """How many tensors are best made at once, of which each takes time and memory."""
+
     def end(self) -> None:
         """Keep nothing for further tensors."""
 
@@ -317,15 +320,18 @@ def _write(folder: Path, found: ConversionPlan, target: Path, on_progress: Progr
     metadata = [*_general(found, tokens), *found.recipe.metadata, *vocabulary_metadata]
     with TensorReader() as reader:
         metadata += _lists(found, reader)
-        tensors = [
-            (output.info, unpack.chunks(output, reader) if unpack and output.stored else chunks(output, reader))
-            for output in outputs
-        ]
-        try:
-            write_file(target, metadata, tensors, on_progress)
-        finally:
-            if unpack is not None:
-                unpack.end()
+    tensors = [(output.info, _content(output, unpack)) for output in outputs]
+    try:
+        write_file(target, metadata, tensors, on_progress, 1 if unpack is None else unpack.n_threads(outputs))
+    finally:
+        if unpack is not None:
+            unpack.end()
+
+
+def _content(output: TensorOutput, unpack: Unpacker | None) -> Iterator[memoryview]:
+    """The bytes of a tensor, for one thread: a reader is not for more."""
+    with TensorReader() as reader:
+        yield from (unpack.chunks if unpack is not None and output.stored else chunks)(output, reader)
 
 
 def _lists(found: ConversionPlan, reader: TensorReader) -> Metadata:

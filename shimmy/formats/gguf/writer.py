@@ -3,12 +3,14 @@
 Knows the layout that ggml/src/gguf.cpp reads, and nothing of what a key or a tensor means.
 """
 
+import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
@@ -19,6 +21,7 @@ ALIGNMENT = 32  # of each tensor's data; what a reader assumes where `general.al
 GGML_CODES = {name: code for code, (name, _, _) in GGML_TYPES.items()}
 
 _VERSION = 3
+_PROGRESS_S = 0.1  # between two calls of `on_progress`, where threads write
 
 
 class GgufType(IntEnum):
@@ -98,47 +101,99 @@ def write_file(
     metadata: Metadata,
     tensors: Sequence[tuple[TensorInfo, Iterable[memoryview]]],
     on_progress: Callable[[float], None],
+    n_threads: int = 1,
 ) -> None:
     """Write the whole file. Each tensor comes in chunks, of which one may be reused once the next is asked for.
 
-    `on_progress` is called with the share that is done, 0 to 1; what it raises ends the writing.
+    With more than one thread, so many tensors are written at once: each iterable is used by one thread, from its
+    beginning to its end. `on_progress` is called by the caller's thread with the share that is done, 0 to 1; what it
+    raises ends the writing.
     """
     infos = [tensor for tensor, _ in tensors]
     header = encode_header(metadata, infos)
     with FileIO(target, "w") as file:
-        sink = _Sink(file, len(header) + data_size(infos), on_progress)
-        sink.write(header)
+        sink = _Sink(file, len(header) + data_size(infos))
+        sink.write(header, 0)
+        placed, place = [], len(header)
         for tensor, chunks in tensors:
-            _write_tensor(sink, tensor, chunks)
+            placed.append((place, tensor, chunks))
+            place += _padded(tensor.n_bytes)
+        if n_threads == 1:
+            on_progress(sink.share)
+            for one in placed:
+                for _ in sink.writing(*one):
+                    on_progress(sink.share)
+        else:
+            _write_at_once(sink, placed, on_progress, n_threads)
+
+
+_Placed = tuple[int, TensorInfo, Iterable[memoryview]]  # where in the file, what, and its bytes
+
+
+def _write_at_once(
+    sink: "_Sink", placed: Sequence[_Placed], on_progress: Callable[[float], None], n_threads: int
+) -> None:
+    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait  # which plain conversions do without
+
+    def write(one: _Placed) -> None:
+        for _ in sink.writing(*one):
+            pass
+
+    with ThreadPoolExecutor(n_threads, "convert") as threads:
+        try:
+            left = {threads.submit(write, one) for one in placed}
+            while left:
+                done, left = wait(left, _PROGRESS_S, FIRST_EXCEPTION)
+                for one in done:
+                    one.result()
+                on_progress(sink.share)
+        except BaseException:
+            sink.is_ended = True
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+class _EndedError(Exception):
+    """Ends the writing of a tensor where another one has failed."""
 
 
 class _Sink:
-    """Writes whole chunks to a file, and tells how far it is."""
+    """Writes whole chunks to their places in a file, for any thread, and knows how far it is."""
 
-    def __init__(self, file: FileIO, size_bytes: int, on_progress: Callable[[float], None]) -> None:
-        self._file = file
+    def __init__(self, file: FileIO, size_bytes: int) -> None:
+        self._file = file.fileno()
         self._size_bytes = size_bytes
         self._n_done = 0
-        self._on_progress = on_progress
+        self._lock = Lock()
+        self.is_ended = False
 
-    def write(self, data: bytes | memoryview) -> None:
+    @property
+    def share(self) -> float:
+        """Of the file that is written, 0 to 1."""
+        return self._n_done / self._size_bytes
+
+    def write(self, data: bytes | memoryview, place: int) -> None:
+        if self.is_ended:
+            raise _EndedError
         left = memoryview(data)
         while left:
-            left = left[self._file.write(left) :]
-        self._n_done += len(data)
-        self._on_progress(self._n_done / self._size_bytes)
+            n_written = os.pwrite(self._file, left, place)
+            left, place = left[n_written:], place + n_written
+        with self._lock:
+            self._n_done += len(data)
 
-
-def _write_tensor(sink: _Sink, tensor: TensorInfo, chunks: Iterable[memoryview]) -> None:
-    """Write the bytes of the next tensor, and what fills it up."""
-    n_bytes = 0
-    for chunk in chunks:
-        sink.write(chunk)
-        n_bytes += chunk.nbytes
-    if n_bytes != tensor.n_bytes:
-        raise ValueError(f"`{tensor.name}` has {tensor.n_bytes} bytes, and {n_bytes} were written")
-    if padding := _padded(n_bytes) - n_bytes:
-        sink.write(bytes(padding))
+    def writing(self, start: int, tensor: TensorInfo, chunks: Iterable[memoryview]) -> Iterator[None]:
+        """Write the bytes of a tensor, and what fills it up; yields after each chunk."""
+        n_bytes = 0
+        for chunk in chunks:
+            self.write(chunk, start + n_bytes)
+            n_bytes += chunk.nbytes
+            yield
+        if n_bytes != tensor.n_bytes:
+            raise ValueError(f"`{tensor.name}` has {tensor.n_bytes} bytes, and {n_bytes} were written")
+        if padding := _padded(n_bytes) - n_bytes:
+            self.write(bytes(padding), start + n_bytes)
+            yield
 
 
 def _padded(n_bytes: int) -> int:

@@ -1,6 +1,5 @@
 """The loops in C against the same ones in numpy, to the bit; and what they refuse before any of it runs."""
 
-import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,17 @@ import numpy as np
 import pytest
 
 from shimmy.engine.layouts import loops
+from shimmy.engine.layouts.loops import Library
 from shimmy.engine.llama.unpack_libraries import LOOPS_ARCHIVE
 from shimmy.errors import ModelUnavailable
 from shimmy.system import unpacked_folder
 from tests.loop_operations import results
 
 
-def test_the_library_gives_what_numpy_gives(library: ctypes.CDLL) -> None:
-    found, expected = results(library), results(None)
-    assert len(found) > 80
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_the_library_gives_what_numpy_gives(compiled: Path, is_plain: bool) -> None:
+    found, expected = results(Library(compiled, is_plain=is_plain)), results(None)
+    assert len(found) > 100
     assert {name: (found[name], expected[name]) for name in expected if found[name] != expected[name]} == {}
     assert "None" in found.values()
 

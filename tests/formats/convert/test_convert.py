@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from shimmy.formats.convert import convert
 from shimmy.formats.convert.convert import cached
 from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf import reader, writer
+from shimmy.formats.gguf import reader
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
 from shimmy.messages.request import SamplingParams
 from tests.tiny_checkpoints import write_tiny_llama
@@ -264,19 +263,17 @@ def test_who_stops_a_conversion_finds_nothing_half_done(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, cache = write_tiny_llama(tmp_path / "tiny"), tmp_path / "cache"
-    monkeypatch.setattr(writer, "FileIO", FullDisk)
+    pwrite = os.pwrite
+
+    def with_room_for_little(descriptor: int, data: memoryview, place: int) -> int:
+        if place > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, data[:70_000], place)
+
+    monkeypatch.setattr(os, "pwrite", with_room_for_little)
     with pytest.raises(Unconvertible, match="make room there"):
         cached(folder, cache, ignore)
     assert names_in(cache) == []
-
-
-class FullDisk(FileIO):
-    """A file on a disk with room for little."""
-
-    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]
-        if self.tell() > 100_000:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(memoryview(data)[:70_000])
 
 
 def test_a_disk_that_is_too_small_is_not_even_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
