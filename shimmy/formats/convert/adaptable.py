@@ -25,6 +25,7 @@ class Adaptable:
     """What adapters can change in models of one architecture, by transformers' names."""
 
     rows: Mapping[str, Row]
+    modules: frozenset[str]  # all that the architecture has, adaptable or not
     prefixes: tuple[str, ...]
     ignored: tuple[str, ...]
 
@@ -39,20 +40,29 @@ class Adaptable:
             if len(row.shape) > 1 and row.target not in _UNADAPTED and not row.is_named_in_full and row.is_adaptable
             if row.runs is None and row.columns is None
         }
+        modules = frozenset(row.source for family in families for row in family.rows)
         prefixes = dict.fromkeys(prefix for family in families for prefix in family.prefixes)
-        return cls(rows, tuple(prefixes), tuple(name for family in families for name in family.ignored_prefixes))
+        ignored = tuple(name for family in families for name in family.ignored_prefixes)
+        return cls(rows, modules, tuple(prefixes), ignored)
 
     def row(self, name: str) -> tuple[Row | None, tuple[int, int]]:
         """The row of the module `name`, or None; its layer, and its expert, 0 where it has none."""
         numbers = [int(number) for number in _NUMBER.findall(f"{self._plain(name)}.")]
-        signs = iter("#@")
-        pattern = _NUMBER.sub(lambda _: next(signs, "?"), self._plain(name) + ".").removesuffix(".")
         layer, expert, *_ = (*numbers, 0, 0)
-        return (self.rows.get(pattern) if layer < MAX_LAYERS else None), (layer, expert)
+        return (self.rows.get(self._pattern(name)) if layer < MAX_LAYERS else None), (layer, expert)
+
+    def has(self, name: str) -> bool:
+        """Whether models of the architecture have the module `name`, be it one that no adapter can change."""
+        return self._pattern(name) in self.modules or self.ignores(name)
 
     def ignores(self, name: str) -> bool:
         """Whether it is of a part of the model that the engine does not have, such as Gemma's eyes."""
         return self._plain(name).startswith(self.ignored)
+
+    def _pattern(self, name: str) -> str:
+        """As the rows have it, with signs for its numbers."""
+        signs = iter("#@")
+        return _NUMBER.sub(lambda _: next(signs, "?"), self._plain(name) + ".").removesuffix(".")
 
     def _plain(self, name: str) -> str:
         return name.removeprefix(next((prefix for prefix in self.prefixes if name.startswith(prefix)), ""))

@@ -163,11 +163,13 @@ def convert(
 def prepared(
     found: ConversionPlan, target_type: str, unpacker: Callable[[], Unpacker] | None
 ) -> tuple[ConversionPlan, Unpacker | None]:
-    """The plan with the types that the numbers of quantised weights need; all scales have been checked then.
+    """The plan with the types that the numbers of quantised weights need; all scales have been checked then. And
+    without a head that should be the embeddings, and is.
 
     Where something else is made of the GGUF, they become F16, or F32. Raises Unconvertible; without an unpacker, for
     any quantised weight.
     """
+    found = _with_one_head(found)
     if not found.is_quantised:
         return found, None
     if unpacker is None:
@@ -193,6 +195,17 @@ def prepared(
     settled_recipe = replace(found.recipe, outputs=tuple(outputs))
     quantization = _type_of_most(outputs)
     return replace(found, quantization=quantization, size_bytes=data_size(infos), recipe=settled_recipe), unpack
+
+
+def _with_one_head(found: ConversionPlan) -> ConversionPlan:
+    """Without the head where it is the embeddings again."""
+    tied = found.recipe.tied_head
+    if tied is None or not tied.has_to_go():
+        return found
+    outputs = tuple(output for output in found.recipe.outputs if output.info.name != tied.target)
+    infos = [output.info for output in outputs]
+    made = replace(found.recipe, outputs=outputs, tied_head=None)
+    return replace(found, recipe=made, n_params=sum(info.n_elements for info in infos), size_bytes=data_size(infos))
 
 
 def _refuse_numbers(name: str, tensor: CheckpointTensor, reader: TensorReader) -> None:

@@ -218,7 +218,10 @@ def cached(adapter: PeftAdapter, base: Base, cache_folder: Path | None) -> cache
 
 def _is_for_another(adapter: PeftAdapter, architecture: str) -> bool:
     others = {family.architecture for family in FAMILIES}
-    return architecture in others and not adapter.suits(architecture) and any(map(adapter.suits, others))
+    if architecture not in others or adapter.suits(architecture):
+        return False
+    # Where this one has all the modules, the adapter may be for it and change what no adapter can.
+    return not all(map(Adaptable.of(architecture).has, adapter.pairs)) and any(map(adapter.suits, others))
 
 
 def _ignore(share: float) -> None:

@@ -21,6 +21,7 @@ from shimmy.formats.convert.hyperparameters import (
     wrong,
 )
 from shimmy.formats.convert.tensor_table import CODES, TensorTable
+from shimmy.formats.convert.tied_head import TiedHead
 from shimmy.formats.convert.transforms import TensorOutput, TensorSlice
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import Metadata, TensorInfo
@@ -43,6 +44,7 @@ class Recipe:
     zeros: Mapping[str, CheckpointTensor] = field(default_factory=dict)  # that the architecture has not: to be checked
     # Lists of the metadata, of F32, each number of which is a tensor.
     numbers: Mapping[str, Sequence[CheckpointTensor]] = field(default_factory=dict)
+    tied_head: TiedHead | None = None  # which is left out where it is the embeddings
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +81,9 @@ def recipe(
         pooling_type = MEAN
     if pooling_type is not None:
         draft.integer("pooling_type", pooling_type)
-    outputs, zeros, numbers = _outputs(_canonical(checkpoint, family, values), scheme, family, values, sizes)
+    table = _table(_canonical(checkpoint, family, values), scheme, family, values, sizes)
+    outputs, zeros = _in_order(table.outputs), table.zero_biases()
+    table.refuse_others(family)
     outputs += _dense(draft, family, sizes["E"], dense)
     draft.notices += _inexact(outputs)
     for name, computed in draft.computed.items():
@@ -87,7 +91,7 @@ def recipe(
     draft.integer("context_length", draft.n_ctx)
     return Recipe(
         family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices),
-        values.get("vocab_size"), zeros, numbers,
+        values.get("vocab_size"), zeros, table.numbers, table.tied_head,
     )  # fmt: skip
 
 
@@ -198,10 +202,10 @@ def _canonical(checkpoint: Checkpoint, family: Family, values: Hyperparameters) 
     return Tensors(tensors, full_names)
 
 
-def _outputs(
+def _table(
     tensors: Tensors, scheme: Scheme | None, family: Family, values: Hyperparameters, sizes: dict[str, int]
-) -> tuple[list[TensorOutput], dict[str, CheckpointTensor], dict[str, list[CheckpointTensor]]]:
-    """All tensors of the GGUF, in the order of the files; those that have to be zero to be left out; single numbers."""
+) -> TensorTable:
+    """With all that the rows of the family take."""
     table = TensorTable(tensors, scheme, family.architecture, values, sizes)
     kinds = family.kinds(values)
     for row in family.rows:
@@ -213,7 +217,9 @@ def _outputs(
             for layer in range(row.first_layer, sizes["layers"]) if "#" in row.source + row.target else (0,):
                 if not row.layers or row.layers in kinds[layer]:
                     table.add(row, layer)
-    zeros = table.zero_biases()
-    table.refuse_others(family)
-    outputs = sorted(table.outputs, key=lambda output: (str(output.first.file.path), output.first.offset))
-    return outputs, zeros, table.numbers
+    return table
+
+
+def _in_order(outputs: Sequence[TensorOutput]) -> list[TensorOutput]:
+    """In the order of the files."""
+    return sorted(outputs, key=lambda output: (str(output.first.file.path), output.first.offset))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from shimmy.formats.convert.families.family import Family, Row, Runs
 from shimmy.formats.convert.families.gemma import N_LAYERS_27B, gemma_scalar
 from shimmy.formats.convert.hyperparameters import MAX_WIDTH, Hyperparameters, checked_number, wrong
+from shimmy.formats.convert.tied_head import TiedHead, other_head
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GGML_CODES, TensorInfo
@@ -24,6 +25,7 @@ _ALWAYS_F32 = (
     *("shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
 )
+_ALWAYS_TIED = {"bitnet", "cohere2", "command-r", "gemma", "gemma2"}  # whose head are the embeddings for llama.cpp
 # Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
 _SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
 _SCALED_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.weight")
@@ -49,24 +51,36 @@ class TensorTable:
     ) -> None:
         self.outputs: list[TensorOutput] = []
         self.numbers: dict[str, list[CheckpointTensor]] = {}  # single ones, by their keys in the metadata
+        self.tied_head: TiedHead | None = None
         self._tensors = tensors
         self._scheme = scheme
         self._stored: set[str] = set()  # modules whose weights are quantised
         self._scaled = _SCALED.get(architecture, ())
+        self._has_own_head = architecture not in _ALWAYS_TIED
+        self._embeddings: CheckpointTensor | None = None
         self._values = values
         self._sizes = sizes
 
     def add_embeddings(self, row: Row) -> None:
-        tensor = self._tensors.get(f"{row.source}.weight")
+        tensor = self._embeddings = self._tensors.get(f"{row.source}.weight")
         if tensor is not None and tensor.shape:
             self._sizes["V"] = tensor.shape[0]
         self.add(row, 0)
 
     def add_head(self, row: Row) -> None:
-        """What the last layer's vectors are compared with: the embeddings again, where both are tied."""
+        """What the last layer's vectors are compared with: the embeddings again, where both are tied.
+
+        A head that is there nevertheless counts where it differs, as in transformers 5.
+        """
         name = f"{row.source}.weight"
         is_tied = self._values.get("tie_word_embeddings")
-        if is_tied is True:
+        head, embeddings = self._tensors.get(name), self._embeddings
+        if is_tied is True and head is not None and embeddings is not None:
+            if (head.dtype, head.shape) == (embeddings.dtype, embeddings.shape):
+                self.tied_head = TiedHead(name, row.target, head, embeddings, self._has_own_head)
+            elif not self._has_own_head:
+                raise other_head(name)
+        if is_tied is True and not self._has_own_head:
             self._tensors.use(name)
         elif self._tensors.has_module(row.source):
             self.add(row, 0)

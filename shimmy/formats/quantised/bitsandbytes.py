@@ -72,6 +72,8 @@ def _four_bits(module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredM
         raise Unconvertible(
             f"its tensor `{shown(name)}.absmax` has {sizes.shape[0]} numbers, which no block size gives"
         )
+    if n_columns == 1:
+        raise Unconvertible(f"its tensor `{shown(name)}` has one column, and no row of 4 bits ends with a byte")
     width = _STORAGE_BYTES[stored.dtype]
     n_items = -(-n // (2 * width))
     is_nested = sizes.dtype == "U8"

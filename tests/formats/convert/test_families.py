@@ -144,6 +144,16 @@ def test_gpt_oss_says_what_the_engine_rounds(tmp_path: Path) -> None:
     assert plan(folder).quantization == "MXFP4"
 
 
+def test_a_gpt_oss_without_windows_has_one_as_long_as_its_context(tmp_path: Path) -> None:
+    folder = write_folder("gpt-oss", tmp_path / "model", "5")
+    config = json.loads((folder / "config.json").read_text())
+    kinds = ["full_attention"] * config["num_hidden_layers"]
+    write_json(folder / "config.json", config | {"layer_types": kinds})
+    metadata = {key: value for key, _, value in plan(folder).recipe.metadata}
+    assert "gpt-oss.attention.sliding_window_pattern" not in metadata
+    assert metadata["gpt-oss.attention.sliding_window"] == metadata["gpt-oss.context_length"]
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [({"swiglu_limit": 5.0}, "swiglu_limit"), ({"quantization_config": None}, "quantised"),

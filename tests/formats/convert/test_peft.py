@@ -430,6 +430,14 @@ def test_it_says_what_it_is_for(model: Path, tmp_path: Path) -> None:
     assert peft.cached(conv, base_of(model), None) is None, "it is for another model of the server"
 
 
+def test_what_only_a_relative_can_change_is_refused_by_name(tmp_path: Path) -> None:
+    """The rows of Qwen3-Next's `out_proj` are in the GGUF as they were, those of Qwen3.5's are not."""
+    adapter = peft.read(write_adapter(tmp_path / "a", pair("base_model.model.model.layers.0.linear_attn.out_proj")))
+    assert adapter.suits("qwen3next")
+    with pytest.raises(Unconvertible, match=r"linear_attn.out_proj` is nothing that an adapter can change in `qwen35`"):
+        peft.cached(adapter, peft.Base("qwen35", 4, 2, {}), None)
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_folder_without_both_files_is_no_adapter(name: str, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a", pairs(tiny_families.tensors("mistral"), ATTENTION))

@@ -5,6 +5,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +16,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.formats.convert import convert
-from shimmy.formats.convert.convert import ConversionPlan, plan
+from shimmy.formats.convert.convert import ConversionPlan, plan, prepared
 from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.convert.transforms import chunks
 from shimmy.formats.format_errors import Unconvertible
@@ -301,9 +302,40 @@ def test_a_family_that_never_ties_its_head_needs_one(tmp_path: Path) -> None:
     assert "output.weight" in {output.info.name for output in found.recipe.outputs}
 
 
-def test_a_head_that_is_tied_is_left_out(tmp_path: Path) -> None:
-    found = plan(folder_of(tmp_path, "qwen2", {"tie_word_embeddings": True}))
-    assert "output.weight" not in {output.info.name for output in found.recipe.outputs}
+def test_where_no_layer_has_the_window_that_the_engine_computes_it_is_the_context(tmp_path: Path) -> None:
+    found = metadata(plan(folder_of(tmp_path, "gemma2", {"layer_types": ["full_attention"] * 2})))
+    assert "attention.sliding_window_pattern" not in found
+    assert found["attention.sliding_window"] == found["context_length"]
+
+
+def head_of(folder: Path, model_type: str, numbers: bytes | None) -> ConversionPlan:
+    """As it is converted: a model that ties its head to its embeddings, and has one with these numbers or the same."""
+    tensors = tiny_families.tensors(model_type)
+    embeddings = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = replace(embeddings, data=embeddings.data if numbers is None else numbers)
+    found = plan(folder_of(folder, model_type, {"tie_word_embeddings": True}, tensors=tensors))
+    return prepared(found, "", None)[0]
+
+
+def names(found: ConversionPlan) -> set[str]:
+    return {output.info.name for output in found.recipe.outputs}
+
+
+def test_a_tied_head_is_left_out_where_it_is_the_embeddings(tmp_path: Path) -> None:
+    embeddings = tiny_families.tensors("qwen2")["model.embed_tokens.weight"]
+    one, other = head_of(tmp_path, "qwen2", None), head_of(tmp_path, "qwen2", bytes(len(embeddings.data)))
+    assert names(other) - names(one) == {"output.weight"}, "what differs counts, as in transformers 5"
+    assert other.n_params - one.n_params == math.prod(embeddings.shape)
+    assert other.size_bytes > one.size_bytes
+    last = embeddings.data[:-1] + bytes([embeddings.data[-1] ^ 1])
+    assert "output.weight" in names(head_of(tmp_path, "qwen2", last))
+
+
+def test_a_head_beside_embeddings_is_refused_where_the_engine_has_none(tmp_path: Path) -> None:
+    embeddings = tiny_families.tensors("gemma2")["model.embed_tokens.weight"]
+    assert "output.weight" not in names(head_of(tmp_path, "gemma2", None))
+    with pytest.raises(Unconvertible, match=r"`lm_head.weight` is not its embeddings, which is all that the engine"):
+        head_of(tmp_path, "gemma2", bytes(len(embeddings.data)))
 
 
 # -- rotary positions ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from shimmy.formats.convert.families.family import (
     feed_forward,
     plus_one,
 )
-from shimmy.formats.convert.families.settings import window_pattern
+from shimmy.formats.convert.families.settings import window_pattern, windows_in_turn
 from shimmy.formats.convert.hyperparameters import MAX_CONTEXT, Hyperparameters, MetadataBuilder, checked_number, wrong
 from shimmy.formats.format_errors import Unconvertible
 
@@ -53,8 +53,7 @@ def describe_gemma2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
         raise Unconvertible(
             "its `query_pre_attn_scalar` is not the size of a head, which is all that the engine computes"
         )
-    draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
-    window_pattern(draft, values, sizes, 2)
+    windows_in_turn(draft, values, sizes)
 
 
 def gemma_scalar(sizes: dict[str, int], n_layers_27b: int) -> int:

@@ -11,8 +11,8 @@ from shimmy.formats.convert.families.family import (
     classes,
     rope_defaults,
 )
-from shimmy.formats.convert.families.settings import experts, plain_heads, window_pattern
-from shimmy.formats.convert.hyperparameters import MAX_CONTEXT, Hyperparameters, MetadataBuilder
+from shimmy.formats.convert.families.settings import experts, plain_heads, windows_in_turn
+from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder
 
 _GPT_OSS_EXPERTS = "layers.#.mlp.experts."
 _GPT_OSS = (
@@ -48,8 +48,7 @@ def describe_gpt_oss(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
     values.require("swiglu_limit", 7.0, 7, default=7.0)
     experts(draft, values, sizes, "num_local_experts")
     draft.integer("expert_feed_forward_length", sizes["F"])
-    draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
-    window_pattern(draft, values, sizes, 2)
+    windows_in_turn(draft, values, sizes)
 
 
 def describe_gpt2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:

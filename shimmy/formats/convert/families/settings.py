@@ -61,3 +61,13 @@ def window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
     if any(slides) and not (usual and slides == [(layer + 1) % usual != 0 for layer in range(sizes["layers"])]):
         draft.flags("attention.sliding_window_pattern", slides)
     return any(slides)
+
+
+def windows_in_turn(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """Write the window that every other layer has unless `layer_types` says otherwise.
+
+    llama.cpp has one in these architectures, whatever it is told: where no layer has one, it is as long as the context.
+    """
+    has_window = window_pattern(draft, values, sizes, 2)
+    window = values.integer("sliding_window", maximum=MAX_CONTEXT) if has_window else draft.n_ctx
+    draft.integer("attention.sliding_window", window)
