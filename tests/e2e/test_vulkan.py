@@ -7,6 +7,7 @@ thousand times slower than the processor itself. So these models are tiny and th
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.e2e.harness import COMPLETION, FROZEN_FILE, PROMPTS, STEADY_SEED, Jso
 from tests.e2e.processes import wait_for
 from tests.gpus.fake_loader import FAILS_LATER, GEFORCE, LOADER, compile_loader
 from tests.tiny_checkpoints import write_checkpoint, write_tokenizer
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import write_tiny_adapter, write_tiny_model
 from tools import lavapipe
 
 DEVICE = "Vulkan0"
@@ -153,6 +154,34 @@ def test_quantised_experts_some_of_which_stay_on_the_processor(
     moved = re.findall(r"tensor blk\.(\d)\.ffn_(\w+)_exps\.weight .*buffer type overridden", server.log)
     assert sorted(moved) == [("0", "down"), ("0", "gate"), ("0", "up")]
     assert entry(server, "moe")["n_device_layers"] == ALL
+
+
+@pytest.mark.usefixtures("device_server")
+def test_adapters_are_computed_on_the_device_and_take_turns(
+    tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    write_tiny_model(tmp_path, "alpha", seed=STEADY_SEED)
+    (tmp_path / "adapters").mkdir()
+    first, second = (write_tiny_adapter(tmp_path / "adapters", name, seed=seed) for name, seed in (("a", 1), ("b", 2)))
+    options = ("--model-path", tmp_path / "alpha.gguf", "--lora", f"{first}=0", "--lora", second)
+    wishes = [[{"id": 0, "scale": scale}, {"id": 1, "scale": 1 - scale}] for scale in (0, 1, 0.5)]
+    text, likely = "", []
+    for more in ((), ON_DEVICE):
+        server = start(*options, *more)
+        text = text or PROMPTS[0] + greedy(server, PROMPTS[0], lora=wishes[0])["text"]
+        told = [greedy(server, text, max_tokens=1, echo=True, logprobs=1, lora=wish)["logprobs"] for wish in wishes]
+        likely.append([each["token_logprobs"][1:] for each in told])
+    moved = [median(abs(a - b) for a, b in zip(likely[0][0], each, strict=True)) for each in likely[0][1:]]
+    assert min(moved) > 10 * TOLERANCE
+    for expected, got in zip(*likely, strict=True):
+        # A scale moves nearly all tokens. After rounding, a head that looks at one token only may look at another one,
+        # which moves a few.
+        assert median(abs(mine - theirs) for mine, theirs in zip(expected, got, strict=True)) < TOLERANCE
+    alone = [server.chat(PROMPTS[1], max_tokens=N_TOKENS, lora=wish) for wish in wishes]
+    streams = [server.stream(PROMPTS[1], max_tokens=N_TOKENS, lora=wish) for wish in wishes]
+    assert [stream.finish().text for stream in streams] == alone
+    assert entry(server)["n_device_layers"] == ALL
 
 
 @pytest.mark.usefixtures("device_server")
