@@ -25,6 +25,8 @@ N_CHARACTERS = 30_000
 MAX_S = 1.0
 FAST_S = 0.001  # with texts that take less, four times the length comes next
 OF_OUR_OWN_TEXTS = {"api/page/squeeze.py"}  # it reads the page's modules, nothing else
+# Each is a test, so that the patterns need not be looked for while tests are collected, which takes seconds.
+N_PARTS = 16
 METHODS = frozenset(("search", "match", "fullmatch", "sub", "subn", "split", "findall", "finditer"))
 
 
@@ -157,9 +159,10 @@ def check(pattern: re.Pattern[str], methods: frozenset[str]) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("pattern", "methods"), all_patterns(), ids=lambda each: getattr(each, "pattern", "")[:40])
-def test_a_pattern_takes_each_character_a_few_times(pattern: re.Pattern[str], methods: frozenset[str]) -> None:
-    check(pattern, methods)
+@pytest.mark.parametrize("part", range(N_PARTS))
+def test_a_pattern_takes_each_character_a_few_times(part: int) -> None:
+    for pattern, methods in all_patterns()[part::N_PARTS]:
+        check(pattern, methods)
 
 
 def test_the_patterns_are_found() -> None:

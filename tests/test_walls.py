@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -100,7 +101,14 @@ def _targets(node: ast.AST) -> Iterator[str]:
                 yield target
 
 
-IMPORTS = {name: tuple(imports(path.read_text())) for name, path in PATHS.items()}
+@cache  # when a test asks: each process that runs tests side by side imports this module
+def imports_of(module: str) -> tuple[Import, ...]:
+    """Those of one of our modules, and none of another's."""
+    return tuple(imports(PATHS[module].read_text())) if module in PATHS else ()
+
+
+def all_imports() -> Iterator[tuple[str, tuple[Import, ...]]]:
+    return ((module, imports_of(module)) for module in PATHS)
 
 
 def unit(module: str) -> str:
@@ -122,7 +130,7 @@ def reachable(start: str) -> set[str]:
         for name in {target} | parents:
             if name not in found:
                 found.add(name)
-                waiting += [found_import.target for found_import in IMPORTS.get(name, ())]
+                waiting += [found_import.target for found_import in imports_of(name)]
     return found
 
 
@@ -159,7 +167,7 @@ def test_every_module_has_its_floor() -> None:
 
 @pytest.mark.parametrize("module", PATHS)
 def test_imports_point_down(module: str) -> None:
-    ours = [found.target for found in IMPORTS[module] if found.target in PATHS]
+    ours = [found.target for found in imports_of(module) if found.target in PATHS]
     wrong = [target for target in ours if unit(target) != unit(module) and floor(target) >= floor(module)]
     assert not wrong, f"{module} imports what is not below it; under TYPE_CHECKING it may"
 
@@ -167,7 +175,7 @@ def test_imports_point_down(module: str) -> None:
 def test_no_import_comes_back_to_where_it_began() -> None:
     graph = {
         module: {found.target for found in found_imports if found.at_module_level and found.target in PATHS}
-        for module, found_imports in IMPORTS.items()
+        for module, found_imports in all_imports()
     }
     try:
         TopologicalSorter(graph).prepare()
@@ -178,7 +186,7 @@ def test_no_import_comes_back_to_where_it_began() -> None:
 @pytest.mark.parametrize("package", BORDERS)
 def test_a_foreign_package_has_one_border(package: str) -> None:
     importers = {
-        module for module, found_imports in IMPORTS.items()
+        module for module, found_imports in all_imports()
         if any(found.target.split(".")[0] == package for found in found_imports)
     }  # fmt: skip
     inside = {
@@ -197,7 +205,7 @@ def test_what_both_processes_use_knows_neither_dialects_nor_the_engine(folder: s
     modules = [module for module in PATHS if unit(module) == folder]
     assert modules
     for module in modules:
-        targets = {unit(found.target) for found in IMPORTS[module] if found.target in PATHS}
+        targets = {unit(found.target) for found in imports_of(module) if found.target in PATHS}
         assert targets <= {"errors", "shimmy", "background", *SHARED}, module
 
 
@@ -208,7 +216,7 @@ def test_dialects_do_not_know_each_other() -> None:
     }  # fmt: skip
     assert {"openai", "responses"} <= {*dialect_of.values()}
     for module, dialect in dialect_of.items():
-        imported = {dialect_of.get(found.target, dialect) for found in IMPORTS[module]}
+        imported = {dialect_of.get(found.target, dialect) for found in imports_of(module)}
         assert imported <= {dialect}, module
 
 
@@ -237,7 +245,7 @@ def test_what_the_parent_imports_for_real_brings_nothing_of_the_workers() -> Non
 
 
 def test_a_worker_is_dispatched_before_anything_of_the_server_is_imported() -> None:
-    at_once = {found.target for found in IMPORTS["shimmy.__main__"] if found.at_module_level}
+    at_once = {found.target for found in imports_of("shimmy.__main__") if found.at_module_level}
     assert at_once == {"gc", "os", "sys"}
     assert not {"starlette", "hypercorn"} & {name.split(".")[0] for name in reachable("shimmy.engine.main")}
 

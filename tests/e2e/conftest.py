@@ -1,5 +1,6 @@
 """The models and servers that end-to-end tests share, and their marker."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -17,8 +18,9 @@ StartServer = Callable[..., Server]
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests here, and let each take as much longer as it has to."""
+    here = f"{Path(__file__).parent}{os.sep}"
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if str(item.path).startswith(here):
             item.add_marker("e2e")
             if PATIENCE != 1:
                 own = item.get_closest_marker("timeout")
