@@ -11,6 +11,8 @@ MACHINES := x86_64 aarch64
 # `--quick` for the main job alone in each.
 SYSTEMS :=
 CHECKED := (smoke or not e2e) and not thorough
+# Which models the tests want: to fetch one may take longer than a test may.
+MODELS := smollm2
 # One more process than processors, as many tests wait; what measures has the marker `alone`, and the others wait for it.
 SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist=worksteal
 # The tests start Python hundreds of times; each would compile all modules anew.
@@ -52,7 +54,7 @@ release: dist ## lay out a release of them in dist/release: files, packages, che
 
 check: ## lint, types, the tests on the source tree but for the longest, a few of tests/e2e; tells the slowest 20
 	@$(BUILD) engine
-	@$(BUILD) model >/dev/null
+	@for model in $(MODELS); do $(BUILD) model $$model >/dev/null || exit; done
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 	$(PYTHON) $(STAND_INS) -m pytest -m '$(CHECKED)' $(SIDE_BY_SIDE) --durations=20
@@ -65,6 +67,7 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 # One process for each processor and no more: it has to be right the first time.
 test: SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist=worksteal
 test: CHECKED := smoke or not e2e
+test: MODELS := smollm2 gemma
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
 test: vulkan rpc check ## everything: all tests on the source tree, the frozen file with clients of others and in other systems
 	@$(BUILD) freeze
