@@ -73,13 +73,16 @@ class ReplyFormat:
     beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
     stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
     answer: tuple[str, str] | None = None  # what may stand in front of content and behind it, and is no part of it
+    # What a reply begins with that is text, and no part of it: one that begins otherwise is a call without its mark,
+    # which the prompt has written.
+    opening: str = ""
     channels: bool = False  # the reply is messages in channels, and `thinking` the marks of one of them
     # Where the syntax leaves names or types open: the JSON types of arguments, by the names of tool and argument.
     argument_types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
 
     def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":
         """The same for a job with these stop strings: they count in the content, not in reasoning nor in calls."""
-        is_plain = self.thinking is None and self.tools is None and self.answer is None
+        is_plain = self.thinking is None and self.tools is None and self.answer is None and not self.opening
         return self if is_plain else replace(self, stop=stop)
 
 

@@ -44,7 +44,7 @@ class ReplyParser:
         self._format = format
         self._splits_reasoning = split_reasoning
         self._is_plain = not format.channels and (
-            (format.tools is None and format.answer is None)
+            (format.tools is None and format.answer is None and not format.opening)
             and (format.thinking is None or not (split_reasoning or format.stop))
         )
         self._answer_marks = MarkRemover(*(format.answer or ()))
@@ -119,8 +119,11 @@ class ReplyParser:
             return
         if self._format.thinking is not None:
             yield from self._read_reasoning(*map(str.strip, self._format.thinking))
+        is_text = not self._format.opening or (yield from self._reader.expect(self._format.opening))
+        if self._format.opening and is_text:
+            self._reader.unsaid.clear()
         if self._format.tools is not None:
-            yield from self._read_calls(self._format.tools)
+            yield from self._read_calls(self._format.tools, is_begun=not is_text)
         else:
             yield from self._reader.until(StringMatcher(), self._say_content)
         if not (self.has_calls and self._reader.has_only_space()):
@@ -169,11 +172,14 @@ class ReplyParser:
             self._say_unsaid()
         self._reader.unsaid.clear()
 
-    def _read_calls(self, tools: ToolFormat) -> Reading[None]:
-        """Text with calls in it: where the form of a call is broken, text goes on behind what was read."""
+    def _read_calls(self, tools: ToolFormat, *, is_begun: bool) -> Reading[None]:
+        """Text with calls in it: where the form of a call is broken, text goes on behind what was read.
+
+        `is_begun`: the mark of the first call was in the prompt.
+        """
         reader = self._reader
         calls = CallReader(reader, tools, self._begin_call, self._say_arguments, self._format.argument_types)
-        may_begin = calls.is_bare  # the first text decides whether the whole reply is calls
+        may_begin = calls.is_bare or is_begun  # the first text decides whether the whole reply is calls
         while True:
             yield from reader.space()
             if not may_begin and not (yield from reader.until(calls.marks, self._say_content)):

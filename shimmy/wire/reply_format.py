@@ -24,13 +24,16 @@ def read_format(fields: object) -> ReplyFormat:
     known = values.members(fields)
     thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
     beside, channels = Beside(values.text(known.pop("beside"))), values.truth(known.pop("channels"))
-    answer = _read_pair(known.pop("answer"))
+    answer, opening = _read_pair(known.pop("answer")), values.mark(known.pop("opening"))
     if known:
         raise ValueError("format")
     marks: dict[object, Callable[[Any], object]] = {str: values.mark, ArgumentSyntax: ArgumentSyntax}
     marks[str | None] = values.optional(values.mark)
     form = None if tools is None else values.made(ToolFormat, tools, marks)
-    return ReplyFormat(_read_pair(thinking), values.truth(is_thinking), form, beside, answer=answer, channels=channels)
+    is_thinking = values.truth(is_thinking)
+    return ReplyFormat(
+        _read_pair(thinking), is_thinking, form, beside, answer=answer, opening=opening, channels=channels
+    )
 
 
 def _read_pair(marks: object) -> tuple[str, str] | None:

@@ -21,6 +21,7 @@ FAMILIES = {
     "lfm": "LFM2.5-8B-A1B",
     "command": "Cohere2MoE",
     "minicpm": "openbmb-MiniCPM5-1B",
+    "functionary": "meetkai-functionary-medium-v3.2",
 }
 SCHEMA: Any = {
     "type": "object",

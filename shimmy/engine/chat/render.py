@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate, described, parsed
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import command, harmony, kimi
+from shimmy.text.speech import command, functionary, harmony, kimi
 
 _NO_ARGUMENTS = ("", "null")
 _WORD = re.compile(r"[^\W_]{1,64}")
@@ -90,7 +90,12 @@ class Chat:
         if self._has_channels and prompt.continue_final_message and not begun:
             return parts, ReplyFormat()  # within the final message, which nothing follows
         answer = command.answer_marks(self._template.source)
-        return parts, ReplyFormat(self.thinking, begun, tools, answer=answer, channels=self._has_channels)
+        opening = ""
+        if not prompt.continue_final_message:
+            opening = functionary.opening(self._template.source, parts[-1])
+        return parts, ReplyFormat(
+            self.thinking, begun, tools, answer=answer, opening=opening, channels=self._has_channels
+        )
 
     def _filled(self, prompt: ChatPrompt) -> str:
         if prompt.tools or any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages):

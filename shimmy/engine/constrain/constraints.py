@@ -223,6 +223,8 @@ class GuideFactory:
     def _answer_lark(self, form: ReplyFormat) -> str:
         if form.answer is not None and (token := self._hidden_token(form.answer[0])) is not None:
             return f"answer_head: <[{token}]>?"
+        if form.opening:
+            return f"answer_head: {json.dumps(form.opening)}"
         if not form.channels:
             return ""
         from shimmy.engine.constrain.tool_grammar import answer_lark

@@ -65,12 +65,14 @@ def tool_lark(
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
     thinking = None if around.is_thinking else around.thinking
     if choice.required:
-        replies = [lark.called]
+        replies = ["calls GAP?" if around.opening else lark.called]
         if thinking is not None:
             replies.append(f"thought GAP? {lark.called}")
     else:
         lark.rule("TEXT_WITHOUT_CALL", lark.free())
         replies = lark.free_replies("TEXT_WITHOUT_CALL", "begun")
+        if around.opening:  # without it, the reply is a call whose mark is in the prompt
+            replies = [f"{json.dumps(around.opening)} {reply}" for reply in replies] + ["calls GAP?"]
         if thinking is not None:
             after = [f"thought {reply}" for reply in replies] + [f"thought GAP {lark.called}"]
             if special(thinking[0]) is None:
@@ -167,7 +169,7 @@ class _Lark:
         self._trigger = first_mark[0]
         self._rest = opening[len(self._trigger) :]
         self._short = tagged.short_start(form) if form.syntax is ArgumentSyntax.TAGGED else ""
-        self._has_mark = any(character.isalpha() for character in self._trigger)
+        self._has_mark = len(self._trigger) > 2 or any(character.isalpha() for character in self._trigger)
         start = special(PYTHON_TAG) if not opening else None
         optional = "" if start is None else f"<[{start}]>? "
         self.called = f"{optional}{self.text(self._trigger)} calls GAP?"

@@ -113,6 +113,19 @@ def _one_call_at_a_time(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return turns
 
 
+@pytest.mark.parametrize("family", ["meetkai-functionary-medium-v3.2"])
+def test_a_prompt_with_arguments_as_text_is_what_transformers_renders(family: str) -> None:
+    """As clients of OpenAI's API send them: these templates do not take objects."""
+    source = real_templates()[family]
+    chat = Chat(ChatTemplate(source, bos="<s>", eos="</s>"))
+    for prompt in conversations(4, N_CONVERSATIONS):
+        messages, tools = as_template_gets(prompt)
+        texts = {call.id: call.arguments for turn in prompt.messages for call in turn.tool_calls}
+        for call in (call for message in messages for call in message.get("tool_calls", [])):
+            call["function"]["arguments"] = texts[call["id"]]
+        assert chat.render(prompt)[0] == reference(source, messages, tools)
+
+
 @pytest.mark.parametrize("family", ["moonshotai-Kimi-K2"])
 def test_a_prompt_with_ids_of_the_model_is_what_transformers_renders(family: str) -> None:
     from shimmy.text.speech.kimi import with_ids

@@ -84,11 +84,9 @@ def test_a_template_with_tools_shows_all_by_itself() -> None:
 
 
 def test_a_form_that_is_no_json_is_not_shown_to_the_model() -> None:
-    text, form = chat(real_templates()["meetkai-functionary-medium-v3.2"]).render(
-        ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS)
-    )
+    text, form = chat(real_templates()["MiniMax-M3"]).render(ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS))
     assert form.tools == GENERIC
-    assert ">>>now" not in text
+    assert '<invoke name="now">' not in text
     assert instructions(TOOLS) in text
     assert GENERIC_CALL in text
 

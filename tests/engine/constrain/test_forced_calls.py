@@ -81,7 +81,8 @@ GEMMA = "google-gemma-4-31B-it"
 HARMONY = "openai-gpt-oss-120b"
 COMMAND = ("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE")
 OWN = (*COMMAND, "Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
-FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, *OWN)
+FUNCTIONARY = "meetkai-functionary-medium-v3.2"
+FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, FUNCTIONARY, *OWN)
 
 
 @cache
