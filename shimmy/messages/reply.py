@@ -38,6 +38,7 @@ class ToolFormat:
     # Of an id that the model writes itself, behind the arguments; empty where it writes none. Beside a bare name there
     # are no keys: there it is what stands between the name and the id, which the separator follows.
     id_key: str = ""
+    id_end: str = ""  # Solar Open: the model writes an id in front of a bare name, and this behind it
     id_prefix: str = ""  # Kimi: the id is this, the name, `id_key` and the number that the model writes behind it
     # Command: of the number of the call in the conversation, in front of the name. Callers see other ids.
     number_key: str = ""

@@ -103,13 +103,16 @@ class CallReader:
         yield from reader.space()
         name = yield from reader.before(separator, _NAME_CHARACTERS)
         yield from reader.space()
+        call_id: str | None = None
+        if self._tools.id_end and self._tools.id_end in name:
+            call_id, _, name = name.partition(self._tools.id_end)
         read = yield from self._arguments_of(name.strip())
         if self._tools.id_key:
             name, key, call_id = name.partition(self._tools.id_key)
             head = f"{self._tools.id_prefix}{name.strip()}{key}" if self._tools.id_prefix else ""
             self._begin(name.strip(), head + call_id.strip())
         else:
-            self._begin(name.strip(), None)
+            self._begin(name.strip(), call_id and call_id.strip())
         yield from read(self._say)
 
     def _arguments_of(self, name: str) -> Reading[Callable[[Say], Reading[None]]]:

@@ -22,6 +22,7 @@ FAMILIES = {
     "command": "Cohere2MoE",
     "minicpm": "openbmb-MiniCPM5-1B",
     "functionary": "meetkai-functionary-medium-v3.2",
+    "solar": "upstage-Solar-Open-100B",
 }
 SCHEMA: Any = {
     "type": "object",

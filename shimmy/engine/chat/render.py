@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate, described, parsed
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import command, functionary, harmony, kimi
+from shimmy.text.speech import command, functionary, harmony, kimi, solar
 
 _NO_ARGUMENTS = ("", "null")
 _WORD = re.compile(r"[^\W_]{1,64}")
@@ -89,7 +89,7 @@ class Chat:
         begun = self.thinking is not None and thinking.is_begun(prompt, "".join(parts), self.thinking)
         if self._has_channels and prompt.continue_final_message and not begun:
             return parts, ReplyFormat()  # within the final message, which nothing follows
-        answer = command.answer_marks(self._template.source)
+        answer = solar.ANSWER if solar.is_taught(self._template.source) else command.answer_marks(self._template.source)
         opening = ""
         if not prompt.continue_final_message:
             opening = functionary.opening(self._template.source, parts[-1])
@@ -144,6 +144,8 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
         prompt = replace(prompt, messages=tuple(_one_by_one(prompt.messages)))
     if tooling.format.id_prefix:
         prompt = replace(prompt, messages=tuple(kimi.with_ids(prompt.messages)))
+    if tooling.format.id_end:
+        prompt = replace(prompt, messages=tuple(solar.with_ids(prompt.messages)))
     for turn in prompt.messages:
         if tooling.has_short_ids:
             turn = _with_short_ids(turn)  # noqa: PLW2901 - the same turn

@@ -15,7 +15,7 @@ from shimmy.engine.chat.jinja_sandbox import compile_template
 from shimmy.engine.chat.time_limit import within
 from shimmy.errors import BadRequest, TemplateFailed
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import harmony
+from shimmy.text.speech import harmony, solar
 
 COMPILE_DEADLINE_S = 5.0
 PROBE_DEADLINE_S = 2.0
@@ -45,6 +45,7 @@ class ChatTemplate:
         self.source = text
         self._joins_thinking = harmony.is_taught(text)
         self._reads_thinking = "message.thinking" in text
+        self._reads_reasoning = solar.is_taught(text)
         self._reads_tools_of_system = "message['tools']" in text
 
     @cached_property
@@ -92,6 +93,8 @@ class ChatTemplate:
         if prompt.continue_final_message:
             _mark_end(prompt.messages, messages)
             begins_reply = False
+        if self._reads_reasoning:
+            messages = [{**message, "reasoning": message.get("reasoning_content")} for message in messages]
         if self._reads_thinking:  # gpt-oss, LFM2.5
             messages = [_with_thinking(message, is_joined=self._joins_thinking) for message in messages]
         variables = self._constants | _template_arguments(prompt.template_arguments)

@@ -224,7 +224,8 @@ class _Lark:
             return harmony.call_rule(self, name, arguments)
         if form.separator is not None:
             call_id = f"{self.text(form.id_key)} ID " if form.id_key else ""
-            head = f"{self.text(name)} {call_id}{self.text(form.separator)}"
+            before = f"ID_IN_FRONT {self.text(form.id_end)} " if form.id_end else ""
+            head = f"{before}{self.text(name)} {call_id}{self.text(form.separator)}"
             tail = self.text(form.call_end)
         else:
             name_key, arguments_key = json.dumps(form.name_key), json.dumps(form.arguments_key)
@@ -245,6 +246,8 @@ class _Lark:
             # Only Mistral's and Kimi's models write ids in calls.
             self.rule("ID", "/[0-9]{1,9}/" if form.id_prefix else "/[a-zA-Z0-9]{9}/")
             self.rule("ID_IN_QUOTES", '"\\"" ID "\\""')
+        if form.id_end:
+            self.rule("ID_IN_FRONT", "/[a-z0-9]{10}/")
         more = ""
         if parallel and may_be_several(form):
             more = f"({self.text(form.between + form.call_start)} call)*"

@@ -12,7 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import functionary, gemma, harmony, kimi, minicpm, pythonic
+from shimmy.text.speech import functionary, gemma, harmony, kimi, minicpm, pythonic, solar
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -107,6 +107,8 @@ EXPECTED = {
     ),
     # messages with receivers
     "meetkai-functionary-medium-v3.2": tooling(functionary.FORM),
+    # ids in front of names
+    "upstage-Solar-Open-100B": tooling(solar.FORM),
     # DeepSeek
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": tooling(DEEPSEEK, SHOWS_NO_TOOLS, calls_lack_content=True),
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": tooling(DEEPSEEK, SHOWS_NO_TOOLS),
@@ -210,7 +212,6 @@ EXPECTED = {
     # messages in channels
     "openai-gpt-oss-120b": tooling(harmony.FORM),
     # forms that are not known here: messages or elements with attributes in them, values that are elements
-    "upstage-Solar-Open-100B": Tooling(),
     "muse-glimmer": Tooling(),
     "Kimi-K3": Tooling(),
     "MiniMax-M3": Tooling(),

@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shimmy.engine.chat.render import Chat
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.messages.request import ChatPrompt
+from shimmy.text.speech import solar
 from tests.conversations import as_template_gets, conversations
 from tests.real_templates import real_templates
 
@@ -124,6 +125,18 @@ def test_a_prompt_with_arguments_as_text_is_what_transformers_renders(family: st
         for call in (call for message in messages for call in message.get("tool_calls", [])):
             call["function"]["arguments"] = texts[call["id"]]
         assert chat.render(prompt)[0] == reference(source, messages, tools)
+
+
+@pytest.mark.parametrize("family", ["upstage-Solar-Open-100B"])
+def test_a_prompt_with_ids_in_front_is_what_transformers_renders(family: str) -> None:
+    source = real_templates()[family]
+    chat = Chat(ChatTemplate(source, bos="<s>", eos="</s>"))
+    for prompt in conversations(5, N_CONVERSATIONS):
+        named = ChatPrompt(tuple(solar.with_ids(prompt.messages)), tools=prompt.tools)
+        messages, tools = as_template_gets(named)
+        messages = [{**message, "reasoning": message.get("reasoning_content")} for message in messages]
+        expected = reference(source, messages, tools)
+        assert chat.render(named)[0] == expected == chat.render(prompt)[0]
 
 
 @pytest.mark.parametrize("family", ["moonshotai-Kimi-K2"])

@@ -65,9 +65,9 @@ AWKWARD = {
     "where": {"line": 1, "s": '"'},
 }
 CALLS = (
-    ToolCall("000000001", "write_file", json.dumps(AWKWARD, ensure_ascii=False)),
-    ToolCall("000000002", "now", "{}"),
-    ToolCall("000000003", "write_file", '{"path": "", "content": "", "n": 0}'),
+    ToolCall("0000000001", "write_file", json.dumps(AWKWARD, ensure_ascii=False)),
+    ToolCall("0000000002", "now", "{}"),
+    ToolCall("0000000003", "write_file", '{"path": "", "content": "", "n": 0}'),
 )
 
 TAGGED = (
@@ -82,7 +82,8 @@ HARMONY = "openai-gpt-oss-120b"
 COMMAND = ("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE")
 OWN = (*COMMAND, "Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
 FUNCTIONARY = "meetkai-functionary-medium-v3.2"
-FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, FUNCTIONARY, *OWN)
+SOLAR = "upstage-Solar-Open-100B"
+FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, FUNCTIONARY, SOLAR, *OWN)
 
 
 @cache
