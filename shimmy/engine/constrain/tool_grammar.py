@@ -52,7 +52,7 @@ def tool_lark(
     offered = [tool for tool in tools if choice.name is None or tool.name == choice.name]
     if not offered:
         raise BadRequest(f"tool_choice: there is no tool `{choice.name}`", param="tool_choice")
-    lark = _Lark(format, special, around.answer)
+    lark = _Lark(format, special, around.answer, around.opening)
     for index, tool in enumerate(offered):
         pause()
         lark.rule(f"body_{index}", lark.body(tool.name, f"arguments_{index}"))
@@ -65,14 +65,12 @@ def tool_lark(
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
     thinking = None if around.is_thinking else around.thinking
     if choice.required:
-        replies = ["calls GAP?" if around.opening else lark.called]
+        replies = [lark.called]
         if thinking is not None:
             replies.append(f"thought GAP? {lark.called}")
     else:
         lark.rule("TEXT_WITHOUT_CALL", lark.free())
         replies = lark.free_replies("TEXT_WITHOUT_CALL", "begun")
-        if around.opening:  # without it, the reply is a call whose mark is in the prompt
-            replies = [f"{json.dumps(around.opening)} {reply}" for reply in replies] + ["calls GAP?"]
         if thinking is not None:
             after = [f"thought {reply}" for reply in replies] + [f"thought GAP {lark.called}"]
             if special(thinking[0]) is None:
@@ -91,7 +89,7 @@ def tool_lark(
 
 def answer_lark(special: Callable[[str], int | None], *, is_thinking: bool) -> str:
     """A grammar with the rule `answer_head`, which stands in front of an answer where replies are in channels."""
-    lark = _Lark(harmony.FORM, special, None)
+    lark = _Lark(harmony.FORM, special)
     lark.rule("answer_head", harmony.answer_head(lark, is_thinking=is_thinking))
     return str(lark)
 
@@ -152,7 +150,13 @@ def _check_size(n_characters: int, n_most: int) -> None:
 class _Lark:
     """The rules of one grammar, and the pieces of a format as parts of rules."""
 
-    def __init__(self, form: ToolFormat, special: Callable[[str], int | None], answer: tuple[str, str] | None) -> None:
+    def __init__(
+        self,
+        form: ToolFormat,
+        special: Callable[[str], int | None],
+        answer: tuple[str, str] | None = None,
+        opens_text: str = "",
+    ) -> None:
         self._form = form
         tokens = [special(mark) for mark in answer or ()]  # marks that are no tokens are free text
         self._answer_marks = tuple(f"<[{token}]>?" if token is not None else "" for token in tokens) or ("", "")
@@ -172,7 +176,9 @@ class _Lark:
         self._has_mark = len(self._trigger) > 2 or any(character.isalpha() for character in self._trigger)
         start = special(PYTHON_TAG) if not opening else None
         optional = "" if start is None else f"<[{start}]>? "
-        self.called = f"{optional}{self.text(self._trigger)} calls GAP?"
+        # Where texts have an opening, the mark of a call that begins a reply is in the prompt.
+        self._opening = json.dumps(opens_text) if opens_text else ""
+        self.called = "calls GAP?" if opens_text else f"{optional}{self.text(self._trigger)} calls GAP?"
 
     def __str__(self) -> str:
         return "\n".join([*self._rules, ""])
@@ -274,5 +280,7 @@ class _Lark:
         if self._short:
             self._rules[f"{name}_short[lazy]: {text} {json.dumps(self._short)}"] = None
             replies.append(f"{begins} {name}_short calls_from_short GAP?".strip())
+        if self._opening:
+            return [*(f"{self._opening} {reply}" for reply in replies), self.called]
         token = self._special(self._trigger)
         return replies if token is None else [*replies, f"{answer} <[{token}]> calls GAP?"]
