@@ -25,7 +25,8 @@ _ALWAYS_F32 = (
     *("shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
 )
-_ALWAYS_TIED = {"bitnet", "cohere2", "command-r", "gemma", "gemma2"}  # whose head are the embeddings for llama.cpp
+# Whose head are the embeddings for llama.cpp, or the numbers beside the embeddings of which are for both or neither.
+_ALWAYS_TIED = {"bitnet", "cohere2", "command-r", "falcon-h1", "gemma", "gemma2"}
 # Weights that some architectures multiply with a number beside them: the product is computed by llama.cpp.
 _SCALED_ATTENTION = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
 _SCALED_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.weight")

@@ -128,6 +128,7 @@ FAMILIES = (
     Family(
         "Falcon-H1", "falcon_h1", classes("FalconH1"), "falcon-h1",
         tuple(replace(row, is_adaptable=False) for row in _ROWS),  # adapters would be added behind the numbers
-        SILU, frozenset(), describe_falcon, rope_defaults(100_000.0, 1e-5), kinds=_kinds,
+        SILU, frozenset(), describe_falcon,
+        {"tie_word_embeddings": False, **rope_defaults(100_000.0, 1e-5)}, kinds=_kinds,
     ),
 )  # fmt: skip

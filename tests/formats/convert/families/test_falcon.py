@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from shimmy.formats.convert.adaptable import Adaptable
-from shimmy.formats.convert.convert import plan
-from tests.formats.convert.families.changed_folders import check_names_of_tensors, reason
+from shimmy.formats.convert.convert import convert, plan
+from shimmy.formats.format_errors import Unconvertible
+from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, reason
 from tests.golden.weights import write_folder
 
 
@@ -21,6 +22,16 @@ def test_matrices_stay_in_their_type(tmp_path: Path) -> None:
     wide = {output.info.name for output in outputs if output.info.kind == "F32" and len(output.info.shape) == 2}
     small = {f"blk.{layer}.{name}" for layer in (0, 1) for name in ("ssm_conv1d.weight", "ssm_a", "ssm_d")}
     assert wide - small == {"token_embd.weight"}  # which are looked up, and multiplied with nothing
+
+
+def test_a_head_beside_embeddings_that_are_tied_to_it_has_to_be_the_same(tmp_path: Path) -> None:
+    folder = changed("falcon-h1", {"tie_word_embeddings": True}, tmp_path)
+    with pytest.raises(Unconvertible, match="lm_head"):
+        convert(folder, tmp_path / "made.gguf", lambda _: None)
+
+
+def test_a_head_is_needed_where_nothing_ties_it(tmp_path: Path) -> None:
+    assert "lm_head" in reason("falcon-h1-tied", {"tie_word_embeddings": ...}, tmp_path)
 
 
 def test_adapters_would_be_added_behind_the_numbers() -> None:
