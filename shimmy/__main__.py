@@ -57,6 +57,10 @@ def main() -> int:
 
         _look_for_garbage()
         return trial_main(sys.argv[2:])
+    if sys.argv[1:] == ["gpu-probe", "cuda"]:
+        from shimmy.gpus.cuda_probe import main as cuda_main
+
+        cuda_main()
     if sys.argv[1:2] == ["gpu-probe"]:
         from shimmy.gpus.probe import main as probe_main
 

@@ -83,8 +83,8 @@ OPTIONS: tuple[Option, ...] = (
            "threads of a worker (default: the physical cores, within the limits of a container)", "N",
            field="n_threads", also=(*_WITH_ENGINE, "convert", _RPC_WORKER)),
     Option("device", device_names, None,
-           "where models are computed: `auto`: on discrete GPUs with Vulkan, as many layers of a model as fit, and the "
-           "rest on the processor; `none`: on the processor; or names of devices, as `shimmy gpu-info` tells them",
+           "where models are computed: `auto`: on discrete GPUs, as many layers of a model as fit, and the rest on the "
+           "processor; `none`: on the processor; or names of devices, as `shimmy gpu-info` tells them",
            "auto|none|NAME,...", is_joined=True, field="devices", also=(*_WITH_DEVICES, _RPC_WORKER)),
     Option("gpu_layers", layer_count, None,
            "layers of a model that its devices get, of which its output is one: `all`, a number, or as many as fit "

@@ -23,7 +23,7 @@ MAX_DEVICES = 16  # that llama.cpp divides a model among
 
 Number = TypeVar("Number", int, float)
 
-_DEVICE = re.compile("vulkan(0|[1-9][0-9]{0,3})")
+_DEVICE = re.compile("(cuda|vulkan)(0|[1-9][0-9]{0,3})")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 _SIZES = "kmgt"
 
@@ -152,8 +152,8 @@ def device_names(text: str) -> tuple[str, ...] | None:
     if words in (["auto"], ["none"]):
         return None if words == ["auto"] else ()
     if not words or not all(_DEVICE.fullmatch(word) for word in words):
-        raise ValueError("must be `auto`, `none` or names such as Vulkan0, which `shimmy gpu-info` lists")
-    names = tuple(word.capitalize() for word in words)
+        raise ValueError("must be `auto`, `none` or names such as CUDA0 or Vulkan0, which `shimmy gpu-info` lists")
+    names = tuple(word.upper() if word.startswith("cuda") else word.capitalize() for word in words)
     if len(set(names)) < len(names):
         raise ValueError("names a device twice")
     if len(names) > MAX_DEVICES:

@@ -279,6 +279,7 @@ def test_white_space_around_a_key_is_none_of_it() -> None:
         ("device", "AUTO", "devices", None),
         ("device", "none", "devices", ()),
         ("device", "vulkan1,VULKAN0", "devices", ("Vulkan1", "Vulkan0")),
+        ("device", "cuda1,Vulkan0", "devices", ("CUDA1", "Vulkan0")),
         ("gpu_layers", "auto", "gpu_layers", None),
         ("gpu_layers", "All", "gpu_layers", ALL_LAYERS),
     ],
@@ -312,7 +313,7 @@ def test_what_is_no_number_is_told_in_words_for_a_person(name: str, text: str, t
 def test_a_file_has_lists_as_flags_have_them_and_as_lists() -> None:
     config = load({}, {}, {"device": ["Vulkan1", "Vulkan0"], "tensor_split": "3,1"})
     assert (config.devices, config.tensor_split) == (("Vulkan1", "Vulkan0"), (3, 1))
-    with pytest.raises(ConfigError, match=r"`device` in the configuration file: .*names such as Vulkan0"):
+    with pytest.raises(ConfigError, match=r"`device` in the configuration file: .*names such as CUDA0 or Vulkan0"):
         load({}, {}, {"device": ["Vulkan1", "cuda"]})
     assert load({}, {}, {"model_path": "/a:b.gguf"}).model_paths == (Path("/a:b.gguf"),)
 

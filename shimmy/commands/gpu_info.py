@@ -17,12 +17,11 @@ from shimmy.messages.device import Device
 from shimmy.pool.device_choice import DeviceChoice
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget
-from shimmy.system import vulkan_archive
+from shimmy.system import gpu_backends
 from shimmy.wire.records import to_wire
 from shimmy.wire.worker_options import Offload
 
-_HEAD = ("NAME", "DEVICE", "KIND", "MEMORY", "FREE", "DRIVER", "VULKAN", "NOTE")
-_NO_VULKAN = "this build has no Vulkan"
+_HEAD = ("NAME", "DEVICE", "KIND", "MEMORY", "FREE", "DRIVER", "API", "NOTE")
 
 
 def gpu_info(call: CommandCall) -> int:
@@ -56,8 +55,8 @@ def _told(found: FoundDevices, config: Config) -> dict[str, Any]:
 
 def _use(found: FoundDevices, config: Config) -> str:
     """Where models are computed with these options."""
-    if not vulkan_archive.is_there():
-        return f"{_NO_VULKAN}, and computes on the processor"
+    if not gpu_backends.is_any_there():
+        return f"{gpu_backends.NONE_IS_THERE}, and computes on the processor"
     names = [device.name for device in found.devices if _is_used(device, config)]
     return f"models are put on {' and '.join(names)}, as far as they fit" if names else "models stay on the processor"
 
@@ -68,7 +67,7 @@ def _is_used(device: Device, config: Config) -> bool:
 
 
 def _can_be_used(device: Device, config: Config) -> bool:
-    return not device.unusable and config.gpu_layers != 0 and vulkan_archive.is_there()
+    return not device.unusable and config.gpu_layers != 0 and gpu_backends.is_any_there()
 
 
 def _row(device: Device, config: Config, *, has_better: bool) -> tuple[str, ...]:
@@ -81,7 +80,7 @@ def _row(device: Device, config: Config, *, has_better: bool) -> tuple[str, ...]
         size(device.total_bytes),
         "" if device.free_bytes is None else size(device.free_bytes),
         device.driver,
-        device.api_version,
+        f"{device.backend} {device.api_version}",
         device.unusable or (_when_used(device, has_better=has_better) if is_nameable else ""),
     )
 
@@ -96,8 +95,8 @@ def _when_used(device: Device, *, has_better: bool) -> str:
 
 def _place(model: Model, config: Config, found: FoundDevices) -> Offload:
     """Where a server that has no other model loaded would put it."""
-    if not vulkan_archive.is_there():
-        return Offload(note=_NO_VULKAN)
+    if not gpu_backends.is_any_there():
+        return Offload(note=gpu_backends.NONE_IS_THERE)
     config = replace(config, device_required=False)  # nothing is refused here
     planner = LaunchPlanner(config)
     choice = DeviceChoice(config, MemoryBudget(config.max_memory_bytes), find=lambda: found)

@@ -25,10 +25,10 @@ from shimmy.messages.request import ChatPrompt, Message
 from shimmy.wire import worker_options
 
 if TYPE_CHECKING:
+    from shimmy.engine.gpu.devices import EngineDevices
     from shimmy.engine.kv.cache_keys import Sources
     from shimmy.engine.kv.prompt_store import PromptStore
     from shimmy.engine.prepare_prompt import PromptPreparer
-    from shimmy.engine.vulkan.devices import EngineDevices
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def devices_of(offload: worker_options.Offload, cache_dir: Path | None) -> "Engi
     """Those of `offload`, where it has any; raises ModelUnavailable."""
     if not offload.devices:
         return None
-    from shimmy.engine.vulkan.devices import open_devices  # few workers need it
+    from shimmy.engine.gpu.devices import open_devices  # few workers need it
 
     return open_devices(offload, cache_dir)
 

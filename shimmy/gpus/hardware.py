@@ -1,4 +1,4 @@
-"""The GPUs that the kernel sees, and what a person can do where no Vulkan driver answers for one of them.
+"""The GPUs that the kernel sees, and what a person can do where no driver answers for one of them.
 
 Knows /sys and /dev; asks no driver.
 """
@@ -21,6 +21,7 @@ _FOR_VIRTUAL_MACHINES = "vfio-pci"
 _NVIDIAS_OWN = ("nvidia", "")  # kernel drivers; with another one NVIDIA's GPUs are served as the others' are
 _LOADER_PACKAGES = "`libvulkan1` on Debian and Ubuntu, `vulkan-loader` on Fedora, `vulkan-icd-loader` on Arch"
 _MESA_PACKAGES = "`mesa-vulkan-drivers` on Debian, Ubuntu and Fedora, `vulkan-radeon` or `vulkan-intel` on Arch"
+_CUDA_PACKAGES = "`libcuda1` on Debian, `libnvidia-compute-…` on Ubuntu, `nvidia-utils` on Arch"
 _NVIDIA_PACKAGES = "`nvidia-vulkan-icd` on Debian, `libnvidia-gl-…` on Ubuntu, `nvidia-utils` on Arch"
 
 
@@ -48,14 +49,17 @@ def nodes(root: Path = _ROOT) -> list[tuple[str, bool]]:
     return [(str(path), os.access(path, os.R_OK | os.W_OK)) for path in found]
 
 
-def advice(answering: Collection[str], *, has_loader: bool, root: Path = _ROOT) -> list[str]:
-    """For each vendor of a GPU here that is not among those `answering` by Vulkan: why not, and what to do."""
+def advice(answering: Collection[str], *, has_loader: bool, wants_cuda: bool = False, root: Path = _ROOT) -> list[str]:
+    """For each vendor of a GPU here that is not among those `answering` by Vulkan or CUDA: why not, and what to do."""
     missing = {gpu.vendor: gpu for gpu in gpus(root) if gpu.vendor not in answering}
-    return [f"the GPU of {vendor} is not used: {_obstacle(gpu, has_loader, root)}" for vendor, gpu in missing.items()]
+    return [
+        f"the GPU of {vendor} is not used: {_obstacle(gpu, has_loader=has_loader, wants_cuda=wants_cuda, root=root)}"
+        for vendor, gpu in missing.items()
+    ]
 
 
-def _obstacle(gpu: PciGpu, has_loader: bool, root: Path) -> str:
-    """What stands between a GPU and Vulkan: the first of what is looked at, from the kernel upwards."""
+def _obstacle(gpu: PciGpu, *, has_loader: bool, wants_cuda: bool, root: Path) -> str:
+    """What stands between a GPU and its use: the first of what is looked at, from the kernel upwards."""
     is_nvidias = gpu.vendor == "NVIDIA" and gpu.kernel_driver in _NVIDIAS_OWN
     if not gpu.kernel_driver:
         driver = "NVIDIA's driver" if is_nvidias else "the kernel's driver (`amdgpu`, `i915` or `xe`)"
@@ -69,6 +73,11 @@ def _obstacle(gpu: PciGpu, has_loader: bool, root: Path) -> str:
     closed = [path for path, is_open in ours if not is_open]
     if closed:
         return f"`{closed[0]}` cannot be opened; add the user to the group `{_group(Path(closed[0]))}`"
+    if is_nvidias and wants_cuda:
+        return (
+            "NVIDIA's driver does not answer for it (`libcuda.so.1`); a container needs `--gpus all`, a system CUDA's "
+            f"part of the driver ({_CUDA_PACKAGES})"
+        )
     if not has_loader:
         return f"install the Vulkan loader ({_LOADER_PACKAGES})"
     if is_nvidias:

@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import resource
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_uint8, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from itertools import takewhile
@@ -33,7 +34,7 @@ _NO_RANK = 1000
 _BUDGET_EXTENSION = b"VK_EXT_memory_budget"
 
 
-class _NoDevices(Exception):
+class NoDevices(Exception):
     """Why there are none, for a person."""
 
 
@@ -123,13 +124,17 @@ class _Extension(Structure):
 
 def main() -> NoReturn:
     """Write {"devices": [...], "reason": "..."} on one line; a driver's own words go to stderr."""
+    tell(lambda: [device.fields | {"unusable": device.unusable} for device in _devices(*_loader())])
+
+
+def tell(devices: Callable[[], list[dict[str, Any]]]) -> NoReturn:
+    """Write what `devices` gives, or why it raises NoDevices, and end the process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what it may die of is a driver's fault
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        devices = [device.fields | {"unusable": device.unusable} for device in _devices(*_loader())]
-        said: dict[str, Any] = {"devices": devices, "reason": ""}
-    except _NoDevices as exc:
+        said: dict[str, Any] = {"devices": devices(), "reason": ""}
+    except NoDevices as exc:
         said = {"devices": [], "reason": str(exc)}
     with os.fdopen(stdout, "wb") as file:
         file.write(json.dumps(said).encode() + b"\n")
@@ -137,23 +142,23 @@ def main() -> NoReturn:
 
 
 def _loader() -> tuple[ctypes.CDLL, int]:
-    """The loader's library and the version of Vulkan that it has; raises _NoDevices."""
+    """The loader's library and the version of Vulkan that it has; raises NoDevices."""
     try:
         vulkan = ctypes.CDLL(LOADER)
     except OSError as exc:
-        raise _NoDevices(f"the Vulkan loader cannot be opened: {exc}") from exc
+        raise NoDevices(f"the Vulkan loader cannot be opened: {exc}") from exc
     try:
         ask_version = vulkan.vkEnumerateInstanceVersion
     except AttributeError:
-        raise _NoDevices("the Vulkan loader is older than Vulkan 1.1") from None
+        raise NoDevices("the Vulkan loader is older than Vulkan 1.1") from None
     version = c_uint32()
     if ask_version(byref(version)) or _api(version.value)[:2] < _NEEDED_API:
-        raise _NoDevices(f"the Vulkan loader is of Vulkan {_text(_api(version.value))}, the engine needs 1.2")
+        raise NoDevices(f"the Vulkan loader is of Vulkan {_text(_api(version.value))}, the engine needs 1.2")
     return vulkan, version.value
 
 
 def _devices(vulkan: ctypes.CDLL, version: int) -> list[_Described]:
-    """All devices, those that are not to be used with the reason; raises _NoDevices."""
+    """All devices, those that are not to be used with the reason; raises NoDevices."""
     handles = map(c_void_p, _handles(vulkan, version))
     found = [_described(vulkan, index, handle) for index, handle in enumerate(handles)]
     visible = _visible(os.environ.get(VISIBLE))
@@ -180,11 +185,11 @@ def _handles(vulkan: ctypes.CDLL, version: int) -> list[int]:
 
 
 def _check(function: str, result: int) -> None:
-    """Raise _NoDevices for a VkResult that is an error: those are negative."""
+    """Raise NoDevices for a VkResult that is an error: those are negative."""
     if result == _NO_DRIVER:
-        raise _NoDevices("no Vulkan driver was found, or none that works")
+        raise NoDevices("no Vulkan driver was found, or none that works")
     if result < 0:
-        raise _NoDevices(f"{function} failed: {_ERRORS.get(result, f'error {result}')}")
+        raise NoDevices(f"{function} failed: {_ERRORS.get(result, f'error {result}')}")
 
 
 def _described(vulkan: ctypes.CDLL, index: int, handle: c_void_p) -> _Described:
@@ -201,6 +206,7 @@ def _described(vulkan: ctypes.CDLL, index: int, handle: c_void_p) -> _Described:
         unusable = "" if storage.storage_buffer else "it has no 16-bit storage, which the engine needs"
     total_bytes, free_bytes = _memory(vulkan, handle, is_integrated=properties.kind == _INTEGRATED)
     fields = {
+        "backend": "Vulkan",
         "index": index,
         "description": _decoded(properties.name),
         "kind": _KINDS[properties.kind] if properties.kind < len(_KINDS) else _KINDS[0],
@@ -209,6 +215,7 @@ def _described(vulkan: ctypes.CDLL, index: int, handle: c_void_p) -> _Described:
         "api_version": _text(api),
         "total_bytes": total_bytes,
         "free_bytes": free_bytes,
+        "gpu": bytes(identity.device_uuid).hex() if any(identity.device_uuid) else "",
     }
     return _Described(fields, bytes(identity.device_uuid), _DRIVER_RANKS.get(driver.id, _NO_RANK), unusable)
 

@@ -4,21 +4,15 @@ Knows names and dates of files; nothing of what is in them.
 """
 
 import contextlib
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from shimmy.system import files
+from shimmy.gpus import system_libraries
+from shimmy.gpus.system_libraries import LINKER_CACHE, FileState, is_file, state
 
 LOADER = "libvulkan.so.1"
 
-_LINKER_CACHE = "etc/ld.so.cache"
-_MAX_LINKER_CACHE_BYTES = 2**24
-_IN_LINKER_CACHE = re.compile(rb"/[^\0]*/libvulkan\.so\.1(?=\0)")
-_MULTIARCH = f"{os.uname().machine}-linux-gnu"  # Debian's
-_LIBRARY_FOLDERS = (f"lib/{_MULTIARCH}", f"usr/lib/{_MULTIARCH}", "lib64", "usr/lib64", "lib", "usr/lib")
 # The loader's documentation (docs/LoaderDriverInterface.md): files and folders of drivers' descriptions.
 # The first two name all of them, the third some more.
 _DRIVER_VARIABLES = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES")
@@ -31,33 +25,10 @@ _FOLDER_VARIABLES = (
 _DRIVERS, _LAYERS = "vulkan/icd.d", "vulkan/implicit_layer.d"
 _MAX_FILES = 200  # of a folder
 
-# What stands for the state of a file: its path, when it was changed, its size and number.
-FileState = tuple[str, int, int, int]
-
 
 def loader(environment: Mapping[str, str], root: Path = Path("/")) -> Path | None:
     """The loader, where the dynamic linker would find it; None where it would not."""
-    preloads = re.split("[: ]", environment.get("LD_PRELOAD", ""))
-    preloaded = [Path(text) for text in preloads if text.endswith(f"/{LOADER}")]
-    folders = [Path(text) for text in re.split("[:;]", environment.get("LD_LIBRARY_PATH", "")) if text]
-    folders += [root / name for name in _LIBRARY_FOLDERS]
-    candidates = [*preloaded, *(folder / LOADER for folder in folders), *_in_linker_cache(root)]
-    return next(filter(_is_file, candidates), None)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # in a folder that this user may not look into, as one
-        return False
-
-
-def _in_linker_cache(root: Path) -> list[Path]:
-    try:
-        cache = files.read_start(root / _LINKER_CACHE, _MAX_LINKER_CACHE_BYTES)
-    except OSError:
-        return []
-    return [root / found[0].decode(errors="surrogateescape").lstrip("/") for found in _IN_LINKER_CACHE.finditer(cache)]
+    return system_libraries.find(LOADER, environment, root)
 
 
 def drivers(environment: Mapping[str, str], root: Path = Path("/")) -> list[Path]:
@@ -68,14 +39,14 @@ def drivers(environment: Mapping[str, str], root: Path = Path("/")) -> list[Path
     for place in (*places, *_paths(added)):
         with contextlib.suppress(OSError):
             found += _inside(place) if place.is_dir() else [place]
-    return list(filter(_is_file, found))
+    return list(filter(is_file, found))
 
 
 def states(environment: Mapping[str, str], root: Path = Path("/")) -> list[FileState]:
     """Of all files that decide which drivers there are: one of them differs when a driver was installed or changed."""
     found = [path for name in _DRIVER_VARIABLES for path in _paths(environment.get(name, ""))]
     found += [folder / below for folder in _folders(environment, root) for below in (_DRIVERS, _LAYERS)]
-    found.append(root / _LINKER_CACHE)
+    found.append(root / LINKER_CACHE)
     if (library := loader(environment, root)) is not None:
         found.append(library)
     return list(_states(found))
@@ -98,16 +69,11 @@ def _states(paths: Iterable[Path]) -> Iterator[FileState]:
     """Of those that are there, and of what is in those that are folders."""
     for path in paths:
         with contextlib.suppress(OSError):
-            yield _state(path)
+            yield state(path)
             for inside in _inside(path) if path.is_dir() else ():
                 with contextlib.suppress(OSError):  # a link to nothing
-                    yield _state(inside)
+                    yield state(inside)
 
 
 def _inside(folder: Path) -> list[Path]:
     return sorted(islice(folder.glob("*.json"), _MAX_FILES))
-
-
-def _state(path: Path) -> FileState:
-    status = path.stat()
-    return str(path), status.st_mtime_ns, status.st_size, status.st_ino

@@ -14,24 +14,34 @@ class DeviceKind(StrEnum):
     OTHER = "other"
 
 
+class DeviceBackend(StrEnum):
+    """What the engine uses a device by; the names of devices begin so."""
+
+    CUDA = "CUDA"
+    VULKAN = "Vulkan"
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`index` is its place in the list of Vulkan's loader, by which GGML_VK_VISIBLE_DEVICES names it."""
+    """`index` is its place in the list of Vulkan's loader, by which GGML_VK_VISIBLE_DEVICES names it, or in that of
+    CUDA's driver."""
 
     index: int
     description: str
     kind: DeviceKind
     vendor: str  # `NVIDIA`, `AMD`, `Intel`, or the number of another one, such as `0x10005`
     driver: str  # its name and version; empty where it does not say
-    api_version: str  # of Vulkan, such as `1.3.274`
+    api_version: str  # of Vulkan or CUDA, such as `1.3.274`
     total_bytes: int
     free_bytes: int | None  # None: the driver does not say, or it was not asked now
     unusable: str = ""  # why the engine cannot use it; empty where it can
+    backend: DeviceBackend = DeviceBackend.VULKAN
+    gpu: str = ""  # the same of one GPU, whichever backend it is asked by; empty where its driver does not say
 
     @property
     def name(self) -> str:
         """How people name it, and how ggml does where all devices are visible."""
-        return f"Vulkan{self.index}"
+        return f"{self.backend}{self.index}"
 
     @property
     def is_automatic(self) -> bool:

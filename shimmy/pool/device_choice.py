@@ -2,7 +2,8 @@
 who has to end so that it finds room there.
 
 Knows the options, what is reserved of each device's memory, and failures; nothing of the life of workers. Where the
-person wishes none and where this build has no Vulkan, nothing is looked for, and nothing of `gpus` is imported.
+person wishes none and where this build has no backend for GPUs, nothing is looked for, and nothing of `gpus` is
+imported.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from shimmy.pool.eviction import Occupant
 from shimmy.pool.machine_choice import MachineChoice
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.memory_estimate import MemoryEstimate
-from shimmy.system import vulkan_archive
+from shimmy.system import gpu_backends
 from shimmy.wire.worker_options import Offload
 
 if TYPE_CHECKING:
@@ -247,8 +248,8 @@ class DeviceChoice:
                 return False
             return not any(device.name in names if names else device.is_automatic for device in kept.devices)
 
-        if not vulkan_archive.is_there():
-            found = devices.FoundDevices(reason="this build has no Vulkan")
+        if not gpu_backends.is_any_there():
+            found = devices.FoundDevices(reason=gpu_backends.NONE_IS_THERE)
         else:
             found = devices.find_devices(self._config.cache_dir, is_enough=is_enough)
         has_gpu = any(device.kind != DeviceKind.CPU for device in found.devices) or hardware.gpus()

@@ -107,6 +107,17 @@ def has(name: str) -> bool:
     return folder() is not None and any(entry[0] == name for entry in _files())
 
 
+def content(name: str) -> bytes:
+    """What is in a file that belongs to the folder, without putting it there; raises OSError, told for a person."""
+    entry = next((entry for entry in _files() if entry[0] == name), None)
+    if entry is None:
+        raise FileNotFoundError(errno.ENOENT, f"the program has no `{name}`")
+    try:
+        return _content(entry)
+    except zlib.error as exc:
+        raise OSError(errno.EIO, DAMAGED) from exc
+
+
 def claim() -> None:
     """Lock the folder as long as this process lives. Others see by that that somebody lives there; so does systemd.
 
@@ -140,11 +151,8 @@ def restore(wanted: str | None = None) -> bool:
             if not missing and is_marked:
                 return False
             files.write_atomically(home / MARKER, MARKER_TEXT)
-            with Path(sys.executable).open("rb") as archive:
-                for name, place, n_bytes, is_packed, *_ in missing:
-                    archive.seek(place)
-                    data = archive.read(n_bytes)
-                    put(home / name, zlib.decompress(data) if is_packed else data)
+            for entry in missing:
+                put(home / entry[0], _content(entry))
         except OSError as exc:
             raise OSError(exc.errno, f"the program cannot be put back into `{home}`: {exc.strerror}") from exc
         except zlib.error as exc:
@@ -233,6 +241,14 @@ def _files() -> list[_Entry]:
                 archive.seek(start + toc_place)
                 _contents[:] = _read_entries(archive.read(toc_bytes), start)
     return _contents
+
+
+def _content(entry: _Entry) -> bytes:
+    _, place, n_bytes, is_packed, *_ = entry
+    with Path(sys.executable).open("rb") as archive:
+        archive.seek(place)
+        data = archive.read(n_bytes)
+    return zlib.decompress(data) if is_packed else data
 
 
 def _read_entries(table: bytes, start: int) -> list[_Entry]:

@@ -9,7 +9,7 @@ from shimmy import cli
 from shimmy.commands import gpu_info
 from shimmy.gpus.devices import FoundDevices
 from shimmy.messages.device import Device, DeviceKind
-from shimmy.system import vulkan_archive
+from shimmy.system import gpu_backends
 from tests.tiny_models import write_tiny_model
 
 GEFORCE = Device(0, "GeForce", DeviceKind.DISCRETE, "NVIDIA", "NVIDIA 550", "1.3.9", 8 * 10**9, 7 * 10**9)
@@ -21,7 +21,7 @@ IRIS = Device(2, "Iris", DeviceKind.INTEGRATED, "Intel", "", "1.3.0", 4 * 10**9,
 @pytest.fixture
 def find(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> "pytest.MonkeyPatch":
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(vulkan_archive, "is_there", lambda: True)
+    monkeypatch.setattr(gpu_backends, "is_any_there", lambda: True)
     return monkeypatch
 
 
@@ -40,9 +40,9 @@ def test_a_table_for_people(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     has(FoundDevices((GEFORCE, RADEON), "one is\nmissing"), find)
     assert cli.main(["gpu-info"]) == 0
     head, first, second, reason, use = capsys.readouterr().out.splitlines()
-    assert head.split() == ["NAME", "DEVICE", "KIND", "MEMORY", "FREE", "DRIVER", "VULKAN", "NOTE"]
+    assert head.split() == ["NAME", "DEVICE", "KIND", "MEMORY", "FREE", "DRIVER", "API", "NOTE"]
     assert first.split("  ")[0] == "Vulkan0"
-    assert all(text in first for text in ("GeForce", "discrete", "8.0 GB", "7.0 GB", "NVIDIA 550", "1.3.9"))
+    assert all(text in first for text in ("GeForce", "discrete", "8.0 GB", "7.0 GB", "NVIDIA 550", "Vulkan 1.3.9"))
     assert "Rade\u241bon" in second
     assert second.endswith("it is old")
     assert reason == "Reason: one is missing"
@@ -102,11 +102,12 @@ def test_a_model_that_stays_on_the_processor_has_a_reason(
     has(FoundDevices((), "there is none"), find)
     assert cli.main(["gpu-info", path]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "Model: tiny is computed on the processor (there is none)"
-    find.setattr(vulkan_archive, "is_there", lambda: False)
+    find.setattr(gpu_backends, "is_any_there", lambda: False)
     assert cli.main(["gpu-info", path, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["use"], told["model"]["devices"]) == ("this build has no Vulkan, and computes on the processor", [])
-    assert told["model"]["note"] == "this build has no Vulkan"
+    assert told["use"] == "this build has no backend for GPUs, and computes on the processor"
+    assert told["model"]["devices"] == []
+    assert told["model"]["note"] == "this build has no backend for GPUs"
 
 
 def test_a_model_that_is_not_there_is_an_error(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

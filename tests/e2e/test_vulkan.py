@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.system import vulkan_archive
+from shimmy.system.gpu_backends import VULKAN
 from tests import tiny_families
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, FROZEN_FILE, PROMPTS, STEADY_SEED, Json, Server, run, serving
@@ -32,7 +32,7 @@ ON_DEVICE = ("--device", DEVICE, "--worker-timeout", "10m")  # compiling is not 
 TOLERANCE = 0.02
 
 pytestmark = [
-    pytest.mark.skipif(vulkan_archive.built() is None, reason="this build has no Vulkan"),
+    pytest.mark.skipif(VULKAN.built() is None, reason="this build has no Vulkan"),
     pytest.mark.timeout(1000),
 ]
 

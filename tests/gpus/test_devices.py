@@ -30,7 +30,7 @@ def found(cache: Path | None = None, **settings: Any) -> FoundDevices:
 def test_a_device_is_told_as_its_driver_describes_it(set_vulkan: SetVulkan) -> None:
     set_vulkan("", GEFORCE)
     assert found() == FoundDevices(
-        (Device(0, "GeForce", DeviceKind.DISCRETE, "NVIDIA", "fake 1.2.3", "1.3.9", 8 * GB, 7 * GB),)
+        (Device(0, "GeForce", DeviceKind.DISCRETE, "NVIDIA", "fake 1.2.3", "1.3.9", 8 * GB, 7 * GB, gpu=16 * "01"),)
     )
 
 
@@ -80,7 +80,7 @@ def test_devices_that_are_hidden_from_the_engine_are_not_used(
         ("fail", "no Vulkan driver was found, or none that works"),
         ("no memory", "vkCreateInstance failed: out of memory, or a driver's description cannot be read"),
         ("old", "the Vulkan loader is of Vulkan 1.1.7, the engine needs 1.2"),
-        ("", "the Vulkan drivers of this machine know no device"),
+        ("", "the drivers of this machine know no device"),
     ],
 )
 def test_drivers_that_fail_cost_a_child_and_are_told(mode: str, reason: str, set_vulkan: SetVulkan) -> None:
@@ -172,7 +172,7 @@ def test_a_loader_that_cannot_be_opened_is_told(
 
 FIELDS = {
     "index": 0, "description": "a", "kind": "discrete", "vendor": "AMD", "driver": "", "api_version": "1.3.0",
-    "total_bytes": 1, "free_bytes": None, "unusable": "",
+    "total_bytes": 1, "free_bytes": None, "unusable": "", "backend": "Vulkan", "gpu": "",
 }  # fmt: skip
 
 
@@ -196,10 +196,11 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, set_vulkan: SetVulkan) -> Any:
         *(json.dumps({"devices": [fields], "reason": ""}) for fields in (
             FIELDS | {"index": -1}, FIELDS | {"index": "0"}, FIELDS | {"kind": "toaster"}, FIELDS | {"vendor": None},
             FIELDS | {"total_bytes": 2**63}, FIELDS | {"free_bytes": 1.5}, FIELDS | {"more": 1}, {"index": 0},
+            FIELDS | {"backend": "Metal"},
         )),
         json.dumps({"devices": 65 * [FIELDS], "reason": ""}),
     ],
-    ids=range(19),
+    ids=range(20),
 )  # fmt: skip
 def test_answers_are_read_as_something_foreign(answer: str, answer_with: Any) -> None:
     program = f"import sys; sys.stdout.buffer.write({answer!r}.encode('latin-1') + b'\\n')"

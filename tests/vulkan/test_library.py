@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.system.vulkan_archive import LIBRARY
 from tools.engine import library_folder
 from tools.portable.elf import ElfFile
 from tools.portable.target import BUILD_MACHINE, TARGETS
 from tools.portable.weak_versions import newer_versions
 from tools.steps import BuildError
 from tools.vulkan import library
+from tools.vulkan.library import LIBRARY
 from tools.vulkan.shader_compiler import FOLDER
 
 MADE = {machine: FOLDER / machine / LIBRARY for machine in TARGETS}

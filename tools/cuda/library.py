@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from shimmy.system.gpu_backends import CUDA
 from tools.cuda.objects import compiled, key_of_objects, sources
 from tools.cuda.toolkit import FOLDER, host_compiler, host_library, toolkit
 from tools.portable.compiler import compiler
@@ -16,7 +17,7 @@ from tools.portable.target import BUILD_MACHINE
 from tools.portable.weak_versions import newer_versions
 from tools.steps import BuildError, Stamp, key_of, key_of_files, run, say
 
-LIBRARY = "libggml-cuda.so"
+LIBRARY = CUDA.library
 LIMIT_BYTES = 135_000_000
 
 _HERE = Path(__file__).parent

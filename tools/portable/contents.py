@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from struct import calcsize, unpack_from
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
-from shimmy.system import rpc_archive, vulkan_archive
+from shimmy.system import rpc_archive
+from shimmy.system.gpu_backends import VULKAN
 from tools import module_archive, openssl
 from tools.variants import ARCHIVE_NAME
 
@@ -65,7 +66,7 @@ def unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
             group = io.BytesIO(lzma.decompress(stream.read(n_bytes)))
             for variant, size in libraries:
                 yield f"CPU variant {variant}", group.read(size)
-    elif plain in {GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE, vulkan_archive.ARCHIVE, rpc_archive.ARCHIVE}:
+    elif plain in {GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE, VULKAN.archive, rpc_archive.ARCHIVE}:
         yield name, lzma.decompress(content)
     elif plain == "ssl.xz":
         yield from openssl.unpack(content)

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
-from shimmy.system import rpc_archive, vulkan_archive
+from shimmy.system import rpc_archive
+from shimmy.system.gpu_backends import VULKAN
 from tools import variants
 from tools.portable.contents import MODULES, read_files, unpacked
 from tools.steps import BuildError
@@ -19,7 +20,7 @@ PACKAGES = {
 }
 # Ours, and names of packages that are not in it (tools/stand_ins/).
 STAND_INS = {"h2", "method_code", "ssl_in_full"}
-VULKAN_FILES = (vulkan_archive.ARCHIVE, vulkan_archive.DIGEST)
+VULKAN_FILES = (VULKAN.archive, VULKAN.digest)
 RPC_FILES = (rpc_archive.ARCHIVE, rpc_archive.DIGEST)
 FILES = {
     *("base_library.zip", "libpython.so", "markupsafe/_speedups.so", "shimmy.inner", "ssl.xz"),

@@ -10,7 +10,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shimmy.system.vulkan_archive import LIBRARY
+from shimmy.system.gpu_backends import VULKAN
 from tools.engine_sources import engine_sources, engine_version
 from tools.portable.compiler import Compiler, compiler
 from tools.portable.elf import ElfFile
@@ -19,6 +19,7 @@ from tools.steps import BuildError, Stamp, key_of, key_of_files, run, say
 from tools.vulkan.shader_compiler import FOLDER, edition, headers
 from tools.vulkan.shaders import Shaders, compile_shaders, declared
 
+LIBRARY = VULKAN.library
 _HERE = Path(__file__).parent
 _ENGINE = "libggml-base.so.0"  # what it is opened beside
 _DEFINES = (

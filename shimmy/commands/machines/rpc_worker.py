@@ -22,7 +22,7 @@ from shimmy.rpc.key import HOW_TO_MAKE_ONE, read_key
 from shimmy.rpc.networks import is_loopback
 from shimmy.rpc.offer import PROCESSOR, OfferedDevice
 from shimmy.rpc.tensor_store import TensorStore
-from shimmy.system import cpu, memory, rpc_archive, vulkan_archive
+from shimmy.system import cpu, gpu_backends, memory, rpc_archive
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _devices(config: Config) -> Callable[[], tuple[OfferedDevice, ...]]:
 
 def _gpus(config: Config) -> list[Device]:
     """The GPUs that the options choose, as they are now; none: the processor."""
-    if config.devices == () or not vulkan_archive.is_there():
+    if config.devices == () or not gpu_backends.is_any_there():
         return []
     from shimmy.gpus.devices import find_devices
 

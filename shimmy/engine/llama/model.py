@@ -25,7 +25,7 @@ from shimmy.formats.pooling_type import EmbeddingPlan
 from shimmy.messages.model_info import Adapter, ModelFacts
 
 if TYPE_CHECKING:
-    from shimmy.engine.vulkan.devices import EngineDevices
+    from shimmy.engine.gpu.devices import EngineDevices
 
 # Rows of a prompt that show that devices compute: those of one row and of a few are computed by other programs.
 _DEVICE_ROWS = 64

@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path
 
 from shimmy import log
+from shimmy.engine.gpu.devices import EngineDevices, open_devices
 from shimmy.engine.llama.binding import aborts, function
 from shimmy.engine.remote import library
-from shimmy.engine.vulkan.devices import EngineDevices, open_devices
 from shimmy.errors import ModelUnavailable
 from shimmy.rpc.address import Address
 from shimmy.rpc.key import read_key

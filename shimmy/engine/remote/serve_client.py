@@ -63,7 +63,7 @@ def _devices(settings: dict[str, Any]) -> list[int]:
     gpus = [name for name in settings["devices"] if name != PROCESSOR]
     pointers = {PROCESSOR: _processor(_CPU)}
     if gpus:
-        from shimmy.engine.vulkan.devices import open_devices
+        from shimmy.engine.gpu.devices import open_devices
 
         one = (1,) * len(gpus)
         opened = open_devices(Offload(tuple(gpus), one, one), None if cache_dir is None else Path(cache_dir))

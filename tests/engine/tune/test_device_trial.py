@@ -12,7 +12,8 @@ from shimmy.engine.tune.device_trial import DeviceTrial
 from shimmy.engine.tune.tuner import Tuner, Tuning
 from shimmy.gpus import device_trials
 from shimmy.messages.device_verdict import DeviceVerdict
-from shimmy.system import memory, vulkan_archive
+from shimmy.system import memory
+from shimmy.system.gpu_backends import VULKAN
 from shimmy.wire.worker_options import Offload, WorkerOptions
 from tests.tiny_models import write_tiny_model
 from tools import lavapipe
@@ -152,7 +153,7 @@ def llvmpipe(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.skipif(vulkan_archive.built() is None, reason="this build has no Vulkan")
+@pytest.mark.skipif(VULKAN.built() is None, reason="this build has no Vulkan")
 @pytest.mark.timeout(1000)
 @pytest.mark.usefixtures("llvmpipe")
 def test_the_processor_is_faster_than_a_device_that_is_the_processor(options: WorkerOptions, tmp_path: Path) -> None:

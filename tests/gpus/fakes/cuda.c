@@ -1,7 +1,7 @@
 /* A libcuda.so.1 that does what variables say:
  *   FAKE_CUDA          FUNCTION=abort, FUNCTION=hang or FUNCTION=NUMBER (a CUresult): what that function does
  *   FAKE_CUDA_VERSION  of the driver, as 13000 (the default) for 13.0
- *   FAKE_CUDA_GPUS     `name,major,minor,MiB,integrated,uuid` with semicolons between them; the uuid is two digits
+ *   FAKE_CUDA_GPUS     `name,major,minor,MiB,integrated,uuid` with semicolons between them; each byte of the uuid is that
  * It gets no further than the counting of devices with CUDA's runtime library, which asks for functions without names. */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -89,8 +89,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 }
 
 int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
-    memset(uuid, 0, 16);
-    uuid[0] = gpu(device).uuid;
+    memset(uuid, gpu(device).uuid, 16);
     return done("cuDeviceGetUuid_v2");
 }
 

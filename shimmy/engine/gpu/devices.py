@@ -1,16 +1,19 @@
 """The devices that a model's layers go to, in the hands of the engine.
 
-Knows ggml's registry and the variables that its Vulkan backend and drivers look at; nothing of models.
+Knows ggml's registry and the variables that its backends and drivers look at; nothing of models.
 """
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shimmy.engine.gpu import library
 from shimmy.engine.llama.binding import function, log
-from shimmy.engine.vulkan import library
 from shimmy.errors import ModelUnavailable
+from shimmy.system import gpu_backends
+from shimmy.system.gpu_backends import GpuBackend
 from shimmy.system.private_folder import make_private
 from shimmy.wire.worker_options import Offload
 
@@ -24,14 +27,17 @@ _sizes = ctypes.POINTER(ctypes.c_size_t)
 _memory = function("ggml_backend_dev_memory", None, ctypes.c_void_p, _sizes, _sizes)
 
 _SPARE_BYTES = 256 * 10**6  # of a device's memory, for the screen and for others
-_PREFIX = "Vulkan"  # of names; behind it stands the place in the list of Vulkan's loader
-# Where drivers keep the programs that they compile: Mesa's and NVIDIA's. Compiling them anew takes seconds.
-_CACHES = ("MESA_SHADER_CACHE_DIR", "__GL_SHADER_DISK_CACHE_PATH")
+# What names the devices that a backend shall have, by their places in the list of its driver.
+_VISIBLE = {gpu_backends.CUDA: "CUDA_VISIBLE_DEVICES", gpu_backends.VULKAN: "GGML_VK_VISIBLE_DEVICES"}
+# Where drivers keep the programs that they compile: Vulkan's Mesa's and NVIDIA's, and CUDA's. Compiling them anew takes
+# seconds.
+_CACHES = ("MESA_SHADER_CACHE_DIR", "__GL_SHADER_DISK_CACHE_PATH", "CUDA_CACHE_PATH")
+_CACHES_FOLDER = Path("vulkan", "shaders")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDevices:
-    """Devices of the backend, and how many layers each of them gets."""
+    """Devices of the backends, and how many layers each of them gets."""
 
     pointers: tuple[int, ...]
     layers: tuple[int, ...]
@@ -59,32 +65,51 @@ class EngineDevices:
 
 
 def open_devices(offload: Offload, cache_dir: Path | None) -> EngineDevices:
-    """Load the Vulkan backend with the devices of `offload` and no others; once in a process. Raises ModelUnavailable.
+    """Load the backends of the devices of `offload`, with these devices and no others; once in a process. Raises
+    ModelUnavailable.
 
     A driver may abort here, or hang.
     """
     _keep_shaders(cache_dir)
-    os.environ["GGML_VK_VISIBLE_DEVICES"] = ",".join(name.removeprefix(_PREFIX) for name in offload.devices)
-    with library.path(cache_dir) as path:
+    by_backend: dict[GpuBackend, list[str]] = {}
+    for name in offload.devices:
+        by_backend.setdefault(gpu_backends.of_device(name), []).append(name)
+    opened: dict[str, int] = {}
+    for backend, names in by_backend.items():
+        opened |= zip(names, _opened(backend, names, cache_dir), strict=True)
+    described = [f"{name} ({_description(opened[name]).decode('utf-8', 'replace')})" for name in offload.devices]
+    pointers = tuple(opened[name] for name in offload.devices)
+    return EngineDevices(pointers, offload.layers, offload.n_cpu_moe, ", ".join(offload.devices), ", ".join(described))
+
+
+def _opened(backend: GpuBackend, names: Sequence[str], cache_dir: Path | None) -> list[int]:
+    """The devices of these names, in their order."""
+    variable = _VISIBLE[backend]
+    places = [name.removeprefix(backend.name) for name in names]
+    if backend == gpu_backends.CUDA:
+        places = _among_visible(places, os.environ.get(variable))
+    os.environ[variable] = ",".join(places)
+    with library.path(backend, cache_dir) as path:
         registry = _load(path.encode())
     if not registry:
-        raise ModelUnavailable(f"Vulkan does not work here: {log.reason()}")
+        raise ModelUnavailable(f"{backend.name} does not work here: {log.reason()}")
     n_devices = _count(registry)
-    if n_devices != len(offload.devices):
-        raise ModelUnavailable(f"Vulkan has {n_devices} of the devices {', '.join(offload.devices)}")
-    pointers = tuple(_get(registry, place) for place in range(n_devices))
-    described = [
-        f"{name} ({_description(pointer).decode('utf-8', 'replace')})"
-        for name, pointer in zip(offload.devices, pointers, strict=True)
-    ]
-    return EngineDevices(pointers, offload.layers, offload.n_cpu_moe, ", ".join(offload.devices), ", ".join(described))
+    if n_devices != len(names):
+        raise ModelUnavailable(f"{backend.name} has {n_devices} of the devices {', '.join(names)}")
+    return [_get(registry, place) for place in range(n_devices)]
+
+
+def _among_visible(places: Sequence[str], setting: str | None) -> list[str]:
+    """Of CUDA, whose driver counts only what the variable's `setting` lets be seen: what the variable calls these."""
+    visible = None if setting is None else setting.split(",")
+    return [place if visible is None or int(place) >= len(visible) else visible[int(place)] for place in places]
 
 
 def _keep_shaders(cache_dir: Path | None) -> None:
     """Let drivers keep compiled programs in our cache folder, unless the user has named another place."""
     if cache_dir is None:
         return
-    folder = cache_dir / library.FOLDER / "shaders"
+    folder = cache_dir / _CACHES_FOLDER
     try:
         make_private(folder.parent)
         make_private(folder)  # drivers run what is in it
