@@ -20,7 +20,7 @@ export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 PAGE_PYTHON := .cache/page-venv/bin/python
 
-.PHONY: help run freeze dist vulkan rpc cuda-check release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
+.PHONY: help run freeze dist dist-cuda vulkan rpc cuda-check release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -37,6 +37,9 @@ freeze: ## make dist/shimmy, the one file for any Linux
 
 dist: ## make dist/shimmy-linux-* for both machines; MACHINES="x86_64 aarch64"
 	@$(BUILD) freeze $(MACHINES)
+
+dist-cuda: ## make dist/shimmy-linux-x86_64-cuda, that file with llama.cpp's CUDA for NVIDIA's GPUs; an hour on 2 cores
+	@$(BUILD) cuda-portable
 
 vulkan: ## compile llama.cpp's library for GPUs, which tests on the source tree use where it is there
 	@$(BUILD) vulkan >/dev/null

@@ -11,6 +11,7 @@ if sys.version_info < (3, 11):
 
 from tools.clients import install_clients
 from tools.cuda import library as cuda
+from tools.cuda.file import cuda_file
 from tools.cuda.partial import check_backend
 from tools.demo_models import DEMO_MODELS, fetch_model
 from tools.emulator import emulator
@@ -28,7 +29,7 @@ from tools.weight_loops import install_loops
 # Steps that make a library for each machine.
 _LIBRARIES = {"vulkan": vulkan.library, "rpc": rpc.library}
 # Steps that make one file and need no other step.
-_ONE_FILE = {"cuda": cuda.library, "cuda-check": check_backend, "emulator": emulator}
+_ONE_FILE = {"cuda": cuda.library, "cuda-check": check_backend, "cuda-portable": cuda_file, "emulator": emulator}
 
 
 def build(step: str, model: str, machines: list[Target]) -> None:
@@ -81,6 +82,7 @@ def main() -> int:
     vulkan_libraries = steps.add_parser("vulkan", help="llama.cpp's library for GPUs, which the frozen file carries")
     steps.add_parser("cuda", help="llama.cpp's library for NVIDIA's GPUs, about an hour on 2 cores")
     steps.add_parser("cuda-check", help="the backend's own part of it for one kind of GPU, in 5 minutes on 2 cores")
+    steps.add_parser("cuda-portable", help="the file for any Linux with that library: `dist/shimmy-linux-x86_64-cuda`")
     rpc_libraries = steps.add_parser("rpc", help="llama.cpp's library for several machines, likewise")
     for step in (frozen_files, vulkan_libraries, rpc_libraries):
         step.add_argument("machines", nargs="*", type=machine, default=[BUILD_MACHINE], help=", ".join(TARGETS))

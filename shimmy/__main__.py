@@ -57,14 +57,8 @@ def main() -> int:
 
         _look_for_garbage()
         return trial_main(sys.argv[2:])
-    if sys.argv[1:] == ["gpu-probe", "cuda"]:
-        from shimmy.gpus.cuda_probe import main as cuda_main
-
-        cuda_main()
     if sys.argv[1:2] == ["gpu-probe"]:
-        from shimmy.gpus.probe import main as probe_main
-
-        probe_main()
+        _ask_drivers(*sys.argv[2:])
     if sys.argv[1:2] and sys.argv[1] in _FOR_OTHER_MACHINES:
         return _with_other_machines(*sys.argv[1:])
     if sys.argv[1:2] and sys.argv[1] in _NEEDS_A_WORKER:
@@ -73,6 +67,17 @@ def main() -> int:
         with spawn.ahead():
             return _command_line()
     return _command_line()
+
+
+def _ask_drivers(api: str = "vulkan") -> None:
+    """For their devices; the process ends with that."""
+    if api == "cuda":
+        from shimmy.gpus.cuda_probe import main as cuda_main
+
+        cuda_main()
+    from shimmy.gpus.probe import main as probe_main
+
+    probe_main()
 
 
 def _with_other_machines(command: str, *arguments: str) -> int:

@@ -48,5 +48,6 @@ def _in_linker_cache(name: str, root: Path) -> list[Path]:
         cache = files.read_start(root / LINKER_CACHE, _MAX_LINKER_CACHE_BYTES)
     except OSError:
         return []
-    found = re.finditer(rb"/[^\0]*/" + re.escape(name.encode()) + rb"(?=\0)", cache)
-    return [root / each[0].decode(errors="surrogateescape").lstrip("/") for each in found]
+    ending = f"/{name}".encode()
+    found = [text[text.index(b"/") :] for text in cache.split(b"\0") if text.endswith(ending)]
+    return [root / each.decode(errors="surrogateescape").lstrip("/") for each in found]

@@ -18,7 +18,6 @@ from tools.portable.weak_versions import newer_versions
 from tools.steps import BuildError, Stamp, key_of, key_of_files, run, say
 
 LIBRARY = CUDA.library
-LIMIT_BYTES = 135_000_000
 
 _HERE = Path(__file__).parent
 _ENGINE = "libggml-base.so.0"  # what it is opened beside
@@ -78,8 +77,6 @@ def check(made: Path) -> None:
     faults += [f"asks for {name}" for name in sorted(set(file.libraries()) - _SYSTEM_LIBRARIES - {_ENGINE})]
     if _ENGINE not in file.libraries():
         faults.append(f"does not ask for {_ENGINE}")
-    if len(content) > LIMIT_BYTES:
-        faults.append(f"has {len(content)} bytes, and {LIMIT_BYTES} are allowed")
     if faults:
         raise BuildError(f"`{LIBRARY}` {'; '.join(faults)}")
 

@@ -73,6 +73,12 @@ def host_compiler() -> tuple[str, str]:
     return _HOST_COMPILER, subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def package_version(name: str) -> str:
+    """Of one of the packages."""
+    lines = _REQUIREMENTS.read_text().splitlines()
+    return next(line.split()[0] for line in lines if line.startswith(f"{name}==")).partition("==")[2]
+
+
 def host_library() -> Path:
     """GCC's library for C++, which is linked into ours."""
     words = [_HOST_COMPILER, "-print-file-name=libstdc++.a"]

@@ -1,4 +1,4 @@
-"""What lies in a frozen file: reads PyInstaller's archive and the archives in it.
+"""What lies in a frozen file: reads PyInstaller's archive and the archives in it, and puts files into one.
 
 Knows how the program packs its libraries; nothing of what they are for.
 """
@@ -8,9 +8,9 @@ import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from struct import calcsize, unpack_from
+from struct import calcsize, pack, unpack_from
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
 from shimmy.system import rpc_archive
@@ -46,6 +46,27 @@ def read_files(program: Path) -> Iterator[tuple[str, int, bytes]]:
         content = data[start + offset : start + offset + n_bytes]
         yield name, n_bytes, zlib.decompress(content) if is_packed else content
         place += entry_bytes
+
+
+def with_files(program: bytes, added: Mapping[str, bytes]) -> bytes:
+    """The program with more files in its archive, which lie there as they are."""
+    cookie = program.rfind(_MAGIC)
+    magic, length, table, table_bytes = unpack_from(_COOKIE, program, cookie)
+    at = archive_start(program) + table  # the table stands behind all files, and the cookie behind the table
+    entries = []
+    for name, content in added.items():
+        entries.append(_entry(name, table, len(content)))
+        table += len(content)
+    files, more = b"".join(added.values()), b"".join(entries)
+    head = pack(_COOKIE, magic, length + len(files) + len(more), table, table_bytes + len(more))
+    return program[:at] + files + program[at:cookie] + more + head + program[cookie + len(head) :]
+
+
+def _entry(name: str, place: int, n_bytes: int) -> bytes:
+    """A line of the table, for data that is unpacked when it is needed; its length is a multiple of 16."""
+    entry_bytes = -(-(calcsize(_ENTRY) + len(name) + 1) // 16) * 16
+    head = pack(_ENTRY, entry_bytes, place, n_bytes, n_bytes, 0, b"x")
+    return (head + name.encode()).ljust(entry_bytes, b"\0")
 
 
 def read_elf_files(program: Path) -> Iterator[tuple[str, bytes]]:

@@ -34,11 +34,11 @@ FILES = {
 }
 
 
-def check_contents(program: Path, standard_library: Collection[str]) -> None:
-    """Raise BuildError where the program holds other packages than PACKAGES, or other files than FILES."""
+def check_contents(program: Path, standard_library: Collection[str], more_files: Collection[str] = ()) -> None:
+    """Raise BuildError where the program holds other packages than PACKAGES, or other files than FILES and these."""
     contents = {name: (stored, content) for name, stored, content in read_files(program)}
     modules = {name.partition(".")[0] for name, _ in unpacked(MODULES, contents.pop(MODULES)[1])}
-    _compare("files", FILES, {plain_name(name) for name in contents if "." in name})
+    _compare("files", FILES.union(more_files), {plain_name(name) for name in contents if "." in name})
     _compare("packages", PACKAGES | STAND_INS, modules - set(standard_library))
 
 

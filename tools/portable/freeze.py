@@ -7,7 +7,7 @@ import hashlib
 import lzma
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
@@ -25,7 +25,7 @@ from tools.portable.expected_contents import RPC_FILES, VULKAN_FILES, check_cont
 from tools.portable.numpy_core import core
 from tools.portable.packages import grammar_library, not_installed, site, speedups
 from tools.portable.papers import sbom, sizes
-from tools.portable.papers.components import components
+from tools.portable.papers.components import Component, components
 from tools.portable.papers.licenses import license_texts
 from tools.portable.python import VERSION, python
 from tools.portable.target import BUILD_MACHINE, Target
@@ -56,7 +56,7 @@ def freeze(target: Target) -> Path:
     parts = _collect_parts(target)
     stamp = Stamp(target.folder / "freeze-stamp", _inputs_key(parts))
     if not stamp.holds() or not (DIST / target.file_name).exists():
-        _publish(_checked(_composed(parts, target), target), target)
+        publish(checked(_composed(parts, target), target), target, components(target))
         stamp.write()
     if target == BUILD_MACHINE:
         _link(DIST / "shimmy", target.file_name)
@@ -106,31 +106,37 @@ def _composed(parts: Path, target: Target) -> Path:
     return program
 
 
-def _checked(program: Path, target: Target) -> Path:
-    """The file, once it has been found good; raises BuildError where it is not."""
+def checked(program: Path, target: Target, more_files: Collection[str] = (), limit_bytes: int = LIMIT_BYTES) -> Path:
+    """The file, once it has been found good; raises BuildError where it is not. `more_files` are in it beside those
+    that are in each."""
     own = python(BUILD_MACHINE)
     modules = run([own.program, "-c", "import sys; print(*sys.stdlib_module_names)"], **own.environment)
-    check_contents(program, modules.split())
+    check_contents(program, modules.split(), more_files)
     _check_elf_files(program, target)
     size_bytes = program.stat().st_size
-    say(f"freeze: `{target.file_name}` has {size_bytes / 1e6:.2f} MB (limit {LIMIT_BYTES / 1e6:.1f})")
-    if size_bytes > LIMIT_BYTES:
+    say(f"freeze: `{program.name}` has {size_bytes / 1e6:.2f} MB (limit {limit_bytes / 1e6:.1f})")
+    if size_bytes > limit_bytes:
         raise BuildError("the frozen file is larger than its limit")
     if target == BUILD_MACHINE:
         run([program, "version"])
     return program
 
 
-def _publish(program: Path, target: Target) -> None:
-    """Put the checked file and its papers into dist/; who runs the old one keeps it."""
-    file = DIST / target.file_name
-    inside = components(target)
+def publish(
+    program: Path, target: Target, inside: Sequence[Component], more_licenses: Mapping[str, str] | None = None
+) -> Path:
+    """Put the checked file and its papers into dist/; who runs the old one keeps it. Of `more_licenses`, those that
+    SPDX has no name for are called `LicenseRef-…`."""
+    file = DIST / program.name
     DIST.mkdir(exist_ok=True)
     program.replace(file)
+    texts = more_licenses or {}
+    own_names = {name: text for name, text in texts.items() if name.startswith("LicenseRef-")}
     beside(file, ".sha256").write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n")
-    beside(file, SBOM).write_text(sbom.document(file, inside))
-    beside(file, LICENSES).write_text(license_texts(target, inside))
+    beside(file, SBOM).write_text(sbom.document(file, inside, own_names))
+    beside(file, LICENSES).write_text(license_texts(file.name, target, inside, texts))
     beside(file, SIZES).write_text(sizes.table(file))
+    return file
 
 
 def _collect_parts(target: Target) -> Path:

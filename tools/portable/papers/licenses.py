@@ -4,7 +4,7 @@ Knows where each part keeps the text of its licence. What the parts are stands i
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shimmy.commands.contents import PACKAGES
@@ -19,8 +19,8 @@ from tools.portable.target import Target
 from tools.vulkan import shader_compiler
 
 _LIST = """\
-`shimmy-linux-{machine}` contains Shimmy, which is under the MIT licence (see LICENSE), and these works of others. The
-texts of their licences follow. `shimmy-linux-{machine}.spdx.json` has the same list for programs, with hashes.
+`{file}` contains Shimmy, which is under the MIT licence (see LICENSE), and these works of others. The
+texts of their licences follow. `{file}.spdx.json` has the same list for programs, with hashes.
 
 {rows}
 """
@@ -74,11 +74,13 @@ The names of the authors are in the sources of each package. The text of the MIT
 _MIT_HEAD = "Permission is hereby granted"
 
 
-def license_texts(target: Target, components: Sequence[Component]) -> str:
-    """The list of the components, then the texts."""
+def license_texts(
+    file_name: str, target: Target, components: Sequence[Component], more: Mapping[str, str] | None = None
+) -> str:
+    """The list of the components, then the texts; `more` are those of components that not every file has."""
     rows = "\n".join(f"- {_described(component)}" for component in components)
-    listed = {"What is inside": _LIST.format(machine=target.machine, rows=rows)}
-    packages = _of_packages(target, components)
+    listed = {"What is inside": _LIST.format(file=file_name, rows=rows)}
+    packages = _of_packages(target, components) | dict(more or {})
     return in_sections(listed | packages | of_page() | _of_libraries() | _of_c_library(target))
 
 

@@ -6,7 +6,7 @@ Format: SPDX 2.3, https://spdx.github.io/spdx-spec/v2.3/. Knows no part of the f
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from tools.portable.papers.components import Component
 _DOCUMENT, _FILE, _SHIMMY = "SPDXRef-DOCUMENT", "SPDXRef-File", "SPDXRef-Shimmy"
 
 
-def document(program: Path, components: Sequence[Component]) -> str:
-    """The document for a file that holds Shimmy and these components."""
+def document(program: Path, components: Sequence[Component], texts: Mapping[str, str] | None = None) -> str:
+    """The document for a file that holds Shimmy and these components; `texts` are those of licences that SPDX does not
+    know, by their names (`LicenseRef-…`)."""
     digest = hashlib.sha256(program.read_bytes()).hexdigest()
     date = datetime.fromtimestamp(release_time_s(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    content = {
+    content: dict[str, Any] = {
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
         "SPDXID": _DOCUMENT,
@@ -47,6 +48,10 @@ def document(program: Path, components: Sequence[Component]) -> str:
             *_relationships_of(components),
         ],
     }
+    if texts:
+        content["hasExtractedLicensingInfos"] = [
+            {"licenseId": name, "extractedText": text} for name, text in texts.items()
+        ]
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -23,6 +23,8 @@ _WHAT = {
     "llguidance.xz": "grammars and JSON schemas",
     "numpy.xz": "arithmetic for quantised SafeTensors",
     "weight-loops.xz": "loops over quantised SafeTensors",
+    "cuda.so": "llama.cpp's computations on NVIDIA's GPUs",
+    "cuda.sha256": "what that has to be",
     "vulkan.xz": "llama.cpp's computations on GPUs",
     "vulkan.sha256": "what the unpacked one has to be",
     "rpc.xz": "llama.cpp's half for several machines",
