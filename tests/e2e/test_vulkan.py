@@ -201,6 +201,26 @@ def test_a_device_without_memory_for_all_layers_has_fewer(
     assert server.metric('shimmy_gpu_failures_total{model="alpha",outcome="fewer_layers"}') == 2
 
 
+@pytest.mark.thorough
+@pytest.mark.usefixtures("device_server")
+def test_an_idle_model_makes_room_on_the_device(
+    tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    names = [f"model-{number}" for number in range(12)]  # llvmpipe tells of 2 GB; each takes 0.3 GB to compute
+    for name in names:
+        write_tiny_model(tmp_path, name, seed=STEADY_SEED)
+    server = start("--model-path", tmp_path, *ON_DEVICE)
+    n_loaded = 0
+    while not server.metric('shimmy_unloads_total{reason="device_memory"}'):
+        greedy(server, "hello", model=names[n_loaded], max_tokens=1)
+        assert entry(server, names[n_loaded])["n_device_layers"] == ALL
+        n_loaded += 1
+    assert n_loaded > 2
+    states = [entry(server, name)["state"] for name in names[:n_loaded]]
+    assert states == ["unloaded", *["ready"] * (n_loaded - 1)], "the least recently used one"
+
+
 def test_a_device_that_is_not_there_leaves_the_model_to_the_processor(
     start: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
