@@ -121,6 +121,8 @@ class DeviceChoice:
         if config.rpc and not has_adapters:
             offload = self._pending[model.name] = await self._spread(model, whole, failure)
             return DeviceDecision(offload)
+        if config.devices == ():
+            return DeviceDecision(Offload(note="models with LoRA adapters are not computed by other machines"))
         found = await in_thread(self._find)
         if not found.devices:
             return DeviceDecision(Offload(note=found.reason))

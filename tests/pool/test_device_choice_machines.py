@@ -172,3 +172,9 @@ async def test_a_build_that_has_no_such_part_says_so(network: Network, monkeypat
 async def test_a_model_with_adapters_is_not_divided(network: Network) -> None:
     harness = network.harness(lora="/adapter.gguf")
     assert (await offload_of(harness)).devices == ()
+
+
+@on_loop
+async def test_a_model_with_adapters_stays_here_and_says_so(network: Network) -> None:
+    offload = await offload_of(network.harness(rpc=str(ONE), lora="/adapter.gguf"))
+    assert offload == Offload(note="models with LoRA adapters are not computed by other machines")
