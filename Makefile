@@ -123,5 +123,5 @@ bench: ## compare with llama-server (takes long)
 	$(PYTHON) -m tests.bench
 
 clean: ## remove what was built, but keep the compiled engine and the models
-	rm -rf .venv build dist .cache/freeze-stamp .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 	find shimmy tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
