@@ -172,19 +172,25 @@ class Swapper:
     async def _place(self, runtime: ModelRuntime, model: Model) -> DeviceDecision:
         """Which devices the next worker of `runtime` gets, once those have ended that are in its way. Where one of them
         is its old worker, callers wait from then on; jobs that run there come to their end before."""
-        whole, has_adapters = self.planner.whole(model), self.planner.has_adapters(model)
-        async with self.placing:  # what has been freed for one load goes to no other
-            while True:
-                decision = await self.device_choice.choose(
-                    model, whole, has_adapters=has_adapters, occupants=partial(self.eviction.occupants, runtime)
-                )
-                if not decision.in_the_way:
+        choose = partial(
+            self.device_choice.choose, model, self.planner.whole(model),
+            has_adapters=self.planner.has_adapters(model), occupants=partial(self.eviction.occupants, runtime),
+        )  # fmt: skip
+        while True:
+            async with self.placing:  # what has been freed for one load goes to no other
+                while (decision := await choose()).in_the_way:
+                    clients = [occupant.client for occupant in decision.in_the_way]
+                    if runtime.active in clients:
+                        logger.info(
+                            "no device has room for the old and the new `%s`: the old one ends first", model.name
+                        )
+                        self._retire_old(runtime)
+                    if not all(client.is_idle for client in clients):
+                        break
+                    await self.eviction.vacate(clients)
+                else:
                     return decision
-                clients = [occupant.client for occupant in decision.in_the_way]
-                if runtime.active in clients:
-                    logger.info("no device has room for the old and the new `%s`: the old one ends first", model.name)
-                    self._retire_old(runtime)
-                await self.eviction.vacate(clients)
+            await self.eviction.vacate(clients)  # the jobs of the old one may be long: others are loaded meanwhile
 
     async def _vacated(self, runtime: ModelRuntime, offload: Offload) -> bool:
         """Whether idle models had memory of the devices of `offload`, and have ended."""

@@ -204,6 +204,19 @@ async def test_a_swap_without_room_for_two_on_the_device_drains_the_old_one_firs
 
 
 @on_loop
+async def test_a_swap_that_waits_for_the_last_jobs_of_its_old_worker_lets_others_load() -> None:
+    card = Card(1.2)
+    old = await card.loaded()
+    old.n_jobs = 1
+    card.harness.pool.follow(changed(replace(large(), mtime_ns=2)))
+    await until(lambda: card.harness.pool._workers.is_retiring(cast("WorkerClient", old)))
+    other = await card.loaded("other")
+    assert (old.is_alive, n_layers(other)) == (True, 0)
+    old.n_jobs = 0
+    succeed(await card.loading())
+
+
+@on_loop
 async def test_a_swap_with_room_for_two_on_the_device_lets_the_old_one_serve() -> None:
     card = Card(2)
     old = await card.loaded()
