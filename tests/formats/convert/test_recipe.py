@@ -331,11 +331,12 @@ def test_a_tied_head_is_left_out_where_it_is_the_embeddings(tmp_path: Path) -> N
     assert "output.weight" in names(head_of(tmp_path, "qwen2", last))
 
 
-def test_a_head_beside_embeddings_is_refused_where_the_engine_has_none(tmp_path: Path) -> None:
-    embeddings = tiny_families.tensors("gemma2")["model.embed_tokens.weight"]
-    assert "output.weight" not in names(head_of(tmp_path, "gemma2", None))
+@pytest.mark.parametrize("model_type", ["gemma2", "falcon_h1"])
+def test_a_head_beside_embeddings_is_refused_where_the_engine_has_none(tmp_path: Path, model_type: str) -> None:
+    embeddings = tiny_families.tensors(model_type)["model.embed_tokens.weight"]
+    assert "output.weight" not in names(head_of(tmp_path, model_type, None))
     with pytest.raises(Unconvertible, match=r"`lm_head.weight` is not its embeddings, which is all that the engine"):
-        head_of(tmp_path, "gemma2", bytes(len(embeddings.data)))
+        head_of(tmp_path, model_type, bytes(len(embeddings.data)))
 
 
 # -- rotary positions ------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ _GPT_OSS = (
 
 def describe_gpt_oss(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     values.require("swiglu_limit", 7.0, 7, default=7.0)
+    values.require("tie_word_embeddings", False, default=False)  # the engine wants a matrix of its own
     experts(draft, values, sizes, "num_local_experts")
     draft.integer("expert_feed_forward_length", sizes["F"])
     windows_in_turn(draft, values, sizes)
