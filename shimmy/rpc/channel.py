@@ -182,8 +182,10 @@ async def _agree(streams: Streams, key: bytes, limit_s: float, *, is_server: boo
             raise ChannelError("the connection is lost") from exc
         raise
     connection = streams.writer.get_extra_info("socket")
-    if connection is not None and connection.family != socket.AF_UNIX:
-        # So long for what the other end's system does not acknowledge: of a machine that is cut off, nothing is.
+    if is_server and connection is not None and connection.family != socket.AF_UNIX:
+        # So long for what the other end's system does not acknowledge: of a machine that is cut off, nothing is. This
+        # end needs it, as it does not listen for beats while its engine computes. For the other one it would be wrong:
+        # Linux counts the time of a full window, too, and that is full while this end does not read.
         connection.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(limit_s * 1000))
     return Channel(streams, limit_s, max(_MOST_OFTEN_S, theirs / _BEATS_IN_LIMIT))
 
@@ -234,11 +236,11 @@ async def _read(reader: asyncio.StreamReader, size: int, limit_s: float) -> byte
     pieces = []
     while size:
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s) as limit:
                 piece = await reader.read(size)
-        except TimeoutError:
-            raise ChannelError(f"no sign of life for {limit_s:g} s") from None
-        except (OSError, ssl.SSLError) as exc:
+        except OSError as exc:  # TimeoutError is one, and so is what TLS says
+            if limit.expired():
+                raise ChannelError(f"no sign of life for {limit_s:g} s") from None
             raise ChannelError("the connection is lost") from exc
         if not piece:
             raise ChannelError("the other end closed the connection")

@@ -2,6 +2,7 @@
 told from the rest in time."""
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -14,6 +15,7 @@ from shimmy.rpc.channel import MAX_RECORD_BYTES, Channel, ChannelError, Streams,
 
 KEY, OTHER_KEY = b"a key of sixteen bytes or more", b"another key of sixteen bytes or more"
 LIMIT_S = 0.4
+AMPLE_S = 10.0  # where nothing is to run out
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -61,13 +63,13 @@ async def _echo(channel: Channel) -> None:
 
 
 async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await _echo(await accept(Streams(reader, writer), KEY, LIMIT_S))
+    await _echo(await accept(Streams(reader, writer), KEY, AMPLE_S))
 
 
 def test_data_and_objects_pass_whole() -> None:
     async def talk() -> None:
         async with Machine(served) as port:
-            channel = await connect("localhost", port, KEY, LIMIT_S)
+            channel = await connect("localhost", port, KEY, AMPLE_S)
             data = os.urandom(3 * MAX_RECORD_BYTES + 1)
             sending = asyncio.create_task(channel.send(data))
             got = b""
@@ -128,12 +130,81 @@ def test_silence_ends_both_ends() -> None:
     run(talk())
 
 
+def test_a_machine_that_computes_for_longer_than_the_limit_gets_all_that_is_under_way() -> None:
+    """It beats all the while and reads nothing, so that no room for more is left on the way."""
+    size, limit_s = 50 * 10**6, 1.0
+
+    async def talk() -> None:
+        async def computing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            channel = await accept(Streams(reader, writer), KEY, limit_s)
+            beat = asyncio.create_task(channel.beat())
+            await asyncio.sleep(3 * limit_s)
+            n_bytes = 0
+            while n_bytes < size:
+                n_bytes += len(await channel.receive())
+            await channel.say({"got": n_bytes})
+            await channel.receive()
+            beat.cancel()
+
+        async with Machine(computing) as port:
+            channel = await connect("127.0.0.1", port, KEY, limit_s)
+            sending = asyncio.create_task(channel.send(bytes(size)))
+            assert await channel.hear() == {"got": size}
+            await sending
+            channel.abort()
+
+    run(talk())
+
+
+def test_a_connection_that_the_system_gives_up_is_no_silence() -> None:
+    async def talk() -> None:
+        async def given_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            channel = await accept(Streams(reader, writer), KEY, AMPLE_S)
+            reader.set_exception(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+            await channel.receive()
+
+        machine = Machine(given_up)
+        async with machine as port:
+            channel = await connect("127.0.0.1", port, KEY, AMPLE_S)
+            await asyncio.sleep(0.1)
+            channel.abort()
+        assert [str(error) for error in machine.errors] == ["the connection is lost"]
+
+    run(talk())
+
+
+def test_only_the_end_that_computes_ends_by_what_the_system_cannot_deliver() -> None:
+    """It does not listen for beats meanwhile. The other end listens always, and sends more than has room."""
+    limits = []
+
+    async def talk() -> None:
+        async def noting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await accept(Streams(reader, writer), KEY, AMPLE_S)
+            limits.append(_user_timeout_ms(writer))
+
+        async with Machine(noting) as port:
+            channel = await connect("127.0.0.1", port, KEY, AMPLE_S)
+            limits.append(_user_timeout_ms(channel._writer))
+            while len(limits) < 2:  # noqa: ASYNC110 - the other end is a moment behind
+                await asyncio.sleep(0.01)
+            channel.abort()
+
+    run(talk())
+    assert sorted(limits) == [0, AMPLE_S * 1000]
+
+
+def _user_timeout_ms(writer: asyncio.StreamWriter) -> int:
+    connection = writer.get_extra_info("socket")
+    milliseconds: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    return milliseconds
+
+
 def test_another_key_is_told_on_both_sides() -> None:
     async def talk() -> None:
         machine = Machine(served)
         async with machine as port:
             with pytest.raises(ChannelError, match="it has another key: `--rpc-key-file`"):
-                await connect("127.0.0.1", port, OTHER_KEY, LIMIT_S)
+                await connect("127.0.0.1", port, OTHER_KEY, AMPLE_S)
             await asyncio.sleep(0.1)
         assert [str(error) for error in machine.errors] == ["it has another key"]
 
@@ -152,7 +223,7 @@ def test_who_takes_each_key_but_has_none_is_no_machine_of_ours() -> None:
 
         async with Machine(impostor) as port:
             with pytest.raises(ChannelError, match="it does not know the key"):
-                await connect("127.0.0.1", port, KEY, LIMIT_S)
+                await connect("127.0.0.1", port, KEY, AMPLE_S)
 
     run(talk())
 
@@ -181,7 +252,7 @@ def test_somebody_in_between_passes_nothing_on() -> None:
 
             async with Machine(between) as port:
                 with pytest.raises(ChannelError, match="another key"):
-                    await connect("127.0.0.1", port, KEY, LIMIT_S)
+                    await connect("127.0.0.1", port, KEY, AMPLE_S)
         assert [str(error) for error in machine.errors] == ["it has another key"]
 
     run(talk())
@@ -197,7 +268,7 @@ def test_what_answers_is_something_else(answer: bytes) -> None:
 
         async with Machine(other, speaks_tls=False) as port:
             with pytest.raises(ChannelError, match=r"is no `shimmy rpc-worker`|cannot be reached|closed"):
-                await connect("127.0.0.1", port, KEY, LIMIT_S)
+                await connect("127.0.0.1", port, KEY, AMPLE_S)
 
     run(talk())
 
@@ -219,9 +290,9 @@ def test_nobody_listens_or_has_the_name() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ChannelError, match="nothing listens there"):
-            run(connect("127.0.0.1", taken.getsockname()[1], KEY, LIMIT_S))
+            run(connect("127.0.0.1", taken.getsockname()[1], KEY, AMPLE_S))
     with pytest.raises(ChannelError, match=r"name cannot be found|did not answer"):
-        run(connect("no-such-host.invalid", 1, KEY, LIMIT_S))
+        run(connect("no-such-host.invalid", 1, KEY, AMPLE_S))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +311,7 @@ def test_a_record_that_makes_no_sense_ends_the_channel(record: bytes) -> None:
     async def talk() -> None:
         machine = Machine(served)
         async with machine as port:
-            channel = await connect("127.0.0.1", port, KEY, LIMIT_S)
+            channel = await connect("127.0.0.1", port, KEY, AMPLE_S)
             channel._writer.write(record)
             with pytest.raises(ChannelError):
                 await channel.receive()
