@@ -73,16 +73,22 @@ class Front:
                 self._complaints.tell("cannot accept a connection: %s", exc.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            if not is_allowed(address[0], self._options.networks):
+            if is_allowed(address[0], self._options.networks):
+                self._begin(connection, address[0])
+            else:
                 self._complaints.tell("%s is not allowed to connect (`--allow`)", address[0])
                 connection.close()
-                continue
-            if len(self._strangers) >= MAX_STRANGERS:  # a client with the key is through in a moment
-                next(iter(self._strangers)).cancel()
-            task = asyncio.create_task(self._welcome(connection, address[0]))
-            self._strangers[task] = None
-            self._tasks.add(task)
-            task.add_done_callback(self._forget)
+            await asyncio.sleep(0)  # accepting does not pause while others wait to come in
+
+    def _begin(self, connection: socket.socket, host: str) -> None:
+        if len(self._strangers) >= MAX_STRANGERS:  # a client with the key is through in a moment
+            first = next(iter(self._strangers))
+            del self._strangers[first]
+            first.cancel()
+        task = asyncio.create_task(self._welcome(connection, host))
+        self._strangers[task] = None
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
 
     def _forget(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
