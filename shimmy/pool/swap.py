@@ -140,7 +140,7 @@ class Swapper:
 
     async def _start_where_possible(self, runtime: ModelRuntime, model: Model) -> WorkerClient:
         """A worker with `model` on devices: with fewer layers where they have too little memory for more; where it
-        fails there, and only there, one on the processor."""
+        fails there, and only there, one on what is left, and on the processor in the end."""
         while True:
             decision = await self._place(runtime, model)
             offload = decision.offload
@@ -162,12 +162,24 @@ class Swapper:
                     raise
                 note = f"it failed on {names}: {error.message}"
             left = await self.device_choice.left(model, self.planner.whole(model), offload, note)
-            place = ", ".join(left.devices) or "the processor"
-            logger.warning("`%s` is loaded again for %s: %s", model.name, place, note)
-            client = await self._start_with(runtime, model, DeviceDecision(left))
+            client = await self._start_after_failure(runtime, model, left, note)
             self.device_choice.failed(model, note)  # and not the model, which would have failed again
             self.metrics.device_failures.add(1, model.name, "processor")
             return client
+
+    async def _start_after_failure(
+        self, runtime: ModelRuntime, model: Model, left: Offload, reason: str
+    ) -> WorkerClient:
+        """A worker with `model` on what is `left`; where it fails there as well, one on the processor."""
+        place = ", ".join(left.devices) or "the processor"
+        logger.warning("`%s` is loaded again for %s: %s", model.name, place, reason)
+        try:
+            return await self._start_with(runtime, model, DeviceDecision(left))
+        except ModelUnavailable as error:
+            if not left.devices:
+                raise
+            note = f"it failed on {place}: {error.message}"
+        return await self._start_after_failure(runtime, model, Offload(note=note), note)
 
     async def _place(self, runtime: ModelRuntime, model: Model) -> DeviceDecision:
         """Which devices the next worker of `runtime` gets, once those have ended that are in its way. Where one of them

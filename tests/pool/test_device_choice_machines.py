@@ -151,6 +151,20 @@ async def test_a_load_that_loses_a_machine_goes_on_with_those_that_are_left(netw
 
 
 @on_loop
+async def test_a_load_that_loses_one_machine_after_the_other_is_left_to_the_processor(network: Network) -> None:
+    harness = network.harness()
+    task = harness.ask()
+    load = await harness.loading()
+    network.reasons[ONE] = "no sign of life"
+    load.fail("localhost:1: no sign of life for 10 s")
+    (await harness.loading()).fail("localhost:2: no sign of life for 10 s")
+    load = await harness.loading()
+    assert load.options.offload == Offload(note="it failed on localhost:2/CPU: localhost:2: no sign of life for 10 s")
+    client = succeed(load)
+    assert await task is cast("object", client)
+
+
+@on_loop
 async def test_a_load_that_fails_though_all_answer_is_left_to_the_processor(network: Network) -> None:
     harness = network.harness(rpc=str(ONE))
     task = harness.ask()
