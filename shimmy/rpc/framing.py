@@ -8,7 +8,7 @@ answer before they ask the next thing that has one.
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -76,19 +76,19 @@ class FramingError(Exception):
 class Writing(Protocol):
     """Weights that are being kept."""
 
-    def add(self, data: bytes) -> None: ...
-    def finish(self) -> None: ...
-    def drop(self) -> None: ...
+    async def add(self, data: bytes) -> None: ...
+    async def finish(self) -> None: ...
+    async def drop(self) -> None: ...
 
 
 class Store(Protocol):
     """Weights of this machine, by the hashes that clients give them."""
 
-    def find(self, hash_: int, max_bytes: int) -> tuple[int, Iterator[bytes]] | None:
+    async def find(self, hash_: int, max_bytes: int) -> tuple[int, AsyncIterator[bytes]] | None:
         """Their size, and the bytes in pieces; None where there are none."""
         ...
 
-    def begin(self, hash_: int, size: int) -> Writing | None: ...
+    async def begin(self, hash_: int, size: int) -> Writing | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +133,16 @@ class Framing:
         """What the engine has allocated for this client."""
         return sum(self._buffers.values())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """The connection has ended."""
         if self._writing is not None:
-            self._writing.drop()
+            await self._writing.drop()
             self._writing = None
 
     # -- from the client -----------------------------------------------------------------------------------------
 
-    def requests(self, data: bytes) -> Iterator[ToEngine | ToClient]:
-        """What becomes of the next bytes of the client; raises FramingError."""
+    async def requests(self, data: bytes) -> AsyncGenerator[ToEngine | ToClient, None]:
+        """What becomes of the next bytes of the client, one call at a time; raises FramingError."""
         start = 0
         while start < len(data):
             if self._command is None:
@@ -150,7 +150,8 @@ class Framing:
                 self._head += data[start : start + n]
                 start += n
                 if len(self._head) == 9:
-                    yield from self._begin(self._head[0], *_SIZE.unpack_from(self._head, 1))
+                    async for part in self._begin(self._head[0], *_SIZE.unpack_from(self._head, 1)):
+                        yield part
                     self._head.clear()
                 continue
             piece = data[start : start + self._left]
@@ -161,11 +162,12 @@ class Framing:
             else:
                 yield ToEngine(piece)
                 if self._writing is not None:
-                    self._keep(piece)
+                    await self._keep(piece)
             if not self._left:
-                yield from self._end()
+                async for part in self._end():
+                    yield part
 
-    def _begin(self, number: int, size: int) -> Iterator[ToEngine | ToClient]:
+    async def _begin(self, number: int, size: int) -> AsyncIterator[ToEngine | ToClient]:
         try:
             command = Command(number)
         except ValueError:
@@ -178,13 +180,14 @@ class Framing:
             raise FramingError(f"the client sent {size} bytes for {command.name}, which has {low} to {high}")
         self._command, self._left = command, size
         if command == Command.SET_TENSOR:
-            self._begin_weights(size)
+            await self._begin_weights(size)
         if size <= _MAX_SMALL and command not in (Command.SET_TENSOR, Command.GRAPH_COMPUTE):
             self._small = bytearray()
         else:
             yield ToEngine(bytes(self._head))
         if not size:
-            yield from self._end()
+            async for part in self._end():
+                yield part
 
     def _range(self, command: Command) -> tuple[int, int]:
         if command == Command.SET_TENSOR:
@@ -196,13 +199,13 @@ class Framing:
         size, _ = _SIZES[command]
         return size, size
 
-    def _end(self) -> Iterator[ToEngine | ToClient]:
+    async def _end(self) -> AsyncIterator[ToEngine | ToClient]:
         """The present request is complete."""
         command, small = self._command, self._small
         assert command is not None
         self._command = self._small = None
         if self._writing is not None:
-            self._writing.finish()
+            await self._writing.finish()
             self._writing = None
         if small is None:
             return
@@ -210,8 +213,12 @@ class Framing:
         answer_size = self._answer_size(command, request)
         if answer_size is not None and self._asked:
             raise FramingError(f"the client asks {command.name} before it has the answer to the last thing")
+        if command == Command.SET_TENSOR_HASH:
+            async for part in self._kept(*_HASH.unpack(request)):
+                yield part
+            return
         if (own := self._own_answer(command, request)) is not None:
-            yield from own
+            yield own
             return
         if answer_size is not None:
             self._asked.append((command, answer_size))
@@ -227,23 +234,21 @@ class Framing:
             raise FramingError(f"the client asks for {size} bytes of a tensor, and has {self.n_bytes}")
         return int(size)
 
-    def _own_answer(self, command: Command, request: bytes) -> Iterable[ToEngine | ToClient] | None:
-        """What is done in the place of the engine; None where it answers itself."""
+    def _own_answer(self, command: Command, request: bytes) -> ToClient | None:
+        """What is said in the place of the engine; None where it answers itself."""
         if command == Command.ALLOC_BUFFER:
             _, size = _ALLOCATE.unpack(request)
             if size > self._left_bytes():
-                return [_answered(_ALLOCATED.pack(0, 0))]  # as the engine says that it has no memory
+                return _answered(_ALLOCATED.pack(0, 0))  # as the engine says that it has no memory
         if command == Command.GET_DEVICE_MEMORY and self._total_bytes is not None:
-            return [_answered(_ALLOCATED.pack(min(self._left_bytes(), self._total_bytes), self._total_bytes))]
-        if command == Command.SET_TENSOR_HASH:
-            return self._kept(*_HASH.unpack(request))
+            return _answered(_ALLOCATED.pack(min(self._left_bytes(), self._total_bytes), self._total_bytes))
         return None
 
     # -- weights that this machine has kept ------------------------------------------------------------------------
 
-    def _kept(self, tensor: bytes, offset: int, hash_: int) -> Iterator[ToEngine | ToClient]:
+    async def _kept(self, tensor: bytes, offset: int, hash_: int) -> AsyncIterator[ToEngine | ToClient]:
         """Have the engine set a tensor to what was kept, where it was; the client is told whether."""
-        found = self._store.find(hash_, self.n_bytes) if self._store is not None else None
+        found = await self._store.find(hash_, self.n_bytes) if self._store is not None else None
         self._missing = hash_ if found is None else None
         if found is None:
             yield _answered(b"\x00")
@@ -252,25 +257,25 @@ class Framing:
         yield ToEngine(
             bytes((Command.SET_TENSOR,)) + _SIZE.pack(_SET_HEAD + size) + tensor + b"\x00" + _SIZE.pack(offset)
         )
-        for piece in pieces:
+        async for piece in pieces:
             size -= len(piece)
             yield ToEngine(piece)
         if size:
             raise FramingError("weights that were kept are gone while they were read")
         yield _answered(b"\x01")
 
-    def _begin_weights(self, size: int) -> None:
+    async def _begin_weights(self, size: int) -> None:
         self._head_left = _SET_HEAD
         if self._missing is not None and self._store is not None:
-            self._writing = self._store.begin(self._missing, size - _SET_HEAD)
+            self._writing = await self._store.begin(self._missing, size - _SET_HEAD)
         self._missing = None
 
-    def _keep(self, piece: bytes) -> None:
+    async def _keep(self, piece: bytes) -> None:
         n = min(self._head_left, len(piece))
         self._head_left -= n
         assert self._writing is not None
         if n < len(piece):
-            self._writing.add(piece[n:])
+            await self._writing.add(piece[n:])
 
     # -- from the engine -----------------------------------------------------------------------------------------
 

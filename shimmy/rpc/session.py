@@ -39,8 +39,10 @@ class ClientSession:
             await self._channel.say({"granted": True})
             return await self._until_end(engine)
         finally:
-            self._framing.close()
-            await engine.end()
+            try:
+                await engine.end()
+            finally:
+                await self._framing.close()
 
     async def _until_end(self, engine: EngineProcess) -> str:
         try:
@@ -59,11 +61,12 @@ class ClientSession:
             data = await self._channel.receive()
             if not isinstance(data, bytes):
                 raise FramingError("the client says something where data are due")
-            for part in self._framing.requests(data):
-                if isinstance(part, ToEngine):
-                    await _write(engine, part.data)
-                else:
-                    await self._channel.send(part.data)
+            async with contextlib.aclosing(self._framing.requests(data)) as parts:
+                async for part in parts:
+                    if isinstance(part, ToEngine):
+                        await _write(engine, part.data)
+                    else:
+                        await self._channel.send(part.data)
 
     async def _to_client(self, engine: EngineProcess) -> None:
         with contextlib.suppress(OSError):

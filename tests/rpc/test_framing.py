@@ -1,14 +1,18 @@
 """What passes between a client and its engine: sizes that make sense, no more memory than there is, kept weights."""
 
+import asyncio
 import os
 import re
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
-from shimmy.rpc import framing
+from shimmy.rpc import framing, tensor_store
 from shimmy.rpc.framing import PROTOCOL, Command, Framing, FramingError, ToClient, ToEngine
 from shimmy.rpc.tensor_store import TensorStore
 from tools.engine_sources import engine_sources
@@ -39,14 +43,17 @@ class Connection:
         self._step = step
 
     def ask(self, data: bytes) -> "Connection":
+        asyncio.run(self._ask(data))
+        return self
+
+    async def _ask(self, data: bytes) -> None:
         for start in range(0, len(data), self._step):
-            for part in self.framing.requests(data[start : start + self._step]):
+            async for part in self.framing.requests(data[start : start + self._step]):
                 if isinstance(part, ToEngine):
                     self.engine += part.data
                 else:
                     assert isinstance(part, ToClient)
                     self.client += part.data
-        return self
 
     def say(self, data: bytes) -> "Connection":
         for start in range(0, len(data), self._step):
@@ -164,11 +171,10 @@ def test_it_tells_what_is_free_in_the_place_of_the_engine() -> None:
     connection = Connection(left_bytes=1000).begun().ask(request(Command.GET_DEVICE_MEMORY, bytes(4)))
     assert connection.client == WELCOME + answer(struct.pack("<QQ", 1000, 10**9))
     assert connection.engine == HELLO
-    of_gpu = Framing(lambda: 1000)
-    parts = [*of_gpu.requests(HELLO)]
-    of_gpu.responses(WELCOME)
-    parts += of_gpu.requests(request(Command.GET_DEVICE_MEMORY, bytes(4)))
-    assert all(isinstance(part, ToEngine) for part in parts)
+    of_gpu = Connection(left_bytes=1000)
+    of_gpu.framing = Framing(lambda: 1000)
+    of_gpu.begun().ask(request(Command.GET_DEVICE_MEMORY, bytes(4)))
+    assert of_gpu.engine == HELLO + request(Command.GET_DEVICE_MEMORY, bytes(4))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +217,55 @@ def test_weights_travel_once(store: TensorStore, step: int) -> None:
     assert again.engine[before:] == request(Command.SET_TENSOR, tensor + data)
 
 
+def test_the_disk_is_never_touched_on_the_loop(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat goes on while gigabytes are verified."""
+    touched = set()
+
+    def opened(path: Path, mode: str) -> BinaryIO:
+        touched.add(threading.get_ident())
+        return cast("BinaryIO", open(path, mode))  # noqa: PTH123 - `Path.open` is this one
+
+    monkeypatch.setattr(Path, "open", opened)
+    Connection(store=store).begun(4000).ask(asks_for(1)).ask(sends(bytes(3000)))
+    assert Connection(store=store).begun(4000).ask(asks_for(1)).client.endswith(answer(b"\1"))
+    assert touched
+    assert threading.get_ident() not in touched
+
+
+def test_a_client_that_leaves_while_its_weights_are_verified_leaves_at_once(
+    store: TensorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Connection(store=store).begun(4000).ask(asks_for(1)).ask(sends(bytes(3000)))
+    n_pieces = 0
+
+    def slow(_file: BinaryIO, _size: int) -> Iterator[bytes]:
+        nonlocal n_pieces
+        while True:
+            n_pieces += 1
+            time.sleep(0.01)
+            yield b"x"
+
+    monkeypatch.setattr(tensor_store, "_pieces", slow)
+    connection = Connection(store=store).begun(4000)
+
+    async def leave() -> None:
+        asking = asyncio.create_task(connection._ask(asks_for(1)))
+        while n_pieces < 3:  # noqa: ASYNC110 - the loop is free meanwhile
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        n_then = n_pieces
+        await asyncio.sleep(0.1)
+        assert n_pieces <= n_then + 1
+
+    asyncio.run(asyncio.wait_for(leave(), 10))
+
+
 def test_weights_that_did_not_come_whole_are_not_kept(store: TensorStore, tmp_path: Path) -> None:
     connection = Connection(store=store).begun(4000)
     connection.ask(asks_for(0xAB)).ask(sends(bytes(3000))[:-1])
-    connection.framing.close()
+    asyncio.run(connection.framing.close())
     assert [*(tmp_path / "weights").iterdir()] == []
 
 
