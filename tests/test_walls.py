@@ -34,7 +34,7 @@ FLOORS = (
     {"__main__"},
 )
 # What both processes use knows neither the dialects nor the engine, whatever floor these are on.
-SHARED = ("formats", "messages", "wire", "text", "system")
+SHARED = ("formats", "messages", "wire", "text", "system", "rpc")
 # The only importers of a foreign package: a folder ends with a dot.
 BORDERS = {
     "llama_cpp": ("shimmy.engine.llama.binding",),

@@ -18,10 +18,12 @@ import pytest
 from shimmy.rpc.channel import Channel, ChannelError, connect
 from shimmy.rpc.framing import PROTOCOL, Command
 from shimmy.system import rpc_archive
+from shimmy.system.gpu_backends import VULKAN
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, ENDLESS, FROZEN_FILE, HOST, PROMPTS, Json, Server, run
 from tests.e2e.processes import command_line, wait_for
 from tests.e2e.rpc_machine import KEY, LIMIT_S, Machine, key_file, machine
+from tests.e2e.test_vulkan import COMPILES_S, use_llvmpipe
 
 N_TOKENS = 24
 ALL = 3  # layers of the tiny models, with their output
@@ -101,6 +103,22 @@ def test_streams_at_once_a_long_prompt_and_two_models(
     assert entry(spread)["n_device_layers"] == ALL
     assert spread.chat(PROMPTS[0], "beta", max_tokens=8) == server.chat(PROMPTS[0], "beta", max_tokens=8)
     assert len(there.engines()) == 2
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1000)
+@pytest.mark.skipif(not FROZEN_FILE and VULKAN.built() is None, reason="this build has no Vulkan")
+def test_a_device_of_another_machine(
+    tmp_path: Path, start: StartServer, other: StartMachine, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    there = other("--device", "Vulkan0")
+    spread = start(*options(tmp_path, there), "--worker-timeout", "10m", "--load-timeout", "10m")
+    body = {"model": "alpha", "prompt": PROMPTS[0], "max_tokens": 12, "temperature": 0}
+    reply = spread.request("POST", COMPLETION, body, deadline_s=COMPILES_S)
+    assert reply.json()["choices"][0]["text"] == server.post(COMPLETION, body).json()["choices"][0]["text"]
+    told = entry(spread)
+    assert (told["device"], told["n_device_layers"]) == (f"{there.address}/Vulkan0", ALL)
 
 
 def ends_in_time(server: Server, harm: Callable[[], None]) -> str:
