@@ -167,8 +167,8 @@ class LlamaBackend:
         if not (is_other and self._has_devices and self._has_computed):
             set_adapters(self._context, self._model.adapters, scales)
         elif not self._move(self.n_cells, self.n_open):
-            # A context whose graph changes frees its buffers on the device and lays out new ones. With those freed
-            # that it had computed in, Vulkan on llvmpipe (Mesa 22.3) damages the heap; a new context does not.
+            # A context whose graph changes frees its buffers on the device and lays out new ones. llvmpipe (Mesa 22.3)
+            # takes up such freed ones in its own thread, which damages the heap; with a new context it does not.
             raise OutOfMemory("there is no memory to set other scales of adapters")
 
     def close(self) -> None:
