@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 
 
+# What other programs call commands that are ours by another name.
+_COMMANDS_ELSEWHERE = {
+    "chat": "run", "repl": "run", "ls": "list", "models": "list", "show": "probe", "info": "probe", "start": "serve",
+    "server": "serve", "download": "pull", "fetch": "pull", "get": "pull", "remove": "rm", "delete": "rm",
+    "benchmark": "bench", "quantize": "convert --type", "status": "ps", "kill": "stop",
+}  # fmt: skip
 # What other programs call options that are ours by another name.
 _ELSEWHERE = {
     **dict.fromkeys(("--host", "--port"), "--bind"),
@@ -76,14 +82,18 @@ def _check_command(parser: argparse.ArgumentParser, word: str | None) -> None:
     if word is None or word in commands:
         return
     if not word.startswith("-"):
-        parser.error(f"there is no command `{word}`: {did_you_mean(word, commands) or '`shimmy help` lists them'}")
+        ours = f"did you mean `{_COMMANDS_ELSEWHERE[word]}`?" if word in _COMMANDS_ELSEWHERE else ""
+        meant = ours or did_you_mean(word, commands) or "`shimmy help` lists them"
+        parser.error(f"there is no command `{word}`: {meant}")
     if word.partition("=")[0] in {option.flag for option in OPTIONS}:
         parser.error(f"`{word}` stands behind a command, as in `shimmy serve {word}`")
 
 
 def _about_unknown(parser: argparse.ArgumentParser, command: str | None, words: Sequence[str]) -> str:
-    """What may have been meant by the first option among `words`, which `command` does not have, or the program where
-    there is no command; '' for no idea."""
+    """What may have been meant by the first of `words`, or by the first option among them, which `command` or, where
+    there is none, the program does not have; '' for no idea."""
+    if command == "serve" and not words[0].startswith("-"):
+        return f": did you mean `--model-path {words[0]}`?"
     flag = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
     taker = parser if command is None else _commands_of(parser)[command]
     flags = [own for action in taker._actions for own in action.option_strings]

@@ -21,6 +21,7 @@ import pytest
 
 from shimmy import __main__ as entry
 from shimmy import __version__, cli, generation, server
+from shimmy import arguments as typed
 from shimmy.arguments import argument_parser
 from shimmy.commands import contents
 from shimmy.commands.terminal.amounts import size
@@ -223,6 +224,9 @@ def test_a_model_file_has_to_be_there_and_a_folder_may_come(
     [
         (["srve"], "there is no command `srve`: did you mean `serve`?"),
         (["dance"], "there is no command `dance`: `shimmy help` lists them"),
+        (["chat"], "there is no command `chat`: did you mean `run`?"),
+        (["ls"], "there is no command `ls`: did you mean `list`?"),
+        (["serve", "m.gguf"], "unrecognized arguments: m.gguf: did you mean `--model-path m.gguf`?"),
         (["help", "genrate"], "there is no command `genrate`: did you mean `generate`?"),
         (["serve", "--modle-path", "x"], "unrecognized arguments: --modle-path x: did you mean `--model-path`"),
         (["list", "--parallel=3"], "unrecognized arguments: --parallel=3: `--parallel` is for `serve`"),
@@ -241,6 +245,13 @@ def test_a_model_file_has_to_be_there_and_a_folder_may_come(
 def test_what_was_mistyped_is_guessed(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     usage_error(*arguments)
     assert f"error: {told}" in capsys.readouterr().err
+
+
+def test_commands_of_other_programs_are_answered_with_ours() -> None:
+    commands = typed._commands_of(typed.argument_parser())
+    for theirs, ours in typed._COMMANDS_ELSEWHERE.items():
+        assert theirs not in commands
+        assert ours.split()[0] in commands
 
 
 def test_values_and_keys_that_were_mistyped_are_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
