@@ -59,14 +59,14 @@ def freeze(target: Target) -> Path:
         publish(checked(_composed(parts, target), target), target, components(target))
         stamp.write()
     if target == BUILD_MACHINE:
-        _link(DIST / "shimmy", target.file_name)
+        _name_also(DIST / "shimmy", DIST / target.file_name)
     return DIST / target.file_name
 
 
-def _link(name: Path, file: str) -> None:
-    """Have another name for a file, whose own tells the machine."""
+def _name_also(name: Path, file: Path) -> None:
+    """Have another name for a file, whose own tells the machine: a hard link, as it is copied and sent like a file."""
     name.unlink(missing_ok=True)
-    name.symlink_to(file)
+    name.hardlink_to(file)
 
 
 def _inputs_key(parts: Path) -> str:
