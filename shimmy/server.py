@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -137,14 +138,16 @@ class Server:
     async def _preload(self) -> None:
         """Load the models of `--preload`. One that cannot be loaded is logged; the server answers for the others, and
         is not ready until a client has had that one loaded."""
-        for name in self._config.preload:
+        models = {}
+        for name in self._config.preload:  # before the first load, which may take minutes
             try:
-                await self._services.pool.ensure_ready(self._services.registry.resolve(name))
-                self._services.preloads.discard(name)
+                models[name] = self._services.registry.resolve(name)
             except ModelNotFound as error:
                 logger.error("cannot preload `%s`: %s", name, error.message)
-            except ShimmyError:
-                pass  # the pool has logged it
+        for name, model in models.items():
+            with suppress(ShimmyError):  # the pool has logged it
+                await self._services.pool.ensure_ready(model)
+                self._services.preloads.discard(name)
 
     def _on_signal(self) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -14,7 +14,8 @@ from shimmy.api.http_exchange import ASGIMessage, Exchange
 from shimmy.api.routes import OPEN_PATHS, ROUTES
 from shimmy.catalog.catalog import Model
 from shimmy.errors import Overloaded
-from tests.fakes import SCRIPT, Call, FakeWorker, Reply, fetch, model, on_loop, services
+from shimmy.pool.model_runtime import Failure
+from tests.fakes import SCRIPT, Call, FakeWorker, Reply, fetch, model, on_loop, services, until
 
 # A path and a method for every entry of the route table.
 ENTRIES = [(path.replace("{rest:path}", "tiny.q4-1").replace("{rest}", "resp_1"), method) for method, path, _ in ROUTES]
@@ -236,17 +237,48 @@ async def test_alive_and_ready_are_two_questions() -> None:
 
 @on_loop
 async def test_a_server_is_ready_once_the_models_of_preload_have_been_loaded() -> None:
-    all_services = services(FakeWorker())
+    may_load = asyncio.Event()
+
+    async def load_slowly() -> None:
+        await may_load.wait()
+
+    all_services = services(FakeWorker(), load=load_slowly, preload=["missing", "tiny"])
     app = create_app(all_services)
-    name = all_services.registry.catalog.models[0].name
-    all_services.preloads.update([name, "missing"])
-    reply = await fetch(app, "GET", "/ready")
-    assert (reply.status, reply.json()["status"]) == (503, "not ready")
-    assert "2 model(s) of `--preload`" in reply.json()["reason"]
-    assert "missing" not in reply.json()["reason"]
+    model = all_services.registry.catalog.models[0]
+    all_services.preloads.update(all_services.config.preload)
+
+    async def reason() -> str:
+        reply = await fetch(app, "GET", "/ready")
+        assert (reply.status, reply.json()["status"]) == (503, "not ready")
+        return str(reply.json()["reason"])
+
+    missing = "`missing` of `--preload` is not known here"
+    assert await reason() == f"{missing}; `tiny` of `--preload` is not loaded yet"
+    load = asyncio.create_task(all_services.pool.ensure_ready(model))
+    await until(lambda: all_services.pool.runtime(model.name) is not None)
+    assert await reason() == f"{missing}; `tiny` of `--preload` is loading"
+    may_load.set()
+    await load
+    assert await reason() == missing
     all_services.preloads.discard("missing")
-    await all_services.pool.ensure_ready(all_services.registry.resolve(name))
     assert (await fetch(app, "GET", "/ready")).json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, "`tiny` of `--preload` could not be loaded: no "), ({"api_key": "secret"}, "1 model(s) of `--preload`")],
+)
+@on_loop
+async def test_why_a_model_of_preload_could_not_be_loaded_is_told_to_those_who_may_know(
+    settings: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_services = services(preload="tiny", **settings)
+    all_services.preloads.add("tiny")
+    monkeypatch.setattr(all_services.pool, "failure", lambda _: Failure(model(), "no " + "o" * 999))
+    reason = (await fetch(create_app(all_services), "GET", "/ready")).json()["reason"]
+    assert reason.startswith(told)
+    assert len(reason) < 300
+    assert ("tiny" in reason) == (not settings)
 
 
 @on_loop

@@ -139,6 +139,7 @@ def test_a_preloaded_model_is_there_before_anybody_asks(start: StartServer) -> N
     server = start("--preload", "beta", "--preload", "missing")
     wait_for("the model", lambda: server.get("/api/models/beta/status").json()["state"] == "ready")
     wait_for("the line of the log", lambda: "cannot preload `missing`" in server.log)
+    assert server.log.index("cannot preload `missing`") < server.log.index("loading `beta`")
     assert server.get("/ready").status == 503
     assert server.get("/health").status == 200
 

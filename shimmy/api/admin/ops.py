@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 from shimmy import __version__, log
 from shimmy.errors import ModelNotFound, NotFound
+from shimmy.text.printable import printable, shortened
 
 if TYPE_CHECKING:
     from shimmy.api.http_exchange import Exchange
     from shimmy.generation import Services
 
+_MAX_REASON = 200  # characters
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -29,9 +31,8 @@ async def ready(exchange: "Exchange") -> None:
     _forget_loaded(services)
     if not services.ready:
         await exchange.reply({"status": "not ready"}, 503)
-    elif services.preloads:  # without their names, as this asks for no key
-        reason = f"{len(services.preloads)} model(s) of `--preload` are not loaded: the server's log says why"
-        await exchange.reply({"status": "not ready", "reason": reason}, 503)
+    elif services.preloads:
+        await exchange.reply({"status": "not ready", "reason": _what_is_missing(services)}, 503)
     else:
         await exchange.reply({"status": "ready"})
 
@@ -44,6 +45,31 @@ def _forget_loaded(services: "Services") -> None:
             with suppress(ModelNotFound):
                 if services.registry.resolve(name).name in loaded:
                     services.preloads.discard(name)
+
+
+def _what_is_missing(services: "Services") -> str:
+    """What each model of `--preload` that is not loaded waits for, in their order. Nothing of models where a server has
+    keys, as this route asks for none."""
+    if services.config.api_keys:
+        return (
+            f"{len(services.preloads)} model(s) of `--preload` are loading, or cannot be loaded: see the server's log"
+        )
+    names = [name for name in dict.fromkeys(services.config.preload) if name in services.preloads]
+    return "; ".join(f"`{printable(name)}` of `--preload` {_state(services, name)}" for name in names)
+
+
+def _state(services: "Services", name: str) -> str:
+    try:
+        model = services.registry.resolve(name)
+    except ModelNotFound:
+        reason = services.registry.catalog.rejected_reason(name)
+        return f"cannot be served: {shortened(reason, _MAX_REASON)}" if reason else "is not known here"
+    runtime, failure = services.pool.runtime(model.name), services.pool.failure(model.name)
+    if runtime is not None and runtime.loading is not None:
+        return "is loading"
+    if failure is not None:
+        return f"could not be loaded: {shortened(failure.reason, _MAX_REASON)}"
+    return "is not loaded yet"
 
 
 async def version(exchange: "Exchange") -> None:
