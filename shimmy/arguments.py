@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 
-
 # What other programs call commands that are ours by another name.
 _COMMANDS_ELSEWHERE = {
     "chat": "run", "repl": "run", "ls": "list", "models": "list", "show": "probe", "info": "probe", "start": "serve",
@@ -39,6 +38,7 @@ _ELSEWHERE = {
     "-c": "--ctx-size",
     "-t": "--threads",
     "-np": "--parallel",
+    "--temperature": "--temp",
 }
 
 
