@@ -35,7 +35,10 @@ def listen(bind: Bind) -> list[socket.socket]:
         except OSError as exc:
             reason = exc
     tried = f"port {ports[0]}" if len(ports) == 1 else f"a port from {ports[0]} to {ports[-1]}"
-    raise BindError(f"cannot listen on {bind.host}, {tried}: {reason}") from reason
+    told = reason.strerror if reason is not None and reason.strerror else str(reason)
+    if reason is not None and reason.errno == errno.EADDRINUSE:
+        told = f"{told}; end what listens there, or choose another with `--bind HOST:PORT` (port 0: one that is free)"
+    raise BindError(f"cannot listen on {bind.host}, {tried}: {told}") from reason
 
 
 def _addresses(host: str) -> list[_Address]:
