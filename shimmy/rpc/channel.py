@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from shimmy.rpc.key import NO_KEY
+
 DEFAULT_LIMIT_S = 10.0
 MAX_RECORD_BYTES = 256 * 1024
 
@@ -37,6 +39,10 @@ _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 class ChannelError(Exception):
     """The channel cannot be opened, or is gone; the message says why, for a person."""
+
+
+class ChannelClosed(ChannelError):
+    """The other end has closed the channel, as it does at its end."""
 
 
 class RecordKind(IntEnum):
@@ -203,10 +209,12 @@ async def _prove(streams: Streams, key: bytes, limit_s: float, *, is_server: boo
     spoken = tunnel + (other + own if is_server else own + other)
     own_proof, other_proof = (_proof(key, label, spoken) for label in (b"server", b"client")[:: 1 if is_server else -1])
     if is_server:  # the one who asks begins: who does not have the key gets to see nothing that was made with it
-        if not hmac.compare_digest(await _read(reader, _PROOF_BYTES, limit_s), other_proof):
+        heard = await _read(reader, _PROOF_BYTES, limit_s)
+        if not hmac.compare_digest(heard, other_proof):
             writer.write(_NO)
             await _close(writer)
-            raise ChannelError("it has another key")
+            has_none = hmac.compare_digest(heard, _proof(NO_KEY, b"client", spoken))
+            raise ChannelError("it has no key (`--rpc-key-file`)" if has_none else "it has another key")
         writer.write(_YES + own_proof)
     else:
         writer.write(own_proof)
@@ -243,7 +251,7 @@ async def _read(reader: asyncio.StreamReader, size: int, limit_s: float) -> byte
                 raise ChannelError(f"no sign of life for {limit_s:g} s") from None
             raise ChannelError("the connection is lost") from exc
         if not piece:
-            raise ChannelError("the other end closed the connection")
+            raise ChannelClosed("the other end closed the connection")
         pieces.append(piece)
         size -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -181,7 +181,8 @@ class Front:
             self._n_starting -= 1
         try:
             logger.info("%s computes on %s", channel.peer, ", ".join(names))
-            logger.info("%s has left: %s", channel.peer, await session.run())
+            reason = await session.run()
+            logger.info("%s has left%s", channel.peer, f": {reason}" if reason else "")
         finally:
             self._sessions.discard(session)
 

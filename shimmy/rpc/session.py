@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
-from shimmy.rpc.channel import MAX_RECORD_BYTES, Channel, ChannelError
+from shimmy.rpc.channel import MAX_RECORD_BYTES, Channel, ChannelClosed, ChannelError
 from shimmy.rpc.engine_process import EngineFailed, EngineProcess, EngineSettings
 from shimmy.rpc.framing import Framing, FramingError, ToEngine
 
@@ -29,7 +29,7 @@ class ClientSession:
         return self._framing.n_bytes
 
     async def run(self) -> str:
-        """Serve the client to its end; returns why it ended."""
+        """Serve the client to its end; returns why it ended, and nothing for an ordinary end."""
         try:
             engine = await EngineProcess.start(self._settings, 2 * MAX_RECORD_BYTES)
         except EngineFailed as exc:
@@ -47,6 +47,8 @@ class ClientSession:
     async def _until_end(self, engine: EngineProcess) -> str:
         try:
             await first_to_end(self._to_engine(engine), self._to_client(engine), self._watch(engine))
+        except ChannelClosed:
+            return ""
         except ChannelError as exc:
             return str(exc)
         except (FramingError, EngineFailed) as exc:

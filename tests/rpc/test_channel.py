@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shimmy.rpc.channel import MAX_RECORD_BYTES, Channel, ChannelError, Streams, accept, connect, tls_context
+from shimmy.rpc.key import NO_KEY
 
 KEY, OTHER_KEY = b"a key of sixteen bytes or more", b"another key of sixteen bytes or more"
 LIMIT_S = 0.4
@@ -199,14 +200,17 @@ def _user_timeout_ms(writer: asyncio.StreamWriter) -> int:
     return milliseconds
 
 
-def test_another_key_is_told_on_both_sides() -> None:
+@pytest.mark.parametrize(
+    ("key", "told"), [(OTHER_KEY, "it has another key"), (NO_KEY, "it has no key (`--rpc-key-file`)")]
+)
+def test_another_key_is_told_on_both_sides(key: bytes, told: str) -> None:
     async def talk() -> None:
         machine = Machine(served)
         async with machine as port:
             with pytest.raises(ChannelError, match="it has another key: `--rpc-key-file`"):
-                await connect("127.0.0.1", port, OTHER_KEY, AMPLE_S)
+                await connect("127.0.0.1", port, key, AMPLE_S)
             await asyncio.sleep(0.1)
-        assert [str(error) for error in machine.errors] == ["it has another key"]
+        assert [str(error) for error in machine.errors] == [told]
 
     run(talk())
 
