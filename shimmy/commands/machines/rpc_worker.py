@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from shimmy.background import keep_running
 from shimmy.commands.console import CommandCall, CommandFailed
 from shimmy.config import Config
 from shimmy.http.listening import BindError, listen
@@ -23,6 +25,7 @@ from shimmy.rpc.networks import is_loopback
 from shimmy.rpc.offer import PROCESSOR, OfferedDevice
 from shimmy.rpc.tensor_store import TensorStore
 from shimmy.system import cpu, gpu_backends, memory, rpc_archive
+from shimmy.system.frozen_program import UnpackedFolder
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +60,18 @@ def rpc_worker(call: CommandCall) -> int:
         )  # fmt: skip
         offered = ", ".join(f"{each.name} ({memory.shown(each.free_bytes)} free)" for each in devices())
         logger.info("offering %s on %s", offered, ", ".join(map(_place, listeners)))
-        asyncio.run(_serve(Front(front), listeners))
+        asyncio.run(_serve(Front(front), listeners, call.home))
     finally:
         for listener in listeners:
             listener.close()
     return 0
 
 
-async def _serve(front: Front, listeners: Sequence[socket.socket]) -> None:
-    """Until a signal ends it."""
+async def _serve(front: Front, listeners: Sequence[socket.socket], home: UnpackedFolder) -> None:
+    """Until a signal ends it, or the death of the one-file program's outer process."""
     serving = asyncio.ensure_future(front.serve(listeners))
+    chore = partial(_end_as_orphan, serving, home)
+    orphaned = asyncio.ensure_future(keep_running("looking after the program's folder", chore))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, serving.cancel)
@@ -74,6 +79,14 @@ async def _serve(front: Front, listeners: Sequence[socket.socket]) -> None:
         await serving
     except asyncio.CancelledError:
         logger.info("shutting down")
+    finally:
+        orphaned.cancel()
+
+
+async def _end_as_orphan(serving: "asyncio.Future[None]", home: UnpackedFolder) -> None:
+    await home.until_orphaned()
+    logger.error("the program that started this one was killed")
+    serving.cancel()
 
 
 def _check_reach(listeners: Sequence[socket.socket], key_file: Path | None) -> None:
