@@ -85,6 +85,7 @@ class DeviceChoice:
         self._pending: dict[str, Offload] = {}  # by model: what is chosen and not reserved yet
         self._machines = MachineChoice(config, budget, self._pending)
         self.is_required = config.device_required
+        self.has_machines = bool(config.rpc)
 
     async def choose(
         self,

@@ -136,6 +136,8 @@ class Swapper:
             "loaded `%s` in %.2f s: %s, context %d, CPU variant %s%s",
             model.name, load_s, facts.description, facts.n_ctx, facts.cpu_variant, facts.place and f", {facts.place}",
         )  # fmt: skip
+        if self.device_choice.has_machines and facts.device_note:  # a person named them, and they are not used
+            logger.warning("`%s` does not use all of `--rpc`: %s", model.name, facts.device_note)
         return client
 
     async def _start_where_possible(self, runtime: ModelRuntime, model: Model) -> WorkerClient:

@@ -4,6 +4,7 @@ their own in tests/rpc; two network namespaces are in test_two_networks.py."""
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import struct
@@ -194,6 +195,32 @@ def test_another_key_and_nobody_there_leave_the_processor(
     server = start(*options(tmp_path, there))
     assert server.chat(PROMPTS[0], max_tokens=2)
     assert f"{there.address} is not used: nothing listens there" in entry(server)["device_note"]
+
+
+def test_a_prompt_that_is_answered_without_the_machine_says_so(
+    tmp_path: Path, other: StartMachine, models: Path
+) -> None:
+    there = other()
+    common = ("generate", models / "alpha.gguf", "hello", "-n", "2", "--device", "none", "--rpc", there.address)
+    done = run(tmp_path, *common)
+    assert done.returncode == 0
+    assert f"does not use all of `--rpc`: {there.address} is not used: it has another key" in done.stderr
+    wait_for("the line of the log", lambda: "127.0.0.1: it has no key" in there.log)
+    assert "not used" not in run(tmp_path, *common, "--rpc-key-file", key_file(tmp_path)).stderr
+    wait_for("the line of the log", lambda: re.search(r" has left$", there.log, re.MULTILINE))
+
+
+@pytest.mark.skipif(not FROZEN_FILE, reason="has no outer process")
+def test_nothing_is_left_where_the_outer_process_is_killed(
+    tmp_path: Path, other: StartMachine, start: StartServer
+) -> None:
+    there = other()
+    server = start(*options(tmp_path, there))
+    server.chat(PROMPTS[0], max_tokens=2)
+    left = [there.pid, *there.engines()]
+    assert there.process.pid not in left
+    there.process.kill()
+    wait_for("the end of all", lambda: not any(filter(None, map(command_line, left))))
 
 
 def test_a_machine_that_is_needed_and_not_there(tmp_path: Path, start: StartServer, other: StartMachine) -> None:

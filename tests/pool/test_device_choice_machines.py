@@ -1,6 +1,7 @@
 """Models over other machines: which are asked, what is reserved there, and what follows when one is lost."""
 
 import asyncio
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -103,6 +104,21 @@ async def test_a_machine_that_does_not_answer_is_left_out_and_told(network: Netw
     offload = await offload_of(network.harness())
     assert offload.devices == ()
     assert offload.note == "localhost:1 is not used: nothing listens there; localhost:2 is not used: it is busy"
+
+
+@on_loop
+async def test_a_machine_that_was_named_and_is_not_used_is_in_the_log(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    for note in ("", "localhost:1 is not used: nothing listens there"):
+        harness = network.harness()
+        task = harness.ask()
+        load = await harness.loading()
+        load.client.facts = replace(load.client.facts, device_note=note)
+        load.succeed()
+        await task
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert warnings == ([f"`{TINY.name}` does not use all of `--rpc`: {note}"] if note else [])
 
 
 @on_loop
