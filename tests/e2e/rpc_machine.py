@@ -48,7 +48,10 @@ class Machine:
     @cached_property
     def pid(self) -> int:
         """The process that listens."""
-        return self.process.pid if self._is_elsewhere else listener(self.port, session(self.process.pid))
+        if not self._is_elsewhere:
+            return listener(self.port, session(self.process.pid))
+        pids = [self.process.pid, *children(self.process.pid)]  # the frozen file starts itself once more
+        return [pid for pid in pids if b"rpc-worker" in command_line(pid)][-1]
 
     def engines(self) -> list[int]:
         return [pid for pid in children(self.pid) if b"rpc-engine" in command_line(pid)]

@@ -77,8 +77,8 @@ def test_a_machine_that_is_lost_costs_the_jobs_that_it_computes(
     server = start(*options(tmp_path, lost, stays))
     text = server.chat(PROMPTS[1], max_tokens=N_TOKENS)
     harms = {
-        "killed": lambda: os.kill(lost.process.pid, signal.SIGKILL),
-        "stopped": lambda: os.kill(lost.process.pid, signal.SIGSTOP),
+        "killed": lambda: os.kill(lost.pid, signal.SIGKILL),
+        "stopped": lambda: os.kill(lost.pid, signal.SIGSTOP),
         "cut off": link.cut,
     }
     said = ends_in_time(server, harms[harm])
