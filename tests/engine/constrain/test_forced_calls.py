@@ -3,13 +3,15 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from shimmy.engine.chat.detect_tool_format import may_be_several, recognise, written
+from shimmy.engine.chat import detect_tool_format
+from shimmy.engine.chat.detect_tool_format import may_be_several, recognise
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.engine.constrain import tool_grammar
 from shimmy.engine.constrain.json_schema import STYLE
@@ -65,9 +67,9 @@ AWKWARD = {
     "where": {"line": 1, "s": '"'},
 }
 CALLS = (
-    ToolCall("0000000001", "write_file", json.dumps(AWKWARD, ensure_ascii=False)),
-    ToolCall("0000000002", "now", "{}"),
-    ToolCall("0000000003", "write_file", '{"path": "", "content": "", "n": 0}'),
+    ToolCall("000000001", "write_file", json.dumps(AWKWARD, ensure_ascii=False)),
+    ToolCall("000000002", "now", "{}"),
+    ToolCall("000000003", "write_file", '{"path": "", "content": "", "n": 0}'),
 )
 
 TAGGED = (
@@ -98,6 +100,12 @@ def prepared(tool: Tool) -> dict[str, Any]:
 
 
 tool_lark = partial(tool_grammar.tool_lark, TOOLS, prepare=prepared)
+
+
+def written(calls: Sequence[ToolCall], form: ToolFormat) -> str:
+    """As the template writes the calls, with ids as long as those that its model writes."""
+    by_model = [replace(call, id=f"0{call.id}") if form.id_end else call for call in calls]
+    return detect_tool_format.written(by_model, form)
 
 
 def marks_of(form: ToolFormat) -> tuple[str, ...]:
