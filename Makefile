@@ -67,14 +67,14 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 	@$(BUILD) model >/dev/null
 	$(PYTHON) -m pytest tests/e2e $(SIDE_BY_SIDE) --durations=20
 
-# One process for each processor and no more: it has to be right the first time.
+# It has to be right the first time: one process for each processor and no more, and servers have the machine to themselves.
 test: SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist=worksteal
 test: CHECKED := smoke or not e2e
 test: MODELS := smollm2 gemma
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
 test: vulkan rpc check ## everything: all tests on the source tree, the frozen file with clients of others and in other systems
 	@$(BUILD) freeze
-	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging $(SIDE_BY_SIDE) --durations=20
+	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging --durations=20
 	@$(MAKE) --no-print-directory emulated clients systems SYSTEMS=--quick
 
 variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell sse42"

@@ -38,7 +38,8 @@ def answers(server: Server, model: str, n_prompts: int = N_PROMPTS) -> list[str]
     return texts
 
 
-@pytest.mark.frozen  # it takes minutes, and one run of it says enough
+@pytest.mark.frozen  # it takes a minute, and one run of it says enough
+@pytest.mark.alone  # with a thread for each processor, which stand still while others use one
 @pytest.mark.timeout(900)
 def test_greedy_tokens_are_those_of_a_gguf_made_by_llama_cpp(start: StartServer, folder: Path, tmp_path: Path) -> None:
     assert len(PROMPTS) == N_PROMPTS
