@@ -6,6 +6,7 @@ model on devices, and behind them the output, which counts as one more layer.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from shimmy.messages.device import Device, DeviceKind
 from shimmy.option_kinds import MAX_DEVICES
@@ -61,6 +62,11 @@ class LayerSizes:
         return self.on_each([self.n_layers + 1])[0]
 
 
+class _HasMemory(Protocol):
+    @property
+    def free_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class FreeDevice:
     """A device, and what of its memory a model may have."""
@@ -74,16 +80,16 @@ def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: Lay
     if fault := _fault(wish, found, reason, sizes):
         return Offload(note=fault)
     wanted = devices = _wanted(wish, found)
-    n_wished = _n_wished(wish, sizes)
+    n_most = n_wished(wish, sizes)
     if wish.names is None and wish.n_layers is None and not wish.split:
-        devices = _worthwhile(wanted, n_wished, sizes)
+        devices = _worthwhile(wanted, n_most, sizes)
         if not devices:
-            return Offload(note=_too_few(wanted, n_wished, sizes))
-    enough = [each for each in devices if sizes.on_each([n_wished])[0] <= each.free_bytes]
+            return Offload(note=_too_few(wanted, n_most, sizes))
+    enough = [each for each in devices if sizes.on_each([n_most])[0] <= each.free_bytes]
     if enough and not wish.split:
         devices = [max(enough, key=lambda each: each.free_bytes)]  # faster than two that wait for each other
     shares = wish.split or [each.free_bytes for each in devices]
-    n_layers = n_wished if wish.n_layers is not None else _n_fitting(n_wished, devices, shares, sizes)
+    n_layers = n_most if wish.n_layers is not None else n_fitting(n_most, devices, shares, sizes)
     layers = divided(n_layers, shares)
     n_bytes = sizes.on_each(layers)
     used = [place for place, n in enumerate(layers) if n]
@@ -99,10 +105,11 @@ def place(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: Lay
 
 def n_with_room(wish: DeviceWish, found: Sequence[FreeDevice], sizes: LayerSizes) -> int:
     """How many of the layers that are wished there have room, also where a number of them is taken at its word."""
-    return min(_n_wished(wish, sizes), place(replace(wish, n_layers=None), found, "", sizes).n_layers)
+    return min(n_wished(wish, sizes), place(replace(wish, n_layers=None), found, "", sizes).n_layers)
 
 
-def _n_wished(wish: DeviceWish, sizes: LayerSizes) -> int:
+def n_wished(wish: DeviceWish, sizes: LayerSizes) -> int:
+    """No more layers than these, whatever is free."""
     return min(n for n in (sizes.n_layers + 1, wish.n_layers, wish.n_most) if n is not None)
 
 
@@ -117,11 +124,11 @@ def divided(n_layers: int, shares: Sequence[float]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _n_fitting(n_most: int, devices: Sequence[FreeDevice], shares: Sequence[float], sizes: LayerSizes) -> int:
-    """The most layers, up to `n_most`, that all devices have the memory for."""
+def n_fitting(n_most: int, places: Sequence[_HasMemory], shares: Sequence[float], sizes: LayerSizes) -> int:
+    """The most layers, up to `n_most`, that all places have the memory for when each has its share."""
     for n_layers in range(n_most, 0, -1):
         needed = sizes.on_each(divided(n_layers, shares))
-        if all(n_bytes <= each.free_bytes for n_bytes, each in zip(needed, devices, strict=True)):
+        if all(n_bytes <= each.free_bytes for n_bytes, each in zip(needed, places, strict=True)):
             return n_layers
     return 0
 
@@ -138,7 +145,7 @@ def _worthwhile(devices: Sequence[FreeDevice], n_most: int, sizes: LayerSizes) -
     for n_devices in range(1, len(devices) + 1):
         chosen = [each for each in devices if each in freest[:n_devices]]
         shares = [each.free_bytes for each in chosen]
-        layers = divided(_n_fitting(n_most, chosen, shares, sizes), shares)
+        layers = divided(n_fitting(n_most, chosen, shares, sizes), shares)
         if sum(layers) > n_best and 4 * n_devices * min(layers) >= n_all:
             best, n_best = chosen, sum(layers)
     return best
@@ -171,11 +178,11 @@ def _fault(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: La
                 return f"{name} cannot be used: {by_name[name].unusable}"
         n_devices = len(wish.names)
     if wish.split and len(wish.split) != n_devices:
-        return f"`--tensor-split` has {_plural(len(wish.split), 'number')} for {_plural(n_devices, 'device')}"
+        return f"`--tensor-split` has {plural(len(wish.split), 'number')} for {plural(n_devices, 'device')}"
     return ""
 
 
-def _plural(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
@@ -210,7 +217,7 @@ def _notes(
 
 def _too_few(devices: Sequence[FreeDevice], n_most: int, sizes: LayerSizes) -> str:
     """Why none of the devices is used without being named."""
-    n_layers = _n_fitting(n_most, devices, [each.free_bytes for each in devices], sizes)
+    n_layers = n_fitting(n_most, devices, [each.free_bytes for each in devices], sizes)
     fit = _what_fits(n_layers, devices, sizes)
     return f"{fit}; so few are put on a device that is named with `--device`" if n_layers else fit
 

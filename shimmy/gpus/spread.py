@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shimmy.gpus.machines import Machine
-from shimmy.gpus.placement import DeviceWish, FreeDevice, LayerSizes, divided
+from shimmy.gpus.placement import DeviceWish, FreeDevice, LayerSizes, divided, n_fitting, n_wished, plural
 from shimmy.option_kinds import MAX_DEVICES
 from shimmy.system.memory import shown
 from shimmy.wire.worker_options import Offload
@@ -51,17 +51,17 @@ def spread(
     if not places:
         return Offload(note="; ".join(notes) or "no other machine was found")
     if wish.split and len(wish.split) != len(places):
-        numbers, devices = _plural(len(wish.split), "number"), _plural(len(places), "device")
+        numbers, devices = plural(len(wish.split), "number"), plural(len(places), "device")
         return Offload(note=f"`--tensor-split` has {numbers} for {devices}")
     n_all = sizes.n_layers + 1
     shares = wish.split or [place.free_bytes for place in places]
-    n_layers = min(n for n in (n_all, wish.n_layers, wish.n_most) if n is not None)
+    n_layers = n_wished(wish, sizes)
     if wish.n_layers is None and all(place.is_processor for place in places):
         n_layers = min(
             n_layers, n_all - divided(n_all, [min(processor_bytes, float(sizes.total)), *_capped(places, sizes)])[0]
         )
     if wish.n_layers is None:
-        n_layers = _n_fitting(n_layers, places, shares, sizes)
+        n_layers = n_fitting(n_layers, places, shares, sizes)
     layers = divided(n_layers, shares)
     n_bytes = sizes.on_each(layers)
     used = [index for index, n in enumerate(layers) if n]
@@ -80,15 +80,3 @@ def spread(
 def _capped(places: Sequence[Place], sizes: LayerSizes) -> list[float]:
     """Memory beyond what the whole model takes is no reason for a larger share."""
     return [float(min(place.free_bytes, sizes.total)) for place in places]
-
-
-def _n_fitting(n_most: int, places: Sequence[Place], shares: Sequence[float], sizes: LayerSizes) -> int:
-    for n_layers in range(n_most, 0, -1):
-        needed = sizes.on_each(divided(n_layers, shares))
-        if all(n_bytes <= place.free_bytes for n_bytes, place in zip(needed, places, strict=True)):
-            return n_layers
-    return 0
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
