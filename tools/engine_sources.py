@@ -34,3 +34,8 @@ def engine_sources() -> Path:
 
 def _requirement() -> str:
     return next(name for name in requirements() if name.startswith(ENGINE_PACKAGE))
+
+
+def ggml_sources() -> Path:
+    """The folder of ggml in it."""
+    return engine_sources() / "vendor" / "llama.cpp" / "ggml"

@@ -17,7 +17,7 @@ from shimmy.messages.device import Device
 from shimmy.pool.device_choice import DeviceChoice
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget
-from shimmy.system import gpu_backends
+from shimmy.system import backends
 from shimmy.wire.records import to_wire
 from shimmy.wire.worker_options import Offload
 
@@ -55,8 +55,8 @@ def _told(found: FoundDevices, config: Config) -> dict[str, Any]:
 
 def _use(found: FoundDevices, config: Config) -> str:
     """Where models are computed with these options."""
-    if not gpu_backends.is_any_there():
-        return f"{gpu_backends.NONE_IS_THERE}, and computes on the processor"
+    if not backends.has_one_for_gpus():
+        return f"{backends.NONE_FOR_GPUS}, and computes on the processor"
     names = [device.name for device in found.devices if _is_used(device, config)]
     return f"models are put on {' and '.join(names)}, as far as they fit" if names else "models stay on the processor"
 
@@ -67,7 +67,7 @@ def _is_used(device: Device, config: Config) -> bool:
 
 
 def _can_be_used(device: Device, config: Config) -> bool:
-    return not device.unusable and config.gpu_layers != 0 and gpu_backends.is_any_there()
+    return not device.unusable and config.gpu_layers != 0 and backends.has_one_for_gpus()
 
 
 def _row(device: Device, config: Config, *, has_better: bool) -> tuple[str, ...]:
@@ -95,8 +95,8 @@ def _when_used(device: Device, *, has_better: bool) -> str:
 
 def _place(model: Model, config: Config, found: FoundDevices) -> Offload:
     """Where a server that has no other model loaded would put it."""
-    if not gpu_backends.is_any_there():
-        return Offload(note=gpu_backends.NONE_IS_THERE)
+    if not backends.has_one_for_gpus():
+        return Offload(note=backends.NONE_FOR_GPUS)
     config = replace(config, device_required=False)  # nothing is refused here
     planner = LaunchPlanner(config)
     choice = DeviceChoice(config, MemoryBudget(config.max_memory_bytes), find=lambda: found)

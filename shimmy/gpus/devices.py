@@ -21,7 +21,7 @@ from typing import Any
 
 from shimmy.gpus import hardware, system_libraries, vulkan_files
 from shimmy.messages.device import Device, DeviceBackend, DeviceKind
-from shimmy.system import gpu_backends, unpacked_folder
+from shimmy.system import backends, unpacked_folder
 from shimmy.system.remembered import Remembered
 from shimmy.system.self_command import environment, executable, own_program
 from shimmy.text.printable import shortened
@@ -108,7 +108,7 @@ def find_devices(
     if _OWN_LIBC in os.environ:
         return FoundDevices(reason=_CANNOT_LOAD)
     has_loader = vulkan_files.loader(os.environ) is not None
-    wants_cuda = gpu_backends.CUDA.is_there()
+    wants_cuda = backends.CUDA.is_there()
     cuda, vulkan = FoundDevices(), FoundDevices(reason=_NO_LOADER)
     if wants_cuda and _cuda_driver() is not None:
         cuda = _answer(_CUDA, cache_folder, is_enough, limit_s)

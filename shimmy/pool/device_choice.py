@@ -20,7 +20,7 @@ from shimmy.pool.eviction import Occupant
 from shimmy.pool.machine_choice import MachineChoice
 from shimmy.pool.memory_budget import MemoryBudget
 from shimmy.pool.memory_estimate import MemoryEstimate
-from shimmy.system import gpu_backends
+from shimmy.system import backends
 from shimmy.wire.worker_options import Offload
 
 if TYPE_CHECKING:
@@ -251,8 +251,8 @@ class DeviceChoice:
                 return False
             return not any(device.name in names if names else device.is_automatic for device in kept.devices)
 
-        if not gpu_backends.is_any_there():
-            found = devices.FoundDevices(reason=gpu_backends.NONE_IS_THERE)
+        if not backends.has_one_for_gpus():
+            found = devices.FoundDevices(reason=backends.NONE_FOR_GPUS)
         else:
             found = devices.find_devices(self._config.cache_dir, is_enough=is_enough)
         has_gpu = any(device.kind != DeviceKind.CPU for device in found.devices) or hardware.gpus()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shimmy.background import in_thread
 from shimmy.config import Config
 from shimmy.pool.memory_budget import MemoryBudget
-from shimmy.system import rpc_archive
+from shimmy.system.backends import NO_RPC, RPC
 from shimmy.wire.worker_options import Offload
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class MachineChoice:
         """Over the machines that answer now, and those of the `own` devices that are wished."""
         from shimmy.gpus import spread
 
-        if not rpc_archive.is_there():
-            return Offload(note="this build cannot use several machines: `python3 build.py rpc` makes what it lacks")
+        if not RPC.is_there():
+            return Offload(note=NO_RPC)
         machines = await in_thread(self._find)
         places = [*spread.own_places(wish, own)]
         missing = {*(wish.names or ())} - {place.name for place in places}

@@ -9,7 +9,7 @@ from shimmy import cli
 from shimmy.commands import gpu_info
 from shimmy.gpus.devices import FoundDevices
 from shimmy.messages.device import Device, DeviceKind
-from shimmy.system import gpu_backends
+from shimmy.system import backends
 from tests.tiny_models import write_tiny_model
 
 GEFORCE = Device(0, "GeForce", DeviceKind.DISCRETE, "NVIDIA", "NVIDIA 550", "1.3.9", 8 * 10**9, 7 * 10**9)
@@ -21,7 +21,7 @@ IRIS = Device(2, "Iris", DeviceKind.INTEGRATED, "Intel", "", "1.3.0", 4 * 10**9,
 @pytest.fixture
 def find(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> "pytest.MonkeyPatch":
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(gpu_backends, "is_any_there", lambda: True)
+    monkeypatch.setattr(backends, "has_one_for_gpus", lambda: True)
     return monkeypatch
 
 
@@ -102,7 +102,7 @@ def test_a_model_that_stays_on_the_processor_has_a_reason(
     has(FoundDevices((), "there is none"), find)
     assert cli.main(["gpu-info", path]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "Model: tiny is computed on the processor (there is none)"
-    find.setattr(gpu_backends, "is_any_there", lambda: False)
+    find.setattr(backends, "has_one_for_gpus", lambda: False)
     assert cli.main(["gpu-info", path, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["use"] == "this build has no backend for GPUs, and computes on the processor"

@@ -7,7 +7,7 @@ import pytest
 from PyInstaller.archive.readers import CArchiveReader  # type: ignore[import-untyped]
 from PyInstaller.archive.writers import CArchiveWriter  # type: ignore[import-untyped]
 
-from shimmy.system.gpu_backends import CUDA
+from shimmy.system.backends import CUDA
 from tools.bootloader import SIZE_WORDS
 from tools.cuda import file, papers
 from tools.cuda.toolkit import Toolkit

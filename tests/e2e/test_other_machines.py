@@ -18,8 +18,7 @@ import pytest
 
 from shimmy.rpc.channel import Channel, ChannelError, connect
 from shimmy.rpc.framing import PROTOCOL, Command
-from shimmy.system import rpc_archive
-from shimmy.system.gpu_backends import VULKAN
+from shimmy.system.backends import RPC, VULKAN
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, ENDLESS, FROZEN_FILE, HOST, PROMPTS, Json, Server, run
 from tests.e2e.processes import command_line, wait_for
@@ -31,9 +30,7 @@ ALL = 3  # layers of the tiny models, with their output
 MANY = 100
 SLACK_S = 10.0  # for a busy machine, beside the heartbeat
 
-pytestmark = pytest.mark.skipif(
-    not FROZEN_FILE and rpc_archive.built() is None, reason="not made: `python3 build.py rpc`"
-)
+pytestmark = pytest.mark.skipif(not FROZEN_FILE and RPC.built() is None, reason="not made: `python3 build.py rpc`")
 
 StartMachine = Callable[..., Machine]
 

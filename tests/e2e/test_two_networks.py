@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.system import rpc_archive
+from shimmy.system.backends import RPC
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, FROZEN_FILE, PROMPTS, Server
 from tests.e2e.network_namespace import Network, network
@@ -21,7 +21,7 @@ from tests.models import demo_model
 NAME = "smollm2-135m-instruct.q4-1"
 
 pytestmark = [
-    pytest.mark.skipif(not FROZEN_FILE and rpc_archive.built() is None, reason="not made: `python3 build.py rpc`"),
+    pytest.mark.skipif(not FROZEN_FILE and RPC.built() is None, reason="not made: `python3 build.py rpc`"),
     pytest.mark.thorough,
     pytest.mark.timeout(240),
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shimmy.system.gpu_backends import VULKAN
+from shimmy.system.backends import VULKAN
 from tests import tiny_families
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, FROZEN_FILE, PROMPTS, STEADY_SEED, Json, Server, run, serving

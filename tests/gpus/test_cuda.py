@@ -11,8 +11,8 @@ import pytest
 from shimmy.gpus import hardware, system_libraries, vulkan_files
 from shimmy.gpus.devices import FoundDevices, find_devices
 from shimmy.messages.device import Device, DeviceBackend, DeviceKind
-from shimmy.system import gpu_backends
-from shimmy.system.gpu_backends import GpuBackend
+from shimmy.system import backends
+from shimmy.system.backends import Backend
 from tests.gpus.conftest import SetVulkan
 from tests.gpus.fake_driver import HOPPER, PASCAL, compile_driver
 from tests.gpus.fake_loader import GEFORCE
@@ -37,7 +37,7 @@ def set_cuda(driver: Path, set_vulkan: SetVulkan, monkeypatch: pytest.MonkeyPatc
     """Sets what the driver does and which GPUs it has, on a machine without other GPUs, for a build with CUDA."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(driver.parent), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(GpuBackend, "is_there", lambda _: True)
+    monkeypatch.setattr(Backend, "is_there", lambda _: True)
     set_vulkan()
 
     def set_variables(*gpus: str, does: str = "", version: int = 13000) -> None:
@@ -161,7 +161,7 @@ def test_a_build_without_cuda_asks_no_driver_of_it(
 ) -> None:
     set_vulkan("", HOPPER_BY_VULKAN)
     set_cuda(HOPPER, does="cuDriverGetVersion=abort")
-    monkeypatch.setattr(GpuBackend, "is_there", lambda backend: backend == gpu_backends.VULKAN)
+    monkeypatch.setattr(Backend, "is_there", lambda backend: backend == backends.VULKAN)
     assert [(device.name, device.unusable) for device in found().devices] == [("Vulkan0", "")]
     assert found().reason == ""
 

@@ -17,7 +17,7 @@ from shimmy.messages.device_verdict import TABLE, DeviceVerdict
 from shimmy.pool.device_choice import RETRY_S, DeviceChoice
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget
-from shimmy.system import gpu_backends
+from shimmy.system import backends
 from shimmy.system.remembered import Remembered
 from shimmy.wire.records import to_wire
 from shimmy.wire.worker_options import Offload, WorkerOptions
@@ -246,7 +246,7 @@ def test_a_required_device_is_asked_for_although_a_fault_is_kept(
         return FoundDevices()
 
     monkeypatch.setattr(devices, "find_devices", find_devices)
-    monkeypatch.setattr(gpu_backends, "is_any_there", lambda: True)
+    monkeypatch.setattr(backends, "has_one_for_gpus", lambda: True)
     DeviceChoice(config.load({"device_required": required}, {}), MemoryBudget(None))._look()
     assert told == [answer]
 

@@ -13,7 +13,7 @@ from shimmy.gpus.machines import Machine
 from shimmy.pool.device_choice import RETRY_S
 from shimmy.rpc.address import Address
 from shimmy.rpc.offer import OfferedDevice
-from shimmy.system import rpc_archive
+from shimmy.system.backends import Backend
 from shimmy.wire.worker_options import Offload
 from tests.fakes import on_loop, until
 from tests.pool.harness import TINY, Client, Harness, Load
@@ -31,7 +31,7 @@ class Network:
         self.free_bytes = dict.fromkeys((ONE, TWO), 100 * GB)
         self.reasons: dict[Address, str] = {}
         monkeypatch.setattr(machines, "find_machines", self._find)
-        monkeypatch.setattr(rpc_archive, "is_there", lambda: True)
+        monkeypatch.setattr(Backend, "is_there", lambda _: True)
 
     def _find(self, addresses: tuple[Address, ...], key_file: Path | None, limit_s: float) -> list[Machine]:
         assert (key_file, limit_s) == (None, 10.0)
@@ -193,7 +193,7 @@ async def test_a_load_that_fails_though_all_answer_is_left_to_the_processor(netw
 
 @on_loop
 async def test_a_build_that_has_no_such_part_says_so(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc_archive, "is_there", lambda: False)
+    monkeypatch.setattr(Backend, "is_there", lambda _: False)
     offload = await offload_of(network.harness())
     assert (offload.devices, offload.note[:40]) == ((), "this build cannot use several machines: ")
 

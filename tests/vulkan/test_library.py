@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.backend_library import check
 from tools.engine import library_folder
 from tools.portable.elf import ElfFile
 from tools.portable.target import BUILD_MACHINE, TARGETS
@@ -44,7 +45,7 @@ def test_a_library_that_asks_for_more_than_the_engine(tmp_path: Path) -> None:
     (tmp_path / "a.c").write_text("int vkCreateInstance(void); int f(void) { return vkCreateInstance(); }")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "a.so", tmp_path / "a.c"], check=True)
     with pytest.raises(BuildError, match=r"asks for \['vkCreateInstance'\] of \["):
-        library._check((tmp_path / "a.so").read_bytes())
+        check(tmp_path / "a.so")
 
 
 @pytest.mark.parametrize("machine", [*TARGETS])

@@ -6,7 +6,7 @@ The library is packed already: nvcc has compressed its kernels. Knows what the f
 import hashlib
 from pathlib import Path
 
-from shimmy.system.gpu_backends import CUDA
+from shimmy.system.backends import CUDA
 from tools.bootloader import write_size
 from tools.cuda import papers
 from tools.cuda.library import library

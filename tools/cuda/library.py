@@ -8,19 +8,19 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from shimmy.system.gpu_backends import CUDA
+from shimmy.system.backends import CUDA
+from tools.backend_library import ENGINE, SHARED_FILES, engine_to_link, made_once
 from tools.cuda.objects import compiled, key_of_objects, sources
 from tools.cuda.toolkit import FOLDER, host_compiler, host_library, toolkit
 from tools.portable.compiler import compiler
 from tools.portable.elf import ElfFile
 from tools.portable.target import BUILD_MACHINE
 from tools.portable.weak_versions import newer_versions
-from tools.steps import BuildError, Stamp, key_of, key_of_files, run, say
+from tools.steps import BuildError, key_of, key_of_files, run, say
 
 LIBRARY = CUDA.library
 
 _HERE = Path(__file__).parent
-_ENGINE = "libggml-base.so.0"  # what it is opened beside
 # In CUDA and in C, both ours; the first is compiled for the same GPUs as the backend.
 CUBLAS = _HERE / "cublas.cu"
 _C_SOURCES = ("driver.c", "old_glibc.c", "unused_kernels.cpp")
@@ -32,17 +32,14 @@ _SYSTEM_LIBRARIES = {
 def library() -> Path:
     """The library, made once; about two hours of processor time where no object is in the cache."""
     files = [CUBLAS, *sources()]
-    made = FOLDER / BUILD_MACHINE.machine / LIBRARY
-    stamp = Stamp(made.with_name("stamp"), key_of(key_of_objects(files), link_key()))
-    if stamp.holds() and made.exists():
+
+    def make(work: Path) -> Path:
+        made = work / LIBRARY
+        link(compiled(files), made)
+        check(made)
         return made
-    unfinished = made.with_name("work") / LIBRARY
-    link(compiled(files), unfinished)
-    check(unfinished)
-    unfinished.replace(made)
-    shutil.rmtree(unfinished.parent)
-    stamp.write()
-    return made
+
+    return made_once(FOLDER / BUILD_MACHINE.machine / LIBRARY, key_of(key_of_objects(files), link_key()), make)
 
 
 def link(objects: Sequence[Path], made: Path, *more: str | Path) -> None:
@@ -56,15 +53,12 @@ def link(objects: Sequence[Path], made: Path, *more: str | Path) -> None:
         by = chosen.cxx if name.endswith(".cpp") else chosen.cc
         flags = ["-O2", "-g0", "-fPIC", "-fvisibility=hidden", f"-isystem{toolkit().include}"]
         run([by, *flags, "-c", _HERE / name, "-o", target], **chosen.environment)
-    # The library says that it needs the engine's, whose own names are not known before that is made.
-    engine = work / _ENGINE
-    run([chosen.cc, "-shared", f"-Wl,-soname,{_ENGINE}", "-o", engine, "-xc", "/dev/null"], **chosen.environment)
     say(f"cuda: linking `{LIBRARY}`")
     options = ["-shared", "-s", "-nostdlib++", "-Wl,-z,undefs", "-Wl,--gc-sections", f"-Wl,-soname,{LIBRARY}"]
     options.append(f"-Wl,--version-script={_HERE / 'symbols.map'}")
     # GCC's library for C++, since the objects are GCC's; it is unwound by the linker's own.
     libraries: list[str | Path] = [toolkit().runtime, host_library(), "-lunwind", "-ldl", "-lrt", "-lpthread", "-lm"]
-    libraries += ["-Wl,--no-as-needed", engine]
+    libraries += ["-Wl,--no-as-needed", engine_to_link(chosen, work)]
     run([chosen.cxx, *options, "-o", made, *objects, *ours, *more, *libraries], **chosen.environment)
 
 
@@ -74,15 +68,14 @@ def check(made: Path) -> None:
     file = ElfFile(content)
     faults = [f"asks for {name}" for name in file.undefined_symbols() if not name.startswith("ggml_")]
     faults += [f"asks for {version}" for version in newer_versions(content)]
-    faults += [f"asks for {name}" for name in sorted(set(file.libraries()) - _SYSTEM_LIBRARIES - {_ENGINE})]
-    if _ENGINE not in file.libraries():
-        faults.append(f"does not ask for {_ENGINE}")
+    faults += [f"asks for {name}" for name in sorted(set(file.libraries()) - _SYSTEM_LIBRARIES - {ENGINE})]
+    if ENGINE not in file.libraries():
+        faults.append(f"does not ask for {ENGINE}")
     if faults:
         raise BuildError(f"`{LIBRARY}` {'; '.join(faults)}")
 
 
 def link_key() -> str:
     """Names what a link depends on beside the objects."""
-    portable = [_HERE.parent / "portable" / name for name in ("zig-cc", "requirements.txt")]
     own = [_HERE / name for name in ("library.py", "requirements.txt", "symbols.map", *_C_SOURCES)]
-    return key_of(key_of_files([*own, *portable]), host_compiler()[1])
+    return key_of(key_of_files([*own, *SHARED_FILES]), host_compiler()[1])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.cuda.toolkit import COMPILER_VERSION, FOLDER, host_compiler, toolkit
-from tools.engine_sources import engine_sources, engine_version
+from tools.engine_sources import engine_sources, engine_version, ggml_sources
 from tools.portable.libraries import N_JOBS
 from tools.steps import BuildError, key_of, key_of_files, say
 
@@ -51,7 +51,7 @@ ONE_GPU = (Code(80, (80,)),)  # for checks of the build
 
 def sources() -> list[Path]:
     """The backend's sources: first those without which nothing links, then instances of templates."""
-    folder = _ggml() / "src" / "ggml-cuda"
+    folder = ggml_sources() / "src" / "ggml-cuda"
     instances = folder / "template-instances"
     names = [f"fattn-vec-instance-{types}.cu" for types in _KV_TYPES]
     names += [f"fattn-tile-instance-dkq{size}-dv{size}.cu" for size in _TILE_SIZES]
@@ -81,17 +81,13 @@ def key_of_objects(files: Sequence[Path], codes: Sequence[Code] = ALL_GPUS) -> s
     return key_of(*(_object(file, common).name for file in files))
 
 
-def _ggml() -> Path:
-    return engine_sources() / "vendor" / "llama.cpp" / "ggml"
-
-
 def _object(file: Path, common: str) -> Path:
     return FOLDER / "objects" / f"{file.stem}-{key_of(common, file.read_bytes())}.o"
 
 
 def _common_key(codes: Sequence[Code]) -> str:
     """Names what all objects depend on: any header may be in any source."""
-    ggml = _ggml()
+    ggml = ggml_sources()
     headers = sorted([*(ggml / "src").glob("*.h"), *(ggml / "include").glob("*.h")])
     headers += sorted(path for path in (ggml / "src" / "ggml-cuda").rglob("*") if path.suffix in {".cuh", ".h"})
     own = key_of_files(INCLUDE.iterdir())
@@ -116,7 +112,7 @@ def _flags(codes: Sequence[Code]) -> list[str]:
 def _compile(file: Path, made: Path, codes: Sequence[Code]) -> None:
     unfinished = made.with_suffix(".part.o")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    folders = [_ggml() / "src" / "ggml-cuda", _ggml() / "src", _ggml() / "include", INCLUDE]
+    folders = [ggml_sources() / "src" / "ggml-cuda", ggml_sources() / "src", ggml_sources() / "include", INCLUDE]
     places = [f"-Xcompiler=-ffile-prefix-map={engine_sources()}=.", *(f"-I{folder}" for folder in folders)]
     command: list[str | Path] = [
         toolkit().nvcc,

@@ -13,8 +13,7 @@ from pathlib import Path, PurePosixPath
 from struct import calcsize, pack, unpack_from
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
-from shimmy.system import rpc_archive
-from shimmy.system.gpu_backends import VULKAN
+from shimmy.system.backends import RPC, VULKAN
 from tools import module_archive, openssl
 from tools.variants import ARCHIVE_NAME
 
@@ -87,7 +86,7 @@ def unpacked(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
             group = io.BytesIO(lzma.decompress(stream.read(n_bytes)))
             for variant, size in libraries:
                 yield f"CPU variant {variant}", group.read(size)
-    elif plain in {GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE, VULKAN.archive, rpc_archive.ARCHIVE}:
+    elif plain in {GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE, VULKAN.archive, RPC.archive}:
         yield name, lzma.decompress(content)
     elif plain == "ssl.xz":
         yield from openssl.unpack(content)

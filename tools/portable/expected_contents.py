@@ -8,8 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from shimmy.engine.llama.unpack_libraries import GRAMMAR_ARCHIVE, LOOPS_ARCHIVE, NUMPY_ARCHIVE
-from shimmy.system import rpc_archive
-from shimmy.system.gpu_backends import VULKAN
+from shimmy.system.backends import RPC, VULKAN
 from tools import variants
 from tools.portable.contents import MODULES, read_files, unpacked
 from tools.steps import BuildError
@@ -21,7 +20,7 @@ PACKAGES = {
 # Ours, and names of packages that are not in it (tools/stand_ins/).
 STAND_INS = {"h2", "method_code", "ssl_in_full"}
 VULKAN_FILES = (VULKAN.archive, VULKAN.digest)
-RPC_FILES = (rpc_archive.ARCHIVE, rpc_archive.DIGEST)
+RPC_FILES = (RPC.archive, RPC.digest)
 FILES = {
     *("base_library.zip", "libpython.so", "markupsafe/_speedups.so", "shimmy.inner", "ssl.xz"),
     *(f"llama_cpp/lib/{name}.z" for name in ("libggml-base.so", "libggml.so", "libllama.so")),

@@ -6,26 +6,20 @@ compiler may open it; the loader of Vulkan is opened when the backend is (loader
 
 import hashlib
 import lzma
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shimmy.system.gpu_backends import VULKAN
-from tools.engine_sources import engine_sources, engine_version
+from shimmy.system.backends import VULKAN
+from tools.backend_library import check, compile_flags, key_of_sources, linked, made_once
+from tools.engine_sources import ggml_sources
 from tools.portable.compiler import Compiler, compiler
-from tools.portable.elf import ElfFile
 from tools.portable.target import Target
-from tools.steps import BuildError, Stamp, key_of, key_of_files, run, say
+from tools.steps import key_of, run, say
 from tools.vulkan.shader_compiler import FOLDER, edition, headers
 from tools.vulkan.shaders import Shaders, compile_shaders, declared
 
 LIBRARY = VULKAN.library
 _HERE = Path(__file__).parent
-_ENGINE = "libggml-base.so.0"  # what it is opened beside
-_DEFINES = (
-    *("GGML_BACKEND_BUILD", "GGML_BACKEND_DL", "GGML_BACKEND_SHARED", "GGML_SHARED", "GGML_SCHED_MAX_COPIES=4"),
-    *("NDEBUG", "_GNU_SOURCE", "_XOPEN_SOURCE=600"),
-)
 _FLAGS = ("-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-w")
 _CXX_FLAGS = ("-std=gnu++17", "-fvisibility-inlines-hidden")
 # Most of it are shaders, whose words of 4 bytes are alike in pairs.
@@ -34,25 +28,18 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0
 
 def library(target: Target) -> Path:
     """The library for a machine, made once."""
-    made = FOLDER / target.machine / LIBRARY
-    stamp = Stamp(made.with_name("stamp"), _key())
-    if stamp.holds() and made.exists():
-        return made
-    say(f"vulkan: compiling `{LIBRARY}` for {target.machine}")
-    work = made.with_name("work")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    chosen, made_of = compiler(target.glibc_triple), declared(edition())
-    # The shaders take most of the time, and one of the sources most of the rest: side by side.
-    with ThreadPoolExecutor(1) as beside:
-        objects = beside.submit(_compiled, chosen, made_of, work)
-        compile_shaders(made_of, edition())
-    linked = _linked(chosen, [*objects.result(), _assembled(chosen, made_of, work)], work)
-    _check(linked.read_bytes())
-    linked.replace(made)
-    shutil.rmtree(work)
-    stamp.write()
-    return made
+
+    def make(work: Path) -> Path:
+        say(f"vulkan: compiling `{LIBRARY}` for {target.machine}")
+        chosen, made_of = compiler(target.glibc_triple), declared(edition())
+        # The shaders take most of the time, and one of the sources most of the rest: side by side.
+        with ThreadPoolExecutor(1) as beside:
+            compiled = beside.submit(_compiled, chosen, made_of, work)
+            compile_shaders(made_of, edition())
+        objects = [*compiled.result(), _assembled(chosen, made_of, work)]
+        return check(linked(chosen, work / LIBRARY, objects, _HERE / "symbols.map", ("-ldl", "-lpthread")))
+
+    return made_once(FOLDER / target.machine / LIBRARY, key_of(key_of_sources(_HERE), edition().key), make)
 
 
 def packed(target: Target) -> tuple[Path, Path]:
@@ -71,17 +58,10 @@ def packed(target: Target) -> tuple[Path, Path]:
     return archive, text
 
 
-def _key() -> str:
-    compiler_files = [_HERE.parent / "portable" / name for name in ("zig-cc", "requirements.txt")]
-    own_files = [path for path in _HERE.iterdir() if path.is_file()]
-    return key_of(key_of_files([*own_files, *compiler_files]), engine_version(), edition().key)
-
-
 def _compiled(chosen: Compiler, made_of: Shaders, work: Path) -> list[Path]:
     """The backend's own sources, the tables of shaders, and what opens Vulkan."""
-    ggml = engine_sources() / "vendor" / "llama.cpp" / "ggml"
-    flags = [*_FLAGS, f"-ffile-prefix-map={engine_sources()}=.", *(f"-D{name}" for name in _DEFINES)]
-    flags += [f"-D{name}" for name in made_of.features]
+    ggml = ggml_sources()
+    flags = [*_FLAGS, *compile_flags(), *(f"-D{name}" for name in made_of.features)]
     flags += [*(f"-I{folder}" for folder in (ggml / "src", ggml / "include")), f"-isystem{headers(edition())}"]
     objects = []
     for source in (*sorted((ggml / "src" / "ggml-vulkan").glob("*.cpp")), made_of.tables, _HERE / "loader.c"):
@@ -96,20 +76,3 @@ def _assembled(chosen: Compiler, made_of: Shaders, work: Path) -> Path:
     here = ["env", f"--chdir={made_of.folder}"]  # it names the shaders' files from there
     run([*here, chosen.cc, "-c", made_of.assembler.name, "-o", target], **chosen.environment)
     return target
-
-
-def _linked(chosen: Compiler, objects: list[Path], work: Path) -> Path:
-    # The library says that it needs the engine's, whose own names are not known before that is made.
-    engine = work / _ENGINE
-    run([chosen.cc, "-shared", f"-Wl,-soname,{_ENGINE}", "-o", engine, "-xc", "/dev/null"], **chosen.environment)
-    link = ["-shared", "-s", "-Wl,-z,undefs", f"-Wl,--version-script={_HERE / 'symbols.map'}", "-ldl", "-lpthread"]
-    run([chosen.cxx, *link, "-o", work / LIBRARY, *objects, "-Wl,--no-as-needed", engine], **chosen.environment)
-    return work / LIBRARY
-
-
-def _check(content: bytes) -> None:
-    """Raise BuildError where the library asks for more than the engine's functions and a system's libraries."""
-    file = ElfFile(content)
-    strange = [name for name in file.undefined_symbols() if not name.startswith("ggml_")]
-    if strange or _ENGINE not in file.libraries():
-        raise BuildError(f"`{LIBRARY}` asks for {strange} of {file.libraries()}")

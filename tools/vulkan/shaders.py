@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.engine_sources import engine_sources
+from tools.engine_sources import ggml_sources
 from tools.portable.compiler import compiler
 from tools.portable.libraries import N_JOBS
 from tools.portable.target import BUILD_MACHINE
@@ -61,7 +61,7 @@ class Shaders:
 
 def source_folder() -> Path:
     """The shaders' sources, and the generator's."""
-    return engine_sources() / "vendor" / "llama.cpp" / "ggml" / "src" / "ggml-vulkan" / "vulkan-shaders"
+    return ggml_sources() / "src" / "ggml-vulkan" / "vulkan-shaders"
 
 
 def declared(edition: Edition) -> Shaders:

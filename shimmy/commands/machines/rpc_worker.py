@@ -24,7 +24,7 @@ from shimmy.rpc.key import HOW_TO_MAKE_ONE, read_key
 from shimmy.rpc.networks import is_loopback
 from shimmy.rpc.offer import PROCESSOR, OfferedDevice
 from shimmy.rpc.tensor_store import TensorStore
-from shimmy.system import cpu, gpu_backends, memory, rpc_archive
+from shimmy.system import backends, cpu, memory
 from shimmy.system.frozen_program import UnpackedFolder
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def rpc_worker(call: CommandCall) -> int:
     config, options = call.config, call.options
-    if not rpc_archive.is_there():
+    if not backends.RPC.is_there():
         raise CommandFailed("this build cannot compute for other machines: `python3 build.py rpc` makes what it lacks")
     try:
         key = read_key(config.rpc_key_file)
@@ -130,7 +130,7 @@ def _devices(config: Config) -> Callable[[], tuple[OfferedDevice, ...]]:
 
 def _gpus(config: Config) -> list[Device]:
     """The GPUs that the options choose, as they are now; none: the processor."""
-    if config.devices == () or not gpu_backends.is_any_there():
+    if config.devices == () or not backends.has_one_for_gpus():
         return []
     from shimmy.gpus.devices import find_devices
 

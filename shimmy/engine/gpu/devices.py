@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shimmy.engine.gpu import library
+from shimmy.engine import backend_library
 from shimmy.engine.llama.binding import function, log
 from shimmy.errors import ModelUnavailable
-from shimmy.system import gpu_backends
-from shimmy.system.gpu_backends import GpuBackend
+from shimmy.system import backends
+from shimmy.system.backends import Backend
 from shimmy.system.private_folder import make_private
 from shimmy.wire.worker_options import Offload
 
@@ -28,7 +28,7 @@ _memory = function("ggml_backend_dev_memory", None, ctypes.c_void_p, _sizes, _si
 
 _SPARE_BYTES = 256 * 10**6  # of a device's memory, for the screen and for others
 # What names the devices that a backend shall have, by their places in the list of its driver.
-_VISIBLE = {gpu_backends.CUDA: "CUDA_VISIBLE_DEVICES", gpu_backends.VULKAN: "GGML_VK_VISIBLE_DEVICES"}
+_VISIBLE = {backends.CUDA: "CUDA_VISIBLE_DEVICES", backends.VULKAN: "GGML_VK_VISIBLE_DEVICES"}
 # Where drivers keep the programs that they compile: Vulkan's Mesa's and NVIDIA's, and CUDA's. Compiling them anew takes
 # seconds.
 _CACHES = ("MESA_SHADER_CACHE_DIR", "__GL_SHADER_DISK_CACHE_PATH", "CUDA_CACHE_PATH")
@@ -71,9 +71,9 @@ def open_devices(offload: Offload, cache_dir: Path | None) -> EngineDevices:
     A driver may abort here, or hang.
     """
     _keep_shaders(cache_dir)
-    by_backend: dict[GpuBackend, list[str]] = {}
+    by_backend: dict[Backend, list[str]] = {}
     for name in offload.devices:
-        by_backend.setdefault(gpu_backends.of_device(name), []).append(name)
+        by_backend.setdefault(backends.of_device(name), []).append(name)
     opened: dict[str, int] = {}
     for backend, names in by_backend.items():
         opened |= zip(names, _opened(backend, names, cache_dir), strict=True)
@@ -82,14 +82,14 @@ def open_devices(offload: Offload, cache_dir: Path | None) -> EngineDevices:
     return EngineDevices(pointers, offload.layers, offload.n_cpu_moe, ", ".join(offload.devices), ", ".join(described))
 
 
-def _opened(backend: GpuBackend, names: Sequence[str], cache_dir: Path | None) -> list[int]:
+def _opened(backend: Backend, names: Sequence[str], cache_dir: Path | None) -> list[int]:
     """The devices of these names, in their order."""
     variable = _VISIBLE[backend]
     places = [name.removeprefix(backend.name) for name in names]
-    if backend == gpu_backends.CUDA:
+    if backend == backends.CUDA:
         places = _among_visible(places, os.environ.get(variable))
     os.environ[variable] = ",".join(places)
-    with library.path(backend, cache_dir) as path:
+    with backend_library.path(backend, cache_dir) as path:
         registry = _load(path.encode())
     if not registry:
         raise ModelUnavailable(f"{backend.name} does not work here: {log.reason()}")

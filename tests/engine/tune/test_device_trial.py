@@ -13,7 +13,7 @@ from shimmy.engine.tune.tuner import Tuner, Tuning
 from shimmy.gpus import device_trials
 from shimmy.messages.device_verdict import DeviceVerdict
 from shimmy.system import memory
-from shimmy.system.gpu_backends import VULKAN
+from shimmy.system.backends import VULKAN
 from shimmy.wire.worker_options import Offload, WorkerOptions
 from tests.tiny_models import write_tiny_model
 from tools import lavapipe

@@ -1,4 +1,5 @@
-"""The engine's backends for GPUs, and where this build has them: in the frozen file, built in a source tree, nowhere.
+"""The engine's backends that are libraries of their own, and where this build has them: in the frozen file, built in a
+source tree, nowhere.
 
 Knows names and places; nothing of how a backend is opened, or what it computes.
 """
@@ -13,11 +14,11 @@ _BUILDS = Path(__file__).parents[2] / ".cache"
 
 
 @dataclass(frozen=True)
-class GpuBackend:
+class Backend:
     """One of them. In the frozen file lies the library, and a line with its SHA-256 (hexadecimal) and its size in
     bytes."""
 
-    name: str  # that its devices' names begin with
+    name: str  # of GPUs: what its devices' names begin with
     library: str
     archive: str  # in the frozen file: one xz stream, or, where that would save nothing, the library itself
     digest: str
@@ -38,19 +39,20 @@ class GpuBackend:
         return self.built() is not None or unpacked_folder.has(self.archive)
 
 
-CUDA = GpuBackend("CUDA", "libggml-cuda.so", "cuda.so", "cuda.sha256")
-VULKAN = GpuBackend("Vulkan", "libggml-vulkan.so", "vulkan.xz", "vulkan.sha256")
+CUDA = Backend("CUDA", "libggml-cuda.so", "cuda.so", "cuda.sha256")
+VULKAN = Backend("Vulkan", "libggml-vulkan.so", "vulkan.xz", "vulkan.sha256")
 # In the order of their worth: a GPU that two of them could use is used by the first.
-BACKENDS = (CUDA, VULKAN)
+FOR_GPUS = (CUDA, VULKAN)
+RPC = Backend("RPC", "libggml-rpc.so", "rpc.xz", "rpc.sha256")
+
+NONE_FOR_GPUS = "this build has no backend for GPUs"
+NO_RPC = "this build cannot use several machines: `python3 build.py rpc` makes what it lacks"
 
 
-NONE_IS_THERE = "this build has no backend for GPUs"
-
-
-def of_device(name: str) -> GpuBackend:
+def of_device(name: str) -> Backend:
     """The backend of a device, by its name."""
-    return next(backend for backend in BACKENDS if name.startswith(backend.name))
+    return next(backend for backend in FOR_GPUS if name.startswith(backend.name))
 
 
-def is_any_there() -> bool:
-    return any(backend.is_there() for backend in BACKENDS)
+def has_one_for_gpus() -> bool:
+    return any(backend.is_there() for backend in FOR_GPUS)

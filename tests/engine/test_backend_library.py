@@ -1,4 +1,4 @@
-"""The libraries of backends for GPUs, packed or as they are, kept in the cache folder and verified each time."""
+"""The libraries of the engine's backends, packed or as they are, kept in the cache folder and verified each time."""
 
 import errno
 import hashlib
@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.gpu import library
+from shimmy.engine import backend_library
 from shimmy.errors import ModelUnavailable
 from shimmy.system import unpacked_folder
-from shimmy.system.gpu_backends import BACKENDS, GpuBackend
+from shimmy.system.backends import FOR_GPUS, RPC, Backend
 
 CODE = b"\x7fELF, as far as these tests know" * 100
 DIGEST = hashlib.sha256(CODE).hexdigest()
 
 
-@pytest.fixture(params=BACKENDS, ids=str)
-def backend(request: pytest.FixtureRequest) -> GpuBackend:
-    made: GpuBackend = request.param
+@pytest.fixture(params=(*FOR_GPUS, RPC), ids=str)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    made: Backend = request.param
     return made
 
 
 @pytest.fixture(autouse=True)
-def program(backend: GpuBackend, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def program(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """What is in the file of the program."""
     inside = {backend.archive: packed(backend, CODE), backend.digest: f"{DIGEST} {len(CODE)}\n".encode()}
 
@@ -32,25 +32,25 @@ def program(backend: GpuBackend, monkeypatch: pytest.MonkeyPatch) -> dict[str, b
             raise OSError(errno.EIO, "gone")
         return inside[name]
 
-    monkeypatch.setattr(GpuBackend, "built", lambda _: None)
+    monkeypatch.setattr(Backend, "built", lambda _: None)
     monkeypatch.setattr(unpacked_folder, "content", content)
     return inside
 
 
-def packed(backend: GpuBackend, data: bytes) -> bytes:
+def packed(backend: Backend, data: bytes) -> bytes:
     return lzma.compress(data) if backend.archive.endswith(".xz") else data
 
 
-def content(backend: GpuBackend, cache_dir: Path | None) -> bytes:
-    with library.path(backend, cache_dir) as path:
+def content(backend: Backend, cache_dir: Path | None) -> bytes:
+    with backend_library.path(backend, cache_dir) as path:
         return Path(path).read_bytes()
 
 
-def kept(backend: GpuBackend, cache_dir: Path) -> list[Path]:
+def kept(backend: Backend, cache_dir: Path) -> list[Path]:
     return sorted((cache_dir / backend.folder).glob("*"))
 
 
-def test_it_is_unpacked_once(backend: GpuBackend, tmp_path: Path, program: dict[str, bytes]) -> None:
+def test_it_is_unpacked_once(backend: Backend, tmp_path: Path, program: dict[str, bytes]) -> None:
     assert content(backend, tmp_path) == CODE
     (place,) = kept(backend, tmp_path)
     assert place.stat().st_mode & 0o077 == 0
@@ -58,7 +58,7 @@ def test_it_is_unpacked_once(backend: GpuBackend, tmp_path: Path, program: dict[
     assert content(backend, tmp_path) == CODE
 
 
-def test_a_damaged_or_foreign_one_is_written_anew(backend: GpuBackend, tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_one_is_written_anew(backend: Backend, tmp_path: Path) -> None:
     content(backend, tmp_path)
     (place,) = kept(backend, tmp_path)
     place.write_bytes(CODE[:-1] + b"?")
@@ -71,7 +71,7 @@ def test_a_damaged_or_foreign_one_is_written_anew(backend: GpuBackend, tmp_path:
     assert not place.is_symlink()
 
 
-def test_those_of_other_versions_are_removed(backend: GpuBackend, tmp_path: Path) -> None:
+def test_those_of_other_versions_are_removed(backend: Backend, tmp_path: Path) -> None:
     other = tmp_path / backend.folder / f"{Path(backend.library).stem}-0123456789abcdef.so"
     other.parent.mkdir()
     other.write_bytes(b"older")
@@ -82,31 +82,29 @@ def test_those_of_other_versions_are_removed(backend: GpuBackend, tmp_path: Path
 
 @pytest.mark.parametrize("is_there", [False, True])
 def test_another_version_that_removes_the_file_disturbs_no_loader(
-    is_there: bool, backend: GpuBackend, tmp_path: Path
+    is_there: bool, backend: Backend, tmp_path: Path
 ) -> None:
     if is_there:
         content(backend, tmp_path)
-    with library.path(backend, tmp_path) as path:
+    with backend_library.path(backend, tmp_path) as path:
         (place,) = kept(backend, tmp_path)
         place.unlink()
         assert Path(path).read_bytes() == CODE
 
 
-def test_without_a_place_it_lies_in_memory(
-    backend: GpuBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_place_it_lies_in_memory(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert content(backend, None) == CODE
     (tmp_path / backend.folder).write_text("a file where the folder would be")
     assert content(backend, tmp_path) == CODE
-    monkeypatch.setattr(library, "_is_noexec", lambda _: True)
+    monkeypatch.setattr(backend_library, "_is_noexec", lambda _: True)
     assert content(backend, tmp_path / "noexec") == CODE
     assert kept(backend, tmp_path / "noexec") == []
 
 
 def test_another_library_than_was_put_into_the_program_is_refused(
-    backend: GpuBackend, program: dict[str, bytes], tmp_path: Path
+    backend: Backend, program: dict[str, bytes], tmp_path: Path
 ) -> None:
-    for damaged in (packed(backend, CODE + b"!"), b"no archive", b""):
+    for damaged in (packed(backend, CODE + b"!"), packed(backend, CODE)[:-8], b"no archive", b""):
         program[backend.archive] = damaged
         with pytest.raises(ModelUnavailable, match="damaged"):
             content(backend, tmp_path)
@@ -115,7 +113,7 @@ def test_another_library_than_was_put_into_the_program_is_refused(
         content(backend, tmp_path)
 
 
-def test_a_program_that_cannot_be_read_is_told(backend: GpuBackend, program: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_read_is_told(backend: Backend, program: dict[str, bytes], tmp_path: Path) -> None:
     program.clear()
     with pytest.raises(ModelUnavailable, match=f"{backend.name} cannot be unpacked: gone"):
         content(backend, tmp_path)

@@ -1,8 +1,8 @@
-"""The library of a backend for GPUs, as a file that the dynamic loader can open.
+"""The library of one of the engine's backends, as a file that the dynamic loader can open.
 
 In a source tree it is a file of the build cache. The frozen file has it inside, and it is unpacked into the user's
 cache folder once a machine, where later workers find it and verify it. Without a place for that it lies in memory.
-Knows files; nothing of GPUs.
+Knows files; nothing of what a backend does.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from shimmy.engine.llama.unpack_libraries import in_memory, telling_damage
 from shimmy.errors import ModelUnavailable
 from shimmy.system import files, unpacked_folder
-from shimmy.system.gpu_backends import GpuBackend
+from shimmy.system.backends import Backend
 from shimmy.system.private_folder import Worthless, make_private, open_own
 
 _XZ = ".xz"
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def path(backend: GpuBackend, cache_dir: Path | None) -> Iterator[str]:
+def path(backend: Backend, cache_dir: Path | None) -> Iterator[str]:
     """What the loader can open, in this block. Raises ModelUnavailable."""
     if (built := backend.built()) is not None:
         yield str(built)
@@ -35,7 +35,7 @@ def path(backend: GpuBackend, cache_dir: Path | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _verified(backend: GpuBackend, digest: str, cache_dir: Path | None) -> Iterator[str]:
+def _verified(backend: Backend, digest: str, cache_dir: Path | None) -> Iterator[str]:
     """The library with this SHA-256 (hexadecimal), from the cache folder or out of the program's file."""
     name = f"{Path(backend.library).stem}-{digest[:16]}"
     place = None if cache_dir is None else cache_dir / backend.folder / f"{name}.so"
@@ -59,12 +59,12 @@ def _verified(backend: GpuBackend, digest: str, cache_dir: Path | None) -> Itera
         raise ModelUnavailable(f"the engine's {backend.name} cannot be unpacked: {exc.strerror}") from exc
 
 
-def _digest(backend: GpuBackend) -> str:
+def _digest(backend: Backend) -> str:
     text = _part(backend, backend.digest).split()
     return text[0].decode(errors="replace") if text else ""
 
 
-def _content(backend: GpuBackend) -> bytes:
+def _content(backend: Backend) -> bytes:
     packed = _part(backend, backend.archive)
     if not backend.archive.endswith(_XZ):
         return packed
@@ -72,7 +72,7 @@ def _content(backend: GpuBackend) -> bytes:
         return lzma.decompress(packed)
 
 
-def _part(backend: GpuBackend, name: str) -> bytes:
+def _part(backend: Backend, name: str) -> bytes:
     """Not by way of the folder of the unpacked program, which may lie in memory."""
     try:
         return unpacked_folder.content(name)
