@@ -177,7 +177,8 @@ class LlamaBackend:
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def decode(self) -> int:
-        """Run the rows of `batch`: 0 done, 1 no room in the KV pool, anything else an error of the engine.
+        """Run the rows of `batch`: 0 done, 1 no room in the KV pool, anything else an error of the engine. One of
+        devices raises ModelUnavailable: what lies there may be lost, and the next decode would fail as well.
 
         Returns when they are computed, so that the time until then is theirs: devices only queue a decode.
         """
@@ -185,6 +186,8 @@ class LlamaBackend:
         status = int(llama.llama_decode(self._context, self.batch.struct))
         if self._has_devices:
             llama.llama_synchronize(self._context)
+            if status not in (0, 1):
+                raise no_memory.of_decode(status, log.reason(), self._model.buffers)
         return status
 
     def forget(self, sequence: int, start: int) -> bool:

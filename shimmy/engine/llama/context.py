@@ -109,6 +109,7 @@ class EmbeddingContext:
         self.pointer = llama.llama_init_from_model(model, params)
         if not self.pointer:
             raise no_memory.of_context(f"no context of {plan.n_ctx} tokens for embeddings", log.reason(), buffers)
+        self._buffers = buffers
         self._memory = llama.llama_get_memory(self.pointer)  # encoders have none
         self._compute = llama.llama_decode if llama.llama_model_has_decoder(model) else llama.llama_encode
         is_causal = self._memory and llama.llama_get_causal_attn(self.pointer)
@@ -128,8 +129,12 @@ class EmbeddingContext:
         llama.llama_set_n_threads(self.pointer, n_threads, n_threads)
 
     def compute(self) -> int:
-        """Run the rows of `batch`: 0 done, anything else an error of the engine."""
-        return int(self._compute(self.pointer, self.batch.struct))
+        """Run the rows of `batch`: 0 done, anything else an error of the engine. One of devices raises
+        ModelUnavailable, as in `LlamaBackend.decode`."""
+        status = int(self._compute(self.pointer, self.batch.struct))
+        if status != 0 and self._buffers:
+            raise no_memory.of_decode(status, log.reason(), self._buffers)
+        return status
 
     def vector(self, sequence: int) -> list[float]:
         """The embedding of a sequence in the last batch, not normalised; empty when it was not in it."""

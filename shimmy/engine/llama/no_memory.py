@@ -30,6 +30,11 @@ def of_context(message: str, reason: str, buffers: Sequence[str] = ()) -> OutOfM
     return error if isinstance(error, OutOfMemory | OutOfDeviceMemory) else OutOfMemory(error.message)
 
 
+def of_decode(status: int, reason: str, buffers: Sequence[str]) -> ModelUnavailable:
+    """The same for a decode on devices, which ended with this `status` of the engine."""
+    return failure(f"the engine failed to decode (status {status})", reason, buffers)
+
+
 def made_abort(said: str) -> bool:
     """Whether the engine aborts for want of a device's memory; `said` has the last errors in its log."""
     return _OF_DRIVERS in said

@@ -35,6 +35,13 @@ def test_a_context_is_only_refused_for_want_of_memory() -> None:
     assert type(no_memory.of_context("no context", "allocate Vulkan0 buffer", DEVICES)) is OutOfDeviceMemory
 
 
+def test_a_decode_that_fails_on_devices_tells_the_engines_reason() -> None:
+    error = no_memory.of_decode(-3, "compute status: -1", DEVICES)
+    assert type(error) is ModelUnavailable
+    assert error.message == "the engine failed to decode (status -3): compute status: -1"
+    assert type(no_memory.of_decode(-2, "failed to allocate Vulkan0 buffer", DEVICES)) is OutOfDeviceMemory
+
+
 def test_an_abort_for_want_of_memory_has_it_in_the_log() -> None:
     assert no_memory.made_abort("CUDA error: out of memory; current device: 0, in function alloc")
     assert not no_memory.made_abort("CUDA error: an illegal memory access was encountered")
