@@ -36,8 +36,6 @@ _ENGINE_BYTES = 256 * 10**6
 # Others end where they leave a model less than this share of the layers that it would have without them: a load takes
 # seconds, and the last quarter of the layers takes longer on the processor than all others on a device.
 _ENOUGH = 3 / 4
-# Their contexts cannot be opened anew in the midst of their work, see `LlamaBackend.set_scales`.
-_NOT_WITH_ADAPTERS = "embeddings and recurrent models are computed on the processor where they have LoRA adapters"
 
 
 class DeviceDecision(NamedTuple):
@@ -127,8 +125,6 @@ class DeviceChoice:
         found = await in_thread(self._find)
         if not found.devices:
             return DeviceDecision(Offload(note=found.reason))
-        if has_adapters and (model.is_embedding or model.n_state or config.embeddings):
-            return DeviceDecision(Offload(note=_NOT_WITH_ADAPTERS))
         from shimmy.gpus import placement  # most machines have no device
 
         n_most = None if failure is None else failure.n_most

@@ -164,11 +164,12 @@ def test_adapters_are_computed_on_the_device_and_take_turns(
     write_tiny_model(tmp_path, "alpha", seed=STEADY_SEED)
     (tmp_path / "adapters").mkdir()
     first, second = (write_tiny_adapter(tmp_path / "adapters", name, seed=seed) for name, seed in (("a", 1), ("b", 2)))
-    options = ("--model-path", tmp_path / "alpha.gguf", "--lora", f"{first}=0", "--lora", second)
+    options = ("--model-path", tmp_path / "alpha.gguf", "--lora", f"{first}=0", "--lora", second, "--embeddings")
     wishes = [[{"id": 0, "scale": scale}, {"id": 1, "scale": 1 - scale}] for scale in (0, 1, 0.5)]
-    text, likely = "", []
+    text, likely, vectors = "", [], []
     for more in ((), ON_DEVICE):
         server = start(*options, *more)
+        vectors.append(server.post("/v1/embeddings", {"model": "alpha", "input": LONG}).json()["data"][0]["embedding"])
         text = text or PROMPTS[0] + greedy(server, PROMPTS[0], lora=wishes[0])["text"]
         told = [greedy(server, text, max_tokens=1, echo=True, logprobs=1, lora=wish)["logprobs"] for wish in wishes]
         likely.append([each["token_logprobs"][1:] for each in told])
@@ -178,6 +179,7 @@ def test_adapters_are_computed_on_the_device_and_take_turns(
         # A scale moves nearly all tokens. After rounding, a head that looks at one token only may look at another one,
         # which moves a few.
         assert median(abs(mine - theirs) for mine, theirs in zip(expected, got, strict=True)) < TOLERANCE
+    assert max(abs(mine - theirs) for mine, theirs in zip(*vectors, strict=True)) < TOLERANCE
     alone = [server.chat(PROMPTS[1], max_tokens=N_TOKENS, lora=wish) for wish in wishes]
     streams = [server.stream(PROMPTS[1], max_tokens=N_TOKENS, lora=wish) for wish in wishes]
     assert [stream.finish().text for stream in streams] == alone

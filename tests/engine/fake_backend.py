@@ -121,7 +121,6 @@ class FakeBackend:
         self.n_sequences = n_sequences
         self.n_open = n_open or n_sequences
         self.n_outputs = max(n_sequences, 32)
-        self.n_turn_steps = 4
         self.can_rewind = True
         self.can_load = True
         self.scales_of_stored: Scales = ()

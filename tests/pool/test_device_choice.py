@@ -125,19 +125,12 @@ async def test_a_load_that_ends_before_it_has_memory_keeps_nothing_of_a_device(m
 
 
 @on_loop
-async def test_a_model_with_adapters_goes_to_the_card_where_it_writes_and_is_not_recurrent() -> None:
-    harness = Machine(CARD).harness(lora="/adapter.gguf")
-    task = harness.ask()
-    load = await harness.loading()
-    assert load.options.offload.devices == ("Vulkan0",)
-    succeed(load)
-    await task
-    for other, flags in ((TINY, {"embeddings": "true"}), (replace(TINY, n_state=9), {"embeddings": "false"})):
+async def test_a_model_with_adapters_goes_to_the_card_as_others_do() -> None:
+    for model, flags in ((TINY, {}), (TINY, {"embeddings": "true"}), (replace(TINY, n_state=9), {})):
         harness = Machine(CARD).harness(lora="/adapter.gguf", **flags)
-        task = asyncio.create_task(harness.pool.ensure_ready(other))
+        task = asyncio.create_task(harness.pool.ensure_ready(model))
         load = await harness.loading()
-        assert load.options.offload.devices == ()
-        assert "where they have LoRA adapters" in load.options.offload.note
+        assert load.options.offload.devices == ("Vulkan0",)
         succeed(load)
         await task
 

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from shimmy.engine.llama.model import LlamaModel
 
 _SPARE_BYTES = 128 * 10**6  # that stay free for the system where a pool grows
-# Decodes of jobs with the same scales before the next scales have their turn. Setting other scales costs half a decode
-# of a small model (SmolLM2: 3 of 7 ms), and on devices the move of all that is resident.
-_TURN_STEPS, _TURN_STEPS_ON_DEVICES = 4, 64
-
-
-def _used(scales: Sequence[float]) -> list[tuple[int, float]]:
-    """The adapters that are not left out, and their scales."""
-    return [(index, scale) for index, scale in enumerate(scales) if scale]
 
 
 class LlamaBackend:
@@ -47,7 +39,6 @@ class LlamaBackend:
         self.can_rewind = model.can_rewind
         self._n_window: int = llama.llama_model_n_swa(model.pointer) if self.can_rewind else 0
         self._has_devices = model.devices is not None
-        self.n_turn_steps = _TURN_STEPS_ON_DEVICES if self._has_devices else _TURN_STEPS
         self._scales: Sequence[float] = ()
         self._probe = model.probe
         self._likelihood = Likelihood(self._probe)
@@ -76,7 +67,6 @@ class LlamaBackend:
         if not self._context:
             raise no_memory.of_context(f"no context of {n_cells} tokens", log.reason(), self._model.buffers)
         self._memory = llama.llama_get_memory(self._context)
-        self._has_computed = False
         self.n_cells: int = llama.llama_n_ctx(self._context)
         self.n_open = n_open
 
@@ -107,12 +97,6 @@ class LlamaBackend:
         n_bytes = llama.llama_state_get_size(self._context)
         if n_cells > self.n_booked and not self._has_memory(n_cells, n_bytes):
             return False
-        before = self.n_cells, self.n_open
-        return self._move(n_cells, n_open) and (self.n_cells, self.n_open) != before
-
-    def _move(self, n_cells: int, n_open: int) -> bool:
-        """Open another context, and move what is resident there; False where there is no memory for a copy."""
-        n_bytes = llama.llama_state_get_size(self._context)
         try:
             state = mmap.mmap(-1, n_bytes)
             if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -129,8 +113,8 @@ class LlamaBackend:
             self._open(*before)
         if llama.llama_state_set_data(self._context, copy, n_bytes) != n_bytes:
             raise OutOfMemory(f"could not move {n_bytes} bytes into a context of {self.n_cells} tokens")
-        set_adapters(self._context, self._model.adapters, self._scales)
-        return True
+        self.set_scales(self._scales)
+        return (self.n_cells, self.n_open) != before
 
     def _has_memory(self, n_cells: int, n_state_bytes: int) -> bool:
         """Whether system and devices have memory for a pool of `n_cells`, beside a copy of what is resident now."""
@@ -160,16 +144,9 @@ class LlamaBackend:
         llama.llama_set_n_threads(self._context, n_threads, n_threads)
 
     def set_scales(self, scales: Sequence[float]) -> None:
-        """Of each adapter of the model, for what is decoded from now on; one of scale 0 costs nothing. On devices,
-        raises OutOfMemory where there is no memory to move what is resident."""
-        is_other = _used(scales) != _used(self._scales)
+        """Of each adapter of the model, for what is decoded from now on; one of scale 0 costs nothing."""
         self._scales = scales
-        if not (is_other and self._has_devices and self._has_computed):
-            set_adapters(self._context, self._model.adapters, scales)
-        elif not self._move(self.n_cells, self.n_open):
-            # A context whose graph changes frees its buffers on the device and lays out new ones. llvmpipe (Mesa 22.3)
-            # takes up such freed ones in its own thread, which damages the heap; with a new context it does not.
-            raise OutOfMemory("there is no memory to set other scales of adapters")
+        set_adapters(self._context, self._model.adapters, scales)
 
     def close(self) -> None:
         llama.llama_free(self._context)
@@ -182,7 +159,6 @@ class LlamaBackend:
 
         Returns when they are computed, so that the time until then is theirs: devices only queue a decode.
         """
-        self._has_computed = True
         status = int(llama.llama_decode(self._context, self.batch.struct))
         if self._has_devices:
             llama.llama_synchronize(self._context)

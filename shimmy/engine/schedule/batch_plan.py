@@ -60,7 +60,7 @@ class BatchPlanner:
         self._clock = clock
         self._costs = DecodeCosts()
         self._budget = PrefillBudget()
-        self.turns = LoraTurns(backend.set_scales, backend.n_turn_steps)
+        self.turns = LoraTurns(backend.set_scales)
         self._n_forced_max = max(0, min(_MAX_FORCED, backend.n_batch // backend.n_sequences - 1))
         self._n_plans = 0
 

@@ -25,7 +25,6 @@ class DecodeBackend(KvBackend, Protocol):
 
     n_batch: int  # rows of one decode
     n_outputs: int  # of these, how many may have logits
-    n_turn_steps: int  # decodes with the same scales of adapters before others have their turn
 
     @property
     def batch(self) -> DecodeBatch: ...

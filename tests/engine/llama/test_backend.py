@@ -202,35 +202,6 @@ def test_scales_change_what_is_computed_and_zero_leaves_the_model_as_it_is(
     assert anew(adapted, prompt, 12) == base
 
 
-def test_on_devices_other_scales_open_another_context_which_has_what_was_resident(
-    adapted: LlamaModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[tuple[int, int]] = []
-    backend, prompt = adapted.backend, tokens_of(adapted, PROMPT)
-    adapted.set_scales((0.0, 1.0))
-    expected = anew(adapted, prompt, 12)
-    adapted.set_scales((0.0, 0.0))
-    plain = anew(adapted, prompt, 12)
-    backend.forget(0, 0)
-    open_context = backend._open
-
-    def count(n_cells: int, n_open: int) -> None:
-        opened.append((n_cells, n_open))
-        open_context(n_cells, n_open)
-
-    monkeypatch.setattr(backend, "_open", count)
-    monkeypatch.setattr(backend, "_has_devices", True)
-    decode(adapted, prompt[:-1])
-    for scales, n_opened in (((0.0, 1.0), 1), ((0.0, 1.0), 1), ((1.0, 0.0), 1), ((0.0, 1.0), 1)):
-        adapted.set_scales(scales)  # the first for other scales than those computed with, the others before a decode
-        assert len(opened) == n_opened
-    assert opened == [(backend.n_cells, backend.n_open)]
-    assert generate(adapted, prompt, 12, sequence=1) == expected
-    adapted.set_scales((0.0, 0.0))
-    assert len(opened) == 2
-    assert generate(adapted, prompt, 12, n_kept=len(prompt) - 1) == plain
-
-
 def test_what_is_no_number_is_seen_and_wiped(tiny_model: Path, cpu: CpuBackend, tmp_path: Path) -> None:
     """Bug: a NaN in the KV pool spoils the rows of other sequences in a batch of 64, although they cannot see it."""
     shapes = {"blk.0.attn_v.weight.lora_a": (N_EMBD, 1), "blk.0.attn_v.weight.lora_b": (1, N_EMBD)}
