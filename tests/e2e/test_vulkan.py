@@ -17,7 +17,11 @@ from tests import tiny_families
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, FROZEN_FILE, PROMPTS, STEADY_SEED, Json, Server, run, serving
 from tests.e2e.processes import wait_for
+from tests.gpu.check import PROMPTS as REAL_PROMPTS
+from tests.gpu.check import choices, compare, complete
 from tests.gpus.fake_loader import FAILS_LATER, GEFORCE, LOADER, compile_loader
+from tests.models import demo_model
+from tests.smollm2_folder import write_as
 from tests.tiny_checkpoints import write_checkpoint, write_tokenizer
 from tests.tiny_models import write_tiny_adapter, write_tiny_model
 from tools import lavapipe
@@ -25,6 +29,8 @@ from tools import lavapipe
 DEVICE = "Vulkan0"
 ALL = 3  # layers of the tiny models, with their output
 N_TOKENS = 12
+N_FORCED = 16  # of a real model
+F16 = 1  # llama_ftype
 LONG = " ".join(PROMPTS + PROMPTS[:12])  # more tokens than a new pool has cells
 COMPILES_S = 900  # for a request that llvmpipe has nothing compiled for: a minute on processors of which a test has all
 ON_DEVICE = ("--device", DEVICE, "--worker-timeout", "10m")  # compiling is not seen as progress
@@ -221,6 +227,23 @@ def test_an_idle_model_makes_room_on_the_device(
     assert n_loaded > 2
     states = [entry(server, name)["state"] for name in names[:n_loaded]]
     assert states == ["unloaded", *["ready"] * (n_loaded - 1)], "the least recently used one"
+
+
+@pytest.mark.frozen  # llvmpipe takes a minute for so many tokens of a model of this size
+@pytest.mark.usefixtures("device_server")
+@pytest.mark.parametrize("kind", ["F16", "Q4_1"])
+def test_a_real_model_makes_the_choices_of_the_processor_where_that_is_sure(
+    kind: str, tmp_path: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = demo_model() if kind == "Q4_1" else write_as(F16, demo_model(), tmp_path / "smollm2.gguf")
+    server = start("--model-path", model)
+    texts = [prompt + complete(server.port, prompt, max_tokens=N_FORCED)["text"] for prompt in REAL_PROMPTS]
+    expected = [choices(server.port, text) for text in texts]
+    use_llvmpipe(monkeypatch)
+    server = start("--model-path", model, *ON_DEVICE)
+    found = compare([(choices(server.port, text), each) for text, each in zip(texts, expected, strict=True)])
+    assert found["n_clear"] > 2 * N_FORCED
+    assert found["n_other_choices"] == 0, found
 
 
 def test_a_device_that_is_not_there_leaves_the_model_to_the_processor(
