@@ -20,7 +20,9 @@ NOTE_BYTES = 4 << 20  # what a kill costs each connection
 BUFFER_BYTES = 512 << 10  # of the first connection: a byte costs half of what it does at 128 KB
 LATER_BUFFER_BYTES = 128 << 10  # of those that join it because the line is slow
 MORE_EVERY_S = 0.1  # how often one more connection is tried
-FAST_BYTES_PER_S = 500e6  # a line that brings this is as good as full: more connections would only cost
+# Connections that spend more than this part of their time on what they got are as fast as this machine, and not as the
+# line: more of them would only cost. Writing what 1 Gbit/s brings takes a twentieth of the time.
+BUSY_SHARE = 0.1
 _READ_S = 0.1  # what a slow line is read for at a time, so that it is seen to move
 _MIN_READ_BYTES = 16 << 10
 _POLL_S = 0.1
@@ -40,8 +42,8 @@ class _Task:
 class Ranges:
     """Threads fetch extents in order, the main thread reads what is there without a gap and computes the digest.
 
-    One connection begins, and others join it for as long as all together are slow. Where one brings all that there is,
-    as from a mirror in the house, more would only wait for each other's locks.
+    One connection begins, and others join it for as long as all wait for the line. Where one brings all that this
+    machine can take, as from a mirror in the house, more would only wait for each other's locks.
     """
 
     def __init__(self, source: FileSource, part: PartFile, size_bytes: int) -> None:
@@ -61,7 +63,9 @@ class Ranges:
         self._failure: BaseException | None = None
         self._clients: list[Client] = []
         self._threads: list[threading.Thread] = []
-        self._joined_s, self._n_received_then = monotonic(), source.transfer.meter.n_received
+        # What all connections have spent on what they got since `_joined_s`; an addition may get lost to another one.
+        self._busy_s = 0.0
+        self._joined_s = monotonic()
 
     def run(self) -> Digest | None:
         """What computed the digest. Raises what a thread raised."""
@@ -80,14 +84,13 @@ class Ranges:
         return digest
 
     def _join_if_slow(self) -> None:
-        """Have one more connection where those that there are have been slow for a while."""
+        """Have one more connection where those that there are have waited for the line for a while."""
         now_s = monotonic()
         if now_s - self._joined_s < MORE_EVERY_S or len(self._threads) == N_CONNECTIONS or self._waiting.empty():
             return
-        n_received = self._source.transfer.meter.n_received
-        if n_received - self._n_received_then <= FAST_BYTES_PER_S * (now_s - self._joined_s):
+        if self._busy_s <= BUSY_SHARE * len(self._threads) * (now_s - self._joined_s):
             self._join()
-        self._joined_s, self._n_received_then = now_s, n_received
+        self._joined_s, self._busy_s = now_s, 0.0
 
     def _join(self) -> None:
         transfer = self._source.transfer
@@ -156,13 +159,16 @@ class Ranges:
     def _receive(self, task: _Task, reply: HttpReply, buffer: memoryview) -> None:
         noted = task.at
         n_wanted = _MIN_READ_BYTES
+        done_s = monotonic()  # with what was read before
         try:
             while task.at < task.end:
                 began_s = monotonic()
+                self._busy_s += began_s - done_s
                 n_read = reply.readinto(buffer[: min(n_wanted, task.end - task.at)])
                 if not n_read:
                     raise Trouble("the connection broke off")
-                took_s = monotonic() - began_s
+                done_s = monotonic()
+                took_s = done_s - began_s
                 n_wanted = min(max(_MIN_READ_BYTES, int(n_read * _READ_S / max(took_s, 1e-6))), len(buffer))
                 self._part.write(buffer[:n_read], task.at)
                 task.at += n_read
