@@ -20,6 +20,7 @@ from collections import deque
 from time import monotonic
 from typing import TextIO
 
+from shimmy.text.plural import plural
 from shimmy.text.printable import printable
 
 _ROOM = 1 << 18  # characters that may wait
@@ -178,8 +179,8 @@ class _Lines:
 
     def _tell(self) -> None:
         n_untold = self._n_untold
-        text = "%d line(s) of the log were dropped: what reads it was too slow, or its disk was full"
-        is_told = self._write(self._formatter.format(_record(logging.WARNING, text, n_untold)))
+        text = "%s of the log dropped: what reads it was too slow, or its disk was full"
+        is_told = self._write(self._formatter.format(_record(logging.WARNING, text, plural(n_untold, "line"))))
         with self._changed:
             self._n_untold -= n_untold if is_told else 0
 

@@ -22,7 +22,7 @@ from shimmy.api.web_origins import is_loopback
 from shimmy.background import in_thread, keep_running
 from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import Names
-from shimmy.catalog.catalog import CatalogDiff, Registry
+from shimmy.catalog.catalog import BROKEN, CatalogDiff, Registry
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.publisher import CatalogPublisher
 from shimmy.catalog.scan import Watched
@@ -38,6 +38,7 @@ from shimmy.model_events import ModelEvents
 from shimmy.option_kinds import Bind
 from shimmy.pool.pool import Pool
 from shimmy.system.frozen_program import UnpackedFolder
+from shimmy.text.plural import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -170,7 +171,8 @@ class Server:
         self._services.ready = False
         notify("STOPPING=1")
         pool = self._services.pool
-        logger.info("shutting down%s", f", {pool.n_jobs} job(s) have {_DRAIN_S:g} s to finish" if pool.n_jobs else "")
+        running = f": {plural(pool.n_jobs, 'job')} may take {_DRAIN_S:g} s to finish" if pool.n_jobs else ""
+        logger.info("shutting down%s", running)
         waits = [asyncio.create_task(pool.drain()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(waits, timeout=_DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -181,15 +183,18 @@ class Server:
     def _greet(self, listeners: Sequence[socket.socket]) -> None:
         addresses = [listener.getsockname()[:2] for listener in listeners]
         urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}/v1" for host, port in addresses]
-        n_models = len(self._services.registry.catalog.models)
-        logger.info("Shimmy %s serves %d model(s) on %s", __version__, n_models, " and ".join(urls))
+        catalog = self._services.registry.catalog
+        told = plural(len(catalog.models), "model")
+        logger.info("Shimmy %s serves %s on %s", __version__, told, " and ".join(urls))
         if not self._config.api_keys and not all(is_loopback(host) for host, _ in addresses):
             logger.warning(
                 "everyone who can reach this machine can use, load, unload, delete and fetch models, because no key is "
                 "set: set one with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`",
                 addresses[0][1],
             )  # fmt: skip
-        if not n_models:
+        if any(entry.kind == BROKEN for entry in catalog.rejected) and not catalog.models:
+            logger.warning("nothing that was found can be served: the reasons are above")
+        elif not catalog.models:
             from shimmy.catalog.suggestions import advice  # nearly every server has models
 
             logger.warning(

@@ -14,6 +14,7 @@ from shimmy.catalog.assign_names import ModelLocation, base_and_tag, composed, m
 from shimmy.errors import ModelNotFound
 from shimmy.messages.model_info import ModelDefaults
 from shimmy.text.near_names import did_you_mean, enumerated
+from shimmy.text.plural import plural
 from shimmy.text.printable import printable
 
 MAX_COMPARED_NAMES = 500  # to find close ones; comparing many would hold up everybody else
@@ -212,8 +213,8 @@ class Catalog:
             return "nothing that was found can be served, `shimmy discover` or `GET /api/models` says why"
         if not self.models:
             return "no models were found; `shimmy pull` fetches one, or put a GGUF file into a model folder"
-        count = "there is 1 model" if len(self.models) == 1 else f"there are {len(self.models)} models"
-        return f"{count}, `shimmy list` or `GET /v1/models` lists them"
+        verb = "is" if len(self.models) == 1 else "are"
+        return f"there {verb} {plural(len(self.models), 'model')}, `shimmy list` or `GET /v1/models` lists them"
 
 
 class Registry:

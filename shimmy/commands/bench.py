@@ -11,13 +11,14 @@ from shimmy.catalog.catalog import Model
 from shimmy.commands.benchmark import BenchmarkResult, measure, trials
 from shimmy.commands.console import CommandCall, CommandFailed, ProgressBar, print_table
 from shimmy.commands.models import model_fields, with_model
-from shimmy.commands.terminal.amounts import count, plural, size
+from shimmy.commands.terminal.amounts import count, size
 from shimmy.commands.terminal.bar_chart import Bar, svg, text_bars
 from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.commands.terminal.style import Style, is_terminal
 from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
 from shimmy.system.files import write_atomically
+from shimmy.text.plural import plural
 
 if TYPE_CHECKING:
     from shimmy.generation import Services

@@ -11,6 +11,7 @@ from typing import Protocol
 from shimmy.messages.device import Device, DeviceKind
 from shimmy.option_kinds import MAX_DEVICES
 from shimmy.system.memory import shown
+from shimmy.text.plural import plural
 from shimmy.wire.worker_options import Offload
 
 _KINDS = {
@@ -180,10 +181,6 @@ def _fault(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: La
     if wish.split and len(wish.split) != n_devices:
         return f"`--tensor-split` has {plural(len(wish.split), 'number')} for {plural(n_devices, 'device')}"
     return ""
-
-
-def plural(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def unused_reason(device: Device) -> str:

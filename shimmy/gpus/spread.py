@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shimmy.gpus.machines import Machine
-from shimmy.gpus.placement import DeviceWish, FreeDevice, LayerSizes, divided, n_fitting, n_wished, plural
+from shimmy.gpus.placement import DeviceWish, FreeDevice, LayerSizes, divided, n_fitting, n_wished
 from shimmy.option_kinds import MAX_DEVICES
 from shimmy.system.memory import shown
+from shimmy.text.plural import plural
 from shimmy.wire.worker_options import Offload
 
 

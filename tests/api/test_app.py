@@ -266,7 +266,7 @@ async def test_a_server_is_ready_once_the_models_of_preload_have_been_loaded() -
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({}, "`tiny` of `--preload` could not be loaded: no "), ({"api_key": "secret"}, "1 model(s) of `--preload`")],
+    [({}, "`tiny` of `--preload` could not be loaded: no "), ({"api_key": "secret"}, "1 model of `--preload`")],
 )
 @on_loop
 async def test_why_a_model_of_preload_could_not_be_loaded_is_told_to_those_who_may_know(

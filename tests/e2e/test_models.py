@@ -258,3 +258,15 @@ def test_what_is_still_being_downloaded_is_served_when_its_mark_is_gone(start: S
     mark.unlink()
     wait_for("the whole file", lambda: names(server) == ["big"], 10)
     assert server.chat("hello", "big")
+
+
+def test_a_server_whose_only_file_is_damaged_says_so_and_suggests_nothing(
+    start: StartServer, tmp_path: Path, models: Path
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes((models / "alpha.gguf").read_bytes()[:3000])
+    server = start("--model-path", damaged)
+    assert "serves 0 models on " in server.log
+    assert f"`{damaged}` is not listed: " in server.log
+    assert "nothing that was found can be served: the reasons are above" in server.log
+    assert "shimmy pull" not in server.log

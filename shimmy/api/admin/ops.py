@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from shimmy import __version__, log
 from shimmy.errors import ModelNotFound, NotFound
+from shimmy.text.plural import plural
 from shimmy.text.printable import printable, shortened
 
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ def _what_is_missing(services: "Services") -> str:
     """What each model of `--preload` that is not loaded waits for, in their order. Nothing of models where a server has
     keys, as this route asks for none."""
     if services.config.api_keys:
-        return (
-            f"{len(services.preloads)} model(s) of `--preload` are loading, or cannot be loaded: see the server's log"
-        )
+        models = plural(len(services.preloads), "model")
+        return f"{models} of `--preload` still loading, or not to be loaded: see the server's log"
     names = [name for name in dict.fromkeys(services.config.preload) if name in services.preloads]
     return "; ".join(f"`{printable(name)}` of `--preload` {_state(services, name)}" for name in names)
 

@@ -8,6 +8,7 @@ from shimmy.commands.terminal.live_line import LiveLine
 from shimmy.commands.terminal.screen_text import safe_line, width
 from shimmy.commands.terminal.style import Style
 from shimmy.hub.transfer.events import PullEvent
+from shimmy.text.plural import plural
 
 _BAR_WIDTH = 24
 _GAP = "  "
@@ -67,7 +68,7 @@ class PullDisplay:
 
 def _files(details: dict[str, Any]) -> str:
     files, total = details["files"], details["total_bytes"]
-    names = files[0]["name"] if len(files) == 1 else amounts.plural(len(files), "file")
+    names = files[0]["name"] if len(files) == 1 else plural(len(files), "file")
     return f"pulling {names}" + (f", {amounts.size(total)}" if total is not None else "")
 
 

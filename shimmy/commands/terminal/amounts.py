@@ -1,5 +1,7 @@
 """Numbers as people say them: sizes, counts, times."""
 
+from shimmy.text.plural import plural
+
 _DAY_S = 86_400
 _SPANS = (
     (365.25 * _DAY_S, "year"), (30.44 * _DAY_S, "month"), (7 * _DAY_S, "week"), (_DAY_S, "day"),
@@ -23,11 +25,6 @@ def count(number: int) -> str:
         if number >= factor:
             return f"{number / factor:.1f}{unit}"
     return str(number)
-
-
-def plural(number: int, noun: str) -> str:
-    """`1 model`, `2,048 models`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def span(duration_s: float) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
 
-from shimmy.commands.terminal.amounts import plural
 from shimmy.commands.terminal.live_line import LiveLine
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import Style, is_terminal
 from shimmy.commands.terminal_chat.reply_stream import ReplyEnd, Said, Wait
+from shimmy.text.plural import plural
 
 if TYPE_CHECKING:
     from shimmy.commands.terminal_chat.markdown_stream import MarkdownStream

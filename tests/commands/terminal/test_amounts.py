@@ -33,7 +33,3 @@ def test_sizes(n_bytes: int, text: str) -> None:
 )  # fmt: skip
 def test_ages(duration_s: float, text: str) -> None:
     assert amounts.ago(duration_s) == text
-
-
-def test_plurals() -> None:
-    assert [amounts.plural(number, "token") for number in (0, 1, 2048)] == ["0 tokens", "1 token", "2,048 tokens"]
