@@ -16,7 +16,7 @@ from shimmy.catalog.catalog import Catalog, Model, Registry, shown
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import report, scan
 from shimmy.commands.console import NO_MODEL, CommandCall, hint, print_facts, print_table
-from shimmy.commands.terminal.amounts import ago, count, plural, size
+from shimmy.commands.terminal.amounts import ago, count, size
 from shimmy.commands.terminal.load_line import show_loads
 from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import is_terminal
@@ -24,6 +24,7 @@ from shimmy.config import Config
 from shimmy.errors import ModelNotFound, NotFound
 from shimmy.messages.event import Finished, Piece
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPrompt
+from shimmy.text.plural import plural
 from shimmy.text.printable import printable
 
 if TYPE_CHECKING:
@@ -38,16 +39,19 @@ _INNER_FIELDS = {
 
 
 def list_models(call: CommandCall) -> int:
+    """Fails where --model-path names something that is no model, or is not there; what else there is, is listed."""
     kept = AliasFile(call.config.alias_file)
     registry = Registry(call.config.aliases, kept=kept)
     registry.publish(catalog := find_models(call.config))
     models, aliases = catalog.models, registry.aliases()
+    refused = {entry.path for entry in catalog.rejected}
+    code = int(any(path in refused or not path.exists() for path in call.config.model_paths))
     if call.options.json:
         names: dict[str, list[str]] = {model.name: [] for model in models}
         for alias, model in aliases:
             names[model.name].append(alias)
         print(json.dumps([model_fields(model) | {"aliases": sorted(names[model.name])} for model in models], indent=2))
-        return 0
+        return code
     print_models(models)
     rows = [(alias, model.name) for alias, model in aliases]
     rows += [(alias, f"{name} (not there)") for alias, name in kept.pairs() if catalog.model(name) is None]
@@ -58,7 +62,7 @@ def list_models(call: CommandCall) -> int:
         hint("`shimmy run NAME` talks to a model, `shimmy probe NAME` says more about it.")
     else:
         hint(NO_MODEL)
-    return 0
+    return code
 
 
 def print_models(models: Sequence[Model]) -> None:

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,22 @@ def test_list(tmp_path: Path, models: Path) -> None:
     assert [model["name"] for model in listed] == ["alpha", "beta"]
     assert listed[0]["path"] == str(models / "alpha.gguf")
     assert listed[0]["n_ctx_train"] == 4096
+    assert plain.returncode == 0
     assert json.loads(run(tmp_path, "list", "--json", "--model-path", tmp_path).stdout) == []
+
+
+@pytest.mark.parametrize("json_", [(), ("--json",)])
+def test_list_fails_where_what_is_named_is_no_model(tmp_path: Path, models: Path, json_: Sequence[str]) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes((models / "alpha.gguf").read_bytes()[:3000])
+    listed = run(tmp_path, "list", *json_, "--model-path", models, "--model-path", damaged)
+    assert listed.returncode == 1
+    assert "alpha" in listed.stdout
+    assert f"`{damaged}` is not listed: " in listed.stderr
+    assert run(tmp_path, "list", *json_, "--model-path", tmp_path).returncode == 0
+    missing = run(tmp_path, "list", *json_, "--model-path", tmp_path / "nowhere")
+    assert missing.returncode == 1
+    assert "there is no such folder" in missing.stderr
 
 
 def test_probe(tmp_path: Path, models: Path) -> None:
