@@ -45,12 +45,15 @@ class ServerAddress:
 
     @classmethod
     def parse(cls, url: str) -> "ServerAddress":
-        """`http[s]://HOST[:PORT][/PREFIX]`; a base URL with `/v1` means its server. ValueError for anything else."""
-        parts = urlsplit(url)
+        """`http[s]://HOST[:PORT][/PREFIX]`, where what has no scheme is HTTP on our own port; a base URL with `/v1`
+        means its server. ValueError for anything else."""
+        has_scheme = "://" in url
+        parts = urlsplit(url if has_scheme else f"http://{url}")
         if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"must be a URL such as http://127.0.0.1:{DEFAULT_PORT} (got {url!r})")
         prefix = parts.path.rstrip("/").removesuffix("/v1")
-        return cls((parts.hostname,), parts.port or _PORTS[parts.scheme], prefix, is_tls=parts.scheme == "https")
+        port = parts.port or (_PORTS[parts.scheme] if has_scheme else DEFAULT_PORT)
+        return cls((parts.hostname,), port, prefix, is_tls=parts.scheme == "https")
 
     @property
     def authority(self) -> str:

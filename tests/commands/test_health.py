@@ -16,7 +16,7 @@ import pytest
 from shimmy import cli
 from shimmy.commands import health, server_client
 from shimmy.commands.server_client import ServerAddress
-from shimmy.option_kinds import Bind
+from shimmy.option_kinds import DEFAULT_PORT, Bind
 from tests.hub.servers import FakeFiles, self_signed, speak_tls
 
 OK = (200, {"status": "ok"})
@@ -150,7 +150,15 @@ def test_the_port_of_a_url_is_that_of_its_scheme() -> None:
     assert ServerAddress.parse("http://example.com").url == "http://example.com:80"
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com", "127.0.0.1:80", "http://", "http://h:99999", "http://h/?a=b"])
+def test_a_url_may_lack_its_scheme() -> None:
+    assert ServerAddress.parse("127.0.0.1:80/v1").url == "http://127.0.0.1:80"
+    assert ServerAddress.parse("localhost").url == f"http://localhost:{DEFAULT_PORT}"
+    assert ServerAddress.parse("[::1]:99").url == "http://[::1]:99"
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://example.com", "", "h:99999", "http://", "http://h:99999", "http://h/?a=b", "h?a"]
+)
 def test_another_url_is_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["health", "--url", url]) == 2
     assert capsys.readouterr().err.startswith("shimmy: --url: ")
