@@ -131,7 +131,7 @@ def test_a_chat_goes_on_and_remembers(tmp_path: Path, server: Server) -> None:
         say(terminal, "/save talk.json")
         saved = json.loads((tmp_path / "talk.json").read_text())
         assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
-        say(terminal, "/clear")
+        assert "a new conversation" in say(terminal, "/clear")
         assert "0 messages" in say(terminal, "/stats")
         assert "a conversation of 2 messages" in say(terminal, "/load talk.json")
         assert "no setting `warmth`" in say(terminal, "/set warmth 3")

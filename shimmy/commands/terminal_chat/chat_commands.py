@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shimmy.commands.console import CommandFailed
-from shimmy.commands.terminal.amounts import plural
 from shimmy.commands.terminal_chat.conversation import Conversation
 from shimmy.commands.terminal_chat.printer import statistics
 from shimmy.commands.terminal_chat.reply_stream import ReplyEnd
 from shimmy.errors import BadRequest
 from shimmy.text.near_names import did_you_mean
+from shimmy.text.plural import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shimmy.api.request_fields.field_kinds import Kind
     from shimmy.commands.terminal_chat.session import Session
 
 # Fields of a request that would change what a chat is.
@@ -84,20 +85,27 @@ def _set(session: "Session", argument: str) -> None:
     if not name:
         shown = [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(settings.items())]
         session.printer.note("\n".join(shown) or "nothing is set: the model's own values count")
-    elif not text:
-        settings.pop(name, None)
-    else:
+    elif text:
         settings[name] = _setting(name, text)
+    elif settings.pop(name, None) is None:
+        _kind(name)
+        session.printer.note(f"{name} is not set: the model's own value counts")
 
 
-def _setting(name: str, text: str) -> Any:
-    """The value of a field of requests; raises CommandFailed for one that it cannot have."""
+def _kind(name: str) -> "Kind[Any]":
+    """What a field of requests may be; raises CommandFailed where it is none of a chat's."""
     from shimmy.api.openai.parse import CHAT
 
     kind = None if name in _FIXED else CHAT.fields.get(name)
     if kind is None:
         guess = did_you_mean(name, sorted(CHAT.fields.keys() - _FIXED))
         raise CommandFailed(f"there is no setting `{name}`: {guess or 'such are temperature, top_p, max_tokens, seed'}")
+    return kind
+
+
+def _setting(name: str, text: str) -> Any:
+    """The value of a field of requests; raises CommandFailed for one that it cannot have."""
+    kind = _kind(name)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -155,6 +163,7 @@ def _clear(session: "Session", _: str) -> None:
     old = session.conversation
     session.conversation = Conversation(old.system, [], old.settings)
     session.attached, session.last = [], ReplyEnd()
+    session.printer.note("a new conversation")
 
 
 def _bye(_session: "Session", _: str) -> bool:

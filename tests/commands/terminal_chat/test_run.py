@@ -255,13 +255,16 @@ def test_parts_of_a_message() -> None:
 def test_what_was_mistyped_is_guessed_and_not_all_is_listed(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed("/set temp 1\n/set top_kk 1\n/set nonsense 1\n/sistem hi\n", monkeypatch)
+    typed("/set temp 1\n/set top_kk 1\n/set nonsense 1\n/sistem hi\n/set nonsense\n/set top_k\n", monkeypatch)
     assert run(scripted) == 0
-    told = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    told = printed.err.splitlines()
     assert "there is no setting `temp`: did you mean `temperature`" in told[0]
     assert "there is no setting `top_kk`: did you mean `top_k`" in told[1]
     assert "there is no setting `nonsense`: such are temperature, top_p, max_tokens, seed" in told[2]
     assert "there is no command `/sistem`: did you mean `/system`?" in told[3]
+    assert "there is no setting `nonsense`" in told[4]
+    assert "top_k is not set: the model's own value counts" in printed.out
     assert max(map(len, told)) < 160
 
 
