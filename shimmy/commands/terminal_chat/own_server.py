@@ -1,9 +1,8 @@
 """A server for one chat: on a free port of this machine, with a key that only the chat has; it ends with the chat."""
 
-import ctypes
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +14,12 @@ from shimmy.commands.server_client import ServerAddress
 from shimmy.commands.server_records import NoPlace, ServerFolder
 from shimmy.config import OPTIONS
 from shimmy.option_kinds import DEFAULT_HOST
+from shimmy.system.parent_process import ending_with
 
 if TYPE_CHECKING:
     import subprocess
 
 _COMMAND = "run"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Options of `run` that concern its requests, or where a server is.
 _OF_REQUESTS = {"seed", "temp"}
 SERVER_OPTIONS = tuple(row for row in OPTIONS if _COMMAND in row.also and row.name not in _OF_REQUESTS)
@@ -35,7 +34,7 @@ class OwnServer:
         # Beside those of servers in the background, which `stop` ends.
         self._places = [path.with_name(f"{path.name}-run") for path in server_records.places(call.config.cache_dir)]
         self.key = os.urandom(16).hex()
-        self._end_with_us = _end_with_us(os.getpid())
+        self._end_with_us = ending_with(os.getpid(), signal.SIGTERM)  # however this process ends
         self._running: tuple[subprocess.Popen[bytes], ServerFolder] | None = None
 
     @property
@@ -94,15 +93,3 @@ def server_arguments(call: CommandCall, model_path: Path | None) -> list[str]:
         else:
             arguments += [f"{row.flag}={text}" for text in (given if isinstance(given, list) else [given])]
     return arguments if call.options.config is None else [*arguments, "--config", call.options.config]
-
-
-def _end_with_us(pid: int) -> Callable[[], None]:
-    """For a child before it becomes the server: the kernel tells it to end when this process has, however that ends."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask_the_kernel() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != pid:  # it has ended meanwhile
-            os._exit(1)
-
-    return ask_the_kernel

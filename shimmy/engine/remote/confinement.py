@@ -1,4 +1,4 @@
-"""What a process gives up for good: its files and the network, and to live longer than the one that started it.
+"""What a process gives up for good: its files and the network.
 
 Knows Linux. What the kernel does not have is left out: this is a second wall, and nothing hangs on it alone.
 """
@@ -6,23 +6,15 @@ Knows Linux. What the kernel does not have is left out: this is a second wall, a
 import ctypes
 import os
 import resource
-import signal
 from contextlib import suppress
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
+_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 # linux/landlock.h; the numbers of the calls are the same on all machines.
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _VERSION = 1  # LANDLOCK_CREATE_RULESET_VERSION
 # By the version of the interface: which of its rights there are, on files and on the network.
 _FILE_RIGHTS = (0, 13, 14, 15, 15, 16)
 _NETWORK_SINCE, _NETWORK_RIGHTS = 4, 0b11
-
-
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent`, which started it, has ended; at once if it has."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def give_up_files_and_network() -> bool:

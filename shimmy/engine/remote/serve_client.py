@@ -21,6 +21,7 @@ from shimmy.engine.remote import confinement, library
 from shimmy.errors import ModelUnavailable
 from shimmy.rpc.engine_process import READY
 from shimmy.rpc.offer import PROCESSOR
+from shimmy.system.parent_process import end_with
 from shimmy.wire.worker_options import Offload
 
 _CPU = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
@@ -30,7 +31,7 @@ _processor = function("ggml_backend_dev_by_type", ctypes.c_void_p, ctypes.c_int)
 def main(arguments: Sequence[str]) -> NoReturn:
     """`arguments`: the socket's descriptor, the process to end with, and EngineSettings as JSON."""
     connection, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
-    confinement.end_with(parent)
+    end_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # terminals send them to every process; the parent decides
     log.set_up("warning", "text")

@@ -2,11 +2,8 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
-
-from tests.e2e.processes import command_line, wait_for
 
 GIVES_UP = """
 import socket, threading
@@ -33,16 +30,6 @@ thread.start()
 thread.join()
 print(*found)
 """
-ENDS_WITH = """
-import subprocess, sys, time
-child = "import os, sys, time; from shimmy.engine.remote import confinement; " \\
-    "confinement.end_with(int(sys.argv[1])); print('here', flush=True); time.sleep(60)"
-import os
-started = subprocess.Popen([sys.executable, "-c", child, str(os.getpid())], stdout=subprocess.PIPE)
-started.stdout.readline()
-print(started.pid, flush=True)
-time.sleep(60)
-"""
 
 
 def test_no_file_and_no_connection_is_opened_any_more() -> None:
@@ -51,19 +38,3 @@ def test_no_file_and_no_connection_is_opened_any_more() -> None:
     if is_whole == "False":
         pytest.skip("this kernel has no Landlock, or one without a network")
     assert (opens, connects, opens_in_thread) == ("False", "False", "False")
-
-
-def test_it_ends_with_the_one_that_started_it() -> None:
-    with subprocess.Popen([sys.executable, "-c", ENDS_WITH], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        assert command_line(child)
-        parent.kill()
-    wait_for("the child's end", lambda: not any(command_line(child)))
-
-
-def test_one_whose_parent_has_gone_before_ends_at_once() -> None:
-    code = "import time; from shimmy.engine.remote import confinement; confinement.end_with(1); time.sleep(60)"
-    began_s = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
-    assert time.monotonic() - began_s < 30
