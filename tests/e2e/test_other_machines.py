@@ -205,6 +205,8 @@ def test_a_prompt_that_is_answered_without_the_machine_says_so(
     wait_for("the line of the log", lambda: "127.0.0.1: it has no key" in there.log)
     assert "not used" not in run(tmp_path, *common, "--rpc-key-file", key_file(tmp_path)).stderr
     wait_for("the line of the log", lambda: re.search(r" has left$", there.log, re.MULTILINE))
+    told = run(tmp_path, "run", *common[1:]).stderr
+    assert f"alpha is not computed as was asked: {there.address} is not used: it has another key" in told
 
 
 @pytest.mark.skipif(not FROZEN_FILE, reason="has no outer process")

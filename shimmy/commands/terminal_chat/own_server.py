@@ -34,6 +34,7 @@ class OwnServer:
         # Beside those of servers in the background, which `stop` ends.
         self._places = [path.with_name(f"{path.name}-run") for path in server_records.places(call.config.cache_dir)]
         self.key = os.urandom(16).hex()
+        self.wants_devices = bool(call.config.rpc or call.config.devices)  # which a person has named
         self._end_with_us = ending_with(os.getpid(), signal.SIGTERM)  # however this process ends
         self._running: tuple[subprocess.Popen[bytes], ServerFolder] | None = None
 

@@ -29,7 +29,7 @@ class Session:
         self.shows_statistics = False
         self.was_stopped = False  # the last reply, by Ctrl-C
         self.attached: list[str] = []  # texts that go out with the next message
-        self._knows_template = False  # whether the model has one: a person is told once of a model without
+        self._knows_model = False  # a person is told once what is odd about it
         self._lines = lines
 
     def run(self) -> None:
@@ -73,21 +73,26 @@ class Session:
             self.printer.remark(warning)
         if self.last.finish_reason == "length":
             self.printer.remark("(the limit of tokens, or of the context, is reached)")
-        self._tell_of_template()
+        self._tell_of_model()
         if self.shows_statistics:
             self.printer.remark(statistics(self.last))
 
-    def _tell_of_template(self) -> None:
-        """Say once that the replies of a model that was not made for chats may be odd."""
-        if self._knows_template:
+    def _tell_of_model(self) -> None:
+        """Say once that the replies of a model that was not made for chats may be odd, and why devices or machines that
+        the person has named do not compute it."""
+        if self._knows_model:
             return
-        self._knows_template = True
+        self._knows_model = True
+        name, own = self.server.model, self.server.own
         with suppress(NoServer, ShimmyError):
-            if self.server.status().get("has_chat_template") is False:
+            status = self.server.status()
+            if status.get("has_chat_template") is False:
                 self.printer.remark(
-                    f"({self.server.model} has no chat template: a generic one is used, and replies may be odd; "
+                    f"({name} has no chat template: a generic one is used, and replies may be odd; "
                     "`--chat-template-file` names another)"
                 )
+            if own is not None and own.wants_devices and (note := status.get("device_note")):
+                self.printer.remark(f"({name} is not computed as was asked: {note})")
 
     def _exchange(self, text: str) -> None:
         """A message and its reply, as `say` has it."""
