@@ -114,7 +114,7 @@ def write_tiny_model(
     `focus` is the size of the weights of queries and keys: with a small one, heads look at many tokens. `more` is added
     to its metadata.
     """
-    metadata = [*_model_metadata(name, n_ctx_train, chat_template, n_layers), *more]
+    metadata = [*model_metadata(name, n_ctx_train, chat_template, n_layers), *more]
     tensors = model_tensors(seed, focus, n_layers)
     if n_shards == 1:
         path = folder / f"{name}.gguf"
@@ -139,7 +139,7 @@ def write_tiny_bpe(
     `pre` is how its tokenizer cuts a text into words (`tokenizer.ggml.pre`).
     """
     tokens, merges = bpe_vocabulary()
-    common = _model_metadata(name, n_ctx_train, chat_template)
+    common = model_metadata(name, n_ctx_train, chat_template)
     metadata: Metadata = [
         *(each for each in common if not each[0].startswith("tokenizer.ggml.")),
         ("tokenizer.ggml.model", STRING, "gpt2"),
@@ -177,7 +177,7 @@ def write_tiny_mamba(folder: Path, name: str = "mamba", *, n_ctx_train: int = 51
         "attention.head_count": 0, "ssm.conv_kernel": MAMBA_N_CONV, "ssm.inner_size": 2 * N_EMBD,
         "ssm.state_size": MAMBA_N_STATE, "ssm.time_step_rank": MAMBA_N_RANK,
     }  # fmt: skip
-    others = [each for each in _model_metadata(name, n_ctx_train, CHATML)[1:] if not each[0].startswith("llama.")]
+    others = [each for each in model_metadata(name, n_ctx_train, CHATML)[1:] if not each[0].startswith("llama.")]
     metadata: Metadata = [
         ("general.architecture", STRING, "mamba"),
         *others,
@@ -332,7 +332,7 @@ def vocabulary() -> tuple[tuple[str, int], ...]:
     )
 
 
-def _model_metadata(name: str, n_ctx_train: int, chat_template: str | None, n_layers: int = N_LAYER) -> Metadata:
+def model_metadata(name: str, n_ctx_train: int, chat_template: str | None, n_layers: int = N_LAYER) -> Metadata:
     tokens = vocabulary()
     metadata: Metadata = [
         ("general.architecture", STRING, "llama"),

@@ -32,7 +32,7 @@ from tests.tiny_models import (
     vocabulary,
 )
 
-METADATA: Metadata = tiny_models._model_metadata("tiny", 512, CHATML)
+METADATA: Metadata = tiny_models.model_metadata("tiny", 512, CHATML)
 TENSORS = list(model_tensors(0))
 TOKENS = [text for text, _ in vocabulary()]
 N_RANDOM = 70

@@ -17,8 +17,8 @@ from tests.tiny_models import (
     BOS_TOKEN,
     INT32,
     STRING,
-    _model_metadata,
     encode_gguf,
+    model_metadata,
     model_tensors,
     vocabulary,
     write_tiny_model,
@@ -155,7 +155,7 @@ def test_the_control_tokens_are_found_by_what_the_file_says_of_them(tmp_path: Pa
     texts[-5:] = ["<|eot_id|>", "<|start|>", "<end_of_turn>", "<start_of_turn>", "<think>"]
     for kinds in ([1] * len(texts), [kind for _, kind in vocabulary()], [4] * len(texts)):
         path = write_tiny_model(tmp_path)
-        metadata = with_items(_model_metadata("tiny", 512, None), "tokenizer.ggml.tokens", STRING, texts)
+        metadata = with_items(model_metadata("tiny", 512, None), "tokenizer.ggml.tokens", STRING, texts)
         metadata = with_items(metadata, "tokenizer.ggml.token_type", INT32, kinds)
         path.write_bytes(encode_gguf(metadata, model_tensors(0)))
         special = special_tokens(path, reader.contents(path))

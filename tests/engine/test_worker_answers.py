@@ -15,14 +15,14 @@ from tests.tiny_models import (
     STRING,
     UINT32,
     Items,
-    _model_metadata,
     encode_gguf,
+    model_metadata,
     model_tensors,
     vocabulary,
     write_tiny_model,
 )
 
-MADE = _model_metadata("tiny", 512, CHATML)
+MADE = model_metadata("tiny", 512, CHATML)
 
 
 @on_loop

@@ -12,6 +12,7 @@ import pytest
 from shimmy.system.backends import RPC
 from tools.backend_library import check
 from tools.engine import library_folder
+from tools.engine_sources import ggml_sources
 from tools.portable.elf import ElfFile
 from tools.portable.target import BUILD_MACHINE, TARGETS
 from tools.portable.weak_versions import newer_versions
@@ -45,6 +46,15 @@ def test_a_library_that_asks_for_more_than_the_engine(tmp_path: Path) -> None:
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "a.so", tmp_path / "a.c"], check=True)
     with pytest.raises(BuildError, match=r"asks for \['ibv_open'\] of \["):
         check(tmp_path / "a.so", ("ggml_", "gguf_"))
+
+
+def test_weights_of_a_megabyte_are_asked_for_before_they_are_sent(tmp_path: Path) -> None:
+    changed = library._with_our_number(ggml_sources() / library._SOURCE, tmp_path).read_text()
+    assert "\nconst size_t HASH_THRESHOLD = 1 * 1024 * 1024;\n" in changed
+    assert len(changed.splitlines()) == len((ggml_sources() / library._SOURCE).read_text().splitlines())
+    (tmp_path / "other.cpp").write_text("const size_t HASH_THRESHOLD = 5;")
+    with pytest.raises(BuildError, match=r"`other.cpp` does not say"):
+        library._with_our_number(tmp_path / "other.cpp", tmp_path)
 
 
 @pytest.mark.parametrize("machine", [*TARGETS])
