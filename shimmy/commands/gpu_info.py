@@ -12,6 +12,7 @@ from shimmy.commands.models import located
 from shimmy.commands.terminal.amounts import size
 from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.config import Config
+from shimmy.gpus import device_trials, placement
 from shimmy.gpus.devices import FoundDevices, find_devices
 from shimmy.messages.device import Device
 from shimmy.pool.device_choice import DeviceChoice
@@ -47,8 +48,9 @@ def gpu_info(call: CommandCall) -> int:
 
 
 def _told(found: FoundDevices, config: Config) -> dict[str, Any]:
+    names = _names(found, config)
     devices = [
-        {"name": device.name, **to_wire(device), "is_used": _is_used(device, config)} for device in found.devices
+        {"name": device.name, **to_wire(device), "is_used": _is_used(device, config, names)} for device in found.devices
     ]
     return {"devices": devices, "reason": found.reason, "use": _use(found, config)}
 
@@ -57,13 +59,19 @@ def _use(found: FoundDevices, config: Config) -> str:
     """Where models are computed with these options."""
     if not backends.has_one_for_gpus():
         return f"{backends.NONE_FOR_GPUS}, and computes on the processor"
-    names = [device.name for device in found.devices if _is_used(device, config)]
+    wished = _names(found, config)
+    names = [device.name for device in found.devices if _is_used(device, config, wished)]
     return f"models are put on {' and '.join(names)}, as far as they fit" if names else "models stay on the processor"
 
 
-def _is_used(device: Device, config: Config) -> bool:
-    is_wanted = device.is_automatic if config.devices is None else device.name in config.devices
+def _is_used(device: Device, config: Config, names: tuple[str, ...] | None) -> bool:
+    is_wanted = device.is_automatic if names is None else device.name in names
     return is_wanted and _can_be_used(device, config)
+
+
+def _names(found: FoundDevices, config: Config) -> tuple[str, ...] | None:
+    """Of the devices that are wished, as they are used; None: those that are used without being named."""
+    return None if config.devices is None else placement.named(config.devices, found.devices)[0]
 
 
 def _can_be_used(device: Device, config: Config) -> bool:
@@ -81,12 +89,15 @@ def _row(device: Device, config: Config, *, has_better: bool) -> tuple[str, ...]
         "" if device.free_bytes is None else size(device.free_bytes),
         device.driver,
         f"{device.backend} {device.api_version}",
-        device.unusable or (_when_used(device, has_better=has_better) if is_nameable else ""),
+        device.unusable or (_when_used(device, config, has_better=has_better) if is_nameable else ""),
     )
 
 
-def _when_used(device: Device, *, has_better: bool) -> str:
-    tried = ", or where a trial finds that faster" if device.needs_trial and not has_better else ""
+def _when_used(device: Device, config: Config, *, has_better: bool) -> str:
+    hindrance = device_trials.hindrance(
+        cache_folder=config.cache_dir, has_memory_limit=config.max_memory_bytes is not None, is_embedding=False
+    )
+    tried = "" if has_better else placement.or_tried(device, hindrance)
     return f"used when it is named: --device {device.name}{tried}"
 
 

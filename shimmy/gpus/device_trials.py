@@ -4,6 +4,7 @@ Knows the table in the cache folder and its keys. Workers measure (`engine.tune.
 """
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,22 @@ def key(device: Device, architecture: str, quantization: str, n_params: int) -> 
 
 
 def verdict(cache_folder: Path | None, about: str) -> DeviceVerdict | None:
-    """What was found about that; None where nothing was, or what stands there makes no sense."""
+    """What was found about that; None where nothing was, where what stands there makes no sense, and where a trial that
+    failed is to have another chance."""
     try:
-        return values.made(DeviceVerdict, values.members(Remembered(cache_folder, TABLE).get(about)), _READERS)
+        found = values.made(DeviceVerdict, values.members(Remembered(cache_folder, TABLE).get(about)), _READERS)
     except (KeyError, TypeError, ValueError):
         return None
+    return found if found.holds(time.time()) else None
+
+
+def hindrance(*, cache_folder: Path | None, has_memory_limit: bool, is_embedding: bool) -> str:
+    """Why no trial of a model will ever run; '' where one may."""
+    if has_memory_limit:
+        return "`--max-memory` leaves none for a second copy of a model"
+    if cache_folder is None:
+        return "there is no cache folder, which keeps the outcome"
+    return "it makes no text" if is_embedding else ""
 
 
 def sentence(found: DeviceVerdict, device: Device) -> str:

@@ -14,6 +14,7 @@ from shimmy.system.memory import shown
 from shimmy.text.plural import plural
 from shimmy.wire.worker_options import Offload
 
+_OR_TRIED = ", or where a trial finds that faster"
 _KINDS = {
     DeviceKind.INTEGRATED: "an integrated GPU",
     DeviceKind.VIRTUAL: "a virtual GPU",
@@ -183,16 +184,46 @@ def _fault(wish: DeviceWish, found: Sequence[FreeDevice], reason: str, sizes: La
     return ""
 
 
-def unused_reason(device: Device) -> str:
-    """Why `--device auto` does not take a device, of which no trial has found anything; '' where it does."""
+def unused_reason(device: Device, hindrance: str = "") -> str:
+    """Why `--device auto` does not take a device, of which no trial has found anything; '' where it does. `hindrance`
+    says why there will be no trial."""
     if device.unusable:
         return f"{device.name} cannot be used: {device.unusable}"
     if device.is_automatic:
         return ""
-    tried = ", or where a trial finds that faster" if device.needs_trial else ""
     return (
         f"{device.name} ({device.description}) is {_KINDS[device.kind]}, which is used when it is named: "
-        f"`--device {device.name}`{tried}"
+        f"`--device {device.name}`{or_tried(device, hindrance)}"
+    )
+
+
+def or_tried(device: Device, hindrance: str) -> str:
+    """How a device is used that nobody names, as the rest of a sentence on one that is named."""
+    if not device.needs_trial:
+        return ""
+    return f" (no trial finds out whether that is faster: {hindrance})" if hindrance else _OR_TRIED
+
+
+def named(names: Sequence[str], devices: Sequence[Device]) -> tuple[tuple[str, ...], list[str]]:
+    """The devices that are used where a person names these, and what is to be said of that: a GPU that two backends
+    could use is used by one of them, whichever is named."""
+    used, notes = list[str](), []
+    for name in names:
+        device = next((each for each in devices if each.name == name), None)
+        same = None if device is None else _same_gpu(device, devices)
+        if same is not None:
+            notes.append(f"{name} is used as {same.name}")
+        used.append(name if same is None else same.name)
+    return tuple(dict.fromkeys(used)), notes
+
+
+def _same_gpu(device: Device, devices: Sequence[Device]) -> Device | None:
+    """The device by which another backend uses this one's GPU."""
+    if not device.unusable or not device.gpu:
+        return None
+    return next(
+        (each for each in devices if each.gpu == device.gpu and each.backend != device.backend and not each.unusable),
+        None,
     )
 
 

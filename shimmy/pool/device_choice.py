@@ -129,7 +129,8 @@ class DeviceChoice:
 
         n_most = None if failure is None else failure.n_most
         tried = await in_thread(lambda: self._tried(model, found.devices))
-        wish = placement.DeviceWish(config.devices, config.gpu_layers, config.tensor_split, n_most, tried.proven)
+        names, notes = self._named(found.devices)
+        wish = placement.DeviceWish(names, config.gpu_layers, config.tensor_split, n_most, tried.proven)
         sizes = layer_sizes(model, whole, config.n_cpu_moe)
 
         def free(gone: Sequence[Occupant] = ()) -> "list[FreeDevice]":
@@ -142,7 +143,8 @@ class DeviceChoice:
         if others:
             return DeviceDecision(offload, others)
         if failure is not None:
-            offload = replace(offload, note="; ".join(filter(None, (offload.note, failure.note))))
+            notes.append(failure.note)
+        offload = replace(offload, note="; ".join(filter(None, (offload.note, *notes))))
         self._pending[model.name] = offload
         return DeviceDecision(offload)
 
@@ -152,10 +154,20 @@ class DeviceChoice:
 
         config = self._config
         devices = () if config.devices == () else (await in_thread(self._find)).devices
-        n_most, notes = (failure.n_most, [failure.note]) if failure else (None, [])
-        wish = placement.DeviceWish(config.devices, config.gpu_layers, config.tensor_split, n_most)
+        names, notes = self._named(devices)
+        if failure is not None:
+            notes.append(failure.note)
+        n_most = None if failure is None else failure.n_most
+        wish = placement.DeviceWish(names, config.gpu_layers, config.tensor_split, n_most)
         own = [placement.FreeDevice(device, self._free_bytes(device, ())) for device in devices]
         return await self._machines.spread(wish, own, layer_sizes(model, whole, config.n_cpu_moe), notes)
+
+    def _named(self, devices: "Sequence[Device]") -> tuple[tuple[str, ...] | None, list[str]]:
+        """The names that a person wishes, as they are used, and what is to be said of that."""
+        from shimmy.gpus import placement
+
+        wished = self._config.devices
+        return (None, []) if wished is None else placement.named(wished, devices)
 
     async def left(self, model: Model, whole: MemoryEstimate, failed: Offload, note: str) -> Offload:
         """Where `model` goes after it could not be loaded with `failed`, for the reason in `note`: to the processor, or
@@ -173,16 +185,21 @@ class DeviceChoice:
             return _Tried(proven=tuple(device.name for device in doubtful))
         from shimmy.gpus import device_trials, placement
 
+        hindrance = device_trials.hindrance(
+            cache_folder=self._config.cache_dir,
+            has_memory_limit=self._config.max_memory_bytes is not None,
+            is_embedding=model.is_embedding,
+        )
         kind = model.architecture, model.quantization or self._config.safetensors_type or "", model.n_params
         keys = {device: device_trials.key(device, *kind) for device in doubtful}
         found = {device: device_trials.verdict(self._config.cache_dir, key) for device, key in keys.items()}
         if proven := tuple(device.name for device, verdict in found.items() if verdict and verdict.is_faster):
             return _Tried(proven=proven)
         notes = [
-            device_trials.sentence(verdict, device) if verdict else placement.unused_reason(device)
+            device_trials.sentence(verdict, device) if verdict else placement.unused_reason(device, hindrance)
             for device, verdict in found.items()
         ]
-        unknown = [(device.name, key) for device, key in keys.items() if found[device] is None]
+        unknown = [(device.name, key) for device, key in keys.items() if found[device] is None and not hindrance]
         return _Tried(note="; ".join(notes), unknown=unknown[0] if unknown else None)
 
     def _untried(
@@ -238,14 +255,16 @@ class DeviceChoice:
     def _look(self) -> "FoundDevices":
         """The devices, with their free memory; with nothing to tell where a person without a GPU names none."""
         from shimmy.gpus import devices, hardware
-        from shimmy.messages.device import DeviceKind
+        from shimmy.messages.device import DeviceBackend, DeviceKind
 
         names = self._config.devices
 
         def is_enough(kept: "FoundDevices") -> bool:
             if self.is_required:  # a fault that has passed would still be an error
                 return False
-            return not any(device.name in names if names else device.is_automatic for device in kept.devices)
+            if names:  # what is named by another backend may be used by this one
+                return not any(device.name in names or device.backend == DeviceBackend.CUDA for device in kept.devices)
+            return not any(device.is_automatic for device in kept.devices)
 
         if not backends.has_one_for_gpus():
             found = devices.FoundDevices(reason=backends.NONE_FOR_GPUS)

@@ -1,6 +1,7 @@
 """`shimmy gpu-info`: what people and programs are told of the devices that were found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from shimmy import cli
 from shimmy.commands import gpu_info
 from shimmy.gpus.devices import FoundDevices
-from shimmy.messages.device import Device, DeviceKind
+from shimmy.messages.device import Device, DeviceBackend, DeviceKind
 from shimmy.system import backends
 from tests.tiny_models import write_tiny_model
 
@@ -55,6 +56,25 @@ def test_a_device_that_may_be_slower_is_said_to_be_tried(
     has(FoundDevices((IRIS,)), find)
     assert cli.main(["gpu-info"]) == 0
     assert "used when it is named: --device Vulkan2, or where a trial finds that faster" in capsys.readouterr().out
+
+
+def test_no_trial_is_promised_where_none_will_run(find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    has(FoundDevices((IRIS,)), find)
+    find.setenv("SHIMMY_MAX_MEMORY", "8G")
+    assert cli.main(["gpu-info"]) == 0
+    promise = (
+        "used when it is named: --device Vulkan2 (no trial finds out whether that is faster: `--max-memory` leaves"
+    )
+    assert promise in capsys.readouterr().out
+
+
+def test_a_gpu_that_cuda_has_is_used_by_cuda_whatever_it_is_called(
+    find: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vulkan = replace(GEFORCE, gpu="1", unusable="it is used as CUDA0")
+    has(FoundDevices((replace(GEFORCE, gpu="1", backend=DeviceBackend.CUDA), vulkan)), find)
+    assert cli.main(["gpu-info", "--device", "Vulkan0"]) == 0
+    assert "Use: models are put on CUDA0, as far as they fit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

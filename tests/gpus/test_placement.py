@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from shimmy.gpus.placement import DeviceWish, FreeDevice, LayerSizes, divided, place
-from shimmy.messages.device import Device, DeviceKind
+from shimmy.gpus.placement import DeviceWish, FreeDevice, LayerSizes, divided, named, place, unused_reason
+from shimmy.messages.device import Device, DeviceBackend, DeviceKind
 from shimmy.wire.worker_options import Offload
 
 GB = 10**9
@@ -120,6 +120,26 @@ def test_a_device_that_cannot_be_used_is_not() -> None:
     assert placed(found) == Offload(note="Vulkan0 cannot be used: it has no 16-bit storage")
     assert placed(found, wish=DeviceWish(names=("Vulkan0",))) == placed(found)
     assert placed(found, device(1, 24)).devices == ("Vulkan1",)
+
+
+def test_a_gpu_that_another_backend_uses_is_that_ones_where_it_is_named() -> None:
+    vulkan = Device(0, "Card", DeviceKind.DISCRETE, "NVIDIA", "", "1.3.0", GB, None, "it is used as CUDA0", gpu="1")
+    cuda = replace(vulkan, backend=DeviceBackend.CUDA, unusable="")
+    other = replace(vulkan, index=1, unusable="", gpu="2")
+    assert named(("Vulkan0",), (cuda, vulkan)) == (("CUDA0",), ["Vulkan0 is used as CUDA0"])
+    assert named(("CUDA0", "Vulkan1", "Vulkan0"), (cuda, vulkan, other))[0] == ("CUDA0", "Vulkan1")
+    broken = replace(cuda, unusable="its driver has CUDA 12.8")
+    for devices in ((vulkan, other), (broken, vulkan), (replace(vulkan, gpu=""), replace(cuda, gpu=""))):
+        assert named(("Vulkan0", "Vulkan7"), devices) == (("Vulkan0", "Vulkan7"), [])
+
+
+def test_a_trial_is_only_promised_where_there_will_be_one() -> None:
+    iris = Device(0, "Iris", DeviceKind.INTEGRATED, "Intel", "", "1.3.0", GB, None)
+    assert unused_reason(iris).endswith("`--device Vulkan0`, or where a trial finds that faster")
+    assert unused_reason(iris, "there is no cache folder").endswith(
+        "`--device Vulkan0` (no trial finds out whether that is faster: there is no cache folder)"
+    )
+    assert unused_reason(replace(iris, kind=DeviceKind.CPU), "there is no cache folder").endswith("`--device Vulkan0`")
 
 
 def test_a_model_of_unknown_layers_stays_on_the_processor() -> None:

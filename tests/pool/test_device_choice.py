@@ -1,6 +1,7 @@
 """Which devices a load is given, what is reserved there, and what follows when a model fails on them."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from shimmy import config
 from shimmy.errors import ModelUnavailable
 from shimmy.gpus import device_trials, devices
 from shimmy.gpus.devices import FoundDevices
-from shimmy.messages.device import Device, DeviceKind
-from shimmy.messages.device_verdict import TABLE, DeviceVerdict
+from shimmy.messages.device import Device, DeviceBackend, DeviceKind
+from shimmy.messages.device_verdict import FAULT_KEPT_S, TABLE, DeviceVerdict
 from shimmy.pool.device_choice import RETRY_S, DeviceChoice
 from shimmy.pool.launch_plan import LaunchPlanner
 from shimmy.pool.memory_budget import MemoryBudget
@@ -304,7 +305,7 @@ async def test_a_device_that_was_found_faster_is_used_and_its_memory_is_the_syst
     [
         (DeviceVerdict(2.0, 1.0), "in a trial it took 2 s for what the processor does in 1 s"),
         (DeviceVerdict(1.0, 1.04), "in a trial it took 1 s for what the processor does in 1.04 s"),
-        (DeviceVerdict(0.0, 0.0, "signal 6"), "a trial of it failed: signal 6"),
+        (DeviceVerdict(0.0, 0.0, "signal 6", time.time()), "a trial of it failed: signal 6"),
     ],
 )
 @on_loop
@@ -315,6 +316,28 @@ async def test_a_device_that_was_not_found_faster_is_not_used_nor_tried_again(
     options = await loaded(Machine(IRIS), cache_dir=str(tmp_path))
     assert (options.offload.devices, options.rival.devices) == ((), ())
     assert note in options.offload.note
+
+
+@on_loop
+async def test_a_device_whose_trial_failed_a_while_ago_is_tried_again(tmp_path: Path) -> None:
+    remember(tmp_path, DeviceVerdict(0.0, 0.0, "signal 6", time.time() - FAULT_KEPT_S))
+    options = await loaded(Machine(IRIS), cache_dir=str(tmp_path))
+    assert (options.offload.devices, options.rival.devices) == ((), ("Vulkan0",))
+
+
+@on_loop
+async def test_nothing_is_tried_nor_promised_where_no_trial_will_run(tmp_path: Path) -> None:
+    options = await loaded(Machine(IRIS), cache_dir=str(tmp_path), max_memory="8G")
+    assert (options.offload.devices, options.rival.devices, options.rival_key) == ((), (), "")
+    assert "no trial finds out whether that is faster: `--max-memory`" in options.offload.note
+
+
+@on_loop
+async def test_a_gpu_that_is_named_as_vulkans_is_used_by_cuda_where_that_has_it() -> None:
+    cuda = replace(CARD, backend=DeviceBackend.CUDA, gpu="1")
+    vulkan = replace(CARD, gpu="1", unusable="it is used as CUDA0")
+    options = await loaded(Machine(cuda, vulkan), device="Vulkan0")
+    assert (options.offload.devices, options.offload.note) == (("CUDA0",), "Vulkan0 is used as CUDA0")
 
 
 @on_loop

@@ -6,6 +6,7 @@ Knows two times and the table that keeps the verdict; the next load of a model o
 
 import json
 import logging
+import time
 from pathlib import Path
 
 from shimmy.engine.tune import tuner
@@ -53,7 +54,7 @@ class DeviceTrial:
         self._remember(DeviceVerdict(device_s, processor_s))
 
     def failed(self, reason: str) -> None:
-        self._remember(DeviceVerdict(0.0, 0.0, reason))
+        self._remember(DeviceVerdict(0.0, 0.0, reason, time.time()))
 
     def _remember(self, verdict: DeviceVerdict) -> None:
         name, devices = Path(self._options.model_path).name, ", ".join(self._options.rival.devices)
