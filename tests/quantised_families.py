@@ -8,7 +8,7 @@ import numpy as np
 from tests.golden.weights import Tensor, checkpoint, write_folder, write_json, write_safetensors
 from tests.quantised_llama import LAYOUTS
 
-MODULES = ("_proj", "in_proj_qkvz", "in_proj_qkv", "in_proj_z")
+MODULES = ("_proj", "_with_mqa", "in_proj_qkvz", "in_proj_qkv", "in_proj_z")
 
 
 def write_both(family: str, layout: str, folder: Path, more: Mapping[str, Tensor] | None = None) -> tuple[Path, Path]:
@@ -23,7 +23,8 @@ def write_both(family: str, layout: str, folder: Path, more: Mapping[str, Tensor
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
-        if len(tensor[1]) != 2 or not module.endswith(MODULES) or ".experts." in name:
+        is_alone = len(tensor[1]) == 2 and tensor[1][1] % 32 == 0 and ".experts." not in name
+        if not is_alone or not module.endswith(MODULES):
             stored[name] = plain[name] = tensor
             continue
         parts, read = write(random, *tensor[1])

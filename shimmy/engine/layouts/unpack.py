@@ -100,7 +100,7 @@ def _encoded_chunks(rows: StoredRows, output: TensorOutput, reader: TensorReader
                 picked = index.transpose(0, 2, 1).reshape(-1)
             part = {name: _part(array, matrix.parts[name], first, (start, stop)) for name, array in arrays.items()}
             n_rows = min(stop, matrix.shape[0]) - start  # the rows of a stride may end behind the last one
-            yield _encoded(matrix, part, n_rows, picked, columns, output.info.kind)
+            yield _encoded(matrix, part, n_rows, picked, columns, output)
 
 
 def _chunk_elements(output: TensorOutput) -> int:
@@ -109,6 +109,8 @@ def _chunk_elements(output: TensorOutput) -> int:
 
 def _n_together(rows: StoredRows, output: TensorOutput) -> int:
     """Rows that have to be in one chunk."""
+    if output.transform is Transform.TRANSPOSE_RUNS:
+        return rows.n_rows
     return rows.n_rows // output.n_heads if output.transform is Transform.PERMUTE else rows.stride
 
 
@@ -123,13 +125,20 @@ def _n_bytes_taken(rows: StoredRows, output: TensorOutput) -> int:
 
 
 def _encoded(
-    matrix: StoredMatrix, arrays: Mapping[str, NDArray[Any]], n_rows: int, picked: Any, columns: Any, kind: str
+    matrix: StoredMatrix,
+    arrays: Mapping[str, NDArray[Any]],
+    n_rows: int,
+    picked: Any,
+    columns: Any,
+    output: TensorOutput,
 ) -> Bytes:
     """The rows of these arrays in a GGUF type: all of them, or those that an index or a slice picks."""
     weights = _LAYOUTS[matrix.layout].rows(arrays, matrix.options)
     if columns is not None:
         weights = Plain(weights.values()[:, columns])
-    found = gguf_blocks.encode(weights, kind)
+    if output.transform is Transform.TRANSPOSE_RUNS:
+        weights = Plain(np.ascontiguousarray(weights.values().T))
+    found = gguf_blocks.encode(weights, output.info.kind)
     return found if picked is None else np.ascontiguousarray(found.reshape(n_rows, -1)[picked]).reshape(-1)
 
 

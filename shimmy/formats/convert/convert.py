@@ -226,7 +226,7 @@ def _settled(
     held = unpack.holding(output, reader)
     if output.info.kind == "F32" or target_type == "f32":  # the first as llama.cpp needs it
         held = Holding("F32")
-    elif target_type or output.columns:
+    elif target_type or output.is_reordered:
         held = held.plain()
     return replace(output, info=replace(output.info, code=GGML_CODES[held.kind])), held.error
 

@@ -104,7 +104,7 @@ class TensorTable:
         if pieces := self._multiplied(row, target, self._pieces(row, layer)):
             shape = tuple(sizes[letter] for letter in row.shape)
             columns = () if row.columns is None else tuple(row.columns(sizes))
-            if row.transform in {Transform.TRANSPOSE, Transform.TRANSPOSE_RUNS} and isinstance(pieces[0], StoredRows):
+            if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
                 raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
             kept = tuple(sizes[letter] for letter in row.kept)
             self._keep(target, shape, pieces, row.transform, n_heads, columns=columns, kept=kept)
@@ -165,9 +165,12 @@ class TensorTable:
         holding = Holding(stored[0].matrix.expected, stored[0].matrix.error)
         for rows in stored:
             holding = holding.along_with(Holding(rows.matrix.expected, rows.matrix.error))
-        kind = "F32" if target.endswith(_ALWAYS_F32) else holding.plain().kind if columns else holding.kind
-        info = TensorInfo(target, shape[::-1], GGML_CODES[kind])
-        self.outputs.append(TensorOutput(info, transform=transform, n_heads=n_heads, stored=stored, columns=columns))
+        info = TensorInfo(target, shape[::-1], CODES["F32"])
+        output = TensorOutput(info, transform=transform, n_heads=n_heads, stored=stored, columns=columns)
+        if not target.endswith(_ALWAYS_F32):
+            kind = holding.plain().kind if output.is_reordered else holding.kind
+            output = replace(output, info=replace(info, code=GGML_CODES[kind]))
+        self.outputs.append(output)
         if is_apart:
             beside = TensorInfo(target.removesuffix(".weight") + ".scale", (len(stored),), CODES["F32"])
             self.outputs.append(TensorOutput(beside, stored=stored))

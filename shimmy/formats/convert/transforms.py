@@ -65,6 +65,11 @@ class TensorOutput:
         return self.pieces[0].tensor.dtype
 
     @property
+    def is_reordered(self) -> bool:
+        """Whether numbers of one row change places: a block of a quantised type, which lies in a row, is none then."""
+        return bool(self.columns) or self.transform is Transform.TRANSPOSE_RUNS
+
+    @property
     def first(self) -> CheckpointTensor:
         """The tensor that its bytes begin with; only of what comes from a file."""
         return self.stored[0].matrix.parts["codes"].tensor if self.stored else self.pieces[0].tensor

@@ -1,5 +1,6 @@
 """Quantised weights of families whose rows and columns come out of a checkpoint in another order."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from shimmy.formats.convert.transforms import TensorOutput, chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import TensorReader
 from tests.quantised_families import write_both
+from tests.quantised_llama import LAYOUTS, fp8_block
 
 KINDS = {0: "<f4", 1: "<f2"}  # by ggml_type
 
@@ -22,9 +24,25 @@ def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int,
 
 
 @pytest.mark.parametrize("layout", ["fp8-tensor", "pack-quantized", "mxfp4"])
-@pytest.mark.parametrize("family", ["qwen3-next", "qwen35", "ministral3", "glm4-moe", "gemma4"])
+@pytest.mark.parametrize("family", [
+    "qwen3-next", "qwen35", "ministral3", "glm4-moe", "gemma4", "deepseek2-lite", "deepseek3",
+])  # fmt: skip
 def test_each_weight_is_where_it_would_be_without(family: str, layout: str, tmp_path: Path) -> None:
-    stored, plain = (plan(folder) for folder in write_both(family, layout, tmp_path))
+    check_weights(*write_both(family, layout, tmp_path))
+
+
+def test_each_weight_of_blocks_is_where_it_would_be_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DeepSeek publishes them: with blocks that end where the parts of heads for keys and for values do."""
+    settings = LAYOUTS["fp8-block"][1] | {"weight_block_size": [4, 32]}
+    monkeypatch.setitem(LAYOUTS, "fp8-block", (partial(fp8_block, block=(4, 32)), settings))
+    check_weights(*write_both("deepseek3", "fp8-block", tmp_path))
+
+
+def check_weights(stored_folder: Path, plain_folder: Path) -> None:
+    stored, plain = plan(stored_folder), plan(plain_folder)
+    assert any(".attn_k_b." in output.info.name for output in stored.recipe.outputs if output.stored) or (
+        stored.architecture != "deepseek2"
+    )
     settled, _ = prepared(stored, "f32", lambda: unpack)
     wanted = {output.info.name: output for output in plain.recipe.outputs}
     assert {output.info.name for output in settled.recipe.outputs} == wanted.keys()
@@ -41,8 +59,17 @@ def test_columns_in_another_order_need_numbers(tmp_path: Path) -> None:
     assert (kinds["blk.0.ssm_out.weight"], kinds["blk.0.attn_qkv.weight"]) == ("F16", "Q4_0")
 
 
+def test_what_is_transposed_needs_numbers(tmp_path: Path) -> None:
+    folder, _ = write_both("deepseek3", "pack-quantized", tmp_path)
+    planned = plan(folder)
+    for found in (planned, prepared(planned, "", lambda: unpack)[0]):
+        kinds = {output.info.name: output.info.kind for output in found.recipe.outputs}
+        assert (kinds["blk.0.attn_k_b.weight"], kinds["blk.0.attn_v_b.weight"]) == ("F16", "Q4_0")
+
+
 @pytest.mark.parametrize("layout", ["fp8-block", "gptq"])
-def test_blocks_that_end_within_a_head_are_refused(layout: str, tmp_path: Path) -> None:
-    folder, _ = write_both("qwen35", layout, tmp_path)
+@pytest.mark.parametrize("family", ["qwen35", "deepseek3"])
+def test_blocks_that_end_within_a_head_are_refused(family: str, layout: str, tmp_path: Path) -> None:
+    folder, _ = write_both(family, layout, tmp_path)
     with pytest.raises(Unconvertible, match="heads"):
         plan(folder)
