@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from tests.golden import weights
+from tests.golden import hub_models, weights
 from tests.golden.weights import BOS, CLS, EOS, MASK, N_VOCAB, PAD, SEP
 
 STYLE = transformers.__version__.split(".", maxsplit=1)[0]  # of config.json
@@ -31,6 +31,7 @@ ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
 ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
+    "NomicRouter",
 }  # fmt: skip
 SAME = 5e-5  # how far two versions of transformers may be apart
 
@@ -251,6 +252,16 @@ NOMIC_ON_THE_HUB = {
     "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_scaling_factor": None,
     "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "type_vocab_size": 2, "use_rms_norm": False,
     "vocab_size": N_VOCAB,
+}  # fmt: skip
+NOMIC_MOE = NOMIC_ON_THE_HUB | {
+    "activation_function": "gelu", "layer_norm_epsilon": 1e-5, "mlp_fc1_bias": True, "mlp_fc2_bias": True,
+    "moe_every_n_layers": 2, "moe_normalize_expert_weights": False, "moe_top_k": 2, "num_experts": 6,
+    "num_shared_experts": 0, "qkv_proj_bias": True, "rotary_emb_base": 5000, "type_vocab_size": 1,
+}  # fmt: skip
+# So many heads that not all slopes are those of a power of two.
+JINA2 = BERT | {
+    "num_attention_heads": 6, "hidden_size": 96, "position_embedding_type": "alibi", "feed_forward_type": "geglu",
+    "type_vocab_size": 2, "layer_norm_eps": 1e-12, "max_position_embeddings": 512,
 }  # fmt: skip
 # What the text part of a multimodal config.json leaves out has the default of transformers.
 GEMMA3_DEFAULTS = {
@@ -611,6 +622,14 @@ FAMILIES = {
     "eurobert": Family(
         "EuroBertModel", COMMON | {"rope_theta": 5000.0, "mask_token_id": 4}, extra_files=pooling("mean"), only="5"
     ),
+    "jina2": Family("JinaBertModel", JINA2, extra_files=pooling("mean"), only="5"),
+    "jina2-code": Family(
+        "JinaCodeBertModel",
+        JINA2 | {"auto_map": {"AutoModel": "jinaai/jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel"}},
+        extra_files=pooling("mean"),
+        only="5",
+    ),
+    "nomic-moe": Family("NomicMoeModel", NOMIC_MOE, extra_files=pooling("mean"), only="5", seed="nomic-moe-1"),
     "jina3": Family("JinaEmbeddingsV3Model", ROBERTA, extra_files=pooling("mean"), only="5"),
 }  # fmt: skip
 
@@ -634,7 +653,7 @@ def record(name: str, family: Family) -> None:
     if old:
         assert shapes(old["files"]) == shapes(files), name
     configs = (old["configs"] if old else {}) | dict.fromkeys(("4", "5") if family.only else (STYLE,), config)
-    if config["model_type"] == "nomic_bert":
+    if family.model == "NomicBertModel":
         configs["4"] = NOMIC_ON_THE_HUB
     if config["model_type"] == "nemotron_h":
         configs["4"] = nemotron_on_the_hub(config)
@@ -662,13 +681,18 @@ def record(name: str, family: Family) -> None:
         assert difference < SAME, name
 
 
+def class_of(family: Family) -> Any:
+    return getattr(hub_models, family.model, None) or getattr(transformers, family.model)
+
+
 def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, list[int]]]]:
     """What `save_pretrained` writes for such a model: config.json, and for each file the tensors with their shapes."""
-    model_class = getattr(transformers, family.model)
+    model_class = class_of(family)
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[family.dtype]
     model = model_class(model_class.config_class(**family.settings)).to(dtype)
     model.save_pretrained(folder, max_shard_size=family.max_shard_size)
     config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = getattr(model_class, "on_the_hub", config["architectures"])
     if STYLE == "4":
         config = as_on_the_hub(config)
     if family.model == "Gemma3ForConditionalGeneration":
@@ -727,7 +751,7 @@ def shapes(files: dict[str, dict[str, list[int]]]) -> dict[str, list[int]]:
 
 def load(family: Family, folder: Path) -> Any:
     """The model of a folder as everybody loads it; it must want all tensors and miss none."""
-    model_class = getattr(transformers, family.model)
+    model_class = class_of(family)
     model, info = model_class.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
@@ -755,9 +779,7 @@ def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
     """For each prompt its tokens and rows: a position, the likeliest tokens, the log-probabilities of those and of the
     fixed tokens."""
     result = []
-    routers = [module for module in model.modules() if type(module).__name__ in ROUTERS]
-    for router in routers:
-        router.register_forward_hook(check_router)
+    routers = watched_routers(model)
     has_experts = any(".experts." in name for name, _ in model.named_parameters()) and not routers
     for index, tokens in enumerate(prompts):
         with torch.no_grad():
@@ -775,6 +797,14 @@ def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
             rows.append({"position": position, "top": top, "log_probs": values})
         result.append({"tokens": tokens, "fixed": FIXED, "rows": rows})
     return result
+
+
+def watched_routers(model: Any) -> list[Any]:
+    """Those whose choices are checked from now on."""
+    routers = [module for module in model.modules() if type(module).__name__ in ROUTERS]
+    for router in routers:
+        router.register_forward_hook(check_router)
+    return routers
 
 
 def check_routes(router_logits: Any, n_used: int) -> None:
@@ -805,6 +835,7 @@ def vectors(name: str, prompts: list[list[int]], family: Family, model: Any) -> 
     modes = family.extra_files["1_Pooling/config.json"]
     is_cls, is_last = modes["pooling_mode_cls_token"], modes.get("pooling_mode_lasttoken", False)
     encoder = model.base_model
+    watched_routers(model)
     dense = [
         torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape).double()
         for path, (_, shape, data) in weights.checkpoint(name, STYLE)[1].items()

@@ -542,7 +542,7 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("nomic_bert", {"rotary_emb_interleaved": True}, "rotary_emb_interleaved"),
         ("nomic_bert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
         ("nomic_bert", {"rotary_emb_scale_base": 512}, "rotary_emb_scale_base"),
-        ("nomic_bert", {"num_experts": 8, "moe_every_n_layers": 2}, "num_experts"),
+        ("nomic_bert", {"num_experts": 8, "moe_every_n_layers": 2}, "silu"),
         ("nomic_bert", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e3}}, "yarn"),
         ("qwen2", {"layer_types": ["linear_attention", "full_attention"]}, "layer_types"),
     ],

@@ -1,4 +1,4 @@
-"""Encoders, for embeddings: BERT, RoBERTa and XLM-RoBERTa, ModernBERT, nomic-embed, Jina, EuroBERT."""
+"""Encoders, for embeddings: BERT, RoBERTa and XLM-RoBERTa, ModernBERT, nomic-embed, Jina v2 and v3, EuroBERT."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,12 +18,16 @@ from shimmy.formats.convert.families.family import (
 from shimmy.formats.convert.families.settings import plain_heads, window_pattern
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
+    MAX_EXPERTS,
     MAX_LAYERS,
     Hyperparameters,
     MetadataBuilder,
     checked_number,
     wrong,
 )
+from shimmy.formats.convert.transforms import Transform
+
+_DENSE, _SPARSE = "dense", "sparse"
 
 
 def describe_bert(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -67,6 +71,33 @@ def describe_modern_bert(draft: MetadataBuilder, values: Hyperparameters, sizes:
     draft.number("rope.freq_base_swa", checked_number("rope_theta", local.get("rope_theta")))
 
 
+def is_for_code(config: Mapping[str, Any]) -> bool:
+    """Whether a Jina v2 is computed by the other one of its two codes, which only these names tell."""
+    origin = [config.get("_name_or_path"), config.get("auto_map")]
+    return any("jina-bert-v2-qk-post-norm" in str(name) for name in origin)
+
+
+def is_not_for_code(config: Mapping[str, Any]) -> bool:
+    return not is_for_code(config)
+
+
+def describe_jina2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """Positions are a bias of the attention (ALiBi), with slopes that the engine knows by the number of heads."""
+    del draft
+    plain_heads(values, sizes)
+    values.require("position_embedding_type", "alibi", default="absolute")
+    values.require("feed_forward_type", "geglu", default="original")
+    sizes["T"] = values.integer("type_vocab_size", default=2)
+
+
+def _first_half(sizes: Mapping[str, int]) -> Runs:
+    return ((0, sizes["F"]),)
+
+
+def _second_half(sizes: Mapping[str, int]) -> Runs:
+    return ((sizes["F"], sizes["F"]),)
+
+
 def nomic_renamed(values: Hyperparameters) -> Hyperparameters:
     """The names of the hub's files are those of GPT-2, and those of transformers those of BERT."""
     if values.get("n_embd") is None:
@@ -75,21 +106,61 @@ def nomic_renamed(values: Hyperparameters) -> Hyperparameters:
     return values.changed({"rope_theta": values.number("rotary_emb_base"), "layer_norm_eps": epsilon})
 
 
+_NOMIC_BIASES = ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")
+
+
 def describe_nomic(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    for key in (*_NOMIC_BIASES, "num_shared_experts"):
+        values.require(key, False, 0, default=False)
+    _describe_nomic(draft, values, sizes)
+
+
+def _describe_nomic(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     plain_heads(values, sizes)
-    for key in (
-        "causal", "prenorm", "qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias", "rotary_emb_interleaved", "use_rms_norm",
-        "parallel_block",
-    ):  # fmt: skip
+    for key in ("causal", "prenorm", "rotary_emb_interleaved", "use_rms_norm", "parallel_block"):
         values.require(key, False, default=False)
     values.require("rotary_emb_fraction", 1, 1.0, default=1.0)
     values.require("scale_attn_weights", True, default=True)
-    for key in ("rotary_emb_scale_base", "num_experts", "moe_every_n_layers"):
-        values.require(key, None, 0)
+    values.require("rotary_emb_scale_base", None, 0)
     default = 2048 if values.get("rotary_scaling_factor") is not None else draft.n_ctx  # that of `NomicBertConfig`
     trained = values.integer("max_trained_positions", maximum=MAX_CONTEXT, default=default)
     draft.cap_context(trained, "the engine does not scale its positions dynamically beyond them")
     sizes["T"] = values.integer("type_vocab_size", default=2)
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("moe_every_n_layers"))
+
+
+def has_no_experts(config: Mapping[str, Any]) -> bool:
+    return not has_experts(config)
+
+
+def _nomic_kinds(values: Hyperparameters) -> list[set[str]]:
+    period = values.integer("moe_every_n_layers", minimum=2)
+    n_layers = values.integer("num_hidden_layers", "n_layer", maximum=MAX_LAYERS)
+    return [{_SPARSE if layer % period == 1 else _DENSE} for layer in range(n_layers)]
+
+
+def describe_nomic_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    for key in _NOMIC_BIASES:
+        values.require(key, True, default=False)
+    for key in ("moe_normalize_expert_weights", "num_shared_experts"):
+        values.require(key, False, 0, default=False)
+    _describe_nomic(draft, values, sizes)
+    n_experts = sizes["X"] = values.integer("num_experts", maximum=MAX_EXPERTS)
+    sizes["W"] = n_experts * sizes["F"]
+    draft.integer("expert_count", n_experts)
+    draft.integer("expert_used_count", values.integer("moe_top_k", maximum=n_experts))
+    draft.integer("moe_every_n_layers", values.integer("moe_every_n_layers"))
+    draft.notices.append(
+        "the engine does not add the bias that the experts of a layer share: its vectors are those of GGUF files of "
+        "this model, and not quite what its own code computes"
+    )
+
+
+def _expert_runs(sizes: Mapping[str, int]) -> Runs:
+    return [(expert * sizes["F"], sizes["F"]) for expert in range(sizes["X"])]
 
 
 def describe_eurobert(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -128,6 +199,23 @@ _BERT = (
     Row("encoder.layer.#.output.dense", "blk.#.ffn_down.weight", "EF", bias="required"),
     Row("encoder.layer.#.output.LayerNorm", "blk.#.layer_output_norm.weight", "E", bias="required"),
 )
+_JINA2 = (
+    *(row for row in _BERT if not row.target.startswith(("blk.#.ffn", "blk.#.layer_output_norm"))),
+    Row("encoder.layer.#.mlp.gated_layers", "blk.#.ffn_up.weight", "GE"),
+    Row("encoder.layer.#.mlp.wo", "blk.#.ffn_down.weight", "EF", bias="required"),
+    Row("encoder.layer.#.mlp.layernorm", "blk.#.layer_output_norm.weight", "E", bias="required"),
+)
+_JINA2_CODE = (
+    *_JINA2[:-3],
+    Row("encoder.layer.#.attention.self.layer_norm_q", "blk.#.attn_q_norm.weight", "E", bias="required"),
+    Row("encoder.layer.#.attention.self.layer_norm_k", "blk.#.attn_k_norm.weight", "E", bias="required"),
+    Row("encoder.layer.#.layer_norm_1", "blk.#.attn_norm_2.weight", "E", bias="required"),
+    # The half for the gate is the second one here; the engine would take the first one.
+    Row("encoder.layer.#.mlp.up_gated_layer", "blk.#.ffn_up.weight", "FE", runs=_first_half, taken="GE"),
+    Row("encoder.layer.#.mlp.up_gated_layer", "blk.#.ffn_gate.weight", "FE", runs=_second_half, taken="GE"),
+    Row("encoder.layer.#.mlp.down_layer", "blk.#.ffn_down.weight", "EF", bias="required"),
+    Row("encoder.layer.#.layer_norm_2", "blk.#.layer_output_norm.weight", "E", bias="required"),
+)
 
 _NOMIC = (
     Row("embeddings.word_embeddings", "token_embd.weight", "VE"),
@@ -157,6 +245,15 @@ FAMILIES = (
             ("CamemBERT", "camembert", "Camembert"),
         )
     ),
+    *(
+        Family(
+            "Jina Embeddings v2", "bert", ("JinaBertModel", "JinaBertForMaskedLM"), "jina-bert-v2", rows,
+            GELU, None, describe_jina2, {"layer_norm_eps": 1e-12}, prefixes=("bert.",),
+            ignored_prefixes=("pooler.", "cls.", "embeddings.position_ids"), ignored_suffixes=(), suits=suits,
+            is_encoder=True, is_layer_norm=True,
+        )
+        for rows, suits in ((_JINA2, is_not_for_code), (_JINA2_CODE, is_for_code))
+    ),
     Family(
         "ModernBERT", "modernbert", ("ModernBertModel", "ModernBertForMaskedLM"), "modern-bert",
         (Row("embeddings.tok_embeddings", "token_embd.weight", "VE"),
@@ -183,7 +280,23 @@ FAMILIES = (
          Row("encoder.layers.#.mlp.fc2", "blk.#.ffn_down.weight", "EF")),
         SILU | {"swiglu"}, frozenset(), describe_nomic, {"layer_norm_eps": 1e-12, "rope_theta": 1_000.0},
         prefixes=("bert.", "nomic_bert."), ignored_prefixes=("pooler.", "cls."), ignored_suffixes=(),
-        renamed=nomic_renamed, is_encoder=True, is_layer_norm=True,
+        renamed=nomic_renamed, suits=has_no_experts, is_encoder=True, is_layer_norm=True,
+    ),
+    Family(
+        "nomic-embed v2", "nomic_bert", ("NomicBertModel",), "nomic-bert-moe",
+        (*_NOMIC,
+         Row("encoder.layers.#.attn.Wqkv", "blk.#.attn_qkv.weight", "AE", bias="required"),
+         Row("encoder.layers.#.attn.out_proj", "blk.#.attn_output.weight", "EQ", bias="required"),
+         Row("encoder.layers.#.mlp.fc1", "blk.#.ffn_up.weight", "FE", bias="required", layers=_DENSE),
+         Row("encoder.layers.#.mlp.fc2", "blk.#.ffn_down.weight", "EF", bias="required", layers=_DENSE),
+         Row("encoder.layers.#.mlp.router.layer", "blk.#.ffn_gate_inp.weight", "XE", layers=_SPARSE),
+         Row("encoder.layers.#.mlp.experts.mlp.w1", "blk.#.ffn_up_exps.weight", "WE", layers=_SPARSE,
+             is_named_in_full=True, kept="XFE"),
+         Row("encoder.layers.#.mlp.experts.mlp.w2", "blk.#.ffn_down_exps.weight", "XEF", Transform.TRANSPOSE_RUNS,
+             layers=_SPARSE, is_named_in_full=True, runs=_expert_runs, taken="WE")),
+        GELU, frozenset(), describe_nomic_moe, {"layer_norm_eps": 1e-5, "rope_theta": 10_000.0},
+        prefixes=("bert.", "nomic_bert."), ignored_prefixes=("pooler.", "cls."), ignored_suffixes=(".experts.bias",),
+        kinds=_nomic_kinds, renamed=nomic_renamed, suits=has_experts, is_encoder=True, is_layer_norm=True,
     ),
     Family(
         "Jina Embeddings v3", "jina_embeddings_v3", ("JinaEmbeddingsV3Model",), "jina-bert-v3",

@@ -1,0 +1,240 @@
+"""Models that `transformers` has no class for, by the formulas of the code that lies beside them on the hub.
+
+Written anew and without what is of no use here (dropout, caches, masks of padding): one text at a time, in F32. The
+names of tensors and the keys of config.json are those of the hub. families.py records with it.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+
+def heads(states: Tensor, n_heads: int) -> Tensor:
+    """[texts, tokens, width] as [texts, heads, tokens, width of a head]."""
+    return states.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """What each head reads, side by side."""
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+    return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+class Embeddings(nn.Module):
+    """Of tokens, and of the first of the kinds of texts."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
+
+
+# -- Jina Embeddings v2: jinaai/jina-bert-implementation, and jinaai/jina-bert-v2-qk-post-norm for code ---------------
+
+
+def slopes(n_heads: int) -> list[float]:
+    """Of ALiBi (https://arxiv.org/abs/2108.12409), for any number of heads."""
+    n = 2 ** math.floor(math.log2(n_heads))
+    first = [2 ** (-8 * (head + 1) / n) for head in range(n)]
+    return first + [2 ** (-8 * (head + 1) / (2 * n)) for head in range(0, 2 * (n_heads - n), 2)]
+
+
+class JinaBertConfig(PretrainedConfig):
+    model_type = "bert"
+    is_for_code = False
+
+
+class JinaCodeBertConfig(JinaBertConfig):
+    is_for_code = True
+
+
+class JinaSelf(nn.Module):
+    def __init__(self, config: Any, norm: Any) -> None:
+        super().__init__()
+        self.n_heads = config.num_attention_heads
+        self.query, self.key, self.value = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(3))
+        self.layer_norm_q, self.layer_norm_k = (norm() if config.is_for_code else nn.Identity() for _ in range(2))
+
+    def forward(self, states: Tensor) -> Tensor:
+        places = torch.arange(states.shape[1])
+        distances = (places[:, None] - places[None]).abs()
+        bias = -torch.tensor(slopes(self.n_heads))[:, None, None] * distances
+        found = self.layer_norm_q(self.query(states)), self.layer_norm_k(self.key(states)), self.value(states)
+        query, key, value = (heads(one, self.n_heads) for one in found)
+        return attend(query, key, value, bias)
+
+
+class JinaMlp(nn.Module):
+    def __init__(self, config: Any, norm: Any) -> None:
+        super().__init__()
+        self.is_for_code = config.is_for_code
+        gated = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        down = nn.Linear(config.intermediate_size, config.hidden_size)
+        if self.is_for_code:
+            self.up_gated_layer, self.down_layer = gated, down
+        else:
+            self.gated_layers, self.wo, self.layernorm = gated, down, norm()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """With the residual and the norm, but for code."""
+        if self.is_for_code:
+            up, gate = self.up_gated_layer(states).chunk(2, -1)
+            return self.down_layer(up * nn.functional.gelu(gate))
+        gate, up = self.gated_layers(states).chunk(2, -1)
+        return self.layernorm(states + self.wo(nn.functional.gelu(gate) * up))
+
+
+class JinaLayer(nn.Module):
+    def __init__(self, config: Any, norm: Any) -> None:
+        super().__init__()
+        self.is_for_code = config.is_for_code
+        output = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size), "LayerNorm": norm()})
+        self.attention = nn.ModuleDict({"self": JinaSelf(config, norm), "output": output})
+        self.mlp = JinaMlp(config, norm)
+        if self.is_for_code:
+            self.layer_norm_1, self.layer_norm_2 = norm(), norm()
+
+    def forward(self, states: Tensor) -> Tensor:
+        output: Any = self.attention["output"]
+        found = output["LayerNorm"](states + output["dense"](self.attention["self"](states)))
+        if not self.is_for_code:
+            return self.mlp(found)
+        found = self.layer_norm_1(states + found)
+        return self.layer_norm_2(found + self.mlp(found))
+
+
+class JinaBertModel(PreTrainedModel):
+    config_class: ClassVar[Any] = JinaBertConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+
+        def norm() -> nn.LayerNorm:
+            return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+        self.embeddings = Embeddings(config)
+        self.embeddings.LayerNorm = norm()
+        layers = nn.ModuleList(JinaLayer(config, norm) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layer": layers})
+        self.post_init()
+
+    def forward(self, input_ids: Tensor) -> BaseModelOutput:
+        states = self.embeddings.LayerNorm(self.embeddings(input_ids))
+        for layer in self.encoder["layer"]:
+            states = layer(states)
+        return BaseModelOutput(last_hidden_state=states)
+
+
+class JinaCodeBertModel(JinaBertModel):
+    on_the_hub: ClassVar[list[str]] = ["JinaBertForMaskedLM"]
+    config_class: ClassVar[Any] = JinaCodeBertConfig
+
+
+# -- nomic-embed-text-v2-moe: nomic-ai/nomic-bert-2048 ----------------------------------------------------------------
+
+
+class NomicMoeConfig(PretrainedConfig):
+    model_type = "nomic_bert"
+    attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "n_embd"}
+
+
+def rotated(states: Tensor, base: float) -> Tensor:
+    """[..., tokens, width of a head], the first half of each head with the second one."""
+    n = states.shape[-1]
+    frequencies = base ** (-torch.arange(0, n, 2) / n)
+    angles = torch.arange(states.shape[-2])[:, None] * frequencies
+    first, second = states.chunk(2, -1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+class NomicAttention(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.n_heads, self.base = config.n_head, config.rotary_emb_base
+        self.Wqkv, self.out_proj = nn.Linear(config.n_embd, 3 * config.n_embd), nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, states: Tensor) -> Tensor:
+        query, key, value = (heads(found, self.n_heads) for found in self.Wqkv(states).chunk(3, -1))
+        return self.out_proj(attend(rotated(query, self.base), rotated(key, self.base), value))
+
+
+class NomicMlp(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(config.n_embd, config.n_inner), nn.Linear(config.n_inner, config.n_embd)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(states)))
+
+
+class NomicRouter(nn.Module):
+    """The logits of each token, and the shares, which are not normalised among those that are used."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.top_k = config.moe_top_k
+        self.layer = nn.Linear(config.n_embd, config.num_experts, bias=False)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.layer(states)
+        return logits[0], logits.softmax(-1)
+
+
+class NomicMoe(nn.Module):
+    """The bias that all experts share is in the files, and not added here: llama.cpp has none."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.router, self.n_experts = NomicRouter(config), config.num_experts
+        self.experts = nn.Module()
+        self.experts.bias = nn.Parameter(torch.zeros(config.n_embd))
+        self.experts.mlp = nn.Module()
+        self.experts.mlp.w1, self.experts.mlp.w2 = (
+            nn.Parameter(torch.zeros(config.num_experts * config.n_inner, config.n_embd)) for _ in range(2)
+        )
+
+    def forward(self, states: Tensor) -> Tensor:
+        _, shares = self.router(states)
+        used = torch.zeros_like(shares).scatter(-1, shares.topk(self.router.top_k).indices, 1.0)
+        first, second = (part.unflatten(0, (self.n_experts, -1)) for part in (self.experts.mlp.w1, self.experts.mlp.w2))
+        found = nn.functional.gelu(states @ first.transpose(1, 2)) @ second  # of each expert
+        return ((shares * used)[0].T[:, :, None] * found).sum(0, keepdim=True)
+
+
+class NomicLayer(nn.Module):
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        self.attn = NomicAttention(config)
+        self.mlp = NomicMoe(config) if layer % config.moe_every_n_layers == 1 else NomicMlp(config)
+        self.norm1, self.norm2 = (nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon) for _ in range(2))
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = self.norm1(states + self.attn(states))
+        return self.norm2(states + self.mlp(states))
+
+
+class NomicMoeModel(PreTrainedModel):
+    on_the_hub: ClassVar[list[str]] = ["NomicBertModel"]
+    config_class: ClassVar[Any] = NomicMoeConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.emb_ln = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        layers = nn.ModuleList(NomicLayer(config, layer) for layer in range(config.n_layer))
+        self.encoder = nn.ModuleDict({"layers": layers})
+        self.post_init()
+
+    def forward(self, input_ids: Tensor) -> BaseModelOutput:
+        states = self.emb_ln(self.embeddings(input_ids))
+        for layer in self.encoder["layers"]:
+            states = layer(states)
+        return BaseModelOutput(last_hidden_state=states)
