@@ -112,12 +112,14 @@ def _named_types(
 ) -> frozenset[str]:
     named = schema.get("type")
     if isinstance(named, str) or (isinstance(named, list) and named):
-        return frozenset([named] if isinstance(named, str) else filter(ANY.__contains__, named)) & ANY or ANY
+        found = frozenset([named] if isinstance(named, str) else filter(ANY.__contains__, named)) & ANY or ANY
+        return listed(schema, found)
     if "const" in schema or isinstance(schema.get("enum"), list):
         values = [schema["const"]] if "const" in schema else schema["enum"]
         return frozenset(map(type_of, values)) or ANY
     if parts := choices(schema):
-        return frozenset().union(*(_types(part, root, known, depth) for part in parts))
+        possible = [part for part in parts if not _is_misfit(resolved(part, root))] or parts
+        return frozenset().union(*(_types(part, root, known, depth) for part in possible))
     whole = schema.get("allOf")
     if isinstance(whole, list) and whole:
         return ANY.intersection(*(_types(part, root, known, depth) for part in whole)) or ANY
@@ -166,6 +168,15 @@ def listed(schema: Mapping[str, Any], allowed: frozenset[str]) -> frozenset[str]
     return frozenset(kind for kind in allowed if any(allows(frozenset((kind,)), value) for value in values)) or allowed
 
 
+def _is_misfit(part: Mapping[str, Any]) -> bool:
+    """Whether a schema lists values of which none has a type that it names."""
+    values = listed_values(part)
+    if values is None or "type" not in part:
+        return False
+    allowed = types(part, part)
+    return not any(allows(allowed, value) for value in values)
+
+
 def lists_misfits(text: str) -> bool:
     """Whether a part of the schema in `text` lists values of which none has a type that the part names."""
     if '"type"' not in text or ('"enum"' not in text and '"const"' not in text):
@@ -177,11 +188,8 @@ def lists_misfits(text: str) -> bool:
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
-            values = listed_values(part)
-            if values is not None and "type" in part:
-                allowed = types(part, part)
-                if not any(allows(allowed, value) for value in values):
-                    return True
+            if _is_misfit(part):
+                return True
             pending += part.values()
         elif isinstance(part, list):
             pending += part

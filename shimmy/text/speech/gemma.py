@@ -11,7 +11,17 @@ from typing import Any
 
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
-from shimmy.text.speech.argument_types import ANY, TEXT, as_json, choices, listed, resolved, types
+from shimmy.text.speech.argument_types import (
+    ANY,
+    TEXT,
+    allows,
+    as_json,
+    choices,
+    listed,
+    listed_values,
+    resolved,
+    types,
+)
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, limit, members, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
 
@@ -199,6 +209,11 @@ class _Arguments:
         if plain := allowed & {"number", "integer", "boolean", "null"}:
             schema = {key: part[key] for key in _OF_NUMBERS if key in part} | {"type": sorted(plain)}
             yield grammar.json(schema, {})
+        if (values := listed_values(part)) is not None:
+            yield from (
+                self._literal(value) for value in values if isinstance(value, dict | list) and allows(allowed, value)
+            )
+            return
         if "array" in allowed:
             item, items = f"{name}_item", part.get("items", True)
             low, high = (limit(part, keyword, _MAX_ITEMS) for keyword in ("minItems", "maxItems"))
@@ -211,6 +226,21 @@ class _Arguments:
         if "object" in allowed:
             grammar.rule(f"{name}_object", self._members(f"{name}_object", part, depth))
             yield f'"{{" {name}_object "}}"'
+
+    def _literal(self, value: object) -> str:
+        """One value, as the template writes it. What looks like a control token in its texts is text."""
+        match value:
+            case str():
+                mark = self._grammar.text(QUOTE)
+                return f"{mark} {json.dumps(value)} {mark}" if value else f"{mark} {mark}"
+            case dict():
+                items = ' "," '.join(f"{self._head(key)} {self._literal(value[key])}" for key in _sorted(value))
+                return f'"{{" {items} "}}"'
+            case list():
+                items = ' "," '.join(map(self._literal, value))
+                return f'"[" {items} "]"'
+            case _:
+                return json.dumps(json.dumps(value))
 
 
 def _any(grammar: GrammarWriter) -> str:

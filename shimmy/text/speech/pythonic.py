@@ -18,7 +18,9 @@ from shimmy.text.speech.argument_types import (
     NAME_CHARACTERS,
     TEXT,
     as_json,
+    choices,
     listed,
+    listed_values,
     needed,
     odd_names,
     properties,
@@ -66,6 +68,7 @@ def _written(value: object) -> str:
 
 # -- forcing it
 
+_CONSTANTS = frozenset(("boolean", "null"))
 _SHAPED = ("enum", "const", "pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "$ref")
 
 
@@ -97,18 +100,30 @@ def _values(grammar: GrammarWriter, schema: object, root: Mapping[str, Any]) -> 
     part = schema if isinstance(schema, Mapping) else {}
     named = types(part, root)
     allowed = listed(part, named)
-    constants = {"boolean": ("True", "False"), "null": ("None",)}
-    if rest := sorted(allowed - constants.keys()):
+    if rest := sorted(allowed - _CONSTANTS):
         kinds = {} if set(rest) == named and named != ANY else {"type": rest}
         yield grammar.json({**part, **kinds}, root)
     if "string" in allowed and part.keys().isdisjoint(_SHAPED):
         grammar.rule("QUOTED", r"/'([^'\\\x00-\x1f]|\\['\\nt])*'/")
         yield "QUOTED"
-    values = [part["const"]] if "const" in part else part.get("enum")
-    fixed = [_NAMES[value] for value in values if type_of(value) in constants] if isinstance(values, list) else None
-    for kind, names in constants.items():
-        if kind in allowed:
-            yield from (json.dumps(name) for name in names if fixed is None or name in fixed)
+    yield from (json.dumps(name) for value, name in _NAMES.items() if _may_be(value, schema, root, {}))
+
+
+def _may_be(value: bool | None, schema: object, root: Mapping[str, Any], known: dict[int, bool]) -> bool:
+    """Whether a schema allows one of Python's constants. `known` has what was found of its parts, by their identity."""
+    part = resolved(schema, root)
+    if not part:
+        return schema is not False
+    if id(part) not in known:
+        known[id(part)] = False  # for what leads back to itself
+        values, parts, whole = listed_values(part), choices(part), part.get("allOf")
+        known[id(part)] = (
+            type_of(value) in types(part, root)
+            and (values is None or any(value is one for one in values))
+            and (not parts or any(_may_be(value, choice, root, known) for choice in parts))
+            and (not isinstance(whole, list) or all(_may_be(value, one, root, known) for one in whole))
+        )
+    return known[id(part)]
 
 
 # -- reading it

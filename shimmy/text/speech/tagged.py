@@ -167,8 +167,11 @@ def _values(
 ) -> Iterator[str]:
     """The ways to write a value, from behind `key_end` to `value_end`."""
     known: dict[int, frozenset[str]] = {}
+    read_as = types(schema, root)
     for index, part in enumerate(_branches(schema, root, known)):
         named = types(part, root, known)
+        if not form.json_mark:
+            part = _without_ambiguous(part, read_as)  # noqa: PLW2901 - the same branch
         allowed = listed(part, named)
         rule = f"{name}_{index}"
         if "string" in allowed:
@@ -181,6 +184,17 @@ def _values(
             value = {**part, **({} if others == named else {"type": sorted(others)})}
             json_rule = grammar.json(value, root)
             yield f"{grammar.text(form.json_mark)} {json_rule} {grammar.text(form.value_end)}".strip()
+
+
+def _without_ambiguous(part: Mapping[str, Any], read_as: frozenset[str]) -> Mapping[str, Any]:
+    """The same without those listed strings that would be read as other JSON: of `["1", 2]` only the 2 can be said."""
+    values = listed_values(part)
+    if values is None or not read_as - TEXT:
+        return part
+    kept = [value for value in values if type(value) is not str or as_json(value, read_as) == as_json(value, TEXT)]
+    return (
+        part if len(kept) in {0, len(values)} else {**{key: part[key] for key in part if key != "const"}, "enum": kept}
+    )
 
 
 def _texts(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> Iterator[str]:
