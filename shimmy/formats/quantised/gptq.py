@@ -65,6 +65,8 @@ class GptqScheme:
         }
         if tensors.get(f"{module}.g_idx") is not None:
             parts["g_idx"] = tensors.part(f"{module}.g_idx", ("I32",), (n_columns,))
+        elif own.flag("desc_act") and n_groups > 1:
+            raise Unconvertible(f"its module `{module}` has sorted columns (`desc_act`), and no `g_idx` says how")
         n_codes = 1 << bits
         low, high = (-n_codes // 2, n_codes // 2 - 1) if is_symmetric else (-n_codes, n_codes - 1)
         expected = "F16" if own.flag("desc_act") or group % 32 else integer_type(low, high, n_columns)

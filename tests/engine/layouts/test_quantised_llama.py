@@ -214,6 +214,7 @@ def numbers(shape: tuple[int, ...], value: float, dtype: str, form: str) -> Weig
         ("gptq", {"g_idx": numbers((64,), -1, "I32", "<i4")}, "out of range"),
         ("gptq", {"g_idx": numbers((32,), 0, "I32", "<i4")}, "has the shape [32]"),
         ("gptq", {"qzeros": None}, "qzeros` is missing"),
+        ("gptq-desc-act", {"g_idx": None}, "no `g_idx` says how"),
         ("gptq", {"weight_scale": numbers((1,), 1, "F32", "<f4")}, "is not one that the architecture"),
         ("awq", {"scales": numbers((1, 128), math.inf, "F16", "<f2")}, "no finite number"),
         ("fp8-tensor", {"weight": numbers((128, 64), 0x7F, "F8_E4M3", "u1")}, "no number"),
