@@ -1,11 +1,13 @@
 """The context for text of a real model: what it computes depends on nothing it computed before."""
 
+import ctypes
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from shimmy.engine.llama.binding import function, llama
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.errors import ModelUnavailable
 from shimmy.system import memory
@@ -62,6 +64,20 @@ def test_greedy_text_is_the_same_alone_and_beside_others(model: LlamaModel) -> N
 
     together = [history[len(prompt) :][:12] for history, prompt in zip(histories, prompts, strict=True)]
     assert together == alone
+
+
+def test_a_decode_like_the_one_before_has_its_graph(model: LlamaModel) -> None:
+    """On which CUDA's graphs hang: one that is laid out anew is recorded anew."""
+    backend = model.backend
+    perf = function("llama_perf_context", llama.llama_perf_context_data, ctypes.c_void_p)
+    backend.warm_up()
+    before = perf(backend._context).n_reused
+    for position in range(20):
+        backend.batch.clear()
+        for sequence in range(2):
+            backend.batch.add([BOS_TOKEN], position, sequence, n_outputs=1)
+        assert backend.decode() == 0
+    assert perf(backend._context).n_reused - before >= 18
 
 
 def test_a_kept_prefix_gives_the_same_text_as_computing_it_anew(model: LlamaModel) -> None:

@@ -1,6 +1,7 @@
 /* A backend of ggml's in the place of the one for CUDA: one GPU, in memory of its own, for which the engine's processor
  * computes. FAKE_BACKEND names a file; once that is there, it says what becomes of the next graph, and is removed:
- * `abort`, `segfault`, `hang`, or `fail`, and the engine is told of an error. */
+ * `abort`, `segfault`, `hang`, `fail` (the engine is told of an error) or `no memory` (what CUDA does then).
+ * FAKE_BACKEND_READS names a file that gets a line for each tensor that is copied from the GPU: its name and its bytes. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +9,7 @@
 #include <unistd.h>
 
 #include "ggml-backend-impl.h"
+#include "ggml-impl.h"
 
 enum { ALIGNMENT = 64, MIB = 1 << 20, MEMORY_MIB = 4096 };
 
@@ -42,7 +44,14 @@ static void set_tensor(ggml_backend_buffer_t buffer, struct ggml_tensor *tensor,
 
 static void get_tensor(ggml_backend_buffer_t buffer, const struct ggml_tensor *tensor, void *to, size_t at, size_t size)
 {
+    const char *path = getenv("FAKE_BACKEND_READS");
+    FILE *file = path == NULL ? NULL : fopen(path, "a");
+
     memcpy(to, (const char *)tensor->data + at, size);
+    if (file != NULL) {
+        fprintf(file, "%s %zu\n", tensor->name, size);
+        fclose(file);
+    }
 }
 
 static void clear(ggml_backend_buffer_t buffer, uint8_t value)
@@ -98,6 +107,10 @@ static enum ggml_status do_as_told(void)
     }
     if (strcmp(told, "abort") == 0) {
         GGML_ABORT("the fake device aborts");
+    }
+    if (strcmp(told, "no memory") == 0) { /* ggml_cuda_error */
+        ggml_log_internal(GGML_LOG_LEVEL_ERROR, "CUDA error: out of memory\n");
+        GGML_ABORT("CUDA error");
     }
     if (strcmp(told, "segfault") == 0) {
         raise(SIGSEGV);

@@ -1,4 +1,5 @@
-"""A GPU that crashes, hangs or fails in the midst of its work: the jobs there are lost, and nothing else is.
+"""What a GPU of the tests sees: only what somebody reads is copied from it; and when it crashes, hangs or fails in the
+midst of its work, the jobs there are lost, and nothing else is.
 
 The engine's library for NVIDIA's GPUs is one of the tests here (`tests/gpus/fake_backend.py`), and so is their driver.
 The program is that of the source tree: the frozen file takes no other library than its own.
@@ -14,7 +15,7 @@ from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, ENDLESS, FROZEN_FILE, PROMPTS, STEADY_SEED, Json, Server
 from tests.gpus.fake_backend import NAME, source_tree
 from tests.gpus.fake_driver import HOPPER, compile_driver
-from tests.tiny_models import write_tiny_bert, write_tiny_model
+from tests.tiny_models import vocabulary, write_tiny_bert, write_tiny_model
 
 ALL = 3  # layers of the tiny models, with their output
 LIMITS = ("--worker-timeout", "5")
@@ -135,6 +136,37 @@ def test_embeddings_that_a_device_fails_to_compute(tree: Path, harm: Path, start
     assert "the engine failed to decode (status -3)" in reply.error["message"]
     assert server.post("/v1/embeddings", body).json()["data"] == vector
     assert entry(server, "bert")["device"] is None
+
+
+def test_a_model_that_finds_no_memory_in_a_decode_has_fewer_layers_there(
+    tree: Path, harm: Path, start: StartServer
+) -> None:
+    server = start(program=program(tree))
+    text = server.chat(PROMPTS[0])
+    harm.write_text("no memory")
+    reply = server.post(COMPLETION, {"model": "alpha", "prompt": PROMPTS[0]})
+    assert reply.status == 502
+    assert "CUDA error" in reply.error["message"]
+    assert server.chat(PROMPTS[0]) == text
+    told = entry(server)
+    assert (told["device"], told["n_device_layers"]) == (NAME, ALL - 1)
+    assert told["device_note"].startswith(f"{NAME} had no memory for {ALL} layers: ")
+    assert server.metric('shimmy_gpu_failures_total{model="alpha",outcome="fewer_layers"}') == 1
+
+
+def test_no_logits_are_copied_that_nobody_reads(
+    tree: Path, harm: Path, start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = harm.with_name("reads")
+    monkeypatch.setenv("FAKE_BACKEND_READS", str(reads))
+    server = start("--no-speculation", program=program(tree))
+    assert server.post("/tokenize", {"model": "alpha", "content": "a"}).status == 200
+    reads.unlink()  # what the load has tried out
+    body = {"model": "alpha", "prompt": " ".join(PROMPTS), "max_tokens": 8, "ignore_eos": True, "temperature": 0}
+    usage = server.post(COMPLETION, body).json()["usage"]
+    assert usage["prompt_tokens"] > 100
+    row = f"result_output {4 * len(vocabulary())}"
+    assert reads.read_text().splitlines() == [row] * usage["completion_tokens"]
 
 
 @pytest.mark.parametrize("what", ["abort", "fail"])
