@@ -317,6 +317,18 @@ def qwen35(**settings: Any) -> dict[str, Any]:
     return COMMON | DELTA_NET | {"rope_parameters": rope | {"mrope_interleaved": True}} | settings
 
 
+def vl_text(**rope: Any) -> dict[str, Any]:
+    """Of Qwen's models with eyes, whose tokens have three positions."""
+    scaling = {"rope_type": "default", "mrope_section": [2, 3, 3], **rope}
+    own = (
+        {"rope_theta": 5000.0, "rope_scaling": scaling}
+        if STYLE == "4"
+        else {"rope_parameters": {"rope_theta": 5000.0, **scaling}}
+    )
+    return COMMON | own
+
+
+QWEN2_EYES = {"depth": 1, "num_heads": 2, "patch_size": 14}
 QWEN35_EYES = {
     "depth": 1,
     "hidden_size": 32,
@@ -512,6 +524,20 @@ FAMILIES = {
         only="5",
     ),
     "qwen35-moe": Family("Qwen3_5MoeForCausalLM", qwen35(**SHARED), only="5", seed="qwen35-moe-8"),
+    "qwen2-vl": Family(
+        "Qwen2VLForConditionalGeneration",
+        {"text_config": vl_text(), "vision_config": QWEN2_EYES | {"embed_dim": 32, "hidden_size": 64}},
+    ),
+    "qwen25-vl": Family(
+        "Qwen2_5_VLForConditionalGeneration",
+        {"text_config": vl_text(), "vision_config": QWEN2_EYES | {"hidden_size": 32, "intermediate_size": 32,
+                                                                  "out_hidden_size": 64, "fullatt_block_indexes": [0]}},
+    ),
+    "qwen3-vl": Family(
+        "Qwen3VLForConditionalGeneration",
+        {"text_config": vl_text(mrope_interleaved=True) | {"head_dim": 16},
+         "vision_config": QWEN35_EYES | {"deepstack_visual_indexes": [0]}},
+    ),
     "glm4": Family(**decoder("Glm4", rope_theta=5000.0, head_dim=32, partial_rotary_factor=0.5, attention_bias=True)),
     "glm4-moe": Family(**decoder("Glm4Moe", **GLM4_MOE), seed="glm4-moe-13"),
     "glm4-moe-norms": Family(
@@ -692,7 +718,7 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
     model = model_class(model_class.config_class(**family.settings)).to(dtype)
     model.save_pretrained(folder, max_shard_size=family.max_shard_size)
     config = json.loads((folder / "config.json").read_text())
-    config["architectures"] = getattr(model_class, "on_the_hub", config["architectures"])
+    config["architectures"] = getattr(model_class, "on_the_hub", [family.model])
     if STYLE == "4":
         config = as_on_the_hub(config)
     if family.model == "Gemma3ForConditionalGeneration":

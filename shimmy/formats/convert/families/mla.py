@@ -249,6 +249,7 @@ _V3 = {
     "topk_group": 4, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5,
 }  # fmt: skip
 _YARN = frozenset(("yarn",))
+_KIMI_25 = ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration")  # on the hub, and of transformers
 
 FAMILIES = (
     Family(
@@ -260,8 +261,9 @@ FAMILIES = (
     ),
     *(
         Family(
-            title, model_type, classes("DeepseekV3")[:1], "deepseek2", _rows_of(is_biased=True),
-            SILU, _YARN, describe_deepseek3, _V3, kinds=_kinds, unused=_drafting_layers, renamed=_renamed,
+            title, model_type, (*classes("DeepseekV3")[:1], *_KIMI_25), "deepseek2", _rows_of(is_biased=True),
+            SILU, _YARN, describe_deepseek3, _V3, ignored_prefixes=("vision_tower.", "mm_projector."),
+            kinds=_kinds, unused=_drafting_layers, renamed=_renamed,
         )
         for title, model_type in (("DeepSeek V3", "deepseek_v3"), ("Kimi K2", "kimi_k2"))
     ),

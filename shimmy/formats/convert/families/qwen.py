@@ -1,4 +1,4 @@
-"""Qwen2, Qwen3 and their mixtures of experts; Qwen3-Next and Qwen3.5, most of whose layers are gated delta nets.
+"""Qwen2, Qwen3, mixtures of experts, the text part of models with eyes; Qwen3-Next and Qwen3.5: gated delta nets.
 
 A gated delta net is linear attention with a state. How transformers and llama.cpp order the heads of such a layer is in
 `Qwen3NextModel` and `_LinearAttentionVReorderBase` of llama.cpp's converter.
@@ -30,6 +30,7 @@ from shimmy.formats.convert.hyperparameters import (
     MAX_WIDTH,
     Hyperparameters,
     MetadataBuilder,
+    rope_parameters,
     wrong,
 )
 from shimmy.formats.convert.transforms import Transform
@@ -222,6 +223,14 @@ def describe_qwen35_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: 
     _describe_experts(draft, values, sizes)
 
 
+def vl_renamed(values: Hyperparameters) -> Hyperparameters:
+    """A text's token has one position, which these models write as three: they turn as in models without eyes."""
+    rope = rope_parameters(values)
+    if rope.get("rope_type") not in {"mrope", "default"}:
+        return values
+    return values.changed({"rope_parameters": {"rope_type": "default", "rope_theta": rope.number("rope_theta")}})
+
+
 _YARN = frozenset(("yarn",))
 _DEFAULTS = {
     "head_dim": 256, "partial_rotary_factor": 0.25, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
@@ -252,6 +261,19 @@ FAMILIES = (
         "Qwen3-MoE", "qwen3_moe", classes("Qwen3Moe"), "qwen3moe",
         (*_QWEN3, *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj")),
         SILU, FREE, describe_qwen3_moe, rope_defaults(),
+    ),
+    *(
+        Family(
+            title, model_type, (f"{stem}ForConditionalGeneration",), "qwen2",
+            (*ENDS, *NORMS, *attention(), *feed_forward()), SILU, FREE, describe_qwen2,
+            rope_defaults(1e6, 1e-5), ignored_prefixes=_UNUSED, renamed=vl_renamed,
+        )
+        for title, stem, name in (("Qwen2-VL", "Qwen2VL", "qwen2_vl"), ("Qwen2.5-VL", "Qwen2_5_VL", "qwen2_5_vl"))
+        for model_type in (name, f"{name}_text")
+    ),
+    Family(
+        "Qwen3-VL", "qwen3_vl_text", ("Qwen3VLForConditionalGeneration",), "qwen3", (*_QWEN3, *feed_forward()),
+        SILU, FREE, qwen_window, {"head_dim": 128, **rope_defaults(5e5)}, ignored_prefixes=_UNUSED, renamed=vl_renamed,
     ),
     Family(
         "Qwen3-Next", "qwen3_next", classes("Qwen3Next"), "qwen3next", (*_QWEN3_NEXT, *_EXPERTS),

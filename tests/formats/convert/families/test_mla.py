@@ -11,7 +11,7 @@ from shimmy.formats.convert.convert import plan
 from shimmy.formats.convert.transforms import chunks
 from shimmy.formats.safetensors.checkpoint import TensorReader
 from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
-from tests.golden.weights import checkpoint, write_folder, write_safetensors
+from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
 
 FAMILIES = ["deepseek2", "deepseek2-lite", "deepseek3", "glm4-moe-lite", "mistral4"]
 
@@ -50,6 +50,20 @@ def test_a_drafting_layer_is_passed_over_and_no_more_than_that(tmp_path: Path) -
 def test_kimi_k2_is_deepseek_v3(tmp_path: Path) -> None:
     folder = changed("deepseek3", {"model_type": "kimi_k2"}, tmp_path)
     assert metadata(folder)["expert_group_used_count"] == 2
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_part_of_kimi_k25_is_kimi_k2(prefix: str, tmp_path: Path) -> None:
+    config, tensors = checkpoint("deepseek3", "5")
+    plain = plan(write_folder("deepseek3", tmp_path / "plain", "5"))
+    folder = write_folder("deepseek3", tmp_path / "model", "5")
+    text = config | {"model_type": "kimi_k2"}
+    outer = {"architectures": ["KimiK25ForConditionalGeneration"], "model_type": "kimi_k25", "text_config": text}
+    write_json(folder / "config.json", outer)
+    named = {name.replace("model.", prefix): tensor for name, tensor in tensors.items()}
+    eyes = dict.fromkeys(("vision_tower.patch_embed.proj.weight", "mm_projector.proj.0.bias"), ("F32", (4,), bytes(16)))
+    write_safetensors(folder / "model.safetensors", {**named, **eyes})
+    assert plan(folder).shapes == plain.shapes
 
 
 def test_groups_that_are_all_used_are_none(tmp_path: Path) -> None:

@@ -16,6 +16,43 @@ def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
     check_names_of_tensors(family, tmp_path)
 
 
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen25-vl", "qwen3-vl"])
+def test_each_tensor_of_the_text_part_is_needed(family: str, tmp_path: Path) -> None:
+    check_names_of_tensors(family, tmp_path, lambda name: "visual." in name or name.endswith(".bias"))
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen25-vl"])
+def test_a_config_without_a_part_for_texts_is_the_same(family: str, tmp_path: Path) -> None:
+    """As most of these models are published: with all settings beside those of the eyes, and `mrope` as a type."""
+    folder = write_folder(family, tmp_path / "model", "4")
+    nested = plan(folder)
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    scaling = {"type": "mrope", "mrope_section": [2, 3, 3]}
+    write_json(folder / "config.json", {**text, **config, "rope_scaling": scaling})
+    assert plan(folder).recipe.metadata == nested.recipe.metadata
+
+
+def test_positions_of_a_model_with_eyes_can_be_scaled(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+    found = metadata(changed("qwen25-vl", {"rope_parameters": rope | {"mrope_section": [2, 3, 3]}}, tmp_path))
+    assert (found["rope.scaling.type"], found["rope.scaling.factor"]) == ("yarn", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5000.0}}, "llama3"),
+        ({"hidden_act": "gelu"}, "activation"),
+        ({"num_key_value_heads": 4}, "shape"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl"])
+def test_another_one_with_eyes_is_refused(family: str, changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    assert word in reason(family, changes, tmp_path)
+
+
 def test_a_drafting_layer_and_eyes_are_passed_over(tmp_path: Path) -> None:
     folder = write_folder("qwen35", tmp_path / "model", "5")
     _, tensors = checkpoint("qwen35", "5")
