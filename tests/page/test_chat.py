@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 from tests.e2e.harness import ENDLESS, serving
 from tests.models import demo_model
 from tests.page.driving import Chat, Json, answer_with
+from tests.tiny_models import write_tiny_model
 
 
 def test_a_question_is_answered_with_figures_and_is_there_after_a_reload(chat: Chat) -> None:
@@ -66,6 +67,18 @@ def test_a_reply_that_waits_says_for_what(page: Page, models: Path, tmp_path: Pa
         chat.press("Stop", within=chat.reply)
         chat.wait_for_end()
         expect(chat.reply).not_to_contain_text("Reading")
+
+
+def test_a_model_without_a_chat_template_is_told(page: Page, models: Path, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "plain", chat_template=None)
+    with serving(tmp_path / "server", "--model-path", tmp_path / "plain.gguf", "--model-path", models) as server:
+        chat = Chat(page, server.port)
+        chat.open()
+        told = page.get_by_text("plain has no chat template: a generic one is used")
+        chat.choose("alpha")
+        expect(told).to_have_count(0)
+        chat.choose("plain")
+        expect(told).to_be_visible()
 
 
 def test_regenerating_and_editing_make_versions(chat: Chat) -> None:

@@ -57,10 +57,12 @@ def test_a_server_without_a_model_says_what_to_do_and_goes_on_when_one_comes(
 ) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
+    shutil.copy(models / "broken.gguf", folder)
     with serving(tmp_path / "server", "--model-path", folder) as server:
         chat = Chat(page, server.port)
         chat.open()
         expect(page.get_by_role("heading", name="No model yet")).to_be_visible()
+        expect(page.get_by_text(f"{folder / 'broken.gguf'} cannot be served: ")).to_be_visible()
         shutil.copy(models / "alpha.gguf", folder)
         chat.ask("hello world")
         chat.wait_for_text()

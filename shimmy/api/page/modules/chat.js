@@ -4,7 +4,7 @@ import { ask, chat, choose, chosenModel, forget, forgetAll, listHeaders, open, s
 import { branch, versions } from "./conversation.js";
 import { placeIn } from "./figures.js";
 import { html } from "./html.js";
-import { models, writesText } from "./live.js";
+import { isServed, models, writesText } from "./live.js";
 import { Message } from "./message.js";
 import { FirstModel } from "./first_model.js";
 import { isWriting } from "./reply.js";
@@ -12,13 +12,19 @@ import { Settings } from "./settings.js";
 import { exported, importText } from "./storage.js";
 import { useStore } from "./stores.js";
 
+const MOST_REFUSED = 3; // more are in the view of models
+
 export function Chat() {
   const { headers, conversation } = useStore(chat);
   const { list } = useStore(models);
   const [hasList, showList] = useState(false);
   const [hasSettings, showSettings] = useState(false);
-  if (list && !list.some(writesText)) return html`<main class="page"><${FirstModel} /></main>`;
+  if (list && !list.some(writesText)) {
+    const refused = list.filter((entry) => !isServed(entry)).slice(0, MOST_REFUSED);
+    return html`<main class="page"><${FirstModel} refused=${refused} /></main>`;
+  }
   const model = chosenModel(conversation);
+  const entry = list?.find(({ name }) => name === model);
   return html`<div class="chat">
     <aside class=${hasList ? "list open" : "list"} aria-label="Conversations">
       <${Conversations} headers=${headers} current=${conversation.id} done=${() => showList(false)} />
@@ -31,7 +37,9 @@ export function Chat() {
         <button type="button" aria-expanded=${hasSettings} onClick=${() => showSettings(!hasSettings)}>Settings</button>
       </div>
       ${hasSettings && html`<${Settings} key=${conversation.id} conversation=${conversation} model=${model} />`}
-      <${Messages} conversation=${conversation} entry=${list?.find(({ name }) => name === model)} />
+      ${entry?.has_chat_template === false && html`<p class="soft bar">${model} has no chat template: a generic one is used,
+        and replies may be odd.</p>`}
+      <${Messages} conversation=${conversation} entry=${entry} />
       <${Box} key=${conversation.id} conversation=${conversation} model=${model} />
     </main>
   </div>`;

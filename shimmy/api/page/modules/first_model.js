@@ -2,9 +2,11 @@
 import { html } from "./html.js";
 import { Pull, Suggestions } from "./pull.js";
 
-export function FirstModel() {
+// `refused` are entries of files that were found and cannot be served.
+export function FirstModel({ refused = [] }) {
   return html`<section>
     <h1>No model yet</h1>
+    ${refused.map(({ path, error }) => html`<p key=${path} class="trouble">${path} cannot be served: ${error}</p>`)}
     <p>Pull one of these, which fit this machine's memory, or any other:</p>
     <${Suggestions} />
     <${Pull} />
