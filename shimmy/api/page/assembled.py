@@ -52,7 +52,7 @@ def _script() -> str:
     order = TopologicalSorter(needs).static_order()
     bodies = {name: _as_function(sources[name]) for name in order}
     parts = [f"{_place(n)} = (() => {{{squeezed(body) if n in own else body}}})();" for n, body in bodies.items()]
-    return "\n".join(['"use strict";', "const modules = {};", *parts])
+    return "\n".join(['"use strict";', "const $m = {};", *parts])
 
 
 def _target(place: str) -> str:
@@ -84,5 +84,5 @@ def _as_constant(names: str, default: str, place: str) -> str:
 
 
 def _place(name: str) -> str:
-    """Where a module's exports are."""
-    return f"modules.{name}" if name.isidentifier() else f"modules[{name!r}]"
+    """Where a module's exports are: each name is written dozens of times, so `$m` is short."""
+    return f"$m.{name}" if name.isidentifier() else f"$m[{name!r}]"

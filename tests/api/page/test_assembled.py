@@ -23,8 +23,8 @@ def test_imports_and_exports_become_constants(tmp_path: Path, monkeypatch: pytes
     )
     monkeypatch.setattr(assembled, "FOLDER", tmp_path)
     script = assembled._script()
-    assert script.index("modules.b") < script.index("modules.a")
-    assert "const{one:first,two}=modules.b,{default:its}=modules.c;const three=first+two;" in script
+    assert script.index("$m.b") < script.index("$m.a")
+    assert "const{one:first,two}=$m.b,{default:its}=$m.c;const three=first+two;" in script
     assert "return{three};" in script
     assert "function one(){return 1;}async function*two(){}const inner=1;return{one,two};" in script
     assert "return{default:its_default};" in script
@@ -37,7 +37,7 @@ def test_minified_lists_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     _write(tmp_path, a='import{options as n}from"b";var t=n;export{t as useThat,t};\n', b="export const options = 1;\n")
     monkeypatch.setattr(assembled, "FOLDER", tmp_path)
     script = assembled._script()
-    assert "const{options:n}=modules.b;var t=n;return{useThat:t,t:t};" in script
+    assert "const{options:n}=$m.b;var t=n;return{useThat:t,t:t};" in script
 
 
 def test_libraries_of_others_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
