@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.harness import PROGRAM, Server, environment, serving
 from tests.e2e.processes import DEADLINE_S, wait_for
+from tests.e2e.terminal import CTRL_C, in_terminal
 from tests.hub.servers import COMMIT, FakeFiles, FakeHub, FakeRegistry, Fault, self_signed, speak_tls
 from tests.tiny_models import write_tiny_model
 
@@ -91,6 +92,23 @@ def test_a_terminal_sees_a_line_that_is_rewritten(hub: FakeHub, tmp_path: Path) 
         os.close(primary)
     assert process.returncode == 0, shown
     assert re.search(rb"\r\x1b\[K.*\[.*#+.*\].* 100 %", shown)
+
+
+def test_who_interrupts_a_pull_is_told_how_it_goes_on(tmp_path: Path) -> None:
+    hub = FakeHub({NAME: {"tiny-Q4_K_M.gguf": b"GGUF" + Random(1).randbytes(10_000_000)}})
+    hub.faults.extend([Fault(), Fault(cut_after=5_150_000), *[Fault(status=503)] * 100])
+    with hub.running():
+        with in_terminal(tmp_path, "pull", NAME, variables=variables(tmp_path, hub)) as terminal:
+            terminal.expect("again in ")
+            terminal.expect(" 51 %")
+            terminal.type(CTRL_C)
+            assert terminal.wait() == 130
+            assert "what was fetched is kept: the same command goes on from there" in terminal.output
+        hub.faults.clear()
+        with in_terminal(tmp_path, "pull", NAME, variables=variables(tmp_path, hub)) as terminal:
+            assert terminal.wait() == 0
+            assert "kept" not in terminal.output
+            assert f"`shimmy run {NAME}` talks to it" in terminal.output
 
 
 def test_the_name_of_a_repository_in_the_command_is_needed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 
 from shimmy.commands.console import CommandCall, hint
 from shimmy.commands.model_files.pull_display import PullDisplay
+from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.errors import ShimmyError
 from shimmy.hub.pull import pull as fetch
 from shimmy.hub.settings import hub_settings
@@ -20,18 +21,15 @@ def pull(call: CommandCall) -> int:
         if options.json:
             fetch(options.reference, settings, _print_event)
             return 0
-        display = PullDisplay(sys.stderr)
-        try:
+        with PullDisplay(sys.stderr) as display:
             path = fetch(options.reference, settings, display.report)
-        finally:
-            display.end()
     except ShimmyError as error:
         if not options.json:
             raise
         _print_event(PullEvent("error", {"message": error.message, "code": error.code}))
         return 1
     print(path)
-    hint("`shimmy list` shows it with its name")
+    hint(f"`shimmy run {safe_line(options.reference)}` talks to it, `shimmy list` shows it with its name.")
     return 0
 
 

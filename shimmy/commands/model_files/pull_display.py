@@ -1,7 +1,7 @@
 """What a pull says, for people: one line that is rewritten on a terminal, else a line now and then."""
 
 from time import monotonic
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from shimmy.commands.terminal import amounts
 from shimmy.commands.terminal.live_line import LiveLine
@@ -17,7 +17,7 @@ _LINE_EVERY_S = 15.0  # where there is no terminal
 
 
 class PullDisplay:
-    """Give `report` to a pull, and call `end` behind it."""
+    """Give `report` to a pull within a `with` block. Whoever interrupts it is told how it goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,6 +25,15 @@ class PullDisplay:
         self._live = LiveLine(stream)
         self._said_s = 0.0
         self._is_whole_said = False
+        self._has_begun = False  # some bytes are there
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._live.keep()
+        if kind is KeyboardInterrupt and self._has_begun:
+            self._line("what was fetched is kept: the same command goes on from there")
 
     def report(self, event: PullEvent) -> None:
         details: dict[str, Any] = dict(event.details)
@@ -38,14 +47,12 @@ class PullDisplay:
         elif event.kind == "progress":
             self._progress(details)
 
-    def end(self) -> None:
-        self._live.keep()
-
     def _line(self, text: str) -> None:
         self._live.clear()
         print(safe_line(text), file=self._stream, flush=True)
 
     def _progress(self, details: dict[str, Any]) -> None:
+        self._has_begun = details["completed_bytes"] > 0
         if self._live.is_on:
             self._show(details)
             return

@@ -50,8 +50,5 @@ def _pull(call: CommandCall, name: str) -> Path:
     from shimmy.hub.pull import pull
     from shimmy.hub.settings import hub_settings
 
-    display = PullDisplay(sys.stderr)
-    try:
+    with PullDisplay(sys.stderr) as display:
         return pull(name, hub_settings(call.config, os.environ), display.report)
-    finally:
-        display.end()

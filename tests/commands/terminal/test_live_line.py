@@ -66,10 +66,9 @@ def test_where_no_line_can_be_rewritten_there_is_none(columns: list[int], monkey
 
 def test_a_pull_leaves_out_what_has_no_room(columns: list[int]) -> None:
     screen = Screen()
-    display = PullDisplay(screen)
-    for columns[0] in (120, 95, 80, 60, 50, 20):
-        display.report(PullEvent("progress", PROGRESS))
-    display.end()
+    with PullDisplay(screen) as display:
+        for columns[0] in (120, 95, 80, 60, 50, 20):
+            display.report(PullEvent("progress", PROGRESS))
     figures = " 50 %  500 MB of 999 MB  99 MB/s  1:02:05 left"
     bar = f"[{'#' * 12}{' ' * 12}]"
     shown = screen.lines()
