@@ -47,10 +47,12 @@ def variables(folder: Path, hub: FakeHub | None = None, registry: FakeRegistry |
     return {name: value for name, value in kept.items() if not name.startswith("HF_")} | own
 
 
-def pull(folder: Path, given: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+def pull(
+    folder: Path, given: dict[str, str], *arguments: str, timeout_s: float = DEADLINE_S
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*PROGRAM, "pull", *arguments],
-        cwd=folder, env=given, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+        cwd=folder, env=given, capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
 
 
