@@ -43,7 +43,7 @@ from shimmy.option_kinds import (
 )
 from shimmy.rpc.address import Address
 from shimmy.text.near_names import did_you_mean
-from shimmy.wire.worker_options import MAX_SEQUENCES, SAFETENSORS_TYPES
+from shimmy.wire.worker_options import KV_TYPES, MAX_SEQUENCES, SAFETENSORS_TYPES, USUAL_KV_TYPE
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_FORMATS = ("text", "json")
@@ -75,6 +75,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("ctx_size", integer(16, 2**24), None,
            "tokens of KV cache, shared by all sequences of a model (default: its training length, if memory allows)",
            "N", ("SHIMMY_MAX_CTX",), field="n_ctx", also=_WITH_DEVICES),
+    Option("kv_type", one_of(tuple(KV_TYPES)), USUAL_KV_TYPE,
+           f"what the KV cache is made of: {', '.join(KV_TYPES)}; the last two take half and a quarter of the memory, "
+           "are less exact, and slower on the processor", "TYPE", also=_WITH_DEVICES),
     Option("parallel", integer(1, MAX_SEQUENCES), 32, "jobs of a model that run at once; further jobs wait in a queue",
            "N", field="n_sequences"),
     Option("batch_size", integer(32, 8192), 512, "most tokens that one decode computes", "N", field="n_batch",
@@ -201,6 +204,7 @@ class Config:
     n_ctx: int | None
     n_sequences: int
     n_batch: int
+    kv_type: str
     n_threads: int | None
     devices: tuple[str, ...] | None  # None: by themselves; (): none
     gpu_layers: int | None  # None: as many as fit

@@ -46,6 +46,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     ),
     "rpc_key_file": ("/key", "/key", "rpc_key_file", Path("/key")),
     "rpc_timeout": ("1m", 60, "rpc_timeout_s", 60.0),
+    "kv_type": ("Q8_0", "q8_0", "kv_type", "q8_0"),
     "weights": ("Mapped", "mapped", "weights", "mapped"),
     "speculation": ("off", False, "speculate", False),
     "draft_model": ("/draft.gguf", "/draft.gguf", "draft_model", Path("/draft.gguf")),
@@ -82,6 +83,7 @@ OTHERS = {
     "log_format": "text", "chat_template": "other", "api_key": "other", "cpu_variant": "other", "temp": "1",
     "speculation": "true", "embeddings": "false", "pooling": "mean", "cache_dir": "/other", "alias": "x=y",
     "cors_origins": "*", "safetensors_type": "f16", "weights": "repacked", "lora": "/other", "draft_model": "/other",
+    "kv_type": "q4_0",
     "imatrix": "/other", "device_required": "false", "rpc": "localhost:9", "rpc_key_file": "/other",
 }  # fmt: skip
 FILES = ("chat_template_file", "api_key_file")

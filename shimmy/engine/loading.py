@@ -72,7 +72,7 @@ def open_prompts(
             in_part=model.can_rewind,
             on_written=lambda n, n_all: tell(PromptCacheStats(written_bytes=n, stored_bytes=n_all)),
         )
-        keys = sources.keys(preparer.adapters, digest_of(LIBRARY), form_of_cells(), *model.place)
+        keys = sources.keys(preparer.adapters, digest_of(LIBRARY), form_of_cells(options.kv_type), *model.place)
     except OSError as exc:
         logger.warning("no prompts are kept: %s", exc.strerror or exc)
         return None
@@ -122,7 +122,7 @@ def load(
         )
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
-        model.book(options.n_booked, worker_options.cell_bytes(header.n_kv))
+        model.book(options.n_booked, worker_options.cell_bytes(header.n_kv, options.kv_type))
         model.open_context(
             n_ctx=options.n_ctx,
             first=_FIRST,
@@ -130,6 +130,7 @@ def load(
             n_ubatch=options.n_ubatch,
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,
+            kv_type=options.kv_type,
             n_threads=n_threads,
         )
         if found.n_positions is not None:  # what is beyond the table would be looked up nonetheless

@@ -144,6 +144,7 @@ class LaunchPlanner:
             n_batch=options.n_ubatch,
             n_sequences=options.n_sequences,
             n_outputs=options.n_outputs,
+            kv_type=options.kv_type,
             plan=pooling_type.plan(
                 model,
                 n_ctx=options.n_booked,

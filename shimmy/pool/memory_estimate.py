@@ -7,7 +7,7 @@ gemma-3-270m take 93 to 98 % of theirs (`Pss` after eight long prompts, with 2,0
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shimmy.wire.worker_options import KV_ELEMENT_BYTES, MOVING_SHARE, Offload
+from shimmy.wire.worker_options import MOVING_SHARE, USUAL_KV_TYPE, Offload, cell_bytes
 
 if TYPE_CHECKING:
     from shimmy.catalog.catalog import Model
@@ -60,17 +60,19 @@ def estimate(
     n_outputs: int,
     n_adapter_bytes: int = 0,
     plan: "EmbeddingPlan | None" = None,
+    kv_type: str = USUAL_KV_TYPE,
 ) -> MemoryEstimate:
-    """What `model` takes with a KV pool of `n_ctx` tokens, computing `n_batch` rows at once of which `n_outputs` have
-    logits, and with a context for embeddings opened to `plan`: beside the pool, or without it where it writes no text.
+    """What `model` takes with a KV pool of `n_ctx` tokens of type `kv_type`, computing `n_batch` rows at once of which
+    `n_outputs` have logits, and with a context for embeddings opened to `plan`: beside the pool, or without it where it
+    writes no text.
     """
     vocabulary = model.n_vocab * (_TOKEN_BYTES + min(n_sequences, _N_SAMPLERS) * _CANDIDATE_BYTES)
     kv, compute = 0, PROCESS_BYTES + vocabulary + n_adapter_bytes
     if not model.is_embedding:
-        kv += model.n_kv * n_ctx * KV_ELEMENT_BYTES + model.n_state * n_sequences * _STATE_BYTES
+        kv += cell_bytes(model.n_kv, kv_type) * n_ctx + model.n_state * n_sequences * _STATE_BYTES
         compute += _compute(model, n_ctx, n_batch, 2 * n_outputs) + int(MOVING_SHARE * kv)
     if plan is not None:
-        kv += model.n_kv * plan.n_ctx * KV_ELEMENT_BYTES + model.n_state * plan.n_sequences * _STATE_BYTES
+        kv += cell_bytes(model.n_kv) * plan.n_ctx + model.n_state * plan.n_sequences * _STATE_BYTES
         # llama.cpp keeps room for the logits of every row, and an encoder does not compute them.
         compute += _compute(model, plan.n_ctx, plan.n_batch, plan.n_batch * (2 if model.is_causal else 1))
     return MemoryEstimate(model.size_bytes, kv, compute)
@@ -103,7 +105,7 @@ def draft_estimate(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch
     """What a draft model of `size_bytes` in all shards takes beside the model it guesses for."""
     vocabulary = header.n_vocab * (_TOKEN_BYTES + _CANDIDATE_BYTES)
     compute = _MODEL_BYTES + vocabulary + _compute(header, n_ctx, n_batch, 2)
-    return MemoryEstimate(size_bytes, header.n_kv * n_ctx * KV_ELEMENT_BYTES, compute)
+    return MemoryEstimate(size_bytes, cell_bytes(header.n_kv) * n_ctx, compute)
 
 
 def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int) -> int:

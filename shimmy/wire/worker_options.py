@@ -35,12 +35,14 @@ def matrix_fault(file_type: str | None, *, has_matrix: bool) -> str | None:
 # A KV pool that grows holds what is resident twice for a moment; it takes all its cells before that is more than this
 # share of them.
 MOVING_SHARE = 1 / 4
-KV_ELEMENT_BYTES = 2  # of an element: F16
+# What the elements of a KV cache may be, by ggml's names, and how many bits each takes.
+KV_TYPES = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+USUAL_KV_TYPE = "f16"
 
 
-def cell_bytes(n_kv: int) -> int:
-    """What one more cell of a KV pool takes."""
-    return n_kv * KV_ELEMENT_BYTES
+def cell_bytes(n_kv: int, kv_type: str = USUAL_KV_TYPE) -> int:
+    """What one more cell of a KV pool takes, which has so many elements."""
+    return int(n_kv * KV_TYPES[kv_type] / 8)
 
 
 MAX_SEQUENCES = 256  # of a context (llama.cpp's LLAMA_MAX_SEQ)
@@ -116,6 +118,7 @@ class WorkerOptions:
     log_format: str = "text"
     share: CpuShare = CpuShare()  # until another one is told
     cache_dir: str | None = None  # for what can be made again
+    kv_type: str = USUAL_KV_TYPE  # one of KV_TYPES; of text alone
     weights: str = "repacked"  # or `mapped`; `auto`: what a trial has found
     may_tune: bool = False  # whether a trial may take memory for a while that nobody has reckoned with
     safetensors_type: str | None = None  # what the weights of a SafeTensors folder become; None: what they are

@@ -15,8 +15,10 @@ from tests.e2e.conftest import StartServer
 from tests.e2e.harness import COMPLETION, ENDLESS, FROZEN_FILE, PROMPTS, STEADY_SEED, Json, Server
 from tests.gpus.fake_backend import NAME, source_tree
 from tests.gpus.fake_driver import HOPPER, compile_driver
+from tests.models import demo_model
 from tests.tiny_models import vocabulary, write_tiny_bert, write_tiny_model
 
+REAL = "smollm2-135m-instruct.q4-1"
 ALL = 3  # layers of the tiny models, with their output
 LIMITS = ("--worker-timeout", "5")
 # The program, where a device that has failed is tried again at once, and not after ten minutes.
@@ -152,6 +154,21 @@ def test_a_model_that_finds_no_memory_in_a_decode_has_fewer_layers_there(
     assert (told["device"], told["n_device_layers"]) == (NAME, ALL - 1)
     assert told["device_note"].startswith(f"{NAME} had no memory for {ALL} layers: ")
     assert server.metric('shimmy_gpu_failures_total{model="alpha",outcome="fewer_layers"}') == 1
+
+
+@pytest.mark.usefixtures("harm")
+def test_a_quantised_cache_leaves_room_for_more_layers(tree: Path, start: StartServer) -> None:
+    needed = []
+    for kv_type in ("f16", "q8_0"):
+        options = ("--kv-type", kv_type, "--ctx-size", "8192")
+        server = start("--model-path", demo_model(), *options, program=program(tree))
+        body = {"model": REAL, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+        reply = server.request("POST", COMPLETION, body, deadline_s=60).json()
+        assert "Paris" in reply["choices"][0]["text"]
+        told = entry(server, REAL)
+        assert (told["device"], told["n_device_layers"]) == (NAME, told["n_layers"])
+        needed.append(told["memory"]["device_bytes"])
+    assert needed[0] - needed[1] > 80 * 10**6
 
 
 def test_no_logits_are_copied_that_nobody_reads(

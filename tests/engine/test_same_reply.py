@@ -167,7 +167,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def replies(path: Path, cpu: CpuBackend, way: Way, biases: Biases | None = None) -> list[Reply]:
     model = LlamaModel(path, cpu)
     rows = {"n_batch": way.n_batch, "n_sequences": N_SEQUENCES, "n_outputs": N_OUTPUTS}
-    model.open_context(n_ctx=way.n_ctx, first=way.first, **rows, n_threads=1, exact=True)
+    model.open_context(n_ctx=way.n_ctx, first=way.first, **rows, n_threads=1, kv_type="f32")
     harness = Harness(model, way)
     if way.is_second:
         harness.run(way, biases or [])

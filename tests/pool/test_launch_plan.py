@@ -10,7 +10,7 @@ from shimmy.formats.gguf import reader
 from shimmy.option_kinds import ConfigError
 from shimmy.pool import memory_estimate
 from shimmy.pool.launch_plan import LaunchPlanner
-from shimmy.wire.worker_options import DRAFT_BATCH, Offload
+from shimmy.wire.worker_options import DRAFT_BATCH, KV_TYPES, Offload
 from tests.fakes import model
 from tests.tiny_models import write_tiny_model
 
@@ -34,6 +34,7 @@ def test_a_worker_is_told_the_options_of_the_same_name_as_they_are() -> None:
         "parallel": "3", "threads": "2", "cpu_variant": "haswell", "chat_template": "{{ 1 }}", "speculation": "off",
         "embeddings": "on", "pooling": "last", "log_level": "error", "log_format": "json", "weights": "mapped",
         "safetensors_type": "q8_0", "worker_timeout": "90", "load_timeout": "-1", "prompt_cache": "2G",
+        "kv_type": "q8_0",
     }  # fmt: skip
     configured = config.load(flags, {})
     options = LaunchPlanner(configured).options(TINY)
@@ -42,6 +43,13 @@ def test_a_worker_is_told_the_options_of_the_same_name_as_they_are() -> None:
     for option in rows:
         name = option.field or option.name
         assert getattr(options, name) == getattr(configured, name) != option.default
+
+
+def test_a_quantised_cache_takes_less_memory() -> None:
+    planners = [LaunchPlanner(config.load({"kv_type": kv_type, "ctx_size": "4096"}, {})) for kv_type in KV_TYPES]
+    usual, half, quarter = (planner.estimate(TINY, planner.options(TINY)).kv for planner in planners)
+    assert usual == TINY.n_kv * 4096 * 2
+    assert (half, quarter) == (usual * 8.5 / 16, usual * 4.5 / 16)
 
 
 @pytest.mark.parametrize("n_shards", [1, 3])

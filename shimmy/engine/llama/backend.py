@@ -65,10 +65,16 @@ class LlamaBackend:
         self._params.n_seq_max = min(n_open + bool(self._n_window), MAX_SEQUENCES)
         self._context = self._probe.context = llama.llama_init_from_model(self._model.pointer, self._params)
         if not self._context:
-            raise no_memory.of_context(f"no context of {n_cells} tokens", log.reason(), self._model.buffers)
+            raise self._no_context(n_cells)
         self._memory = llama.llama_get_memory(self._context)
         self.n_cells: int = llama.llama_n_ctx(self._context)
         self.n_open = n_open
+
+    def _no_context(self, n_cells: int) -> ModelUnavailable:
+        if self._params.type_v not in (llama.GGML_TYPE_F16, llama.GGML_TYPE_F32):
+            message = "no context with a quantised KV cache, where `--kv-type f16` may do"
+            return no_memory.failure(message, log.reason(), self._model.buffers)
+        return no_memory.of_context(f"no context of {n_cells} tokens", log.reason(), self._model.buffers)
 
     def _can_resize(self) -> bool:
         """Whether the pool can be moved: states can, and a larger context has the same position factors."""

@@ -13,6 +13,7 @@ from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.pulse import nodes
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.pooling_type import EmbeddingPlan
+from shimmy.wire.worker_options import USUAL_KV_TYPE
 
 # The binding declares pointers to pointers here, which cost a cast each.
 _pointers, _floats = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_float)
@@ -62,12 +63,13 @@ class Batch:
         return last
 
 
-def context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int) -> Any:
+def context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int, kv_type: str = USUAL_KV_TYPE) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx = n_ctx
     params.n_batch = params.n_ubatch = n_batch
     params.n_seq_max = n_sequences
     params.n_threads = params.n_threads_batch = n_threads
+    params.type_k = params.type_v = getattr(llama, f"GGML_TYPE_{kv_type.upper()}")
     params.kv_unified = True  # prompt and decode rows share one graph
     params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
     params.no_perf = True
@@ -85,9 +87,9 @@ def set_adapters(context: Any, adapters: Sequence[int], scales: Sequence[float])
     _set_adapters(context, pointers, len(used), floats)
 
 
-def form_of_cells() -> bytes:
+def form_of_cells(kv_type: str = USUAL_KV_TYPE) -> bytes:
     """What the parameters of a context say of its cells: a pool of another form cannot take them over."""
-    params = context_params(n_ctx=1, n_batch=1, n_sequences=1, n_threads=1)
+    params = context_params(n_ctx=1, n_batch=1, n_sequences=1, n_threads=1, kv_type=kv_type)
     of_memory = ("type_k", "type_v", "flash_attn_type", "swa_full", "attention_type")
     of_rope = ("rope_scaling_type", "rope_freq_base", "rope_freq_scale")
     of_yarn = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx")

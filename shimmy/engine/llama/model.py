@@ -23,6 +23,7 @@ from shimmy.engine.pulse import engine as activity
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.pooling_type import EmbeddingPlan
 from shimmy.messages.model_info import Adapter, ModelFacts
+from shimmy.wire.worker_options import USUAL_KV_TYPE
 
 if TYPE_CHECKING:
     from shimmy.engine.gpu.devices import EngineDevices
@@ -207,21 +208,20 @@ class LlamaModel:
         n_threads: int,
         n_ubatch: int | None = None,
         first: tuple[int, int] | None = None,
-        exact: bool = False,
+        kv_type: str = USUAL_KV_TYPE,
     ) -> LlamaBackend:
         """Make a KV pool that may have `n_ctx` cells for `n_sequences` sequences; OutOfMemory or OutOfDeviceMemory
         without the memory, and ModelUnavailable when the model cannot generate text.
 
         `first` is how many cells and sequences the pool has at first; all of them where that is None, or where a model
         cannot move what its pool holds: cells are memory, and each sequence is room for one row of logits. `n_ubatch`
-        rows of a decode are computed together, and `n_outputs` of a decode may have logits. `exact` keeps the pool in
-        F32 and does without flash attention, which rounds to F16: slower and twice the memory, for comparing with a
-        reference.
+        rows of a decode are computed together, and `n_outputs` of a decode may have logits. `kv_type` is one of
+        KV_TYPES, of which quantised ones do not suit all models (ModelUnavailable), or `f32`, which does without flash
+        attention, as that rounds to F16: slower and twice the memory, for comparing with a reference.
         """
-        params = context_params(n_ctx, n_batch, n_sequences, n_threads)
+        params = context_params(n_ctx, n_batch, n_sequences, n_threads, kv_type)
         params.n_ubatch = n_ubatch or n_batch
-        if exact:
-            params.type_k = params.type_v = llama.GGML_TYPE_F32
+        if kv_type == "f32":
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._backend = LlamaBackend(self, params, n_outputs=n_outputs, first=first)
         return self._backend

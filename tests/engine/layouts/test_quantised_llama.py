@@ -45,7 +45,7 @@ def made(folder: Path, target_type: str = "") -> Path:
 
 def log_probabilities(path: Path, cpu: CpuBackend) -> np.ndarray[Any, Any]:
     model = LlamaModel(path, cpu)
-    model.open_context(n_ctx=64, n_batch=16, n_sequences=1, n_outputs=16, n_threads=1, exact=True)
+    model.open_context(n_ctx=64, n_batch=16, n_sequences=1, n_outputs=16, n_threads=1, kv_type="f32")
     model.backend.batch.clear()
     model.backend.batch.add(TOKENS, 0, 0, n_outputs=len(TOKENS))
     assert model.backend.decode() == 0

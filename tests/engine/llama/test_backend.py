@@ -280,7 +280,9 @@ def test_rounding_does_not_decide_what_end_to_end_tests_compare(
     texts = []
     for exact in (True, False):
         model = LlamaModel(steady, cpu)
-        model.open_context(n_ctx=4096, n_batch=N_BATCH, n_sequences=1, n_outputs=1, n_threads=1, exact=exact)
+        model.open_context(
+            n_ctx=4096, n_batch=N_BATCH, n_sequences=1, n_outputs=1, n_threads=1, kv_type="f32" if exact else "f16"
+        )
         chats = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in prompts]
         texts.append([tuple(anew(model, tokens_of(model, chat), n_tokens)) for chat in chats])
     assert len(set(texts[0])) == len(prompts)

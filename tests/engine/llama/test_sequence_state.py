@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, cpu: CpuBackend, tmp_path_factory: pyt
 def opened(path: Path, cpu: CpuBackend, *, n_sequences: int = N_SEQUENCES) -> LlamaModel:
     """In F32, so that what is computed in another order is nearly the same."""
     model = LlamaModel(path, cpu)
-    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=n_sequences, n_outputs=32, n_threads=1, exact=True)
+    model.open_context(n_ctx=N_CTX, n_batch=N_BATCH, n_sequences=n_sequences, n_outputs=32, n_threads=1, kv_type="f32")
     return model
 
 

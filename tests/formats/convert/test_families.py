@@ -67,7 +67,9 @@ def differences(model: LlamaModel, prompts: list[Any]) -> Iterator[float]:
 def worst(path: Path, family: str, cpu: CpuBackend, *, exact: bool) -> float:
     """The largest difference of all prompts of a family."""
     model = LlamaModel(path, cpu)
-    model.open_context(n_ctx=256, n_batch=N_BATCH, n_sequences=1, n_outputs=N_BATCH, n_threads=1, exact=exact)
+    model.open_context(
+        n_ctx=256, n_batch=N_BATCH, n_sequences=1, n_outputs=N_BATCH, n_threads=1, kv_type="f32" if exact else "f16"
+    )
     return max(differences(model, golden(family)["prompts"]))
 
 

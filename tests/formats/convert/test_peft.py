@@ -106,7 +106,7 @@ def log_probabilities(path: Path, cpu: CpuBackend, adapter: Path | None = None, 
     model = LlamaModel(path, cpu)
     if adapter is not None:
         model.add_adapter(adapter)
-    model.open_context(n_ctx=256, n_batch=64, n_sequences=1, n_outputs=64, n_threads=1, exact=True)
+    model.open_context(n_ctx=256, n_batch=64, n_sequences=1, n_outputs=64, n_threads=1, kv_type="f32")
     if adapter is not None:
         model.set_scales([scale])
     model.backend.batch.clear()
