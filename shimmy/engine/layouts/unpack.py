@@ -18,7 +18,7 @@ from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredR
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 from shimmy.system.cpu import n_physical_cores
 
-CHUNK_BYTES = 1 << 20  # that are computed at once: more would leave a core's cache before they are written
+CHUNK_BYTES = 1 << 21  # that are computed at once: with fewer, Python takes as long as the loops; more leave the caches
 CHECKED_ELEMENTS = 1 << 22  # whose scales are looked at together
 MAX_CHUNK_ELEMENTS = 1 << 26  # of any model: far above real ones, and 300 MB
 MAX_BYTES = 160 << 20  # that all threads take at once
