@@ -5,11 +5,13 @@ python -m tests.bench.conversion [--layouts plain,fp8-block] [--gigabytes 2] [--
 The checkpoint is a Llama with weights of no meaning, plain ones in BF16 or quantised ones: one matrix again and again.
 Copy and conversion take turns. The copy reads all that the conversion reads and writes as many bytes as it writes, and
 both count until the disk has these. On a busy machine, or a disk that is slower than memory, the clock tells little of
-the conversion: what the processors spend on both is compared as well, of all threads together. `--sparse` leaves the
-weights out of the file, which is then read as zeros: for checkpoints that are larger than the disk.
+the conversion: what the processors spend on both is compared as well, of all threads together. Memory is the most that
+the program has at once, all its processes together. `--sparse` leaves seven of eight large tensors out of the file,
+which are read as zeros: for checkpoints that are larger than the disk.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -17,8 +19,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -28,12 +31,15 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench.memory import tree_memory_mb
 from tests.bench.peers import shimmy_program
 from tests.quantised_llama import LAYOUTS, Layout, fp8_block, mlx
 from tests.tiny_checkpoints import LLAMA_CONFIG, N_VOCAB, Weights, write_tokenizer
 
 SIZE, N_HEADS = 4096, 32  # each matrix of a layer has as many rows as columns
-SPARSE_BYTES = 1 << 22  # of a tensor that `--sparse` leaves out
+SPARSE_BYTES = 1 << 22  # of a tensor that `--sparse` may leave out
+KEPT = 8  # one of so many such tensors is written nevertheless
+MEMORY_S = 0.25  # between two looks at the memory
 COPIED_BYTES = 1 << 20  # at once, always through the same memory: nothing copies with less work
 MATRICES = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -54,7 +60,7 @@ class Spent:
 
     wall_s: float
     processor_s: float
-    resident_mb: float = 0.0
+    memory_mb: float = 0.0  # at most, of all processes
 
 
 def write_large_llama(folder: Path, layout: str, n_bytes: int, *, is_sparse: bool = False) -> None:
@@ -98,8 +104,8 @@ def _write(path: Path, tensors: Mapping[str, Weights], *, is_sparse: bool) -> No
     header = json.dumps(entries).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for tensor in tensors.values():
-            if is_sparse and len(tensor.data) >= SPARSE_BYTES:
+        for index, tensor in enumerate(tensors.values()):
+            if is_sparse and len(tensor.data) >= SPARSE_BYTES and index % KEPT:
                 file.seek(len(tensor.data), os.SEEK_CUR)
             else:
                 file.write(tensor.data)
@@ -129,7 +135,7 @@ def _own_processor_s() -> float:
 def converted(folder: Path, target: Path) -> Spent:
     started_s = time.perf_counter()
     command: list[str | Path] = [shimmy_program(), "convert", folder, "-o", target, "--force"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child, _memory_of(child.pid) as memory_mb:
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -138,7 +144,26 @@ def converted(folder: Path, target: Path) -> Spent:
     with target.open("rb") as file:
         os.fsync(file)
     processor_s = usage.ru_utime + usage.ru_stime + _own_processor_s() - before_s
-    return Spent(time.perf_counter() - started_s, processor_s, usage.ru_maxrss * 1024 / 1e6)
+    return Spent(time.perf_counter() - started_s, processor_s, max(memory_mb))
+
+
+@contextlib.contextmanager
+def _memory_of(process_id: int) -> Iterator[list[float]]:
+    """The memory of a process and its descendants in MB, one number for each look at it."""
+    looks = [0.0]
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(MEMORY_S):
+            looks.append(tree_memory_mb(process_id))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield looks
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def main() -> int:
@@ -185,7 +210,7 @@ def _row(layout: str, options: argparse.Namespace) -> str:
     return (
         f"| {layout} | {n_read / 1e9:.2f} | {n_bytes / 1e9:.2f} | {speeds[0]:.2f} | {speeds[1]:.2f} "
         f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) | {processor:.2f} "
-        f"| {max(conversion.resident_mb for _, conversion in pairs):.0f} |"
+        f"| {max(conversion.memory_mb for _, conversion in pairs):.0f} |"
     )
 
 
