@@ -6,6 +6,7 @@ Options that commands share with `serve` come from the table in `config`. Knows 
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,12 @@ class _Parser(argparse.ArgumentParser):
     def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
         print(self.format_help(), end="", file=file)
 
+    def print_usage(self, file: "SupportsWrite[str] | None" = None) -> None:
+        """What stands above an error: without the options, of which a command has dozens."""
+        formatter = self._get_formatter()
+        formatter.add_usage(None, self._get_positional_actions(), ())
+        print(formatter.format_help().replace(self.prog, f"{self.prog} [OPTIONS]", 1), end="", file=file)
+
 
 @dataclass(frozen=True, slots=True)
 class _Commands:
@@ -171,10 +178,9 @@ def argument_parser(wanted: str | None = None) -> argparse.ArgumentParser:
         "--wait", type=_duration, metavar="TIME", help="with --background: how long it may take (default: 1m)"
     )
     serve.add_argument(
-        "--log-file",
-        metavar="FILE",
+        "--log-file", metavar="FILE",
         help="with --background: append its log to this file (default: a private one, which is named)",
-    )
+    )  # fmt: skip
     _command(commands, "list", "list the models that can be served", json=True)
     probe = _command(commands, "probe", "load a model and say what it is", json=True)
     probe.add_argument("name", metavar="NAME", help="a model's name, or a file or folder")
@@ -351,14 +357,6 @@ def _size_or_none(text: str) -> int:
     return 0 if text == "0" else _size(text)
 
 
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _natural(text: str) -> int:
-    return _whole(text, 0)
-
-
 def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
@@ -367,6 +365,9 @@ def _whole(text: str, least: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}")
     return value
+
+
+_positive, _natural = partial(_whole, least=1), partial(_whole, least=0)
 
 
 def _several(text: str) -> tuple[int, ...]:
@@ -387,11 +388,9 @@ def _command(commands: _Commands, name: str, text: str, *, json: bool = False) -
         if name != "serve" and name not in option.also:
             continue
         if option.is_switch:
-            shared.add_argument(option.flag, dest=option.name, action="store_const", const="true", help=option.help)
             no_flag = option.flag.replace("--", "--no-", 1)
-            shared.add_argument(
-                no_flag, dest=option.name, action="store_const", const="false", help=f"do not {option.help}"
-            )
+            for flag, const, about in (option.flag, "true", option.help), (no_flag, "false", f"do not {option.help}"):
+                shared.add_argument(flag, dest=option.name, action="store_const", const=const, help=about)
         else:
             action = "append" if option.separators else "store"
             shared.add_argument(option.flag, dest=option.name, action=action, metavar=option.metavar, help=option.help)

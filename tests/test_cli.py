@@ -167,7 +167,9 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 def test_help_begins_with_what_is_a_commands_own(capsys: pytest.CaptureFixture[str]) -> None:
     usage_error("run")
-    assert capsys.readouterr().err.endswith("the following arguments are required: NAME\n")
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage == "usage: shimmy run [OPTIONS] NAME [TEXT ...]"
+    assert error.endswith("the following arguments are required: NAME")
     with pytest.raises(SystemExit):
         cli.main(["rm", "--help"])
     texts = capsys.readouterr().out.partition("positional arguments")[2]

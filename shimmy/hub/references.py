@@ -84,6 +84,12 @@ def _hub(text: str) -> HubReference:
             "the hub that `HF_ENDPOINT` names in the first one's place, and URLs of GGUF files",
             param="model",
         )
+    if not slash and is_ollama_name(text):
+        raise BadRequest(
+            f"`{text}` names no model to pull: `ollama:{text}` does, in Ollama's registry; on Hugging Face it has an "
+            "owner, as in OWNER/NAME[:TAG]",
+            param="model",
+        )
     if not slash or not (_is_name(owner) and _is_name(name)):
         raise _not_one(text)
     if (":" in text and not (is_file or _TAG.fullmatch(tag))) or ("@" in place and not revision):
@@ -138,6 +144,15 @@ def _ollama(text: str) -> OllamaReference:
     if not (_is_name(namespace) and _is_name(name)) or (":" in text and not _TAG.fullmatch(tag)):
         raise _not_one(f"ollama:{text}")
     return OllamaReference(namespace, name, tag or "latest")
+
+
+def is_ollama_name(text: str) -> bool:
+    """Whether Ollama's registry may have a model of this name, which is written as Ollama's users do."""
+    try:
+        _ollama(text)
+    except BadRequest:
+        return False
+    return True
 
 
 def _is_name(text: str) -> bool:

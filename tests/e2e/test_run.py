@@ -279,6 +279,8 @@ def test_a_model_that_is_not_there_is_fetched_if_the_person_says_so(tmp_path: Pa
             terminal.type("n" + ENTER)
             assert terminal.wait() == 1
         assert run(tmp_path, *arguments, "hi").stderr.endswith("`shimmy pull hf.co/o/Tiny-GGUF` fetches it\n")
+        bare = run(tmp_path, "run", "llama3", "hi", "--model-dirs", tmp_path / "models")
+        assert bare.stderr.endswith("; if Ollama has one, `shimmy run ollama:llama3` fetches it\n")
         with in_terminal(tmp_path, *arguments, variables=variables) as terminal:
             terminal.expect("Fetch it? [Y/n] ")
             terminal.type(ENTER)

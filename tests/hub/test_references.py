@@ -51,6 +51,13 @@ def test_what_is_none(text: str) -> None:
         parse(text)
 
 
+@pytest.mark.parametrize("text", ["llama3", "llama3.2:1b"])
+def test_a_name_of_ollamas_is_told_how_it_is_written(text: str) -> None:
+    with pytest.raises(BadRequest, match=f"`ollama:{text}` does"):
+        parse(text)
+    parse(f"ollama:{text}")
+
+
 @pytest.mark.parametrize("text", ["modelscope.cn/foo/bar", "ghcr.io/o/n:tag"])
 def test_another_place_is_named_and_those_that_there_are(text: str) -> None:
     with pytest.raises(BadRequest, match=rf"`{text.partition('/')[0]}` is no place .* hf\.co and registry\.ollama\.ai"):

@@ -30,12 +30,15 @@ def name_here(name: str) -> str:
 def fetched(call: CommandCall, missing: ModelNotFound) -> Path:
     """Where the model is now that `call` names. Raises `missing` where its name is none elsewhere either; NotFound with
     what to do, where nobody can be asked or the answer is no; PullFailed."""
-    from shimmy.hub.references import parse
+    from shimmy.hub.references import is_ollama_name, parse
 
     name = call.options.name
     try:
         parse(name)
     except BadRequest:
+        if "/" not in name and is_ollama_name(name):
+            elsewhere = f"if Ollama has one, `shimmy run ollama:{name}` fetches it"
+            raise NotFound(f"{missing.message}; {elsewhere}") from None
         raise missing from None
     if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
         raise NotFound(f"`{name}` is not on this machine: `shimmy pull {name}` fetches it")
