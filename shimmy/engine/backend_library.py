@@ -41,6 +41,7 @@ def _verified(backend: Backend, digest: str, cache_dir: Path | None) -> Iterator
     place = None if cache_dir is None else cache_dir / backend.folder / f"{name}.so"
     descriptor = None if place is None else _opened(place, digest)
     if descriptor is None:
+        logger.info("unpacking the engine's %s", backend.name)
         data = _content(backend)
         if hashlib.sha256(data).hexdigest() != digest:
             raise ModelUnavailable(unpacked_folder.DAMAGED)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import logging
 import lzma
 from pathlib import Path
 
@@ -50,12 +51,16 @@ def kept(backend: Backend, cache_dir: Path) -> list[Path]:
     return sorted((cache_dir / backend.folder).glob("*"))
 
 
-def test_it_is_unpacked_once(backend: Backend, tmp_path: Path, program: dict[str, bytes]) -> None:
+def test_it_is_unpacked_once_and_that_is_said(
+    backend: Backend, tmp_path: Path, program: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     assert content(backend, tmp_path) == CODE
     (place,) = kept(backend, tmp_path)
     assert place.stat().st_mode & 0o077 == 0
     del program[backend.archive]
     assert content(backend, tmp_path) == CODE
+    assert caplog.messages == [f"unpacking the engine's {backend.name}"]
 
 
 def test_a_damaged_or_foreign_one_is_written_anew(backend: Backend, tmp_path: Path) -> None:
