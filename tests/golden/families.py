@@ -31,7 +31,7 @@ ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
 ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
-    "NomicRouter",
+    "NomicRouter", "LingGate",
 }  # fmt: skip
 SAME = 5e-5  # how far two versions of transformers may be apart
 
@@ -366,6 +366,14 @@ LATENT = MOE | {
 }
 GROUPED = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 1}
 
+LING2 = COMMON | {
+    "num_hidden_layers": 3, "head_dim": 16, "partial_rotary_factor": 0.5, "rope_theta": 5000.0, "rms_norm_eps": 1e-6,
+    "first_k_dense_replace": 1, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+    "num_shared_experts": 2, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+    "score_function": "sigmoid", "moe_router_enable_expert_bias": True, "use_qk_norm": True, "use_bias": False,
+    "use_qkv_bias": False, "hidden_act": "silu", "num_nextn_predict_layers": 0, "use_rmsnorm": True,
+}  # fmt: skip
+
 
 def yarn(scale: float) -> dict[str, Any]:
     return {"rope_scaling": YARN | {"factor": 16.0, "mscale": scale, "mscale_all_dim": scale}}
@@ -556,6 +564,7 @@ FAMILIES = {
         **decoder("Mistral4", **{k: v for k, v in LATENT.items() if k != "rope_theta"}, rope_parameters=MISTRAL4),
         only="5", seed="mistral4-52",
     ),
+    "ling2": Family("LingForCausalLM", LING2, only="5", seed="ling2-13"),
     "qwen2-moe": Family(**decoder("Qwen2Moe", **SHARED, norm_topk_prob=False), seed="qwen2-moe-3"),
     "minimax-m2": Family(
         **decoder("MiniMaxM2", **MOE, num_local_experts=6, head_dim=32, rotary_dim=16), only="5", seed="minimax-m2-6"
@@ -846,7 +855,11 @@ def check_router(router: Any, inputs: Any, output: Any) -> None:
     found = output[0]
     if not torch.is_floating_point(found):
         return
-    bias = inputs[1] if len(inputs) > 1 else getattr(router, "e_score_correction_bias", None)
+    bias = (
+        inputs[1]
+        if len(inputs) > 1
+        else getattr(router, "e_score_correction_bias", getattr(router, "expert_bias", None))
+    )
     # What rounding moves is smaller here, too: a sigmoid rises by a quarter, Gemma 4 divides by the width's root.
     if bias is not None:
         check_routes([(found.sigmoid() + bias) * 4], router.top_k)

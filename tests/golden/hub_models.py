@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 
 def heads(states: Tensor, n_heads: int) -> Tensor:
@@ -238,3 +238,126 @@ class NomicMoeModel(PreTrainedModel):
         for layer in self.encoder["layers"]:
             states = layer(states)
         return BaseModelOutput(last_hidden_state=states)
+
+
+# -- Ling 2 and Ring 2: inclusionAI/Ling-mini-2.0 ---------------------------------------------------------------------
+
+
+class LingConfig(PretrainedConfig):
+    model_type = "bailing_moe"
+
+
+class LingNorm(nn.Module):
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.epsilon = nn.Parameter(torch.ones(size)), epsilon
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.epsilon)
+
+
+class LingAttention(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.n_heads, self.n_key_heads, self.size = (
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+        )  # fmt: skip
+        self.base, self.n_rotated = config.rope_theta, int(config.head_dim * config.partial_rotary_factor)
+        n = self.n_heads + 2 * self.n_key_heads
+        self.query_key_value = nn.Linear(config.hidden_size, n * self.size, bias=False)
+        self.dense = nn.Linear(self.n_heads * self.size, config.hidden_size, bias=False)
+        self.query_layernorm, self.key_layernorm = (LingNorm(self.size, config.rms_norm_eps) for _ in range(2))
+
+    def forward(self, states: Tensor) -> Tensor:
+        parts = heads(self.query_key_value(states), self.n_heads + 2 * self.n_key_heads)
+        query, key, value = parts.split((self.n_heads, self.n_key_heads, self.n_key_heads), dim=1)
+        query, key = (self.turned(one) for one in (self.query_layernorm(query), self.key_layernorm(key)))
+        key, value = (one.repeat_interleave(self.n_heads // self.n_key_heads, dim=1) for one in (key, value))
+        n = states.shape[1]
+        return self.dense(attend(query, key, value, torch.full((n, n), -math.inf).triu(1)))
+
+    def turned(self, states: Tensor) -> Tensor:
+        first, rest = states[..., : self.n_rotated], states[..., self.n_rotated :]
+        return torch.cat((rotated(first, self.base), rest), -1)
+
+
+class LingMlp(nn.Module):
+    def __init__(self, config: Any, n_inner: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(config.hidden_size, n_inner, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(n_inner, config.hidden_size, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.down_proj(nn.functional.silu(self.gate_proj(states)) * self.up_proj(states))
+
+
+class LingGate(nn.Module):
+    """The logits of each token, and how much of each expert it takes: none but of the best in the best groups."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.top_k, self.n_groups, self.n_used = config.num_experts_per_tok, config.n_group, config.topk_group
+        self.scale = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+        self.expert_bias = nn.Parameter(torch.zeros(config.num_experts))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        logits = nn.functional.linear(states[0], self.weight)
+        scores = logits.sigmoid()
+        ranked = (scores + self.expert_bias).unflatten(-1, (self.n_groups, -1))
+        best = ranked.topk(2).values.sum(-1).topk(self.n_used).indices
+        outside = torch.ones(ranked.shape[:2], dtype=torch.bool).scatter(-1, best, value=False)
+        chosen = ranked.masked_fill(outside[:, :, None], -math.inf).flatten(1).topk(self.top_k).indices
+        shares = torch.zeros_like(scores).scatter(-1, chosen, scores.gather(-1, chosen))
+        return logits, self.scale * shares / shares.sum(-1, keepdim=True)
+
+
+class LingMoe(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.gate = LingGate(config)
+        self.experts = nn.ModuleList(LingMlp(config, config.moe_intermediate_size) for _ in range(config.num_experts))
+        self.shared_experts = LingMlp(config, config.moe_intermediate_size * config.num_shared_experts)
+
+    def forward(self, states: Tensor) -> Tensor:
+        _, shares = self.gate(states)
+        found = self.shared_experts(states)
+        for expert, share in zip(self.experts, shares.T, strict=True):
+            found = found + share[:, None] * expert(states)
+        return found
+
+
+class LingLayer(nn.Module):
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        self.attention = LingAttention(config)
+        is_dense = layer < config.first_k_dense_replace
+        self.mlp = LingMlp(config, config.intermediate_size) if is_dense else LingMoe(config)
+        self.input_layernorm, self.post_attention_layernorm = (
+            LingNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2)
+        )
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = states + self.attention(self.input_layernorm(states))
+        return states + self.mlp(self.post_attention_layernorm(states))
+
+
+class LingForCausalLM(PreTrainedModel):
+    on_the_hub: ClassVar[list[str]] = ["BailingMoeV2ForCausalLM"]
+    config_class: ClassVar[Any] = LingConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = nn.Module()
+        self.model.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.model.layers = nn.ModuleList(LingLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.model.norm = LingNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, *, use_cache: bool = False) -> CausalLMOutput:
+        del use_cache
+        states = self.model.word_embeddings(input_ids)
+        for layer in self.model.layers:
+            states = layer(states)
+        return CausalLMOutput(logits=self.lm_head(self.model.norm(states)))

@@ -43,6 +43,9 @@ _DEEPSEEK3 = (
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 )
+_LING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 # fmt: on
 
 _UNLIKE_TEKKEN = re.compile(r"[0-9]{2}|[A-Za-z]'")
@@ -63,6 +66,7 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((GPT4O,), True): "granite-embed-multi-97m",
     ((TEKKEN,), True): "tekken",
     (_DEEPSEEK3, False): "deepseek-v3",
+    ((_LING,), False): "bailingmoe2",
 }
 
 

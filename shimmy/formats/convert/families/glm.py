@@ -1,4 +1,4 @@
-"""GLM 4, and mixtures of experts that are ranked by sigmoids and a number of each: GLM 4.5 to 4.7, MiniMax M2."""
+"""GLM 4, and mixtures of experts ranked by sigmoids and a number of each: GLM 4.5 to 4.7, MiniMax M2, Ling 2."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from shimmy.formats.convert.families.family import (
     feed_forward,
     rope_defaults,
 )
-from shimmy.formats.convert.families.settings import SIGMOID, experts, plain
+from shimmy.formats.convert.families.settings import SIGMOID, expert_groups, experts, plain, plain_heads
 from shimmy.formats.convert.hyperparameters import MAX_LAYERS, MAX_WIDTH, Hyperparameters, MetadataBuilder, wrong
 from shimmy.formats.format_errors import Unconvertible
 
@@ -32,6 +32,12 @@ _GLM4 = (
     Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF"),
     Row("layers.#.post_mlp_layernorm", "blk.#.post_ffw_norm.weight", "E"),
 )
+_ROUTED = (
+    *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
+    Row("layers.#.mlp.shared_experts.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
+    Row("layers.#.mlp.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
+    Row("layers.#.mlp.shared_experts.down_proj", "blk.#.ffn_down_shexp.weight", "EY"),
+)
 _GLM4_MOE = (
     *ENDS,
     Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
@@ -39,17 +45,12 @@ _GLM4_MOE = (
     *attention(),
     *(replace(row, layers=_NORMED) for row in HEAD_NORMS),
     *(replace(row, layers=_DENSE) for row in feed_forward()),
-    *(
-        replace(row, layers=_SPARSE)
-        for row in (
-            *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
-            Row("layers.#.mlp.gate.e_score_correction_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True),
-            Row("layers.#.mlp.shared_experts.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
-            Row("layers.#.mlp.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
-            Row("layers.#.mlp.shared_experts.down_proj", "blk.#.ffn_down_shexp.weight", "EY"),
-        )
+    *(replace(row, layers=_SPARSE) for row in _ROUTED),
+    Row(
+        "layers.#.mlp.gate.e_score_correction_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True,
+        layers=_SPARSE,
     ),
-)
+)  # fmt: skip
 
 
 def _n_dense(values: Hyperparameters, n_layers: int) -> int:
@@ -122,6 +123,44 @@ def describe_minimax_m2(draft: MetadataBuilder, values: Hyperparameters, sizes: 
     draft.integer("expert_gating_func", SIGMOID)
 
 
+_LING2 = (
+    Row("word_embeddings", "token_embd.weight", "VE"),
+    Row("norm", "output_norm.weight", "E"),
+    Row("lm_head", "output.weight", "VE"),
+    *NORMS,
+    Row("layers.#.attention.query_key_value", "blk.#.attn_qkv.weight", "AE"),
+    Row("layers.#.attention.query_layernorm", "blk.#.attn_q_norm.weight", "D"),
+    Row("layers.#.attention.key_layernorm", "blk.#.attn_k_norm.weight", "D"),
+    Row("layers.#.attention.dense", "blk.#.attn_output.weight", "EQ"),
+    *(replace(row, layers=_DENSE) for row in feed_forward()),
+    *(replace(row, layers=_SPARSE) for row in _ROUTED),
+    Row("layers.#.mlp.gate.expert_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True, layers=_SPARSE),
+)
+
+
+def describe_ling2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    plain_heads(values, sizes)
+    for key in ("use_bias", "use_qkv_bias", "tie_word_embeddings"):
+        values.require(key, False, default=False)
+    for key in ("use_qk_norm", "norm_topk_prob", "moe_router_enable_expert_bias", "use_rmsnorm"):
+        values.require(key, True, default=True)
+    values.require("score_function", "sigmoid", default="sigmoid")
+    experts(draft, values, sizes, "num_experts")
+    expert_groups(draft, values, sizes)
+    width = sizes["M"] = values.integer("moe_intermediate_size")
+    n_shared = values.integer("num_shared_experts", maximum=MAX_WIDTH // width)
+    values.require("moe_shared_expert_intermediate_size", width, default=width)
+    sizes["Y"] = n_shared * width
+    if not (scale := values.number("routed_scaling_factor", default=1)):  # 0 is how llama.cpp says that there is none
+        raise wrong("routed_scaling_factor", scale)
+    draft.integer("expert_feed_forward_length", width)
+    draft.integer("expert_shared_count", n_shared)
+    draft.integer("leading_dense_block_count", _n_dense(values, sizes["layers"]))
+    draft.integer("expert_gating_func", SIGMOID)
+    draft.number("expert_weights_scale", scale)
+    draft.flag("expert_weights_norm", True)
+
+
 FAMILIES = (
     Family(
         "GLM 4", "glm4", classes("Glm4")[:1], "glm4", _GLM4, SILU, FREE, plain,
@@ -139,5 +178,15 @@ FAMILIES = (
         describe_minimax_m2,
         {"head_dim": 128, "num_local_experts": 256, "num_experts_per_tok": 8, **rope_defaults(5e6)},
         rotates_partly=True, renamed=minimax_m2_renamed,
+    ),
+    *(
+        Family(
+            "Ling 2", model_type, ("BailingMoeV2ForCausalLM", "BailingMoeV2Model"), "bailingmoe2", _LING2, SILU, FREE,
+            describe_ling2,
+            {"partial_rotary_factor": 0.5, "first_k_dense_replace": 0, "num_shared_experts": 1, "n_group": 8,
+             "topk_group": 4, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 0, **rope_defaults(6e5)},
+            rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
+        )
+        for model_type in ("bailing_moe", "bailing_moe_v2")
     ),
 )  # fmt: skip

@@ -21,7 +21,7 @@ from shimmy.formats.convert.families.family import (
     feed_forward,
     rope_defaults,
 )
-from shimmy.formats.convert.families.settings import SIGMOID, SOFTMAX, experts
+from shimmy.formats.convert.families.settings import SIGMOID, SOFTMAX, expert_groups, experts
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_LAYERS,
@@ -186,19 +186,6 @@ def _describe_experts(draft: MetadataBuilder, values: Hyperparameters, sizes: di
     draft.number("expert_weights_scale", scale)
 
 
-def _describe_groups(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
-    """Experts come from the groups whose two best are the best."""
-    n_groups = values.integer("n_group", maximum=sizes["X"], default=1)
-    n_used = values.integer("topk_group", maximum=n_groups, default=1)
-    if sizes["X"] % n_groups or (n_groups != n_used and sizes["X"] < 2 * n_groups):
-        raise wrong("n_group", n_groups)
-    if n_used * (sizes["X"] // n_groups) < values.integer("num_experts_per_tok"):
-        raise wrong("topk_group", n_used)
-    if n_groups != n_used:
-        draft.integer("expert_group_count", n_groups)
-        draft.integer("expert_group_used_count", n_used)
-
-
 def describe_deepseek2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _describe_attention(draft, values, sizes)
     _describe_experts(draft, values, sizes, SOFTMAX)
@@ -215,14 +202,14 @@ def describe_deepseek3(draft: MetadataBuilder, values: Hyperparameters, sizes: d
     _describe_experts(draft, values, sizes, SIGMOID)
     values.require("scoring_func", "sigmoid", default="sigmoid")
     values.require("topk_method", "noaux_tc", default="noaux_tc")
-    _describe_groups(draft, values, sizes)
+    expert_groups(draft, values, sizes)
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
 
 
 def describe_mistral4(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _describe_attention(draft, values, sizes)
     _describe_experts(draft, values, sizes, SOFTMAX)
-    _describe_groups(draft, values, sizes)
+    expert_groups(draft, values, sizes)
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
     # Queries grow with the logarithm of how many times the original context fits before them; nothing below it.
     rope = rope_parameters(values)

@@ -46,6 +46,19 @@ def experts(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, in
     draft.integer("expert_used_count", values.integer("num_experts_per_tok", maximum=sizes["X"]))
 
 
+def expert_groups(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """Experts come from the groups whose two best are the best; `sizes` has how many there are of them."""
+    n_groups = values.integer("n_group", maximum=sizes["X"], default=1)
+    n_used = values.integer("topk_group", maximum=n_groups, default=1)
+    if sizes["X"] % n_groups or (n_groups != n_used and sizes["X"] < 2 * n_groups):
+        raise wrong("n_group", n_groups)
+    if n_used * (sizes["X"] // n_groups) < values.integer("num_experts_per_tok"):
+        raise wrong("topk_group", n_used)
+    if n_groups != n_used:
+        draft.integer("expert_group_count", n_groups)
+        draft.integer("expert_group_used_count", n_used)
+
+
 def window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], usual: int = 0) -> bool:
     """Write which layers have a window, unless it is all but each `usual`-th; False when no layer has one."""
     kinds = values.names("layer_types")
