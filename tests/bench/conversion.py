@@ -4,10 +4,11 @@ python -m tests.bench.conversion [--layouts plain,fp8-block] [--gigabytes 2] [--
 
 The checkpoint is a Llama with weights of no meaning, plain ones in BF16 or quantised ones: one matrix again and again.
 Copy and conversion take turns. The copy reads all that the conversion reads and writes as many bytes as it writes, and
-both count until the disk has these. On a busy machine, or a disk that is slower than memory, the clock tells little of
-the conversion: what the processors spend on both is compared as well, of all threads together. Memory is the most that
-the program has at once, all its processes together. `--sparse` leaves seven of eight large tensors out of the file,
-which are read as zeros: for checkpoints that are larger than the disk.
+both count until the disk has these. A conversion has a start as well, of half a second of a processor: `streaming` says
+how the rest compares, which is what a model with one layer does not take. On a busy machine, or a disk that is slower
+than memory, the clock tells little of the conversion: what the processors spend on the rest is compared as well, of all
+threads together. Memory is the most that the program has at once, all its processes together. `--sparse` leaves seven
+of eight large tensors out of the file, which are read as zeros: for checkpoints that are larger than the disk.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -41,6 +42,10 @@ SPARSE_BYTES = 1 << 22  # of a tensor that `--sparse` may leave out
 KEPT = 8  # one of so many such tensors is written nevertheless
 MEMORY_S = 0.25  # between two looks at the memory
 COPIED_BYTES = 1 << 20  # at once, always through the same memory: nothing copies with less work
+COLUMNS = (
+    *("layout", "read, GB", "written, GB", "copied, GB/s", "converted, GB/s"),
+    *("beside a copy", "streaming", "in processor time", "MB"),
+)
 MATRICES = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
@@ -61,6 +66,23 @@ class Spent:
     wall_s: float
     processor_s: float
     memory_mb: float = 0.0  # at most, of all processes
+
+    def less(self, other: "Spent") -> "Spent":
+        """What is left of it where both have something in common."""
+        return Spent(self.wall_s - other.wall_s, self.processor_s - other.processor_s, self.memory_mb)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A conversion, and a copy of as many bytes."""
+
+    conversion: Spent
+    copy: Spent
+    n_written: int
+
+    def less(self, other: "Pair") -> "Pair":
+        n_written = self.n_written - other.n_written
+        return Pair(self.conversion.less(other.conversion), self.copy.less(other.copy), n_written)
 
 
 def write_large_llama(folder: Path, layout: str, n_bytes: int, *, is_sparse: bool = False) -> None:
@@ -175,10 +197,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured")
     parser.add_argument("--sparse", action="store_true")
     options = parser.parse_args()
-    print(
-        "| layout | read, GB | written, GB | copied, GB/s | converted, GB/s | beside a copy | in processor time | MB |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * (len(COLUMNS) - 1)}")
     for layout in names if options.layouts == "all" else options.layouts.split(","):
         print(_row(layout, options), flush=True)
     return 0
@@ -186,32 +205,52 @@ def main() -> int:
 
 def _row(layout: str, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(dir=options.folder) as text:
-        folder, copy, made = (Path(text, name) for name in ("checkpoint", "copy", "made.gguf"))
-        folder.mkdir()
-        # By another process: the memory of this one would count as that of those that it starts.
-        arguments = (folder, layout, int(options.gigabytes * 1e9))
-        writer = get_context("spawn").Process(
-            target=write_large_llama, args=arguments, kwargs={"is_sparse": options.sparse}
-        )
-        writer.start()
-        writer.join()
-        (source,) = folder.glob("*.safetensors")
-        pairs = []
-        for _ in range(options.rounds):
-            conversion = converted(folder, made)
-            n_bytes = made.stat().st_size
-            made.unlink()
-            pairs.append((copied(source, copy, n_bytes), conversion))
-            copy.unlink()
-        n_read = source.stat().st_size
-    speeds = [n_bytes / 1e9 / statistics.median(pair[index].wall_s for pair in pairs) for index in (0, 1)]
-    ratios = sorted(copy_.wall_s / conversion.wall_s for copy_, conversion in pairs)
-    processor = statistics.median(copy_.processor_s / conversion.processor_s for copy_, conversion in pairs)
-    return (
-        f"| {layout} | {n_read / 1e9:.2f} | {n_bytes / 1e9:.2f} | {speeds[0]:.2f} | {speeds[1]:.2f} "
-        f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) | {processor:.2f} "
-        f"| {max(conversion.memory_mb for _, conversion in pairs):.0f} |"
+        folder, first_layer = Path(text, "checkpoint"), Path(text, "first")
+        for place, n_bytes in (folder, int(options.gigabytes * 1e9)), (first_layer, 0):
+            place.mkdir()
+            # By another process: the memory of this one would count as that of those that it starts.
+            writer = get_context("spawn").Process(
+                target=write_large_llama, args=(place, layout, n_bytes), kwargs={"is_sparse": options.sparse}
+            )
+            writer.start()
+            writer.join()
+        rounds = [(_pair(folder), _pair(first_layer)) for _ in range(options.rounds)]
+        n_read = _weights(folder).stat().st_size
+    pairs = [pair for pair, _ in rounds]
+    streamed = [pair.less(first) for pair, first in rounds]
+    figures = (
+        f"{n_read / 1e9:.2f}",
+        f"{pairs[0].n_written / 1e9:.2f}",
+        _spread(pair.n_written / 1e9 / pair.copy.wall_s for pair in pairs),
+        _spread(pair.n_written / 1e9 / pair.conversion.wall_s for pair in pairs),
+        _spread(pair.copy.wall_s / pair.conversion.wall_s for pair in pairs),
+        _spread(pair.copy.wall_s / pair.conversion.wall_s for pair in streamed),
+        _spread(pair.copy.processor_s / pair.conversion.processor_s for pair in streamed),
+        f"{max(pair.conversion.memory_mb for pair in pairs):.0f}",
     )
+    return f"| {layout} | {' | '.join(figures)} |"
+
+
+def _spread(values: Iterable[float]) -> str:
+    """The middle one, and the ends where there are more."""
+    found = sorted(values)
+    ends = f" ({found[0]:.2f}-{found[-1]:.2f})" if len(found) > 1 else ""
+    return f"{statistics.median(found):.2f}{ends}"
+
+
+def _weights(folder: Path) -> Path:
+    (found,) = folder.glob("*.safetensors")
+    return found
+
+
+def _pair(folder: Path) -> Pair:
+    copy, made = folder.with_name("copy"), folder.with_name("made.gguf")
+    conversion = converted(folder, made)
+    n_written = made.stat().st_size
+    made.unlink()
+    found = Pair(conversion, copied(_weights(folder), copy, n_written), n_written)
+    copy.unlink()
+    return found
 
 
 if __name__ == "__main__":
