@@ -72,6 +72,13 @@ def program(tree: Path, *words: str) -> tuple[str, ...]:
     return ("env", f"PYTHONPATH={tree}", sys.executable, *(words or ("-m", "shimmy")))
 
 
+def befall(harm: Path, what: str) -> None:
+    """Have that become of the next thing that the GPU computes: the file is there with all of it, or not at all."""
+    new = harm.with_name("new")
+    new.write_text(what)
+    new.rename(harm)
+
+
 def entry(server: Server, name: str = "alpha") -> Json:
     return server.get(f"/api/models/{name}/status").json()
 
@@ -97,7 +104,7 @@ def test_what_a_device_does_in_a_decode_costs_the_jobs_there_and_the_processor_g
         streams = [connections.enter_context(server.stream(prompt, **ENDLESS)) for prompt in PROMPTS[:3]]
         for stream in streams:
             stream.read(3)
-        harm.write_text(what)
+        befall(harm, what)
         for stream in streams:
             stream.finish()
             assert stream.error is not None
@@ -120,7 +127,7 @@ def test_what_a_device_does_in_a_decode_costs_the_jobs_there_and_the_processor_g
 def test_a_device_that_failed_is_tried_again_by_itself(tree: Path, harm: Path, start: StartServer) -> None:
     server = start(program=program(tree, "-c", TRIES_AGAIN))
     text = server.chat(PROMPTS[0])
-    harm.write_text("abort")
+    befall(harm, "abort")
     assert server.post(COMPLETION, {"model": "alpha", "prompt": PROMPTS[0]}).status == 502
     assert server.chat(PROMPTS[0]) == text
     assert entry(server)["device"] == NAME
@@ -132,7 +139,7 @@ def test_embeddings_that_a_device_fails_to_compute(tree: Path, harm: Path, start
     body = {"model": "bert", "input": "hello world"}
     vector = server.post("/v1/embeddings", body).json()["data"]
     assert entry(server, "bert")["device"] == NAME
-    harm.write_text("fail")
+    befall(harm, "fail")
     reply = server.post("/v1/embeddings", body)
     assert reply.status == 502
     assert "the engine failed to decode (status -3)" in reply.error["message"]
@@ -145,7 +152,7 @@ def test_a_model_that_finds_no_memory_in_a_decode_has_fewer_layers_there(
 ) -> None:
     server = start(program=program(tree))
     text = server.chat(PROMPTS[0])
-    harm.write_text("no memory")
+    befall(harm, "no memory")
     reply = server.post(COMPLETION, {"model": "alpha", "prompt": PROMPTS[0]})
     assert reply.status == 502
     assert "CUDA error" in reply.error["message"]
@@ -192,7 +199,7 @@ def test_a_device_that_is_required_is_tried_again_at_each_load(
 ) -> None:
     server = start("--device-required", program=program(tree))
     text = server.chat(PROMPTS[0])
-    harm.write_text(what)
+    befall(harm, what)
     assert server.post(COMPLETION, {"model": "alpha", "prompt": PROMPTS[0]}).status == 502
     assert server.chat(PROMPTS[0]) == text
     assert entry(server)["device"] == NAME
