@@ -23,7 +23,7 @@ from shimmy.text.speech.argument_types import argument_types
 from tests.engine.constrain.walker import Walker
 from tests.real_templates import real_templates
 
-N_CALLS = 40  # of each family, with and without control tokens
+N_CALLS = 100  # of each family, with control tokens and as many without
 
 TOOLS = (
     Tool(
@@ -82,9 +82,13 @@ LFM = "LFM2.5-8B-A1B"
 GEMMA = "google-gemma-4-31B-it"
 HARMONY = "openai-gpt-oss-120b"
 COMMAND = ("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE")
-OWN = (*COMMAND, "Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1")
+OWN = (
+    *(*COMMAND, "Qwen-Qwen3-0.6B", "mistralai-Ministral-3-14B-Reasoning-2512", "deepseek-ai-DeepSeek-V3.1"),
+    *("Mistral-Small-3.2-24B-Instruct-2506", "mistralai-Mistral-Nemo-Instruct-2407", "ibm-granite-granite-4.0"),
+)
 FUNCTIONARY = "meetkai-functionary-medium-v3.2"
 SOLAR = "upstage-Solar-Open-100B"
+# Ling 2 writes calls as Qwen 3 does, GLM 5 as GLM 4.7.
 FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, FUNCTIONARY, SOLAR, *OWN)
 
 
@@ -132,13 +136,22 @@ def exits(form: ToolFormat) -> tuple[str, ...]:
     )
 
 
-def read(text: str, form: ToolFormat, seed: int | None = None, tools: Sequence[Tool] = TOOLS) -> Reply:
-    """The reply, read from pieces that `seed` cuts; from one piece without."""
+CUTS = (1, 1, 2, 3, 7, 30)
+
+
+def read(
+    text: str,
+    form: ToolFormat,
+    seed: int | None = None,
+    tools: Sequence[Tool] = TOOLS,
+    sizes: Sequence[int] = CUTS,
+) -> Reply:
+    """The reply, read from pieces of these `sizes` that `seed` draws; from one piece without."""
     channels = form.syntax is ArgumentSyntax.HARMONY
     parser = ReplyParser(ReplyFormat(tools=form, argument_types=argument_types(tools), channels=channels))
     reply, drawn = Reply(), random.Random(seed)
     while text:
-        n = len(text) if seed is None else drawn.choice((1, 1, 2, 3, 7, 30))
+        n = len(text) if seed is None else drawn.choice(sizes)
         reply.add(parser.feed(text[:n]))
         text = text[n:]
     reply.add(parser.flush())
@@ -161,7 +174,7 @@ def test_drawn_calls_are_read_back_and_follow_their_schema(family: str, with_spe
         reply = read(text, form)
         assert reply.calls, text
         assert not reply.content, text
-        assert said(read(text, form, seed)) == said(reply)
+        assert said(read(text, form, seed, sizes=CUTS if seed % 2 else (1,))) == said(reply)
         for call in reply.calls:
             Draft202012Validator(SCHEMAS[call.name]).validate(json.loads(call.arguments))
 
@@ -214,6 +227,23 @@ def test_a_choice_by_name_takes_that_tool_once(family: str) -> None:
     assert walker.takes(lark, written(CALLS[1:2], form))
     assert not walker.takes(lark, written(CALLS[:1], form))
     assert not walker.takes(lark, written((CALLS[1], CALLS[1]), form))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_choice_takes_the_replies_that_it_asks_for(family: str) -> None:
+    form, walker = form_of(family), Walker()
+    plain = "Hm."
+    if form.syntax is ArgumentSyntax.HARMONY:
+        plain = f"<|channel|>final<|message|>{plain}"
+    call, two = written(CALLS[1:2], form), written((CALLS[1], CALLS[0]), form)
+    auto, required = (tool_lark(ToolChoice(required=required), form) for required in (False, True))
+    one_only = tool_lark(ToolChoice(required=True, parallel=False), form)
+    assert walker.takes(auto, plain)
+    assert not walker.takes(required, plain)
+    assert all(walker.takes(lark, call) for lark in (auto, required, one_only))
+    assert [walker.takes(lark, two) for lark in (auto, required, one_only)] == [*[may_be_several(form)] * 2, False]
+    assert not walker.takes(auto, call.replace("now", "other"))
+    assert not walker.takes(required, call.replace("now", "other"))
 
 
 @pytest.mark.thorough

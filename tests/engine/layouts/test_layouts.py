@@ -61,6 +61,48 @@ def test_weights_are_what_the_layouts_own_library_reads(name: str, tmp_path: Pat
     assert hashlib.sha256((read + np.float32(0)).tobytes()).hexdigest() == CASES[name]["sha256"]
 
 
+def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": strategy, **weights}}
+    return {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
+
+
+GPTQ_4 = {key: value for key, value in CASES["gptq-4"]["config"].items() if key not in {"bits", "group_size"}}
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("name", "settings", "renamed"),
+    [
+        ("fp8-tensor", {"quant_method": "modelopt", "quant_algo": "FP8"}, {}),
+        ("fp8-tensor", {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, {}),
+        ("fp8-tensor", compressed("tensor"), {}),
+        ("fp8-row", compressed("channel"), {}),
+        ("fp8-row", {"quant_method": "fp8"}, {}),
+        ("fp8-block", compressed("block", block_structure=[128, 128]), {"weight_scale_inv": "weight_scale"}),
+        ("fp8-block-e8m0", {**CASES["fp8-block-e8m0"]["config"], "scale_fmt": "ue8m0"}, {}),
+        ("gptq-4", {**GPTQ_4, "bits": 8, "group_size": -1, "dynamic": {"+:.*up": {"bits": 4, "group_size": 32}}}, {}),
+        ("gptq-4", {**GPTQ_4, "bits": 4, "group_size": 32, "dynamic": {"-:.*lm_head": {}, ".*down": {"bits": 8}}}, {}),
+        ("ct-mxfp4", {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "config_groups": {
+            "a": {"targets": ["re:.*down_proj"], "weights": {"num_bits": 8, "type": "int"}, "format": "int-quantized"},
+            "b": {"targets": ["re:.*up_proj"], "weights": {"num_bits": 4, "type": "float", "group_size": 32}},
+        }}, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_tool_writes_the_same_under_other_names(
+    name: str, settings: dict[str, Any], renamed: dict[str, str], tmp_path: Path
+) -> None:
+    case = CASES[name]
+    tensors = {
+        f"{MODULE}.{renamed.get(part.removeprefix(f'{MODULE}.'), part.removeprefix(f'{MODULE}.'))}": tensor
+        for part, tensor in tensors_of(case).items()
+    }
+    config = {"quantization_config": settings}
+    matrix = matrix_of(tmp_path / "model.safetensors", config, tensors, tuple(case["shape"]))
+    assert matrix is not None
+    assert hashlib.sha256((weights(output_of(matrix)) + np.float32(0)).tobytes()).hexdigest() == case["sha256"]
+
+
 @pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize("name", CASES)
 def test_the_type_of_the_gguf_holds_the_weights(name: str, tmp_path: Path) -> None:
