@@ -40,7 +40,9 @@ def text_to(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], end: s
     """
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
-        texts = [json.dumps(value) for value in values if isinstance(value, str)]  # control tokens in these are text
+        known = [value for value in values if isinstance(value, str)]
+        whole = [value for value in known if end.strip() not in value] or known  # others would end in the middle
+        texts = map(json.dumps, whole)  # control tokens in these are text
         return f"({' | '.join(texts)}) {grammar.text(end)}"
     patterns = [only] if only else []
     low, high = (limit(schema, keyword, MAX_CHARACTERS) for keyword in ("minLength", "maxLength"))

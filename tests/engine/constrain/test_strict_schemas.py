@@ -102,6 +102,8 @@ def test_calls_have_the_values_that_their_schema_lists(family: str, factory: Gui
     [
         (GEMMA, {"enum": [[], ["a"], {"k": 1}]}, ([], ["a"], {"k": 1}), ([1], {}, {"k": 2}, "a")),
         (GEMMA, {"type": ["array", "string"], "enum": [["a"], {}, "b"]}, (["a"], "b"), ({}, [], ["b"])),
+        (GEMMA, {"enum": ['a<|"|>', "b"]}, ("b",), ('a<|"|>',)),
+        ("Qwen3-Coder", {"enum": ["a\n</parameter>", "b"]}, ("b",), ("a\n</parameter>",)),
         (LFM, {"oneOf": [{"enum": [1, ""], "type": ["number", "boolean"]}]}, (1,), (True, False, None)),
         (LFM, {"anyOf": [{"const": True}, {"type": "string"}]}, (True, "a"), (False, None)),
         (LFM, {"$ref": "#/$defs/d"}, (None,), (True, False)),
