@@ -69,6 +69,7 @@ def _written(value: object) -> str:
 # -- forcing it
 
 _CONSTANTS = frozenset(("boolean", "null"))
+_MAX_DEPTH = 32  # of choices inside of each other
 _SHAPED = ("enum", "const", "pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "$ref")
 
 
@@ -106,22 +107,26 @@ def _values(grammar: GrammarWriter, schema: object, root: Mapping[str, Any]) -> 
     if "string" in allowed and part.keys().isdisjoint(_SHAPED):
         grammar.rule("QUOTED", r"/'([^'\\\x00-\x1f]|\\['\\nt])*'/")
         yield "QUOTED"
-    yield from (json.dumps(name) for value, name in _NAMES.items() if _may_be(value, schema, root, {}))
+    for value, name in _NAMES.items():
+        if type_of(value) in allowed and _may_be(value, schema, root, {}):
+            yield json.dumps(name)
 
 
-def _may_be(value: bool | None, schema: object, root: Mapping[str, Any], known: dict[int, bool]) -> bool:
+def _may_be(
+    value: bool | None, schema: object, root: Mapping[str, Any], known: dict[int, bool], depth: int = 0
+) -> bool:
     """Whether a schema allows one of Python's constants. `known` has what was found of its parts, by their identity."""
     part = resolved(schema, root)
-    if not part:
+    if not part or depth > _MAX_DEPTH:
         return schema is not False
     if id(part) not in known:
         known[id(part)] = False  # for what leads back to itself
-        values, parts, whole = listed_values(part), choices(part), part.get("allOf")
+        kinds, values, parts, whole = part.get("type"), listed_values(part), choices(part), part.get("allOf")
         known[id(part)] = (
-            type_of(value) in types(part, root)
+            (not isinstance(kinds, str | list) or type_of(value) in ([kinds] if isinstance(kinds, str) else kinds))
             and (values is None or any(value is one for one in values))
-            and (not parts or any(_may_be(value, choice, root, known) for choice in parts))
-            and (not isinstance(whole, list) or all(_may_be(value, one, root, known) for one in whole))
+            and (not parts or any(_may_be(value, one, root, known, depth + 1) for one in parts))
+            and (not isinstance(whole, list) or all(_may_be(value, one, root, known, depth + 1) for one in whole))
         )
     return known[id(part)]
 
