@@ -31,7 +31,7 @@ ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
 ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
-    "NomicRouter", "LingGate",
+    "NomicRouter", "LingGate", "Ernie4_5_MoeTopKRouter",
 }  # fmt: skip
 SAME = 5e-5  # how far two versions of transformers may be apart
 
@@ -366,6 +366,14 @@ LATENT = MOE | {
 }
 GROUPED = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 1}
 
+OLMOE = {
+    "num_key_value_heads": 4, "intermediate_size": 48, "num_experts": 6, "num_experts_per_tok": 2, "rope_theta": 5000.0,
+    "norm_topk_prob": False,
+}  # fmt: skip
+ERNIE_MOE = {
+    "num_hidden_layers": 3, "rope_theta": 5000.0, "moe_intermediate_size": 48, "moe_num_experts": 6, "moe_k": 2,
+    "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "tie_word_embeddings": True,
+}  # fmt: skip
 LING2 = COMMON | {
     "num_hidden_layers": 3, "head_dim": 16, "partial_rotary_factor": 0.5, "rope_theta": 5000.0, "rms_norm_eps": 1e-6,
     "first_k_dense_replace": 1, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
@@ -564,6 +572,8 @@ FAMILIES = {
         **decoder("Mistral4", **{k: v for k, v in LATENT.items() if k != "rope_theta"}, rope_parameters=MISTRAL4),
         only="5", seed="mistral4-52",
     ),
+    "olmoe": Family(**decoder("Olmoe", **OLMOE), seed="olmoe-3"),
+    "ernie-moe": Family(**decoder("Ernie4_5_Moe", **ERNIE_MOE), only="5", seed="ernie-moe-8"),
     "ling2": Family("LingForCausalLM", LING2, only="5", seed="ling2-13"),
     "qwen2-moe": Family(**decoder("Qwen2Moe", **SHARED, norm_topk_prob=False), seed="qwen2-moe-3"),
     "minimax-m2": Family(
@@ -863,6 +873,8 @@ def check_router(router: Any, inputs: Any, output: Any) -> None:
     # What rounding moves is smaller here, too: a sigmoid rises by a quarter, Gemma 4 divides by the width's root.
     if bias is not None:
         check_routes([(found.sigmoid() + bias) * 4], router.top_k)
+    elif type(router).__name__ == "Ernie4_5_MoeTopKRouter":
+        check_routes([(found.softmax(-1) + router.moe_statics.e_score_correction_bias) * 4], router.top_k)
     elif type(router).__name__ == "Gemma4TextRouter":
         check_routes([found.log() * router.hidden_size**0.5], router.config.top_k_experts)
     else:

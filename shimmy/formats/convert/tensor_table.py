@@ -22,7 +22,7 @@ _Pieces = tuple[TensorSlice | StoredRows, ...]
 # llama.cpp adds and multiplies with these in F32 only, as with all that has one dimension.
 _ALWAYS_F32 = (
     *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias"),
-    *("shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
+    *("exp_probs_b.bias", "shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
 )
 # Whose head are the embeddings for llama.cpp, or the numbers beside the embeddings of which are for both or neither.

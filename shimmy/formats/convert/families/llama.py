@@ -1,6 +1,7 @@
-"""Llama and what is built like it: Mistral, the text part of Mistral 3, Granite, Phi-3, OLMo and others."""
+"""Llama and what is built like it: Mistral, the text part of Mistral 3, Granite, Phi-3, OLMo, ERNIE and others."""
 
 import math
+from dataclasses import replace
 
 from shimmy.formats.convert.families.family import (
     ALL,
@@ -28,13 +29,16 @@ from shimmy.formats.convert.families.settings import (
 )
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
+    MAX_EXPERTS,
     MAX_LAYERS,
+    MAX_WIDTH,
     Hyperparameters,
     MetadataBuilder,
     checked_number,
     rope_parameters,
     wrong,
 )
+from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
 _LLAMA = (*ENDS, *NORMS, *attention(PERMUTE, output_bias="optional"), *feed_forward("optional"))
@@ -207,6 +211,56 @@ def describe_exaone4(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
         raise wrong("layer_types", values.get("layer_types"))
 
 
+# -- mixtures of experts that are ranked by a softmax: OLMoE, ERNIE 4.5
+
+
+def describe_olmoe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    plain_heads(values, sizes)
+    for key, only in (("norm_topk_prob", False), ("attention_bias", False), ("tie_word_embeddings", False)):
+        values.require(key, only, default=only)
+    values.require("clip_qkv", None)
+    values.require("num_key_value_heads", sizes["H"], default=sizes["H"])  # for the norm of all keys
+    experts(draft, values, sizes, "num_experts")
+    sizes["M"] = sizes["F"]
+
+
+_DENSE, _SPARSE = "dense", "sparse"
+_ERNIE = (*ENDS, *NORMS, *attention(output_bias="optional"))  # rotated pairs are neighbours
+_ERNIE_EXPERTS = (
+    *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
+    Row(
+        "layers.#.mlp.moe_statics.e_score_correction_bias", "blk.#.exp_probs_b.bias", "1X", Transform.SQUEEZE,
+        is_named_in_full=True,
+    ),
+    Row("layers.#.mlp.shared_experts.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
+    Row("layers.#.mlp.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
+    Row("layers.#.mlp.shared_experts.down_proj", "blk.#.ffn_down_shexp.weight", "EY"),
+)  # fmt: skip
+
+
+def _ernie_kinds(values: Hyperparameters) -> list[set[str]]:
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    n_dense = values.integer("moe_layer_start_index", minimum=0, maximum=n_layers - 1)
+    return [{_DENSE if layer < n_dense else _SPARSE} for layer in range(n_layers)]
+
+
+def describe_ernie_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    values.require("use_bias", False, default=False)
+    values.require("moe_layer_interval", 1, default=1)
+    values.require("moe_layer_end_index", -1, sizes["layers"] - 1, default=-1)
+    n_experts = sizes["X"] = values.integer("moe_num_experts", maximum=MAX_EXPERTS)
+    width = sizes["M"] = values.integer("moe_intermediate_size")
+    n_shared = values.integer("moe_num_shared_experts", maximum=MAX_WIDTH // width)
+    sizes |= {"Y": n_shared * width, "1": 1}
+    draft.integer("expert_count", n_experts)
+    draft.integer("expert_used_count", values.integer("moe_k", maximum=n_experts))
+    draft.integer("expert_feed_forward_length", width)
+    draft.integer("expert_shared_count", n_shared)
+    draft.integer("expert_shared_feed_forward_length", sizes["Y"])
+    draft.integer("interleave_moe_layer_step", 1)
+    draft.integer("leading_dense_block_count", values.integer("moe_layer_start_index", minimum=0))
+
+
 FAMILIES = (
     Family("Llama", "llama", classes("Llama"), "llama", _LLAMA, SILU, ALL, plain, rope_defaults()),
     Family(
@@ -231,8 +285,17 @@ FAMILIES = (
     Family("Granite", "granite", classes("Granite"), "granite", _LLAMA, SILU, ALL, describe_granite, rope_defaults()),
     Family(
         "ERNIE 4.5", "ernie4_5", classes("Ernie4_5"), "ernie4_5",
-        (*ENDS, *NORMS, *attention(output_bias="optional"), *feed_forward()),  # rotated pairs are neighbours
+        (*_ERNIE, *feed_forward()),
         SILU, FREE, plain, {"head_dim": 128, "tie_word_embeddings": True, **rope_defaults(500_000.0, 1e-5)},
+    ),
+    Family(
+        "ERNIE 4.5 with experts", "ernie4_5_moe", classes("Ernie4_5_Moe"), "ernie4_5-moe",
+        (*_ERNIE, *(replace(row, layers=_DENSE) for row in feed_forward()),
+         *(replace(row, layers=_SPARSE) for row in _ERNIE_EXPERTS)),
+        SILU, FREE, describe_ernie_moe,
+        {"moe_layer_start_index": 1, "moe_num_experts": 64, "moe_k": 6, "moe_num_shared_experts": 2,
+         "moe_intermediate_size": 1536, "tie_word_embeddings": True, **rope_defaults(500_000.0, 1e-5)},
+        ignored_prefixes=("mtp_",), kinds=_ernie_kinds,
     ),
     Family(
         "Apertus", "apertus", classes("Apertus"), "apertus",
@@ -273,6 +336,14 @@ FAMILIES = (
     Family(
         "OLMo 3", "olmo3", classes("Olmo3"), "olmo2", _OLMO2, SILU, FREE, describe_olmo3,
         {"rms_norm_eps": 1e-5, "sliding_window": 4096},  # versions of transformers do not agree on `rope_theta`
+    ),
+    Family(
+        "OLMoE", "olmoe", classes("Olmoe"), "olmoe",
+        (*ENDS, *NORMS, *attention(bias="none"),
+         Row("layers.#.self_attn.q_norm", "blk.#.attn_q_norm.weight", "Q"),  # of all heads together
+         Row("layers.#.self_attn.k_norm", "blk.#.attn_k_norm.weight", "K"),
+         *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj")),
+        SILU, FREE, describe_olmoe, {"num_experts": 64, "num_experts_per_tok": 8, **rope_defaults(1e4, 1e-5)},
     ),
     Family(
         "Exaone 4", "exaone4", classes("Exaone4"), "exaone4",

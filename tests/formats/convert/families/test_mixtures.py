@@ -1,4 +1,4 @@
-"""Qwen2-MoE, MiniMax M2, LFM2-MoE and the unified Gemma 4, and what is refused of them."""
+"""Qwen2-MoE, MiniMax M2, LFM2-MoE, OLMoE, ERNIE 4.5 and the unified Gemma 4, and what is refused of them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tests.formats.convert.families.changed_folders import changed, check_names_
 from tests.golden.weights import write_folder
 
 
-@pytest.mark.parametrize("family", ["qwen2-moe", "minimax-m2", "lfm2-moe", "gemma4-unified"])
+@pytest.mark.parametrize("family", ["qwen2-moe", "minimax-m2", "lfm2-moe", "olmoe", "ernie-moe", "gemma4-unified"])
 def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
     check_names_of_tensors(family, tmp_path, lambda name: name.endswith("_proj.bias"))
 
@@ -52,6 +52,17 @@ def test_layers_of_lfm2_have_experts_from_one_on(tmp_path: Path) -> None:
         ("lfm2-moe", {"num_dense_layers": 4}, "num_dense_layers"),
         ("lfm2-moe", {"num_dense_layers": 0}, "layers.0.feed_forward"),
         ("lfm2-moe", {"moe_intermediate_size": 32}, "shape"),
+        ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("olmoe", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("olmoe", {"num_experts": 7}, "shape"),
+        ("ernie-moe", {"moe_layer_interval": 2}, "moe_layer_interval"),
+        ("ernie-moe", {"moe_layer_end_index": 1}, "moe_layer_end_index"),
+        ("ernie-moe", {"moe_layer_start_index": 3}, "moe_layer_start_index"),
+        ("ernie-moe", {"moe_num_shared_experts": 0}, "moe_num_shared_experts"),
+        ("ernie-moe", {"moe_k": 7}, "moe_k"),
+        ("ernie-moe", {"moe_intermediate_size": 32}, "shape"),
+        ("ernie-moe", {"use_bias": True}, "use_bias"),
         ("gemma4-unified", {"attention_bias": True}, "attention_bias"),
         ("gemma4-unified", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
     ],
