@@ -20,7 +20,7 @@ export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 PAGE_PYTHON := .cache/page-venv/bin/python
 
-.PHONY: help run freeze dist dist-cuda vulkan rpc cuda-check release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
+.PHONY: help run freeze dist dist-cuda vulkan rpc cuda-check cuda-e2e release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -51,6 +51,10 @@ cuda-check: ## compile the own part of llama.cpp's library for NVIDIA's GPUs for
 	@$(BUILD) engine
 	@$(BUILD) cuda-check >/dev/null
 	$(PYTHON) -m pytest tests/cuda
+
+cuda-e2e: dist-cuda ## test dist/shimmy-linux-x86_64-cuda on a machine without a GPU
+	@$(BUILD) engine
+	SHIMMY_BIN=dist/shimmy-linux-x86_64-cuda $(PYTHON) -m pytest tests/e2e/test_cuda_file.py tests/e2e/test_gpu_info.py
 
 release: dist ## lay out a release of them in dist/release: files, packages, checksums
 	@python3 -m tools.packages.release
