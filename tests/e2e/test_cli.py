@@ -60,6 +60,10 @@ def test_list_fails_where_what_is_named_is_no_model(tmp_path: Path, models: Path
     missing = run(tmp_path, "list", *json_, "--model-path", tmp_path / "nowhere")
     assert missing.returncode == 1
     assert "there is no such folder" in missing.stderr
+    unheard = run(tmp_path, "list", *json_, "--model-path", tmp_path / ("x" * 300))
+    assert unheard.returncode == 1
+    assert "File name too long" in unheard.stderr
+    assert "Traceback" not in unheard.stderr
 
 
 def test_probe(tmp_path: Path, models: Path) -> None:

@@ -7,12 +7,11 @@ import time
 from tests.e2e.processes import command_line, wait_for
 
 ENDS_WITH = """
-import subprocess, sys, time
-child = "import os, sys, time; from shimmy.engine.remote import confinement; " \\
-    "confinement.end_with(int(sys.argv[1])); print('here', flush=True); time.sleep(60)"
-import os
+import os, subprocess, sys, time
+child = "import sys, time; from shimmy.system.parent_process import end_with; " \\
+    "end_with(int(sys.argv[1])); print('here', flush=True); time.sleep(60)"
 started = subprocess.Popen([sys.executable, "-c", child, str(os.getpid())], stdout=subprocess.PIPE)
-started.stdout.readline()
+assert started.stdout.readline() == b"here\\n"
 print(started.pid, flush=True)
 time.sleep(60)
 """
@@ -28,7 +27,7 @@ def test_it_ends_with_the_one_that_started_it() -> None:
 
 
 def test_one_whose_parent_has_gone_before_ends_at_once() -> None:
-    code = "import time; from shimmy.system.parent_process import end_with; end_with(1); time.sleep(60)"
+    code = "import os, time; from shimmy.system.parent_process import end_with; end_with(os.getpid()); time.sleep(60)"
     began_s = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
     assert time.monotonic() - began_s < 30

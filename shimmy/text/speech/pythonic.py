@@ -81,25 +81,31 @@ def unenforced(schema: Mapping[str, Any]) -> list[str]:
 def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any]) -> str:
     """The arguments of a tool with this schema, as the body of the rule `name`."""
     known, required = properties(schema), needed(schema)
+    found: dict[int, frozenset[str]] = {}  # types of parts of the schema
     rules = []
     for index, key in enumerate([*known, *sorted(required - known.keys())]):
         part = known.get(key, True)
         if part is not False:
             rule = f"{name}_{index}"
-            grammar.rule(rule, f"{json.dumps(f'{key}=')} ({' | '.join(_values(grammar, part, schema))})")
+            grammar.rule(rule, f"{json.dumps(f'{key}=')} ({' | '.join(_values(grammar, part, schema, found))})")
             rules.append((rule, key in required))
     further, more = "", resolved(schema, schema).get("additionalProperties", not known)
     if more is not False:
         further = f"{name}_more"
         grammar.rule("KEY", r"/[A-Za-z_]\w{0,63}/")
-        grammar.rule(further, f'KEY "=" ({" | ".join(_values(grammar, more, schema))})')
+        grammar.rule(further, f'KEY "=" ({" | ".join(_values(grammar, more, schema, found))})')
     return members(grammar, name, rules, '", "', further)
 
 
-def _values(grammar: GrammarWriter, schema: object, root: Mapping[str, Any]) -> Iterator[str]:
-    """The ways to write a value: as JSON, but for the names of Python's constants, and strings in single quotes."""
+def _values(
+    grammar: GrammarWriter, schema: object, root: Mapping[str, Any], found: dict[int, frozenset[str]]
+) -> Iterator[str]:
+    """The ways to write a value: as JSON, but for the names of Python's constants, and strings in single quotes.
+
+    `found` is what `types` has found of parts of `root`.
+    """
     part = schema if isinstance(schema, Mapping) else {}
-    named = types(part, root)
+    named = types(part, root, found)
     allowed = listed(part, named)
     if rest := sorted(allowed - _CONSTANTS):
         kinds = {} if set(rest) == named and named != ANY else {"type": rest}

@@ -114,3 +114,12 @@ def test_constants_among_definitions_that_lead_back_to_each_other_are_found_soon
     arguments_rule(rules, "arguments", {"type": "object", "properties": known, "$defs": ring})
     assert thread_time() - begun_s < 5
     assert '"True"' in rules.found["arguments_0"]
+
+
+def test_the_types_of_a_definition_are_looked_at_once_for_all_arguments() -> None:
+    """Each argument looked at all of it again: 7 s here. It takes 0.02."""
+    listed = {"anyOf": [{"type": "string", "enum": [str(n)]} for n in range(1000)]}
+    known = {f"a{n}": {"$ref": "#/$defs/d"} for n in range(1000)}
+    begun_s = thread_time()
+    arguments_rule(Rules(), "arguments", {"type": "object", "properties": known, "$defs": {"d": listed}})
+    assert thread_time() - begun_s < 0.7
