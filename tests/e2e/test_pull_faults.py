@@ -22,10 +22,11 @@ def test_a_hundred_cuts_busy_replies_and_expired_links_end_in_the_right_bytes(tm
         *[Fault(status=502)] * 3,
         *[Fault(status=429, headers={"Retry-After": "1"})] * 3,
         *[Fault(status=503, headers={"Retry-After": "0"})] * 3,
-        *[Fault(status=403)] * 3,  # of a signed link that has expired
     ]
     faults = [*[Fault(cut_after=random.randrange(1, 700_000)) for _ in range(N_CUTS)], *busy]
     random.shuffle(faults)
+    for place in (90, 55, 20):  # far from each other: one that meets its new link, too, is no expired one
+        faults.insert(place, Fault(status=403))  # of a signed link that has expired
     hub.faults.extend([Fault(), *faults])
     hub.link_uses = 20
     with hub.running():
