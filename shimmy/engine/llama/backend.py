@@ -52,6 +52,7 @@ class LlamaBackend:
         n_ctx: int = self._n_movable(params.n_ctx) if first else params.n_ctx
         self.n_ctx = -(-n_ctx // CELLS_STEP) * CELLS_STEP
         self.n_booked = min(self.n_ctx, self.n_booked or self.n_ctx)
+        self.n_cells = 0
         n_cells, n_open = first if first and self._can_resize() else (n_ctx, self.n_sequences)
         self._open(min(n_cells, n_ctx), min(n_open, self.n_sequences))
         if not (llama.llama_model_has_decoder(model.pointer) and self._memory):
@@ -67,14 +68,18 @@ class LlamaBackend:
         if not self._context:
             raise self._no_context(n_cells)
         self._memory = llama.llama_get_memory(self._context)
-        self.n_cells: int = llama.llama_n_ctx(self._context)
+        self.n_cells = llama.llama_n_ctx(self._context)
         self.n_open = n_open
 
     def _no_context(self, n_cells: int) -> ModelUnavailable:
-        if self._params.type_v not in (llama.GGML_TYPE_F16, llama.GGML_TYPE_F32):
+        reason, buffers = log.reason(), self._model.buffers
+        is_quantised = self._params.type_v not in (llama.GGML_TYPE_F16, llama.GGML_TYPE_F32)
+        if is_quantised and not self.n_cells:  # one that grows suits the model
             message = "no context with a quantised KV cache, where `--kv-type f16` may do"
-            return no_memory.failure(message, log.reason(), self._model.buffers)
-        return no_memory.of_context(f"no context of {n_cells} tokens", log.reason(), self._model.buffers)
+            error = no_memory.failure(message, reason, buffers)
+            if not isinstance(error, OutOfMemory | OutOfDeviceMemory):  # for want of memory F16 would not do
+                return error
+        return no_memory.of_context(f"no context of {n_cells} tokens", reason, buffers)
 
     def _can_resize(self) -> bool:
         """Whether the pool can be moved: states can, and a larger context has the same position factors."""

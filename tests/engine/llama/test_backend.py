@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shimmy.engine.llama.binding import function, llama
+from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.errors import ModelUnavailable
+from shimmy.errors import ModelUnavailable, OutOfMemory
 from shimmy.system import memory
 from tests.e2e.harness import LONG_PROMPT, PROMPTS, STEADY_SEED
 from tests.engine.llama.generating import (
@@ -287,3 +287,25 @@ def test_rounding_does_not_decide_what_end_to_end_tests_compare(
         texts.append([tuple(anew(model, tokens_of(model, chat), n_tokens)) for chat in chats])
     assert len(set(texts[0])) == len(prompts)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "says_what_to_do"),
+    [
+        ("K cache type q8_0 with block size 32 does not divide n_embd_head_k=16", ModelUnavailable, True),
+        ("failed to allocate buffer for kv cache", OutOfMemory, False),
+    ],
+)
+def test_another_type_of_cells_is_advised_where_it_is_not_memory_that_lacks(
+    reason: str, kind: type[ModelUnavailable], says_what_to_do: bool, tiny_model: Path, cpu: CpuBackend,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = LlamaModel(tiny_model, cpu)
+    monkeypatch.setattr(llama, "llama_init_from_model", lambda *_: None)
+    monkeypatch.setattr(log, "reason", lambda: reason)
+    with pytest.raises(ModelUnavailable) as raised:
+        model.open_context(n_ctx=256, n_batch=32, n_sequences=1, n_outputs=1, n_threads=1, kv_type="q8_0")
+    assert type(raised.value) is kind
+    assert reason in raised.value.message
+    assert ("--kv-type f16" in raised.value.message) == says_what_to_do
+    model.close()
