@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from random import Random
 
@@ -68,6 +70,39 @@ def test_connections_do_not_join_where_it_is_this_machine_that_is_slow(
     assert_pulled(place, hub)
     assert len(hub.paths("/signed/")) > 16
     assert hub.most_connections < 4
+
+
+class OneAtATime(FakeHub):
+    """Lets an address have one connection for contents, and refuses all others."""
+
+    def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
+        super().__init__(repositories)
+        self.is_busy = threading.Lock()
+        self.n_refused = 0
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        if not handler.path.startswith("/signed/"):
+            super().answer(handler)
+        elif self.is_busy.acquire(blocking=False):
+            try:
+                threading.Event().wait(0.1)
+                super().answer(handler)
+            finally:
+                self.is_busy.release()
+        else:
+            self.n_refused += 1
+            self.send(handler, 503)
+
+
+def test_a_server_that_lets_one_connection_through_is_pulled_from(
+    place: Place, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_WAIT_S", 0.4)  # a second for all tries: the pull takes two
+    hub = OneAtATime({NAME: {"tiny.gguf": MODEL}})
+    serve(hub)
+    assert place.pull(hub, NAME).read_bytes() == MODEL
+    assert hub.n_refused > patience.TRIES
 
 
 def test_a_pull_goes_on_where_an_earlier_one_was_killed(hub: FakeHub, place: Place) -> None:

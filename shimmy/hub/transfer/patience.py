@@ -15,19 +15,29 @@ PASSING = {408, 409, 423, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524,
 
 
 class Patience:
-    """Counts the tries of one thing. Used by one thread; `stop` ends all waits."""
+    """Counts the tries of one thing. Used by one thread; `stop` ends all waits.
 
-    def __init__(self, meter: Meter, stop: Event, tries: int = TRIES) -> None:
+    For one of several connections (`has_others`) a try does not count where another one has got bytes since: servers
+    may let an address have fewer connections than there are.
+    """
+
+    def __init__(self, meter: Meter, stop: Event, tries: int = TRIES, *, has_others: bool = False) -> None:
         self._meter = meter
         self._stop = stop
         self._tries = tries
-        self._n_failed = 0
+        self._has_others = has_others
+        self._n_failed = 0  # tries that count
+        self._n_waits = 0
+        self._n_received = meter.n_received  # at the latest failure
 
     def went_well(self) -> None:
-        self._n_failed = 0
+        self._n_failed = self._n_waits = 0
 
     def wait(self, trouble: Trouble) -> None:
         """Before the next try. Raises PullFailed where there is none."""
+        n_before, self._n_received = self._n_received, self._meter.n_received
+        if self._has_others and self._n_received > n_before:
+            self._n_failed = 0
         self._n_failed += 1
         if trouble.is_stranger and self._n_failed >= STRANGER_TRIES:
             raise PullFailed(
@@ -37,7 +47,8 @@ class Patience:
             raise PullFailed(f"{trouble}; tried {self._n_failed} times. What was fetched is kept: pull again later")
         if trouble.retry_after_s > MAX_RETRY_AFTER_S:
             raise PullFailed(f"{trouble}; it asks to come back in {trouble.retry_after_s:.0f} s")
-        wait_s = max(trouble.retry_after_s, min(FIRST_WAIT_S * 2 ** (self._n_failed - 1), LONGEST_WAIT_S))
+        wait_s = max(trouble.retry_after_s, min(FIRST_WAIT_S * 2 ** min(self._n_waits, self._tries), LONGEST_WAIT_S))
+        self._n_waits += 1
         self._meter.say("waiting", reason=str(trouble), seconds=round(wait_s, 1))
         if self._stop.wait(wait_s):
             raise Stopped

@@ -143,7 +143,7 @@ class Ranges:
             client.close()
 
     def _fetch(self, task: _Task, client: Client, buffer: memoryview) -> None:
-        patience = Patience(self._source.transfer.meter, self._stop)
+        patience = Patience(self._source.transfer.meter, self._stop, has_others=True)
         while task.at < task.end:
             before = task.at
             try:
