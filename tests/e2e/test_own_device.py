@@ -31,6 +31,9 @@ sys.exit(main())
 """
 
 pytestmark = [
+    # The source tree alone can open the library, so that `make test` runs this there.
+    pytest.mark.smoke,
+    pytest.mark.thorough,
     pytest.mark.skipif(FROZEN_FILE is not None, reason="the frozen file has libraries of its own"),
     pytest.mark.timeout(120),
 ]
