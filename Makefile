@@ -79,7 +79,7 @@ test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
 test: vulkan rpc check ## everything: all tests on the source tree, the frozen file with clients of others and in other systems
 	@$(BUILD) freeze
 	SHIMMY_BIN=dist/shimmy $(PYTHON) -m pytest tests/e2e tests/packaging --durations=20
-	@$(MAKE) --no-print-directory emulated clients systems SYSTEMS=--quick
+	@$(MAKE) --no-print-directory emulated clients systems cuda-check SYSTEMS=--quick
 
 variants: ## the tests of the engine with other CPU variants; VARIANTS="haswell sse42"
 	@$(BUILD) engine
