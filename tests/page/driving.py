@@ -64,9 +64,10 @@ class Chat:
         for label, value in settings.items():
             self.page.get_by_label(label.replace("_", " ")).first.fill(value)
 
-    def titles(self) -> list[str]:
+    def has_titles(self, *titles: str) -> None:
+        """Wait until these are the conversations, the latest first."""
         conversations = self.page.get_by_role("complementary", name="Conversations")
-        return [text.strip() for text in conversations.locator("li .title").all_inner_texts()]
+        expect(conversations.locator("li .title")).to_have_text([*titles])
 
 
 def answer_with(page: Page, deltas: Sequence[Json], finish: str = "stop") -> list[Json]:

@@ -19,10 +19,10 @@ def test_a_question_is_answered_with_figures_and_is_there_after_a_reload(chat: C
     expect(chat.text).not_to_be_empty()
     expect(chat.reply).to_contain_text(re.compile(r"\d+ tokens · [\d.]+ tokens/s · first token after"))
     said = chat.text.inner_text()
-    assert chat.titles() == ["Say hello."]
+    chat.has_titles("Say hello.")
     chat.page.reload()
     expect(chat.text).to_have_text(said)
-    assert chat.titles() == ["Say hello."]
+    chat.has_titles("Say hello.")
 
 
 def test_a_reply_streams_is_stopped_and_gone_on_with(chat: Chat) -> None:
@@ -217,7 +217,7 @@ def test_conversations_are_switched_exported_imported_and_deleted(chat: Chat, tm
         chat.press("New conversation")
         chat.ask(title)
         expect(chat.text).to_have_text("yes")
-    assert chat.titles() == ["second", "first"]
+    chat.has_titles("second", "first")
     chat.press("first")
     expect(chat.page.get_by_role("article", name="You")).to_contain_text("first")
     with chat.page.expect_download() as download:
@@ -229,10 +229,10 @@ def test_conversations_are_switched_exported_imported_and_deleted(chat: Chat, tm
     chat.press("Delete all")
     chat.press("Delete 1")
     expect(chat.page.get_by_text("Ask something.")).to_be_visible()
-    assert chat.titles() == []
+    chat.has_titles()
     chat.page.get_by_label("File to import").set_input_files(file)
     expect(chat.page.get_by_role("button", name="second", exact=True)).to_be_visible()
-    assert chat.titles() == ["second", "first"]
+    chat.has_titles("second", "first")
     chat.press("second")
     expect(chat.text).to_have_text("yes")
     expect(chat.reply).to_contain_text("68 tokens · 212 tokens/s")

@@ -133,6 +133,6 @@ def test_a_browser_that_keeps_nothing(page: Page, server: Server) -> None:
         chat.press("New conversation")
         chat.ask(title)
         expect(chat.text).to_have_text("yes")
-    assert chat.titles() == ["second", "first"]
+    chat.has_titles("second", "first")
     chat.press("first")
     expect(page.get_by_role("article", name="You")).to_contain_text("first")
