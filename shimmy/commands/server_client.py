@@ -49,7 +49,8 @@ class ServerAddress:
         means its server. ValueError for anything else."""
         has_scheme = "://" in url
         parts = urlsplit(url if has_scheme else f"http://{url}")
-        if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment:
+        is_broken = not has_scheme and url.partition(":")[0].lower() in _PORTS  # `http:/host`
+        if is_broken or parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"must be a URL such as http://127.0.0.1:{DEFAULT_PORT} (got {url!r})")
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         port = parts.port or (_PORTS[parts.scheme] if has_scheme else DEFAULT_PORT)

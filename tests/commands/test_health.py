@@ -157,7 +157,8 @@ def test_a_url_may_lack_its_scheme() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://example.com", "", "h:99999", "http://", "http://h:99999", "http://h/?a=b", "h?a"]
+    "url",
+    ["ftp://example.com", "", "h:99999", "http://", "http://h:99999", "http://h/?a=b", "h?a", "http:/h", "https:h"],
 )
 def test_another_url_is_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["health", "--url", url]) == 2
