@@ -31,7 +31,7 @@ ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
 ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
-    "NomicRouter", "LingGate", "Ernie4_5_MoeTopKRouter",
+    "NomicRouter", "LingGate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
 }  # fmt: skip
 SAME = 5e-5  # how far two versions of transformers may be apart
 
@@ -554,6 +554,12 @@ FAMILIES = {
         {"text_config": vl_text(mrope_interleaved=True) | {"head_dim": 16},
          "vision_config": QWEN35_EYES | {"deepstack_visual_indexes": [0]}},
     ),
+    "qwen3-vl-moe": Family(
+        "Qwen3VLMoeForConditionalGeneration",
+        {"text_config": vl_text(mrope_interleaved=True) | QWEN3_MOE | {"norm_topk_prob": True},
+         "vision_config": QWEN35_EYES | {"deepstack_visual_indexes": [0]}},
+        seed="qwen3-vl-moe-56",
+    ),
     "glm4": Family(**decoder("Glm4", rope_theta=5000.0, head_dim=32, partial_rotary_factor=0.5, attention_bias=True)),
     "glm4-moe": Family(**decoder("Glm4Moe", **GLM4_MOE), seed="glm4-moe-13"),
     "glm4-moe-norms": Family(
@@ -789,8 +795,11 @@ def nemotron_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def shapes(files: dict[str, dict[str, list[int]]]) -> dict[str, list[int]]:
-    """Of all tensors but those of the part for pictures, whose names differ between the versions."""
-    tensors = {name: shape for file in files.values() for name, shape in file.items()}
+    """Of all tensors but those of the part for pictures, whose names differ between the versions. So do the sides of
+    some experts' matrices."""
+    tensors = {
+        name: sorted(shape) if ".experts." in name else shape for file in files.values() for name, shape in file.items()
+    }
     return {name: shape for name, shape in tensors.items() if not name.startswith("vision_tower")}
 
 
@@ -833,7 +842,7 @@ def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
             use_cache = model.config.model_type == "gemma3n_text"
             output = model(input_ids=torch.tensor([tokens]), use_cache=use_cache, **options)
         if has_experts:
-            check_routes(output.router_logits, model.config.num_experts_per_tok)
+            check_routes(output.router_logits, model.config.get_text_config().num_experts_per_tok)
         table = torch.log_softmax(output.logits[0].double(), dim=-1)
         rows = []
         for position in range(len(tokens)) if index == 2 else [len(tokens) - 1]:

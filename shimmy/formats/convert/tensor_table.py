@@ -251,11 +251,26 @@ class TensorTable:
                 return (StoredRows(matrix, part, n_experts * n_rows, stride=n_parts),)
         if row.takes_turns:
             raise Unconvertible(f"its tensor `{name}` is not in MXFP4, which is all that is supported")
-        tensor = self._take(name, (n_experts, n_parts * n_rows, n_columns))
+        sizes = n_parts * n_rows, n_columns
+        is_turned = self._is_turned(row, name, sizes)
+        tensor = self._take(name, (n_experts, *(sizes[::-1] if is_turned else sizes)))
         if tensor is None:
             raise missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))
         n_bytes = n_rows * n_columns * ELEMENT_BYTES[tensor.dtype]
+        if is_turned:  # each of its rows has one of each part
+            whole, width = n_parts * n_bytes, n_bytes // n_columns
+            starts = range(part * width, n_experts * whole, whole)
+            return tuple(TensorSlice(tensor, start, whole - (n_parts - 1) * width, is_turned=True) for start in starts)
         return tuple(TensorSlice(tensor, (expert * n_parts + part) * n_bytes, n_bytes) for expert in range(n_experts))
+
+    def _is_turned(self, row: Row, name: str, sizes: tuple[int, int]) -> bool:
+        """Whether experts that are to have these numbers of rows and columns are stored by their columns."""
+        tensor = self._tensors.get(name)
+        if row.turned != "either" or tensor is None:
+            return row.turned == "always"
+        if sizes[0] == sizes[1]:
+            raise Unconvertible(f"the experts of its `{name}` are square: nothing says which of their sides is which")
+        return tensor.shape[1:] == sizes[::-1]
 
     def _alternating_piece(self, name: str, shape: tuple[int, ...], fused: tuple[str, int, int]) -> _Pieces:
         """Every n-th number of a tensor."""

@@ -41,6 +41,7 @@ class TensorSlice:
     start: int
     n_bytes: int
     stride: int = 1  # of the elements in it, the first and then every n-th
+    is_turned: bool = False  # it begins in the first of some columns of a matrix, which become rows
     scale: float = 1.0  # by which all of it is multiplied in the end; another one than 1 makes the tensor F32
 
 
@@ -107,8 +108,8 @@ def _arranged(piece: TensorSlice, output: TensorOutput, reader: TensorReader) ->
         return _permuted(piece.tensor, output.n_heads, reader)
     if output.transform is Transform.TRANSPOSE:
         return _transposed(TensorSlice(piece.tensor, 0, piece.tensor.n_bytes), output.info.shape[1], reader)
-    if output.transform is Transform.TRANSPOSE_RUNS:
-        return _transposed(piece, piece.tensor.shape[1], reader)
+    if output.transform is Transform.TRANSPOSE_RUNS or piece.is_turned:
+        return _transposed(piece, output.info.shape[1], reader)
     if output.columns:
         return _with_columns(piece, output.info.shape[0], output.columns, reader)
     return _copied(piece, reader)
@@ -166,9 +167,9 @@ def _permuted(tensor: CheckpointTensor, n_heads: int, reader: TensorReader) -> I
 
 
 def _transposed(piece: TensorSlice, n_wanted: int, reader: TensorReader) -> Iterator[memoryview]:
-    """The first `n_wanted` columns of its rows as rows."""
-    n_bytes, n_columns = ELEMENT_BYTES[piece.tensor.dtype], piece.tensor.shape[1]
-    n_rows = piece.n_bytes // (n_columns * n_bytes)
+    """The first `n_wanted` columns of its rows as rows. The last row may be no longer than that."""
+    n_bytes, n_columns = ELEMENT_BYTES[piece.tensor.dtype], piece.tensor.shape[-1]
+    n_rows = -(-piece.n_bytes // (n_columns * n_bytes))
     n_taken = max(1, min(n_wanted, TRANSPOSED_BYTES // (n_rows * n_bytes)))
     for column in range(0, n_wanted, n_taken):
         width = min(n_taken, n_wanted - column)

@@ -27,6 +27,7 @@ class Row:
     weight: str = "required"  # or optional
     # All experts in one tensor: its name, which part of its rows, of how many.
     fused: tuple[str, int, int] | None = None
+    turned: str = "never"  # or always, or either: the matrices of `fused` are stored by their columns
     stacked: str = ""  # all experts in one tensor of three dimensions, as MLX has them
     is_named_in_full: bool = False  # `source` has no `.weight` behind it
     layers: str = ""  # of this kind alone: see `Family.kinds`
@@ -126,7 +127,7 @@ def feed_forward(bias: str = "none") -> tuple[Row, ...]:
     )
 
 
-def expert_rows(router: str, experts: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+def expert_rows(router: str, experts: str, gate: str, up: str, down: str, *, turned: str = "never") -> tuple[Row, ...]:
     fused, stacked = "layers.#.mlp.experts.", experts.replace("experts", "switch_mlp")
     return (
         Row(router, "blk.#.ffn_gate_inp.weight", "XE"),
@@ -134,7 +135,7 @@ def expert_rows(router: str, experts: str, gate: str, up: str, down: str) -> tup
             Row(
                 f"{experts}.@.{name}", f"blk.#.ffn_{kind}_exps.weight", "XEM" if kind == "down" else "XME",
                 fused=(f"{fused}down_proj", 0, 1) if kind == "down" else (f"{fused}gate_up_proj", int(kind == "up"), 2),
-                stacked=f"{stacked}.{kind}_proj",
+                turned=turned, stacked=f"{stacked}.{kind}_proj",
             )
             for name, kind in ((gate, "gate"), (up, "up"), (down, "down"))
         ),

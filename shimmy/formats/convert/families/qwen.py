@@ -129,8 +129,9 @@ _QWEN35 = (
     Row(f"{_NET}dt_bias", "blk.#.ssm_dt.bias", "W", is_named_in_full=True, layers=_LINEAR, runs=_tiled_numbers),
     Row(f"{_NET}out_proj", "blk.#.ssm_out.weight", "EU", layers=_LINEAR, columns=_tiled_columns),
 )  # fmt: skip
+_EXPERT_NAMES = "layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"
 _EXPERTS = (
-    *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
+    *expert_rows(*_EXPERT_NAMES),
     Row("layers.#.mlp.shared_expert_gate", "blk.#.ffn_gate_inp_shexp.weight", "1E", SQUEEZE),
     Row("layers.#.mlp.shared_expert.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
     Row("layers.#.mlp.shared_expert.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
@@ -259,7 +260,7 @@ FAMILIES = (
     ),
     Family(
         "Qwen3-MoE", "qwen3_moe", classes("Qwen3Moe"), "qwen3moe",
-        (*_QWEN3, *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj")),
+        (*_QWEN3, *expert_rows(*_EXPERT_NAMES)),
         SILU, FREE, describe_qwen3_moe, rope_defaults(),
     ),
     *(
@@ -274,6 +275,12 @@ FAMILIES = (
     Family(
         "Qwen3-VL", "qwen3_vl_text", ("Qwen3VLForConditionalGeneration",), "qwen3", (*_QWEN3, *feed_forward()),
         SILU, FREE, qwen_window, {"head_dim": 128, **rope_defaults(5e5)}, ignored_prefixes=_UNUSED, renamed=vl_renamed,
+    ),
+    Family(
+        "Qwen3-VL-MoE", "qwen3_vl_moe_text", ("Qwen3VLMoeForConditionalGeneration",), "qwen3moe",
+        (*_QWEN3, *expert_rows(*_EXPERT_NAMES, turned="either")), SILU, FREE, describe_qwen3_moe,
+        {"norm_topk_prob": True, "rms_norm_eps": 1e-6},  # versions of transformers do not agree on `rope_theta`
+        ignored_prefixes=_UNUSED, renamed=vl_renamed,
     ),
     Family(
         "Qwen3-Next", "qwen3_next", classes("Qwen3Next"), "qwen3next", (*_QWEN3_NEXT, *_EXPERTS),

@@ -1,14 +1,15 @@
 """Qwen3-Next and Qwen3.5: gated delta nets, and what is refused of them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shimmy.formats.convert.convert import plan
-from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
-from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
+from shimmy.formats.convert.convert import convert, plan
+from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason, refusal
+from tests.golden.weights import Tensor, checkpoint, write_folder, write_json, write_safetensors
 
 
 @pytest.mark.parametrize("family", ["qwen3-next", "qwen35", "qwen35-moe"])
@@ -16,7 +17,7 @@ def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
     check_names_of_tensors(family, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["qwen2-vl", "qwen25-vl", "qwen3-vl"])
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen25-vl", "qwen3-vl", "qwen3-vl-moe"])
 def test_each_tensor_of_the_text_part_is_needed(family: str, tmp_path: Path) -> None:
     check_names_of_tensors(family, tmp_path, lambda name: "visual." in name or name.endswith(".bias"))
 
@@ -39,6 +40,59 @@ def test_positions_of_a_model_with_eyes_can_be_scaled(tmp_path: Path) -> None:
     assert (found["rope.scaling.type"], found["rope.scaling.factor"]) == ("yarn", 4.0)
 
 
+def turned(tensor: Tensor) -> Tensor:
+    """Matrices of F32 by their columns."""
+    dtype, (n_matrices, n_rows, n_columns), data = tensor
+    numbers = [data[start : start + 4] for start in range(0, len(data), 4)]
+    size = n_rows * n_columns
+    columns = (
+        numbers[matrix * size + column : (matrix + 1) * size : n_columns]
+        for matrix in range(n_matrices)
+        for column in range(n_columns)
+    )
+    return dtype, (n_matrices, n_columns, n_rows), b"".join(number for column in columns for number in column)
+
+
+def test_experts_may_be_stored_by_rows_or_by_columns(tmp_path: Path) -> None:
+    """By columns on the hub and by transformers 4; by rows where transformers 5 wrote them."""
+    _, tensors = checkpoint("qwen3-vl-moe", "5")
+    by_rows = {name: turned(tensor) if ".experts." in name else tensor for name, tensor in tensors.items()}
+    made = []
+    for name, found in (("columns", tensors), ("rows", by_rows)):
+        folder = write_folder("qwen3-vl-moe", tmp_path / name / "model", "5")
+        write_safetensors(folder / "model.safetensors", found)
+        convert(folder, folder.with_suffix(".gguf"), lambda _: None)
+        made.append(folder.with_suffix(".gguf").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_square_matrices_of_experts_are_refused(tmp_path: Path) -> None:
+    folder = changed("qwen3-vl-moe", {"moe_intermediate_size": 32}, tmp_path)
+    _, tensors = checkpoint("qwen3-vl-moe", "5")
+    sides = {"gate_up_proj": (6, 64, 64), "down_proj": (6, 32, 64)}
+    cut = {
+        name: ("F32", sides[name.rpartition(".")[2]], bytes(4 * math.prod(sides[name.rpartition(".")[2]])))
+        for name in tensors
+        if ".experts." in name
+    }
+    write_safetensors(folder / "model.safetensors", tensors | cut)
+    assert "square" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"norm_topk_prob": False}, "norm_topk_prob"),
+        ({"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ({"moe_intermediate_size": 24}, "shape"),
+    ],
+    ids=str,
+)
+def test_other_experts_of_one_with_eyes_are_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    assert word in reason("qwen3-vl-moe", changes, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -48,7 +102,7 @@ def test_positions_of_a_model_with_eyes_can_be_scaled(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl"])
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "qwen3-vl-moe"])
 def test_another_one_with_eyes_is_refused(family: str, changes: dict[str, Any], word: str, tmp_path: Path) -> None:
     assert word in reason(family, changes, tmp_path)
 
