@@ -3,6 +3,7 @@ on the others; and where the layers of one model would go."""
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,37 +42,33 @@ def gpu_info(call: CommandCall) -> int:
         print("No GPU answers.")
     if found.reason:
         print(safe_line(f"Reason: {found.reason}"))
-    print(f"Use: {_use(found, call.config)}")
+    print(f"Use: {_use(_used(found, call.config))}")
     if placed is not None:
         print(safe_line(f"Model: {_sentence(*placed)}"))
     return 0
 
 
 def _told(found: FoundDevices, config: Config) -> dict[str, Any]:
-    names = _names(found, config)
-    devices = [
-        {"name": device.name, **to_wire(device), "is_used": _is_used(device, config, names)} for device in found.devices
-    ]
-    return {"devices": devices, "reason": found.reason, "use": _use(found, config)}
+    used = _used(found, config)
+    devices = [{"name": device.name, **to_wire(device), "is_used": device.name in used} for device in found.devices]
+    return {"devices": devices, "reason": found.reason, "use": _use(used)}
 
 
-def _use(found: FoundDevices, config: Config) -> str:
-    """Where models are computed with these options."""
+def _use(used: Sequence[str]) -> str:
+    """Where models are computed when these devices are used."""
     if not backends.has_one_for_gpus():
         return f"{backends.NONE_FOR_GPUS}, and computes on the processor"
-    wished = _names(found, config)
-    names = [device.name for device in found.devices if _is_used(device, config, wished)]
-    return f"models are put on {' and '.join(names)}, as far as they fit" if names else "models stay on the processor"
+    return f"models are put on {' and '.join(used)}, as far as they fit" if used else "models stay on the processor"
 
 
-def _is_used(device: Device, config: Config, names: tuple[str, ...] | None) -> bool:
-    is_wanted = device.is_automatic if names is None else device.name in names
-    return is_wanted and _can_be_used(device, config)
-
-
-def _names(found: FoundDevices, config: Config) -> tuple[str, ...] | None:
-    """Of the devices that are wished, as they are used; None: those that are used without being named."""
-    return None if config.devices is None else placement.named(config.devices, found.devices)[0]
+def _used(found: FoundDevices, config: Config) -> list[str]:
+    """The names of the devices that models are put on with these options."""
+    if config.devices is None:
+        wanted = [device for device in found.devices if device.is_automatic]
+    else:
+        names, _ = placement.named(config.devices, found.devices)
+        wanted = [device for device in found.devices if device.name in names]
+    return [device.name for device in wanted if _can_be_used(device, config)]
 
 
 def _can_be_used(device: Device, config: Config) -> bool:
@@ -94,10 +91,7 @@ def _row(device: Device, config: Config, *, has_better: bool) -> tuple[str, ...]
 
 
 def _when_used(device: Device, config: Config, *, has_better: bool) -> str:
-    hindrance = device_trials.hindrance(
-        cache_folder=config.cache_dir, has_memory_limit=config.max_memory_bytes is not None, is_embedding=False
-    )
-    tried = "" if has_better else placement.or_tried(device, hindrance)
+    tried = "" if has_better else placement.or_tried(device, device_trials.hindrance(config))
     return f"used when it is named: --device {device.name}{tried}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shimmy import __version__
+from shimmy.config import Config
 from shimmy.messages.device import Device
 from shimmy.messages.device_verdict import TABLE, DeviceVerdict
 from shimmy.system import cpu
@@ -38,11 +39,11 @@ def verdict(cache_folder: Path | None, about: str) -> DeviceVerdict | None:
     return found if found.holds(time.time()) else None
 
 
-def hindrance(*, cache_folder: Path | None, has_memory_limit: bool, is_embedding: bool) -> str:
+def hindrance(config: Config, *, is_embedding: bool = False) -> str:
     """Why no trial of a model will ever run; '' where one may."""
-    if has_memory_limit:
+    if config.max_memory_bytes is not None:
         return "`--max-memory` leaves none for a second copy of a model"
-    if cache_folder is None:
+    if config.cache_dir is None:
         return "there is no cache folder, which keeps the outcome"
     return "it makes no text" if is_embedding else ""
 

@@ -185,11 +185,7 @@ class DeviceChoice:
             return _Tried(proven=tuple(device.name for device in doubtful))
         from shimmy.gpus import device_trials, placement
 
-        hindrance = device_trials.hindrance(
-            cache_folder=self._config.cache_dir,
-            has_memory_limit=self._config.max_memory_bytes is not None,
-            is_embedding=model.is_embedding,
-        )
+        hindrance = device_trials.hindrance(self._config, is_embedding=model.is_embedding)
         kind = model.architecture, model.quantization or self._config.safetensors_type or "", model.n_params
         keys = {device: device_trials.key(device, *kind) for device in doubtful}
         found = {device: device_trials.verdict(self._config.cache_dir, key) for device, key in keys.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shimmy.config import load
 from shimmy.gpus import device_trials
 from shimmy.messages.device import Device, DeviceKind
 from shimmy.messages.device_verdict import FAULT_KEPT_S, TABLE, DeviceVerdict
@@ -64,16 +65,16 @@ def test_a_trial_that_failed_has_another_chance_and_one_that_the_device_lost_has
     ("fields", "words"),
     [
         ({}, ""),
-        ({"has_memory_limit": True}, "--max-memory"),
-        ({"cache_folder": None}, "cache folder"),
-        ({"is_embedding": True}, "no text"),
+        ({"max_memory_bytes": 10**9}, "--max-memory"),
+        ({"cache_dir": None}, "cache folder"),
     ],
 )
 def test_where_no_trial_will_run_that_is_said(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
-    usual: dict[str, Any] = {"cache_folder": tmp_path, "has_memory_limit": False, "is_embedding": False}
-    told = device_trials.hindrance(**usual | fields)
+    config = replace(load({"cache_dir": str(tmp_path)}, {}), **fields)
+    told = device_trials.hindrance(config)
     assert words in told
     assert bool(told) == bool(words)
+    assert device_trials.hindrance(config, is_embedding=True) == (told or "it makes no text")
 
 
 def test_what_a_file_says_is_shown_on_one_short_line(tmp_path: Path) -> None:
