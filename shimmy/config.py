@@ -43,6 +43,7 @@ from shimmy.option_kinds import (
 )
 from shimmy.rpc.address import Address
 from shimmy.text.near_names import did_you_mean
+from shimmy.text.plural import plural
 from shimmy.wire.worker_options import KV_TYPES, MAX_SEQUENCES, SAFETENSORS_TYPES, USUAL_KV_TYPE
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -280,8 +281,7 @@ def load(
         raise ConfigError("--device-required allows neither `--device none` nor `--gpu-layers 0`")
     if values["rpc_key_file"] is None and (far := [each for each in values["rpc"] if not each.is_here]):
         raise ConfigError(f"--rpc {far[0]}: another machine needs a key, the same as there: `--rpc-key-file FILE`")
-    if values["tensor_split"] and not any(values["tensor_split"]):
-        raise ConfigError("--tensor-split: one of the shares must be more than 0")
+    _check_split(values["tensor_split"], () if values["rpc"] else values["device"] or ())
     # The text and the file mean the same thing: the one from the stronger source counts.
     template = min(
         found["chat_template"], found["chat_template_file"], key=lambda value_and_source: value_and_source[1]
@@ -297,6 +297,15 @@ def load(
         sampling=SamplingParams(**{field: values[name] for field, name in _SAMPLING.items()}),
         sampling_given=tuple(field for field, name in _SAMPLING.items() if found[name][1] < Source.DEFAULT),
     )
+
+
+def _check_split(shares: tuple[float, ...], devices: tuple[str, ...]) -> None:
+    """Raise ConfigError for shares that divide nothing. `devices` are all that have one; (): that is not known yet."""
+    if shares and not any(shares):
+        raise ConfigError("--tensor-split: one of the shares must be more than 0")
+    if shares and devices and len(shares) != len(devices):
+        numbers, names = plural(len(shares), "number"), plural(len(devices), "device")
+        raise ConfigError(f"--tensor-split has {numbers} for the {names} of --device: give one for each")
 
 
 def _usual_dirs(environment: Mapping[str, str]) -> tuple[Path, ...]:

@@ -326,6 +326,15 @@ def test_shares_that_add_up_to_nothing_are_refused() -> None:
     assert load({"tensor_split": "0,1"}, {}).tensor_split == (0, 1)
 
 
+def test_shares_are_as_many_as_the_devices_that_are_named() -> None:
+    with pytest.raises(ConfigError, match="--tensor-split has 3 numbers for the 2 devices of --device"):
+        load({"device": "Vulkan0,Vulkan1", "tensor_split": "1,1,2"}, {})
+    with pytest.raises(ConfigError, match="--tensor-split has 2 numbers for the 1 device of --device"):
+        load({"device": "Vulkan0", "tensor_split": "1,1"}, {})
+    for device, more in (("auto", {}), ("none", {}), ("Vulkan0", {"rpc": ["127.0.0.1:50052"]})):
+        load({"device": device, "tensor_split": "1,1,2", **more}, {})  # how many there will be is not known yet
+
+
 # -- values that cannot be -------------------------------------------------------------------------------------------
 
 REFUSED = [

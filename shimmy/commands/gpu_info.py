@@ -66,8 +66,8 @@ def _used(found: FoundDevices, config: Config) -> list[str]:
     if config.devices is None:
         wanted = [device for device in found.devices if device.is_automatic]
     else:
-        names, _ = placement.named(config.devices, found.devices)
-        wanted = [device for device in found.devices if device.name in names]
+        named = placement.named(config.devices, config.tensor_split, found.devices)
+        wanted = [device for device in found.devices if device.name in named.names]
     return [device.name for device in wanted if _can_be_used(device, config)]
 
 

@@ -6,7 +6,8 @@ model on devices, and behind them the output, which counts as one more layer.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from itertools import repeat
+from typing import NamedTuple, Protocol
 
 from shimmy.messages.device import Device, DeviceKind
 from shimmy.option_kinds import MAX_DEVICES
@@ -204,17 +205,27 @@ def or_tried(device: Device, hindrance: str) -> str:
     return f" (no trial finds out whether that is faster: {hindrance})" if hindrance else _OR_TRIED
 
 
-def named(names: Sequence[str], devices: Sequence[Device]) -> tuple[tuple[str, ...], list[str]]:
-    """The devices that are used where a person names these, and what is to be said of that: a GPU that two backends
-    could use is used by one of them, whichever is named."""
-    used, notes = list[str](), []
-    for name in names:
+class Named(NamedTuple):
+    """The devices that are used where a person names some, and what is to be said of that."""
+
+    names: tuple[str, ...]
+    split: tuple[float, ...]
+    notes: tuple[str, ...]
+
+
+def named(names: Sequence[str], split: tuple[float, ...], devices: Sequence[Device]) -> Named:
+    """A GPU that two backends could use is used by one of them, whichever is named; where both are, it has the shares
+    of both."""
+    shares, notes = dict[str, float](), list[str]()
+    has_shares = len(split) == len(names)
+    for name, share in zip(names, split if has_shares else repeat(0.0), strict=False):
         device = next((each for each in devices if each.name == name), None)
         same = None if device is None else _same_gpu(device, devices)
         if same is not None:
             notes.append(f"{name} is used as {same.name}")
-        used.append(name if same is None else same.name)
-    return tuple(dict.fromkeys(used)), notes
+        used = name if same is None else same.name
+        shares[used] = shares.get(used, 0.0) + share
+    return Named(tuple(shares), tuple(shares.values()) if has_shares else split, tuple(notes))
 
 
 def _same_gpu(device: Device, devices: Sequence[Device]) -> Device | None:

@@ -129,8 +129,8 @@ class DeviceChoice:
 
         n_most = None if failure is None else failure.n_most
         tried = await in_thread(lambda: self._tried(model, found.devices))
-        names, notes = self._named(found.devices)
-        wish = placement.DeviceWish(names, config.gpu_layers, config.tensor_split, n_most, tried.proven)
+        wish, notes = self._wish(found.devices, n_most)
+        wish = replace(wish, proven=tried.proven)
         sizes = layer_sizes(model, whole, config.n_cpu_moe)
 
         def free(gone: Sequence[Occupant] = ()) -> "list[FreeDevice]":
@@ -154,20 +154,22 @@ class DeviceChoice:
 
         config = self._config
         devices = () if config.devices == () else (await in_thread(self._find)).devices
-        names, notes = self._named(devices)
+        wish, notes = self._wish(devices, None if failure is None else failure.n_most)
         if failure is not None:
             notes.append(failure.note)
-        n_most = None if failure is None else failure.n_most
-        wish = placement.DeviceWish(names, config.gpu_layers, config.tensor_split, n_most)
         own = [placement.FreeDevice(device, self._free_bytes(device, ())) for device in devices]
         return await self._machines.spread(wish, own, layer_sizes(model, whole, config.n_cpu_moe), notes)
 
-    def _named(self, devices: "Sequence[Device]") -> tuple[tuple[str, ...] | None, list[str]]:
-        """The names that a person wishes, as they are used, and what is to be said of that."""
+    def _wish(self, devices: "Sequence[Device]", n_most: int | None) -> "tuple[DeviceWish, list[str]]":
+        """What a person wishes, with the names that these devices are used by, and what is to be said of those."""
         from shimmy.gpus import placement
 
-        wished = self._config.devices
-        return (None, []) if wished is None else placement.named(wished, devices)
+        config = self._config
+        wish = placement.DeviceWish(None, config.gpu_layers, config.tensor_split, n_most)
+        if config.devices is None:
+            return wish, []
+        names, split, notes = placement.named(config.devices, config.tensor_split, devices)
+        return replace(wish, names=names, split=split), [*notes]
 
     async def left(self, model: Model, whole: MemoryEstimate, failed: Offload, note: str) -> Offload:
         """Where `model` goes after it could not be loaded with `failed`, for the reason in `note`: to the processor, or

@@ -126,11 +126,20 @@ def test_a_gpu_that_another_backend_uses_is_that_ones_where_it_is_named() -> Non
     vulkan = Device(0, "Card", DeviceKind.DISCRETE, "NVIDIA", "", "1.3.0", GB, None, "it is used as CUDA0", gpu="1")
     cuda = replace(vulkan, backend=DeviceBackend.CUDA, unusable="")
     other = replace(vulkan, index=1, unusable="", gpu="2")
-    assert named(("Vulkan0",), (cuda, vulkan)) == (("CUDA0",), ["Vulkan0 is used as CUDA0"])
-    assert named(("CUDA0", "Vulkan1", "Vulkan0"), (cuda, vulkan, other))[0] == ("CUDA0", "Vulkan1")
+    assert named(("Vulkan0",), (), (cuda, vulkan)) == (("CUDA0",), (), ("Vulkan0 is used as CUDA0",))
+    assert named(("CUDA0", "Vulkan1", "Vulkan0"), (), (cuda, vulkan, other)).names == ("CUDA0", "Vulkan1")
     broken = replace(cuda, unusable="its driver has CUDA 12.8")
     for devices in ((vulkan, other), (broken, vulkan), (replace(vulkan, gpu=""), replace(cuda, gpu=""))):
-        assert named(("Vulkan0", "Vulkan7"), devices) == (("Vulkan0", "Vulkan7"), [])
+        assert named(("Vulkan0", "Vulkan7"), (1, 2), devices) == (("Vulkan0", "Vulkan7"), (1, 2), ())
+
+
+def test_a_gpu_that_is_named_twice_has_the_shares_of_both_names() -> None:
+    vulkan = Device(0, "Card", DeviceKind.DISCRETE, "NVIDIA", "", "1.3.0", GB, None, "it is used as CUDA0", gpu="1")
+    cuda = replace(vulkan, backend=DeviceBackend.CUDA, unusable="")
+    other = replace(vulkan, index=1, unusable="", gpu="2")
+    found = named(("Vulkan0", "Vulkan1", "CUDA0"), (1, 3, 2), (cuda, vulkan, other))
+    assert found == (("CUDA0", "Vulkan1"), (3, 3), ("Vulkan0 is used as CUDA0",))
+    assert named(("Vulkan0", "CUDA0"), (1, 1, 1), (cuda, vulkan)).split == (1, 1, 1)  # one is another machine's
 
 
 def test_a_trial_is_only_promised_where_there_will_be_one() -> None:

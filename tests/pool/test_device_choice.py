@@ -338,6 +338,8 @@ async def test_a_gpu_that_is_named_as_vulkans_is_used_by_cuda_where_that_has_it(
     vulkan = replace(CARD, gpu="1", unusable="it is used as CUDA0")
     options = await loaded(Machine(cuda, vulkan), device="Vulkan0")
     assert (options.offload.devices, options.offload.note) == (("CUDA0",), "Vulkan0 is used as CUDA0")
+    both = await loaded(Machine(cuda, vulkan), device="Vulkan0,CUDA0", tensor_split="1,1")
+    assert both.offload == options.offload  # one GPU has both shares
 
 
 @on_loop
