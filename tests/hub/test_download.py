@@ -222,6 +222,24 @@ class _Waits:
         return wait
 
 
+def test_no_connection_joins_while_one_waits_as_it_was_told(
+    hub: FakeHub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*_: object) -> None:
+        monkeypatch.setattr(ranges, "MORE_EVERY_S", 0.0)
+        n_asked.append(len(hub.paths("/signed/")))
+        threading.Event().wait(0.3)  # in which three connections would join
+        n_asked.append(len(hub.paths("/signed/")))
+
+    n_asked: list[int] = []
+    monkeypatch.setattr(ranges, "MORE_EVERY_S", 3600.0)
+    monkeypatch.setattr(patience.Patience, "wait", wait)
+    all_joined = [Fault(n_connections=ranges.N_CONNECTIONS)] * ranges.N_CONNECTIONS  # later they do
+    hub.faults.extend([Fault(), Fault(status=429, headers={"Retry-After": "37"}), *all_joined])
+    assert_pulled(place, hub)
+    assert n_asked == [2, 2]  # for the size, and for the first range
+
+
 def test_a_server_that_wants_hours_is_not_waited_for(hub: FakeHub, place: Place) -> None:
     hub.faults.extend([Fault(status=429, headers={"Retry-After": "7200"})] * 3)
     with pytest.raises(PullFailed, match="7200 s"):

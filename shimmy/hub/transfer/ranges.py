@@ -43,7 +43,8 @@ class Ranges:
     """Threads fetch extents in order, the main thread reads what is there without a gap and computes the digest.
 
     One connection begins, and others join it for as long as all wait for the line. Where one brings all that this
-    machine can take, as from a mirror in the house, more would only wait for each other's locks.
+    machine can take, as from a mirror in the house, more would only wait for each other's locks. None joins while one
+    has been told to come back later.
     """
 
     def __init__(self, source: FileSource, part: PartFile, size_bytes: int) -> None:
@@ -66,6 +67,7 @@ class Ranges:
         # What all connections have spent on what they got since `_joined_s`; an addition may get lost to another one.
         self._busy_s = 0.0
         self._joined_s = monotonic()
+        self._paused: set[_Task] = set()  # whose connections leave the server alone for a while, after trouble
 
     def run(self) -> Digest | None:
         """What computed the digest. Raises what a thread raised."""
@@ -88,7 +90,7 @@ class Ranges:
         now_s = monotonic()
         if now_s - self._joined_s < MORE_EVERY_S or len(self._threads) == N_CONNECTIONS or self._waiting.empty():
             return
-        if self._busy_s <= BUSY_SHARE * len(self._threads) * (now_s - self._joined_s):
+        if not self._paused and self._busy_s <= BUSY_SHARE * len(self._threads) * (now_s - self._joined_s):
             self._join()
         self._joined_s, self._busy_s = now_s, 0.0
 
@@ -154,7 +156,9 @@ class Ranges:
                 client.close()
                 if task.at > before:
                     patience.went_well()
+                self._paused.add(task)
                 patience.wait(trouble)
+                self._paused.discard(task)
 
     def _receive(self, task: _Task, reply: HttpReply, buffer: memoryview) -> None:
         noted = task.at
