@@ -62,7 +62,7 @@ def _print_bars(bars: Sequence[Bar]) -> None:
     """A table; in a terminal with the bars beside it."""
     shown = text_bars([bar.value for bar in bars], _BAR_COLUMNS) if is_terminal(sys.stdout) else [""] * len(bars)
     rows = [(bar.label, bar.text, blocks) for bar, blocks in zip(bars, shown, strict=True)]
-    print_table(("TEST", "TOKENS/S", ""), rows, numbers=("TOKENS/S",), colour=_coloured)
+    print_table(("TEST", "TOKENS/S", ""), rows, numbers=("TOKENS/S",), spare=("",), colour=_coloured)
 
 
 def _coloured(style: Style, column: str, text: str) -> str:

@@ -42,30 +42,29 @@ def print_table(
     rows: Sequence[Sequence[str]],
     *,
     numbers: Sequence[str] = (),
+    spare: Sequence[str] = (),
+    remark: str = "",
     colour: "Callable[[Style, str, str], str]" = lambda _style, _column, text: text,
 ) -> None:
     """Print rows below the names of their columns. `numbers` are columns that end at their right edge; `colour` may
-    put a cell of a column in a colour. A column whose cells are all empty is left out."""
-    from shimmy.commands.terminal.screen_text import safe_line, width
-    from shimmy.commands.terminal.style import Style
+    put a cell of a column in a colour. A column whose cells are all empty is left out.
+
+    Where a terminal is too narrow, `remark` stands below its row, and the columns of `spare` are left out one by one.
+    """
+    from shimmy.commands.terminal.style import Style, is_terminal, line_columns
+    from shimmy.commands.terminal.table import Table, drawn
 
     style = Style(sys.stdout)
-    cells = [[safe_line(cell) for cell in row] for row in rows]
-    shown = [index for index in range(len(head)) if not rows or any(row[index] for row in cells)]
-    widths = {index: max(width(row[index]) for row in [head, *cells]) for index in shown}
-
-    def line(row: Sequence[str], paint: Callable[[str, str], str]) -> str:
-        parts = []
-        for index in shown:
-            blank = " " * (widths[index] - width(row[index]))
-            text = paint(head[index], row[index])
-            is_last = index == shown[-1]
-            parts.append(blank + text if head[index] in numbers else text + ("" if is_last else blank))
-        return "  ".join(parts).rstrip()
-
-    print(line(head, lambda _column, text: style.bold(text)))
-    for row in cells:
-        print(line(row, lambda column, text: colour(style, column, text)))
+    n_columns = line_columns(sys.stdout) if is_terminal(sys.stdout) else None
+    lines, left_out = drawn(
+        Table(head, rows, numbers, spare, remark),
+        n_columns,
+        lambda _column, text: style.bold(text),
+        lambda column, text: colour(style, column, text),
+    )
+    print("\n".join(lines))
+    if names := ", ".join(filter(None, left_out)):
+        hint(f"There is no room for {names}: a wider terminal shows that, and so does --json.")
 
 
 def print_facts(facts: Mapping[str, str]) -> None:

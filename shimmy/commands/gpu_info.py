@@ -37,7 +37,7 @@ def gpu_info(call: CommandCall) -> int:
     if found.devices:
         has_better = any(device.is_automatic for device in found.devices)
         rows = [_row(device, call.config, has_better=has_better) for device in found.devices]
-        print_table(_HEAD, rows, numbers=("MEMORY", "FREE"))
+        print_table(_HEAD, rows, numbers=("MEMORY", "FREE"), spare=("API", "DRIVER", "KIND", "MEMORY"), remark="NOTE")
     else:
         print("No GPU answers.")
     if found.reason:

@@ -83,7 +83,8 @@ def print_models(models: Sequence[Model]) -> None:
         )
         for model in models
     ]
-    print_table(head, rows, numbers=("PARAMETERS", "SIZE", "CONTEXT"))
+    spare = ("CHANGED", "CONTEXT", "ARCHITECTURE", "PARAMETERS", "TYPE")
+    print_table(head, rows, numbers=("PARAMETERS", "SIZE", "CONTEXT"), spare=spare)
 
 
 def probe(call: CommandCall) -> int:

@@ -94,7 +94,9 @@ def _print_entries(call: CommandCall, entries: list[dict[str, Any]]) -> int:
         return 0
     head = ("NAME", "STATE", "MEMORY", "CONTEXT", "LAYERS ON", "JOBS", "IDLE", "UNLOADS", "NOTE")
     rows = [_row(entry) for entry in entries]
-    print_table(head, rows, numbers=("MEMORY", "CONTEXT", "JOBS"), colour=_coloured)
+    spare = ("CONTEXT", "IDLE", "UNLOADS", "JOBS", "LAYERS ON", "MEMORY")
+    numbers = ("MEMORY", "CONTEXT", "JOBS")
+    print_table(head, rows, numbers=numbers, spare=spare, remark="NOTE", colour=_coloured)
     return 0
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import TextIO
 
 from shimmy.commands.terminal.screen_text import cut, safe_line
-from shimmy.commands.terminal.style import is_terminal
+from shimmy.commands.terminal.style import is_terminal, line_columns
 
 _ERASE = "\r\x1b[K"
-_COLUMNS, _LEAST_COLUMNS = 80, 2  # where the terminal does not say; whatever it says
 
 
 class LiveLine:
@@ -42,12 +41,8 @@ class LiveLine:
 
     @property
     def n_columns(self) -> int:
-        """How long the line may be: a column less than there are, as terminals differ in what they do at the last."""
-        try:
-            n_columns = os.get_terminal_size(self._stream.fileno()).columns
-        except (OSError, ValueError):  # none, in memory, closed
-            n_columns = 0
-        return max(n_columns or _COLUMNS, _LEAST_COLUMNS) - 1
+        """How long the line may be."""
+        return line_columns(self._stream)
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

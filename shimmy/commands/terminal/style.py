@@ -1,9 +1,11 @@
-"""Colours on a terminal: whether a stream wants them, and the few that there are."""
+"""What a stream is: whether a person reads it, how long its lines may be, whether it wants colours; and the few colours
+that there are."""
 
 import os
 from typing import TextIO
 
 _BOLD, _DIM, _ITALIC, _RED, _GREEN, _YELLOW, _CYAN = 1, 2, 3, 31, 32, 33, 36
+_COLUMNS, _LEAST_COLUMNS = 80, 2  # where the terminal does not say; whatever it says
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -12,6 +14,16 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:  # it is closed
         return False
+
+
+def line_columns(stream: TextIO) -> int:
+    """How long a line on this terminal may be: a column less than there are, as terminals differ in what they do at the
+    last."""
+    try:
+        n_columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):  # none, in memory, closed
+        n_columns = 0
+    return max(n_columns or _COLUMNS, _LEAST_COLUMNS) - 1
 
 
 class Style:
