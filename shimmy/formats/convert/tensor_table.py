@@ -101,23 +101,22 @@ class TensorTable:
             return
         sizes, n_heads = self._sizes, self._sizes["N" if row.shape[0] == "K" else "H"]
         target = row.target.replace("#", str(layer))
-        if pieces := self._multiplied(row, target, self._pieces(row, layer)):
-            shape = tuple(sizes[letter] for letter in row.shape)
-            columns = () if row.columns is None else tuple(row.columns(sizes))
-            if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
-                raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
-            kept = tuple(sizes[letter] for letter in row.kept)
-            self._keep(target, shape, pieces, row.transform, n_heads, columns=columns, kept=kept)
-        if row.bias == "none":
+        pieces = self._multiplied(row, target, self._pieces(row, layer))
+        shape = tuple(sizes[letter] for letter in row.shape)
+        columns = () if row.columns is None else tuple(row.columns(sizes))
+        if row.transform is Transform.TRANSPOSE and isinstance(pieces[0], StoredRows):
+            raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
+        kept = tuple(sizes[letter] for letter in row.kept)
+        self._keep(target, shape, pieces, row.transform, n_heads, columns=columns, kept=kept)
+        if row.bias == "none" or not (row.bias == "required" or self._values.flag(row.bias)):
             return
         name = f"{row.source}.bias".replace("#", str(layer))
         tensor = self._take(name, (sizes[row.shape[-1 if row.transform is Transform.TRANSPOSE else 0]],))
-        if tensor is not None:
-            transform = Transform.COPY if row.transform is Transform.TRANSPOSE else row.transform
-            bias_target = target.removesuffix(".weight") + ".bias"
-            self._keep(bias_target, tensor.shape, (TensorSlice(tensor, 0, tensor.n_bytes),), transform, n_heads)
-        elif row.bias == "required":
+        if tensor is None:
             raise missing(name)
+        transform = Transform.COPY if row.transform is Transform.TRANSPOSE else row.transform
+        bias_target = target.removesuffix(".weight") + ".bias"
+        self._keep(bias_target, tensor.shape, (TensorSlice(tensor, 0, tensor.n_bytes),), transform, n_heads)
 
     def _keep(
         self,
@@ -206,11 +205,9 @@ class TensorTable:
             return self._alternating_piece(source, shape, row.fused)
         if "@" not in source:
             piece = self._piece(source, shape)
-            if piece is None and row.weight == "required":
+            if piece is None:
                 raise missing(source)
-            if piece is None or row.runs is None:
-                return () if piece is None else (piece,)
-            return _cut(piece, source, row.runs(self._sizes))
+            return (piece,) if row.runs is None else _cut(piece, source, row.runs(self._sizes))
         if row.fused is not None and not self._tensors.has_module(source.removesuffix(".weight").replace("@", "0")):
             return self._fused_pieces(row, layer, shape)
         pieces = []

@@ -341,7 +341,6 @@ def test_rows_that_can_only_be_read_all_at_once_are_refused(tmp_path: Path, monk
 def test_zero_biases_that_the_architecture_has_not_are_left_out(value: float, tmp_path: Path) -> None:
     """AutoGPTQ writes them, in Qwen's own checkpoints too."""
     config, tensors, _ = quantised("gptq")
-    config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
     biases = {
         f"model.layers.{layer}.mlp.{name}_proj.bias": numbers((n,), value if layer else 0.0, "F16", "<f2")
         for layer in range(2)
@@ -360,10 +359,9 @@ def test_zero_biases_that_the_architecture_has_not_are_left_out(value: float, tm
 
 def test_a_plain_models_biases_are_not_left_out(tmp_path: Path) -> None:
     _, _, plain = quantised("gptq")
-    config = LLAMA_CONFIG | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
     bias = {"model.layers.0.mlp.up_proj.bias": numbers((128,), 0, "F32", "<f4")}
     with pytest.raises(Unconvertible, match="not one that the architecture"):
-        plan(write_checkpoint(tmp_path / "model", config, {**plain, **bias}))
+        plan(write_checkpoint(tmp_path / "model", LLAMA_CONFIG, {**plain, **bias}))
 
 
 @pytest.mark.parametrize(("layout", "scales", "kind"), [("gptq", "scales", "Q4_0"), ("mlx", "scales", "Q4_1")])

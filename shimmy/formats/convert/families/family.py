@@ -17,14 +17,17 @@ Runs = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A weight, and its bias where there may be one: `#` is a layer, `@` an expert, a letter of the shape a size."""
+    """A weight, and its bias where there is one: `#` is a layer, `@` an expert, a letter of the shape a size.
+
+    What a configuration promises has to be there, and nothing else may be: the engine takes a bias for optional, and
+    computes another model without it.
+    """
 
     source: str
     target: str
     shape: str  # as the checkpoint has it, the row length last
     transform: Transform = Transform.COPY
-    bias: str = "none"  # or optional, or required
-    weight: str = "required"  # or optional
+    bias: str = "none"  # or required, or the setting of config.json that says whether there is one
     # All experts in one tensor: its name, which part of its rows, of how many.
     fused: tuple[str, int, int] | None = None
     turned: str = "never"  # or always, or either: the matrices of `fused` are stored by their columns
@@ -109,7 +112,7 @@ NORMS = (
 
 
 def attention(
-    transform: Transform = Transform.COPY, *, bias: str = "optional", output_bias: str = "none"
+    transform: Transform = Transform.COPY, *, bias: str = "attention_bias", output_bias: str = "none"
 ) -> tuple[Row, ...]:
     return (
         Row("layers.#.self_attn.q_proj", "blk.#.attn_q.weight", "QE", transform, bias),

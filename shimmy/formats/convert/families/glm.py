@@ -164,7 +164,8 @@ def describe_ling2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
 FAMILIES = (
     Family(
         "GLM 4", "glm4", classes("Glm4")[:1], "glm4", _GLM4, SILU, FREE, plain,
-        {"head_dim": 128, "partial_rotary_factor": 0.5, **rope_defaults(1e4, 1.5625e-07)}, rotates_partly=True,
+        {"head_dim": 128, "partial_rotary_factor": 0.5, "attention_bias": True, **rope_defaults(1e4, 1.5625e-07)},
+        rotates_partly=True,
     ),
     Family(
         "GLM 4.5", "glm4_moe", classes("Glm4Moe")[:1], "glm4moe", _GLM4_MOE, SILU, FREE, describe_glm4_moe,

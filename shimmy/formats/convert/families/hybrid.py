@@ -33,6 +33,7 @@ from shimmy.formats.convert.hyperparameters import (
 from shimmy.formats.format_errors import Unconvertible
 
 MAMBA, _ATTENTION, _MLP, _MOE = "mamba", "full_attention", "mlp", "moe"
+_LATENT = "narrow_experts"
 _KINDS = {
     "mamba": MAMBA,
     "linear_attention": MAMBA,
@@ -126,7 +127,7 @@ def _granite_rows(*, has_experts: bool) -> tuple[Row, ...]:
     return (
         *ENDS,
         *NORMS,
-        *(replace(row, layers=_ATTENTION) for row in attention(PERMUTE, output_bias="optional")),
+        *(replace(row, layers=_ATTENTION) for row in attention(PERMUTE, output_bias="attention_bias")),
         *mamba_rows("mamba"),
         Row(f"{shared}.input_linear", f"blk.#.ffn_gate{beside}.weight", "SE", runs=_gates, taken="TE"),
         Row(f"{shared}.input_linear", f"blk.#.ffn_up{beside}.weight", "SE", runs=_ups, taken="TE"),
@@ -209,10 +210,12 @@ _NEMOTRON_EXPERTS = tuple(
             fused=("layers.#.mixer.experts.down_proj", 0, 1)),
         Row("layers.#.mixer.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "SE"),
         Row("layers.#.mixer.shared_experts.down_proj", "blk.#.ffn_down_shexp.weight", "ES"),
-        Row("layers.#.mixer.fc1_latent_proj", "blk.#.ffn_latent_down.weight", "lE", weight="optional"),
-        Row("layers.#.mixer.fc2_latent_proj", "blk.#.ffn_latent_up.weight", "El", weight="optional"),
     )
 )  # fmt: skip
+_NEMOTRON_LATENT = (
+    Row("layers.#.mixer.fc1_latent_proj", "blk.#.ffn_latent_down.weight", "lE", layers=_LATENT),
+    Row("layers.#.mixer.fc2_latent_proj", "blk.#.ffn_latent_up.weight", "El", layers=_LATENT),
+)
 
 
 def nemotron_renamed(values: Hyperparameters) -> Hyperparameters:
@@ -236,6 +239,11 @@ def nemotron_renamed(values: Hyperparameters) -> Hyperparameters:
     ):  # fmt: skip
         changes[name] = values.get(*keys)
     return values.changed(changes)
+
+
+def _nemotron_kinds(values: Hyperparameters) -> list[set[str]]:
+    narrow = set() if values.get("moe_latent_size") is None else {_LATENT}
+    return [{kind, *(narrow if kind == _MOE else ())} for kind in values.names("layer_types") or ()]
 
 
 def describe_nemotron(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -303,10 +311,10 @@ FAMILIES = (
             "Nemotron-H", "nemotron_h", ("NemotronHForCausalLM",), architecture, rows, SILU, frozenset(),
             describe_nemotron, _NEMOTRON_DEFAULTS, prefixes=("backbone.", "model."),
             ignored_prefixes=("mtp.",), renamed=nemotron_renamed,  # layers that only draft, which the engine skips
-            suits=suits,
+            kinds=_nemotron_kinds, suits=suits,
         )
         for architecture, rows, suits in (
-            ("nemotron_h_moe", (*_NEMOTRON, *_NEMOTRON_EXPERTS), _has_nemotron_experts),
+            ("nemotron_h_moe", (*_NEMOTRON, *_NEMOTRON_EXPERTS, *_NEMOTRON_LATENT), _has_nemotron_experts),
             ("nemotron_h", _NEMOTRON, always),
         )
     ),

@@ -41,7 +41,8 @@ from shimmy.formats.convert.hyperparameters import (
 from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
-_LLAMA = (*ENDS, *NORMS, *attention(PERMUTE, output_bias="optional"), *feed_forward("optional"))
+_LLAMA = (*ENDS, *NORMS, *attention(PERMUTE, output_bias="attention_bias"), *feed_forward("mlp_bias"))
+_MISTRAL = (*ENDS, *NORMS, *attention(PERMUTE, bias="none"), *feed_forward())
 
 _MISTRAL_3 = "Mistral3ForConditionalGeneration"
 _EYES = ("vision_tower.", "multi_modal_projector.")
@@ -225,7 +226,7 @@ def describe_olmoe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
 
 
 _DENSE, _SPARSE = "dense", "sparse"
-_ERNIE = (*ENDS, *NORMS, *attention(output_bias="optional"))  # rotated pairs are neighbours
+_ERNIE = (*ENDS, *NORMS, *attention(bias="use_bias", output_bias="use_bias"))  # rotated pairs are neighbours
 _ERNIE_EXPERTS = (
     *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
     Row(
@@ -264,16 +265,16 @@ def describe_ernie_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: d
 FAMILIES = (
     Family("Llama", "llama", classes("Llama"), "llama", _LLAMA, SILU, ALL, plain, rope_defaults()),
     Family(
-        "Mistral", "mistral", (*classes("Mistral"), _MISTRAL_3), "llama", _LLAMA, SILU, ALL, describe_mistral,
+        "Mistral", "mistral", (*classes("Mistral"), _MISTRAL_3), "llama", _MISTRAL, SILU, ALL, describe_mistral,
         rope_defaults(), ignored_prefixes=_EYES,
     ),
     Family(
-        "Ministral 3", "ministral3", ("Ministral3ForCausalLM", _MISTRAL_3), "mistral3", _LLAMA, SILU,
+        "Ministral 3", "ministral3", ("Ministral3ForCausalLM", _MISTRAL_3), "mistral3", _MISTRAL, SILU,
         frozenset(("yarn",)), describe_ministral3, {"head_dim": 128, "rms_norm_eps": 1e-5}, ignored_prefixes=_EYES,
     ),
     Family(
         "Mixtral", "mixtral", classes("Mixtral"), "llama",
-        (*ENDS, *NORMS, *attention(PERMUTE),
+        (*ENDS, *NORMS, *attention(PERMUTE, bias="none"),
          *expert_rows("layers.#.block_sparse_moe.gate", "layers.#.block_sparse_moe.experts", "w1", "w3", "w2")),
         SILU, ALL, describe_mixtral, rope_defaults(1_000_000.0, 1e-5),
     ),
@@ -319,7 +320,7 @@ FAMILIES = (
          Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
          Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
          *attention(), *feed_forward()),
-        SILU, FREE, plain, {"head_dim": 128, **rope_defaults()},
+        SILU, FREE, plain, {"head_dim": 128, "attention_bias": True, **rope_defaults()},
     ),
     Family(
         "Phi-3", "phi3", classes("Phi3"), "phi3",

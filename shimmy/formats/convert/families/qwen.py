@@ -36,6 +36,7 @@ from shimmy.formats.convert.hyperparameters import (
 from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
+_QWEN2 = (*ENDS, *NORMS, *attention(bias="required"), *feed_forward())
 _QWEN3 = (*ENDS, *NORMS, *attention(), *HEAD_NORMS)
 
 _LINEAR, _FULL = "linear_attention", "full_attention"
@@ -245,14 +246,15 @@ _UNUSED = ("mtp.", "visual.")  # a layer that drafts, and eyes
 
 FAMILIES = (
     Family(
-        "Qwen2", "qwen2", classes("Qwen2"), "qwen2", (*ENDS, *NORMS, *attention(), *feed_forward()),
+        "Qwen2", "qwen2", classes("Qwen2"), "qwen2", _QWEN2,
         SILU, FREE, describe_qwen2, rope_defaults(),
     ),
     Family(
-        "Qwen2-MoE", "qwen2_moe", classes("Qwen2Moe"), "qwen2moe", (*ENDS, *NORMS, *attention(), *_EXPERTS),
+        "Qwen2-MoE", "qwen2_moe", classes("Qwen2Moe"), "qwen2moe",
+        (*ENDS, *NORMS, *attention(bias="qkv_bias"), *_EXPERTS),
         SILU, FREE, describe_qwen2_moe,
         {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
-         "shared_expert_intermediate_size": 5632, **rope_defaults()},
+         "shared_expert_intermediate_size": 5632, "qkv_bias": True, **rope_defaults()},
     ),
     Family(
         "Qwen3", "qwen3", classes("Qwen3"), "qwen3", (*_QWEN3, *feed_forward()),
@@ -266,7 +268,7 @@ FAMILIES = (
     *(
         Family(
             title, model_type, (f"{stem}ForConditionalGeneration",), "qwen2",
-            (*ENDS, *NORMS, *attention(), *feed_forward()), SILU, FREE, describe_qwen2,
+            _QWEN2, SILU, FREE, describe_qwen2,
             rope_defaults(1e6, 1e-5), ignored_prefixes=_UNUSED, renamed=vl_renamed,
         )
         for title, stem, name in (("Qwen2-VL", "Qwen2VL", "qwen2_vl"), ("Qwen2.5-VL", "Qwen2_5_VL", "qwen2_5_vl"))

@@ -1,0 +1,48 @@
+"""Biases: those that a configuration promises have to be there, and no others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.formats.convert.families.changed_folders import FILE, changed, check_names_of_tensors, reason, refusal
+from tests.golden.weights import checkpoint, write_safetensors
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2", "seed-oss", "llama-mqa-biases", "granite-biases", "nemotron-h-latent"],
+)
+def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
+    """A Qwen2 without one of its biases was converted, and computed something else."""
+    check_names_of_tensors(family, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "name"),
+    [
+        ("llama-gqa", {"attention_bias": True}, "q_proj.bias"),
+        ("llama-gqa", {"mlp_bias": True}, "gate_proj.bias"),
+        ("granite", {"attention_bias": True}, "q_proj.bias"),
+        ("smollm3", {"attention_bias": True}, "q_proj.bias"),
+        ("qwen3", {"attention_bias": True}, "q_proj.bias"),
+        ("qwen3-moe", {"attention_bias": True}, "q_proj.bias"),
+        ("olmo2", {"attention_bias": True}, "q_proj.bias"),
+        ("glm4-moe", {"attention_bias": True}, "q_proj.bias"),
+        ("granite4-attention", {"attention_bias": True}, "q_proj.bias"),
+        ("ernie45", {"use_bias": True}, "q_proj.bias"),
+    ],
+)
+def test_a_promised_bias_has_to_be_there(family: str, changes: dict[str, Any], name: str, tmp_path: Path) -> None:
+    assert f"{name}` is missing" in reason(family, changes, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral", "mixtral", "qwen3", "granite", "smollm3"])
+def test_a_bias_that_nothing_promises_is_refused(family: str, tmp_path: Path) -> None:
+    """transformers passes over it, and the engine would add it."""
+    folder = changed(family, {}, tmp_path)
+    _, tensors = checkpoint(family, "5")
+    name = "model.layers.0.self_attn.v_proj.bias"
+    rows = tensors[name.replace("bias", "weight")][1][0]
+    write_safetensors(folder / FILE, {**tensors, name: ("F32", (rows,), bytes(4 * rows))})
+    assert "v_proj.bias` is not one that the architecture" in refusal(folder)
