@@ -4,14 +4,16 @@ Where a model writes arguments without quotes, these tell the text `3` from the 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from shimmy.messages.request import Tool
 
 ANY = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
 TEXT = frozenset(("string",))
 NAME_CHARACTERS = 256  # of an argument that no tool names, with what ends it; what is longer is no name
+T = TypeVar("T", bound=Hashable)
+SetOf = Callable[[object], frozenset[T]]
 Types = Mapping[str, Mapping[str, frozenset[str]]]  # by the names of tool and argument
 
 _MAX_DEPTH = 32  # of references and choices inside of each other
@@ -33,10 +35,10 @@ def _of_tool(tool: Tool) -> Iterator[tuple[str, frozenset[str]]]:
     except (ValueError, RecursionError):
         return
     if isinstance(schema, dict):
-        known: dict[int, frozenset[str]] = {}
+        found = types_in(schema)
         yield from ((name, ANY) for name in needed(schema))
         for name, part in properties(schema).items():
-            yield name, types(part, schema, known)
+            yield name, found.of(part) or ANY
 
 
 def properties(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,41 +91,85 @@ def choices(schema: Mapping[str, Any]) -> list[Any]:
     return []
 
 
-def types(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]] | None = None) -> frozenset[str]:
-    """The types that `schema` may allow; all of them where it names none.
+class LeastSets(Generic[T]):
+    """The set that each part of a schema stands for, where parts may lead back to themselves: the least that fits.
 
-    `known` has what was found of parts of `root` already, by their identity: each part is looked at once.
+    `read(part, of)` says it of a part that is no reference; `of` says it of the parts inside. What says nothing, and
+    what lies too deep, stands for `everything`. Each part is read once, or a few times where it leads back.
     """
-    return _types(schema, root, {} if known is None else known, 0)
+
+    def __init__(
+        self,
+        root: Mapping[str, Any],
+        read: Callable[[Mapping[str, Any], "SetOf[T]"], frozenset[T]],
+        everything: frozenset[T],
+    ) -> None:
+        self._root = root
+        self._read = read
+        self._everything = everything
+        self._known: dict[int, frozenset[T]] = {}  # by the identity of parts
+        self._found: dict[int, frozenset[T]] = {}  # the same, not settled yet
+        self._begun: set[int] = set()
+        self._is_settled = False
+
+    def of(self, schema: object) -> frozenset[T]:
+        """The set of `schema`, a part of the root. It is empty where only the part itself says what it stands for."""
+        self._found = {}
+        for _ in range(_MAX_DEPTH):
+            self._begun, self._is_settled = set(), True
+            found = self._of(schema, 0)
+            if self._is_settled:
+                break
+        self._known |= self._found
+        return found
+
+    def _of(self, schema: object, depth: int) -> frozenset[T]:
+        part = resolved(schema, self._root)
+        if not part or depth > _MAX_DEPTH:
+            return frozenset() if schema is False else self._everything
+        key = id(part)
+        if key in self._known:
+            return self._known[key]
+        if key not in self._begun:
+            self._begun.add(key)
+            before = self._found.get(key, frozenset())
+            self._found[key] = before | self._read(part, lambda inner: self._of(inner, depth + 1))
+            self._is_settled = self._is_settled and self._found[key] == before
+        return self._found.get(key, frozenset())
 
 
-def _types(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]], depth: int) -> frozenset[str]:
-    schema = resolved(schema, root)
-    if not schema or depth > _MAX_DEPTH:
-        return ANY
-    if id(schema) not in known:
-        known[id(schema)] = ANY  # for what leads back to itself
-        known[id(schema)] = _named_types(schema, root, known, depth + 1)
-    return known[id(schema)]
+def types_in(root: Mapping[str, Any]) -> LeastSets[str]:
+    """The types that parts of `root` may allow; of a part for which nothing is found it may be `ANY`."""
+    misfits: dict[int, bool] = {}  # by the identity of parts
+
+    def is_misfit(choice: object) -> bool:
+        part = resolved(choice, root)
+        if part and id(part) not in misfits:
+            misfits[id(part)] = _is_misfit(part)
+        return misfits.get(id(part), False)
+
+    def read(part: Mapping[str, Any], of: SetOf[str]) -> frozenset[str]:
+        named = part.get("type")
+        if isinstance(named, str) or (isinstance(named, list) and named):
+            found = frozenset([named] if isinstance(named, str) else filter(ANY.__contains__, named)) & ANY or ANY
+            return listed(part, found)
+        if "const" in part or isinstance(part.get("enum"), list):
+            values = [part["const"]] if "const" in part else part["enum"]
+            return frozenset(map(type_of, values)) or ANY
+        if parts := choices(part):
+            possible = [choice for choice in parts if not is_misfit(choice)] or parts
+            return frozenset().union(*map(of, possible))
+        whole = part.get("allOf")
+        if isinstance(whole, list) and whole:
+            return ANY.intersection(*filter(None, map(of, whole)))
+        return next((frozenset((name,)) for name, words in _OF_TYPE.items() if not part.keys().isdisjoint(words)), ANY)
+
+    return LeastSets(root, read, ANY)
 
 
-def _named_types(
-    schema: Mapping[str, Any], root: Mapping[str, Any], known: dict[int, frozenset[str]], depth: int
-) -> frozenset[str]:
-    named = schema.get("type")
-    if isinstance(named, str) or (isinstance(named, list) and named):
-        found = frozenset([named] if isinstance(named, str) else filter(ANY.__contains__, named)) & ANY or ANY
-        return listed(schema, found)
-    if "const" in schema or isinstance(schema.get("enum"), list):
-        values = [schema["const"]] if "const" in schema else schema["enum"]
-        return frozenset(map(type_of, values)) or ANY
-    if parts := choices(schema):
-        possible = [part for part in parts if not _is_misfit(resolved(part, root))] or parts
-        return frozenset().union(*(_types(part, root, known, depth) for part in possible))
-    whole = schema.get("allOf")
-    if isinstance(whole, list) and whole:
-        return ANY.intersection(*(_types(part, root, known, depth) for part in whole)) or ANY
-    return next((frozenset((name,)) for name, words in _OF_TYPE.items() if not schema.keys().isdisjoint(words)), ANY)
+def types(schema: object, root: Mapping[str, Any]) -> frozenset[str]:
+    """The types that `schema`, a part of `root`, may allow; all of them where it names none."""
+    return types_in(root).of(schema) or ANY
 
 
 def type_of(value: object) -> str:

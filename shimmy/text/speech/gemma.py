@@ -20,7 +20,7 @@ from shimmy.text.speech.argument_types import (
     listed,
     listed_values,
     resolved,
-    types,
+    types_in,
 )
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, limit, members, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
@@ -145,7 +145,7 @@ class _Arguments:
         self._grammar = grammar
         self._name = name
         self._root = root
-        self._types: dict[int, frozenset[str]] = {}
+        self._types = types_in(root)
         self._rules: dict[int, str] = {}  # of what is referred to, by its identity
         self._unwritten: list[tuple[str, Mapping[str, Any]]] = []  # of these
 
@@ -203,7 +203,7 @@ class _Arguments:
         return self._rules[id(part)]
 
     def _by_type(self, name: str, part: Mapping[str, Any], depth: int) -> Iterator[str]:
-        grammar, allowed = self._grammar, listed(part, types(part, self._root, self._types))
+        grammar, allowed = self._grammar, listed(part, self._types.of(part) or ANY)
         if "string" in allowed:
             yield f"{grammar.text(QUOTE)} {text_to(grammar, name, part, QUOTE)}"
         if plain := allowed & {"number", "integer", "boolean", "null"}:

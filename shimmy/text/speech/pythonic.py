@@ -17,6 +17,8 @@ from shimmy.text.speech.argument_types import (
     ANY,
     NAME_CHARACTERS,
     TEXT,
+    LeastSets,
+    SetOf,
     as_json,
     choices,
     listed,
@@ -26,7 +28,7 @@ from shimmy.text.speech.argument_types import (
     properties,
     resolved,
     type_of,
-    types,
+    types_in,
 )
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, members
 
@@ -69,7 +71,6 @@ def _written(value: object) -> str:
 # -- forcing it
 
 _CONSTANTS = frozenset(("boolean", "null"))
-_MAX_DEPTH = 32  # of choices inside of each other
 _SHAPED = ("enum", "const", "pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "$ref")
 
 
@@ -81,7 +82,7 @@ def unenforced(schema: Mapping[str, Any]) -> list[str]:
 def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any]) -> str:
     """The arguments of a tool with this schema, as the body of the rule `name`."""
     known, required = properties(schema), needed(schema)
-    found: dict[int, frozenset[str]] = {}  # types of parts of the schema
+    found = types_in(schema), _constants_in(schema)
     rules = []
     for index, key in enumerate([*known, *sorted(required - known.keys())]):
         part = known.get(key, True)
@@ -98,14 +99,17 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any])
 
 
 def _values(
-    grammar: GrammarWriter, schema: object, root: Mapping[str, Any], found: dict[int, frozenset[str]]
+    grammar: GrammarWriter,
+    schema: object,
+    root: Mapping[str, Any],
+    found: tuple[LeastSets[str], LeastSets[bool | None]],
 ) -> Iterator[str]:
     """The ways to write a value: as JSON, but for the names of Python's constants, and strings in single quotes.
 
-    `found` is what `types` has found of parts of `root`.
+    `found` are the types of parts of `root`, and the constants that they allow.
     """
     part = schema if isinstance(schema, Mapping) else {}
-    named = types(part, root, found)
+    named = found[0].of(part) or ANY
     allowed = listed(part, named)
     if rest := sorted(allowed - _CONSTANTS):
         kinds = {} if set(rest) == named and named != ANY else {"type": rest}
@@ -113,28 +117,26 @@ def _values(
     if "string" in allowed and part.keys().isdisjoint(_SHAPED):
         grammar.rule("QUOTED", r"/'([^'\\\x00-\x1f]|\\['\\nt])*'/")
         yield "QUOTED"
-    for value, name in _NAMES.items():
-        if type_of(value) in allowed and _may_be(value, schema, root, {}):
-            yield json.dumps(name)
+    constants = found[1].of(schema)
+    yield from (json.dumps(name) for value, name in _NAMES.items() if value in constants and type_of(value) in allowed)
 
 
-def _may_be(
-    value: bool | None, schema: object, root: Mapping[str, Any], known: dict[int, bool], depth: int = 0
-) -> bool:
-    """Whether a schema allows one of Python's constants. `known` has what was found of its parts, by their identity."""
-    part = resolved(schema, root)
-    if not part or depth > _MAX_DEPTH:
-        return schema is not False
-    if id(part) not in known:
-        known[id(part)] = False  # for what leads back to itself
+def _constants_in(root: Mapping[str, Any]) -> LeastSets[bool | None]:
+    """Which of Python's constants parts of `root` allow."""
+
+    def read(part: Mapping[str, Any], of: SetOf[bool | None]) -> frozenset[bool | None]:
         kinds, values, parts, whole = part.get("type"), listed_values(part), choices(part), part.get("allOf")
-        known[id(part)] = (
-            (not isinstance(kinds, str | list) or type_of(value) in ([kinds] if isinstance(kinds, str) else kinds))
+        found = frozenset(
+            value
+            for value in _NAMES
+            if (not isinstance(kinds, str | list) or type_of(value) in ([kinds] if isinstance(kinds, str) else kinds))
             and (values is None or any(value is one for one in values))
-            and (not parts or any(_may_be(value, one, root, known, depth + 1) for one in parts))
-            and (not isinstance(whole, list) or all(_may_be(value, one, root, known, depth + 1) for one in whole))
         )
-    return known[id(part)]
+        if parts:
+            found &= frozenset().union(*map(of, parts))
+        return found.intersection(*map(of, whole)) if isinstance(whole, list) else found
+
+    return LeastSets(root, read, frozenset(_NAMES))
 
 
 # -- reading it

@@ -6,7 +6,7 @@ and reading it back as JSON. Knows the marks of a ToolFormat; no model by name, 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, takewhile
 from typing import Any
@@ -18,6 +18,8 @@ from shimmy.text.speech.argument_types import (
     ANY,
     NAME_CHARACTERS,
     TEXT,
+    LeastSets,
+    SetOf,
     allows,
     as_json,
     choices,
@@ -27,7 +29,7 @@ from shimmy.text.speech.argument_types import (
     odd_names,
     properties,
     resolved,
-    types,
+    types_in,
 )
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
@@ -115,17 +117,24 @@ _NOTES = frozenset(("title", "description", "$schema", "$id", "$comment", "examp
 def unenforced(schema: Mapping[str, Any]) -> list[str]:
     """The parts of a tool's schema that the grammar of this way of writing leaves to the model, in words."""
     lost = [f"`{keyword}` at `#`" for keyword in RELATING if keyword in resolved(schema, schema)]
-    known: dict[int, frozenset[str]] = {}
+    found = _unenforced_in(schema)
     for name, part in properties(schema).items():
-        lost += [f"`{keyword}` at `#/properties/{name}`" for keyword in _unenforced_of_text(part, schema, known)]
+        lost += [f"`{keyword}` at `#/properties/{name}`" for keyword in found.of(part)]
     return sorted(lost)
 
 
-def _unenforced_of_text(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]]) -> Iterator[str]:
-    for part in _branches(schema, root, known):
-        if "string" in types(part, root, known):
-            yield from (keyword for keyword in ("format", "allOf", "not", "if") if keyword in part)
-            yield from unenforced_of_text(part)
+def _unenforced_in(root: Mapping[str, Any]) -> LeastSets[str]:
+    """The keywords about strings, in parts of `root`, that are left to the model."""
+    kinds = types_in(root)
+
+    def read(part: Mapping[str, Any], of: SetOf[str]) -> frozenset[str]:
+        if "string" not in (kinds.of(part) or ANY):
+            return frozenset()
+        if _is_choice(part):
+            return frozenset().union(*map(of, choices(part)))
+        return frozenset(("format", "allOf", "not", "if")).intersection(part).union(unenforced_of_text(part))
+
+    return LeastSets(root, read, frozenset())
 
 
 def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> str:
@@ -136,6 +145,7 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any],
     """
     known, required = properties(schema), needed(schema)
     more = resolved(schema, schema).get("additionalProperties", not known)
+    values = _Values(grammar, name, schema, form)
     parts = []
     for index, key in enumerate([*known, *sorted(required - known.keys())]):
         part = known.get(key, {})
@@ -143,14 +153,13 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any],
             continue
         rule = f"{name}_{index}"
         head = f"{grammar.text(form.key_start)} {json.dumps(key)} {grammar.text(form.key_end)}"
-        grammar.rule(rule, f"{head} ({' | '.join(_values(grammar, rule, part, schema, form))})")
+        grammar.rule(rule, f"{head} {values.rule(part)}")
         parts.append(rule if key in required else f"{rule}?")
     if more is not False:
         rule = f"{name}_more"
         key = f"KEY {grammar.text(form.key_end)}"
         grammar.rule("KEY", r"/[\w.:\-]{1,64}/")
-        values = " | ".join(_values(grammar, rule, more, schema, form))
-        grammar.rule(rule, f"{grammar.text(form.key_start)} {key} ({values})")
+        grammar.rule(rule, f"{grammar.text(form.key_start)} {key} {values.rule(more)}")
         parts.append(f"{rule}*")
     return " ".join(parts) or '""'
 
@@ -162,18 +171,53 @@ def text_rule(grammar: GrammarWriter, key: str, lark: str, form: ToolFormat) -> 
     return f"{head} {grammar.text(start)} %lark {{\n{lark}\n}} {grammar.text(end)}"
 
 
-def _values(
-    grammar: GrammarWriter, name: str, schema: object, root: Mapping[str, Any], form: ToolFormat
-) -> Iterator[str]:
-    """The ways to write a value, from behind `key_end` to `value_end`."""
-    known: dict[int, frozenset[str]] = {}
-    read_as = types(schema, root)
-    for index, part in enumerate(_branches(schema, root, known)):
-        named = types(part, root, known)
+class _Values:
+    """Writes the rules of one tool's values, from behind `key_end` to `value_end`. Those of each part are written once,
+    however many arguments and choices refer to it."""
+
+    def __init__(self, grammar: GrammarWriter, name: str, root: Mapping[str, Any], form: ToolFormat) -> None:
+        """`name` begins the names of rules."""
+        self._grammar = grammar
+        self._name = name
+        self._root = root
+        self._form = form
+        self._types = types_in(root)
+        self._rules: dict[tuple[int, frozenset[str]], str] = {}  # by the part, and as what its value is read
+        self._unwritten: list[tuple[str, Mapping[str, Any], frozenset[str]]] = []  # of these
+
+    def rule(self, schema: object) -> str:
+        """The name of the rule for the values of an argument."""
+        name = self._rule_of(schema, self._types.of(schema) or ANY)
+        while self._unwritten:
+            rule, part, read_as = self._unwritten.pop()
+            self._grammar.rule(rule, " | ".join(self._values(rule, part, read_as)))
+        return name
+
+    def _rule_of(self, schema: object, read_as: frozenset[str]) -> str:
+        part = resolved(schema, self._root)
+        key = id(part) if part else 0, read_as
+        if key not in self._rules:
+            self._rules[key] = f"{self._name}_value{len(self._rules)}"
+            self._unwritten.append((self._rules[key], part, read_as))
+        return self._rules[key]
+
+    def _values(self, rule: str, part: Mapping[str, Any], read_as: frozenset[str]) -> Iterable[str]:
+        """The ways to write a value of `part`; choices by themselves where strings are among them."""
+        found = self._types.of(part)
+        if "string" in found and _is_choice(part):
+            possible = (
+                choice for choice in choices(part) if self._types.of(choice)
+            )  # others say nothing but themselves
+            return dict.fromkeys(self._rule_of(choice, read_as) for choice in possible)
+        return self._plain(rule, part, found or ANY, read_as)
+
+    def _plain(
+        self, rule: str, part: Mapping[str, Any], named: frozenset[str], read_as: frozenset[str]
+    ) -> Iterator[str]:
+        grammar, form = self._grammar, self._form
         if not form.json_mark:
-            part = _without_ambiguous(part, read_as)  # noqa: PLW2901 - the same branch
+            part = _without_ambiguous(part, read_as)
         allowed = listed(part, named)
-        rule = f"{name}_{index}"
         if "string" in allowed:
             yield from (f"{grammar.text(form.text_mark)} {text}".strip() for text in _texts(grammar, rule, part, form))
             if not form.json_mark:  # what is no text is told from texts by the types alone
@@ -182,8 +226,13 @@ def _values(
                         yield f"{json.dumps(json.dumps(value))} {grammar.text(form.value_end)}"
         if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
             value = {**part, **({} if others == named else {"type": sorted(others)})}
-            json_rule = grammar.json(value, root)
-            yield f"{grammar.text(form.json_mark)} {json_rule} {grammar.text(form.value_end)}".strip()
+            pieces = grammar.text(form.json_mark), grammar.json(value, self._root), grammar.text(form.value_end)
+            yield " ".join(pieces).strip()
+
+
+def _is_choice(part: Mapping[str, Any]) -> bool:
+    """Whether a schema says nothing but which schemas its values may follow."""
+    return bool(choices(part)) and part.keys() <= _NOTES | {"anyOf", "oneOf"}
 
 
 def _without_ambiguous(part: Mapping[str, Any], read_as: frozenset[str]) -> Mapping[str, Any]:
@@ -216,25 +265,6 @@ def _texts(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: T
             yield f"{grammar.text(form.quote_start)} {text}"
         else:
             yield text_to(grammar, name, part, form.value_end, _PLAIN)
-
-
-def _branches(schema: object, root: Mapping[str, Any], known: dict[int, frozenset[str]]) -> list[Mapping[str, Any]]:
-    """The schemas of which a value follows one, each once, without choices where strings are among them."""
-    whole = resolved(schema, root)
-    found, pending, seen = [], [whole], set[int]()
-    while pending:
-        part = pending.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        is_choice = (
-            choices(part) and part.keys() <= _NOTES | {"anyOf", "oneOf"} and "string" in types(part, root, known)
-        )
-        if is_choice:
-            pending += [resolved(choice, root) for choice in reversed(choices(part))]
-        else:
-            found.append(part)
-    return found or [whole]
 
 
 # -- reading it

@@ -7,9 +7,14 @@ import pytest
 
 from shimmy.messages.request import Tool
 from shimmy.text.speech import argument_types as module
-from shimmy.text.speech.argument_types import ANY, TEXT, argument_types, as_json
+from shimmy.text.speech.argument_types import ANY, TEXT, argument_types, as_json, types_in
 
-DEFINITIONS = {"name": {"type": "string"}, "ring": {"$ref": "#/$defs/ring"}}
+DEFINITIONS = {
+    "name": {"type": "string"},
+    "ring": {"$ref": "#/$defs/ring"},
+    "here": {"anyOf": [{"$ref": "#/$defs/there"}, {"type": "null"}]},
+    "there": {"anyOf": [{"$ref": "#/$defs/here"}, {"type": "object"}]},
+}
 
 
 def types_of(schema: object) -> frozenset[str]:
@@ -24,6 +29,8 @@ def types_of(schema: object) -> frozenset[str]:
         ({"type": ["string", "null"]}, TEXT | {"null"}),
         ({"$ref": "#/$defs/name"}, TEXT),
         ({"$ref": "#/$defs/ring"}, ANY),
+        ({"$ref": "#/$defs/here"}, {"null", "object"}),
+        ({"$ref": "#/$defs/there"}, {"null", "object"}),
         ({"$ref": "elsewhere.json"}, ANY),
         ({"enum": ["a", "b"]}, TEXT),
         ({"enum": ["a", None]}, TEXT | {"null"}),
@@ -41,6 +48,13 @@ def types_of(schema: object) -> frozenset[str]:
 )  # fmt: skip
 def test_the_types_of_an_argument(schema: Any, expected: frozenset[str]) -> None:
     assert types_of(schema) == expected
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+def test_definitions_that_refer_to_each_other_have_the_same_types_whichever_is_asked_for_first(first: str) -> None:
+    found = types_in({"$defs": DEFINITIONS})
+    for name in (first, "here", "there"):
+        assert found.of({"$ref": f"#/$defs/{name}"}) == {"null", "object"}
 
 
 @pytest.mark.parametrize(

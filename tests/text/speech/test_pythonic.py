@@ -123,3 +123,16 @@ def test_the_types_of_a_definition_are_looked_at_once_for_all_arguments() -> Non
     begun_s = thread_time()
     arguments_rule(Rules(), "arguments", {"type": "object", "properties": known, "$defs": {"d": listed}})
     assert thread_time() - begun_s < 0.7
+
+
+def test_definitions_that_refer_to_each_other_keep_their_constants() -> None:
+    """The second of them lost what the first allows."""
+    here = {"anyOf": [{"$ref": "#/$defs/there"}, {"const": None}]}
+    there = {"anyOf": [{"$ref": "#/$defs/here"}, {"const": True}]}
+    known = {"a": {"$ref": "#/$defs/here"}, "b": {"$ref": "#/$defs/there"}}
+    rules = Rules()
+    arguments_rule(rules, "arguments", {"properties": known, "$defs": {"here": here, "there": there}})
+    for name in ("arguments_0", "arguments_1"):
+        assert '"None"' in rules.found[name]
+        assert '"True"' in rules.found[name]
+        assert '"False"' not in rules.found[name]
