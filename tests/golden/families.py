@@ -31,7 +31,7 @@ ROUTER_GAP = 0.006  # ten times what the rounding of an F16 KV cache moves
 ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
-    "NomicRouter", "LingGate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
+    "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
 }  # fmt: skip
 SAME = 5e-5  # how far two versions of transformers may be apart
 
@@ -381,6 +381,11 @@ LING2 = COMMON | {
     "score_function": "sigmoid", "moe_router_enable_expert_bias": True, "use_qk_norm": True, "use_bias": False,
     "use_qkv_bias": False, "hidden_act": "silu", "num_nextn_predict_layers": 0, "use_rmsnorm": True,
 }  # fmt: skip
+LING1 = COMMON | {
+    "head_dim": 32, "rope_theta": 5000.0, "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "num_experts": 6,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_shared_experts": 2, "norm_topk_prob": True,
+    "use_bias": False, "use_qkv_bias": False, "hidden_act": "silu", "norm_head": False, "norm_softmax": False,
+}  # fmt: skip
 
 
 def yarn(scale: float) -> dict[str, Any]:
@@ -580,6 +585,10 @@ FAMILIES = {
     ),
     "olmoe": Family(**decoder("Olmoe", **OLMOE), seed="olmoe-3"),
     "ernie-moe": Family(**decoder("Ernie4_5_Moe", **ERNIE_MOE), only="5", seed="ernie-moe-8"),
+    "ling1": Family("Ling1ForCausalLM", LING1, only="5"),
+    "ling1-shares": Family(
+        "Ling1ForCausalLM", LING1 | {"norm_topk_prob": False}, only="5", seed="ling1-shares-15"
+    ),
     "ling2": Family("LingForCausalLM", LING2, only="5", seed="ling2-13"),
     "qwen2-moe": Family(**decoder("Qwen2Moe", **SHARED, norm_topk_prob=False), seed="qwen2-moe-3"),
     "minimax-m2": Family(

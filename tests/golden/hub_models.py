@@ -240,11 +240,16 @@ class NomicMoeModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=states)
 
 
-# -- Ling 2 and Ring 2: inclusionAI/Ling-mini-2.0 ---------------------------------------------------------------------
+# -- Ling 1 and 2, Ring 1 and 2: inclusionAI/Ling, inclusionAI/Ling-mini-2.0 ------------------------------------------
 
 
 class LingConfig(PretrainedConfig):
     model_type = "bailing_moe"
+    is_first = False
+
+
+class Ling1Config(LingConfig):
+    is_first = True
 
 
 class LingNorm(nn.Module):
@@ -262,11 +267,15 @@ class LingAttention(nn.Module):
         self.n_heads, self.n_key_heads, self.size = (
             config.num_attention_heads, config.num_key_value_heads, config.head_dim,
         )  # fmt: skip
-        self.base, self.n_rotated = config.rope_theta, int(config.head_dim * config.partial_rotary_factor)
+        self.base, self.n_rotated = config.rope_theta, self.size
+        if not config.is_first:
+            self.n_rotated = int(self.size * config.partial_rotary_factor)
         n = self.n_heads + 2 * self.n_key_heads
         self.query_key_value = nn.Linear(config.hidden_size, n * self.size, bias=False)
         self.dense = nn.Linear(self.n_heads * self.size, config.hidden_size, bias=False)
-        self.query_layernorm, self.key_layernorm = (LingNorm(self.size, config.rms_norm_eps) for _ in range(2))
+        self.query_layernorm, self.key_layernorm = (
+            nn.Identity() if config.is_first else LingNorm(self.size, config.rms_norm_eps) for _ in range(2)
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         parts = heads(self.query_key_value(states), self.n_heads + 2 * self.n_key_heads)
@@ -312,10 +321,25 @@ class LingGate(nn.Module):
         return logits, self.scale * shares / shares.sum(-1, keepdim=True)
 
 
+class Ling1Gate(nn.Module):
+    """The same of the best of all, by a softmax."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.top_k, self.is_normed = config.num_experts_per_tok, config.norm_topk_prob
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        logits = nn.functional.linear(states[0], self.weight)
+        best = logits.softmax(-1).topk(self.top_k)
+        shares = torch.zeros_like(logits).scatter(-1, best.indices, best.values)
+        return logits, shares / shares.sum(-1, keepdim=True) if self.is_normed else shares
+
+
 class LingMoe(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.gate = LingGate(config)
+        self.gate = Ling1Gate(config) if config.is_first else LingGate(config)
         self.experts = nn.ModuleList(LingMlp(config, config.moe_intermediate_size) for _ in range(config.num_experts))
         self.shared_experts = LingMlp(config, config.moe_intermediate_size * config.num_shared_experts)
 
@@ -361,3 +385,8 @@ class LingForCausalLM(PreTrainedModel):
         for layer in self.model.layers:
             states = layer(states)
         return CausalLMOutput(logits=self.lm_head(self.model.norm(states)))
+
+
+class Ling1ForCausalLM(LingForCausalLM):
+    on_the_hub: ClassVar[list[str]] = ["BailingMoeForCausalLM"]
+    config_class: ClassVar[Any] = Ling1Config

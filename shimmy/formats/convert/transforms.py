@@ -105,7 +105,7 @@ def single_number(tensor: CheckpointTensor, reader: TensorReader) -> float:
 
 def _arranged(piece: TensorSlice, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     if output.transform is Transform.PERMUTE:
-        return _permuted(piece.tensor, output.n_heads, reader)
+        return _permuted(piece, output.n_heads, reader)
     if output.transform is Transform.TRANSPOSE:
         return _transposed(TensorSlice(piece.tensor, 0, piece.tensor.n_bytes), output.info.shape[1], reader)
     if output.transform is Transform.TRANSPOSE_RUNS or piece.is_turned:
@@ -146,19 +146,20 @@ def _with_columns(
         yield mixed[:size]
 
 
-def _permuted(tensor: CheckpointTensor, n_heads: int, reader: TensorReader) -> Iterator[memoryview]:
+def _permuted(piece: TensorSlice, n_heads: int, reader: TensorReader) -> Iterator[memoryview]:
     """`w.reshape(n_heads, 2, n_rows // n_heads // 2, -1).swapaxes(1, 2)`, as llama.cpp's converter does it."""
-    n_rows = tensor.shape[0]
-    row_bytes = tensor.n_bytes // n_rows
+    tensor = piece.tensor
+    row_bytes = tensor.n_bytes // tensor.shape[0]
+    n_rows = piece.n_bytes // row_bytes
     n_half = n_rows // n_heads // 2
     n_pairs = max(1, min(n_half, CHUNK_BYTES // 2 // row_bytes))
     halves = memoryview(bytearray(2 * n_pairs * row_bytes))
     mixed = memoryview(bytearray(2 * n_pairs * row_bytes))
-    for head_row in range(0, n_rows, 2 * n_half):
+    for head_start in range(piece.start, piece.start + piece.n_bytes, 2 * n_half * row_bytes):
         for pair in range(0, n_half, n_pairs):
             n_bytes = min(n_pairs, n_half - pair) * row_bytes
-            reader.read(tensor, (head_row + pair) * row_bytes, halves[:n_bytes])
-            reader.read(tensor, (head_row + n_half + pair) * row_bytes, halves[n_bytes : 2 * n_bytes])
+            reader.read(tensor, head_start + pair * row_bytes, halves[:n_bytes])
+            reader.read(tensor, head_start + (n_half + pair) * row_bytes, halves[n_bytes : 2 * n_bytes])
             for start in range(0, n_bytes, row_bytes):
                 middle, end = 2 * start + row_bytes, 2 * start + 2 * row_bytes
                 mixed[2 * start : middle] = halves[start : start + row_bytes]

@@ -25,7 +25,7 @@ def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int,
 
 @pytest.mark.parametrize("layout", ["fp8-tensor", "pack-quantized", "mxfp4"])
 @pytest.mark.parametrize("family", [
-    "qwen3-next", "qwen35", "ministral3", "glm4-moe", "gemma4", "deepseek2-lite", "deepseek3",
+    "qwen3-next", "qwen35", "ministral3", "glm4-moe", "gemma4", "deepseek2-lite", "deepseek3", "ling1",
 ])  # fmt: skip
 def test_each_weight_is_where_it_would_be_without(family: str, layout: str, tmp_path: Path) -> None:
     check_weights(*write_both(family, layout, tmp_path))

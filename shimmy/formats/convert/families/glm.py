@@ -1,5 +1,6 @@
-"""GLM 4, and mixtures of experts ranked by sigmoids and a number of each: GLM 4.5 to 4.7, MiniMax M2, Ling 2."""
+"""GLM 4; GLM 4.5 to 4.7, MiniMax M2 and Ling 2, whose experts are ranked by sigmoids and a number of each; Ling 1."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from shimmy.formats.convert.families.family import (
@@ -7,9 +8,11 @@ from shimmy.formats.convert.families.family import (
     FREE,
     HEAD_NORMS,
     NORMS,
+    PERMUTE,
     SILU,
     Family,
     Row,
+    Runs,
     attention,
     classes,
     expert_rows,
@@ -123,10 +126,13 @@ def describe_minimax_m2(draft: MetadataBuilder, values: Hyperparameters, sizes: 
     draft.integer("expert_gating_func", SIGMOID)
 
 
-_LING2 = (
+_LING_ENDS = (
     Row("word_embeddings", "token_embd.weight", "VE"),
     Row("norm", "output_norm.weight", "E"),
     Row("lm_head", "output.weight", "VE"),
+)
+_LING2 = (
+    *_LING_ENDS,
     *NORMS,
     Row("layers.#.attention.query_key_value", "blk.#.attn_qkv.weight", "AE"),
     Row("layers.#.attention.query_layernorm", "blk.#.attn_q_norm.weight", "D"),
@@ -136,6 +142,46 @@ _LING2 = (
     *(replace(row, layers=_SPARSE) for row in _ROUTED),
     Row("layers.#.mlp.gate.expert_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True, layers=_SPARSE),
 )
+
+
+def _queries(sizes: Mapping[str, int]) -> Runs:
+    return ((0, sizes["Q"]),)
+
+
+def _keys(sizes: Mapping[str, int]) -> Runs:
+    return ((sizes["Q"], sizes["K"]),)
+
+
+def _values(sizes: Mapping[str, int]) -> Runs:
+    return ((sizes["Q"] + sizes["K"], sizes["K"]),)
+
+
+_FUSED = "layers.#.attention.query_key_value"
+_LING1 = (
+    *_LING_ENDS,
+    *NORMS,
+    Row(_FUSED, "blk.#.attn_q.weight", "QE", PERMUTE, runs=_queries, taken="AE"),
+    Row(_FUSED, "blk.#.attn_k.weight", "KE", PERMUTE, runs=_keys, taken="AE"),
+    Row(_FUSED, "blk.#.attn_v.weight", "KE", runs=_values, taken="AE"),
+    Row("layers.#.attention.dense", "blk.#.attn_output.weight", "EQ"),
+    *_ROUTED,
+)
+
+
+def describe_ling1(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    for key in ("use_bias", "use_qkv_bias", "tie_word_embeddings", "norm_head", "norm_softmax", "use_sliding_window"):
+        values.require(key, False, default=False)
+    values.require("first_k_dense_replace", 0, default=0)
+    experts(draft, values, sizes, "num_experts")
+    width = sizes["M"] = values.integer("moe_intermediate_size")
+    n_shared = values.integer("num_shared_experts", maximum=MAX_WIDTH // width)
+    sizes["Y"] = n_shared * width
+    is_normed = values.flag("norm_topk_prob", default=True)
+    if is_normed and values.get("num_experts_per_tok") == 1:  # its share is as it is then, and 1 for the engine
+        raise wrong("num_experts_per_tok", 1)
+    draft.integer("expert_feed_forward_length", width)
+    draft.integer("expert_shared_count", n_shared)
+    draft.flag("expert_weights_norm", is_normed)
 
 
 def describe_ling2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -179,6 +225,10 @@ FAMILIES = (
         describe_minimax_m2,
         {"head_dim": 128, "num_local_experts": 256, "num_experts_per_tok": 8, **rope_defaults(5e6)},
         rotates_partly=True, renamed=minimax_m2_renamed,
+    ),
+    Family(
+        "Ling 1", "bailing_moe", ("BailingMoeForCausalLM", "BailingMoeModel"), "bailingmoe", _LING1, SILU,
+        frozenset(("linear", "dynamic")), describe_ling1, {"use_bias": True, **rope_defaults(1e4, 1e-5)},
     ),
     *(
         Family(

@@ -1,4 +1,4 @@
-"""Ling 2: experts in groups, and what is refused of it."""
+"""Ling 1, and Ling 2 with its experts in groups, and what is refused of them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from tests.formats.convert.families.changed_folders import changed, check_names_
 from tests.golden.weights import checkpoint, write_folder, write_safetensors
 
 
-def test_each_tensor_is_needed(tmp_path: Path) -> None:
-    check_names_of_tensors("ling2", tmp_path)
+@pytest.mark.parametrize("family", ["ling1", "ling2"])
+def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
+    check_names_of_tensors(family, tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["bailing_moe", "bailing_moe_v2"])
@@ -32,7 +33,7 @@ def test_a_drafting_layer_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"architectures": ["BailingMoeForCausalLM"]}, "BailingMoeForCausalLM"),
+        ({"architectures": ["BailingMoeForCausalLM"]}, "partial_rotary_factor"),
         ({"score_function": "softmax"}, "score_function"),
         ({"norm_topk_prob": False}, "norm_topk_prob"),
         ({"moe_router_enable_expert_bias": False}, "moe_router_enable_expert_bias"),
@@ -53,3 +54,27 @@ def test_a_drafting_layer_is_passed_over(tmp_path: Path) -> None:
 )
 def test_another_one_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
     assert word in reason("ling2", changes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"use_bias": True}, "use_bias"),
+        ({"use_bias": ...}, "use_bias"),
+        ({"use_qkv_bias": True}, "use_qkv_bias"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"norm_head": True}, "norm_head"),
+        ({"norm_softmax": True}, "norm_softmax"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"first_k_dense_replace": 1}, "first_k_dense_replace"),
+        ({"num_experts_per_tok": 1}, "num_experts_per_tok"),
+        ({"num_shared_experts": 0}, "num_shared_experts"),
+        ({"num_shared_experts": 1}, "shape"),
+        ({"num_experts": 7}, "shape"),
+        ({"num_attention_heads": 8}, "shape"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_parameters": ...}, "yarn"),
+    ],
+    ids=str,
+)
+def test_another_first_one_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    assert word in reason("ling1", changes, tmp_path)
