@@ -62,6 +62,11 @@ def _operations() -> Iterator[tuple[str, Any]]:
         strings = _bytes(bits, 4 * 5 * bits * 3).view(np.uint32).reshape(5, -1)
         for n in (96, 95):
             yield f"{n} codes of {bits} bits", loops.bit_string(strings, bits, n)
+    for bits in (3, 5, 6, 7):
+        yield (
+            f"codes of {bits} bits in planes",
+            loops.bit_planes(_bytes(bits, 60 * bits).view(np.uint32).reshape(5, -1), bits),
+        )
     for code_type in (np.int8, np.int16):
         name = np.dtype(code_type).name
         codes = _bytes(1, 6 * 96 * np.dtype(code_type).itemsize).view(code_type).reshape(6, 96)

@@ -169,6 +169,21 @@ def mlx(random: np.random.Generator, n_rows: int, n_columns: int, *, bits: int =
     return stored, (codes * wide[0] + wide[1]).astype(np.float32)
 
 
+def mlx_nvfp4(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Stored, Floats]:
+    codes, packed = _four_bits(random, n_rows, n_columns)
+    small = random.integers(0x02, 0x0A, (n_rows, n_columns // 16)).astype(np.uint8)
+    stored = {"weight": _weights(packed.view("<u4"), "U32"), "scales": _weights(small, "U8")}
+    return stored, _E2M1[codes] * np.repeat(_E4M3[small], 16, 1)
+
+
+def mlx_mxfp8(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Stored, Floats]:
+    codes = _fp8_codes(random, n_rows, n_columns)
+    exponents = random.integers(119, 122, (n_rows, n_columns // 32)).astype(np.uint8)
+    stored = {"weight": _weights(codes.view("<u4"), "U32"), "scales": _weights(exponents, "U8")}
+    scales = (2.0 ** (exponents.astype(np.float64) - 127)).astype(np.float32)
+    return stored, _E4M3[codes] * np.repeat(scales, 32, 1)
+
+
 def _compressed(layout: str, **weights: Any) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
     return {
@@ -202,6 +217,8 @@ LAYOUTS: Mapping[str, tuple[Layout, dict[str, Any]]] = {
     ),
     "nf4": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
     "mlx": (mlx, {"bits": 4, "group_size": 32}),
+    "mlx-mxfp8": (mlx_mxfp8, {"bits": 8, "group_size": 32, "mode": "mxfp8"}),
+    "mlx-nvfp4": (mlx_nvfp4, {"bits": 4, "group_size": 16, "mode": "nvfp4"}),
 }  # fmt: skip
 
 
@@ -214,14 +231,14 @@ def quantised(layout: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Wei
     plain["lm_head.weight"] = _weights(head * np.float32(0.2), "F32")  # logits of the size that models have
     stored: dict[str, Weights] = {}
     for name, tensor in list(plain.items()):
-        if len(tensor.shape) != 2 or (not name.startswith("model.layers.") and layout != "mlx"):
+        if len(tensor.shape) != 2 or not (name.startswith("model.layers.") or layout.startswith("mlx")):
             stored[name] = tensor
             continue
         n_rows, n_columns = tensor.shape
         parts, read = write(random, n_rows, n_columns)
         stored |= {f"{name.removesuffix('weight')}{part}": weights for part, weights in parts.items()}
         plain[name] = _weights(read.astype(np.float32), "F32")
-    keys = ("quantization", "quantization_config") if layout == "mlx" else ("quantization_config",)
+    keys = ("quantization", "quantization_config") if layout.startswith("mlx") else ("quantization_config",)
     return {**LLAMA_CONFIG, **dict.fromkeys(keys, settings)}, stored, plain
 
 

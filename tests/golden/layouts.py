@@ -24,8 +24,9 @@ import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-from gptqmodel.quantization import QuantizeConfig
+from gptqmodel.quantization import FORMAT, QuantizeConfig
 from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+from modelopt.torch.quantization.qtensor.mxfp8_tensor import MXFP8QTensor
 from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
@@ -111,6 +112,15 @@ def compressed_cases() -> Iterator[Case]:
         "ct-nvfp4", "nvfp4-pack-quantized", settings, QuantizationArgs(**settings), w,
         {"weight_scale": scale, "weight_global_scale": whole},
     )  # fmt: skip
+    w = weight(32, 64)
+    settings = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+    exponents = (w.reshape(32, -1, 32).abs().amax(2) / 448).log2().ceil()
+    args = QuantizationArgs(**{**settings, "scale_dtype": torch.uint8})
+    yield compressed("ct-mxfp8", "mxfp8-quantized", settings, args, w, {"weight_scale": 2.0**exponents})
+    settings = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}
+    scale = (w.reshape(32, -1, 32).abs().amax(2) / 448).bfloat16()
+    args = QuantizationArgs(**settings)
+    yield compressed("ct-fp8-group", "float-quantized", settings, args, w, {"weight_scale": scale})
 
 
 def compressed(
@@ -179,6 +189,14 @@ def mlx_cases() -> Iterator[Case]:
             tensors[key] = torch.from_numpy(np.array(value.astype(mx.float32))).to(torch_dtype)
         config = {"mlx": True, "group_size": group, "bits": bits}
         yield f"mlx-{bits}", config, tensors, torch.from_numpy(np.array(read))
+    for mode, group, bits in (("mxfp4", 32, 4), ("mxfp8", 32, 8), ("nvfp4", 16, 4)):
+        w = weight(32, 64)
+        w[3] = 0  # MLX has the smallest scale for it
+        q, scales = mx.quantize(mx.array(w.numpy()), group_size=group, bits=bits, mode=mode)
+        read = mx.dequantize(q, scales, group_size=group, bits=bits, mode=mode, dtype=mx.float32)
+        tensors = {"weight": torch.from_numpy(np.array(q)), "scales": torch.from_numpy(np.array(scales))}
+        settings: dict[str, Any] = {"mlx": True, "group_size": group, "bits": bits, "mode": mode}
+        yield f"mlx-{mode}", settings, tensors, torch.from_numpy(np.array(read))
 
 
 def modelopt_cases() -> Iterator[Case]:
@@ -187,6 +205,12 @@ def modelopt_cases() -> Iterator[Case]:
     read = q.dequantize(dtype=torch.float32, scale=scale, double_scale=scale_2, block_sizes={-1: 16})
     tensors = {"weight": q._quantized_data, "weight_scale": scale, "weight_scale_2": scale_2}
     yield "modelopt-nvfp4", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, tensors, read
+    w = weight(32, 64)
+    w[3] = 0
+    q, scale = MXFP8QTensor.quantize(w)
+    read = q.dequantize(dtype=torch.float32, scale=scale)
+    tensors = {"weight": q._quantized_data, "weight_scale": scale}
+    yield "modelopt-mxfp8", {"quant_method": "modelopt", "quant_algo": "MXFP8"}, tensors, read
 
 
 def awq_cases() -> Iterator[Case]:
@@ -216,18 +240,25 @@ def awq_cases() -> Iterator[Case]:
 
 
 def gptq_cases() -> Iterator[Case]:
-    for name, bits, group, symmetric, shuffled, version in (
-        ("gptq-4", 4, 32, True, False, 1), ("gptq-4-asymmetric", 4, 64, False, False, 2),
-        ("gptq-4-asymmetric-v1", 4, 64, False, False, 1), ("gptq-4-desc-act", 4, 32, True, True, 1),
-        ("gptq-8", 8, -1, True, False, 1), ("gptq-3", 3, 32, True, False, 1), ("gptq-2", 2, 32, False, False, 2),
+    """`gptq_p` is GPTQModel's form with bits in planes, without which it writes no 5, 6 and 7 bits."""
+    for name, bits, group, symmetric, shuffled, form in (
+        ("gptq-4", 4, 32, True, False, "gptq"), ("gptq-4-asymmetric", 4, 64, False, False, "gptq_v2"),
+        ("gptq-4-asymmetric-v1", 4, 64, False, False, "gptq"), ("gptq-4-desc-act", 4, 32, True, True, "gptq"),
+        ("gptq-8", 8, -1, True, False, "gptq"), ("gptq-3", 3, 32, True, False, "gptq"),
+        ("gptq-2", 2, 32, False, False, "gptq_v2"), ("gptq-5", 5, 32, True, False, "gptq_p"),
+        ("gptq-6", 6, 32, False, False, "gptq_p"), ("gptq-7-desc-act", 7, 32, True, True, "gptq_p"),
+        ("gptq-3-planes", 3, 32, False, False, "gptq_p"), ("gptq-4-planes", 4, 32, False, False, "gptq_p"),
     ):  # fmt: skip
-        w, n_codes = weight(64, 128), 1 << bits
-        n_columns = 128 if group == -1 else group
-        layer = TorchLinear(bits, group, symmetric, shuffled, 128, 64)
-        order = torch.randperm(128, generator=torch.Generator().manual_seed(1)) if shuffled else torch.arange(128)
-        g_idx = torch.empty(128, dtype=torch.int32)
-        g_idx[order] = (torch.arange(128) // n_columns).to(torch.int32)
-        groups = w[:, order].reshape(64, -1, n_columns)
+        n_rows, n_columns = (32, 64) if form == "gptq_p" else (64, 128)
+        w, n_codes = weight(n_rows, n_columns), 1 << bits
+        length = n_columns if group == -1 else group
+        kinds = {"format": FORMAT(form)} if form == "gptq_p" else {}
+        layer = TorchLinear(bits, group, symmetric, shuffled, n_columns, n_rows, **kinds)
+        order = torch.randperm(n_columns, generator=torch.Generator().manual_seed(1))
+        order = order if shuffled else torch.arange(n_columns)
+        g_idx = torch.empty(n_columns, dtype=torch.int32)
+        g_idx[order] = (torch.arange(n_columns) // length).to(torch.int32)
+        groups = w[:, order].reshape(n_rows, -1, length)
         if symmetric:
             scale = groups.abs().amax(2) * 2 / n_codes
             zero = torch.full(scale.shape, n_codes // 2, dtype=torch.float32)
@@ -236,20 +267,20 @@ def gptq_cases() -> Iterator[Case]:
             scale = (groups.amax(2).clamp(min=0) - groups.amin(2).clamp(max=0)) / (n_codes - 1)
             zero = (-groups.amin(2).clamp(max=0) / scale).round()
             zero[::9, ::2] = 0
-        linear = torch.nn.Linear(128, 64, bias=False)
+        linear = torch.nn.Linear(n_columns, n_rows, bias=False)
         linear.weight.data = w
         layer.pack_original(linear, scale.half().float(), zero, g_idx)
         layer.qzero_format(format=2)
         layer.scales = layer.scales.float()
         layer.post_init()
         read = layer.dequantize_weight().T.contiguous()
-        if version == 1:
+        if form == "gptq":
             convert_gptq_v2_to_v1_format_module(layer, QuantizeConfig(bits=bits, group_size=group))
         tensors = {key: getattr(layer, key).clone() for key in ("qweight", "qzeros", "g_idx")}
         tensors["scales"] = layer.scales.half()
         config = {
             "quant_method": "gptq", "bits": bits, "group_size": group, "sym": symmetric, "desc_act": shuffled,
-            "checkpoint_format": "gptq" if version == 1 else "gptq_v2", "meta": {"quantizer": ["gptqmodel:7.7.0"]},
+            "checkpoint_format": form, "meta": {"quantizer": ["gptqmodel:7.7.0"]},
         }  # fmt: skip
         yield name, config, tensors, read.float()
 

@@ -70,6 +70,35 @@ EXPORT void unpack_bits(int8_t * restrict to, const uint8_t * restrict from, siz
     }
 }
 
+/* 32 codes out of `n_bits` words: planes with some bits of all of them, of 4 or 2 the first one, in whole words. */
+static inline void unpack_plane(
+    uint8_t * restrict to, const uint32_t * restrict words, const size_t width, const size_t first) {
+    for (size_t i = 0; i < width; i++) {
+        for (size_t j = 0; j < 32 / width; j++) {
+            const uint8_t bits = (uint8_t) ((words[i] >> width * j & ((1u << width) - 1)) << first);
+            to[i * (32 / width) + j] = first == 0 ? bits : to[i * (32 / width) + j] | bits;
+        }
+    }
+}
+
+EXPORT void unpack_planes(
+    uint8_t * restrict to, const uint32_t * restrict words, size_t n_blocks, size_t n_bits) {
+    for (size_t b = 0; b < n_blocks; b++, to += 32, words += n_bits) {
+        if (n_bits == 3) {
+            unpack_plane(to, words, 2, 0);
+            unpack_plane(to, words + 2, 1, 2);
+            continue;
+        }
+        unpack_plane(to, words, 4, 0);
+        if (n_bits >= 6) {
+            unpack_plane(to, words + 4, 2, 4);
+        }
+        if (n_bits != 6) {
+            unpack_plane(to, words + n_bits - 1, 1, n_bits - 1);
+        }
+    }
+}
+
 /* AWQ: each word has eight rows of one column; `words` is [n_words][n_columns], `to` [8 n_words][n_columns]. */
 EXPORT void unpack_awq(int8_t * restrict to, const uint32_t * restrict words, size_t n_words, size_t n_columns) {
     static const size_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7};

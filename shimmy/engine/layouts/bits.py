@@ -12,6 +12,11 @@ def unpacked(words: NDArray[np.uint32], bits: int, n: int) -> Codes:
     return in_whole_words(words, bits, n) if bits in {4, 8} else loops.bit_string(words, bits, n)
 
 
+def in_planes(words: NDArray[np.uint32], bits: int, n: int) -> Codes:
+    """The same where 32 codes are as many words as they have bits: 4 bits of each or 2, and then the bits above."""
+    return loops.bit_planes(words, bits)[:, :n]
+
+
 def in_whole_words(words: NDArray[np.uint32], bits: int, n: int) -> Codes:
     """The same where no code crosses the end of a word; what is left over of a word is unused."""
     if bits == 4:

@@ -26,6 +26,8 @@ from shimmy.formats.quantised.stored import Holding
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 LARGEST = 448
+_SMALLEST_SCALE = 2.0**-117  # under which BF16 holds all codes
+_LARGE_ENOUGH = 2.0**-64  # a tensor with a weight of this size loses nothing with those that BF16 does not hold
 
 
 def _table() -> Floats:
@@ -63,14 +65,16 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     largest = largest_size(scales) * LARGEST
     if options["exponents"]:
         smallest = float(np.abs(scales).min(initial=1))
-        return Holding("BF16") if smallest >= 2.0**-117 and largest < 2.0**127 else Holding("F32")
+        # Tools give groups of zeros the smallest scale there is. Other codes are off by 2^-134 under such a one.
+        is_held = smallest >= _SMALLEST_SCALE or largest >= _LARGE_ENOUGH
+        return Holding("BF16") if is_held and largest < 2.0**127 else Holding("F32")
     if options.get("apart"):
         return Holding("F16")
     return hold_floats(largest)
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
-    codes, block_rows = arrays["codes"], options["block_rows"]
+    codes, block_rows = arrays["codes"].view(np.uint8), options["block_rows"]
     scales = np.ones((1, 1), np.float32) if options.get("apart") else _scales(arrays["scale"], options)
     is_whole = scales.shape[1] == 1 or codes.shape[1] % options["block_columns"] == 0
 

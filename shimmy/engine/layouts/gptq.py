@@ -1,4 +1,7 @@
-"""GPTQ: `scales[g_idx] * (codes - zeros[g_idx])`, transposed; codes packed along the columns, zeros along the rows."""
+"""GPTQ: `scales[g_idx] * (codes - zeros[g_idx])`, transposed; codes packed along the columns, zeros along the rows.
+
+Codes are strings of bits, or lie in planes.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -27,7 +30,7 @@ from shimmy.engine.layouts.arrays import (
     less_zeros,
     runs_of_columns,
 )
-from shimmy.engine.layouts.bits import unpacked
+from shimmy.engine.layouts.bits import in_planes, unpacked
 from shimmy.formats.quantised.stored import Holding, integer_type
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -40,7 +43,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     n_codes = 1 << options["bits"]
     if options["symmetric"] and (zeros != n_codes // 2).any():
         raise BadValuesError("its configuration says `sym`, and its zero points do not lie in the middle")
-    low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes))
+    low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes - 1))
     if not in_blocks(groups, options["n_columns"], options["group"]):
         return hold_floats(largest_size(scales) * max(-low, high))
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
@@ -52,7 +55,7 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     zeros, groups = _zeros(arrays, options), _groups(arrays, options)
 
     def integers() -> Integers:
-        found = unpacked(loops.transposed(codes), options["bits"], options["n_columns"])
+        found = _unpacked(loops.transposed(codes), options, options["n_columns"])
         less_zeros(found, zeros.T, groups)
         return Integers(found, np.ascontiguousarray(scales.T), groups)
 
@@ -77,9 +80,13 @@ def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:
     words, bits, n_rows = arrays["zeros"].view(np.uint32), options["bits"], arrays["scales"].shape[1]
     if options["less_by_word"] and 32 % bits == 0:
         return unpacked(words + np.uint32((1 << 32) // ((1 << bits) - 1)), bits, n_rows)
-    found = unpacked(words, bits, n_rows)
+    found = _unpacked(words, options, n_rows)
     found += found.dtype.type(options["stored_less"])
     return found & found.dtype.type((1 << bits) - 1) if options["less_by_word"] else found
+
+
+def _unpacked(words: NDArray[np.uint32], options: Mapping[str, int], n: int) -> Codes:
+    return (in_planes if options["planes"] else unpacked)(words, options["bits"], n)
 
 
 def _groups(arrays: Arrays, options: Mapping[str, int]) -> Index | None:

@@ -34,6 +34,7 @@ _LARGE_BYTES = 1 << 17  # of an array that would have pages of its own
 _MAX_FREE_BYTES = 1 << 26  # of memory that waits to be used again by a thread
 _LARGEST, _SMALLEST = 65_504, 2.0**-14  # of the numbers of F16 that have all bits
 _STRINGS = (2, 3, 5, 6, 7)  # bits of a code that the library knows
+_PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}  # by bits of a code: how many of them each plane has
 
 
 class Library:
@@ -145,6 +146,31 @@ def bit_string(words: NDArray[np.uint32], bits: int, n: int) -> NDArray[np.int8]
     ends = np.minimum(index + 1, words.shape[1] - 1)
     pairs = words[:, index].astype(np.uint64) | words[:, ends].astype(np.uint64) << np.uint64(32)
     return (pairs >> offset & np.uint64((1 << bits) - 1)).astype(np.int8)
+
+
+def bit_planes(words: NDArray[np.uint32], bits: int) -> NDArray[np.int8]:
+    """[rows, columns] codes of 3, 5, 6 or 7 bits out of [rows, words], of which `bits` have 32 codes.
+
+    Each plane of these has some bits of all 32 in whole words, the lowest bits first.
+    """
+    n_rows, n_words = words.shape
+    n_blocks, left = divmod(n_words, bits)
+    if left:
+        raise ValueError(f"{n_words} words are no blocks of {bits} words")
+    found = empty((n_rows, 32 * n_blocks), np.int8)
+    if has("unpack_planes"):
+        run("unpack_planes", found, dense(words, np.uint32), n_rows * n_blocks, bits)
+        return found
+    codes, blocks = found.reshape(n_rows, n_blocks, 32), words.reshape(n_rows, n_blocks, bits)
+    codes[:] = 0
+    first = 0
+    for width in _PLANES[bits]:
+        plane, n_each = codes.reshape(n_rows, n_blocks, width, 32 // width), 32 // width
+        for place in range(n_each):
+            own = blocks[:, :, first : first + width] >> np.uint32(width * place) & np.uint32((1 << width) - 1)
+            plane[:, :, :, place] |= (own << np.uint32(first)).astype(np.int8)
+        first += width
+    return found
 
 
 def awq_rows(words: NDArray[np.uint32]) -> NDArray[np.int8]:

@@ -67,7 +67,8 @@ class CompressedScheme:
         if group.format == "mxfp8-quantized":
             return fp8.matrix(module, shape, tensors, (1, 32))
         if group.is_float:
-            return fp8.matrix(module, shape, tensors, group.block if group.strategy == "block" else None)
+            block = (1, group.columns) if group.columns else group.block if group.strategy == "block" else None
+            return fp8.matrix(module, shape, tensors, block)
         return _integers(module, shape, tensors, group)
 
     def _group(self, module: str) -> CompressedGroup:

@@ -11,10 +11,13 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised import fp8
 from shimmy.formats.quantised.stored import ROUNDED, StoredMatrix, Tensors, flat, is_plain
 
+# By ModelOpt's names: rows and columns with one scale.
+_MODELOPT_FP8 = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "MXFP8": (1, 32)}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOptScheme:
-    """FP8 or NVFP4; which one of a module, its tensors tell where the checkpoint mixes them."""
+    """FP8, MXFP8 or NVFP4."""
 
     algorithm: str
     ignored_suffixes: tuple[str, ...] = fp8.IGNORED
@@ -23,8 +26,8 @@ class ModelOptScheme:
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if is_plain(f"{module}.weight", tensors):
             return None
-        if self.algorithm == "FP8":
-            return fp8.matrix(module, shape, tensors, None)
+        if self.algorithm in _MODELOPT_FP8:
+            return fp8.matrix(module, shape, tensors, _MODELOPT_FP8[self.algorithm])
         return nvfp4(f"{module}.weight", module, "weight_scale_2", shape, tensors, reciprocal=False)
 
 
@@ -32,7 +35,7 @@ def read_modelopt(config: dict[str, Any]) -> ModelOptScheme:
     """The scheme of a configuration whose `quant_method` is modelopt, or of a hf_quant_config.json."""
     inner = config.get("quantization")
     values = Hyperparameters(inner if isinstance(inner, dict) else config, {})
-    values.require("quant_algo", "FP8", "NVFP4")
+    values.require("quant_algo", *_MODELOPT_FP8, "NVFP4", "W4A16_NVFP4")
     return ModelOptScheme(str(values.get("quant_algo")))
 
 

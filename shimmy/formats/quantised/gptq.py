@@ -1,7 +1,7 @@
-"""GPTQ as AutoGPTQ and GPTQModel write it: integers of 2, 3, 4 or 8 bits with zero points, in groups of columns.
+"""GPTQ as AutoGPTQ and GPTQModel write it: integers of 2 to 8 bits with zero points, in groups of columns.
 
 Knows its configuration, also `dynamic`, which has other bits for some modules. Defined in GPTQModel's
-`nn_modules/qlinear/__init__.py`.
+`nn_modules/qlinear/__init__.py` and `utils/planar_packing.py`.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,11 @@ from shimmy.formats.quantised.stored import (
     is_plain,
 )
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 7, 8)
+# With bits in planes: the low ones of 32 codes, then the others of the same. No tool writes 5, 6 and 7 bits otherwise;
+# 2, 4 and 8 bits are one plane, and the same as ever.
+PLANES, ONLY_IN_PLANES, IN_PLANES = "gptq_p", (5, 6, 7), (3, 5, 6, 7)
+_FORMS = ("gptq", "gptq_v2", PLANES)
 MAX_GROUP = 2**20
 # AutoGPTQ takes the 1 off each code: of a 0 all bits are left, and the codes behind it in its word get them too.
 _LOST_ZEROS = (
@@ -35,6 +39,7 @@ class GptqScheme:
     """Bits, groups and the version of the zero points; `dynamic` has others for the modules that it names."""
 
     values: Hyperparameters
+    has_planes: bool
     stored_less: int  # by how much a stored zero point is less than the zero point
     less_by_word: bool  # GPTQModel's way
     dynamic: Mapping[str, Mapping[str, Any]]
@@ -48,10 +53,11 @@ class GptqScheme:
         own = self._own(tensors.full_name(f"{module}.qweight").removesuffix(".qweight"))
         if own is None:
             raise Unconvertible(f"its module `{module}` is quantised, and its configuration leaves that one out")
-        bits, group, is_symmetric = _bits(own), _group(own), own.flag("sym", default=True)
+        bits, group, is_symmetric = _bits(own, self.has_planes), _group(own), own.flag("sym", default=True)
         n_rows, n_columns = shape
         group = n_columns if group == -1 else group
-        if n_columns * bits % 32 or n_rows * bits % 32:
+        is_in_planes = self.has_planes and bits in IN_PLANES
+        if any(n % 32 if is_in_planes else n * bits % 32 for n in shape):
             raise Unconvertible(
                 f"its module `{module}` has {n_rows} x {n_columns} weights, which {bits} bits cannot pack"
             )
@@ -72,7 +78,7 @@ class GptqScheme:
         expected = "F16" if own.flag("desc_act") or group % 32 else integer_type(low, high, n_columns)
         options = {
             "bits": bits, "group": group, "n_columns": n_columns, "symmetric": int(is_symmetric),
-            "stored_less": self.stored_less, "less_by_word": int(self.less_by_word),
+            "stored_less": self.stored_less, "less_by_word": int(self.less_by_word), "planes": int(is_in_planes),
         }  # fmt: skip
         error = ROUNDED if expected == "F16" or parts["scales"].tensor.dtype == "F32" else 0.0
         label = f"GPTQ with {bits} bits" + (" and sorted columns" if own.flag("desc_act") else "")
@@ -93,30 +99,34 @@ class GptqScheme:
 def read(config: dict[str, Any]) -> GptqScheme:
     """The scheme of a configuration whose `quant_method` is gptq. Raises Unconvertible."""
     values = Hyperparameters(config, {})
-    _bits(values), _group(values)
     for key in ("sym", "desc_act", "static_groups", "true_sequential", "lm_head"):
         values.flag(key)
     for key in ("checkpoint_format", "format"):
-        values.require(key, "gptq", "gptq_v2", default="gptq")
+        values.require(key, *_FORMS, default="gptq")
     values.require("is_marlin_format", False, default=False)
     values.require("pack_dtype", "int32", default="int32")
     versions = {config[key] for key in ("checkpoint_format", "format") if config.get(key) is not None}
     if len(versions) > 1:
         raise Unconvertible("its quantisation has two versions of GPTQ, `checkpoint_format` and `format`")
+    _bits(values, PLANES in versions), _group(values)
     dynamic = config.get("dynamic") or {}
     if not isinstance(dynamic, dict) or len(dynamic) > MAX_PATTERNS or not all(
         isinstance(changes, dict) for changes in dynamic.values()
     ):  # fmt: skip
         raise Unconvertible("its quantisation has an impossible `dynamic`")
-    is_first = "gptq_v2" not in versions
+    is_first = versions <= {"gptq"}
     meta = config.get("meta")
     quantizer = meta.get("quantizer") if isinstance(meta, dict) else None
-    return GptqScheme(values, int(is_first), is_first and "gptqmodel" in str(quantizer)[:256], dynamic)
+    less_by_word = is_first and "gptqmodel" in str(quantizer)[:256]
+    return GptqScheme(values, PLANES in versions, int(is_first), less_by_word, dynamic)
 
 
-def _bits(values: Hyperparameters) -> int:
+def _bits(values: Hyperparameters, has_planes: bool) -> int:
     values.require("bits", *BITS)
-    return values.integer("bits")
+    bits = values.integer("bits")
+    if bits in ONLY_IN_PLANES and not has_planes:
+        raise Unconvertible(f"its quantisation has {bits} bits, which GPTQ has in the format `{PLANES}` alone")
+    return bits
 
 
 def _group(values: Hyperparameters) -> int:

@@ -30,7 +30,8 @@ _READERS: dict[str, Callable[[dict[str, Any]], Scheme]] = {
     "mxfp4": fp4.read_mxfp4, "auto-round": _auto_round, "torchao": torchao.read,
 }  # fmt: skip
 _TITLES = "FP8, GPTQ, AWQ, compressed-tensors, MXFP4, bitsandbytes, MLX, ModelOpt, torchao"
-_KEYS = ("quantization_config", "compression_config", "quantization")
+_MLX_KEY = "quantization"
+_KEYS = ("quantization_config", "compression_config", _MLX_KEY)
 # Where GPTQ and AWQ had it until 2023, and ModelOpt has it: which method it is then.
 _FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 # What no plain checkpoint has.
@@ -42,6 +43,9 @@ _QUANTISED_SUFFIXES = (
 
 def scheme_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Scheme | None:
     """How the weights are quantised; None where they are plain. Raises Unconvertible."""
+    by_mlx = config.get(_MLX_KEY)
+    if isinstance(by_mlx, dict) and {"bits", "group_size"} <= by_mlx.keys():
+        return mlx.read(by_mlx)  # whatever it was before, whose method mlx-lm may have kept beside its own settings
     found = next(filter(None, (config.get(key) for key in _KEYS)), None)
     if not found:
         _refuse_unnamed(checkpoint)
@@ -49,7 +53,7 @@ def scheme_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Scheme | Non
     if not isinstance(found, dict):
         raise Unconvertible("its quantisation is not described by an object")
     method = found.get("quant_method")
-    if method is None and config.get("quantization") is not None:
+    if method is None and by_mlx is not None:
         return mlx.read(found)
     reader = _READERS.get(method) if isinstance(method, str) else None
     if reader is None:

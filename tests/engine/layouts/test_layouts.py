@@ -32,7 +32,10 @@ HELD = {
     "mlx-6": Holding("F16", 2.0**-11), "mlx-8": Holding("F16", 2.0**-11),
     "gptq-4": Holding("Q4_0"), "gptq-4-asymmetric": Holding("Q5_0"), "gptq-4-asymmetric-v1": Holding("Q5_0"),
     "gptq-4-desc-act": Holding("F16", 2.0**-11), "gptq-8": Holding("Q8_0"), "gptq-3": Holding("Q4_0"),
-    "gptq-2": Holding("Q4_0"),
+    "gptq-2": Holding("Q4_0"), "gptq-5": Holding("Q5_0"), "gptq-6": Holding("Q8_0"),
+    "gptq-7-desc-act": Holding("F16", 2.0**-11), "gptq-3-planes": Holding("Q4_0"), "gptq-4-planes": Holding("Q5_0"),
+    "ct-mxfp8": Holding("BF16"), "ct-fp8-group": Holding("F16", 2.0**-11), "modelopt-mxfp8": Holding("BF16"),
+    "mlx-mxfp4": Holding("MXFP4"), "mlx-mxfp8": Holding("BF16"), "mlx-nvfp4": Holding("NVFP4"),
     "torchao-int8": Holding("Q8_0", 2.0**-11), "torchao-int4": Holding("Q8_0", 2.0**-11),
     "torchao-fp8": Holding("F16", 2.0**-11),
     "modelopt-nvfp4": Holding("NVFP4"), "awq": Holding("Q5_0"),
@@ -75,6 +78,9 @@ GPTQ_4 = {key: value for key, value in CASES["gptq-4"]["config"].items() if key 
     [
         ("fp8-tensor", {"quant_method": "modelopt", "quant_algo": "FP8"}, {}),
         ("fp8-tensor", {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, {}),
+        ("fp8-row", {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, {}),
+        ("modelopt-nvfp4", {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}, {}),
+        ("ct-mxfp8", {"quant_method": "modelopt", "quant_algo": "MXFP8"}, {}),
         ("fp8-tensor", compressed("tensor"), {}),
         ("fp8-row", compressed("channel"), {}),
         ("fp8-row", {"quant_method": "fp8"}, {}),
@@ -99,6 +105,28 @@ def test_another_tool_writes_the_same_under_other_names(
     }
     config = {"quantization_config": settings}
     matrix = matrix_of(tmp_path / "model.safetensors", config, tensors, tuple(case["shape"]))
+    assert matrix is not None
+    assert hashlib.sha256((weights(output_of(matrix)) + np.float32(0)).tobytes()).hexdigest() == case["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mlx-8", {"bits": 8}),
+        ("mlx-8", {"bits": 8, "group_size": 64, "mode": "affine"}),
+        ("mlx-mxfp4", {"mode": "mxfp4"}),
+        ("mlx-mxfp4", True),
+        ("mlx-mxfp8", {"mode": "mxfp8", "quantize_input": False}),
+        ("mlx-nvfp4", {"mode": "nvfp4", "bits": 4}),
+    ],
+    ids=str,
+)
+def test_settings_of_a_module_of_mlx_stand_for_those_of_all(name: str, settings: Any, tmp_path: Path) -> None:
+    """As MLX has it: what is not among them is the mode's, and the mode is `affine`. So are gpt-oss's conversions."""
+    case = CASES[name]
+    shared = {"group_size": 32, "bits": 4, "mode": "mxfp4", "quant_method": "mxfp4", MODULE: settings}
+    config = {"quantization": shared, "quantization_config": shared}
+    matrix = matrix_of(tmp_path / "model.safetensors", config, tensors_of(case), tuple(case["shape"]))
     assert matrix is not None
     assert hashlib.sha256((weights(output_of(matrix)) + np.float32(0)).tobytes()).hexdigest() == case["sha256"]
 
@@ -194,7 +222,7 @@ def test_every_second_row_is_taken(tmp_path: Path) -> None:
         assert (weights(output_of(matrix, rows=rows)) == exact[first::2]).all()
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "fp8-tensor" in name or "nvfp4" in name])
+@pytest.mark.parametrize("name", ["fp8-tensor", "ct-nvfp4", "modelopt-nvfp4"])
 def test_a_number_for_all_weights_can_lie_beside_them(name: str, tmp_path: Path) -> None:
     """The codes alone are exact in F16 or NVFP4; with the number, they are the weights."""
     matrix = found(name, tmp_path)

@@ -32,7 +32,7 @@ SAME_SIZE = (
 MAY_BE = {frozenset(("F16", "BF16")), frozenset(("U8", "F8_E8M0"))}
 FORMS = {"F16": "<u2", "BF16": "<u2", "F32": "<u4", "F8_E4M3": "u1", "U8": "u1", "I32": "<i4"}
 NO_NUMBERS = {"F16": (0x7E00, 0x7C00), "BF16": (0x7FC0, 0xFF80), "F32": (0x7FC00000, 0x7F800000), "F8_E4M3": (0x7F,)}
-EXPONENTS = ("weight_scale", "weight_scale_inv")  # in U8, where 255 is no number
+EXPONENTS = ("weight_scale", "weight_scale_inv", "scales")  # in U8, where 255 is no number
 
 
 class Golden:

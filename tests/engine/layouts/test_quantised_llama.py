@@ -29,6 +29,7 @@ BECOMES = {
     "gptq-desc-act": ("F16", "0.049"), "awq": ("Q5_0", None), "pack-quantized": ("Q4_0", None),
     "int-quantized": ("Q8_0", "0.049"),
     "mxfp4": ("MXFP4", None), "nvfp4": ("NVFP4", None), "nf4": ("F16", "0.049"), "mlx": ("Q4_1", None),
+    "mlx-mxfp8": ("BF16", None), "mlx-nvfp4": ("NVFP4", None),
 }  # fmt: skip
 
 
@@ -161,7 +162,10 @@ def reason(path: Path, layout: str, config: Mapping[str, Any], changes: Mapping[
         ("gptq", {"quant_method": "hqq"}, "hqq"),
         ("gptq", {"quant_method": ["gptq"]}, "gptq"),
         ("gptq", {"quant_method": ...}, "quantised"),
-        ("gptq", {"bits": 5}, "bits"),
+        ("gptq", {"bits": 5}, "gptq_p"),
+        ("gptq", {"bits": 9}, "bits"),
+        ("gptq", {"dynamic": {"+:.*up_proj": {"bits": 6}}}, "gptq_p"),
+        ("gptq", {"bits": 5, "checkpoint_format": "gptq_p"}, "qweight"),
         ("gptq", {"bits": 8}, "qweight"),
         ("gptq", {"bits": "4"}, "bits"),
         ("gptq", {"group_size": 16}, "qzeros"),
@@ -192,6 +196,14 @@ def reason(path: Path, layout: str, config: Mapping[str, Any], changes: Mapping[
         ("mlx", {"bits": 7}, "bits"),
         ("mlx", {"bits": 8}, "shape"),
         ("mlx", {"mode": "nvfp5"}, "mode"),
+        ("mlx", {"mode": "nvfp4"}, "group_size"),
+        ("mlx", {"mode": "mxfp8"}, "bits"),
+        ("mlx", {"mode": "mxfp4"}, "scales"),
+        ("mlx", {"model.layers.0.mlp.up_proj": {"bits": 4}}, "scales"),
+        ("mlx", {"model.layers.0.mlp.up_proj": {"mode": "nvfp4"}}, "scales"),
+        ("mlx-mxfp8", {"mode": ...}, "biases|scales"),
+        ("mlx-nvfp4", {"mode": "mxfp4"}, "group_size"),
+        ("mlx-nvfp4", {"group_size": 32, "mode": "mxfp4"}, "scales"),
         ("mlx", {"model.layers.0.mlp.up_proj": False}, "says that it is not"),
     ],
 )  # fmt: skip
@@ -233,6 +245,11 @@ def numbers(shape: tuple[int, ...], value: float, dtype: str, form: str) -> Weig
         ("nf4", {"weight.absmax": numbers((7,), 1, "F32", "<f4")}, "no block size"),
         ("mlx", {"biases": None}, "is missing"),
         ("mlx", {"scales": numbers((128, 2), math.nan, "F16", "<f2")}, "no finite number"),
+        ("mlx-mxfp8", {"scales": numbers((128, 2), 255, "U8", "u1")}, "no number"),
+        ("mlx-mxfp8", {"weight": numbers((128, 16), 0x7F000000, "U32", "<u4")}, "no number"),
+        ("mlx-mxfp8", {"biases": numbers((128, 2), 0, "F16", "<f2")}, "is not one that the architecture"),
+        ("mlx-nvfp4", {"scales": numbers((128, 4), 0x7F, "U8", "u1")}, "no number"),
+        ("mlx-nvfp4", {"global_scale": numbers((1,), 1, "F32", "<f4")}, "is not one that the architecture"),
     ],
 )  # fmt: skip
 def test_tensors_that_cannot_be_are_refused(
@@ -288,7 +305,7 @@ def mixture(layout: str, *, stacked: bool = False) -> tuple[dict[str, Any], dict
                 stored[f"model.layers.{layer}.mlp.switch_mlp.{kind}.{part}"] = Weights(
                     shape, data, parts[0][part].dtype
                 )
-    keys = ("quantization", "quantization_config") if layout == "mlx" else ("quantization_config",)
+    keys = ("quantization", "quantization_config") if layout.startswith("mlx") else ("quantization_config",)
     return {**config, **dict.fromkeys(keys, settings)}, stored, plain
 
 
