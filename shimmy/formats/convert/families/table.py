@@ -34,14 +34,31 @@ FAMILIES: tuple[Family, ...] = (
     *encoders.FAMILIES,
 )
 
+_SQUARED = (
+    "its feed-forward layers square a ReLU (BitNet b1.58 2B4T), where the engine's BitNet has SiLU. Its publisher has "
+    "it as GGUF for a program of its own"
+)
+# Families that llama.cpp has by name and computes otherwise, whatever their weights are in, and why: by class, or by
+# `model_type` where there is none.
+_OTHERWISE = {
+    **dict.fromkeys(("BitNetForCausalLM", "bitnet"), _SQUARED),
+    "BitnetForCausalLM": (
+        "it rounds its weights to three values, and what they are multiplied with to 8 bits, whenever it computes (the "
+        "first BitNet b1.58), and the engine does not"
+    ),
+}
+
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a model with this `text_config`; raises Unconvertible with the list of all when there is none."""
+    """The family of a model with this `text_config`; raises Unconvertible with the list of all when there is none,
+    or with the reason why a known one is not served."""
     model_type, classes = config.get("model_type"), config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     suitable = (family for family in FAMILIES if family.model_type == model_type)
     suitable = (family for family in suitable if name is None or name in family.classes)
     family = next((family for family in suitable if family.suits(config)), None)
+    if family is None and (cause := _OTHERWISE.get(str(name or model_type))):
+        raise Unconvertible(cause)
     if family is None:
         titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
         raise Unconvertible(
