@@ -146,7 +146,9 @@ def rope_parameters(values: Hyperparameters, layers: str = "full_attention") -> 
     transformers 5 has it all in `rope_parameters`, of each kind of layer where they differ; transformers 4 has the
     scaling in `rope_scaling`, with `type` for `rope_type` in its older versions, and the rest beside it.
     """
-    found = values.get("rope_parameters", "rope_scaling")
+    found = values.get("rope_parameters")
+    if found in (None, {}):
+        found = values.get("rope_scaling")
     found = {} if found is None else found
     if not isinstance(found, dict):
         raise wrong("rope_parameters", found)
@@ -157,6 +159,23 @@ def rope_parameters(values: Hyperparameters, layers: str = "full_attention") -> 
     beside = {key: values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     rope_type = found.get("rope_type") or found.get("type") or "default"
     return Hyperparameters({**beside, **_without_nulls(found), "rope_type": rope_type}, {})
+
+
+def refuse_two_rotations(values: Hyperparameters) -> None:
+    """Raise Unconvertible where `rope_scaling` says what `rope_parameters` does not: no two programs agree which of
+    them counts. Some files repeat the one in the other, for older versions of transformers.
+    """
+    current, former = values.get("rope_parameters"), values.get("rope_scaling")
+    if not isinstance(current, dict) or not isinstance(former, dict):
+        return
+    counted = current.get("full_attention", current)
+    items = {("rope_type" if key == "type" else key): value for key, value in _without_nulls(former).items()}
+    known = {"rope_type": "default", **counted} if isinstance(counted, dict) else {}
+    if current and any(key not in known or known[key] != value for key, value in items.items()):
+        raise Unconvertible(
+            "its config.json has both `rope_parameters` and `rope_scaling`, and they differ: put what counts into "
+            "`rope_parameters`, and remove `rope_scaling`"
+        )
 
 
 def _without_nulls(found: dict[str, Any]) -> dict[str, Any]:

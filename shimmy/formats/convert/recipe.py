@@ -17,6 +17,7 @@ from shimmy.formats.convert.hyperparameters import (
     Hyperparameters,
     MetadataBuilder,
     describe_rope,
+    refuse_two_rotations,
     rope_parameters,
     wrong,
 )
@@ -73,7 +74,9 @@ def recipe(
     `dense` are the matrices behind the pooling, as `sentence_transformers` reads them.
     """
     scheme = scheme_of(config, checkpoint)
-    values = family.renamed(Hyperparameters(config, family.defaults))
+    found = Hyperparameters(config, family.defaults)
+    refuse_two_rotations(found)
+    values = family.renamed(found)
     draft = MetadataBuilder(family.architecture)
     sizes = _describe(draft, values, family)
     if pooling_type is None and family.is_encoder:

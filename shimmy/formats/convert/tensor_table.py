@@ -3,13 +3,11 @@
 Each tensor must be there, of the shape that the row and the sizes imply, and none may be left over.
 """
 
-import math
 import re
 from dataclasses import replace
 
 from shimmy.formats.convert.families.family import Family, Row, Runs
-from shimmy.formats.convert.families.gemma import N_LAYERS_27B, gemma_scalar
-from shimmy.formats.convert.hyperparameters import MAX_WIDTH, Hyperparameters, checked_number, wrong
+from shimmy.formats.convert.hyperparameters import MAX_WIDTH, Hyperparameters
 from shimmy.formats.convert.tied_head import TiedHead, other_head
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
 from shimmy.formats.format_errors import Unconvertible
@@ -176,7 +174,7 @@ class TensorTable:
 
     def _multiplied(self, row: Row, target: str, pieces: _Pieces) -> _Pieces:
         """The pieces with the numbers that they are multiplied with."""
-        factors = [self._scale(target)] if row.factors is None else [*row.factors(self._values)]
+        factors = [] if row.factors is None else [*row.factors(self._values)]
         if all(factor == 1 for factor in factors):
             return pieces
         if len(factors) == 1:
@@ -187,16 +185,6 @@ class TensorTable:
                 raise Unconvertible(f"its tensor `{target}` is quantised, which is not supported for this architecture")
             multiplied.append(replace(piece, scale=factor))
         return tuple(multiplied)
-
-    def _scale(self, target: str) -> float:
-        """Gemma 3 divides its queries by the root of a number of its own; what differs goes into their norm."""
-        scalar = self._values.get("query_pre_attn_scalar")
-        if scalar is None or not target.endswith(".attn_q_norm.weight"):
-            return 1.0
-        scalar = checked_number("query_pre_attn_scalar", scalar)
-        if not scalar:
-            raise wrong("query_pre_attn_scalar", scalar)
-        return math.sqrt(gemma_scalar(self._sizes, N_LAYERS_27B) / scalar)
 
     def _pieces(self, row: Row, layer: int) -> _Pieces:
         source = (row.source if row.is_named_in_full else f"{row.source}.weight").replace("#", str(layer))

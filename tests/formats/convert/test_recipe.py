@@ -198,6 +198,13 @@ def test_gemma_3_queries_are_divided_by_its_own_number(tmp_path: Path) -> None:
     assert numbers(data(found, "blk.0.attn_k_norm.weight")) == pytest.approx([key + 1 for key in keys], rel=1e-6)
 
 
+def test_a_scale_of_gemmas_queries_changes_no_other_family(tmp_path: Path) -> None:
+    """It was applied to the queries of every family that has a norm of them, where a config.json had the key."""
+    changed = plan(folder_of(tmp_path / "changed", "qwen3", {"query_pre_attn_scalar": 64}))
+    plain = plan(folder_of(tmp_path / "plain", "qwen3"))
+    assert data(changed, "blk.0.attn_q_norm.weight") == data(plain, "blk.0.attn_q_norm.weight")
+
+
 def test_experts_are_stacked_however_they_are_stored(tmp_path: Path) -> None:
     tensors = tiny_families.tensors("qwen3_moe", "BF16")
     apart = plan(folder_of(tmp_path / "apart", "qwen3_moe", tensors=tensors))
@@ -417,6 +424,27 @@ def test_phi_3_has_its_factors_and_the_context_where_the_short_ones_are_right(tm
         assert "limited to 64 of 256 tokens" in notice
     too_few = {**changes, "rope_scaling": {"type": "su", "short_factor": short[:7], "long_factor": long}}
     assert "short_factor" in reason(tmp_path, "phi3", too_few)
+    # As in transformers 5, the context that stands beside the factors counts.
+    inside = {"type": "su", "short_factor": short, "long_factor": long, "original_max_position_embeddings": 32}
+    assert plan(folder_of(tmp_path / "inside", "phi3", {**changes, "rope_scaling": inside})).n_ctx_train == 64
+
+
+@pytest.mark.parametrize("parameters", [
+    {"rope_type": "default", "rope_theta": 5e3}, {"rope_type": "yarn", "rope_theta": 5e3, "factor": 2.0},
+])  # fmt: skip
+def test_a_scaling_in_an_old_place_is_not_passed_over(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    """Somebody adds YaRN as a model's page tells, to a config.json that transformers 5 wrote: it was ignored."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert "rope_scaling" in reason(tmp_path, "qwen3", {"rope_parameters": parameters, "rope_scaling": yarn})
+
+
+def test_a_scaling_may_be_written_in_both_places(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": None}
+    whole = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64}
+    twice = plan(folder_of(tmp_path / "twice", "qwen3", {"rope_parameters": whole, "rope_scaling": yarn}))
+    assert metadata(twice) == metadata(plan(folder_of(tmp_path / "once", "qwen3", {"rope_parameters": whole})))
+    old = {"rope_parameters": {}, "rope_scaling": yarn}
+    assert metadata(plan(folder_of(tmp_path / "old", "qwen3", old))) == metadata(twice)
 
 
 def test_a_part_of_a_head_may_be_rotated_in_phi_only(tmp_path: Path) -> None:
@@ -480,6 +508,8 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
         ("qwen2", {"head_dim": 32}, "head_dim"),
+        ("gemma3_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"),
+        ("olmo3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"),
         ("qwen2", {"rope_scaling": {"rope_type": "llama3"}}, "llama3"),
         ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
         ("llama", {"hidden_act": "relu"}, "relu"),

@@ -1,5 +1,8 @@
 """Gemma 1 to 3 and EmbeddingGemma, whose norms are stored as their distance from 1."""
 
+import math
+from dataclasses import replace
+
 from shimmy.formats.convert.families.family import (
     FREE,
     GELU,
@@ -11,8 +14,15 @@ from shimmy.formats.convert.families.family import (
     feed_forward,
     plus_one,
 )
-from shimmy.formats.convert.families.settings import window_pattern, windows_in_turn
-from shimmy.formats.convert.hyperparameters import MAX_CONTEXT, Hyperparameters, MetadataBuilder, checked_number, wrong
+from shimmy.formats.convert.families.settings import rotation_of_each_kind, window_pattern, windows_in_turn
+from shimmy.formats.convert.hyperparameters import (
+    MAX_CONTEXT,
+    MAX_LAYERS,
+    Hyperparameters,
+    MetadataBuilder,
+    checked_number,
+    wrong,
+)
 from shimmy.formats.format_errors import Unconvertible
 
 _GEMMA = (
@@ -28,6 +38,25 @@ SANDWICH = plus_one(
     Row("layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm.weight", "E"),
 )
 EYES = ("vision_tower.", "multi_modal_projector.")
+
+
+def _query_factors(values: Hyperparameters) -> tuple[float]:
+    """Gemma 3 divides its queries by the root of a number of its own; what differs goes into their norm."""
+    scalar = values.number("query_pre_attn_scalar")
+    if not scalar:
+        raise wrong("query_pre_attn_scalar", scalar)
+    n_embd, n_head = values.integer("hidden_size"), values.integer("num_attention_heads")
+    sizes = {
+        "E": n_embd, "H": n_head, "D": values.integer("head_dim"),
+        "layers": values.integer("num_hidden_layers", maximum=MAX_LAYERS),
+    }  # fmt: skip
+    return (math.sqrt(gemma_scalar(sizes, N_LAYERS_27B) / scalar),)
+
+
+_GEMMA3_HEAD_NORMS = tuple(
+    replace(row, factors=_query_factors) if row.target.endswith(".attn_q_norm.weight") else row
+    for row in plus_one(*HEAD_NORMS)
+)
 _GEMMA3_DEFAULTS = {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
@@ -75,6 +104,7 @@ def describe_gemma3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
         raise Unconvertible("it has `attn_logit_softcapping`, which the engine does not compute for this architecture")
     if values.get("final_logit_softcapping") is not None:
         draft.number("final_logit_softcapping", values.number("final_logit_softcapping"))
+    rotation_of_each_kind(values)
     if not window_pattern(draft, values, sizes, 6):
         return
     draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
@@ -105,13 +135,13 @@ FAMILIES = (
     ),
     Family(
         "EmbeddingGemma", "gemma3_text", ("Gemma3TextModel",), "gemma-embedding",
-        (*_GEMMA, *SANDWICH, *plus_one(*HEAD_NORMS)),
+        (*_GEMMA, *SANDWICH, *_GEMMA3_HEAD_NORMS),
         GELU, frozenset(("linear",)), describe_embedding_gemma, _GEMMA3_DEFAULTS, is_encoder=True, has_dense=True,
     ),
     *(
         Family(
             "Gemma 3", model_type, ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), "gemma3",
-            (*_GEMMA, *SANDWICH, *plus_one(*HEAD_NORMS)),
+            (*_GEMMA, *SANDWICH, *_GEMMA3_HEAD_NORMS),
             GELU, frozenset(("linear",)), describe_gemma3, _GEMMA3_DEFAULTS,
             ignored_prefixes=EYES,
         )

@@ -25,6 +25,7 @@ from shimmy.formats.convert.families.settings import (
     plain,
     plain_heads,
     qwen_window,
+    rotation_of_each_kind,
     window_pattern,
 )
 from shimmy.formats.convert.hyperparameters import (
@@ -133,7 +134,8 @@ def describe_phi3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[s
     rope = rope_parameters(values)
     if rope.get("rope_type") == "default":
         return
-    n_ctx_original = rope.get("original_max_position_embeddings") or values.get("original_max_position_embeddings")
+    # What stands within `rope_parameters` does not count in transformers, which always has one beside it.
+    n_ctx_original = values.get("original_max_position_embeddings")
     if type(n_ctx_original) is not int or not 1 < n_ctx_original <= MAX_CONTEXT:
         raise wrong("original_max_position_embeddings", n_ctx_original)
     factor = rope.number("factor", default=sizes["P"] / n_ctx_original)
@@ -177,6 +179,7 @@ def describe_olmo2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
 
 def describe_olmo3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     describe_olmo2(draft, values, sizes)
+    rotation_of_each_kind(values)
     if not window_pattern(draft, values, sizes, 4):
         return
     draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))

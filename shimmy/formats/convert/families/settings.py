@@ -76,6 +76,16 @@ def window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
     return any(slides)
 
 
+def rotation_of_each_kind(values: Hyperparameters) -> None:
+    """Refuse one rotation for all layers in `rope_parameters`.
+
+    Classes with a rotation for each kind of layer look for these there, and take their defaults where they find none.
+    """
+    rope = values.get("rope_parameters")
+    if rope and not (isinstance(rope, dict) and {"full_attention", "sliding_attention"} & rope.keys()):
+        raise wrong("rope_parameters", rope)
+
+
 def windows_in_turn(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     """Write the window that every other layer has unless `layer_types` says otherwise.
 
