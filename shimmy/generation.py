@@ -87,16 +87,21 @@ class _Submission:
             self._streams.result()[index].close()
 
 
+_OPEN_SYNTAXES = frozenset((ArgumentSyntax.TAGGED, ArgumentSyntax.PYTHON, ArgumentSyntax.ELEMENTS))
+
+
 def _completed(form: ReplyFormat, request: GenerateRequest) -> ReplyFormat:
     """The format of a reply with what only the request says of it."""
     form = form.with_stop(request.stop)
-    if form.tools is None or form.tools.syntax not in {ArgumentSyntax.TAGGED, ArgumentSyntax.PYTHON}:
+    syntax = None if form.tools is None else form.tools.syntax
+    if syntax not in _OPEN_SYNTAXES or not isinstance(request.prompt, ChatPrompt):
         return form
-    if not isinstance(request.prompt, ChatPrompt):
-        return form
-    from shimmy.text.speech.argument_types import argument_types  # few models need it
+    from shimmy.text.speech.argument_types import argument_schemas, argument_types  # few models need it
 
-    return replace(form, argument_types=argument_types(request.prompt.tools))
+    tools = request.prompt.tools
+    if syntax is ArgumentSyntax.ELEMENTS:
+        return replace(form, argument_schemas=argument_schemas(tools))
+    return replace(form, argument_types=argument_types(tools))
 
 
 class Generation:

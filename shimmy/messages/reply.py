@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 # Llama 3.1 and later may write this token before a call that otherwise has no mark at all. Their templates tell of it
 # only beside tools that are built in. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
@@ -16,6 +17,7 @@ class ArgumentSyntax(StrEnum):
     TAGGED = "tagged"  # one after the other, as bare texts between marks
     GEMMA = "gemma"  # as an object with bare keys and marks around strings
     PYTHON = "python"  # as the arguments of a call in Python
+    ELEMENTS = "elements"  # as elements with a mark in front of each tag, which may have elements inside
     HARMONY = "harmony"  # as JSON in a message of its own, whose header has the name
 
 
@@ -80,6 +82,8 @@ class ReplyFormat:
     channels: bool = False  # the reply is messages in channels, and `thinking` the marks of one of them
     # Where the syntax leaves names or types open: the JSON types of arguments, by the names of tool and argument.
     argument_types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
+    # Where it leaves them open inside of arguments, too: the schemas of arguments, by the names of tools.
+    argument_schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     def with_stop(self, stop: tuple[str, ...]) -> "ReplyFormat":
         """The same for a job with these stop strings: they count in the content, not in reasoning nor in calls."""

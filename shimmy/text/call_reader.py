@@ -1,14 +1,13 @@
-"""Reads the calls of one ToolFormat from text that comes in pieces. Knows their marks and names; no tokens, no replies.
+"""Reads calls of one ToolFormat from text that comes in pieces. Knows their marks and names; no tokens, no replies.
 
 `text.reply_parser` has what stands around calls; `text.speech` has the ways of writing arguments that are no JSON.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
-from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ToolFormat
+from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ReplyFormat
 from shimmy.text.incremental_reader import SPACE, IncrementalReader, Reading, Say, Unexpected
 from shimmy.text.string_matcher import StringMatcher
 
@@ -27,12 +26,15 @@ class CallReader:
     def __init__(
         self,
         reader: IncrementalReader,
-        tools: ToolFormat,
+        form: ReplyFormat,
         begin: Callable[[str, str | None], None],
         say: Say,
-        argument_types: Mapping[str, Mapping[str, frozenset[str]]] = MappingProxyType({}),
     ) -> None:
-        self._argument_types = argument_types
+        """`form` is that of a reply with tools."""
+        assert form.tools is not None
+        tools = form.tools
+        self._argument_types = form.argument_types
+        self._argument_schemas = form.argument_schemas
         self._reader = reader
         self._tools = tools
         self._begin_call = begin
@@ -123,6 +125,12 @@ class CallReader:
             arguments = TaggedReader(self._reader, self._tools, self._argument_types.get(name, {}))
             yield from arguments.require_arguments()
             return arguments.read
+        if self._tools.syntax is ArgumentSyntax.ELEMENTS:
+            from shimmy.text.speech.minimax import ElementReader
+
+            elements = ElementReader(self._reader, self._argument_schemas.get(name, {}))
+            yield from elements.require_arguments()
+            return elements.read
         if self._tools.syntax is ArgumentSyntax.GEMMA:
             from shimmy.text.speech.gemma import GemmaReader
 

@@ -9,7 +9,7 @@ However the same text is cut, the deltas together are the same. No text is an er
 from os import urandom
 from typing import TYPE_CHECKING
 
-from shimmy.messages.reply import Beside, Delta, ReplyFormat, ToolCallDelta, ToolFormat
+from shimmy.messages.reply import Beside, Delta, ReplyFormat, ToolCallDelta
 from shimmy.messages.request import ToolCall
 from shimmy.text.call_reader import CallReader
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Unexpected
@@ -123,7 +123,7 @@ class ReplyParser:
         if self._format.opening and is_text:
             self._reader.unsaid.clear()
         if self._format.tools is not None:
-            yield from self._read_calls(self._format.tools, is_begun=not is_text)
+            yield from self._read_calls(is_begun=not is_text)
         else:
             yield from self._reader.until(StringMatcher(), self._say_content)
         if not (self.has_calls and self._reader.has_only_space()):
@@ -155,6 +155,9 @@ class ReplyParser:
         yield from reader.space()
         # A model whose prompt began its reasoning may write the mark once more.
         if not (yield from reader.expect(start)) and not self._format.is_thinking:
+            if (yield from reader.expect(end)):  # so MiniMax M3 begins a reply without a thought
+                yield from reader.space()
+                self._drop_marks()
             return
         self._is_in_reasoning = True
         yield from reader.space()
@@ -172,13 +175,13 @@ class ReplyParser:
             self._say_unsaid()
         self._reader.unsaid.clear()
 
-    def _read_calls(self, tools: ToolFormat, *, is_begun: bool) -> Reading[None]:
+    def _read_calls(self, *, is_begun: bool) -> Reading[None]:
         """Text with calls in it: where the form of a call is broken, text goes on behind what was read.
 
         `is_begun`: the mark of the first call was in the prompt.
         """
         reader = self._reader
-        calls = CallReader(reader, tools, self._begin_call, self._say_arguments, self._format.argument_types)
+        calls = CallReader(reader, self._format, self._begin_call, self._say_arguments)
         may_begin = calls.is_bare or is_begun  # the first text decides whether the whole reply is calls
         while True:
             yield from reader.space()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def format_to_wire(form: ReplyFormat) -> dict[str, Any]:
     fields = asdict(form)
-    del fields["stop"], fields["argument_types"]  # its parent knows
+    del fields["stop"], fields["argument_types"], fields["argument_schemas"]  # its parent knows
     return fields
 
 

@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import functionary, gemma, harmony, kimi, minicpm, pythonic, solar, tagged
+from shimmy.text.speech import functionary, gemma, harmony, kimi, minicpm, minimax, pythonic, solar, tagged
 
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
@@ -91,6 +91,8 @@ def _arguments(call: ToolCall, format: ToolFormat) -> str:  # noqa: A002
         return tagged.written(call.arguments, format)
     if format.syntax is ArgumentSyntax.PYTHON:
         return pythonic.written(call.arguments)
+    if format.syntax is ArgumentSyntax.ELEMENTS:
+        return minimax.written(call.arguments)
     return gemma.written(call.arguments) if format.syntax is ArgumentSyntax.GEMMA else call.arguments
 
 
@@ -128,7 +130,7 @@ def recognise(template: ChatTemplate) -> Tooling:
             shown = probe.render(_USER, _calling(_CALLS[0]), result) or ""
             shows_calls = f"{_CALLS[0].name}{family.FORM.separator}" in shown
             return Tooling(family.FORM, shows_tools, shows_calls, shows_results=_RESULT in shown)
-    for listed in (kimi, minicpm, functionary, solar):
+    for listed in (kimi, minicpm, minimax, functionary, solar):
         if listed.is_taught(template.source):
             return Tooling(listed.FORM, shows_tools, shows_calls=True, shows_results=True)
     for probe.calls_lack_content in (False, True):

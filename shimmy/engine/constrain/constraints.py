@@ -20,7 +20,7 @@ from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, ArgumentSyntax, ReplyFormat
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Tool
 from shimmy.text.printable import shortened
-from shimmy.text.speech import gemma, pythonic, tagged
+from shimmy.text.speech import gemma, minimax, pythonic, tagged
 from shimmy.text.speech.argument_types import lists_misfits
 
 if TYPE_CHECKING:
@@ -42,9 +42,14 @@ _UNENFORCED = {
     ArgumentSyntax.TAGGED: tagged.unenforced,
     ArgumentSyntax.GEMMA: gemma.unenforced,
     ArgumentSyntax.PYTHON: pythonic.unenforced,
+    ArgumentSyntax.ELEMENTS: minimax.unenforced,
 }
 _EMPTY_CHOICE = re.compile(r'"(?:anyOf|oneOf|enum|type)"\s*:\s*\[\s*\]')  # which no value follows
-_AS_THEY_ARE = (ArgumentSyntax.TAGGED, ArgumentSyntax.GEMMA)  # strings in these are not escaped
+_AS_THEY_ARE = (
+    ArgumentSyntax.TAGGED,
+    ArgumentSyntax.GEMMA,
+    ArgumentSyntax.ELEMENTS,
+)  # strings in these are not escaped
 
 logger = logging.getLogger(__name__)
 

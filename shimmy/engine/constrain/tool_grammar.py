@@ -16,13 +16,13 @@ from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, standalone
 from shimmy.errors import BadRequest
 from shimmy.messages.reply import PYTHON_TAG, TEXT_ONLY, ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
-from shimmy.text.speech import gemma, harmony, pythonic, tagged
+from shimmy.text.speech import gemma, harmony, minimax, pythonic, tagged
 
 MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
 _MAX_WRITTEN = 32 * MAX_TEXT  # of what turns out to be the same and is dropped, too: half a second
 _END_OF_TEXT = '"}'
-# A text that is likely to be one token.
-_MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
+# A text that is likely to be one token; MiniMax has such with brackets turned outwards.
+_MARK = re.compile(r"\]<\][^<>\[\]\s]*\[>\[|<[^<>\s]*>|\[[^\[\]\s]*\]")
 
 
 def tool_lark(
@@ -80,7 +80,7 @@ def tool_lark(
                 replies = lark.free_replies("TEXT_WITHOUT_THOUGHT", "begun_at_once")
             replies += after
     if thinking is not None:
-        lark.rule("thought", f"{lark.text(thinking[0])} {lark.until(thinking[1], 'thought_through')}")
+        lark.rule("thought", lark.thought(*thinking))
     lark.rule("TEXT", r"/(.|\n)*/")
     lark.rule("GAP", r"/\n{1,2}/")
     lark.rule("start", " | ".join(replies))
@@ -100,6 +100,10 @@ def _arguments(lark: "_Lark", rule: str, schema: dict[str, Any], form: ToolForma
         if text is not None:
             return tagged.text_rule(lark, TEXT_ARGUMENT, text, form)
         return tagged.arguments_rule(lark, rule, schema, form)
+    if form.syntax is ArgumentSyntax.ELEMENTS:
+        if text is not None:
+            return minimax.text_rule(lark, TEXT_ARGUMENT, text)
+        return minimax.arguments_rule(lark, rule, schema)
     if form.syntax is ArgumentSyntax.GEMMA:
         if text is not None:
             return gemma.text_rule(lark, TEXT_ARGUMENT, text)
@@ -260,6 +264,10 @@ class _Lark:
         if self._short:
             self.rule("calls_from_short", f"call {more}")
         return " ".join(filter(None, (self.text(self._rest), "call", more, self.text(form.section_end))))
+
+    def thought(self, begins: str, ends: str) -> str:
+        """Reasoning between its marks, or the end of one alone: so MiniMax M3 begins a reply without a thought."""
+        return f"{self.text(begins)} {self.until(ends, 'thought_through')} | {self.text(ends)}"
 
     def free(self) -> str:
         """Free text. Without a mark that begins a call, the first character tells free text from a call."""

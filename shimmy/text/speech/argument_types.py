@@ -15,7 +15,9 @@ NAME_CHARACTERS = 256  # of an argument that no tool names, with what ends it; w
 T = TypeVar("T", bound=Hashable)
 SetOf = Callable[[object], frozenset[T]]
 Types = Mapping[str, Mapping[str, frozenset[str]]]  # by the names of tool and argument
+Schemas = Mapping[str, Mapping[str, Any]]  # by the names of tools
 
+_NOTES = frozenset(("title", "description", "$schema", "$id", "$comment", "examples", "default", "deprecated"))
 _MAX_DEPTH = 32  # of references and choices inside of each other
 _OF_TYPE = {
     "string": ("pattern", "minLength", "maxLength"),
@@ -29,16 +31,34 @@ def argument_types(tools: Sequence[Tool]) -> Types:
     return {tool.name: dict(_of_tool(tool)) for tool in tools}
 
 
-def _of_tool(tool: Tool) -> Iterator[tuple[str, frozenset[str]]]:
+def argument_schemas(tools: Sequence[Tool]) -> Schemas:
+    """The schemas of the arguments of `tools`; an empty one for what is no schema."""
+    return {tool.name: _schema(tool) for tool in tools}
+
+
+def _schema(tool: Tool) -> Mapping[str, Any]:
     try:
         schema = json.loads(tool.parameters)
     except (ValueError, RecursionError):
-        return
-    if isinstance(schema, dict):
+        return {}
+    return schema if isinstance(schema, dict) else {}
+
+
+def _of_tool(tool: Tool) -> Iterator[tuple[str, frozenset[str]]]:
+    if schema := _schema(tool):
         found = types_in(schema)
         yield from ((name, ANY) for name in needed(schema))
         for name, part in properties(schema).items():
             yield name, found.of(part) or ANY
+
+
+def named_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call, a JSON object; other JSON, and a text that is none, is the argument `input`."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = text
+    return values if isinstance(values, dict) else {"input": values}
 
 
 def properties(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +109,11 @@ def choices(schema: Mapping[str, Any]) -> list[Any]:
         if isinstance(found, list) and found:
             return [choice for choice in found if choice is not False]
     return []
+
+
+def is_choice(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema says nothing but which schemas its values may follow."""
+    return bool(choices(schema)) and schema.keys() <= _NOTES | {"anyOf", "oneOf"}
 
 
 class LeastSets(Generic[T]):
@@ -212,6 +237,20 @@ def listed(schema: Mapping[str, Any], allowed: frozenset[str]) -> frozenset[str]
     if values is None:
         return allowed
     return frozenset(kind for kind in allowed if any(allows(frozenset((kind,)), value) for value in values)) or allowed
+
+
+def without_ambiguous(part: Mapping[str, Any], read_as: frozenset[str]) -> Mapping[str, Any]:
+    """The same without those listed strings that would be read as other JSON: of `["1", 2]` only the 2 can be said.
+
+    `read_as` are the types of which the reader takes a text without quotes.
+    """
+    values = listed_values(part)
+    if values is None or not read_as - TEXT:
+        return part
+    kept = [value for value in values if type(value) is not str or as_json(value, read_as) == as_json(value, TEXT)]
+    return (
+        part if len(kept) in {0, len(values)} else {**{key: part[key] for key in part if key != "const"}, "enum": kept}
+    )
 
 
 def _is_misfit(part: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from shimmy.text.speech.argument_types import (
     choices,
     listed,
     listed_values,
+    named_arguments,
     resolved,
     types_in,
 )
@@ -45,11 +46,7 @@ def is_taught(template: str) -> bool:
 
 def written(arguments: str) -> str:
     """The arguments of a call, a JSON object, as a model writes them; other JSON is the argument `input`."""
-    try:
-        values = json.loads(arguments)
-    except (ValueError, RecursionError):
-        values = arguments
-    return _written(values if isinstance(values, dict) else {"input": values})[1:-1]
+    return _written(named_arguments(arguments))[1:-1]
 
 
 def _written(value: object) -> str:

@@ -23,6 +23,7 @@ from shimmy.text.speech.argument_types import (
     choices,
     listed,
     listed_values,
+    named_arguments,
     needed,
     odd_names,
     properties,
@@ -56,11 +57,7 @@ _NAMES = {True: "True", False: "False", None: "None"}
 
 def written(arguments: str) -> str:
     """The arguments of a call, a JSON object, as a model writes them; other JSON is the argument `input`."""
-    try:
-        values = json.loads(arguments)
-    except (ValueError, RecursionError):
-        values = arguments
-    values = values if isinstance(values, dict) else {"input": values}
+    values = named_arguments(arguments)
     return ", ".join(f"{key}={_written(value)}" for key, value in values.items())
 
 

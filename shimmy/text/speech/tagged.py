@@ -23,13 +23,16 @@ from shimmy.text.speech.argument_types import (
     allows,
     as_json,
     choices,
+    is_choice,
     listed,
     listed_values,
+    named_arguments,
     needed,
     odd_names,
     properties,
     resolved,
     types_in,
+    without_ambiguous,
 )
 from shimmy.text.speech.grammar_writer import RELATING, GrammarWriter, text_to, unenforced_of_text
 from shimmy.text.string_matcher import StringMatcher
@@ -89,12 +92,7 @@ def short_start(form: ToolFormat) -> str:
 
 def written(arguments: str, form: ToolFormat) -> str:
     """The arguments of a call, a JSON object, as a model writes them; other JSON is the argument `input`."""
-    try:
-        values = json.loads(arguments)
-    except (ValueError, RecursionError):
-        values = arguments
-    if not isinstance(values, dict):
-        values = {"input": values}
+    values = named_arguments(arguments)
     return "".join(f"{form.key_start}{key}{form.key_end}{_value(value, form)}" for key, value in values.items())
 
 
@@ -110,8 +108,6 @@ _PLAIN, _ANY_TEXT = r"[^<&\n]*", "(?s:.*)"
 
 
 # -- forcing it
-
-_NOTES = frozenset(("title", "description", "$schema", "$id", "$comment", "examples", "default", "deprecated"))
 
 
 def unenforced(schema: Mapping[str, Any]) -> list[str]:
@@ -130,7 +126,7 @@ def _unenforced_in(root: Mapping[str, Any]) -> LeastSets[str]:
     def read(part: Mapping[str, Any], of: SetOf[str]) -> frozenset[str]:
         if "string" not in (kinds.of(part) or ANY):
             return frozenset()
-        if _is_choice(part):
+        if is_choice(part):
             return frozenset().union(*map(of, choices(part)))
         return frozenset(("format", "allOf", "not", "if")).intersection(part).union(unenforced_of_text(part))
 
@@ -204,7 +200,7 @@ class _Values:
     def _values(self, rule: str, part: Mapping[str, Any], read_as: frozenset[str]) -> Iterable[str]:
         """The ways to write a value of `part`; choices by themselves where strings are among them."""
         found = self._types.of(part)
-        if "string" in found and _is_choice(part):
+        if "string" in found and is_choice(part):
             possible = (
                 choice for choice in choices(part) if self._types.of(choice)
             )  # others say nothing but themselves
@@ -216,7 +212,7 @@ class _Values:
     ) -> Iterator[str]:
         grammar, form = self._grammar, self._form
         if not form.json_mark:
-            part = _without_ambiguous(part, read_as)
+            part = without_ambiguous(part, read_as)
         allowed = listed(part, named)
         if "string" in allowed:
             yield from (f"{grammar.text(form.text_mark)} {text}".strip() for text in _texts(grammar, rule, part, form))
@@ -228,22 +224,6 @@ class _Values:
             value = {**part, **({} if others == named else {"type": sorted(others)})}
             pieces = grammar.text(form.json_mark), grammar.json(value, self._root), grammar.text(form.value_end)
             yield " ".join(pieces).strip()
-
-
-def _is_choice(part: Mapping[str, Any]) -> bool:
-    """Whether a schema says nothing but which schemas its values may follow."""
-    return bool(choices(part)) and part.keys() <= _NOTES | {"anyOf", "oneOf"}
-
-
-def _without_ambiguous(part: Mapping[str, Any], read_as: frozenset[str]) -> Mapping[str, Any]:
-    """The same without those listed strings that would be read as other JSON: of `["1", 2]` only the 2 can be said."""
-    values = listed_values(part)
-    if values is None or not read_as - TEXT:
-        return part
-    kept = [value for value in values if type(value) is not str or as_json(value, read_as) == as_json(value, TEXT)]
-    return (
-        part if len(kept) in {0, len(values)} else {**{key: part[key] for key in part if key != "const"}, "enum": kept}
-    )
 
 
 def _texts(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: ToolFormat) -> Iterator[str]:

