@@ -131,10 +131,15 @@ class Server:
 
     def _follow(self, change: CatalogDiff) -> None:
         """Called when another catalog has been published."""
+        services = self._services
         for kind, models in (("added", change.added), ("changed", change.changed), ("removed", change.removed)):
             for model in models:
-                self._services.events.publish(kind, model.name)
-        self._services.pool.follow(change)
+                services.events.publish(kind, model.name)
+        for entry in change.rejected:
+            services.events.publish("rejected", entry.name, reason=entry.reason)
+        for name in change.mended:
+            services.events.publish("removed" if services.registry.catalog.model(name) is None else "changed", name)
+        services.pool.follow(change)
 
     async def _preload(self) -> None:
         """Load the models of `--preload`. One that cannot be loaded is logged; the server answers for the others, and

@@ -282,28 +282,35 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class CatalogDiff:
-    """What the pool has to act on; a changed model stands as it is in the new catalog."""
+    """What the pool has to act on, and what is to be told; a changed model stands as it is in the new catalog."""
 
     added: tuple[Model, ...]
     changed: tuple[Model, ...]
     removed: tuple[Model, ...]
     rejected: tuple[Rejected, ...] = ()  # those that are new, or broken in another way
+    mended: tuple[str, ...] = ()  # other names of what was rejected and is no more: the file is gone, or as it was
 
     @property
     def is_empty(self) -> bool:
-        return not (self.added or self.changed or self.removed or self.rejected)
+        return not (self.added or self.changed or self.removed or self.rejected or self.mended)
 
 
 def diff(old: Catalog, new: Catalog) -> CatalogDiff:
     """Models are the same when all their facts are: a file replaced under its name has another time, size or header."""
     before = {model.name: model for model in old.models}
     after = {model.name: model for model in new.models}
+    added = tuple(model for model in new.models if model.name not in before)
+    changed = tuple(model for model in new.models if _is_another(before.get(model.name, model), model))
+    removed = tuple(model for model in old.models if model.name not in after)
     old_rejected = set(old.rejected)
+    others: list[Entry] = [*added, *changed, *removed, *new.rejected]
+    other_names = {entry.name for entry in others}
     return CatalogDiff(
-        added=tuple(model for model in new.models if model.name not in before),
-        changed=tuple(model for model in new.models if _is_another(before.get(model.name, model), model)),
-        removed=tuple(model for model in old.models if model.name not in after),
+        added,
+        changed,
+        removed,
         rejected=tuple(entry for entry in new.rejected if entry not in old_rejected),
+        mended=tuple(entry.name for entry in old.rejected if entry.name not in other_names),
     )
 
 

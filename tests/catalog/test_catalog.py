@@ -177,7 +177,15 @@ def test_what_is_rejected_anew_is_a_difference() -> None:
     assert diff(old, new) == CatalogDiff((), (), (), (again,))
     assert not diff(old, new).is_empty
     assert diff(new, new).is_empty
-    assert diff(new, Catalog()).is_empty
+
+
+def test_what_is_rejected_no_more_is_a_difference_once() -> None:
+    gone = diff(Catalog([PLAIN], [rejected(PLAIN.name), rejected("half")]), Catalog([PLAIN]))
+    assert gone == CatalogDiff((), (), (), mended=("half", PLAIN.name))  # a file that went, and a model as it was
+    assert not gone.is_empty
+    whole = model("half")
+    assert diff(Catalog([], [rejected("half")]), Catalog([whole])) == CatalogDiff((whole,), (), ())
+    assert diff(Catalog([whole], [rejected("half")]), Catalog()) == CatalogDiff((), (), (whole,))
 
 
 def test_a_path_is_shown_without_what_cannot_be_printed() -> None:

@@ -177,6 +177,19 @@ async def test_a_broken_file_leaves_what_was_there_and_says_why_once_it_has_sett
 
 
 @on_loop
+async def test_a_broken_file_that_goes_is_told(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    path = tmp_path / "half.gguf"
+    path.write_bytes(b"GGUF")
+    await house.look(3)
+    path.unlink()
+    await house.look(3)
+    first, second = house.told
+    assert [entry.name for entry in first.rejected] == ["half"]
+    assert (second.rejected, second.mended) == ((), ("half",))
+
+
+@on_loop
 async def test_a_file_that_was_broken_and_is_whole_again_is_served(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path, "model")
     whole = path.read_bytes()

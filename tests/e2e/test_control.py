@@ -58,6 +58,15 @@ def test_a_dashboard_sees_how_it_stands_and_what_happens(start: StartServer, tmp
         assert [kind for kind, _ in told] == ["changed", "loading", "swapped", "unloaded"]
         assert {event["model"] for _, event in told} == {"tiny"}
         assert told[-1][1]["reason"] == "swapped"
+        broken = folder / "broken.gguf"
+        broken.write_bytes(b"GGUF")
+        kind, event = next(happening)
+        assert (kind, event["model"]) == ("rejected", "broken")
+        (state,) = (entry for entry in server.get("/api/models").json()["models"] if entry["name"] == "broken")
+        assert event["reason"] == state["error"]
+        broken.unlink()
+        kind, event = next(happening)
+        assert (kind, event["model"]) == ("removed", "broken")
 
 
 def test_the_stream_of_events_ends_with_the_server(start: StartServer) -> None:

@@ -52,6 +52,20 @@ def test_a_file_that_is_not_served_says_why(page: Page, server: Server) -> None:
     expect(section.locator("p").first).not_to_be_empty()
 
 
+def test_a_broken_file_shows_when_it_comes_and_goes(page: Page, models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copy(models / "alpha.gguf", folder)
+    with serving(tmp_path / "server", "--model-path", folder) as server:
+        Chat(page, server.port).open("models")
+        expect(page.get_by_role("heading", name="alpha")).to_be_visible()
+        shutil.copy(models / "broken.gguf", folder)
+        expect(page.get_by_role("heading", name="broken")).to_be_visible()
+        expect(page.get_by_role("log")).to_contain_text("broken cannot be served: ")
+        (folder / "broken.gguf").unlink()
+        expect(page.get_by_role("heading", name="broken")).to_have_count(0)
+
+
 def test_a_server_without_a_model_says_what_to_do_and_goes_on_when_one_comes(
     page: Page, models: Path, tmp_path: Path
 ) -> None:

@@ -103,7 +103,8 @@ function facts(model) {
 }
 
 const WORDS = {
-  added: "was found", changed: "has a new file", removed: "is gone", loading: "loads", reading: "is read,", loaded: "is loaded",
+  added: "was found", changed: "has a new file", removed: "is gone", rejected: "cannot be served",
+  loading: "loads", reading: "is read,", loaded: "is loaded",
   swapped: "was replaced by its new version", unloaded: "was unloaded", died: "lost its worker", failed: "failed",
 };
 
