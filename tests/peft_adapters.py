@@ -4,12 +4,14 @@ The same arguments give the same bytes.
 """
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
+from tests.golden.weights import Numbers
 from tests.tiny_checkpoints import Weights, encode_safetensors, random_weights
 
 RANK, ALPHA = 4, 6
@@ -51,12 +53,13 @@ def write_adapter(folder: Path, tensors: Mapping[str, Weights], **changes: Any) 
     return folder
 
 
-def numbers(weights: Weights) -> list[float]:
+def numbers(weights: Weights) -> Numbers:
+    """In the shape of the weights, as F64."""
     if weights.dtype == "BF16":
-        data = b"".join(bytes(2) + weights.data[start : start + 2] for start in range(0, len(weights.data), 2))
-        return [*struct.unpack(f"<{len(data) // 4}f", data)]
-    form = {"F32": "f", "F16": "e"}[weights.dtype]
-    return [*struct.unpack(f"<{len(weights.data) // struct.calcsize(form)}{form}", weights.data)]
+        wide = np.frombuffer(weights.data, "<u2").astype("<u4") << 16
+        return wide.view("<f4").astype(np.float64).reshape(weights.shape)
+    form = {"F32": "<f4", "F16": "<f2"}[weights.dtype]
+    return np.frombuffer(weights.data, form).astype(np.float64).reshape(weights.shape)
 
 
 def merged(
@@ -72,23 +75,9 @@ def merged(
         scale = (
             scales if isinstance(scales, float | int) else next(s for end, s in scales.items() if module.endswith(end))
         )
-        delta = _product(b, weights, scale)
+        delta = scale * (numbers(b) @ numbers(weights))
         if module.endswith((*EMBEDDINGS, *CONV1D)):
-            delta = [list(column) for column in zip(*delta, strict=True)]
+            delta = delta.T
         base = found[f"{module}.weight"]
-        flat = [number for row in delta for number in row]
-        added = [old + new for old, new in zip(numbers(base), flat, strict=True)]
-        found[f"{module}.weight"] = Weights(base.shape, struct.pack(f"<{len(added)}f", *added))
+        found[f"{module}.weight"] = Weights(base.shape, (numbers(base) + delta).astype("<f4").tobytes())
     return found
-
-
-def _product(b: Weights, a: Weights, scale: float) -> list[list[float]]:
-    """`scale * b @ a`."""
-    rank, n_columns = a.shape
-    a_numbers, b_numbers = numbers(a), numbers(b)
-    rows = [a_numbers[start : start + n_columns] for start in range(0, len(a_numbers), n_columns)]
-    result = []
-    for start in range(0, len(b_numbers), rank):
-        factors = [scale * factor for factor in b_numbers[start : start + rank]]
-        result.append([sum(f * x for f, x in zip(factors, column, strict=True)) for column in zip(*rows, strict=True)])
-    return result

@@ -7,10 +7,14 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
+from tests.golden.weights import Numbers, encode
 from tests.tiny_models import (
     BOS_TOKEN,
     CHATML,
@@ -149,13 +153,10 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, n_shards: int = 1) -> Path:
 
 def random_weights(random: Random, shape: Sequence[int], dtype: str = "F32", deviation: float = 0.1) -> Weights:
     """Weights spread evenly around zero, in F32, F16 or BF16."""
-    n_elements = 1
-    for dimension in shape:
-        n_elements *= dimension
-    numbers = [random.uniform(-1, 1) * deviation * 3**0.5 for _ in range(n_elements)]
-    if dtype == "F16":
-        return Weights(tuple(shape), struct.pack(f"<{n_elements}e", *numbers), dtype)
-    data = struct.pack(f"<{n_elements}f", *numbers)
-    if dtype == "BF16":
-        data = b"".join(data[start + 2 : start + 4] for start in range(0, len(data), 4))
-    return Weights(tuple(shape), data, dtype)
+    return Weights(tuple(shape), encode(random_numbers(random, shape, deviation), dtype), dtype)
+
+
+def random_numbers(random: Random, shape: Sequence[int], deviation: float = 0.1) -> Numbers:
+    """Those of `random_weights`, not rounded yet."""
+    numbers = np.array([random.random() for _ in range(prod(shape))])
+    return (2 * numbers - 1) * deviation * 3**0.5

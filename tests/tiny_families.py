@@ -1,10 +1,12 @@
 """A tiny checkpoint of each family of models, with random weights: config.json and tensors, by transformers' names."""
 
 from collections.abc import Iterator
+from functools import cache
 from random import Random
 from typing import Any
 
-from tests.tiny_checkpoints import N_VOCAB, Weights, random_weights
+from tests.golden.weights import Numbers, encode
+from tests.tiny_checkpoints import N_VOCAB, Weights, random_numbers
 
 E, F, HEADS, KV_HEADS, HEAD, LAYERS, EXPERTS, CONTEXT = 64, 96, 4, 2, 16, 2, 4, 256
 Q, K = HEADS * HEAD, KV_HEADS * HEAD
@@ -130,6 +132,15 @@ def config(model_type: str) -> dict[str, Any]:
 
 
 def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Weights]:
+    return {
+        name: Weights(shape, encode(numbers, dtype), dtype)
+        for name, (shape, numbers) in _numbers(model_type, seed).items()
+    }
+
+
+@cache
+def _numbers(model_type: str, seed: int) -> dict[str, tuple[tuple[int, ...], Numbers]]:
+    """Of all tensors, with their shapes: most tests want some family again."""
     random = Random(seed)
     shapes = {
         "granitemoehybrid": _granite_hybrid, "nemotron_h": _nemotron, "falcon_h1": _falcon,
@@ -137,7 +148,7 @@ def tensors(model_type: str, dtype: str = "F32", seed: int = 0) -> dict[str, Wei
         "modernbert": _modern_bert, "nomic_bert": _nomic, "xlm-roberta": _roberta,
     }.get(model_type)  # fmt: skip
     found = dict(shapes() if shapes else _decoder(model_type))
-    return {name: random_weights(random, shape, dtype) for name, shape in found.items()}
+    return {name: (tuple(shape), random_numbers(random, shape)) for name, shape in found.items()}
 
 
 def _decoder(model_type: str) -> Shapes:

@@ -6,14 +6,14 @@ Knows SafeTensors and tokenizer.json as far as writing them goes, and nothing of
 
 import json
 import struct
-import sys
-from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import numpy as np
 
 from tests.tokenizer_folders import BYTE_LEVEL, Json, added_token, bpe, minilm, tokenizer
 
@@ -29,6 +29,7 @@ _UNSCALED = {"gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}  # whose querie
 _CONV1D = ("c_attn", "c_fc", "c_proj")  # GPT-2 stores a row for each input
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # SafeTensors' dtype, shape, data
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def families() -> list[str]:
@@ -111,26 +112,19 @@ def tensor(seed: str, config: Mapping[str, Any], name: str, shape: tuple[int, ..
     if name.endswith("_scales"):
         return "U8", shape, bytes(121 + byte % 3 for byte in Random(f"{seed} {name}").randbytes(prod(shape)))
     centre, width = _spread(config, name, shape)
-    integers = array("h", Random(f"{seed} {name}").randbytes(2 * prod(shape)))
-    if sys.byteorder == "big":
-        integers.byteswap()
-    scale = width / 2**15
-    numbers = [centre + scale * integer for integer in integers]
-    return dtype, shape, encode(numbers, dtype)
+    integers = np.frombuffer(Random(f"{seed} {name}").randbytes(2 * prod(shape)), "<i2")
+    return dtype, shape, encode(centre + width / 2**15 * integers.astype(np.float64), dtype)
 
 
-def encode(numbers: Iterable[float], dtype: str) -> bytes:
+def encode(numbers: Numbers, dtype: str) -> bytes:
     """As little-endian F32, F16 or BF16 (cut off, not rounded)."""
-    values = list(numbers)
     if dtype == "F16":
-        return struct.pack(f"<{len(values)}e", *values)
-    data = struct.pack(f"<{len(values)}f", *values)
+        return numbers.astype("<f2").tobytes()
+    data = numbers.astype("<f4")
     if dtype == "F32":
-        return data
+        return data.tobytes()
     assert dtype == "BF16", dtype
-    cut = bytearray(len(data) // 2)
-    cut[0::2], cut[1::2] = data[2::4], data[3::4]
-    return bytes(cut)
+    return data.view("<u2")[1::2].tobytes()
 
 
 def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[float, float]:
