@@ -329,7 +329,7 @@ def _surroundings(files: _Folder, tokens: Tokens) -> tuple[list[int], list[int]]
                     pass
                 case _:
                     raise Unconvertible(f"its post-processor is not known: {shown(part)}")
-        if parts:
+        if parts and not _is_llamas(files):
             return [], []
     elif adds_bos is None:
         adds_bos = True  # what LlamaTokenizer and GemmaTokenizer do
@@ -339,6 +339,12 @@ def _surroundings(files: _Folder, tokens: Tokens) -> tuple[list[int], list[int]]
         index = tokens.special_ids.get(role) if text is None else _known(text, tokens)
         around.append([index] if adds and index is not None else [])
     return around[0], around[1]
+
+
+def _is_llamas(files: _Folder) -> bool:
+    """Whether the tokenizer is of a class that goes by `add_bos_token` of tokenizer_config.json, as transformers 4 and
+    llama.cpp do. DeepSeek's are: their tokenizer.json puts nothing around a text."""
+    return str(files.config.get("tokenizer_class")).startswith("LlamaTokenizer")
 
 
 def _processors(part: object) -> list[Mapping[str, Any]]:

@@ -270,6 +270,19 @@ def test_special_tokens_around_a_text_are_those_of_the_template(load: Load) -> N
     assert asked.ids("") == [1]
 
 
+def test_a_tokenizer_of_llamas_class_begins_a_text_as_its_configuration_says(load: Load) -> None:
+    """DeepSeek's tokenizer.json puts nothing around a text: completions lost the token with which theirs begin."""
+    tokens = byte_level(added_tokens=[added_token(0, "</s>"), added_token(257, "<begin>")], post_processor=BYTE_LEVEL)
+    config = {**EOS, "bos_token": {"content": "<begin>"}, "add_bos_token": True, "add_eos_token": False}
+    first = {
+        kind: load(tokenizer_json=tokens, tokenizer_config_json={**config, "tokenizer_class": kind}).ids("a")[0]
+        for kind in ("LlamaTokenizerFast", "PreTrainedTokenizerFast")
+    }
+    assert first["LlamaTokenizerFast"] == 257 != first["PreTrainedTokenizerFast"]
+    unsaid = {**config, "tokenizer_class": "LlamaTokenizer", "add_bos_token": None}
+    assert load(tokenizer_json=tokens, tokenizer_config_json=unsaid).ids("a")[0] != 257
+
+
 def test_every_token_that_generation_config_names_ends_a_text(load: Load) -> None:
     added = [added_token(0, "</s>"), *(added_token(number, f"<end{number}>") for number in (257, 258, 259))]
     ends = {"eos_token_id": [0, 257, 258]}
