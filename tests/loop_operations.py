@@ -124,6 +124,10 @@ def _fused_operations() -> Iterator[tuple[str, Any]]:
             yield f"GPTQ {name}, {n}: Q4_0", fused.gptq_blocks("Q4_0", *own[:2], np.full_like(own[2], 8), groups)
             mixed = _bytes(4, n_columns).astype(np.int64) % n_groups
             yield f"GPTQ {name}, {n}: F16", fused.gptq_halves(own[0], scales[:, :n], own[2], mixed)
+            short = fused.gptq_halves(own[0][:-1], scales[:, :n], own[2], mixed[:-8])
+            yield f"GPTQ {name}, {n}: F16 of 8 columns less", short
+            for kind in ("Q4_0", "Q5_0"):
+                yield f"GPTQ {name}, {n}: symmetric {kind}", fused.gptq_blocks(kind, *own[:2], None, groups)
         words = _bytes(5, n_columns * 4 * (n_rows // 8 + 3)).view(np.uint32).reshape(n_columns, -1)
         zero_words = _bytes(6, n_groups * n_rows // 2).view(np.uint32).reshape(n_groups, -1)
         yield f"AWQ {name}", fused.awq_blocks(words[:, 1 : 1 + n_rows // 8], small, zero_words, groups)

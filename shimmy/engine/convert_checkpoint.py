@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shimmy.engine.llama.quantize import quantize
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.convert import converted
 from shimmy.formats.format_errors import Unconvertible
@@ -79,6 +78,10 @@ def gguf_of(
 
 def _quantise(model: str, source: Path, target: Path, *, file_type: str, **how: Any) -> None:
     """`quantize`, and say what became of weights that do not fit `file_type`."""
+    from shimmy.engine.llama.quantize import (
+        quantize,
+    )  # and with it llama.cpp, which the process that unpacks is without
+
     quantize(source, target, file_type=file_type, **how)
     for notice in block_fit.written(file_type, reader.contents(target).tensors.values()):
         logger.info("`%s`: %s", model, notice)

@@ -1,6 +1,8 @@
 """A SafeTensors folder as a GGUF: what is in the cache was made by what its name says."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,16 @@ def test_a_matrix_that_is_replaced_meanwhile_makes_no_file(tmp_path: Path) -> No
     with pytest.raises(ModelUnavailable, match="has changed"):
         gguf_of(folder, cache, "q4_0", path, 1, replace)
     assert list((cache / "converted").iterdir()) == [before]
+
+
+def test_what_unpacks_imports_nothing_of_llama_cpp() -> None:
+    """A process of its own, for which that would be a tenth of its start."""
+    modules = "shimmy.engine.convert_checkpoint, shimmy.formats.convert.convert, shimmy.engine.layouts.unpack"
+    code = f"import sys, {modules}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = result.stdout.split()
+    assert "numpy" in loaded
+    assert "llama_cpp" not in loaded
 
 
 def test_a_matrix_of_another_model_is_told_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ Each class is one formula. All products are in F32, with one rounding each, in t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -199,12 +200,19 @@ def runs_of_columns(n_columns: int, group: int, stored: Index | None, n_groups: 
 
     `stored` is what the file says of it, None where it says nothing.
     """
-    plain = np.arange(n_columns) // group
+    plain = _runs(n_columns, group)
     if stored is None or (len(stored) == n_columns and (stored == plain).all()):
         return None if n_columns % group == 0 else plain
     if ((stored < 0) | (stored >= n_groups)).any():
         raise BadValuesError("an index of a group of columns is out of range")
     return stored.astype(np.int64)
+
+
+@lru_cache(maxsize=2)  # for one chunk after the other
+def _runs(n_columns: int, group: int) -> Index:
+    found = np.arange(n_columns) // group
+    found.flags.writeable = False
+    return found
 
 
 def less_zeros(codes: Codes, zeros: Codes, groups: Index | None) -> None:
@@ -263,8 +271,8 @@ def largest_size(scales: Floats) -> float:
     return loops.looked_at(scales).largest
 
 
-def hold_floats(largest: float) -> Holding:
-    """What holds numbers of which `largest` is an upper bound that is nearly reached."""
-    if largest == 0 or _LARGE_ENOUGH <= largest <= _F16_LARGEST:
+def hold_floats(largest: float, least: float | None = None) -> Holding:
+    """What holds numbers of which `largest` is an upper bound, and one at least as large as `least`; None: as that."""
+    if largest == 0 or ((largest if least is None else least) >= _LARGE_ENOUGH and largest <= _F16_LARGEST):
         return Holding("F16", ROUNDED)
     return Holding("F32")

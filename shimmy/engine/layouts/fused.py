@@ -17,6 +17,7 @@ Words: TypeAlias = NDArray[np.uint32]
 Indices: TypeAlias = NDArray[np.integer[Any]]
 
 _N_CODES = 16
+_MIDDLE = np.int8(_N_CODES // 2)
 _BLOCK_BYTES = {"Q4_0": 18, "Q5_0": 22}
 
 
@@ -52,26 +53,32 @@ def repacked_q5_0(scales: Halves, zeros: NDArray[np.int8], packed: Bytes) -> Byt
     return found
 
 
-def gptq_blocks(kind: str, words: Words, scales: Halves, zeros: NDArray[np.int8], groups: Indices) -> Bytes:
+def gptq_blocks(kind: str, words: Words, scales: Halves, zeros: NDArray[np.int8] | None, groups: Indices) -> Bytes:
     """Blocks of Q4_0 or Q5_0: `words` are [lines, rows], each with eight codes of one row.
 
-    `groups` has the group of each block of a row, `scales` and `zeros` are [groups, rows]: from 0 to 16, and 8 alone
-    with Q4_0.
+    `groups` has the group of each block of a row, `scales` and `zeros` are [groups, rows]: from 0 to 16. Without zero
+    points, all are 8, as they have to be with Q4_0.
     """
     n_lines, n_rows = words.shape
     n_blocks = len(groups)
     _check_groups(groups, len(scales))
-    if n_lines != 4 * n_blocks or scales.shape[1] != n_rows or zeros.shape != scales.shape:
-        raise ValueError(f"{words.shape} words do not belong to {scales.shape} scales and {zeros.shape} zero points")
-    if kind == "Q4_0" and (zeros != 8).any():
-        raise ValueError("Q4_0 has no zero points")
+    if n_lines != 4 * n_blocks or scales.shape[1] != n_rows or (zeros is not None and zeros.shape != scales.shape):
+        raise ValueError(f"{words.shape} words and these zero points do not belong to {scales.shape} scales")
+    if kind == "Q4_0":
+        if zeros is not None and (zeros != _MIDDLE).any():
+            raise ValueError("Q4_0 has no zero points")
+        zeros = None
     if loops.library is None:
         codes = loops.nibbles(loops.transposed(words).view(np.uint8)).view(np.int8)
-        codes -= np.repeat(zeros[groups].T, BLOCK, axis=1)
+        codes -= _MIDDLE if zeros is None else np.repeat(zeros[groups].T, BLOCK, axis=1)
         return loops.blocks(kind, _of_blocks(scales, groups), codes)
     found = empty(n_rows * n_blocks * _BLOCK_BYTES[kind], np.uint8)
     lines, pitch = _lines(words)
-    arrays = (dense(scales, np.float16), dense(16 - zeros, np.uint8), lines, dense(groups, np.uint32))
+    if zeros is not None:
+        more = dense(16 - zeros, np.uint8)
+    else:  # which Q4_0 does not read
+        more = np.full(scales.shape if kind == "Q5_0" else 1, 16 - _MIDDLE, np.uint8)
+    arrays = (dense(scales, np.float16), more, lines, dense(groups, np.uint32))
     run(f"gptq_{kind.lower()}", found, *arrays, n_rows, n_blocks, pitch)
     return found
 

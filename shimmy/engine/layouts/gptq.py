@@ -38,29 +38,39 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     """`scales` is [groups, rows]; `zeros` its words, packed along the rows; `g_idx` may be missing."""
-    scales = checked_scales(arrays["scales"])
-    zeros, groups = _zeros(arrays, options), _groups(arrays, options)
+    scales, groups = checked_scales(arrays["scales"]), _groups(arrays, options)
     n_codes = 1 << options["bits"]
-    if options["symmetric"] and (zeros != n_codes // 2).any():
-        raise BadValuesError("its configuration says `sym`, and its zero points do not lie in the middle")
-    low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes - 1))
+    if options["symmetric"]:
+        if not _are_in_the_middle(arrays, options):
+            raise BadValuesError("its configuration says `sym`, and its zero points do not lie in the middle")
+        low, high = -n_codes // 2, n_codes // 2 - 1
+    else:
+        zeros = _zeros(arrays, options)
+        low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes - 1))
     if not in_blocks(groups, options["n_columns"], options["group"]):
         return hold_floats(largest_size(scales) * max(-low, high))
     return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
-    """`codes` is [words, rows]."""
-    codes, scales = arrays["codes"], arrays["scales"]
-    zeros, groups = _zeros(arrays, options), _groups(arrays, options)
+    """`codes` is [words, rows]. Symmetric zero points have been checked, and lie in the middle."""
+    codes, scales, middle = arrays["codes"], arrays["scales"], 1 << options["bits"] - 1
+    zeros, groups = None if options["symmetric"] else _zeros(arrays, options), _groups(arrays, options)
 
     def integers() -> Integers:
         found = _unpacked(loops.transposed(codes), options, options["n_columns"])
-        less_zeros(found, zeros.T, groups)
+        if zeros is None:
+            found -= found.dtype.type(middle)
+        else:
+            less_zeros(found, zeros.T, groups)
         return Integers(found, np.ascontiguousarray(scales.T), groups)
 
     def encoded(kind: str, groups: Index) -> Bytes:
         return fused.gptq_blocks(kind, codes, halves(scales), zeros, groups)
+
+    def numbers(groups: Index) -> Bytes:
+        own = np.full(scales.shape, middle, np.int8) if zeros is None else zeros
+        return bytes_of_halves(fused.gptq_halves(codes, scales, own, groups))
 
     if options["bits"] != 4:
         return integers()
@@ -69,7 +79,7 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
         return Packed(integers, {kind: partial(encoded, kind, of_blocks) for kind in ("Q4_0", "Q5_0")})
     if groups is None:
         return integers()
-    return Packed(integers, {"F16": lambda: bytes_of_halves(fused.gptq_halves(codes, scales, zeros, groups))})
+    return Packed(integers, {"F16": lambda: numbers(groups)})
 
 
 def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:
@@ -83,6 +93,14 @@ def _zeros(arrays: Arrays, options: Mapping[str, int]) -> Codes:
     found = _unpacked(words, options, n_rows)
     found += found.dtype.type(options["stored_less"])
     return found & found.dtype.type((1 << bits) - 1) if options["less_by_word"] else found
+
+
+def _are_in_the_middle(arrays: Arrays, options: Mapping[str, int]) -> bool:
+    n_codes, middle = 1 << options["bits"], 1 << options["bits"] - 1
+    if options["bits"] not in {2, 4, 8}:
+        return bool((_zeros(arrays, options) == middle).all())
+    word = (middle - options["stored_less"]) * (((1 << 32) - 1) // (n_codes - 1))  # the same in all of its codes
+    return bool((arrays["zeros"].view(np.uint32) == np.uint32(word)).all())
 
 
 def _unpacked(words: NDArray[np.uint32], options: Mapping[str, int], n: int) -> Codes:

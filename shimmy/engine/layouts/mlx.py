@@ -16,6 +16,7 @@ from shimmy.engine.layouts.arrays import (
     checked_scales,
     headers,
     hold_floats,
+    largest_size,
     rounding_error,
 )
 from shimmy.engine.layouts.bits import unpacked
@@ -32,6 +33,10 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
         if None not in errors:
             return Holding("Q4_1", max(filter(None, errors), default=0.0))
     n_codes = 1 << options["bits"]
+    bias = largest_size(biases)  # what code 0 means
+    held = hold_floats(bias + largest_size(scales) * (n_codes - 1), bias)
+    if held.kind == "F16":
+        return held
     ends = np.maximum(np.abs(biases), np.abs(biases + scales * np.float32(n_codes - 1)))
     return hold_floats(float(ends.max(initial=0)))
 

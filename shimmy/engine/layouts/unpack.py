@@ -139,7 +139,13 @@ def _encoded(
     if output.transform is Transform.TRANSPOSE_RUNS:
         weights = Plain(np.ascontiguousarray(weights.values().T))
     found = gguf_blocks.encode(weights, output.info.kind)
-    return found if picked is None else np.ascontiguousarray(found.reshape(n_rows, -1)[picked]).reshape(-1)
+    if picked is None:
+        return found
+    rows = found.reshape(n_rows, -1)
+    if isinstance(picked, slice):
+        return np.ascontiguousarray(rows[picked]).reshape(-1)
+    # All indices are within bounds: to check them again would take a buffer.
+    return rows.take(picked, axis=0, out=loops.empty(rows.shape, np.uint8), mode="clip").reshape(-1)
 
 
 def _slabs(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elements: int) -> Iterator[tuple[int, int]]:
