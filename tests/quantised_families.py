@@ -8,7 +8,7 @@ import numpy as np
 from tests.golden.weights import Tensor, checkpoint, write_folder, write_json, write_safetensors
 from tests.quantised_llama import LAYOUTS
 
-MODULES = ("_proj", "_with_mqa", "in_proj_qkvz", "in_proj_qkv", "in_proj_z")
+MODULES = ("_proj", "_with_mqa", "in_proj_qkvz", "in_proj_qkv", "in_proj_z", "indexer.wk")
 
 
 def write_both(family: str, layout: str, folder: Path, more: Mapping[str, Tensor] | None = None) -> tuple[Path, Path]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
+from torch.overrides import TorchFunctionMode
 
 from tests.golden import hub_models, weights
 from tests.golden.weights import BOS, CLS, EOS, MASK, N_VOCAB, PAD, SEP
@@ -32,7 +33,9 @@ ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
     "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
+    "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter",
 }  # fmt: skip
+INDEX_GAP = 0.004  # of the spread of a row's scores: what the same rounding moves
 SAME = 5e-5  # how far two versions of transformers may be apart
 
 
@@ -364,6 +367,12 @@ LATENT = MOE | {
     "routed_scaling_factor": 1.5,
     "first_k_dense_replace": 1,
 }
+# Of prompts of 40 and of 60 tokens, not all are attended to. With a few heads many scores would be the same: 0.
+SPARSE = LATENT | {"index_topk": 32, "index_n_heads": 12, "index_head_dim": 64}
+TWO_LAYERS = {"num_hidden_layers": 2}
+GLM5: dict[str, Any] = SPARSE | {
+    "first_k_dense_replace": 2, "rms_norm_eps": 1e-5, "indexer_types": ["full", "shared", "full"],
+}  # fmt: skip
 GROUPED = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 1}
 
 OLMOE = {
@@ -579,6 +588,10 @@ FAMILIES = {
     "glm4-moe-lite": Family(
         **decoder("Glm4MoeLite", **LATENT | {"rms_norm_eps": 1e-5}), only="5", seed="glm4-moe-lite-9"
     ),
+    "deepseek32": Family(
+        **decoder("DeepseekV32", **SPARSE | GROUPED | yarn(1.0) | TWO_LAYERS), only="5", seed="deepseek32-172"
+    ),
+    "glm-dsa": Family(**decoder("GlmMoeDsa", **GLM5), only="5", seed="glm-dsa-99"),
     "mistral4": Family(
         **decoder("Mistral4", **{k: v for k, v in LATENT.items() if k != "rope_theta"}, rope_parameters=MISTRAL4),
         only="5", seed="mistral4-52",
@@ -845,7 +858,7 @@ def log_probs(prompts: list[list[int]], model: Any) -> list[Any]:
     routers = watched_routers(model)
     has_experts = any(".experts." in name for name, _ in model.named_parameters()) and not routers
     for index, tokens in enumerate(prompts):
-        with torch.no_grad():
+        with torch.no_grad(), Selections(getattr(model.config, "index_topk", 0)):
             options = {"output_router_logits": True} if has_experts else {}
             # Version 4 lets layers use the keys of others only where there is a cache.
             use_cache = model.config.model_type == "gemma3n_text"
@@ -897,6 +910,25 @@ def check_router(router: Any, inputs: Any, output: Any) -> None:
         check_routes([found.log() * router.hidden_size**0.5], router.config.top_k_experts)
     else:
         check_routes([found], router.top_k)
+
+
+class Selections(TorchFunctionMode):  # type: ignore[misc]
+    """Checks the same of the tokens that a row attends to, of all before it: `n_selected` with the largest scores."""
+
+    def __init__(self, n_selected: int) -> None:
+        """0 where a row attends to all."""
+        super().__init__()
+        self._n_selected = n_selected
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        n_selected = self._n_selected
+        if n_selected and func is torch.Tensor.topk and args[1] == n_selected and args[0].shape[-1] > n_selected:
+            for row in args[0].reshape(-1, args[0].shape[-1]):
+                scores = row[row > torch.finfo(row.dtype).min / 2].sort(descending=True).values
+                if len(scores) > n_selected:
+                    gap = ((scores[n_selected - 1] - scores[n_selected]) / scores.std()).item()
+                    assert gap > INDEX_GAP, f"{gap:.4f} between the last token that is selected and the next one"
+        return func(*args, **(kwargs or {}))
 
 
 def vectors(name: str, prompts: list[list[int]], family: Family, model: Any) -> list[Any]:

@@ -21,7 +21,7 @@ _Pieces = tuple[TensorSlice | StoredRows, ...]
 _ALWAYS_F32 = (
     *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias"),
     *("exp_probs_b.bias", "shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
-    *("altup_correct_coef.weight", "altup_predict_coef.weight"),
+    *("altup_correct_coef.weight", "altup_predict_coef.weight", "indexer.proj.weight"),
 )
 # Whose head are the embeddings for llama.cpp, or the numbers beside the embeddings of which are for both or neither.
 _ALWAYS_TIED = {"bitnet", "cohere2", "command-r", "falcon-h1", "gemma", "gemma2"}

@@ -15,6 +15,7 @@ from tests.quantised_families import write_both
 from tests.quantised_llama import LAYOUTS, fp8_block
 
 KINDS = {0: "<f4", 1: "<f2"}  # by ggml_type
+INDEXED = {"deepseek32", "glm-dsa"}
 
 
 def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -26,23 +27,27 @@ def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int,
 @pytest.mark.parametrize("layout", ["fp8-tensor", "pack-quantized", "mxfp4"])
 @pytest.mark.parametrize("family", [
     "qwen3-next", "qwen35", "ministral3", "glm4-moe", "gemma4", "deepseek2-lite", "deepseek3", "ling1",
+    "deepseek32", "glm-dsa",
 ])  # fmt: skip
 def test_each_weight_is_where_it_would_be_without(family: str, layout: str, tmp_path: Path) -> None:
     check_weights(*write_both(family, layout, tmp_path))
 
 
-def test_each_weight_of_blocks_is_where_it_would_be_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["deepseek3", "deepseek32", "glm-dsa"])
+def test_each_weight_of_blocks_is_where_it_would_be_without(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As DeepSeek publishes them: with blocks that end where the parts of heads for keys and for values do."""
     settings = LAYOUTS["fp8-block"][1] | {"weight_block_size": [4, 32]}
     monkeypatch.setitem(LAYOUTS, "fp8-block", (partial(fp8_block, block=(4, 32)), settings))
-    check_weights(*write_both("deepseek3", "fp8-block", tmp_path))
+    check_weights(*write_both(family, "fp8-block", tmp_path))
 
 
 def check_weights(stored_folder: Path, plain_folder: Path) -> None:
     stored, plain = plan(stored_folder), plan(plain_folder)
-    assert any(".attn_k_b." in output.info.name for output in stored.recipe.outputs if output.stored) or (
-        stored.architecture != "deepseek2"
-    )
+    names = [output.info.name for output in stored.recipe.outputs if output.stored]
+    assert any(".attn_k_b." in name for name in names) == (stored.architecture in {"deepseek2", *INDEXED})
+    assert any(".indexer.attn_k." in name for name in names) == (stored.architecture in INDEXED)
     settled, _ = prepared(stored, "f32", lambda: unpack)
     wanted = {output.info.name: output for output in plain.recipe.outputs}
     assert {output.info.name for output in settled.recipe.outputs} == wanted.keys()

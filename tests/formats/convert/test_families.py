@@ -23,6 +23,7 @@ DECODERS = [family for family in families() if not makes_embeddings(family)]
 TOLERANCES = (1e-2, 1e-4)
 # llama.cpp computes GELU by a table in half precision, and rounds to BF16 or F16 what it multiplies with such weights.
 WIDER = {
+    "deepseek32": TOLERANCES,
     "deepseek": (2e-2, 1e-4),  # the cache of which has one vector for all heads, and rounds it
     "mistral4": (2e-2, 1e-4),
     "exaone4-window": (2e-2, 1e-4),  # 64 layers, each of which rounds its keys
@@ -85,6 +86,7 @@ def test_log_probabilities_are_those_of_transformers(family: str, exact: bool, t
 @pytest.mark.parametrize("family", [
     "ministral3", "qwen3-next", "qwen35", "qwen35-moe", "glm4-moe", "gemma3n", "gemma4", "gemma4-moe",
     "deepseek3", "falcon-h1", "minimax-m2", "lfm2-moe", "ling1", "ling2", "olmoe", "ernie-moe", "qwen3-vl-moe",
+    "deepseek32", "glm-dsa",
 ])  # fmt: skip
 def test_the_engine_takes_weights_as_they_are_published(family: str, tmp_path: Path, cpu: CpuBackend) -> None:
     """In BF16, but for what it needs in F32. What it computes of numbers that are cut off is something else."""
@@ -122,6 +124,10 @@ def test_both_styles_of_config_give_the_same_file(family: str, tmp_path: Path) -
         ("olmo3", {"sliding_window": 64}),
         ("olmo3-yarn", {"rope_scaling": None}),
         ("phi3-partial-tied", {"partial_rotary_factor": 1.0}),
+        ("deepseek32", {"index_topk": 31}),
+        ("deepseek32", {"index_topk": 64}),
+        ("glm-dsa", {"index_topk": 31}),
+        ("glm-dsa", {"indexer_types": ["full", "shared", "shared"]}),
     ],
 )
 def test_the_comparison_sees_a_wrong_setting(

@@ -1,9 +1,13 @@
-"""Models that keep one compressed vector a token for the keys and values of all heads: DeepSeek V2 and V3, GLM 4.7
-Flash, Mistral 4.
+"""Models that keep one compressed vector a token for the keys and values of all heads: DeepSeek V2 to V3.2, GLM 4.7
+Flash and GLM 5, Mistral 4.
 
 Multi-head latent attention (https://arxiv.org/abs/2405.04434, 2.1). The matrix that unfolds the vector is stored for
 each head: llama.cpp multiplies queries with its part for keys, which it wants transposed, and results with its part for
 values, so that its cache has the vector alone.
+
+DeepSeek V3.2 and GLM 5 attend to a few tokens alone (https://arxiv.org/abs/2512.02556, 2.1): a layer's indexer, which
+has small keys of its own, scores all tokens before, and the best ones are selected. Layers of GLM 5.2 that have none
+attend to what the layer before them has selected.
 """
 
 from collections.abc import Mapping
@@ -36,6 +40,9 @@ from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
 _DENSE, _SPARSE, _DIRECT, _LOW_RANK = "dense", "sparse", "queries_at_once", "queries_in_two_steps"
+_FULL, _SHARED = "full", "shared"  # which tokens a layer attends to: those its own indexer selects, or those of another
+_INDEXED = ("deepseek32", "glm-dsa")  # architectures with indexers
+_MIN_INDEX_SIZE = 64  # of the smallest matrix that llama.cpp rotates keys of indexers with: a power of two, like all
 _MAX_HEADS = 1024  # each is a slice of two tensors of a layer; the largest model that is published has 128
 
 
@@ -67,7 +74,13 @@ _ATTENTION = (
     Row("layers.#.self_attn.kv_b_proj", "blk.#.attn_v_b.weight", "HvL", runs=_value_parts, taken="bL"),
     Row("layers.#.self_attn.o_proj", "blk.#.attn_output.weight", "Eo"),
 )  # fmt: skip
-_SHARED = tuple(
+_INDEXER = (
+    Row("layers.#.self_attn.indexer.wq_b", "blk.#.indexer.attn_q_b.weight", "iJ", layers=_FULL),
+    Row("layers.#.self_attn.indexer.wk", "blk.#.indexer.attn_k.weight", "dE", layers=_FULL),
+    Row("layers.#.self_attn.indexer.k_norm", "blk.#.indexer.k_norm.weight", "d", bias="required", layers=_FULL),
+    Row("layers.#.self_attn.indexer.weights_proj", "blk.#.indexer.proj.weight", "hE", layers=_FULL),
+)
+_SHARED_EXPERTS = tuple(
     Row(f"layers.#.mlp.shared_experts.{name}_proj", f"blk.#.ffn_{name}_shexp.weight", shape)
     for name, shape in (("gate", "YE"), ("up", "YE"), ("down", "EY"))
 )
@@ -80,7 +93,7 @@ def _rows(*, is_biased: bool) -> tuple[Row, ...]:
     return (
         *ENDS, *NORMS, *_ATTENTION,
         *(replace(row, layers=_DENSE) for row in feed_forward()),
-        *(replace(row, layers=_SPARSE) for row in (*routed, *((_BIAS,) if is_biased else ()), *_SHARED)),
+        *(replace(row, layers=_SPARSE) for row in (*routed, *((_BIAS,) if is_biased else ()), *_SHARED_EXPERTS)),
     )  # fmt: skip
 
 
@@ -104,6 +117,39 @@ def _kinds(values: Hyperparameters) -> list[set[str]]:
     n_dense = _n_dense(values)
     queries = _DIRECT if values.get("q_lora_rank") is None else _LOW_RANK
     return [{queries, _DENSE if layer < n_dense else _SPARSE} for layer in range(_n_layers(values))]
+
+
+def _indexers(values: Hyperparameters) -> list[str]:
+    """Of each layer of GLM 5, by `GlmMoeDsaConfig`."""
+    n_layers, kinds = _n_layers(values), values.names("indexer_types")
+    if kinds is None and isinstance(pattern := values.get("index_topk_pattern"), str):
+        kinds = [{"F": _FULL, "S": _SHARED}.get(letter, letter) for letter in pattern]
+    elif kinds is None:
+        kinds = values.names("index_topk_pattern")
+    if kinds is None:
+        period = max(1, values.integer("index_topk_freq", minimum=0, default=1))
+        first = values.integer("index_skip_topk_offset", minimum=0, default=2) - 1
+        kinds = [_SHARED if max(0, layer - first) % period else _FULL for layer in range(n_layers)]
+    kinds = kinds[:n_layers]
+    if len(kinds) < n_layers or set(kinds) - {_FULL, _SHARED} or kinds[0] != _FULL:
+        raise Unconvertible("its `indexer_types` are not `full` for the first layer, and `full` or `shared` for others")
+    return kinds
+
+
+def _kinds_of_deepseek32(values: Hyperparameters) -> list[set[str]]:
+    return [kinds - {_DIRECT} | {_LOW_RANK, _FULL} for kinds in _kinds(values)]
+
+
+def _kinds_of_glm5(values: Hyperparameters) -> list[set[str]]:
+    both = zip(_kinds(values), _indexers(values), strict=True)
+    return [kinds - {_DIRECT} | {_LOW_RANK, indexer} for kinds, indexer in both]
+
+
+def _unused_of_glm5(values: Hyperparameters) -> tuple[str, ...]:
+    """Layers behind the last one, and indexers that are passed over."""
+    indexers = enumerate(_indexers(values))
+    passed = (f"layers.{layer}.self_attn.indexer." for layer, indexer in indexers if indexer == _SHARED)
+    return (*_drafting_layers(values), *passed)
 
 
 def _drafting_layers(values: Hyperparameters) -> tuple[str, ...]:
@@ -145,7 +191,7 @@ def _describe_attention(draft: MetadataBuilder, values: Hyperparameters, sizes: 
     n_low_rank = 0
     if values.get("q_lora_rank") is not None:
         n_low_rank = sizes["J"] = values.integer("q_lora_rank")
-        n_layers = sizes["layers"]
+        n_layers = sizes["layers"] if draft.architecture not in _INDEXED else 0
         if n_layers in {26, 27} or (n_layers == 48 and values.get("vocab_size") == 128_256):
             raise Unconvertible(f"it has {n_layers} layers and a `q_lora_rank`, which the engine does not read then")
     draft.integer("attention.q_lora_rank", n_low_rank)
@@ -206,6 +252,34 @@ def describe_deepseek3(draft: MetadataBuilder, values: Hyperparameters, sizes: d
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
 
 
+def _describe_indexer(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    values.integer("q_lora_rank")  # the queries of indexers are made of the same vector
+    n_heads, size = values.integer("index_n_heads", maximum=_MAX_HEADS), values.integer("index_head_dim")
+    if size.bit_count() != 1 or not max(_MIN_INDEX_SIZE, sizes["R"]) <= size <= MAX_WIDTH // n_heads:
+        raise Unconvertible(
+            f"its `index_head_dim` is `{size}`: the engine needs a power of two of {_MIN_INDEX_SIZE} or more, and at "
+            "least `qk_rope_head_dim`"
+        )
+    sizes |= {"h": n_heads, "d": size, "i": n_heads * size}
+    draft.integer("attention.indexer.head_count", n_heads)
+    draft.integer("attention.indexer.key_length", size)
+    draft.integer("attention.indexer.top_k", values.integer("index_topk", maximum=MAX_CONTEXT))
+
+
+def describe_deepseek32(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    describe_deepseek3(draft, values, sizes)
+    _describe_indexer(draft, values, sizes)
+    values.require("indexer_rope_interleave", False, default=False)
+
+
+def describe_glm5(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    describe_deepseek3(draft, values, sizes)
+    _describe_indexer(draft, values, sizes)
+    values.require("indexer_rope_interleave", True, default=True)
+    # Said of all: without it, llama.cpp goes by the length of the context.
+    draft.flags("attention.indexer.types", [kind == _FULL for kind in _indexers(values)])
+
+
 def describe_mistral4(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     _describe_attention(draft, values, sizes)
     _describe_experts(draft, values, sizes, SOFTMAX)
@@ -219,13 +293,13 @@ def describe_mistral4(draft: MetadataBuilder, values: Hyperparameters, sizes: di
         draft.number("attention.temperature_scale", beta)
 
 
-_UNADAPTED = ("attn_q.", "attn_q_a.", "attn_q_b.", "attn_kv_a_mqa.", "output.weight")
+_UNADAPTED = ("attn_q.", "attn_q_a.", "attn_q_b.", "attn_kv_a_mqa.", "indexer.", "output.weight")
 
 
-def _rows_of(*, is_biased: bool) -> tuple[Row, ...]:
+def _rows_of(*, is_biased: bool, is_indexed: bool = False) -> tuple[Row, ...]:
     return tuple(
         replace(row, is_adaptable=not row.target.removeprefix("blk.#.").startswith(_UNADAPTED))
-        for row in _rows(is_biased=is_biased)
+        for row in (*_rows(is_biased=is_biased), *(_INDEXER if is_indexed else ()))
     )
 
 
@@ -235,6 +309,7 @@ _V3 = {
     **_OF_DEEPSEEK, "first_k_dense_replace": 3, "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8,
     "topk_group": 4, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5,
 }  # fmt: skip
+_SPARSE_ATTENTION = {"index_topk": 2048, "index_head_dim": 128}
 _YARN = frozenset(("yarn",))
 _KIMI_25 = ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration")  # on the hub, and of transformers
 
@@ -261,6 +336,20 @@ FAMILIES = (
          "qk_nope_head_dim": 192, "v_head_dim": 256, "moe_intermediate_size": 1536, "routed_scaling_factor": 1.8,
          "rms_norm_eps": 1e-5},
         kinds=_kinds, unused=_drafting_layers, renamed=_renamed,
+    ),
+    Family(
+        "DeepSeek V3.2", "deepseek_v32", classes("DeepseekV32")[:1], "deepseek32",
+        _rows_of(is_biased=True, is_indexed=True), SILU, _YARN, describe_deepseek32,
+        {**_V3, **_SPARSE_ATTENTION, "q_lora_rank": 1536, "index_n_heads": 64},
+        kinds=_kinds_of_deepseek32, unused=_drafting_layers, renamed=_renamed,
+    ),
+    Family(
+        "GLM 5", "glm_moe_dsa", classes("GlmMoeDsa")[:1], "glm-dsa", _rows_of(is_biased=True, is_indexed=True),
+        SILU, frozenset(), describe_glm5,
+        {**_SIZES, **_SPARSE_ATTENTION, "first_k_dense_replace": 3, "n_routed_experts": 256, "num_experts_per_tok": 8,
+         "q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "moe_intermediate_size": 2048,
+         "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-5, "index_n_heads": 32},
+        kinds=_kinds_of_glm5, unused=_unused_of_glm5, renamed=_renamed,
     ),
     Family(
         "Mistral 4", "mistral4", ("Mistral4ForCausalLM", "Mistral3ForConditionalGeneration"), "mistral4",

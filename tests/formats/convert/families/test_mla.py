@@ -9,11 +9,12 @@ import pytest
 from shimmy.formats.convert.adaptable import Adaptable
 from shimmy.formats.convert.convert import plan
 from shimmy.formats.convert.transforms import chunks
+from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import TensorReader
 from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
 from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
 
-FAMILIES = ["deepseek2", "deepseek2-lite", "deepseek3", "glm4-moe-lite", "mistral4"]
+FAMILIES = ["deepseek2", "deepseek2-lite", "deepseek3", "deepseek32", "glm4-moe-lite", "glm-dsa", "mistral4"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,9 +76,46 @@ def test_layers_without_experts_are_told_in_two_ways(tmp_path: Path) -> None:
     assert metadata(changed("glm4-moe-lite", kinds, tmp_path))["leading_dense_block_count"] == 1
 
 
-def test_adapters_change_only_what_the_engine_multiplies_with_them() -> None:
-    adaptable = Adaptable.of("deepseek2")
-    modules = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({}, [True, False, True]),
+        ({"indexer_types": ["full", "shared", "full", "full"]}, [True, False, True]),  # as the layer that drafts has it
+        ({"indexer_types": ..., "index_topk_pattern": "FSF"}, [True, False, True]),
+        ({"indexer_types": ..., "index_topk_pattern": ["full", "shared", "full"]}, [True, False, True]),
+        ({"indexer_types": None, "index_topk_freq": 2, "index_skip_topk_offset": 1}, [True, False, True]),
+        ({"indexer_types": None, "index_topk_freq": 4, "index_skip_topk_offset": 0}, [False, False, False]),
+        ({"indexer_types": None}, [True, True, True]),
+    ],
+)
+def test_which_layers_of_glm_5_select_tokens(said: dict[str, Any], wanted: list[bool], tmp_path: Path) -> None:
+    """As `GlmMoeDsaConfig` of transformers reads it; one that lacks its indexer then says so."""
+    folder = changed("glm-dsa", said, tmp_path)
+    if wanted == [True, False, True]:
+        assert metadata(folder)["attention.indexer.types"][1] == wanted
+    else:
+        with pytest.raises(Unconvertible, match="layers.1.self_attn.indexer" if any(wanted) else "indexer_types"):
+            plan(folder)
+
+
+def test_an_indexer_that_a_layer_does_not_use_is_passed_over(tmp_path: Path) -> None:
+    folder = changed("glm-dsa", {"indexer_types": ["full", "shared", "shared"]}, tmp_path)
+    found = plan(folder)
+    assert [name for name in found.shapes if ".indexer." in name and not name.startswith("blk.0.")] == []
+    assert found.recipe.n_ctx == 512
+
+
+def test_an_indexer_ranks_in_full_precision(tmp_path: Path) -> None:
+    found = plan(write_folder("glm-dsa", tmp_path / "model", "5", "BF16"))
+    kinds = {output.info.name: output.info.kind for output in found.recipe.outputs}
+    parts = ("proj.weight", "k_norm.weight", "k_norm.bias", "attn_k.weight", "attn_q_b.weight")
+    assert [kinds[f"blk.2.indexer.{part}"] for part in parts] == ["F32"] * 3 + ["BF16"] * 2
+
+
+@pytest.mark.parametrize("architecture", ["deepseek2", "deepseek32", "glm-dsa"])
+def test_adapters_change_only_what_the_engine_multiplies_with_them(architecture: str) -> None:
+    adaptable = Adaptable.of(architecture)
+    modules = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "indexer.wk")
     found = [name for name in modules if adaptable.row(f"model.layers.0.self_attn.{name}")[0]]
     assert found == ["o_proj"]
 
@@ -108,6 +146,25 @@ ROPE: dict[str, Any] = {
         ("deepseek3", {"qk_nope_head_dim": 12, "v_head_dim": 16}, "shape"),
         ("deepseek3", {"qk_nope_head_dim": 10**7}, "qk_nope_head_dim"),
         ("deepseek3", {"q_lora_rank": ...}, "q_proj"),
+        ("deepseek32", {"q_lora_rank": 0}, "q_lora_rank"),
+        ("deepseek32", {"index_topk": 0}, "index_topk"),
+        ("deepseek32", {"index_n_heads": 0}, "index_n_heads"),
+        ("deepseek32", {"index_n_heads": 6}, "shape"),
+        ("deepseek32", {"index_head_dim": 32}, "index_head_dim"),
+        ("deepseek32", {"index_head_dim": 96}, "index_head_dim"),
+        ("deepseek32", {"index_head_dim": 128}, "shape"),
+        ("deepseek32", {"qk_rope_head_dim": 128}, "index_head_dim"),
+        ("deepseek32", {"indexer_rope_interleave": True}, "indexer_rope_interleave"),
+        ("deepseek32", {"topk_group": 1, "num_experts_per_tok": 3}, "topk_group"),
+        ("deepseek32", {"rope_parameters": ROPE | {"mscale": 0.7, "mscale_all_dim": 0.7}}, "mscale"),
+        ("glm-dsa", {"indexer_rope_interleave": False}, "indexer_rope_interleave"),
+        ("glm-dsa", {"rope_interleave": False}, "rope_interleave"),
+        ("glm-dsa", {"rope_parameters": ROPE}, "yarn"),
+        ("glm-dsa", {"indexer_types": ["shared", "full", "full"]}, "indexer_types"),
+        ("glm-dsa", {"indexer_types": ["full", "shared"]}, "indexer_types"),
+        ("glm-dsa", {"indexer_types": ["full", "shared", "half"]}, "indexer_types"),
+        ("glm-dsa", {"indexer_types": ..., "index_topk_pattern": "FXF"}, "indexer_types"),
+        ("glm-dsa", {"indexer_types": ..., "index_topk_pattern": 3}, "index_topk_pattern"),
         ("deepseek3", {"num_hidden_layers": 27}, "27 layers"),
         ("deepseek3", {"num_hidden_layers": 48, "vocab_size": 128256}, "48 layers"),
         ("deepseek3", {"rope_parameters": ROPE | {"mscale": 0.7}}, "mscale"),
