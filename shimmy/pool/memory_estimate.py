@@ -7,7 +7,7 @@ gemma-3-270m take 93 to 98 % of theirs (`Pss` after eight long prompts, with 2,0
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shimmy.wire.worker_options import MOVING_SHARE, USUAL_KV_TYPE, Offload, cell_bytes
+from shimmy.wire.worker_options import MOVING_SHARE, USUAL_KV_TYPE, Offload, cell_bytes, mask_bytes
 
 if TYPE_CHECKING:
     from shimmy.catalog.catalog import Model
@@ -110,8 +110,7 @@ def draft_estimate(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch
 
 def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int) -> int:
     """The buffers llama.cpp reports at its start: `n_logits` rows of logits (in the graph and handed out), the
-    attention mask of a batch in F16, the activations of a batch in F32."""
+    attention masks of a batch, the activations of a batch in F32."""
     logits = n_logits * model.n_vocab * 4
-    mask = n_batch * n_ctx * 2
     activations = n_batch * 3 * (model.n_embd + model.n_ff) * 4
-    return logits + mask + activations
+    return logits + mask_bytes(model.architecture, n_batch, n_ctx) + activations

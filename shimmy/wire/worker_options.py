@@ -45,6 +45,15 @@ def cell_bytes(n_kv: int, kv_type: str = USUAL_KV_TYPE) -> int:
     return int(n_kv * KV_TYPES[kv_type] / 8)
 
 
+# Architectures whose layers score all tokens (in F32, with a mask of which), and attend to the best (with another).
+_SCORING = frozenset(("deepseek32", "glm-dsa"))
+
+
+def mask_bytes(architecture: str, n_rows: int, n_cells: int) -> int:
+    """What says which of `n_cells` each of the rows of a decode attends to: a mask in F16, and more for some models."""
+    return n_rows * n_cells * (8 if architecture in _SCORING else 2)
+
+
 MAX_SEQUENCES = 256  # of a context (llama.cpp's LLAMA_MAX_SEQ)
 CELLS_STEP = 256  # llama.cpp rounds the cells of a pool up to a multiple of this (llama_context's constructor)
 MAX_DRAFT_ROWS = 32

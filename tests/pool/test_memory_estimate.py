@@ -42,6 +42,14 @@ def test_a_recurrent_state_is_one_for_each_sequence() -> None:
     assert reckoned(mamba, 8192, n_sequences=4).kv == 4 * 1_000 * 4
 
 
+def test_layers_that_select_tokens_score_all_of_them() -> None:
+    """For 512 rows in 131,072 cells a tiny DeepSeek V3.2 has a compute buffer of 514.9 MiB, and V3 one of 129.4."""
+    plain = replace(model(), n_embd=64, n_ff=96, n_vocab=320)
+    sizes = [reckoned(replace(plain, architecture=name), 131_072).compute for name in ("deepseek2", "deepseek32")]
+    assert sizes[1] - sizes[0] == 3 * 128 * 2**20
+    assert reckoned(replace(plain, architecture="glm-dsa"), 131_072).compute == sizes[1]
+
+
 def test_embeddings_take_the_memory_of_their_context() -> None:
     # all-MiniLM-L6-v2 has no KV cache, and llama.cpp keeps room for the logits of every row, which nobody computes.
     minilm = replace(

@@ -17,7 +17,7 @@ from shimmy.engine.llama.sequence_state import State, States
 from shimmy.errors import ModelUnavailable, OutOfDeviceMemory, OutOfMemory
 from shimmy.messages.event import LEAST_LOGPROB, Candidate, TokenLogprob
 from shimmy.system import memory
-from shimmy.wire.worker_options import CELLS_STEP, MAX_SEQUENCES
+from shimmy.wire.worker_options import CELLS_STEP, MAX_SEQUENCES, mask_bytes
 
 if TYPE_CHECKING:
     from shimmy.engine.llama.model import LlamaModel
@@ -34,6 +34,7 @@ class LlamaBackend:
         """`params` are those of the pool at its largest. See `LlamaModel.open_context`, and for the errors too."""
         self._model = model
         self._vocab = model.vocab
+        self._architecture = model.metadata("general.architecture") or ""
         # The scheduler asks for these with each token: no detour by a method of this class.
         self.is_end, self.piece = model.vocab.is_end, model.vocab.piece
         self.can_rewind = model.can_rewind
@@ -95,8 +96,7 @@ class LlamaBackend:
 
     def _n_original(self) -> int | None:
         """The number of cells beyond which llama.cpp uses other position factors; None where it never does."""
-        architecture = self._model.metadata("general.architecture")
-        n_original = self._model.metadata(f"{architecture}.rope.scaling.original_context_length")
+        n_original = self._model.metadata(f"{self._architecture}.rope.scaling.original_context_length")
         return None if n_original is None else int(n_original)
 
     def resize(self, n_cells: int, n_open: int) -> bool:
@@ -130,8 +130,8 @@ class LlamaBackend:
     def _has_memory(self, n_cells: int, n_state_bytes: int) -> bool:
         """Whether system and devices have memory for a pool of `n_cells`, beside a copy of what is resident now."""
         free_bytes, devices = memory.free_bytes(), self._model.devices
-        mask_bytes = self._params.n_ubatch * n_cells * 2
-        new_bytes = (n_cells - self.n_cells) * self._cell_bytes + mask_bytes
+        n_mask_bytes = mask_bytes(self._architecture, self._params.n_ubatch, n_cells)
+        new_bytes = (n_cells - self.n_cells) * self._cell_bytes + n_mask_bytes
         if devices is not None and not devices.have_memory(new_bytes):
             return False
         return free_bytes is None or n_state_bytes + new_bytes + _SPARE_BYTES <= free_bytes

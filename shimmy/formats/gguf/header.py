@@ -26,6 +26,12 @@ _ENCODERS = frozenset(
      "t5encoder", "gemma-embedding", "llama-embed")
 )  # fmt: skip
 _WITHOUT_CACHE = _ENCODERS - {"t5encoder"}  # llama.cpp gives it one that it never uses
+# Architectures that keep one vector a token for the keys and values of all heads (src/models/ in llama.cpp): a cache of
+# such vectors has no values beside them. A file that was written before llama.cpp could do so lacks the `_mla` keys.
+_LATENT_KEYS = ("attention.key_length_mla", "attention.value_length_mla")
+_LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa", "mistral4"))
+_INDEXED = frozenset(("deepseek32", "glm-dsa"))  # and a second cache, of the keys by which layers select tokens
+_GLM52_CONTEXT = 2**20  # from there on, not all layers of a GLM 5 have such keys
 _POOLING_TYPES = {1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_type in include/llama.h
 
 
@@ -143,8 +149,25 @@ def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
     n_embd_head = _largest(metadata, architecture, "embedding_length") // max((1, *n_heads))
     n_key = _largest(metadata, architecture, "attention.key_length") or n_embd_head
     n_value = _largest(metadata, architecture, "attention.value_length") or n_embd_head
+    if architecture in _LATENT and all(_largest(metadata, architecture, key) for key in _LATENT_KEYS):
+        n_value = 0
+    if architecture in _INDEXED:  # the layers behind the last one, which draft, have no cell
+        n_layers = max(0, n_layers - _largest(metadata, architecture, "nextn_predict_layers"))
     n_heads_in_all = sum(n_heads_kv[:n_layers]) if len(n_heads_kv) > 1 else n_layers * sum(n_heads_kv)
-    return n_heads_in_all * (n_key + n_value)
+    return n_heads_in_all * (n_key + n_value) + _n_index(metadata, architecture, n_layers)
+
+
+def _n_index(metadata: dict[bytes, Value], architecture: str, n_layers: int) -> int:
+    """Elements of one token's keys in the second cache, of layers that select tokens by themselves."""
+    if architecture not in _INDEXED:
+        return 0
+    has_keys = [1] * n_layers
+    if architecture == "glm-dsa":
+        if found := _numbers(metadata, architecture, "attention.indexer.types"):
+            has_keys = [*found[:n_layers]] if len(found) > 1 else [found[0]] * n_layers
+        elif _largest(metadata, architecture, "context_length") >= _GLM52_CONTEXT:
+            has_keys = [layer < 2 or layer % 4 == 2 for layer in range(n_layers)]
+    return sum(map(bool, has_keys)) * _largest(metadata, architecture, "attention.indexer.key_length")
 
 
 def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:

@@ -6,10 +6,11 @@ import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, GgufHeader, GgufKind, describe
+from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, Array, GgufHeader, GgufKind, describe
 from shimmy.formats.gguf.reader import GGML_TYPES, InvalidGguf, read_header, validate
 from tests.rewriting import rewrite
 from tests.tiny_models import (
@@ -353,3 +354,33 @@ def test_the_table_of_types_is_that_of_ggml() -> None:
     }
     assert {name: bits[name] for name in known} == known
     assert len(GGML_TYPES) == 35
+
+
+def latent(architecture: str, **more: Any) -> int:
+    """`n_kv` of three layers with one vector of 40 numbers a token, by what else a file says."""
+    sizes: dict[str, Any] = {
+        "block_count": 3, "embedding_length": 64, "attention.head_count": 4, "attention.head_count_kv": 1,
+        "attention.key_length": 40, "attention.value_length": 32, "attention.key_length_mla": 24,
+        "attention.value_length_mla": 12, "attention.indexer.key_length": 64, **more,
+    }  # fmt: skip
+    metadata: dict[bytes, Any] = {f"{architecture}.{key}".encode(): value for key, value in sizes.items()}
+    return describe(metadata | {b"general.architecture": architecture.encode()}, 1, 1, 1).n_kv
+
+
+@pytest.mark.parametrize("architecture", ["deepseek2", "mistral4"])
+def test_one_vector_a_token_has_no_values_beside_it(architecture: str) -> None:
+    assert latent(architecture) == 3 * 40
+    assert latent(architecture, **{"attention.key_length_mla": 0}) == 3 * (40 + 32), "as older files have it"
+
+
+def test_layers_that_select_tokens_have_a_second_cache() -> None:
+    types = "attention.indexer.types"
+    assert latent("deepseek32") == latent("glm-dsa") == 3 * 40 + 3 * 64
+    assert latent("glm-dsa", **{types: Array(3, (True, False, True))}) == 3 * 40 + 2 * 64
+    assert latent("deepseek32", **{types: Array(3, (True, False, True))}) == 3 * 40 + 3 * 64
+    # GLM 5.2, whose older files do not say so: six in the first 18 layers, and then one in each four.
+    assert latent("glm-dsa", block_count=18, context_length=2**20) == 18 * 40 + 6 * 64
+    assert latent("glm-dsa", block_count=18, context_length=2**20 - 1) == 18 * 40 + 18 * 64
+    # A layer that drafts has no cell.
+    assert latent("glm-dsa", nextn_predict_layers=1, **{types: Array(2, (True, False))}) == 2 * 40 + 64
+    assert latent("deepseek32", nextn_predict_layers=4) == 0
