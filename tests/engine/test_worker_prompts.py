@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shimmy.formats.convert.convert import convert
 from shimmy.messages.event import Usage
 from shimmy.messages.model_info import PromptCacheStats
 from shimmy.messages.request import TokenPrompt
@@ -13,6 +14,7 @@ from shimmy.workers.start_worker import start_worker
 from shimmy.workers.worker_client import Hooks, WorkerClient
 from tests.engine.test_main import options, outcome, request
 from tests.fakes import on_loop, until
+from tests.golden.weights import write_folder
 from tests.tiny_models import write_tiny_adapter, write_tiny_mamba, write_tiny_model
 
 PROMPT = [5 + 7 * place % 90 for place in range(300)]
@@ -115,6 +117,15 @@ async def test_a_recurrent_model_takes_it_whole_or_not_at_all(harness: Harness, 
     for question, n_cached in (([*PROMPT, *reply], 300), ([*PROMPT[:290], *reply], 0)):
         plain, _ = await harness.answer(question, prompt_cache_bytes=None)
         assert await harness.answer(question) == (plain, Usage(len(question), n_cached, 8))
+
+
+@on_loop
+async def test_keys_by_which_layers_select_tokens_are_stored_with_the_others(harness: Harness, tmp_path: Path) -> None:
+    harness.path = tmp_path / "glm-dsa.gguf"
+    convert(write_folder("glm-dsa", tmp_path / "model", "5"), harness.path, lambda _: None)
+    plain, _ = await harness.answer(MORE, prompt_cache_bytes=None)
+    await harness.answer(PROMPT)
+    assert await harness.answer(MORE) == (plain, Usage(303, 300, 8))
 
 
 @on_loop

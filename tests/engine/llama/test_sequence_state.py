@@ -20,8 +20,11 @@ def cpu() -> CpuBackend:
     return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
 
 
-# Attention to everything, to windows of 16 tokens in most layers, and to windows in half of them.
-@pytest.fixture(scope="module", params=["llama-gqa", "gemma3-text-linear", "gemma2"])
+# Attention to everything, to windows of 16 tokens in most layers, and to windows in half of them; one vector
+# a token for keys and values, and with that only 32 tokens, which each layer selects, or some for others.
+@pytest.fixture(
+    scope="module", params=["llama-gqa", "gemma3-text-linear", "gemma2", "deepseek3", "deepseek32", "glm-dsa"]
+)
 def model(request: pytest.FixtureRequest, cpu: CpuBackend, tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
     folder = write_folder(request.param, tmp_path_factory.mktemp("state") / request.param, "4")
     path = folder.with_suffix(".gguf")
