@@ -42,7 +42,8 @@ class ToolFormat:
     id_key: str = ""
     id_end: str = ""  # Solar Open: the model writes an id in front of a bare name, and this behind it
     id_prefix: str = ""  # Kimi: the id is this, the name, `id_key` and the number that the model writes behind it
-    # Command: of the number of the call in the conversation, in front of the name. Callers see other ids.
+    # Command: of the number of the call in the conversation, in front of the name. Callers see other ids. Kimi K3: what
+    # stands between a bare name and the number of the call in the reply.
     number_key: str = ""
     separator: str | None = None
     syntax: ArgumentSyntax = ArgumentSyntax.JSON
@@ -53,6 +54,7 @@ class ToolFormat:
     value_end: str = ""
     text_mark: str = ""
     json_mark: str = ""
+    type_end: str = ""  # Kimi K3: instead, the name of the value's type and this
     # MiniCPM: what stands around a text with a line break or a character of XML in it, in front of `value_end`.
     quote_start: str = ""
     quote_end: str = ""
@@ -75,7 +77,8 @@ class ReplyFormat:
     tools: ToolFormat | None = None  # None: what looks like a call is text
     beside: Beside = Beside.TEXT  # calls; without `tools` it says nothing
     stop: tuple[str, ...] = ()  # ends the content; a worker that can say nothing else has ended the text there itself
-    answer: tuple[str, str] | None = None  # what may stand in front of content and behind it, and is no part of it
+    # What may stand in front of content and behind it, and is no part of it; further marks end a whole reply.
+    answer: tuple[str, ...] | None = None
     # What a reply begins with that is text, and no part of it: one that begins otherwise is a call without its mark,
     # which the prompt has written.
     opening: str = ""

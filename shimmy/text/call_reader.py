@@ -108,6 +108,8 @@ class CallReader:
         call_id: str | None = None
         if self._tools.id_end and self._tools.id_end in name:
             call_id, _, name = name.partition(self._tools.id_end)
+        if self._tools.number_key:
+            name = name.partition(self._tools.number_key)[0]
         read = yield from self._arguments_of(name.strip())
         if self._tools.id_key:
             name, key, call_id = name.partition(self._tools.id_key)

@@ -12,6 +12,8 @@ from shimmy.wire import values
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_MOST_MARKS = 4  # around an answer
+
 
 def format_to_wire(form: ReplyFormat) -> dict[str, Any]:
     fields = asdict(form)
@@ -24,7 +26,7 @@ def read_format(fields: object) -> ReplyFormat:
     known = values.members(fields)
     thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
     beside, channels = Beside(values.text(known.pop("beside"))), values.truth(known.pop("channels"))
-    answer, opening = _read_pair(known.pop("answer")), values.mark(known.pop("opening"))
+    answer, opening = _read_marks(known.pop("answer")), values.mark(known.pop("opening"))
     if known:
         raise ValueError("format")
     marks: dict[object, Callable[[Any], object]] = {str: values.mark, ArgumentSyntax: ArgumentSyntax}
@@ -36,10 +38,18 @@ def read_format(fields: object) -> ReplyFormat:
     )
 
 
-def _read_pair(marks: object) -> tuple[str, str] | None:
+def _read_marks(marks: object) -> tuple[str, ...] | None:
     if marks is None:
         return None
-    begins, ends = (values.mark(mark) for mark in values.items(marks))
-    if not (begins.strip() and ends.strip()):
+    found = tuple(values.mark(mark) for mark in values.items(marks))
+    if not (1 < len(found) <= _MOST_MARKS and all(map(str.strip, found))):
         raise ValueError("marks")
+    return found
+
+
+def _read_pair(marks: object) -> tuple[str, str] | None:
+    found = _read_marks(marks)
+    if found is None:
+        return None
+    begins, ends = found
     return begins, ends

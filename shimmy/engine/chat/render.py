@@ -19,7 +19,7 @@ from shimmy.engine.chat.template import ChatTemplate, described, parsed
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import command, functionary, harmony, kimi, solar
+from shimmy.text.speech import command, functionary, harmony, kimi, kimi_k3, solar
 
 _NO_ARGUMENTS = ("", "null")
 _WORD = re.compile(r"[^\W_]{1,64}")
@@ -89,7 +89,8 @@ class Chat:
         begun = self.thinking is not None and thinking.is_begun(prompt, "".join(parts), self.thinking)
         if self._has_channels and prompt.continue_final_message and not begun:
             return parts, ReplyFormat()  # within the final message, which nothing follows
-        answer = solar.ANSWER if solar.is_taught(self._template.source) else command.answer_marks(self._template.source)
+        answer = next((one.ANSWER for one in (kimi_k3, solar) if one.is_taught(self._template.source)), None)
+        answer = answer or command.answer_marks(self._template.source)
         opening = ""
         if not prompt.continue_final_message:
             opening = functionary.opening(self._template.source, parts[-1])

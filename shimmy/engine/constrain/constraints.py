@@ -226,15 +226,11 @@ class GuideFactory:
         return schema, lost
 
     def _answer_lark(self, form: ReplyFormat) -> str:
-        if form.answer is not None and (token := self._hidden_token(form.answer[0])) is not None:
-            return f"answer_head: <[{token}]>?"
-        if form.opening:
-            return f"answer_head: {json.dumps(form.opening)}"
-        if not form.channels:
+        if form.answer is None and not form.opening and not form.channels:
             return ""
         from shimmy.engine.constrain.tool_grammar import answer_lark
 
-        return answer_lark(self._hidden_token, is_thinking=form.is_thinking)
+        return answer_lark(self._hidden_token, form)
 
     def _takes_objects(self, schema: dict[str, Any]) -> bool:
         """Whether there are objects among what a schema allows, as arguments are objects."""

@@ -22,6 +22,7 @@ MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
 _MAX_WRITTEN = 32 * MAX_TEXT  # of what turns out to be the same and is dropped, too: half a second
 _END_OF_TEXT = '"}'
 # A text that is likely to be one token; MiniMax has such with brackets turned outwards.
+_SECTION = re.compile(r"<[^<>\s]*>\w+<[^<>\s]*>")  # marks that several kinds of sections share, and the kind
 _MARK = re.compile(r"\]<\][^<>\[\]\s]*\[>\[|<[^<>\s]*>|\[[^\[\]\s]*\]")
 
 
@@ -73,7 +74,7 @@ def tool_lark(
         replies = lark.free_replies("TEXT_WITHOUT_CALL", "begun")
         if thinking is not None:
             after = [f"thought {reply}" for reply in replies] + [f"thought GAP {lark.called}"]
-            if special(thinking[0]) is None:
+            if not lark.text(thinking[0]).startswith("<["):
                 # Otherwise the start of reasoning would be free text, and a call inside it would count as a call.
                 lark.rule("THOUGHT", f"{lark.text(thinking[0])} TEXT")
                 lark.rule("TEXT_WITHOUT_THOUGHT", "TEXT_WITHOUT_CALL & ~THOUGHT")
@@ -87,11 +88,17 @@ def tool_lark(
     return str(lark)
 
 
-def answer_lark(special: Callable[[str], int | None], *, is_thinking: bool) -> str:
-    """A grammar with the rule `answer_head`, which stands in front of an answer where replies are in channels."""
+def answer_lark(special: Callable[[str], int | None], form: ReplyFormat) -> str:
+    """A grammar with the rule `answer_head` of what stands in front of an answer; empty where nothing does."""
     lark = _Lark(harmony.FORM, special)
-    lark.rule("answer_head", harmony.answer_head(lark, is_thinking=is_thinking))
-    return str(lark)
+    head = lark.optional(form.answer[0]) if form.answer else ""
+    if form.opening:
+        head = json.dumps(form.opening)
+    if form.channels:
+        head = harmony.answer_head(lark, is_thinking=form.is_thinking)
+    if head:
+        lark.rule("answer_head", head)
+    return str(lark).strip()
 
 
 def _arguments(lark: "_Lark", rule: str, schema: dict[str, Any], form: ToolFormat, text: str | None) -> str:
@@ -158,13 +165,12 @@ class _Lark:
         self,
         form: ToolFormat,
         special: Callable[[str], int | None],
-        answer: tuple[str, str] | None = None,
+        answer: tuple[str, ...] | None = None,
         opens_text: str = "",
     ) -> None:
         self._form = form
-        tokens = [special(mark) for mark in answer or ()]  # marks that are no tokens are free text
-        self._answer_marks = tuple(f"<[{token}]>?" if token is not None else "" for token in tokens) or ("", "")
         self._special = special
+        self._answer_marks = tuple(map(self.optional, answer)) if answer else ("", "")
         self._rules: dict[str, None] = {}  # each once
         self._n_characters = 0  # of these
         self._of_json: dict[str, str] = {}  # the names of rules, by their texts
@@ -172,7 +178,7 @@ class _Lark:
         self._root: Mapping[str, Any] = {}
         self._parts: dict[str, str] = {}  # the names of rules, by the parts of `_root` that they stand for
         opening = form.section_start + form.call_start
-        first_mark = _MARK.match(opening) or re.match(r"\S*", opening)
+        first_mark = _SECTION.match(opening) or _MARK.match(opening) or re.match(r"\S*", opening)
         assert first_mark is not None
         self._trigger = first_mark[0]
         self._rest = opening[len(self._trigger) :]
@@ -182,7 +188,12 @@ class _Lark:
         optional = "" if start is None else f"<[{start}]>? "
         # Where texts have an opening, the mark of a call that begins a reply is in the prompt.
         self._opening = json.dumps(opens_text) if opens_text else ""
-        self.called = "calls GAP?" if opens_text else f"{optional}{self.text(self._trigger)} calls GAP?"
+        if answer and _SECTION.match(opening):  # Kimi K3: an answer that says nothing stands in front of calls
+            optional = f"({' '.join(filter(None, map(self.text, answer[:2])))})? "
+        self._tail = " ".join(["GAP?", *(f"({self.text(mark)})?" for mark in (answer or ())[2:])])
+        self.called = f"calls {self._tail}"
+        if not opens_text:
+            self.called = f"{optional}{self.text(self._trigger)} {self.called}"
 
     def __str__(self) -> str:
         return "\n".join([*self._rules, ""])
@@ -205,6 +216,11 @@ class _Lark:
             self._parts[part] = self._of_json.setdefault(text, f"json_{len(self._of_json)}")
             self.rule(self._parts[part], text)
         return self._parts[part]
+
+    def optional(self, mark: str) -> str:
+        """A mark that may be there; one without control tokens is free text."""
+        text = self.text(mark)
+        return f"({text})?" if "<[" in text else ""
 
     def text(self, text: str) -> str:
         """A text as a sequence of control tokens and literals in Lark."""
@@ -234,6 +250,9 @@ class _Lark:
             return harmony.call_rule(self, name, arguments)
         if form.separator is not None:
             call_id = f"{self.text(form.id_key)} ID " if form.id_key else ""
+            if form.number_key:
+                self.rule("NUMBER", "/[1-9][0-9]{0,3}/")
+                call_id = f"{self.text(form.number_key)} NUMBER "
             before = f"ID_IN_FRONT {self.text(form.id_end)} " if form.id_end else ""
             head = f"{before}{self.text(name)} {call_id}{self.text(form.separator)}"
             tail = self.text(form.call_end)
@@ -278,17 +297,18 @@ class _Lark:
 
     def free_replies(self, text: str, name: str) -> list[str]:
         """Replies of free text, or of free text and calls; `name` is for a rule that this may need."""
-        begins, ends = self._answer_marks
-        answer = f"{begins} {text} {ends}".strip()
+        begins, ends, *last = self._answer_marks
+        answer = " ".join(filter(None, (begins, text, ends)))
+        whole = " ".join((answer, *last))
         if not self._has_mark:
-            return [answer, self.called]
+            return [whole, self.called]
         # A mark that is a token may be spelled out too; ReplyParser sees no difference.
         self._rules[f"{name}[lazy]: {text} {json.dumps(self._trigger)}"] = None
-        replies = [answer, f"{begins} {name} calls GAP?".strip()]
+        replies = [whole, f"{begins} {name} calls {self._tail}".strip()]
         if self._short:
             self._rules[f"{name}_short[lazy]: {text} {json.dumps(self._short)}"] = None
-            replies.append(f"{begins} {name}_short calls_from_short GAP?".strip())
+            replies.append(f"{begins} {name}_short calls_from_short {self._tail}".strip())
         if self._opening:
             return [*(f"{self._opening} {reply}" for reply in replies), self.called]
-        token = self._special(self._trigger)
-        return replies if token is None else [*replies, f"{answer} <[{token}]> calls GAP?"]
+        trigger = self.text(self._trigger)
+        return [*replies, f"{answer} {trigger} calls {self._tail}"] if trigger.startswith("<[") else replies

@@ -31,6 +31,7 @@ from shimmy.text.speech.argument_types import (
     odd_names,
     properties,
     resolved,
+    type_of,
     types_in,
     without_ambiguous,
 )
@@ -93,14 +94,26 @@ def short_start(form: ToolFormat) -> str:
 def written(arguments: str, form: ToolFormat) -> str:
     """The arguments of a call, a JSON object, as a model writes them; other JSON is the argument `input`."""
     values = named_arguments(arguments)
-    return "".join(f"{form.key_start}{key}{form.key_end}{_value(value, form)}" for key, value in values.items())
+    return "".join(f"{form.key_start}{_key(key, form)}{form.key_end}{_value(values[key], form)}" for key in values)
 
 
 def _value(value: object, form: ToolFormat) -> str:
-    if isinstance(value, str):
-        start, end = (form.quote_start, form.quote_end) if _QUOTED.search(value) else ("", "")
-        return f"{form.text_mark}{start}{value}{end}{form.value_end}"
-    return f"{form.json_mark}{json.dumps(value, ensure_ascii=False)}{form.value_end}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and _QUOTED.search(value):
+        text = f"{form.quote_start}{text}{form.quote_end}"
+    return f"{_mark(type_of(value), form)}{text}{form.value_end}"
+
+
+def _key(name: str, form: ToolFormat) -> str:
+    """A name as it is, or where types are said, beside it, as an attribute of XML."""
+    return name.replace("&", "&amp;").replace('"', "&quot;") if form.type_end else name
+
+
+def _mark(kind: str, form: ToolFormat) -> str:
+    """What stands in front of a value of this type."""
+    if form.type_end:
+        return f"{'number' if kind == 'integer' else kind}{form.type_end}"
+    return form.text_mark if kind == "string" else form.json_mark
 
 
 _QUOTED = re.compile(r"[<&\n]")  # what needs quotes, in forms that have some
@@ -148,7 +161,7 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any],
         if part is False:
             continue
         rule = f"{name}_{index}"
-        head = f"{grammar.text(form.key_start)} {json.dumps(key)} {grammar.text(form.key_end)}"
+        head = f"{grammar.text(form.key_start)} {json.dumps(_key(key, form))} {grammar.text(form.key_end)}"
         grammar.rule(rule, f"{head} {values.rule(part)}")
         parts.append(rule if key in required else f"{rule}?")
     if more is not False:
@@ -163,7 +176,7 @@ def arguments_rule(grammar: GrammarWriter, name: str, schema: Mapping[str, Any],
 def text_rule(grammar: GrammarWriter, key: str, lark: str, form: ToolFormat) -> str:
     """The one argument `key`, a text that another grammar describes."""
     head = f"{grammar.text(form.key_start)} {grammar.text(key)} {grammar.text(form.key_end)}"
-    start, end = f"{form.text_mark}{form.quote_start}", f"{form.quote_end}{form.value_end}"
+    start, end = f"{_mark('string', form)}{form.quote_start}", f"{form.quote_end}{form.value_end}"
     return f"{head} {grammar.text(start)} %lark {{\n{lark}\n}} {grammar.text(end)}"
 
 
@@ -211,18 +224,23 @@ class _Values:
         self, rule: str, part: Mapping[str, Any], named: frozenset[str], read_as: frozenset[str]
     ) -> Iterator[str]:
         grammar, form = self._grammar, self._form
-        if not form.json_mark:
+        are_told = bool(form.json_mark or form.type_end)  # by marks; otherwise texts are by the types alone
+        if not are_told:
             part = without_ambiguous(part, read_as)
         allowed = listed(part, named)
         if "string" in allowed:
-            yield from (f"{grammar.text(form.text_mark)} {text}".strip() for text in _texts(grammar, rule, part, form))
-            if not form.json_mark:  # what is no text is told from texts by the types alone
+            mark = grammar.text(_mark("string", form))
+            yield from (f"{mark} {text}".strip() for text in _texts(grammar, rule, part, form))
+            if not are_told:
                 for value in listed_values(part) or ():
                     if type(value) is not str and allows(allowed, value):
                         yield f"{json.dumps(json.dumps(value))} {grammar.text(form.value_end)}"
-        if others := allowed - TEXT if form.json_mark or "string" not in allowed else frozenset():
-            value = {**part, **({} if others == named else {"type": sorted(others)})}
-            pieces = grammar.text(form.json_mark), grammar.json(value, self._root), grammar.text(form.value_end)
+        others: dict[str, list[str]] = {}  # by their marks
+        for kind in sorted(allowed - TEXT) if are_told or "string" not in allowed else ():
+            others.setdefault(_mark(kind, form), []).append(kind)
+        for mark, kinds in others.items():
+            value = {**part, **({} if set(kinds) == named else {"type": kinds})}
+            pieces = grammar.text(mark), grammar.json(value, self._root), grammar.text(form.value_end)
             yield " ".join(pieces).strip()
 
 
@@ -250,6 +268,9 @@ def _texts(grammar: GrammarWriter, name: str, schema: Mapping[str, Any], form: T
 # -- reading it
 
 
+_TYPE_CHARACTERS = 32  # of the name of a type, and more than any has
+
+
 class TaggedReader:
     """Reads the arguments of one call, from behind the separator on, and says them as one JSON object."""
 
@@ -257,10 +278,11 @@ class TaggedReader:
         self._reader = reader
         self._types = types_of
         self._text_mark, self._json_mark = form.text_mark.strip(), form.json_mark.strip()
+        self._type_end = re.compile(re.escape(form.type_end.strip())) if form.type_end else None
         self._key_start, self._call_end = form.key_start.strip(), form.call_end.strip()
         key_end = form.key_end.strip()
         self._key_end = re.compile(re.escape(key_end))
-        self._odd_keys = {f"{key}{key_end}": key for key in odd_names(types_of, key_end)}
+        self._odd_keys = {f"{_key(key, form)}{key_end}": key for key in odd_names(types_of, key_end)}
         self._value_end = form.value_end.strip()
         self._quote_start, self._quote_end = form.quote_start, f"{form.quote_end}{self._value_end}"
         # A line break next to a mark belongs to the mark where the format has one there.
@@ -291,7 +313,7 @@ class TaggedReader:
             odd_key = yield from reader.one_of(self._odd_keys)
             key = self._odd_keys[odd_key] if odd_key else (yield from self._key())
             allowed = self._types.get(key, ANY)
-            if self._text_mark:
+            if self._text_mark or self._type_end:
                 allowed = yield from self._said_type(allowed)
             reader.unsaid.clear()
             say(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
@@ -303,9 +325,13 @@ class TaggedReader:
 
     def _key(self) -> Reading[str]:
         key = yield from self._reader.before(self._key_end, NAME_CHARACTERS)
-        return key.strip()
+        key = key.strip()
+        return key.replace("&quot;", '"').replace("&amp;", "&") if self._type_end else key
 
     def _said_type(self, allowed: frozenset[str]) -> Reading[frozenset[str]]:
+        if self._type_end:
+            kind = yield from self._reader.before(self._type_end, _TYPE_CHARACTERS)
+            return TEXT if kind.strip() == "string" else allowed - TEXT or ANY - TEXT
         if (yield from self._reader.expect(self._text_mark)):
             return TEXT
         if not (yield from self._reader.expect(self._json_mark)):

@@ -12,7 +12,7 @@ from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import functionary, gemma, harmony, kimi, minicpm, minimax, pythonic, solar
+from shimmy.text.speech import functionary, gemma, harmony, kimi, kimi_k3, minicpm, minimax, pythonic, solar
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -213,9 +213,10 @@ EXPECTED = {
     "openai-gpt-oss-120b": tooling(harmony.FORM),
     # values that are elements
     "MiniMax-M3": tooling(minimax.FORM),
-    # forms that are not known here: messages or elements with attributes in them
+    # sections with attributes in them
+    "Kimi-K3": tooling(kimi_k3.FORM),
+    # forms that are not known here: messages with elements
     "muse-glimmer": Tooling(),
-    "Kimi-K3": Tooling(),
     # no tools at all, or not by the name of `tools`
     "google-gemma-2-2b-it": Tooling(),
     "microsoft-Phi-3.5-mini-instruct": Tooling(),

@@ -28,7 +28,7 @@ FAMILIES = (
     *("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE", "openbmb-MiniCPM5-1B"),
     *("LFM2.5-8B-A1B", "mistralai-Mistral-Nemo-Instruct-2407", "unsloth-mistral-Devstral-Small-2507"),
     *("deepseek-ai-DeepSeek-V4-Flash-0731", "google-gemma-4-31B-it-interleaved", "tencent-Hy3", "Spark2.5"),
-    "MiniMax-M3",
+    *("MiniMax-M3", "Kimi-K3"),
 )
 N_CONVERSATIONS = 50
 

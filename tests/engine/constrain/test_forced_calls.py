@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -78,6 +79,7 @@ TAGGED = (
     *("MiniMax-M2", "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4", "openbmb-MiniCPM5-1B"),
 )
 KIMI = ("moonshotai-Kimi-K2", "Kimi-K2-Thinking")
+KIMI_K3 = "Kimi-K3"
 LFM = "LFM2.5-8B-A1B"
 GEMMA = "google-gemma-4-31B-it"
 HARMONY = "openai-gpt-oss-120b"
@@ -90,7 +92,7 @@ FUNCTIONARY = "meetkai-functionary-medium-v3.2"
 SOLAR = "upstage-Solar-Open-100B"
 MINIMAX = "MiniMax-M3"
 # Ling 2 writes calls as Qwen 3 does, GLM 5 as GLM 4.7.
-FAMILIES = (*TAGGED, *KIMI, LFM, GEMMA, HARMONY, FUNCTIONARY, SOLAR, MINIMAX, *OWN)
+FAMILIES = (*TAGGED, *KIMI, KIMI_K3, LFM, GEMMA, HARMONY, FUNCTIONARY, SOLAR, MINIMAX, *OWN)
 
 
 @cache
@@ -117,6 +119,8 @@ def marks_of(form: ToolFormat) -> tuple[str, ...]:
     """The marks that are control tokens where a vocabulary has them."""
     if form.syntax is ArgumentSyntax.HARMONY:
         return "<|end|>", "<|call|>"  # llama.cpp shows the others
+    if form.type_end:
+        return "<|open|>", "<|close|>", "<|sep|>"
     if form.id_prefix:
         return form.section_start, "<|tool_call_begin|>", form.separator or "", form.call_end, form.section_end
     text = f"{form.section_start}{form.call_start}{form.call_end}{form.section_end}{form.key_end}{form.value_end}"
@@ -135,6 +139,7 @@ def exits(form: ToolFormat) -> tuple[str, ...]:
         form.section_end,
         "<|end|>",
         minimax.CLOSES,
+        form.type_end,
     )
 
 
@@ -229,6 +234,19 @@ def test_an_answer_may_stand_between_its_marks(answer: tuple[str, str] | None) -
         assert not walker.takes(auto, f"{before}<|START_RESPONSE|>Hi.<|END_RESPONSE|>Hi.")
     required = tool_lark(ToolChoice(required=True), form, special=walker.id, around=around)
     assert not walker.takes(required, "<|START_RESPONSE|>Hi.<|END_RESPONSE|>")
+
+
+@pytest.mark.parametrize("with_special", [False, True])
+def test_a_thought_may_begin_with_a_control_token_and_a_word(with_special: bool) -> None:
+    """The grammar of Gemma's replies was refused where the vocabulary has this token."""
+    form = form_of(GEMMA)
+    around = ReplyFormat(("<|channel>thought", "<channel|>"), tools=form)
+    walker = Walker(("<|channel>", "<channel|>", *marks_of(form)) if with_special else ())
+    call = written(CALLS[1:2], form)
+    for choice in (ToolChoice(), ToolChoice(required=True)):
+        lark = tool_lark(choice, form, special=walker.id, around=around)
+        for text in (call, f"<|channel>thought\nWell.<channel|>{call}"):
+            assert walker.takes(lark, text)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -356,7 +374,7 @@ def test_a_choice_that_leads_back_to_itself_holds_in_the_calls_of_gemma() -> Non
 @pytest.mark.parametrize("with_special", [False, True])
 @pytest.mark.parametrize(
     "family",
-    ["Qwen3-Coder", "openbmb-MiniCPM5-1B", "GLM-4.6", "MiniMax-M2", MINIMAX, "deepseek-ai-DeepSeek-V3.2", LFM],
+    [KIMI_K3, MINIMAX, LFM, "Qwen3-Coder", "openbmb-MiniCPM5-1B", "GLM-4.6", "MiniMax-M2", "deepseek-ai-DeepSeek-V3.2"],
 )
 def test_names_with_marks_of_the_form_in_them_are_forced_and_read_back(family: str, with_special: bool) -> None:
     form = form_of(family)
@@ -390,11 +408,15 @@ def test_names_with_marks_of_the_form_in_them_are_forced_and_read_back(family: s
         text = walker.reply(lark, seed, ())
         for cut in (None, *range(4)):
             calls = read(text, form, cut, tools).calls
-            assert written(calls, form) == text.rstrip()
+            assert unnumbered(written(calls, form)) == unnumbered(text.rstrip())
             for call in calls:
                 given = json.loads(call.arguments)
                 assert [*given] == [*names]
                 Draft202012Validator(schema).validate(given)
+
+
+def unnumbered(text: str) -> str:
+    return re.sub(r' index="\d+"', "", text)  # of Kimi K3's calls
 
 
 ODD_NAMES = ("a:b", '"q"', "{", "a,b}", "[x]", "", " ", "<eos>", "plain name", "é$/-", "'")
