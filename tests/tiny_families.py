@@ -28,6 +28,13 @@ _MAMBA = {
     "mamba_expand": 2, "mamba_conv_bias": True, "mamba_proj_bias": False,
 }  # fmt: skip
 
+_LATENT = {
+    **_SILU, "num_key_value_heads": HEADS, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+_INDEXER = {"index_topk": 16, "index_n_heads": 4, "index_head_dim": 64}
+
 # By model_type: its class, and what its config.json has besides the sizes.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {**_SILU, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -90,12 +97,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
          "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.25,
          "ssm_multipliers": [0.35, 0.25, 0.35, 0.5, 0.35]},
     ),
-    "deepseek_v3": (
-        "DeepseekV3ForCausalLM",
-        {**_SILU, "num_key_value_heads": HEADS, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16,
-         "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2,
-         "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-    ),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", _LATENT),
+    "deepseek_v32": ("DeepseekV32ForCausalLM", {**_LATENT, **_INDEXER}),
+    "glm_moe_dsa": ("GlmMoeDsaForCausalLM", {**_LATENT, **_INDEXER, "indexer_types": ["full", "shared"]}),
     "gpt2": (
         "GPT2LMHeadModel",
         {"n_embd": E, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": None,
@@ -144,7 +148,8 @@ def _numbers(model_type: str, seed: int) -> dict[str, tuple[tuple[int, ...], Num
     random = Random(seed)
     shapes = {
         "granitemoehybrid": _granite_hybrid, "nemotron_h": _nemotron, "falcon_h1": _falcon,
-        "deepseek_v3": _deepseek, "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2,
+        "deepseek_v3": _deepseek, "deepseek_v32": lambda: _deepseek(2), "glm_moe_dsa": lambda: _deepseek(1),
+        "gpt2": _gpt2, "bert": _bert, "lfm2": _lfm2,
         "modernbert": _modern_bert, "nomic_bert": _nomic, "xlm-roberta": _roberta,
     }.get(model_type)  # fmt: skip
     found = dict(shapes() if shapes else _decoder(model_type))
@@ -330,7 +335,7 @@ def _falcon() -> Shapes:
             yield f"{block}.feed_forward.{name}.weight", shape
 
 
-def _deepseek() -> Shapes:
+def _deepseek(n_indexers: int = 0) -> Shapes:
     yield "model.embed_tokens.weight", (N_VOCAB, E)
     yield "model.norm.weight", (E,)
     yield "lm_head.weight", (N_VOCAB, E)
@@ -344,6 +349,12 @@ def _deepseek() -> Shapes:
             ("kv_b_proj", (HEADS * 32, 32)),
         ):  # fmt: skip
             yield f"{block}.self_attn.{name}.weight", shape
+        if layer < n_indexers:
+            for name, shape in (
+                ("wq_b.weight", (4 * 64, 24)), ("wk.weight", (64, E)), ("k_norm.weight", (64,)), ("k_norm.bias", (64,)),
+                ("weights_proj.weight", (4, E)),
+            ):  # fmt: skip
+                yield f"{block}.self_attn.indexer.{name}", shape
         kinds = ["mlp."]
         if layer:
             yield f"{block}.mlp.gate.weight", (EXPERTS, E)

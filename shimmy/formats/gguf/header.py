@@ -3,6 +3,7 @@
 Knows the keys of ggml and llama.cpp; nothing of how they lie in a file (`gguf` reads that), nor of bytes of memory.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -126,7 +127,7 @@ def _n_vocab(metadata: dict[bytes, Value], architecture: str) -> int:
     return tokens.n_items if isinstance(tokens, Array) else _largest(metadata, architecture, "vocab_size")
 
 
-def _n_layers(metadata: dict[bytes, Value], architecture: str) -> int:
+def _n_layers(metadata: Mapping[bytes, Value], architecture: str) -> int:
     """No more than a model can have: others count them."""
     return min(_largest(metadata, architecture, "block_count"), MAX_KEPT_NUMBERS)
 
@@ -158,16 +159,22 @@ def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
 
 
 def _n_index(metadata: dict[bytes, Value], architecture: str, n_layers: int) -> int:
-    """Elements of one token's keys in the second cache, of layers that select tokens by themselves."""
+    """Elements of one token's keys in the second cache."""
+    selects = selecting_layers(metadata, architecture)[:n_layers]
+    return selects.count(True) * _largest(metadata, architecture, "attention.indexer.key_length")
+
+
+def selecting_layers(metadata: Mapping[bytes, Value], architecture: str) -> list[bool]:
+    """Which layers select the tokens that they attend to by keys of their own; none of most architectures."""
     if architecture not in _INDEXED:
-        return 0
-    has_keys = [1] * n_layers
+        return []
+    n_layers = max(0, _n_layers(metadata, architecture) - _largest(metadata, architecture, "nextn_predict_layers"))
     if architecture == "glm-dsa":
         if found := _numbers(metadata, architecture, "attention.indexer.types"):
-            has_keys = [*found[:n_layers]] if len(found) > 1 else [found[0]] * n_layers
-        elif _largest(metadata, architecture, "context_length") >= _GLM52_CONTEXT:
-            has_keys = [layer < 2 or layer % 4 == 2 for layer in range(n_layers)]
-    return sum(map(bool, has_keys)) * _largest(metadata, architecture, "attention.indexer.key_length")
+            return [bool(number) for number in (found if len(found) > 1 else found * n_layers)][:n_layers]
+        if _largest(metadata, architecture, "context_length") >= _GLM52_CONTEXT:
+            return [layer < 2 or layer % 4 == 2 for layer in range(n_layers)]
+    return [True] * n_layers
 
 
 def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:
@@ -178,14 +185,14 @@ def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:
     return n_layers * (max(0, n_conv - 1) * (n_inner + 2 * n_groups * n_state) + n_state * n_inner)
 
 
-def _numbers(metadata: dict[bytes, Value], architecture: str, key: str) -> tuple[int, ...]:
+def _numbers(metadata: Mapping[bytes, Value], architecture: str, key: str) -> tuple[int, ...]:
     """The whole numbers under `key`, one for each layer or one for all; what cannot be a size counts as 0."""
     value = metadata.get(f"{architecture}.{key}".encode())
     values = value.numbers if isinstance(value, Array) else (value,) if value is not None else ()
     return tuple(number if isinstance(number, int) and 0 <= number < 2**32 else 0 for number in values)
 
 
-def _largest(metadata: dict[bytes, Value], architecture: str, key: str) -> int:
+def _largest(metadata: Mapping[bytes, Value], architecture: str, key: str) -> int:
     return max(_numbers(metadata, architecture, key), default=0)
 
 

@@ -5,9 +5,9 @@ CPU. Knows nothing of files. What is not looked for here, the engine refuses by 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
-from shimmy.formats.gguf.header import Array, Value
+from shimmy.formats.gguf.header import Array, Value, selecting_layers
 
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1_024  # LLAMA_MAX_EXPERTS
@@ -17,6 +17,8 @@ _ROPE_SCALINGS = (b"none", b"linear", b"yarn", b"longrope")
 _NO_TOKENIZERS = (b"none", b"no_vocab")
 _EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
 _F32 = 0
+_MIN_INDEX_SIZE = 64  # of the matrices, all of powers of two, that the keys of indexers are rotated with
+_INDEXER = ("attn_q_b.weight", "attn_k.weight", "k_norm.weight", "k_norm.bias", "proj.weight")
 # ggml_type: Q8_1 and Q8_K are for activations, and matrices of I8, I16, I32, I64 and F64 cannot be multiplied with.
 _NO_WEIGHTS = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 # ggml adds and multiplies with these in F32 alone.
@@ -31,6 +33,7 @@ def refusal(
     return (
         _about_sizes(metadata, architecture)
         or _about_experts(metadata, architecture)
+        or _about_indexers(metadata, architecture)
         or _about_numbers(metadata, architecture)
         or _about_tensors(tensors)
     )
@@ -72,6 +75,31 @@ def _about_experts(metadata: Mapping[bytes, Value], architecture: str) -> str | 
         return f"its {n_experts} experts are in {n_groups} groups"
     if n_groups > 1 and (n_experts % n_groups or not 0 < n_groups_used < n_groups):
         return f"it uses {n_groups_used} of {n_groups} groups of its {n_experts} experts"
+    return None
+
+
+def _about_indexers(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
+    selects = selecting_layers(metadata, architecture)
+    if not selects:
+        return None
+    size, n_rotated = (
+        _largest(metadata.get(f"{architecture}.{key}".encode()))
+        for key in ("attention.indexer.key_length", "rope.dimension_count")
+    )
+    if size.bit_count() != 1 or size < max(_MIN_INDEX_SIZE, n_rotated):
+        return f"its indexers have keys of {size} numbers, where the engine needs a power of two of 64 or more"
+    return None if selects[0] else "its first layer has no indexer, and no layer before it has selected tokens"
+
+
+def missing_indexer(metadata: Mapping[bytes, Value], architecture: str, tensors: Container[bytes]) -> str | None:
+    """What of an indexer is not among `tensors`, all of a model's, which the engine would use without looking."""
+    for layer, selects in enumerate(selecting_layers(metadata, architecture)):
+        for part in _INDEXER if selects else ():
+            name = f"blk.{layer}.indexer.{part}"
+            if name.encode() not in tensors:
+                return (
+                    f"it has no `{name}`, and the engine selects tokens by it: another GGUF of this model may have it"
+                )
     return None
 
 

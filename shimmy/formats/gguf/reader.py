@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, Array, GgufHeader, GgufKind, Value, describe
-from shimmy.formats.gguf.limits import refusal
+from shimmy.formats.gguf.limits import missing_indexer, refusal
 from shimmy.system.files import NotRegular, open_regular
 
 # Far above any real model; a hostile file costs less than a second.
@@ -28,9 +28,8 @@ MAX_STRINGS = 2_097_152  # in all string arrays together; gemma-4 has 262 k toke
 MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, less the zero
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS = 2**63 - 1
-MAX_ALIGNMENT = (
-    2**20
-)  # ggml rounds sizes up to it, which must not wrap around; no less than ggml's own (TENSOR_ALIGNMENT)
+# ggml rounds sizes up to it, which must not wrap around; no less than ggml's own (TENSOR_ALIGNMENT).
+MAX_ALIGNMENT = 2**20
 
 _WINDOW_BYTES = 256 * 1024
 _LONG_ARRAY = 1_024  # strings; walking fewer is faster than searching behind them
@@ -116,12 +115,14 @@ def validate(path: Path) -> GgufHeader:
 def validated(path: Path) -> "Contents":
     """All that the file at `path` says, once `validate` has nothing against it and its shards."""
     found = contents(path)
-    header = found.header
-    if header.n_shards > 1:
-        for index, shard_path in enumerate(shard_paths(path, header)):
-            shard = contents(shard_path).header
-            if (shard.shard, shard.n_shards) != (index, header.n_shards):
-                raise InvalidGguf(f"its shard `{shard_path.name}` is not what its name says")
+    header, names = found.header, set(found.tensors)
+    for index, shard_path in enumerate(shard_paths(path, header) if header.n_shards > 1 else ()):
+        shard = contents(shard_path)
+        if (shard.header.shard, shard.header.n_shards) != (index, header.n_shards):
+            raise InvalidGguf(f"its shard `{shard_path.name}` is not what its name says")
+        names |= shard.tensors.keys()
+    if reason := missing_indexer(found.metadata, header.architecture, names):
+        raise InvalidGguf(reason)
     return found
 
 

@@ -56,7 +56,10 @@ MODULES = {
         "down_proj",
         "lm_head",
     ),
-    "deepseek_v3": ("o_proj", "gate_proj", "up_proj", "down_proj", "mlp.gate", "embed_tokens"),
+    **dict.fromkeys(
+        ("deepseek_v3", "deepseek_v32", "glm_moe_dsa"),
+        ("o_proj", "gate_proj", "up_proj", "down_proj", "mlp.gate", "embed_tokens"),
+    ),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     "bert": ("query", "key", "value", "dense"),
 }
