@@ -34,6 +34,7 @@ ROUTERS = {
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
     "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
     "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter",
+    "ExaoneMoeTopkRouter",
 }  # fmt: skip
 INDEX_GAP = 0.004  # of the spread of a row's scores: what the same rounding moves
 SAME = 5e-5  # how far two versions of transformers may be apart
@@ -195,6 +196,17 @@ NEMOTRON_MOE = {
     "moe_shared_expert_intermediate_size": 80,
     "routed_scaling_factor": 2.5,
 }
+EXAONE3 = {
+    "vocab_size": N_VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512, "bos_token_id": BOS, "eos_token_id": EOS,
+    "activation_function": "silu", "layer_norm_epsilon": 1e-5, "rope_theta": 10000.0, "rope_scaling": LLAMA3,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+EXAONE_MOE = MOE | {
+    "head_dim": 32, "sliding_window": 16, "num_hidden_layers": 5, "sliding_window_pattern": 4, "num_experts": 6,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_shared_experts": 2, "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 3, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
 EXAONE4 = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
 EXAONE4_WINDOW = {
     "sliding_window": 16,
@@ -661,6 +673,8 @@ FAMILIES = {
         seed="nemotron-h-latent-6",
         only="5",
     ),
+    "exaone3": Family("ExaoneForCausalLM", EXAONE3, only="4"),
+    "exaone-moe": Family(**decoder("ExaoneMoe", **EXAONE_MOE), only="5", seed="exaone-moe-2"),
     "exaone4": Family(
         **decoder("Exaone4", **EXAONE4, rope_theta=5000.0, tie_word_embeddings=True)
     ),

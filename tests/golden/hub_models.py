@@ -145,10 +145,11 @@ class NomicMoeConfig(PretrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "n_embd"}
 
 
-def rotated(states: Tensor, base: float) -> Tensor:
+def rotated(states: Tensor, base: float, frequencies: Tensor | None = None) -> Tensor:
     """[..., tokens, width of a head], the first half of each head with the second one."""
     n = states.shape[-1]
-    frequencies = base ** (-torch.arange(0, n, 2) / n)
+    if frequencies is None:
+        frequencies = base ** (-torch.arange(0, n, 2) / n)
     angles = torch.arange(states.shape[-2])[:, None] * frequencies
     first, second = states.chunk(2, -1)
     cos, sin = angles.cos(), angles.sin()
@@ -390,3 +391,84 @@ class LingForCausalLM(PreTrainedModel):
 class Ling1ForCausalLM(LingForCausalLM):
     on_the_hub: ClassVar[list[str]] = ["BailingMoeForCausalLM"]
     config_class: ClassVar[Any] = Ling1Config
+
+
+# -- Exaone 3.5: LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct -----------------------------------------------------------------
+
+
+class ExaoneConfig(PretrainedConfig):
+    model_type = "exaone"
+    attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "num_layers"}
+
+
+def llama3_frequencies(base: float, n: int, scaling: dict[str, float]) -> Tensor:
+    """As Llama 3.1 scales them: long waves turn more slowly, and those in between a little so."""
+    frequencies = base ** (-torch.arange(0, n, 2) / n)
+    n_waves = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    share = ((n_waves - low) / (high - low)).clamp(0, 1)
+    return frequencies * ((1 - share) / scaling["factor"] + share)
+
+
+class ExaoneAttention(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.n_heads, self.n_key_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.base, self.scaling = config.rope_theta, config.rope_scaling
+        self.frequencies = llama3_frequencies(self.base, size, self.scaling)
+        self.q_proj = nn.Linear(config.hidden_size, self.n_heads * size, bias=False)
+        self.k_proj, self.v_proj = (
+            nn.Linear(config.hidden_size, self.n_key_heads * size, bias=False) for _ in range(2)
+        )
+        self.out_proj = nn.Linear(self.n_heads * size, config.hidden_size, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        query = heads(self.q_proj(states), self.n_heads)
+        key, value = (heads(found, self.n_key_heads) for found in (self.k_proj(states), self.v_proj(states)))
+        query, key = (rotated(one, self.base, self.frequencies) for one in (query, key))
+        key, value = (one.repeat_interleave(self.n_heads // self.n_key_heads, dim=1) for one in (key, value))
+        n = states.shape[1]
+        return self.out_proj(attend(query, key, value, torch.full((n, n), -math.inf).triu(1)))
+
+
+class ExaoneMlp(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.c_fc_0, self.c_fc_1 = (
+            nn.Linear(config.hidden_size, config.intermediate_size, bias=False) for _ in range(2)
+        )
+        self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.c_proj(nn.functional.silu(self.c_fc_0(states)) * self.c_fc_1(states))
+
+
+class ExaoneLayer(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = (LingNorm(config.hidden_size, config.layer_norm_epsilon) for _ in range(2))
+        self.attn = nn.ModuleDict({"attention": ExaoneAttention(config)})
+        self.mlp = ExaoneMlp(config)
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = states + self.attn["attention"](self.ln_1(states))
+        return states + self.mlp(self.ln_2(states))
+
+
+class ExaoneForCausalLM(PreTrainedModel):
+    config_class: ClassVar[Any] = ExaoneConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.transformer = nn.Module()
+        self.transformer.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.transformer.h = nn.ModuleList(ExaoneLayer(config) for _ in range(config.num_layers))
+        self.transformer.ln_f = LingNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, *, use_cache: bool = False) -> CausalLMOutput:
+        del use_cache
+        states = self.transformer.wte(input_ids)
+        for layer in self.transformer.h:
+            states = layer(states)
+        return CausalLMOutput(logits=self.transformer.ln_f(states) @ self.transformer.wte.weight.T)

@@ -154,9 +154,9 @@ def describe_phi3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[s
     draft.cap_context(n_ctx_original, "the engine cannot change between short and long positions within a context")
 
 
-# -- with norms behind attention and feed-forward layers alone: OLMo 2 and 3, Exaone 4
+# -- with norms behind attention and feed-forward layers alone: OLMo 2 and 3, and elsewhere Exaone 4
 
-_BEHIND = (
+BEHIND = (
     Row("layers.#.post_attention_layernorm", "blk.#.post_attention_norm.weight", "E"),
     Row("layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm.weight", "E"),
 )
@@ -165,10 +165,9 @@ _OLMO2 = (
     *attention(),
     Row("layers.#.self_attn.q_norm", "blk.#.attn_q_norm.weight", "Q"),  # of all heads together
     Row("layers.#.self_attn.k_norm", "blk.#.attn_k_norm.weight", "K"),
-    *_BEHIND,
+    *BEHIND,
     *feed_forward(),
 )
-_N_LAYERS_WITH_WINDOWS = 64  # of Exaone 4
 
 
 def describe_olmo2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -190,29 +189,6 @@ def describe_olmo3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
         theta = checked_number("rope_theta", local["sliding_attention"].get("rope_theta"))
         if theta != rope.number("rope_theta"):
             raise wrong("rope_theta", theta)
-
-
-def exaone4_renamed(values: Hyperparameters) -> Hyperparameters:
-    """Kinds of layers as other families write them, where they are letters to be repeated."""
-    letters = values.get("sliding_window_pattern")
-    if not isinstance(letters, str) or values.get("layer_types") is not None:
-        return values
-    if not letters or len(letters) > MAX_LAYERS or set(letters) - {"L", "G"}:
-        raise wrong("sliding_window_pattern", letters)
-    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
-    kinds = [letters[layer % len(letters)] for layer in range(n_layers)]
-    return values.changed({"layer_types": ["sliding_attention" if kind == "L" else "full_attention" for kind in kinds]})
-
-
-def describe_exaone4(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
-    plain_heads(values, sizes)
-    # llama.cpp knows models with windows, which do not rotate in the other layers, by their number of layers.
-    if sizes["layers"] != _N_LAYERS_WITH_WINDOWS:
-        values.require("sliding_window", None)
-        return
-    draft.integer("attention.sliding_window", values.integer("sliding_window", maximum=MAX_CONTEXT))
-    if not window_pattern(draft, values, sizes, 4):
-        raise wrong("layer_types", values.get("layer_types"))
 
 
 # -- mixtures of experts that are ranked by a softmax: OLMoE, ERNIE 4.5
@@ -348,10 +324,5 @@ FAMILIES = (
          Row("layers.#.self_attn.k_norm", "blk.#.attn_k_norm.weight", "K"),
          *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj")),
         SILU, FREE, describe_olmoe, {"num_experts": 64, "num_experts_per_tok": 8, **rope_defaults(1e4, 1e-5)},
-    ),
-    Family(
-        "Exaone 4", "exaone4", classes("Exaone4"), "exaone4",
-        (*ENDS, *attention(bias="none"), *HEAD_NORMS, *_BEHIND, *feed_forward()),
-        SILU, ALL, describe_exaone4, rope_defaults(1e6, 1e-5), renamed=exaone4_renamed,
     ),
 )  # fmt: skip

@@ -25,7 +25,15 @@ from shimmy.formats.convert.families.family import (
     feed_forward,
     rope_defaults,
 )
-from shimmy.formats.convert.families.settings import SIGMOID, SOFTMAX, expert_groups, experts
+from shimmy.formats.convert.families.settings import (
+    DENSE,
+    SIGMOID,
+    SOFTMAX,
+    SPARSE,
+    expert_groups,
+    experts,
+    n_dense_layers,
+)
 from shimmy.formats.convert.hyperparameters import (
     MAX_CONTEXT,
     MAX_LAYERS,
@@ -39,7 +47,7 @@ from shimmy.formats.convert.hyperparameters import (
 from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
-_DENSE, _SPARSE, _DIRECT, _LOW_RANK = "dense", "sparse", "queries_at_once", "queries_in_two_steps"
+_DIRECT, _LOW_RANK = "queries_at_once", "queries_in_two_steps"
 _FULL, _SHARED = "full", "shared"  # which tokens a layer attends to: those its own indexer selects, or those of another
 _INDEXED = ("deepseek32", "glm-dsa")  # architectures with indexers
 _MIN_INDEX_SIZE = 64  # of the smallest matrix that llama.cpp rotates keys of indexers with: a power of two, like all
@@ -92,8 +100,8 @@ def _rows(*, is_biased: bool) -> tuple[Row, ...]:
     routed = expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj")
     return (
         *ENDS, *NORMS, *_ATTENTION,
-        *(replace(row, layers=_DENSE) for row in feed_forward()),
-        *(replace(row, layers=_SPARSE) for row in (*routed, *((_BIAS,) if is_biased else ()), *_SHARED_EXPERTS)),
+        *(replace(row, layers=DENSE) for row in feed_forward()),
+        *(replace(row, layers=SPARSE) for row in (*routed, *((_BIAS,) if is_biased else ()), *_SHARED_EXPERTS)),
     )  # fmt: skip
 
 
@@ -101,22 +109,10 @@ def _n_layers(values: Hyperparameters) -> int:
     return values.integer("num_hidden_layers", maximum=MAX_LAYERS)
 
 
-def _n_dense(values: Hyperparameters) -> int:
-    """How many layers have no experts: the first ones."""
-    n_layers = _n_layers(values)
-    kinds = values.names("mlp_layer_types")
-    if kinds is None:
-        return values.integer("first_k_dense_replace", minimum=0, maximum=n_layers - 1)
-    n_dense = kinds.count(_DENSE)
-    if n_dense == n_layers or kinds != [_DENSE] * n_dense + [_SPARSE] * (n_layers - n_dense):
-        raise Unconvertible("its `mlp_layer_types` are not some layers without experts, and then all others with some")
-    return n_dense
-
-
 def _kinds(values: Hyperparameters) -> list[set[str]]:
-    n_dense = _n_dense(values)
+    n_dense = n_dense_layers(values)
     queries = _DIRECT if values.get("q_lora_rank") is None else _LOW_RANK
-    return [{queries, _DENSE if layer < n_dense else _SPARSE} for layer in range(_n_layers(values))]
+    return [{queries, DENSE if layer < n_dense else SPARSE} for layer in range(_n_layers(values))]
 
 
 def _indexers(values: Hyperparameters) -> list[str]:
@@ -227,7 +223,7 @@ def _describe_experts(draft: MetadataBuilder, values: Hyperparameters, sizes: di
         raise wrong("routed_scaling_factor", scale)
     draft.integer("expert_feed_forward_length", sizes["M"])
     draft.integer("expert_shared_count", n_shared)
-    draft.integer("leading_dense_block_count", _n_dense(values))
+    draft.integer("leading_dense_block_count", n_dense_layers(values))
     draft.integer("expert_gating_func", gating)
     draft.number("expert_weights_scale", scale)
 

@@ -6,10 +6,18 @@ gets the metadata so far, the hyperparameters, and the sizes by the letters of `
 beside its tensors.
 """
 
-from shimmy.formats.convert.hyperparameters import MAX_CONTEXT, MAX_EXPERTS, Hyperparameters, MetadataBuilder, wrong
+from shimmy.formats.convert.hyperparameters import (
+    MAX_CONTEXT,
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    Hyperparameters,
+    MetadataBuilder,
+    wrong,
+)
 from shimmy.formats.format_errors import Unconvertible
 
 SOFTMAX, SIGMOID = 1, 2  # llama_expert_gating_func_type
+DENSE, SPARSE = "dense", "sparse"  # layers without experts, and with some
 
 
 def plain(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
@@ -57,6 +65,18 @@ def expert_groups(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[s
     if n_groups != n_used:
         draft.integer("expert_group_count", n_groups)
         draft.integer("expert_group_used_count", n_used)
+
+
+def n_dense_layers(values: Hyperparameters) -> int:
+    """How many layers have no experts: the first ones."""
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    kinds = values.names("mlp_layer_types")
+    if kinds is None:
+        return values.integer("first_k_dense_replace", minimum=0, maximum=n_layers - 1)
+    n_dense = kinds.count(DENSE)
+    if n_dense == n_layers or kinds != [DENSE] * n_dense + [SPARSE] * (n_layers - n_dense):
+        raise Unconvertible("its `mlp_layer_types` are not some layers without experts, and then all others with some")
+    return n_dense
 
 
 def window_pattern(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], usual: int = 0) -> bool:

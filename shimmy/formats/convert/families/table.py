@@ -3,25 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shimmy.formats.convert.families import (
-    encoders,
-    falcon,
-    gemma,
-    gemma4,
-    glm,
-    gpt,
-    hybrid,
-    lfm2,
-    llama,
-    mla,
-    qwen,
-)
+from shimmy.formats.convert.families import encoders, exaone, gemma, gemma4, glm, gpt, llama, mla, qwen
 from shimmy.formats.convert.families.family import Family
+from shimmy.formats.convert.families.recurrent import falcon, hybrid, lfm2
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import shown
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
+    *exaone.FAMILIES,
     *qwen.FAMILIES,
     *gemma.FAMILIES,
     *gemma4.FAMILIES,

@@ -1,6 +1,7 @@
 """Folders of golden families with another config.json or other tensors, and what is said of them."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def check_names_of_tensors(family: str, folder: Path, is_optional: Callable[[str
             continue
         with pytest.raises(Unconvertible) as caught:
             plan(path)
-        words = name.removeprefix("backbone.").removeprefix("model.").removeprefix("language_model.").split(".")
+        words = re.sub(r"^(?:backbone|transformer|model|language_model)\.(?:language_model\.)?", "", name).split(".")
         assert ".".join(words[:3]) in str(caught.value), name
     extra = {"model.layers.0.self_attn.strange.weight": ("F32", (4,), bytes(16))}
     write_safetensors(path / FILE, {**tensors, **extra})

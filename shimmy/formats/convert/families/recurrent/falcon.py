@@ -18,7 +18,7 @@ from shimmy.formats.convert.families.family import (
     classes,
     rope_defaults,
 )
-from shimmy.formats.convert.families.hybrid import MAMBA, describe_mamba, mamba_rows
+from shimmy.formats.convert.families.recurrent.hybrid import MAMBA, describe_mamba, mamba_rows
 from shimmy.formats.convert.hyperparameters import (
     MAX_LAYERS,
     Hyperparameters,
