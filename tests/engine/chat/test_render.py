@@ -83,10 +83,15 @@ def test_a_template_with_tools_shows_all_by_itself() -> None:
     assert text == ChatTemplate(source, bos="<s>", eos="</s>").render(prompt)
 
 
-def test_a_form_that_is_no_json_is_not_shown_to_the_model() -> None:
-    text, form = chat(real_templates()["MiniMax-M3"]).render(ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS))
+def test_a_form_that_is_unknown_is_not_shown_to_the_model() -> None:
+    source = (
+        "{{ tools }}{% for message in messages %}<{{ message.role }}>{{ message.content }}"
+        "{% for call in message.tool_calls %}<invoke>{{ call.function.arguments | dictsort }} of "
+        "{{ call.function.name }}</invoke>{% endfor %}{% endfor %}"
+    )
+    text, form = chat(source).render(ChatPrompt((HELLO, CALLING, RESULT), tools=TOOLS))
     assert form.tools == GENERIC
-    assert '<invoke name="now">' not in text
+    assert "<invoke>" not in text
     assert instructions(TOOLS) in text
     assert GENERIC_CALL in text
 
