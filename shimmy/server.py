@@ -22,10 +22,10 @@ from shimmy.api.web_origins import is_loopback
 from shimmy.background import in_thread, keep_running
 from shimmy.catalog.alias_file import AliasFile
 from shimmy.catalog.assign_names import Names
-from shimmy.catalog.catalog import BROKEN, CatalogDiff, Registry
+from shimmy.catalog.catalog import CatalogDiff, Registry
 from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.publisher import CatalogPublisher
-from shimmy.catalog.scan import Watched
+from shimmy.catalog.scan import Watched, is_wanted
 from shimmy.catalog.watcher import Watcher
 from shimmy.config import Config
 from shimmy.errors import ModelNotFound, ShimmyError
@@ -197,7 +197,8 @@ class Server:
                 "set: set one with `--api-key`, or listen on this machine alone with `--bind 127.0.0.1:%d`",
                 addresses[0][1],
             )  # fmt: skip
-        if any(entry.kind == BROKEN for entry in catalog.rejected) and not catalog.models:
+        is_told = any(is_wanted(entry, self._config.model_paths) for entry in catalog.rejected)
+        if is_told and not catalog.models:
             logger.warning("nothing that was found can be served: the reasons are above")
         elif not catalog.models:
             from shimmy.catalog.suggestions import advice  # nearly every server has models

@@ -329,7 +329,10 @@ def _model(sources: _Sources) -> Model:
 
 
 def _rejected(stem: str, path: Path, file: Broken) -> Rejected:
-    return Rejected(stem, path, file.kind, file.reason, file.version, file.architecture)
+    reason = file.reason
+    if path.name.endswith((".safetensors", ".json")):  # which no folder is searched for: a person has named it
+        reason = "it is one of the files of a model in SafeTensors: name the folder in which they are"
+    return Rejected(stem, path, file.kind, reason, file.version, file.architecture)
 
 
 def _suits(file: ModelFile, model: GgufHeader) -> bool:

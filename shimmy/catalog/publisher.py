@@ -67,6 +67,7 @@ class CatalogPublisher:
         self._discovering = asyncio.Lock()  # held by the one who looks for those who asked
         self._coming: asyncio.Task[None] | None = None  # the next one of these, before it begins
         self._discoveries: set[asyncio.Task[None]] = set()
+        self._named = config.model_paths
         self._n_asking, self._n_asking_max = 0, config.max_queue
         self._seen: Catalog | None = None
         self._seen_since_s: dict[str, tuple[Entry, float]] = {}  # what the last look saw, by name
@@ -81,7 +82,7 @@ class CatalogPublisher:
         self._warn()
         self._names.remember(catalog.models)
         self._registry.publish(catalog)
-        report(catalog.rejected)
+        report(catalog.rejected, self._named)
         _tell_notices(catalog.models)
         self._follow()
 
@@ -221,7 +222,7 @@ class CatalogPublisher:
                 logger.info("%s: `%s` (%s)", what, model.name, shown(model.path))
             if len(models) > MAX_TOLD:
                 logger.info("%s: %d more, `GET /api/models` lists them", what, len(models) - MAX_TOLD)
-        report(change.rejected[:MAX_TOLD])
+        report(change.rejected[:MAX_TOLD], self._named)
         _tell_notices((*change.added, *change.changed))
         self._on_change(change)
 

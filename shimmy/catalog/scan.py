@@ -38,10 +38,15 @@ def warn_of(path: Path, reason: str) -> None:
     logger.warning("`%s` is passed over: %s", shown(path), printable(reason))
 
 
-def report(rejected: Iterable[Rejected]) -> None:
+def is_wanted(entry: Rejected, named: Collection[Path]) -> bool:
+    """Whether a person expects `entry` to be served: it seems a GGUF, or is one of the paths that were `named`."""
+    return entry.kind == BROKEN or entry.path in named
+
+
+def report(rejected: Iterable[Rejected], named: Collection[Path]) -> None:
     """Log why files cannot be served: as a warning where a person has to do something about it."""
     for entry in rejected:
-        level = logging.WARNING if entry.kind == BROKEN else logging.INFO
+        level = logging.WARNING if is_wanted(entry, named) else logging.INFO
         logger.log(level, "`%s` is not listed: %s", shown(entry.path), entry.reason)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from shimmy.commands.console import CommandCall, CommandFailed, ProgressBar, ended_by_signals, is_agreed
 from shimmy.commands.terminal.screen_text import safe_line
 from shimmy.errors import NotFound
+from shimmy.formats.convert import cache
 from shimmy.formats.convert import convert as conversion
 from shimmy.formats.convert.convert import ConversionPlan
 from shimmy.formats.convert.converted import SOURCE_SUFFIXES
@@ -198,7 +199,7 @@ def _blamed(path: Path) -> Iterator[None]:
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A new folder on the disk of `path`, for what is not finished. All that is in it is removed at the end."""
     with tempfile.TemporaryDirectory(
-        prefix="shimmy-convert-", dir=path.absolute().parent, ignore_cleanup_errors=True
+        prefix=cache.UNFINISHED, dir=path.absolute().parent, ignore_cleanup_errors=True
     ) as name:
         yield Path(name)
 

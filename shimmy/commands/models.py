@@ -23,6 +23,7 @@ from shimmy.commands.terminal.screen_text import safe, safe_line
 from shimmy.commands.terminal.style import is_terminal
 from shimmy.config import Config
 from shimmy.errors import ModelNotFound, NotFound
+from shimmy.formats.safetensors import huggingface
 from shimmy.messages.event import Finished, Piece
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, TextPrompt
 from shimmy.text.plural import plural
@@ -233,9 +234,15 @@ def located(config: Config, name: str) -> tuple[Config, Registry, Model]:
             check_is_no_path(name)
             raise
     if not catalog.models:
-        reason = "".join(entry.reason for entry in catalog.rejected[:1]) or "it is not a model"
-        raise NotFound(f"`{name}` cannot be served: {reason}")
+        raise NotFound(f"`{name}` cannot be served: {_absence(path, catalog)}")
     return config, registry, catalog.models[0]
+
+
+def _absence(path: Path, catalog: Catalog) -> str:
+    """Why nothing in `catalog`, which is of `path` alone, can be served."""
+    if catalog.rejected:
+        return catalog.rejected[0].reason
+    return huggingface.without_weights([file.name for file in path.iterdir()]) if path.is_dir() else "it is not a model"
 
 
 def is_place(path: Path) -> bool:
@@ -262,7 +269,7 @@ def find_models(config: Config, *, is_told: bool = True) -> Catalog:
     headers = Headers(config.cache_dir)
     catalog = scan(config, headers, names=Names(config.cache_dir, config.roots))
     if is_told:
-        report(catalog.rejected)
+        report(catalog.rejected, config.model_paths)
     headers.save()
     return catalog
 

@@ -600,7 +600,7 @@ def test_a_name_that_cannot_be_printed_harms_no_log_and_no_json(
     path = tmp_path / os.fsdecode(file_name)
     path.write_bytes(b"" if is_broken else write_tiny_model(tmp_path.parent, "source").read_bytes())
     catalog = scan_paths(tmp_path)
-    report(catalog.rejected)
+    report(catalog.rejected, ())
     entries: list[Entry] = [*catalog.models, *catalog.rejected]
     (entry,) = entries
     assert isinstance(entry, Rejected) == is_broken

@@ -48,6 +48,21 @@ def test_list(tmp_path: Path, models: Path) -> None:
     assert json.loads(run(tmp_path, "list", "--json", "--model-path", tmp_path).stdout) == []
 
 
+def test_list_and_probe_say_what_is_wrong_with_a_folder_that_is_named(tmp_path: Path) -> None:
+    """A folder in SafeTensors that cannot be served was left out without a word, and a file of it was no GGUF."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").touch()
+    assert "in `pytorch_model.bin`, which is not read" in run(tmp_path, "probe", folder).stderr
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\n")
+    listed = run(tmp_path, "list", "--model-path", folder)
+    assert listed.returncode == 1
+    assert f"`{folder}` is not listed: the architecture" in listed.stderr
+    of_file = run(tmp_path, "probe", folder / "model.safetensors")
+    assert "name the folder in which they are" in of_file.stderr
+
+
 @pytest.mark.parametrize("json_", [(), ("--json",)])
 def test_list_fails_where_what_is_named_is_no_model(tmp_path: Path, models: Path, json_: Sequence[str]) -> None:
     damaged = tmp_path / "damaged.gguf"

@@ -26,6 +26,8 @@ from shimmy.system import files
 _POLL_S = 0.1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+UNFINISHED = "shimmy-convert-"  # how a folder begins in which a file becomes whole beside its place
+
 Progress = Callable[[float], None]  # called with the share that is done, 0 to 1
 Write = Callable[[Path], None]  # fills the empty file of this path
 Source = tuple[str, int, int, int]  # name, size and times
@@ -189,6 +191,8 @@ def _is_at(path: Path, file: FileIO) -> bool:
 
 
 def _no_room(folder: Path, size_bytes: int) -> Unconvertible:
+    if folder.name.startswith(UNFINISHED):  # is gone when the message is read
+        folder = folder.parent
     return Unconvertible(
         f"its GGUF needs {size_bytes / 1e9:.1f} GB in `{folder}`, and there is no room for it: "
         "make room there, or choose a folder on a larger disk"

@@ -306,8 +306,9 @@ def _read(file: FileIO, skip_strings: Callable[[_Cursor, int], int]) -> Contents
 def _check_version(cursor: _Cursor) -> None:
     if cursor.size_bytes < 24:
         raise InvalidGguf(f"it has {cursor.size_bytes} bytes, too few for a GGUF file")
-    if cursor.take(4) != b"GGUF":
-        raise InvalidGguf("it does not begin with `GGUF`")
+    if (magic := cursor.take(4)) != b"GGUF":
+        note = "it is not there, only git's note of it: `git lfs pull` in its folder fetches it"
+        raise InvalidGguf(note if magic == b"vers" else "it does not begin with `GGUF`")
     (version,) = cursor.unpack(_UINT32)
     if version == 1:
         raise InvalidGguf("it is GGUF version 1, which is no longer supported; convert the model anew")

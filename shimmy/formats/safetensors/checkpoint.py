@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeGuard
 
+from shimmy.formats.safetensors import huggingface
 from shimmy.system.files import NotRegular, open_regular
 
 # Far above any real model; a hostile file costs less than a second.
@@ -124,7 +125,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path) -> dict[str, str]:
     if not (folder / _INDEX).exists():
-        raise InvalidSafetensors(f"it has neither `{_SINGLE}` nor `{_INDEX}`")
+        raise InvalidSafetensors(huggingface.without_weights([path.name for path in folder.iterdir()]))
     return _shard_of_each_tensor(folder / _INDEX)
 
 
@@ -196,7 +197,10 @@ def _read_file(path: Path, max_header_bytes: int) -> tuple[dict[str, CheckpointT
             raise InvalidSafetensors(
                 f"its file `{shown(path.name)}` has {file.size_bytes} bytes, too few for SafeTensors"
             )
-        (header_bytes,) = struct.unpack("<Q", _take(opened, 8, path.name))
+        start = _take(opened, 8, path.name)
+        if huggingface.LFS_POINTER.startswith(start):
+            raise InvalidSafetensors(huggingface.pointer_reason(shown(path.name)))
+        (header_bytes,) = struct.unpack("<Q", start)
         if header_bytes > file.size_bytes - 8:
             raise InvalidSafetensors(f"its file `{shown(path.name)}` is cut off, or no SafeTensors file")
         if header_bytes > max_header_bytes:

@@ -6,6 +6,7 @@ keys of config.json that name an architecture; nothing of weights. All of it is 
 
 import json
 import os
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ MAX_REVISION_BYTES = 256
 _CONFIG = "config.json"
 MISTRAL_CONFIG = "params.json"  # beside `consolidated*.safetensors`, in Mistral's own format
 _MISTRAL_WEIGHTS = "consolidated"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that git keeps elsewhere
+_PICKLE = re.compile(r"(?:pytorch_model.*\.bin|consolidated.*\.pth)")
 _REPOSITORY = "models--"
 _SNAPSHOTS = "snapshots"
 
@@ -39,6 +42,22 @@ def is_model(file_names: Collection[str]) -> bool:
 def is_adapter(file_names: Collection[str]) -> bool:
     """Whether a folder with these files holds a LoRA adapter as PEFT writes it."""
     return ADAPTER_CONFIG in file_names and ADAPTER_WEIGHTS in file_names
+
+
+def without_weights(file_names: Collection[str]) -> str:
+    """Why a folder with these files holds no model in SafeTensors."""
+    pickle = next(filter(_PICKLE.fullmatch, sorted(file_names)), None)
+    if pickle is not None:
+        return (
+            f"its weights are in `{pickle}`, which is not read, as it may hold any program: get a version of the model "
+            "with `model.safetensors`"
+        )
+    return "it has neither `model.safetensors` nor `model.safetensors.index.json`"
+
+
+def pointer_reason(file_name: str) -> str:
+    """Why a file that begins with LFS_POINTER cannot be read."""
+    return f"its `{file_name}` is not there, only git's note of it: `git lfs pull` in its folder fetches it"
 
 
 def adapter_file(path: Path) -> Path:

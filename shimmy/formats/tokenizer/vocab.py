@@ -12,7 +12,7 @@ from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType
-from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES
+from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES, LFS_POINTER, pointer_reason
 from shimmy.formats.tokenizer import normalizer as normalizers
 from shimmy.formats.tokenizer import pretokenizers, sentencepiece
 from shimmy.formats.tokenizer.pretokenizers import shown
@@ -101,6 +101,21 @@ def vocabulary(folder: Path, config: Mapping[str, Any]) -> Metadata:
     return metadata
 
 
+def require_tokenizer(folder: Path) -> None:
+    """Raise Unconvertible where `folder` has no file of a tokenizer that can be read. Looks for names alone."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        raise _missing(folder)
+
+
+def _missing(folder: Path) -> Unconvertible:
+    if (folder / "tekken.json").exists():
+        return Unconvertible(
+            "its tokenizer is there in Mistral's own format (`tekken.json`) alone: put the `tokenizer.json` of a model "
+            "with the same tokens beside it"
+        )
+    return Unconvertible("it has neither a `tokenizer.json` nor a `tokenizer.model`")
+
+
 def normalizer(folder: Path) -> str | None:
     """What is to be done to text before llama.cpp's tokenizer sees it, as `Normalizer.from_text` reads it, if anything.
 
@@ -125,12 +140,7 @@ class _Folder:
             return from_json(self.tokenizer, self._added())
         data = self._bytes("tokenizer.model", MAX_TOKENIZER_BYTES)
         if data is None:
-            if (self._folder / "tekken.json").exists():
-                raise Unconvertible(
-                    "its tokenizer is there in Mistral's own format (`tekken.json`) alone: put the `tokenizer.json` of "
-                    "a model with the same tokens beside it"
-                )
-            raise Unconvertible("it has neither a `tokenizer.json` nor a `tokenizer.model`")
+            raise _missing(self._folder)
         is_legacy = self.config.get("legacy") is not False
         return from_sentencepiece(sentencepiece.parse(data), self._added(), is_legacy=is_legacy)
 
@@ -212,6 +222,8 @@ class _Folder:
             return None
         except NotRegular as exc:
             raise Unconvertible(f"`{name}` is not a file") from exc
+        if data.startswith(LFS_POINTER):
+            raise Unconvertible(pointer_reason(name))
         if len(data) > max_bytes:
             raise Unconvertible(f"`{name}` has more than {max_bytes >> 20} MB")
         return data

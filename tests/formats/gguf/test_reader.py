@@ -198,6 +198,7 @@ def test_a_long_vocabulary_at_the_end_of_the_metadata(tmp_path: Path) -> None:
         (b"", "too few"),
         (b"GGUF", "too few"),
         (b"PK\3\4" + bytes(100), "does not begin with `GGUF`"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4976698672\n", "`git lfs pull`"),
         (encode_gguf(MINIMAL, version=1), "version 1"),
         (encode_gguf(MINIMAL, version=3 << 24), "big-endian"),
         (encode_gguf(MINIMAL, version=0), "version 0"),

@@ -220,6 +220,22 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def test_weights_that_are_pickles_are_named(tmp_path: Path) -> None:
+    for name in ("training_args.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"):
+        (tmp_path / name).touch()
+    with pytest.raises(InvalidSafetensors, match=r"in `pytorch_model-00001-of-00002\.bin`, which is not read"):
+        read_folder(tmp_path)
+
+
+def test_a_file_that_git_left_elsewhere_is_called_that(tmp_path: Path) -> None:
+    """Who clones a repository without Git LFS has a text of three lines in the place of each large file."""
+    (tmp_path / "model.safetensors").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4976698672\n"
+    )
+    with pytest.raises(InvalidSafetensors, match=r"its `model\.safetensors` is not there.*`git lfs pull`"):
+        read_folder(tmp_path)
+
+
 # -- hostile bytes ---------------------------------------------------------------------------------------------------
 
 N_MUTATIONS = 10_000
