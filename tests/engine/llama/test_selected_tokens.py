@@ -4,7 +4,9 @@ What is selected is told as numbers of cells, so each token has to be in the sam
 shared, dropped, saved, put back and moved before. All is computed in F32: in another order it is nearly the same.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -13,8 +15,10 @@ import pytest
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER, llama
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
-from shimmy.formats.convert.convert import convert
+from shimmy.formats.convert import convert as conversion
+from shimmy.formats.convert.convert import ConversionPlan
 from shimmy.formats.gguf import reader
+from shimmy.formats.gguf.writer import GgufType
 from shimmy.wire.worker_options import cell_bytes
 from tests.golden.weights import checkpoint, golden, tensor, write_folder, write_json, write_safetensors
 
@@ -31,7 +35,7 @@ def cpu() -> CpuBackend:
 def written(family: str, folder: Path) -> Path:
     source = write_folder(family, folder / family, "5")
     path = source.with_suffix(".gguf")
-    convert(source, path, lambda _: None)
+    conversion.convert(source, path, lambda _: None)
     return path
 
 
@@ -151,6 +155,39 @@ def test_a_cell_takes_what_is_reckoned_with(family: str, tmp_path: Path, cpu: Cp
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_that_drafts_makes_no_difference(
+    family: str, tmp_path: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GGUF files of these models have it behind the others; it gets no cell."""
+    plain = written(family, tmp_path / "plain")
+    n_layers = golden(family)["configs"]["5"]["num_hidden_layers"]
+    monkeypatch.setattr(conversion, "plan", partial(with_draft, conversion.plan, f"blk.{n_layers}."))
+    drafting = written(family, tmp_path / "drafting")
+    headers = [reader.validate(path) for path in (plain, drafting)]
+    assert [header.n_layers - n_layers for header in headers] == [0, 1]
+    assert headers[0].n_kv == headers[1].n_kv
+    tokens = [7 * place % 300 for place in range(100)]
+    assert computed(opened(plain, cpu), tokens) == computed(opened(drafting, cpu), tokens)
+
+
+def with_draft(plan: Callable[[Path], ConversionPlan], block: str, folder: Path) -> ConversionPlan:
+    """With one more layer, of the tensors of the last one."""
+    found = plan(folder)
+    recipe, count = found.recipe, f"{found.architecture}.block_count"
+    outputs = {output.info.name: output for output in recipe.outputs}
+    last = f"blk.{int(block.split('.')[1]) - 1}."
+    more = {name.replace(last, block): output for name, output in outputs.items() if name.startswith(last)}
+    norm, square = outputs["blk.0.attn_norm.weight"], outputs["blk.0.indexer.attn_k.weight"]
+    more |= {f"{block}nextn.{name}.weight": norm for name in ("enorm", "hnorm")}
+    both = replace(square, info=replace(square.info, shape=(128, 64)), pieces=square.pieces * 2)
+    more[f"{block}nextn.eh_proj.weight"] = both
+    metadata = [(key, code, value + 1 if key == count else value) for key, code, value in recipe.metadata]
+    metadata.append((f"{found.architecture}.nextn_predict_layers", GgufType.UINT32, 1))
+    added = [replace(output, info=replace(output.info, name=name)) for name, output in more.items()]
+    return replace(found, recipe=replace(recipe, metadata=metadata, outputs=(*recipe.outputs, *added)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantised_cache_suits_them(family: str, tmp_path: Path, cpu: CpuBackend) -> None:
     """With vectors of whole blocks, as published models have them."""
     folder = write_folder(family, tmp_path / family, "5")
@@ -162,7 +199,7 @@ def test_a_quantised_cache_suits_them(family: str, tmp_path: Path, cpu: CpuBacke
     write_safetensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config | {"qk_rope_head_dim": 32})
     path = folder.with_suffix(".gguf")
-    convert(folder, path, lambda _: None)
+    conversion.convert(folder, path, lambda _: None)
     few, many = ([7 * place % 300 for place in range(n_tokens)] for n_tokens in (30, 200))
     for tokens, distance in ((few, 0.2), (many, 1.0)):  # of many, some are selected in the place of others
         exact, rounded = (computed(opened(path, cpu, kv_type=kv_type), tokens) for kv_type in ("f16", "q8_0"))
