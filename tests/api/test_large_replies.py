@@ -18,6 +18,7 @@ N_TOKENS = 4000
 ODDS = TokenLogprob(Candidate(5, b"ab", -1.0), tuple(Candidate(token, b"xyz%d" % token, -2.0) for token in range(20)))
 TEXT: tuple[JobOutput, ...] = (Accepted(12), Piece("word " * 400_000, 1000), FINISHED)
 CANDIDATES: tuple[JobOutput, ...] = (Accepted(12), *(Piece("ab", 1, (ODDS,)) for _ in range(N_TOKENS)), FINISHED)
+HALF = (*CANDIDATES[: N_TOKENS // 2], FINISHED)
 
 
 class Watched:
@@ -44,10 +45,10 @@ class Watched:
     ("path", "fields", "script"),
     [
         (CHAT, {"messages": HI}, TEXT),
-        (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 20, "n": 2}, CANDIDATES),
+        (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 20, "n": 2}, HALF),
         (COMPLETION, {"prompt": "hi", "logprobs": 20}, CANDIDATES),
         (RESPONSE, {"input": "hi"}, TEXT),
-        (RESPONSE, {"input": "hi", "top_logprobs": 20}, CANDIDATES),
+        (RESPONSE, {"input": "hi", "top_logprobs": 20}, HALF),
         (RESPONSE, {"input": "hi", "instructions": "x" * 3_000_000}, TEXT),
     ],
     ids=["chat", "chat-candidates", "completion-candidates", "response", "response-candidates", "response-echo"],

@@ -58,6 +58,7 @@ from tests.tiny_models import (
 GREEDY = SamplingParams(temperature=0)
 HELLO = ChatPrompt((Message("user", "hello"),))
 CHATML = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+OTHER_BROKEN_ADAPTERS = ("a folder", "cut off", "damaged", "a model")
 # No job comes to the end of this in the time of a test.
 VAST = 65536
 
@@ -287,7 +288,10 @@ async def test_an_adapter_that_there_is_not_is_refused_by_its_place(tiny_model: 
         assert (error.param, error.message) == ("lora[0].id", "lora[0].id: the model has no adapters, got 0")
 
 
-@pytest.mark.parametrize("kind", ["missing", "a folder", "cut off", "would abort", "damaged", "a model"])
+@pytest.mark.parametrize(
+    "kind",
+    ["missing", "would abort", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in OTHER_BROKEN_ADAPTERS)],
+)
 @on_loop
 async def test_a_broken_adapter_ends_the_load_when_asked_for_and_is_passed_over_as_a_sibling(
     kind: str, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -97,7 +97,9 @@ async def test_a_prompt_that_cannot_fit_is_refused_by_its_length(model: Path) ->
         assert "maximum context length" in error.message
 
 
-@pytest.mark.parametrize("pre", ["gpt-4o", "tekken", "deepseek-v3"])
+@pytest.mark.parametrize(
+    "pre", ["gpt-4o", *(pytest.param(pre, marks=pytest.mark.thorough) for pre in ("tekken", "deepseek-v3"))]
+)
 @on_loop
 async def test_no_prompt_ends_a_worker(pre: str, tmp_path: Path) -> None:
     """`std::regex` recursed over the stack: 26,000 letters, or 60,000 of other characters, were the end."""

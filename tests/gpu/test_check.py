@@ -34,6 +34,7 @@ def test_the_library_is_taken_out_of_the_file(tmp_path: Path) -> None:
         check.library_of(program, tmp_path)
 
 
+@pytest.mark.thorough  # it starts four programs
 def test_a_model_is_compared_and_measured(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,7 +109,7 @@ async def test_a_body_is_asked_for_when_it_is_wanted() -> None:
         assert await client.is_closed()
 
 
-@pytest.mark.parametrize("n_chunks", [200_000])
+@pytest.mark.parametrize("n_chunks", [100_000])
 @on_loop
 async def test_a_body_of_single_bytes_leaves_the_loop_to_others(n_chunks: int) -> None:
     async with serving() as harness:

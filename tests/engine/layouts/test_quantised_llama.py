@@ -50,12 +50,13 @@ def log_probabilities(path: Path, cpu: CpuBackend) -> np.ndarray[Any, Any]:
     model.backend.batch.clear()
     model.backend.batch.add(TOKENS, 0, 0, n_outputs=len(TOKENS))
     assert model.backend.decode() == 0
-    rows = []
-    for position in range(len(TOKENS)):
-        logits = binding.llama.llama_get_logits_ith(model.backend._context, position)[: model.vocab.n_vocab]
-        total = max(logits) + math.log(math.fsum(math.exp(logit - max(logits)) for logit in logits))
-        rows.append([logit - total for logit in logits])
-    return np.array(rows)
+    logits = np.array([
+        binding.llama.llama_get_logits_ith(model.backend._context, position)[: model.vocab.n_vocab]
+        for position in range(len(TOKENS))
+    ])  # fmt: skip
+    largest = logits.max(axis=1, keepdims=True)
+    found: np.ndarray[Any, Any] = logits - largest - np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
+    return found
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -91,7 +91,9 @@ def sentencepiece(folder: Path, config: Mapping[str, Any]) -> Metadata:
     ]
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+@pytest.mark.parametrize(
+    "dtype", ["BF16", pytest.param("F32", marks=pytest.mark.thorough), pytest.param("F16", marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_engine_takes_every_family(
     model_type: str, dtype: str, cpu: CpuBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
