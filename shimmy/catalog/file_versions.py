@@ -222,6 +222,7 @@ class ModelFiles:
         from shimmy.formats.format_errors import Unconvertible
         from shimmy.formats.gguf.block_fit import foreseen
         from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
+        from shimmy.formats.tokenizer import vocab
 
         for mark in filter(None, (folder.above, *dict(folder.unfinished).values())):
             raise InvalidSafetensors(unfinished(mark))
@@ -229,6 +230,7 @@ class ModelFiles:
         def make() -> Planned:
             try:
                 plan = convert.plan(folder.path)
+                vocab.require_tokenizer(folder.path)
             except (InvalidSafetensors, Unconvertible) as exc:
                 raise InvalidGguf(str(exc)) from exc
             return plan.header(), plan.notices + (foreseen(file_type, plan.shapes.values()) if file_type else ())

@@ -369,6 +369,16 @@ def test_a_safetensors_folder_is_an_entry_with_the_reason(tmp_path: Path) -> Non
         assert entry.reason == "it has neither `model.safetensors` nor `model.safetensors.index.json`"
 
 
+def test_a_safetensors_folder_without_a_tokenizer_is_no_model(tmp_path: Path) -> None:
+    """It was listed, and could not be loaded."""
+    path = write_tiny_llama(tmp_path / "tiny")
+    (path / "tokenizer.model").rename(tmp_path / "kept")
+    (entry,) = scan_paths(tmp_path).rejected
+    assert entry.reason == "it has neither a `tokenizer.json` nor a `tokenizer.model`"
+    (tmp_path / "kept").rename(path / "tokenizer.model")
+    assert names(scan_paths(tmp_path)) == ["tiny"]
+
+
 def test_a_sound_safetensors_folder_is_listed_as_the_gguf_it_will_become(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "Tiny_Model", n_shards=2)
     (found,) = scan_paths(tmp_path).models

@@ -36,7 +36,7 @@ from shimmy.formats.safetensors.checkpoint import (
     shown,
 )
 from shimmy.formats.safetensors.sentence_transformers import dense_matrices, pooling_type
-from shimmy.formats.tokenizer.vocab import require_tokenizer, vocabulary
+from shimmy.formats.tokenizer.vocab import vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,6 @@ def plan(folder: Path) -> ConversionPlan:
     checkpoint = read_folder(folder)
     pooling = pooling_type(folder)
     found = recipe(family, checkpoint, config, pooling, dense_matrices(folder))
-    require_tokenizer(folder)
     infos = [output.info for output in found.outputs]
     return ConversionPlan(
         name=huggingface.name(folder),
