@@ -196,6 +196,11 @@ NEMOTRON_MOE = {
     "moe_shared_expert_intermediate_size": 80,
     "routed_scaling_factor": 2.5,
 }
+COHERE = {"rope_theta": 5000.0, "logit_scale": 0.25, "tie_word_embeddings": True, "pad_token_id": 0}
+COHERE_NORMS = {
+    "use_qk_norm": True, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "num_hidden_layers": 64,  # by which llama.cpp knows models with norms of heads
+}  # fmt: skip
 EXAONE3 = {
     "vocab_size": N_VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512, "bos_token_id": BOS, "eos_token_id": EOS,
@@ -672,6 +677,11 @@ FAMILIES = {
         **decoder("NemotronH", **NEMOTRON, **NEMOTRON_MOE, **layers("M*E"), moe_latent_size=32),
         seed="nemotron-h-latent-6",
         only="5",
+    ),
+    "cohere": Family(**decoder("Cohere", **COHERE)),
+    "cohere-norms": Family(**decoder("Cohere", **COHERE | COHERE_NORMS)),
+    "cohere2": Family(
+        **decoder("Cohere2", **COHERE | {"num_hidden_layers": 5, "sliding_window": 16, "sliding_window_pattern": 4})
     ),
     "exaone3": Family("ExaoneForCausalLM", EXAONE3, only="4"),
     "exaone-moe": Family(**decoder("ExaoneMoe", **EXAONE_MOE), only="5", seed="exaone-moe-2"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shimmy.formats.convert.families import encoders, exaone, gemma, gemma4, glm, gpt, llama, mla, qwen
+from shimmy.formats.convert.families import cohere, encoders, exaone, gemma, gemma4, glm, gpt, llama, mla, qwen
 from shimmy.formats.convert.families.family import Family
 from shimmy.formats.convert.families.recurrent import falcon, hybrid, lfm2
 from shimmy.formats.format_errors import Unconvertible
@@ -12,6 +12,7 @@ from shimmy.formats.safetensors.checkpoint import shown
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
     *exaone.FAMILIES,
+    *cohere.FAMILIES,
     *qwen.FAMILIES,
     *gemma.FAMILIES,
     *gemma4.FAMILIES,
