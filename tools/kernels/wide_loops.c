@@ -375,6 +375,7 @@ EXPORT void NAME(awq_q5_0)(
                 const lanes more_low = 16 - (zero & 15), more_high = 16 - (zero >> 4);
                 for (size_t c = 0; c < 32; c++) {
                     const lanes line = load_some(column + c * pitch, 4 * n);
+                    __builtin_prefetch(column + (c + 32) * pitch, 0, 2); /* of the next block, to the second cache */
                     low[c] = (line & 15) + more_low;
                     high[c] = (line >> 4) + more_high;
                 }
