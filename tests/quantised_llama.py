@@ -157,15 +157,17 @@ def nf4(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Store
     return stored, (_NF4[codes].reshape(-1, 64) * sizes[:, None]).reshape(n_rows, n_columns)
 
 
-def mlx(random: np.random.Generator, n_rows: int, n_columns: int, *, bits: int = 4) -> tuple[Stored, Floats]:
+def mlx(
+    random: np.random.Generator, n_rows: int, n_columns: int, *, bits: int = 4, group: int = 32
+) -> tuple[Stored, Floats]:
     codes = random.integers(0, 1 << bits, (n_rows, n_columns))
-    scales = random.uniform(-0.012, 0.012, (n_rows, n_columns // 32)).astype(np.float16)
+    scales = random.uniform(-0.012, 0.012, (n_rows, n_columns // group)).astype(np.float16)
     biases = (scales * np.float16(-7.5)).astype(np.float16)
     stored = {
         "weight": _weights(_words(codes, bits), "U32"),
         "scales": _weights(scales, "F16"), "biases": _weights(biases, "F16"),
     }  # fmt: skip
-    wide = [np.repeat(numbers.astype(np.float32), 32, 1) for numbers in (scales, biases)]
+    wide = [np.repeat(numbers.astype(np.float32), group, 1) for numbers in (scales, biases)]
     return stored, (codes * wide[0] + wide[1]).astype(np.float32)
 
 

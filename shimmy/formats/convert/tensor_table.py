@@ -189,6 +189,10 @@ class TensorTable:
     def _pieces(self, row: Row, layer: int) -> _Pieces:
         source = (row.source if row.is_named_in_full else f"{row.source}.weight").replace("#", str(layer))
         shape = tuple(self._sizes.get(letter, 0) for letter in row.taken or row.shape)
+        if row.is_named_in_full and row.stacked:
+            piece = self._piece(row.stacked.replace("#", str(layer)), shape)
+            if piece is not None:
+                return (piece,)
         if row.is_named_in_full and row.fused is not None:
             return self._alternating_piece(source, shape, row.fused)
         if "@" not in source:
@@ -224,7 +228,9 @@ class TensorTable:
         name = source.replace("#", str(layer))
         n_experts, n_rows, n_columns = shape
         stacked = row.stacked.replace("#", str(layer))
-        if self._scheme is not None and stacked and self._tensors.has_module(stacked):
+        # Under one name, experts may be stacked or fused: by the scheme.
+        may_be_fused = stacked == name and self._scheme is not None and not self._scheme.stacks_experts
+        if self._scheme is not None and stacked and self._tensors.has_module(stacked) and not may_be_fused:
             if not self._scheme.stacks_experts:
                 raise Unconvertible(f"the experts of its `{stacked}` are stacked, which its quantisation cannot be")
             matrix = self._scheme.find(stacked, shape, self._tensors)

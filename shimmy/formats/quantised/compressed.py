@@ -161,6 +161,8 @@ def _integers(module: str, shape: tuple[int, ...], tensors: Tensors, group: Comp
         parts["zeros"] = _zeros(zeros, group, (n_rows, n_groups), whole_words, tensors)
     if group.sorts and tensors.get(f"{module}.weight_g_idx") is not None:
         parts["g_idx"] = tensors.part(f"{module}.weight_g_idx", ("I32",), (n_columns,))
+    elif group.sorts and n_groups > 1:
+        raise Unconvertible(f"its module `{module}` has sorted columns (`actorder`), and no `weight_g_idx` says how")
     middle = 1 << bits - 1
     low, high = (-middle, middle - 1) if "zeros" not in parts else (1 - 2 * middle, 2 * middle - 1)
     expected = "F16" if "g_idx" in parts or columns % 32 else integer_type(low, high, n_columns)

@@ -19,8 +19,10 @@ from tests.tiny_checkpoints import Weights
 N_EACH = 2000 // len(LAYOUTS) + 1
 MODULES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.0.mlp.up_proj": (128, 64)}
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, 2, 3, 4, 8, 16, 32, 64, 128, -1, 10**30, 10**400, 1e308, 0.5, 4.0, 32.0, "4", "32",
-    math.nan, math.inf, "", "gptq", "gptq_v2",
+    None, True, False, 0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 128, -1, 10**30, 10**400, 1e308, 0.5, 4.0, 32.0, "4",
+    "32",
+    math.nan, math.inf, "", "gptq", "gptq_v2", "gptq_p",
+    "affine", "mxfp4", "mxfp8", "nvfp4", "modelopt", "FP8", "MXFP8", "NVFP4", "mxfp8-quantized",
     "awq", "fp8", "nf4", "fp4", "int", "float", "group", "channel", "tensor", "block", "tensor_group", "e4m3", "e5m2",
     "pack-quantized", "int-quantized", "float-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized", "marlin",
     "dense", "gemm", "GEMM", "gemv", "\ud800", "x" * 10_000, [], {}, [128, 128], [0, 0], ["Linear"], ["re:.*"],
@@ -61,9 +63,9 @@ def mutated(config: dict[str, Any], random: Random) -> dict[str, Any]:
 
 def is_another_model(settings: Any) -> bool:
     """Whether the configuration describes other weights in full: zero points by the other version of GPTQ."""
-    return isinstance(settings, dict) and settings.get("sym") is False and "gptq_v2" in {
-        str(settings.get(key)) for key in ("checkpoint_format", "format")
-    }  # fmt: skip
+    return isinstance(settings, dict) and settings.get("sym") is False and bool(
+        {"gptq_v2", "gptq_p"} & {str(settings.get(key)) for key in ("checkpoint_format", "format")}
+    )  # fmt: skip
 
 
 def read_of(path: Path, config: dict[str, Any], tensors: dict[str, Weights], module: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from shimmy.formats.convert.convert import plan, prepared
 from shimmy.formats.convert.transforms import TensorOutput, chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import TensorReader
+from tests.golden.weights import Tensor, checkpoint, write_folder, write_json, write_safetensors
 from tests.quantised_families import write_both
-from tests.quantised_llama import LAYOUTS, fp8_block
+from tests.quantised_llama import LAYOUTS, fp8_block, mlx
 
 KINDS = {0: "<f4", 1: "<f2"}  # by ggml_type
 INDEXED = {"deepseek32", "glm-dsa"}
@@ -54,6 +56,45 @@ def check_weights(stored_folder: Path, plain_folder: Path) -> None:
     with TensorReader() as reader:
         for output in settled.recipe.outputs:
             assert np.array_equal(numbers(output, reader), numbers(wanted[output.info.name], reader)), output.info.name
+
+
+def test_gpt_oss_as_mlx_converts_it_is_the_same_model(tmp_path: Path) -> None:
+    """Gate and up apart, all experts in one tensor, and 8 bits for the router, in the mode that is not named."""
+    config, tensors = checkpoint("gpt-oss", "5")
+    shared: dict[str, Any] = {"group_size": 32, "bits": 4, "mode": "mxfp4", "quant_method": "mxfp4"}
+    renamed: dict[str, Tensor] = {}
+    plain = dict(tensors)
+    for name, (dtype, shape, data) in tensors.items():
+        array = np.frombuffer(data, "u1" if dtype == "U8" else "<f4").reshape(shape)
+        if name.endswith("mlp.router.weight"):
+            module = name.removesuffix(".weight")
+            parts, read = mlx(np.random.default_rng(3), *shape, bits=8, group=64)
+            renamed |= {f"{module}.{part}": (found.dtype, found.shape, found.data) for part, found in parts.items()}
+            plain[name] = ("F32", shape, read.tobytes())
+            shared[module] = {"group_size": 64, "bits": 8}
+        elif ".experts." not in name:
+            renamed[name] = (dtype, shape, data)
+        else:
+            source, _, kind = name.rpartition("_")
+            array = array.reshape(*shape[:2], -1).view("<u4") if kind == "blocks" else array
+            part = {"blocks": "weight", "scales": "scales", "bias": "bias"}[kind]
+            for index, own in enumerate(("gate_proj", "up_proj") if "gate_up" in source else ("down_proj",)):
+                found = array[:, index::2] if "gate_up" in source else array
+                place = f"{source.rpartition('.')[0]}.{own}.{part}"
+                renamed[place] = ("U32" if kind == "blocks" else dtype, found.shape, found.tobytes())
+    made = []
+    by_mlx = {"quantization": shared, "quantization_config": shared}
+    for folder, stored, settings in ((tmp_path / "mlx", renamed, by_mlx), (tmp_path / "own", plain, {})):
+        write_folder("gpt-oss", folder, "5")
+        write_json(folder / "config.json", config | settings)
+        write_safetensors(folder / "model.safetensors", stored)
+        settled, _ = prepared(plan(folder), "", lambda: unpack)
+        with TensorReader() as reader:
+            made.append({
+                output.info: b"".join(map(bytes, (unpack.chunks if output.stored else chunks)(output, reader)))
+                for output in settled.recipe.outputs
+            })  # fmt: skip
+    assert made[0] == made[1]
 
 
 def test_columns_in_another_order_need_numbers(tmp_path: Path) -> None:

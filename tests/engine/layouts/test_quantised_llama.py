@@ -140,6 +140,7 @@ def test_zero_points_that_may_have_been_lost_are_told(
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 UP = "model.layers.0.mlp.up_proj."
+SORTED = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32, "actorder": "group"}}
 
 
 def reason(path: Path, layout: str, config: Mapping[str, Any], changes: Mapping[str, Weights | None]) -> str:
@@ -192,6 +193,7 @@ def reason(path: Path, layout: str, config: Mapping[str, Any], changes: Mapping[
         ("pack-quantized", {"transform_config": {"config_groups": {"u": {}}}}, "rotated"),
         ("pack-quantized", {"quantization_status": "initialized"}, "quantization_status"),
         ("pack-quantized", {"config_groups": {}}, "config_groups"),
+        ("pack-quantized", {"config_groups": {"a": SORTED}}, "no `weight_g_idx` says how"),
         ("nf4", {"load_in_8bit": True}, "neither 4 nor 8"),
         ("nf4", {"load_in_4bit": False, "load_in_8bit": True}, "up_proj|q_proj"),
         ("mlx", {"bits": 7}, "bits"),

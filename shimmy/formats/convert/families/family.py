@@ -31,7 +31,7 @@ class Row:
     # All experts in one tensor: its name, which part of its rows, of how many.
     fused: tuple[str, int, int] | None = None
     turned: str = "never"  # or always, or either: the matrices of `fused` are stored by their columns
-    stacked: str = ""  # all experts in one tensor of three dimensions, as MLX has them
+    stacked: str = ""  # all experts in one tensor of as many dimensions as the shape, as MLX has them
     is_named_in_full: bool = False  # `source` has no `.weight` behind it
     layers: str = ""  # of this kind alone: see `Family.kinds`
     first_layer: int = 0  # that has it

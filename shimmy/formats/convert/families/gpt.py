@@ -29,18 +29,22 @@ _GPT_OSS = (
             Row(
                 f"{_GPT_OSS_EXPERTS}@.{gate}_proj", f"blk.#.ffn_{gate}_exps.weight", "XFE",
                 fused=(f"{_GPT_OSS_EXPERTS}gate_up_proj", part, 2), takes_turns=True,
+                stacked=f"{_GPT_OSS_EXPERTS}{gate}_proj",
             ),
             Row(
                 f"{_GPT_OSS_EXPERTS}gate_up_proj_bias", f"blk.#.ffn_{gate}_exps.bias", "XF", is_named_in_full=True,
-                fused=("", part, 2), takes_turns=True,
+                fused=("", part, 2), takes_turns=True, stacked=f"{_GPT_OSS_EXPERTS}{gate}_proj.bias",
             ),
         )
     ),
     Row(
         f"{_GPT_OSS_EXPERTS}@.down_proj", "blk.#.ffn_down_exps.weight", "XEF",
-        fused=(f"{_GPT_OSS_EXPERTS}down_proj", 0, 1),
+        fused=(f"{_GPT_OSS_EXPERTS}down_proj", 0, 1), stacked=f"{_GPT_OSS_EXPERTS}down_proj",
     ),
-    Row(f"{_GPT_OSS_EXPERTS}down_proj_bias", "blk.#.ffn_down_exps.bias", "XE", is_named_in_full=True),
+    Row(
+        f"{_GPT_OSS_EXPERTS}down_proj_bias", "blk.#.ffn_down_exps.bias", "XE", is_named_in_full=True,
+        stacked=f"{_GPT_OSS_EXPERTS}down_proj.bias",
+    ),
 )  # fmt: skip
 
 
