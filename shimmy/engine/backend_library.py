@@ -8,12 +8,11 @@ Knows files; nothing of what a backend does.
 import contextlib
 import hashlib
 import logging
-import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from shimmy.engine.llama.unpack_libraries import in_memory, telling_damage
+from shimmy.engine.llama.unpack_libraries import decompressed, in_memory
 from shimmy.errors import ModelUnavailable
 from shimmy.system import files, unpacked_folder
 from shimmy.system.backends import Backend
@@ -69,8 +68,7 @@ def _content(backend: Backend) -> bytes:
     packed = _part(backend, backend.archive)
     if not backend.archive.endswith(_XZ):
         return packed
-    with telling_damage():
-        return lzma.decompress(packed)
+    return decompressed(packed)
 
 
 def _part(backend: Backend, name: str) -> bytes:

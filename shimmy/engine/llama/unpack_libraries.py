@@ -23,6 +23,7 @@ LOOPS_ARCHIVE = "weight-loops.xz"
 LOOPS_LIBRARY = "libshimmy-weight-loops.so"  # what is packed in it; in a source tree, in the environment's `lib`
 ENGINE_FOLDER = Path("llama_cpp", "lib")  # in the folder of the unpacked program
 _SUFFIX = ".z"
+_XZ = b"\xfd7zXZ\0"  # how an archive of xz begins (xz-file-format.txt, 2.1.1.1)
 
 _n_loaded = count()
 _locks: dict[Path, threading.Lock] = {}  # of the files that are being unpacked, or have been
@@ -32,7 +33,11 @@ def unpack(folder: Path) -> None:
     """Make `name` of each `name.z` in `folder`; raises ModelUnavailable where that cannot be written."""
     bring_archives(folder)
     for archive in folder.glob(f"*{_SUFFIX}"):
-        unpacked(archive.with_suffix(""), partial(_inflated, archive))
+        unpacked(archive.with_suffix(""), partial(_content, archive))
+
+
+def _content(archive: Path) -> bytes:
+    return decompressed(archive.read_bytes())
 
 
 def bring_archives(folder: Path) -> None:
@@ -58,21 +63,22 @@ def unpacked(path: Path, content: Callable[[], bytes]) -> Path:
 
 
 def part_content(name: str) -> bytes:
-    """What is in an xz archive among the parts of the frozen file; raises ModelUnavailable."""
+    """What is in an archive among the parts of the frozen file; raises ModelUnavailable."""
     try:
         archive = unpacked_folder.part(name)
     except OSError as exc:
         raise ModelUnavailable(str(exc.strerror)) from exc  # which is told for a person
-    return decompressed(archive)
-
-
-def decompressed(archive: Path) -> bytes:
-    """What is in an xz archive of the frozen file; raises ModelUnavailable where that is damaged or cannot be read."""
     try:
-        with telling_damage():
-            return lzma.decompress(archive.read_bytes())
+        packed = archive.read_bytes()
     except OSError as exc:
         raise ModelUnavailable(f"the program's `{archive}` cannot be read: {exc.strerror}") from exc
+    return decompressed(packed)
+
+
+def decompressed(packed: bytes) -> bytes:
+    """What is in an archive of the frozen file, of xz or zlib; raises ModelUnavailable where that is damaged."""
+    with telling_damage():
+        return lzma.decompress(packed) if packed.startswith(_XZ) else zlib.decompress(packed)
 
 
 @contextlib.contextmanager
@@ -82,11 +88,6 @@ def telling_damage() -> Iterator[None]:
         yield
     except (lzma.LZMAError, zlib.error, EOFError) as exc:
         raise ModelUnavailable(unpacked_folder.DAMAGED) from exc
-
-
-def _inflated(archive: Path) -> bytes:
-    with telling_damage():
-        return zlib.decompress(archive.read_bytes())
 
 
 @contextlib.contextmanager
