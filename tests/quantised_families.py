@@ -11,10 +11,17 @@ from tests.quantised_llama import LAYOUTS
 MODULES = ("_proj", "_with_mqa", "in_proj_qkvz", "in_proj_qkv", "in_proj_z", "indexer.wk")
 
 
-def write_both(family: str, layout: str, folder: Path, more: Mapping[str, Tensor] | None = None) -> tuple[Path, Path]:
+def write_both(
+    family: str,
+    layout: str,
+    folder: Path,
+    more: Mapping[str, Tensor] | None = None,
+    *,
+    experts_alone: bool = False,
+) -> tuple[Path, Path]:
     """Two folders: one with quantised weights of attention and feed-forward layers, one with what they are in F32.
 
-    There are `more` tensors beside the quantised ones.
+    There are `more` tensors beside the quantised ones. With `experts_alone` only experts are quantised.
     """
     write, settings = LAYOUTS[layout]
     random = np.random.default_rng(3)
@@ -23,8 +30,9 @@ def write_both(family: str, layout: str, folder: Path, more: Mapping[str, Tensor
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
-        is_alone = len(tensor[1]) == 2 and tensor[1][1] % 32 == 0 and ".experts." not in name
-        if not is_alone or not module.endswith(MODULES):
+        is_fit = len(tensor[1]) == 2 and tensor[1][1] % 32 == 0
+        is_expert, is_module = ".experts." in name, module.endswith(MODULES) and not module.endswith("_res_proj")
+        if not is_fit or not (is_expert if experts_alone else is_module and not is_expert):
             stored[name] = plain[name] = tensor
             continue
         parts, read = write(random, *tensor[1])

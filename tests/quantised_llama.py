@@ -63,6 +63,14 @@ def fp8_block(
     return stored, _E4M3[codes] * wide
 
 
+def mxfp8(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Stored, Floats]:
+    codes = _fp8_codes(random, n_rows, n_columns)
+    exponents = random.integers(123, 126, (n_rows, n_columns // 32)).astype(np.uint8)
+    stored = {"weight": _weights(codes, "F8_E4M3"), "weight_scale_inv": _weights(exponents, "U8")}
+    scales = (2.0 ** (exponents.astype(np.float64) - 127)).astype(np.float32)
+    return stored, _E4M3[codes] * np.repeat(scales, 32, 1)
+
+
 def _words(codes: NDArray[Any], bits: int) -> NDArray[np.uint32]:
     """Along the last dimension, the lowest bits first."""
     grouped = codes.astype(np.uint32).reshape(*codes.shape[:-1], -1, 32 // bits)
@@ -205,6 +213,7 @@ _GPTQ = {
 LAYOUTS: Mapping[str, tuple[Layout, dict[str, Any]]] = {
     "fp8-tensor": (fp8_tensor, {"quant_method": "fp8", "activation_scheme": "dynamic"}),
     "fp8-block": (fp8_block, {"quant_method": "fp8", "weight_block_size": [48, 32], "fmt": "e4m3"}),
+    "mxfp8": (mxfp8, {"quant_method": "mxfp8", "weight_block_size": [1, 32], "scale_fmt": "ue8m0"}),
     "gptq": (gptq, _GPTQ),
     "gptq-desc-act": (gptq_sorted, {**_GPTQ, "desc_act": True}),
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}),

@@ -33,7 +33,7 @@ ROUTERS = {
     "Glm4MoeTopkRouter", "Gemma4TextRouter", "DeepseekV2TopkRouter", "DeepseekV2MoEGate",
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
     "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
-    "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter",
+    "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter", "KimiLinearTopkRouter", "KimiGate", "MiniMaxM3VLTopKRouter",
     "ExaoneMoeTopkRouter",
 }  # fmt: skip
 INDEX_GAP = 0.004  # of the spread of a row's scores: what the same rounding moves
@@ -413,6 +413,35 @@ LING1 = COMMON | {
     "use_bias": False, "use_qkv_bias": False, "hidden_act": "silu", "norm_head": False, "norm_softmax": False,
 }  # fmt: skip
 
+# One vector a token in the third of the layers, and a matrix for each head in the others.
+KIMI_LINEAR = {k: v for k, v in LATENT.items() if k not in {"rope_theta", "n_routed_experts", "q_lora_rank"}} | {
+    "first_k_dense_replace": 1, "num_hidden_layers": 4, "num_local_experts": 6, "n_shared_experts": 2,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "linear_head_dim": 16, "linear_num_heads": 4,
+}  # fmt: skip
+KIMI_K3 = {k: v for k, v in LATENT.items() if k not in {"rope_theta", "n_routed_experts", "n_shared_experts"}} | {
+    "num_hidden_layers": 5, "first_k_dense_replace": 1, "num_experts": 6, "num_experts_per_token": 2,
+    "num_shared_experts": 2, "moe_intermediate_size": 64, "routed_expert_hidden_size": 32, "latent_moe_use_norm": True,
+    "mla_use_nope": True, "mla_use_output_gate": True, "attn_res_block_size": 2, "hidden_act": "situ",
+    "activation_situ_beta": 1.5, "activation_situ_linear_beta": 2.5, "moe_renormalize": True,
+    "moe_router_activation_func": "sigmoid", "rms_norm_eps": 1e-5, "model_type": "kimi_linear",
+    "linear_attn_config": {
+        "full_attn_layers": [3, 5], "kda_layers": [1, 2, 4], "head_dim": 16, "num_heads": 4,
+        "short_conv_kernel_size": 4, "gate_lower_bound": -5.0, "use_full_rank_gate": True,
+    },
+}  # fmt: skip
+MINIMAX_M3 = COMMON | {
+    "num_experts_per_tok": 2, "num_hidden_layers": 3, "head_dim": 32, "rotary_dim": 16, "intermediate_size": 48,
+    "dense_intermediate_size": 96, "shared_intermediate_size": 48, "num_local_experts": 6,
+    "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+    "mlp_layer_types": ["dense", "sparse", "sparse"], "index_n_heads": 2, "index_head_dim": 16, "index_block_size": 8,
+    "index_topk_blocks": 2, "index_local_blocks": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+}  # fmt: skip
+MINIMAX_M3_EYES = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+}  # fmt: skip
+
 
 def yarn(scale: float) -> dict[str, Any]:
     return {"rope_scaling": YARN | {"factor": 16.0, "mscale": scale, "mscale_all_dim": scale}}
@@ -624,6 +653,13 @@ FAMILIES = {
     "minimax-m2": Family(
         **decoder("MiniMaxM2", **MOE, num_local_experts=6, head_dim=32, rotary_dim=16), only="5", seed="minimax-m2-6"
     ),
+    "kimi-linear": Family(**decoder("KimiLinear", **KIMI_LINEAR), only="5", seed="kimi-linear-17"),
+    "kimi-k3": Family("KimiK3ForConditionalGeneration", {"text_config": COMMON | KIMI_K3}, only="5", seed="kimi-k3-64"),
+    "minimax-m3": Family(
+        "MiniMaxM3SparseForConditionalGeneration",
+        {"text_config": MINIMAX_M3, "vision_config": MINIMAX_M3_EYES, "projector_hidden_size": 64},
+        only="5", seed="minimax-m3-6",
+    ),
     "lfm2-moe": Family(**decoder("Lfm2Moe", **LFM2_MOE), only="5", seed="lfm2-moe-13"),
     "gemma4-unified": Family(
         "Gemma4UnifiedForConditionalGeneration",
@@ -801,7 +837,9 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
         with safe_open(path, "pt") as tensors:
             # Version 4 writes a part of another name into this one.
             mistake = "per_layer_model.language_model_", "per_layer_model_"
-            names = {name: name.replace(*mistake) for name in tensors.keys()}  # noqa: SIM118
+            # Version 5 gives the layers of Kimi Linear without experts the name of those with some.
+            others = [("block_sparse_moe." + part, "mlp." + part) for part in ("gate_proj", "up_proj", "down_proj")]
+            names = {name: _renamed(name, mistake, *others) for name in tensors.keys()}  # noqa: SIM118
             files[path.name] = {names[name]: [*tensors.get_slice(name).get_shape()] for name in names}
     for name, module in family.extra_files.items():
         file = name.replace("config.json", "model.safetensors")
@@ -809,6 +847,12 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
             shape = [module["out_features"], module["in_features"]]
             files[file] = {file.replace("model.safetensors", "linear.weight"): shape}
     return config, files
+
+
+def _renamed(name: str, *changes: tuple[str, str]) -> str:
+    for change in changes:
+        name = name.replace(*change)
+    return name
 
 
 def as_on_the_hub(config: dict[str, Any]) -> dict[str, Any]:

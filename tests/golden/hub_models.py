@@ -472,3 +472,208 @@ class ExaoneForCausalLM(PreTrainedModel):
         for layer in self.transformer.h:
             states = layer(states)
         return CausalLMOutput(logits=self.transformer.ln_f(states) @ self.transformer.wte.weight.T)
+
+
+# -- Kimi K3, the part for texts: moonshotai/Kimi-K3 ------------------------------------------------------------------
+
+
+class KimiK3Config(PretrainedConfig):
+    model_type = "kimi_k3"
+
+
+def situ(gate: Tensor, up: Tensor, beta: float, linear_beta: float) -> Tensor:
+    return beta * (gate / beta).tanh() * gate.sigmoid() * linear_beta * (up / linear_beta).tanh()
+
+
+class KimiMlp(nn.Module):
+    """Experts have numbers for names."""
+
+    def __init__(self, config: Any, width: int, n_inner: int, names: tuple[str, str, str]) -> None:
+        super().__init__()
+        self.betas = config.activation_situ_beta, config.activation_situ_linear_beta
+        self.gate, self.up, self.down = names
+        for name, n_in, n_out in zip(names, (width, width, n_inner), (n_inner, n_inner, width), strict=True):
+            setattr(self, name, nn.Linear(n_in, n_out, bias=False))
+
+    def forward(self, states: Tensor) -> Tensor:
+        gate, up = getattr(self, self.gate)(states), getattr(self, self.up)(states)
+        return getattr(self, self.down)(situ(gate, up, *self.betas))
+
+
+class KimiGate(nn.Module):
+    """The logits of each token, and how much of each expert it takes."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.top_k, self.scale = config.num_experts_per_token, config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+        self.e_score_correction_bias = nn.Parameter(torch.zeros(config.num_experts))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        logits = nn.functional.linear(states[0], self.weight)
+        scores = logits.sigmoid()
+        chosen = (scores + self.e_score_correction_bias).topk(self.top_k).indices
+        shares = torch.zeros_like(scores).scatter(-1, chosen, scores.gather(-1, chosen))
+        return logits, self.scale * shares / shares.sum(-1, keepdim=True)
+
+
+class KimiMoe(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, latent, n_inner = config.hidden_size, config.routed_expert_hidden_size, config.moe_intermediate_size
+        self.gate = KimiGate(config)
+        self.experts = nn.ModuleList(
+            KimiMlp(config, latent, n_inner, ("w1", "w3", "w2")) for _ in range(config.num_experts)
+        )
+        self.shared_experts = KimiMlp(config, width, n_inner * config.num_shared_experts, KIMI_MLP)
+        self.routed_expert_down_proj = nn.Linear(width, latent, bias=False)
+        self.routed_expert_up_proj = nn.Linear(latent, width, bias=False)
+        self.routed_expert_norm = LingNorm(latent, config.rms_norm_eps)
+
+    def forward(self, states: Tensor) -> Tensor:
+        _, shares = self.gate(states)
+        narrow = self.routed_expert_down_proj(states)
+        found = torch.zeros_like(narrow)
+        for expert, share in zip(self.experts, shares.T, strict=True):
+            found = found + share[:, None] * expert(narrow)
+        return self.routed_expert_up_proj(self.routed_expert_norm(found)) + self.shared_experts(states)
+
+
+KIMI_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+class KimiLatentAttention(nn.Module):
+    """Without positions; what heads read goes through a gate."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        n_heads = self.n_heads = config.num_attention_heads
+        self.n_latent, self.n_plain, self.n_more = (
+            config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim,
+        )  # fmt: skip
+        width, n_value = config.hidden_size, config.v_head_dim
+
+        def matrix(n_in: int, n_out: int) -> nn.Linear:
+            return nn.Linear(n_in, n_out, bias=False)
+
+        self.q_a_proj, self.q_a_layernorm = matrix(width, config.q_lora_rank), LingNorm(config.q_lora_rank, 1e-6)
+        self.q_b_proj = matrix(config.q_lora_rank, n_heads * (self.n_plain + self.n_more))
+        self.kv_a_proj_with_mqa = matrix(width, self.n_latent + self.n_more)
+        self.kv_a_layernorm = LingNorm(self.n_latent, 1e-6)
+        self.kv_b_proj = matrix(self.n_latent, n_heads * (self.n_plain + n_value))
+        self.g_proj, self.o_proj = matrix(width, n_heads * n_value), matrix(n_heads * n_value, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        query = heads(self.q_b_proj(self.q_a_layernorm(self.q_a_proj(states))), self.n_heads)
+        latent, shared = self.kv_a_proj_with_mqa(states).split((self.n_latent, self.n_more), -1)
+        unfolded = heads(self.kv_b_proj(self.kv_a_layernorm(latent)), self.n_heads)
+        key, value = unfolded[..., : self.n_plain], unfolded[..., self.n_plain :]
+        key = torch.cat((key, shared[:, None].expand(-1, self.n_heads, -1, -1)), -1)
+        n = states.shape[1]
+        found = attend(query, key, value, torch.full((n, n), -math.inf).triu(1))
+        return self.o_proj(found * self.g_proj(states).sigmoid())
+
+
+class KimiDeltaAttention(nn.Module):
+    """One matrix for each head, which fades channel by channel, and which each token corrects."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        settings = config.linear_attn_config
+        self.n_heads, size, kernel = settings["num_heads"], settings["head_dim"], settings["short_conv_kernel_size"]
+        self.bound, width, n_inner = settings["gate_lower_bound"], config.hidden_size, self.n_heads * size
+        for name in "qkv":
+            setattr(self, f"{name}_proj", nn.Linear(width, n_inner, bias=False))
+            setattr(self, f"{name}_conv1d", nn.Conv1d(n_inner, n_inner, kernel, groups=n_inner, bias=False))
+        self.kernel = kernel
+        self.A_log = nn.Parameter(torch.zeros(2 * self.n_heads))  # more numbers than heads, as on the hub
+        self.dt_bias = nn.Parameter(torch.zeros(n_inner))
+        self.f_a_proj, self.f_b_proj = nn.Linear(width, size, bias=False), nn.Linear(size, n_inner, bias=False)
+        self.b_proj, self.g_proj = nn.Linear(width, self.n_heads, bias=False), nn.Linear(width, n_inner, bias=False)
+        self.o_norm = LingNorm(size, config.rms_norm_eps)
+        self.o_proj = nn.Linear(n_inner, width, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        query, key, value = (self.convolved(states, name) for name in "qkv")
+        query, key = (one * torch.rsqrt(one.pow(2).sum(-1, keepdim=True) + 1e-6) for one in (query, key))
+        query = query / math.sqrt(query.shape[-1])
+        change = heads(self.f_b_proj(self.f_a_proj(states)) + self.dt_bias, self.n_heads)
+        fading = (self.bound * (self.A_log[: self.n_heads].exp()[:, None, None] * change).sigmoid()).exp()
+        strength = self.b_proj(states).sigmoid().transpose(1, 2)
+        memory = torch.zeros(*key.shape[:2], key.shape[-1], value.shape[-1])
+        found = []
+        for place in range(states.shape[1]):
+            memory = memory * fading[:, :, place, :, None]
+            known = (memory * key[:, :, place, :, None]).sum(-2)
+            lesson = strength[:, :, place, None] * (value[:, :, place] - known)
+            memory = memory + key[:, :, place, :, None] * lesson[:, :, None, :]
+            found.append((memory * query[:, :, place, :, None]).sum(-2))
+        gate = heads(self.g_proj(states), self.n_heads).sigmoid()
+        return self.o_proj((self.o_norm(torch.stack(found, 2)) * gate).transpose(1, 2).flatten(2))
+
+    def convolved(self, states: Tensor, name: str) -> Tensor:
+        padded = nn.functional.pad(getattr(self, f"{name}_proj")(states).transpose(1, 2), (self.kernel - 1, 0))
+        found = nn.functional.silu(getattr(self, f"{name}_conv1d")(padded))
+        return heads(found.transpose(1, 2), self.n_heads)
+
+
+def mixed(states: Tensor, earlier: list[Tensor], norm: LingNorm, projection: nn.Linear) -> Tensor:
+    """What a layer reads: of `states` and what earlier layers banked, as much as their scores say."""
+    every = torch.stack((*earlier, states), -2)
+    shares = projection(norm(every)).softmax(-2)
+    return (shares * every).sum(-2)
+
+
+class KimiLayer(nn.Module):
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        is_delta = layer + 1 in config.linear_attn_config["kda_layers"]
+        self.self_attn = KimiDeltaAttention(config) if is_delta else KimiLatentAttention(config)
+        if layer < config.first_k_dense_replace:
+            self.mlp = KimiMlp(config, config.hidden_size, config.intermediate_size, KIMI_MLP)
+        else:
+            self.block_sparse_moe = KimiMoe(config)
+        self.banks = layer % config.attn_res_block_size == 0
+        for name in ("input_layernorm", "post_attention_layernorm", "self_attention_res_norm", "mlp_res_norm"):
+            setattr(self, name, LingNorm(config.hidden_size, config.rms_norm_eps))
+        self.self_attention_res_proj, self.mlp_res_proj = (
+            nn.Linear(config.hidden_size, 1, bias=False) for _ in range(2)
+        )
+
+    def forward(self, states: Tensor, earlier: list[Tensor]) -> Tensor:
+        """Adds to `earlier` where this layer banks what it got, and then goes on without it."""
+        read = mixed(states, earlier, self.self_attention_res_norm, self.self_attention_res_proj)
+        if self.banks:
+            earlier.append(states)
+        found = self.self_attn(self.input_layernorm(read))
+        states = found if self.banks else states + found
+        read = mixed(states, earlier, self.mlp_res_norm, self.mlp_res_proj)
+        feed_forward = getattr(self, "mlp", None) or self.block_sparse_moe
+        return states + feed_forward(self.post_attention_layernorm(read))
+
+
+class KimiK3ForConditionalGeneration(PreTrainedModel):
+    config_class: ClassVar[Any] = KimiK3Config
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        text = PretrainedConfig(**config.text_config)
+        model = nn.Module()
+        model.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        model.layers = nn.ModuleList(KimiLayer(text, layer) for layer in range(text.num_hidden_layers))
+        model.norm, model.output_attn_res_norm = (LingNorm(text.hidden_size, text.rms_norm_eps) for _ in range(2))
+        model.output_attn_res_proj = nn.Linear(text.hidden_size, 1, bias=False)
+        self.language_model = nn.ModuleDict(
+            {"model": model, "lm_head": nn.Linear(text.hidden_size, text.vocab_size, bias=False)}
+        )
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, *, use_cache: bool = False) -> CausalLMOutput:
+        del use_cache
+        model: Any = self.language_model["model"]
+        earlier: list[Tensor] = []
+        states = model.embed_tokens(input_ids)
+        for layer in model.layers:
+            states = layer(states, earlier)
+        states = mixed(states, earlier, model.output_attn_res_norm, model.output_attn_res_proj)
+        return CausalLMOutput(logits=self.language_model["lm_head"](model.norm(states)))

@@ -24,7 +24,13 @@ BOS, EOS = N_VOCAB - 2, N_VOCAB - 1  # of the byte-level BPE tokenizer
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)  # of the WordPiece tokenizer
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "_embeddings", "lm_head")
-_AROUND_ZERO = {"gemma", "gemma2", "gemma3", "gemma3_text"}  # whose norms are stored as their distance from 1
+_AROUND_ZERO = {
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "minimax_m3_vl",
+}  # whose norms are stored as their distance from 1
 _UNSCALED = {"gemma3n", "gemma3n_text", "gemma4", "gemma4_text"}  # whose queries and keys are multiplied as they are
 _CONV1D = ("c_attn", "c_fc", "c_proj")  # GPT-2 stores a row for each input
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shimmy.engine.llama import no_memory
 from shimmy.engine.llama.binding import llama, log
-from shimmy.engine.llama.context import Batch, set_adapters
+from shimmy.engine.llama.context import Batch, keep_blocks, set_adapters
 from shimmy.engine.llama.sampler import Likelihood
 from shimmy.engine.llama.sequence_state import State, States
 from shimmy.errors import ModelUnavailable, OutOfDeviceMemory, OutOfMemory
@@ -43,6 +43,8 @@ class LlamaBackend:
         self._scales: Sequence[float] = ()
         self._probe = model.probe
         self._likelihood = Likelihood(self._probe)
+        if model.attends_to_blocks:
+            keep_blocks(params)
         self._params = params
         self.n_batch: int = params.n_batch
         self.n_sequences: int = params.n_seq_max

@@ -79,6 +79,13 @@ def context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int, k
     return params
 
 
+def keep_blocks(params: Any) -> None:
+    """Change `params` so that llama.cpp computes sparse attention to blocks: it does that for one sequence alone and
+    with flash attention, and otherwise lets each token attend to all others, without an error."""
+    params.n_seq_max = 1
+    params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+
+
 def set_adapters(context: Any, adapters: Sequence[int], scales: Sequence[float]) -> None:
     """Use each of `adapters` (pointers) with its scale in what `context` computes from now on; 0 costs nothing."""
     used = [(adapter, scale) for adapter, scale in zip(adapters, scales, strict=True) if scale]
@@ -99,7 +106,15 @@ def form_of_cells(kv_type: str = USUAL_KV_TYPE) -> bytes:
 class EmbeddingContext:
     """A context that gives one vector for each sequence instead of logits, as the embedder's backend."""
 
-    def __init__(self, model: Any, plan: EmbeddingPlan, n_threads: int, buffers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        plan: EmbeddingPlan,
+        n_threads: int,
+        buffers: Sequence[str] = (),
+        *,
+        attends_to_blocks: bool = False,
+    ) -> None:
         """Open it for the model behind the pointer `model`; OutOfMemory without the memory, OutOfDeviceMemory where it
         is that of devices, which have `buffers`."""
         # llama.cpp lays its graph out with as many rows of each sequence, and aborts where that is more than the batch.
@@ -107,6 +122,8 @@ class EmbeddingContext:
         params = context_params(plan.n_ctx, n_rows, plan.n_sequences, n_threads)
         params.n_outputs_max = n_rows  # every row of a batch is an output
         params.embeddings = True
+        if attends_to_blocks:
+            keep_blocks(params)
         params.pooling_type = getattr(llama, f"LLAMA_POOLING_TYPE_{plan.pooling.upper()}")
         self.pointer = llama.llama_init_from_model(model, params)
         if not self.pointer:
@@ -122,7 +139,7 @@ class EmbeddingContext:
             self.n_ctx = min(self.n_ctx, llama.llama_model_n_ctx_train(model))
         self.n_batch = plan.n_batch
         self.n_packed = plan.n_packed
-        self.n_sequences = plan.n_sequences
+        self.n_sequences: int = params.n_seq_max
         self.n_embd: int = llama.llama_model_n_embd_out(model)
         self.batch = Batch(plan.n_batch)
 

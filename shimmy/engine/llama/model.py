@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Rows of a prompt that show that devices compute: those of one row and of a few are computed by other programs.
 _DEVICE_ROWS = 64
 
+# Architectures whose layers attend to a few blocks of tokens.
+_OF_BLOCKS = {"minimax-m3"}
+
 _backend_load = function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
 _processor_memory = function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)
 _adapter_init = function("llama_adapter_lora_init", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
@@ -124,6 +127,7 @@ class LlamaModel:
         self.can_rewind: bool = not (
             llama.llama_model_is_recurrent(self.pointer) or llama.llama_model_is_hybrid(self.pointer)
         )
+        self.attends_to_blocks: bool = self.metadata("general.architecture") in _OF_BLOCKS
         self.adapters: list[int] = []  # pointers
         self.booked = (0, 0)  # cells of a KV pool that memory is set aside for, and the bytes of one
         self.probe = Probe()
@@ -217,7 +221,8 @@ class LlamaModel:
         cannot move what its pool holds: cells are memory, and each sequence is room for one row of logits. `n_ubatch`
         rows of a decode are computed together, and `n_outputs` of a decode may have logits. `kv_type` is one of
         KV_TYPES, of which quantised ones do not suit all models (ModelUnavailable), or `f32`, which does without flash
-        attention, as that rounds to F16: slower and twice the memory, for comparing with a reference.
+        attention where it can, as that rounds to F16: slower and twice the memory, for comparing with a reference.
+        A model that attends to blocks has one sequence, whatever `n_sequences` says.
         """
         params = context_params(n_ctx, n_batch, n_sequences, n_threads, kv_type)
         params.n_ubatch = n_ubatch or n_batch
@@ -229,7 +234,9 @@ class LlamaModel:
     def open_embeddings(self, plan: EmbeddingPlan, n_threads: int) -> None:
         """Make a context for embeddings, after the one for text where there is one; OutOfMemory or OutOfDeviceMemory
         without the memory, and ModelUnavailable when it would take no input."""
-        self.embeddings = EmbeddingContext(self.pointer, plan, n_threads, self.buffers)
+        self.embeddings = EmbeddingContext(
+            self.pointer, plan, n_threads, self.buffers, attends_to_blocks=self.attends_to_blocks
+        )
         if self.embeddings.n_ctx < 1:
             raise ModelUnavailable(f"`{self.name}` has a training length of 0 tokens: it can read nothing")
 

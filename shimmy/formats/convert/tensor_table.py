@@ -21,7 +21,9 @@ _Pieces = tuple[TensorSlice | StoredRows, ...]
 _ALWAYS_F32 = (
     *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "_exps.bias"),
     *("exp_probs_b.bias", "shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp_shexp.weight"),
-    *("altup_correct_coef.weight", "altup_predict_coef.weight", "indexer.proj.weight"),
+    *("altup_correct_coef.weight", "altup_predict_coef.weight", "indexer.proj.weight", ".ssm_a"),
+    *("indexer.q_proj.weight", "indexer.k_proj.weight"),  # whose blocks are to be those of the model
+    *("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
 )
 # Whose head are the embeddings for llama.cpp, or the numbers beside the embeddings of which are for both or neither.
 _ALWAYS_TIED = {"bitnet", "cohere2", "command-r", "falcon-h1", "gemma", "gemma2"}
@@ -135,9 +137,9 @@ class TensorTable:
                 raise Unconvertible(f"some of the experts of `{target}` are quantised, and others are not")
             return
         dtypes = {piece.tensor.dtype for piece in plain}
-        if len(dtypes) > 1:
+        if len(dtypes) > 1 and transform is not Transform.PRODUCT:
             raise Unconvertible(f"the experts of `{target}` have several types")
-        (dtype,) = dtypes
+        dtype = plain[0].tensor.dtype
         is_f32 = len(shape) == 1 or target.endswith(_ALWAYS_F32) or any(piece.scale != 1 for piece in plain)
         if transform is Transform.SQUEEZE:
             kept = tuple(size for size in shape if size > 1)
@@ -195,6 +197,10 @@ class TensorTable:
                 return (piece,)
         if row.is_named_in_full and row.fused is not None:
             return self._alternating_piece(source, shape, row.fused)
+        if row.is_padded:
+            return self._first_numbers(source, shape)
+        if row.times:
+            return self._factors(source, row.times.replace("#", str(layer)), shape)
         if "@" not in source:
             piece = self._piece(source, shape)
             if piece is None:
@@ -209,6 +215,25 @@ class TensorTable:
             if piece is None:
                 raise missing(name)
             pieces.append(piece)
+        return tuple(pieces)
+
+    def _first_numbers(self, name: str, shape: tuple[int, ...]) -> _Pieces:
+        """Of a tensor with more of them."""
+        found = self._tensors.get(name)
+        is_longer = found is not None and len(found.shape) == 1 and found.shape[0] > shape[0]
+        tensor = self._take(name, found.shape if found is not None and is_longer else shape)
+        if tensor is None:
+            raise missing(name)
+        return (TensorSlice(tensor, 0, tensor.n_bytes // tensor.shape[0] * shape[0]),)
+
+    def _factors(self, name: str, other: str, shape: tuple[int, ...]) -> _Pieces:
+        """Two tensors of as many numbers, the second of which has them in a row of a matrix."""
+        pieces = []
+        for full_name, its_shape in ((name, shape), (f"{other}.weight", (1, *shape))):
+            tensor = self._take(full_name, its_shape)
+            if tensor is None:
+                raise missing(full_name)
+            pieces.append(TensorSlice(tensor, 0, tensor.n_bytes))
         return tuple(pieces)
 
     def _piece(self, name: str, shape: tuple[int, ...]) -> TensorSlice | StoredRows | None:

@@ -5,6 +5,7 @@ bound the memory, however large a tensor is. Everything is little-endian, as bot
 """
 
 import math
+import operator
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ class Transform(Enum):
     SQUEEZE = auto()  # without dimensions of 1: the same bytes
     ADD_ONE = auto()  # Gemma's norms are stored as their distance from 1
     NEGATIVE_EXP = auto()  # how fast a state decays is stored as a logarithm; becomes F32
+    PRODUCT = auto()  # the numbers of the first piece times those of the second one; becomes F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     if not output.pieces:
         yield memoryview(struct.pack(f"<{len(output.values)}f", *output.values))
         return
+    if output.transform is Transform.PRODUCT:
+        yield _product(output.pieces, reader)
+        return
     is_widened = output.dtype != "F32" and output.info.n_bytes == 4 * output.info.n_elements
     offset = 1 if output.transform is Transform.ADD_ONE else 0
     for piece in output.pieces:
@@ -92,6 +97,19 @@ def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
         if offset or piece.scale != 1:
             found = _computed(found, offset, piece.scale)
         yield from found
+
+
+def _product(pieces: Sequence[TensorSlice], reader: TensorReader) -> memoryview:
+    """Of two small tensors, number by number, in F32."""
+    factors = []
+    for piece in pieces:
+        found = _copied(piece, reader)
+        wide = found if piece.tensor.dtype == "F32" else _widened(found, piece.tensor.dtype)
+        numbers = array("f")
+        for chunk in wide:
+            numbers.frombytes(chunk)
+        factors.append(numbers)
+    return memoryview(array("f", map(operator.mul, *factors))).cast("B")
 
 
 def single_number(tensor: CheckpointTensor, reader: TensorReader) -> float:

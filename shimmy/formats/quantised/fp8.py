@@ -1,7 +1,7 @@
 """FP8 weights: 8-bit floats with one scale for a tensor, a row or a block of rows and columns.
 
-Knows `quant_method` fp8 (vLLM, DeepSeek, Qwen) and fbgemm_fp8, and what compressed-tensors and ModelOpt share with
-them. Defined in vLLM's `quantization/fp8.py` and transformers' `integrations/finegrained_fp8.py`.
+Knows `quant_method` fp8 (vLLM, DeepSeek, Qwen), fbgemm_fp8 and mxfp8 (MiniMax), and what compressed-tensors and
+ModelOpt share with them. Defined in vLLM's `quantization/fp8.py` and transformers' `integrations/finegrained_fp8.py`.
 """
 
 from dataclasses import dataclass
@@ -46,6 +46,14 @@ def read(config: dict[str, Any]) -> Fp8Scheme:
     values.require("activation_scheme", "dynamic", "static", default="dynamic")
     values.require("is_checkpoint_fp8_serialized", True, default=True)
     return Fp8Scheme(block_size(config.get("weight_block_size"), "weight_block_size"))
+
+
+def read_mxfp8(config: dict[str, Any]) -> Fp8Scheme:
+    """The scheme of a configuration whose `quant_method` is mxfp8, as MiniMax publishes M3. Raises Unconvertible."""
+    values = Hyperparameters(config, {})
+    values.require("moe_quant_algo", None)
+    values.require("weight_block_size", [1, 32], default=[1, 32])
+    return read({**config, "weight_block_size": [1, 32]})
 
 
 def block_size(value: Any, key: str) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ def _auto_round(config: dict[str, Any]) -> Scheme:
 _READERS: dict[str, Callable[[dict[str, Any]], Scheme]] = {
     "fp8": fp8.read, "fbgemm_fp8": fp8.read, "gptq": gptq.read, "awq": awq.read,
     "compressed-tensors": compressed.read, "bitsandbytes": bitsandbytes.read, "modelopt": fp4.read_modelopt,
-    "mxfp4": fp4.read_mxfp4, "auto-round": _auto_round, "torchao": torchao.read,
+    "mxfp4": fp4.read_mxfp4, "mxfp8": fp8.read_mxfp8, "auto-round": _auto_round, "torchao": torchao.read,
 }  # fmt: skip
 _TITLES = "FP8, GPTQ, AWQ, compressed-tensors, MXFP4, bitsandbytes, MLX, ModelOpt, torchao"
 _MLX_KEY = "quantization"

@@ -18,6 +18,7 @@ from tests.quantised_llama import LAYOUTS, fp8_block, mlx
 
 KINDS = {0: "<f4", 1: "<f2"}  # by ggml_type
 INDEXED = {"deepseek32", "glm-dsa"}
+LATENT = {"deepseek2", "kimi-linear", "kimi-k3", *INDEXED}
 
 
 def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -29,7 +30,7 @@ def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int,
 @pytest.mark.parametrize("layout", ["fp8-tensor", "pack-quantized", "mxfp4"])
 @pytest.mark.parametrize("family", [
     "qwen3-next", "qwen35", "ministral3", "glm4-moe", "gemma4", "deepseek2-lite", "deepseek3", "ling1",
-    "deepseek32", "glm-dsa",
+    "deepseek32", "glm-dsa", "kimi-linear", "kimi-k3", "minimax-m3",
 ])  # fmt: skip
 def test_each_weight_is_where_it_would_be_without(family: str, layout: str, tmp_path: Path) -> None:
     check_weights(*write_both(family, layout, tmp_path))
@@ -45,11 +46,20 @@ def test_each_weight_of_blocks_is_where_it_would_be_without(
     check_weights(*write_both(family, "fp8-block", tmp_path))
 
 
-def check_weights(stored_folder: Path, plain_folder: Path) -> None:
+@pytest.mark.parametrize(("family", "layout"), [("kimi-k3", "mxfp4"), ("minimax-m3", "mxfp8")])
+def test_experts_are_taken_as_their_publishers_have_them(family: str, layout: str, tmp_path: Path) -> None:
+    check_weights(*write_both(family, layout, tmp_path, experts_alone=True), experts_alone=True)
+
+
+def check_weights(stored_folder: Path, plain_folder: Path, *, experts_alone: bool = False) -> None:
     stored, plain = plan(stored_folder), plan(plain_folder)
     names = [output.info.name for output in stored.recipe.outputs if output.stored]
-    assert any(".attn_k_b." in name for name in names) == (stored.architecture in {"deepseek2", *INDEXED})
-    assert any(".indexer.attn_k." in name for name in names) == (stored.architecture in INDEXED)
+    if experts_alone:
+        assert names
+        assert all("_exps." in name for name in names)
+    else:
+        assert any(".attn_k_b." in name for name in names) == (stored.architecture in LATENT)
+        assert any(".indexer.attn_k." in name for name in names) == (stored.architecture in INDEXED)
     settled, _ = prepared(stored, "f32", lambda: unpack)
     wanted = {output.info.name: output for output in plain.recipe.outputs}
     assert {output.info.name for output in settled.recipe.outputs} == wanted.keys()

@@ -43,6 +43,8 @@ class Row:
     kept: str = ""  # the shape in the GGUF, where that is another one of the same numbers
     is_metadata: bool = False  # a single number; those of all layers are a list in the metadata
     taken: str = ""  # the source's shape where `runs` leave some of its rows out
+    times: str = ""  # for PRODUCT: another weight, with as many numbers in one row
+    is_padded: bool = False  # the source may have more numbers, behind those that count
     is_adaptable: bool = True  # llama.cpp multiplies with the matrices of adapters, too
 
 

@@ -47,7 +47,7 @@ from shimmy.formats.convert.hyperparameters import (
 from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
-_DIRECT, _LOW_RANK = "queries_at_once", "queries_in_two_steps"
+DIRECT, LOW_RANK = "queries_at_once", "queries_in_two_steps"
 _FULL, _SHARED = "full", "shared"  # which tokens a layer attends to: those its own indexer selects, or those of another
 _INDEXED = ("deepseek32", "glm-dsa")  # architectures with indexers
 _MIN_INDEX_SIZE = 64  # of the smallest matrix that llama.cpp rotates keys of indexers with: a power of two, like all
@@ -68,11 +68,11 @@ def _value_parts(sizes: Mapping[str, int]) -> Runs:
 
 
 # Rotated pairs are neighbours, as in llama.cpp.
-_ATTENTION = (
-    Row("layers.#.self_attn.q_proj", "blk.#.attn_q.weight", "qE", layers=_DIRECT),
-    Row("layers.#.self_attn.q_a_proj", "blk.#.attn_q_a.weight", "JE", layers=_LOW_RANK),
-    Row("layers.#.self_attn.q_a_layernorm", "blk.#.attn_q_a_norm.weight", "J", layers=_LOW_RANK),
-    Row("layers.#.self_attn.q_b_proj", "blk.#.attn_q_b.weight", "qJ", layers=_LOW_RANK),
+LATENT_ATTENTION = (
+    Row("layers.#.self_attn.q_proj", "blk.#.attn_q.weight", "qE", layers=DIRECT),
+    Row("layers.#.self_attn.q_a_proj", "blk.#.attn_q_a.weight", "JE", layers=LOW_RANK),
+    Row("layers.#.self_attn.q_a_layernorm", "blk.#.attn_q_a_norm.weight", "J", layers=LOW_RANK),
+    Row("layers.#.self_attn.q_b_proj", "blk.#.attn_q_b.weight", "qJ", layers=LOW_RANK),
     Row("layers.#.self_attn.kv_a_proj_with_mqa", "blk.#.attn_kv_a_mqa.weight", "aE"),
     Row("layers.#.self_attn.kv_a_layernorm", "blk.#.attn_kv_a_norm.weight", "L"),
     Row(
@@ -99,25 +99,25 @@ def _rows(*, is_biased: bool) -> tuple[Row, ...]:
     """`is_biased`: experts are ranked by their scores and a number of each."""
     routed = expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj")
     return (
-        *ENDS, *NORMS, *_ATTENTION,
+        *ENDS, *NORMS, *LATENT_ATTENTION,
         *(replace(row, layers=DENSE) for row in feed_forward()),
         *(replace(row, layers=SPARSE) for row in (*routed, *((_BIAS,) if is_biased else ()), *_SHARED_EXPERTS)),
     )  # fmt: skip
 
 
-def _n_layers(values: Hyperparameters) -> int:
+def n_layers_of(values: Hyperparameters) -> int:
     return values.integer("num_hidden_layers", maximum=MAX_LAYERS)
 
 
 def _kinds(values: Hyperparameters) -> list[set[str]]:
     n_dense = n_dense_layers(values)
-    queries = _DIRECT if values.get("q_lora_rank") is None else _LOW_RANK
-    return [{queries, DENSE if layer < n_dense else SPARSE} for layer in range(_n_layers(values))]
+    queries = DIRECT if values.get("q_lora_rank") is None else LOW_RANK
+    return [{queries, DENSE if layer < n_dense else SPARSE} for layer in range(n_layers_of(values))]
 
 
 def _indexers(values: Hyperparameters) -> list[str]:
     """Of each layer of GLM 5, by `GlmMoeDsaConfig`."""
-    n_layers, kinds = _n_layers(values), values.names("indexer_types")
+    n_layers, kinds = n_layers_of(values), values.names("indexer_types")
     if kinds is None and isinstance(pattern := values.get("index_topk_pattern"), str):
         kinds = [{"F": _FULL, "S": _SHARED}.get(letter, letter) for letter in pattern]
     elif kinds is None:
@@ -133,12 +133,12 @@ def _indexers(values: Hyperparameters) -> list[str]:
 
 
 def _kinds_of_deepseek32(values: Hyperparameters) -> list[set[str]]:
-    return [kinds - {_DIRECT} | {_LOW_RANK, _FULL} for kinds in _kinds(values)]
+    return [kinds - {DIRECT} | {LOW_RANK, _FULL} for kinds in _kinds(values)]
 
 
 def _kinds_of_glm5(values: Hyperparameters) -> list[set[str]]:
     both = zip(_kinds(values), _indexers(values), strict=True)
-    return [kinds - {_DIRECT} | {_LOW_RANK, indexer} for kinds, indexer in both]
+    return [kinds - {DIRECT} | {LOW_RANK, indexer} for kinds, indexer in both]
 
 
 def _unused_of_glm5(values: Hyperparameters) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def _unused_of_glm5(values: Hyperparameters) -> tuple[str, ...]:
 
 def _drafting_layers(values: Hyperparameters) -> tuple[str, ...]:
     """Layers behind the last one."""
-    n_layers = _n_layers(values)
+    n_layers = n_layers_of(values)
     n_more = values.integer("num_nextn_predict_layers", minimum=0, maximum=MAX_LAYERS, default=0)
     return tuple(f"layers.{layer}." for layer in range(n_layers, n_layers + n_more))
 
@@ -171,7 +171,7 @@ def _mistral4_renamed(values: Hyperparameters) -> Hyperparameters:
     return values.changed({"head_dim": n_rotated, "rope_parameters": rope})
 
 
-def _describe_attention(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+def describe_latent_attention(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     n_plain, n_value = values.integer("qk_nope_head_dim"), values.integer("v_head_dim")
     n_latent, n_rotated = values.integer("kv_lora_rank"), sizes["R"]
     if not sizes["H"] == sizes["N"] <= _MAX_HEADS:
@@ -213,7 +213,9 @@ def _describe_scaling(draft: MetadataBuilder, values: Hyperparameters) -> None:
     draft.number("rope.scaling.yarn_log_multiplier", 0.1 * scale)
 
 
-def _describe_experts(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], gating: int) -> None:
+def describe_latent_experts(
+    draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int], gating: int
+) -> None:
     experts(draft, values, sizes, "n_routed_experts")
     values.require("moe_layer_freq", 1, default=1)
     sizes["M"] = values.integer("moe_intermediate_size")
@@ -229,8 +231,8 @@ def _describe_experts(draft: MetadataBuilder, values: Hyperparameters, sizes: di
 
 
 def describe_deepseek2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
-    _describe_attention(draft, values, sizes)
-    _describe_experts(draft, values, sizes, SOFTMAX)
+    describe_latent_attention(draft, values, sizes)
+    describe_latent_experts(draft, values, sizes, SOFTMAX)
     values.require("scoring_func", "softmax", default="softmax")
     values.require("norm_topk_prob", False, default=False)
     n_groups = values.integer("n_group", default=1)
@@ -240,8 +242,8 @@ def describe_deepseek2(draft: MetadataBuilder, values: Hyperparameters, sizes: d
 
 
 def describe_deepseek3(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
-    _describe_attention(draft, values, sizes)
-    _describe_experts(draft, values, sizes, SIGMOID)
+    describe_latent_attention(draft, values, sizes)
+    describe_latent_experts(draft, values, sizes, SIGMOID)
     values.require("scoring_func", "sigmoid", default="sigmoid")
     values.require("topk_method", "noaux_tc", default="noaux_tc")
     expert_groups(draft, values, sizes)
@@ -277,8 +279,8 @@ def describe_glm5(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[s
 
 
 def describe_mistral4(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
-    _describe_attention(draft, values, sizes)
-    _describe_experts(draft, values, sizes, SOFTMAX)
+    describe_latent_attention(draft, values, sizes)
+    describe_latent_experts(draft, values, sizes, SOFTMAX)
     expert_groups(draft, values, sizes)
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
     # Queries grow with the logarithm of how many times the original context fits before them; nothing below it.

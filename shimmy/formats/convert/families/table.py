@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shimmy.formats.convert.families import cohere, encoders, exaone, gemma, gemma4, glm, gpt, llama, mla, qwen
+from shimmy.formats.convert.families import cohere, encoders, exaone, gemma, gemma4, glm, gpt, llama, minimax, mla, qwen
 from shimmy.formats.convert.families.family import Family
-from shimmy.formats.convert.families.recurrent import falcon, hybrid, lfm2
+from shimmy.formats.convert.families.recurrent import falcon, hybrid, kimi, lfm2
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import shown
 
@@ -17,7 +17,9 @@ FAMILIES: tuple[Family, ...] = (
     *gemma.FAMILIES,
     *gemma4.FAMILIES,
     *glm.FAMILIES,
+    *minimax.FAMILIES,
     *mla.FAMILIES,
+    *kimi.FAMILIES,
     *hybrid.FAMILIES,
     *lfm2.FAMILIES,
     *falcon.FAMILIES,

@@ -1,1 +1,1 @@
-"""PARENT AND WORKER. Families whose layers keep a state beside keys or instead: Mamba-2, short convolutions."""
+"""PARENT AND WORKER. Families whose layers keep a state: Mamba-2, short convolutions, delta attention."""
