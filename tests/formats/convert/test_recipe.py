@@ -440,6 +440,13 @@ def test_a_scaling_in_an_old_place_is_not_passed_over(tmp_path: Path, parameters
     assert "rope_scaling" in reason(tmp_path, "qwen3", {"rope_parameters": parameters, "rope_scaling": yarn})
 
 
+def test_a_base_of_the_rotation_that_is_left_out_is_that_of_transformers(tmp_path: Path) -> None:
+    """For Exaone 4 it was another one. Versions of transformers do not agree on Falcon-H1's."""
+    found = metadata(plan(folder_of(tmp_path, "exaone4", {"rope_theta": None})))
+    assert found["rope.freq_base"] == 10_000.0
+    assert "rope_theta" in reason(tmp_path, "falcon_h1", {"rope_theta": None})
+
+
 def test_a_scaling_may_be_written_in_both_places(tmp_path: Path) -> None:
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": None}
     whole = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64}

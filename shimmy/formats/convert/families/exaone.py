@@ -152,7 +152,7 @@ FAMILIES = (
         Family(
             "Exaone 4", model_type, (*classes("Exaone4"), "Exaone4_5_ForConditionalGeneration"), "exaone4",
             (*ENDS, *attention(bias="none"), *HEAD_NORMS, *BEHIND, *feed_forward()),
-            SILU, ALL, describe_exaone4, rope_defaults(1e6, 1e-5), ignored_prefixes=_BESIDE, renamed=exaone4_renamed,
+            SILU, ALL, describe_exaone4, rope_defaults(1e4, 1e-5), ignored_prefixes=_BESIDE, renamed=exaone4_renamed,
         )
         for model_type in ("exaone4", "exaone4_5_text")
     ),

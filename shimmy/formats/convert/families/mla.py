@@ -162,7 +162,11 @@ def _renamed(values: Hyperparameters) -> Hyperparameters:
 
 def _mistral4_renamed(values: Hyperparameters) -> Hyperparameters:
     """The same; that this is a part of the head need not be said then."""
-    n_rotated, rope = values.integer("qk_rope_head_dim"), values.get("rope_parameters")
+    n_rotated, rope = values.integer("qk_rope_head_dim"), values.get("rope_parameters", "rope_scaling")
+    if rope is None:
+        raise wrong("rope_parameters", None)  # transformers scales positions then, though nothing says so
+    if (size := values.get("head_dim")) not in (None, n_rotated + values.integer("qk_nope_head_dim")):
+        raise wrong("head_dim", size)
     if isinstance(rope, dict) and rope.get("partial_rotary_factor") is not None:
         share = checked_number("partial_rotary_factor", rope["partial_rotary_factor"])
         if int((values.integer("qk_nope_head_dim") + n_rotated) * min(share, 1)) != n_rotated:

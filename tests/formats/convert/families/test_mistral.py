@@ -47,7 +47,8 @@ def test_queries_grow_by_the_original_context_with_any_rotation(tmp_path: Path) 
 
 
 def test_mistral_4_is_not_mistral_3(tmp_path: Path) -> None:
-    assert "num_key_value_heads" in reason("mistral3", {"model_type": "mistral4"}, tmp_path)
+    changes = {"model_type": "mistral4", "head_dim": None, "rope_parameters": {"rope_type": "default"}}
+    assert "num_key_value_heads" in reason("mistral3", changes, tmp_path)
 
 
 def test_mistrals_own_format_is_refused_by_name(tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ ROPE: dict[str, Any] = {
         ("glm4-moe-lite", {"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types"),
         ("mistral4", {"rope_parameters": ROPE | {"mscale": 0.7, "mscale_all_dim": 0.7}}, "mscale"),
         ("mistral4", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("mistral4", {"rope_parameters": ...}, "rope_parameters"),
+        ("mistral4", {"head_dim": 8}, "head_dim"),
     ],
     ids=str,
 )

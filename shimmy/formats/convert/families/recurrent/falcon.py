@@ -16,7 +16,6 @@ from shimmy.formats.convert.families.family import (
     Runs,
     attention,
     classes,
-    rope_defaults,
 )
 from shimmy.formats.convert.families.recurrent.hybrid import MAMBA, describe_mamba, mamba_rows
 from shimmy.formats.convert.hyperparameters import (
@@ -129,6 +128,6 @@ FAMILIES = (
         "Falcon-H1", "falcon_h1", classes("FalconH1"), "falcon-h1",
         tuple(replace(row, is_adaptable=False) for row in _ROWS),  # adapters would be added behind the numbers
         SILU, frozenset(), describe_falcon,
-        {"tie_word_embeddings": False, **rope_defaults(100_000.0, 1e-5)}, kinds=_kinds,
+        {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}, kinds=_kinds,
     ),
 )  # fmt: skip
