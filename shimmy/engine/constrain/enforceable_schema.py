@@ -20,7 +20,7 @@ from shimmy.engine.constrain.json_schema import (
     costly_multiples,
     depth,
     has_loose_minimum,
-    no_constant,
+    read,
     references_in_rings,
     standalone,
     target,
@@ -54,11 +54,7 @@ def enforceable(text: str, takes: Takes) -> tuple[Schema, tuple[str, ...]]:
     if len(text) > MAX_CHARACTERS:
         return {"x-guidance": STYLE}, (f"the schema of {len(text)} characters",)
     try:
-        schema = json.loads(text, parse_constant=no_constant)
-        if schema is True:
-            schema = {}
-        if not isinstance(schema, dict):
-            raise BadRequest("the schema has to be a JSON object, or `true`")
+        schema = read(text)
         json.dumps(schema, allow_nan=False)
         return _Relaxing(schema, takes).result()
     except RecursionError:

@@ -33,11 +33,7 @@ def prepared(text: str) -> Schema:
     if len(text) > MAX_CHARACTERS:
         raise BadRequest(f"the schema is too large: {len(text)} characters, {MAX_CHARACTERS} are allowed")
     try:
-        schema = json.loads(text, parse_constant=no_constant)
-        if schema is True:
-            schema = {}
-        if not isinstance(schema, dict):
-            raise BadRequest("the schema has to be a JSON object, or `true`")
+        schema = read(text)
         if depth(schema) > MAX_DEPTH:
             raise RecursionError
         simplify(schema)
@@ -54,6 +50,17 @@ def prepared(text: str) -> Schema:
     except ValueError as exc:
         raise BadRequest(f"the schema is no JSON: {exc}") from exc
     return {**schema, "x-guidance": STYLE}
+
+
+def read(text: str) -> Schema:
+    """The schema in `text`; `true` is the empty one. Raises ValueError for text that is no JSON, RecursionError, and
+    BadRequest for other values."""
+    schema = json.loads(text, parse_constant=_no_constant)
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise BadRequest("the schema has to be a JSON object, or `true`")
+    return schema
 
 
 def keyword_at_fault(schema: Schema) -> str:
@@ -191,5 +198,5 @@ def depth(value: object) -> int:
     return 1 + max(map(depth, children), default=0)
 
 
-def no_constant(name: str) -> Any:
+def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
