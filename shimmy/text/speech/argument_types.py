@@ -288,7 +288,7 @@ def as_json(text: str, allowed: frozenset[str]) -> str:
         stripped = {"True": "true", "False": "false", "None": "null"}.get(stripped, stripped)
     if allowed != TEXT:
         try:
-            value = json.loads(stripped, parse_constant=_no_constant)
+            value = json.loads(stripped, parse_constant=no_constant)
         except (ValueError, RecursionError):
             pass
         else:
@@ -297,5 +297,6 @@ def as_json(text: str, allowed: frozenset[str]) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _no_constant(name: str) -> None:
+def no_constant(name: str) -> None:
+    """What JSON has no number for; raises ValueError."""
     raise ValueError(name)

@@ -25,6 +25,7 @@ from shimmy.text.speech.argument_types import (
     listed_values,
     named_arguments,
     needed,
+    no_constant,
     odd_names,
     properties,
     resolved,
@@ -216,7 +217,7 @@ class PythonReader:
 def _as_json(text: str) -> str:
     """JSON as it is, or what Python means by the text; a string where it is neither."""
     try:
-        json.loads(text, parse_constant=_no_constant)
+        json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError):
         pass
     else:
@@ -242,7 +243,3 @@ _OF_PYTHON = {"true": "True", "false": "False", "null": "None"}
 
 def _python_name(found: re.Match[str]) -> str:
     return found[1] or _OF_PYTHON[found[2]]
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
