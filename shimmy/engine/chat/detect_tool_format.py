@@ -189,6 +189,10 @@ def _format_of_calls(probe: _Probe) -> ToolFormat | None:
     begun = probe.render(_USER, begins_reply=True) or ""
     plain = probe.render(_USER, Message("assistant", _CONTENT)) or ""
     turn_end = plain.rpartition(_CONTENT)[2].strip()
+    if not turn_end:  # what a template shows only in front of another turn
+        followed = probe.render(_USER, Message("assistant", _CONTENT), _USER) or ""
+        turn_end = "".join(_atoms(followed.partition(_CONTENT)[2])[:1]).strip()
+        turn_end = turn_end if turn_end.startswith("<") else ""
     one, two = (_reply(probe.render(_USER, _calling(*_CALLS[:count])), begun, plain) for count in (1, 2))
     found = _found(one, _CALLS[0], 0)
     if found is None:

@@ -7,10 +7,12 @@ Knows the conventions of Hugging Face and llama.cpp; nothing of tokens. The lang
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property, partial
 from math import isfinite
 from typing import Any
 
+from shimmy.engine.chat.effort import in_words_of
 from shimmy.engine.chat.jinja_sandbox import compile_template
 from shimmy.engine.chat.time_limit import within
 from shimmy.errors import BadRequest, TemplateFailed
@@ -46,6 +48,7 @@ class ChatTemplate:
         self._joins_thinking = harmony.is_taught(text)
         self._reads_thinking = "message.thinking" in text
         self._reads_reasoning = solar.is_taught(text)
+        self._reads_functions = "+ functions" in text and "+ datetime" in text
         self._reads_tools_of_system = "message['tools']" in text
 
     @cached_property
@@ -97,7 +100,12 @@ class ChatTemplate:
             messages = [{**message, "reasoning": message.get("reasoning_content")} for message in messages]
         if self._reads_thinking:  # gpt-oss, LFM2.5
             messages = [_with_thinking(message, is_joined=self._joins_thinking) for message in messages]
-        variables = self._constants | _template_arguments(prompt.template_arguments)
+        variables = self._constants | in_words_of(self.source, _template_arguments(prompt.template_arguments))
+        if self._reads_functions:  # Firefunction: of a text with the tools, and the day
+            variables |= {"functions": json.dumps([described(tool)["function"] for tool in prompt.tools], indent=4)}
+            variables |= {"datetime": f"{datetime.now().astimezone():%Y-%m-%d}"}
+        if prompt.tools and prompt.tool_choice.required:
+            variables["tool_choice"] = "required"  # Kimi K3
         variables |= {"messages": messages, "add_generation_prompt": begins_reply}
         if prompt.tools:
             variables["tools"] = [described(tool) for tool in prompt.tools]
@@ -283,6 +291,8 @@ def _second_tries(variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"messages": merged}
     if variables["tools"] is None:
         yield {"tools": []}
+    else:
+        yield {"tools": [_with_descriptions(tool) for tool in variables["tools"]]}
 
 
 def _with_named_arguments(message: dict[str, Any]) -> dict[str, Any]:
@@ -298,6 +308,16 @@ def _with_named(call: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(text, str):
         return call
     return {**call, "function": {**call["function"], "arguments": _Arguments(text, {"arguments": text})}}
+
+
+def _with_descriptions(tool: dict[str, Any]) -> dict[str, Any]:
+    """For templates that show the description of each argument without a look."""
+    parameters = tool["function"]["parameters"]
+    known = parameters.get("properties") if isinstance(parameters, dict) else None
+    if not isinstance(known, dict):
+        return tool
+    known = {name: {"description": "", **(part if isinstance(part, dict) else {})} for name, part in known.items()}
+    return {**tool, "function": {**tool["function"], "parameters": {**parameters, "properties": known}}}
 
 
 def _system_merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

@@ -1,6 +1,7 @@
 """Prompts of conversations with tools equal what transformers renders with the same template."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
@@ -28,8 +29,11 @@ FAMILIES = (
     *("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE", "openbmb-MiniCPM5-1B"),
     *("LFM2.5-8B-A1B", "mistralai-Mistral-Nemo-Instruct-2407", "unsloth-mistral-Devstral-Small-2507"),
     *("deepseek-ai-DeepSeek-V4-Flash-0731", "google-gemma-4-31B-it-interleaved", "tencent-Hy3", "Spark2.5"),
-    *("MiniMax-M3", "Kimi-K3"),
+    *("MiniMax-M3", "Kimi-K3", "poolside-Laguna-S-2.1", "poolside-Laguna-XS-2.1", "Reka-Edge", "MiMo-VL"),
+    *("Apertus-8B-Instruct", "Apriel-1.6-15b-Thinker-fixed", "NVIDIA-Nemotron-Nano-v2", "MiniMax-M1"),
+    *("Bielik-11B-v3.0-Instruct", "CohereForAI-c4ai-command-r-plus-tool_use"),
 )
+NEEDS_TOOLS = ("CohereForAI-c4ai-command-r-plus-tool_use",)
 N_CONVERSATIONS = 50
 
 
@@ -71,8 +75,8 @@ def compiled(source: str) -> Template:
 
 def reference(source: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | None:
     """None where the template refuses the conversation."""
+    source = re.sub(r"{%-? (end)?generation -?%}", "", source)  # a tag of transformers
     if "message.thinking" in source:
-        source = source.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")  # a tag of transformers
         names = {"reasoning_content": "thinking"}
         messages = [{names.get(key, key): value for key, value in message.items()} for message in messages]
     variables = {"messages": messages, "tools": tools, "documents": None, "bos_token": "<s>", "eos_token": "</s>"}
@@ -98,7 +102,7 @@ def test_a_prompt_is_what_transformers_renders(family: str, n_conversations: int
     assert n_compared >= n_conversations // 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEEDS_TOOLS])
 def test_a_prompt_without_its_tools_is_what_transformers_renders_of_none(family: str) -> None:
     """As `tool_choice: "none"` asks for, in the middle of a conversation with calls."""
     source = real_templates()[family]
