@@ -34,7 +34,7 @@ ROUTERS = {
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
     "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
     "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter", "KimiLinearTopkRouter", "KimiGate", "MiniMaxM3VLTopKRouter",
-    "ExaoneMoeTopkRouter",
+    "ExaoneMoeTopkRouter", "Llama4Router",
 }  # fmt: skip
 INDEX_GAP = 0.004  # of the spread of a row's scores: what the same rounding moves
 SAME = 5e-5  # how far two versions of transformers may be apart
@@ -196,6 +196,10 @@ NEMOTRON_MOE = {
     "moe_shared_expert_intermediate_size": 80,
     "routed_scaling_factor": 2.5,
 }
+LLAMA4 = {
+    "head_dim": 32, "rope_theta": 10000.0, "rope_scaling": LLAMA3, "num_hidden_layers": 5, "intermediate_size": 48,
+    "intermediate_size_mlp": 96, "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
+}  # fmt: skip
 COHERE = {"rope_theta": 5000.0, "logit_scale": 0.25, "tie_word_embeddings": True, "pad_token_id": 0}
 COHERE_NORMS = {
     "use_qk_norm": True, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -714,6 +718,7 @@ FAMILIES = {
         seed="nemotron-h-latent-6",
         only="5",
     ),
+    "llama4": Family(**decoder("Llama4", **LLAMA4), seed="llama4-9"),
     "cohere": Family(**decoder("Cohere", **COHERE)),
     "cohere-norms": Family(**decoder("Cohere", **COHERE | COHERE_NORMS)),
     "cohere2": Family(
@@ -961,7 +966,7 @@ def check_routes(router_logits: Any, n_used: int) -> None:
 
 def check_router(router: Any, inputs: Any, output: Any) -> None:
     """The same for routers that rank experts by something else than logits; version 4 does not tell it."""
-    found = output[0]
+    found = output[type(router).__name__ == "Llama4Router"]
     if not torch.is_floating_point(found):
         return
     bias = (

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shimmy.formats.convert.families import cohere, encoders, exaone, gemma, gemma4, glm, gpt, llama, minimax, mla, qwen
+from shimmy.formats.convert.families import encoders, gemma, gemma4, glm, gpt, llama, minimax, mla, qwen
 from shimmy.formats.convert.families.family import Family
 from shimmy.formats.convert.families.recurrent import falcon, hybrid, kimi, lfm2
+from shimmy.formats.convert.families.windowed import cohere, exaone, llama4
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import shown
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
+    *llama4.FAMILIES,
     *exaone.FAMILIES,
     *cohere.FAMILIES,
     *qwen.FAMILIES,
