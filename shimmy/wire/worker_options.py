@@ -45,13 +45,15 @@ def cell_bytes(n_kv: int, kv_type: str = USUAL_KV_TYPE) -> int:
     return int(n_kv * KV_TYPES[kv_type] / 8)
 
 
-# Architectures whose layers score all tokens (in F32, with a mask of which), and attend to the best (with another).
-_SCORING = frozenset(("deepseek32", "glm-dsa"))
+# Bytes for a row and a cell, of architectures whose layers score all tokens (in F32, with a mask of which), and attend
+# to the best (with another). MiniMax M3 has three masks, and for each of the four heads of keys of its published model
+# one of the blocks that are chosen, twice in F32.
+_SCORING = {"deepseek32": 8, "glm-dsa": 8, "minimax-m3": 6 + 4 * 8}
 
 
 def mask_bytes(architecture: str, n_rows: int, n_cells: int) -> int:
     """What says which of `n_cells` each of the rows of a decode attends to: a mask in F16, and more for some models."""
-    return n_rows * n_cells * (8 if architecture in _SCORING else 2)
+    return n_rows * n_cells * _SCORING.get(architecture, 2)
 
 
 MAX_SEQUENCES = 256  # of a context (llama.cpp's LLAMA_MAX_SEQ)

@@ -50,6 +50,13 @@ def test_layers_that_select_tokens_score_all_of_them() -> None:
     assert reckoned(replace(plain, architecture="glm-dsa"), 131_072).compute == sizes[1]
 
 
+def test_layers_that_attend_to_blocks_have_masks_of_them() -> None:
+    """For 512 rows in 32,768 cells a tiny MiniMax M3 of four heads of keys has a compute buffer of 609.7 MiB."""
+    tiny = replace(model(), n_embd=64, n_ff=96, n_vocab=320)
+    plain, blocks = (reckoned(replace(tiny, architecture=name), 32_768).compute for name in ("llama", "minimax-m3"))
+    assert blocks - plain == (608 - 32) * 2**20
+
+
 def test_embeddings_take_the_memory_of_their_context() -> None:
     # all-MiniLM-L6-v2 has no KV cache, and llama.cpp keeps room for the logits of every row, which nobody computes.
     minilm = replace(

@@ -30,7 +30,7 @@ _WITHOUT_CACHE = _ENCODERS - {"t5encoder"}  # llama.cpp gives it one that it nev
 # Architectures that keep one vector a token for the keys and values of all heads (src/models/ in llama.cpp): a cache of
 # such vectors has no values beside them. A file that was written before llama.cpp could do so lacks the `_mla` keys.
 _LATENT_KEYS = ("attention.key_length_mla", "attention.value_length_mla")
-_LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa", "mistral4"))
+_LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa", "mistral4", "kimi-linear", "kimi-k3", "bailingmoe3"))
 _INDEXED = frozenset(("deepseek32", "glm-dsa"))  # and a second cache, of the keys by which layers select tokens
 _GLM52_CONTEXT = 2**20  # from there on, not all layers of a GLM 5 have such keys
 _POOLING_TYPES = {1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_type in include/llama.h
@@ -160,6 +160,10 @@ def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
 
 def _n_index(metadata: dict[bytes, Value], architecture: str, n_layers: int) -> int:
     """Elements of one token's keys in the second cache."""
+    if architecture == "minimax-m3":  # of the layers with experts; llama.cpp sets values aside for them, too
+        n_layers -= _largest(metadata, architecture, "leading_dense_block_count")
+        keys = ("attention.indexer.key_length", "attention.value_length")
+        return max(0, n_layers) * sum(_largest(metadata, architecture, key) for key in keys)
     selects = selecting_layers(metadata, architecture)[:n_layers]
     return selects.count(True) * _largest(metadata, architecture, "attention.indexer.key_length")
 
@@ -178,8 +182,20 @@ def selecting_layers(metadata: Mapping[bytes, Value], architecture: str) -> list
 
 
 def _n_state(metadata: dict[bytes, Value], architecture: str) -> int:
-    """As llama.cpp sizes the state of Mamba and its kin: for each layer that of its convolution and that of its SSM."""
+    """As llama.cpp sizes the state of Mamba and its kin: for each layer that of its convolution and that of its SSM.
+
+    Delta attention convolves queries, keys and values, and has a square matrix for each head; lightning attention
+    (MiniMax 01) has that alone.
+    """
     n_layers = _n_layers(metadata, architecture)
+    size, n_heads = (_largest(metadata, architecture, key) for key in ("kda.head_dim", "attention.head_count"))
+    if architecture == "minimax-01":
+        return n_layers * n_heads * _largest(metadata, architecture, "attention.key_length") ** 2
+    if size:
+        kinds = _numbers(metadata, architecture, "attention.head_count_kv")[:n_layers]
+        n_recurrent = kinds.count(0) if len(kinds) > 1 else n_layers
+        n_inner, n_conv = n_heads * size, _largest(metadata, architecture, "ssm.conv_kernel")
+        return n_recurrent * n_inner * (3 * max(0, n_conv - 1) + size)
     keys = ("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
     n_conv, n_inner, n_state, n_groups = (_largest(metadata, architecture, key) for key in keys)
     return n_layers * (max(0, n_conv - 1) * (n_inner + 2 * n_groups * n_state) + n_state * n_inner)

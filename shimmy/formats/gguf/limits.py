@@ -11,6 +11,7 @@ from shimmy.formats.gguf.header import Array, Value, selecting_layers
 
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1_024  # LLAMA_MAX_EXPERTS
+MAX_BLOCK_TOKENS = 65_536  # to which, as one, a layer attends: masks are as long as the last one's end
 MIN_CONTEXT = 2  # tokens: one to read and one to write
 MAX_CONTEXT = 2**31 - 1  # where a length is signed
 _ROPE_SCALINGS = (b"none", b"linear", b"yarn", b"longrope")
@@ -34,6 +35,7 @@ def refusal(
         _about_sizes(metadata, architecture)
         or _about_experts(metadata, architecture)
         or _about_indexers(metadata, architecture)
+        or _about_blocks(metadata, architecture)
         or _about_numbers(metadata, architecture)
         or _about_tensors(tensors)
     )
@@ -89,6 +91,28 @@ def _about_indexers(metadata: Mapping[bytes, Value], architecture: str) -> str |
     if size.bit_count() != 1 or size < max(_MIN_INDEX_SIZE, n_rotated):
         return f"its indexers have keys of {size} numbers, where the engine needs a power of two of 64 or more"
     return None if selects[0] else "its first layer has no indexer, and no layer before it has selected tokens"
+
+
+def _about_blocks(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
+    """Of tokens, that layers attend to; and of a family whose queries the engine would look for in vain."""
+    if architecture == "kimi-linear" and _largest(metadata.get(b"kimi-linear.attention.q_lora_rank")):
+        return "its queries are made in two steps, which the engine does not compute for Kimi Linear"
+    if architecture != "minimax-m3":
+        return None
+    n_heads, n_heads_kv, size, n_rotated, n_tokens, n_blocks = (
+        _largest(metadata.get(f"{architecture}.{key}".encode()))
+        for key in (
+            "attention.indexer.head_count", "attention.head_count_kv", "attention.indexer.key_length",
+            "rope.dimension_count", "attention.indexer.block_size", "attention.indexer.top_k",
+        )
+    )  # fmt: skip
+    if n_heads != n_heads_kv:
+        return f"its index has {n_heads} heads, where the engine needs one for each of the {n_heads_kv} heads of keys"
+    if size < n_rotated:
+        return f"its index has keys of {size} numbers, of which {n_rotated} would be rotated"
+    if not 0 < n_tokens <= MAX_BLOCK_TOKENS or not n_blocks:
+        return f"its layers attend to {n_blocks} blocks of {n_tokens} tokens"
+    return None
 
 
 def missing_indexer(metadata: Mapping[bytes, Value], architecture: str, tensors: Container[bytes]) -> str | None:

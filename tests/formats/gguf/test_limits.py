@@ -1,4 +1,4 @@
-"""What the engine would abort on in models whose layers select tokens, found in the header and said in words."""
+"""What the engine would abort on in models whose layers select tokens or blocks, found in the header, said in words."""
 
 from pathlib import Path
 
@@ -80,3 +80,42 @@ def test_an_indexer_may_be_in_another_shard(tmp_path: Path) -> None:
 def test_other_indexers_are_refused(told: Metadata, reason: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidGguf, match=reason):
         validate(written(tmp_path / "model.gguf", told, indexers(0, 1, 2)))
+
+
+def blocks(**more: int) -> Metadata:
+    sizes = {
+        "context_length": 512, "block_count": 3, "attention.head_count_kv": 4, "rope.dimension_count": 64,
+        "attention.indexer.head_count": 4, "attention.indexer.key_length": 128, "attention.indexer.block_size": 128,
+        "attention.indexer.top_k": 16, **{f"attention.indexer.{key}": size for key, size in more.items()},
+    }  # fmt: skip
+    found: Metadata = [("general.architecture", STRING, "minimax-m3")]
+    return found + [(f"minimax-m3.{key}", UINT32, size) for key, size in sizes.items()]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"head_count": 2}, "2 heads"),
+        ({"key_length": 32}, "32 numbers"),
+        ({"block_size": 0}, "blocks of 0 tokens"),
+        ({"block_size": 2**31}, "tokens"),
+        ({"top_k": 0}, "0 blocks"),
+    ],
+)
+def test_other_blocks_are_refused(more: dict[str, int], reason: str, tmp_path: Path) -> None:
+    head = Tensor("output_norm.weight", (4,), bytes(16))
+    validate(written(tmp_path / "plain.gguf", blocks(), [head]))
+    with pytest.raises(InvalidGguf, match=reason):
+        validate(written(tmp_path / "model.gguf", blocks(**more), [head]))
+
+
+def test_a_kimi_linear_with_queries_in_two_steps_is_refused(tmp_path: Path) -> None:
+    """The engine would look for a matrix that is not there, and crash."""
+    head, told = Tensor("output_norm.weight", (4,), bytes(16)), metadata("kimi-linear")
+    for size in (0, 24):
+        path = written(tmp_path / "model.gguf", [*told, ("kimi-linear.attention.q_lora_rank", UINT32, size)], [head])
+        if size:
+            with pytest.raises(InvalidGguf, match="two steps"):
+                validate(path)
+        else:
+            validate(path)
