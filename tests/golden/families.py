@@ -34,7 +34,7 @@ ROUTERS = {
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
     "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
     "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter", "KimiLinearTopkRouter", "KimiGate", "MiniMaxM3VLTopKRouter",
-    "ExaoneMoeTopkRouter", "Llama4Router",
+    "ExaoneMoeTopkRouter", "Glm4vMoeTextTopkRouter", "Llama4Router",
 }  # fmt: skip
 INDEX_GAP = 0.004  # of the spread of a row's scores: what the same rounding moves
 SAME = 5e-5  # how far two versions of transformers may be apart
@@ -371,6 +371,11 @@ GLM4_MOE = MOE | {
     "first_k_dense_replace": 1,
     "partial_rotary_factor": 0.5,
 }
+GLM4V_MOE = {key: value for key, value in GLM4_MOE.items() if key != "rope_theta"} | {"attention_bias": True}
+GLM_EYES = {
+    "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "image_size": 28, "patch_size": 14,
+    "out_hidden_size": 128,
+}  # fmt: skip
 # One vector a token for the keys and values of all heads.
 LATENT = MOE | {
     "num_key_value_heads": 4,
@@ -628,6 +633,16 @@ FAMILIES = {
     "glm4-moe": Family(**decoder("Glm4Moe", **GLM4_MOE), seed="glm4-moe-13"),
     "glm4-moe-norms": Family(
         **decoder("Glm4Moe", **GLM4_MOE, use_qk_norm=True, attention_bias=True), seed="glm4-moe-norms-1"
+    ),
+    "glm4v": Family(
+        "Glm4vForConditionalGeneration",
+        {"text_config": vl_text() | {"partial_rotary_factor": 0.5, "hidden_size": 128}, "vision_config": GLM_EYES},
+        only="5",
+    ),
+    "glm4v-moe": Family(
+        "Glm4vMoeForConditionalGeneration",
+        {"text_config": vl_text() | GLM4V_MOE, "vision_config": GLM_EYES | {"out_hidden_size": 64}},
+        only="5", seed="glm4v-moe-4",
     ),
     "deepseek2-lite": Family(**decoder("DeepseekV2", **LATENT | {"q_lora_rank": None}), seed="deepseek2-lite-1"),
     # Version 4 leaves out what YaRN multiplies the attention with.

@@ -25,16 +25,18 @@ from shimmy.formats.format_errors import Unconvertible
 
 _DENSE, _SPARSE, _NORMED = "dense", "sparse", "normed_heads"
 
-_GLM4 = (
+_GLM4_AROUND = (
     *ENDS,
     Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
-    *attention(),  # rotated pairs are neighbours
     Row("layers.#.post_self_attn_layernorm", "blk.#.post_attention_norm.weight", "E"),
     Row("layers.#.post_attention_layernorm", "blk.#.ffn_norm.weight", "E"),
     Row("layers.#.mlp.gate_up_proj", "blk.#.ffn_up.weight", "GE"),
     Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF"),
     Row("layers.#.post_mlp_layernorm", "blk.#.post_ffw_norm.weight", "E"),
 )
+# Rotated pairs are neighbours. Those of models with eyes have biases, whatever config.json says.
+_GLM4 = (*_GLM4_AROUND, *attention())
+_GLM4V = (*_GLM4_AROUND, *attention(bias="required"))
 _ROUTED = (
     *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
     Row("layers.#.mlp.shared_experts.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
@@ -207,6 +209,12 @@ def describe_ling2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
     draft.flag("expert_weights_norm", True)
 
 
+_GLM4_MOE_DEFAULTS = {
+    "partial_rotary_factor": 0.5, "first_k_dense_replace": 1, "n_shared_experts": 1, "n_routed_experts": 128,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "routed_scaling_factor": 1.0,
+    "num_nextn_predict_layers": 1, **rope_defaults(1e4, 1e-5),
+}  # fmt: skip
+
 FAMILIES = (
     Family(
         "GLM 4", "glm4", classes("Glm4")[:1], "glm4", _GLM4, SILU, FREE, plain,
@@ -215,9 +223,17 @@ FAMILIES = (
     ),
     Family(
         "GLM 4.5", "glm4_moe", classes("Glm4Moe")[:1], "glm4moe", _GLM4_MOE, SILU, FREE, describe_glm4_moe,
-        {"partial_rotary_factor": 0.5, "first_k_dense_replace": 1, "n_shared_experts": 1, "n_routed_experts": 128,
-         "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "routed_scaling_factor": 1.0,
-         "num_nextn_predict_layers": 1, **rope_defaults(1e4, 1e-5)},
+        _GLM4_MOE_DEFAULTS, rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
+    ),
+    Family(
+        "GLM 4.1V, 4.6V Flash", "glm4v_text", ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        "glm4", _GLM4V, SILU, FREE, plain, rope_defaults(1e4, 1e-5), ignored_prefixes=("visual.",),
+        rotates_partly=True,
+    ),
+    Family(
+        "GLM 4.5V, 4.6V", "glm4v_moe_text", ("Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        "glm4moe", _GLM4_MOE, SILU, FREE, describe_glm4_moe,
+        _GLM4_MOE_DEFAULTS | {"attention_bias": True}, ignored_prefixes=("visual.",),
         rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
     ),
     Family(

@@ -1,5 +1,6 @@
 """GLM 4 and GLM 4.5, and what is refused of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,27 @@ import pytest
 
 from shimmy.formats.convert.convert import plan
 from tests.formats.convert.families.changed_folders import check_names_of_tensors, reason
-from tests.golden.weights import checkpoint, write_folder, write_safetensors
+from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
 
 
 @pytest.mark.parametrize("family", ["glm4", "glm4-moe", "glm4-moe-norms"])
 def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
     check_names_of_tensors(family, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["glm4v", "glm4v-moe"])
+def test_each_tensor_of_the_text_part_is_needed(family: str, tmp_path: Path) -> None:
+    check_names_of_tensors(family, tmp_path, lambda name: "visual." in name)
+
+
+@pytest.mark.parametrize("family", ["glm4v", "glm4v-moe"])
+def test_glm_4_6v_is_the_same_under_another_class(family: str, tmp_path: Path) -> None:
+    folder = write_folder(family, tmp_path / "model", "5")
+    wanted = plan(folder)
+    config = json.loads((folder / "config.json").read_text())
+    change = {"architectures": ["Glm46VForConditionalGeneration"], "model_type": "glm46v"}
+    write_json(folder / "config.json", config | change)
+    assert (plan(folder).recipe.metadata, plan(folder).shapes) == (wanted.recipe.metadata, wanted.shapes)
 
 
 def test_a_drafting_layer_is_passed_over_and_no_more_than_that(tmp_path: Path) -> None:
