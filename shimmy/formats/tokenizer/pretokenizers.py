@@ -112,7 +112,10 @@ def steps(part: object, key: str) -> list[Mapping[str, Any]]:
 
 def shown(part: object) -> str:
     """A part of tokenizer.json for an error message."""
-    text = json.dumps(part, ensure_ascii=False)
+    try:
+        text = json.dumps(part, ensure_ascii=False)
+    except RecursionError:  # it was read a few frames further up, where that much depth was still left
+        text = "parts within parts"
     return f"`{text[:_MAX_SHOWN]}{'…' if len(text) > _MAX_SHOWN else ''}`"
 
 

@@ -20,6 +20,7 @@ from shimmy.formats.tokenizer.sentencepiece import PieceType, SentencePieceModel
 MAX_TOKENS = 1 << 20  # and so an id is below 2**20; gemma-4 has 262 k
 MAX_MERGES = 1 << 20  # gemma-4 has 514 k
 MAX_TOKEN_CHARACTERS = 4096
+_MAX_CHARACTERS = 1 << 24  # of all tokens, each of which is cut at each place; gemma-4's have 2 M
 MAX_ADDED_TOKENS = 1 << 16
 
 _META_SPACE = "▁"
@@ -258,6 +259,8 @@ def _ids(model: Mapping[str, Any]) -> dict[str, int]:
     for index in vocab.values():
         if not _is_id(index):
             raise Unconvertible(f"its vocabulary has an id that is none: {shown(index)}")
+    if max(map(len, vocab)) > MAX_TOKEN_CHARACTERS or sum(map(len, vocab)) > _MAX_CHARACTERS:
+        raise Unconvertible("its tokens are longer than any tokenizer's, one of them or all together")
     return dict(vocab)
 
 

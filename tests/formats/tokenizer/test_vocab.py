@@ -654,6 +654,24 @@ def test_hostile_files_are_refused(tmp_path: Path, files: Json, reason: str | No
         vocab.vocabulary(folder, {"eos_token_id": 0})
 
 
+@pytest.mark.parametrize("part", ["pre_tokenizer", "normalizer", "post_processor", "model"])
+def test_what_is_nested_to_the_last_is_refused(tmp_path: Path, part: str) -> None:
+    """Read just within Python's limit, it was beyond it where the reason shows it, a few frames further down."""
+    for depth in range(880, 980):
+        text = json.dumps({**byte_level(), part: "@@"}).replace('"@@"', "[" * depth + "]" * depth)
+        folder = write_folder(tmp_path, tokenizer_json=text)
+        with pytest.raises(Unconvertible):
+            vocab.vocabulary(folder, {"eos_token_id": 0})
+
+
+@pytest.mark.parametrize("words", [["x" * 5_000], [f"{index:04000}" for index in range(4_500)]])
+def test_vocabularies_of_long_tokens_are_refused_at_once(tmp_path: Path, words: list[str]) -> None:
+    """Each place at which a token might be cut was looked at: hours for a file of the size that is read."""
+    folder = write_folder(tmp_path, tokenizer_json=byte_fallback(*words))
+    with pytest.raises(Unconvertible, match="longer than any"):
+        vocab.vocabulary(folder, {"eos_token_id": 0})
+
+
 def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     random = Random(5)
     values: tuple[object, ...] = (
