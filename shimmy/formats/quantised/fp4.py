@@ -3,6 +3,7 @@
 Knows ModelOpt's configuration as well, whose FP8 and NVFP4 have names of their own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,22 +13,31 @@ from shimmy.formats.quantised import fp8
 from shimmy.formats.quantised.stored import ROUNDED, StoredMatrix, Tensors, flat, is_plain
 
 # By ModelOpt's names: rows and columns with one scale.
+_MIXED = "MIXED_PRECISION"
 _MODELOPT_FP8 = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "MXFP8": (1, 32)}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptScheme:
-    """FP8, MXFP8 or NVFP4."""
+    """FP8, MXFP8 or NVFP4, for all modules or for those that are named."""
 
     algorithm: str
+    layers: Mapping[str, Any]  # of MIXED_PRECISION: settings by module
     ignored_suffixes: tuple[str, ...] = fp8.IGNORED
     stacks_experts: bool = False
 
     def find(self, module: str, shape: tuple[int, ...], tensors: Tensors) -> StoredMatrix | None:
         if is_plain(f"{module}.weight", tensors):
             return None
-        if self.algorithm in _MODELOPT_FP8:
-            return fp8.matrix(module, shape, tensors, _MODELOPT_FP8[self.algorithm])
+        algorithm = self.algorithm
+        if algorithm == _MIXED:
+            full_name = tensors.full_name(f"{module}.weight").removesuffix(".weight")
+            own = self.layers.get(full_name)
+            if not isinstance(own, dict):
+                raise Unconvertible(f"its module `{module}` is quantised, and is none of its `quantized_layers`")
+            algorithm = _algorithm(Hyperparameters(own, {}))
+        if algorithm in _MODELOPT_FP8:
+            return fp8.matrix(module, shape, tensors, _MODELOPT_FP8[algorithm])
         return nvfp4(f"{module}.weight", module, "weight_scale_2", shape, tensors, reciprocal=False)
 
 
@@ -35,8 +45,15 @@ def read_modelopt(config: dict[str, Any]) -> ModelOptScheme:
     """The scheme of a configuration whose `quant_method` is modelopt, or of a hf_quant_config.json."""
     inner = config.get("quantization")
     values = Hyperparameters(inner if isinstance(inner, dict) else config, {})
+    layers = values.get("quantized_layers")
+    if values.get("quant_algo") == _MIXED and isinstance(layers, dict):
+        return ModelOptScheme(_MIXED, layers)
+    return ModelOptScheme(_algorithm(values), {})
+
+
+def _algorithm(values: Hyperparameters) -> str:
     values.require("quant_algo", *_MODELOPT_FP8, "NVFP4", "W4A16_NVFP4")
-    return ModelOptScheme(str(values.get("quant_algo")))
+    return str(values.get("quant_algo"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import Holding, StoredMatrix, StoredRows
 from shimmy.formats.safetensors.checkpoint import TensorReader
 from tests.engine.layouts.stored import MODULE, cases, config_of, converted, matrix_of, output_of, tensors_of, weights
-from tests.quantised_llama import LAYOUTS, awq
+from tests.quantised_llama import LAYOUTS, awq, mlx, mlx_nvfp4
 from tests.tiny_checkpoints import Weights
 
 CASES = cases()
@@ -69,6 +70,11 @@ def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
 
 
+def modelopt_mixed(algorithm: str) -> dict[str, Any]:
+    layers = {"lm_head": {"quant_algo": "W4A16_AWQ"}, MODULE: {"quant_algo": algorithm, "group_size": 16}}
+    return {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+
+
 GPTQ_4 = {key: value for key, value in CASES["gptq-4"]["config"].items() if key not in {"bits", "group_size"}}
 
 
@@ -81,6 +87,9 @@ GPTQ_4 = {key: value for key, value in CASES["gptq-4"]["config"].items() if key 
         ("fp8-row", {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, {}),
         ("modelopt-nvfp4", {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}, {}),
         ("ct-mxfp8", {"quant_method": "modelopt", "quant_algo": "MXFP8"}, {}),
+        ("fp8-tensor", modelopt_mixed("FP8"), {}),
+        ("modelopt-mxfp8", modelopt_mixed("MXFP8"), {}),
+        ("modelopt-nvfp4", modelopt_mixed("NVFP4"), {}),
         ("fp8-tensor", compressed("tensor"), {}),
         ("fp8-row", compressed("channel"), {}),
         ("fp8-row", {"quant_method": "fp8"}, {}),
@@ -176,6 +185,23 @@ def test_rows_are_reordered_as_plain_ones_are(name: str, tmp_path: Path, monkeyp
         assert (weights(output_of(matrix, kind, n_heads=4)) == wanted).all()
 
 
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({}, "none of its `quantized_layers`"),
+        ({MODULE: {"quant_algo": "NVFP4_AWQ"}}, "NVFP4_AWQ"),
+        ({MODULE: {"quant_algo": "FP8"}}, "in U8, where F8_E4M3 belongs"),
+        ({MODULE: None}, "none of its `quantized_layers`"),
+        (None, "MIXED_PRECISION"),
+    ],
+)
+def test_modules_of_modelopt_that_are_not_named_are_refused(layers: Any, words: str, tmp_path: Path) -> None:
+    case = CASES["modelopt-nvfp4"]
+    settings = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    with pytest.raises(Unconvertible, match=words):
+        matrix_of(tmp_path / "m.safetensors", {"quantization_config": settings}, tensors_of(case), (64, 128))
+
+
 @pytest.mark.parametrize(("group", "kind"), [(16, "F16"), (32, "Q5_0"), (-1, "Q5_0")])
 def test_groups_of_awq_may_be_of_any_length(group: int, kind: str, tmp_path: Path) -> None:
     stored, exact = awq(np.random.default_rng(0), 64, 96, group=96 if group == -1 else group)
@@ -184,6 +210,28 @@ def test_groups_of_awq_may_be_of_any_length(group: int, kind: str, tmp_path: Pat
     matrix = matrix_of(tmp_path / "model.safetensors", config, tensors, (64, 96))
     assert matrix is not None
     assert holding(matrix).kind == kind
+    assert (weights(output_of(matrix)) == exact).all()
+    assert np.abs(weights(output_of(matrix, kind)) - exact).max() <= 2.0**-11 * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("write", "settings", "kind"),
+    [
+        (partial(mlx, bits=1), {"bits": 1, "group_size": 32}, "Q4_1"),
+        (mlx_nvfp4, {"bits": 4, "group_size": 16, "mode": "nvfp4"}, "F16"),  # whose blocks have 64 columns
+    ],
+    ids=["1 bit", "NVFP4"],
+)
+def test_mlx_has_rows_and_bits_that_its_own_library_seldom_writes(
+    write: Any, settings: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    stored, exact = write(np.random.default_rng(0), 64, 96 if kind == "F16" else 128)
+    config = {"quantization": settings, "quantization_config": settings}
+    tensors = {f"{MODULE}.{name}": part for name, part in stored.items()}
+    matrix = matrix_of(tmp_path / "model.safetensors", config, tensors, exact.shape)
+    assert matrix is not None
+    assert (matrix.expected, holding(matrix).kind) == (kind, kind)
     assert (weights(output_of(matrix)) == exact).all()
     assert np.abs(weights(output_of(matrix, kind)) - exact).max() <= 2.0**-11 * np.abs(exact).max()
 
