@@ -21,6 +21,13 @@ class ArgumentSyntax(StrEnum):
     HARMONY = "harmony"  # as JSON in a message of its own, whose header has the name
 
 
+class Channels(StrEnum):
+    """How replies are written that are messages with headers; `shimmy/text/speech/` has a file for each."""
+
+    HARMONY = "harmony"  # gpt-oss
+    MUSE = "muse"  # Muse Glimmer
+
+
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
     """How a model writes tool calls: `section_start`, calls joined by `between`, `section_end`.
@@ -45,6 +52,7 @@ class ToolFormat:
     # Command: of the number of the call in the conversation, in front of the name. Callers see other ids. Kimi K3: what
     # stands between a bare name and the number of the call in the reply.
     number_key: str = ""
+    name_again: str = ""  # Muse Glimmer: what stands between a bare name and the same name
     separator: str | None = None
     syntax: ArgumentSyntax = ArgumentSyntax.JSON
     # Of a tagged argument: `key_start`, its name, `key_end`, its value, `value_end`. Where the model says whether the
@@ -82,7 +90,7 @@ class ReplyFormat:
     # What a reply begins with that is text, and no part of it: one that begins otherwise is a call without its mark,
     # which the prompt has written.
     opening: str = ""
-    channels: bool = False  # the reply is messages in channels, and `thinking` the marks of one of them
+    channels: Channels | None = None  # the reply is messages, and `thinking` the marks of one of them
     # Where the syntax leaves names or types open: the JSON types of arguments, by the names of tool and argument.
     argument_types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
     # Where it leaves them open inside of arguments, too: the schemas of arguments, by the names of tools.

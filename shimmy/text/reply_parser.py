@@ -9,14 +9,14 @@ However the same text is cut, the deltas together are the same. No text is an er
 from os import urandom
 from typing import TYPE_CHECKING
 
-from shimmy.messages.reply import Beside, Delta, ReplyFormat, ToolCallDelta
+from shimmy.messages.reply import Beside, Channels, Delta, ReplyFormat, ToolCallDelta
 from shimmy.messages.request import ToolCall
 from shimmy.text.call_reader import CallReader
 from shimmy.text.incremental_reader import IncrementalReader, Reading, Unexpected
 from shimmy.text.string_matcher import MarkRemover, StopFilter, StringMatcher
 
 if TYPE_CHECKING:
-    from shimmy.text.speech.harmony import HarmonyReader
+    from shimmy.text.channel_reader import ChannelListener, ChannelReader
 
 # Text is read in slices, because each step of a reader may copy what it has not read yet.
 _SLICE_CHARACTERS = 4096
@@ -48,7 +48,7 @@ class ReplyParser:
             and (format.thinking is None or not (split_reasoning or format.stop))
         )
         self._answer_marks = MarkRemover(*(format.answer or ()))
-        self._channels: HarmonyReader | None = None
+        self._channels: ChannelReader | None = None
         self._stops = StopFilter(format.stop)
         self._is_in_reasoning = False
         self._content: list[str] = []
@@ -130,7 +130,7 @@ class ReplyParser:
             self._say_unsaid()
 
     def _read_channels(self) -> Reading[None]:
-        from shimmy.text.speech.harmony import ChannelListener, HarmonyReader  # one family of models writes in this way
+        from shimmy.text.channel_reader import ChannelListener  # few families of models write in this way
 
         def enter(is_reasoning: bool) -> None:
             self._is_in_reasoning = is_reasoning
@@ -144,10 +144,19 @@ class ReplyParser:
             arguments=self._say_arguments,
             enter=enter,
         )
-        self._channels = HarmonyReader(
-            self._reader, listener, has_tools=self._format.tools is not None, is_thinking=self._format.is_thinking
-        )
+        self._channels = self._channel_reader(listener)
         yield from self._channels.read()
+
+    def _channel_reader(self, listener: "ChannelListener") -> "ChannelReader":
+        has_tools, is_thinking = self._format.tools is not None, self._format.is_thinking
+        if self._format.channels is Channels.HARMONY:
+            from shimmy.text.speech.harmony import HarmonyReader
+
+            return HarmonyReader(self._reader, listener, has_tools=has_tools, is_thinking=is_thinking)
+        from shimmy.text.speech.muse import MuseReader
+
+        types = self._format.argument_types
+        return MuseReader(self._reader, listener, has_tools=has_tools, is_thinking=is_thinking, argument_types=types)
 
     def _read_reasoning(self, start: str, end: str) -> Reading[None]:
         reader = self._reader

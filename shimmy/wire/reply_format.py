@@ -6,7 +6,7 @@ Knows the fields of a ReplyFormat; what the parent knows itself, its own stop st
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shimmy.messages.reply import ArgumentSyntax, Beside, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Beside, Channels, ReplyFormat, ToolFormat
 from shimmy.wire import values
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def read_format(fields: object) -> ReplyFormat:
     """Raises ValueError, KeyError or TypeError for what is no format."""
     known = values.members(fields)
     thinking, is_thinking, tools = known.pop("thinking"), known.pop("is_thinking"), known.pop("tools")
-    beside, channels = Beside(values.text(known.pop("beside"))), values.truth(known.pop("channels"))
+    beside, channels = Beside(values.text(known.pop("beside"))), known.pop("channels")
     answer, opening = _read_marks(known.pop("answer")), values.mark(known.pop("opening"))
     if known:
         raise ValueError("format")
@@ -34,7 +34,13 @@ def read_format(fields: object) -> ReplyFormat:
     form = None if tools is None else values.made(ToolFormat, tools, marks)
     is_thinking = values.truth(is_thinking)
     return ReplyFormat(
-        _read_pair(thinking), is_thinking, form, beside, answer=answer, opening=opening, channels=channels
+        _read_pair(thinking),
+        is_thinking,
+        form,
+        beside,
+        answer=answer,
+        opening=opening,
+        channels=None if channels is None else Channels(channels),
     )
 
 

@@ -10,7 +10,7 @@ from time import thread_time
 
 import pytest
 
-from shimmy.messages.reply import ArgumentSyntax, Beside, Delta, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Beside, Channels, Delta, ReplyFormat, ToolFormat
 from shimmy.messages.request import ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech import gemma, harmony, pythonic
@@ -653,7 +653,7 @@ TAGGED = ToolFormat(
 OTHERS = {"tagged": TAGGED, "gemma": gemma.FORM, "pythonic": pythonic.FORM}
 ALL_FORMS = {
     **{name: ReplyFormat(thinking=THINK, tools=tools) for name, tools in (FORMATS | OTHERS).items()},
-    "channels": ReplyFormat(harmony.THINKING, tools=harmony.FORM, channels=True),
+    "channels": ReplyFormat(harmony.THINKING, tools=harmony.FORM, channels=Channels.HARMONY),
 }
 
 

@@ -33,7 +33,7 @@ from shimmy.messages.event import (
     Vectors,
 )
 from shimmy.messages.model_info import Adapter, LoadProgress, ModelFacts, PromptCacheStats, WorkerLoad
-from shimmy.messages.reply import ReplyFormat, ToolFormat
+from shimmy.messages.reply import Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import EmbedRequest, GenerateRequest, TextPrompt
 from shimmy.metrics import Metrics
 from shimmy.wire import frames, reports, values
@@ -229,7 +229,11 @@ def test_what_people_are_shown_is_printable_and_short() -> None:
 FACTS = ModelFacts(8, 8, 9, 1, 2, 3, "tiny", "haswell", True, None, 1.0, 0.5, (Adapter("a", 0.5),))
 LOGPROB = TokenLogprob(Candidate(5, b"a", -1.5), (Candidate(5, b"a", -1.5), Candidate(6, b"\xff", math.nan)))
 FORMAT = ReplyFormat(
-    ("<think>", "</think>"), False, ToolFormat("<calls>", separator=":"), answer=("<a>", "</a>"), channels=True
+    ("<think>", "</think>"),
+    False,
+    ToolFormat("<calls>", separator=":"),
+    answer=("<a>", "</a>", "</b>"),
+    channels=Channels.HARMONY,
 )
 ONE = struct.pack("<2f", 1.0, 0.0)
 

@@ -17,9 +17,21 @@ from time import monotonic
 
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
-from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import functionary, gemma, harmony, kimi, kimi_k3, minicpm, minimax, pythonic, solar, tagged
+from shimmy.text.speech import (
+    functionary,
+    gemma,
+    harmony,
+    kimi,
+    kimi_k3,
+    minicpm,
+    minimax,
+    muse,
+    pythonic,
+    solar,
+    tagged,
+)
 
 PROBE_DEADLINE_S = 4.0  # of all renderings together: about ten, once for each model, of some milliseconds
 MAX_PROBE_CHARACTERS = 64 * 1024  # of one rendering; the longest of templates in use have 10,000
@@ -51,15 +63,26 @@ class Tooling:
     calls_lack_content: bool = False  # shows no calls beside content
 
 
+_MARKS: dict[Channels | None, tuple[str, ...]] = {Channels.HARMONY: harmony.MARKS, Channels.MUSE: muse.MARKS}
+
+
 def marks(format: ReplyFormat) -> tuple[str, ...]:  # noqa: A002 - the name of the field of `Accepted`
     """The marks between the parts of a reply, each once: control tokens in them have to reach ReplyParser as text."""
-    found = [*(format.thinking or ()), *(format.answer or ()), *(harmony.MARKS if format.channels else ())]
+    found = [*(format.thinking or ()), *(format.answer or ()), *_MARKS.get(format.channels, ())]
     if format.tools is not None:
         tools = format.tools
         found += [tools.section_start, tools.call_start, tools.call_end, tools.between, tools.section_end]
         if tools.separator is not None:
             found += [tools.separator, tools.id_key, tools.id_end]
-        found += [tools.key_start, tools.key_end, tools.type_end, tools.value_end, tools.text_mark, tools.json_mark]
+        found += [
+            tools.name_again,
+            tools.key_start,
+            tools.key_end,
+            tools.type_end,
+            tools.value_end,
+            tools.text_mark,
+            tools.json_mark,
+        ]
     return tuple(dict.fromkeys(mark for mark in found if mark.strip()))
 
 
@@ -80,7 +103,8 @@ def _body(call: ToolCall, number: int, format: ToolFormat) -> str:  # noqa: A002
         call_id = f"{format.id_key}{call_id}" if format.id_key else ""
         before = f"{call.id}{format.id_end}" if format.id_end else ""
         counted = f"{format.number_key}{number + 1}" if format.number_key else ""
-        return f"{before}{call.name}{counted}{call_id}{format.separator}{_arguments(call, format)}"
+        again = f"{format.name_again}{call.name}" if format.name_again else ""
+        return f"{before}{call.name}{again}{counted}{call_id}{format.separator}{_arguments(call, format)}"
     call_id = f", {quoted(format.id_key)}: {quoted(call.id)}" if format.id_key else ""
     counted = f"{quoted(format.number_key)}: {quoted(str(number))}, " if format.number_key else ""
     head = f"{counted}{quoted(format.name_key)}: {quoted(call.name)}, {quoted(format.arguments_key)}: "
@@ -131,7 +155,7 @@ def recognise(template: ChatTemplate) -> Tooling:
             shown = probe.render(_USER, _calling(_CALLS[0]), result) or ""
             shows_calls = f"{_CALLS[0].name}{family.FORM.separator}" in shown
             return Tooling(family.FORM, shows_tools, shows_calls, shows_results=_RESULT in shown)
-    for listed in (kimi, kimi_k3, minicpm, minimax, functionary, solar):
+    for listed in (kimi, kimi_k3, minicpm, minimax, muse, functionary, solar):
         if listed.is_taught(template.source):
             return Tooling(listed.FORM, shows_tools, shows_calls=True, shows_results=True)
     for probe.calls_lack_content in (False, True):

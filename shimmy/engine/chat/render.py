@@ -17,9 +17,9 @@ from shimmy.engine.chat.control_tokens import ControlTokens, Guarded
 from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
 from shimmy.engine.chat.template import ChatTemplate, described, parsed
 from shimmy.errors import TemplateFailed
-from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
-from shimmy.text.speech import command, functionary, harmony, kimi, kimi_k3, solar
+from shimmy.text.speech import command, functionary, harmony, kimi, kimi_k3, muse, solar
 
 _NO_ARGUMENTS = ("", "null")
 _WORD = re.compile(r"[^\W_]{1,64}")
@@ -48,8 +48,10 @@ class Chat:
         return recognise(self._tool_use)
 
     @cached_property
-    def _has_channels(self) -> bool:
-        return harmony.is_taught(self._template.source)
+    def _channels(self) -> Channels | None:
+        if harmony.is_taught(self._template.source):
+            return Channels.HARMONY
+        return Channels.MUSE if muse.is_taught(self._template.source) else None
 
     @cached_property
     def thinking(self) -> tuple[str, str] | None:
@@ -72,7 +74,7 @@ class Chat:
         if prompt.parse_special:
             guarded = Guarded(prompt, {})
         else:
-            kept = () if self._has_channels else self.thinking or ()
+            kept = () if self._channels else self.thinking or ()
             guarded = self._control.guard(prompt, kept, self._template.source + self._tool_use.source)
         try:
             text = self._filled(guarded.prompt)
@@ -87,16 +89,14 @@ class Chat:
             error.message = error.message.translate(guarded.characters)
             raise
         begun = self.thinking is not None and thinking.is_begun(prompt, "".join(parts), self.thinking)
-        if self._has_channels and prompt.continue_final_message and not begun:
+        if self._channels and prompt.continue_final_message and not begun:
             return parts, ReplyFormat()  # within the final message, which nothing follows
         answer = next((one.ANSWER for one in (kimi_k3, solar) if one.is_taught(self._template.source)), None)
         answer = answer or command.answer_marks(self._template.source)
         opening = ""
         if not prompt.continue_final_message:
             opening = functionary.opening(self._template.source, parts[-1])
-        return parts, ReplyFormat(
-            self.thinking, begun, tools, answer=answer, opening=opening, channels=self._has_channels
-        )
+        return parts, ReplyFormat(self.thinking, begun, tools, answer=answer, opening=opening, channels=self._channels)
 
     def _filled(self, prompt: ChatPrompt) -> str:
         if prompt.tools or any(turn.tool_calls or turn.role == "tool" for turn in prompt.messages):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import ShimmyError
 from shimmy.messages.request import ChatPrompt, Message
-from shimmy.text.speech import harmony, kimi_k3, solar
+from shimmy.text.speech import harmony, kimi_k3, muse, solar
 
 PROBE_DEADLINE_S = 2.0
 MAX_PROBE_CHARACTERS = 64 * 1024
@@ -31,6 +31,8 @@ def tags(template: ChatTemplate) -> tuple[str, str] | None:
     """What begins and what ends reasoning; None where the template knows of none. Raises nothing."""
     if harmony.is_taught(template.source):
         return harmony.THINKING
+    if muse.is_taught(template.source):
+        return muse.THINKING
     if kimi_k3.is_taught(template.source):
         return kimi_k3.THINKING
     if solar.is_taught(template.source):

@@ -14,9 +14,9 @@ from typing import Any
 from shimmy.engine.chat.detect_tool_format import may_be_several
 from shimmy.engine.constrain.json_schema import MAX_CHARACTERS, standalone
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import PYTHON_TAG, TEXT_ONLY, ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.reply import PYTHON_TAG, TEXT_ONLY, ArgumentSyntax, Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import TEXT_ARGUMENT, Tool, ToolChoice
-from shimmy.text.speech import gemma, harmony, minimax, pythonic, tagged
+from shimmy.text.speech import gemma, harmony, minimax, muse, pythonic, tagged
 
 MAX_TEXT = 2 * MAX_CHARACTERS  # of all grammars of a reply together
 _MAX_WRITTEN = 32 * MAX_TEXT  # of what turns out to be the same and is dropped, too: half a second
@@ -60,8 +60,8 @@ def tool_lark(
         schema = _schema(tool, prepare)
         lark.rule(f"arguments_{index}", _arguments(lark, f"arguments_{index}", schema, format, texts.get(tool.name)))
     lark.rule("call", " | ".join(f"body_{index}" for index in range(len(offered))))
-    if format.syntax is ArgumentSyntax.HARMONY:
-        lark.rule("start", harmony.reply_rule(lark, is_required=choice.required, is_thinking=around.is_thinking))
+    if messages := _messages(lark, choice, format, is_thinking=around.is_thinking):
+        lark.rule("start", messages)
         return str(lark)
     lark.rule("calls", lark.calls(choice.parallel and choice.name is None))
     thinking = None if around.is_thinking else around.thinking
@@ -88,6 +88,16 @@ def tool_lark(
     return str(lark)
 
 
+def _messages(lark: "_Lark", choice: ToolChoice, format: ToolFormat, *, is_thinking: bool) -> str:  # noqa: A002
+    """The rule of a reply that is messages with headers; empty for other families."""
+    if format.syntax is ArgumentSyntax.HARMONY:
+        return harmony.reply_rule(lark, is_required=choice.required, is_thinking=is_thinking)
+    if not format.name_again:
+        return ""
+    is_parallel = choice.parallel and choice.name is None
+    return muse.reply_rule(lark, is_required=choice.required, is_thinking=is_thinking, is_parallel=is_parallel)
+
+
 def answer_lark(special: Callable[[str], int | None], form: ReplyFormat) -> str:
     """A grammar with the rule `answer_head` of what stands in front of an answer; empty where nothing does."""
     lark = _Lark(harmony.FORM, special)
@@ -95,7 +105,8 @@ def answer_lark(special: Callable[[str], int | None], form: ReplyFormat) -> str:
     if form.opening:
         head = json.dumps(form.opening)
     if form.channels:
-        head = harmony.answer_head(lark, is_thinking=form.is_thinking)
+        family = harmony if form.channels is Channels.HARMONY else muse
+        head = family.answer_head(lark, is_thinking=form.is_thinking)
     if head:
         lark.rule("answer_head", head)
     return str(lark).strip()
@@ -254,7 +265,8 @@ class _Lark:
                 self.rule("NUMBER", "/[1-9][0-9]{0,3}/")
                 call_id = f"{self.text(form.number_key)} NUMBER "
             before = f"ID_IN_FRONT {self.text(form.id_end)} " if form.id_end else ""
-            head = f"{before}{self.text(name)} {call_id}{self.text(form.separator)}"
+            again = f"{self.text(form.name_again)} {self.text(name)} " if form.name_again else ""
+            head = f"{before}{self.text(name)} {again}{call_id}{self.text(form.separator)}"
             tail = self.text(form.call_end)
         else:
             name_key, arguments_key = json.dumps(form.name_key), json.dumps(form.arguments_key)

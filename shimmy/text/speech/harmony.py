@@ -6,11 +6,10 @@ these are given as text. Knows no tokens.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from shimmy.messages.reply import ArgumentSyntax, ToolFormat
-from shimmy.text.incremental_reader import IncrementalReader, Reading, Say, Unexpected
+from shimmy.text.channel_reader import ChannelReader
+from shimmy.text.incremental_reader import Reading, Unexpected
 from shimmy.text.speech.grammar_writer import GrammarWriter
 from shimmy.text.string_matcher import StringMatcher
 
@@ -103,51 +102,13 @@ _ENDS_OF_REASONING = StringMatcher("<|end|>", _NEXT, *(f"<|channel|>{channel}" f
 _ENDS_OF_CALL = StringMatcher("<|end|>", "<|call|>", _NEXT)
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelListener:
-    """Who is told of the parts of a reply; `marks` of what is around reasoning, None where that is dropped."""
+class HarmonyReader(ChannelReader):
+    """Reads a whole reply, from behind `<|start|>assistant` on."""
 
-    content: Say
-    reasoning: Say
-    marks: Say | None
-    begin_call: Callable[[str, str | None], None]
-    arguments: Say
-    enter: Callable[[bool], None]  # whether what comes is reasoning
-
-
-class HarmonyReader:
-    """Reads a whole reply, from behind `<|start|>assistant` on. Where there are no tools, calls are content."""
-
-    def __init__(
-        self, reader: IncrementalReader, listener: ChannelListener, *, has_tools: bool, is_thinking: bool
-    ) -> None:
-        self._reader = reader
-        self._listener = listener
-        self._has_tools = has_tools
-        self._is_thinking = is_thinking
-        self._said: set[str] = set()  # kinds of parts that there were already
-        self.is_in_call = False
-
-    def read(self) -> Reading[None]:
-        reader, more = self._reader, True
-        if self._is_thinking:
-            more = yield from self._read_reasoning("")
-        while more:
-            if not (yield from reader.peek()):
-                return
-            if not (yield from self._comes_header()):
-                more = yield from self._read_body(self._spaced("content", self._listener.content))
-                continue
-            more = yield from self._read_message()
-
-    def _comes_header(self) -> Reading[bool]:
-        reader = self._reader
-        while not reader.is_last and any(
-            len(reader.ahead) < len(mark) and mark.startswith(reader.ahead) for mark in _OPENINGS
-        ):
-            yield
-        # What is cut here was to be a header.
-        return reader.ahead.startswith(_OPENINGS) or any(mark.startswith(reader.ahead) for mark in _OPENINGS)
+    openings = _OPENINGS
+    heads = (_NEXT, "<|channel|>")
+    ends = _ENDS
+    ends_of_reasoning = _ENDS_OF_REASONING
 
     def _read_message(self) -> Reading[bool]:
         reader = self._reader
@@ -193,57 +154,6 @@ class HarmonyReader:
         has_end = yield from self._read_body(say, ends=_ENDS_OF_CALL)
         self.is_in_call = False
         return has_end
-
-    def _behind_arguments(self) -> Say:
-        """What goes on where the message of a call should end: content, unless it is white space."""
-        held: str | None = ""  # the white space in front of it
-
-        def said(text: str) -> None:
-            nonlocal held
-            if held is None:
-                self._listener.content(text)
-                return
-            held += text
-            if held.strip():
-                self._listener.content(held)
-                held = None
-
-        return said
-
-    def _read_reasoning(self, raw: str) -> Reading[bool]:
-        self._listener.enter(True)
-        marks = self._listener.marks
-        if marks is not None:
-            marks(raw)
-        say = self._spaced("reasoning", self._listener.reasoning)
-        has_end = yield from self._read_body(say, marks, ends=_ENDS_OF_REASONING)
-        self._listener.enter(False)
-        return has_end
-
-    def _read_body(self, say: Say, say_end: Say | None = None, ends: StringMatcher = _ENDS) -> Reading[bool]:
-        """Say a body; returns whether its end was there, behind which another message may come."""
-        reader = self._reader
-        mark = yield from reader.until(ends, say)
-        reader.unsaid.clear()
-        if mark == _NEXT or mark.startswith("<|channel|>"):  # the next message begins there
-            reader.ahead = mark + reader.ahead
-        elif mark and say_end is not None:
-            say_end(mark)
-        return bool(mark)
-
-    def _spaced(self, kind: str, say: Say) -> Say:
-        """`say`, with an empty line in front of a further part of this kind."""
-
-        gap = "\n\n" if kind in self._said else ""
-
-        def said(text: str) -> None:
-            nonlocal gap
-            if text:
-                say(gap + text)
-                gap = ""
-                self._said.add(kind)
-
-        return said
 
 
 def _is_header(text: str) -> bool:

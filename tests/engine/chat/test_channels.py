@@ -6,7 +6,7 @@ import pytest
 
 from shimmy.engine.chat.render import Chat
 from shimmy.engine.chat.template import ChatTemplate
-from shimmy.messages.reply import ReplyFormat
+from shimmy.messages.reply import Channels, ReplyFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.speech.harmony import FORM, THINKING
 from tests.real_templates import real_templates
@@ -32,8 +32,8 @@ def behind_user(*turns: Message, is_continued: bool = False) -> tuple[str, Reply
 def test_the_reply_is_in_channels() -> None:
     text, form = behind_user()
     assert text == "<|start|>assistant"
-    assert form == ReplyFormat(THINKING, tools=FORM, channels=True)
-    assert chat().render(ChatPrompt((HELLO,)))[1] == ReplyFormat(THINKING, channels=True)
+    assert form == ReplyFormat(THINKING, tools=FORM, channels=Channels.HARMONY)
+    assert chat().render(ChatPrompt((HELLO,)))[1] == ReplyFormat(THINKING, channels=Channels.HARMONY)
 
 
 def test_several_calls_are_shown_one_by_one_with_their_results_and_the_reasoning_before_them() -> None:
@@ -60,7 +60,7 @@ def test_content_and_reasoning_beside_a_call_are_shown_together() -> None:
         (
             Message("assistant", None, reasoning_content="Let me"),
             "<|channel|>analysis<|message|>Let me",
-            ReplyFormat(THINKING, is_thinking=True, tools=FORM, channels=True),
+            ReplyFormat(THINKING, is_thinking=True, tools=FORM, channels=Channels.HARMONY),
         ),
     ],
 )

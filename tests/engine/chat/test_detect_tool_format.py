@@ -9,10 +9,10 @@ from shimmy.engine.chat import detect_tool_format
 from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, marks, may_be_several, recognise, written
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import TemplateFailed
-from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import functionary, gemma, harmony, kimi, kimi_k3, minicpm, minimax, pythonic, solar
+from shimmy.text.speech import functionary, gemma, harmony, kimi, kimi_k3, minicpm, minimax, muse, pythonic, solar
 from tests.real_templates import PHI_4_MINI, real_templates
 
 USER = Message("user", "What is the weather in Genève?")
@@ -238,8 +238,8 @@ EXPECTED = {
     "MiniMax-M3": tooling(minimax.FORM),
     # sections with attributes in them
     "Kimi-K3": tooling(kimi_k3.FORM),
-    # forms that are not known here: messages with elements
-    "muse-glimmer": Tooling(),
+    # messages to recipients
+    "muse-glimmer": tooling(muse.FORM),
     # no tools at all, or not by the name of `tools`
     "google-gemma-2-2b-it": Tooling(),
     "microsoft-Phi-3.5-mini-instruct": Tooling(),
@@ -311,6 +311,7 @@ def test_what_we_write_as_a_call_is_what_the_template_writes(name: str) -> None:
     assert written(calls, found.format) in text
 
 
+CHANNELS = {"openai-gpt-oss-120b": Channels.HARMONY, "muse-glimmer": Channels.MUSE}
 LOSES_NULLS = ("MiniMax-M3",)
 
 
@@ -320,8 +321,8 @@ def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> Non
     calls = calls_in(found.format)
     reply = written(calls, found.format)  # to the letter what the template writes, as the test above shows
     for size in (1, 2, 7, len(reply)):
-        has_channels = found.format.syntax is ArgumentSyntax.HARMONY
-        parser, whole = ReplyParser(ReplyFormat(tools=found.format, channels=has_channels)), Reply()
+        channels = CHANNELS.get(name)
+        parser, whole = ReplyParser(ReplyFormat(tools=found.format, channels=channels)), Reply()
         for start in range(0, len(reply), size):
             whole.add(parser.feed(reply[start : start + size]))
         whole.add(parser.flush())

@@ -29,7 +29,15 @@ FAMILIES = (
     *("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Cohere2MoE", "openbmb-MiniCPM5-1B"),
     *("LFM2.5-8B-A1B", "mistralai-Mistral-Nemo-Instruct-2407", "unsloth-mistral-Devstral-Small-2507"),
     *("deepseek-ai-DeepSeek-V4-Flash-0731", "google-gemma-4-31B-it-interleaved", "tencent-Hy3", "Spark2.5"),
-    *("MiniMax-M3", "Kimi-K3", "poolside-Laguna-S-2.1", "poolside-Laguna-XS-2.1", "Reka-Edge", "MiMo-VL"),
+    *(
+        "muse-glimmer",
+        "MiniMax-M3",
+        "Kimi-K3",
+        "poolside-Laguna-S-2.1",
+        "poolside-Laguna-XS-2.1",
+        "Reka-Edge",
+        "MiMo-VL",
+    ),
     *("Apertus-8B-Instruct", "Apriel-1.6-15b-Thinker-fixed", "NVIDIA-Nemotron-Nano-v2", "MiniMax-M1"),
     *("Bielik-11B-v3.0-Instruct", "CohereForAI-c4ai-command-r-plus-tool_use"),
 )

@@ -22,7 +22,7 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import (
     ChatPrompt,
     GenerateRequest,
@@ -430,7 +430,7 @@ def test_names_in_warnings_are_no_lines_and_no_commands_for_a_terminal(
     assert r"\n12:00:00 ERROR x" in refused.value.message
 
 
-CHANNELS = ReplyFormat(harmony.THINKING, channels=True)
+CHANNELS = ReplyFormat(harmony.THINKING, channels=Channels.HARMONY)
 ANSWER = '{"a":1}'
 FINAL = f"<|channel|>final<|message|>{ANSWER}"
 THOUGHT = "<|channel|>analysis<|message|>Think.<|end|><|start|>assistant"

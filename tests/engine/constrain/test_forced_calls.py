@@ -16,10 +16,10 @@ from shimmy.engine.chat.detect_tool_format import may_be_several, recognise
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.engine.constrain import tool_grammar
 from shimmy.engine.constrain.json_schema import STYLE
-from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import Tool, ToolCall, ToolChoice
 from shimmy.text.reply_parser import Reply, ReplyParser
-from shimmy.text.speech import gemma, minimax
+from shimmy.text.speech import gemma, minimax, muse
 from shimmy.text.speech.argument_types import argument_schemas, argument_types
 from tests.engine.constrain.walker import Walker
 from tests.real_templates import real_templates
@@ -91,8 +91,9 @@ OWN = (
 FUNCTIONARY = "meetkai-functionary-medium-v3.2"
 SOLAR = "upstage-Solar-Open-100B"
 MINIMAX = "MiniMax-M3"
+MUSE = "muse-glimmer"
 # Ling 2 writes calls as Qwen 3 does, GLM 5 as GLM 4.7.
-FAMILIES = (*TAGGED, *KIMI, KIMI_K3, LFM, GEMMA, HARMONY, FUNCTIONARY, SOLAR, MINIMAX, *OWN)
+FAMILIES = (*TAGGED, *KIMI, KIMI_K3, LFM, GEMMA, HARMONY, FUNCTIONARY, SOLAR, MINIMAX, MUSE, *OWN)
 
 
 @cache
@@ -119,12 +120,20 @@ def marks_of(form: ToolFormat) -> tuple[str, ...]:
     """The marks that are control tokens where a vocabulary has them."""
     if form.syntax is ArgumentSyntax.HARMONY:
         return "<|end|>", "<|call|>"  # llama.cpp shows the others
+    if form.name_again:
+        return muse.MARKS
     if form.type_end:
         return "<|open|>", "<|close|>", "<|sep|>"
     if form.id_prefix:
         return form.section_start, "<|tool_call_begin|>", form.separator or "", form.call_end, form.section_end
     text = f"{form.section_start}{form.call_start}{form.call_end}{form.section_end}{form.key_end}{form.value_end}"
     return tuple(dict.fromkeys(tool_grammar._MARK.findall(text)))
+
+
+def channels_of(form: ToolFormat) -> Channels | None:
+    if form.syntax is ArgumentSyntax.HARMONY:
+        return Channels.HARMONY
+    return Channels.MUSE if form.name_again else None
 
 
 def exits(form: ToolFormat) -> tuple[str, ...]:
@@ -138,6 +147,7 @@ def exits(form: ToolFormat) -> tuple[str, ...]:
         form.call_end,
         form.section_end,
         "<|end|>",
+        muse.THINKING[1],
         minimax.CLOSES,
         form.type_end,
     )
@@ -154,9 +164,8 @@ def read(
     sizes: Sequence[int] = CUTS,
 ) -> Reply:
     """The reply, read from pieces of these `sizes` that `seed` draws; from one piece without."""
-    channels = form.syntax is ArgumentSyntax.HARMONY
     known = ReplyFormat(argument_types=argument_types(tools), argument_schemas=argument_schemas(tools))
-    parser = ReplyParser(replace(known, tools=form, channels=channels))
+    parser = ReplyParser(replace(known, tools=form, channels=channels_of(form)))
     reply, drawn = Reply(), random.Random(seed)
     while text:
         n = len(text) if seed is None else drawn.choice(sizes)
@@ -264,6 +273,8 @@ def test_each_choice_takes_the_replies_that_it_asks_for(family: str) -> None:
     plain = "Hm."
     if form.syntax is ArgumentSyntax.HARMONY:
         plain = f"<|channel|>final<|message|>{plain}"
+    if form.name_again:
+        plain = f" to=user<|message|>{plain}"
     call, two = written(CALLS[1:2], form), written((CALLS[1], CALLS[0]), form)
     auto, required = (tool_lark(ToolChoice(required=required), form) for required in (False, True))
     one_only = tool_lark(ToolChoice(required=True, parallel=False), form)
@@ -374,7 +385,16 @@ def test_a_choice_that_leads_back_to_itself_holds_in_the_calls_of_gemma() -> Non
 @pytest.mark.parametrize("with_special", [False, True])
 @pytest.mark.parametrize(
     "family",
-    [KIMI_K3, MINIMAX, LFM, "Qwen3-Coder", "openbmb-MiniCPM5-1B", "GLM-4.6", "MiniMax-M2", "deepseek-ai-DeepSeek-V3.2"],
+    [
+        KIMI_K3,
+        MINIMAX,
+        LFM,
+        "Qwen3-Coder",
+        "openbmb-MiniCPM5-1B",
+        "GLM-4.6",
+        "MiniMax-M2",
+        "deepseek-ai-DeepSeek-V3.2",
+    ],
 )
 def test_names_with_marks_of_the_form_in_them_are_forced_and_read_back(family: str, with_special: bool) -> None:
     form = form_of(family)

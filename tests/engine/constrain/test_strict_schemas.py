@@ -15,9 +15,9 @@ from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.errors import BadRequest
-from shimmy.messages.reply import ArgumentSyntax, ReplyFormat
+from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import ChatPrompt, GenerateRequest, Message, Tool, ToolCall, ToolChoice
-from tests.engine.constrain.test_forced_calls import GEMMA, HARMONY, LFM, exits, form_of, read, written
+from tests.engine.constrain.test_forced_calls import GEMMA, HARMONY, LFM, channels_of, exits, form_of, read, written
 from tests.engine.constrain.walker import Walker
 
 N_SCHEMAS, N_CALLS = 60, 3
@@ -67,7 +67,7 @@ def factory(tiny_model: Path) -> Iterator[GuideFactory]:
 def grammar_of(tool: Tool, family: str, factory: GuideFactory) -> str:
     """The grammar of one call or several to a tool. Raises BadRequest."""
     form = form_of(family)
-    reply = ReplyFormat(tools=form, channels=form.syntax is ArgumentSyntax.HARMONY)
+    reply = ReplyFormat(tools=form, channels=channels_of(form))
     prompt = ChatPrompt((Message("user", "hi"),), tools=(tool,), tool_choice=ToolChoice(required=True))
     request = GenerateRequest("tiny", prompt)
     factory.guide(request, reply)  # which compiles it

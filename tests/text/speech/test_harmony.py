@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from shimmy.messages.reply import ReplyFormat
+from shimmy.messages.reply import Channels, ReplyFormat
 from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech.harmony import FORM, THINKING
 
@@ -17,7 +17,7 @@ CALL = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
 
 def read(text: str, *, has_tools: bool = True, is_thinking: bool = False, splits: bool = True) -> Read:
     """Reasoning, content and calls, the same however the text is cut."""
-    form = ReplyFormat(THINKING, is_thinking, FORM if has_tools else None, channels=True)
+    form = ReplyFormat(THINKING, is_thinking, FORM if has_tools else None, channels=Channels.HARMONY)
     results = []
     for size in (1, 2, 5, len(text) or 1):
         parser, reply = ReplyParser(form, split_reasoning=splits), Reply()
@@ -95,14 +95,14 @@ def test_reasoning_is_content_with_its_marks_where_it_is_not_to_be_split() -> No
 
 
 def test_stop_strings_count_in_the_answer_alone() -> None:
-    form = ReplyFormat(THINKING, tools=FORM, channels=True, stop=("STOP",))
+    form = ReplyFormat(THINKING, tools=FORM, channels=Channels.HARMONY, stop=("STOP",))
     parser = ReplyParser(form)
     delta = parser.feed(f"<|channel|>analysis<|message|>STOP<|end|>{NEXT}{FINAL}Hello. STOP more")
     assert (delta.reasoning, delta.content, parser.stopped_by) == ("STOP", "Hello. ", "STOP")
 
 
 def test_a_stream_says_all_but_the_beginnings_of_marks() -> None:
-    parser = ReplyParser(ReplyFormat(THINKING, channels=True))
+    parser = ReplyParser(ReplyFormat(THINKING, channels=Channels.HARMONY))
     assert not parser.feed("<|channel|>analysis<|mess")
     assert parser.feed("age|>Once upon").reasoning == "Once upon"
     assert parser.feed(" a time<|en").reasoning == " a time"
