@@ -11,6 +11,8 @@ MACHINES := x86_64 aarch64
 # `--quick` for the main job alone in each.
 SYSTEMS :=
 CHECKED := (smoke or not e2e) and not thorough
+# `cuda-check` has what it compiles tested.
+LEFT_OUT := --ignore=tests/cuda
 # Which models the tests want: to fetch one may take longer than a test may.
 MODELS := smollm2
 # One more process than processors, as many tests wait; what measures has the marker `alone`, and the others wait for it.
@@ -59,13 +61,12 @@ cuda-e2e: dist-cuda ## test dist/shimmy-linux-x86_64-cuda on a machine without a
 release: dist ## lay out a release of them in dist/release: files, packages, checksums
 	@python3 -m tools.packages.release
 
-# `cuda-check` has what it compiles tested.
 check: ## lint, types, the tests on the source tree but for the longest, a few of tests/e2e; tells the slowest 20
 	@$(BUILD) engine
 	@for model in $(MODELS); do $(BUILD) model $$model >/dev/null || exit; done
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) $(STAND_INS) -m pytest -m '$(CHECKED)' --ignore=tests/cuda $(SIDE_BY_SIDE) --durations=20
+	$(PYTHON) $(STAND_INS) -m pytest -m '$(CHECKED)' $(LEFT_OUT) $(SIDE_BY_SIDE) --durations=20
 
 e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 	@$(BUILD) engine
@@ -75,6 +76,7 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 # It has to be right the first time: one process for each processor and no more, and servers have the machine to themselves.
 test: SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist=worksteal
 test: CHECKED := smoke or not e2e
+test: LEFT_OUT += --ignore=tests/packaging # the frozen file is installed and started, once
 test: MODELS := smollm2 gemma
 test: STAND_INS := -m tools.with_stand_ins # as the frozen file has them
 test: vulkan rpc check ## everything: all tests on the source tree, the frozen file with clients of others and in other systems

@@ -162,6 +162,7 @@ def llvmpipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(VULKAN.built() is None, reason="this build has no Vulkan")
 @pytest.mark.timeout(1000)
+@pytest.mark.thorough
 @pytest.mark.usefixtures("llvmpipe")
 def test_the_processor_is_faster_than_a_device_that_is_the_processor(options: WorkerOptions, tmp_path: Path) -> None:
     """llvmpipe, which computes a thousand times slower."""
