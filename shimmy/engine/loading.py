@@ -5,6 +5,7 @@ Knows what has to be checked before the engine opens a file, and in which order;
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from shimmy.engine.load_progress import progress_told
 from shimmy.errors import ModelUnavailable, TemplateFailed
 from shimmy.formats import pooling_type
 from shimmy.formats.gguf import reader, vocabulary
+from shimmy.formats.gguf.header import CONTEXT_LIMIT
 from shimmy.messages.model_info import LoadProgress, ModelFacts, PromptCacheStats
 from shimmy.messages.request import ChatPrompt, Message
 from shimmy.wire import worker_options
@@ -123,8 +125,11 @@ def load(
     offers = adapters.load(model, path, header, options)
     if not header.is_embedding:
         model.book(options.n_booked, worker_options.cell_bytes(header.n_kv, options.kv_type))
+        n_positions = _n_positions(model, found.n_positions)
+        # llama.cpp takes the long factors for all texts where the pool could hold a long one.
+        n_pool = min(options.n_ctx, n_positions) if b"rope_factors_long.weight" in found.tensors else options.n_ctx
         model.open_context(
-            n_ctx=options.n_ctx,
+            n_ctx=n_pool,
             first=_FIRST,
             n_batch=max(options.n_batch, options.n_sequences),
             n_ubatch=options.n_ubatch,
@@ -133,8 +138,7 @@ def load(
             kv_type=options.kv_type,
             n_threads=n_threads,
         )
-        if found.n_positions is not None:  # what is beyond the table would be looked up nonetheless
-            model.backend.n_ctx = min(model.n_ctx, found.n_positions)
+        model.backend.n_ctx = min(model.n_ctx, n_positions)
     plan = pooling_type.plan(
         header,
         n_ctx=options.n_booked,
@@ -145,6 +149,17 @@ def load(
     if plan is not None:
         model.open_embeddings(plan, n_threads)
     return model, offers
+
+
+def _n_positions(model: LlamaModel, n_in_table: int | None) -> int:
+    """The length up to which the engine computes a text rightly.
+
+    What is beyond a table of positions would be looked up nonetheless, and some models have been converted for a part
+    of their context.
+    """
+    limit = model.metadata(CONTEXT_LIMIT) or ""
+    limits = [int(limit)] if limit.isdecimal() and int(limit) > 0 else []
+    return min([*limits, *([] if n_in_table is None else [n_in_table])], default=sys.maxsize)
 
 
 def _devices(options: worker_options.WorkerOptions) -> "EngineDevices | None":

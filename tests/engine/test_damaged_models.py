@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from shimmy.engine import loading
+from shimmy.engine.llama import binding
 from shimmy.formats.convert.convert import convert
 from shimmy.formats.gguf import reader
 from shimmy.wire import worker_options
@@ -179,3 +180,16 @@ def test_no_text_has_a_position_that_a_table_lacks(tmp_path: Path) -> None:
         model, _ = loading.load(options, 1, lambda _: None)
         assert model.n_ctx == min(n_positions, -(-n_ctx // 256) * 256)
         model.close()
+
+
+@pytest.mark.parametrize(("family", "limit"), [("mistral-window", 64), ("phi3-longrope", 256)])
+def test_no_larger_context_is_taken_than_a_model_is_converted_for(family: str, limit: int, tmp_path: Path) -> None:
+    """`--ctx-size` lifted the limit without a word: texts beyond a window were computed as if there were none, and with
+    factors for long texts those of short ones, too."""
+    path = tmp_path / "made.gguf"
+    convert(write_folder(family, tmp_path / "folder", "4"), path, lambda _: None)
+    model, _ = loading.load(worker_options.WorkerOptions(str(path), 2048, 1, 64, 1, None, None), 1, lambda _: None)
+    assert model.n_ctx == limit
+    if family == "phi3-longrope":
+        assert binding.llama.llama_n_ctx(model.backend._context) == limit
+    model.close()

@@ -107,6 +107,7 @@ class MetadataBuilder:
     notices: list[str] = field(default_factory=list)
     computed: dict[str, list[float]] = field(default_factory=dict)  # tensors that no file holds, in F32
     n_ctx: int = 0
+    is_limited: bool = False  # to less than config.json says
 
     def integer(self, key: str, value: int) -> None:
         self._put(key, GgufType.UINT32, value)
@@ -138,6 +139,7 @@ class MetadataBuilder:
         if n_ctx < self.n_ctx:
             self.notices.append(f"its context is limited to {n_ctx} of {self.n_ctx} tokens: {reason}")
             self.n_ctx = n_ctx
+            self.is_limited = True
 
 
 def rope_parameters(values: Hyperparameters, layers: str = "full_attention") -> Hyperparameters:

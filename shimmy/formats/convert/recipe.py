@@ -25,7 +25,8 @@ from shimmy.formats.convert.tensor_table import CODES, TensorTable
 from shimmy.formats.convert.tied_head import TiedHead
 from shimmy.formats.convert.transforms import TensorOutput, TensorSlice
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf.writer import Metadata, TensorInfo
+from shimmy.formats.gguf.header import CONTEXT_LIMIT
+from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo
 from shimmy.formats.quantised.schemes import scheme_of
 from shimmy.formats.quantised.stored import Scheme, Tensors
 from shimmy.formats.safetensors.checkpoint import Checkpoint, CheckpointTensor, shown
@@ -92,6 +93,8 @@ def recipe(
     for name, computed in draft.computed.items():
         outputs.append(TensorOutput(TensorInfo(name, (len(computed),), CODES["F32"]), values=tuple(computed)))
     draft.integer("context_length", draft.n_ctx)
+    if draft.is_limited:
+        draft.metadata.append((CONTEXT_LIMIT, GgufType.UINT32, draft.n_ctx))
     return Recipe(
         family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices),
         values.get("vocab_size"), zeros, table.numbers, table.tied_head,

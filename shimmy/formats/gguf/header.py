@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+CONTEXT_LIMIT = "shimmy.context_length_limit"  # in our own files: beyond it the engine would compute something else
 MAX_KEPT_NUMBERS = 1_024  # of an array; one for each layer is the most that is wanted
 
 # fmt: off
