@@ -34,7 +34,7 @@ ROUTERS = {
     "DeepseekV3TopkRouter", "Glm4MoeLiteTopkRouter", "Mistral4TopkRouter", "MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter",
     "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
     "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter", "KimiLinearTopkRouter", "KimiGate", "MiniMaxM3VLTopKRouter",
-    "ExaoneMoeTopkRouter", "Glm4vMoeTextTopkRouter", "Llama4Router",
+    "ExaoneMoeTopkRouter", "Dots1TopkRouter", "HunYuanMoEV1Gate", "Glm4vMoeTextTopkRouter", "Llama4Router",
 }  # fmt: skip
 INDEX_GAP = 0.004  # of the spread of a row's scores: what the same rounding moves
 SAME = 5e-5  # how far two versions of transformers may be apart
@@ -371,6 +371,13 @@ GLM4_MOE = MOE | {
     "first_k_dense_replace": 1,
     "partial_rotary_factor": 0.5,
 }
+DOTS1 = {key: value for key, value in GLM4_MOE.items() if key != "partial_rotary_factor"} | {
+    "num_key_value_heads": 4, "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "sliding_window": None,
+}  # fmt: skip
+HUNYUAN_MOE = {
+    "head_dim": 32, "rope_theta": 5000.0, "num_experts": 6, "moe_topk": 2,
+    "rope_scaling": {"type": "dynamic", "alpha": 100.0, "factor": 1.0},
+}  # fmt: skip
 GLM4V_MOE = {key: value for key, value in GLM4_MOE.items() if key != "rope_theta"} | {"attention_bias": True}
 GLM_EYES = {
     "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "image_size": 28, "patch_size": 14,
@@ -644,6 +651,10 @@ FAMILIES = {
         {"text_config": vl_text() | GLM4V_MOE, "vision_config": GLM_EYES | {"out_hidden_size": 64}},
         only="5", seed="glm4v-moe-4",
     ),
+    "dots1": Family(**decoder("Dots1", **DOTS1), seed="dots1-6"),
+    "hunyuan-moe": Family(**decoder("HunYuanMoEV1", **HUNYUAN_MOE), seed="hunyuan-moe-4"),
+    "arcee": Family(**decoder("Arcee", rope_theta=5000.0, rope_scaling=YARN)),
+    "starcoder2": Family(**decoder("Starcoder2", rope_theta=5000.0, sliding_window=64, tie_word_embeddings=True)),
     "deepseek2-lite": Family(**decoder("DeepseekV2", **LATENT | {"q_lora_rank": None}), seed="deepseek2-lite-1"),
     # Version 4 leaves out what YaRN multiplies the attention with.
     "deepseek2": Family(
@@ -981,6 +992,9 @@ def check_routes(router_logits: Any, n_used: int) -> None:
 
 def check_router(router: Any, inputs: Any, output: Any) -> None:
     """The same for routers that rank experts by something else than logits; version 4 does not tell it."""
+    if torch.is_tensor(output):  # of Hunyuan's gate in version 4
+        check_routes([output], router.config.moe_topk)
+        return
     found = output[type(router).__name__ == "Llama4Router"]
     if not torch.is_floating_point(found):
         return

@@ -43,6 +43,9 @@ _ROUTED = (
     Row("layers.#.mlp.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
     Row("layers.#.mlp.shared_experts.down_proj", "blk.#.ffn_down_shexp.weight", "EY"),
 )
+_BIAS = Row(
+    "layers.#.mlp.gate.e_score_correction_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True, layers=_SPARSE
+)
 _GLM4_MOE = (
     *ENDS,
     Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E"),
@@ -51,11 +54,8 @@ _GLM4_MOE = (
     *(replace(row, layers=_NORMED) for row in HEAD_NORMS),
     *(replace(row, layers=_DENSE) for row in feed_forward()),
     *(replace(row, layers=_SPARSE) for row in _ROUTED),
-    Row(
-        "layers.#.mlp.gate.e_score_correction_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True,
-        layers=_SPARSE,
-    ),
-)  # fmt: skip
+    _BIAS,
+)
 
 
 def _n_dense(values: Hyperparameters, n_layers: int) -> int:
@@ -91,6 +91,32 @@ def describe_glm4_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: di
     draft.integer("expert_gating_func", SIGMOID)
     draft.number("expert_weights_scale", scale)
     draft.flag("expert_weights_norm", values.flag("norm_topk_prob", default=True))
+
+
+_DOTS1 = (
+    *ENDS,
+    *NORMS,
+    *attention(bias="none"),
+    *HEAD_NORMS,
+    *(replace(row, layers=_DENSE) for row in feed_forward()),
+    *(replace(row, layers=_SPARSE) for row in _ROUTED),
+    _BIAS,
+)
+_N_LAYERS_BEFORE_WINDOWS = 62  # of dots.llm1, unless it says otherwise
+
+
+def describe_dots1(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    describe_glm4_moe(draft, values, sizes)
+    values.require("num_key_value_heads", sizes["H"], default=sizes["H"])  # for which the engine has no other number
+    values.require("attention_bias", False, default=False)
+    values.require("tie_word_embeddings", False, default=False)  # the engine wants a matrix of its own
+    values.require("scoring_func", "sigmoid", "noaux_tc", default="sigmoid")
+    kinds = values.names("layer_types")
+    if kinds is None and values.get("sliding_window") is not None:
+        first = values.integer("max_window_layers", minimum=0, default=_N_LAYERS_BEFORE_WINDOWS)
+        kinds = ["sliding_attention"] * max(0, sizes["layers"] - first)
+    if {*(kinds or ())} - {"full_attention"}:
+        raise Unconvertible("some of its layers have a window, which the engine does not have for this architecture")
 
 
 _MINIMAX_M2 = (
@@ -235,6 +261,12 @@ FAMILIES = (
         "glm4moe", _GLM4_MOE, SILU, FREE, describe_glm4_moe,
         _GLM4_MOE_DEFAULTS | {"attention_bias": True}, ignored_prefixes=("visual.",),
         rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
+    ),
+    Family(
+        "dots.llm1", "dots1", classes("Dots1"), "dots1", _DOTS1, SILU, FREE, describe_dots1,
+        {"first_k_dense_replace": 0, "num_nextn_predict_layers": 0, "routed_scaling_factor": 1.0,
+         "norm_topk_prob": False, **rope_defaults()},
+        kinds=_kinds, unused=_drafting_layers,
     ),
     Family(
         "MiniMax M2", "minimax_m2", classes("MiniMaxM2")[:1], "minimax-m2", _MINIMAX_M2, SILU, FREE,

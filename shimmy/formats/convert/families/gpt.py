@@ -1,7 +1,8 @@
-"""GPT-2 and gpt-oss."""
+"""GPT-2, StarCoder2 and gpt-oss."""
 
 from shimmy.formats.convert.families.family import (
     ENDS,
+    FREE,
     GELU,
     SILU,
     TRANSPOSE,
@@ -11,7 +12,7 @@ from shimmy.formats.convert.families.family import (
     classes,
     rope_defaults,
 )
-from shimmy.formats.convert.families.settings import experts, plain_heads, windows_in_turn
+from shimmy.formats.convert.families.settings import cap_to_window, experts, plain_heads, windows_in_turn
 from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder
 
 _GPT_OSS_EXPERTS = "layers.#.mlp.experts."
@@ -56,6 +57,16 @@ def describe_gpt_oss(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
     windows_in_turn(draft, values, sizes)
 
 
+def starcoder2_renamed(values: Hyperparameters) -> Hyperparameters:
+    return values.changed({"layer_norm_epsilon": values.get("norm_epsilon")})
+
+
+def describe_starcoder2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    plain_heads(values, sizes)
+    values.require("use_bias", True, default=True)  # the engine wants each of them
+    cap_to_window(draft, values)
+
+
 def describe_gpt2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del draft
     plain_heads(values, sizes)
@@ -68,6 +79,20 @@ FAMILIES = (
         "gpt-oss", "gpt_oss", classes("GptOss"), "gpt-oss", _GPT_OSS, SILU, frozenset(("yarn",)), describe_gpt_oss,
         {"head_dim": 64, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4,
          **rope_defaults(150_000.0, 1e-5)},
+    ),
+    Family(
+        "StarCoder2", "starcoder2", classes("Starcoder2"), "starcoder2",
+        (Row("embed_tokens", "token_embd.weight", "VE"),
+         Row("norm", "output_norm.weight", "E", bias="required"),
+         Row("lm_head", "output.weight", "VE"),
+         Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E", bias="required"),
+         Row("layers.#.post_attention_layernorm", "blk.#.ffn_norm.weight", "E", bias="required"),
+         *attention(bias="required", output_bias="required"),
+         Row("layers.#.mlp.c_fc", "blk.#.ffn_up.weight", "FE", bias="required"),
+         Row("layers.#.mlp.c_proj", "blk.#.ffn_down.weight", "EF", bias="required")),
+        GELU, FREE, describe_starcoder2,
+        {"norm_epsilon": 1e-5, "rope_theta": 10_000.0, "tie_word_embeddings": True}, renamed=starcoder2_renamed,
+        is_layer_norm=True,
     ),
     Family(
         "GPT-2", "gpt2", ("GPT2LMHeadModel", "GPT2Model"), "gpt2",

@@ -111,6 +111,32 @@ def describe_hunyuan(draft: MetadataBuilder, values: Hyperparameters, sizes: dic
     values.require("num_experts", 1, default=1)
 
 
+def hunyuan_moe_renamed(values: Hyperparameters) -> Hyperparameters:
+    """With one number where there is one for each layer, if all are the same."""
+    changes = {}
+    for key, name in (("num_experts", "num_experts"), ("moe_topk", "num_experts_per_tok")):
+        found = values.get(key)
+        if isinstance(found, list):
+            if not found or any(number != found[0] for number in found):
+                raise Unconvertible(f"its `{key}` is not the same for all layers, which the engine cannot compute")
+            found = found[0]
+        changes[name] = found
+    return hunyuan_renamed(values.changed(changes))
+
+
+def describe_hunyuan_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    values.require("use_cla", False, default=False)
+    for key in ("use_qk_norm", "use_mixed_mlp_moe"):
+        values.require(key, True, default=True)
+    n_shared = values.get("num_shared_expert")
+    if n_shared is not None and n_shared != 1 and n_shared != [1] * sizes["layers"]:
+        raise Unconvertible("its `num_shared_expert` is not 1 for all layers, which the engine cannot compute")
+    experts(draft, values, sizes, "num_experts")
+    sizes["M"] = sizes["F"]
+    draft.integer("expert_feed_forward_length", sizes["F"])
+    draft.integer("expert_shared_feed_forward_length", sizes["F"])
+
+
 _XIELU = tuple(
     Row(f"layers.#.mlp.act_fn.{name}", f"xielu.{name}", shape, is_named_in_full=True, is_metadata=True)
     for name, shape in (("alpha_n", "1"), ("alpha_p", "1"), ("beta", ""), ("eps", ""))
@@ -292,6 +318,23 @@ FAMILIES = (
          Row("layers.#.self_attn.query_layernorm", "blk.#.attn_q_norm.weight", "D"),
          Row("layers.#.self_attn.key_layernorm", "blk.#.attn_k_norm.weight", "D")),
         SILU, frozenset(), describe_hunyuan, rope_defaults(rms_norm_eps=1e-5), renamed=hunyuan_renamed,
+    ),
+    Family(
+        "Hunyuan with experts", "hunyuan_v1_moe", classes("HunYuanMoEV1"), "hunyuan-moe",
+        (*ENDS, *NORMS, *attention(bias="none"),
+         Row("layers.#.self_attn.query_layernorm", "blk.#.attn_q_norm.weight", "D"),
+         Row("layers.#.self_attn.key_layernorm", "blk.#.attn_k_norm.weight", "D"),
+         *expert_rows("layers.#.mlp.gate.wg", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
+         *(Row(f"layers.#.mlp.shared_mlp.{name}_proj", f"blk.#.ffn_{name}_shexp.weight", shape)
+           for name, shape in (("gate", "FE"), ("up", "FE"), ("down", "EF")))),
+        SILU, frozenset(), describe_hunyuan_moe, rope_defaults(rms_norm_eps=1e-5), renamed=hunyuan_moe_renamed,
+    ),
+    Family(
+        "Arcee", "arcee", classes("Arcee"), "arcee",
+        (*ENDS, *NORMS, *attention(PERMUTE, bias="none"),
+         Row("layers.#.mlp.up_proj", "blk.#.ffn_up.weight", "FE"),
+         Row("layers.#.mlp.down_proj", "blk.#.ffn_down.weight", "EF")),
+        frozenset(("relu2",)), ALL, plain, rope_defaults(1e4, 1e-5),
     ),
     Family(
         "Seed-OSS", "seed_oss", classes("SeedOss"), "seed_oss",

@@ -37,6 +37,10 @@ _SQUARED = (
 # `model_type` where there is none.
 _OTHERWISE = {
     **dict.fromkeys(("BitNetForCausalLM", "bitnet"), _SQUARED),
+    **dict.fromkeys(
+        ("PhiMoEForCausalLM", "PhimoeForCausalLM", "phimoe"),
+        "its norms subtract the mean, and its experts are weighed by SparseMixer: the engine's Phi-MoE does neither",
+    ),
     "BitnetForCausalLM": (
         "it rounds its weights to three values, and what they are multiplied with to 8 bits, whenever it computes (the "
         "first BitNet b1.58), and the engine does not"

@@ -11,7 +11,7 @@ from tests.golden.weights import checkpoint, write_safetensors
 
 @pytest.mark.parametrize(
     "family",
-    ["qwen2", "seed-oss", "llama-mqa-biases", "granite-biases", "nemotron-h-latent"],
+    ["qwen2", "seed-oss", "llama-mqa-biases", "granite-biases", "nemotron-h-latent", "arcee", "starcoder2"],
 )
 def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
     """A Qwen2 without one of its biases was converted, and computed something else."""
@@ -46,3 +46,17 @@ def test_a_bias_that_nothing_promises_is_refused(family: str, tmp_path: Path) ->
     rows = tensors[name.replace("bias", "weight")][1][0]
     write_safetensors(folder / FILE, {**tensors, name: ("F32", (rows,), bytes(4 * rows))})
     assert "v_proj.bias` is not one that the architecture" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "word"),
+    [
+        ("starcoder2", {"use_bias": False}, "use_bias"),
+        ("starcoder2", {"hidden_act": "silu"}, "activation"),
+        ("starcoder2", {"head_dim": 32}, "head_dim"),
+        ("arcee", {"hidden_act": "silu"}, "activation"),
+    ],
+    ids=str,
+)
+def test_another_one_is_refused(family: str, changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    assert word in reason(family, changes, tmp_path)

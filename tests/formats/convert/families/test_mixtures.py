@@ -1,4 +1,4 @@
-"""Qwen2-MoE, MiniMax M2, LFM2-MoE, OLMoE, ERNIE 4.5 and the unified Gemma 4, and what is refused of them."""
+"""Qwen2-MoE, MiniMax M2, LFM2-MoE, OLMoE, ERNIE 4.5, dots.llm1, Hunyuan, the unified Gemma 4: what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from tests.formats.convert.families.changed_folders import changed, check_names_
 from tests.golden.weights import write_folder
 
 
-@pytest.mark.parametrize("family", ["qwen2-moe", "minimax-m2", "lfm2-moe", "olmoe", "ernie-moe", "gemma4-unified"])
+@pytest.mark.parametrize(
+    "family", ["qwen2-moe", "minimax-m2", "lfm2-moe", "olmoe", "ernie-moe", "gemma4-unified", "dots1", "hunyuan-moe"]
+)
 def test_each_tensor_is_needed(family: str, tmp_path: Path) -> None:
     check_names_of_tensors(family, tmp_path)
 
@@ -21,6 +23,13 @@ def test_a_rotated_part_is_told_by_its_size_or_by_its_share(tmp_path: Path) -> N
     by_share = {"rope_parameters": rope | {"partial_rotary_factor": 0.5}, "rotary_dim": ...}
     for index, changes in enumerate((by_size, by_share)):
         assert metadata(changed("minimax-m2", changes, tmp_path / str(index)))["rope.dimension_count"] == 16
+
+
+def test_hunyuan_has_numbers_for_each_layer_or_for_all(tmp_path: Path) -> None:
+    lists = {"num_experts": [6, 6], "moe_topk": [2, 2], "num_shared_expert": [1, 1]}
+    assert metadata(changed("hunyuan-moe", lists, tmp_path / "lists")) == metadata(
+        write_folder("hunyuan-moe", tmp_path / "model", "5")
+    )
 
 
 def test_layers_of_lfm2_have_experts_from_one_on(tmp_path: Path) -> None:
@@ -63,6 +72,23 @@ def test_layers_of_lfm2_have_experts_from_one_on(tmp_path: Path) -> None:
         ("ernie-moe", {"moe_k": 7}, "moe_k"),
         ("ernie-moe", {"moe_intermediate_size": 32}, "shape"),
         ("ernie-moe", {"use_bias": True}, "use_bias"),
+        ("dots1", {"n_group": 2}, "n_group"),
+        ("dots1", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("dots1", {"attention_bias": True}, "attention_bias"),
+        ("dots1", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("dots1", {"scoring_func": "softmax"}, "scoring_func"),
+        ("dots1", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "window"),
+        ("dots1", {"layer_types": ..., "sliding_window": 16, "max_window_layers": 1}, "window"),
+        ("dots1", {"first_k_dense_replace": 2}, "layers.1.mlp"),
+        ("dots1", {"n_shared_experts": 1}, "shape"),
+        ("hunyuan-moe", {"use_cla": True}, "use_cla"),
+        ("hunyuan-moe", {"use_qk_norm": False}, "use_qk_norm"),
+        ("hunyuan-moe", {"use_mixed_mlp_moe": False}, "use_mixed_mlp_moe"),
+        ("hunyuan-moe", {"num_shared_expert": [1, 2]}, "num_shared_expert"),
+        ("hunyuan-moe", {"moe_topk": [2, 3]}, "moe_topk"),
+        ("hunyuan-moe", {"num_experts": [6, 5]}, "num_experts"),
+        ("hunyuan-moe", {"num_experts": 7}, "shape"),
+        ("hunyuan-moe", {"moe_topk": 7}, "num_experts_per_tok"),
         ("gemma4-unified", {"attention_bias": True}, "attention_bias"),
         ("gemma4-unified", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
     ],

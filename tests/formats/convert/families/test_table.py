@@ -50,6 +50,12 @@ def test_bitnet_is_refused_for_what_it_computes(
         plan(write_checkpoint(tmp_path / "model", known | config, tensors))
 
 
+@pytest.mark.parametrize("name", ["PhiMoEForCausalLM", "PhimoeForCausalLM"])
+def test_phi_with_experts_is_refused_for_what_it_computes(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Unconvertible, match="SparseMixer"):
+        plan(write_checkpoint(tmp_path / "model", {"architectures": [name], "model_type": "phimoe"}, _MASTER))
+
+
 def test_the_first_bitnet_is_refused_for_what_it_computes(tmp_path: Path) -> None:
     known = {"architectures": ["BitnetForCausalLM"], "model_type": "llama", "weight_bits": 1, "input_bits": 8}
     with pytest.raises(Unconvertible, match="rounds its weights to three values"):
