@@ -43,6 +43,7 @@ _DEEPSEEK3 = (
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 )
+_SEED = _LLAMA3.replace(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*", r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+")
 _LING = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
@@ -67,6 +68,7 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((TEKKEN,), True): "tekken",
     (_DEEPSEEK3, False): "deepseek-v3",
     ((_LING,), False): "bailingmoe2",
+    ((_SEED,), False): "seed-coder",
 }
 
 
