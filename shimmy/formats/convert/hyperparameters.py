@@ -160,6 +160,8 @@ def rope_parameters(values: Hyperparameters, layers: str = "full_attention") -> 
             raise wrong("rope_parameters", found)
     beside = {key: values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     rope_type = found.get("rope_type") or found.get("type") or "default"
+    if not isinstance(rope_type, str):
+        raise wrong("rope_type", rope_type)
     return Hyperparameters({**beside, **_without_nulls(found), "rope_type": rope_type}, {})
 
 

@@ -54,10 +54,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     nested = config.get("text_config")
     merged = {**config, **nested} if isinstance(nested, dict) else dict(config)
     merged["architectures"] = config.get("architectures") or merged.get("architectures")
-    if isinstance(nested, dict) and {config.get("tie_word_embeddings"), nested.get("tie_word_embeddings")} == {
-        True,
-        False,
-    }:
+    outer, inner = config.get("tie_word_embeddings"), merged.get("tie_word_embeddings")
+    if isinstance(outer, bool) and isinstance(inner, bool) and outer != inner:
         # transformers 4 believes the inner one, 5 the outer one: whether the checkpoint has a head says what was meant.
         merged["tie_word_embeddings"] = None
     return merged

@@ -32,7 +32,7 @@ _WITHOUT_CACHE = _ENCODERS - {"t5encoder"}  # llama.cpp gives it one that it nev
 # such vectors has no values beside them. A file that was written before llama.cpp could do so lacks the `_mla` keys.
 _LATENT_KEYS = ("attention.key_length_mla", "attention.value_length_mla")
 _LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa", "mistral4", "kimi-linear", "kimi-k3", "bailingmoe3"))
-_INDEXED = frozenset(("deepseek32", "glm-dsa"))  # and a second cache, of the keys by which layers select tokens
+INDEXED = frozenset(("deepseek32", "glm-dsa"))  # and a second cache, of the keys by which layers select tokens
 _GLM52_CONTEXT = 2**20  # from there on, not all layers of a GLM 5 have such keys
 _POOLING_TYPES = {1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama_pooling_type in include/llama.h
 
@@ -153,7 +153,7 @@ def _n_kv(metadata: dict[bytes, Value], architecture: str) -> int:
     n_value = _largest(metadata, architecture, "attention.value_length") or n_embd_head
     if architecture in _LATENT and all(_largest(metadata, architecture, key) for key in _LATENT_KEYS):
         n_value = 0
-    if architecture in _INDEXED:  # the layers behind the last one, which draft, have no cell
+    if architecture in INDEXED:  # the layers behind the last one, which draft, have no cell
         n_layers = max(0, n_layers - _largest(metadata, architecture, "nextn_predict_layers"))
     n_heads_in_all = sum(n_heads_kv[:n_layers]) if len(n_heads_kv) > 1 else n_layers * sum(n_heads_kv)
     return n_heads_in_all * (n_key + n_value) + _n_index(metadata, architecture, n_layers)
@@ -171,7 +171,7 @@ def _n_index(metadata: dict[bytes, Value], architecture: str, n_layers: int) -> 
 
 def selecting_layers(metadata: Mapping[bytes, Value], architecture: str) -> list[bool]:
     """Which layers select the tokens that they attend to by keys of their own; none of most architectures."""
-    if architecture not in _INDEXED:
+    if architecture not in INDEXED:
         return []
     n_layers = max(0, _n_layers(metadata, architecture) - _largest(metadata, architecture, "nextn_predict_layers"))
     if architecture == "glm-dsa":

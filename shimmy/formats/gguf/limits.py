@@ -7,7 +7,7 @@ CPU. Knows nothing of files. What is not looked for here, the engine refuses by 
 import math
 from collections.abc import Container, Iterable, Mapping
 
-from shimmy.formats.gguf.header import Array, Value, selecting_layers
+from shimmy.formats.gguf.header import INDEXED, Array, Value, selecting_layers
 
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1_024  # LLAMA_MAX_EXPERTS
@@ -81,15 +81,19 @@ def _about_experts(metadata: Mapping[bytes, Value], architecture: str) -> str | 
 
 
 def _about_indexers(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
-    selects = selecting_layers(metadata, architecture)
-    if not selects:
+    if architecture not in INDEXED:
         return None
+    selects = selecting_layers(metadata, architecture)
+    if not selects:  # the engine would look for the size of their keys for ever
+        return "it has no blocks but those that predict further tokens"
     size, n_rotated = (
         _largest(metadata.get(f"{architecture}.{key}".encode()))
         for key in ("attention.indexer.key_length", "rope.dimension_count")
     )
     if size.bit_count() != 1 or size < max(_MIN_INDEX_SIZE, n_rotated):
         return f"its indexers have keys of {size} numbers, where the engine needs a power of two of 64 or more"
+    if metadata.get(f"{architecture}.attention.indexer.top_k".encode()) == 0:  # the engine would say nothing
+        return "its layers select 0 tokens to attend to"
     return None if selects[0] else "its first layer has no indexer, and no layer before it has selected tokens"
 
 

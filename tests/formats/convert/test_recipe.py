@@ -18,6 +18,7 @@ from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.formats.convert import convert
 from shimmy.formats.convert.convert import ConversionPlan, plan, prepared
 from shimmy.formats.convert.converted import cache_name
+from shimmy.formats.convert.recipe import text_config
 from shimmy.formats.convert.transforms import chunks
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader as gguf
@@ -447,6 +448,15 @@ def test_a_base_of_the_rotation_that_is_left_out_is_that_of_transformers(tmp_pat
     assert "rope_theta" in reason(tmp_path, "falcon_h1", {"rope_theta": None})
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "merged"), [(True, False, None), (False, True, None), (True, True, True), ([], True, True)]
+)
+def test_what_says_two_things_of_a_head_says_nothing(outer: object, inner: object, merged: object) -> None:
+    """A list in the place of the outer one was a TypeError, in which the catalog found no reason for a person."""
+    config = {"tie_word_embeddings": outer, "text_config": {"tie_word_embeddings": inner}}
+    assert text_config(config)["tie_word_embeddings"] == merged
+
+
 def test_a_scaling_may_be_written_in_both_places(tmp_path: Path) -> None:
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": None}
     whole = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64}
@@ -520,6 +530,7 @@ def test_a_window_without_effect_limits_nothing(model_type: str, changes: Mappin
         ("gemma3_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"),
         ("olmo3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"),
         ("qwen2", {"rope_scaling": {"rope_type": "llama3"}}, "llama3"),
+        ("qwen2", {"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type"),
         ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
         ("llama", {"hidden_act": "relu"}, "relu"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),

@@ -75,6 +75,8 @@ def test_an_indexer_may_be_in_another_shard(tmp_path: Path) -> None:
         (metadata("glm-dsa", 0), "0 numbers"),
         (metadata("glm-dsa", 64, n_rotated=128), "64 numbers"),
         (metadata("glm-dsa", 64, False, True, True), "first layer"),
+        ([*metadata("glm-dsa"), ("glm-dsa.attention.indexer.top_k", UINT32, 0)], "select 0 tokens"),
+        ([*metadata("deepseek32"), ("deepseek32.nextn_predict_layers", UINT32, 3)], "no blocks but"),
     ],
 )
 def test_other_indexers_are_refused(told: Metadata, reason: str, tmp_path: Path) -> None:
