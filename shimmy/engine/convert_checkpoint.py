@@ -21,8 +21,9 @@ from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
 from shimmy.wire.worker_options import matrix_fault
 
 if TYPE_CHECKING:
-    from shimmy.formats.convert.convert import ConversionPlan, Unpacker
+    from shimmy.formats.convert.convert import ConversionPlan
     from shimmy.formats.convert.peft import Base
+    from shimmy.formats.convert.settle_types import Unpacker
 
 logger = logging.getLogger(__name__)
 

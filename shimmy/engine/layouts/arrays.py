@@ -235,11 +235,16 @@ def checked_scales(scales: Floats, what: str = "scale") -> Floats:
     return scales
 
 
-def powers_of_two(exponents: Bytes) -> Floats:
-    """2^(e - 127); the byte 255 is NaN, and refused."""
+def checked_exponents(exponents: Bytes) -> Bytes:
+    """Those of numbers; raises BadValuesError."""
     if (exponents == 255).any():
         raise BadValuesError("one of its scales is no number")
-    bits = exponents.astype(np.uint32) << np.uint32(23)
+    return exponents
+
+
+def powers_of_two(exponents: Bytes) -> Floats:
+    """2^(e - 127); the byte 255 is NaN, and refused."""
+    bits = checked_exponents(exponents).astype(np.uint32) << np.uint32(23)
     bits[exponents == 0] = 1 << 22  # 2^-127 is a subnormal number
     return bits.view(np.float32)
 

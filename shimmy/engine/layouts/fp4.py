@@ -12,12 +12,13 @@ from shimmy.engine.layouts.arrays import (
     Floats,
     FourBitFloats,
     Packed,
+    checked_exponents,
     checked_scales,
     hold_floats,
     largest_size,
     powers_of_two,
 )
-from shimmy.engine.layouts.fp8 import e4m3
+from shimmy.engine.layouts.fp8 import checked_codes, e4m3
 from shimmy.engine.layouts.loops import nibbles
 from shimmy.formats.quantised.stored import Holding
 
@@ -27,17 +28,20 @@ LARGEST = 6
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     """`scales` are bytes, [rows, groups]."""
-    scales = _scales(arrays, options)
+    stored = arrays["scales"]
     if options["group"] == 32:
         if options["n_columns"] % 32 == 0:
+            checked_exponents(stored)
             return Holding("MXFP4")
     elif (
         options["n_columns"] % 64 == 0
         and (options.get("apart") or "global" not in arrays)
-        and not (arrays["scales"] & np.uint8(128)).any()  # a scale in a GGUF has no sign
+        and not (stored & np.uint8(128)).any()  # a scale in a GGUF has no sign
     ):
+        checked_codes(stored, "scales")
+        _whole(arrays)
         return Holding("NVFP4")
-    return hold_floats(largest_size(scales) * LARGEST)
+    return hold_floats(largest_size(_scales(arrays, options)) * LARGEST)
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Packed:
@@ -54,11 +58,17 @@ def _scales(arrays: Arrays, options: Mapping[str, int]) -> Floats:
     stored = arrays["scales"].reshape(-1, arrays["scales"].shape[-1])
     if options["group"] == 32:
         return powers_of_two(stored)
-    scales = e4m3(stored, "scales")
-    if "global" in arrays:
-        number = checked_scales(arrays["global"]).reshape(-1)[0]
-        if not number:
-            raise BadValuesError("its scale for the whole tensor is 0")
-        if not options.get("apart"):
-            scales = scales / number if options["reciprocal"] else scales * number
+    scales, number = e4m3(stored, "scales"), _whole(arrays)
+    if number is not None and not options.get("apart"):
+        scales = scales / number if options["reciprocal"] else scales * number
     return scales
+
+
+def _whole(arrays: Arrays) -> np.float32 | None:
+    """The number for all weights, where there is one; raises BadValuesError."""
+    if "global" not in arrays:
+        return None
+    number = np.float32(checked_scales(arrays["global"]).reshape(-1)[0])
+    if not number:
+        raise BadValuesError("its scale for the whole tensor is 0")
+    return number

@@ -13,19 +13,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from shimmy.formats.convert import cache
+from shimmy.formats.convert import cache, settle_types
 from shimmy.formats.convert.cache import Converted, Progress
 from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.convert.families.table import family_of
 from shimmy.formats.convert.recipe import Recipe, recipe, text_config
+from shimmy.formats.convert.settle_types import Unpacker
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, chunks, single_number
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import Array, GgufHeader, Value, describe
-from shimmy.formats.gguf.writer import GGML_CODES, GgufType, Metadata, TensorInfo, data_size, write_file
+from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo, data_size, write_file
 from shimmy.formats.quantised.schemes import beside
-from shimmy.formats.quantised.stored import Holding
 from shimmy.formats.safetensors import huggingface
 from shimmy.formats.safetensors.checkpoint import (
     Checkpoint,
@@ -45,22 +45,6 @@ _FILE_TYPES = {  # llama_ftype
     "F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "MXFP4": 38, "NVFP4": 39,
 }  # fmt: skip
 _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}  # of Phi-3 and 3.5, whose tokenizer strips; Phi-4's does not
-
-
-class Unpacker(Protocol):
-    """Computes with quantised weights, which the parent cannot: `engine/layouts/unpack.py`."""
-
-    def holding(self, output: TensorOutput, reader: TensorReader) -> Holding:
-        """What holds the tensor, by its scales and zero points. Raises Unconvertible for numbers that cannot be."""
-
-    def chunks(self, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
-        """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""
-
-    def n_threads(self, outputs: Sequence[TensorOutput]) -> int:
-        """How many tensors are best made at once, of which each takes time and memory."""
-
-    def end(self) -> None:
-        """Keep nothing for further tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,24 +159,12 @@ def prepared(
     if unpacker is None:
         raise Unconvertible("its weights are quantised, and nothing here can unpack them")
     unpack = unpacker()
-    outputs = []
-    errors: dict[tuple[str, str], float] = {}  # the largest of each layout and type
     with TensorReader() as reader:
         for name, tensor in found.recipe.zeros.items():
             _refuse_numbers(name, tensor, reader)
-        for output in found.recipe.outputs:
-            is_beside = output.info.name.endswith(".scale")
-            if not output.stored or (is_beside and not target_type):
-                outputs.append(output)
-            elif not is_beside:
-                settled, error = _settled(output, target_type, unpack, reader)
-                outputs.append(settled)
-                key = output.stored[0].matrix.label, settled.info.kind
-                errors[key] = max(error, errors.get(key, 0.0))
-    for (label, kind), error in sorted(errors.items()):
-        logger.info("%s becomes %s, %s", label, kind, f"within {100 * error:.2g} %" if error else "exactly")
+    outputs = settle_types.settled(found.recipe.outputs, target_type, unpack)
     infos = [output.info for output in outputs]
-    settled_recipe = replace(found.recipe, outputs=tuple(outputs))
+    settled_recipe = replace(found.recipe, outputs=outputs)
     quantization = _type_of_most(outputs)
     return replace(found, quantization=quantization, size_bytes=data_size(infos), recipe=settled_recipe), unpack
 
@@ -214,21 +186,6 @@ def _refuse_numbers(name: str, tensor: CheckpointTensor, reader: TensorReader) -
     reader.read(tensor, 0, memoryview(content))
     if any(content):
         raise Unconvertible(f"its tensor `{shown(name)}` is not one that the architecture has, and is not zero")
-
-
-def _settled(
-    output: TensorOutput, target_type: str, unpack: Unpacker, reader: TensorReader
-) -> tuple[TensorOutput, float]:
-    """The tensor in the type that holds it, and the largest relative error of a weight."""
-    if target_type:
-        rows = [replace(rows, matrix=rows.matrix.united()) for rows in output.stored]
-        output = replace(output, stored=tuple(rows))
-    held = unpack.holding(output, reader)
-    if output.info.kind == "F32" or target_type == "f32":  # the first as llama.cpp needs it
-        held = Holding("F32")
-    elif target_type or output.is_reordered:
-        held = held.plain()
-    return replace(output, info=replace(output.info, code=GGML_CODES[held.kind])), held.error
 
 
 def _type_of_most(outputs: Sequence[TensorOutput]) -> str:
