@@ -7,8 +7,10 @@ import re
 from typing import Any
 
 _EFFORTS = ("reasoning_effort", "thinking_effort", "reasoning_strength")  # names of the variable
-# Some templates refuse other values than those that they list.
-_LISTED = re.compile(rf"""\b({"|".join(_EFFORTS)})\s+not in\s+\[((?:\s*['"]\w+['"]\s*,?)+)\]""")
+# Some templates list the values that they take: they refuse others (`not in`), or take one more for all others (GLM).
+_LISTED = re.compile(
+    rf"""\b({"|".join(_EFFORTS)})\s+(not\s+)?in\s+\[((?:\s*['"]\w+['"]\s*,?)+)\](?:\s*else\s*['"](\w+)['"])?"""
+)
 _KNOWS_NONE = re.compile(r"""\breasoning_effort\b[^%}]*==\s*(['"])none\1""")
 _WORD = re.compile(r"\w+")
 _SWITCH = re.compile(r"\bthinking is (?:not )?(?:un)?defined\b")
@@ -19,7 +21,11 @@ _NONE, _MUCH = frozenset(_ORDER[:2]), "high"
 def in_words_of(source: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The variables `arguments` with those that the template in `source` has for the same; what they name counts."""
     is_on, effort = arguments.get("enable_thinking"), arguments.get("reasoning_effort")
-    listed = {name: _WORD.findall(values) for name, values in _LISTED.findall(source)}
+    listed = {
+        name: [*_WORD.findall(values), *filter(None, (other,))]
+        for name, refuses, values, other in _LISTED.findall(source)
+        if refuses or other
+    }
     own: dict[str, Any] = {}
     if isinstance(is_on, bool) and "enable_thinking" not in source:
         if "thinking_mode" in source:

@@ -14,6 +14,8 @@ from tests.real_templates import real_templates
 MISTRAL = (
     "{%- if reasoning_effort not in ['none', 'high'] %}{{- raise_exception('no') }}{%- endif %}{{ reasoning_effort }}"
 )
+# As GLM 5.3's template has it.
+GLM = "{%- set effort = reasoning_effort if reasoning_effort in ['low', 'high'] else 'max' -%}"
 OFF, ON = {"enable_thinking": False}, {"enable_thinking": True}
 
 
@@ -31,6 +33,8 @@ def effort(value: str) -> dict[str, Any]:
         (MISTRAL, {}, {}),
         (MISTRAL, {"reasoning_effort": 3}, {"reasoning_effort": 3}),
         (MISTRAL, effort("unheard-of"), effort("unheard-of")),
+        (GLM, effort("medium"), effort("high")),
+        (GLM, effort("xhigh"), effort("max")),
         ("tencent-Hy3", effort("medium"), effort("high")),
         ("tencent-Hy3", OFF, OFF | effort("no_think")),
         ("Kimi-K3", effort("minimal"), effort("minimal") | {"thinking_effort": "low"}),

@@ -77,7 +77,7 @@ def lark_of(tool: Tool, walker: Walker) -> str:
 def test_drawn_elements_are_read_back_and_follow_their_schema(with_special: bool) -> None:
     walker = Walker([MARK, "<tool_call>", "</tool_call>"] if with_special else [])
     lark = lark_of(TOOL, walker)
-    for seed in range(25):
+    for seed in range(12):
         calls, content = read(walker.reply(lark, seed, (CLOSES, f"{CLOSES}item>", f"{CLOSES}invoke>")))
         assert not content
         Draft202012Validator(SCHEMA).validate(json.loads(calls[0][1]))
@@ -139,7 +139,7 @@ def test_elements_in_elements_have_an_end() -> None:
 def test_random_damage_breaks_nothing() -> None:
     drawn = random.Random(1)
     text = called(written(json.dumps({"node": {"n": 1, "again": [{"n": 2, "s": "3"}]}, "lists": [[True], []]})))
-    for _ in range(150):
+    for _ in range(60):
         start = drawn.randrange(len(text))
         read(text[:start] + drawn.choice(("", "x", "<", ">", "\n", "[", MARK)) + text[start + drawn.randrange(1, 9) :])
 
