@@ -374,6 +374,7 @@ GLM4_MOE = MOE | {
 DOTS1 = {key: value for key, value in GLM4_MOE.items() if key != "partial_rotary_factor"} | {
     "num_key_value_heads": 4, "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "sliding_window": None,
 }  # fmt: skip
+STABLELM = {"rope_theta": 5000.0, "partial_rotary_factor": 0.5, "pad_token_id": 0}
 HUNYUAN_MOE = {
     "head_dim": 32, "rope_theta": 5000.0, "num_experts": 6, "moe_topk": 2,
     "rope_scaling": {"type": "dynamic", "alpha": 100.0, "factor": 1.0},
@@ -655,6 +656,8 @@ FAMILIES = {
     "hunyuan-moe": Family(**decoder("HunYuanMoEV1", **HUNYUAN_MOE), seed="hunyuan-moe-4"),
     "arcee": Family(**decoder("Arcee", rope_theta=5000.0, rope_scaling=YARN)),
     "starcoder2": Family(**decoder("Starcoder2", rope_theta=5000.0, sliding_window=64, tie_word_embeddings=True)),
+    "stablelm": Family(**decoder("StableLm", **STABLELM, use_qkv_bias=True)),
+    "stablelm-parallel": Family(**decoder("StableLm", **STABLELM, use_parallel_residual=True)),
     "deepseek2-lite": Family(**decoder("DeepseekV2", **LATENT | {"q_lora_rank": None}), seed="deepseek2-lite-1"),
     # Version 4 leaves out what YaRN multiplies the attention with.
     "deepseek2": Family(

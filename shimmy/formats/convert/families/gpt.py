@@ -1,4 +1,4 @@
-"""GPT-2, StarCoder2 and gpt-oss."""
+"""GPT-2, StarCoder2 and StableLM, whose norms subtract the mean; gpt-oss."""
 
 from shimmy.formats.convert.families.family import (
     ENDS,
@@ -10,10 +10,11 @@ from shimmy.formats.convert.families.family import (
     Row,
     attention,
     classes,
+    feed_forward,
     rope_defaults,
 )
 from shimmy.formats.convert.families.settings import cap_to_window, experts, plain_heads, windows_in_turn
-from shimmy.formats.convert.hyperparameters import Hyperparameters, MetadataBuilder
+from shimmy.formats.convert.hyperparameters import MAX_LAYERS, Hyperparameters, MetadataBuilder
 
 _GPT_OSS_EXPERTS = "layers.#.mlp.experts."
 _GPT_OSS = (
@@ -67,6 +68,22 @@ def describe_starcoder2(draft: MetadataBuilder, values: Hyperparameters, sizes: 
     cap_to_window(draft, values)
 
 
+_SERIAL = "feed_forward_behind_attention"
+
+
+def _stablelm_kinds(values: Hyperparameters) -> list[set[str]]:
+    n_layers = values.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    return [set() if values.flag("use_parallel_residual") else {_SERIAL}] * n_layers
+
+
+def describe_stablelm(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """Without norms of its own, a feed-forward layer stands beside attention."""
+    plain_heads(values, sizes)
+    values.require("qk_layernorm", False, default=False)
+    values.require("tie_word_embeddings", False, default=False)  # the engine wants a matrix of its own
+    draft.flag("use_parallel_residual", values.flag("use_parallel_residual"))
+
+
 def describe_gpt2(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     del draft
     plain_heads(values, sizes)
@@ -93,6 +110,17 @@ FAMILIES = (
         GELU, FREE, describe_starcoder2,
         {"norm_epsilon": 1e-5, "rope_theta": 10_000.0, "tie_word_embeddings": True}, renamed=starcoder2_renamed,
         is_layer_norm=True,
+    ),
+    Family(
+        "StableLM", "stablelm", classes("StableLm"), "stablelm",
+        (Row("embed_tokens", "token_embd.weight", "VE"),
+         Row("norm", "output_norm.weight", "E", bias="required"),
+         Row("lm_head", "output.weight", "VE"),
+         Row("layers.#.input_layernorm", "blk.#.attn_norm.weight", "E", bias="required"),
+         Row("layers.#.post_attention_layernorm", "blk.#.ffn_norm.weight", "E", bias="required", layers=_SERIAL),
+         *attention(bias="use_qkv_bias"), *feed_forward()),
+        SILU, FREE, describe_stablelm, {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "rope_theta": 10_000.0},
+        rotates_partly=True, kinds=_stablelm_kinds, is_layer_norm=True,
     ),
     Family(
         "GPT-2", "gpt2", ("GPT2LMHeadModel", "GPT2Model"), "gpt2",

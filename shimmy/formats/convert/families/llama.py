@@ -65,6 +65,13 @@ def describe_ministral3(draft: MetadataBuilder, values: Hyperparameters, sizes: 
         draft.number("attention.temperature_scale", beta)
 
 
+def internlm3_renamed(values: Hyperparameters) -> Hyperparameters:
+    """With the names that the hub has for the settings of biases, where transformers has others."""
+    return values.changed({
+        "qkv_bias": values.get("qkv_bias", "attention_bias"), "bias": values.get("bias", "mlp_bias"),
+    })  # fmt: skip
+
+
 def describe_mixtral(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     cap_to_window(draft, values)
     experts(draft, values, sizes, "num_local_experts")
@@ -272,6 +279,11 @@ FAMILIES = (
     Family(
         "Mistral", "mistral", (*classes("Mistral"), _MISTRAL_3), "llama", _MISTRAL, SILU, ALL, describe_mistral,
         rope_defaults(), ignored_prefixes=_EYES,
+    ),
+    Family(
+        "InternLM 3", "internlm3", (*classes("InternLM3"), "LlamaForCausalLM"), "llama",
+        (*ENDS, *NORMS, *attention(PERMUTE, bias="qkv_bias", output_bias="bias"), *feed_forward("bias")),
+        SILU, ALL, plain, {"head_dim": 128, **rope_defaults(rms_norm_eps=1e-5)}, renamed=internlm3_renamed,
     ),
     Family(
         "Ministral 3", "ministral3", ("Ministral3ForCausalLM", _MISTRAL_3), "mistral3", _MISTRAL, SILU,
