@@ -6,6 +6,7 @@ golden files, the next one adds its own style of config.json and checks that it 
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ ROUTERS = {
     "NomicRouter", "LingGate", "Ling1Gate", "Ernie4_5_MoeTopKRouter", "Qwen3VLMoeTextTopKRouter",
     "DeepseekV32TopkRouter", "GlmMoeDsaTopkRouter", "KimiLinearTopkRouter", "KimiGate", "MiniMaxM3VLTopKRouter",
     "ExaoneMoeTopkRouter", "Dots1TopkRouter", "HunYuanMoEV1Gate", "Glm4vMoeTextTopkRouter", "Llama4Router",
+    "BailingHybridTopkRouter",
 }  # fmt: skip
 INDEX_GAP = 0.004  # of the spread of a row's scores: what the same rounding moves
 SAME = 5e-5  # how far two versions of transformers may be apart
@@ -447,6 +449,13 @@ KIMI_K3 = {k: v for k, v in LATENT.items() if k not in {"rope_theta", "n_routed_
         "short_conv_kernel_size": 4, "gate_lower_bound": -5.0, "use_full_rank_gate": True,
     },
 }  # fmt: skip
+LING3 = COMMON | {
+    "num_key_value_heads": 4, "num_hidden_layers": 4, "layer_group_size": 3, "head_dim": 16, "qk_rope_head_dim": 16,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "full_attention"],
+    "kv_lora_rank": 32, "qk_nope_head_dim": 12, "v_head_dim": 8, "rope_theta": 5000.0, "first_k_dense_replace": 1,
+    "moe_intermediate_size": 48, "n_shared_experts": 2, "num_local_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+    "topk_group": 2, "num_mtp_layers": 0,
+}  # fmt: skip
 MINIMAX_M3 = COMMON | {
     "num_experts_per_tok": 2, "num_hidden_layers": 3, "head_dim": 32, "rotary_dim": 16, "intermediate_size": 48,
     "dense_intermediate_size": 96, "shared_intermediate_size": 48, "num_local_experts": 6,
@@ -688,6 +697,8 @@ FAMILIES = {
     ),
     "kimi-linear": Family(**decoder("KimiLinear", **KIMI_LINEAR), only="5", seed="kimi-linear-17"),
     "kimi-k3": Family("KimiK3ForConditionalGeneration", {"text_config": COMMON | KIMI_K3}, only="5", seed="kimi-k3-64"),
+    "ling3": Family("BailingHybridForCausalLM", LING3, only="5", seed="ling3-9"),
+    "ling3-low-rank": Family("LowRankLing3", LING3 | {"q_lora_rank": 24}, only="5", seed="ling3-low-rank-21"),
     "minimax-m3": Family(
         "MiniMaxM3SparseForConditionalGeneration",
         {"text_config": MINIMAX_M3, "vision_config": MINIMAX_M3_EYES, "projector_hidden_size": 64},
@@ -869,11 +880,7 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
     files: dict[str, dict[str, list[int]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as tensors:
-            # Version 4 writes a part of another name into this one.
-            mistake = "per_layer_model.language_model_", "per_layer_model_"
-            # Version 5 gives the layers of Kimi Linear without experts the name of those with some.
-            others = [("block_sparse_moe." + part, "mlp." + part) for part in ("gate_proj", "up_proj", "down_proj")]
-            names = {name: _renamed(name, mistake, *others) for name in tensors.keys()}  # noqa: SIM118
+            names = {name: name_on_the_hub(name, config) for name in tensors.keys()}  # noqa: SIM118
             files[path.name] = {names[name]: [*tensors.get_slice(name).get_shape()] for name in names}
     for name, module in family.extra_files.items():
         file = name.replace("config.json", "model.safetensors")
@@ -883,9 +890,16 @@ def create(family: Family, folder: Path) -> tuple[dict[str, Any], dict[str, dict
     return config, files
 
 
-def _renamed(name: str, *changes: tuple[str, str]) -> str:
-    for change in changes:
-        name = name.replace(*change)
+def name_on_the_hub(name: str, config: dict[str, Any]) -> str:
+    """Of a tensor, where transformers writes another one."""
+    # Version 4 writes a part of another name into this one.
+    name = name.replace("per_layer_model.language_model_", "per_layer_model_")
+    if config["model_type"] == "kimi_linear":  # layers without experts get the name of those with some
+        return re.sub(r"\.block_sparse_moe(?=\.(gate|up|down)_proj\.)", ".mlp", name)
+    if config["model_type"] == "bailing_hybrid":  # layers of both kinds get the name of those of one kind
+        name = name.replace("model.embed_tokens", "model.word_embeddings")
+        is_other = ".attention.dense." in name and config["layer_types"][int(name.split(".")[2])] == "linear_attention"
+        return name.replace(".dense.", ".o_proj.") if is_other else name
     return name
 
 

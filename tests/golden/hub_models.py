@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
+try:
+    from transformers.models.bailing_hybrid.modeling_bailing_hybrid import (
+        BailingHybridAttention,
+        BailingHybridForCausalLM,
+    )
+except ImportError:  # version 4, which records no Ling 3
+    BailingHybridAttention = BailingHybridForCausalLM = nn.Module
+
 
 def heads(states: Tensor, n_heads: int) -> Tensor:
     """[texts, tokens, width] as [texts, heads, tokens, width of a head]."""
@@ -677,3 +685,30 @@ class KimiK3ForConditionalGeneration(PreTrainedModel):
             states = layer(states, earlier)
         states = mixed(states, earlier, model.output_attn_res_norm, model.output_attn_res_proj)
         return CausalLMOutput(logits=self.language_model["lm_head"](model.norm(states)))
+
+
+# -- Ling 3 with queries in two steps: inclusionAI/Ling-3.0-tiny ------------------------------------------------------
+
+
+class LowRankLing3(BailingHybridForCausalLM):
+    """As transformers has Ling 3, but for the queries."""
+
+    __module__ = BailingHybridForCausalLM.__module__  # so that its tensors get the names of the hub
+    on_the_hub: ClassVar[list[str]] = ["BailingMoeV3ForCausalLM"]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            attention: Any = layer.self_attn
+            if hasattr(attention, "kv_b_proj"):
+                n_out, n_in = attention.q_proj.weight.shape
+                del attention.q_proj
+                attention.q_a_proj = nn.Linear(n_in, config.q_lora_rank, bias=False)
+                attention.q_a_layernorm = LingNorm(config.q_lora_rank, 1e-6)
+                attention.q_b_proj = nn.Linear(config.q_lora_rank, n_out, bias=False)
+                attention.__class__ = LowRankAttention
+
+
+class LowRankAttention(BailingHybridAttention):
+    def q_proj(self, states: Tensor) -> Tensor:
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(states)))

@@ -98,9 +98,13 @@ def _about_indexers(metadata: Mapping[bytes, Value], architecture: str) -> str |
 
 
 def _about_blocks(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
-    """Of tokens, that layers attend to; and of a family whose queries the engine would look for in vain."""
+    """Of tokens, that layers attend to; and what else ends the engine of the families with delta attention."""
     if architecture == "kimi-linear" and _largest(metadata.get(b"kimi-linear.attention.q_lora_rank")):
         return "its queries are made in two steps, which the engine does not compute for Kimi Linear"
+    if architecture == "bailingmoe3":
+        bound, is_safe = (metadata.get(f"bailingmoe3.kda.{key}".encode()) for key in ("gate_lower_bound", "safe_gate"))
+        if is_safe == 0 or (isinstance(bound, int | float) and not bound < 0):
+            return "its states fade without a bound, which the engine does not compute for Ling 3"
     if architecture != "minimax-m3":
         return None
     n_heads, n_heads_kv, size, n_rotated, n_tokens, n_blocks = (

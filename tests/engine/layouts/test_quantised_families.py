@@ -18,7 +18,7 @@ from tests.quantised_llama import LAYOUTS, fp8_block, mlx
 
 KINDS = {0: "<f4", 1: "<f2"}  # by ggml_type
 INDEXED = {"deepseek32", "glm-dsa"}
-LATENT = {"deepseek2", "kimi-linear", "kimi-k3", *INDEXED}
+LATENT = {"deepseek2", "kimi-linear", "kimi-k3", "bailingmoe3", *INDEXED}
 
 
 def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -30,7 +30,7 @@ def numbers(output: TensorOutput, reader: TensorReader) -> np.ndarray[tuple[int,
 @pytest.mark.parametrize("layout", ["fp8-tensor", "pack-quantized", "mxfp4"])
 @pytest.mark.parametrize("family", [
     "qwen3-next", "qwen35", "ministral3", "glm4-moe", "gemma4", "deepseek2-lite", "deepseek3", "ling1",
-    "deepseek32", "glm-dsa", "kimi-linear", "kimi-k3", "minimax-m3",
+    "deepseek32", "glm-dsa", "kimi-linear", "kimi-k3", "minimax-m3", "ling3-low-rank",
 ])  # fmt: skip
 def test_each_weight_is_where_it_would_be_without(family: str, layout: str, tmp_path: Path) -> None:
     check_weights(*write_both(family, layout, tmp_path))

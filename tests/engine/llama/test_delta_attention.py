@@ -25,7 +25,7 @@ def cpu() -> CpuBackend:
     return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
 
 
-@pytest.fixture(scope="module", params=["kimi-linear", "kimi-k3"])
+@pytest.fixture(scope="module", params=["kimi-linear", "kimi-k3", "ling3"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_folder(request.param, tmp_path_factory.mktemp("delta") / request.param, "5")
     convert(folder, folder.with_suffix(".gguf"), lambda _: None)

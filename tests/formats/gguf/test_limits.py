@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shimmy.formats.gguf.reader import InvalidGguf, validate
-from tests.tiny_models import ARRAY, BOOL, STRING, UINT32, Items, Metadata, Tensor, encode_gguf
+from tests.tiny_models import ARRAY, BOOL, FLOAT32, STRING, UINT32, Items, Metadata, Tensor, encode_gguf
 
 PARTS = ("attn_q_b.weight", "attn_k.weight", "k_norm.weight", "k_norm.bias", "proj.weight")
 
@@ -121,3 +121,18 @@ def test_a_kimi_linear_with_queries_in_two_steps_is_refused(tmp_path: Path) -> N
                 validate(path)
         else:
             validate(path)
+
+
+@pytest.mark.parametrize(("bound", "is_safe"), [(0.0, True), (5.0, True), (float("nan"), True), (-5.0, False)])
+def test_a_ling_3_whose_states_fade_without_a_bound_is_refused(bound: float, is_safe: bool, tmp_path: Path) -> None:
+    head, told = Tensor("output_norm.weight", (4,), bytes(16)), metadata("bailingmoe3")
+    for number, flag in ((-5.0, True), (bound, is_safe)):
+        more: Metadata = [
+            ("bailingmoe3.kda.gate_lower_bound", FLOAT32, number), ("bailingmoe3.kda.safe_gate", BOOL, flag),
+        ]  # fmt: skip
+        path = written(tmp_path / "model.gguf", [*told, *more], [head])
+        if number == -5.0 and flag:
+            validate(path)
+        else:
+            with pytest.raises(InvalidGguf, match="bound"):
+                validate(path)

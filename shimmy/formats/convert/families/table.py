@@ -5,7 +5,7 @@ from typing import Any
 
 from shimmy.formats.convert.families import encoders, gemma, gemma4, glm, gpt, llama, minimax, mla, qwen
 from shimmy.formats.convert.families.family import Family
-from shimmy.formats.convert.families.recurrent import falcon, hybrid, kimi, lfm2
+from shimmy.formats.convert.families.recurrent import falcon, hybrid, kimi, lfm2, ling3
 from shimmy.formats.convert.families.windowed import cohere, exaone, llama4
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import shown
@@ -22,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     *minimax.FAMILIES,
     *mla.FAMILIES,
     *kimi.FAMILIES,
+    *ling3.FAMILIES,
     *hybrid.FAMILIES,
     *lfm2.FAMILIES,
     *falcon.FAMILIES,

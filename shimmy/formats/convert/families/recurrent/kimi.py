@@ -41,20 +41,30 @@ from shimmy.formats.convert.hyperparameters import (
 from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
 
-_DELTA, _LATENT = "linear_attention", "full_attention"  # as transformers has them
+DELTA, LATENT = "linear_attention", "full_attention"  # as transformers has them
 _GATED, _MIXED, _NARROW, _NORMED = "gated_attention", "mixed_residuals", "narrow_experts", "normed_experts"
 
 _SELF, _MOE = "layers.#.self_attn", "layers.#.block_sparse_moe"
-_DELTA_ROWS = (
-    *(Row(f"{_SELF}.{name}_proj", f"blk.#.attn_{name}.weight", "iE") for name in "qkv"),
-    *(Row(f"{_SELF}.{name}_conv1d", f"blk.#.ssm_conv1d_{name}.weight", "i1k") for name in "qkv"),
-    Row(f"{_SELF}.f_a_proj", "blk.#.ssm_f_a.weight", "dE"),
-    Row(f"{_SELF}.f_b_proj", "blk.#.ssm_f_b.weight", "id"),
-    Row(f"{_SELF}.dt_bias", "blk.#.ssm_dt.bias", "i", is_named_in_full=True),
-    Row(f"{_SELF}.b_proj", "blk.#.ssm_beta.weight", "HE"),
-    Row(f"{_SELF}.o_norm", "blk.#.ssm_norm.weight", "d"),
-    Row(f"{_SELF}.o_proj", "blk.#.attn_output.weight", "Ei"),
-)
+# By which names config.json may say what other families say by the first one.
+NAMES_OF_EXPERTS = (
+    ("max_position_embeddings", ("model_max_length",)), ("n_routed_experts", ("num_experts", "num_local_experts")),
+    ("num_experts_per_tok", ("num_experts_per_token",)), ("n_shared_experts", ("num_shared_experts",)),
+    ("n_group", ("num_expert_group",)), ("norm_topk_prob", ("moe_renormalize",)),
+)  # fmt: skip
+
+
+def delta_rows(module: str) -> tuple[Row, ...]:
+    """What all have; what makes a channel fade, and the gate, differ."""
+    return (
+        *(Row(f"{module}.{name}_proj", f"blk.#.attn_{name}.weight", "iE") for name in "qkv"),
+        *(Row(f"{module}.{name}_conv1d", f"blk.#.ssm_conv1d_{name}.weight", "i1k") for name in "qkv"),
+        Row(f"{module}.dt_bias", "blk.#.ssm_dt.bias", "i", is_named_in_full=True),
+        Row(f"{module}.b_proj", "blk.#.ssm_beta.weight", "HE"),
+        Row(f"{module}.o_norm", "blk.#.ssm_norm.weight", "d"),
+        Row(f"{module}.o_proj", "blk.#.attn_output.weight", "Ei"),
+    )
+
+
 _SHARED = tuple(
     Row(f"{_MOE}.shared_experts.{name}_proj", f"blk.#.ffn_{name}_shexp.weight", shape)
     for name, shape in (("gate", "YE"), ("up", "YE"), ("down", "EY"))
@@ -66,39 +76,43 @@ _ROUTER = (
 _EXPERTS = expert_rows(f"{_MOE}.gate", f"{_MOE}.experts", "w1", "w3", "w2")[1:]
 
 
-def _unadapted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+def unadapted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """llama.cpp multiplies with these without a thought for adapters."""
     return tuple(replace(row, is_adaptable=False) for row in rows)
 
 
-def _of(kind: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+def of_kind(kind: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(replace(row, layers=row.layers or kind) for row in rows)
 
 
 _BOTH = (
-    *ENDS[:2], *_unadapted(ENDS[2:]), *NORMS,
-    *_unadapted(_of(_LATENT, LATENT_ATTENTION)),
-    *_unadapted(_of(_DELTA, _DELTA_ROWS)),
+    *ENDS[:2], *unadapted(ENDS[2:]), *NORMS,
+    *unadapted(of_kind(LATENT, LATENT_ATTENTION)),
+    *unadapted(of_kind(DELTA, (
+        *delta_rows(_SELF),
+        Row(f"{_SELF}.f_a_proj", "blk.#.ssm_f_a.weight", "dE"),
+        Row(f"{_SELF}.f_b_proj", "blk.#.ssm_f_b.weight", "id"),
+    ))),
 )  # fmt: skip
 _LINEAR = (
     *_BOTH,
-    *_unadapted(_of(_DELTA, (
+    *unadapted(of_kind(DELTA, (
         Row(f"{_SELF}.A_log", "blk.#.ssm_a", "11H1", NEGATIVE_EXP, is_named_in_full=True, kept="H1"),
         Row(f"{_SELF}.g_a_proj", "blk.#.ssm_g_a.weight", "dE"),
         Row(f"{_SELF}.g_b_proj", "blk.#.ssm_g_b.weight", "id"),
     ))),
-    *_of(DENSE, feed_forward()),
-    *_of(SPARSE, (*_ROUTER, *_EXPERTS, *_SHARED)),
+    *of_kind(DENSE, feed_forward()),
+    *of_kind(SPARSE, (*_ROUTER, *_EXPERTS, *_SHARED)),
 )  # fmt: skip
 _NARROW_EXPERTS = tuple(replace(row, shape=row.shape.replace("E", "l"), fused=None, stacked="") for row in _EXPERTS)
 _K3 = (
     *_BOTH,
-    *_unadapted(_of(_DELTA, (
+    *unadapted(of_kind(DELTA, (
         Row(f"{_SELF}.A_log", "blk.#.ssm_a", "H", NEGATIVE_EXP, is_named_in_full=True, is_padded=True),
         Row(f"{_SELF}.g_proj", "blk.#.ssm_g.weight", "iE"),
     ))),
-    *_unadapted(_of(_GATED, (Row(f"{_SELF}.g_proj", "blk.#.attn_gate.weight", "oE"),))),
-    *_unadapted(_of(_MIXED, tuple(
+    *unadapted(of_kind(_GATED, (Row(f"{_SELF}.g_proj", "blk.#.attn_gate.weight", "oE"),))),
+    *unadapted(of_kind(_MIXED, tuple(
         Row(f"{norm}_norm", target, "E", Transform.PRODUCT, times=f"{norm}_proj")
         for norm, target in (
             ("layers.#.self_attention_res", "blk.#.attn_res_score.weight"),
@@ -106,13 +120,13 @@ _K3 = (
             ("output_attn_res", "output_res_score.weight"),
         )
     ))),
-    *_unadapted(_of(DENSE, feed_forward())),
-    *_of(SPARSE, (*_unadapted(_ROUTER), *_NARROW_EXPERTS, *_unadapted(_SHARED))),
-    *_unadapted(_of(_NARROW, (
+    *unadapted(of_kind(DENSE, feed_forward())),
+    *of_kind(SPARSE, (*unadapted(_ROUTER), *_NARROW_EXPERTS, *unadapted(_SHARED))),
+    *unadapted(of_kind(_NARROW, (
         Row(f"{_MOE}.routed_expert_down_proj", "blk.#.ffn_routed_down.weight", "lE"),
         Row(f"{_MOE}.routed_expert_up_proj", "blk.#.ffn_routed_up.weight", "El"),
     ))),
-    *_unadapted(_of(_NORMED, (Row(f"{_MOE}.routed_expert_norm", "blk.#.ffn_routed_norm.weight", "l"),))),
+    *unadapted(of_kind(_NORMED, (Row(f"{_MOE}.routed_expert_norm", "blk.#.ffn_routed_norm.weight", "l"),))),
 )  # fmt: skip
 
 
@@ -133,8 +147,8 @@ def _kinds_of_attention(values: Hyperparameters) -> list[str]:
         numbers = latent + delta
         if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(1, n_layers + 1)):
             raise Unconvertible("its `full_attn_layers` and `kda_layers` are not all of its layers, each of them once")
-        kinds = [_LATENT if number in latent else _DELTA for number in range(1, n_layers + 1)]
-    if len(kinds) != n_layers or {*kinds} != {_DELTA, _LATENT}:
+        kinds = [LATENT if number in latent else DELTA for number in range(1, n_layers + 1)]
+    if len(kinds) != n_layers or {*kinds} != {DELTA, LATENT}:
         raise Unconvertible("its `layer_types` has another kind of layer than the two that the engine needs, or one")
     return kinds
 
@@ -146,11 +160,7 @@ def _renamed(values: Hyperparameters) -> Hyperparameters:
         "layer_types": _kinds_of_attention(values),
         "head_dim": values.integer("qk_rope_head_dim"),
     }
-    for name, keys in (
-        ("max_position_embeddings", ("model_max_length",)), ("n_routed_experts", ("num_experts", "num_local_experts")),
-        ("num_experts_per_tok", ("num_experts_per_token",)), ("n_shared_experts", ("num_shared_experts",)),
-        ("n_group", ("num_expert_group",)), ("norm_topk_prob", ("moe_renormalize",)),
-    ):  # fmt: skip
+    for name, keys in NAMES_OF_EXPERTS:
         if (value := values.get(*keys)) is not None:
             changes[name] = value
     for name, key in (
@@ -171,20 +181,29 @@ def _kinds(values: Hyperparameters) -> list[set[str]]:
     if values.get("routed_expert_hidden_size") is not None:
         of_sparse |= {_NARROW, *({_NORMED} if values.flag("latent_moe_use_norm") else ())}
     return [
-        {kind, *of_all, *(of_latent if kind == _LATENT else ()), *({DENSE} if layer < n_dense else of_sparse)}
+        {kind, *of_all, *(of_latent if kind == LATENT else ()), *({DENSE} if layer < n_dense else of_sparse)}
         for layer, kind in enumerate(values.names("layer_types") or [])
     ]
 
 
 def _describe_both(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
     """llama.cpp aborts the process for some of what is refused here."""
-    kinds = values.names("layer_types") or []
     n_rotated = sizes["R"] = values.integer("qk_rope_head_dim")
     describe_latent_attention(draft, values, sizes)
     draft.integer("rope.dimension_count", n_rotated)  # of which nothing is rotated
-    draft.integers("attention.head_count_kv", [int(kind == _LATENT) for kind in kinds])
     values.require("mla_use_nope", True, default=True)
     values.require("tie_word_embeddings", False, default=False)  # the engine wants a matrix of its own
+    describe_delta_attention(draft, values, sizes)
+    describe_latent_experts(draft, values, sizes, SIGMOID)
+    expert_groups(draft, values, sizes)
+    values.require("moe_router_activation_func", "sigmoid", default="sigmoid")
+    values.require("topk_method", "noaux_tc", default="noaux_tc")
+
+
+def describe_delta_attention(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
+    """After what says how layers of latent attention are, of which others have one head of keys."""
+    kinds = values.names("layer_types") or []
+    draft.integers("attention.head_count_kv", [int(kind == LATENT) for kind in kinds])
     size = values.integer("linear_head_dim")
     values.require("linear_num_heads", sizes["H"])
     if sizes["H"] * size > MAX_WIDTH:
@@ -193,10 +212,6 @@ def _describe_both(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[
     sizes |= {"d": size, "i": sizes["H"] * size, "k": kernel, "1": 1}
     draft.integer("kda.head_dim", size)
     draft.integer("ssm.conv_kernel", kernel)
-    describe_latent_experts(draft, values, sizes, SIGMOID)
-    expert_groups(draft, values, sizes)
-    values.require("moe_router_activation_func", "sigmoid", default="sigmoid")
-    values.require("topk_method", "noaux_tc", default="noaux_tc")
 
 
 def describe_kimi_linear(draft: MetadataBuilder, values: Hyperparameters, sizes: dict[str, int]) -> None:
