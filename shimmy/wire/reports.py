@@ -11,6 +11,7 @@ import struct
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any
 
 from shimmy.errors import ShimmyError, from_code
@@ -288,11 +289,9 @@ def opened_frame(facts: ModelFacts) -> Frame:
 
 def facts_to_wire(facts: ModelFacts) -> Frame:
     fields = asdict(facts)
-    fields["adapters"] = [
-        each | {"path": each["path"][-values.MAX_LABEL :]} for each in fields["adapters"][:MAX_ADAPTERS]
-    ]
-    while len(_encode(fields["adapters"])) > _ADAPTERS_BYTES:
-        fields["adapters"].pop()
+    adapters = [each | {"path": each["path"][-values.MAX_LABEL :]} for each in fields["adapters"][:MAX_ADAPTERS]]
+    ends = accumulate(len(_encode(each)) + len(",") for each in adapters)
+    fields["adapters"] = [each for each, end in zip(adapters, ends, strict=True) if len("[") + end <= _ADAPTERS_BYTES]
     return {name: value[: values.MAX_LABEL] if isinstance(value, str) else value for name, value in fields.items()}
 
 
