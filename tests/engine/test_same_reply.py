@@ -167,7 +167,7 @@ def cpu() -> CpuBackend:
     return CpuBackend(variants.libraries(LIBRARY_FOLDER, None))
 
 
-@pytest.fixture(scope="module", params=["llama", SELECTING])
+@pytest.fixture(scope="module", params=["llama", pytest.param(SELECTING, marks=pytest.mark.thorough)])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("identity")
     if request.param == "llama":

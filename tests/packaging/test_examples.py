@@ -42,7 +42,9 @@ def test_the_page_lists_every_example() -> None:
     assert [path.name for path in EXAMPLES.iterdir() if f"`{path.name}`" not in page] == ["README.md"]
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name", [CONFIGURATIONS[0], *(pytest.param(name, marks=pytest.mark.thorough) for name in CONFIGURATIONS[1:])]
+)
 def test_a_configuration_starts_a_server(
     tmp_path: Path, home: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
