@@ -79,9 +79,8 @@ def gguf_of(
 
 def _quantise(model: str, source: Path, target: Path, *, file_type: str, **how: Any) -> None:
     """`quantize`, and say what became of weights that do not fit `file_type`."""
-    from shimmy.engine.llama.quantize import (
-        quantize,
-    )  # and with it llama.cpp, which the process that unpacks is without
+    # With it comes llama.cpp, which a process that only unpacks is without.
+    from shimmy.engine.llama.quantize import quantize
 
     quantize(source, target, file_type=file_type, **how)
     for notice in block_fit.written(file_type, reader.contents(target).tensors.values()):

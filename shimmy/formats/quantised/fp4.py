@@ -12,8 +12,8 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised import fp8
 from shimmy.formats.quantised.stored import ROUNDED, StoredMatrix, Tensors, flat, is_plain
 
-# By ModelOpt's names: rows and columns with one scale.
 _MIXED = "MIXED_PRECISION"
+# By ModelOpt's names: rows and columns with one scale; None: all of a tensor, or of a row.
 _MODELOPT_FP8 = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "MXFP8": (1, 32)}
 
 
