@@ -113,6 +113,11 @@ def _missing(folder: Path) -> Unconvertible:
             "its tokenizer is there in Mistral's own format (`tekken.json`) alone: put the `tokenizer.json` of a model "
             "with the same tokens beside it"
         )
+    if any(folder.glob("*tiktoken*")):
+        return Unconvertible(
+            "its tokenizer is there in tiktoken's format alone, which is not read: put the `tokenizer.json` of a model "
+            "with the same tokens beside it"
+        )
     return Unconvertible("it has neither a `tokenizer.json` nor a `tokenizer.model`")
 
 

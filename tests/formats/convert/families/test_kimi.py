@@ -9,7 +9,9 @@ import pytest
 from shimmy.formats.convert.adaptable import Adaptable
 from shimmy.formats.convert.convert import plan
 from shimmy.formats.convert.transforms import chunks
+from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.safetensors.checkpoint import TensorReader
+from shimmy.formats.tokenizer.vocab import require_tokenizer
 from tests.formats.convert.families.changed_folders import changed, check_names_of_tensors, metadata, reason
 from tests.golden.weights import checkpoint, write_folder
 
@@ -155,3 +157,11 @@ def test_adapters_change_what_the_engine_multiplies_with_them() -> None:
     for found, prefix in ((linear, ""), (k3, "language_model.")):
         assert found.row(f"{prefix}model.layers.1.block_sparse_moe.experts.3.w2")[0] is not None
         assert found.row(f"{prefix}lm_head")[0] is None
+
+
+@pytest.mark.parametrize("name", ["tiktoken.model", "qwen.tiktoken"])
+def test_a_tokenizer_of_tiktoken_alone_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    folder = write_folder("kimi-linear", tmp_path / "model", "5")
+    (folder / "tokenizer.json").rename(folder / name)
+    with pytest.raises(Unconvertible, match="tiktoken"):
+        require_tokenizer(folder)
