@@ -176,7 +176,8 @@ def types_in(root: Mapping[str, Any]) -> LeastSets[str]:
     def read(part: Mapping[str, Any], of: SetOf[str]) -> frozenset[str]:
         named = part.get("type")
         if isinstance(named, str) or (isinstance(named, list) and named):
-            found = frozenset([named] if isinstance(named, str) else filter(ANY.__contains__, named)) & ANY or ANY
+            kinds = [named] if isinstance(named, str) else [kind for kind in named if isinstance(kind, str)]
+            found = ANY.intersection(kinds) or ANY
             return listed(part, found)
         if "const" in part or isinstance(part.get("enum"), list):
             values = [part["const"]] if "const" in part else part["enum"]

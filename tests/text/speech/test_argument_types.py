@@ -42,7 +42,8 @@ def types_of(schema: object) -> frozenset[str]:
         ({}, ANY),
         (True, ANY),
         ({"type": "unheard-of"}, ANY),
-        ({"type": [7, "string"]}, TEXT),
+        ({"type": [7, ["null"], {}, "string"]}, TEXT),
+        ({"type": [["string"]]}, ANY),
     ],
     ids=lambda each: " ".join(sorted(each)) if isinstance(each, set | frozenset) else str(each),
 )  # fmt: skip
