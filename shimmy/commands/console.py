@@ -64,7 +64,7 @@ def print_table(
     )
     print("\n".join(lines))
     if names := ", ".join(filter(None, left_out)):
-        hint(f"There is no room for {names}: a wider terminal shows that, and so does --json.")
+        hint(f"There is no room for {names}: a wider terminal and --json show all columns.")
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
