@@ -269,6 +269,9 @@ class TensorTable:
             raise Unconvertible(f"its tensor `{name}` is not in MXFP4, which is all that is supported")
         sizes = n_parts * n_rows, n_columns
         is_turned = self._is_turned(row, name, sizes)
+        found = self._tensors.get(name)
+        if is_turned and self._scheme is not None and found is not None and found.dtype not in CODES:
+            raise Unconvertible(f"the experts of its `{name}` are quantised as they lie, by columns: not supported")
         tensor = self._take(name, (n_experts, *(sizes[::-1] if is_turned else sizes)))
         if tensor is None:
             raise missing(f"{row.source}.weight".replace("#", str(layer)).replace("@", "0"))

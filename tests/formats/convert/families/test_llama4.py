@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from shimmy.formats.convert.convert import plan
-from tests.formats.convert.families.changed_folders import FILE, changed, check_names_of_tensors, metadata, reason
+from tests.formats.convert.families.changed_folders import (
+    FILE,
+    changed,
+    check_names_of_tensors,
+    metadata,
+    reason,
+    refusal,
+)
 from tests.golden.weights import checkpoint, write_folder, write_json, write_safetensors
 
 
@@ -37,6 +44,20 @@ def test_widths_are_told_under_the_names_that_others_have(tmp_path: Path) -> Non
 
 def test_an_older_word_for_the_growth_of_queries_is_known(tmp_path: Path) -> None:
     plan(changed("llama4", {"attn_temperature_tuning": 4, "no_rope_layers": [], "layer_types": ...}, tmp_path))
+
+
+@pytest.mark.parametrize("family", ["llama4", "qwen3-vl-moe"])
+def test_quantised_experts_by_columns_are_refused(family: str, tmp_path: Path) -> None:
+    quantised = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    folder = write_folder(family, tmp_path / "model", "5")
+    config, tensors = checkpoint(family, "5")
+    write_json(folder / "config.json", config | {"quantization_config": quantised})
+    eighths = {
+        name: ("F8_E4M3", shape, data[: len(data) // 4]) if ".experts." in name else (dtype, shape, data)
+        for name, (dtype, shape, data) in tensors.items()
+    }
+    write_safetensors(folder / FILE, eighths)
+    assert "quantised as they lie, by columns" in refusal(folder)
 
 
 @pytest.mark.parametrize(
