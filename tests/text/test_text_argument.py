@@ -22,7 +22,7 @@ def test_a_long_text_takes_memory_of_its_own_size() -> None:
 
 
 def test_what_begins_no_escape_takes_time_that_grows_with_its_length() -> None:
-    text = r"\q" * 400_000
+    text = r"\q" * 100_000
     started_s = process_time()
     assert text_in(f'{{"input": "{text}"}}') == text
-    assert process_time() - started_s < 12.5
+    assert process_time() - started_s < 3.2

@@ -114,7 +114,7 @@ def test_random_damage_breaks_nothing() -> None:
     drawn = random.Random(3)
     preamble = "<|channel|>commentary<|message|>Wait.<|end|>"
     text = f'{ANALYSIS}{NEXT}{preamble}{NEXT}{CALL}{{"a": [1, "x"]}}<|end|>{NEXT}{FINAL}Hi.'
-    for _ in range(400):
+    for _ in range(150):
         start = drawn.randrange(len(text))
         read(
             text[:start]
