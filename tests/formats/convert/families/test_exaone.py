@@ -32,6 +32,10 @@ def test_the_text_part_of_exaone_4_5_is_an_exaone_4(model_type: str, tmp_path: P
     assert (found.recipe.metadata, found.shapes) == (wanted.recipe.metadata, wanted.shapes)
 
 
+def test_a_base_of_the_rotation_that_is_left_out_is_that_of_transformers(tmp_path: Path) -> None:
+    assert metadata(changed("exaone-moe", {"rope_parameters": ...}, tmp_path))["rope.freq_base"] == 10_000.0
+
+
 def test_the_first_layers_without_experts_are_told_in_either_way(tmp_path: Path) -> None:
     kinds = metadata(write_folder("exaone-moe", tmp_path / "kinds" / "model", "5"))
     number = metadata(changed("exaone-moe", {"mlp_layer_types": ...}, tmp_path))

@@ -160,7 +160,7 @@ FAMILIES = (
         "K-EXAONE", "exaone_moe", ("ExaoneMoEForCausalLM", *classes("ExaoneMoe")), "exaone-moe", _EXAONE_MOE,
         SILU, frozenset(), describe_exaone_moe,
         {"sliding_window": 4096, "first_k_dense_replace": 1, "moe_intermediate_size": 1024, "num_experts": 64,
-         "num_experts_per_tok": 8, "num_shared_experts": 1, "routed_scaling_factor": 2.5, **rope_defaults(1e6, 1e-5)},
+         "num_experts_per_tok": 8, "num_shared_experts": 1, "routed_scaling_factor": 2.5, **rope_defaults(1e4, 1e-5)},
         ignored_prefixes=_BESIDE, kinds=_kinds, renamed=exaone4_renamed,
     ),
 )  # fmt: skip
