@@ -107,13 +107,22 @@ def test_a_folder_named_like_phi_3_may_hold_any_tokens(tmp_path: Path, cpu: CpuB
     assert worst(converted(write_folder("phi3", tmp_path / "my-Phi-3-mini", "4")), "phi3", cpu, exact=False) < 1e-2
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", [family for family in families() if family != "nomic"])
 def test_both_styles_of_config_give_the_same_file(family: str, tmp_path: Path) -> None:
     files = []
     for style in ("4", "5"):
         (tmp_path / style).mkdir()
         files.append(converted(write_folder(family, tmp_path / style / "model", style)).read_bytes())
     assert files[0] == files[1]
+
+
+def test_the_styles_of_nomic_embed_differ_by_the_limit_of_its_context_alone(tmp_path: Path) -> None:
+    """On the hub it says a longer one, beyond which its positions would be scaled."""
+    hub, plain = (plan(write_folder("nomic", tmp_path / style / "model", style)) for style in ("4", "5"))
+    more = [entry for entry in hub.recipe.metadata if entry not in plain.recipe.metadata]
+    assert [key for key, _, _ in more] == ["shimmy.context_length_limit"]
+    assert [entry for entry in hub.recipe.metadata if entry not in more] == plain.recipe.metadata
+    assert hub.shapes == plain.shapes
 
 
 @pytest.mark.parametrize(
