@@ -24,7 +24,9 @@ MAX_CACHE_BYTES = 64 * 2**20
 _AT_ONCE = 500
 
 _FIELDS = {field.name: str if field.type is GgufKind else field.type for field in fields(GgufHeader)}
-_FORM = [__version__, *_FIELDS]  # another version may read other things out of the same file
+# Another one reads all files again. To be raised with whatever changes what is read out of the same file, or refused.
+_READING = 2
+_FORM = [f"{__version__} {_READING}", *_FIELDS]
 _KINDS = frozenset(GgufKind)
 _values = attrgetter(*_FIELDS)
 
