@@ -1,5 +1,6 @@
 """Chat templates as the makers of models publish them: the engine's source package carries many of them."""
 
+import hashlib
 import json
 import tarfile
 from functools import cache
@@ -26,7 +27,8 @@ def real_templates() -> dict[str, str]:
     """
     packages = sorted(SOURCES.glob("llama_cpp_python-*.tar.gz"))
     assert packages, f"no source package of the engine in `{SOURCES}`: run `python3 build.py engine`"
-    kept = WORK / f"templates-{packages[-1].name}.json"  # to look through the package takes a second
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    kept = WORK / f"templates-{packages[-1].name}-{code}.json"  # to look through the package takes a second
     if kept.exists():
         return dict(json.loads(kept.read_text()))
     found = _templates_in(packages[-1])

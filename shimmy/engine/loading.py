@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Cells and sequences that a KV pool begins with: enough for a short conversation and for idle sequences beside it.
 _FIRST = (512, 4)
+_MAX_DIGITS = 10  # of a number of tokens
 
 
 def open_sources(options: worker_options.WorkerOptions) -> "Sources | None":
@@ -123,9 +124,9 @@ def load(
             special_tokens=special_tokens,
         )
     offers = adapters.load(model, path, header, options)
+    n_positions = _n_positions(model, found.n_positions)
     if not header.is_embedding:
         model.book(options.n_booked, worker_options.cell_bytes(header.n_kv, options.kv_type))
-        n_positions = _n_positions(model, found.n_positions)
         # llama.cpp takes the long factors for all texts where the pool could hold a long one.
         n_pool = min(options.n_ctx, n_positions) if b"rope_factors_long.weight" in found.tensors else options.n_ctx
         model.open_context(
@@ -141,7 +142,7 @@ def load(
         model.backend.n_ctx = min(model.n_ctx, n_positions)
     plan = pooling_type.plan(
         header,
-        n_ctx=options.n_booked,
+        n_ctx=min(options.n_booked, n_positions),
         n_batch=options.n_batch,
         pooling=options.pooling,
         embeddings=options.embeddings,
@@ -158,7 +159,8 @@ def _n_positions(model: LlamaModel, n_in_table: int | None) -> int:
     of their context.
     """
     limit = model.metadata(CONTEXT_LIMIT) or ""
-    limits = [int(limit)] if limit.isdecimal() and int(limit) > 0 else []
+    # Of a hostile file, it may be a text, of more digits than Python takes for a number.
+    limits = [int(limit)] if limit.isdecimal() and len(limit) <= _MAX_DIGITS and int(limit) > 0 else []
     return min([*limits, *([] if n_in_table is None else [n_in_table])], default=sys.maxsize)
 
 

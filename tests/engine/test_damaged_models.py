@@ -14,6 +14,7 @@ from shimmy.engine import loading
 from shimmy.engine.llama import binding
 from shimmy.formats.convert.convert import convert
 from shimmy.formats.gguf import reader
+from shimmy.formats.gguf.header import CONTEXT_LIMIT
 from shimmy.wire import worker_options
 from tests import tiny_models
 from tests.engine.damaged import keys_changed, tensors_changed, with_items, with_key
@@ -193,3 +194,19 @@ def test_no_larger_context_is_taken_than_a_model_is_converted_for(family: str, l
     if family == "phi3-longrope":
         assert binding.llama.llama_n_ctx(model.backend._context) == limit
     model.close()
+
+
+def test_no_longer_text_becomes_a_vector_than_a_model_is_converted_for(tmp_path: Path) -> None:
+    path = tmp_path / "made.gguf"
+    convert(write_folder("mistral-window", tmp_path / "folder", "4"), path, lambda _: None)
+    options = worker_options.WorkerOptions(str(path), 2048, 1, 64, 1, None, None, embeddings=True)
+    model, _ = loading.load(options, 1, lambda _: None)
+    assert model.embeddings is not None
+    assert model.embeddings.n_ctx == 64
+    model.close()
+
+
+@pytest.mark.parametrize("limit", ["9" * 5_000, "-1", "0", "many"])
+def test_a_limit_that_is_no_number_of_tokens_counts_for_none(limit: str, load: Load) -> None:
+    """Python makes no number of that many digits, and the worker ended with that."""
+    assert load(with_key(METADATA, CONTEXT_LIMIT, STRING, limit)) == "served"

@@ -26,6 +26,7 @@ from shimmy.formats.convert.tied_head import TiedHead
 from shimmy.formats.convert.transforms import TensorOutput, TensorSlice
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import CONTEXT_LIMIT
+from shimmy.formats.gguf.limits import MIN_CONTEXT
 from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo
 from shimmy.formats.quantised.schemes import scheme_of
 from shimmy.formats.quantised.stored import Scheme, Tensors
@@ -90,6 +91,8 @@ def recipe(
     draft.notices += _inexact(outputs)
     for name, computed in draft.computed.items():
         outputs.append(TensorOutput(TensorInfo(name, (len(computed),), CODES["F32"]), values=tuple(computed)))
+    if draft.n_ctx < MIN_CONTEXT:
+        raise Unconvertible(f"its context is limited to {draft.n_ctx} tokens, too few to read and write any")
     draft.integer("context_length", draft.n_ctx)
     if draft.is_limited:
         draft.metadata.append((CONTEXT_LIMIT, GgufType.UINT32, draft.n_ctx))

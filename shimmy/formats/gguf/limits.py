@@ -35,7 +35,8 @@ def refusal(
         _about_sizes(metadata, architecture)
         or _about_experts(metadata, architecture)
         or _about_indexers(metadata, architecture)
-        or _about_blocks(metadata, architecture)
+        or _about_delta_attention(metadata, architecture)
+        or _about_block_indexes(metadata, architecture)
         or _about_numbers(metadata, architecture)
         or _about_tensors(tensors)
     )
@@ -97,14 +98,18 @@ def _about_indexers(metadata: Mapping[bytes, Value], architecture: str) -> str |
     return None if selects[0] else "its first layer has no indexer, and no layer before it has selected tokens"
 
 
-def _about_blocks(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
-    """Of tokens, that layers attend to; and what else ends the engine of the families with delta attention."""
+def _about_delta_attention(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
     if architecture == "kimi-linear" and _largest(metadata.get(b"kimi-linear.attention.q_lora_rank")):
         return "its queries are made in two steps, which the engine does not compute for Kimi Linear"
     if architecture == "bailingmoe3":
         bound, is_safe = (metadata.get(f"bailingmoe3.kda.{key}".encode()) for key in ("gate_lower_bound", "safe_gate"))
         if is_safe == 0 or (isinstance(bound, int | float) and not bound < 0):
             return "its states fade without a bound, which the engine does not compute for Ling 3"
+    return None
+
+
+def _about_block_indexes(metadata: Mapping[bytes, Value], architecture: str) -> str | None:
+    """Of the blocks of tokens that layers attend to."""
     if architecture != "minimax-m3":
         return None
     n_heads, n_heads_kv, size, n_rotated, n_tokens, n_blocks = (

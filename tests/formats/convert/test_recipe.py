@@ -604,6 +604,16 @@ def test_what_cannot_be_computed_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("model_type", "changes"), [("llama", {"max_position_embeddings": 1}), ("mistral", {"sliding_window": 1})]
+)
+def test_a_context_without_room_for_a_reply_is_refused(
+    model_type: str, changes: Mapping[str, Any], tmp_path: Path
+) -> None:
+    """It was converted, and the engine refused what came out."""
+    assert "its context is limited to 1 tokens" in reason(tmp_path, model_type, changes)
+
+
+@pytest.mark.parametrize(
     ("changes", "name"),
     [
         ({"architectures": ["FalconForCausalLM"], "model_type": "falcon"}, "FalconForCausalLM"),
