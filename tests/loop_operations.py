@@ -147,13 +147,7 @@ def _fused_operations() -> Iterator[tuple[str, Any]]:
         yield f"{n} bytes by a table", fused.table_halves(_bytes(11, n), table, sizes, 64)
     too_large = np.full(1, 65_504, np.float32)
     yield "a table's products too large", fused.table_halves(_bytes(12, 32), np.full(16, 2, np.float32), too_large, 64)
-    for n_rows, n_groups, length in ((1, 1, 1), (3, 2, 16), (5, 3, 37), (2, 1, 256)):
-        codes = _bytes(13, n_rows * n_groups * length).reshape(n_rows, -1)
-        yield (
-            f"FP8 {n_rows} x {n_groups} groups of {length}",
-            _fp8(codes, _floats(14, n_rows, n_groups) / np.float32(512)),
-        )
-    yield "FP8 that is too large", _fp8(np.full((1, 16), 0x7E, np.uint8), np.full((1, 1), 200, np.float32))
+    yield from _fp8_operations()
     yield "brain floats", loops.brain_floats(_bytes(15, 2 * 77).view(np.uint16) & np.uint16(0x7F7F))
     for name, scales in _scales():
         facts = loops.looked_at(scales)
@@ -165,12 +159,28 @@ def _fused_operations() -> Iterator[tuple[str, Any]]:
         yield f"NaN among {code:#x}", np.array([loops.has_nan_e4m3(codes)])
 
 
-def _fp8(codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> Any:
+def _fp8_operations() -> Iterator[tuple[str, Any]]:
+    for n_rows, n_groups, length in ((1, 1, 1), (3, 2, 16), (5, 3, 37), (2, 1, 256)):
+        codes = _bytes(13, n_rows * n_groups * length).reshape(n_rows, -1)
+        yield (
+            f"FP8 {n_rows} x {n_groups} groups of {length}",
+            _fp8(codes, _floats(14, n_rows, n_groups) / np.float32(512)),
+        )
+    yield "FP8 that is too large", _fp8(np.full((1, 16), 0x7E, np.uint8), np.full((1, 1), 200, np.float32))
+    for n_rows, n_groups, length in ((1, 1, 1), (3, 2, 16), (5, 3, 32), (2, 1, 256)):
+        codes = _bytes(16, n_rows * n_groups * length).reshape(n_rows, -1)
+        for shift in (0, 100):  # sizes near 1, and those of which BF16 holds some codes only nearly
+            exponents = _bytes(17, n_rows * n_groups).reshape(n_rows, -1) % np.uint8(120) + np.uint8(100 - shift)
+            name = f"MXFP8 {n_rows} x {n_groups} groups of {length} from 2^{-27 - shift}"
+            yield name, _fp8(codes, exponents, exponents=1)
+
+
+def _fp8(codes: NDArray[np.uint8], scales: NDArray[Any], *, exponents: int = 0) -> Any:
     """As the layout does it, with the codes that are no numbers left out."""
-    options = {"block_rows": 1, "block_columns": codes.shape[1] // scales.shape[1], "exponents": 0}
+    options = {"block_rows": 1, "block_columns": codes.shape[1] // scales.shape[1], "exponents": exponents}
     codes = np.where(codes & np.uint8(127) == 127, np.uint8(1), codes)
     try:
-        return gguf_blocks.encode(fp8.rows({"codes": codes, "scale": scales}, options), "F16")
+        return gguf_blocks.encode(fp8.rows({"codes": codes, "scale": scales}, options), "BF16" if exponents else "F16")
     except arrays.BadValuesError:
         return None
 

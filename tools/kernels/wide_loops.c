@@ -718,6 +718,26 @@ EXPORT void NAME(to_floats)(float * restrict to, const uint16_t * restrict from,
     }
 }
 
+/* Codes of FP8 times scales as BF16, to the nearest, ties to even; whether a code is no number. A code's bits stand in F32
+   as they are, 120 powers of two too low, but for the subnormal ones: those stand behind 2^-6, which is taken off. */
+EXPORT int32_t NAME(e4m3_brain_floats)(
+    uint16_t * restrict to, const uint8_t * restrict codes, const float * restrict scales, size_t n_groups,
+    size_t length) {
+    uint32_t nan = 0;
+    for (size_t g = 0; g < n_groups; g++, to += length, codes += length) {
+        const float scale = scales[g];
+        for (size_t i = 0; i < length; i++) {
+            const uint32_t sign = (uint32_t) (codes[i] & 128) << 24, bits = (uint32_t) (codes[i] & 127) << 20;
+            const uint32_t normal = bits + (120u << 23);
+            const uint32_t small = bits_of(float_of(bits + (121u << 23)) - float_of(121u << 23));
+            const uint32_t product = bits_of(float_of((bits < 1u << 23 ? small : normal) | sign) * scale);
+            to[i] = (uint16_t) ((product + 0x7FFF + (product >> 16 & 1)) >> 16);
+            nan |= bits == 127u << 20;
+        }
+    }
+    return nan != 0;
+}
+
 /* What has to be known of scales: the largest size of one, and as bits of the result whether one is not finite (1), too
    large for F16 (2), or none in F16 and at least 2^-14 (4) or smaller (8). */
 EXPORT int32_t NAME(look_at_scales)(float * restrict largest, const float * restrict scales, size_t n) {

@@ -78,11 +78,17 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     scales = np.ones((1, 1), np.float32) if options.get("apart") else _scales(arrays["scale"], options)
     is_whole = scales.shape[1] == 1 or codes.shape[1] % options["block_columns"] == 0
 
-    def computed() -> Bytes:
+    def halves() -> Bytes:
         found, has_nan = fused.e4m3_halves(codes, _of_rows(scales, len(codes), block_rows))
         if has_nan:
             raise _nan("FP8 weights")
         return bytes_of_halves(found)
+
+    def brain_floats() -> Bytes:
+        found, has_nan = fused.e4m3_brain_floats(codes, _of_rows(scales, len(codes), block_rows))
+        if has_nan:
+            raise _nan("FP8 weights")
+        return found.reshape(-1).view(np.uint8)
 
     def unpacked() -> Plain | LookedUp:
         if is_whole and codes.size >= 4 * E4M3.size * scales.size:
@@ -96,7 +102,12 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
             found *= np.repeat(wide, options["block_columns"], axis=1)[:, : found.shape[1]]
         return Plain(found)
 
-    return Packed(unpacked, {"F16": computed} if is_whole and loops.has("e4m3_halves") else {})
+    encoded = {}
+    if is_whole and loops.has("e4m3_halves"):
+        encoded["F16"] = halves
+    if is_whole and loops.has("e4m3_brain_floats"):
+        encoded["BF16"] = brain_floats
+    return Packed(unpacked, encoded)
 
 
 def _of_rows(scales: Floats, n_rows: int, block_rows: int) -> Floats:
