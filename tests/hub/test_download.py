@@ -102,7 +102,7 @@ def test_a_server_that_lets_one_connection_through_is_pulled_from(
     hub = OneAtATime({NAME: {"tiny.gguf": MODEL}})
     serve(hub)
     assert place.pull(hub, NAME).read_bytes() == MODEL
-    assert hub.n_refused > patience.TRIES
+    assert hub.n_refused >= patience.TRIES  # of one connection, as others wait for it
 
 
 def test_a_pull_goes_on_where_an_earlier_one_was_killed(hub: FakeHub, place: Place) -> None:
