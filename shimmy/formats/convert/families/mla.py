@@ -46,10 +46,10 @@ from shimmy.formats.convert.hyperparameters import (
 )
 from shimmy.formats.convert.transforms import Transform
 from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.gguf.header import INDEXED
 
 DIRECT, LOW_RANK = "queries_at_once", "queries_in_two_steps"
 _FULL, _SHARED = "full", "shared"  # which tokens a layer attends to: those its own indexer selects, or those of another
-_INDEXED = ("deepseek32", "glm-dsa")  # architectures with indexers
 _MIN_INDEX_SIZE = 64  # of the smallest matrix that llama.cpp rotates keys of indexers with: a power of two, like all
 _MAX_HEADS = 1024  # each is a slice of two tensors of a layer; the largest model that is published has 128
 
@@ -191,7 +191,7 @@ def describe_latent_attention(draft: MetadataBuilder, values: Hyperparameters, s
     n_low_rank = 0
     if values.get("q_lora_rank") is not None:
         n_low_rank = sizes["J"] = values.integer("q_lora_rank")
-        n_layers = sizes["layers"] if draft.architecture not in _INDEXED else 0
+        n_layers = sizes["layers"] if draft.architecture not in INDEXED else 0
         if n_layers in {26, 27} or (n_layers == 48 and values.get("vocab_size") == 128_256):
             raise Unconvertible(f"it has {n_layers} layers and a `q_lora_rank`, which the engine does not read then")
     draft.integer("attention.q_lora_rank", n_low_rank)
