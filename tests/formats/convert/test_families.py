@@ -16,28 +16,11 @@ from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.formats.convert.convert import convert, plan
 from shimmy.formats.format_errors import Unconvertible
+from tests.golden.tolerances import tolerance
 from tests.golden.weights import families, golden, makes_embeddings, write_folder, write_json
 
 N_BATCH = 64
 DECODERS = [family for family in families() if not makes_embeddings(family)]
-# With an F16 KV cache and flash attention, the defaults; with an F32 KV cache and without it.
-TOLERANCES = (1e-2, 1e-4)
-# llama.cpp computes GELU by a table in half precision, and rounds to BF16 or F16 what it multiplies with such weights.
-WIDER = {
-    "deepseek32": TOLERANCES,
-    "deepseek": (2e-2, 1e-4),  # the cache of which has one vector for all heads, and rounds it
-    "mistral4": (2e-2, 1e-4),
-    "kimi-k3": (1e-2, 5e-3),  # to which the engine adds ten times as much in some of its norms
-    "minimax-m3": (1e-2, 1e-2),  # which cannot do without flash attention
-    "exaone4-window": (2e-2, 1e-4),  # 64 layers, each of which rounds its keys
-    "gemma": (1e-2, 5e-3),
-    "qwen35": (1e-2, 1e-3),
-    "gpt2": (1e-2, 5e-3),
-    "starcoder2": (1e-2, 5e-3),
-    "gpt-oss": (5e-2, 1e-4),
-    "llama-f16": (1e-2, 5e-3),
-    "llama-bf16": (5e-2, 5e-2),
-}
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +69,7 @@ def worst(path: Path, family: str, cpu: CpuBackend, *, exact: bool) -> float:
 def test_log_probabilities_are_those_of_transformers(family: str, exact: bool, tmp_path: Path, cpu: CpuBackend) -> None:
     # MXFP4 is exact, but the engine multiplies with the other side in 8 bits.
     path = converted(write_folder(family, tmp_path / "model", "5"), "f32" if exact else "")
-    tolerances = next((wider for name, wider in WIDER.items() if family.startswith(name)), TOLERANCES)
-    assert worst(path, family, cpu, exact=exact) < tolerances[exact]
+    assert worst(path, family, cpu, exact=exact) < tolerance(family, exact=exact)
 
 
 @pytest.mark.parametrize("family", [
