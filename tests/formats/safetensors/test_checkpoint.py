@@ -334,7 +334,7 @@ def test_mutated_headers_and_configs_give_a_plan_or_a_reason(tmp_path: Path, mon
             except (InvalidSafetensors, Unconvertible) as exc:
                 said = str(exc)
                 assert said.isprintable()
-                assert len(said) < 1500  # the longest lists all architectures
+                assert len(said) < 1000  # the longest shows a pre-tokenizer
             else:
                 n_plans += 1
                 assert found.n_params > 0

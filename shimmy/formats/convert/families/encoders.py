@@ -283,7 +283,7 @@ FAMILIES = (
         renamed=nomic_renamed, suits=has_no_experts, is_encoder=True, is_layer_norm=True,
     ),
     Family(
-        "nomic-embed v2", "nomic_bert", ("NomicBertModel",), "nomic-bert-moe",
+        "nomic-embed", "nomic_bert", ("NomicBertModel",), "nomic-bert-moe",
         (*_NOMIC,
          Row("encoder.layers.#.attn.Wqkv", "blk.#.attn_qkv.weight", "AE", bias="required"),
          Row("encoder.layers.#.attn.out_proj", "blk.#.attn_output.weight", "EQ", bias="required"),

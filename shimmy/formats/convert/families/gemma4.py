@@ -295,7 +295,7 @@ FAMILIES = (
         kinds=_gemma4_kinds, unused=_unused_keys, renamed=_gemma4_renamed,
     ),
     Family(
-        "Gemma 4 (unified)", "gemma4_unified_text", ("Gemma4UnifiedForConditionalGeneration",), "gemma4", _GEMMA4, GELU,
+        "Gemma 4", "gemma4_unified_text", ("Gemma4UnifiedForConditionalGeneration",), "gemma4", _GEMMA4, GELU,
         frozenset(("proportional",)), describe_gemma4,
         {**_GEMMA4_DEFAULTS, "hidden_size_per_layer_input": 0, "max_position_embeddings": 262_144,
          "sliding_window": 1024},

@@ -252,12 +252,12 @@ FAMILIES = (
         _GLM4_MOE_DEFAULTS, rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
     ),
     Family(
-        "GLM 4.1V, 4.6V Flash", "glm4v_text", ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        "GLM 4V", "glm4v_text", ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
         "glm4", _GLM4V, SILU, FREE, plain, rope_defaults(1e4, 1e-5), ignored_prefixes=("visual.",),
         rotates_partly=True,
     ),
     Family(
-        "GLM 4.5V, 4.6V", "glm4v_moe_text", ("Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        "GLM 4V", "glm4v_moe_text", ("Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
         "glm4moe", _GLM4_MOE, SILU, FREE, describe_glm4_moe,
         _GLM4_MOE_DEFAULTS | {"attention_bias": True}, ignored_prefixes=("visual.",),
         rotates_partly=True, kinds=_kinds, unused=_drafting_layers,

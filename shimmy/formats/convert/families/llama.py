@@ -307,7 +307,7 @@ FAMILIES = (
         SILU, FREE, plain, {"head_dim": 128, "tie_word_embeddings": True, **rope_defaults(500_000.0, 1e-5)},
     ),
     Family(
-        "ERNIE 4.5 with experts", "ernie4_5_moe", classes("Ernie4_5_Moe"), "ernie4_5-moe",
+        "ERNIE 4.5", "ernie4_5_moe", classes("Ernie4_5_Moe"), "ernie4_5-moe",
         (*_ERNIE, *(replace(row, layers=_DENSE) for row in feed_forward()),
          *(replace(row, layers=_SPARSE) for row in _ERNIE_EXPERTS)),
         SILU, FREE, describe_ernie_moe,
@@ -332,7 +332,7 @@ FAMILIES = (
         SILU, frozenset(), describe_hunyuan, rope_defaults(rms_norm_eps=1e-5), renamed=hunyuan_renamed,
     ),
     Family(
-        "Hunyuan with experts", "hunyuan_v1_moe", classes("HunYuanMoEV1"), "hunyuan-moe",
+        "Hunyuan", "hunyuan_v1_moe", classes("HunYuanMoEV1"), "hunyuan-moe",
         (*ENDS, *NORMS, *attention(bias="none"),
          Row("layers.#.self_attn.query_layernorm", "blk.#.attn_q_norm.weight", "D"),
          Row("layers.#.self_attn.key_layernorm", "blk.#.attn_k_norm.weight", "D"),

@@ -279,7 +279,7 @@ FAMILIES = (
         SILU, FREE, qwen_window, {"head_dim": 128, **rope_defaults(5e5)}, ignored_prefixes=_UNUSED, renamed=vl_renamed,
     ),
     Family(
-        "Qwen3-VL-MoE", "qwen3_vl_moe_text", ("Qwen3VLMoeForConditionalGeneration",), "qwen3moe",
+        "Qwen3-VL", "qwen3_vl_moe_text", ("Qwen3VLMoeForConditionalGeneration",), "qwen3moe",
         (*_QWEN3, *expert_rows(*_EXPERT_NAMES, turned="either")), SILU, FREE, describe_qwen3_moe,
         {"norm_topk_prob": True, "rms_norm_eps": 1e-6},  # versions of transformers do not agree on `rope_theta`
         ignored_prefixes=_UNUSED, renamed=vl_renamed,
@@ -295,7 +295,7 @@ FAMILIES = (
         ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
     ),
     Family(
-        "Qwen3.5-MoE", "qwen3_5_moe_text", ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"), "qwen35moe",
+        "Qwen3.5", "qwen3_5_moe_text", ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"), "qwen35moe",
         (*_QWEN35, *_EXPERTS), SILU, _YARN, describe_qwen35_moe, _EXPERT_DEFAULTS,
         ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
     ),

@@ -114,7 +114,7 @@ FAMILIES = (
         renamed=lfm2_renamed,
     ),
     Family(
-        "LFM2-MoE", "lfm2_moe", classes("Lfm2Moe")[:1], "lfm2moe",
+        "LFM2", "lfm2_moe", classes("Lfm2Moe")[:1], "lfm2moe",
         (*_AROUND,
          *(replace(row, layers=_DENSE) for row in _FEED_FORWARD),
          *(replace(row, layers=_SPARSE) for row in (
