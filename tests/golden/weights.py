@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent / "families"
 
 N_VOCAB = 320
 BOS, EOS = N_VOCAB - 2, N_VOCAB - 1  # of the byte-level BPE tokenizer
+_SPECIALS = ("<|begin|>", "<|end|>")  # their texts
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)  # of the WordPiece tokenizer
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "_embeddings", "lm_head")
@@ -159,24 +160,35 @@ def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tup
 
 def byte_level_tokenizer(n_tokens: int) -> dict[str, Any]:
     """The files of a byte-level BPE tokenizer like GPT-2's, whose last two tokens are special."""
-    alphabet = _byte_characters()
-    first, second = (sorted(alphabet)[start : start + 12] for start in (40, 60))
-    n_merges = n_tokens - len(alphabet) - 2
-    merges = [(left, right) for left in first for right in second][:n_merges]
-    assert len(merges) == n_merges
-    tokens = [*alphabet, *(left + right for left, right in merges)]
-    specials = ["<|begin|>", "<|end|>"]
-    added = [added_token(n_tokens - 2 + index, text) for index, text in enumerate(specials)]
+    tokens, merges = _byte_level_tokens(n_tokens)
+    added = [added_token(n_tokens - 2 + index, text) for index, text in enumerate(_SPECIALS)]
     model = bpe({text: index for index, text in enumerate(tokens)}, [list(pair) for pair in merges])
     return {
         "tokenizer.json": tokenizer(model, added_tokens=added, pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL),
         "tokenizer_config.json": {
             "tokenizer_class": "GPT2Tokenizer",
-            "bos_token": specials[0],
-            "eos_token": specials[1],
+            "bos_token": _SPECIALS[0],
+            "eos_token": _SPECIALS[1],
             "added_tokens_decoder": _decoder(added),
         },
     }
+
+
+def byte_level_texts(n_tokens: int) -> list[bytes]:
+    """What each token of that tokenizer stands for."""
+    numbers = {character: byte for byte, character in enumerate(_byte_characters())}
+    tokens, _ = _byte_level_tokens(n_tokens)
+    return [*(bytes(numbers[character] for character in token) for token in tokens), *map(str.encode, _SPECIALS)]
+
+
+def _byte_level_tokens(n_tokens: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """All but the special ones, in characters that stand for bytes, and the pairs that the last of them are made of."""
+    alphabet = _byte_characters()
+    first, second = (sorted(alphabet)[start : start + 12] for start in (40, 60))
+    n_merges = n_tokens - len(alphabet) - len(_SPECIALS)
+    merges = [(left, right) for left in first for right in second][:n_merges]
+    assert len(merges) == n_merges
+    return [*alphabet, *(left + right for left, right in merges)], merges
 
 
 def wordpiece_tokenizer() -> dict[str, Any]:
