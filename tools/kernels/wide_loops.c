@@ -664,41 +664,70 @@ typedef struct {
     __m256i excess, nan; /* where there are some */
 } faults;
 
-INLINE __m256i tile_of_e4m3(__m128i codes, __m256 scale, faults * found) {
+/* 16 products as F32, in two. A scale is 256 times what it means. */
+INLINE void products_of_e4m3(__m256 products[2], __m128i codes, __m256 scale, faults * found) {
     const __m256i sign = _mm256_set1_epi16((short) 0x8000), rest = _mm256_set1_epi16(0x3F80);
-    const __m256i infinite = _mm256_set1_epi16(0x7C00);
     const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 7), size = _mm256_and_si256(wide, rest);
     const __m256i halves = _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16(wide, 1), sign), size);
-    const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
-    const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
-    const __m256i result = _mm256_set_m128i(
-        _mm256_cvtps_ph(_mm256_mul_ps(high, scale), _MM_FROUND_TO_NEAREST_INT),
-        _mm256_cvtps_ph(_mm256_mul_ps(low, scale), _MM_FROUND_TO_NEAREST_INT));
     found->nan = _mm256_or_si256(found->nan, _mm256_cmpeq_epi16(size, rest));
+    products[0] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), scale);
+    products[1] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), scale);
+}
+
+INLINE __m256i tile_of_e4m3(__m128i codes, __m256 scale, faults * found) {
+    const __m256i infinite = _mm256_set1_epi16(0x7C00);
+    __m256 products[2];
+    products_of_e4m3(products, codes, scale, found);
+    const __m256i result = _mm256_set_m128i(
+        _mm256_cvtps_ph(products[1], _MM_FROUND_TO_NEAREST_INT),
+        _mm256_cvtps_ph(products[0], _MM_FROUND_TO_NEAREST_INT));
     found->excess =
         _mm256_or_si256(found->excess, _mm256_cmpeq_epi16(_mm256_and_si256(result, infinite), infinite));
     return result;
 }
 
-EXPORT int32_t NAME(e4m3_halves)(
+/* F32 to BF16, to the nearest, ties to even; in the lower halves of words. */
+INLINE __m256i brain_floats_of(__m256 numbers) {
+    const __m256i bits = _mm256_castps_si256(numbers), lower = _mm256_set1_epi32(0x7FFF);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, lower), odd), 16);
+}
+
+INLINE __m256i brain_tile_of_e4m3(__m128i codes, __m256 scale, faults * found) {
+    __m256 products[2];
+    products_of_e4m3(products, codes, scale, found);
+    const __m256i joined = _mm256_packus_epi32(brain_floats_of(products[0]), brain_floats_of(products[1]));
+    return _mm256_permute4x64_epi64(joined, 0xD8); /* packing goes lane by lane */
+}
+
+/* Each tile of each group, the last of which may be shorter, by one of the functions above. */
+typedef __m256i (*tile_function)(__m128i codes, __m256 scale, faults * found);
+
+INLINE int32_t tiles_of_e4m3(
     uint16_t * restrict to, const uint8_t * restrict codes, const float * restrict scales, size_t n_groups,
-    size_t length) {
+    size_t length, tile_function tile) {
     faults found = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (size_t g = 0; g < n_groups; g++, to += length, codes += length) {
         const __m256 scale = _mm256_set1_ps(scales[g] * 256);
         size_t i = 0;
         for (; i + TILE <= length; i += TILE) {
             const __m128i own = _mm_loadu_si128((const __m128i *) (const void *) (codes + i));
-            _mm256_storeu_si256((__m256i *) (void *) (to + i), tile_of_e4m3(own, scale, &found));
+            _mm256_storeu_si256((__m256i *) (void *) (to + i), tile(own, scale, &found));
         }
         if (i < length) {
             __m128i own = _mm_setzero_si128();
             memcpy(&own, codes + i, length - i);
-            const __m256i result = tile_of_e4m3(own, scale, &found);
+            const __m256i result = tile(own, scale, &found);
             memcpy(to + i, &result, 2 * (length - i));
         }
     }
     return (_mm256_movemask_epi8(found.excess) != 0) | (_mm256_movemask_epi8(found.nan) != 0) << 1;
+}
+
+EXPORT int32_t NAME(e4m3_halves)(
+    uint16_t * restrict to, const uint8_t * restrict codes, const float * restrict scales, size_t n_groups,
+    size_t length) {
+    return tiles_of_e4m3(to, codes, scales, n_groups, length, tile_of_e4m3);
 }
 #endif
 
@@ -723,6 +752,9 @@ EXPORT void NAME(to_floats)(float * restrict to, const uint16_t * restrict from,
 EXPORT int32_t NAME(e4m3_brain_floats)(
     uint16_t * restrict to, const uint8_t * restrict codes, const float * restrict scales, size_t n_groups,
     size_t length) {
+#ifdef __F16C__
+    return tiles_of_e4m3(to, codes, scales, n_groups, length, brain_tile_of_e4m3) != 0;
+#else
     uint32_t nan = 0;
     for (size_t g = 0; g < n_groups; g++, to += length, codes += length) {
         const float scale = scales[g];
@@ -736,6 +768,7 @@ EXPORT int32_t NAME(e4m3_brain_floats)(
         }
     }
     return nan != 0;
+#endif
 }
 
 /* What has to be known of scales: the largest size of one, and as bits of the result whether one is not finite (1), too
