@@ -51,6 +51,7 @@ _LING = (
 
 _UNLIKE_TEKKEN = re.compile(r"[0-9]{2}|[A-Za-z]'")
 
+RAW_MERGES = "sarvam-moe"  # merges of letters in place of bytes, of the whole text
 DIGITS = "digits"  # the step Digits, each digit alone
 
 # What cuts text, step by step, and whether a word that is a token is taken before any merge.
@@ -73,7 +74,10 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
 
 
 def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -> str:
-    """`tokenizer.ggml.pre` for a byte-level `pre_tokenizer` and its `tokens`; Unconvertible for an unknown one."""
+    """`tokenizer.ggml.pre` for a byte-level `pre_tokenizer`; Unconvertible for an unknown one.
+
+    `tokens` are those that merges make: without added ones, which are found before anything is cut.
+    """
     found = None
     parts = steps(pre_tokenizer, "pretokenizers")
     if [part.get("type") == "ByteLevel" for part in parts][-1:] == [True]:
@@ -88,7 +92,7 @@ def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -
 
 
 def tekken(tokens: Iterable[str]) -> str:
-    """`tokenizer.ggml.pre` for a tokenizer that cuts text as Mistral's do."""
+    """`tokenizer.ggml.pre` for a tokenizer that cuts text as Mistral's do; `tokens` as for `name`."""
     # The other one joins digits, up to three, and 's with the word before it, which no token of most does.
     return "tekken" if any(map(_UNLIKE_TEKKEN.search, tokens)) else "granite-embed-multi-97m"
 

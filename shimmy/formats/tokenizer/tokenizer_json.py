@@ -116,7 +116,8 @@ def from_sentencepiece(model: SentencePieceModel, added: Iterable[AddedToken], *
 def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: Mapping[int, AddedToken]) -> Tokens:
     """GPT-2's kind: every byte is a letter, and merges join them."""
     ids = _ids(model)
-    pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), ids, ignore_merges=bool(model.get("ignore_merges")))
+    merged = (text for text, index in ids.items() if index not in added)
+    pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), merged, ignore_merges=bool(model.get("ignore_merges")))
     unknown = model.get("unk_token")
     if unknown and not ids.keys() >= set(_byte_letters()):
         raise Unconvertible("its tokenizer has bytes without a token, which llama.cpp leaves out of the text")
@@ -145,7 +146,7 @@ def _byte_fallback(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added
     if scores is None:
         if any("\n" in left + right and (left + right).strip("\n") for left, right in merges):
             raise Unconvertible("its tokenizer joins line ends with other letters, which llama.cpp does not")
-        tokens.model, tokens.pre = "gpt2", "sarvam-moe"  # merges of letters in place of bytes
+        tokens.model, tokens.pre = "gpt2", pretokenizers.RAW_MERGES
         tokens.merges = [" ".join(pair) for pair in merges]
     else:
         tokens.scores = scores

@@ -13,8 +13,8 @@ from typing import Any
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType
 from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES, LFS_POINTER, pointer_reason
+from shimmy.formats.tokenizer import known_names, pretokenizers, sentencepiece
 from shimmy.formats.tokenizer import normalizer as normalizers
-from shimmy.formats.tokenizer import pretokenizers, sentencepiece
 from shimmy.formats.tokenizer.pretokenizers import shown
 from shimmy.formats.tokenizer.sentencepiece import PieceType
 from shimmy.formats.tokenizer.tokenizer_json import (
@@ -51,11 +51,6 @@ _KEYS = {
     "cls": "tokenizer.ggml.cls_token_id",
     "mask": "tokenizer.ggml.mask_token_id",
 }
-# Tokens that end a text in llama.cpp whatever the file says, from llama_vocab::impl::load.
-_KNOWN_ENDS = frozenset(
-    ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>",
-     "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>")
-)  # fmt: skip
 # Mistral's tokenizers as transformers 4 wrote them cut text as Llama 3 does, where the models learned from other cuts:
 # `fix_mistral_regex` of transformers 5.
 _NOT_MISTRALS = "llama-bpe"
@@ -73,8 +68,12 @@ def vocabulary(folder: Path, config: Mapping[str, Any]) -> Metadata:
     files = _Folder(folder)
     tokens = files.tokens()
     if tokens.pre == _NOT_MISTRALS and config.get("model_type") in _MISTRAL_TYPES and tokens.ids.keys() >= _MISTRALS:
-        tokens.pre = pretokenizers.tekken(tokens.ids)
+        tokens.pre = pretokenizers.tekken(
+            text for index, text in tokens.texts.items() if tokens.types[index] is PieceType.NORMAL
+        )
     n_tokens = _count(tokens, config)
+    special_tokens = _special_tokens(files, tokens, config, n_tokens)
+    known_names.hide(tokens, {*_end_numbers(files, config), *(value for _, _, value in special_tokens)})
     texts = [tokens.texts.get(index, f"[PAD{index}]") for index in range(n_tokens)]
     _check(texts)
     metadata: Metadata = [
@@ -94,7 +93,7 @@ def vocabulary(folder: Path, config: Mapping[str, Any]) -> Metadata:
         metadata.append(("tokenizer.ggml.merges", GgufType.ARRAY, (GgufType.STRING, tokens.merges)))
     if tokens.model == "bert":
         metadata += _bert(tokens, config)
-    metadata += _special_tokens(files, tokens, config, n_tokens)
+    metadata += special_tokens
     if tokens.normalizer:
         metadata.append((normalizers.KEY, GgufType.STRING, tokens.normalizer.to_text()))
     metadata += [(key, GgufType.STRING, template) for key, template in files.templates()]
@@ -317,18 +316,23 @@ def _more_ends(
 
     `former` is the one that the tokenizer's configuration names, where another one is put behind a text.
     """
-    numbers: list[object] = [former]
-    for source in (files.generation, config):
-        found = source.get("eos_token_id")
-        numbers += found[:MAX_ADDED_TOKENS] if isinstance(found, list) else [found]
     ends = dict.fromkeys(
-        number for number in numbers
-        if type(number) is int and 0 <= number < n_tokens and number != eos
-        and tokens.texts.get(number) not in _KNOWN_ENDS
+        number for number in (former, *_end_numbers(files, config))
+        if number is not None and 0 <= number < n_tokens and number != eos
+        and tokens.texts.get(number) not in known_names.ENDS
     )  # fmt: skip
     if len(ends) > 2:
         raise Unconvertible("it has more tokens that end a text than llama.cpp has places for")
     return dict(zip(("eot", "eom"), ends, strict=False))
+
+
+def _end_numbers(files: _Folder, config: Mapping[str, Any]) -> list[int]:
+    """The ids that the configuration calls ends of a text."""
+    numbers: list[object] = []
+    for source in (files.generation, config):
+        found = source.get("eos_token_id")
+        numbers += found[:MAX_ADDED_TOKENS] if isinstance(found, list) else [found]
+    return [number for number in numbers if type(number) is int]
 
 
 def _surroundings(files: _Folder, tokens: Tokens) -> tuple[list[int], list[int]]:

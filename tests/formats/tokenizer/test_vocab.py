@@ -161,6 +161,24 @@ def test_mistrals_tokenizers_cut_text_as_the_models_learned_it(load: Load) -> No
     assert len(differences(another, texts(len(golden["ids"])), golden["ids"])) > len(different)
 
 
+def test_names_of_mistrals_special_tokens_say_nothing_of_its_cuts(load: Load) -> None:
+    """Their digits (`<SPECIAL_20>`) were taken for those of words: Hindi's vowels were cut off."""
+    golden = GOLDEN["tiny-tekken-ignoring-merges"]
+    tokens = deepcopy(golden["tokenizer"])
+    first = max(token["id"] for token in tokens["added_tokens"]) + 1
+    for number, text in enumerate(("<SPECIAL_20>", "[INST]", "[/INST]", "[TOOL_CALLS]"), first):
+        tokens["model"]["vocab"][text] = number
+        tokens["added_tokens"].append(added_token(number, text))
+    config = {"eos_token": "</s>"}
+    vocabulary = load(tokenizer_json=tokens, tokenizer_config_json=config)
+    tokens["pre_tokenizer"] = GOLDEN["tiny-llama-bpe-ignoring-merges"]["tokenizer"]["pre_tokenizer"]
+    mended = load({"model_type": "mistral"}, tokenizer_json=tokens, tokenizer_config_json=config)
+    of = texts(len(golden["ids"]))
+    assert [text for text in differences(vocabulary, of, golden["ids"]) if text.isalpha()] == []
+    assert differences(mended, of, golden["ids"]) == differences(vocabulary, of, golden["ids"])
+    assert vocabulary.values["tokenizer.ggml.pre"] == mended.values["tokenizer.ggml.pre"] != "tekken"
+
+
 # -- hand-written ones, kind by kind ---------------------------------------------------------------------------------
 
 
@@ -199,6 +217,19 @@ def test_added_tokens_and_holes_have_types(load: Load) -> None:
     assert types[0] == CONTROL
     assert types[1] == NORMAL
     assert vocabulary.ids("<think><|im_end|>") == [257, 260]
+
+
+def test_a_word_with_the_name_of_a_special_token_is_none(load: Load) -> None:
+    """Qwen's merges could make `</s>`, which texts are never cut for: llama.cpp took it for the end of a text."""
+    words = ("<|im_end|>", "</", "</s", "</s>")
+    tokens = byte_level(*words, merges=("< /", "</ s", "</s >"), added_tokens=[added_token(257, "<|im_end|>")])
+    vocabulary = load(tokenizer_json=tokens, tokenizer_config_json={"eos_token": "<|im_end|>"})
+    letters = {letter: index for index, letter in enumerate(LETTERS, 1)}
+    assert vocabulary.ids("</s>") == [258, letters["s"], letters[">"]]
+    assert not vocabulary.ends(260)
+    for config in ({"eos_token_id": [257, 260]}, {"bos_token_id": 260}):
+        in_use = load(config, tokenizer_json=tokens, tokenizer_config_json={"eos_token": "<|im_end|>"})
+        assert in_use.ids("</s>") == [260]
 
 
 def test_tokens_beyond_the_embeddings_are_left_out(load: Load) -> None:
