@@ -25,7 +25,7 @@ _AT_ONCE = 500
 
 _FIELDS = {field.name: str if field.type is GgufKind else field.type for field in fields(GgufHeader)}
 # Another one reads all files again. To be raised with whatever changes what is read out of the same file, or refused.
-_READING = 2
+_READING = 3
 _FORM = [f"{__version__} {_READING}", *_FIELDS]
 _KINDS = frozenset(GgufKind)
 _values = attrgetter(*_FIELDS)

@@ -74,6 +74,8 @@ def recipe(
     `dense` are the matrices behind the pooling, as `sentence_transformers` reads them.
     """
     scheme = scheme_of(config, checkpoint)
+    if family.by_mlx is not None and _has_turned_convolutions(checkpoint):
+        family = family.by_mlx
     found = Hyperparameters(config, family.defaults)
     refuse_two_rotations(found)
     values = family.renamed(found)
@@ -190,6 +192,15 @@ def _inexact(outputs: list[TensorOutput]) -> list[str]:
     ]
 
 
+def _has_turned_convolutions(checkpoint: Checkpoint) -> bool:
+    """Whether the kernels are [channels, numbers, 1], as MLX has them, and not [channels, 1, numbers].
+
+    MLX itself knows by this whether it has changed the other weights already.
+    """
+    kernels = [tensor.shape for name, tensor in checkpoint.tensors.items() if name.endswith(".conv1d.weight")]
+    return bool(kernels) and all(len(shape) == 3 and shape[1] > shape[2] == 1 for shape in kernels)
+
+
 def _canonical(checkpoint: Checkpoint, family: Family, values: Hyperparameters) -> Tensors:
     """The text model's tensors by the names that the table has."""
     ignored = family.ignored_prefixes + family.unused(values)
@@ -202,6 +213,8 @@ def _canonical(checkpoint: Checkpoint, family: Family, values: Hyperparameters) 
             continue
         if family.is_encoder:  # as checkpoints that were once TensorFlow's have them
             name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        for part, own in family.mlx_names.items():
+            name = name.replace(part, own)
         if name in tensors:
             raise Unconvertible(f"its tensor `{shown(name)}` is there twice, under two names")
         tensors[name] = tensor

@@ -12,7 +12,7 @@ from shimmy.formats.convert.tied_head import TiedHead, other_head
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GGML_CODES, TensorInfo
-from shimmy.formats.quantised.stored import Holding, Scheme, StoredRows, Tensors, missing
+from shimmy.formats.quantised.stored import Holding, Scheme, StoredRows, Tensors, is_plain, missing
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, shown
 
 CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
@@ -99,6 +99,7 @@ class TensorTable:
         if row.is_metadata:
             self._add_number(row, layer)
             return
+        row = self._as_mlx_has_it(row, layer)
         sizes, n_heads = self._sizes, self._sizes["N" if row.shape[0] == "K" else "H"]
         target = row.target.replace("#", str(layer))
         pieces = self._multiplied(row, target, self._pieces(row, layer))
@@ -117,6 +118,22 @@ class TensorTable:
         transform = Transform.COPY if row.transform is Transform.TRANSPOSE else row.transform
         bias_target = target.removesuffix(".weight") + ".bias"
         self._keep(bias_target, tensor.shape, (TensorSlice(tensor, 0, tensor.n_bytes),), transform, n_heads)
+
+    def _as_mlx_has_it(self, row: Row, layer: int) -> Row:
+        """The same row, with all of the target in one module where there is such a one."""
+        stacked = row.stacked.replace("#", str(layer))
+        if row.is_named_in_full or not stacked or not self._tensors.has_module(stacked):
+            return row
+        if (
+            self._scheme is not None
+            and not self._scheme.stacks_experts
+            and not is_plain(f"{stacked}.weight", self._tensors)
+        ):
+            if row.fused is not None and row.fused[0] == row.stacked:  # under one name, they may be either
+                return row
+            raise Unconvertible(f"the experts of its `{stacked}` are stacked, which its quantisation cannot be")
+        transform = Transform.COPY if row.transform is Transform.TRANSPOSE_RUNS else row.transform
+        return replace(row, source=row.stacked, transform=transform, fused=None, runs=None, taken="")
 
     def _keep(
         self,
@@ -164,7 +181,8 @@ class TensorTable:
         holding = Holding(stored[0].matrix.expected, stored[0].matrix.error)
         for rows in stored:
             holding = holding.along_with(Holding(rows.matrix.expected, rows.matrix.error))
-        info = TensorInfo(target, shape[::-1], CODES["F32"])
+        kept = tuple(size for size in shape if size > 1) if transform is Transform.SQUEEZE else shape
+        info = TensorInfo(target, kept[::-1], CODES["F32"])
         output = TensorOutput(info, transform=transform, n_heads=n_heads, stored=stored, columns=columns)
         if not target.endswith(_ALWAYS_F32):
             kind = holding.plain().kind if output.is_reordered else holding.kind
@@ -239,7 +257,8 @@ class TensorTable:
     def _piece(self, name: str, shape: tuple[int, ...]) -> TensorSlice | StoredRows | None:
         """The whole weight `name`; None where it is not there."""
         module = name.removesuffix(".weight")
-        if self._scheme is not None and len(shape) == 2 and self._tensors.has_module(module):
+        may_be_stored = self._scheme is not None and (len(shape) == 2 or self._scheme.stacks_experts)
+        if self._scheme is not None and may_be_stored and self._tensors.has_module(module):
             matrix = self._scheme.find(module, shape, self._tensors)
             if matrix is not None:
                 self._stored.add(module)
@@ -252,15 +271,6 @@ class TensorTable:
         source, part, n_parts = row.fused
         name = source.replace("#", str(layer))
         n_experts, n_rows, n_columns = shape
-        stacked = row.stacked.replace("#", str(layer))
-        # Under one name, experts may be stacked or fused: by the scheme.
-        may_be_fused = stacked == name and self._scheme is not None and not self._scheme.stacks_experts
-        if self._scheme is not None and stacked and self._tensors.has_module(stacked) and not may_be_fused:
-            if not self._scheme.stacks_experts:
-                raise Unconvertible(f"the experts of its `{stacked}` are stacked, which its quantisation cannot be")
-            matrix = self._scheme.find(stacked, shape, self._tensors)
-            if matrix is not None:
-                return (StoredRows(matrix, 0, n_experts * n_rows),)
         if self._scheme is not None and self._tensors.has_module(name):
             matrix = self._scheme.find(name, (n_experts * n_parts * n_rows, n_columns), self._tensors)
             if matrix is not None and (row.takes_turns or n_parts == 1):
@@ -304,6 +314,8 @@ class TensorTable:
         tensor = self._tensors.get(name)
         if tensor is None:
             return None
+        if 1 in shape and [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]:
+            tensor = replace(tensor, shape=shape)  # the same numbers in the same order
         if tensor.shape != shape or not tensor.n_bytes:
             raise Unconvertible(
                 f"its tensor `{name}` has the shape {[*tensor.shape]}; its config.json implies {[*shape]}"

@@ -31,7 +31,7 @@ class Row:
     # All experts in one tensor: its name, which part of its rows, of how many.
     fused: tuple[str, int, int] | None = None
     turned: str = "never"  # or always, or either: the matrices of `fused` are stored by their columns
-    stacked: str = ""  # all experts in one tensor of as many dimensions as the shape, as MLX has them
+    stacked: str = ""  # where MLX has all of the target: in its order, and in as many dimensions as the shape
     is_named_in_full: bool = False  # `source` has no `.weight` behind it
     layers: str = ""  # of this kind alone: see `Family.kinds`
     first_layer: int = 0  # that has it
@@ -85,6 +85,7 @@ class Family:
     prefixes: tuple[str, ...] = ("model.language_model.", "language_model.model.", "language_model.", "model.")
     ignored_prefixes: tuple[str, ...] = ()
     ignored_suffixes: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    mlx_names: Mapping[str, str] = field(default_factory=dict)  # parts of names that MLX changes, and the rows' own
     rotates_partly: bool = False  # whether the engine can rotate a part of each head
     # Of what kinds each layer is. All rows of layers that are not of a kind are taken of each.
     kinds: Callable[[Hyperparameters], Sequence[Collection[str]]] = _kinds_of_attention
@@ -96,6 +97,7 @@ class Family:
     is_encoder: bool = False  # makes embeddings and no text
     is_layer_norm: bool = False  # its norms subtract the mean first; else they divide by the root mean square alone
     has_dense: bool = False  # llama.cpp multiplies what is pooled with matrices of sentence-transformers
+    by_mlx: "Family | None" = None  # the same with the numbers that MLX changes where it turns convolutions
 
 
 SILU, GELU = frozenset(("silu", "swish")), frozenset(("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"))

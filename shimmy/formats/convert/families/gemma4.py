@@ -95,13 +95,13 @@ _GEMMA4 = (
             *(
                 Row(
                     f"{_BLOCK}experts.@.{kind}_proj", f"blk.#.ffn_{kind}_exps.weight", "XME",
-                    fused=(f"{_BLOCK}experts.gate_up_proj", part, 2),
+                    fused=(f"{_BLOCK}experts.gate_up_proj", part, 2), stacked=f"{_BLOCK}experts.switch_glu.{kind}_proj",
                 )
                 for part, kind in enumerate(("gate", "up"))
             ),
             Row(
                 f"{_BLOCK}experts.@.down_proj", "blk.#.ffn_down_exps.weight", "XEM",
-                fused=(f"{_BLOCK}experts.down_proj", 0, 1),
+                fused=(f"{_BLOCK}experts.down_proj", 0, 1), stacked=f"{_BLOCK}experts.switch_glu.down_proj",
             ),
         )
     ),

@@ -154,6 +154,7 @@ def describe_minimax_m2(draft: MetadataBuilder, values: Hyperparameters, sizes: 
     draft.integer("expert_gating_func", SIGMOID)
 
 
+LING_BY_MLX = {".mlp.gate.gate_proj.": ".mlp.gate."}
 _LING_ENDS = (
     Row("word_embeddings", "token_embd.weight", "VE"),
     Row("norm", "output_norm.weight", "E"),
@@ -253,13 +254,13 @@ FAMILIES = (
     ),
     Family(
         "GLM 4V", "glm4v_text", ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
-        "glm4", _GLM4V, SILU, FREE, plain, rope_defaults(1e4, 1e-5), ignored_prefixes=("visual.",),
+        "glm4", _GLM4V, SILU, FREE, plain, rope_defaults(1e4, 1e-5), ignored_prefixes=("visual.", "vision_tower."),
         rotates_partly=True,
     ),
     Family(
         "GLM 4V", "glm4v_moe_text", ("Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
         "glm4moe", _GLM4_MOE, SILU, FREE, describe_glm4_moe,
-        _GLM4_MOE_DEFAULTS | {"attention_bias": True}, ignored_prefixes=("visual.",),
+        _GLM4_MOE_DEFAULTS | {"attention_bias": True}, ignored_prefixes=("visual.", "vision_tower."),
         rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
     ),
     Family(
@@ -267,6 +268,7 @@ FAMILIES = (
         {"first_k_dense_replace": 0, "num_nextn_predict_layers": 0, "routed_scaling_factor": 1.0,
          "norm_topk_prob": False, **rope_defaults()},
         kinds=_kinds, unused=_drafting_layers,
+        mlx_names={f".mlp.experts.{name}_proj.": f".mlp.switch_mlp.{name}_proj." for name in ("gate", "up", "down")},
     ),
     Family(
         "MiniMax M2", "minimax_m2", classes("MiniMaxM2")[:1], "minimax-m2", _MINIMAX_M2, SILU, FREE,
@@ -277,6 +279,7 @@ FAMILIES = (
     Family(
         "Ling 1", "bailing_moe", ("BailingMoeForCausalLM", "BailingMoeModel"), "bailingmoe", _LING1, SILU,
         frozenset(("linear", "dynamic")), describe_ling1, {"use_bias": True, **rope_defaults(1e4, 1e-5)},
+        mlx_names=LING_BY_MLX,
     ),
     *(
         Family(
@@ -284,7 +287,7 @@ FAMILIES = (
             describe_ling2,
             {"partial_rotary_factor": 0.5, "first_k_dense_replace": 0, "num_shared_experts": 1, "n_group": 8,
              "topk_group": 4, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 0, **rope_defaults(6e5)},
-            rotates_partly=True, kinds=_kinds, unused=_drafting_layers,
+            rotates_partly=True, kinds=_kinds, unused=_drafting_layers, mlx_names=LING_BY_MLX,
         )
         for model_type in ("bailing_moe", "bailing_moe_v2")
     ),

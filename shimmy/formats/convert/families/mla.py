@@ -77,9 +77,12 @@ LATENT_ATTENTION = (
     Row("layers.#.self_attn.kv_a_layernorm", "blk.#.attn_kv_a_norm.weight", "L"),
     Row(
         "layers.#.self_attn.kv_b_proj", "blk.#.attn_k_b.weight", "HLn", Transform.TRANSPOSE_RUNS,
-        runs=_key_parts, taken="bL",
+        runs=_key_parts, taken="bL", stacked="layers.#.self_attn.embed_q",
     ),
-    Row("layers.#.self_attn.kv_b_proj", "blk.#.attn_v_b.weight", "HvL", runs=_value_parts, taken="bL"),
+    Row(
+        "layers.#.self_attn.kv_b_proj", "blk.#.attn_v_b.weight", "HvL",
+        runs=_value_parts, taken="bL", stacked="layers.#.self_attn.unembed_out",
+    ),
     Row("layers.#.self_attn.o_proj", "blk.#.attn_output.weight", "Eo"),
 )  # fmt: skip
 _INDEXER = (

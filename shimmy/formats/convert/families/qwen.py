@@ -5,6 +5,7 @@ A gated delta net is linear attention with a state. How transformers and llama.c
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from shimmy.formats.convert.families.family import (
     ADD_ONE,
@@ -242,7 +243,14 @@ _EXPERT_DEFAULTS = {
     **_DEFAULTS, "num_experts_per_tok": 8, "num_experts": 256, "moe_intermediate_size": 512,
     "shared_expert_intermediate_size": 512,
 }  # fmt: skip
-_UNUSED = ("mtp.", "visual.")  # a layer that drafts, and eyes
+_UNUSED = ("mtp.", "visual.", "vision_tower.")  # a layer that drafts, and eyes, as MLX calls them, too
+
+
+def _of_delta_nets(family: Family) -> Family:
+    """With its norms as MLX has them: added to 1 already."""
+    rows = (replace(row, transform=Transform.COPY) if row.transform is ADD_ONE else row for row in family.rows)
+    return replace(family, by_mlx=replace(family, rows=tuple(rows)))
+
 
 FAMILIES = (
     Family(
@@ -284,19 +292,19 @@ FAMILIES = (
         {"norm_topk_prob": True, "rms_norm_eps": 1e-6},  # versions of transformers do not agree on `rope_theta`
         ignored_prefixes=_UNUSED, renamed=vl_renamed,
     ),
-    Family(
+    _of_delta_nets(Family(
         "Qwen3-Next", "qwen3_next", classes("Qwen3Next"), "qwen3next", (*_QWEN3_NEXT, *_EXPERTS),
         SILU, _YARN, describe_qwen3_next, _EXPERT_DEFAULTS | {"num_experts": 512, "num_experts_per_tok": 10},
         ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
-    ),
-    Family(
+    )),
+    _of_delta_nets(Family(
         "Qwen3.5", "qwen3_5_text", ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"), "qwen35",
         (*_QWEN35, *feed_forward()), SILU, _YARN, describe_qwen35, _DEFAULTS,
         ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
-    ),
-    Family(
+    )),
+    _of_delta_nets(Family(
         "Qwen3.5", "qwen3_5_moe_text", ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"), "qwen35moe",
         (*_QWEN35, *_EXPERTS), SILU, _YARN, describe_qwen35_moe, _EXPERT_DEFAULTS,
         ignored_prefixes=_UNUSED, rotates_partly=True, renamed=_renamed,
-    ),
+    )),
 )  # fmt: skip

@@ -77,6 +77,22 @@ def _of_convolved(values: Hyperparameters) -> Sequence[float]:
     return [factor / gate for factor in others]
 
 
+def _folded(values: Hyperparameters) -> Hyperparameters:
+    """What is left to multiply where MLX has multiplied the matrices: values, and keys with the factor of their own.
+
+    A head that is the embeddings has their factor, which is taken away again.
+    """
+    is_tied, head = values.flag("tie_word_embeddings"), _one(values, "lm_head_multiplier")
+    return values.changed({
+        **dict.fromkeys((
+            "embedding_multiplier", "attention_in_multiplier", "attention_out_multiplier", "ssm_in_multiplier",
+            "ssm_out_multiplier", "ssm_multipliers", "mlp_multipliers",
+        )),
+        "value_multiplier": _one(values, "attention_in_multiplier"),
+        "lm_head_multiplier": head / _one(values, "embedding_multiplier") if is_tied else 1,
+    })  # fmt: skip
+
+
 _EMBEDDINGS, _NORM, _HEAD = ENDS
 _ROWS = (
     replace(_EMBEDDINGS, factors=_embedding),
@@ -115,7 +131,8 @@ def describe_falcon(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
     before = _one(values, "attention_in_multiplier")
     for layer in range(sizes["layers"]):
         for name, factor in (
-            ("attn_q", before), ("attn_k", before * _one(values, "key_multiplier")), ("attn_v", before),
+            ("attn_q", before), ("attn_k", before * _one(values, "key_multiplier")),
+            ("attn_v", before * _one(values, "value_multiplier")),
             ("attn_output", _one(values, "attention_out_multiplier") / shrinking),
             ("ssm_in", _one(values, "ssm_in_multiplier") * gate),
             ("ssm_out", _one(values, "ssm_out_multiplier") / shrinking),
@@ -123,11 +140,11 @@ def describe_falcon(draft: MetadataBuilder, values: Hyperparameters, sizes: dict
             draft.computed[f"blk.{layer}.{name}.scale"] = [factor]
 
 
-FAMILIES = (
-    Family(
-        "Falcon-H1", "falcon_h1", classes("FalconH1"), "falcon-h1",
-        tuple(replace(row, is_adaptable=False) for row in _ROWS),  # adapters would be added behind the numbers
-        SILU, frozenset(), describe_falcon,
-        {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}, kinds=_kinds,
-    ),
+_FALCON = Family(
+    "Falcon-H1", "falcon_h1", classes("FalconH1"), "falcon-h1",
+    tuple(replace(row, is_adaptable=False) for row in _ROWS),  # adapters would be added behind the numbers
+    SILU, frozenset(), describe_falcon,
+    {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}, kinds=_kinds,
 )  # fmt: skip
+
+FAMILIES = (replace(_FALCON, by_mlx=replace(_FALCON, renamed=_folded)),)

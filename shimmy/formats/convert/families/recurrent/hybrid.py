@@ -117,11 +117,16 @@ def _granite_rows(*, has_experts: bool) -> tuple[Row, ...]:
     shared, fused = "layers.#.shared_mlp", f"{moe}.input_linear.weight"
     experts_rows = (
         Row(f"{moe}.router.layer", "blk.#.ffn_gate_inp.weight", "XE"),
-        Row(f"{moe}.experts.@.gate_proj", "blk.#.ffn_gate_exps.weight", "XFE", fused=(fused, 0, 2)),
-        Row(f"{moe}.experts.@.up_proj", "blk.#.ffn_up_exps.weight", "XFE", fused=(fused, 1, 2)),
+        *(
+            Row(
+                f"{moe}.experts.@.{name}_proj", f"blk.#.ffn_{name}_exps.weight", "XFE", fused=(fused, part, 2),
+                stacked=f"{moe}.switch_mlp.{name}_proj",
+            )
+            for part, name in enumerate(("gate", "up"))
+        ),
         Row(
             f"{moe}.experts.@.down_proj", "blk.#.ffn_down_exps.weight", "XEF",
-            fused=(f"{moe}.output_linear.weight", 0, 1),
+            fused=(f"{moe}.output_linear.weight", 0, 1), stacked=f"{moe}.switch_mlp.down_proj",
         ),
     )  # fmt: skip
     return (
@@ -129,11 +134,16 @@ def _granite_rows(*, has_experts: bool) -> tuple[Row, ...]:
         *NORMS,
         *(replace(row, layers=_ATTENTION) for row in attention(PERMUTE, output_bias="attention_bias")),
         *mamba_rows("mamba"),
-        Row(f"{shared}.input_linear", f"blk.#.ffn_gate{beside}.weight", "SE", runs=_gates, taken="TE"),
-        Row(f"{shared}.input_linear", f"blk.#.ffn_up{beside}.weight", "SE", runs=_ups, taken="TE"),
-        Row(f"{shared}.output_linear", f"blk.#.ffn_down{beside}.weight", "ES"),
+        *(
+            Row(
+                f"{shared}.input_linear", f"blk.#.ffn_{name}{beside}.weight", "SE", runs=runs, taken="TE",
+                stacked=f"layers.#.mlp.{name}_proj",
+            )
+            for name, runs in (("gate", _gates), ("up", _ups))
+        ),
+        Row(f"{shared}.output_linear", f"blk.#.ffn_down{beside}.weight", "ES", stacked="layers.#.mlp.down_proj"),
         *(experts_rows if has_experts else ()),
-    )
+    )  # fmt: skip
 
 
 def granite_renamed(values: Hyperparameters) -> Hyperparameters:
@@ -205,9 +215,9 @@ _NEMOTRON_EXPERTS = tuple(
         Row("layers.#.mixer.gate", "blk.#.ffn_gate_inp.weight", "XE"),
         Row("layers.#.mixer.gate.e_score_correction_bias", "blk.#.exp_probs_b.bias", "X", is_named_in_full=True),
         Row("layers.#.mixer.experts.@.up_proj", "blk.#.ffn_up_exps.weight", "XMl",
-            fused=("layers.#.mixer.experts.up_proj", 0, 1)),
+            fused=("layers.#.mixer.experts.up_proj", 0, 1), stacked="layers.#.mixer.switch_mlp.fc1"),
         Row("layers.#.mixer.experts.@.down_proj", "blk.#.ffn_down_exps.weight", "XlM",
-            fused=("layers.#.mixer.experts.down_proj", 0, 1)),
+            fused=("layers.#.mixer.experts.down_proj", 0, 1), stacked="layers.#.mixer.switch_mlp.fc2"),
         Row("layers.#.mixer.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "SE"),
         Row("layers.#.mixer.shared_experts.down_proj", "blk.#.ffn_down_shexp.weight", "ES"),
     )

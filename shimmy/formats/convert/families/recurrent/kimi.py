@@ -256,6 +256,11 @@ def _is_linear(config: Mapping[str, Any]) -> bool:
     return not _is_k3(config)
 
 
+_BY_MLX = {
+    **{f".mlp.{part}.": f".block_sparse_moe.{part}." for part in ("switch_mlp", "shared_experts", "gate")},
+    ".mlp.e_score_correction_bias": ".block_sparse_moe.gate.e_score_correction_bias",
+    **{f".{name}_conv.conv.": f".{name}_conv1d." for name in "qkv"},
+}
 _CLASSES, _EYES = ("KimiLinearForCausalLM",), ("vision_tower.", "mm_projector.")
 
 FAMILIES = (
@@ -265,7 +270,7 @@ FAMILIES = (
          "first_k_dense_replace": 1, "num_experts_per_token": 8, "num_shared_experts": 1, "moe_intermediate_size": 1024,
          "routed_scaling_factor": 2.446, "linear_head_dim": 128, "linear_num_heads": 32, "linear_conv_kernel_dim": 4,
          "rms_norm_eps": 1e-5},
-        kinds=_kinds, renamed=_renamed, suits=_is_linear,
+        kinds=_kinds, renamed=_renamed, suits=_is_linear, mlx_names=_BY_MLX,
     ),
     Family(
         "Kimi K3", "kimi_linear", (*_CLASSES, "KimiK3ForConditionalGeneration"), "kimi-k3", _K3, frozenset(("situ",)),

@@ -105,6 +105,10 @@ def describe_lfm2_moe(draft: MetadataBuilder, values: Hyperparameters, sizes: di
     draft.integer("expert_gating_func", SIGMOID)
 
 
+_BY_MLX = {
+    f".feed_forward.{name}_proj.": f".feed_forward.{own}."
+    for name, own in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+}
 _DEFAULTS = {"rope_theta": 1e6, "norm_eps": 1e-5, "conv_L_cache": 3}
 
 FAMILIES = (
@@ -123,6 +127,6 @@ FAMILIES = (
         SILU, FREE, describe_lfm2_moe,
         {**_DEFAULTS, "num_dense_layers": 2, "num_experts": 32, "num_experts_per_tok": 4,
          "moe_intermediate_size": 1792},
-        renamed=lfm2_renamed, kinds=_kinds,
+        renamed=lfm2_renamed, kinds=_kinds, mlx_names=_BY_MLX,
     ),
 )  # fmt: skip

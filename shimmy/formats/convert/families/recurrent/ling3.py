@@ -56,7 +56,7 @@ def _minus_one(values: Hyperparameters) -> tuple[float]:
 
 def _latent(row: Row) -> Row:
     source = row.source.replace("layers.#.self_attn", _SELF).replace(".o_proj", ".dense")
-    return replace(row, source=source)
+    return replace(row, source=source, stacked=row.stacked.replace("layers.#.self_attn", _SELF))
 
 
 _ROWS = (

@@ -161,6 +161,7 @@ FAMILIES = (
         SILU, frozenset(), describe_exaone_moe,
         {"sliding_window": 4096, "first_k_dense_replace": 1, "moe_intermediate_size": 1024, "num_experts": 64,
          "num_experts_per_tok": 8, "num_shared_experts": 1, "routed_scaling_factor": 2.5, **rope_defaults(1e4, 1e-5)},
+        mlx_names={".mlp.gate.e_score_correction_bias": ".mlp.e_score_correction_bias"},
         ignored_prefixes=_BESIDE, kinds=_kinds, renamed=exaone4_renamed,
     ),
 )  # fmt: skip

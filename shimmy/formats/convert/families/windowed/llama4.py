@@ -35,6 +35,7 @@ _LLAMA4 = (
                 Row(
                     f"{_MLP}experts.@.{name}_proj", f"blk.#.ffn_{name}_exps.weight", shape,
                     fused=(f"{_MLP}experts.{fused}", part, n_parts), turned="always",
+                    stacked=f"{_MLP}experts.{name}_proj",
                 )
                 for name, shape, fused, part, n_parts in (
                     ("gate", "XME", "gate_up_proj", 0, 2), ("up", "XME", "gate_up_proj", 1, 2),
