@@ -1,5 +1,6 @@
 """The archive of the frozen file's modules, and the finder that reads it there; a Python process plays the file."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,25 @@ import house
 print([number for number in range(3) if os.path.exists(f"/proc/self/fd/{number}")], house.Chair())
 """
     assert said(archive, code) == "[1] Chair(legs=4)\n"
+
+
+def test_what_modules_have_in_common_is_in_the_archive_once(tmp_path: Path) -> None:
+    common = "".join(f"name_{random.Random(number).getrandbits(64)} = 1\n" for number in range(100))
+    modules: dict[str, Path | None] = {}
+    sizes = []
+    for name in "abcdef":
+        modules[name] = tmp_path / f"{name}.py"
+        (tmp_path / f"{name}.py").write_text(common)
+        module_archive.write(tmp_path / "archive", modules)
+        sizes.append((tmp_path / "archive").stat().st_size)
+    assert sizes[-1] < 2 * sizes[0]
+
+
+@pytest.mark.parametrize("offset", [30, 1], ids=["its code", "its checksum"])
+def test_a_damaged_module_says_so(archive: Path, offset: int) -> None:
+    """`offset` from the end: the modules lie there by their names, so the last one is `house.room`."""
+    content = bytearray(archive.read_bytes())
+    content[-offset] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(AssertionError, match=r"ImportError: the program's own file is damaged, in `house\.room`"):
+        said(archive, "import house")

@@ -9,7 +9,7 @@ import marshal
 import os
 import sys
 from _frozen_importlib import ModuleSpec
-from zlib import decompress
+from zlib import MAX_WBITS, adler32, decompress, decompressobj, error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class FrozenModules:
         self._start = 0  # where in the file the first module lies
         # By name: its place behind that, its length in bytes there, and whether it is a package.
         self._table: dict[str, tuple[int, int, bool]] = {}
+        self._common = b""  # what modules have in common, deflate's dictionary
 
     def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
         """Of a module that is in the archive, wherever else it may be."""
@@ -52,17 +53,24 @@ class FrozenModules:
         exec(self.get_code(spec.name), module.__dict__)
 
     def get_code(self, name: str) -> "CodeType":
-        """The code of a module that is in the archive."""
+        """The code of a module that is in the archive; raises ImportError where the file is damaged."""
         place, n_bytes, _ = self._table[name]
-        return marshal.loads(decompress(os.pread(self._descriptor, n_bytes, self._start + place)))
+        stream = decompressobj(-MAX_WBITS, self._common)
+        try:
+            code = stream.decompress(os.pread(self._descriptor, n_bytes, self._start + place))
+        except error:
+            code = b""
+        if stream.unused_data != adler32(code).to_bytes(4, "big"):
+            raise ImportError(f"the program's own file is damaged, in `{name}`: fetch it again")
+        return marshal.loads(code)
 
     def _open(self) -> None:
-        """Read the table. The file stays open: its name may be another file's by the next import."""
+        """Read the table and the dictionary. The file stays open: its name may be another file's by the next import."""
         path, _, place = sys._pyinstaller_pyz.rpartition("?")
         self._descriptor = _above_standard_streams(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         table_start = int(place) + SIZE_BYTES
         n_bytes = int.from_bytes(os.pread(self._descriptor, SIZE_BYTES, int(place)), "big")
-        self._table = marshal.loads(os.pread(self._descriptor, n_bytes, table_start))
+        self._table, self._common = marshal.loads(decompress(os.pread(self._descriptor, n_bytes, table_start)))
         self._start = table_start + n_bytes
 
 
