@@ -233,7 +233,9 @@ class ModelFiles:
                 vocab.require_tokenizer(folder.path)
             except (InvalidSafetensors, Unconvertible) as exc:
                 raise InvalidGguf(str(exc)) from exc
-            return plan.header(), plan.notices + (foreseen(file_type, plan.shapes.values()) if file_type else ())
+            if not file_type:
+                return plan.header(), plan.notices
+            return plan.header(), plan.notices_for(file_type) + foreseen(file_type, plan.shapes.values())
 
         version, file_type = converted.version(folder.path), self._safetensors_type
         header, notices = self._headers.plan((*identity, *version, converted.CONVERTER_VERSION, file_type or ""), make)

@@ -269,10 +269,10 @@ def _convert(
 ) -> tuple[str, ...]:
     """Write the GGUF that the file of `file_type` is made from, or the file itself where that is ''."""
     if not found.is_quantised:
-        return conversion.convert(folder, target, on_progress, found=found).notices
+        return conversion.convert(folder, target, on_progress, found=found).notices_for(file_type)
     # Quantised weights are computed with numpy, in a process of its own: this one has no more than the server.
     _run("unpack", folder, target, file_type, on_progress=on_progress)
-    return found.notices
+    return found.notices_for(file_type)
 
 
 def _run(command: str, *arguments: object, on_progress: Callable[[float], None]) -> None:

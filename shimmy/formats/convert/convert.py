@@ -57,7 +57,6 @@ class ConversionPlan:
     n_params: int
     n_ctx_train: int  # what can be computed exactly; may be less than config.json says, with a notice
     size_bytes: int  # of all tensors in the GGUF; the vocabulary comes on top of it
-    notices: tuple[str, ...]  # for a person
     is_embedding: bool  # made for embeddings, not for text
     has_chat_template: bool
     recipe: Recipe
@@ -73,6 +72,15 @@ class ConversionPlan:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of its tensors, by their names in the GGUF, as that has them."""
         return {output.info.name: output.info.shape for output in self.recipe.outputs}
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a person has to know of the GGUF."""
+        return self.notices_for("")
+
+    def notices_for(self, target_type: str) -> tuple[str, ...]:
+        """The same where another type is made of it; '' is none."""
+        return self.recipe.notices if target_type else self.recipe.notices + self.recipe.roundings
 
     def header(self) -> GgufHeader:
         """What the header of the GGUF will say, as far as a catalog wants to know it."""
@@ -113,7 +121,6 @@ def plan(folder: Path) -> ConversionPlan:
         n_params=sum(info.n_elements for info in infos),
         n_ctx_train=found.n_ctx,
         size_bytes=data_size(infos),
-        notices=found.notices,
         is_embedding=family.is_encoder or pooling is not None,
         has_chat_template=_has_chat_template(folder),
         recipe=found,

@@ -43,6 +43,7 @@ class Recipe:
     outputs: tuple[TensorOutput, ...]
     n_ctx: int
     notices: tuple[str, ...]
+    roundings: tuple[str, ...] = ()  # what a person has to know besides, where the weights become these types
     vocab_size: Any = None  # as the vocabulary is to have it, which checks it; None where config.json does not say
     zeros: Mapping[str, CheckpointTensor] = field(default_factory=dict)  # that the architecture has not: to be checked
     # Lists of the metadata, of F32, each number of which is a tensor.
@@ -90,7 +91,7 @@ def recipe(
     outputs, zeros = _in_order(table.outputs), table.zero_biases()
     table.refuse_others(family)
     outputs += _dense(draft, family, sizes["E"], dense)
-    draft.notices += _inexact(outputs)
+    draft.notices += sorted({rows.matrix.doubt for output in outputs for rows in output.stored} - {""})
     for name, computed in draft.computed.items():
         outputs.append(TensorOutput(TensorInfo(name, (len(computed),), CODES["F32"]), values=tuple(computed)))
     if draft.n_ctx < MIN_CONTEXT:
@@ -100,7 +101,7 @@ def recipe(
         draft.metadata.append((CONTEXT_LIMIT, GgufType.UINT32, draft.n_ctx))
     return Recipe(
         family.architecture, draft.metadata, tuple(outputs), draft.n_ctx, tuple(draft.notices),
-        values.get("vocab_size"), zeros, table.numbers, table.tied_head,
+        _roundings(outputs), values.get("vocab_size"), zeros, table.numbers, table.tied_head,
     )  # fmt: skip
 
 
@@ -177,19 +178,18 @@ def _dense(
     return outputs
 
 
-def _inexact(outputs: list[TensorOutput]) -> list[str]:
-    """What is said of quantised weights that no GGUF type holds without loss, or that may be wrong as they are."""
+def _roundings(outputs: list[TensorOutput]) -> tuple[str, ...]:
+    """What is said of quantised weights that no GGUF type holds without loss."""
     found = {
         (rows.matrix.label, output.info.kind, rows.matrix.error)
         for output in outputs
         for rows in output.stored
         if rows.matrix.error
     }
-    doubts = {rows.matrix.doubt for output in outputs for rows in output.stored} - {""}
-    return sorted(doubts) + [
+    return tuple(
         f"its weights in {label} are converted to {kind}: each is off by {100 * error:.2g} % at most"
         for label, kind, error in sorted(found)
-    ]
+    )
 
 
 def _has_turned_convolutions(checkpoint: Checkpoint) -> bool:
