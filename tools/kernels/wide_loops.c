@@ -35,6 +35,7 @@
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint8_t lanes __attribute__((vector_size(LANES_BYTES)));
 typedef uint16_t halves8 __attribute__((vector_size(16)));
+typedef uint16_t lanes_halves __attribute__((vector_size(LANES_BYTES)));
 typedef uint32_t lanes_words __attribute__((vector_size(LANES_BYTES)));
 
 /* SHUFFLED(a, b, ...) has the bytes of a and b with these numbers. */
@@ -664,70 +665,41 @@ typedef struct {
     __m256i excess, nan; /* where there are some */
 } faults;
 
-/* 16 products as F32, in two. A scale is 256 times what it means. */
-INLINE void products_of_e4m3(__m256 products[2], __m128i codes, __m256 scale, faults * found) {
+INLINE __m256i tile_of_e4m3(__m128i codes, __m256 scale, faults * found) {
     const __m256i sign = _mm256_set1_epi16((short) 0x8000), rest = _mm256_set1_epi16(0x3F80);
+    const __m256i infinite = _mm256_set1_epi16(0x7C00);
     const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 7), size = _mm256_and_si256(wide, rest);
     const __m256i halves = _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16(wide, 1), sign), size);
-    found->nan = _mm256_or_si256(found->nan, _mm256_cmpeq_epi16(size, rest));
-    products[0] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), scale);
-    products[1] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), scale);
-}
-
-INLINE __m256i tile_of_e4m3(__m128i codes, __m256 scale, faults * found) {
-    const __m256i infinite = _mm256_set1_epi16(0x7C00);
-    __m256 products[2];
-    products_of_e4m3(products, codes, scale, found);
+    const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+    const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
     const __m256i result = _mm256_set_m128i(
-        _mm256_cvtps_ph(products[1], _MM_FROUND_TO_NEAREST_INT),
-        _mm256_cvtps_ph(products[0], _MM_FROUND_TO_NEAREST_INT));
+        _mm256_cvtps_ph(_mm256_mul_ps(high, scale), _MM_FROUND_TO_NEAREST_INT),
+        _mm256_cvtps_ph(_mm256_mul_ps(low, scale), _MM_FROUND_TO_NEAREST_INT));
+    found->nan = _mm256_or_si256(found->nan, _mm256_cmpeq_epi16(size, rest));
     found->excess =
         _mm256_or_si256(found->excess, _mm256_cmpeq_epi16(_mm256_and_si256(result, infinite), infinite));
     return result;
 }
 
-/* F32 to BF16, to the nearest, ties to even; in the lower halves of words. */
-INLINE __m256i brain_floats_of(__m256 numbers) {
-    const __m256i bits = _mm256_castps_si256(numbers), lower = _mm256_set1_epi32(0x7FFF);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, lower), odd), 16);
-}
-
-INLINE __m256i brain_tile_of_e4m3(__m128i codes, __m256 scale, faults * found) {
-    __m256 products[2];
-    products_of_e4m3(products, codes, scale, found);
-    const __m256i joined = _mm256_packus_epi32(brain_floats_of(products[0]), brain_floats_of(products[1]));
-    return _mm256_permute4x64_epi64(joined, 0xD8); /* packing goes lane by lane */
-}
-
-/* Each tile of each group, the last of which may be shorter, by one of the functions above. */
-typedef __m256i (*tile_function)(__m128i codes, __m256 scale, faults * found);
-
-INLINE int32_t tiles_of_e4m3(
+EXPORT int32_t NAME(e4m3_halves)(
     uint16_t * restrict to, const uint8_t * restrict codes, const float * restrict scales, size_t n_groups,
-    size_t length, tile_function tile) {
+    size_t length) {
     faults found = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (size_t g = 0; g < n_groups; g++, to += length, codes += length) {
         const __m256 scale = _mm256_set1_ps(scales[g] * 256);
         size_t i = 0;
         for (; i + TILE <= length; i += TILE) {
             const __m128i own = _mm_loadu_si128((const __m128i *) (const void *) (codes + i));
-            _mm256_storeu_si256((__m256i *) (void *) (to + i), tile(own, scale, &found));
+            _mm256_storeu_si256((__m256i *) (void *) (to + i), tile_of_e4m3(own, scale, &found));
         }
         if (i < length) {
             __m128i own = _mm_setzero_si128();
             memcpy(&own, codes + i, length - i);
-            const __m256i result = tile(own, scale, &found);
+            const __m256i result = tile_of_e4m3(own, scale, &found);
             memcpy(to + i, &result, 2 * (length - i));
         }
     }
     return (_mm256_movemask_epi8(found.excess) != 0) | (_mm256_movemask_epi8(found.nan) != 0) << 1;
-}
-
-EXPORT int32_t NAME(e4m3_halves)(
-    uint16_t * restrict to, const uint8_t * restrict codes, const float * restrict scales, size_t n_groups,
-    size_t length) {
-    return tiles_of_e4m3(to, codes, scales, n_groups, length, tile_of_e4m3);
 }
 #endif
 
@@ -749,26 +721,69 @@ EXPORT void NAME(to_floats)(float * restrict to, const uint16_t * restrict from,
 
 /* Codes of FP8 times scales as BF16, to the nearest, ties to even; whether a code is no number. A code's bits stand in F32
    as they are, 120 powers of two too low, but for the subnormal ones: those stand behind 2^-6, which is taken off. */
+INLINE uint16_t e4m3_brain_float(uint8_t code, float scale) {
+    const uint32_t sign = (uint32_t) (code & 128) << 24, bits = (uint32_t) (code & 127) << 20;
+    const uint32_t normal = bits + (120u << 23);
+    const uint32_t small = bits_of(float_of(bits + (121u << 23)) - float_of(121u << 23));
+    const uint32_t product = bits_of(float_of((bits < 1u << 23 ? small : normal) | sign) * scale);
+    return (uint16_t) ((product + 0x7FFF + (product >> 16 & 1)) >> 16);
+}
+
+#ifdef LOOKED_UP
+/* The same of whole vectors with a scale of 2^(exponent - 127), where all numbers but 0 are normal ones of BF16: the bits
+   of a code, and the exponent added to its own. Returns how many codes that are. */
+INLINE size_t scaled_by_power(
+    uint16_t * restrict to, const uint8_t * restrict codes, uint32_t exponent, size_t n, lanes * restrict nan) {
+    /* In the bits of the subnormal codes, by mantissa: what is too much for their exponents. 0 becomes 0 by the first. */
+    static const uint8_t too_much[16] = {0x70, 17, 10, 7, 4, 3, 2, 1};
+    const uint16_t more = (uint16_t) ((exponent - 7) * 128 - 0x70 * 16);
+    const lanes zero = {0};
+    lanes table;
+    for (size_t lane = 0; lane < LANES; lane++) {
+        memcpy((uint8_t *) &table + 16 * lane, too_much, 16);
+    }
+    size_t i = 0;
+    for (; i + LANES_BYTES <= n; i += LANES_BYTES) {
+        const lanes own = load(codes + i), size = own & 127, sign = own & 128;
+        const lanes high = size + 0x70; /* from 16 on 128 or more, for which tables have 0 */
+        const lanes bits = high - LOOKED_UP(table, high & 0x8F);
+        const lanes wide[2] = {ZIP_LOW(bits, zero), ZIP_HIGH(bits, zero)};
+        const lanes signs[2] = {ZIP_LOW(zero, sign), ZIP_HIGH(zero, sign)};
+        for (size_t j = 0; j < 2; j++) {
+            const lanes_halves halves = (lanes_halves) wide[j];
+            const lanes found = (lanes) (((halves << 4) + more) & (lanes_halves) (halves != 0)) | signs[j];
+            for (size_t lane = 0; lane < LANES; lane++) {
+                store_lane(to + i + 16 * lane + 8 * j, found, lane);
+            }
+        }
+        *nan |= (lanes) (size == 127);
+    }
+    return i;
+}
+#endif
+
 EXPORT int32_t NAME(e4m3_brain_floats)(
     uint16_t * restrict to, const uint8_t * restrict codes, const float * restrict scales, size_t n_groups,
     size_t length) {
-#ifdef __F16C__
-    return tiles_of_e4m3(to, codes, scales, n_groups, length, brain_tile_of_e4m3) != 0;
-#else
-    uint32_t nan = 0;
+    lanes nans = {0};
+    uint8_t nan = 0;
     for (size_t g = 0; g < n_groups; g++, to += length, codes += length) {
-        const float scale = scales[g];
-        for (size_t i = 0; i < length; i++) {
-            const uint32_t sign = (uint32_t) (codes[i] & 128) << 24, bits = (uint32_t) (codes[i] & 127) << 20;
-            const uint32_t normal = bits + (120u << 23);
-            const uint32_t small = bits_of(float_of(bits + (121u << 23)) - float_of(121u << 23));
-            const uint32_t product = bits_of(float_of((bits < 1u << 23 ? small : normal) | sign) * scale);
-            to[i] = (uint16_t) ((product + 0x7FFF + (product >> 16 & 1)) >> 16);
-            nan |= bits == 127u << 20;
+        size_t i = 0;
+#ifdef LOOKED_UP
+        const uint32_t exponent = bits_of(scales[g]) >> 23;
+        if (bits_of(scales[g]) << 9 == 0 && exponent >= 10 && exponent <= 246) {
+            i = scaled_by_power(to, codes, exponent, length, &nans);
+        }
+#endif
+        for (; i < length; i++) {
+            to[i] = e4m3_brain_float(codes[i], scales[g]);
+            nan |= (codes[i] & 127) == 127;
         }
     }
+    for (size_t i = 0; i < LANES_BYTES; i++) {
+        nan |= nans[i];
+    }
     return nan != 0;
-#endif
 }
 
 /* What has to be known of scales: the largest size of one, and as bits of the result whether one is not finite (1), too

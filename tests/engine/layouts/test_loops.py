@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shimmy.engine.layouts import loops
+from shimmy.engine.layouts import fp8, fused, gguf_blocks, loops
 from shimmy.engine.layouts.loops import Library
 from shimmy.engine.llama.unpack_libraries import LOOPS_ARCHIVE
 from shimmy.errors import ModelUnavailable
@@ -35,6 +35,42 @@ def test_numbers_in_f16_are_the_nearest_ones() -> None:
     assert found is not None
     low = np.arange(0x7BFF, dtype=np.uint16)
     assert (found.view(np.uint16) == 0x8000 + low + (low & 1)).all()  # to the even one
+
+
+@pytest.mark.parametrize("length", [256, 254, 300])
+def test_fp8_in_bf16_is_what_f32_rounds_to(
+    library: Library, plain_library: Library, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All codes under scales of each exponent and sign: powers of two, their neighbours, and subnormal ones."""
+    powers = np.arange(512, dtype=np.uint32) << np.uint32(23)
+    subnormal = np.uint32(1) << np.arange(23, dtype=np.uint32)
+    bits = np.concatenate((powers, powers + np.uint32(1), powers + np.uint32(0x7FFFFF), subnormal))
+    scales = bits.view(np.float32)[:, None]
+    codes = np.arange(length, dtype=np.uint16).astype(np.uint8)
+    codes[codes & 127 == 127] = 8
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = fp8.E4M3[codes] * scales
+    expected = gguf_blocks._brain_floats(products)
+    assert length * 1000 < np.isfinite(products).sum()
+    for one in (library, plain_library):
+        monkeypatch.setattr(loops, "library", one)
+        found, has_nan = fused.e4m3_brain_floats(np.tile(codes, (len(scales), 1)), scales)
+        assert not has_nan
+        assert (found == expected)[~np.isnan(products)].all()
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_a_code_of_fp8_that_is_no_number_is_found_wherever_it_is(
+    code: int, library: Library, plain_library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale = np.ones((1, 1), np.float32)
+    for one in (library, plain_library):
+        monkeypatch.setattr(loops, "library", one)
+        for place in range(70):
+            codes = np.full((1, 70), code - 1, np.uint8)
+            assert not fused.e4m3_brain_floats(codes, scale)[1]
+            codes[0, place] = code
+            assert fused.e4m3_brain_floats(codes, scale)[1]
 
 
 @pytest.mark.usefixtures("loaded")
@@ -90,6 +126,17 @@ def test_memory_is_used_again_once_nothing_shares_it() -> None:
     assert address(second) != before
     loops.give_memory_back()
     assert not loops._memory._free
+
+
+@pytest.mark.parametrize("source", [0, 8, 1000, 2047, 2048, 4095, 5 * 4096 + 40])
+@pytest.mark.parametrize("n_bytes", [1 << 17, (1 << 20) - 1, 1 << 20])
+def test_what_is_read_lies_elsewhere_in_a_page_than_in_the_file(source: int, n_bytes: int) -> None:
+    found = loops.empty_apart(n_bytes, source)
+    address: int = found.__array_interface__["data"][0]
+    found[:] = 1  # as much as was asked for is there
+    assert address % 64 == 0
+    assert 1024 <= (address - source) % 4096 <= 3072
+    assert loops.empty_apart(100, source).size == 100
 
 
 def test_without_the_library_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
