@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import loops
+from shimmy.engine.layouts import buffers, loops
 from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS, ROUNDED, Holding
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -164,7 +164,10 @@ def halves(numbers: Floats) -> Halves:
 
 def headers(*numbers: Floats) -> Bytes:
     """[n, bytes]: one of each of these numbers, in F16, side by side."""
-    return np.concatenate([halves(one).reshape(-1, 1) for one in numbers], axis=1).view(np.uint8)
+    found = buffers.empty((numbers[0].size, len(numbers)), np.float16)
+    for place, one in enumerate(numbers):
+        found[:, place] = halves(one).reshape(-1)
+    return found.view(np.uint8)
 
 
 def bytes_of_halves(found: Halves | None) -> Bytes:
@@ -237,7 +240,7 @@ def checked_scales(scales: Floats, what: str = "scale") -> Floats:
 
 def checked_exponents(exponents: Bytes) -> Bytes:
     """Those of numbers; raises BadValuesError."""
-    if (exponents == 255).any():
+    if exponents.max(initial=0) == 255:
         raise BadValuesError("one of its scales is no number")
     return exponents
 
@@ -245,7 +248,8 @@ def checked_exponents(exponents: Bytes) -> Bytes:
 def powers_of_two(exponents: Bytes) -> Floats:
     """2^(e - 127); the byte 255 is NaN, and refused."""
     bits = checked_exponents(exponents).astype(np.uint32) << np.uint32(23)
-    bits[exponents == 0] = 1 << 22  # 2^-127 is a subnormal number
+    if not exponents.all():
+        bits[exponents == 0] = 1 << 22  # 2^-127 is a subnormal number
     return bits.view(np.float32)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shimmy.engine.layouts import loops
-from shimmy.engine.layouts.loops import BLOCK, HEADER_BYTES, Halves, dense, empty, run
+from shimmy.engine.layouts.buffers import empty
+from shimmy.engine.layouts.loops import BLOCK, HEADER_BYTES, Halves, dense, run
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]

@@ -6,10 +6,7 @@ is missing or cannot be loaded, numpy does the work; the tests compare both. Kno
 
 import ctypes
 import logging
-import math
 import sys
-import threading
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shimmy.engine.layouts.buffers import empty
 from shimmy.engine.llama.unpack_libraries import LOOPS_ARCHIVE, LOOPS_LIBRARY, in_memory, part_content
 from shimmy.system import unpacked_folder
 
@@ -30,8 +28,6 @@ BLOCK = 32
 HEADER_BYTES = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q8_0": 2, "MXFP4": 1, "NVFP4": 4}  # of a block: its scales
 _PAYLOAD_BYTES = {"Q5_0": 20, "Q8_0": 32}  # of a block whose elements have more than 4 bits
 _WIDE = {"NVFP4": 64}  # elements of a block that are not 32
-_LARGE_BYTES = 1 << 17  # of an array that would have pages of its own
-_MAX_FREE_BYTES = 1 << 26  # of memory that waits to be used again by a thread
 _LARGEST, _SMALLEST = 65_504, 2.0**-14  # of the numbers of F16 that have all bits
 _STRINGS = (2, 3, 5, 6, 7)  # bits of a code that the library knows
 _PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}  # by bits of a code: how many of them each plane has
@@ -67,52 +63,6 @@ def _load() -> Library | None:
 
 
 library = _load()
-
-
-class _Memory(threading.local):
-    """Large arrays in memory that is used again: fresh pages take longer than what is computed with them.
-
-    Each thread has its own, which is in the cache of its core.
-    """
-
-    def __init__(self) -> None:
-        self._free: dict[int, list[memoryview]] = {}  # by their sizes, powers of two
-
-    def empty(self, n_bytes: int) -> NDArray[np.uint8]:
-        """Its memory is free again when neither this array nor one that shares it is there any more."""
-        size = 1 << (n_bytes - 1).bit_length()
-        try:
-            block = self._free[size].pop()
-        except (KeyError, IndexError):
-            block = np.empty(size, np.uint8).data
-        array = np.frombuffer(block, np.uint8, n_bytes)
-        weakref.finalize(array, self._give, block).atexit = False
-        return array
-
-    def clear(self) -> None:
-        self._free.clear()
-
-    def _give(self, block: memoryview) -> None:
-        n_free = sum(size * len(blocks) for size, blocks in self._free.items())
-        if n_free + len(block) <= _MAX_FREE_BYTES:
-            self._free.setdefault(len(block), []).append(block)
-
-
-_memory = _Memory()
-
-
-def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
-    """An array as `np.empty` makes it."""
-    n_bytes = np.dtype(dtype).itemsize * math.prod((shape,) if isinstance(shape, int) else shape)
-    if n_bytes < _LARGE_BYTES:
-        return np.empty(shape, dtype)
-    found: Array = _memory.empty(n_bytes).view(dtype).reshape(shape)
-    return found
-
-
-def give_memory_back() -> None:
-    """Keep no memory for further arrays."""
-    _memory.clear()
 
 
 def transposed(words: Array) -> NDArray[np.uint32]:

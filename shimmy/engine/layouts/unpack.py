@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import awq, bitsandbytes, fp4, fp8, gguf_blocks, gptq, loops, mlx, packed
+from shimmy.engine.layouts import awq, bitsandbytes, buffers, fp4, fp8, gguf_blocks, gptq, loops, mlx, packed
 from shimmy.engine.layouts.arrays import BadValuesError, Bytes, Plain, Weights
 from shimmy.formats.convert.transforms import TensorOutput, Transform
 from shimmy.formats.format_errors import Unconvertible
@@ -82,7 +82,7 @@ def n_threads(outputs: Sequence[TensorOutput]) -> int:
 
 def end() -> None:
     """Keep nothing for further tensors."""
-    loops.give_memory_back()
+    buffers.give_memory_back()
 
 
 def _encoded_chunks(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Bytes]:
@@ -145,7 +145,7 @@ def _encoded(
     if isinstance(picked, slice):
         return np.ascontiguousarray(rows[picked]).reshape(-1)
     # All indices are within bounds: to check them again would take a buffer.
-    return rows.take(picked, axis=0, out=loops.empty(rows.shape, np.uint8), mode="clip").reshape(-1)
+    return rows.take(picked, axis=0, out=buffers.empty(rows.shape, np.uint8), mode="clip").reshape(-1)
 
 
 def _slabs(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elements: int) -> Iterator[tuple[int, int]]:
@@ -195,7 +195,7 @@ def _read(part: Part, start: int, end: int, reader: TensorReader) -> NDArray[Any
     """What rows `start` to `end` of the weight need of a tensor."""
     tensor, dtype = part.tensor, np.dtype(_DTYPES[part.tensor.dtype])
     if part.along is None or not tensor.shape:
-        found = _bytes(tensor.n_bytes)
+        found = buffers.empty_apart(tensor.n_bytes, tensor.offset)
         reader.read(tensor, 0, found.data)
         shape = tensor.shape
     else:
@@ -224,7 +224,7 @@ def _part(array: NDArray[Any], part: Part, first: int, rows: tuple[int, int]) ->
 def _columns(tensor: CheckpointTensor, n_lines: int, start: int, end: int, reader: TensorReader) -> NDArray[np.uint8]:
     """Bytes `start` to `end` of each of the equally long lines of a tensor."""
     line, length = tensor.n_bytes // n_lines, end - start
-    found = _bytes(n_lines * length)
+    found = buffers.empty_apart(n_lines * length, tensor.offset + start)
     rows, view = found.reshape(n_lines, length), found.data
     if length == line:
         reader.read(tensor, 0, view)
@@ -235,14 +235,10 @@ def _columns(tensor: CheckpointTensor, n_lines: int, start: int, end: int, reade
         return found
     n_together = max(1, CHUNK_BYTES // line)
     for index in range(0, n_lines, n_together):
-        lines = _bytes(min(n_together, n_lines - index) * line)
+        lines = buffers.empty_apart(min(n_together, n_lines - index) * line, tensor.offset + index * line)
         reader.read(tensor, index * line, lines.data)
         rows[index : index + n_together] = lines.reshape(-1, line)[:, start:end]
     return found
-
-
-def _bytes(n: int) -> NDArray[np.uint8]:
-    return loops.empty(n, np.uint8)
 
 
 class _Named:

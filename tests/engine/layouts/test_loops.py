@@ -1,7 +1,6 @@
 """The loops in C against the same ones in numpy, to the bit; and what they refuse before any of it runs."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -106,37 +105,6 @@ def test_codes_that_lie_column_by_column_make_the_same_blocks(kind: str, monkeyp
     monkeypatch.setattr(loops, "library", None)
     expected = loops.blocks(kind, headers, codes)
     assert (loops.blocks(kind, headers, np.asfortranarray(codes)) == expected).all()
-
-
-def test_memory_is_used_again_once_nothing_shares_it() -> None:
-    def address(array: Any) -> int:
-        found: int = array.__array_interface__["data"][0]
-        return found
-
-    first = loops.empty((3, 1 << 16), np.float32)
-    assert first.shape == (3, 1 << 16)
-    before = address(first)
-    part = first[1:].view(np.uint32).reshape(-1)
-    del first
-    second = loops.empty(3 << 18, np.uint8)
-    assert address(second) != before
-    part[:] = 7
-    del part
-    assert address(loops.empty(3 << 18, np.uint8)) == before
-    assert address(second) != before
-    loops.give_memory_back()
-    assert not loops._memory._free
-
-
-@pytest.mark.parametrize("source", [0, 8, 1000, 2047, 2048, 4095, 5 * 4096 + 40])
-@pytest.mark.parametrize("n_bytes", [1 << 17, (1 << 20) - 1, 1 << 20])
-def test_what_is_read_lies_elsewhere_in_a_page_than_in_the_file(source: int, n_bytes: int) -> None:
-    found = loops.empty_apart(n_bytes, source)
-    address: int = found.__array_interface__["data"][0]
-    found[:] = 1  # as much as was asked for is there
-    assert address % 64 == 0
-    assert 1024 <= (address - source) % 4096 <= 3072
-    assert loops.empty_apart(100, source).size == 100
 
 
 def test_without_the_library_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
