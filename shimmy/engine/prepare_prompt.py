@@ -260,12 +260,16 @@ class PromptPreparer:
         """The tokens of a text that no control token goes across the parts of."""
         if len(parts) == 1:
             return self._tokenized(parts[0], reading, add_special=True, parse_special=True)
-        around = self._vocab.tokenize("", add_special=True, parse_special=True)
-        n_before = int(self._vocab.adds_bos)
         tokens = self._tokenized(parts[0], reading, add_special=False, parse_special=True)
         for part in parts[1:]:
             tokens += self._behind(part, reading)
-        return self._with_one_bos([*around[:n_before], *tokens, *around[n_before:]])
+        return self._with_one_bos(self._surrounded(tokens))
+
+    def _surrounded(self, tokens: list[int]) -> list[int]:
+        """`tokens` with those that the tokenizer puts around every text."""
+        around = self._vocab.tokenize("", add_special=True, parse_special=True)
+        n_before = int(self._vocab.adds_bos)
+        return [*around[:n_before], *tokens, *around[n_before:]]
 
     def _behind(self, part: str, reading: _Reading) -> list[int]:
         """The tokens of a part that is not the first: some tokenizers put a space before every text."""
@@ -311,12 +315,15 @@ class PromptPreparer:
             reading.take(len(tokens))
             return tokens
         self._check_length(text, reading)
-        if self._normalizer is not None:
-            text = self._normalizer.apply(text, parse_special=parse_special)
+        parts = [text] if self._normalizer is None else self._normalizer.parts(text, parse_special=parse_special)
+        adds_around = add_special and len(parts) == 1
         tokens = []
-        for part in self._vocab.tokenizer.slices(text, add_special=add_special, parse_special=parse_special):
-            tokens += part
-            reading.take(len(part))
+        for part in parts:
+            for found in self._vocab.tokenizer.slices(part, add_special=adds_around, parse_special=parse_special):
+                tokens += found
+                reading.take(len(found))
+        if add_special and not adds_around:
+            tokens = self._surrounded(tokens)
         if add_special and parse_special:
             tokens = self._with_one_bos(tokens)
         self._remembered.add(asked, tokens)

@@ -10,7 +10,8 @@ import unicodedata
 from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import pairwise
 from typing import Literal, get_args
 
 from shimmy.formats.format_errors import Unconvertible
@@ -22,6 +23,7 @@ KEY = "shimmy.tokenizer.normalizer"
 Form = Literal["", "NFC", "NFD", "NFKC", "NFKD"]
 Prefix = Literal["", "each", "always", "first"]
 Spaces = Literal["", "merge", "strip", "split"]
+Cuts = Literal["", "kimi"]
 
 # A letter (cuneiform A) that stands for a word longer than a WordPiece tokenizer looks at: it must be an unknown one.
 UNKNOWN_LETTER = "\U00012000"
@@ -29,6 +31,8 @@ UNKNOWN_LETTER = "\U00012000"
 _SPACE, _META_SPACE = " ", "▁"
 _SLICE_CHARACTERS = 1 << 16
 _SPACES = re.compile(" {2,}")
+_CHINESE_LETTERS = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_END_OF_NUMBERS = 0x1FBFA  # no character behind them has a category N
 _BEFORE_WORD = re.compile("[A-Za-z](?= [A-Za-z])")
 # Blocks that BERT takes for Chinese, from BertNormalizer of Hugging Face, which has 2B920 where Unicode has 2B820.
 _CHINESE = (
@@ -63,9 +67,13 @@ class Normalizer:
     plain: tuple[str, ...] = ()  # added tokens that every text may hold
     lstrip: tuple[str, ...] = ()  # of both: those that swallow white space before them
     rstrip: tuple[str, ...] = ()  # and behind them
+    # Where words end for the tokenizer, and not for llama.cpp's pre-tokenizer: between every third digit of a number
+    # and the next, a line's end and `/`, a letter of Chinese and an apostrophe (`pretokenizers.KIMI`).
+    cuts: Cuts = ""
 
     def __bool__(self) -> bool:
-        return bool(self.form or self.prefix or self.bert or self.charsmap or self.spaces or self.lstrip or self.rstrip)
+        changes = self.form or self.prefix or self.bert or self.charsmap or self.spaces or self.lstrip or self.rstrip
+        return bool(changes or self.cuts)
 
     def to_text(self) -> str:
         """How a GGUF holds it: JSON without what is empty."""
@@ -79,17 +87,32 @@ class Normalizer:
             bert = value.pop("bert", None)
             form, prefix = value.pop("form", ""), value.pop("prefix", "")
             charsmap, spaces = str(value.pop("charsmap", "")), value.pop("spaces", "")
-            if form not in get_args(Form) or prefix not in get_args(Prefix) or spaces not in get_args(Spaces):
-                raise ValueError(form, prefix, spaces)
+            cuts = value.pop("cuts", "")
+            kinds = ((form, Form), (prefix, Prefix), (spaces, Spaces), (cuts, Cuts))
+            if any(found not in get_args(kind) for found, kind in kinds):
+                raise ValueError(form, prefix, spaces, cuts)
             tokens = {name: tuple(map(str, items)) for name, items in value.items()}
-            found = cls(form, prefix, None if bert is None else Bert(**bert), charsmap, spaces, **tokens)
+            found = cls(form, prefix, None if bert is None else Bert(**bert), charsmap, spaces, cuts=cuts, **tokens)
             found._table  # noqa: B018 - is read now, for its errors
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise Unconvertible(f"its `{KEY}` is of another version, or broken") from exc
         return found
 
     def apply(self, text: str, *, parse_special: bool = True) -> str:
-        """The text to tokenize instead of `text`; costs about as much as tokenizing."""
+        """The text to tokenize instead of `text`; costs about as much as tokenizing. `cuts` are left out."""
+        return "".join(self._changed_parts(text, parse_special=parse_special))
+
+    def parts(self, text: str, *, parse_special: bool = True) -> list[str]:
+        """What `apply` makes, in parts that are to be tokenized one by one."""
+        found = [""]
+        for index, part in enumerate(self._changed_parts(text, parse_special=parse_special)):
+            first, *others = _cut(part) if self.cuts and index % 2 == 0 else [part]
+            found[-1] += first
+            found += others
+        return found
+
+    def _changed_parts(self, text: str, *, parse_special: bool) -> list[str]:
+        """Text, token, text, token, text and so on."""
         parts = self._pattern(parse_special).split(text)  # text, token, text, token, text ...
         for index in range(0, len(parts), 2):
             part = parts[index]
@@ -98,7 +121,7 @@ class Normalizer:
             if index + 1 < len(parts) and parts[index + 1] in self.lstrip:
                 part = part.rstrip()
             parts[index] = self._changed(part, is_first=index == 0) if part else ""
-        return "".join(parts)
+        return parts
 
     def _changed(self, part: str, *, is_first: bool) -> str:
         form, bert = self.form, self.bert
@@ -145,6 +168,18 @@ class Normalizer:
     @cached_property
     def _plain_tokens(self) -> re.Pattern[str]:
         return _any_of(self.plain)
+
+
+@cache
+def _kimi_ends() -> re.Pattern[str]:
+    """What stands before each cut of `Normalizer.cuts`."""
+    numbers = "".join(chr(code) for code in range(_END_OF_NUMBERS) if unicodedata.category(chr(code))[0] == "N")
+    return re.compile(f"[{numbers}]{{3}}(?=[{numbers}])|[\r\n](?=/)|[{_CHINESE_LETTERS}](?=')")
+
+
+def _cut(part: str) -> list[str]:
+    ends = [found.end() for found in _kimi_ends().finditer(part)]
+    return [part[start:end] for start, end in pairwise([0, *ends, len(part)])]
 
 
 def _is_misread(word: str) -> bool:

@@ -6,7 +6,7 @@ refused: another cut gives other tokens for common text, and the model answers w
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
@@ -20,7 +20,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _QWEN35 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -34,6 +34,15 @@ GPT4O = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Words of Chinese by themselves; && takes Chinese out of the letters.
+KIMI = (
+    r"[\p{Han}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
@@ -52,6 +61,8 @@ _LING = (
 _UNLIKE_TEKKEN = re.compile(r"[0-9]{2}|[A-Za-z]'")
 
 RAW_MERGES = "sarvam-moe"  # merges of letters in place of bytes, of the whole text
+_ACROSS_CASES = re.compile("[a-z][A-Z]")
+
 DIGITS = "digits"  # the step Digits, each digit alone
 
 # What cuts text, step by step, and whether a word that is a token is taken before any merge.
@@ -60,7 +71,7 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((DIGITS, GPT2), False): "smollm",
     ((_LLAMA3,), True): "llama-bpe",
     ((_LLAMA3,), False): "smaug-bpe",
-    ((_QWEN2,), False): "qwen2",
+    ((QWEN2,), False): "qwen2",
     ((_QWEN35,), False): "qwen35",
     # llama.cpp's `gpt-4o` and `tekken` cut words at marks, Hindi's vowels among them; this one does not. It also takes
     # words that are tokens before any merge, which is the same where merges lead to every token, as they do in these.
@@ -69,6 +80,8 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((TEKKEN,), True): "tekken",
     (_DEEPSEEK3, False): "deepseek-v3",
     ((_LING,), False): "bailingmoe2",
+    ((KIMI,), False): "kimi-k2",
+    ((KIMI,), True): "kimi-k2",
     ((_SEED,), False): "seed-coder",
 }
 
@@ -89,6 +102,17 @@ def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -
             + (" with `ignore_merges`" if ignore_merges else "")
         )
     return tekken(tokens) if found == "tekken" else found
+
+
+def kimi(tokens: Iterable[str], *, has_all_merges: bool) -> str:
+    """`tokenizer.ggml.pre` for a tokenizer that cuts text as Kimi's do, once `Normalizer.cuts` is "kimi" too.
+
+    llama.cpp's own `kimi-k2` cuts words at marks, Hindi's vowels among them. `tiny_aya` cuts no word at all, which is
+    the same where no token goes across such a cut, and knows nothing of tokens that no merge makes. The other one cuts
+    at capitals of ASCII alone, and ÜBER behind the Ü.
+    """
+    is_plain = has_all_merges and not any(map(_ACROSS_CASES.search, tokens))
+    return "tiny_aya" if is_plain else "granite-embed-multi-97m"
 
 
 def tekken(tokens: Iterable[str]) -> str:
@@ -138,6 +162,17 @@ def _cuts(step: Mapping[str, Any]) -> list[str | None]:
             return [pattern.replace("\r", r"\r").replace("\n", r"\n")]
         # Only what matches is kept: the same where an expression matches all text.
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True}:
-            return [pattern if pattern in {_LLAMA3, _QWEN2, _QWEN35, TEKKEN, GPT4O} else None]
+            return [pattern if pattern in {_LLAMA3, QWEN2, _QWEN35, TEKKEN, GPT4O} else None]
         case _:
             return [None]
+
+
+def byte_letters() -> Iterator[str]:
+    """The letters that stand for bytes since GPT-2: those that can be printed for themselves, the rest from 256 on."""
+    n_others = 0
+    for byte in range(256):
+        if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174:
+            yield chr(byte)
+        else:
+            yield chr(256 + n_others)
+            n_others += 1

@@ -1,4 +1,4 @@
-"""The tokens of a Hugging Face folder: `tokenizer.json` or `tokenizer.model`, as one table that llama.cpp understands.
+"""The tokens of a Hugging Face folder, from whichever file has them, as one table that llama.cpp understands.
 
 Knows which tokenizers llama.cpp can be made to equal, what remains to be done to the text first (the Normalizer), and
 how each kind is stored (src/llama-vocab.cpp); refuses all others. Knows nothing of roles of tokens and of templates.
@@ -6,14 +6,14 @@ how each kind is stored (src/llama-vocab.cpp); refuses all others. Knows nothing
 
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.tokenizer import pretokenizers
 from shimmy.formats.tokenizer.charsmap import Charsmap
-from shimmy.formats.tokenizer.normalizer import UNKNOWN_LETTER, Bert, Form, Normalizer, Prefix, Spaces
+from shimmy.formats.tokenizer.normalizer import UNKNOWN_LETTER, Bert, Cuts, Form, Normalizer, Prefix, Spaces
 from shimmy.formats.tokenizer.pretokenizers import shown
 from shimmy.formats.tokenizer.sentencepiece import PieceType, SentencePieceModel
 
@@ -108,7 +108,7 @@ def from_sentencepiece(model: SentencePieceModel, added: Iterable[AddedToken], *
     _require_bytes(tokens.ids)
     prefix: Prefix = "" if not model.adds_prefix else "each" if is_legacy else "first"
     by_id = {token.id: token for token in added}
-    _add(tokens, by_id)
+    put_over(tokens, by_id)
     _prefix(tokens, prefix, by_id.values())
     return tokens
 
@@ -119,12 +119,18 @@ def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
     merged = (text for text, index in ids.items() if index not in added)
     pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), merged, ignore_merges=bool(model.get("ignore_merges")))
     unknown = model.get("unk_token")
-    if unknown and not ids.keys() >= set(_byte_letters()):
+    if unknown and not ids.keys() >= set(pretokenizers.byte_letters()):
         raise Unconvertible("its tokenizer has bytes without a token, which llama.cpp leaves out of the text")
     tokens = _tokens("gpt2", pre, ids)
-    tokens.merges = [" ".join(pair) for pair in _merges(model, ids)]
-    tokens.normalizer = _normalizer(added.values(), form=_form(tokenizer.get("normalizer")))
-    _add(tokens, added)
+    merges = _merges(model, ids)
+    tokens.merges = [" ".join(pair) for pair in merges]
+    cuts: Cuts = ""
+    if pre == "kimi-k2":
+        made = {left + right for left, right in merges}
+        has_all_merges = not model.get("ignore_merges") or all(len(text) == 1 or text in made for text in ids)
+        tokens.pre, cuts = pretokenizers.kimi(ids, has_all_merges=has_all_merges), "kimi"
+    tokens.normalizer = normalizer_of(added.values(), form=_form(tokenizer.get("normalizer")), cuts=cuts)
+    put_over(tokens, added)
     return tokens
 
 
@@ -156,7 +162,9 @@ def _byte_fallback(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added
     unknown = model.get("unk_token")
     tokens.unknown = unknown if isinstance(unknown, str) else None
     # What holds a ▁ is found in spaces by merges, and elsewhere only where somebody writes a ▁.
-    _add(tokens, {index: token for index, token in added.items() if token.is_special or _META_SPACE not in token.text})
+    put_over(
+        tokens, {index: token for index, token in added.items() if token.is_special or _META_SPACE not in token.text}
+    )
     _prefix(tokens, prefix, added.values())
     return tokens
 
@@ -184,8 +192,8 @@ def _word_piece(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
     tokens = _tokens("bert", "default", ids)
     tokens.texts = {index: text[2:] if text.startswith("##") else _META_SPACE + text for text, index in ids.items()}
     tokens.unknown = unknown
-    tokens.normalizer = _normalizer(added.values(), bert=bert)
-    _add(tokens, added)
+    tokens.normalizer = normalizer_of(added.values(), bert=bert)
+    put_over(tokens, added)
     return tokens
 
 
@@ -210,9 +218,9 @@ def _unigram(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: Mapp
     tokens = _tokens("t5", "default", ids)
     tokens.scores = scores
     tokens.unknown = pieces[unknown][0]
-    _add(tokens, added)
+    put_over(tokens, added)
     tokens.types[unknown] = PieceType.UNKNOWN
-    tokens.normalizer = _normalizer(added.values(), prefix="always", charsmap=charsmap, spaces=spaces)
+    tokens.normalizer = normalizer_of(added.values(), prefix="always", charsmap=charsmap, spaces=spaces)
     return tokens
 
 
@@ -319,7 +327,7 @@ def _require_bytes(ids: Mapping[str, int]) -> None:
         raise Unconvertible("its tokenizer has bytes without a token, on which llama.cpp would end")
 
 
-def _add(tokens: Tokens, added: Mapping[int, AddedToken]) -> None:
+def put_over(tokens: Tokens, added: Mapping[int, AddedToken]) -> None:
     """Put added tokens over those of the vocabulary, most of which they repeat."""
     for index, token in added.items():
         if tokens.ids.setdefault(token.text, index) != index:
@@ -328,7 +336,7 @@ def _add(tokens: Tokens, added: Mapping[int, AddedToken]) -> None:
         tokens.types[index] = PieceType.CONTROL if token.is_special else PieceType.USER_DEFINED
 
 
-def _normalizer(
+def normalizer_of(
     added: Iterable[AddedToken],
     *,
     form: Form = "",
@@ -336,23 +344,24 @@ def _normalizer(
     bert: Bert | None = None,
     charsmap: str = "",
     spaces: Spaces = "",
+    cuts: Cuts = "",
 ) -> Normalizer:
     added = list(added)
     strips_left = tuple(token.text for token in added if token.strips_left)
     strips_right = tuple(token.text for token in added if token.strips_right)
-    if not (form or prefix or bert or strips_left or strips_right):
+    if not (form or prefix or bert or cuts or strips_left or strips_right):
         return Normalizer()
     if len(added) > _MAX_SEARCHED_TOKENS:
         raise Unconvertible(f"its tokenizer changes text between more than {_MAX_SEARCHED_TOKENS} added tokens")
     special = tuple(token.text for token in added if token.is_special)
     plain = tuple(token.text for token in added if not token.is_special)
-    return Normalizer(form, prefix, bert, charsmap, spaces, special, plain, strips_left, strips_right)
+    return Normalizer(form, prefix, bert, charsmap, spaces, special, plain, strips_left, strips_right, cuts)
 
 
 def _prefix(tokens: Tokens, prefix: Prefix, added: Iterable[AddedToken]) -> None:
     """Let llama.cpp put spaces before the text where it does so in the same way, and do it ourselves elsewhere."""
     tokens.adds_space_prefix = prefix == "each" and tokens.model == "llama"
-    tokens.normalizer = _normalizer(added, prefix="" if tokens.adds_space_prefix else prefix)
+    tokens.normalizer = normalizer_of(added, prefix="" if tokens.adds_space_prefix else prefix)
 
 
 def _form(normalizer: object) -> Form:
@@ -387,14 +396,3 @@ def _meta_space(normalizer: object, pre_tokenizer: object) -> Prefix:
     raise Unconvertible(
         f"its tokenizer changes text in a way that is not supported: {shown([normalizer, pre_tokenizer])}"
     )
-
-
-def _byte_letters() -> Iterator[str]:
-    """The letters that stand for bytes since GPT-2: those that can be printed for themselves, the rest from 256 on."""
-    n_others = 0
-    for byte in range(256):
-        if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174:
-            yield chr(byte)
-        else:
-            yield chr(256 + n_others)
-            n_others += 1

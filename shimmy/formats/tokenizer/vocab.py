@@ -13,7 +13,14 @@ from typing import Any
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType
 from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES, LFS_POINTER, pointer_reason
-from shimmy.formats.tokenizer import known_names, pretokenizers, sentencepiece
+from shimmy.formats.tokenizer import (
+    known_names,
+    post_processor,
+    pretokenizers,
+    sentencepiece,
+    tiktoken,
+    tiktoken_tokens,
+)
 from shimmy.formats.tokenizer import normalizer as normalizers
 from shimmy.formats.tokenizer.pretokenizers import shown
 from shimmy.formats.tokenizer.sentencepiece import PieceType
@@ -102,7 +109,7 @@ def vocabulary(folder: Path, config: Mapping[str, Any]) -> Metadata:
 
 def require_tokenizer(folder: Path) -> None:
     """Raise Unconvertible where `folder` has no file of a tokenizer that can be read. Looks for names alone."""
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", *tiktoken.FILES)):
         raise _missing(folder)
 
 
@@ -114,8 +121,8 @@ def _missing(folder: Path) -> Unconvertible:
         )
     if any(folder.glob("*tiktoken*")):
         return Unconvertible(
-            "its tokenizer is there in tiktoken's format alone, which is not read: put the `tokenizer.json` of a model "
-            "with the same tokens beside it"
+            "its tokenizer is there in tiktoken's format alone, which is read of Kimi (`tiktoken.model`) and Hunyuan "
+            "(`hy.tiktoken`): put the `tokenizer.json` of a model with the same tokens beside it"
         )
     return Unconvertible("it has neither a `tokenizer.json` nor a `tokenizer.model`")
 
@@ -144,9 +151,18 @@ class _Folder:
             return from_json(self.tokenizer, self._added())
         data = self._bytes("tokenizer.model", MAX_TOKENIZER_BYTES)
         if data is None:
-            raise _missing(self._folder)
+            return self._tiktoken()
         is_legacy = self.config.get("legacy") is not False
         return from_sentencepiece(sentencepiece.parse(data), self._added(), is_legacy=is_legacy)
+
+    def _tiktoken(self) -> Tokens:
+        """How text is cut stands in Python code of the folder; all that is read of it is the name of its class."""
+        name = next((name for name in tiktoken.FILES if (self._folder / name).exists()), None)
+        data = None if name is None else self._bytes(name, MAX_TOKENIZER_BYTES)
+        if name is None or data is None:
+            raise _missing(self._folder)
+        kind = tiktoken.kind(self.config, name)
+        return tiktoken_tokens.tokens(tiktoken.parse(data, name), kind, self._added())
 
     def text_of(self, role: str) -> str | None:
         """The token that plays a role, as the tokenizer's configuration writes it."""
@@ -339,25 +355,20 @@ def _surroundings(files: _Folder, tokens: Tokens) -> tuple[list[int], list[int]]
     """The tokens that are put before and behind a text."""
     adds_bos, adds_eos = files.config.get("add_bos_token"), files.config.get("add_eos_token")
     if files.tokenizer is not None:
-        parts = _processors(files.tokenizer.get("post_processor"))
-        for part in parts:
-            match part:
-                case {"type": "TemplateProcessing", "single": list(single)}:
-                    return _template(single, tokens)
-                case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(first), *_], "sep": [str(last), *_]}:
-                    return [_known(first, tokens)], [_known(last, tokens)]
-                case {"type": "ByteLevel"}:
-                    pass
-                case _:
-                    raise Unconvertible(f"its post-processor is not known: {shown(part)}")
-        if parts and not _is_llamas(files):
+        steps = post_processor.steps(files.tokenizer.get("post_processor"))
+        found = post_processor.around(steps, tokens.ids)
+        if found is not None:
+            return found
+        if steps and not _is_llamas(files):
             return [], []
+    elif tokens.model == "gpt2":  # tiktoken's, whose classes put nothing around a text
+        return [], []
     elif adds_bos is None:
         adds_bos = True  # what LlamaTokenizer and GemmaTokenizer do
     around = []
     for role, adds in (("bos", adds_bos), ("eos", adds_eos)):
         text = files.text_of(role) if adds else None
-        index = tokens.special_ids.get(role) if text is None else _known(text, tokens)
+        index = tokens.special_ids.get(role) if text is None else post_processor.known(text, tokens.ids)
         around.append([index] if adds and index is not None else [])
     return around[0], around[1]
 
@@ -366,35 +377,3 @@ def _is_llamas(files: _Folder) -> bool:
     """Whether the tokenizer is of a class that goes by `add_bos_token` of tokenizer_config.json, as transformers 4 and
     llama.cpp do. DeepSeek's are: their tokenizer.json puts nothing around a text."""
     return str(files.config.get("tokenizer_class")).startswith("LlamaTokenizer")
-
-
-def _processors(part: object) -> list[Mapping[str, Any]]:
-    match part:
-        case None:
-            return []
-        case {"type": "Sequence", "processors": list(parts)} if all(isinstance(inner, dict) for inner in parts):
-            return [inner for inner in parts if isinstance(inner, dict)]
-        case dict():
-            return [part]
-    raise Unconvertible("its post-processor cannot be read")
-
-
-def _template(single: list[Any], tokens: Tokens) -> tuple[list[int], list[int]]:
-    """The tokens before and behind the text in a template of TemplateProcessing."""
-    around: tuple[list[int], list[int]] = ([], [])
-    side = 0
-    for part in single:
-        match part:
-            case {"SpecialToken": {"id": str(text)}}:
-                around[side].append(_known(text, tokens))
-            case {"Sequence": {"id": "A"}} if side == 0:
-                side = 1
-            case _:
-                raise Unconvertible(f"its post-processor is not known: {shown(single)}")
-    return around
-
-
-def _known(text: str, tokens: Tokens) -> int:
-    if text not in tokens.ids:
-        raise Unconvertible(f"its post-processor adds {shown(text)}, which is not a token")
-    return tokens.ids[text]

@@ -70,9 +70,12 @@ class Vocabulary:
         self.normalizer = Normalizer.from_text(self.values.get(KEY, "{}"))
 
     def ids(self, text: str, *, parse_special: bool = True) -> list[int]:
-        data = self.normalizer.apply(text, parse_special=parse_special).encode()
+        parts = self.normalizer.parts(text, parse_special=parse_special)
+        return [token for part in parts for token in self._ids(part.encode(), parse_special, len(parts) == 1)]
+
+    def _ids(self, data: bytes, parse_special: bool, adds_around: bool) -> list[int]:
         buffer = (ctypes.c_int32 * (2 * len(data) + 16))()
-        n_ids = _low_level.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), True, parse_special)
+        n_ids = _low_level.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), adds_around, parse_special)
         assert n_ids >= 0
         return list(buffer[:n_ids])
 

@@ -159,9 +159,10 @@ def test_adapters_change_what_the_engine_multiplies_with_them() -> None:
         assert found.row(f"{prefix}lm_head")[0] is None
 
 
-@pytest.mark.parametrize("name", ["tiktoken.model", "qwen.tiktoken"])
-def test_a_tokenizer_of_tiktoken_alone_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_a_tokenizer_of_tiktoken_alone_is_refused_by_name_where_its_publisher_is_not_known(tmp_path: Path) -> None:
     folder = write_folder("kimi-linear", tmp_path / "model", "5")
-    (folder / "tokenizer.json").rename(folder / name)
+    (folder / "tokenizer.json").rename(folder / "qwen.tiktoken")
     with pytest.raises(Unconvertible, match="tiktoken"):
         require_tokenizer(folder)
+    (folder / "qwen.tiktoken").rename(folder / "tiktoken.model")
+    require_tokenizer(folder)
