@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shimmy.engine.layouts import buffers, loops
+from shimmy.engine.layouts.loops import Scales
 from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS, ROUNDED, Holding
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -231,10 +232,17 @@ def in_blocks(groups: Index | None, n_columns: int, group: int) -> bool:
     return bool((blocks == blocks[:, :1]).all())
 
 
+def facts_of(scales: Floats, what: str = "scale") -> Scales:
+    """What is known of finite numbers; raises BadValuesError for others."""
+    found = loops.looked_at(scales)
+    if not found.are_finite:
+        raise BadValuesError(f"one of its {what}s is no finite number")
+    return found
+
+
 def checked_scales(scales: Floats, what: str = "scale") -> Floats:
     """Finite numbers; raises BadValuesError."""
-    if not loops.looked_at(scales).are_finite:
-        raise BadValuesError(f"one of its {what}s is no finite number")
+    facts_of(scales, what)
     return scales
 
 
@@ -253,12 +261,11 @@ def powers_of_two(exponents: Bytes) -> Floats:
     return bits.view(np.float32)
 
 
-def rounding_error(scales: Floats, *, tiny: bool = False) -> float | None:
-    """The largest relative error of these numbers as F16: 0, or at most 2^-11; None where it is larger.
+def rounding_error(found: Scales, *, tiny: bool = False) -> float | None:
+    """The largest relative error of numbers as F16: 0, or at most 2^-11; None where it is larger.
 
     With `tiny`, numbers below 2^-14 may be off by 2^-25 instead, where there are larger ones beside them.
     """
-    found = loops.looked_at(scales)
     if not found.fit_halves or (tiny and not found.small_are_halves and found.largest < _F16_SMALLEST):
         return None
     if found.are_halves and found.small_are_halves:
@@ -266,13 +273,13 @@ def rounding_error(scales: Floats, *, tiny: bool = False) -> float | None:
     return ROUNDED if tiny or found.small_are_halves else None
 
 
-def hold_integers(kind: str, scales: Floats, largest_code: int) -> Holding:
+def hold_integers(kind: str, scales: Scales, largest_code: int) -> Holding:
     """`kind` where the scales fit into F16; else what holds the products."""
     if kind in EXACT_INTEGERS:
         error = rounding_error(scales, tiny=kind != "Q8_0")
         if error is not None:
             return Holding(kind, error)
-    return hold_floats(largest_size(scales) * largest_code)
+    return hold_floats(scales.largest * largest_code)
 
 
 def largest_size(scales: Floats) -> float:

@@ -13,11 +13,10 @@ from shimmy.engine.layouts.arrays import (
     Packed,
     Weights,
     block_groups,
-    checked_scales,
+    facts_of,
     halves,
     hold_floats,
     hold_integers,
-    largest_size,
     less_zeros,
 )
 from shimmy.formats.quantised.stored import Holding, integer_type
@@ -27,12 +26,12 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     """`scales` is [groups, rows]; `zeros` its words, packed along the rows."""
-    scales = checked_scales(arrays["scales"])
-    zeros = _unpacked(arrays["zeros"], scales.shape[1])
+    facts = facts_of(arrays["scales"])
+    zeros = _unpacked(arrays["zeros"], arrays["scales"].shape[1])
     low, high = -int(zeros.max(initial=0)), 15 - int(zeros.min(initial=15))
     if block_groups(None, options["n_columns"], options["group"]) is None:
-        return hold_floats(largest_size(scales) * max(-low, high))
-    return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
+        return hold_floats(facts.largest * max(-low, high))
+    return hold_integers(integer_type(low, high, options["n_columns"]), facts, max(-low, high))
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:

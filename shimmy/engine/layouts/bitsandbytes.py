@@ -20,6 +20,7 @@ from shimmy.engine.layouts.arrays import (
     Weights,
     bytes_of_halves,
     checked_scales,
+    facts_of,
     hold_floats,
     hold_integers,
 )
@@ -35,8 +36,8 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     if options["bits"] == 8:
         if arrays["format"].any():
             raise BadValuesError("its `weight_format` is another one than rows")
-        scales = checked_scales(arrays["scales"]) * _INVERSE
-        return hold_integers(integer_type(-128, 127, options["n_columns"]), scales, 128)
+        facts = facts_of(checked_scales(arrays["scales"]) * _INVERSE)
+        return hold_integers(integer_type(-128, 127, options["n_columns"]), facts, 128)
     table = checked_scales(arrays["table"], "number of its table")
     return hold_floats(float(np.abs(_sizes(arrays, options)).max(initial=0)) * float(np.abs(table).max()))
 

@@ -21,12 +21,11 @@ from shimmy.engine.layouts.arrays import (
     Weights,
     block_groups,
     bytes_of_halves,
-    checked_scales,
+    facts_of,
     halves,
     hold_floats,
     hold_integers,
     in_blocks,
-    largest_size,
     less_zeros,
     runs_of_columns,
 )
@@ -38,7 +37,7 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     """`scales` is [groups, rows]; `zeros` its words, packed along the rows; `g_idx` may be missing."""
-    scales, groups = checked_scales(arrays["scales"]), _groups(arrays, options)
+    facts, groups = facts_of(arrays["scales"]), _groups(arrays, options)
     n_codes = 1 << options["bits"]
     if options["symmetric"]:
         if not _are_in_the_middle(arrays, options):
@@ -48,8 +47,8 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
         zeros = _zeros(arrays, options)
         low, high = -int(zeros.max(initial=0)), n_codes - 1 - int(zeros.min(initial=n_codes - 1))
     if not in_blocks(groups, options["n_columns"], options["group"]):
-        return hold_floats(largest_size(scales) * max(-low, high))
-    return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
+        return hold_floats(facts.largest * max(-low, high))
+    return hold_integers(integer_type(low, high, options["n_columns"]), facts, max(-low, high))
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:

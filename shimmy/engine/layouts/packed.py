@@ -15,13 +15,12 @@ from shimmy.engine.layouts.arrays import (
     Integers,
     Packed,
     Weights,
-    checked_scales,
+    facts_of,
     halves,
     headers,
     hold_floats,
     hold_integers,
     in_blocks,
-    largest_size,
     less_zeros,
     runs_of_columns,
 )
@@ -35,19 +34,20 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     """`scales` is [rows, groups] or one number; `zeros` are packed along the rows, or one to a byte."""
     if "shape" in arrays and arrays["shape"].tolist() != [options["n_rows"], options["n_columns"]]:
         raise BadValuesError("its `weight_shape` is not the shape that its configuration implies")
-    scales, groups = _scales(arrays), _groups(arrays, options)
+    facts, groups = facts_of(arrays["scales"]), _groups(arrays, options)
     middle = 1 << options["bits"] - 1
     low, high = -middle, middle - 1
     if "zeros" in arrays:
         zeros = _zeros(arrays, options)
         low, high = low - int(zeros.max(initial=-middle)), high - int(zeros.min(initial=middle))
     if not in_blocks(groups, options["n_columns"], options["group"]):
-        return hold_floats(largest_size(scales) * max(-low, high))
-    return hold_integers(integer_type(low, high, options["n_columns"]), scales, max(-low, high))
+        return hold_floats(facts.largest * max(-low, high))
+    return hold_integers(integer_type(low, high, options["n_columns"]), facts, max(-low, high))
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
-    groups, stored, scales = _groups(arrays, options), arrays["codes"], _of_rows(_scales(arrays), len(arrays["codes"]))
+    groups, stored = _groups(arrays, options), arrays["codes"]
+    scales = _of_rows(_scales(arrays), len(stored))
     zeros = _of_rows(_zeros(arrays, options), len(stored)) if "zeros" in arrays else None
 
     def integers() -> Integers:
@@ -81,7 +81,8 @@ def _codes(arrays: Arrays, options: Mapping[str, int]) -> Codes:
 
 
 def _scales(arrays: Arrays) -> Floats:
-    found = checked_scales(arrays["scales"])
+    """[rows, groups]."""
+    found: Floats = arrays["scales"]
     return found if found.ndim == 2 else found.reshape(-1, 1)
 
 
