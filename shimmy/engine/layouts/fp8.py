@@ -17,9 +17,9 @@ from shimmy.engine.layouts.arrays import (
     Weights,
     bytes_of_halves,
     checked_scales,
+    facts_of,
     grouped,
     hold_floats,
-    largest_size,
     powers_of_two,
 )
 from shimmy.formats.quantised.stored import Holding
@@ -61,16 +61,15 @@ def e4m3(codes: Bytes, what: str) -> Floats:
 
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
-    scales = _scales(arrays["scale"], options)
-    largest = largest_size(scales) * LARGEST
     if options["exponents"]:
-        smallest = float(np.abs(scales).min(initial=1))
+        exponents = arrays["scale"]
+        ends = powers_of_two(np.array([exponents.min(initial=127), exponents.max(initial=0)], np.uint8))
+        smallest, largest = float(ends[0]), float(ends[1]) * LARGEST
         # Tools give groups of zeros the smallest scale there is. Other codes are off by 2^-134 under such a one.
         is_held = smallest >= _SMALLEST_SCALE or largest >= _LARGE_ENOUGH
         return Holding("BF16") if is_held and largest < 2.0**127 else Holding("F32")
-    if options.get("apart"):
-        return Holding("F16")
-    return hold_floats(largest)
+    facts = facts_of(arrays["scale"])
+    return Holding("F16") if options.get("apart") else hold_floats(facts.largest * LARGEST)
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
