@@ -107,6 +107,8 @@ def _operations() -> Iterator[tuple[str, Any]]:
     for bits in (0x477FEFFF, 0x477FF000, 0x47800000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000, 0xFF800000):
         number = np.array([1, bits], np.uint32).view(np.float32)
         yield f"halves of {bits:#x}", loops.halves(number)
+    for n in (1, 16, 75):
+        yield f"{n} pairs", loops.pairs(_bytes(12, 2 * n).view(np.float16), _bytes(13, 2 * n).view(np.float16))
     yield "halves of nothing", loops.halves(np.empty((0, 4), np.float32))
 
 

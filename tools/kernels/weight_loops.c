@@ -31,6 +31,15 @@ EXPORT void transpose_words(uint32_t * restrict to, const uint32_t * restrict fr
     }
 }
 
+/* One of each in turns. */
+EXPORT void pair_halves(
+    uint16_t * restrict to, const uint16_t * restrict first, const uint16_t * restrict second, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        to[2 * i] = first[i];
+        to[2 * i + 1] = second[i];
+    }
+}
+
 /* Two codes of each byte, the low half first. */
 EXPORT void unpack_nibbles(uint8_t * restrict to, const uint8_t * restrict from, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i++) {

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shimmy.engine.layouts import buffers, loops
+from shimmy.engine.layouts import loops
 from shimmy.engine.layouts.loops import Scales
 from shimmy.formats.quantised.stored import BLOCK, EXACT_INTEGERS, ROUNDED, Holding
 
@@ -163,12 +163,11 @@ def halves(numbers: Floats) -> Halves:
     return not_too_large(loops.halves(numbers))
 
 
-def headers(*numbers: Floats) -> Bytes:
-    """[n, bytes]: one of each of these numbers, in F16, side by side."""
-    found = buffers.empty((numbers[0].size, len(numbers)), np.float16)
-    for place, one in enumerate(numbers):
-        found[:, place] = halves(one).reshape(-1)
-    return found.view(np.uint8)
+def headers(numbers: Floats, others: Floats | None = None) -> Bytes:
+    """[n, bytes]: each of these numbers in F16, with that of the others behind it."""
+    found = halves(numbers)
+    pairs = found.reshape(-1, 1) if others is None else loops.pairs(found, halves(others))
+    return pairs.view(np.uint8)
 
 
 def bytes_of_halves(found: Halves | None) -> Bytes:

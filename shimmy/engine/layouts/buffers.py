@@ -24,6 +24,7 @@ class _Memory(threading.local):
     def __init__(self) -> None:
         self._free: dict[int, list[memoryview]] = {}  # by their sizes, powers of two; each begins with a page
         self._n_free = 0  # bytes of them
+        self._taken: dict[int, tuple[weakref.ref[Array], memoryview]] = {}
 
     def empty(self, n_bytes: int, place: int) -> NDArray[np.uint8]:
         """Its memory is free again when neither this array nor one that shares it is there any more."""
@@ -36,14 +37,17 @@ class _Memory(threading.local):
             first = -whole.__array_interface__["data"][0] % _PAGE_BYTES
             block = whole[first : first + size + _PAGE_BYTES].data
         array = np.frombuffer(block, np.uint8, n_bytes, place)
-        weakref.finalize(array, self._give, block, size).atexit = False
+        taken = weakref.ref(array, self._give)  # `weakref.finalize` takes longer than many a loop
+        self._taken[id(taken)] = taken, block
         return array
 
     def clear(self) -> None:
         self._free.clear()
         self._n_free = 0
 
-    def _give(self, block: memoryview, size: int) -> None:
+    def _give(self, taken: "weakref.ref[Array]") -> None:
+        _, block = self._taken.pop(id(taken))
+        size = len(block) - _PAGE_BYTES
         if self._n_free + size <= _MAX_FREE_BYTES:
             self._free.setdefault(size, []).append(block)
             self._n_free += size

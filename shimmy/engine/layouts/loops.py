@@ -217,6 +217,17 @@ def halves(numbers: NDArray[np.float32]) -> Halves | None:
     return None if run("to_halves", found, dense(numbers, np.float32), numbers.size) else found
 
 
+def pairs(first: Halves, second: Halves) -> Halves:
+    """[n, 2]: the numbers of two arrays side by side."""
+    if first.shape != second.shape:
+        raise ValueError(f"numbers of the shapes {first.shape} and {second.shape} are no pairs")
+    if not has("pair_halves"):
+        return np.stack((first.reshape(-1), second.reshape(-1)), axis=1)
+    found = empty((first.size, 2), np.float16)
+    run("pair_halves", found, dense(first, np.float16), dense(second, np.float16), first.size)
+    return found
+
+
 def floats(numbers: Halves) -> NDArray[np.float32]:
     """The same numbers in F32."""
     if library is None:
