@@ -482,7 +482,7 @@ MISTRAL4 = {
     "beta_slow": 1.0,
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.5,
+    "llama_4_scaling_beta": 0.1,
 }
 
 FALCON = {
@@ -667,7 +667,9 @@ FAMILIES = {
     "starcoder2": Family(**decoder("Starcoder2", rope_theta=5000.0, sliding_window=64, tie_word_embeddings=True)),
     "stablelm": Family(**decoder("StableLm", **STABLELM, use_qkv_bias=True)),
     "stablelm-parallel": Family(**decoder("StableLm", **STABLELM, use_parallel_residual=True)),
-    "deepseek2-lite": Family(**decoder("DeepseekV2", **LATENT | {"q_lora_rank": None}), seed="deepseek2-lite-1"),
+    "deepseek2-lite": Family(
+        **decoder("DeepseekV2", **LATENT | TWO_LAYERS | {"q_lora_rank": None}), seed="deepseek2-lite-6"
+    ),
     # Version 4 leaves out what YaRN multiplies the attention with.
     "deepseek2": Family(
         **decoder("DeepseekV2", **LATENT | {"n_group": 3, "topk_group": 3}, **yarn(0.7)), only="5", seed="deepseek2-22"
@@ -681,7 +683,8 @@ FAMILIES = {
     ),
     "glm-dsa": Family(**decoder("GlmMoeDsa", **GLM5), only="5", seed="glm-dsa-99"),
     "mistral4": Family(
-        **decoder("Mistral4", **{k: v for k, v in LATENT.items() if k != "rope_theta"}, rope_parameters=MISTRAL4),
+        **decoder("Mistral4", **{k: v for k, v in (LATENT | TWO_LAYERS).items() if k != "rope_theta"},
+                  rope_parameters=MISTRAL4),
         only="5", seed="mistral4-52",
     ),
     "olmoe": Family(**decoder("Olmoe", **OLMOE), seed="olmoe-3"),

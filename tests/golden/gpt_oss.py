@@ -1,6 +1,6 @@
 """Records what `transformers` computes with a tiny gpt-oss in MXFP4: `python -m tests.golden.gpt_oss`.
 
-Runs in the environment of `layouts.py`. transformers holds the experts in F32, dequantised here by the format's
+Runs in the environment with transformers 5 (README.md). It holds the experts in F32, dequantised here by the format's
 definition; `families.py` records the other families.
 """
 

@@ -114,10 +114,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def tensor(seed: str, config: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
     """The numbers of one tensor: the same on every machine, and none of them such that leaving it out goes unseen."""
-    if name.endswith("_blocks"):  # MXFP4: any bytes, and exponents of two that make them as large as other weights
+    # MXFP4: any bytes, and exponents of two with which the 8 bits of what they are multiplied with round as little as
+    # an F16 KV cache.
+    if name.endswith("_blocks"):
         return "U8", shape, Random(f"{seed} {name}").randbytes(prod(shape))
     if name.endswith("_scales"):
-        return "U8", shape, bytes(121 + byte % 3 for byte in Random(f"{seed} {name}").randbytes(prod(shape)))
+        return "U8", shape, bytes(119 + byte % 3 for byte in Random(f"{seed} {name}").randbytes(prod(shape)))
     centre, width = _spread(config, name, shape)
     integers = np.frombuffer(Random(f"{seed} {name}").randbytes(2 * prod(shape)), "<i2")
     return dtype, shape, encode(centre + width / 2**15 * integers.astype(np.float64), dtype)
@@ -142,8 +144,9 @@ def _spread(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tup
         return (-2.0 if ".linear_attn." in name else -1.0), 1.0
     if config["model_type"] in _UNSCALED and name.endswith(("q_norm.weight", "k_norm.weight")):
         return 0.5, 0.25
-    if config["model_type"] == "gemma3n_text" and ".post_" in name:  # 22 layers, none of which may be loud
-        return 0.1, 0.05
+    n_layers = config.get("num_hidden_layers", 0)
+    if ".post_" in name and n_layers > 20:  # none of so many layers may be loud
+        return (0.1, 0.05) if n_layers < 32 else (0.05, 0.025)
     if not shape:  # of xIELU
         return (0.5 if name.endswith(".beta") else -1e-6), 0.0
     if len(shape) == 1:  # of a norm, which Gemma adds 1 to
