@@ -177,7 +177,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simple
     code = recorded(("cards",))
     real_cards = sys.modules.pop("cards")
     method_code = read_stand_in(FOLDER / "method_code.py", "method_code")
-    method_code.CODE |= {module: zlib.compress(marshal.dumps(texts)) for module, texts in code.items()}
+    method_code.CODE |= {module: zlib.compress(marshal.dumps(methods)) for module, methods in code.items()}
     monkeypatch.setitem(sys.modules, "method_code", method_code)
     (tmp_path / "frozen.py").write_text(f"{path_of_real.read_text()}\n\nfrom method_code import exec, inspect\n")
     frozen = read_stand_in(tmp_path / "frozen.py", "dataclasses")

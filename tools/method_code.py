@@ -4,6 +4,7 @@ Run with -OO and the name of a file to write, by shimmy.spec: it needs a process
 """
 
 import dataclasses
+import hashlib
 import marshal
 import sys
 import zlib
@@ -19,13 +20,18 @@ _IMPORTED_AT_START = (
 )
 
 
-def recorded(module_names: tuple[str, ...]) -> dict[str, dict[str, CodeType]]:
-    """The code of the methods written while these modules are imported, by the module of the class and by its text."""
-    found: dict[str, dict[str, CodeType]] = {}
+_DIGEST_BYTES = 16  # as in tools/stand_ins/method_code.py
+
+
+def recorded(module_names: tuple[str, ...]) -> dict[str, dict[bytes, CodeType]]:
+    """The code of the methods written while these modules are imported, by the module of the class and by the digest of
+    the text."""
+    found: dict[str, dict[bytes, CodeType]] = {}
 
     def record(text: str, namespace: dict[str, Any], names: dict[str, Any]) -> None:
         code = compile(text, "<string>", "exec")
-        found.setdefault(str(namespace.get("__name__")), {})[text] = code
+        digest = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
+        found.setdefault(str(namespace.get("__name__")), {})[digest] = code
         exec(code, namespace, names)
 
     setattr(dataclasses, "exec", record)  # noqa: B010 - it has no such name of its own
@@ -39,7 +45,8 @@ def recorded(module_names: tuple[str, ...]) -> dict[str, dict[str, CodeType]]:
 
 def main() -> None:
     """Write the table."""
-    code = {module: zlib.compress(marshal.dumps(texts), 9) for module, texts in recorded(_IMPORTED_AT_START).items()}
+    found = recorded(_IMPORTED_AT_START)
+    code = {module: zlib.compress(marshal.dumps(methods), 9) for module, methods in found.items()}
     Path(sys.argv[1]).write_bytes(marshal.dumps(code))
 
 
