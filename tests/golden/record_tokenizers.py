@@ -23,6 +23,7 @@ from typing import Any
 from shimmy.formats.tokenizer import pretokenizers, sentencepiece
 from tests.awkward_texts import texts
 from tests.models import demo_model, template_free_model
+from tests.published_tokenizers import SPACES, VARIANTS
 from tests.tokenizer_folders import (
     BYTE_LEVEL,
     LEGACY_PREFIX,
@@ -59,8 +60,14 @@ def main(wheel: Path) -> None:
     for name, parts in _tiny_tokenizers().items():
         tiny = _trained(parts)
         golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
+    for name, (base, parts) in VARIANTS.items():
+        tiny = {**golden[base]["tokenizer"], **parts}
+        if name == "tiny-olmo":
+            tiny["added_tokens"] = [*tiny["added_tokens"], *SPACES]
+        golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
     for name, tiny in _unigram_tokenizers():
         golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
+    golden["tiny-sentencepiece"] = _sentencepiece()
     data = json.dumps(golden, ensure_ascii=False, separators=(",", ":")).encode()
     FILE.write_bytes(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
     say(f"{FILE}: {FILE.stat().st_size} bytes")
@@ -69,15 +76,17 @@ def main(wheel: Path) -> None:
 def _tiny_tokenizers() -> dict[str, Json]:
     found: dict[str, Json] = {"tiny-gpt-2": {"pre_tokenizer": BYTE_LEVEL}}
     for (cuts, ignore_merges), name in pretokenizers.NAMES.items():
-        if not {pretokenizers.GPT2, pretokenizers.DIGITS} & {*cuts}:
+        if pretokenizers.GPT2 not in cuts:
             splits = [
-                {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False} for cut in cuts
-            ]
+                {"type": "Digits", "individual_digits": True} if cut == pretokenizers.DIGITS
+                else {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
+                for cut in cuts
+            ]  # fmt: skip
             steps = [*splits, {**BYTE_LEVEL, "use_regex": False}]
             label = {pretokenizers.TEKKEN: "tekken", pretokenizers.GPT4O: "gpt-4o"}.get(cuts[0], name)
             found[f"tiny-{label}{'-ignoring-merges' if ignore_merges else ''}"] = {
                 "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "ignore_merges": ignore_merges,
-                "normalizer": {"type": "NFC"} if name == "qwen2" else None,
+                "normalizer": {"type": "NFC"} if name in {"qwen2", "exaone-moe"} else None,
             }  # fmt: skip
     found["tiny-modern-bert"] = {"pre_tokenizer": BYTE_LEVEL, "normalizer": {"type": "NFC"}, "surrounds": True}
     for scheme in ("always", "first", "never"):
@@ -126,6 +135,21 @@ def _unigram_tokenizers() -> Iterator[tuple[str, Json]]:
                 ],
             ),
         )
+
+
+def _sentencepiece() -> Json:
+    """A tokenizer.model of byte pairs, as Llama 2's: its special tokens are no part of a text."""
+    written = io.BytesIO()
+    library = importlib.import_module("sentencepiece")
+    library.SentencePieceTrainer.train(
+        sentence_iterator=(line[:200] for text in texts() for line in text.split("\n") if line.strip()),
+        model_writer=written, model_type="bpe", vocab_size=_TINY_SIZE + 256, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.98, minloglevel=2,
+    )  # fmt: skip
+    trained = library.SentencePieceProcessor(model_proto=written.getvalue())
+    ids = [trained.EncodeAsIds(text) for text in texts(N_TINY_TEXTS)]
+    model = base64.b64encode(written.getvalue()).decode()
+    return {"model": model, "n_tokens": trained.GetPieceSize(), "ids": ids}
 
 
 def _trained(parts: Json) -> Json:

@@ -52,6 +52,11 @@ _DEEPSEEK3 = (
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 )
+_DEEPSEEK_CODER = ("[\\r\\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+")
+_K_EXAONE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _SEED = _LLAMA3.replace(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*", r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+")
 _LING = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -79,6 +84,8 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((GPT4O,), True): "granite-embed-multi-97m",
     ((TEKKEN,), True): "tekken",
     (_DEEPSEEK3, False): "deepseek-v3",
+    ((*_DEEPSEEK_CODER, DIGITS), False): "deepseek-coder",
+    ((_K_EXAONE,), False): "exaone-moe",
     ((_LING,), False): "bailingmoe2",
     ((KIMI,), False): "kimi-k2",
     ((KIMI,), True): "kimi-k2",

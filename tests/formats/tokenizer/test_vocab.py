@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import unicodedata
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -50,7 +50,7 @@ from tests.tokenizer_folders import (
 _low_level = binding.llama
 
 GOLDEN: Json = json.loads(lzma.decompress((Path(__file__).parents[2] / "golden" / "tokenizers.json.xz").read_bytes()))
-TINY = [name for name in GOLDEN if name.startswith("tiny-")]
+TINY = [name for name in GOLDEN if name.startswith("tiny-") and "tokenizer" in GOLDEN[name]]
 BYTES = {f"<0x{byte:02X}>": byte + 3 for byte in range(256)}
 LETTERS = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
 
@@ -146,6 +146,14 @@ def test_ids_are_those_of_tiny_tokenizers_of_every_kind(load: Load, name: str) -
     assert different == []
 
 
+def test_ids_are_those_of_a_tiny_sentencepiece_model(load: Load) -> None:
+    golden = GOLDEN["tiny-sentencepiece"]
+    vocabulary = load(tokenizer_model=b64decode(golden["model"]))
+    of = texts(len(golden["ids"]))
+    found = [vocabulary.ids(text, parse_special=False)[1:] for text in of]  # without the first one, <s>
+    assert [text for text, ids, expected in zip(of, found, golden["ids"], strict=True) if ids != expected] == []
+
+
 def test_mistrals_tokenizers_cut_text_as_the_models_learned_it(load: Load) -> None:
     """Version 4 of transformers wrote them with the cuts of Llama 3."""
     golden = GOLDEN["tiny-tekken-ignoring-merges"]
@@ -162,6 +170,17 @@ def test_mistrals_tokenizers_cut_text_as_the_models_learned_it(load: Load) -> No
     different = differences(mended, texts(len(golden["ids"])), golden["ids"])
     assert not [text for text in different if not any(letter.isdigit() for letter in text if letter > "~")]
     assert len(differences(another, texts(len(golden["ids"])), golden["ids"])) > len(different)
+
+
+def test_normalized_special_tokens_are_found_wherever_they_stand(load: Load) -> None:
+    """As by transformers 5; `tokenizers` finds them where a space stands before, which it puts into their names."""
+    tokens = deepcopy(GOLDEN["tiny-legacy"]["tokenizer"])
+    of = ["<s>a</s><s>b", "a<|im_end|>", "<s>", "a<think>b"]
+    expected = [load(tokenizer_json=tokens, tokenizer_config_json=EOS).ids(text) for text in of]
+    for token in tokens["added_tokens"]:
+        token["normalized"] = True
+    assert differences(load(tokenizer_json=tokens, tokenizer_config_json=EOS), of, expected) == []
+    assert [ids.count(1) for ids in expected] == [2, 0, 1, 0]
 
 
 def test_names_of_mistrals_special_tokens_say_nothing_of_its_cuts(load: Load) -> None:
