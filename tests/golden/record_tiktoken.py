@@ -41,11 +41,12 @@ BESIDES = (
 def main() -> None:
     library = importlib.import_module("tiktoken")
     golden = {}
-    for name, pattern, kind, names in (
-        ("kimi", pretokenizers.KIMI, "TikTokenTokenizer", KIMI_NAMES),
-        ("hunyuan", pretokenizers.QWEN2, "HYTokenizer", {}),
+    for name, pattern, kind, names, trained_with in (
+        ("kimi", pretokenizers.KIMI, "TikTokenTokenizer", KIMI_NAMES, pretokenizers.KIMI),
+        ("kimi-of-other-tokens", pretokenizers.KIMI, "TikTokenTokenizer", KIMI_NAMES, pretokenizers.QWEN2),
+        ("hunyuan", pretokenizers.QWEN2, "HYTokenizer", {}, pretokenizers.QWEN2),
     ):
-        tokens = _trained(pattern)
+        tokens = _trained(trained_with)
         ranks = {token: rank for rank, token in enumerate(tokens)}
         special = {
             names.get(place, text): len(tokens) + place

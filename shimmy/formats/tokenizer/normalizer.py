@@ -23,7 +23,7 @@ KEY = "shimmy.tokenizer.normalizer"
 Form = Literal["", "NFC", "NFD", "NFKC", "NFKD"]
 Prefix = Literal["", "each", "always", "first"]
 Spaces = Literal["", "merge", "strip", "split"]
-Cuts = Literal["", "kimi"]
+Cuts = Literal["", "kimi", "kimi-words"]
 
 # A letter (cuneiform A) that stands for a word longer than a WordPiece tokenizer looks at: it must be an unknown one.
 UNKNOWN_LETTER = "\U00012000"
@@ -31,7 +31,9 @@ UNKNOWN_LETTER = "\U00012000"
 _SPACE, _META_SPACE = " ", "▁"
 _SLICE_CHARACTERS = 1 << 16
 _SPACES = re.compile(" {2,}")
-_CHINESE_LETTERS = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+# The script Han of Unicode, as a class of characters: its letters, and all of it.
+CHINESE_LETTERS = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+CHINESE = CHINESE_LETTERS + "\u2e80-\u2fd5\u3007\u3021-\u3029\u3038-\u303b"
 _END_OF_NUMBERS = 0x1FBFA  # no character behind them has a category N
 _BEFORE_WORD = re.compile("[A-Za-z](?= [A-Za-z])")
 # Blocks that BERT takes for Chinese, from BertNormalizer of Hugging Face, which has 2B920 where Unicode has 2B820.
@@ -68,7 +70,8 @@ class Normalizer:
     lstrip: tuple[str, ...] = ()  # of both: those that swallow white space before them
     rstrip: tuple[str, ...] = ()  # and behind them
     # Where words end for the tokenizer, and not for llama.cpp's pre-tokenizer: between every third digit of a number
-    # and the next, a line's end and `/`, a letter of Chinese and an apostrophe (`pretokenizers.KIMI`).
+    # and the next, a line's end and `/`, a letter of Chinese and an apostrophe; with `-words` before and behind all of
+    # Chinese, and before a space that Chinese follows (`pretokenizers.KIMI`).
     cuts: Cuts = ""
 
     def __bool__(self) -> bool:
@@ -106,7 +109,7 @@ class Normalizer:
         """What `apply` makes, in parts that are to be tokenized one by one."""
         found = [""]
         for index, part in enumerate(self._changed_parts(text, parse_special=parse_special)):
-            first, *others = _cut(part) if self.cuts and index % 2 == 0 else [part]
+            first, *others = _cut(part, self.cuts) if self.cuts and index % 2 == 0 else [part]
             found[-1] += first
             found += others
         return found
@@ -171,14 +174,18 @@ class Normalizer:
 
 
 @cache
-def _kimi_ends() -> re.Pattern[str]:
+def _ends(cuts: Cuts) -> re.Pattern[str]:
     """What stands before each cut of `Normalizer.cuts`."""
     numbers = "".join(chr(code) for code in range(_END_OF_NUMBERS) if unicodedata.category(chr(code))[0] == "N")
-    return re.compile(f"[{numbers}]{{3}}(?=[{numbers}])|[\r\n](?=/)|[{_CHINESE_LETTERS}](?=')")
+    ends = [f"[{numbers}]{{3}}(?=[{numbers}])", r"[\r\n](?=/)", f"[{CHINESE_LETTERS}](?=')"]
+    if cuts == "kimi-words":
+        letter = CHINESE_LETTERS
+        ends += [f"[^{CHINESE}](?=[{letter}])", f"[{letter}](?=[^{CHINESE}])", rf"\s(?=[^\S\r\n][{letter}])"]
+    return re.compile("|".join(ends))
 
 
-def _cut(part: str) -> list[str]:
-    ends = [found.end() for found in _kimi_ends().finditer(part)]
+def _cut(part: str, cuts: Cuts) -> list[str]:
+    ends = [found.end() for found in _ends(cuts).finditer(part)]
     return [part[start:end] for start, end in pairwise([0, *ends, len(part)])]
 
 

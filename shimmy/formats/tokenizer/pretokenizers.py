@@ -7,9 +7,11 @@ refused: another cut gives other tokens for common text, and the model answers w
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
+from shimmy.formats.tokenizer.normalizer import CHINESE, CHINESE_LETTERS, Cuts
 
 _MAX_PARTS = 64
 _MAX_SHOWN = 600  # characters
@@ -66,7 +68,7 @@ _LING = (
 _UNLIKE_TEKKEN = re.compile(r"[0-9]{2}|[A-Za-z]'")
 
 RAW_MERGES = "sarvam-moe"  # merges of letters in place of bytes, of the whole text
-_ACROSS_CASES = re.compile("[a-z][A-Z]")
+_ACROSS_CHINESE = re.compile(f"[{CHINESE_LETTERS}][^{CHINESE}]|[^{CHINESE}][{CHINESE_LETTERS}]")
 
 DIGITS = "digits"  # the step Digits, each digit alone
 
@@ -111,15 +113,24 @@ def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -
     return tekken(tokens) if found == "tekken" else found
 
 
-def kimi(tokens: Iterable[str], *, has_all_merges: bool) -> str:
-    """`tokenizer.ggml.pre` for a tokenizer that cuts text as Kimi's do, once `Normalizer.cuts` is "kimi" too.
+def kimi(tokens: Iterable[str], *, has_all_merges: bool) -> tuple[str, Cuts]:
+    """`tokenizer.ggml.pre` and `Normalizer.cuts` for a tokenizer that cuts text as Kimi's do.
 
     llama.cpp's own `kimi-k2` cuts words at marks, Hindi's vowels among them. `tiny_aya` cuts no word at all, which is
     the same where no token goes across such a cut, and knows nothing of tokens that no merge makes. The other one cuts
     at capitals of ASCII alone, and ÜBER behind the Ü.
     """
-    is_plain = has_all_merges and not any(map(_ACROSS_CASES.search, tokens))
-    return "tiny_aya" if is_plain else "granite-embed-multi-97m"
+    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+
+    def crosses(token: str) -> bool:
+        text = bytes(byte_of.get(letter, 0) for letter in token).decode("utf-8", "ignore")
+        if any(left.islower() and right.isupper() for left, right in pairwise(text)):
+            return True
+        return _ACROSS_CHINESE.search(text) is not None
+
+    if has_all_merges and not any(map(crosses, tokens)):
+        return "tiny_aya", "kimi"
+    return "granite-embed-multi-97m", "kimi-words"
 
 
 def tekken(tokens: Iterable[str]) -> str:

@@ -33,10 +33,10 @@ def tokens(texts: Sequence[bytes], kind: tiktoken.TokenizerClass, more: Iterable
         added[token.id] = token
     merges = tiktoken.merges(texts)
     has_all_merges = len(merges) == len(texts) - 256
-    pre = pretokenizers.kimi(ids, has_all_merges=has_all_merges) if kind.cuts == "kimi" else kind.cuts
+    pre, cuts = pretokenizers.kimi(ids, has_all_merges=has_all_merges) if kind.cuts == "kimi" else (kind.cuts, "")
     by_id = {index: text for text, index in ids.items()}
     found = Tokens("gpt2", pre, by_id, dict.fromkeys(by_id, PieceType.NORMAL), ids)
     found.merges = [f"{written(left)} {written(right)}" for left, right in merges]
-    found.normalizer = normalizer_of(added.values(), form=kind.form, cuts="kimi" if kind.cuts == "kimi" else "")
+    found.normalizer = normalizer_of(added.values(), form=kind.form, cuts=cuts)
     put_over(found, added)
     return found

@@ -128,7 +128,7 @@ def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
     if pre == "kimi-k2":
         made = {left + right for left, right in merges}
         has_all_merges = not model.get("ignore_merges") or all(len(text) == 1 or text in made for text in ids)
-        tokens.pre, cuts = pretokenizers.kimi(ids, has_all_merges=has_all_merges), "kimi"
+        tokens.pre, cuts = pretokenizers.kimi(ids, has_all_merges=has_all_merges)
     tokens.normalizer = normalizer_of(added.values(), form=_form(tokenizer.get("normalizer")), cuts=cuts)
     put_over(tokens, added)
     return tokens
