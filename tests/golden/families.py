@@ -601,7 +601,8 @@ FAMILIES = {
     "mixtral": Family(**decoder("Mixtral", **MIXTRAL), seed="mixtral-30"),
     "mixtral-sharded": Family(**decoder("Mixtral", **MIXTRAL), max_shard_size="200KB", seed="mixtral-sharded-20"),
     "smollm3": Family(
-        **decoder("SmolLM3", num_hidden_layers=4, rope_theta=5000.0, pad_token_id=EOS, tie_word_embeddings=True)
+        **decoder("SmolLM3", num_hidden_layers=4, rope_theta=5000.0, pad_token_id=EOS, tie_word_embeddings=True),
+        seed="smollm3-1",
     ),
     "granite": Family(**decoder("Granite", **GRANITE, tie_word_embeddings=True)),
     "granite-biases": Family(**decoder("Granite", **GRANITE, attention_bias=True, mlp_bias=True)),
@@ -672,7 +673,8 @@ FAMILIES = {
     ),
     # Version 4 leaves out what YaRN multiplies the attention with.
     "deepseek2": Family(
-        **decoder("DeepseekV2", **LATENT | {"n_group": 3, "topk_group": 3}, **yarn(0.7)), only="5", seed="deepseek2-22"
+        **decoder("DeepseekV2", **LATENT | TWO_LAYERS | {"n_group": 3, "topk_group": 3}, **yarn(0.7)),
+        only="5", seed="deepseek2-6",
     ),
     "deepseek3": Family(**decoder("DeepseekV3", **LATENT | GROUPED, **yarn(1.0)), seed="deepseek3-39"),
     "glm4-moe-lite": Family(
@@ -696,7 +698,7 @@ FAMILIES = {
     "ling2": Family("LingForCausalLM", LING2, only="5", seed="ling2-13"),
     "qwen2-moe": Family(**decoder("Qwen2Moe", **SHARED, norm_topk_prob=False), seed="qwen2-moe-3"),
     "minimax-m2": Family(
-        **decoder("MiniMaxM2", **MOE, num_local_experts=6, head_dim=32, rotary_dim=16), only="5", seed="minimax-m2-6"
+        **decoder("MiniMaxM2", **MOE, num_local_experts=6, head_dim=32, rotary_dim=16), only="5", seed="minimax-m2-14"
     ),
     "kimi-linear": Family(**decoder("KimiLinear", **KIMI_LINEAR), only="5", seed="kimi-linear-17"),
     "kimi-k3": Family("KimiK3ForConditionalGeneration", {"text_config": COMMON | KIMI_K3}, only="5", seed="kimi-k3-64"),

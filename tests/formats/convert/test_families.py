@@ -162,7 +162,7 @@ def test_the_comparison_sees_a_wrong_setting(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("family", ["deepseek2-lite", "exaone4-window", "gpt-oss", "mistral4"])
+@pytest.mark.parametrize("family", ["deepseek2", "deepseek2-lite", "exaone4-window", "gpt-oss", "mistral4"])
 def test_the_comparison_sees_each_tensor(family: str, tmp_path: Path, cpu: CpuBackend) -> None:
     """Of the last layer of models that are as quiet as rounding needs them: other numbers move a hundred times as much
     as is right for an exact one."""
