@@ -24,7 +24,8 @@ _BESIDE_WEIGHTS = re.compile(
     r"(config|generation_config|special_tokens_map|added_tokens|vocab|quantize_config|quant_config|hf_quant_config"
     r"|modules|sentence_bert_config|config_sentence_transformers|chat_template|adapter_config"
     r"|tokenizer(_config)?|(image_|video_)?(pre)?processor_config|.+\.safetensors\.index)\.json"
-    r"|(vocab|merges)\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece\.bpe)\.model|adapter_model\.safetensors"
+    r"|(vocab|merges)\.txt|chat_template\.jinja|(tokenizer|tiktoken|spiece|sentencepiece\.bpe)\.model|hy\.tiktoken"
+    r"|adapter_model\.safetensors"
 )
 _WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ckpt")
 

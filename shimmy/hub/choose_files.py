@@ -17,7 +17,8 @@ _TAG = re.compile(r"[-.]([A-Z0-9_]+)$", re.IGNORECASE)
 _DIGITS = re.compile(r"\d{1,4}")
 # Beside the weights; READMEs and pictures are left.
 _NEEDED = re.compile(
-    r"[^/]+\.(json|model|txt|jinja)|additional_chat_templates/[^/]+\.jinja|\d+_\w+/config\.json|\d+_Dense/model\.safetensors",
+    r"[^/]+\.(json|model|tiktoken|txt|jinja)|additional_chat_templates/[^/]+\.jinja"
+    r"|\d+_\w+/config\.json|\d+_Dense/model\.safetensors",
     re.IGNORECASE,
 )
 _OTHER_WEIGHTS = ("consolidated",)  # the same once more, in Mistral's own form

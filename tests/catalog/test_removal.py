@@ -198,7 +198,7 @@ def test_a_folder_of_safetensors_keeps_what_is_not_the_models(tmp_path: Path) ->
     folder = tmp_path / "tiny"
     write_tiny_llama(folder)
     mine = ["dataset.json", "model-notes.safetensors", "notes.md", "requirements.txt", "tokenizer.txt"]
-    for name in mine:
+    for name in (*mine, "tiktoken.model", "hy.tiktoken"):
         (folder / name).touch()
     (folder / "added_tokens.json").mkdir()
     remove("tiny", tmp_path)

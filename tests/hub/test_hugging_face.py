@@ -66,6 +66,7 @@ def test_a_folder_of_safetensors_comes_with_what_it_needs(serve: Serve, place: P
         "model.safetensors": Random(2).randbytes(100_000),
         "tokenizer.json": b'{"a": 1}',
         "tokenizer.model": b"model",
+        "hy.tiktoken": b"IQ== 0",
         "merges.txt": b"a b",
         "chat_template.jinja": b"{{ x }}",
         "1_Pooling/config.json": b"{ }",

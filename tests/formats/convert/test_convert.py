@@ -177,7 +177,7 @@ def test_a_folder_that_changed_is_converted_anew_and_the_old_file_goes(tmp_path:
 def test_all_that_a_gguf_depends_on_is_in_its_name(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path / "tiny")
     names = {cache_name(folder), cache_name(folder, "q8_0")}
-    for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json", "merges.txt"):
+    for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json", "merges.txt", "hy.tiktoken"):
         (folder / name).write_text("{}")
         names.add(cache_name(folder))
     (folder / "additional_chat_templates").mkdir()
@@ -188,7 +188,7 @@ def test_all_that_a_gguf_depends_on_is_in_its_name(tmp_path: Path) -> None:
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}")
     names.add(cache_name(folder))
-    assert len(names) == 9
+    assert len(names) == 10
     (folder / "README.md").write_text("hello")
     assert cache_name(folder) in names
 
