@@ -221,8 +221,12 @@ class ModelFiles:
         from shimmy.formats.convert import convert, converted
         from shimmy.formats.format_errors import Unconvertible
         from shimmy.formats.gguf.block_fit import foreseen
+        from shimmy.formats.safetensors import sentence_transformers
         from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
         from shimmy.formats.tokenizer import vocab
+
+        if sentence_transformers.is_part(folder.path):
+            return None
 
         for mark in filter(None, (folder.above, *dict(folder.unfinished).values())):
             raise InvalidSafetensors(unfinished(mark))

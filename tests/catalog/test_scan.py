@@ -20,6 +20,7 @@ from shimmy.formats.convert import convert, converted
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.system import files
+from tests.golden.weights import write_folder
 from tests.peft_adapters import write_adapter
 from tests.tiny_checkpoints import random_weights, write_tiny_llama
 from tests.tiny_models import BOOL, N_EMBD, STRING, UINT32, Metadata, Tensor, encode_gguf, vocabulary, write_tiny_model
@@ -470,6 +471,17 @@ def test_weights_that_do_not_fit_a_type_are_told(tmp_path: Path) -> None:
         (found,) = scan(wanted, headers).models
         told = [notice for notice in found.notices if "not all of its weights become" in notice]
         assert [file_type.upper() in notice for notice in told] == [True] * is_told
+
+
+def test_a_module_of_a_model_for_embeddings_is_no_model(tmp_path: Path) -> None:
+    """Its folder has a config.json and weights, and was listed as a model that cannot be served."""
+    gemma = write_folder("embedding-gemma", tmp_path / "gemma", "5")
+    assert (gemma / "2_Dense" / "config.json").exists()
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["gemma"]
+    assert not catalog.rejected
+    (gemma / "modules.json").write_text("{}")
+    assert "modules.json" in reasons(scan_paths(tmp_path))["gemma"]
 
 
 def test_a_safetensors_folder_beside_a_gguf_takes_no_name(tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ def module_files(folder: Path) -> list[Path]:
     return files
 
 
+def is_part(folder: Path) -> bool:
+    """Whether `folder` is no model, but a module with weights of the one that the folder around it is."""
+    try:
+        return any(kind == _DENSE and path == folder for kind, path in _modules(folder.parent))
+    except (Unconvertible, InvalidSafetensors, OSError):
+        return False
+
+
 def pooling_type(folder: Path) -> int | None:
     """llama_pooling_type, or None when the folder does not say. Raises Unconvertible, InvalidSafetensors or OSError."""
     path = next((path for kind, path in _modules(folder) if kind == "Pooling"), None)
