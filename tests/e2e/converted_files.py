@@ -52,3 +52,11 @@ def weights_of(tensors: dict[str, Tensor], name: str) -> NDArray[Any]:
     beside = tensors.get(f"{name.removesuffix('.weight')}.scale")
     numbers = tensors[name].numbers()
     return numbers if beside is None else numbers * beside.numbers()
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """The same numbers in F32, to the last bit but the sign of 0."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (found[name].kind, found[name].shape) == ("F32", tensor.shape)
+        assert (found[name].numbers() == tensor.numbers()).all(), name

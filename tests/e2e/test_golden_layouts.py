@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.e2e.converted_files import Tensor, converted_file, tensors_of, weights_of
+from tests.e2e.converted_files import Tensor, assert_same, converted_file, tensors_of, weights_of
 from tests.e2e.harness import COMPLETION, Json, Server, run, serving
 from tests.engine.layouts.stored import cases
 from tests.engine.layouts.test_layouts import HELD
@@ -83,14 +83,6 @@ def assert_alike(found: list[Json], wanted: list[Json], away: float) -> None:
             both = some.keys() & others.keys()
             assert len(both) > N_TOP // 2
             assert [some[token] for token in both] == pytest.approx([others[token] for token in both], abs=away)
-
-
-def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """The same numbers in F32, to the last bit but the sign of 0."""
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert (found[name].kind, found[name].shape) == ("F32", tensor.shape)
-        assert (found[name].numbers() == tensor.numbers()).all(), name
 
 
 @pytest.mark.parametrize("case", CASES)
