@@ -1,4 +1,4 @@
-"""Converted folders of each kind of tokenizer give the ids of `tokenizers` for the awkward texts, asked over HTTP."""
+"""Converted folders of each kind of tokenizer give its own ids for the awkward texts, asked over HTTP."""
 
 import json
 from base64 import b64decode
@@ -11,12 +11,16 @@ import pytest
 
 from tests.awkward_texts import texts
 from tests.e2e.harness import Server, serving
+from tests.formats.tokenizer.test_tiktoken import GOLDEN as TIKTOKEN
+from tests.formats.tokenizer.test_tiktoken import files_of
 from tests.formats.tokenizer.test_vocab import GOLDEN
+from tests.golden.record_tiktoken import all_texts
 from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, llama_tensors, write_checkpoint
 from tests.tiny_models import N_EMBD
 from tests.tokenizer_folders import Json, write_folder
 
 CASES = [name for name in GOLDEN if name.startswith("tiny-")]
+TIKTOKEN_CASES = ["kimi", "hunyuan"]
 EACH = 4  # of so many texts one is asked for
 
 
@@ -25,6 +29,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("tokenizers")
     for name in CASES:
         write_model(folder / "models" / name, GOLDEN[name])
+    for name in TIKTOKEN_CASES:
+        files, n_tokens = files_of(name)
+        write_checkpoint_of(folder / "models" / name, files, n_tokens)
     with serving(folder / "server", "--model-path", folder / "models", "--cache-dir", folder / "cache") as running:
         yield running
 
@@ -39,6 +46,10 @@ def write_model(folder: Path, golden: Mapping[str, Any]) -> None:
     else:
         files["tokenizer_model"] = b64decode(golden["model"])
         n_tokens = golden["n_tokens"]
+    write_checkpoint_of(folder, files, n_tokens)
+
+
+def write_checkpoint_of(folder: Path, files: Json, n_tokens: int) -> None:
     write_folder(folder, **files)
     rows = np.zeros((n_tokens, N_EMBD), np.float32).tobytes()
     tensors = llama_tensors() | dict.fromkeys(
@@ -57,6 +68,17 @@ def test_ids_are_those_of_the_tokenizer(server: Server, name: str) -> None:
         if name.startswith("tiny-tekken") and any(letter.isdigit() for letter in text if letter > "~"):
             continue  # digits that share bytes are joined, see pretokenizers.py
         reply = server.post("/tokenize", {"model": name, "content": text, **options})
+        assert reply.status == 200, reply.body
+        if reply.json()["tokens"] != expected:
+            different.append(text)
+    assert different == [], json.dumps(different)
+
+
+@pytest.mark.parametrize("name", TIKTOKEN_CASES)
+def test_ids_are_those_of_tiktoken(server: Server, name: str) -> None:
+    different = []
+    for text, expected in [*zip(all_texts(), TIKTOKEN[name]["ids"], strict=True)][::-EACH]:
+        reply = server.post("/tokenize", {"model": name, "content": text, "add_special": True})
         assert reply.status == 200, reply.body
         if reply.json()["tokens"] != expected:
             different.append(text)

@@ -52,23 +52,29 @@ def kimi_added(n_tokens: int) -> Json:
     }
 
 
+def files_of(name: str) -> tuple[Json, int]:
+    """The files of a folder whose tokens are the golden ones, and how many tokens it has."""
+    tokens = tokens_of(name)
+    config: Json = {"tokenizer_class": "HYTokenizer", "eos_token": "<|eos|>"}
+    if name == "hunyuan":
+        return {"hy_tiktoken": written(tokens), "tokenizer_config_json": config}, len(tokens) + 210
+    config = {**CONFIG, "added_tokens_decoder": kimi_added(len(tokens))}
+    return {"tiktoken_model": written(tokens), "tokenizer_config_json": config}, len(tokens) + 256
+
+
 # -- the same ids as tiktoken's --------------------------------------------------------------------------------------
 
 
-def test_ids_of_kimi_are_tiktokens(load: Load) -> None:
-    tokens = tokens_of("kimi")
-    config = {**CONFIG, "added_tokens_decoder": kimi_added(len(tokens))}
-    size = {"vocab_size": len(tokens) + 256}
-    vocabulary = load(size, tiktoken_model=written(tokens), tokenizer_config_json=config)
-    assert differences(vocabulary, all_texts(), GOLDEN["kimi"]["ids"]) == []
+@pytest.mark.parametrize("name", ["kimi", "hunyuan"])
+def test_ids_are_tiktokens(load: Load, name: str) -> None:
+    files, n_tokens = files_of(name)
+    vocabulary = load({"vocab_size": n_tokens}, **files)
+    assert differences(vocabulary, all_texts(), GOLDEN[name]["ids"]) == []
 
 
-def test_ids_of_kimi_with_tokens_across_words_are_tiktokens_but_for_some_capitals(
-    load: Load,
-) -> None:
-    tokens = tokens_of("kimi-of-other-tokens")
-    config = {**CONFIG, "added_tokens_decoder": kimi_added(len(tokens))}
-    vocabulary = load(tiktoken_model=written(tokens), tokenizer_config_json=config)
+def test_ids_of_kimi_with_tokens_across_words_are_tiktokens_but_for_some_capitals(load: Load) -> None:
+    files, n_tokens = files_of("kimi-of-other-tokens")
+    vocabulary = load({"vocab_size": n_tokens}, **files)
     different = differences(vocabulary, all_texts(), GOLDEN["kimi-of-other-tokens"]["ids"])
     assert [text for text in different if not any(map(is_capital, text))] == []
     assert len(different) < 20
@@ -78,12 +84,10 @@ def is_capital(letter: str) -> bool:
     return letter.isupper() and not letter.isascii()
 
 
-def test_ids_of_hunyuan_are_tiktokens(load: Load) -> None:
-    tokens = tokens_of("hunyuan")
-    config = {"tokenizer_class": "HYTokenizer", "eos_token": "<|eos|>"}
-    vocabulary = load({"vocab_size": len(tokens) + 210}, hy_tiktoken=written(tokens), tokenizer_config_json=config)
-    assert differences(vocabulary, all_texts(), GOLDEN["hunyuan"]["ids"]) == []
-    assert vocabulary.ids("a<|endoftext|>") == [*vocabulary.ids("a"), len(tokens)]
+def test_hunyuans_special_tokens_follow_the_others(load: Load) -> None:
+    files, n_tokens = files_of("hunyuan")
+    vocabulary = load({"vocab_size": n_tokens}, **files)
+    assert vocabulary.ids("a<|endoftext|><|extra_204|>") == [*vocabulary.ids("a"), n_tokens - 210, n_tokens - 1]
 
 
 def test_ids_of_kimi_are_the_same_by_a_tokenizer_json(load: Load) -> None:
