@@ -46,7 +46,9 @@ class _Memory(threading.local):
         self._n_free = 0
 
     def _give(self, taken: "weakref.ref[Array]") -> None:
-        _, block = self._taken.pop(id(taken))
+        _, block = self._taken.pop(id(taken), (None, None))
+        if block is None:  # another thread ended the array, as that of an error: the memory ends with its own thread
+            return
         size = len(block) - _PAGE_BYTES
         if self._n_free + size <= _MAX_FREE_BYTES:
             self._free.setdefault(size, []).append(block)

@@ -1,5 +1,6 @@
 """Memory is used again, and where in a page it lies."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,16 @@ def test_memory_is_used_again_once_nothing_shares_it() -> None:
     assert address(second) != before
     buffers.give_memory_back()
     assert not buffers._memory._free
+
+
+def test_memory_of_an_array_that_another_thread_ends_is_not_used_again() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        arrays = [thread.submit(buffers.empty, 3 << 18, np.uint8).result()]
+        before = address(arrays[0])
+        arrays.clear()  # what this raises in a callback fails the test
+        later = thread.submit(buffers.empty, 3 << 18, np.uint8).result()
+        assert address(later) != before
+        assert address(buffers.empty(3 << 18, np.uint8)) != before
 
 
 @pytest.mark.parametrize("source", [0, 8, 1000, 2047, 2048, 4095, 5 * 4096 + 40])
