@@ -17,7 +17,7 @@ from shimmy.engine.chat.control_tokens import ControlTokens, Guarded
 from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, may_be_several, quoted, recognise, written
 from shimmy.engine.chat.template import ChatTemplate, described, parsed
 from shimmy.errors import TemplateFailed
-from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
+from shimmy.messages.reply import Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.speech import command, functionary, harmony, kimi, kimi_k3, muse, solar
 
@@ -141,7 +141,7 @@ def _is_shown(prompt: ChatPrompt, text: str) -> bool:
 def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
     """The same prompt with text messages for what the template cannot show."""
     turns: list[Message] = []
-    if tooling.format.syntax is ArgumentSyntax.HARMONY:
+    if tooling.shows_calls and not may_be_several(tooling.format):
         prompt = replace(prompt, messages=tuple(_one_by_one(prompt.messages)))
     if tooling.format.id_prefix:
         prompt = replace(prompt, messages=tuple(kimi.with_ids(prompt.messages)))
@@ -154,9 +154,6 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
             calls = written(tuple(map(_as_json, turn.tool_calls)), tooling.format)
             text = "\n".join(filter(None, (turn.content, calls)))
             turns.append(replace(turn, content=text, tool_calls=()))
-        elif len(turn.tool_calls) > 1 and not may_be_several(tooling.format):
-            turns += [replace(turn, content=None, tool_calls=(call,)) for call in turn.tool_calls]
-            turns[-len(turn.tool_calls)] = replace(turn, tool_calls=turn.tool_calls[:1])
         elif turn.tool_calls and turn.content and tooling.calls_lack_content:
             turns += [replace(turn, tool_calls=()), replace(turn, content=None, reasoning_content=None)]
         elif turn.role == "tool" and not tooling.shows_results:
@@ -176,7 +173,7 @@ def _adapted(prompt: ChatPrompt, tooling: Tooling) -> ChatPrompt:
 
 
 def _one_by_one(turns: tuple[Message, ...]) -> Iterator[Message]:
-    """The same with one call in a turn and its results behind it: the name of a result is that of the last call."""
+    """The same with one call in a turn and its results behind it: templates take a result for that of the last call."""
     results: list[Message] = []
     for place, turn in enumerate(turns):
         if turn.role == "tool" and turn in results:

@@ -76,7 +76,7 @@ def simplify(schema: Schema) -> None:
     anchors: dict[object, list[str]] = {}
     for place, part in parts(schema):
         anchors.setdefault(part.get("$dynamicAnchor"), []).append(place)
-    for _, part in parts(schema):
+    for place, part in parts(schema):
         for keyword in [name for name, value in part.items() if value is None and name not in _MAY_BE_NULL]:
             del part[keyword]
         each_child(part, _plain_false)
@@ -84,6 +84,8 @@ def simplify(schema: Schema) -> None:
         for keyword in [name for name in part if _is_idle(name, part)]:
             del part[keyword]
         _close(part)
+        if place != "#":
+            _say_type_in_choices(part)
 
 
 def _plain_false(child: Any) -> Any:
@@ -113,6 +115,40 @@ def _close(part: Schema) -> None:
         part.setdefault("additionalProperties", part.pop("unevaluatedProperties"))
     if part.get("unevaluatedItems") is False and "additionalItems" not in part:
         part.setdefault("items", part.pop("unevaluatedItems"))
+
+
+def _say_type_in_choices(part: Schema) -> None:
+    """A `type` beside nothing but choices is that of each choice, so that the choices say all there is to say."""
+    keywords = part.keys() - _ANNOTATIONS
+    choices = next((part[word] for word in ("anyOf", "oneOf") if keywords == {"type", word}), None)
+    if isinstance(choices, list):
+        typed = [_of_types(choice, _types(part)) for choice in choices] if _types(part) else [None]
+        if None not in typed and any(typed):
+            choices[:] = typed
+            del part["type"]
+
+
+def _of_types(choice: object, allowed: list[str]) -> Schema | bool | None:
+    """The part of a choice that has one of the types `allowed`; None where another schema has to say that."""
+    if choice is False:
+        return False
+    schema = {} if choice is True else choice
+    if not isinstance(schema, dict) or any(keyword in schema for keyword in _IN_PLACE):
+        return None
+    own = _types(schema) or allowed
+    common = [kind for kind in own if kind in allowed or (kind == "integer" and "number" in allowed)]
+    if "number" in own and "number" not in allowed and "integer" in allowed:
+        common.append("integer")
+    if not common:
+        return False
+    return {**schema, "type": common[0] if len(common) == 1 else list(dict.fromkeys(common))}
+
+
+def _types(schema: Schema) -> list[str]:
+    """The types that a schema names; none where it names none in the way it should."""
+    kind = schema.get("type")
+    kinds = [kind] if isinstance(kind, str) else kind
+    return kinds if isinstance(kinds, list) and all(isinstance(each, str) for each in kinds) else []
 
 
 def _is_idle(keyword: str, part: Schema) -> bool:

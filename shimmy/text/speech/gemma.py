@@ -79,7 +79,8 @@ def _sorted(keys: Mapping[str, Any]) -> list[str]:
 
 _OF_NUMBERS = ("type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _LEFT = (*RELATING, "contains", "format", "prefixItems", "uniqueItems")
-_FOLLOWED = ("anyOf", "oneOf", "enum", "const")  # of these, but not beside `properties`
+_FOLLOWED = ("enum", "const")  # of these, but not beside `properties`
+_CHOICES = ("anyOf", "oneOf")  # which are followed, too, where there is no `type` beside them
 _MAX_ITEMS = 1000
 _MAX_DEPTH = 6  # of objects and arrays that are written one in the other; what is deeper is left to the model
 _PLACE_CHARACTERS = 160
@@ -109,8 +110,9 @@ def _lost(root: Mapping[str, Any]) -> Iterator[str]:
         left = [keyword for keyword in _LEFT if keyword in part]
         left += unenforced_of_text(part)
         left += (word for word in ("minItems", "maxItems") if limit(part, word, _MAX_ITEMS) is None and word in part)
+        followed = _FOLLOWED if "type" in part else (*_FOLLOWED, *_CHOICES)
         is_object = place == "#" or "properties" in part
-        yield from (f"`{keyword}` at `{place}`" for keyword in left if is_object or keyword not in _FOLLOWED)
+        yield from (f"`{keyword}` at `{place}`" for keyword in left if is_object or keyword not in followed)
         for name, child in _properties(part).items():
             if QUOTE in name or len(name) > _NAME_CHARACTERS:
                 yield f"the argument `{name}` at `{place}`"

@@ -122,6 +122,8 @@ _PLAIN, _ANY_TEXT = r"[^<&\n]*", "(?s:.*)"
 
 # -- forcing it
 
+_LEFT_OF_TEXTS = frozenset(("format", "allOf", "anyOf", "oneOf", "not", "if"))
+
 
 def unenforced(schema: Mapping[str, Any]) -> list[str]:
     """The parts of a tool's schema that the grammar of this way of writing leaves to the model, in words."""
@@ -141,7 +143,7 @@ def _unenforced_in(root: Mapping[str, Any]) -> LeastSets[str]:
             return frozenset()
         if is_choice(part):
             return frozenset().union(*map(of, choices(part)))
-        return frozenset(("format", "allOf", "not", "if")).intersection(part).union(unenforced_of_text(part))
+        return _LEFT_OF_TEXTS.intersection(part).union(unenforced_of_text(part))
 
     return LeastSets(root, read, frozenset())
 

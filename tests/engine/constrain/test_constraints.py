@@ -16,7 +16,7 @@ from shimmy.engine.constrain import enforceable_schema
 from shimmy.engine.constrain.constraints import GuideFactory
 from shimmy.engine.constrain.enforceable_schema import SearchBudget
 from shimmy.engine.constrain.json_schema import standalone
-from shimmy.engine.constrain.simpler_schema import Schema
+from shimmy.engine.constrain.simpler_schema import Schema, simplify
 from shimmy.engine.constrain.tool_grammar import tool_lark
 from shimmy.engine.cpu_variants import variants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
@@ -237,6 +237,22 @@ def test_types_that_no_listed_value_has_are_no_fault_of_a_schema(
     walker = Walker()
     assert walker.takes(lark, written((ToolCall("", "f", json.dumps({"x": value})),), tools))
     assert not walker.takes(lark, written((ToolCall("", "f", json.dumps({"x": "other"})),), tools))
+
+
+@pytest.mark.parametrize("tools", [TAGGED_FORM.tools, TYPED_FORM, pythonic.FORM, gemma.FORM])
+def test_choices_beside_a_type_are_enforced(model: LlamaModel, tools: ToolFormat) -> None:
+    """Gemma's calls had any string, and no warning."""
+    part = {"type": "string", "oneOf": [{"const": "a", "title": "A"}, {"const": "b", "title": "B"}]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"x": part}, "required": ["x"]}
+    tool = Tool("f", "", json.dumps(schema), strict=True)
+    guide, warnings = GuideFactory(model.vocab).guide(request(tool), ReplyFormat(tools=tools))
+    assert guide is not None
+    assert not warnings
+    simplify(schema)
+    lark = tool_lark((tool,), ToolChoice(required=True), tools, prepare=lambda _: schema)
+    walker = Walker()
+    assert walker.takes(lark, written((ToolCall("", "f", '{"x": "b"}'),), tools))
+    assert not walker.takes(lark, written((ToolCall("", "f", '{"x": "c"}'),), tools))
 
 
 def test_a_name_that_gemma_cannot_write_is_told_and_refused_where_the_caller_insists(model: LlamaModel) -> None:

@@ -96,6 +96,11 @@ def test_what_is_written_is_sorted() -> None:
         ({"properties": {"a": {"items": {"format": "date"}}}}, ["`format` at `#/properties/a/items`"]),
         ({"properties": {"a": {"type": "string", "pattern": "x$", "enum": ["x"]}}}, []),
         ({"properties": {"a": {"anyOf": [{"uniqueItems": True}]}}}, ["`uniqueItems` at `#/properties/a`"]),
+        (
+            {"properties": {"a": {"type": "string", "minLength": 1, "anyOf": [{"pattern": "^x"}, {"const": "y"}]}}},
+            ["`anyOf` at `#/properties/a`"],
+        ),
+        ({"properties": {"a": {"oneOf": [{"const": "x"}, {"type": "integer"}]}}}, []),
         ({"properties": {"a:b {}": {}, "": {}, 'a<|"|>b': {}}}, ['the argument `a<|"|>b` at `#`']),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"minProperties": 1}}}, ["`minProperties` at `#`"]),
     ],

@@ -118,6 +118,10 @@ def test_what_a_template_has_no_place_for_is_written() -> None:
         ({"properties": {"a": {"type": "string", "maxLength": 5000}}}, ["`maxLength` at `#/properties/a`"]),
         ({"properties": {"a": {"type": "string", "format": "date"}}}, ["`format` at `#/properties/a`"]),
         ({"properties": {"a": {"type": "string", "pattern": "^[a-z/]+$"}}, "x-note": 1}, []),
+        (
+            {"properties": {"a": {"type": "string", "minLength": 1, "anyOf": [{"pattern": "^x"}, {"const": "y"}]}}},
+            ["`anyOf` at `#/properties/a`"],
+        ),
         ({"properties": {"a": {"type": "object", "properties": {"b": {"pattern": "x"}}}}}, []),
         ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, ["`anyOf` at `#`"]),
         ({"minProperties": 1, "description": "x"}, ["`minProperties` at `#`"]),
