@@ -6,20 +6,14 @@ from typing import Any
 import pytest
 
 from shimmy.messages.reply import ReplyFormat
-from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.reply_parser import ReplyParser
 from shimmy.text.speech.gemma import FORM, unenforced, written
+from tests.text.speech import whole_and_cut
 
 
 def read(text: str) -> tuple[list[str], str]:
-    results = []
-    for size in (1, 3, len(text)):
-        parser, reply = ReplyParser(ReplyFormat(tools=FORM)), Reply()
-        for start in range(0, len(text), size):
-            reply.add(parser.feed(text[start : start + size]))
-        reply.add(parser.flush())
-        results.append(([call.arguments for call in reply.calls], reply.content))
-    assert results[0] == results[1] == results[2]
-    return results[0]
+    calls, content = whole_and_cut.read(text, ReplyFormat(tools=FORM))
+    return [arguments for _, arguments in calls], content
 
 
 @pytest.mark.parametrize(

@@ -6,24 +6,16 @@ import pytest
 
 from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import Tool
-from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech.argument_types import argument_types
 from shimmy.text.speech.minicpm import FORM
 from shimmy.text.speech.tagged import written
+from tests.text.speech import whole_and_cut
 
 TOOL = Tool("f", "", json.dumps({"properties": {"text": {"type": "string"}, "n": {"type": "integer"}, "any": {}}}))
 
 
 def read(text: str) -> tuple[list[tuple[str, str]], str]:
-    results = []
-    for size in (1, 2, 3, len(text)):
-        parser, reply = ReplyParser(ReplyFormat(tools=FORM, argument_types=argument_types([TOOL]))), Reply()
-        for start in range(0, len(text), size):
-            reply.add(parser.feed(text[start : start + size]))
-        reply.add(parser.flush())
-        results.append(([(call.name, call.arguments) for call in reply.calls], reply.content))
-    assert all(result == results[0] for result in results)
-    return results[0]
+    return whole_and_cut.read(text, ReplyFormat(tools=FORM, argument_types=argument_types([TOOL])))
 
 
 @pytest.mark.parametrize(

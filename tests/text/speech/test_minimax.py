@@ -15,6 +15,7 @@ from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech.argument_types import argument_schemas
 from shimmy.text.speech.minimax import CLOSES, FORM, OPENS, unenforced, written
 from tests.engine.constrain.walker import Walker
+from tests.text.speech import whole_and_cut
 
 MARK = OPENS[:-1]
 NODE = {
@@ -50,16 +51,7 @@ TOOL = Tool("f", "", json.dumps(SCHEMA))
 
 
 def read(text: str, tool: Tool = TOOL) -> tuple[list[tuple[str, str]], str]:
-    results = []
-    for size in (1, 3, len(text)):
-        parser = ReplyParser(ReplyFormat(tools=FORM, argument_schemas=argument_schemas([tool])))
-        reply = Reply()
-        for start in range(0, len(text), size):
-            reply.add(parser.feed(text[start : start + size]))
-        reply.add(parser.flush())
-        results.append(([(call.name, call.arguments) for call in reply.calls], reply.content))
-    assert results[0] == results[1] == results[2]
-    return results[0]
+    return whole_and_cut.read(text, ReplyFormat(tools=FORM, argument_schemas=argument_schemas([tool])))
 
 
 def called(arguments: str) -> str:

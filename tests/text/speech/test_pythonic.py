@@ -8,20 +8,12 @@ from typing import Any
 import pytest
 
 from shimmy.messages.reply import ReplyFormat
-from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech.pythonic import FORM, _as_json, arguments_rule, unenforced, written
+from tests.text.speech import whole_and_cut
 
 
 def read(text: str) -> tuple[list[tuple[str, str]], str]:
-    results = []
-    for size in (1, 3, len(text)):
-        parser, reply = ReplyParser(ReplyFormat(tools=FORM)), Reply()
-        for start in range(0, len(text), size):
-            reply.add(parser.feed(text[start : start + size]))
-        reply.add(parser.flush())
-        results.append(([(call.name, call.arguments) for call in reply.calls], reply.content))
-    assert results[0] == results[1] == results[2]
-    return results[0]
+    return whole_and_cut.read(text, ReplyFormat(tools=FORM))
 
 
 @pytest.mark.parametrize(

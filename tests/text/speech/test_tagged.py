@@ -9,10 +9,11 @@ import pytest
 from shimmy.engine.constrain.tool_grammar import tool_lark
 from shimmy.messages.reply import ArgumentSyntax, ReplyFormat, ToolFormat
 from shimmy.messages.request import Tool, ToolChoice
-from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.reply_parser import ReplyParser
 from shimmy.text.speech.argument_types import argument_types
 from shimmy.text.speech.tagged import arguments_rule, unenforced, written
 from tests.engine.constrain.walker import Walker
+from tests.text.speech import whole_and_cut
 from tests.text.speech.test_pythonic import Rules
 
 QWEN = ToolFormat(
@@ -25,20 +26,12 @@ QWEN = ToolFormat(
     key_end=">\n",
     value_end="\n</parameter>",
 )
+
 TOOL = Tool("f", "", json.dumps({"properties": {"text": {"type": "string"}, "n": {"type": "integer"}, "any": {}}}))
 
 
 def read(text: str) -> tuple[list[tuple[str, str]], str]:
-    results = []
-    for size in (1, 3, len(text)):
-        parser = ReplyParser(ReplyFormat(tools=QWEN, argument_types=argument_types([TOOL])))
-        reply = Reply()
-        for start in range(0, len(text), size):
-            reply.add(parser.feed(text[start : start + size]))
-        reply.add(parser.flush())
-        results.append(([(call.name, call.arguments) for call in reply.calls], reply.content))
-    assert results[0] == results[1] == results[2]
-    return results[0]
+    return whole_and_cut.read(text, ReplyFormat(tools=QWEN, argument_types=argument_types([TOOL])))
 
 
 def called(arguments: str) -> str:
