@@ -40,6 +40,7 @@ _N_KNOWN = 8
 # Where it may have more characters than this, each of its tokens is sampled instead.
 _MAX_FORCED = 16_384
 _NOTHING_FORCED = '%llguidance {"no_forcing": true}\nstart: @unforced\n'
+_SPACE = "\u2581"  # as SentencePiece writes a space: its vocabularies take one for the other
 _N_SCHEMAS_KNOWN = 256  # of tools
 _Asked = tuple[Grammar | None, str | None, str | None, str]  # the arguments of `Grammars.guide`
 _COMPILE_DEADLINE_S = 5.0
@@ -323,7 +324,7 @@ class Grammars:
         return json.dumps(self._vocabulary.token_bytes(token, special=False).decode("utf-8", "replace"))
 
     def _compiled(self, grammars: list[dict[str, Any]]) -> Any:
-        if forced_text.longest(grammars) > _MAX_FORCED:
+        if forced_text.longest(grammars) > _MAX_FORCED or self._are_misspelled(grammars):
             first, *others = grammars
             grammars = [{"lark_grammar": _NOTHING_FORCED}, {"name": "unforced", **first}, *others]
         text = json.dumps({"grammars": grammars}, ensure_ascii=False)
@@ -339,6 +340,15 @@ class Grammars:
             fault = next(filter(None, map(keyword_at_fault, schemas)), "") or _reason(matcher)
             raise BadRequest(f"the {'schema' if schemas else 'grammar'} cannot be enforced: {fault}")
         return matcher
+
+    def _are_misspelled(self, grammars: list[dict[str, Any]]) -> bool:
+        """Whether the tokens of a text that these grammars may force would be those of another text."""
+        text = json.dumps(grammars, ensure_ascii=False)
+        if _SPACE not in text and json.dumps(_SPACE)[1:-1] not in text:
+            return False
+        tokens = self._vocabulary.tokenize(_SPACE, add_special=False, parse_special=False)
+        spelled = b"".join(self._vocabulary.token_bytes(token, special=False) for token in tokens)
+        return _SPACE.encode() not in spelled
 
     def _new_tokenizer(self) -> Any:
         tokens = []
