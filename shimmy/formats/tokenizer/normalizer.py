@@ -107,12 +107,15 @@ class Normalizer:
 
     def parts(self, text: str, *, parse_special: bool = True) -> list[str]:
         """What `apply` makes, in parts that are to be tokenized one by one."""
-        found = [""]
-        for index, part in enumerate(self._changed_parts(text, parse_special=parse_special)):
-            first, *others = _cut(part, self.cuts) if self.cuts and index % 2 == 0 else [part]
-            found[-1] += first
-            found += others
-        return found
+        changed = self._changed_parts(text, parse_special=parse_special)
+        if not self.cuts:
+            return ["".join(changed)]
+        found: list[list[str]] = [[]]
+        for index, part in enumerate(changed):
+            first, *others = _cut(part, self.cuts) if index % 2 == 0 else [part]
+            found[-1].append(first)
+            found += ([other] for other in others)
+        return list(map("".join, found))  # to add to a string again and again takes the square of its length
 
     def _changed_parts(self, text: str, *, parse_special: bool) -> list[str]:
         """Text, token, text, token, text and so on."""

@@ -16,7 +16,7 @@ import pytest
 
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.tokenizer import pretokenizers, tiktoken, vocab
-from shimmy.formats.tokenizer.normalizer import Normalizer
+from shimmy.formats.tokenizer.normalizer import Cuts, Normalizer
 from tests.formats.tokenizer.test_vocab import Load, differences, load
 from tests.golden.record_tiktoken import KIMI_NAMES, all_texts
 from tests.tokenizer_folders import BYTE_LEVEL, CONTROL, USER_DEFINED, Json, added_token, bpe, tokenizer, write_folder
@@ -122,6 +122,15 @@ def test_text_is_cut_where_words_end_and_never_within_special_tokens() -> None:
     assert cut.apply("1234") == "1234"
     assert Normalizer.from_text(cut.to_text()) == cut
     assert Normalizer().parts("1234") == ["1234"]
+
+
+@pytest.mark.parametrize("cuts", ["", "kimi"])
+def test_parts_of_many_special_tokens_take_no_square_of_their_number(cuts: Cuts) -> None:
+    changes = Normalizer(form="NFC", cuts=cuts, special=("<|im_end|>",))
+    text = "<|im_end|>" * 300_000
+    begun_s = thread_time()
+    assert changes.parts(text) == [text]
+    assert thread_time() - begun_s < 7  # 0.7 s; the square of it takes more than 10
 
 
 # -- special tokens --------------------------------------------------------------------------------------------------
