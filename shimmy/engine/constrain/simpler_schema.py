@@ -74,8 +74,11 @@ def each_child(schema: Schema, change: Callable[[Any], Any]) -> None:
 def simplify(schema: Schema) -> None:
     """Change `schema` to a plainer one that means the same."""
     anchors: dict[object, list[str]] = {}
+    refers_to_choices = False
     for place, part in parts(schema):
         anchors.setdefault(part.get("$dynamicAnchor"), []).append(place)
+        named = (part.get("$ref"), place if part.keys() & {"$dynamicAnchor", "$anchor", "$id"} else None)
+        refers_to_choices |= any("/anyOf/" in str(each) or "/oneOf/" in str(each) for each in named)
     for place, part in parts(schema):
         for keyword in [name for name, value in part.items() if value is None and name not in _MAY_BE_NULL]:
             del part[keyword]
@@ -84,7 +87,7 @@ def simplify(schema: Schema) -> None:
         for keyword in [name for name in part if _is_idle(name, part)]:
             del part[keyword]
         _close(part)
-        if place != "#":
+        if place != "#" and not refers_to_choices:  # a choice that is used elsewhere is to stay what it is there
             _say_type_in_choices(part)
 
 

@@ -1,5 +1,6 @@
 """Schemas in plainer words: a `type` beside choices, which families' grammars follow where nothing is beside them."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -54,3 +55,14 @@ def test_a_type_beside_choices_is_said_in_each(part: dict[str, Any], expected: d
 )
 def test_other_choices_are_left_as_they_are(part: dict[str, Any]) -> None:
     assert simplified({**part}) == part
+
+
+@pytest.mark.parametrize("word", ["anyOf", "oneOf"])
+@pytest.mark.parametrize("name", [{}, {"$anchor": "long"}])
+def test_a_choice_that_is_used_elsewhere_gets_no_type(word: str, name: dict[str, Any]) -> None:
+    reference = "#long" if name else f"#/properties/x/{word}/0"
+    choices = {"type": "string", word: [{"minLength": 2, **name}, {"enum": ["a"]}]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"x": choices, "y": {"$ref": reference}}}
+    before = deepcopy(schema)
+    simplify(schema)
+    assert schema == before
