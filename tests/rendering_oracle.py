@@ -45,7 +45,10 @@ FAMILIES = (
     *("meetkai-functionary-medium-v3.1", "MiMo-VL"),
 )  # fmt: skip
 # Beside a template for conversations without tools.
-NEEDS_TOOLS = ("CohereForAI-c4ai-command-r-plus-tool_use", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use")
+NEEDS_TOOLS = (
+    *("CohereForAI-c4ai-command-r-plus-tool_use", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"),
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+)
 HARMONY = ("openai-gpt-oss-120b",)
 ONE_CALL_A_TURN = (
     *("meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct", "meta-llama-Llama-3.3-70B-Instruct"),
