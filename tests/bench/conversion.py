@@ -42,7 +42,7 @@ SIZE, N_HEADS = 4096, 32  # each matrix of a layer has as many rows as columns
 SPARSE_BYTES = 1 << 22  # of a tensor that `--sparse` may leave out
 KEPT = 8  # one of so many such tensors is written nevertheless
 MEMORY_S = 0.25  # between two looks at the memory
-COPIED_BYTES = 1 << 20  # at once, always through the same memory: nothing copies with less work
+COPIED_BYTES = 1 << 18  # at once, always through the same memory: nothing copies with less work
 COLUMNS = (
     *("layout", "read, GB", "written, GB", "copied, GB/s", "converted, GB/s"),
     *("beside a copy", "streaming", "in processor time", "MB"),
