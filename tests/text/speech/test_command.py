@@ -3,9 +3,10 @@
 import pytest
 
 from shimmy.messages.reply import ReplyFormat, ToolFormat
-from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.reply_parser import Reply
 from shimmy.text.speech.command import answer_marks
 from tests.real_templates import real_templates
+from tests.text.speech.whole_and_cut import replies
 
 MARKS = ("<|START_RESPONSE|>", "<|END_RESPONSE|>")
 TOOLS = ToolFormat(
@@ -24,15 +25,9 @@ CALLS = (
 
 
 def read(text: str, form: ReplyFormat) -> Reply:
-    replies = []
-    for size in (1, 2, 5, len(text)):
-        parser, reply = ReplyParser(form), Reply()
-        for start in range(0, len(text), size):
-            reply.add(parser.feed(text[start : start + size]))
-        reply.add(parser.flush())
-        replies.append(reply)
-    assert len({(each.content, each.reasoning, tuple(call.name for call in each.calls)) for each in replies}) == 1
-    return replies[0]
+    found = replies(text, form)
+    assert len({(each.content, each.reasoning, tuple(call.name for call in each.calls)) for each in found}) == 1
+    return found[0]
 
 
 def test_the_marks_of_real_templates() -> None:

@@ -7,10 +7,11 @@ from shimmy.engine.chat.template import ChatTemplate
 from shimmy.engine.constrain.tool_grammar import tool_lark
 from shimmy.messages.reply import ReplyFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall, ToolChoice
-from shimmy.text.reply_parser import Reply, ReplyParser
+from shimmy.text.reply_parser import ReplyParser
 from shimmy.text.speech import solar
 from tests.engine.constrain.walker import Walker
 from tests.real_templates import real_templates
+from tests.text.speech.whole_and_cut import replies
 
 CHAT = Chat(ChatTemplate(real_templates()["upstage-Solar-Open-100B"], bos="<s>", eos="</s>"))
 USER = Message("user", "Hi.")
@@ -21,16 +22,12 @@ CALL = '<|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>f<|tool_call:args|>{"a": 
 
 
 def read(text: str, form: ReplyFormat = FORM) -> tuple[str, str, list[tuple[str, str, str]]]:
-    replies = []
-    for size in (1, 2, 5, len(text)):
-        parser, reply = ReplyParser(form), Reply()
-        for start in range(0, len(text), size):
-            reply.add(parser.feed(text[start : start + size]))
-        reply.add(parser.flush())
-        calls = [(call.id, call.name, call.arguments) for call in reply.calls]
-        replies.append((reply.reasoning, reply.content, calls))
-    assert all(each == replies[0] for each in replies)
-    return replies[0]
+    results = [
+        (reply.reasoning, reply.content, [(call.id, call.name, call.arguments) for call in reply.calls])
+        for reply in replies(text, form)
+    ]
+    assert all(result == results[0] for result in results)
+    return results[0]
 
 
 @pytest.mark.parametrize(
