@@ -324,10 +324,11 @@ class Grammars:
         return json.dumps(self._vocabulary.token_bytes(token, special=False).decode("utf-8", "replace"))
 
     def _compiled(self, grammars: list[dict[str, Any]]) -> Any:
-        if forced_text.longest(grammars) > _MAX_FORCED or self._are_misspelled(grammars):
+        text = _as_text(grammars)
+        if forced_text.longest(grammars) > _MAX_FORCED or self._is_misspelled(text):
             first, *others = grammars
             grammars = [{"lark_grammar": _NOTHING_FORCED}, {"name": "unforced", **first}, *others]
-        text = json.dumps({"grammars": grammars}, ensure_ascii=False)
+            text = _as_text(grammars)
         if len(text) > _MAX_TEXT:
             raise BadRequest(f"the grammars are too large together: {len(text)} characters, {_MAX_TEXT} are allowed")
         _check_characters(text)
@@ -341,14 +342,12 @@ class Grammars:
             raise BadRequest(f"the {'schema' if schemas else 'grammar'} cannot be enforced: {fault}")
         return matcher
 
-    def _are_misspelled(self, grammars: list[dict[str, Any]]) -> bool:
-        """Whether the tokens of a text that these grammars may force would be those of another text."""
-        text = json.dumps(grammars, ensure_ascii=False)
+    def _is_misspelled(self, text: str) -> bool:
+        """Whether the tokens of what grammars with this text may force would be those of something else."""
         if _SPACE not in text and json.dumps(_SPACE)[1:-1] not in text:
             return False
         tokens = self._vocabulary.tokenize(_SPACE, add_special=False, parse_special=False)
-        spelled = b"".join(self._vocabulary.token_bytes(token, special=False) for token in tokens)
-        return _SPACE.encode() not in spelled
+        return _SPACE.encode() not in b"".join(self._vocabulary.token_bytes(token, special=False) for token in tokens)
 
     def _new_tokenizer(self) -> Any:
         tokens = []
@@ -367,6 +366,10 @@ class Grammars:
         return self._library.LLTokenizer.from_llamacpp(
             tokens=tokens, vocab_ptr=vocabulary, tokenize_fptr=tokenize, eos_token=ends, slices=_SLICES
         )
+
+
+def _as_text(grammars: list[dict[str, Any]]) -> str:
+    return json.dumps({"grammars": grammars}, ensure_ascii=False)
 
 
 def _check_characters(text: str) -> None:
