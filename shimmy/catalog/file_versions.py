@@ -218,12 +218,9 @@ class ModelFiles:
         return reason
 
     def _look_at_checkpoint(self, folder: Folder, identity: tuple[int, int]) -> Found:
-        from shimmy.formats.convert import convert, converted
-        from shimmy.formats.format_errors import Unconvertible
-        from shimmy.formats.gguf.block_fit import foreseen
+        from shimmy.formats.convert import converted
         from shimmy.formats.safetensors import sentence_transformers
         from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
-        from shimmy.formats.tokenizer import vocab
 
         if sentence_transformers.is_part(folder.path):
             return None
@@ -232,6 +229,12 @@ class ModelFiles:
             raise InvalidSafetensors(unfinished(mark))
 
         def make() -> Planned:
+            # Some 50 modules, without which a start does whose folders are remembered.
+            from shimmy.formats.convert import convert
+            from shimmy.formats.format_errors import Unconvertible
+            from shimmy.formats.gguf.block_fit import foreseen
+            from shimmy.formats.tokenizer import vocab
+
             try:
                 plan = convert.plan(folder.path)
                 vocab.require_tokenizer(folder.path)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +13,7 @@ from shimmy.catalog import header_cache as module
 from shimmy.catalog.header_cache import Headers
 from shimmy.formats.gguf.header import GgufHeader
 from shimmy.formats.gguf.reader import InvalidGguf, read_header
+from tests.tiny_checkpoints import write_tiny_llama
 from tests.tiny_models import write_tiny_model
 
 
@@ -183,6 +186,27 @@ def test_a_plan_is_made_once_and_so_is_the_reason_against_one(model: Path, cache
                 headers.plan((1, 7, 3), refuse)
         headers.save()
     assert made == ["sound", "unsound"]
+
+
+def test_a_folder_that_was_looked_into_before_needs_nothing_of_its_conversion(tmp_path: Path, cache: Path) -> None:
+    write_tiny_llama(tmp_path / "models" / "tiny")
+    code = f"""
+import sys
+from pathlib import Path
+from shimmy import config
+from shimmy.catalog.header_cache import Headers
+from shimmy.catalog.scan import scan
+headers = Headers(Path({str(cache)!r}))
+catalog = scan(config.load({{"model_dirs": [{str(tmp_path / "models")!r}]}}, {{}}), headers)
+assert [model.name for model in catalog.models] == ["tiny"]
+headers.save()
+print("shimmy.formats.convert.convert" in sys.modules)
+"""
+    answers = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(2)
+    ]
+    assert answers == ["True", "False"]
 
 
 def test_of_a_file_that_keeps_changing_the_last_state_is_remembered(tmp_path: Path, cache: Path) -> None:
