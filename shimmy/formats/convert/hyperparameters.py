@@ -11,7 +11,7 @@ from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType, Metadata
-from shimmy.formats.safetensors.checkpoint import shown
+from shimmy.formats.safetensors.checkpoint import shown_value
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS; llama.cpp aborts the process above it
 MAX_EXPERTS = 1_024  # LLAMA_MAX_EXPERTS
@@ -93,9 +93,8 @@ def checked_number(key: str, value: Any) -> float:
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    return f"`{shown(str(value)) if not isinstance(value, int) or value.bit_length() < 256 else 'a huge number'}`"
+    is_huge = isinstance(value, int) and value.bit_length() >= 256
+    return f"`{'a huge number' if is_huge else shown_value(value)}`"
 
 
 @dataclass(slots=True)

@@ -24,7 +24,14 @@ from shimmy.formats.gguf import reader as gguf
 from shimmy.formats.gguf.header import Array, GgufHeader, GgufKind
 from shimmy.formats.gguf.reader import Contents
 from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo, data_size, write_file
-from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader, read_file, read_json, shown
+from shimmy.formats.safetensors.checkpoint import (
+    CheckpointTensor,
+    TensorReader,
+    read_file,
+    read_json,
+    shown,
+    shown_value,
+)
 from shimmy.formats.safetensors.huggingface import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAX_CONFIG_BYTES
 
 CONVERTER_VERSION = 1  # another one makes another file of the same folder
@@ -238,7 +245,7 @@ def _sources(folder: Path) -> list[cache.Source]:
 
 def _refuse(config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise Unconvertible(f"its `peft_type` is `{shown(str(config.get('peft_type')))}`; what works is `LORA`")
+        raise Unconvertible(f"its `peft_type` is `{shown_value(config.get('peft_type'))}`; what works is `LORA`")
     for key in _REFUSED:
         if config.get(key):
             raise Unconvertible(f"it has `{key}`, which is more than LoRA's two matrices")
@@ -247,7 +254,7 @@ def _refuse(config: Mapping[str, Any]) -> None:
     start = config.get("init_lora_weights")
     if not any(type(start) is type(known) and start == known for known in _STARTS):
         raise Unconvertible(
-            f"its `init_lora_weights` is `{shown(str(start))}`, which may have changed the model's own weights as well"
+            f"its `init_lora_weights` is `{shown_value(start)}`, which may have changed the model's own weights as well"
         )
 
 

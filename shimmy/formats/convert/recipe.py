@@ -30,7 +30,7 @@ from shimmy.formats.gguf.limits import MIN_CONTEXT
 from shimmy.formats.gguf.writer import GgufType, Metadata, TensorInfo
 from shimmy.formats.quantised.schemes import scheme_of
 from shimmy.formats.quantised.stored import Scheme, Tensors
-from shimmy.formats.safetensors.checkpoint import Checkpoint, CheckpointTensor, shown
+from shimmy.formats.safetensors.checkpoint import Checkpoint, CheckpointTensor, shown, shown_value
 from shimmy.formats.safetensors.sentence_transformers import MEAN
 
 
@@ -124,7 +124,7 @@ def _describe(draft: MetadataBuilder, values: Hyperparameters, family: Family) -
     sizes |= {"P": draft.n_ctx, "A": sizes["Q"] + 2 * sizes["K"], "G": 2 * sizes["F"]}
     activation = values.get("hidden_activation", "hidden_act", "activation_function")
     if activation is not None and str(activation) not in family.activations:
-        raise Unconvertible(f"its activation `{shown(str(activation))}` is not the one that the engine computes")
+        raise Unconvertible(f"its activation `{shown_value(activation)}` is not the one that the engine computes")
     for key in ("add_cross_attention", "is_decoder" if family.is_encoder else "use_bidirectional_attention"):
         values.require(key, False, default=False)
     draft.integer("block_count", sizes["layers"])

@@ -20,7 +20,7 @@ from shimmy.formats.quantised.stored import (
     integer_type,
     is_plain,
 )
-from shimmy.formats.safetensors.checkpoint import shown
+from shimmy.formats.safetensors.checkpoint import shown, shown_value
 
 FORMATS = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mxfp4-pack-quantized",
@@ -110,7 +110,7 @@ def _read_group(group: Any, default_format: Any) -> CompressedGroup:
         raise Unconvertible("one of its `config_groups` has no `targets`")
     found = group.get("format") or default_format
     if found not in FORMATS:
-        raise Unconvertible(f"its format `{shown(str(found))}` of compressed-tensors is not supported")
+        raise Unconvertible(f"its format `{shown_value(found)}` of compressed-tensors is not supported")
     values = Hyperparameters(group["weights"], {})
     values.require("type", "int", "float", default="int")
     values.require("strategy", *_STRATEGIES, default="tensor" if values.get("group_size") is None else "group")

@@ -11,7 +11,7 @@ from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised import awq, bitsandbytes, compressed, fp4, fp8, gptq, mlx, torchao
 from shimmy.formats.quantised.stored import Scheme
 from shimmy.formats.safetensors import huggingface
-from shimmy.formats.safetensors.checkpoint import Checkpoint, read_json, shown
+from shimmy.formats.safetensors.checkpoint import Checkpoint, read_json, shown_value
 
 
 def _auto_round(config: dict[str, Any]) -> Scheme:
@@ -21,7 +21,7 @@ def _auto_round(config: dict[str, Any]) -> Scheme:
         return gptq.read(config)
     if packing == "auto_round:auto_awq":
         return awq.read(config)
-    raise Unconvertible(f"its weights are quantised (auto-round, `{shown(str(packing))}`), which is not supported")
+    raise Unconvertible(f"its weights are quantised (auto-round, `{shown_value(packing)}`), which is not supported")
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], Scheme]] = {
@@ -58,7 +58,7 @@ def scheme_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Scheme | Non
     reader = _READERS.get(method) if isinstance(method, str) else None
     if reader is None:
         raise Unconvertible(
-            f"its weights are quantised ({shown(str(method))}); "
+            f"its weights are quantised ({shown_value(method)}); "
             f"what works are weights in BF16, F16 and F32, {_TITLES}, and GGUF"
         )
     return reader(found)
@@ -84,5 +84,5 @@ def _refuse_unnamed(checkpoint: Checkpoint) -> None:
     dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
     strange = sorted(dtype for dtype in dtypes if dtype.startswith(("F8_", "F6_")) or dtype == "F4")
     if name is not None or strange:
-        label = f" ({strange[0]})" if strange else f" (`{shown(str(name))}`)"
+        label = f" ({strange[0]})" if strange else f" (`{shown_value(name)}`)"
         raise Unconvertible(f"its weights are quantised{label}, and its configuration does not say how")

@@ -149,6 +149,16 @@ def shown(name: str) -> str:
     return repr(name[:96])[1:-1]
 
 
+def shown_value(value: object) -> str:
+    """A value of a JSON file likewise, as JSON writes it; a text is without its quotes."""
+    if isinstance(value, str):
+        return shown(value)
+    try:
+        return shown(json.dumps(value, ensure_ascii=False))
+    except RecursionError:  # it was read a few frames further up, where that much depth was still left
+        return "lists within lists"
+
+
 def _read_shards(folder: Path, shard_names: dict[str, str]) -> Checkpoint:
     names = dict.fromkeys(shard_names.values())
     if len(names) > MAX_FILES:
@@ -181,7 +191,7 @@ def _shard_of_each_tensor(index: Path) -> dict[str, str]:
         raise InvalidSafetensors(f"its `{_INDEX}` has no `weight_map`")
     for name in shard_names.values():
         if not isinstance(name, str) or not _is_plain(name):
-            raise InvalidSafetensors(f"its `{_INDEX}` names `{shown(str(name))}`, which is not a file of this folder")
+            raise InvalidSafetensors(f"its `{_INDEX}` names `{shown_value(name)}`, which is not a file of this folder")
     return shard_names
 
 
@@ -272,7 +282,7 @@ def _tensor(name: str, entry: Any, file: CheckpointFile, data_start: int) -> Che
         raise InvalidSafetensors(f"{what} is not described")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
-        raise InvalidSafetensors(f"{what} has the unknown type `{shown(str(dtype))}`")
+        raise InvalidSafetensors(f"{what} has the unknown type `{shown_value(dtype)}`")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise InvalidSafetensors(f"{what} has an impossible shape")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.safetensors.checkpoint import CheckpointTensor, InvalidSafetensors, read_file, read_json, shown
+from shimmy.formats.safetensors.checkpoint import (
+    CheckpointTensor,
+    InvalidSafetensors,
+    read_file,
+    read_json,
+    shown,
+    shown_value,
+)
 
 MEAN, CLS, LAST = 1, 2, 3  # llama_pooling_type
 
@@ -100,7 +107,7 @@ def _inside(folder: Path, path: object, kind: str) -> Path:
     if kind not in {"Pooling", _DENSE}:
         return folder
     if not isinstance(path, str) or not path.isprintable() or not path.strip(".") or set(path) & {"/", "\\"}:
-        raise Unconvertible(f"its `{_MODULES}` names `{shown(str(path))}`, which is not a folder in this one")
+        raise Unconvertible(f"its `{_MODULES}` names `{shown_value(path)}`, which is not a folder in this one")
     return folder / path
 
 

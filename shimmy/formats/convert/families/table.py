@@ -8,7 +8,7 @@ from shimmy.formats.convert.families.family import Family
 from shimmy.formats.convert.families.recurrent import falcon, hybrid, kimi, lfm2, ling3
 from shimmy.formats.convert.families.windowed import cohere, exaone, llama4
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.safetensors.checkpoint import shown
+from shimmy.formats.safetensors.checkpoint import shown_value
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
@@ -62,7 +62,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if family is None:
         titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES))
         raise Unconvertible(
-            f"the architecture `{shown(str(name or model_type))}` is not supported; these are: {titles}. "
+            f"the architecture `{shown_value(name or model_type)}` is not supported; these are: {titles}. "
             "It may be there as GGUF already"
         )
     return family
