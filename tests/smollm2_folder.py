@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shimmy.engine.llama import binding
-from shimmy.formats.gguf.reader import GGML_TYPES, read_header, tensors
+from shimmy.formats.gguf.reader import read_header, tensors
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 from tests.tiny_checkpoints import LLAMA_NAMES, Weights, in_halves, write_checkpoint
 from tests.tokenizer_folders import read_metadata, smollm2, write_folder
 

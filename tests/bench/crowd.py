@@ -19,7 +19,8 @@ from math import prod
 from pathlib import Path
 
 from shimmy import option_kinds
-from shimmy.formats.gguf.reader import GGML_TYPES, read_header, tensors
+from shimmy.formats.gguf.reader import read_header, tensors
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 from tests.bench.client import ReplyFailed, stream
 from tests.bench.memory import tree_memory_mb
 from tests.bench.peers import shimmy_serving

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shimmy.formats.convert.converted import cache_name
 from shimmy.formats.gguf import reader
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 from tests.engine.layouts.stored import decoded
 
 
@@ -40,7 +41,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     found, content = reader.contents(path), path.read_bytes()
     tensors: dict[str, Tensor] = {}
     for name, (shape, code) in found.tensors.items():
-        kind, n_elements, n_bytes = reader.GGML_TYPES[code]
+        kind, n_elements, n_bytes = GGML_TYPES[code]
         start = found.starts[name]
         data = content[start : start + int(np.prod(shape)) // n_elements * n_bytes]
         tensors[name.decode()] = Tensor(shape, kind, data)

@@ -7,7 +7,8 @@ engine's choice (`tensor_type_fallback` in llama-quant.cpp): it is read from the
 from collections import Counter
 from collections.abc import Iterable
 
-from shimmy.formats.gguf.reader import GGML_TYPES, StoredTensor
+from shimmy.formats.gguf.reader import StoredTensor
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 
 _SHORTEST_ROW = 32  # of what is quantised at all: convolutions have rows of a few numbers
 _LONGEST_BLOCK = 256  # of the mixtures of K and I types, which are not among ggml's types by their own names

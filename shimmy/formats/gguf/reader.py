@@ -13,8 +13,10 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
 
+from shimmy.formats import git_lfs
 from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, Array, GgufHeader, GgufKind, Value, describe
 from shimmy.formats.gguf.limits import missing_indexer, refusal
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 from shimmy.system.files import NotRegular, open_regular
 
 # Far above any real model; a hostile file costs less than a second.
@@ -42,21 +44,6 @@ _UINT32, _UINT64 = _SCALARS[4], _SCALARS[10]
 _ARRAY_HEAD = Struct("<IQ")  # element type, number of elements
 _COUNTS = Struct("<QQ")  # tensors, keys
 _TENSOR_TAILS = tuple(Struct(f"<{n}QIQ") for n in range(MAX_DIMENSIONS + 1))  # dimensions, ggml type, offset
-
-# fmt: off
-# ggml_type: (name, elements in a block, bytes of a block), from type_traits in ggml/src/ggml.c.
-GGML_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
-}
-
-# fmt: on
 
 
 class InvalidGguf(ValueError):
@@ -307,8 +294,8 @@ def _check_version(cursor: _Cursor) -> None:
     if cursor.size_bytes < 24:
         raise InvalidGguf(f"it has {cursor.size_bytes} bytes, too few for a GGUF file")
     if (magic := cursor.take(4)) != b"GGUF":
-        note = "it is not there, only git's note of it: `git lfs pull` in its folder fetches it"
-        raise InvalidGguf(note if magic == b"vers" else "it does not begin with `GGUF`")
+        is_note = git_lfs.is_note(magic + cursor.take(git_lfs.NOTE_START_BYTES - 4))
+        raise InvalidGguf(git_lfs.reason("it") if is_note else "it does not begin with `GGUF`")
     (version,) = cursor.unpack(_UINT32)
     if version == 1:
         raise InvalidGguf("it is GGUF version 1, which is no longer supported; convert the model anew")

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any
 
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.gguf.reader import GGML_TYPES
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 
 ALIGNMENT = 32  # of each tensor's data; what a reader assumes where `general.alignment` does not say otherwise
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeGuard
 
+from shimmy.formats import git_lfs
 from shimmy.formats.safetensors import huggingface
 from shimmy.system.files import NotRegular, open_regular
 
@@ -207,10 +208,11 @@ def _read_file(path: Path, max_header_bytes: int) -> tuple[dict[str, CheckpointT
             raise InvalidSafetensors(
                 f"its file `{shown(path.name)}` has {file.size_bytes} bytes, too few for SafeTensors"
             )
-        start = _take(opened, 8, path.name)
-        if huggingface.LFS_POINTER.startswith(start):
-            raise InvalidSafetensors(huggingface.pointer_reason(shown(path.name)))
-        (header_bytes,) = struct.unpack("<Q", start)
+        start = _take(opened, min(file.size_bytes, git_lfs.NOTE_START_BYTES), path.name)
+        if git_lfs.is_note(start):
+            raise InvalidSafetensors(git_lfs.reason(f"its `{shown(path.name)}`"))
+        (header_bytes,) = struct.unpack_from("<Q", start)
+        opened.seek(8)
         if header_bytes > file.size_bytes - 8:
             raise InvalidSafetensors(f"its file `{shown(path.name)}` is cut off, or no SafeTensors file")
         if header_bytes > max_header_bytes:

@@ -25,7 +25,6 @@ MAX_REVISION_BYTES = 256
 _CONFIG = "config.json"
 MISTRAL_CONFIG = "params.json"  # beside `consolidated*.safetensors`, in Mistral's own format
 _MISTRAL_WEIGHTS = "consolidated"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that git keeps elsewhere
 _PICKLE = re.compile(r"(?:pytorch_model.*\.bin|consolidated.*\.pth)")
 _REPOSITORY = "models--"
 _SNAPSHOTS = "snapshots"
@@ -53,11 +52,6 @@ def without_weights(file_names: Collection[str]) -> str:
             "with `model.safetensors`"
         )
     return "it has neither `model.safetensors` nor `model.safetensors.index.json`"
-
-
-def pointer_reason(file_name: str) -> str:
-    """Why a file that begins with LFS_POINTER cannot be read."""
-    return f"its `{file_name}` is not there, only git's note of it: `git lfs pull` in its folder fetches it"
 
 
 def adapter_file(path: Path) -> Path:

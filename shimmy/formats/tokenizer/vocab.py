@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shimmy.formats import git_lfs
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType
-from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES, LFS_POINTER, pointer_reason
+from shimmy.formats.safetensors.huggingface import ADDITIONAL_TEMPLATES
 from shimmy.formats.tokenizer import (
     known_names,
     post_processor,
@@ -242,8 +243,8 @@ class _Folder:
             return None
         except NotRegular as exc:
             raise Unconvertible(f"`{name}` is not a file") from exc
-        if data.startswith(LFS_POINTER):
-            raise Unconvertible(pointer_reason(name))
+        if git_lfs.is_note(data):
+            raise Unconvertible(git_lfs.reason(f"its `{name}`"))
         if len(data) > max_bytes:
             raise Unconvertible(f"`{name}` has more than {max_bytes >> 20} MB")
         return data

@@ -15,7 +15,7 @@ from shimmy.engine.cpu_variants import variant_check, variant_trust, variants
 from shimmy.engine.cpu_variants.variant_trust import TrustedVariants
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.errors import ModelUnavailable
-from shimmy.formats.gguf.reader import GGML_TYPES
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 from tests.engine.odd_variants import ABORTS, GIVES_NO_NUMBERS, MISCALCULATES, SLEEPS, SOUND, SPINS, write_variant
 
 REAL = dict(variants.libraries(LIBRARY_FOLDER, None))

@@ -8,6 +8,7 @@ import pytest
 
 from shimmy.formats.gguf import lora, reader
 from shimmy.formats.gguf.reader import InvalidGguf
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 from tests.tiny_models import (
     ARRAY,
     FLOAT32,
@@ -29,7 +30,7 @@ N_TOKENS = len(vocabulary())
 
 
 def tensor(name: str, *shape: int, code: int = 0) -> Tensor:
-    _, n_elements, n_bytes = reader.GGML_TYPES[code]
+    _, n_elements, n_bytes = GGML_TYPES[code]
     return Tensor(name, shape, bytes(math.prod(shape) // n_elements * n_bytes), code)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from shimmy.formats.gguf.header import MAX_KEPT_NUMBERS, Array, GgufHeader, GgufKind, describe
-from shimmy.formats.gguf.reader import GGML_TYPES, InvalidGguf, read_header, validate
+from shimmy.formats.gguf.reader import InvalidGguf, read_header, validate
+from shimmy.formats.gguf.tensor_types import GGML_TYPES
 from tests.rewriting import rewrite
 from tests.tiny_models import (
     ARRAY,
@@ -199,6 +200,7 @@ def test_a_long_vocabulary_at_the_end_of_the_metadata(tmp_path: Path) -> None:
         (b"GGUF", "too few"),
         (b"PK\3\4" + bytes(100), "does not begin with `GGUF`"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4976698672\n", "`git lfs pull`"),
+        (b"version https://example.com/spec\n" + bytes(100), "does not begin with `GGUF`"),
         (encode_gguf(MINIMAL, version=1), "version 1"),
         (encode_gguf(MINIMAL, version=3 << 24), "big-endian"),
         (encode_gguf(MINIMAL, version=0), "version 0"),

@@ -234,6 +234,9 @@ def test_a_file_that_git_left_elsewhere_is_called_that(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidSafetensors, match=r"its `model\.safetensors` is not there.*`git lfs pull`"):
         read_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"version of another kind")
+    with pytest.raises(InvalidSafetensors, match="no SafeTensors file"):
+        read_folder(tmp_path)
 
 
 # -- hostile bytes ---------------------------------------------------------------------------------------------------
