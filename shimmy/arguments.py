@@ -4,24 +4,26 @@ Options that commands share with `serve` come from the table in `config`. Knows 
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shimmy import __version__
 from shimmy.config import OPTIONS
-from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, Bind, ConfigError, n_bytes, seconds
+from shimmy.option_kinds import DEFAULT_HOST, DEFAULT_PORT, Bind, ConfigError, n_bytes, one_of, seconds
 from shimmy.rpc.address import DEFAULT_PORT as RPC_PORT
 from shimmy.text.near_names import did_you_mean
-from shimmy.wire.worker_options import MAX_SEQUENCES
+from shimmy.wire.worker_options import MAX_SEQUENCES, SAFETENSORS_TYPES
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
     from shimmy.rpc.networks import Network
+
+Value = TypeVar("Value")
 
 _SERVER = f"as for `serve`: SHIMMY_BIND, or {DEFAULT_HOST}:{DEFAULT_PORT}"
 
@@ -241,7 +243,9 @@ def _add_convert(commands: _Commands) -> None:
     convert.add_argument("folder", metavar="FOLDER", help="a folder as the Hugging Face hub ships it")
     convert.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: FOLDER's name, here)")
     convert.add_argument("--force", action="store_true", help="replace what is there without asking")
-    convert.add_argument("--type", dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type")
+    convert.add_argument(
+        "--type", type=_type, dest="safetensors_type", metavar="TYPE", help="the same as --safetensors-type"
+    )
     convert.add_argument(
         "--calibrate", metavar="FILE", help="with --type: quantise by an importance matrix computed over this text"
     )
@@ -322,35 +326,32 @@ def _server_command(commands: _Commands, name: str, text: str, *, json: bool = F
     return parser
 
 
-def _duration(text: str) -> float:
-    try:
-        return seconds(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError("must be a time such as 90, 10m, 2h") from exc
+def _by(kind: Callable[[str], Value]) -> Callable[[str], Value]:
+    """A kind of options for argparse, which shows the reasons of its own errors alone."""
+
+    def parse(text: str) -> Value:
+        try:
+            return kind(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return parse
 
 
+_duration, _size, _type = _by(seconds), _by(n_bytes), _by(one_of(tuple(SAFETENSORS_TYPES)))
+
+
+@_by
 def _listen(text: str) -> Bind:
-    try:
-        bind = Bind.parse(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
+    bind = Bind.parse(text)
     return Bind(bind.host, RPC_PORT) if bind.port is None else bind
 
 
+@_by
 def _networks(text: str) -> "list[Network]":
     from shimmy.rpc.networks import network
 
-    try:
-        return [network(part) for part in text.split(",")]
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-
-
-def _size(text: str) -> int:
-    try:
-        return n_bytes(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return [network(part) for part in text.split(",")]
 
 
 def _size_or_none(text: str) -> int:

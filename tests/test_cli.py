@@ -238,6 +238,7 @@ def test_a_model_file_has_to_be_there_and_a_folder_may_come(
         (["serve", "-m", "x"], "unrecognized arguments: -m x: did you mean `--model-path FILE_OR_DIR`?"),
         (["serve", "-ngl", "9"], "unrecognized arguments: -ngl 9: did you mean `--gpu-layers auto|all|N`?"),
         (["run", "x", "--temperature", "1"], "unrecognized arguments: --temperature 1: did you mean `--temp T`?"),
+        (["convert", "x", "--type", "q8"], "argument --type: must be one of f32, bf16, "),
         (["list", "-ngl", "9"], "unrecognized arguments: -ngl 9\n"),
         (["list", "--quite"], "unrecognized arguments: --quite\n"),
         (["--verison"], "unrecognized arguments: --verison: did you mean `--version`?"),
