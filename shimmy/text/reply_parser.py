@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from shimmy.messages.reply import Beside, Channels, Delta, ReplyFormat, ToolCallDelta
 from shimmy.messages.request import ToolCall
 from shimmy.text.call_reader import CallReader
-from shimmy.text.incremental_reader import IncrementalReader, Reading, Unexpected
+from shimmy.text.incremental_reader import SPACE, IncrementalReader, Reading, Unexpected
 from shimmy.text.string_matcher import MarkRemover, StopFilter, StringMatcher
 
 if TYPE_CHECKING:
@@ -32,12 +32,13 @@ class ReplyParser:
 
     The arguments of a call are passed on as they come, as the model wrote them. What was read of a call before its name
     and the beginning of its arguments are known is kept, and becomes content where the form is broken; where the text
-    ends there, the call was cut, and what was kept is dropped. White space around calls is dropped.
+    ends there, the call was cut, and what was kept is dropped. White space around calls is dropped, also where it is
+    all that stands between the marks of an answer in front of them.
     """
 
     __slots__ = (
-        *("_answer_marks", "_call_reader", "_calls", "_channels", "_content", "_format", "_is_in_reasoning"),
-        *("_is_plain", "_n_calls", "_reader", "_reading", "_reasoning", "_splits_reasoning", "_stops"),
+        *("_answer_marks", "_blank", "_call_reader", "_calls", "_channels", "_content", "_format", "_is_in_reasoning"),
+        *("_is_plain", "_n_calls", "_reader", "_reading", "_reasoning", "_says_more", "_splits_reasoning", "_stops"),
     )
 
     def __init__(self, format: ReplyFormat, *, split_reasoning: bool = True) -> None:  # noqa: A002
@@ -51,6 +52,8 @@ class ReplyParser:
         self._channels: ChannelReader | None = None
         self._stops = StopFilter(format.stop)
         self._is_in_reasoning = False
+        self._says_more = format.tools is None  # than white space, in its content
+        self._blank: list[str] = []  # with which the content may begin, if no call follows
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[ToolCallDelta] = []
@@ -100,10 +103,11 @@ class ReplyParser:
             if self._stops.matched is None:
                 if self.is_in_call:
                     self._reader.unsaid.clear()
+                    self._blank.clear()
                     self._reader.ahead = ""
                 self._reader.is_last = True
                 next(self._reading, None)
-            self._flush_content()
+            self._flush_content(is_beside_call=self.has_calls)
         return self._delta()
 
     def _delta(self) -> Delta:
@@ -208,7 +212,7 @@ class ReplyParser:
     def _begin_call(self, name: str, call_id: str | None) -> None:
         if self._stops.matched is not None:
             return
-        self._flush_content()  # no stop string goes on behind a call
+        self._flush_content(is_beside_call=True)  # no stop string goes on behind a call
         if not call_id or not call_id.isprintable():
             call_id = f"call_{urandom(12).hex()}"  # as long as OpenAI's
         self._calls.append(ToolCallDelta(self._n_calls, id=call_id, name=name))
@@ -232,10 +236,25 @@ class ReplyParser:
 
     def _add_content(self, text: str) -> None:
         """Stop strings count in the answer alone: not in reasoning, though that be told as content."""
-        self._content.append(text if self._is_in_reasoning else self._stops.feed(self._answer_marks.feed(text)))
+        if self._is_in_reasoning:
+            self._content.append(text)
+        else:
+            self._say_answer(self._answer_marks.feed(text))
 
-    def _flush_content(self) -> None:
-        self._content.append(self._stops.feed(self._answer_marks.flush()))
+    def _say_answer(self, text: str) -> None:
+        if not self._says_more:
+            self._blank.append(text)
+            if not text.strip(SPACE):
+                return
+            text, self._says_more = "".join(self._blank), True
+            self._blank.clear()
+        self._content.append(self._stops.feed(text))
+
+    def _flush_content(self, *, is_beside_call: bool) -> None:
+        self._say_answer(self._answer_marks.flush())
+        if not is_beside_call:
+            self._content.append(self._stops.feed("".join(self._blank)))
+        self._blank.clear()
         self._content.append(self._stops.flush())
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from shimmy.engine.chat import detect_tool_format
 from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, marks, may_be_several, recognise, written
+from shimmy.engine.chat.render import Chat
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import TemplateFailed
 from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
@@ -14,6 +15,7 @@ from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech import functionary, gemma, harmony, kimi, kimi_k3, minicpm, minimax, muse, pythonic, solar
 from tests.real_templates import PHI_4_MINI, real_templates
+from tests.text.speech.whole_and_cut import replies
 
 USER = Message("user", "What is the weather in Genève?")
 CALLS = (
@@ -331,6 +333,25 @@ def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> Non
         assert [(call.name, json.loads(call.arguments)) for call in whole.calls] == expected
         if found.format.separator is not None and found.format.id_key:  # an id behind the arguments comes too late
             assert [call.id for call in whole.calls] == [call.id for call in calls]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_blanks_between_a_thought_and_calls_are_no_content(name: str) -> None:
+    """Families with marks around answers gave the white space between these, and so content that says nothing."""
+    _, form = Chat(template(real_templates()[name])).render(ChatPrompt((USER,), tools=TOOLS))
+    assert form.tools is not None
+    calls = calls_in(form.tools)
+    starts, ends = form.thinking or ("", "")
+    thought = f"{'' if form.is_thinking else starts}Well.{ends}" if form.thinking else ""
+    begins, closes, *_ = form.answer or ("", "")
+    if form.channels is not None:
+        header = "<|channel|>final" if form.channels is Channels.HARMONY else " to=user"
+        begins, closes = f"<|start|>assistant{header}<|message|>", f"{ends}<|start|>assistant"
+    for blank in ("", " \n", "\n\n"):
+        between = begins + blank + closes if form.channels else blank + begins + blank + closes + blank
+        for reply in replies(f"{thought}{form.opening}{between}{written(calls, form.tools)}", form):
+            assert (reply.content, reply.reasoning) == ("", "Well." if thought else "")
+            assert len(reply.calls) == len(calls)
 
 
 def test_calls_are_written_in_all_forms() -> None:

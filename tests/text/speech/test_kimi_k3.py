@@ -60,6 +60,9 @@ def form_of(*, is_thinking: bool, tools: bool = True) -> ReplyFormat:
         ("Hi.", "Hi.", []),
         (f"{NO_ANSWER}{END}", "", []),
         (f"{NO_ANSWER}<|open|>tools<|sep|>Hm.", "<|open|>tools<|sep|>Hm.", []),
+        (f"{ANSWERED.replace('Hi.', ' ')}{END}", " ", []),
+        (f"\n{ANSWERED.replace('Hi.', ' ')}\n{CALLS}\n{END}", "", [("f", {"a": "3", "n": 3})]),
+        (f"{ANSWERED}\n{CALLS}{END}", "Hi.\n", [("f", {"a": "3", "n": 3})]),
     ],
 )
 def test_a_reply_is_read(text: str, content: str, calls: list[tuple[str, object]]) -> None:
@@ -69,6 +72,10 @@ def test_a_reply_is_read(text: str, content: str, calls: list[tuple[str, object]
     assert read(f"{begun}{text}", form_of(is_thinking=True)) == (content, "Well.", calls)
     if not calls:
         assert read(text, form_of(is_thinking=False, tools=False)) == (content, "", [])
+
+
+def test_blanks_in_front_of_a_call_that_is_cut_are_no_content() -> None:
+    assert read(f"{ANSWERED.replace('Hi.', ' ')}{CALLS[:40]}", form_of(is_thinking=False)) == ("", "", [])
 
 
 def test_a_type_that_is_none_is_no_text_and_a_name_may_have_quotes() -> None:
