@@ -70,7 +70,7 @@ def arrays(family: str) -> Arrays:
         if not name.startswith(_EYES):
             made |= dict(_parts(family, name, _changed(family, name, array, config), config))
     made = _stacked(made)
-    for part, new in _RENAMED[family]:
+    for part, new in _RENAMED.get(family, ()):
         made = {re.sub(re.escape(part).replace(r"\^", "^"), new, name): array for name, array in made.items()}
     return made
 
@@ -106,6 +106,8 @@ def _parts(family: str, name: str, array: Floats, config: Mapping[str, Any]) -> 
     """What becomes of one tensor of transformers."""
     module = name.removesuffix(".weight")
     owner, _, kind = module.rpartition(".")
+    if family == "ernie-moe" and kind == "e_score_correction_bias":
+        return
     if kind == "kv_b_proj" and family != "deepseek2":
         n_plain = config["qk_nope_head_dim"]
         heads = array.reshape(config["num_attention_heads"], n_plain + config["v_head_dim"], -1)

@@ -222,7 +222,7 @@ class TensorTable:
         if "@" not in source:
             piece = self._piece(source, shape)
             if piece is None:
-                raise missing(source)
+                raise self._missing(row, source, layer)
             return (piece,) if row.runs is None else _cut(piece, source, row.runs(self._sizes))
         if row.fused is not None and not self._tensors.has_module(source.removesuffix(".weight").replace("@", "0")):
             return self._fused_pieces(row, layer, shape)
@@ -234,6 +234,14 @@ class TensorTable:
                 raise missing(name)
             pieces.append(piece)
         return tuple(pieces)
+
+    def _missing(self, row: Row, name: str, layer: int) -> Unconvertible:
+        if row.not_beside and self._tensors.has_module(row.not_beside.replace("#", str(layer))):
+            return Unconvertible(
+                f"its tensor `{name}` is missing: mlx-lm leaves it out, and without it other experts are chosen; take "
+                "the model that this one was converted from"
+            )
+        return missing(name)
 
     def _first_numbers(self, name: str, shape: tuple[int, ...]) -> _Pieces:
         """Of a tensor with more of them."""

@@ -11,6 +11,7 @@ from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend
 from shimmy.formats.convert.convert import plan, prepared
 from shimmy.formats.convert.transforms import chunks
+from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import TensorInfo
 from shimmy.formats.safetensors.checkpoint import TensorReader
 from tests.formats.convert.test_families import converted, worst
@@ -42,6 +43,20 @@ def test_quantised_weights_become_the_numbers_that_they_are(family: str, tmp_pat
     stored, plain = write_quantised(family, tmp_path)
     assert any(output.stored for output in plan(stored).recipe.outputs)
     assert contents(stored, "f32") == contents(plain, "f32")
+
+
+def test_a_tensor_that_mlx_leaves_out_is_told_as_that(tmp_path: Path) -> None:
+    """It was told as a download that is not complete, and fetching it again does not help."""
+    with pytest.raises(Unconvertible, match=r"e_score_correction_bias` is missing: mlx-lm .*converted from"):
+        plan(write_plain("ernie-moe", tmp_path / "plain"))
+    stored, _ = write_quantised("ernie-moe", tmp_path / "quantised")
+    with pytest.raises(Unconvertible, match="mlx-lm leaves it out"):
+        plan(stored)
+    folder = write_folder("ernie-moe", tmp_path / "own", "5")
+    _, tensors = checkpoint("ernie-moe", "5")
+    write_safetensors(folder / "model.safetensors", {k: v for k, v in tensors.items() if "e_score" not in k})
+    with pytest.raises(Unconvertible, match="is the download complete"):
+        plan(folder)
 
 
 @pytest.mark.parametrize("family", ["qwen2-vl", "qwen25-vl", "qwen3-vl", "qwen35-multimodal", "glm4v", "glm4v-moe"])

@@ -45,6 +45,7 @@ class Row:
     taken: str = ""  # the source's shape where `runs` leave some of its rows out
     times: str = ""  # for PRODUCT: another weight, with as many numbers in one row
     is_padded: bool = False  # the source may have more numbers, behind those that count
+    not_beside: str = ""  # mlx-lm leaves it out, as its name for this weight shows
     is_adaptable: bool = True  # llama.cpp multiplies with the matrices of adapters, too
 
 

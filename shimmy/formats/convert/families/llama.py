@@ -243,7 +243,7 @@ _ERNIE_EXPERTS = (
     *expert_rows("layers.#.mlp.gate", "layers.#.mlp.experts", "gate_proj", "up_proj", "down_proj"),
     Row(
         "layers.#.mlp.moe_statics.e_score_correction_bias", "blk.#.exp_probs_b.bias", "1X", Transform.SQUEEZE,
-        is_named_in_full=True,
+        is_named_in_full=True, not_beside="layers.#.mlp.switch_mlp.gate_proj",
     ),
     Row("layers.#.mlp.shared_experts.gate_proj", "blk.#.ffn_gate_shexp.weight", "YE"),
     Row("layers.#.mlp.shared_experts.up_proj", "blk.#.ffn_up_shexp.weight", "YE"),
