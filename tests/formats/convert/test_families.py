@@ -252,3 +252,21 @@ def test_another_lfm2_is_refused(changes: dict[str, Any], word: str, tmp_path: P
     write_json(folder / "config.json", config | changes)
     with pytest.raises(Unconvertible, match=word):
         plan(folder)
+
+
+_BIASED = ("qwen2", "qwen2-moe", "qwen2-vl", "qwen25-vl", "glm4", "glm4v", "gpt-oss", "gpt2", "seed-oss", "starcoder2")
+
+
+@pytest.mark.parametrize("family", _BIASED)
+def test_a_bias_that_is_missing_is_named(family: str, tmp_path: Path) -> None:
+    """The engine takes biases for optional, and would compute another model without one."""
+    _, tensors = checkpoint(family, "5")
+    biases = [name for name in tensors if re.search(r"\.1\.(?:self_)?attn\..*bias$", name) and "visual" not in name]
+    assert biases
+    for number, bias in enumerate(biases):
+        folder = write_folder(family, tmp_path / str(number), "5")
+        write_safetensors(
+            folder / "model.safetensors", {name: found for name, found in tensors.items() if name != bias}
+        )
+        with pytest.raises(Unconvertible, match=rf"{re.escape(bias[bias.index('.1.') :])}` is missing"):
+            plan(folder)
