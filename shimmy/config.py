@@ -77,8 +77,9 @@ OPTIONS: tuple[Option, ...] = (
            "tokens of KV cache, shared by all sequences of a model (default: its training length, if memory allows)",
            "N", ("SHIMMY_MAX_CTX",), field="n_ctx", also=_WITH_DEVICES),
     Option("kv_type", one_of(tuple(KV_TYPES)), USUAL_KV_TYPE,
-           f"what the KV cache is made of: {', '.join(KV_TYPES)}; the last two take half and a quarter of the memory, "
-           "are less exact, and slower on the processor", "TYPE", also=_WITH_DEVICES),
+           f"what the KV cache is made of: {', '.join(KV_TYPES)}; q8_0 and q4_0 take half and a quarter of the memory, "
+           "are less exact, and slower on the processor; f32 takes twice as much, rounds nothing, and is for "
+           "comparisons with a reference", "TYPE", also=_WITH_DEVICES),
     Option("parallel", integer(1, MAX_SEQUENCES), 32, "jobs of a model that run at once; further jobs wait in a queue",
            "N", field="n_sequences"),
     Option("batch_size", integer(32, 8192), 512, "most tokens that one decode computes", "N", field="n_batch",

@@ -68,6 +68,7 @@ def model(name: str = "tiny.q4-1") -> Model:
         n_embd=64,
         n_ff=128,
         n_expert_params=0,
+        n_heads=4,
         n_kv=256,
         n_state=0,
         has_chat_template=True,

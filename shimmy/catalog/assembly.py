@@ -312,6 +312,7 @@ def _model(sources: _Sources) -> Model:
         n_embd=header.n_embd,
         n_ff=header.n_ff,
         n_expert_params=header.n_expert_params,
+        n_heads=header.n_heads,
         n_kv=header.n_kv,
         n_state=header.n_state,
         has_chat_template=header.has_chat_template,

@@ -34,11 +34,12 @@ class Model:
     quantization: str  # 'Q4_1', '' when the file does not say
     n_params: int
     n_ctx_train: int
-    n_vocab: int  # this and the next six as GgufHeader has them: what the model's memory is reckoned from
+    n_vocab: int  # this and the next seven as GgufHeader has them: what the model's memory is reckoned from
     n_layers: int
     n_embd: int
     n_ff: int
     n_expert_params: int
+    n_heads: int
     n_kv: int
     n_state: int
     has_chat_template: bool

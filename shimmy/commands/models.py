@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # What a model is to us, and nothing that a person asked for.
 _INNER_FIELDS = {
     *("files", "defaults", "needs_adapters", "places", "other_names", "is_causal", "pooling"),
-    *("n_vocab", "n_layers", "n_embd", "n_ff", "n_expert_params", "n_kv", "n_state"),
+    *("n_vocab", "n_layers", "n_embd", "n_ff", "n_expert_params", "n_heads", "n_kv", "n_state"),
 }  # fmt: skip
 
 

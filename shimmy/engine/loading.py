@@ -126,7 +126,11 @@ def load(
     offers = adapters.load(model, path, header, options)
     n_positions = _n_positions(model, found.n_positions)
     if not header.is_embedding:
-        model.book(options.n_booked, worker_options.cell_bytes(header.n_kv, options.kv_type))
+        model.book(
+            options.n_booked,
+            worker_options.cell_bytes(header.n_kv, options.kv_type),
+            worker_options.attention_bytes(header.architecture, header.n_heads, options.kv_type),
+        )
         # llama.cpp takes the long factors for all texts where the pool could hold a long one.
         n_pool = min(options.n_ctx, n_positions) if b"rope_factors_long.weight" in found.tensors else options.n_ctx
         model.open_context(

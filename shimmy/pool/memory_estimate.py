@@ -7,7 +7,7 @@ gemma-3-270m take 93 to 98 % of theirs (`Pss` after eight long prompts, with 2,0
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shimmy.wire.worker_options import MOVING_SHARE, USUAL_KV_TYPE, Offload, cell_bytes, mask_bytes
+from shimmy.wire.worker_options import MOVING_SHARE, USUAL_KV_TYPE, Offload, attention_bytes, cell_bytes
 
 if TYPE_CHECKING:
     from shimmy.catalog.catalog import Model
@@ -70,7 +70,7 @@ def estimate(
     kv, compute = 0, PROCESS_BYTES + vocabulary + n_adapter_bytes
     if not model.is_embedding:
         kv += cell_bytes(model.n_kv, kv_type) * n_ctx + model.n_state * n_sequences * _STATE_BYTES
-        compute += _compute(model, n_ctx, n_batch, 2 * n_outputs) + int(MOVING_SHARE * kv)
+        compute += _compute(model, n_ctx, n_batch, 2 * n_outputs, kv_type) + int(MOVING_SHARE * kv)
     if plan is not None:
         kv += cell_bytes(model.n_kv) * plan.n_ctx + model.n_state * plan.n_sequences * _STATE_BYTES
         # llama.cpp keeps room for the logits of every row, and an encoder does not compute them.
@@ -108,9 +108,10 @@ def draft_estimate(header: "GgufHeader", *, size_bytes: int, n_ctx: int, n_batch
     return MemoryEstimate(size_bytes, cell_bytes(header.n_kv) * n_ctx, compute)
 
 
-def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int) -> int:
+def _compute(model: "Model | GgufHeader", n_ctx: int, n_batch: int, n_logits: int, kv_type: str = USUAL_KV_TYPE) -> int:
     """The buffers llama.cpp reports at its start: `n_logits` rows of logits (in the graph and handed out), the
-    attention masks of a batch, the activations of a batch in F32."""
+    attention masks of a batch and what else attention takes, the activations of a batch in F32."""
     logits = n_logits * model.n_vocab * 4
     activations = n_batch * 3 * (model.n_embd + model.n_ff) * 4
-    return logits + mask_bytes(model.architecture, n_batch, n_ctx) + activations
+    attention = n_batch * n_ctx * attention_bytes(model.architecture, model.n_heads, kv_type)
+    return logits + attention + activations

@@ -36,8 +36,10 @@ def matrix_fault(file_type: str | None, *, has_matrix: bool) -> str | None:
 # share of them.
 MOVING_SHARE = 1 / 4
 # What the elements of a KV cache may be, by ggml's names, and how many bits each takes.
-KV_TYPES = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+KV_TYPES = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
 USUAL_KV_TYPE = "f16"
+# With this one, attention is exact, too: flash attention, which rounds to F16, computes no model that can do without.
+EXACT_KV_TYPE = "f32"
 
 
 def cell_bytes(n_kv: int, kv_type: str = USUAL_KV_TYPE) -> int:
@@ -51,9 +53,12 @@ def cell_bytes(n_kv: int, kv_type: str = USUAL_KV_TYPE) -> int:
 _SCORING = {"deepseek32": 8, "glm-dsa": 8, "minimax-m3": 6 + 4 * 8}
 
 
-def mask_bytes(architecture: str, n_rows: int, n_cells: int) -> int:
-    """What says which of `n_cells` each of the rows of a decode attends to: a mask in F16, and more for some models."""
-    return n_rows * n_cells * _SCORING.get(architecture, 2)
+def attention_bytes(architecture: str, n_heads: int, kv_type: str = USUAL_KV_TYPE) -> int:
+    """What a decode takes for each of its rows and each cell of the pool, in bytes: a mask in F16 that says whether the
+    one attends to the other, and more for some models. Without flash attention, masks are in F32, and each head has a
+    score in F32."""
+    n_mask_bytes = _SCORING.get(architecture, 2)
+    return 2 * n_mask_bytes + 4 * n_heads if kv_type == EXACT_KV_TYPE else n_mask_bytes
 
 
 MAX_SEQUENCES = 256  # of a context (llama.cpp's LLAMA_MAX_SEQ)

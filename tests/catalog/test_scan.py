@@ -64,6 +64,7 @@ def test_a_model_is_listed_with_what_its_header_says(tmp_path: Path) -> None:
         n_embd=64,
         n_ff=128,
         n_expert_params=0,
+        n_heads=4,
         n_kv=256,
         n_state=0,
         has_chat_template=False,

@@ -1,10 +1,11 @@
 """Each golden family as a person serves it: its log-probabilities and vectors over HTTP are those of `transformers`.
 
-tests/golden/README.md says what is recorded. A KV cache of 32 bits is no choice that the program offers, so that what
-is exact is compared in tests/formats/convert/test_families.py alone.
+tests/golden/README.md says what is recorded. Both are compared: what the program computes by default, and what it
+computes exactly, with weights and KV cache in F32.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -13,17 +14,33 @@ from tests.golden.tolerances import tolerance
 from tests.golden.weights import byte_level_texts, families, golden, makes_embeddings, write_folder
 
 N_TOP = 20  # as many candidates of a token as the server tells
+EXACTLY = ("--safetensors-type", "f32", "--kv-type", "f32")
+# Flash attention sums in F16 where fewer rows are computed at once; this family cannot do without. A decode of a prompt
+# with log-probabilities has no more rows than there may be jobs.
+N_ROWS, NEEDS_ROWS = 64, "minimax-m3"
 ENCODERS = [family for family in families() if makes_embeddings(family)]
 DECODERS = [family for family in families() if not makes_embeddings(family)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a folder of all families."""
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all families."""
     folder = tmp_path_factory.mktemp("golden")
     for family in families():
-        write_folder(family, folder / "models" / family, "5")
-    with serving(folder / "server", "--model-path", folder / "models") as running:
+        write_folder(family, folder / family, "5")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("server"), "--model-path", folders) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def exact_server(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    options = ("--model-path", folders, *EXACTLY, "--parallel", str(N_ROWS))
+    with serving(tmp_path_factory.mktemp("exact"), *options) as running:
         yield running
 
 
@@ -40,15 +57,21 @@ def echoed(server: Server, family: str, prompts: Sequence[Sequence[int]], n_top:
     return [choice["logprobs"] for choice in reply.json()["choices"]]
 
 
-def differences(server: Server, family: str) -> Iterator[float]:
+def differences(server: Server, family: str, *, n_rows: int = 0) -> Iterator[float]:
     """Of recorded log-probabilities from the server's: of the candidates at each position, and of all tokens that are
-    recorded behind a prompt, each of which is told where it follows the prompt."""
+    recorded behind a prompt, each of which is told where it follows the prompt. Behind these come as many others as
+    make `n_rows`."""
+
+    def lengthened(prompt: Json, index: int) -> list[int]:
+        tokens = [*prompt["tokens"], prompt["fixed"][index]]
+        return tokens + [0] * (n_rows - len(tokens))
+
     # A token that only the embeddings have is no text, and so has no name in a reply.
     names = dict(enumerate(map(in_reply, byte_level_texts(golden(family)["n_tokens"]))))
     n_ctx = server.get(f"/api/models/{family}/status").json()["n_ctx_train"]
     prompts = [prompt for prompt in golden(family)["prompts"] if len(prompt["tokens"]) < n_ctx]
     assert prompts
-    longer = [[*prompt["tokens"], prompt["fixed"][0]] for prompt in prompts]
+    longer = [lengthened(prompt, 0) for prompt in prompts]
     for prompt, told in zip(prompts, echoed(server, family, longer, N_TOP), strict=True):
         for row in prompt["rows"]:
             found = told["top_logprobs"][row["position"] + 1]
@@ -57,11 +80,12 @@ def differences(server: Server, family: str) -> Iterator[float]:
             assert {names[token] for token in row["top"] if token in names} <= found.keys()
             yield from (abs(found[name] - named[name]) for name in named.keys() & found.keys())
     behind = [(prompt, index) for prompt in prompts for index in range(len(prompt["fixed"]))]
-    longer = [[*prompt["tokens"], prompt["fixed"][index]] for prompt, index in behind]
+    longer = [lengthened(prompt, index) for prompt, index in behind]
     for (prompt, index), told in zip(behind, echoed(server, family, longer, 0, keep_alive=0), strict=True):
         row = prompt["rows"][-1]
         assert row["position"] == len(prompt["tokens"]) - 1
-        yield abs(told["token_logprobs"][-1] - row["log_probs"][len(row["top"]) + index])
+        found = told["token_logprobs"][len(prompt["tokens"])]
+        yield abs(found - row["log_probs"][len(row["top"]) + index])
 
 
 def in_reply(data: bytes) -> str:
@@ -75,6 +99,12 @@ def in_reply(data: bytes) -> str:
 @pytest.mark.parametrize("family", DECODERS)
 def test_log_probabilities_are_those_of_transformers(server: Server, family: str) -> None:
     assert max(differences(server, family)) < tolerance(family)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_exact_log_probabilities_are_those_of_transformers(exact_server: Server, family: str) -> None:
+    n_rows = N_ROWS if family == NEEDS_ROWS else 0
+    assert max(differences(exact_server, family, n_rows=n_rows)) < tolerance(family, exact=True)
 
 
 @pytest.mark.parametrize("family", ENCODERS)

@@ -1,4 +1,4 @@
-"""A KV cache of less than 16 bits an element (`--kv-type`)."""
+"""A KV cache of less or more than 16 bits an element (`--kv-type`)."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ def end_worker(server: Server) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_a_quantised_cache_is_smaller_grows_and_is_stored_apart(tmp_path: Path, start: StartServer) -> None:
+def test_a_cache_of_another_type_has_another_size_grows_and_is_stored_apart(tmp_path: Path, start: StartServer) -> None:
     options = ("--model-path", demo_model(), "--cache-dir", tmp_path / "cache", "--prompt-cache", "100M")
     kv_bytes = {}
-    for kv_type in ("q8_0", "f16"):
+    for kv_type in ("q8_0", "f16", "f32"):
         server = start(*options, "--kv-type", kv_type)
         text, cached = ask(server)
         assert "Rome" in text
@@ -41,7 +41,7 @@ def test_a_quantised_cache_is_smaller_grows_and_is_stored_apart(tmp_path: Path, 
         assert cached > 700
         kv_bytes[kv_type] = server.get(f"/api/models/{NAME}/status").json()["memory"]["kv_bytes"]
         server.stop()
-    assert kv_bytes["q8_0"] * KV_TYPES["f16"] == pytest.approx(kv_bytes["f16"] * KV_TYPES["q8_0"], rel=0.01)
+        assert kv_bytes[kv_type] * KV_TYPES["q8_0"] == pytest.approx(kv_bytes["q8_0"] * KV_TYPES[kv_type], rel=0.01)
 
 
 def test_a_model_that_it_does_not_suit_is_refused_with_what_to_do(start: StartServer) -> None:

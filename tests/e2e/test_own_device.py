@@ -167,9 +167,11 @@ def test_a_model_that_finds_no_memory_in_a_decode_has_fewer_layers_there(
 
 
 @pytest.mark.usefixtures("harm")
-def test_a_quantised_cache_leaves_room_for_more_layers(tree: Path, start: StartServer) -> None:
+def test_a_quantised_cache_leaves_room_for_more_layers_and_an_exact_one_for_fewer(
+    tree: Path, start: StartServer
+) -> None:
     needed = []
-    for kv_type in ("f16", "q8_0"):
+    for kv_type in ("q8_0", "f16", "f32"):
         options = ("--kv-type", kv_type, "--ctx-size", "8192")
         server = start("--model-path", demo_model(), *options, program=program(tree))
         body = {"model": REAL, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
@@ -178,7 +180,8 @@ def test_a_quantised_cache_leaves_room_for_more_layers(tree: Path, start: StartS
         told = entry(server, REAL)
         assert (told["device"], told["n_device_layers"]) == (NAME, told["n_layers"])
         needed.append(told["memory"]["device_bytes"])
-    assert needed[0] - needed[1] > 80 * 10**6
+    assert needed[1] - needed[0] > 80 * 10**6
+    assert needed[2] - needed[1] > 250 * 10**6, "and scores of each head"
 
 
 def test_no_logits_are_copied_that_nobody_reads(

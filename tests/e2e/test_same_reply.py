@@ -23,6 +23,7 @@ from tests.tiny_models import write_tiny_model
 N_TOP = 20
 REAL_NOISE = 0.5  # of log-probabilities
 TINY_NOISE = 1e-3
+EXACT_NOISE = 1e-4  # with a pool in F32
 
 NOTES = (
     "You write short and true texts for people who learn the language. Use simple words, and do not repeat yourself. "
@@ -69,6 +70,11 @@ CACHED: Json = {"cache_prompt": True}
 PLAIN = Way("plain")
 GUESSES = Way("guesses", ())
 EVERYTHING = Way("everything", (), CACHED, n_at_once=3, is_second=True)
+EXACT = Way("exact", ("--kv-type", "f32", "--no-speculation"))
+EXACT_EVERYTHING = Way(
+    "exact with everything", ("--kv-type", "f32", "--draft-model", "{model}", "--prompt-cache", "64M"), CACHED,
+    n_at_once=3, is_second=True, is_restarted=True,
+)  # fmt: skip
 # By the option of the server that they are about.
 WAYS_OF_OPTIONS = {
     "prompt_cache": Way(
@@ -140,3 +146,12 @@ def test_an_option_makes_no_difference(tmp_path: Path, name: str) -> None:
     plain, others = (replies(tmp_path / each.name, model, TINY_PROMPTS, 64, each, "1") for each in (PLAIN, way))
     assert all(said.n_cached for said in others) or not way.is_restarted
     assert max(map(distance, plain, others)) <= TINY_NOISE
+
+
+def test_cells_in_f32_are_shared_stored_and_guessed_beside_like_others(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path, n_ctx_train=2048, seed=STEADY_SEED)
+    plain, others = (
+        replies(tmp_path / way.name, model, TINY_PROMPTS, 64, way, "1") for way in (EXACT, EXACT_EVERYTHING)
+    )
+    assert all(said.n_cached for said in others)
+    assert max(map(distance, plain, others)) <= EXACT_NOISE

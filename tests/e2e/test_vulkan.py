@@ -107,6 +107,18 @@ def test_streams_run_at_once_and_a_long_prompt_lets_the_pool_grow(device_server:
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("device_server")
+def test_a_cache_in_f32_is_computed_with_on_the_device(
+    server: Server, start: StartServer, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_llvmpipe(monkeypatch)
+    on_device = start("--model-path", models, *ON_DEVICE, "--kv-type", "f32")
+    for prompt in (PROMPTS[0], LONG):
+        assert greedy(on_device, prompt)["text"] == greedy(server, prompt)["text"]
+    assert entry(on_device)["n_device_layers"] == ALL
+
+
+@pytest.mark.thorough
 def test_a_changed_file_is_swapped_on_the_device(device_server: Server) -> None:
     before = device_server.chat(PROMPTS[0], "gamma", max_tokens=N_TOKENS)
     path = Path(entry(device_server, "gamma")["path"])

@@ -45,11 +45,22 @@ def test_a_worker_is_told_the_options_of_the_same_name_as_they_are() -> None:
         assert getattr(options, name) == getattr(configured, name) != option.default
 
 
-def test_a_quantised_cache_takes_less_memory() -> None:
-    planners = [LaunchPlanner(config.load({"kv_type": kv_type, "ctx_size": "4096"}, {})) for kv_type in KV_TYPES]
-    usual, half, quarter = (planner.estimate(TINY, planner.options(TINY)).kv for planner in planners)
-    assert usual == TINY.n_kv * 4096 * 2
-    assert (half, quarter) == (usual * 8.5 / 16, usual * 4.5 / 16)
+def test_a_quantised_cache_takes_less_memory_and_an_exact_one_more() -> None:
+    usual, half, quarter, double = (of_kv_type(kv_type) for kv_type in KV_TYPES)
+    assert usual.kv == TINY.n_kv * 4096 * 2
+    assert (half.kv, quarter.kv) == (usual.kv * 8.5 / 16, usual.kv * 4.5 / 16)
+    assert double.kv == 2 * usual.kv
+
+
+def test_without_flash_attention_each_head_has_scores() -> None:
+    usual, _, _, exact = (of_kv_type(kv_type).compute for kv_type in KV_TYPES)
+    moving = TINY.n_kv * 4096 * 2 / 4  # the larger cells of a pool that grows
+    assert exact - usual == 256 * 4096 * (2 + 4 * TINY.n_heads) + moving
+
+
+def of_kv_type(kv_type: str) -> memory_estimate.MemoryEstimate:
+    planner = LaunchPlanner(config.load({"kv_type": kv_type, "ctx_size": "4096"}, {}))
+    return planner.estimate(TINY, planner.options(TINY))
 
 
 @pytest.mark.parametrize("n_shards", [1, 3])

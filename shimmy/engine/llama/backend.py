@@ -17,7 +17,7 @@ from shimmy.engine.llama.sequence_state import State, States
 from shimmy.errors import ModelUnavailable, OutOfDeviceMemory, OutOfMemory
 from shimmy.messages.event import LEAST_LOGPROB, Candidate, TokenLogprob
 from shimmy.system import memory
-from shimmy.wire.worker_options import CELLS_STEP, MAX_SEQUENCES, mask_bytes
+from shimmy.wire.worker_options import CELLS_STEP, MAX_SEQUENCES
 
 if TYPE_CHECKING:
     from shimmy.engine.llama.model import LlamaModel
@@ -51,7 +51,7 @@ class LlamaBackend:
         # 0 would reserve n_ubatch rows, exceeding it aborts; llama.cpp itself makes room for one row of each sequence.
         self.n_outputs = n_outputs
         self._params.n_outputs_max = max(n_outputs, self.n_sequences + 1)
-        self.n_booked, self._cell_bytes = model.booked
+        self.n_booked, self._cell_bytes, self._attention_bytes = model.booked
         n_ctx: int = self._n_movable(params.n_ctx) if first else params.n_ctx
         self.n_ctx = -(-n_ctx // CELLS_STEP) * CELLS_STEP
         self.n_booked = min(self.n_ctx, self.n_booked or self.n_ctx)
@@ -132,8 +132,8 @@ class LlamaBackend:
     def _has_memory(self, n_cells: int, n_state_bytes: int) -> bool:
         """Whether system and devices have memory for a pool of `n_cells`, beside a copy of what is resident now."""
         free_bytes, devices = memory.free_bytes(), self._model.devices
-        n_mask_bytes = mask_bytes(self._architecture, self._params.n_ubatch, n_cells)
-        new_bytes = (n_cells - self.n_cells) * self._cell_bytes + n_mask_bytes
+        n_compute_bytes = self._params.n_ubatch * n_cells * self._attention_bytes
+        new_bytes = (n_cells - self.n_cells) * self._cell_bytes + n_compute_bytes
         if devices is not None and not devices.have_memory(new_bytes):
             return False
         return free_bytes is None or n_state_bytes + new_bytes + _SPARE_BYTES <= free_bytes

@@ -13,7 +13,7 @@ from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.pulse import nodes
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.pooling_type import EmbeddingPlan
-from shimmy.wire.worker_options import USUAL_KV_TYPE
+from shimmy.wire.worker_options import EXACT_KV_TYPE, USUAL_KV_TYPE
 
 # The binding declares pointers to pointers here, which cost a cast each.
 _pointers, _floats = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_float)
@@ -70,6 +70,8 @@ def context_params(n_ctx: int, n_batch: int, n_sequences: int, n_threads: int, k
     params.n_seq_max = n_sequences
     params.n_threads = params.n_threads_batch = n_threads
     params.type_k = params.type_v = getattr(llama, f"GGML_TYPE_{kv_type.upper()}")
+    if kv_type == EXACT_KV_TYPE:
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.kv_unified = True  # prompt and decode rows share one graph
     params.swa_full = True  # a window that forgets cannot be rolled back to a shared prefix
     params.no_perf = True

@@ -129,7 +129,7 @@ class LlamaModel:
         )
         self.attends_to_blocks: bool = self.metadata("general.architecture") in _OF_BLOCKS
         self.adapters: list[int] = []  # pointers
-        self.booked = (0, 0)  # cells of a KV pool that memory is set aside for, and the bytes of one
+        self.booked = (0, 0, 0)  # as `book` is told
         self.probe = Probe()
         self._backend: LlamaBackend | None = None
         self.embeddings: EmbeddingContext | None = None
@@ -197,10 +197,11 @@ class LlamaModel:
         assert self.embeddings is not None
         set_adapters(self.embeddings.pointer, self.adapters, scales)
 
-    def book(self, n_cells: int, cell_bytes: int) -> None:
-        """Before the pool is opened: memory is set aside for `n_cells` of it, of `cell_bytes` each. A pool that cannot
-        move has no more cells, and one that grows beyond first looks whether there is memory."""
-        self.booked = n_cells, cell_bytes
+    def book(self, n_cells: int, cell_bytes: int, attention_bytes: int) -> None:
+        """Before the pool is opened: memory is set aside for `n_cells` of it, of `cell_bytes` each, and a decode takes
+        `attention_bytes` for each of them and of its rows. A pool that cannot move has no more cells, and one that
+        grows beyond first looks whether there is memory."""
+        self.booked = n_cells, cell_bytes, attention_bytes
 
     def open_context(
         self,
@@ -220,14 +221,11 @@ class LlamaModel:
         `first` is how many cells and sequences the pool has at first; all of them where that is None, or where a model
         cannot move what its pool holds: cells are memory, and each sequence is room for one row of logits. `n_ubatch`
         rows of a decode are computed together, and `n_outputs` of a decode may have logits. `kv_type` is one of
-        KV_TYPES, of which quantised ones do not suit all models (ModelUnavailable), or `f32`, which does without flash
-        attention where it can, as that rounds to F16: slower and twice the memory, for comparing with a reference.
-        A model that attends to blocks has one sequence, whatever `n_sequences` says.
+        KV_TYPES, of which quantised ones do not suit all models (ModelUnavailable). A model that attends to blocks has
+        one sequence, whatever `n_sequences` says.
         """
         params = context_params(n_ctx, n_batch, n_sequences, n_threads, kv_type)
         params.n_ubatch = n_ubatch or n_batch
-        if kv_type == "f32":
-            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._backend = LlamaBackend(self, params, n_outputs=n_outputs, first=first)
         return self._backend
 

@@ -85,8 +85,9 @@ class PeftAdapter:
         """As a catalog wants to know it; the architecture is that of a model that it suits."""
         return GgufHeader(
             kind=GgufKind.ADAPTER, architecture="", name=self.folder.name, quantization="", n_params=0, n_ctx_train=0,
-            n_vocab=0, n_layers=0, n_embd=0, n_ff=0, n_expert_params=0, n_kv=0, n_state=0, has_chat_template=False,
-            is_embedding=False, is_causal=True, pooling="", shard=0, n_shards=1, size_bytes=self.size_bytes,
+            n_vocab=0, n_layers=0, n_embd=0, n_ff=0, n_expert_params=0, n_heads=0, n_kv=0, n_state=0,
+            has_chat_template=False, is_embedding=False, is_causal=True, pooling="", shard=0, n_shards=1,
+            size_bytes=self.size_bytes,
         )  # fmt: skip
 
     def suits(self, architecture: str, n_embd: int | None = None) -> bool:

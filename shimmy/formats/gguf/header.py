@@ -81,6 +81,7 @@ class GgufHeader:
     n_embd: int
     n_ff: int  # of the widest layer
     n_expert_params: int  # about how many of n_params belong to experts that only some tokens use
+    n_heads: int  # of the layer with the most, that a query attends with
     n_kv: int  # elements of K and V that one token takes in the KV cache of all layers
     n_state: int  # elements of the state that one sequence takes in all recurrent layers
     has_chat_template: bool
@@ -111,6 +112,7 @@ def describe(metadata: dict[bytes, Value], n_tensors: int, n_params: int, size_b
         n_embd=_largest(metadata, architecture, "embedding_length"),
         n_ff=_largest(metadata, architecture, "feed_forward_length"),
         n_expert_params=_n_expert_params(metadata, architecture),
+        n_heads=_largest(metadata, architecture, "attention.head_count"),
         n_kv=_n_kv(metadata, architecture),
         n_state=_n_state(metadata, architecture),
         has_chat_template=metadata.get(b"tokenizer.chat_template", b"") != b"",

@@ -167,7 +167,7 @@ def test_a_pool_that_cannot_grow_has_what_is_booked(
 ) -> None:
     more = [] if n_original is None else [("llama.rope.scaling.original_context_length", UINT32, n_original)]
     model = LlamaModel(write_tiny_model(tmp_path, more=more), cpu)
-    model.book(n_booked, 1000)
+    model.book(n_booked, 1000, 2)
     model.open_context(n_ctx=4096, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
     assert (model.n_ctx, model.backend.n_booked, model.backend.n_cells) == (n_ctx, n_booked, n_cells)
 
@@ -176,7 +176,7 @@ def test_a_pool_grows_beyond_what_is_booked_where_there_is_memory(
     tiny_model: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = LlamaModel(tiny_model, cpu)
-    model.book(512, 1_000_000)
+    model.book(512, 1_000_000, 2)
     model.open_context(n_ctx=4096, first=(256, 2), n_batch=N_BATCH, n_sequences=N_SEQUENCES, n_outputs=32, n_threads=1)
     left = 0
     monkeypatch.setattr(memory, "free_bytes", lambda: left)

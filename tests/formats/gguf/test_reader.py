@@ -65,6 +65,7 @@ def test_a_model_says_what_it_is(tmp_path: Path, read: Reader) -> None:
         n_embd=64,
         n_ff=128,
         n_expert_params=0,
+        n_heads=4,
         n_kv=256,
         n_state=0,
         has_chat_template=True,
