@@ -16,7 +16,7 @@ from shimmy.engine.schedule.batch_plan import BatchPlanner, PlannedRows
 from shimmy.engine.schedule.interfaces import DecodeBackend, JobEvent
 from shimmy.engine.schedule.task import Guide, Task
 from shimmy.engine.speculate.speculation import Draft, Drafter
-from shimmy.errors import BadRequest, Internal, OutOfMemory, ShimmyError
+from shimmy.errors import BadRequest, Internal, ModelUnavailable, OutOfMemory, ShimmyError
 from shimmy.messages.event import Echo, FinishReason, Piece, QueuePlace
 
 # Cells that must be free beyond a job's prompt before the job joins others, so that it does not have to leave at once.
@@ -223,7 +223,7 @@ class Scheduler:
             if task.tells_progress:
                 self._tell_progress(task)
             task.n_forced = 0
-        if self._planner.turns.scales and not self._are_numbers(rows):
+        if not self._are_numbers(rows):
             return
         for planned in rows:
             if planned.output is None:
@@ -250,7 +250,8 @@ class Scheduler:
     def _are_numbers(self, rows: list[PlannedRows]) -> bool:
         """Whether the rows were computed in numbers. If not, the jobs of these rows fail and all others start over.
 
-        Adapters with large scales can make a NaN, and one in the KV pool spoils every row that is computed beside it.
+        Damaged weights and adapters with large scales can make a NaN, for some texts alone, and one in the KV pool
+        spoils every row that is computed beside it.
         """
         spoilt = [row.task for row in rows if row.output is not None and not self._backend.has_numbers(row.output)]
         if not spoilt:
@@ -259,6 +260,9 @@ class Scheduler:
             if any(task.scales):
                 message = "the model computes no numbers with these adapters: use smaller scales"
                 self._fail_task(task, BadRequest(message, param="lora"))
+            elif not self._planner.turns.scales:
+                message = "the model computes no numbers (NaN) for this text, or one beside it: its weights are damaged"
+                self._fail_task(task, ModelUnavailable(message))
             else:
                 self._fail_task(task, Internal("the adapters of another job spoilt what was computed for this one"))
         for task in reversed(self._running.copy()):

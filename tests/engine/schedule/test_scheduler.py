@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from shimmy.engine.schedule.scheduler import Scheduler
-from shimmy.errors import BadRequest, Internal, OutOfMemory
+from shimmy.errors import BadRequest, Internal, ModelUnavailable, OutOfMemory
 from shimmy.messages.event import Echo, Finished, FinishReason, Piece, PromptProgress, QueuePlace
 from shimmy.messages.reply import ReplyFormat
 from shimmy.text.reply_parser import ReplyParser
@@ -420,6 +420,24 @@ def test_a_job_without_adapters_that_was_spoilt_by_another_says_so() -> None:
     assert isinstance(harness.end(1), BadRequest)
     assert isinstance(harness.end(2), Internal)
     assert all(sampler.is_closed for sampler in harness.samplers.values())
+
+
+def test_a_model_that_computes_no_numbers_for_a_text_fails_that_job_and_serves_the_next_one() -> None:
+    """A scale that is too large shows with some texts alone, and the reply was the first token again and again."""
+    harness = Harness(FakeBackend(n_ctx=512, n_sequences=4))
+    harness.submit(1, "a text", n_predict=20)
+    harness.scheduler.step()
+    harness.backend.spoils = ()
+    harness.scheduler.step()
+    error = harness.end(1)
+    assert isinstance(error, ModelUnavailable)
+    assert "damaged" in error.message
+    assert not harness.backend.spoilt
+    harness.backend.spoils = None
+    harness.submit(2, "a text", n_predict=5)
+    harness.run()
+    assert harness.text(2) == expected("a text", 5)
+    assert harness.finished(2).usage.n_cached == 0
 
 
 # -- guides, log-probabilities, shared prompts -------------------------------------------------------------------------
