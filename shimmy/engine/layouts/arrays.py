@@ -231,15 +231,15 @@ def in_blocks(groups: Index | None, n_columns: int, group: int) -> bool:
     return bool((blocks == blocks[:, :1]).all())
 
 
-def facts_of(scales: Floats, what: str = "scale") -> Scales:
+def facts_of(scales: Floats, what: str = "scales") -> Scales:
     """What is known of finite numbers; raises BadValuesError for others."""
     found = loops.looked_at(scales)
     if not found.are_finite:
-        raise BadValuesError(f"one of its {what}s is no finite number")
+        raise BadValuesError(f"one of its {what} is no finite number")
     return found
 
 
-def checked_scales(scales: Floats, what: str = "scale") -> Floats:
+def checked_scales(scales: Floats, what: str = "scales") -> Floats:
     """Finite numbers; raises BadValuesError."""
     facts_of(scales, what)
     return scales

@@ -38,7 +38,7 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
             raise BadValuesError("its `weight_format` is another one than rows")
         facts = facts_of(checked_scales(arrays["scales"]) * _INVERSE)
         return hold_integers(integer_type(-128, 127, options["n_columns"]), facts, 128)
-    table = checked_scales(arrays["table"], "number of its table")
+    table = checked_scales(arrays["table"], "table's numbers")
     return hold_floats(float(np.abs(_sizes(arrays, options)).max(initial=0)) * float(np.abs(table).max()))
 
 

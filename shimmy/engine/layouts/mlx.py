@@ -27,7 +27,7 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     """`scales` and `biases` are [rows, groups]."""
     scales, biases = arrays["scales"], arrays["biases"]
-    of_scales, of_biases = facts_of(scales), facts_of(biases, "bias")
+    of_scales, of_biases = facts_of(scales), facts_of(biases, "biases")
     if options["bits"] <= 4 and options["group"] % BLOCK == 0:
         errors = [_error(of_scales), _error(of_biases)]
         if None not in errors:
