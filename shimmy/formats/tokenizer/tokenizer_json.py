@@ -5,14 +5,12 @@ how each kind is stored (src/llama-vocab.cpp); refuses all others. Knows nothing
 """
 
 import re
-from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.tokenizer import pretokenizers
-from shimmy.formats.tokenizer.charsmap import Charsmap
+from shimmy.formats.tokenizer import normalizer_json, pretokenizers
 from shimmy.formats.tokenizer.normalizer import UNKNOWN_LETTER, Bert, Cuts, Form, Normalizer, Prefix, Spaces
 from shimmy.formats.tokenizer.pretokenizers import shown
 from shimmy.formats.tokenizer.sentencepiece import PieceType, SentencePieceModel
@@ -28,8 +26,6 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Added tokens that a text may hold are searched one by one, where some change the text around them.
 _MAX_SEARCHED_TOKENS = 4096
-
-_FORMS: Mapping[str, Form] = {"NFC": "NFC", "NFD": "NFD", "NFKC": "NFKC", "NFKD": "NFKD"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,7 @@ def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
         made = {left + right for left, right in merges}
         has_all_merges = not model.get("ignore_merges") or all(len(text) == 1 or text in made for text in ids)
         tokens.pre, cuts = pretokenizers.kimi(ids, has_all_merges=has_all_merges)
-    tokens.normalizer = normalizer_of(added.values(), form=_form(tokenizer.get("normalizer")), cuts=cuts)
+    tokens.normalizer = normalizer_of(added.values(), form=normalizer_json.form(tokenizer.get("normalizer")), cuts=cuts)
     put_over(tokens, added)
     return tokens
 
@@ -146,7 +142,7 @@ def _byte_fallback(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added
     ids = _ids(model)
     _require_bytes(ids)
     merges = _merges(model, ids)
-    prefix = _meta_space(tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
+    prefix = normalizer_json.meta_space(tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
     scores = _scores(ids, merges, added)
     tokens = _tokens("llama", "default", ids)
     if scores is None:
@@ -212,7 +208,7 @@ def _unigram(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: Mapp
                 ids[text], scores[index] = index, float(score)
             case _:
                 raise Unconvertible(f"one of its tokens is broken, or there twice: {shown(piece)}")
-    charsmap, spaces = _unigram_text(tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
+    charsmap, spaces = normalizer_json.unigram_text(tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
     if spaces == "split" and any(text.strip(_META_SPACE) and _META_SPACE in text[1:] for text in ids):
         raise Unconvertible("its Unigram tokenizer has pieces of several words, which it cannot make")
     tokens = _tokens("t5", "default", ids)
@@ -222,35 +218,6 @@ def _unigram(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: Mapp
     tokens.types[unknown] = PieceType.UNKNOWN
     tokens.normalizer = normalizer_of(added.values(), prefix="always", charsmap=charsmap, spaces=spaces)
     return tokens
-
-
-def _unigram_text(normalizer: object, pre_tokenizer: object) -> tuple[str, Spaces]:
-    """The table of characters of a Unigram tokenizer, and what it does to spaces."""
-    charsmap = ""
-    steps = pretokenizers.steps(normalizer, "normalizers")
-    if steps and steps[0].get("type") == "Precompiled":
-        found = steps.pop(0).get("precompiled_charsmap")
-        charsmap = found if isinstance(found, str) else ""
-        try:
-            table = b64decode(charsmap, validate=True)
-        except ValueError as exc:
-            raise Unconvertible("its tokenizer has a `precompiled_charsmap` that is none") from exc
-        Charsmap(table)  # for its errors
-    merges = [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": space} for space in (" ", _META_SPACE)]
-    strips = {"type": "Strip", "strip_left": False, "strip_right": True}
-    cuts = pretokenizers.steps(pre_tokenizer, "pretokenizers")
-    splits = bool(cuts) and cuts[0] == {"type": "WhitespaceSplit"}
-    known: dict[str, Spaces] = {"": "", "merge": "merge", "strip merge": "strip"}
-    order = " ".join("strip" if step == strips else "merge" if step in merges else "?" for step in steps)
-    spaces: Spaces | None = "split" if splits and order in known else known.get(order)
-    match cuts[1:] if splits else cuts:
-        case [{"type": "Metaspace", "replacement": "▁"} as step] if (
-            step.get("prepend_scheme", "always") == "always"
-            and step.get("add_prefix_space", True)
-            and spaces is not None
-        ):
-            return charsmap, spaces
-    raise Unconvertible(f"its tokenizer changes text in a way that is not supported: {shown([steps, pre_tokenizer])}")
 
 
 def _tokens(model: str, pre: str, ids: dict[str, int]) -> Tokens:
@@ -362,37 +329,3 @@ def _prefix(tokens: Tokens, prefix: Prefix, added: Iterable[AddedToken]) -> None
     """Let llama.cpp put spaces before the text where it does so in the same way, and do it ourselves elsewhere."""
     tokens.adds_space_prefix = prefix == "each" and tokens.model == "llama"
     tokens.normalizer = normalizer_of(added, prefix="" if tokens.adds_space_prefix else prefix)
-
-
-def _form(normalizer: object) -> Form:
-    """The normal form of Unicode that is all that a normalizer does; '' for none."""
-    match [step.get("type") for step in pretokenizers.steps(normalizer, "normalizers")]:
-        case []:
-            return ""
-        case [str(kind)] if kind in _FORMS:
-            return _FORMS[kind]
-    raise Unconvertible(f"its tokenizer changes text in a way that is not supported: {shown(normalizer)}")
-
-
-def _meta_space(normalizer: object, pre_tokenizer: object) -> Prefix:
-    """Where a tokenizer of SentencePiece's kind puts a space before text."""
-    steps = (
-        *pretokenizers.steps(normalizer, "normalizers"),
-        *pretokenizers.steps(pre_tokenizer, "pretokenizers"),
-    )
-    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": _META_SPACE}
-    # There are no spaces left where this would cut.
-    idle = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-    match [step for step in steps if step != idle or replaces not in steps]:
-        case [step] if step == replaces:
-            return ""
-        case [{"type": "Prepend", "prepend": "▁"}, step] if step == replaces:
-            return "each"
-        case [{"type": "Metaspace", "replacement": "▁", "split": False} as step]:
-            schemes: Mapping[str, Prefix] = {"always": "always", "first": "first", "never": ""}
-            scheme = step.get("prepend_scheme", "always")
-            if isinstance(scheme, str) and scheme in schemes:
-                return schemes[scheme]
-    raise Unconvertible(
-        f"its tokenizer changes text in a way that is not supported: {shown([normalizer, pre_tokenizer])}"
-    )
