@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shimmy.formats.tokenizer import pretokenizers
-from tests.tokenizer_folders import BYTE_LEVEL, SMOLLM, Json, added_token
+from tests.tokenizer_folders import BYTE_LEVEL, SMOLLM, Json
 
 NFC: Json = {"type": "NFC"}
 _CUT: Json = {**BYTE_LEVEL, "use_regex": False}
@@ -30,9 +30,15 @@ def _kept(pattern: str) -> Json:
     return _split(pattern, behavior="Removed", invert=True)
 
 
+_DEEPSEEK_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώ"
+    "ᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏"
+    "𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
 _KNOWN = {name: cuts for (cuts, _), name in pretokenizers.NAMES.items()}
 
-# Parts that were not made of a name of llama.cpp's: a golden case, and that whose vocabulary it shares.
+# Parts that were not made of a name of llama.cpp's: a golden case, and that whose vocabulary it shares. `added` has the
+# texts of tokens that any text may hold.
 VARIANTS: Mapping[str, tuple[str, Json]] = {
     "tiny-qwen35-composed": ("tiny-qwen35", {"normalizer": NFC}),
     "tiny-gpt-4o-kept": (
@@ -42,25 +48,42 @@ VARIANTS: Mapping[str, tuple[str, Json]] = {
     "tiny-smaug-bpe-kept": ("tiny-smaug-bpe", {"pre_tokenizer": _sequence(_kept(*_KNOWN["smaug-bpe"]), _CUT)}),
     "tiny-cohere": ("tiny-gpt-2", {"normalizer": NFC, "pre_tokenizer": SMOLLM}),
     # Its spaces are tokens of their own, found before anything is cut, as those of GPT-NeoX.
-    "tiny-olmo": ("tiny-gpt-2", {"normalizer": NFC, "pre_tokenizer": BYTE_LEVEL}),
+    "tiny-olmo": (
+        "tiny-gpt-2",
+        {"normalizer": NFC, "pre_tokenizer": BYTE_LEVEL, "added": [" " * (24 - index) for index in range(23)]},
+    ),
+    # Letters that stand for bytes which UTF-8 does not have.
+    "tiny-deepseek-llm-added": ("tiny-deepseek-llm", {"added": [*"õ÷ÁýÀÿøúþüùöû"]}),
 }
-SPACES = [added_token(902 + index, " " * (24 - index), special=False, normalized=True) for index in range(23)]
 
 _PUNCTUATION: Json = {"type": "Punctuation", "behavior": "Contiguous"}
 _DIGITS: Json = {"type": "Digits", "individual_digits": True}
-# What llama.cpp would cut otherwise for some of the awkward texts.
+# How text is cut by `words` in llama.cpp's place: by the names there.
+WORDS: Mapping[str, Json] = {
+    "deepseek-llm": _sequence(
+        _split("[\r\n]"), _split(rf"\s?[{_DEEPSEEK_LETTERS}]+"), _split("\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
+        _split(r"\s+$"), _split("[一-龥ࠀ-一가-\ud7ff]+"), _DIGITS, _CUT,
+    ),
+    "falcon-h1": _sequence(_PUNCTUATION, _split(pretokenizers.TEKKEN), _CUT, _split("[0-9]")),
+    "falcon-3": _sequence(_PUNCTUATION, BYTE_LEVEL, _DIGITS),
+    "tiny-aya": _sequence(_split(r"\d{1,3}(?=(?:\d{3})*\b)"), _split(pretokenizers.GPT4O), _CUT),
+}  # fmt: skip
+# What looks like one of these and cuts otherwise.
 REFUSED: Mapping[str, Json] = {
-    # With the published vocabulary 2 of 2000 got other tokens, by `deepseek-llm`: ideographic spaces. (Its letters are
-    # a longer list.)
-    "DeepSeek LLM, V2, V2 Lite, Coder V2": _sequence(
+    "DeepSeek LLM with a few letters": _sequence(
         _split("[\r\n]"), _split(r"\s?[A-Za-zµÀ-ÖØ-öø-ƺ]+"), _split("\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
         _split(r"\s+$"), _split("[一-龥ࠀ-一가-\ud7ff]+"), _DIGITS, _CUT,
     ),
-    # 25 of 2000 by `tiny_aya`: digits beside letters of other scripts.
-    "Tiny Aya": _sequence(_split(r"\d{1,3}(?=(?:\d{3})*\b)"), _split(pretokenizers.GPT4O), _CUT),
-    # 172 of 2000 by the best name.
-    "Falcon-H1": _sequence(_PUNCTUATION, _split(pretokenizers.TEKKEN), _CUT, _split("[0-9]")),
-    "Falcon 3": _sequence(_PUNCTUATION, BYTE_LEVEL, _DIGITS),
+    "Falcon-H1 with each sign alone": _sequence(
+        {**_PUNCTUATION, "behavior": "Isolated"}, _split(pretokenizers.TEKKEN), _CUT, _split("[0-9]")
+    ),
+    "Falcon 3 with digits first": _sequence(_PUNCTUATION, _DIGITS, BYTE_LEVEL),
+    "Falcon": _sequence(
+        _PUNCTUATION, BYTE_LEVEL, {**_DIGITS, "individual_digits": False}, _split("[0-9][0-9][0-9]")
+    ),
+    "Tiny Aya without its letters of bytes": _sequence(
+        _split(r"\d{1,3}(?=(?:\d{3})*\b)"), _split(pretokenizers.GPT4O)
+    ),
 }  # fmt: skip
 
 
@@ -77,7 +100,10 @@ _METASPACE = ("tiny-legacy", "tiny-meta-space-first", *_SENTENCEPIECE)
 
 # The golden cases of each `model_type`.
 CASES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("llama", "llama4_text"), (*_LLAMA3, *_METASPACE, "smollm2", "tiny-deepseek-coder", *_GPT4O)),
+    **dict.fromkeys(
+        ("llama", "llama4_text"),
+        (*_LLAMA3, *_METASPACE, "smollm2", "tiny-deepseek-coder", *_GPT4O, "tiny-deepseek-llm", "tiny-falcon-3"),
+    ),
     **dict.fromkeys(("mistral", "mixtral", "ministral3", "mistral4"), (*_TEKKEN, *_METASPACE)),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QWEN2),
     **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_next", "qwen3_vl_text", "qwen3_vl_moe_text"), _QWEN2),
@@ -90,7 +116,10 @@ CASES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("bailing_moe", "bailing_moe_v2", "bailing_hybrid"), ("tiny-bailingmoe2",)),
     **dict.fromkeys(("olmo2", "olmo3", "granitemoehybrid"), ("tiny-smaug-bpe-kept",)),
     **dict.fromkeys(("lfm2", "lfm2_moe", "eurobert"), _LLAMA3),
-    **dict.fromkeys(("cohere", "cohere2"), ("tiny-cohere",)),
+    "cohere": ("tiny-cohere",),
+    "cohere2": ("tiny-cohere", "tiny-aya"),
+    "deepseek_v2": ("tiny-deepseek-llm", "tiny-deepseek-llm-added"),
+    "falcon_h1": ("tiny-falcon-h1", "tiny-falcon-h1-ignoring-merges"),
     **dict.fromkeys(("exaone_moe", "exaone4_5_text"), ("tiny-exaone-moe",)),
     **dict.fromkeys(("camembert", "xlm-roberta", "jina_embeddings_v3"), _UNIGRAM),
     **dict.fromkeys(("roberta", "gpt2"), ("tiny-gpt-2",)),
@@ -118,5 +147,3 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "ernie4_5": _SENTENCEPIECE,
     "ernie4_5_moe": _SENTENCEPIECE,
 }
-# Families whose published tokenizer is refused.
-WITHOUT = {"deepseek_v2": "DeepSeek LLM, V2, V2 Lite, Coder V2", "falcon_h1": "Falcon-H1"}

@@ -180,10 +180,12 @@ def test_slow_patterns_are_found_out(text: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_no_constant_is_looked_at_by_hand() -> None:
     """Patterns put together from the texts of vocabularies, templates or options: literals, in a tree or one after the
-    other; in `quantised/patterns.py` what stands for one character, in `charsmap.py` kinds of characters."""
+    other; in `quantised/patterns.py` what stands for one character, in `charsmap.py` kinds of characters. Those of
+    `words.py` are tried by its own tests."""
     assert {place for place, text, _ in patterns_in_calls() if text is None} <= {
         "api/web_origins.py", "commands/terminal/shell_completion.py", "engine/chat/control_tokens.py",
         "engine/chat/thinking.py", "engine/llama/text_slices.py", "formats/quantised/patterns.py",
-        "formats/tokenizer/charsmap.py", "formats/tokenizer/normalizer.py", "hub/choose_files.py",
-        "text/call_reader.py", "text/reply_parser.py", "text/speech/harmony.py", "text/speech/tagged.py",
+        "formats/tokenizer/charsmap.py", "formats/tokenizer/normalizer.py", "formats/tokenizer/words.py",
+        "hub/choose_files.py", "text/call_reader.py", "text/reply_parser.py", "text/speech/harmony.py",
+        "text/speech/tagged.py",
     }  # fmt: skip

@@ -132,11 +132,12 @@ def write_tiny_model(
 
 
 def write_tiny_bpe(
-    folder: Path, name: str = "bpe", *, pre: str = "gpt-4o", n_ctx_train: int = 512, chat_template: str = CHATML
-) -> Path:
+    folder: Path, name: str = "bpe", *, pre: str = "gpt-4o", words: str = "", n_ctx_train: int = 512,
+    chat_template: str = CHATML,
+) -> Path:  # fmt: skip
     """Write `name`.gguf, a llama with a byte-level vocabulary of as many tokens as the others, and return its path.
 
-    `pre` is how its tokenizer cuts a text into words (`tokenizer.ggml.pre`).
+    `pre` is how its tokenizer cuts a text into words (`tokenizer.ggml.pre`), `words` how Shimmy does it in its place.
     """
     tokens, merges = bpe_vocabulary()
     common = model_metadata(name, n_ctx_train, chat_template)
@@ -150,6 +151,7 @@ def write_tiny_bpe(
         ("tokenizer.ggml.bos_token_id", UINT32, BOS_TOKEN),
         ("tokenizer.ggml.eos_token_id", UINT32, EOS_TOKEN),
         ("tokenizer.ggml.add_bos_token", BOOL, False),
+        *([("shimmy.tokenizer.words", STRING, words)] if words else []),
     ]
     path = folder / f"{name}.gguf"
     path.write_bytes(encode_gguf(metadata, model_tensors(0)))

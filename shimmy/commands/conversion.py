@@ -21,6 +21,7 @@ from shimmy.formats.convert.converted import SOURCE_SUFFIXES
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import block_fit, importance, reader
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
+from shimmy.formats.tokenizer.pretokenizers import WORDS_KEY
 from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
 from shimmy.system.files import open_regular
@@ -161,6 +162,7 @@ def _write_gguf(
             else:
                 made = place / "quantized.gguf"
                 notices = _write_quantised(folder, found, made, quantisation, on_progress)
+            notices += _about_words(made)
             with _blamed(output.path):
                 try:
                     output.put(made)
@@ -175,6 +177,13 @@ def _write_gguf(
     except OSError as exc:
         file = f"`{exc.filename}`: " if exc.filename else ""
         raise NotFound(f"`{folder}` cannot be converted: {file}{exc.strerror or exc}") from exc
+
+
+def _about_words(made: Path) -> tuple[str, ...]:
+    """What a person has to know who takes the file to another program."""
+    if WORDS_KEY.encode() not in reader.contents(made).metadata:
+        return ()
+    return ("llama.cpp does not cut text as this tokenizer does: Shimmy does it, other programs get wrong tokens",)
 
 
 def _plan(folder: Path) -> ConversionPlan:

@@ -16,14 +16,14 @@ import json
 import lzma
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from shimmy.formats.tokenizer import pretokenizers, sentencepiece
 from tests.awkward_texts import texts
 from tests.models import demo_model, template_free_model
-from tests.published_tokenizers import SPACES, VARIANTS
+from tests.published_tokenizers import NFC, VARIANTS, WORDS
 from tests.tokenizer_folders import (
     BYTE_LEVEL,
     LEGACY_PREFIX,
@@ -61,9 +61,7 @@ def main(wheel: Path) -> None:
         tiny = _trained(parts)
         golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
     for name, (base, parts) in VARIANTS.items():
-        tiny = {**golden[base]["tokenizer"], **parts}
-        if name == "tiny-olmo":
-            tiny["added_tokens"] = [*tiny["added_tokens"], *SPACES]
+        tiny = _variant(golden[base]["tokenizer"], **parts)
         golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
     for name, tiny in _unigram_tokenizers():
         golden[name] = {"tokenizer": tiny, "ids": _ids(tiny, texts(N_TINY_TEXTS))}
@@ -71,6 +69,12 @@ def main(wheel: Path) -> None:
     data = json.dumps(golden, ensure_ascii=False, separators=(",", ":")).encode()
     FILE.write_bytes(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
     say(f"{FILE}: {FILE.stat().st_size} bytes")
+
+
+def _variant(tiny: Json, added: Sequence[str] = (), **parts: Any) -> Json:
+    ids = {text: _TINY_SIZE + 2 + index for index, text in enumerate(added)} | tiny["model"]["vocab"]
+    more = [added_token(ids[text], text, special=False, normalized=True) for text in added]
+    return {**tiny, **parts, "added_tokens": [*tiny["added_tokens"], *more]}
 
 
 def _tiny_tokenizers() -> dict[str, Json]:
@@ -88,6 +92,11 @@ def _tiny_tokenizers() -> dict[str, Json]:
                 "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "ignore_merges": ignore_merges,
                 "normalizer": {"type": "NFC"} if name in {"qwen2", "exaone-moe"} else None,
             }  # fmt: skip
+    for name, pre_tokenizer in WORDS.items():
+        label = name if name.startswith("tiny-") else f"tiny-{name}"
+        found[label] = {"pre_tokenizer": pre_tokenizer, "surrounds": name == "falcon-3"}
+    found["tiny-aya"]["normalizer"] = NFC
+    found["tiny-falcon-h1-ignoring-merges"] = {**found["tiny-falcon-h1"], "ignore_merges": True}
     found["tiny-modern-bert"] = {"pre_tokenizer": BYTE_LEVEL, "normalizer": {"type": "NFC"}, "surrounds": True}
     for scheme in ("always", "first", "never"):
         meta_space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}

@@ -74,6 +74,15 @@ class Cuts:
                     return found.start()
         return len(text)
 
+    def parts(self, text: str) -> list[str]:
+        """`text` as text, special token, text, special token and so on; the last one is text."""
+        found: list[str] = []
+        start = 0
+        for special in self._any.finditer(text):
+            found += (text[start : special.start()], special[0])
+            start = special.end()
+        return [*found, text[start:]]
+
     def n_specials(self, text: str, at_most: int) -> int:
         """How many special tokens `text` has, but no more than `at_most`."""
         n_found = 0

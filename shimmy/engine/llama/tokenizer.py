@@ -2,8 +2,8 @@
 
 llama.cpp is given a long text in slices: a request can be cancelled between two of them, and the time of its search for
 special tokens grows with the square of their number. Text that cannot be cut runs on a stack that is large enough for
-its length: `std::regex` recurses for every character of a word. Knows llama.cpp's vocabularies; nothing of prompts,
-templates or jobs.
+its length: `std::regex` recurses for every character of a word. Text that llama.cpp cannot cut as a converted model's
+tokenizer does is cut into words for it. Knows llama.cpp's vocabularies; nothing of prompts, templates or jobs.
 """
 
 import ctypes
@@ -11,12 +11,16 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shimmy.engine import deep_thread
 from shimmy.engine.llama import text_slices
 from shimmy.engine.llama.binding import llama
-from shimmy.errors import BadRequest
+from shimmy.errors import BadRequest, ModelUnavailable
+from shimmy.formats.format_errors import Unconvertible
+
+if TYPE_CHECKING:
+    from shimmy.formats.tokenizer.words import Words
 
 _PIECE_BYTES = 256
 # `std::regex` of GCC 12 takes 321 bytes for each character of a word, with every pre-tokenizer.
@@ -49,6 +53,11 @@ _SWALLOWING = {
 _SPACE = "▁".encode()
 _HIDDEN = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 _SPECIAL = _HIDDEN | llama.LLAMA_TOKEN_ATTR_USER_DEFINED
+# As llama_tokenize: vocabulary, text, its bytes, tokens, room for them, add_special, parse_special.
+_TOKENIZE = ctypes.CFUNCTYPE(
+    ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool,
+    ctypes.c_bool,
+)  # fmt: skip
 
 
 class Tokenizer:
@@ -56,13 +65,14 @@ class Tokenizer:
 
     def __init__(self, vocab: Any, metadata: Callable[[str], str | None], longest_bytes: int) -> None:
         """`vocab` is llama.cpp's and lives as long as the model; `longest_bytes` has the text of its longest token, 0
-        where that is not known."""
+        where that is not known. Raises ModelUnavailable for a way of cutting text that is not known."""
         self._vocab = vocab
         self._metadata = metadata
         self._longest_bytes = longest_bytes
         self._type: int = llama.llama_vocab_type(vocab)
         self._has_words = self._type == llama.LLAMA_VOCAB_TYPE_BPE  # that `std::regex` may have to find
         self._pre = (metadata("tokenizer.ggml.pre") or "") if self._has_words else ""
+        self._words = _words(metadata("shimmy.tokenizer.words"))
         self._cuts: dict[bool, text_slices.Cuts] = {}
         # What takes about as long as others should wait: some pre-tokenizers take milliseconds for each piece of text
         # between special tokens, as they compile their expressions for each.
@@ -79,7 +89,7 @@ class Tokenizer:
         Raises BadRequest for what would take a stack or a time that there is not, and OutOfMemory where the system
         gives no stack.
         """
-        if len(text) <= self._n_now:
+        if len(text) <= self._n_now and self._words is None:
             yield self._tokens(text, add_special, parse_special)
             return
         before, behind = self._around if add_special else ([], [])
@@ -110,6 +120,7 @@ class Tokenizer:
         return min(self._n_at_once, text_slices.MAX_SLICE_CHARACTERS)
 
     def _tokens_of_slice(self, text: str, parse_special: bool, cuts: text_slices.Cuts) -> list[int]:
+        text = self._written(text, cuts)
         if len(text) <= text_slices.MAX_SLICE_CHARACTERS:
             return self._tokens(text, False, parse_special)
         if not cuts.is_known and len(text) > _MAX_UNCUT:
@@ -121,6 +132,16 @@ class Tokenizer:
             raise BadRequest(f"the text has more than {_MAX_WORD_CHARACTERS} characters without a space between them")
         stack_bytes = _STACK_BYTES + n_word * _STACK_BYTES_FOR_EACH
         return deep_thread.call(lambda: self._tokens(text, False, parse_special), stack_bytes)
+
+    def _written(self, text: str, cuts: text_slices.Cuts) -> str:
+        """What llama.cpp has to read for `text`: its words, where they are cut here, between its special tokens."""
+        if self._words is None:
+            return text
+        if not cuts.is_known:
+            raise BadRequest("the model takes no text: its special tokens are too many, or too odd")
+        parts = cuts.parts(text)
+        parts[::2] = map(self._words.written, parts[::2])
+        return "".join(parts)
 
     def _longest_word(self, text: str) -> int:
         """No word of the pre-tokenizer's has more characters: a run without white space, and the white space behind."""
@@ -191,6 +212,8 @@ class Tokenizer:
             return text_slices.WORD
         if self._type == llama.LLAMA_VOCAB_TYPE_SPM:
             return None if self._joins_words() else text_slices.WORD
+        if self._words is not None:
+            return text_slices.WORD
         is_plain = self._type == llama.LLAMA_VOCAB_TYPE_BPE and self._metadata("tokenizer.ggml.model") != "hybriddna"
         return text_slices.place_of(self._pre) if is_plain else None
 
@@ -204,6 +227,30 @@ class Tokenizer:
     def _swallows(self) -> bool:
         values = {key: (self._metadata(key) or "").lower() for key in _SWALLOWING}
         return any(name in values[key] for key, names in _SWALLOWING.items() for name in names)
+
+    # -- for code in C and Rust ----------------------------------------------------------------------------------------
+
+    def address(self) -> int:
+        """That of a function as llama_tokenize, for this vocabulary: forced text gets the tokens of any other."""
+        function = llama._lib.llama_tokenize if self._words is None else self._callback
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+    @cached_property
+    def _callback(self) -> Any:  # which lives as long as its callers: they belong to the same model
+        return _TOKENIZE(self._tokenize_in_c)
+
+    def _tokenize_in_c(
+        self, _vocab: int, text: int, n_bytes: int, target: int, n_max: int, add_special: bool, parse_special: bool
+    ) -> int:
+        data = ctypes.string_at(text, n_bytes).decode("utf-8", "replace") if n_bytes else ""
+        tokens = self.tokenize(data, add_special=add_special, parse_special=parse_special)
+        if len(tokens) > n_max:
+            return -len(tokens)
+        if tokens:
+            ctypes.memmove(target, (ctypes.c_int32 * len(tokens))(*tokens), 4 * len(tokens))
+        return len(tokens)
+
+    # -- what tokens stand for -----------------------------------------------------------------------------------------
 
     def token_bytes(self, token: int, *, special: bool) -> bytes:
         """The bytes of a token, those of control tokens only with `special`."""
@@ -228,3 +275,15 @@ class Tokenizer:
         tokens = self.tokenize(_EVERY_BYTE, add_special=False, parse_special=False)
         n_bytes = sum(len(self.token_bytes(token, special=True)) for token in tokens)
         return self._longest_bytes if n_bytes >= len(_EVERY_BYTE.encode()) else None
+
+
+def _words(name: str | None) -> "Words | None":
+    """What cuts the text of a converted model into words, by the name that is stored; None where llama.cpp does."""
+    if name is None:
+        return None
+    from shimmy.formats.tokenizer.words import Words  # few models need it
+
+    try:
+        return Words(name)
+    except Unconvertible as exc:
+        raise ModelUnavailable(f"the model cannot be used: {exc}") from exc

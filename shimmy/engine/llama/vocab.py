@@ -151,8 +151,8 @@ class LlamaVocab:
         return llama.llama_vocab_type(self._vocab) not in _NEVER_ADD_SPACES
 
     def tokenizer_addresses(self) -> tuple[int, int]:
-        """The addresses of the vocabulary, which lives as long as the model, and of `llama_tokenize`, for use in C."""
-        return int(self._vocab), ctypes.cast(llama._lib.llama_tokenize, ctypes.c_void_p).value or 0
+        """The addresses of the vocabulary, which lives as long as the model, and of a function as `llama_tokenize`."""
+        return int(self._vocab), self.tokenizer.address()
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` (all inside the vocabulary), special tokens written out."""

@@ -1,7 +1,8 @@
 """Which of llama.cpp's pre-tokenizers cuts text as a byte-level tokenizer of Hugging Face does.
 
-Knows the `pre_tokenizer` of tokenizer.json and the names in src/llama-vocab.cpp; nothing of tokens. An unknown one is
-refused: another cut gives other tokens for common text, and the model answers worse without anybody knowing why.
+Knows the `pre_tokenizer` of tokenizer.json and the names in src/llama-vocab.cpp, and which of those that have no name
+there are cut by `words`; nothing of tokens. An unknown one is refused: another cut gives other tokens for common text,
+and the model answers worse without anybody knowing why.
 """
 
 import json
@@ -55,6 +56,23 @@ _DEEPSEEK3 = (
     ),
 )
 _DEEPSEEK_CODER = ("[\\r\\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+")
+# Letters with and without a case, of Latin and its neighbours.
+_DEEPSEEK_LETTERS = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-"
+    "\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-"
+    "\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d"
+    "\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-"
+    "\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-"
+    "\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-"
+    "\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-"
+    "\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-"
+    "\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+_DEEPSEEK_LLM = (
+    "[\\r\\n]", rf"\s?[{_DEEPSEEK_LETTERS}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    r"\s+$", _DEEPSEEK_CODER[-1],
+)
 _K_EXAONE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -71,6 +89,9 @@ RAW_MERGES = "sarvam-moe"  # merges of letters in place of bytes, of the whole t
 _ACROSS_CHINESE = re.compile(f"[{CHINESE_LETTERS}][^{CHINESE}]|[^{CHINESE}][{CHINESE_LETTERS}]")
 
 DIGITS = "digits"  # the step Digits, each digit alone
+PUNCTUATION = "punctuation"  # the step Punctuation, signs in a row together
+BYTES = "bytes"  # the step ByteLevel, without its expression
+DIGITS_FROM_THE_RIGHT = r"\d{1,3}(?=(?:\d{3})*\b)"
 
 # What cuts text, step by step, and whether a word that is a token is taken before any merge.
 NAMES: dict[tuple[tuple[str, ...], bool], str] = {
@@ -93,6 +114,16 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((KIMI,), True): "kimi-k2",
     ((_SEED,), False): "seed-coder",
 }
+# What no pre-tokenizer of llama.cpp cuts alike, step by step: `words` does it, under these names.
+WORDS: dict[tuple[str, ...], str] = {
+    (*_DEEPSEEK_LLM, DIGITS, BYTES): "deepseek-llm",  # DeepSeek LLM, V2, V2 Lite, Coder V2
+    (PUNCTUATION, TEKKEN, BYTES, "[0-9]"): "falcon-h1",
+    (PUNCTUATION, GPT2, BYTES, DIGITS): "falcon-3",
+    (DIGITS_FROM_THE_RIGHT, GPT4O, BYTES): "tiny-aya",
+}
+WORDS_KEY = "shimmy.tokenizer.words"  # under which a GGUF has such a name
+# Merges each run of letters between white space by itself, and takes letters of bytes as they are.
+OF_WORDS = "whitespace"
 
 
 def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -> str:
@@ -100,17 +131,19 @@ def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -
 
     `tokens` are those that merges make: without added ones, which are found before anything is cut.
     """
-    found = None
-    parts = steps(pre_tokenizer, "pretokenizers")
-    if [part.get("type") == "ByteLevel" for part in parts][-1:] == [True]:
-        cuts = tuple(cut or "" for part in parts for cut in _cuts(part))
-        found = NAMES.get((cuts, ignore_merges))
+    cuts = _all_cuts(pre_tokenizer)
+    found = NAMES.get((cuts[:-1], ignore_merges)) if cuts[-1:] == (BYTES,) else None
     if found is None:
         raise Unconvertible(
             f"its pre-tokenizer is not known, and guessing would give wrong tokens: {shown(pre_tokenizer)}"
             + (" with `ignore_merges`" if ignore_merges else "")
         )
     return tekken(tokens) if found == "tekken" else found
+
+
+def words(pre_tokenizer: object) -> str:
+    """The name in `WORDS` of a byte-level `pre_tokenizer`; '' for none, as most have a `name`."""
+    return WORDS.get(_all_cuts(pre_tokenizer), "")
 
 
 def kimi(tokens: Iterable[str], *, has_all_merges: bool) -> tuple[str, Cuts]:
@@ -167,13 +200,19 @@ def shown(part: object) -> str:
     return f"`{text[:_MAX_SHOWN]}{'…' if len(text) > _MAX_SHOWN else ''}`"
 
 
+def _all_cuts(pre_tokenizer: object) -> tuple[str, ...]:
+    return tuple(cut or "" for step in steps(pre_tokenizer, "pretokenizers") for cut in _cuts(step))
+
+
 def _cuts(step: Mapping[str, Any]) -> list[str | None]:
-    """The expressions by which one step cuts text; None for a step that llama.cpp does not have."""
+    """The expressions by which one step cuts text, or its name; None for an unknown one."""
     match step:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
-            return []
+            return [BYTES]
         case {"type": "ByteLevel", "add_prefix_space": False}:
-            return [GPT2]
+            return [GPT2, BYTES]
+        case {"type": "Punctuation", "behavior": "Contiguous"}:
+            return [PUNCTUATION]
         case {"type": "Digits", "individual_digits": True}:
             return [DIGITS]
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:

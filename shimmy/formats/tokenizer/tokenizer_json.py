@@ -52,6 +52,7 @@ class Tokens:
     merges: list[str] | None = None
     adds_space_prefix: bool = False
     normalizer: Normalizer = field(default_factory=Normalizer)
+    words: str = ""  # which of `pretokenizers.WORDS` cuts text in llama.cpp's place
     unknown: str | None = None  # the token for what no other token stands for
     special_ids: Mapping[str, int] = field(default_factory=dict)  # that the tokenizer itself names
 
@@ -113,18 +114,27 @@ def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
     """GPT-2's kind: every byte is a letter, and merges join them."""
     ids = _ids(model)
     merged = (text for text, index in ids.items() if index not in added)
-    pre = pretokenizers.name(tokenizer.get("pre_tokenizer"), merged, ignore_merges=bool(model.get("ignore_merges")))
+    cut, ignore_merges = tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges"))
+    kind = pretokenizers.words(cut)
+    pre = pretokenizers.OF_WORDS if kind else pretokenizers.name(cut, merged, ignore_merges=ignore_merges)
     unknown = model.get("unk_token")
     if unknown and not ids.keys() >= set(pretokenizers.byte_letters()):
         raise Unconvertible("its tokenizer has bytes without a token, which llama.cpp leaves out of the text")
     tokens = _tokens("gpt2", pre, ids)
     merges = _merges(model, ids)
     tokens.merges = [" ".join(pair) for pair in merges]
+    made = {left + right for left, right in merges}
     cuts: Cuts = ""
     if pre == "kimi-k2":
-        made = {left + right for left, right in merges}
-        has_all_merges = not model.get("ignore_merges") or all(len(text) == 1 or text in made for text in ids)
+        has_all_merges = not ignore_merges or all(len(text) == 1 or text in made for text in ids)
         tokens.pre, cuts = pretokenizers.kimi(ids, has_all_merges=has_all_merges)
+    if kind:
+        from shimmy.formats.tokenizer import words  # few models need it
+
+        tokens.words = kind
+        words.require(ids, [token.text for token in added.values()])
+        if ignore_merges and any(len(text) > 1 and text not in made and ids[text] not in added for text in ids):
+            raise Unconvertible("its tokenizer has tokens that no merge makes, and text cut in a way of its own")
     tokens.normalizer = normalizer_of(added.values(), form=normalizer_json.form(tokenizer.get("normalizer")), cuts=cuts)
     put_over(tokens, added)
     return tokens

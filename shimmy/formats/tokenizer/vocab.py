@@ -104,6 +104,8 @@ def vocabulary(folder: Path, config: Mapping[str, Any]) -> Metadata:
     metadata += special_tokens
     if tokens.normalizer:
         metadata.append((normalizers.KEY, GgufType.STRING, tokens.normalizer.to_text()))
+    if tokens.words:
+        metadata.append((pretokenizers.WORDS_KEY, GgufType.STRING, tokens.words))
     metadata += [(key, GgufType.STRING, template) for key, template in files.templates()]
     return metadata
 

@@ -1,5 +1,6 @@
 """Texts into tokens with the real engine: what one token can stand for, and how long ones are cut."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +13,9 @@ from shimmy.engine.llama import text_slices
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.engine.llama.tokenizer import Tokenizer
-from shimmy.errors import BadRequest
+from shimmy.errors import BadRequest, ModelUnavailable
 from shimmy.formats.gguf import reader
+from shimmy.formats.tokenizer import pretokenizers
 from tests.tiny_models import BOOL, STRING, vocabulary, write_tiny_bert, write_tiny_bpe, write_tiny_model
 
 LONGEST = max(len(text.encode()) for text, _ in vocabulary())
@@ -129,6 +131,69 @@ def test_a_word_of_any_length_does_not_end_the_process(pre: str, tmp_path: Path,
             assert b"".join(said[token] for token in tokens).decode() == character * length
     with pytest.raises(BadRequest, match="characters without a space"):
         model.vocab.tokenize("A" * 3_000_000, add_special=False, parse_special=True)
+
+
+# -- words that llama.cpp does not cut -------------------------------------------------------------------------------
+
+
+def opened_with_words(folder: Path, cpu: CpuBackend, name: str = "falcon-3") -> LlamaModel:
+    return opened(write_tiny_bpe(folder, pre=pretokenizers.OF_WORDS, words=name), cpu)
+
+
+@pytest.mark.parametrize("name", pretokenizers.WORDS.values())
+def test_a_text_whose_words_are_cut_here_has_the_same_tokens_in_slices(
+    name: str, tmp_path: Path, cpu: CpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(opened_with_words(tmp_path, cpu, name), monkeypatch)
+
+
+def test_special_tokens_stand_between_words(tmp_path: Path, cpu: CpuBackend) -> None:
+    vocab = opened_with_words(tmp_path, cpu).vocab
+    text = "AA  hello<|im_start|>  the<|im_end|>\n\n漢 ½"
+
+    def spelled(*, parse_special: bool) -> list[bytes]:
+        tokens = vocab.tokenize(text, add_special=False, parse_special=parse_special)
+        return [vocab.token_bytes(token, special=True) for token in tokens]
+
+    # ½ has the bytes C2 and BD, and the letter of the second is a number.
+    assert spelled(parse_special=True) == [
+        b"AA", b" ", b" ", b"hello", b"<|im_start|>", b" ", b" t", b"he", b"<|im_end|>", b"\n", b"\n",
+        b"\xe6", b"\xbc", b"\xa2", b" ", b"\xc2", b"\xbd",
+    ]  # fmt: skip
+    assert b"<|im_start|>" not in spelled(parse_special=False)
+    assert b"".join(spelled(parse_special=False)).decode() == text
+    assert vocab.tokenize("", add_special=True, parse_special=True) == []
+    assert vocab.tokenizer.longest_token_bytes() is not None
+
+
+def test_code_in_c_gets_the_same_words(tmp_path: Path, cpu: CpuBackend) -> None:
+    vocab = opened_with_words(tmp_path, cpu).vocab
+    model, address = vocab.tokenizer_addresses()
+    call = ctypes.CFUNCTYPE(
+        ctypes.c_int32, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_int32),
+        ctypes.c_int32, ctypes.c_bool, ctypes.c_bool,
+    )(address)  # fmt: skip
+    for text in ("hello the  world ½", "", "漢\n\n<|im_start|>"):
+        data, buffer = text.encode(), (ctypes.c_int32 * 64)()
+        expected = vocab.tokenize(text, add_special=False, parse_special=False)
+        n_tokens = call(model, data, len(data), buffer, len(buffer), False, False)
+        assert buffer[:n_tokens] == expected
+        assert call(model, data, len(data), buffer, 0, False, False) == -len(expected), "there was no room"
+
+
+def test_words_of_any_length_do_not_end_the_process(tmp_path: Path, cpu: CpuBackend) -> None:
+    vocab = opened_with_words(tmp_path, cpu, "deepseek-llm").vocab
+    for text in ("A" * 200_000, " " * 60_000 + "ж", "漢" * 60_000, "سلام " * 20_000, "1" * 60_000 + "é"):
+        tokens = vocab.tokenize(text, add_special=False, parse_special=True)
+        said = {token: vocab.token_bytes(token, special=True) for token in {*tokens}}
+        assert b"".join(said[token] for token in tokens).decode() == text
+    with pytest.raises(BadRequest, match="characters without a space"):
+        vocab.tokenize("漢" * 300_000, add_special=False, parse_special=True)
+
+
+def test_words_of_another_version_are_refused(tmp_path: Path, cpu: CpuBackend) -> None:
+    with pytest.raises(ModelUnavailable, match="of another version"):
+        opened_with_words(tmp_path, cpu, "falcon-4")
 
 
 @pytest.mark.parametrize(("pre", "run"), [("superbpe", "1" * 8000), ("deepseek-llm", " " * 8000 + "1")])

@@ -3,7 +3,6 @@
 The ids come from the `tokenizers` library, once: see tests/golden/record_tokenizers.py.
 """
 
-import ctypes
 import json
 import lzma
 import math
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from shimmy.engine.llama import binding
+from shimmy.engine.llama.tokenizer import Tokenizer
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType, encode_header
 from shimmy.formats.tokenizer import vocab
@@ -68,16 +68,19 @@ class Vocabulary:
         assert self._model, "llama.cpp does not load it"
         self._vocab = _low_level.llama_model_get_vocab(self._model)
         self.normalizer = Normalizer.from_text(self.values.get(KEY, "{}"))
+        self.tokenizer = Tokenizer(self._vocab, self._text_of, 0)
+
+    def _text_of(self, key: str) -> str | None:
+        value = self.values.get(key)
+        return value if value is None or isinstance(value, str) else str(value).lower()
 
     def ids(self, text: str, *, parse_special: bool = True) -> list[int]:
         parts = self.normalizer.parts(text, parse_special=parse_special)
-        return [token for part in parts for token in self._ids(part.encode(), parse_special, len(parts) == 1)]
-
-    def _ids(self, data: bytes, parse_special: bool, adds_around: bool) -> list[int]:
-        buffer = (ctypes.c_int32 * (2 * len(data) + 16))()
-        n_ids = _low_level.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), adds_around, parse_special)
-        assert n_ids >= 0
-        return list(buffer[:n_ids])
+        return [
+            token
+            for part in parts
+            for token in self.tokenizer.tokenize(part, add_special=len(parts) == 1, parse_special=parse_special)
+        ]
 
     def ends(self, token: int) -> bool:
         return bool(_low_level.llama_vocab_is_eog(self._vocab, token))
