@@ -26,6 +26,7 @@ from shimmy.system import files
 _POLL_S = 0.1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+LOSSLESS = ".lossless"  # behind the name of a file in the making: what it is made of; the lock of one is that of both
 UNFINISHED = "shimmy-convert-"  # how a folder begins in which a file becomes whole beside its place
 
 Progress = Callable[[float], None]  # called with the share that is done, 0 to 1
@@ -86,6 +87,7 @@ def make(target: Path | None, size_bytes: int, write: Write, on_progress: Progre
     if target is None or not _is_writable(target.parent):
         made = in_memory(write)
     else:
+        _forget_unfinished(target.parent)
         with part_of(target, size_bytes, on_progress, lambda: is_finished(target)) as part:
             if part is not None:
                 write(part)
@@ -152,6 +154,15 @@ def _forget_others(target: Path) -> None:
         if other != target:
             with contextlib.suppress(OSError):
                 other.unlink()
+
+
+def _forget_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left: it may be as large as the models, and is never gone on with."""
+    for part in folder.glob("*-*-*.gguf.part"):
+        with contextlib.suppress(OSError), FileIO(part, "r+") as file:
+            if _try_lock(file) and _is_at(part, file):
+                part.with_name(f"{part.name}{LOSSLESS}").unlink(missing_ok=True)
+                part.unlink()
 
 
 def _lock(part: Path, size_bytes: int, on_progress: Progress, is_done: Callable[[], bool]) -> FileIO | None:

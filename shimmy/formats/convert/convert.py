@@ -281,7 +281,7 @@ def _make(
             assert lossless.descriptor is not None
             os.close(lossless.descriptor)
         return
-    path = target.with_name(f"{target.name}.lossless")  # the lock of `target` is a lock of this one as well
+    path = target.with_name(f"{target.name}{cache.LOSSLESS}")
     try:
         _write(folder, found, path, half, unpack)
         finish(path, target)

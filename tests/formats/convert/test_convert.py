@@ -249,6 +249,31 @@ def test_a_killed_conversion_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     assert names_in(cache) == [Path(made).name]
 
 
+def test_what_killed_conversions_of_other_folders_have_left_goes_and_what_is_in_the_making_stays(
+    tmp_path: Path,
+) -> None:
+    """A folder that was changed or removed meanwhile left a file as large as a model for ever."""
+    folder, cache = write_tiny_llama(tmp_path / "tiny"), tmp_path / "cache"
+    killed = child(write_tiny_llama(tmp_path / "gone"), cache, pause_s=0.05)
+    going = child(write_tiny_llama(tmp_path / "other"), cache, pause_s=0.05)
+    for process in (killed, going):
+        assert process.stdout is not None
+        process.stdout.readline()
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    (left,) = (path for path in cache.glob("*.part") if path.name.startswith(cache_name(tmp_path / "gone")[:12]))
+    lossless = left.with_name(f"{left.name}.lossless")
+    lossless.write_bytes(b"x")
+    (cache / "model.gguf.part").write_bytes(b"of somebody else")
+    made = cached(folder, cache, ignore).path
+    assert not left.exists()
+    assert not lossless.exists()
+    other = Path(going.communicate()[0].splitlines()[-1])
+    assert going.returncode == 0
+    reader.validate(other)
+    assert names_in(cache) == sorted((made.name, other.name, "model.gguf.part"))
+
+
 def test_who_stops_a_conversion_finds_nothing_half_done(tmp_path: Path) -> None:
     folder, cache = write_tiny_llama(tmp_path / "tiny"), tmp_path / "cache"
 
