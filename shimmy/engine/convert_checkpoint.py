@@ -74,7 +74,13 @@ def gguf_of(
         reason = f"the importance matrix cannot be used: {exc}"
         raise ModelUnavailable(f"`{folder.name}` cannot be converted: {reason}") from exc
     except OSError as exc:
-        raise ModelUnavailable(f"`{folder.name}` cannot be converted: {exc.strerror or exc}") from exc
+        raise ModelUnavailable(f"`{folder.name}` cannot be converted: {_reason(exc)}") from exc
+
+
+def _reason(exc: OSError) -> str:
+    """In words, with the file where there is one."""
+    file = f"`{Path(os.fsdecode(exc.filename)).name}`: " if isinstance(exc.filename, str | bytes) else ""
+    return f"{file}{exc.strerror or exc}"
 
 
 def _quantise(model: str, source: Path, target: Path, *, file_type: str, **how: Any) -> None:
@@ -82,7 +88,10 @@ def _quantise(model: str, source: Path, target: Path, *, file_type: str, **how: 
     # With it comes llama.cpp, which a process that only unpacks is without.
     from shimmy.engine.llama.quantize import quantize
 
-    quantize(source, target, file_type=file_type, **how)
+    try:
+        quantize(source, target, file_type=file_type, **how)
+    except ModelUnavailable as exc:
+        raise Unconvertible(exc.message) from exc
     for notice in block_fit.written(file_type, reader.contents(target).tensors.values()):
         logger.info("`%s`: %s", model, notice)
 
@@ -170,7 +179,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{exc}\n")
         return 1
     except OSError as exc:
-        sys.stderr.write(f"{exc.strerror or exc}\n")
+        sys.stderr.write(f"{_reason(exc)}\n")
         return 1
     return 0
 

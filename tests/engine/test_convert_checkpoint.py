@@ -11,7 +11,7 @@ from shimmy.engine.convert_checkpoint import gguf_of
 from shimmy.errors import ModelUnavailable
 from shimmy.formats.convert import convert
 from tests.importance_files import write_gguf_matrix
-from tests.tiny_checkpoints import write_tiny_llama
+from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, llama_tensors, write_checkpoint, write_tiny_llama
 from tests.tiny_models import N_EMBD
 
 
@@ -83,3 +83,27 @@ def test_the_log_says_which_types_weights_have_that_do_not_fit(
     caplog.set_level("INFO")
     gguf_of(folder, tmp_path / "cache", "q4_k_m", None, 1, lambda _: None)
     assert re.search(r"`tiny`: (\d+) of \1 weights are not Q4_K_M, .* but Q", caplog.text)
+
+
+def test_weights_that_cannot_be_quantised_are_told_of_the_model_and_not_of_a_file_in_the_making(tmp_path: Path) -> None:
+    folder, tensors = write_tiny_llama(tmp_path / "tiny"), llama_tensors()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    shape = tensors[name].shape
+    write_checkpoint(folder, LLAMA_CONFIG, tensors | {name: Weights(shape, b"\xff" * (4 * shape[0] * shape[1]))})
+    with pytest.raises(
+        ModelUnavailable, match=r"`tiny` cannot be converted: the engine could not quantise its weights"
+    ):
+        gguf_of(folder, tmp_path / "cache", "q4_0", None, 1, lambda _: None)
+
+
+def test_a_file_that_goes_meanwhile_is_named(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "tiny", n_shards=2)
+
+    def remove(_: float) -> None:
+        for path in folder.glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+
+    with pytest.raises(
+        ModelUnavailable, match=r"`tiny` cannot be converted: `model-0000\d-of-00002.safetensors`: No such"
+    ):
+        gguf_of(folder, tmp_path / "cache", None, None, 1, remove)

@@ -60,7 +60,7 @@ def quantize(
         log.listener = None
     if status != 0:
         reason = log.reason().rpartition("failed to quantize: ")[2]  # behind what is said of it on several lines
-        raise ModelUnavailable(f"the engine could not quantise `{source.name}`: {reason}")
+        raise ModelUnavailable(f"the engine could not quantise its weights: {reason}")
 
 
 def _names(source: Path) -> set[str]:

@@ -119,7 +119,7 @@ def _q4_0(data: bytes, start: int) -> list[float]:
 def test_a_type_that_needs_a_matrix_needs_it_for_all_weights(source: Path, tmp_path: Path) -> None:
     path = write_gguf_matrix(tmp_path / "matrix.gguf", {"blk.0.attn_q.weight": ([1.0] * WIDTH, [1])})
     with pytest.raises(
-        ModelUnavailable, match=r"`model.gguf`: Missing importance matrix for tensor blk.0.attn_k.weight"
+        ModelUnavailable, match=r"quantise its weights: Missing importance matrix for tensor blk.0.attn_k.weight"
     ):
         quantize(source, tmp_path / "made.gguf", file_type="q2_k_s", n_threads=1, matrix=importance.read(path))
 
