@@ -15,7 +15,6 @@ from tests.e2e.harness import COMPLETION, Json, Server, run, serving
 from tests.engine.layouts.stored import cases
 from tests.engine.layouts.test_layouts import HELD
 from tests.engine.layouts.test_quantised_llama import BECOMES
-from tests.golden.tolerances import tolerance
 from tests.layout_models import MODULES, write_layout_model
 from tests.quantised_llama import LAYOUTS, write_both
 from tests.tiny_checkpoints import N_VOCAB
@@ -25,7 +24,6 @@ _RANDOM = Random(7)
 PROMPTS = [[_RANDOM.randrange(3, N_VOCAB) for _ in range(12)] for _ in range(8)]
 N_TOP = 20  # as many candidates of a token as the server tells
 TOLERANCE = 2e-2  # the engine's own rounding of what it multiplies with quantised weights, to 8 or 11 bits
-BF16_TOLERANCE = tolerance("llama-bf16")  # and to BF16, where the weights are, also of checkpoints in plain BF16
 
 
 class Served(NamedTuple):
@@ -90,7 +88,7 @@ def test_golden_weights_are_served(exact: Served, usual: Served, case: str) -> N
     name = f"golden-{case}"
     wanted = exact.log_probabilities(name)
     golden, held = exact.tensors(name), HELD[case]
-    assert_alike(usual.log_probabilities(name), wanted, BF16_TOLERANCE if held.kind == "BF16" else TOLERANCE)
+    assert_alike(usual.log_probabilities(name), wanted, TOLERANCE)
     made = usual.tensors(name)
     for layer in range(len(MODULES)):
         tensor = f"blk.{layer}.ffn_down.weight"
@@ -111,7 +109,7 @@ def test_a_quantised_llama_is_served(exact: Served, usual: Served, layout: str) 
     plain = exact.tensors(f"{layout}-plain")
     assert_same(exact.tensors(layout), plain)
     kind, error = BECOMES[layout]
-    assert_alike(usual.log_probabilities(layout), wanted, BF16_TOLERANCE if kind == "BF16" else TOLERANCE)
+    assert_alike(usual.log_probabilities(layout), wanted, TOLERANCE)
     made = usual.tensors(layout)
     assert kind in {tensor.kind for tensor in made.values()}
     for name in plain:

@@ -26,6 +26,8 @@ from shimmy.formats.quantised.stored import Holding
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 LARGEST = 448
+_LEAST_OF_HALVES, _MOST_OF_HALVES = -15, 7  # powers of two with which F16 holds all codes
+_LOWEST_BIT = -24  # of a number in F16, as a power of two
 _SMALLEST_SCALE = 2.0**-117  # under which BF16 holds all codes
 _LARGE_ENOUGH = 2.0**-64  # a tensor with a weight of this size loses nothing with those that BF16 does not hold
 
@@ -42,6 +44,15 @@ def _table() -> Floats:
 
 E4M3 = _table()
 _NUMBERS: Floats = np.where(np.isnan(E4M3), np.float32(0), E4M3)  # for codes of which none is NaN
+
+
+def _lowest_bits() -> NDArray[np.int8]:
+    """By code: the power of two of its lowest bit; of 0, and of NaN, one that is large enough for all scales."""
+    units = (np.abs(_NUMBERS) * 2**9).astype(np.int32)
+    return np.where(units, np.frexp(units & -units)[1] - 10, 127).astype(np.int8)
+
+
+_LOWEST = _lowest_bits()
 
 
 def checked_codes(codes: Bytes, what: str) -> None:
@@ -62,14 +73,34 @@ def e4m3(codes: Bytes, what: str) -> Floats:
 
 def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     if options["exponents"]:
-        exponents = arrays["scale"]
-        ends = powers_of_two(np.array([exponents.min(initial=127), exponents.max(initial=0)], np.uint8))
-        smallest, largest = float(ends[0]), float(ends[1]) * LARGEST
-        # Tools give groups of zeros the smallest scale there is. Other codes are off by 2^-134 under such a one.
-        is_held = smallest >= _SMALLEST_SCALE or largest >= _LARGE_ENOUGH
-        return Holding("BF16") if is_held and largest < 2.0**127 else Holding("F32")
+        return _check_exponents(arrays, options)
     facts = facts_of(arrays["scale"])
     return Holding("F16") if options.get("apart") else hold_floats(facts.largest * LARGEST)
+
+
+def _check_exponents(arrays: Arrays, options: Mapping[str, int]) -> Holding:
+    """F16 where it holds all weights, since the engine rounds what it multiplies with those in BF16 to BF16, too."""
+    exponents = arrays["scale"]
+    ends = powers_of_two(np.array([exponents.min(initial=127), exponents.max(initial=0)], np.uint8))
+    smallest, largest = float(ends[0]), float(ends[1]) * LARGEST
+    if ends[1] <= 2.0**_MOST_OF_HALVES and (
+        smallest >= 2.0**_LEAST_OF_HALVES or _halves_hold(arrays["codes"].view(np.uint8), exponents, options)
+    ):
+        return Holding("F16", spare="BF16")
+    # Tools give groups of zeros the smallest scale there is. Other codes are off by 2^-134 under such a one.
+    is_held = smallest >= _SMALLEST_SCALE or largest >= _LARGE_ENOUGH
+    return Holding("BF16") if is_held and largest < 2.0**127 else Holding("F32")
+
+
+def _halves_hold(codes: Bytes, exponents: Bytes, options: Mapping[str, int]) -> bool:
+    """Whether F16 holds all products, although there are scales with which it does not hold all codes. So it is with
+    those of zeros; and in other small blocks, only the few codes that are far below the largest have too low bits."""
+    wide = _of_rows(_grid(exponents), len(codes), options["block_rows"])
+    if wide.shape[1] > 1 and codes.shape[1] % options["block_columns"]:
+        wide = np.repeat(wide, options["block_columns"], axis=1)[:, : codes.shape[1]]
+    is_small = wide < _LEAST_OF_HALVES + 127
+    lowest = _LOWEST[grouped(codes, wide)[is_small]].min(axis=1, initial=127)
+    return bool((lowest + (wide[is_small].astype(np.int16) - 127) >= _LOWEST_BIT).all())
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
@@ -90,6 +121,9 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
         return found.reshape(-1).view(np.uint8)
 
     def unpacked() -> Plain | LookedUp:
+        if is_whole and options["exponents"]:
+            checked_codes(codes, "FP8 weights")
+            return _looked_up_by_power(codes, _grid(arrays["scale"]), block_rows)
         if is_whole and codes.size >= 4 * E4M3.size * scales.size:
             checked_codes(codes, "FP8 weights")
             return _looked_up(codes, scales, block_rows)
@@ -109,7 +143,7 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     return Packed(unpacked, encoded)
 
 
-def _of_rows(scales: Floats, n_rows: int, block_rows: int) -> Floats:
+def _of_rows(scales: NDArray[Any], n_rows: int, block_rows: int) -> NDArray[Any]:
     """[rows, groups], where one row may stand for all."""
     return np.repeat(scales, n_rows if len(scales) == 1 else block_rows, axis=0)[:n_rows]
 
@@ -123,7 +157,19 @@ def _looked_up(codes: Bytes, scales: Floats, block_rows: int) -> LookedUp:
     return LookedUp(codes, tables, places)
 
 
+def _looked_up_by_power(codes: Bytes, exponents: Bytes, block_rows: int) -> LookedUp:
+    """With a table for each of the few powers of two that there are, however small the blocks."""
+    is_there = np.bincount(exponents.reshape(-1), minlength=256) > 0
+    powers, places = powers_of_two(np.flatnonzero(is_there).astype(np.uint8)), np.cumsum(is_there) - 1
+    with np.errstate(over="ignore"):  # by codes that do not occur
+        tables: Floats = _NUMBERS * powers[:, None]
+    return LookedUp(codes, tables, _of_rows(places[exponents], len(codes), block_rows))
+
+
 def _scales(stored: NDArray[Any], options: Mapping[str, int]) -> Floats:
     """[blocks of rows, blocks of columns]."""
-    scales = powers_of_two(stored) if options["exponents"] else checked_scales(stored)
+    return _grid(powers_of_two(stored) if options["exponents"] else checked_scales(stored))
+
+
+def _grid(scales: NDArray[Any]) -> NDArray[Any]:
     return scales.reshape(-1, scales.shape[1] if scales.ndim == 2 else 1)

@@ -5,6 +5,7 @@ Knows files and chunks. What the numbers mean is known by the modules of this fo
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +38,7 @@ class _Layout(Protocol):
     """What each module of a layout has."""
 
     def check(self, arrays: Mapping[str, NDArray[Any]], options: Mapping[str, int]) -> Holding:
-        """What holds the rows of these arrays, which lack `codes`. Raises BadValuesError."""
+        """What holds the rows of these arrays, whose `codes` are read if they are asked for. Raises BadValuesError."""
 
     def rows(self, arrays: Mapping[str, NDArray[Any]], options: Mapping[str, int]) -> Weights:
         """The rows of these arrays. Raises BadValuesError."""
@@ -55,8 +56,7 @@ def holding(output: TensorOutput, reader: TensorReader) -> Holding:
         layout = _LAYOUTS[matrix.layout]
         with _Named(output):
             for start, end in _slabs(matrix, 0, matrix.shape[0], 1, CHECKED_ELEMENTS):
-                arrays = _arrays(matrix, start, end, reader, without="codes")
-                one = layout.check(arrays, matrix.options)
+                one = layout.check(_Checked(matrix, start, end, reader), matrix.options)
                 found = one if found is None else found.along_with(one)
     assert found is not None
     return found
@@ -183,6 +183,19 @@ def _arrays(
         name: array if name == "codes" else _widened(array, matrix.parts[name].tensor.dtype)
         for name, array in found.items()
     }
+
+
+class _Checked(dict[str, NDArray[Any]]):
+    """The same; codes, which are many, are only read if somebody asks for them."""
+
+    def __init__(self, matrix: StoredMatrix, start: int, end: int, reader: TensorReader) -> None:
+        super().__init__(_arrays(matrix, start, end, reader, without="codes"))
+        self._read_codes = partial(_read, matrix.parts["codes"], start, end, reader)
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        if name != "codes":
+            raise KeyError(name)
+        return self._read_codes()
 
 
 def _widened(array: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -91,7 +91,7 @@ def matrix(
     options = {"block_rows": block[0], "block_columns": block[1], "exponents": int(is_exponent)}
     is_apart = parts["scale"].along is None and not is_exponent
     return StoredMatrix(
-        "fp8", (n_rows, n_columns), parts, label, "BF16" if is_exponent else "F16",
+        "fp8", (n_rows, n_columns), parts, label, "F16",
         0.0 if is_exponent or is_apart else ROUNDED, options,
         row_step=block[0] if parts["scale"].along == 0 else 1, apart="scale" if is_apart else "",
     )  # fmt: skip

@@ -73,9 +73,14 @@ class Holding:
 
     kind: str
     error: float = 0.0
+    spare: str = ""  # another type, which holds them without an error
 
     def along_with(self, other: "Holding") -> "Holding":
         """What holds both."""
+        if self == other or self.spare == other.kind:
+            return other
+        if other.spare == self.kind:
+            return self
         kinds = {self.kind, other.kind}
         if len(kinds) > 1 and not kinds <= EXACT_INTEGERS.keys() and not kinds <= {"F16", "F32"}:
             return Holding("F32")
@@ -83,7 +88,7 @@ class Holding:
 
     def plain(self) -> "Holding":
         """What holds the same as numbers, of whatever order."""
-        return self if self.kind in {"F32", "BF16"} else Holding("F16", ROUNDED)
+        return self if self.kind in {"F32", "BF16", "F16"} else Holding("F16", ROUNDED)
 
 
 class Tensors:

@@ -19,9 +19,10 @@ from tests.quantised_llama import LAYOUTS, awq, mlx, mlx_nvfp4
 from tests.tiny_checkpoints import Weights
 
 CASES = cases()
+POWERS = Holding("F16", spare="BF16")  # codes of FP8 times powers of two
 HELD = {
     "fp8-tensor": Holding("F16", 2.0**-11), "fp8-row": Holding("F16", 2.0**-11), "fp8-block": Holding("F16", 2.0**-11),
-    "fp8-block-bf16": Holding("F16", 2.0**-11), "fp8-block-e8m0": Holding("BF16"),
+    "fp8-block-bf16": Holding("F16", 2.0**-11), "fp8-block-e8m0": POWERS,
     "ct-w4a16": Holding("Q4_0"), "ct-w4a16-asymmetric": Holding("Q5_0"), "ct-w4a16-bf16": Holding("Q4_0"),
     "ct-w8a16": Holding("Q8_0"), "ct-w3a16": Holding("Q4_0"), "ct-w2a16": Holding("Q4_0"),
     "ct-w8a8": Holding("Q8_0"), "ct-w6a16": Holding("Q8_0"),
@@ -35,8 +36,8 @@ HELD = {
     "gptq-4-desc-act": Holding("F16", 2.0**-11), "gptq-8": Holding("Q8_0"), "gptq-3": Holding("Q4_0"),
     "gptq-2": Holding("Q4_0"), "gptq-5": Holding("Q5_0"), "gptq-6": Holding("Q8_0"),
     "gptq-7-desc-act": Holding("F16", 2.0**-11), "gptq-3-planes": Holding("Q4_0"), "gptq-4-planes": Holding("Q5_0"),
-    "ct-mxfp8": Holding("BF16"), "ct-fp8-group": Holding("F16", 2.0**-11), "modelopt-mxfp8": Holding("BF16"),
-    "mlx-mxfp4": Holding("MXFP4"), "mlx-mxfp8": Holding("BF16"), "mlx-nvfp4": Holding("NVFP4"),
+    "ct-mxfp8": POWERS, "ct-fp8-group": Holding("F16", 2.0**-11), "modelopt-mxfp8": POWERS,
+    "mlx-mxfp4": Holding("MXFP4"), "mlx-mxfp8": POWERS, "mlx-nvfp4": Holding("NVFP4"),
     "torchao-int8": Holding("Q8_0", 2.0**-11), "torchao-int4": Holding("Q8_0", 2.0**-11),
     "torchao-fp8": Holding("F16", 2.0**-11),
     "modelopt-nvfp4": Holding("NVFP4"), "awq": Holding("Q5_0"),

@@ -29,7 +29,7 @@ BECOMES = {
     "gptq-desc-act": ("F16", "0.049"), "awq": ("Q5_0", None), "pack-quantized": ("Q4_0", None),
     "int-quantized": ("Q8_0", "0.049"),
     "mxfp4": ("MXFP4", None), "nvfp4": ("NVFP4", None), "nf4": ("F16", "0.049"), "mlx": ("Q4_1", None),
-    "mlx-mxfp8": ("BF16", None), "mlx-nvfp4": ("NVFP4", None), "mxfp8": ("BF16", None),
+    "mlx-mxfp8": ("F16", None), "mlx-nvfp4": ("NVFP4", None), "mxfp8": ("F16", None),
 }  # fmt: skip
 
 
