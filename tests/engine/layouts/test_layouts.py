@@ -262,6 +262,47 @@ def test_rows_at_the_end_can_be_left_out(name: str, tmp_path: Path) -> None:
     assert part.shape == exact[:n_rows].shape
 
 
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("code", "exponent", "kind"),
+    [
+        (0x01, 127 - 15, "F16"),
+        (0x01, 127 - 16, "BF16"),  # the smallest number of FP8 becomes one that F16 does not have
+        (0x02, 127 - 16, "F16"),
+        (0x7E, 127 - 20, "F16"),
+        (0x00, 0, "F16"),
+        (0x01, 0, "BF16"),  # and is off by 2^-136
+    ],
+)
+@pytest.mark.parametrize("name", ["fp8-block-e8m0", "ct-mxfp8", "modelopt-mxfp8", "mlx-mxfp8"])
+def test_powers_of_two_become_bf16_where_f16_does_not_hold_each_weight(
+    name: str, code: int, exponent: int, kind: str, tmp_path: Path
+) -> None:
+    """The codes of the last block are `code`."""
+    case = CASES[name]
+    tensors = tensors_of(case)
+    codes, scales = (
+        next(key for key, one in tensors.items() if one.dtype in dtypes and ("scale" in key) == is_scale)
+        for dtypes, is_scale in ((("F8_E4M3", "U32"), False), (("U8", "F8_E8M0"), True))
+    )
+    shape = tuple(case["shape"])
+    grid = tensors[scales].shape
+    block = [-(-size // n) for size, n in zip(shape, grid, strict=True)]
+    numbers = np.frombuffer(tensors[codes].data, np.uint8).reshape(shape).copy()
+    numbers[(grid[0] - 1) * block[0] :, (grid[1] - 1) * block[1] :] = code
+    exponents = np.frombuffer(tensors[scales].data, np.uint8).copy()
+    exponents[-1] = exponent
+    tensors[codes] = Weights(tensors[codes].shape, numbers.tobytes(), tensors[codes].dtype)
+    tensors[scales] = Weights(grid, exponents.tobytes(), tensors[scales].dtype)
+    matrix = matrix_of(tmp_path / "model.safetensors", config_of(case), tensors, shape)
+    assert matrix is not None
+    assert holding(matrix).kind == kind
+    assert (
+        np.abs(weights(output_of(matrix, kind)) - weights(output_of(matrix))).max()
+        <= (code and not exponent) * 2.0**-136
+    )
+
+
 def test_every_second_row_is_taken(tmp_path: Path) -> None:
     matrix = found("ct-mxfp4", tmp_path)
     exact = weights(output_of(matrix))
