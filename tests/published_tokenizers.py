@@ -65,8 +65,8 @@ WORDS: Mapping[str, Json] = {
         _split(r"\s+$"), _split("[一-龥ࠀ-一가-\ud7ff]+"), _DIGITS, _CUT,
     ),
     "falcon-h1": _sequence(_PUNCTUATION, _split(pretokenizers.TEKKEN), _CUT, _split("[0-9]")),
-    "falcon-3": _sequence(_PUNCTUATION, BYTE_LEVEL, _DIGITS),
-    "tiny-aya": _sequence(_split(r"\d{1,3}(?=(?:\d{3})*\b)"), _split(pretokenizers.GPT4O), _CUT),
+    "falcon3": _sequence(_PUNCTUATION, BYTE_LEVEL, _DIGITS),
+    "tiny_aya": _sequence(_split(r"\d{1,3}(?=(?:\d{3})*\b)"), _split(pretokenizers.GPT4O), _CUT),
 }  # fmt: skip
 # What looks like one of these and cuts otherwise.
 REFUSED: Mapping[str, Json] = {
@@ -102,7 +102,7 @@ _METASPACE = ("tiny-legacy", "tiny-meta-space-first", *_SENTENCEPIECE)
 CASES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("llama", "llama4_text"),
-        (*_LLAMA3, *_METASPACE, "smollm2", "tiny-deepseek-coder", *_GPT4O, "tiny-deepseek-llm", "tiny-falcon-3"),
+        (*_LLAMA3, *_METASPACE, "smollm2", "tiny-deepseek-coder", *_GPT4O, "tiny-deepseek-llm", "tiny-falcon3"),
     ),
     **dict.fromkeys(("mistral", "mixtral", "ministral3", "mistral4"), (*_TEKKEN, *_METASPACE)),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QWEN2),

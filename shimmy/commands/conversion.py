@@ -21,7 +21,6 @@ from shimmy.formats.convert.converted import SOURCE_SUFFIXES
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import block_fit, importance, reader
 from shimmy.formats.safetensors.checkpoint import InvalidSafetensors
-from shimmy.formats.tokenizer.pretokenizers import WORDS_KEY
 from shimmy.option_kinds import ConfigError
 from shimmy.system.cpu import n_physical_cores
 from shimmy.system.files import open_regular
@@ -181,9 +180,9 @@ def _write_gguf(
 
 def _about_words(made: Path) -> tuple[str, ...]:
     """What a person has to know who takes the file to another program."""
-    if WORDS_KEY.encode() not in reader.contents(made).metadata:
+    if not reader.contents(made).words:
         return ()
-    return ("llama.cpp does not cut text as this tokenizer does: Shimmy does it, other programs get wrong tokens",)
+    return ("llama.cpp cuts some text otherwise than this tokenizer: Shimmy does not, other programs with it do",)
 
 
 def _plan(folder: Path) -> ConversionPlan:

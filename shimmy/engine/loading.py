@@ -116,13 +116,9 @@ def load(
     special_tokens = vocabulary.special_tokens(path, found)
     with progress_told(reader.shard_paths(path, header), tell):
         model = LlamaModel(
-            path,
-            cpu,
-            devices=devices,
-            repacks=repacks,
-            longest_token_bytes=found.longest_token_bytes,
-            special_tokens=special_tokens,
-        )
+            path, cpu, devices=devices, repacks=repacks, longest_token_bytes=found.longest_token_bytes,
+            special_tokens=special_tokens, words=found.words,
+        )  # fmt: skip
     offers = adapters.load(model, path, header, options)
     n_positions = _n_positions(model, found.n_positions)
     if not header.is_embedding:

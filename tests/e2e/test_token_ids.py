@@ -85,14 +85,14 @@ def test_ids_are_those_of_tiktoken(server: Server, name: str) -> None:
     assert different == [], json.dumps(different)
 
 
-@pytest.mark.parametrize("name", ["tiny-deepseek-llm", "tiny-falcon-3"])
+@pytest.mark.parametrize("name", ["tiny-deepseek-llm", "tiny-falcon3"])
 def test_a_model_whose_words_are_cut_by_the_worker_writes_and_reads_as_others(server: Server, name: str) -> None:
     text = "Hello the  world, \u00fcber \u4e2d\u6587 \u00bd 1234!\n\n<think>y"
     ids = server.post("/tokenize", {"model": name, "content": text, "parse_special": True}).json()["tokens"]
     assert server.post("/detokenize", {"model": name, "tokens": ids}).json()["content"] == text
     echoed = server.post("/v1/completions", {"model": name, "prompt": text, "max_tokens": 0, "echo": True}).json()
     assert echoed["choices"][0]["text"] == text
-    n_around = 2 * (name == "tiny-falcon-3")  # <s> and </s>
+    n_around = 2 * (name == "tiny-falcon3")  # <s> and </s>
     assert echoed["usage"]["prompt_tokens"] == len(ids) + n_around
     # The grammar forces all of it, in the tokens that the tokenizer makes of it.
     forced = "the name of it is \u00fcber  alles: 1234 \u4e2d\u6587"
@@ -105,7 +105,7 @@ def test_a_model_whose_words_are_cut_by_the_worker_writes_and_reads_as_others(se
 def test_a_person_is_told_that_only_shimmy_cuts_words_so(tmp_path: Path) -> None:
     write_model(tmp_path / "tiny", GOLDEN["tiny-aya"])
     written = run(tmp_path, "convert", tmp_path / "tiny", "-o", tmp_path / "tiny.gguf")
-    assert "Shimmy does it, other programs get wrong tokens" in written.stderr
+    assert "Shimmy does not, other programs with it do" in written.stderr
     with serving(tmp_path / "server", "--model-path", tmp_path / "tiny.gguf") as server:
         for text, expected in [*zip(texts(40), GOLDEN["tiny-aya"]["ids"][:40], strict=True)]:
             reply = server.post("/tokenize", {"model": "tiny", "content": text, "add_special": True})

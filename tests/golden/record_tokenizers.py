@@ -93,8 +93,8 @@ def _tiny_tokenizers() -> dict[str, Json]:
                 "normalizer": {"type": "NFC"} if name in {"qwen2", "exaone-moe"} else None,
             }  # fmt: skip
     for name, pre_tokenizer in WORDS.items():
-        label = name if name.startswith("tiny-") else f"tiny-{name}"
-        found[label] = {"pre_tokenizer": pre_tokenizer, "surrounds": name == "falcon-3"}
+        label = "tiny-aya" if name == "tiny_aya" else f"tiny-{name}"
+        found[label] = {"pre_tokenizer": pre_tokenizer, "surrounds": name == "falcon3"}
     found["tiny-aya"]["normalizer"] = NFC
     found["tiny-falcon-h1-ignoring-merges"] = {**found["tiny-falcon-h1"], "ignore_merges": True}
     found["tiny-modern-bert"] = {"pre_tokenizer": BYTE_LEVEL, "normalizer": {"type": "NFC"}, "surrounds": True}

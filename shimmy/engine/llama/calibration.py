@@ -22,7 +22,7 @@ from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.llama.context import context_params
 from shimmy.engine.llama.model import LlamaModel
 from shimmy.errors import BadRequest, ModelUnavailable
-from shimmy.formats.gguf import importance
+from shimmy.formats.gguf import importance, reader
 from shimmy.formats.gguf.importance import Sums
 
 PIECE_TOKENS = 512  # of the text; each is read by itself
@@ -200,7 +200,8 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         text = Path(text_path).read_text(encoding="utf-8")
-        model = LlamaModel(Path(path), loading.trusted_backend(None, None), repacks=False)
+        words = reader.contents(Path(path)).words
+        model = LlamaModel(Path(path), loading.trusted_backend(None, None), repacks=False, words=words)
         sums, n_pieces, n_piece = calibrate(model, text, int(n_threads), show)
         importance.write(Path(target), sums, dataset=Path(text_path).name, n_pieces=n_pieces, n_piece=n_piece)
     except UnicodeDecodeError:

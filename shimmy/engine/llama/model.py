@@ -18,6 +18,7 @@ from shimmy.engine.llama.binding import function, llama, log
 from shimmy.engine.llama.context import EmbeddingContext, context_params, set_adapters
 from shimmy.engine.llama.sampler import LlamaSampler, Probe
 from shimmy.engine.llama.sampler_chain import SamplerChain, SamplerStage
+from shimmy.engine.llama.tokenizer import overrides_for_words
 from shimmy.engine.llama.vocab import LlamaVocab
 from shimmy.engine.pulse import engine as activity
 from shimmy.errors import ModelUnavailable
@@ -93,10 +94,11 @@ class LlamaModel:
         repacks: bool = True,
         longest_token_bytes: int = 0,
         special_tokens: Sequence[int] | None = None,
+        words: str = "",
     ) -> None:
         """Map the weights of `path`, or with `repacks` copy those into an order of the processor's for which ggml has
-        one, and put the last layers on `devices`; raises ModelUnavailable with the engine's own reason. The last two
-        arguments are for its LlamaVocab."""
+        one, and put the last layers on `devices`; raises ModelUnavailable with the engine's own reason. The last three
+        arguments are for its LlamaVocab; without `words` llama.cpp cuts text, nearly alike."""
         params = llama.llama_model_default_params()
         self.devices = devices
         # With no list of devices, or no number of layers, llama.cpp would take all that it can.
@@ -110,6 +112,8 @@ class LlamaModel:
         params.tensor_buft_overrides = ctypes.addressof(overrides) if len(overrides) > 1 else None
         params.use_extra_bufts = repacks
         params.progress_callback = _on_progress
+        of_words = overrides_for_words() if words else None
+        params.kv_overrides = of_words
         self.pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise no_memory.failure(f"the engine could not load `{path.name}`", log.reason(), self.buffers)
@@ -121,6 +125,7 @@ class LlamaModel:
             self.metadata,
             longest_token_bytes=longest_token_bytes,
             special_tokens=special_tokens,
+            words=words,
         )
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self.pointer)
         self.n_layers: int = llama.llama_model_n_layer(self.pointer)

@@ -53,6 +53,8 @@ _SWALLOWING = {
 _SPACE = "▁".encode()
 _HIDDEN = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 _SPECIAL = _HIDDEN | llama.LLAMA_TOKEN_ATTR_USER_DEFINED
+# Merges each run of letters between white space by itself, and takes letters of bytes as they are.
+_OF_WORDS = "whitespace"
 # As llama_tokenize: vocabulary, text, its bytes, tokens, room for them, add_special, parse_special.
 _TOKENIZE = ctypes.CFUNCTYPE(
     ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool,
@@ -63,16 +65,19 @@ _TOKENIZE = ctypes.CFUNCTYPE(
 class Tokenizer:
     """The tokenizer of one loaded model; any thread may use it."""
 
-    def __init__(self, vocab: Any, metadata: Callable[[str], str | None], longest_bytes: int) -> None:
+    def __init__(self, vocab: Any, metadata: Callable[[str], str | None], longest_bytes: int, words: str = "") -> None:
         """`vocab` is llama.cpp's and lives as long as the model; `longest_bytes` has the text of its longest token, 0
-        where that is not known. Raises ModelUnavailable for a way of cutting text that is not known."""
+        where that is not known. Text is cut into `words` (`pretokenizers.WORDS`) where that is not '': llama.cpp has to
+        have been loaded with `overrides_for_words`. Raises ModelUnavailable for words that are not known."""
         self._vocab = vocab
         self._metadata = metadata
         self._longest_bytes = longest_bytes
         self._type: int = llama.llama_vocab_type(vocab)
         self._has_words = self._type == llama.LLAMA_VOCAB_TYPE_BPE  # that `std::regex` may have to find
         self._pre = (metadata("tokenizer.ggml.pre") or "") if self._has_words else ""
-        self._words = _words(metadata("shimmy.tokenizer.words"))
+        self._words = _words(words) if words else None
+        if words:
+            self._pre = _OF_WORDS
         self._cuts: dict[bool, text_slices.Cuts] = {}
         # What takes about as long as others should wait: some pre-tokenizers take milliseconds for each piece of text
         # between special tokens, as they compile their expressions for each.
@@ -277,10 +282,16 @@ class Tokenizer:
         return self._longest_bytes if n_bytes >= len(_EVERY_BYTE.encode()) else None
 
 
-def _words(name: str | None) -> "Words | None":
-    """What cuts the text of a converted model into words, by the name that is stored; None where llama.cpp does."""
-    if name is None:
-        return None
+def overrides_for_words() -> Any:
+    """`kv_overrides` with which llama.cpp takes words as they are, whatever pre-tokenizer the file names."""
+    overrides = (llama.llama_model_kv_override * 2)()  # the last one is empty
+    overrides[0].tag, overrides[0].key = llama.LLAMA_KV_OVERRIDE_TYPE_STR, b"tokenizer.ggml.pre"
+    overrides[0].value.val_str = _OF_WORDS.encode()
+    return overrides
+
+
+def _words(name: str) -> "Words":
+    """What cuts the text of a converted model into words, by the name that is stored."""
     from shimmy.formats.tokenizer.words import Words  # few models need it
 
     try:

@@ -55,16 +55,17 @@ class LlamaVocab:
         *,
         longest_token_bytes: int = 0,
         special_tokens: Sequence[int] | None = None,
+        words: str = "",
     ) -> None:
         """The vocabulary of the model behind the pointer `model`, called `name` in errors.
 
         `longest_token_bytes` is the length of its longest token, 0 where that is not known; `special_tokens` are those
-        that the model file marks, None where that is not known. Raises ModelUnavailable for a vocabulary that
-        llama.cpp would abort on.
+        that the model file marks, None where that is not known; `words` is for its Tokenizer. Raises ModelUnavailable
+        for a vocabulary that llama.cpp would abort on.
         """
         self.pointer = self._vocab = llama.llama_model_get_vocab(model)
         self._name = name
-        self.tokenizer = Tokenizer(self._vocab, metadata, longest_token_bytes)
+        self.tokenizer = Tokenizer(self._vocab, metadata, longest_token_bytes, words)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)
         self._check()

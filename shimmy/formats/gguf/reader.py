@@ -79,6 +79,12 @@ class Contents:
         tokens = self.metadata.get(b"tokenizer.ggml.tokens")
         return tokens.longest_bytes if isinstance(tokens, Array) else 0
 
+    @property
+    def words(self) -> str:
+        """How a model that Shimmy has converted cuts text into words in llama.cpp's place; '' where llama.cpp does."""
+        name = self.metadata.get(b"shimmy.tokenizer.words", b"")
+        return name.decode("utf-8", "replace") if isinstance(name, bytes) else ""
+
 
 def read_header(path: Path) -> GgufHeader:
     """The header of `path`, in about a millisecond. Raises InvalidGguf, or OSError when the file cannot be read.

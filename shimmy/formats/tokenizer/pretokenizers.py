@@ -114,16 +114,14 @@ NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((KIMI,), True): "kimi-k2",
     ((_SEED,), False): "seed-coder",
 }
-# What no pre-tokenizer of llama.cpp cuts alike, step by step: `words` does it, under these names.
+# What no pre-tokenizer of llama.cpp cuts alike, step by step: `words` does it, under the names of those that come near.
 WORDS: dict[tuple[str, ...], str] = {
     (*_DEEPSEEK_LLM, DIGITS, BYTES): "deepseek-llm",  # DeepSeek LLM, V2, V2 Lite, Coder V2
     (PUNCTUATION, TEKKEN, BYTES, "[0-9]"): "falcon-h1",
-    (PUNCTUATION, GPT2, BYTES, DIGITS): "falcon-3",
-    (DIGITS_FROM_THE_RIGHT, GPT4O, BYTES): "tiny-aya",
+    (PUNCTUATION, GPT2, BYTES, DIGITS): "falcon3",
+    (DIGITS_FROM_THE_RIGHT, GPT4O, BYTES): "tiny_aya",
 }
 WORDS_KEY = "shimmy.tokenizer.words"  # under which a GGUF has such a name
-# Merges each run of letters between white space by itself, and takes letters of bytes as they are.
-OF_WORDS = "whitespace"
 
 
 def name(pre_tokenizer: object, tokens: Iterable[str], *, ignore_merges: bool) -> str:

@@ -116,7 +116,7 @@ def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], added: M
     merged = (text for text, index in ids.items() if index not in added)
     cut, ignore_merges = tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges"))
     kind = pretokenizers.words(cut)
-    pre = pretokenizers.OF_WORDS if kind else pretokenizers.name(cut, merged, ignore_merges=ignore_merges)
+    pre = kind or pretokenizers.name(cut, merged, ignore_merges=ignore_merges)
     unknown = model.get("unk_token")
     if unknown and not ids.keys() >= set(pretokenizers.byte_letters()):
         raise Unconvertible("its tokenizer has bytes without a token, which llama.cpp leaves out of the text")

@@ -34,7 +34,8 @@ def model(tiny_model: Path, cpu: CpuBackend) -> Iterator[LlamaModel]:
 
 
 def opened(path: Path, cpu: CpuBackend) -> LlamaModel:
-    return LlamaModel(path, cpu, longest_token_bytes=reader.validated(path).longest_token_bytes)
+    found = reader.validated(path)
+    return LlamaModel(path, cpu, longest_token_bytes=found.longest_token_bytes, words=found.words)
 
 
 # -- how much a token stands for -------------------------------------------------------------------------------------
@@ -136,8 +137,8 @@ def test_a_word_of_any_length_does_not_end_the_process(pre: str, tmp_path: Path,
 # -- words that llama.cpp does not cut -------------------------------------------------------------------------------
 
 
-def opened_with_words(folder: Path, cpu: CpuBackend, name: str = "falcon-3") -> LlamaModel:
-    return opened(write_tiny_bpe(folder, pre=pretokenizers.OF_WORDS, words=name), cpu)
+def opened_with_words(folder: Path, cpu: CpuBackend, name: str = "falcon3") -> LlamaModel:
+    return opened(write_tiny_bpe(folder, words=name), cpu)
 
 
 @pytest.mark.parametrize("name", pretokenizers.WORDS.values())
@@ -189,6 +190,15 @@ def test_words_of_any_length_do_not_end_the_process(tmp_path: Path, cpu: CpuBack
         assert b"".join(said[token] for token in tokens).decode() == text
     with pytest.raises(BadRequest, match="characters without a space"):
         vocab.tokenize("漢" * 300_000, add_special=False, parse_special=True)
+
+
+def test_other_programs_find_a_pre_tokenizer_that_comes_near(tmp_path: Path, cpu: CpuBackend) -> None:
+    path = write_tiny_bpe(tmp_path, pre="falcon3", words="falcon3")
+    here, elsewhere = opened(path, cpu).vocab, LlamaModel(path, cpu).vocab
+    ways = {"add_special": False, "parse_special": True}
+    text = "hello the AAAA<|im_start|>  hi"
+    assert here.tokenize(text, **ways) == elsewhere.tokenize(text, **ways)
+    assert here.tokenize("hi\n\nhi", **ways) != elsewhere.tokenize("hi\n\nhi", **ways)
 
 
 def test_words_of_another_version_are_refused(tmp_path: Path, cpu: CpuBackend) -> None:

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 
 from shimmy.engine.llama import binding
-from shimmy.engine.llama.tokenizer import Tokenizer
+from shimmy.engine.llama.tokenizer import Tokenizer, overrides_for_words
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GgufType, encode_header
 from shimmy.formats.tokenizer import vocab
 from shimmy.formats.tokenizer.charsmap import Charsmap
 from shimmy.formats.tokenizer.normalizer import KEY, Normalizer
+from shimmy.formats.tokenizer.pretokenizers import WORDS_KEY
 from tests.awkward_texts import texts
 from tests.models import demo_model, template_free_model
 from tests.tokenizer_folders import (
@@ -64,11 +65,14 @@ class Vocabulary:
         path.write_bytes(encode_header([("general.architecture", GgufType.STRING, kind), *metadata], []))
         params = _low_level.llama_model_default_params()
         params.vocab_only = True
+        words: str = self.values.get(WORDS_KEY, "")
+        overrides = overrides_for_words() if words else None
+        params.kv_overrides = overrides
         self._model = _low_level.llama_model_load_from_file(os.fsencode(path), params)
         assert self._model, "llama.cpp does not load it"
         self._vocab = _low_level.llama_model_get_vocab(self._model)
         self.normalizer = Normalizer.from_text(self.values.get(KEY, "{}"))
-        self.tokenizer = Tokenizer(self._vocab, self._text_of, 0)
+        self.tokenizer = Tokenizer(self._vocab, self._text_of, 0, words)
 
     def _text_of(self, key: str) -> str | None:
         value = self.values.get(key)
