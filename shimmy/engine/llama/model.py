@@ -279,7 +279,10 @@ class LlamaModel:
     ) -> LlamaSampler:
         """Build `chain`. `biases`, and those that suppress tokens of the model itself, come before its stages.
 
-        Stages that look back at the prompt are shown the end of `history`."""
+        Stages that look back at the prompt are shown the end of `history`. Raises BadRequest for `breakers` that
+        llama.cpp would get wrong."""
+        if any(stage.name == "dry" for stage in chain.stages):
+            self.vocab.tokenizer.check_breakers(breakers)
         pointer = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         biases = [*biases, *self.vocab.suppressed]
         if biases:

@@ -8,7 +8,7 @@ tokenizer does is cut into words for it. Knows llama.cpp's vocabularies; nothing
 
 import ctypes
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,10 @@ _LINE, _NO_LINE = re.compile(r"\n"), re.compile(r"[^\n]")
 # What a pre-tokenizer looks at once more for each of its characters, by `tokenizer.ggml.pre`: 2,000 take 0.2 seconds.
 _QUADRATIC = {"superbpe": re.compile(r"[^0-9]"), "deepseek-llm": re.compile(r"\S"), "jais-2": re.compile(r"\S")}
 _MAX_QUADRATIC = 2000
+# llama.cpp ends the process where `whitespace` leaves these together.
+_TOGETHER = re.compile(r" \s|\s ")
+# What a text to be found may begin with, and what may stand behind: llama.cpp tokenizes that without our words.
+_PLAIN_BEHIND = re.compile(r".[!-~]*", re.DOTALL)
 # Every byte that text has in UTF-8: each as the first of a character, and 80 to BF behind it. Without the control
 # characters and the planes without characters: some vocabularies lack their bytes, no long text has them.
 _EVERY_BYTE = "\t\n\r" + "".join(map(chr, (*range(0x20, 0x7F), *range(0x80, 0x800, 0x3F),
@@ -162,6 +166,8 @@ class Tokenizer:
     def _tokens(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         if self._pre in _QUADRATIC:
             self._check_runs(text)
+        if self._pre == _OF_WORDS and self._metadata("tokenizer.ggml.model") == "gpt2" and _TOGETHER.search(text):
+            raise BadRequest("the text has spaces in a row, which the model cannot read")
         data = text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8 form
         n_max = len(data) + 8
         buffer = (ctypes.c_int32 * n_max)()
@@ -232,6 +238,15 @@ class Tokenizer:
     def _swallows(self) -> bool:
         values = {key: (self._metadata(key) or "").lower() for key in _SWALLOWING}
         return any(name in values[key] for key, names in _SWALLOWING.items() for name in names)
+
+    def check_breakers(self, texts: Sequence[str]) -> None:
+        """Raise BadRequest for a text that llama.cpp would tokenize otherwise, as it does for the sampler DRY."""
+        if self._words is not None and (odd := [text for text in texts if not _PLAIN_BEHIND.fullmatch(text)]):
+            raise BadRequest(
+                "dry_sequence_breakers: behind the first character this model takes letters and signs of ASCII alone, "
+                f"and no white space: got {odd[0]!r}",
+                param="dry_sequence_breakers",
+            )
 
     # -- for code in C and Rust ----------------------------------------------------------------------------------------
 

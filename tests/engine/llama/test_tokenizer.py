@@ -9,13 +9,14 @@ from random import Random
 import pytest
 
 from shimmy.engine.cpu_variants import variants
-from shimmy.engine.llama import text_slices
+from shimmy.engine.llama import sampler_chain, text_slices
 from shimmy.engine.llama.binding import LIBRARY_FOLDER
 from shimmy.engine.llama.model import CpuBackend, LlamaModel
 from shimmy.engine.llama.tokenizer import Tokenizer
 from shimmy.errors import BadRequest, ModelUnavailable
 from shimmy.formats.gguf import reader
 from shimmy.formats.tokenizer import pretokenizers
+from shimmy.messages.request import SamplingParams
 from tests.tiny_models import BOOL, STRING, vocabulary, write_tiny_bert, write_tiny_bpe, write_tiny_model
 
 LONGEST = max(len(text.encode()) for text, _ in vocabulary())
@@ -199,6 +200,24 @@ def test_other_programs_find_a_pre_tokenizer_that_comes_near(tmp_path: Path, cpu
     text = "hello the AAAA<|im_start|>  hi"
     assert here.tokenize(text, **ways) == elsewhere.tokenize(text, **ways)
     assert here.tokenize("hi\n\nhi", **ways) != elsewhere.tokenize("hi\n\nhi", **ways)
+
+
+def test_what_llama_cpp_would_tokenize_without_words_is_refused(tmp_path: Path, cpu: CpuBackend) -> None:
+    """It ended the process at two spaces: `dry_sequence_breakers` are tokenized by the sampler."""
+    model = opened_with_words(tmp_path, cpu)
+    chain = sampler_chain.chain(SamplingParams(dry_multiplier=0.8), seed=1, n_ctx=64)
+    for text in ("\n", ":", "USER:", "漢", " "):
+        model.new_sampler(chain, [], [text]).close()
+    for text in ("a  b", " b ", "\n\n", "é漢", "\n—"):
+        with pytest.raises(BadRequest, match="behind the first character") as caught:
+            model.new_sampler(chain, [], ["\n", text])
+        assert caught.value.param == "dry_sequence_breakers"
+    others = opened(write_tiny_bpe(tmp_path, "other"), cpu)
+    others.new_sampler(chain, [], ["a  b"]).close()
+    odd = opened(write_tiny_bpe(tmp_path, "odd", pre="whitespace"), cpu).vocab
+    assert odd.tokenize("hello A", add_special=False, parse_special=True)
+    with pytest.raises(BadRequest, match="spaces in a row"):
+        odd.tokenize("hello  A", add_special=False, parse_special=True)
 
 
 def test_words_of_another_version_are_refused(tmp_path: Path, cpu: CpuBackend) -> None:
