@@ -27,6 +27,7 @@ from shimmy.formats.quantised.stored import Holding
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 LARGEST = 448
 _LEAST_OF_HALVES, _MOST_OF_HALVES = -15, 7  # powers of two with which F16 holds all codes
+_LOOKED_AT = 1 << 16  # codes at once
 _LOWEST_BIT = -24  # of a number in F16, as a power of two
 _SMALLEST_SCALE = 2.0**-117  # under which BF16 holds all codes
 _LARGE_ENOUGH = 2.0**-64  # a tensor with a weight of this size loses nothing with those that BF16 does not hold
@@ -99,8 +100,18 @@ def _halves_hold(codes: Bytes, exponents: Bytes, options: Mapping[str, int]) -> 
     if wide.shape[1] > 1 and codes.shape[1] % options["block_columns"]:
         wide = np.repeat(wide, options["block_columns"], axis=1)[:, : codes.shape[1]]
     is_small = wide < _LEAST_OF_HALVES + 127
-    lowest = _LOWEST[grouped(codes, wide)[is_small]].min(axis=1, initial=127)
-    return bool((lowest + (wide[is_small].astype(np.int16) - 127) >= _LOWEST_BIT).all())
+    parted = grouped(codes, wide)
+    step = max(1, _LOOKED_AT // codes.shape[1])
+    return all(
+        _hold_small(parted[first : first + step], wide[first : first + step], is_small[first : first + step])
+        for first in range(0, len(codes), step)  # the first part mostly tells
+    )
+
+
+def _hold_small(codes: Bytes, exponents: Bytes, is_small: NDArray[np.bool_]) -> bool:
+    """`codes` are [rows, blocks, columns of a block], the others [rows, blocks]."""
+    lowest = _LOWEST[codes[is_small]].min(axis=1, initial=127)
+    return bool((lowest + (exponents[is_small].astype(np.int16) - 127) >= _LOWEST_BIT).all())
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
