@@ -55,10 +55,10 @@ _SCORING = {"deepseek32": 8, "glm-dsa": 8, "minimax-m3": 6 + 4 * 8}
 
 def attention_bytes(architecture: str, n_heads: int, kv_type: str = USUAL_KV_TYPE) -> int:
     """What a decode takes for each of its rows and each cell of the pool, in bytes: a mask in F16 that says whether the
-    one attends to the other, and more for some models. Without flash attention, masks are in F32, and each head has a
-    score in F32."""
+    one attends to the other, and more for some models. Without flash attention, masks are in F32, windows that slide
+    have one of their own, and each head has a score in F32."""
     n_mask_bytes = _SCORING.get(architecture, 2)
-    return 2 * n_mask_bytes + 4 * n_heads if kv_type == EXACT_KV_TYPE else n_mask_bytes
+    return 2 * n_mask_bytes + 4 + 4 * n_heads if kv_type == EXACT_KV_TYPE else n_mask_bytes
 
 
 MAX_SEQUENCES = 256  # of a context (llama.cpp's LLAMA_MAX_SEQ)

@@ -13,12 +13,13 @@ from shimmy.pool import memory_estimate
 from shimmy.pool.memory_estimate import MemoryEstimate, estimate
 from shimmy.system import cgroups, memory
 from shimmy.system.memory import shown
+from shimmy.wire.worker_options import MOVING_SHARE
 from tests.fakes import model
 
 # SmolLM2-135M and gemma-3-270m, as their headers have them; and what a worker of each was seen to take, beside its
 # weights, with eight jobs (Pss_Anon and its code): with 2,048 and 8,192 tokens of context.
-SMOLLM2 = replace(model(), size_bytes=98_362_432, n_vocab=49_152, n_embd=576, n_ff=1536, n_kv=11_520)
-GEMMA = replace(model(), size_bytes=253_113_024, n_vocab=262_144, n_embd=640, n_ff=2048, n_kv=9_216)
+SMOLLM2 = replace(model(), size_bytes=98_362_432, n_vocab=49_152, n_embd=576, n_ff=1536, n_heads=9, n_kv=11_520)
+GEMMA = replace(model(), size_bytes=253_113_024, n_vocab=262_144, n_embd=640, n_ff=2048, n_heads=4, n_kv=9_216)
 SEEN = [(SMOLLM2, 2048, 212e6), (SMOLLM2, 8192, 349e6), (GEMMA, 2048, 428e6), (GEMMA, 8192, 534e6)]
 
 
@@ -35,6 +36,18 @@ def test_what_is_reckoned_is_a_little_more_than_what_was_seen(of: Model, n_ctx: 
 def test_kv_memory_is_that_of_llama_cpp() -> None:
     assert reckoned(SMOLLM2, 8192).kv == 180 * 2**20
     assert reckoned(SMOLLM2, 8192).weights == 98_362_432
+
+
+@pytest.mark.parametrize(("of", "usual_mib", "exact_mib"), [(SMOLLM2, 21.51, 166.38), (GEMMA, 34.16, 105.97)])
+def test_attention_that_is_exact_takes_scores_of_each_head(of: Model, usual_mib: float, exact_mib: float) -> None:
+    """The compute buffers of llama.cpp for 512 rows in 8,192 cells, with flash attention and without."""
+    usual, exact = (
+        estimate(of, n_ctx=8192, n_batch=512, n_sequences=32, n_outputs=32, kv_type=kv_type)
+        for kv_type in ("f16", "f32")
+    )
+    assert exact.kv == 2 * usual.kv
+    more = exact.compute - usual.compute - int(MOVING_SHARE * usual.kv)
+    assert 1.0 <= more / 2**20 / (exact_mib - usual_mib) <= 1.3
 
 
 def test_a_recurrent_state_is_one_for_each_sequence() -> None:
