@@ -14,7 +14,10 @@ from tests.e2e.harness import Server, run, serving
 from tests.formats.tokenizer.test_tiktoken import GOLDEN as TIKTOKEN
 from tests.formats.tokenizer.test_tiktoken import files_of
 from tests.formats.tokenizer.test_vocab import GOLDEN
+from tests.golden import weights
 from tests.golden.record_tiktoken import all_texts
+from tests.published_tokenizers import WORDS
+from tests.rewriting import rewrite
 from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, llama_tensors, write_checkpoint
 from tests.tiny_models import N_EMBD
 from tests.tokenizer_folders import Json, write_folder
@@ -112,3 +115,21 @@ def test_a_person_is_told_that_only_shimmy_cuts_words_so(tmp_path: Path) -> None
             assert reply.json()["tokens"] == expected
     write_model(tmp_path / "other", GOLDEN["tiny-qwen2"])
     assert run(tmp_path, "convert", tmp_path / "other", "-o", tmp_path / "other.gguf").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "words"), [("deepseek2-lite", "deepseek-llm"), ("falcon-h1", "falcon-h1"), ("cohere2", "tiny_aya")]
+)
+def test_a_family_is_served_with_the_tokenizer_that_it_is_published_with(
+    family: str, words: str, tmp_path: Path
+) -> None:
+    folder = weights.write_folder(family, tmp_path / "model", "5")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    rewrite(folder / "tokenizer.json", json.dumps({**tokenizer, "pre_tokenizer": WORDS[words]}).encode())
+    with serving(tmp_path / "server", "--model-path", folder, "--cache-dir", tmp_path / "cache") as server:
+        text = 'Hello "world", \u00fcber \u4e2d\u6587\u3002 12345\n  x'
+        asked = {"model": "model", "prompt": text, "echo": True, "max_tokens": 8, "temperature": 0}
+        reply = server.post("/v1/completions", asked)
+        assert reply.status == 200, reply.body
+        assert reply.json()["choices"][0]["text"].startswith(text)
+        assert server.stream("Hello", "model", max_tokens=8).finish().is_done
