@@ -148,6 +148,8 @@ class Tokenizer:
             return text
         if not cuts.is_known:
             raise BadRequest("the model takes no text: its special tokens are too many, or too odd")
+        if len(text) > _MAX_WORD_CHARACTERS:
+            raise BadRequest(f"the text has more than {_MAX_WORD_CHARACTERS} characters without a space between words")
         parts = cuts.parts(text)
         parts[::2] = map(self._words.written, parts[::2])
         return "".join(parts)
@@ -224,7 +226,9 @@ class Tokenizer:
         if self._type == llama.LLAMA_VOCAB_TYPE_SPM:
             return None if self._joins_words() else text_slices.WORD
         if self._words is not None:
-            return text_slices.WORD
+            from shimmy.formats.tokenizer.words import LETTER
+
+            return text_slices.CutPlace(LETTER, "[\n \u3001\u3002\uff0c]")
         is_plain = self._type == llama.LLAMA_VOCAB_TYPE_BPE and self._metadata("tokenizer.ggml.model") != "hybriddna"
         return text_slices.place_of(self._pre) if is_plain else None
 

@@ -23,8 +23,10 @@ from shimmy.formats.tokenizer.pretokenizers import (
     shown,
 )
 
-# Behind this each tokenizer of `WORDS` ends a word, whatever stands around.
-_END = re.compile("[A-Za-z](?=[\0-&(-@\\[-`{-\x7f])")
+# Each tokenizer of `WORDS` ends a word between two of these, whatever stands around: a letter of Latin, Russian,
+# Japanese, Chinese or Korean, and white space or a sign that no letter goes on behind, as it may behind an apostrophe.
+LETTER = "[A-Za-z\u0410-\u044f\u3041-\u3093\u30a1-\u30f6\u4e00-\u9fa5\uac00-\ud7a3]"
+_END = re.compile(LETTER + "(?=[\0-&(-@\\[-`{-\x7f\u3001\u3002\uff0c])")
 # What stands between two of these is mostly a word that comes again.
 _N_KNOWN = 1 << 14
 _MAX_KNOWN = 64  # characters of one

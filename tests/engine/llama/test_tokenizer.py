@@ -189,8 +189,11 @@ def test_words_of_any_length_do_not_end_the_process(tmp_path: Path, cpu: CpuBack
         tokens = vocab.tokenize(text, add_special=False, parse_special=True)
         said = {token: vocab.token_bytes(token, special=True) for token in {*tokens}}
         assert b"".join(said[token] for token in tokens).decode() == text
-    with pytest.raises(BadRequest, match="characters without a space"):
-        vocab.tokenize("漢" * 300_000, add_special=False, parse_special=True)
+    for text in ("漢" * 300_000, "1" * 600_000):
+        with pytest.raises(BadRequest, match="characters without a space"):
+            vocab.tokenize(text, add_special=False, parse_special=True)
+    for text in ("漢字、" * 10_000, "жд лж " * 10_000, "한국 " * 10_000, "かな。" * 10_000):
+        assert len(list(vocab.tokenizer.slices(text, add_special=False, parse_special=True))) > 3
 
 
 def test_other_programs_find_a_pre_tokenizer_that_comes_near(tmp_path: Path, cpu: CpuBackend) -> None:
