@@ -50,7 +50,8 @@ _LAYOUTS: dict[str, _Layout] = {
 
 
 def holding(output: TensorOutput, reader: TensorReader) -> Holding:
-    """What holds the tensor, by its scales and zero points. Raises Unconvertible for numbers that cannot be."""
+    """What holds the tensor, by its scales and zero points, and by its codes where these say too little. Raises
+    Unconvertible for numbers that cannot be."""
     found: Holding | None = None
     for matrix in {id(rows.matrix): rows.matrix for rows in output.stored}.values():
         layout = _LAYOUTS[matrix.layout]

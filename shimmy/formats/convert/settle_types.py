@@ -1,4 +1,5 @@
-"""Which GGUF type each quantised weight becomes, by its scales and zero points, which headers do not tell.
+"""Which GGUF type each quantised weight becomes, by its numbers, scales and zero points above all, which headers do not
+tell.
 
 Knows what is asked of whoever computes with quantised weights: the parent cannot.
 """
@@ -20,7 +21,7 @@ class Unpacker(Protocol):
     """Computes with quantised weights, which the parent cannot: `engine/layouts/unpack.py`."""
 
     def holding(self, output: TensorOutput, reader: TensorReader) -> Holding:
-        """What holds the tensor, by its scales and zero points. Raises Unconvertible for numbers that cannot be."""
+        """What holds the tensor, by its numbers. Raises Unconvertible for such as cannot be."""
 
     def chunks(self, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
         """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,19 @@ def test_powers_of_two_become_bf16_where_f16_does_not_hold_each_weight(
     )
 
 
+def test_experts_of_which_f16_does_not_hold_one_become_bf16_together(tmp_path: Path) -> None:
+    one = found("mlx-mxfp8", tmp_path)
+    tensors = tensors_of(CASES["mlx-mxfp8"])
+    scales = f"{MODULE}.scales"
+    tensors[scales] = Weights(tensors[scales].shape, bytes([127 - 30]) * len(tensors[scales].data), "U8")
+    other = matrix_of(tmp_path / "other.safetensors", config_of(CASES["mlx-mxfp8"]), tensors, one.shape)
+    assert other is not None
+    for experts in ((one, other), (other, one), (one, other, one)):
+        output = replace(output_of(one), stored=tuple(StoredRows(matrix, 0, one.shape[0]) for matrix in experts))
+        with TensorReader() as reader:
+            assert unpack.holding(output, reader) == Holding("BF16")
+
+
 def test_every_second_row_is_taken(tmp_path: Path) -> None:
     matrix = found("ct-mxfp4", tmp_path)
     exact = weights(output_of(matrix))
@@ -328,8 +342,6 @@ def test_a_number_for_all_weights_can_lie_beside_them(name: str, tmp_path: Path)
 
 def replaced(output: Any) -> Any:
     """The tensor with the number beside the weights."""
-    from dataclasses import replace
-
     from shimmy.formats.gguf.writer import GGML_CODES, TensorInfo
 
     return replace(output, info=TensorInfo("blk.0.ffn_up.scale", (1,), GGML_CODES["F32"]))
