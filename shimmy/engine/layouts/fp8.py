@@ -170,7 +170,8 @@ def _looked_up(codes: Bytes, scales: Floats, block_rows: int) -> LookedUp:
 
 def _looked_up_by_power(codes: Bytes, exponents: Bytes, block_rows: int) -> LookedUp:
     """With a table for each of the few powers of two that there are, however small the blocks."""
-    is_there = np.bincount(exponents.reshape(-1), minlength=256) > 0
+    is_there = np.zeros(256, bool)
+    is_there[exponents] = True
     powers, places = powers_of_two(np.flatnonzero(is_there).astype(np.uint8)), np.cumsum(is_there) - 1
     with np.errstate(over="ignore"):  # by codes that do not occur
         tables: Floats = _NUMBERS * powers[:, None]
