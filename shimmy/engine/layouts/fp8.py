@@ -172,7 +172,7 @@ def _looked_up_by_power(codes: Bytes, exponents: Bytes, block_rows: int) -> Look
     """With a table for each of the few powers of two that there are, however small the blocks."""
     is_there = np.zeros(256, bool)
     is_there[exponents] = True
-    powers, places = powers_of_two(np.flatnonzero(is_there).astype(np.uint8)), np.cumsum(is_there) - 1
+    powers, places = powers_of_two(is_there.nonzero()[0].astype(np.uint8)), is_there.cumsum() - 1
     with np.errstate(over="ignore"):  # by codes that do not occur
         tables: Floats = _NUMBERS * powers[:, None]
     return LookedUp(codes, tables, _of_rows(places[exponents], len(codes), block_rows))
