@@ -21,7 +21,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Codes: TypeAlias = NDArray[np.signedinteger[Any]]  # of 8 bits where they are enough, else of 16
 Index: TypeAlias = NDArray[np.int64]
 
-_F16_LARGEST, _F16_SMALLEST = np.float32(65_504), np.float32(2.0**-14)  # of those with all bits
+_F16_LARGEST, _F16_SMALLEST = 65_504.0, 2.0**-14  # of those with all bits
 _LARGE_ENOUGH = 2.0**-10  # a tensor whose largest weight is smaller would lose bits as F16
 # E2M1, by code.
 E2M1: Floats = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)

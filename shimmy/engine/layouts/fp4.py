@@ -54,6 +54,7 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Packed:
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _scales(arrays: Arrays, options: Mapping[str, int]) -> Floats:
     stored = arrays["scales"].reshape(-1, arrays["scales"].shape[-1])
     if options["group"] == 32:

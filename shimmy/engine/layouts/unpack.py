@@ -125,6 +125,7 @@ def _n_bytes_taken(rows: StoredRows, output: TensorOutput) -> int:
     return codes.n_bytes * (last - first) // matrix.shape[0] + _COMPUTED_BYTES * (stop - start) * matrix.shape[1]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # by damaged scales: what is infinite, the engine notices
 def _encoded(
     matrix: StoredMatrix,
     arrays: Mapping[str, NDArray[Any]],
@@ -169,6 +170,7 @@ def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elemen
         yield start, min(start + step, end)
 
 
+@np.errstate(over="ignore")
 def _apart(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
     part = matrix.parts[matrix.apart]
     number = np.float32(_widened(_read(part, 0, 0, reader), part.tensor.dtype).reshape(-1)[0])

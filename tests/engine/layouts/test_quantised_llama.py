@@ -265,6 +265,29 @@ def test_tensors_that_cannot_be_are_refused(
     assert words in said, said
 
 
+HUGE: Mapping[str, Mapping[str, float]] = {
+    "fp8-block": {"weight_scale_inv": 3e38}, "fp8-tensor": {"weight_scale": 3e38},
+    "int-quantized": {"weight_scale": 65504.0}, "nvfp4": {"weight_global_scale": 1e-42}, "nf4": {"weight.absmax": 3e38},
+    "mxfp8": {"weight_scale_inv": 254}, "mxfp4": {"weight_scale": 254}, "mlx-mxfp8": {"scales": 254},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", HUGE)
+def test_scales_that_make_weights_infinite_are_no_warnings_of_numpy(layout: str, tmp_path: Path) -> None:
+    """The log had lines with a place in our source; the engine says what is wrong with such a model."""
+    config, tensors, _ = quantised(layout)
+    for name, tensor in tensors.items():
+        part = next((part for part in HUGE[layout] if name.endswith(f"_proj.{part}")), None)
+        if part is not None:
+            form = {"F32": "<f4", "F16": "<f2", "U8": "u1", "F8_E8M0": "u1", "BF16": "<u2"}[tensor.dtype]
+            value = 0x7F7F if tensor.dtype == "BF16" else HUGE[layout][part]
+            tensors[name] = numbers(tensor.shape, value, tensor.dtype, form)
+    folder = write_checkpoint(tmp_path / "model", config, tensors)
+    write_tokenizer(folder)
+    for target_type in ("", "f32"):
+        assert reader.validate(made(folder, target_type)).n_params
+
+
 @pytest.mark.parametrize("name", ["compression_config", "quantization_config"])
 def test_both_names_of_the_configuration_are_read(name: str, tmp_path: Path) -> None:
     config, tensors, _ = quantised("pack-quantized")
