@@ -26,7 +26,8 @@ _NO_FOLDERS = frozenset(
 ) | frozenset(
     (".git", ".svn", ".hg", ".ipynb_checkpoints", "__pycache__", ".sync", ".dropbox.cache", ".@__thumb", ".recycle"),
 )  # fmt: skip
-_TRASH = ".trash"  # `.Trash`, `.Trash-1000`, `.Trashes`
+# `.Trash`, `.Trash-1000`, `.Trashes`; what `shimmy convert` has not finished, also where it was killed.
+_NO_BEGINNINGS = (".trash", "shimmy-convert-")
 _APPLE_DOUBLE = "._"  # a Mac's attributes of the file of this name, on file systems that have none
 # What a download puts beside a file that has its final name and perhaps its final size already, or has as its own name
 # until it is finished: aria2, axel, lftp, Chrome, Firefox, Opera, wget and curl by habit, the hub, Ollama, torrents.
@@ -74,7 +75,7 @@ def is_no_place(name: str) -> bool:
     """Whether folders of this name are not searched for models. Safari downloads a file into a `NAME.download`."""
     lowered = name.lower()
     is_download = (of := marked(Path(name))) is not None and of.suffix.lower() == ".gguf"
-    return lowered in _NO_FOLDERS or lowered.startswith(_TRASH) or is_download
+    return lowered in _NO_FOLDERS or lowered.startswith(_NO_BEGINNINGS) or is_download
 
 
 def walk(

@@ -17,6 +17,7 @@ from shimmy.catalog.header_cache import Headers
 from shimmy.catalog.scan import Discovery, report, scan
 from shimmy.catalog.walk import MAX_DEPTH
 from shimmy.formats.convert import convert, converted
+from shimmy.formats.convert.cache import UNFINISHED
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.header import GgufHeader, GgufKind
 from shimmy.system import files
@@ -667,7 +668,7 @@ def test_circles_of_folders_and_bottomless_ones_end(tmp_path: Path, caplog: pyte
     [
         *(".Trash", ".Trash-1000", ".Trashes", "$RECYCLE.BIN", "@eaDir", "#recycle", "lost+found", ".git", ".no_exist"),
         *(".ipynb_checkpoints", "__MACOSX", "System Volume Information", ".snapshots", ".stversions", "@Recycle"),
-        *(".local/share/Trash", "RECYCLER"),
+        *(".local/share/Trash", "RECYCLER", f"{UNFINISHED}x1_y2z3"),
     ],
 )
 def test_what_was_thrown_away_and_its_like_are_no_models(tmp_path: Path, name: str) -> None:

@@ -27,7 +27,7 @@ _POLL_S = 0.1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 LOSSLESS = ".lossless"  # behind the name of a file in the making: what it is made of; the lock of one is that of both
-UNFINISHED = "shimmy-convert-"  # how a folder begins in which a file becomes whole beside its place
+UNFINISHED = "shimmy-convert-"  # how a folder begins in which a file becomes whole beside its place; not searched
 
 Progress = Callable[[float], None]  # called with the share that is done, 0 to 1
 Write = Callable[[Path], None]  # fills the empty file of this path
