@@ -203,7 +203,9 @@ class ModelFiles:
         except (InvalidSafetensors, Unconvertible, InvalidGguf) as exc:
             reason = printable(str(exc))
         except OSError as exc:
-            reason, modified_ns = f"it cannot be read: {exc.strerror}", 0
+            is_inside = isinstance(exc.filename, str) and exc.filename != str(folder.path)
+            name = f"its `{Path(exc.filename).name}`" if is_inside else "it"
+            reason, modified_ns = printable(f"{name} cannot be read: {exc.strerror}"), 0
         except Exception as exc:  # noqa: BLE001  # whatever a file makes a reader do, the other models stay
             reason = self._unexpected(folder.path, exc)
         architecture = huggingface.architecture(folder.path) if kind == SAFETENSORS else ""

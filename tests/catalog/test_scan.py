@@ -680,6 +680,17 @@ def test_what_was_thrown_away_and_its_like_are_no_models(tmp_path: Path, name: s
     assert names(scan_paths(tmp_path / name)) == ["bad", "whole"], "but for one who names it"
 
 
+def test_a_link_to_nothing_beside_a_model_is_no_file_of_it_and_one_in_a_circle_is_named(tmp_path: Path) -> None:
+    """A text file whose link was broken kept a model from being listed, and the reason did not name it."""
+    good, bad = write_tiny_llama(tmp_path / "good"), write_tiny_llama(tmp_path / "bad")
+    for name in ("notes.txt", "generation_config.json"):
+        (good / name).symlink_to(tmp_path / "nothing")
+    (bad / "notes.txt").symlink_to(bad / "notes.txt")
+    catalog = scan_paths(tmp_path)
+    assert names(catalog) == ["good"]
+    assert reasons(catalog) == {"bad": "its `notes.txt` cannot be read: Too many levels of symbolic links"}
+
+
 def test_a_macs_attributes_of_a_model_are_none(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, "good").with_name("._good.gguf").write_bytes(bytes(4096))
     for path in (*write_tiny_llama(tmp_path / "whole").iterdir(), *folder(tmp_path / "other").iterdir()):

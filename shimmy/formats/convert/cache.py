@@ -45,10 +45,13 @@ class Converted:
 
 
 def sources(folder: Path, paths: Iterable[Path]) -> list[Source]:
-    """What tells one state of these files of `folder` from another."""
+    """What tells one state of these files of `folder` from another. A link to nothing is no file."""
     found = []
     for path in sorted(paths):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
         # The time of the last change of the inode tells apart what was unpacked with one time for all.
         found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return found

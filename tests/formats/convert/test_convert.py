@@ -193,6 +193,16 @@ def test_all_that_a_gguf_depends_on_is_in_its_name(tmp_path: Path) -> None:
     assert cache_name(folder) in names
 
 
+def test_a_link_to_nothing_counts_once_there_is_something(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "tiny")
+    before = cache_name(folder)
+    (folder / "chat_template.jinja").symlink_to(tmp_path / "template")
+    assert cache_name(folder) == before
+    assert cached(folder, tmp_path / "cache", ignore).path.exists()
+    (tmp_path / "template").write_text("T")
+    assert cache_name(folder) != before
+
+
 def test_a_file_that_lost_its_end_is_made_again(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path / "tiny")
     path = cached(folder, tmp_path, ignore).path
