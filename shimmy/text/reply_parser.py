@@ -38,7 +38,7 @@ class ReplyParser:
 
     __slots__ = (
         *("_answer_marks", "_blank", "_call_reader", "_calls", "_channels", "_content", "_format", "_is_in_reasoning"),
-        *("_is_plain", "_n_calls", "_reader", "_reading", "_reasoning", "_says_more", "_splits_reasoning", "_stops"),
+        *("_ids", "_is_plain", "_reader", "_reading", "_reasoning", "_says_more", "_splits_reasoning", "_stops"),
     )
 
     def __init__(self, format: ReplyFormat, *, split_reasoning: bool = True) -> None:  # noqa: A002
@@ -60,12 +60,12 @@ class ReplyParser:
         self._call_reader: CallReader | None = None  # that waits for the next piece
         self._reader = IncrementalReader()
         self._reading = self._read()
-        self._n_calls = 0
+        self._ids: set[str] = set()  # of the calls
 
     @property
     def has_calls(self) -> bool:
         """Whether a call was begun."""
-        return self._n_calls > 0
+        return bool(self._ids)
 
     @property
     def is_in_call(self) -> bool:
@@ -213,14 +213,14 @@ class ReplyParser:
         if self._stops.matched is not None:
             return
         self._flush_content(is_beside_call=True)  # no stop string goes on behind a call
-        if not call_id or not call_id.isprintable():
+        if not call_id or not call_id.isprintable() or call_id in self._ids:
             call_id = f"call_{urandom(12).hex()}"  # as long as OpenAI's
-        self._calls.append(ToolCallDelta(self._n_calls, id=call_id, name=name))
-        self._n_calls += 1
+        self._calls.append(ToolCallDelta(len(self._ids), id=call_id, name=name))
+        self._ids.add(call_id)
 
     def _say_arguments(self, text: str) -> None:
         if text and self._stops.matched is None:
-            self._calls.append(ToolCallDelta(self._n_calls - 1, text))
+            self._calls.append(ToolCallDelta(len(self._ids) - 1, text))
 
     def _say_reasoning(self, text: str) -> None:
         self._reasoning.append(text)

@@ -265,6 +265,12 @@ def test_an_id_that_is_none_is_replaced(own: str) -> None:
     assert found.startswith("call_")
 
 
+def test_an_id_that_comes_twice_is_replaced_as_a_result_names_one_call() -> None:
+    first, second = ids(write(MISTRAL_SMALL, ("f", "{}"), ("f", "{}")), MISTRAL_SMALL)
+    assert first == "abcdef123"
+    assert second.startswith("call_")
+
+
 # -- what is told, and when
 
 

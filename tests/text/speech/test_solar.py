@@ -19,6 +19,7 @@ TOOLS = (Tool("f", "", "{}"),)
 FORM = ReplyFormat(solar.THINKING, tools=solar.FORM, answer=solar.ANSWER)
 THOUGHT = "<|think|>Well.<|end|><|begin|>assistant"
 CALL = '<|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>f<|tool_call:args|>{"a": 1}<|tool_call:end|>'
+OTHER_CALL = "<|tool_call:begin|>0<|tool_call:name|>g<|tool_call:args|>{}<|tool_call:end|>"
 
 
 def read(text: str, form: ReplyFormat = FORM) -> tuple[str, str, list[tuple[str, str, str]]]:
@@ -37,7 +38,7 @@ def read(text: str, form: ReplyFormat = FORM) -> tuple[str, str, list[tuple[str,
         (f"{THOUGHT}<|content|>Hi.<|end|>", ("Well.", "Hi.", [])),
         (f"<|tool_calls|>{CALL}<|calls|>", ("", "", [("a1b2c3d4e5", "f", '{"a": 1}')])),
         (f"{THOUGHT}<|tool_calls|>{CALL}<|calls|>", ("Well.", "", [("a1b2c3d4e5", "f", '{"a": 1}')])),
-        (f"<|tool_calls|>{CALL * 2}<|calls|>", ("", "", [("a1b2c3d4e5", "f", '{"a": 1}')] * 2)),
+        (f"<|tool_calls|>{CALL}{OTHER_CALL}<|calls|>", ("", "", [("a1b2c3d4e5", "f", '{"a": 1}'), ("0", "g", "{}")])),
         ("<|tool_calls|>Hi.", ("", "<|tool_calls|>Hi.", [])),
         ("Hi.", ("", "Hi.", [])),
     ],
