@@ -89,6 +89,9 @@ def shapes(
     yield "joined", np.concatenate([weights, scales])
     yield "interleaved", np.stack([u8 & 15, u8 >> 4], -1).reshape(-1)
     yield "stable order", np.argsort(u16[:4096], kind="stable")
+    yield "in a line", np.ravel(weights.reshape(-1, 32).T)
+    yield "places", np.flatnonzero(weights)
+    yield "on the diagonal", np.diagonal(weights[: 32 * 32].reshape(32, 32))
     yield "columns in order", weights.reshape(-1, 64)[:, np.argsort(u8[:64], kind="stable")]
 
 

@@ -18,3 +18,7 @@ from numpy import dtypes, exceptions
 _kernel = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 _core.multiarray._set_madvise_hugepage(_kernel >= (4, 6))
 _core.multiarray._multiarray_umath._reload_guard()
+
+
+class matrix(_core.multiarray.ndarray):  # noqa: N801 - the name in numpy
+    """What `ravel`, `diagonal` and `trace` look for, and whoever calls these. Arrays are no matrices here."""
