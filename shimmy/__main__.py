@@ -112,10 +112,12 @@ def _look_for_garbage() -> None:
 def _command_line() -> int:
     import signal
 
+    from shimmy.system.signals import ignore
+
     # Ctrl-C reaches the program twice: by itself and through the one-file program's outer process. The second one
     # would meet the interpreter at its end. A command that goes on after an interrupt sets a handler of its own.
     def interrupt(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
+        ignore(number)
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

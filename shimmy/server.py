@@ -38,6 +38,7 @@ from shimmy.model_events import ModelEvents
 from shimmy.option_kinds import Bind
 from shimmy.pool.pool import Pool
 from shimmy.system.frozen_program import UnpackedFolder
+from shimmy.system.signals import ignore
 from shimmy.text.plural import plural
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Server:
             # One more would meet the interpreter at its end, and be what the process died of.
             for number in _TO_END:
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)
+                ignore(number)
 
     def _watch(self, folders: Watched) -> None:
         """Called when models may lie in other folders than before."""

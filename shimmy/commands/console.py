@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shimmy.config import Config
 from shimmy.errors import ShimmyError
 from shimmy.system.frozen_program import UnpackedFolder
+from shimmy.system.signals import ignore
 
 # What draws is imported by those who draw: a server imports this module, too.
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def ended_by_signals() -> Iterator[None]:
     """
 
     def leave(number: int, _frame: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)  # the frozen file's outer process passes them on to one that has them
+        ignore(*numbers)  # the frozen file's outer process passes them on to one that has them
         raise SystemExit(128 + number)
 
     numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]

@@ -41,6 +41,7 @@ from shimmy.errors import NO_MORE_THREADS, Internal, ModelUnavailable, OutOfDevi
 from shimmy.messages.event import Accepted, Echo
 from shimmy.messages.model_info import LoadProgress, PromptCacheStats, WorkerLoad
 from shimmy.system import cpu
+from shimmy.system.signals import ignore
 from shimmy.wire import codec, frames, reports, worker_options
 from shimmy.wire.worker_options import look_every_s
 
@@ -378,8 +379,7 @@ def _n_allowed(n_threads: int) -> int:
 def main(socket_fd: int) -> int:
     """Serve on the inherited socket `socket_fd`."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # terminals send them to every process; the parent decides
+    ignore(signal.SIGINT, signal.SIGTERM)  # terminals send them to every process; the parent decides
     connection = ParentConnection(socket.socket(fileno=socket_fd))
     threading.excepthook = lambda ended: _give_up(connection, ended.exc_value)
     engine.begin()

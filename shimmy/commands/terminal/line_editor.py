@@ -18,6 +18,7 @@ from shimmy.commands.terminal.history import InputHistory
 from shimmy.commands.terminal.keys import END, PASTE, TEXT, Key, KeyReader
 from shimmy.commands.terminal.line_screen import LineScreen
 from shimmy.commands.terminal.style import is_terminal
+from shimmy.system.signals import ignore
 
 _CONTINUATION = "... "
 _PASTES, _PASTES_NO_MORE = "\x1b[?2004h", "\x1b[?2004l"
@@ -60,8 +61,10 @@ class PlainLines:
         try:
             yield
         finally:
-            # What may still come belongs to what was taken.
-            signal.signal(signal.SIGINT, signal.SIG_IGN if interrupts.were_taken else before)
+            if interrupts.were_taken:  # what may still come belongs to it
+                ignore(signal.SIGINT)
+            else:
+                signal.signal(signal.SIGINT, before)
 
     def read(self, prompt: str) -> str | None:
         screen = next((stream for stream in (sys.stdout, sys.stderr) if is_terminal(stream)), None)

@@ -22,6 +22,7 @@ from shimmy.errors import ModelUnavailable
 from shimmy.rpc.engine_process import READY
 from shimmy.rpc.offer import PROCESSOR
 from shimmy.system.parent_process import end_with
+from shimmy.system.signals import ignore
 from shimmy.wire.worker_options import Offload
 
 _CPU = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
@@ -32,8 +33,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """`arguments`: the socket's descriptor, the process to end with, and EngineSettings as JSON."""
     connection, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
     end_with(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # terminals send them to every process; the parent decides
+    ignore(signal.SIGINT, signal.SIGTERM)  # terminals send them to every process; the parent decides
     log.set_up("warning", "text")
     aborts.handler = lambda _: os._exit(1)
     settings: dict[str, Any] = json.loads(arguments[2])
