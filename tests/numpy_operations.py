@@ -58,6 +58,7 @@ def floats(
     yield "product", numbers * numbers
     yield "sum", numbers + numbers[::-1]
     yield "nearest", np.rint(numbers)
+    yield "powers of two below", np.ldexp(np.float32(1), np.clip(np.frexp(numbers)[1] - 1, -15, 7))
     yield "clipped", np.clip(np.rint(numbers), -8, 7).astype(np.int8)
     yield "sums of rows", numbers.reshape(-1, 64).sum(1, dtype=np.float64)
     yield "largest of rows", np.abs(numbers.reshape(-1, 32)).max(axis=1)

@@ -40,14 +40,15 @@ def _bf16(numbers: Floats) -> tuple[NDArray[np.uint16], Floats]:
     return upper, (upper.astype(np.uint32) << 16).view(np.float32)
 
 
-def _fp8_codes(random: np.random.Generator, n_rows: int, n_columns: int) -> NDArray[np.uint8]:
-    return (random.integers(0, 0x48, (n_rows, n_columns)) | random.integers(0, 2, (n_rows, n_columns)) << 7).astype(
+def _fp8_codes(random: np.random.Generator, n_rows: int, n_columns: int, n_codes: int = 0x48) -> NDArray[np.uint8]:
+    return (random.integers(0, n_codes, (n_rows, n_columns)) | random.integers(0, 2, (n_rows, n_columns)) << 7).astype(
         "u1"
     )
 
 
 def fp8_tensor(random: np.random.Generator, n_rows: int, n_columns: int) -> tuple[Stored, Floats]:
-    codes, scale = _fp8_codes(random, n_rows, n_columns), np.float32(random.uniform(0.1, 0.2))
+    """Up to the largest code there is, as tools have it."""
+    codes, scale = _fp8_codes(random, n_rows, n_columns, 0x7F), np.float32(random.uniform(0.0008, 0.0016))
     stored = {"weight": _weights(codes, "F8_E4M3"), "weight_scale": _weights(np.array([scale]), "F32")}
     return stored, _E4M3[codes] * scale
 
@@ -253,9 +254,23 @@ def quantised(layout: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Wei
     return {**LLAMA_CONFIG, **dict.fromkeys(keys, settings)}, stored, plain
 
 
-def write_both(folder: Path, layout: str, seed: int = 0) -> tuple[Path, Path]:
+def amplified(tensors: dict[str, Weights], gain: float) -> dict[str, Weights]:
+    """The same Llama, in FP8 or plain, where what is multiplied with most of its matrices is `gain` times as large."""
+    into = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        factor = gain if "layernorm" in name else 1 / gain if name.split(".")[-2] in into else 1
+        if tensor.dtype == "F32" and factor != 1:
+            found[name] = _weights(
+                np.frombuffer(tensor.data, np.float32).reshape(tensor.shape) * np.float32(factor), "F32"
+            )
+    return found
+
+
+def write_both(folder: Path, layout: str, seed: int = 0, gain: float = 1) -> tuple[Path, Path]:
     """`folder/LAYOUT`, quantised, and `folder/LAYOUT-plain`."""
     config, stored, plain = quantised(layout, seed)
+    stored, plain = amplified(stored, gain), amplified(plain, gain)
     both = folder / layout, folder / f"{layout}-plain"
     for path, settings, tensors in ((both[0], config, stored), (both[1], LLAMA_CONFIG, plain)):
         write_checkpoint(path, settings, tensors)

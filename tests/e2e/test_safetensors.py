@@ -174,6 +174,15 @@ def test_quantised_folders_compute_what_their_weights_say(start: StartServer, tm
         assert len(quantised.keys() & plain.keys()) >= 3
 
 
+def test_fp8_weights_are_multiplied_with_large_numbers(start: StartServer, tmp_path: Path) -> None:
+    """Processors of ARM add the products up in F16. In models, some activations are hundreds of times the others."""
+    write_both(tmp_path / "models", "fp8-tensor", gain=64)
+    server = start("--model-path", tmp_path / "models", "--cache-dir", tmp_path / "cache")
+    quantised, plain = first_token(server, "fp8-tensor"), first_token(server, "fp8-tensor-plain")
+    assert len(quantised.keys() & plain.keys()) >= 3
+    assert all(abs(quantised[token] - plain[token]) < 2e-2 for token in quantised.keys() & plain.keys())
+
+
 def test_convert_unpacks_quantised_weights(tmp_path: Path) -> None:
     folder, _ = write_both(tmp_path, "gptq")
     for options, kind in (((), "Q4_0"), (("--type", "q8_0"), "Q8_0")):

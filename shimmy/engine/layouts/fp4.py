@@ -54,6 +54,14 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Packed:
     )
 
 
+@np.errstate(over="ignore")
+def number_beside(arrays: Arrays, options: Mapping[str, int]) -> np.float32:
+    """What weights are to be multiplied with whose one number is apart."""
+    number = _whole(arrays)
+    assert number is not None
+    return np.float32(1) / number if options["reciprocal"] else number
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def _scales(arrays: Arrays, options: Mapping[str, int]) -> Floats:
     stored = arrays["scales"].reshape(-1, arrays["scales"].shape[-1])

@@ -116,7 +116,7 @@ def _hold_small(codes: Bytes, exponents: Bytes, is_small: NDArray[np.bool_]) -> 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     codes, block_rows = arrays["codes"].view(np.uint8), options["block_rows"]
-    scales = np.ones((1, 1), np.float32) if options.get("apart") else _scales(arrays["scale"], options)
+    scales = _near(arrays["scale"]) if options.get("apart") else _scales(arrays["scale"], options)
     is_whole = scales.shape[1] == 1 or codes.shape[1] % options["block_columns"] == 0
 
     def halves() -> Bytes:
@@ -152,6 +152,22 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     if is_whole and loops.has("e4m3_brain_floats"):
         encoded["BF16"] = brain_floats
     return Packed(unpacked, encoded)
+
+
+def number_beside(arrays: Arrays) -> np.float32:
+    """What weights are to be multiplied with whose one scale is apart."""
+    number: np.float32 = (arrays["scale"].reshape(1, 1) / _near(arrays["scale"]))[0, 0]
+    return number
+
+
+def _near(scale: NDArray[Any]) -> Floats:
+    """[1, 1]: the power of two below the scale, or the nearest one with which F16 holds all codes.
+
+    Codes alone reach 448, and where the engine adds products up in F16 (ARM, GPUs), sums with such leave its range.
+    """
+    power = np.frexp(scale.reshape(1, 1))[1] - 1
+    found: Floats = np.ldexp(np.float32(1), np.clip(power, _LEAST_OF_HALVES, _MOST_OF_HALVES))
+    return found
 
 
 def _of_rows(scales: NDArray[Any], n_rows: int, block_rows: int) -> NDArray[Any]:

@@ -66,7 +66,8 @@ def holding(output: TensorOutput, reader: TensorReader) -> Holding:
 def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
     """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""
     if output.info.name.endswith(".scale"):
-        numbers = [_apart(rows.matrix, reader) for rows in output.stored]
+        with _Named(output):
+            numbers = [_number_beside(rows.matrix, reader) for rows in output.stored]
         yield np.array(numbers, "<f4").view(np.uint8).data
         return
     for rows in output.stored:
@@ -170,11 +171,10 @@ def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elemen
         yield start, min(start + step, end)
 
 
-@np.errstate(over="ignore")
-def _apart(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
+def _number_beside(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
     part = matrix.parts[matrix.apart]
-    number = np.float32(_widened(_read(part, 0, 0, reader), part.tensor.dtype).reshape(-1)[0])
-    return np.float32(1) / number if matrix.options.get("reciprocal") else number
+    arrays = {matrix.apart: _widened(_read(part, 0, 0, reader), part.tensor.dtype)}
+    return fp4.number_beside(arrays, matrix.options) if matrix.layout == "fp4" else fp8.number_beside(arrays)
 
 
 def _arrays(

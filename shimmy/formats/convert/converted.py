@@ -8,7 +8,7 @@ from shimmy.formats.safetensors.sentence_transformers import module_files
 
 # Another one makes another file of the same folder, and looks again at folders that were refused. To be raised with
 # whatever changes what a folder becomes: another family, quantisation or refusal, other metadata, other numbers.
-CONVERTER_VERSION = 12
+CONVERTER_VERSION = 13
 
 # Of the files that a conversion reads.
 SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt")

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shimmy.engine.layouts.arrays import BadValuesError
-from shimmy.engine.layouts.fp8 import E4M3, check, rows
+from shimmy.engine.layouts.fp8 import E4M3, check, number_beside, rows
 from shimmy.engine.layouts.gguf_blocks import encode
 from shimmy.formats.quantised.stored import Holding
 from tests.engine.layouts.stored import decoded
@@ -55,6 +55,20 @@ def test_a_block_whose_products_do_not_fit_is_refused() -> None:
 
 BLOCK = {"block_rows": 1, "block_columns": 32, "exponents": 1}
 CODES = np.array([code for code in range(256) if code & 127 != 127], np.uint8)  # all that are numbers
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("scale", [1.3e-38, 2.0**-16, 2.0**-15, 0.0013, -0.0013, 1, 1.999, 2.0**7, 300.0, 3e38, 0])
+def test_weights_without_their_scale_are_as_large_as_with_it(scale: float) -> None:
+    """Where F16 holds them; else they are as close as it lets them."""
+    codes, options = CODES.reshape(2, -1), {"block_rows": 2, "block_columns": 127, "exponents": 0, "apart": 1}
+    arrays: dict[str, NDArray[Any]] = {"codes": codes, "scale": np.array([scale], np.float32)}
+    assert check(arrays, options) == Holding("F16")
+    number = number_beside(arrays)
+    with np.errstate(over="ignore"):
+        assert (decoded(encode(rows(arrays, options), "F16").tobytes(), "F16").reshape(codes.shape) * number
+                == E4M3[codes] * np.float32(scale)).all()  # fmt: skip
+    assert 1 <= abs(number) < 2 or not 2.0**-15 <= abs(scale) < 2.0**8
 
 
 def products(codes: NDArray[Any], exponents: NDArray[Any], options: dict[str, int]) -> NDArray[np.float64]:
