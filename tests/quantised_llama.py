@@ -5,6 +5,7 @@ The codes are random, so nothing is quantised here; each layout is written by it
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -255,15 +256,18 @@ def quantised(layout: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Wei
 
 
 def amplified(tensors: dict[str, Weights], gain: float) -> dict[str, Weights]:
-    """The same Llama, in FP8 or plain, where what is multiplied with most of its matrices is `gain` times as large."""
+    """The same Llama, in FP8 or plain, where what is multiplied with most of its matrices is `gain` times as large, and
+    they are as much smaller. It is a power of two."""
     into = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     found = dict(tensors)
     for name, tensor in tensors.items():
-        factor = gain if "layernorm" in name else 1 / gain if name.split(".")[-2] in into else 1
-        if tensor.dtype == "F32" and factor != 1:
-            found[name] = _weights(
-                np.frombuffer(tensor.data, np.float32).reshape(tensor.shape) * np.float32(factor), "F32"
-            )
+        power = math.log2(gain) * (1 if "layernorm" in name else -1 if name.split(".")[-2] in into else 0)
+        if power and tensor.dtype == "F32":
+            numbers = np.frombuffer(tensor.data, np.float32).reshape(tensor.shape)
+            found[name] = _weights(numbers * np.float32(2**power), "F32")
+        elif power and tensor.dtype == "U8":
+            exponents = np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
+            found[name] = _weights((exponents + power).astype(np.uint8), "U8")
     return found
 
 

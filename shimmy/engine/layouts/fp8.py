@@ -29,6 +29,8 @@ LARGEST = 448
 _LEAST_OF_HALVES, _MOST_OF_HALVES = -15, 7  # powers of two with which F16 holds all codes
 _LOOKED_AT = 1 << 16  # codes at once
 _LOWEST_BIT = -24  # of a number in F16, as a power of two
+_LARGEST_NEAR = -8  # power of two with which the largest codes are as large as weights mostly are, or little more
+_MOST_OF_FLOATS = 127  # power of two that F32 holds
 _SMALLEST_SCALE = 2.0**-117  # under which BF16 holds all codes
 _LARGE_ENOUGH = 2.0**-64  # a tensor with a weight of this size loses nothing with those that BF16 does not hold
 
@@ -81,37 +83,36 @@ def check(arrays: Arrays, options: Mapping[str, int]) -> Holding:
 
 def _check_exponents(arrays: Arrays, options: Mapping[str, int]) -> Holding:
     """F16 where it holds all weights, since the engine rounds what it multiplies with those in BF16 to BF16, too."""
-    exponents = arrays["scale"]
+    exponents, power = arrays["scale"], options.get("power", 0)
     ends = powers_of_two(np.array([exponents.min(initial=127), exponents.max(initial=0)], np.uint8))
-    smallest, largest = float(ends[0]), float(ends[1]) * LARGEST
-    if ends[1] <= 2.0**_MOST_OF_HALVES and (
-        smallest >= 2.0**_LEAST_OF_HALVES or _halves_hold(arrays["codes"].view(np.uint8), exponents, options)
-    ):
+    smallest, largest = map(float, ends)
+    least, most = 2.0 ** (_LEAST_OF_HALVES + power), 2.0 ** (_MOST_OF_HALVES + power)
+    if largest <= most and (smallest >= least or _halves_hold(arrays["codes"].view(np.uint8), exponents, options)):
         return Holding("F16", spare="BF16")
     # Tools give groups of zeros the smallest scale there is. Other codes are off by 2^-134 under such a one.
-    is_held = smallest >= _SMALLEST_SCALE or largest >= _LARGE_ENOUGH
-    return Holding("BF16") if is_held and largest < 2.0**127 else Holding("F32")
+    is_held = smallest >= _SMALLEST_SCALE or largest * LARGEST >= _LARGE_ENOUGH
+    return Holding("BF16") if is_held and largest * LARGEST < 2.0**127 else Holding("F32")
 
 
 def _halves_hold(codes: Bytes, exponents: Bytes, options: Mapping[str, int]) -> bool:
     """Whether F16 holds all products, although there are scales with which it does not hold all codes. So it is with
     those of zeros; and in other small blocks, only the few codes that are far below the largest have too low bits."""
-    wide = _of_rows(_grid(exponents), len(codes), options["block_rows"])
+    power, wide = options.get("power", 0), _of_rows(_grid(exponents), len(codes), options["block_rows"])
     if wide.shape[1] > 1 and codes.shape[1] % options["block_columns"]:
         wide = np.repeat(wide, options["block_columns"], axis=1)[:, : codes.shape[1]]
-    is_small = wide < _LEAST_OF_HALVES + 127
+    is_small = wide < _LEAST_OF_HALVES + 127 + power
     parted = grouped(codes, wide)
     step = max(1, _LOOKED_AT // codes.shape[1])
     return all(
-        _hold_small(parted[first : first + step], wide[first : first + step], is_small[first : first + step])
+        _hold_small(parted[first : first + step], wide[first : first + step], is_small[first : first + step], power)
         for first in range(0, len(codes), step)  # the first part mostly tells
     )
 
 
-def _hold_small(codes: Bytes, exponents: Bytes, is_small: NDArray[np.bool_]) -> bool:
+def _hold_small(codes: Bytes, exponents: Bytes, is_small: NDArray[np.bool_], power: int) -> bool:
     """`codes` are [rows, blocks, columns of a block], the others [rows, blocks]."""
     lowest = _LOWEST[codes[is_small]].min(axis=1, initial=127)
-    return bool((lowest + (exponents[is_small].astype(np.int16) - 127) >= _LOWEST_BIT).all())
+    return bool((lowest + (exponents[is_small].astype(np.int16) - (127 + power)) >= _LOWEST_BIT).all())
 
 
 def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
@@ -134,7 +135,7 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     def unpacked() -> Plain | LookedUp:
         if is_whole and options["exponents"]:
             checked_codes(codes, "FP8 weights")
-            return _looked_up_by_power(codes, _grid(arrays["scale"]), block_rows)
+            return _looked_up_by_power(codes, _grid(arrays["scale"]), options)
         if is_whole and codes.size >= 4 * E4M3.size * scales.size:
             checked_codes(codes, "FP8 weights")
             return _looked_up(codes, scales, block_rows)
@@ -152,6 +153,11 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     if is_whole and loops.has("e4m3_brain_floats"):
         encoded["BF16"] = brain_floats
     return Packed(unpacked, encoded)
+
+
+def power_beside(exponents: Bytes) -> int:
+    """The power of two to divide weights by that F16 does not hold as they are; these are all of their scales."""
+    return min(int(exponents.max(initial=0)) - 127 - _LARGEST_NEAR, _MOST_OF_FLOATS)
 
 
 def number_beside(arrays: Arrays) -> np.float32:
@@ -184,19 +190,25 @@ def _looked_up(codes: Bytes, scales: Floats, block_rows: int) -> LookedUp:
     return LookedUp(codes, tables, places)
 
 
-def _looked_up_by_power(codes: Bytes, exponents: Bytes, block_rows: int) -> LookedUp:
+def _looked_up_by_power(codes: Bytes, exponents: Bytes, options: Mapping[str, int]) -> LookedUp:
     """With a table for each of the few powers of two that there are, however small the blocks."""
     is_there = np.zeros(256, bool)
     is_there[exponents] = True
-    powers, places = powers_of_two(is_there.nonzero()[0].astype(np.uint8)), is_there.cumsum() - 1
+    powers, places = _powers(is_there.nonzero()[0].astype(np.uint8), options), is_there.cumsum() - 1
     with np.errstate(over="ignore"):  # by codes that do not occur
         tables: Floats = _NUMBERS * powers[:, None]
-    return LookedUp(codes, tables, _of_rows(places[exponents], len(codes), block_rows))
+    return LookedUp(codes, tables, _of_rows(places[exponents], len(codes), options["block_rows"]))
 
 
 def _scales(stored: NDArray[Any], options: Mapping[str, int]) -> Floats:
     """[blocks of rows, blocks of columns]."""
-    return _grid(powers_of_two(stored) if options["exponents"] else checked_scales(stored))
+    return _grid(_powers(stored, options) if options["exponents"] else checked_scales(stored))
+
+
+def _powers(exponents: Bytes, options: Mapping[str, int]) -> Floats:
+    """Without the power that is apart."""
+    found = powers_of_two(exponents)
+    return found * np.ldexp(np.float32(1), -options["power"]) if options.get("power") else found
 
 
 def _grid(scales: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,8 @@ Knows files and chunks. What the numbers mean is known by the modules of this fo
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import partial, reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from shimmy.engine.layouts import awq, bitsandbytes, buffers, fp4, fp8, gguf_blo
 from shimmy.engine.layouts.arrays import BadValuesError, Bytes, Plain, Weights
 from shimmy.formats.convert.transforms import TensorOutput, Transform
 from shimmy.formats.format_errors import Unconvertible
-from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredRows
+from shimmy.formats.quantised.stored import Holding, Part, StoredMatrix, StoredRows, with_matrices
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, TensorReader
 from shimmy.system.cpu import n_physical_cores
 
@@ -52,15 +53,19 @@ _LAYOUTS: dict[str, _Layout] = {
 def holding(output: TensorOutput, reader: TensorReader) -> Holding:
     """What holds the tensor, by its scales and zero points, and by its codes where these say too little. Raises
     Unconvertible for numbers that cannot be."""
-    found: Holding | None = None
-    for matrix in {id(rows.matrix): rows.matrix for rows in output.stored}.values():
-        layout = _LAYOUTS[matrix.layout]
-        with _Named(output):
-            for start, end in _slabs(matrix, 0, matrix.shape[0], 1, CHECKED_ELEMENTS):
-                one = layout.check(_Checked(matrix, start, end, reader), matrix.options)
-                found = one if found is None else found.along_with(one)
-    assert found is not None
-    return found
+    with _Named(output):
+        matrices = {id(rows.matrix): rows.matrix for rows in output.stored}.values()
+        return reduce(Holding.along_with, (_held(matrix, reader) for matrix in matrices))
+
+
+def nearer(output: TensorOutput, reader: TensorReader) -> TensorOutput:
+    """The same weights, each matrix of which F16 does not hold all divided by a power of two with which F16 may."""
+
+    def divided(matrix: StoredMatrix) -> StoredMatrix:
+        is_near = _held(matrix, reader).kind == "F16"
+        return matrix.divided_by(0 if is_near else fp8.power_beside(_whole(matrix.parts["scale"], reader)))
+
+    return replace(output, stored=with_matrices(output.stored, divided))
 
 
 def chunks(output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
@@ -85,6 +90,13 @@ def n_threads(outputs: Sequence[TensorOutput]) -> int:
 def end() -> None:
     """Keep nothing for further tensors."""
     buffers.give_memory_back()
+
+
+def _held(matrix: StoredMatrix, reader: TensorReader) -> Holding:
+    check = _LAYOUTS[matrix.layout].check
+    slabs = _slabs(matrix, 0, matrix.shape[0], 1, CHECKED_ELEMENTS)
+    found = (check(_Checked(matrix, start, end, reader), matrix.options) for start, end in slabs)
+    return reduce(Holding.along_with, found)
 
 
 def _encoded_chunks(rows: StoredRows, output: TensorOutput, reader: TensorReader) -> Iterator[Bytes]:
@@ -172,8 +184,9 @@ def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elemen
 
 
 def _number_beside(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
-    part = matrix.parts[matrix.apart]
-    arrays = {matrix.apart: _widened(_read(part, 0, 0, reader), part.tensor.dtype)}
+    if matrix.may_be_divided:
+        return np.float32(2.0 ** matrix.options["power"])
+    arrays = {matrix.apart: _whole(matrix.parts[matrix.apart], reader)}
     return fp4.number_beside(arrays, matrix.options) if matrix.layout == "fp4" else fp8.number_beside(arrays)
 
 
@@ -205,6 +218,10 @@ def _widened(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "BF16":
         return loops.brain_floats(array)
     return loops.floats(array) if dtype == "F16" else array
+
+
+def _whole(part: Part, reader: TensorReader) -> NDArray[Any]:
+    return _widened(_read(replace(part, along=None), 0, 0, reader), part.tensor.dtype)
 
 
 def _read(part: Part, start: int, end: int, reader: TensorReader) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from shimmy.formats.convert.transforms import TensorOutput
 from shimmy.formats.gguf.writer import GGML_CODES
-from shimmy.formats.quantised.stored import Holding
+from shimmy.formats.quantised.stored import Holding, StoredMatrix, with_matrices
 from shimmy.formats.safetensors.checkpoint import TensorReader
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ class Unpacker(Protocol):
 
     def holding(self, output: TensorOutput, reader: TensorReader) -> Holding:
         """What holds the tensor, by its numbers. Raises Unconvertible for such as cannot be."""
+
+    def nearer(self, output: TensorOutput, reader: TensorReader) -> TensorOutput:
+        """The same weights, each matrix of which F16 does not hold all divided by a power of two with which F16 may."""
 
     def chunks(self, output: TensorOutput, reader: TensorReader) -> Iterator[memoryview]:
         """The bytes of the tensor, in its GGUF type. Raises Unconvertible for numbers that cannot be."""
@@ -48,8 +51,10 @@ def settled(outputs: Sequence[TensorOutput], target_type: str, unpack: Unpacker)
             found.append(one)
             key = output.stored[0].matrix.label, one.info.kind
             errors[key] = max(error, errors.get(key, 0.0))
-        elif not output.stored or not target_type:
+        elif not output.stored:
             found.append(output)
+        elif all(rows.matrix.has_number_beside for rows in found[-1].stored):  # its weights, which are in front of it
+            found.append(replace(output, stored=found[-1].stored))
     for (label, kind), error in sorted(errors.items()):
         logger.info("%s becomes %s, %s", label, kind, f"within {100 * error:.2g} %" if error else "exactly")
     return tuple(found)
@@ -73,10 +78,13 @@ def _all_settled(
 def _settled(output: TensorOutput, target_type: str, unpack: Unpacker) -> tuple[TensorOutput, float]:
     """The tensor in the type that holds it, and the largest relative error of a weight."""
     if target_type:
-        rows = [replace(rows, matrix=rows.matrix.united()) for rows in output.stored]
-        output = replace(output, stored=tuple(rows))
+        output = replace(output, stored=with_matrices(output.stored, StoredMatrix.united))
     with TensorReader() as reader:
         held = unpack.holding(output, reader)
+        if held.kind != "F16" and all(rows.matrix.may_be_divided for rows in output.stored):
+            near = unpack.nearer(output, reader)
+            if unpack.holding(near, reader).kind == "F16":
+                output, held = near, Holding("F16")
     if output.info.kind == "F32" or target_type == "f32":  # the first as llama.cpp needs it
         held = Holding("F32")
     elif target_type or output.is_reordered:

@@ -12,7 +12,16 @@ from shimmy.formats.convert.tied_head import TiedHead, other_head
 from shimmy.formats.convert.transforms import ELEMENT_BYTES, TensorOutput, TensorSlice, Transform
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf.writer import GGML_CODES, TensorInfo
-from shimmy.formats.quantised.stored import Holding, Scheme, StoredRows, Tensors, is_plain, missing
+from shimmy.formats.quantised.stored import (
+    Holding,
+    Scheme,
+    StoredMatrix,
+    StoredRows,
+    Tensors,
+    is_plain,
+    missing,
+    with_matrices,
+)
 from shimmy.formats.safetensors.checkpoint import CheckpointTensor, shown
 
 CODES = {"F32": 0, "F16": 1, "BF16": 30}  # ggml_type
@@ -173,11 +182,15 @@ class TensorTable:
         n_heads: int,
         columns: Runs,
     ) -> None:
-        """Quantised weights, with the number beside them where they have one and the engine multiplies with it."""
-        is_apart = all(rows.matrix.apart for rows in stored) and any(form.fullmatch(target) for form in self._scaled)
-        stored = tuple(
-            replace(rows, matrix=rows.matrix.divided() if is_apart else rows.matrix.whole()) for rows in stored
-        )
+        """Quantised weights, and the number beside them where they have one, or may get one, and the engine multiplies
+        with such numbers."""
+        is_scaled = any(form.fullmatch(target) for form in self._scaled)
+        is_apart = is_scaled and all(rows.matrix.apart for rows in stored)
+        may_be_divided = is_scaled and all(rows.matrix.may_be_divided for rows in stored)
+        if is_apart:
+            stored = with_matrices(stored, StoredMatrix.divided)
+        elif not may_be_divided:
+            stored = with_matrices(stored, StoredMatrix.whole)
         holding = Holding(stored[0].matrix.expected, stored[0].matrix.error)
         for rows in stored:
             holding = holding.along_with(Holding(rows.matrix.expected, rows.matrix.error))
@@ -188,7 +201,7 @@ class TensorTable:
             kind = holding.plain().kind if output.is_reordered else holding.kind
             output = replace(output, info=replace(info, code=GGML_CODES[kind]))
         self.outputs.append(output)
-        if is_apart:
+        if is_apart or may_be_divided:
             beside = TensorInfo(target.removesuffix(".weight") + ".scale", (len(stored),), CODES["F32"])
             self.outputs.append(TensorOutput(beside, stored=stored))
 

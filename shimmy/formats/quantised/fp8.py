@@ -94,4 +94,5 @@ def matrix(
         "fp8", (n_rows, n_columns), parts, label, "F16",
         0.0 if is_exponent or is_apart else ROUNDED, options,
         row_step=block[0] if parts["scale"].along == 0 else 1, apart="scale" if is_apart else "",
+        may_be_divided=is_exponent,
     )  # fmt: skip

@@ -81,7 +81,7 @@ def _matrix(mode: str, bits: int, group: int, shape: tuple[int, int], parts: dic
         case "mxfp8":
             parts = {"codes": parts["codes"], "scale": parts["scales"]}
             options = {"block_rows": 1, "block_columns": group, "exponents": 1}
-            return StoredMatrix("fp8", shape, parts, "MXFP8", "F16", 0.0, options)
+            return StoredMatrix("fp8", shape, parts, "MXFP8", "F16", 0.0, options, may_be_divided=True)
     kind = mode.upper()
     is_held = n_columns % (BLOCK if mode == "mxfp4" else 2 * BLOCK) == 0
     options = {"group": group, "n_columns": n_columns, "reciprocal": 0}

@@ -4,7 +4,7 @@ Knows names, types and shapes of tensors; nothing of arrays, which `engine/layou
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -42,19 +42,30 @@ class StoredMatrix:
     options: Mapping[str, int] = field(default_factory=dict)  # of the layout
     row_step: int = 1  # reading may begin at multiples of it
     apart: str = ""  # the part with one number for all weights, which a GGUF can have beside them
+    may_be_divided: bool = False  # by a power of two, as its scales are, which a GGUF has beside the weights then
     doubt: str = ""  # what may be wrong with the numbers, for a person
 
     def whole(self) -> "StoredMatrix":
-        """The same where the number `apart` cannot be beside the weights, and is multiplied with them."""
-        return replace(self, apart="", expected="F16", error=ROUNDED) if self.apart else self
+        """The same where no number can be beside the weights: `apart` is multiplied with them."""
+        expected, error = ("F16", ROUNDED) if self.apart else (self.expected, self.error)
+        return replace(self, apart="", may_be_divided=False, expected=expected, error=error)
 
     def divided(self) -> "StoredMatrix":
         """The same where a GGUF has the number `apart` beside the weights."""
         return replace(self, options={**self.options, "apart": 1})
 
+    def divided_by(self, power: int) -> "StoredMatrix":
+        """The same where a GGUF has 2^`power` beside the weights."""
+        return replace(self, options={**self.options, "power": power})
+
+    @property
+    def has_number_beside(self) -> bool:
+        return bool(self.options.keys() & {"apart", "power"})
+
     def united(self) -> "StoredMatrix":
-        """The contrary of `divided`."""
-        return replace(self, options={key: value for key, value in self.options.items() if key != "apart"})
+        """The contrary of `divided`, and not to be divided."""
+        options = {key: value for key, value in self.options.items() if key != "apart"}
+        return replace(self, options=options, may_be_divided=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,17 @@ class StoredRows:
     first: int
     n_rows: int
     stride: int = 1
+
+
+def with_matrices(
+    stored: Sequence[StoredRows], change: Callable[[StoredMatrix], StoredMatrix]
+) -> tuple[StoredRows, ...]:
+    """The same rows of what `change` makes of their matrices, each of which may be that of many."""
+    changed: dict[int, StoredMatrix] = {}
+    for rows in stored:
+        if id(rows.matrix) not in changed:
+            changed[id(rows.matrix)] = change(rows.matrix)
+    return tuple(replace(rows, matrix=changed[id(rows.matrix)]) for rows in stored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from shimmy.engine.layouts import unpack
+from shimmy.formats.convert.settle_types import settled
+from shimmy.formats.convert.transforms import TensorOutput
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.quantised.stored import Holding, StoredMatrix, StoredRows
 from shimmy.formats.safetensors.checkpoint import TensorReader
@@ -315,6 +317,39 @@ def test_experts_of_which_f16_does_not_hold_one_become_bf16_together(tmp_path: P
         output = replace(output_of(one), stored=tuple(StoredRows(matrix, 0, one.shape[0]) for matrix in experts))
         with TensorReader() as reader:
             assert unpack.holding(output, reader) == Holding("BF16")
+
+
+def test_each_expert_has_its_own_power_of_two(tmp_path: Path) -> None:
+    """Where the engine multiplies with such numbers, and the range of F16 is wide enough for each of them."""
+    one = found("mlx-mxfp8", tmp_path)
+
+    def with_exponents(name: str, powers: tuple[int, int]) -> StoredMatrix:
+        tensors = tensors_of(CASES["mlx-mxfp8"])
+        scales = tensors[f"{MODULE}.scales"]
+        data = bytes(127 + power for power in powers) * (len(scales.data) // 2)
+        tensors[f"{MODULE}.scales"] = Weights(scales.shape, data, "U8")
+        matrix = matrix_of(tmp_path / f"{name}.safetensors", config_of(CASES["mlx-mxfp8"]), tensors, one.shape)
+        assert matrix is not None
+        return matrix
+
+    def made_of(*experts: StoredMatrix) -> list[TensorOutput]:
+        weight, stored = output_of(one, "F16"), tuple(StoredRows(matrix, 0, one.shape[0]) for matrix in experts)
+        info = replace(weight.info, shape=(one.shape[1], one.shape[0] * len(experts)))
+        weight = replace(weight, info=info, stored=stored)
+        return [*settled([weight, replaced(weight)], "", unpack)]
+
+    small, large = with_exponents("small", (-30, -33)), with_exponents("large", (20, 20))
+    weight, beside = made_of(one, small, small, large)
+    assert (weight.info.kind, beside.info.kind) == ("F16", "F32")
+    numbers = np.frombuffer(converted(beside), np.float32)
+    assert [*numbers] == [1, 2.0**-22, 2.0**-22, 2.0**28]
+    exact = np.concatenate([weights(output_of(matrix)) for matrix in (one, small, small, large)])
+    assert np.array_equal(weights(weight) * np.repeat(numbers, one.shape[0])[:, None], exact)
+
+    wide = with_exponents("wide", (-8, -30))
+    for experts, kind in (((one, one), "F16"), ((one, wide), "BF16"), ((small.whole(), small.whole()), "BF16")):
+        (weight,) = made_of(*experts)  # and no number
+        assert weight.info.kind == kind
 
 
 def test_every_second_row_is_taken(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from shimmy.formats.convert.convert import cached, convert, plan, prepared
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader
 from tests import quantised_families, tiny_families
+from tests.e2e.converted_files import tensors_of, weights_of
 from tests.quantised_llama import LAYOUTS, quantised, write_both
 from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, write_checkpoint, write_tokenizer
 
@@ -88,6 +89,24 @@ def test_the_engine_multiplies_with_the_numbers_beside_the_weights_of_ministral_
     assert "blk.0.attn_q.scale" in plan(stored).shapes
     path = made(stored)
     assert np.abs(log_probabilities(path, cpu) - log_probabilities(made(plain), cpu)).max() < 2e-2
+
+
+@pytest.mark.parametrize("layout", ["mxfp8", "mlx-mxfp8"])
+def test_weights_that_are_too_small_for_f16_have_a_power_of_two_beside_them(
+    layout: str, tmp_path: Path, cpu: CpuBackend
+) -> None:
+    stored, plain = write_both(tmp_path, layout, gain=2**12)
+    path = made(stored)
+    found, exact = tensors_of(path), tensors_of(made(plain))
+    assert {tensor.kind for name, tensor in found.items() if name.endswith("_q.weight")} == {"F16"}
+    divided = {name.removesuffix(".scale") for name in found if name.endswith(".scale")}
+    assert {name.split(".")[-1] for name in divided} == {"attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"}
+    for name in exact:
+        assert np.array_equal(weights_of(found, name), exact[name].numbers()), name
+    assert np.abs(log_probabilities(path, cpu) - log_probabilities(made(plain), cpu)).max() < 5e-3
+    as_asked = tensors_of(made(stored, "f32"))
+    assert as_asked.keys() == exact.keys()
+    assert all(np.array_equal(as_asked[name].numbers(), exact[name].numbers()) for name in exact)
 
 
 @pytest.mark.parametrize("layout", ["fp8-tensor", "gptq", "nvfp4"])
