@@ -155,9 +155,9 @@ def rows(arrays: Arrays, options: Mapping[str, int]) -> Weights:
     return Packed(unpacked, encoded)
 
 
-def power_beside(exponents: Bytes) -> int:
-    """The power of two to divide weights by that F16 does not hold as they are; these are all of their scales."""
-    return min(int(exponents.max(initial=0)) - 127 - _LARGEST_NEAR, _MOST_OF_FLOATS)
+def power_beside(largest: int) -> int:
+    """The power of two to divide weights by that F16 does not hold as they are; `largest` of their scales' bytes."""
+    return min(largest - 127 - _LARGEST_NEAR, _MOST_OF_FLOATS)
 
 
 def number_beside(arrays: Arrays) -> np.float32:

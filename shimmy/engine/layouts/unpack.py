@@ -62,8 +62,10 @@ def nearer(output: TensorOutput, reader: TensorReader) -> TensorOutput:
     """The same weights, each matrix of which F16 does not hold all divided by a power of two with which F16 may."""
 
     def divided(matrix: StoredMatrix) -> StoredMatrix:
-        is_near = _held(matrix, reader).kind == "F16"
-        return matrix.divided_by(0 if is_near else fp8.power_beside(_whole(matrix.parts["scale"], reader)))
+        if _held(matrix, reader).kind == "F16":
+            return matrix.divided_by(0)
+        scales = (_read(matrix.parts["scale"], start, end, reader) for start, end in _checked_slabs(matrix))
+        return matrix.divided_by(fp8.power_beside(max(int(part.max(initial=0)) for part in scales)))
 
     return replace(output, stored=with_matrices(output.stored, divided))
 
@@ -94,8 +96,7 @@ def end() -> None:
 
 def _held(matrix: StoredMatrix, reader: TensorReader) -> Holding:
     check = _LAYOUTS[matrix.layout].check
-    slabs = _slabs(matrix, 0, matrix.shape[0], 1, CHECKED_ELEMENTS)
-    found = (check(_Checked(matrix, start, end, reader), matrix.options) for start, end in slabs)
+    found = (check(_Checked(matrix, start, end, reader), matrix.options) for start, end in _checked_slabs(matrix))
     return reduce(Holding.along_with, found)
 
 
@@ -171,6 +172,10 @@ def _slabs(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elemen
     return _steps(matrix, first, end, n_together, n_elements)
 
 
+def _checked_slabs(matrix: StoredMatrix) -> Iterator[tuple[int, int]]:
+    return _slabs(matrix, 0, matrix.shape[0], 1, CHECKED_ELEMENTS)
+
+
 def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elements: int) -> Iterator[tuple[int, int]]:
     """As many rows as have `n_elements`, or as have to be together."""
     step = math.lcm(matrix.row_step, n_together)
@@ -186,7 +191,8 @@ def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elemen
 def _number_beside(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
     if matrix.may_be_divided:
         return np.float32(2.0 ** matrix.options["power"])
-    arrays = {matrix.apart: _whole(matrix.parts[matrix.apart], reader)}
+    part = matrix.parts[matrix.apart]
+    arrays = {matrix.apart: _widened(_read(part, 0, 0, reader), part.tensor.dtype)}
     return fp4.number_beside(arrays, matrix.options) if matrix.layout == "fp4" else fp8.number_beside(arrays)
 
 
@@ -218,10 +224,6 @@ def _widened(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "BF16":
         return loops.brain_floats(array)
     return loops.floats(array) if dtype == "F16" else array
-
-
-def _whole(part: Part, reader: TensorReader) -> NDArray[Any]:
-    return _widened(_read(replace(part, along=None), 0, 0, reader), part.tensor.dtype)
 
 
 def _read(part: Part, start: int, end: int, reader: TensorReader) -> NDArray[Any]:

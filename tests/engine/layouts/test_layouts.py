@@ -319,14 +319,16 @@ def test_experts_of_which_f16_does_not_hold_one_become_bf16_together(tmp_path: P
             assert unpack.holding(output, reader) == Holding("BF16")
 
 
-def test_each_expert_has_its_own_power_of_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_checked", [1, unpack.CHECKED_ELEMENTS])
+def test_each_expert_has_its_own_power_of_two(n_checked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the engine multiplies with such numbers, and the range of F16 is wide enough for each of them."""
+    monkeypatch.setattr(unpack, "CHECKED_ELEMENTS", n_checked)
     one = found("mlx-mxfp8", tmp_path)
 
-    def with_exponents(name: str, powers: tuple[int, int]) -> StoredMatrix:
+    def with_exponents(name: str, *powers: int) -> StoredMatrix:
         tensors = tensors_of(CASES["mlx-mxfp8"])
         scales = tensors[f"{MODULE}.scales"]
-        data = bytes(127 + power for power in powers) * (len(scales.data) // 2)
+        data = bytes(127 + powers[place % len(powers)] for place in range(len(scales.data)))
         tensors[f"{MODULE}.scales"] = Weights(scales.shape, data, "U8")
         matrix = matrix_of(tmp_path / f"{name}.safetensors", config_of(CASES["mlx-mxfp8"]), tensors, one.shape)
         assert matrix is not None
@@ -338,7 +340,7 @@ def test_each_expert_has_its_own_power_of_two(tmp_path: Path) -> None:
         weight = replace(weight, info=info, stored=stored)
         return [*settled([weight, replaced(weight)], "", unpack)]
 
-    small, large = with_exponents("small", (-30, -33)), with_exponents("large", (20, 20))
+    small, large = with_exponents("small", -33, -33, -30, -31, -32), with_exponents("large", 20)
     weight, beside = made_of(one, small, small, large)
     assert (weight.info.kind, beside.info.kind) == ("F16", "F32")
     numbers = np.frombuffer(converted(beside), np.float32)
@@ -346,7 +348,7 @@ def test_each_expert_has_its_own_power_of_two(tmp_path: Path) -> None:
     exact = np.concatenate([weights(output_of(matrix)) for matrix in (one, small, small, large)])
     assert np.array_equal(weights(weight) * np.repeat(numbers, one.shape[0])[:, None], exact)
 
-    wide = with_exponents("wide", (-8, -30))
+    wide = with_exponents("wide", -8, -30)
     for experts, kind in (((one, one), "F16"), ((one, wide), "BF16"), ((small.whole(), small.whole()), "BF16")):
         (weight,) = made_of(*experts)  # and no number
         assert weight.info.kind == kind
