@@ -1,7 +1,6 @@
 """A server on a real socket with an application of the test's own, and its clients."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
@@ -9,6 +8,8 @@ from typing import Any
 
 from shimmy.api.http_exchange import ASGIMessage, Receive, Scope, Send
 from shimmy.http.connections import Connections
+from shimmy.http.listening import listen
+from shimmy.option_kinds import Bind
 
 SOON_S = 20.0
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -121,7 +122,7 @@ class Harness:
 @asynccontextmanager
 async def serving(n_most: int = 100) -> AsyncIterator[Harness]:
     app, stop = App(), asyncio.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
+    (listener,) = listen(Bind("127.0.0.1", 0))  # as in the server, where no write waits for an earlier one
     all_connections = Connections(app, n_most)
 
     async def until_stopped() -> None:
