@@ -160,8 +160,10 @@ def power_beside(largest: int) -> int:
     return min(largest - 127 - _LARGEST_NEAR, _MOST_OF_FLOATS)
 
 
-def number_beside(arrays: Arrays) -> np.float32:
-    """What weights are to be multiplied with whose one scale is apart."""
+def number_beside(arrays: Arrays, options: Mapping[str, int]) -> np.float32:
+    """What weights are to be multiplied with whose one scale is apart, or which are divided by a power of two."""
+    if "power" in options:
+        return np.float32(2.0 ** options["power"])
     number: np.float32 = (arrays["scale"].reshape(1, 1) / _near(arrays["scale"]))[0, 0]
     return number
 

@@ -48,6 +48,8 @@ class _Layout(Protocol):
 _LAYOUTS: dict[str, _Layout] = {
     "awq": awq, "bitsandbytes": bitsandbytes, "fp4": fp4, "fp8": fp8, "gptq": gptq, "mlx": mlx, "packed": packed,
 }  # fmt: skip
+# Those with one number for all weights, which a GGUF can have beside them.
+_NUMBERS_BESIDE = {"fp4": fp4.number_beside, "fp8": fp8.number_beside}
 
 
 def holding(output: TensorOutput, reader: TensorReader) -> Holding:
@@ -189,11 +191,9 @@ def _steps(matrix: StoredMatrix, first: int, end: int, n_together: int, n_elemen
 
 
 def _number_beside(matrix: StoredMatrix, reader: TensorReader) -> np.float32:
-    if matrix.may_be_divided:
-        return np.float32(2.0 ** matrix.options["power"])
-    part = matrix.parts[matrix.apart]
-    arrays = {matrix.apart: _widened(_read(part, 0, 0, reader), part.tensor.dtype)}
-    return fp4.number_beside(arrays, matrix.options) if matrix.layout == "fp4" else fp8.number_beside(arrays)
+    parts = {matrix.apart: matrix.parts[matrix.apart]} if matrix.apart else {}
+    arrays = {name: _widened(_read(part, 0, 0, reader), part.tensor.dtype) for name, part in parts.items()}
+    return _NUMBERS_BESIDE[matrix.layout](arrays, matrix.options)
 
 
 def _arrays(

@@ -64,7 +64,7 @@ def test_weights_without_their_scale_are_as_large_as_with_it(scale: float) -> No
     codes, options = CODES.reshape(2, -1), {"block_rows": 2, "block_columns": 127, "exponents": 0, "apart": 1}
     arrays: dict[str, NDArray[Any]] = {"codes": codes, "scale": np.array([scale], np.float32)}
     assert check(arrays, options) == Holding("F16")
-    number = number_beside(arrays)
+    number = number_beside(arrays, options)
     with np.errstate(over="ignore"):
         assert (decoded(encode(rows(arrays, options), "F16").tobytes(), "F16").reshape(codes.shape) * number
                 == E4M3[codes] * np.float32(scale)).all()  # fmt: skip
