@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.e2e.converted_files import Tensor, assert_same, converted_file, tensors_of, weights_of
+from tests.converted_files import Tensor, assert_same, converted_file, tensors_of, weights_of
 from tests.e2e.harness import COMPLETION, Json, Server, run, serving
 from tests.engine.layouts.stored import cases
 from tests.engine.layouts.test_layouts import HELD

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.e2e.converted_files import assert_same, converted_file, tensors_of
+from tests.converted_files import assert_same, converted_file, tensors_of
 from tests.e2e.harness import COMPLETION, Json, Reply, Server, serving
 from tests.engine.layouts.test_mutated_configurations import is_another_model, mutated
 from tests.quantised_llama import LAYOUTS, write_both

@@ -19,7 +19,7 @@ from shimmy.formats.convert.convert import cached, convert, plan, prepared
 from shimmy.formats.format_errors import Unconvertible
 from shimmy.formats.gguf import reader
 from tests import quantised_families, tiny_families
-from tests.e2e.converted_files import tensors_of, weights_of
+from tests.converted_files import tensors_of, weights_of
 from tests.quantised_llama import LAYOUTS, quantised, write_both
 from tests.tiny_checkpoints import LLAMA_CONFIG, Weights, write_checkpoint, write_tokenizer
 
