@@ -352,7 +352,7 @@ class Scheduler:
     # -- how a job ends ------------------------------------------------------------------------------------------
 
     def _finish(self, task: Task, reason: FinishReason) -> None:
-        self._say(task, task.rest())
+        self._say(task, task.rest(reason))
         self._events.append((task.job.id, task.finished(reason, self._clock())))
         self._release(task)
 

@@ -175,11 +175,12 @@ class Task:
         if self.draft is not None:
             self.draft.meet(token)
 
-    def rest(self) -> Piece | None:
-        """The text that was held back, at the end of the reply."""
+    def rest(self, reason: FinishReason) -> Piece | None:
+        """The text that was held back, at the end of the reply; no part of a character that the limit has cut."""
         if self.is_stopped:
             return None
-        text = self._stops.feed(self._decoder.flush()) + self._stops.flush()
+        broken = "" if reason is FinishReason.LENGTH else self._decoder.flush()
+        text = self._stops.feed(broken) + self._stops.flush()
         return self._piece(text) if text or self._unsent else None
 
     def _piece(self, text: str) -> Piece:

@@ -237,6 +237,16 @@ def test_characters_are_whole_and_a_broken_one_is_marked() -> None:
     assert pieces == ["n", "é", "€", "😀", "\ufffd"]
 
 
+@pytest.mark.parametrize("n_logprobs", [None, 1])
+def test_a_character_that_the_limit_has_cut_is_left_out(n_logprobs: int | None) -> None:
+    harness = Harness()
+    harness.submit(1, "p", n_predict=4, script="né€".encode(), n_logprobs=n_logprobs)
+    harness.run()
+    assert harness.text(1) == "né"
+    assert harness.finished(1).reason is FinishReason.LENGTH
+    assert harness.finished(1).usage.n_completion == 4
+
+
 def test_no_tokens_asked_for_computes_the_prompt_and_ends() -> None:
     harness = Harness()
     harness.submit(1, "only the prompt", n_predict=0)
