@@ -67,7 +67,7 @@ class ChannelReader(ABC):
         return reader.ahead.startswith(self.openings) or any(mark.startswith(reader.ahead) for mark in self.openings)
 
     def _behind_arguments(self) -> Say:
-        """What goes on where the message of a call should end: content, unless it is white space."""
+        """What goes on where the message of a call should end: content, unless it is white space or a cut mark."""
         held: str | None = ""  # the white space in front of it
 
         def said(text: str) -> None:
@@ -76,7 +76,8 @@ class ChannelReader(ABC):
                 self._listener.content(text)
                 return
             held += text
-            if held.strip():
+            is_cut = self._reader.is_last and self.ends.start_of_unfinished(held.lstrip()) == 0
+            if held.strip() and not is_cut:
                 self._listener.content(held)
                 held = None
 

@@ -78,6 +78,7 @@ def _opening(grammar: GrammarWriter, *, is_thinking: bool) -> str:
 
 _HEADER_CHARACTERS = 256
 _HEADER = re.compile(r"\s*+(?:to=(?P<to>[\w.:/-]++)\s*+)?")
+_CUT_HEADER = re.compile(r"\s*+(?:t|to|to=[\w.:/-]*+\s*+)?")
 _BODY_BEGINS = re.compile(re.escape(_BODY))
 _NAME_ENDS = re.compile(re.escape(FORM.separator or ""))
 _NAME = re.compile(r"[\w.:/-]+")
@@ -113,8 +114,8 @@ class MuseReader(ChannelReader):
         raw = "".join(reader.unsaid)
         reader.unsaid.clear()
         found = None if header is None else _HEADER.fullmatch(header)
-        if header is None and reader.is_last and _HEADER.fullmatch(reader.ahead.partition("<")[0]):
-            reader.ahead = ""  # a header that was cut
+        if header is None and reader.is_last and _CUT_HEADER.fullmatch(reader.ahead.partition("<")[0]):
+            reader.ahead = ""
             return False
         recipient = found and (found["to"] or "user")
         if recipient == "self":
@@ -143,8 +144,8 @@ class MuseReader(ChannelReader):
                     break
         except Unexpected:
             pass
-        self.is_in_call = False
         yield from reader.expect(_CALLED)
+        self.is_in_call = False
         if raw and not reader.is_last:  # a call that was cut is dropped
             self._listener.content(raw + "".join(reader.unsaid))
         reader.unsaid.clear()

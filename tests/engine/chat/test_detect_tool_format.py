@@ -10,7 +10,7 @@ from shimmy.engine.chat.detect_tool_format import GENERIC, Tooling, marks, may_b
 from shimmy.engine.chat.render import Chat
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.errors import TemplateFailed
-from shimmy.messages.reply import ArgumentSyntax, Channels, ReplyFormat, ToolFormat
+from shimmy.messages.reply import ArgumentSyntax, Beside, Channels, ReplyFormat, ToolFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall
 from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech import functionary, gemma, harmony, kimi, kimi_k3, minicpm, minimax, muse, pythonic, solar
@@ -333,6 +333,20 @@ def test_a_call_of_the_template_is_read_back_however_it_is_cut(name: str) -> Non
         assert [(call.name, json.loads(call.arguments)) for call in whole.calls] == expected
         if found.format.separator is not None and found.format.id_key:  # an id behind the arguments comes too late
             assert [call.id for call in whole.calls] == [call.id for call in calls]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_a_limit_leaves_of_calls_is_their_beginning_and_no_content(name: str) -> None:
+    form = ReplyFormat(tools=EXPECTED[name].format, channels=CHANNELS.get(name), beside=Beside.NOTHING)
+    calls = calls_in(EXPECTED[name].format)
+    reply = written(calls, EXPECTED[name].format)
+    whole = replies(reply, form)[-1].calls
+    for n_characters in range(1, len(reply)):
+        (cut,) = replies(reply[:n_characters], form, ())
+        assert not cut.content.strip(), reply[:n_characters]
+        for part, call in zip(cut.calls, whole, strict=False):
+            assert part.name == call.name
+            assert call.arguments.startswith(part.arguments), reply[:n_characters]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -71,6 +71,13 @@ def test_a_reply_is_read(text: str, content: str, reasoning: str, calls: list[tu
     assert read(text, form_of()) == (content, reasoning, calls)
 
 
+@pytest.mark.parametrize("text", [CALL, f"{THOUGHT}{CALL}", f"{CALL}{NEXT}{CALL}"])
+def test_what_a_limit_leaves_of_a_header_or_a_call_is_no_content(text: str) -> None:
+    for n_characters in range(len(text)):
+        parser = ReplyParser(form_of())
+        assert parser.feed(text[:n_characters]).content + parser.flush().content == "", text[:n_characters]
+
+
 def test_a_prompt_may_have_begun_the_thought_and_without_tools_calls_are_content() -> None:
     begun = THOUGHT.removeprefix(" to=self<|message|>")
     assert read(f"{begun}{ANSWER}", form_of(is_thinking=True)) == ("Hi.", "Well.", [])
