@@ -22,7 +22,9 @@ from tests.tiny_models import write_tiny_bpe, write_tiny_model
 
 N_CONVERSATIONS = 50
 N_CALLS = int(os.environ.get("SHIMMY_TEST_CALLS", "3"))  # of each family
+N_CUTS = int(os.environ.get("SHIMMY_TEST_CUTS", "4"))  # of one call of each family; many: behind each of its tokens
 SPACE = "\u2581"  # as vocabularies of SentencePiece write a space: they cannot say the marks that have it
+MARK_LENGTH = 20  # none of the marks behind a thought has more characters
 N_WEIGHTS = 4  # to make random ones takes longer than to write them
 # Their templates print the types of arguments and lose themselves in one that has none.
 TYPED_ONLY = (
@@ -215,6 +217,44 @@ def test_calls_are_forced_in_each_way(server: Server, family: str) -> None:
             whole = streamed(server, body)
             check_calls(whole, body)
             assert without_ids(whole) == without_ids(choice)
+
+
+def begins(whole: Json, cut: Json) -> bool:
+    """Whether a reply that was cut short is the beginning of the whole, as `without_ids` gives both. Thoughts may end
+    with half of the mark behind them, as they might have gone on with the same letters."""
+    thoughts: str = cut["reasoning_content"]
+    all_thoughts: str = whole["reasoning_content"]
+    n_calls = len(cut["calls"])
+    if not n_calls:
+        half = thoughts.removeprefix(all_thoughts).strip()
+        is_beginning = all_thoughts.startswith(thoughts) or (half[0] in "<[" and len(half) < MARK_LENGTH)
+        return not cut["content"] and is_beginning
+    *before, last = cut["calls"]
+    *same_before, same = whole["calls"][:n_calls]
+    assert (before, last["name"], thoughts) == (same_before, same["name"], all_thoughts)
+    is_beginning = same["arguments"].startswith(last["arguments"])
+    return not cut["content"] and is_beginning
+
+
+@pytest.mark.timeout(60 + N_CUTS * 2)
+def test_a_call_that_is_cut_is_the_beginning_of_the_whole(server: Server, family: str) -> None:
+    number = ALL.index(family)
+    body = asked(family, number) | {"tools": tools_for(family, number), "tool_choice": "required"}
+    body |= {"parallel_tool_calls": False, "cache_prompt": False}
+    reply = server.request("POST", CHAT, body, deadline_s=4 * DEADLINE_S)
+    (choice,) = reply.json()["choices"]
+    check_calls(choice, body)
+    whole, n_tokens = without_ids(choice), reply.json()["usage"]["completion_tokens"]
+    lengths = sorted({n_tokens * part // (N_CUTS + 1) for part in range(1, N_CUTS + 1)} - {0, n_tokens})
+    assert len(lengths) >= min(N_CUTS, n_tokens - 1)
+    for n_most in lengths:
+        short = body | {"max_tokens": n_most}
+        if n_most % 2:
+            cut = streamed(server, short)
+        else:
+            (cut,) = server.request("POST", CHAT, short, deadline_s=4 * DEADLINE_S).json()["choices"]
+        assert cut["finish_reason"] == "length"
+        assert begins(whole, without_ids(cut)), (n_most, whole, cut)
 
 
 def test_a_model_is_left_to_answer_and_is_told_no_tools_where_none_may_be_called(server: Server, family: str) -> None:
