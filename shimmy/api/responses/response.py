@@ -4,6 +4,7 @@ Knows pieces of a reply and the request's echoed fields; nothing of connections 
 """
 
 import time
+from codecs import utf_8_decode
 from collections.abc import Iterable, Sequence
 
 from shimmy.api.aside import is_large
@@ -111,7 +112,7 @@ class Response:
     def _say(self, delta: Delta) -> list[Event]:
         logprobs: Sequence[TokenLogprob] = ()
         if delta:
-            logprobs, self._logprobs = self._logprobs, []
+            logprobs, self._logprobs = _without_rest(self._logprobs, delta.content), []
             if delta.reasoning or not self._output.is_speaking:
                 logprobs = _last_of(logprobs, delta.content)
         return [*self._output.feed(delta, logprobs)]
@@ -184,6 +185,17 @@ class ResponseEvents:
         number, self._n_events = self._n_events, self._n_events + 1
         name = kind.encode()
         return b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (name, name, number, fields)
+
+
+def _without_rest(logprobs: Sequence[TokenLogprob], content: str) -> Sequence[TokenLogprob]:
+    """Without the last tokens, where these are part of a character that the limit has cut: it is not in `content`."""
+    data = b"".join(token.chosen.data for token in logprobs)
+    n_bytes = 0 if content.endswith("\N{REPLACEMENT CHARACTER}") else len(data) - utf_8_decode(data, "replace")[1]
+    n_tokens = len(logprobs)
+    while n_bytes and len(logprobs[n_tokens - 1].chosen.data) <= n_bytes:
+        n_tokens -= 1
+        n_bytes -= len(logprobs[n_tokens].chosen.data)
+    return logprobs[:n_tokens]
 
 
 def _last_of(logprobs: Sequence[TokenLogprob], content: str) -> list[TokenLogprob]:

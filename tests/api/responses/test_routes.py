@@ -260,6 +260,26 @@ async def test_a_worker_that_dies_fails_the_response() -> None:
     assert error_of(await create(app)) == (502, "worker_died", None)
 
 
+@pytest.mark.parametrize("texts", [("é", ""), ("é",), ("H", "é", ""), ("H", "é")], ids=repr)
+@on_loop
+async def test_what_the_limit_leaves_of_a_character_has_no_log_probability(texts: tuple[str, ...]) -> None:
+    """The worker's last two pieces may come as one."""
+    *before, last = [bytes([byte]) for byte in "".join(texts).encode()] + [b"\xe6"]
+    tokens = [TokenLogprob(Candidate(1, data, -0.5), ()) for data in (*before, last)]
+    pieces, n_taken = [], 0
+    for text in texts:
+        n_tokens = len(text.encode()) or 1
+        pieces.append(Piece(text, n_tokens, tuple(tokens[n_taken : n_taken + n_tokens])))
+        n_taken += n_tokens
+    if texts[-1]:
+        pieces[-1] = Piece(texts[-1], pieces[-1].n_tokens + 1, (*pieces[-1].logprobs, tokens[-1]))
+    cut = replace(FINISHED, reason=FinishReason.LENGTH)
+    body = await created(create_app(services(FakeWorker([Accepted(12), *pieces, cut]))), top_logprobs=0)
+    (part,) = body["output"][0]["content"]
+    assert part["text"] == "".join(texts)
+    assert [bytes(token["bytes"]) for token in part["logprobs"]] == before
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @on_loop
 async def test_a_refusal_of_the_worker_is_a_plain_error_whether_streamed_or_not(stream: bool) -> None:
