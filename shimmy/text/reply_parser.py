@@ -104,6 +104,7 @@ class ReplyParser:
                 if self.is_in_call:
                     self._reader.unsaid.clear()
                     self._blank.clear()
+                    self._answer_marks.flush()
                     self._reader.ahead = ""
                 self._reader.is_last = True
                 next(self._reading, None)

@@ -24,7 +24,7 @@ N_CONVERSATIONS = 50
 N_CALLS = int(os.environ.get("SHIMMY_TEST_CALLS", "3"))  # of each family
 N_CUTS = int(os.environ.get("SHIMMY_TEST_CUTS", "4"))  # of one call of each family; many: behind each of its tokens
 SPACE = "\u2581"  # as vocabularies of SentencePiece write a space: they cannot say the marks that have it
-MARK_LENGTH = 20  # none of the marks behind a thought has more characters
+MARK_LENGTH = 26  # more than any mark behind a thought has: Solar Open writes `<|end|><|begin|>assistant`
 N_WEIGHTS = 4  # to make random ones takes longer than to write them
 # Their templates print the types of arguments and lose themselves in one that has none.
 TYPED_ONLY = (

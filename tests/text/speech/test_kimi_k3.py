@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from shimmy.engine.chat.render import Chat
 from shimmy.engine.chat.template import ChatTemplate
 from shimmy.engine.constrain.tool_grammar import answer_lark, tool_lark
-from shimmy.messages.reply import ReplyFormat
+from shimmy.messages.reply import Beside, ReplyFormat
 from shimmy.messages.request import ChatPrompt, Message, Tool, ToolCall, ToolChoice
 from shimmy.text.reply_parser import Reply, ReplyParser
 from shimmy.text.speech.kimi_k3 import ANSWER, FORM, THINKING
 from tests.engine.constrain.walker import Walker
 from tests.real_templates import real_templates
+from tests.text.speech.whole_and_cut import replies
 
 TOOL = Tool("f", "", '{"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}')
 CALL = (
@@ -76,6 +78,14 @@ def test_a_reply_is_read(text: str, content: str, calls: list[tuple[str, object]
 
 def test_blanks_in_front_of_a_call_that_is_cut_are_no_content() -> None:
     assert read(f"{ANSWERED.replace('Hi.', ' ')}{CALLS[:40]}", form_of(is_thinking=False)) == ("", "", [])
+
+
+def test_half_a_mark_in_front_of_a_call_that_is_required_is_no_content() -> None:
+    form = replace(form_of(is_thinking=False), beside=Beside.NOTHING)
+    text = f"{NO_ANSWER}{CALLS}"
+    for n_characters in range(1, len(text)):
+        (reply,) = replies(text[:n_characters], form, ())
+        assert reply.content == "", text[:n_characters]
 
 
 def test_a_type_that_is_none_is_no_text_and_a_name_may_have_quotes() -> None:
