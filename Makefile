@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 CLIENTS_PYTHON := .cache/clients-venv/bin/python
 PAGE_PYTHON := .cache/page-venv/bin/python
 
-.PHONY: help run freeze dist dist-cuda vulkan rpc cuda-check cuda-e2e release check e2e test variants systems arm64 emulated clients page fuzz-api docs bench clean
+.PHONY: help run freeze dist dist-cuda vulkan rpc cuda-check cuda-e2e release check e2e test variants systems arm64 emulated clients page families fuzz-api docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -74,7 +74,7 @@ e2e: ## all end-to-end tests, on the source tree; tells the slowest 20
 	$(PYTHON) -m pytest tests/e2e $(SIDE_BY_SIDE) --durations=20
 
 # It has to be right the first time: one process for each processor and no more, and servers have the machine to themselves.
-test: SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist=worksteal
+test families: SIDE_BY_SIDE := --numprocesses=$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist=worksteal
 test: CHECKED := smoke or not e2e
 test: LEFT_OUT += --ignore=tests/packaging # the frozen file is installed and started, once
 test: MODELS := smollm2 gemma
@@ -114,6 +114,11 @@ page: ## the frozen file's page in Chromium: every flow, accessibility, hostile 
 	@$(BUILD) freeze
 	@$(BUILD) page
 	SHIMMY_BIN=dist/shimmy $(PAGE_PYTHON) -m pytest tests/page
+
+families: ## 200 forced calls of each family, one cut behind each of its tokens, 2,000 mutated quantisations; takes long
+	@$(BUILD) freeze
+	SHIMMY_BIN=dist/shimmy SHIMMY_TEST_CALLS=200 SHIMMY_TEST_CUTS=2000 SHIMMY_TEST_MUTATIONS=2002 $(PYTHON) -m pytest \
+		tests/e2e/test_families.py tests/e2e/test_mutated_configurations.py $(SIDE_BY_SIDE)
 
 fuzz-api: ## invalid and odd requests to the frozen file, made from /openapi.json; SECONDS=600
 	@$(BUILD) freeze
