@@ -111,7 +111,7 @@ class Response:
 
     def _say(self, delta: Delta) -> list[Event]:
         logprobs: Sequence[TokenLogprob] = ()
-        if delta:
+        if delta and self._logprobs:
             logprobs, self._logprobs = _without_rest(self._logprobs, delta.content), []
             if delta.reasoning or not self._output.is_speaking:
                 logprobs = _last_of(logprobs, delta.content)
